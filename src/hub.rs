@@ -35,16 +35,17 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
     }
 }
 
-/// Replaces each data set of the hub in the value of `--data` (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`) by its
-/// folder or file in the hub cache, and downloads it if it is not there. Files and folders stay as they are.
-pub fn local_data(data: &Path) -> Result<PathBuf> {
+/// Replaces each data set of the hub in the value of the option `flag`, such as `--data` (`ORG/NAME`,
+/// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not there.
+/// Files and folders stay as they are.
+pub fn local_data(flag: &str, data: &Path) -> Result<PathBuf> {
     let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
     let references: Vec<_> = paths.iter().map(dataset_of).collect();
     let strange =
         paths.iter().zip(&references).find(|(path, found)| found.is_none() && has_scheme(&path.path.to_string_lossy()));
     if let Some((WeightedPath { path, .. }, _)) = strange {
         let what = format!("{} is not the address of a data set", path.display());
-        return Err(usage_error("--data", what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed"));
+        return Err(usage_error(flag, what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed"));
     }
     if references.iter().all(Option::is_none) {
         return Ok(data.to_path_buf());

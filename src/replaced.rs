@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 5] = ["out", "output", "html", "trace", "folded"];
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 29] = [
+const INPUTS: [&str; 30] = [
     "videos",
     "model",
     "adapter",
@@ -36,6 +36,7 @@ const INPUTS: [&str; 29] = [
     "siglip",
     "quarantine",
     "eval_data",
+    "eval_file",
     "input",
     "predictions",
     "video",
@@ -57,12 +58,13 @@ const INPUTS: [&str; 29] = [
 ];
 
 /// Files and folders that a training command writes into its output folder, beside weights and checkpoints.
-const RUN_FILES: [&str; 8] = [
+const RUN_FILES: [&str; 9] = [
     "metrics.jsonl",
     "skipped.jsonl",
     "run.json",
     "trainer_state.json",
     "hashes.bin",
+    "reward.log",
     "rollouts",
     "eval.jsonl",
     "eval",
@@ -138,7 +140,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
         for (input, value) in inputs.filter(|(input, _)| !(is_list && input == "quarantine")) {
             // --data may name several files, and a split of a folder.
             let sources = match &**input {
-                "data" => reel_data::input_paths(Path::new(value)),
+                "data" | "eval_file" => reel_data::input_paths(Path::new(value)),
                 _ => vec![PathBuf::from(file_in_argument(input, value))],
             };
             for source in sources {

@@ -83,7 +83,7 @@ impl ReplayArgs {
         })?;
         let folder =
             tempfile::tempdir().map_err(|e| failed("temporary folder", e, "set TMPDIR to a writable folder"))?;
-        resolved.options.use_recorded_rollouts(out);
+        resolved.options.prepare_replay(out);
         let run: &mut RunOptions = &mut resolved.options;
         run.out = folder.path().join("out");
         run.save_steps = 0;
@@ -121,18 +121,22 @@ fn enter_recorded_folder(out: &Path) -> Result<()> {
     }
 }
 
-/// Implemented for the options of each training command, so that a repeated step can use recorded rollouts.
+/// Implemented for the options of each training command, so that a step can be repeated.
 trait Recorded {
-    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling.
-    fn use_recorded_rollouts(&mut self, out: &Path);
+    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling, and leaves out what
+    /// does not change the step.
+    fn prepare_replay(&mut self, out: &Path);
 }
 
 impl Recorded for SftOptions {
-    fn use_recorded_rollouts(&mut self, _: &Path) {}
+    fn prepare_replay(&mut self, _: &Path) {
+        // Rows that were held back from training (`val_size`) still are.
+        self.eval_file = None;
+    }
 }
 
 impl Recorded for GrpoOptions {
-    fn use_recorded_rollouts(&mut self, out: &Path) {
+    fn prepare_replay(&mut self, out: &Path) {
         self.recorded = self.rollouts.is_none().then(|| out.join(ROLLOUTS_FOLDER));
     }
 }

@@ -6,6 +6,7 @@ use reel_runs::sft;
 use reel_train::SftOptions;
 
 use crate::common::CommonOptions;
+use crate::hub;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
@@ -35,7 +36,12 @@ pub struct SftArgs {
 impl SftArgs {
     /// Merges the command line's options with those of the configuration file, if there is one.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
-        ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, common, matches)
+        let (options, access) = (&self.options, &self.access);
+        let mut resolved = ResolvedOptions::new(options, &self.media, access, &self.worker, common, matches)?;
+        if let Some(file) = &mut resolved.options.eval_file {
+            *file = hub::local_data("--eval-file", file)?;
+        }
+        Ok(resolved)
     }
 
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {

@@ -41,6 +41,9 @@ pub struct ResolvedOptions<O> {
     pub worker: WorkerFlags,
     #[serde(flatten)]
     pub common: CommonOptions,
+    /// Whether neither the command line nor the configuration file sets the learning rate.
+    #[serde(skip)]
+    pub has_default_rate: bool,
 }
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
@@ -59,9 +62,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             access: access.clone(),
             worker: worker.clone(),
             common: common.clone(),
+            has_default_rate: false,
         };
         let config = options.config.as_deref().map(ConfigFile::read).transpose()?;
         let given = |field: &str| matches.value_source(field) == Some(ValueSource::CommandLine);
+        let in_file =
+            config.iter().flat_map(ConfigFile::entries).any(|(name, _)| name.replace('-', "_") == "learning_rate");
         let mut resolved = match &config {
             None => parsed,
             Some(file) => file.apply(&parsed, given)?,
@@ -74,7 +80,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = options.overwrite || start.overwrite;
         run.profile_steps = options.profile_steps;
-        run.data = hub::local_data(&run.data)?;
+        resolved.has_default_rate = !in_file && !given("learning_rate");
+        run.data = hub::local_data("--data", &run.data)?;
         let CommonOptions { json, quiet, verbose, offline, .. } = *common;
         resolved.common = CommonOptions {
             json,
@@ -142,6 +149,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             media,
             resolved: &serde_json::to_value(self)?,
             quiet,
+            verbose: self.common.verbose,
             // Several processes agree on when to stop.
             stop: process.map_or(&*stop, |process| &process.stop),
             save: Some(&*interrupt::save_flag()),
@@ -195,7 +203,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if self.options.max_steps == Some(0) && !is_check_only && !self.common.quiet && !self.common.json {
             reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
-        if let Some(count) = self.options.gpus.filter(|&count| count > 1 && world.is_none()) {
+        let count = self.options.gpus.filter(|&count| count > 1 && world.is_none());
+        if !is_check_only && count.is_none() && world.as_ref().is_none_or(|world| world.rank == 0) {
+            self.explain_default_rate_of_lora();
+        }
+        if let Some(count) = count {
             self.options.validate()?;
             return launch::run("--gpus", count as usize);
         }
@@ -205,6 +217,22 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             (None, false) => self.print(&self.with_setup(None, |setup| Ok(run(setup)?))?),
             (Some(world), false) => self.run_as_rank(world, run),
         }
+    }
+
+    /// Says with which learning rate LoRA trains if none is given: the recipes' default is one for training all weights.
+    fn explain_default_rate_of_lora(&self) {
+        let run: &RunOptions = &self.options;
+        let is_resumed = run.resume_from_checkpoint.is_some();
+        if run.lora_r == 0 || !self.has_default_rate || is_resumed || self.common.quiet || self.common.json {
+            return;
+        }
+        let usual = if O::COMMAND == "grpo" { "1e-5" } else { "1e-4 to 2e-4" };
+        reel_diagnostic::note!(
+            "--learning-rate is not given: LoRA trains at {:e}, the rate of the recipes, which train all weights; an \
+             adapter begins without effect and changes the weights in few directions, so it usually takes about 10 \
+             times the rate of full fine-tuning, here {usual}",
+            run.learning_rate
+        );
     }
 
     /// Trains as one process of several.
@@ -250,7 +278,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "skipped": summary.skipped, "skipped_by_cause": summary.skipped_by_cause, "last": last,
             }));
         }
-        let loss = last.map_or(String::new(), |l| format!(", last loss {:.4}", l.loss));
+        let mut loss = last.map_or(String::new(), |l| format!(", last loss {:.4}", l.loss));
+        if let Some(validation) = last.and_then(|l| l.validation.as_ref()) {
+            loss += &format!(", eval_loss {:.4}", validation.eval_loss);
+        }
         let skipped = match summary.skipped {
             0 => String::new(),
             n => {

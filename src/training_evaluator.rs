@@ -61,12 +61,12 @@ pub struct EvaluationSetup<'a> {
 }
 
 impl RunEvaluator {
-    /// Reads the benchmarks of a run; `None` without `--eval-steps`.
+    /// Reads the benchmarks of a run; `None` without `--eval-benchmark`.
     ///
     /// # Errors
     /// A benchmark is unknown, or its data cannot be used.
     pub fn new(options: &RunOptions, setup: EvaluationSetup<'_>) -> Result<Option<Self>> {
-        if !options.evaluation.is_on() || options.is_check_only() {
+        if !options.evaluation.has_benchmarks() || options.is_check_only() {
             return Ok(None);
         }
         Self::open(options, setup).map(Some).map_err(naming_training_options)

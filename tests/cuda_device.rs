@@ -110,6 +110,7 @@ fn step<O, S>(
         media: &media,
         resolved: &Value::Object(serde_json::Map::new()),
         quiet: true,
+        verbose: false,
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,

@@ -27,7 +27,8 @@ pub struct ScoringGroup {
     /// The semantic reward of each completion ([`crate::semantic_reward`]), including wrong answers, for which scoring
     /// sets it to 0. If `None`, there is no semantic reward.
     pub semantic: Option<Vec<f32>>,
-    /// Custom rewards by name, one number per completion. If there are any, the length reward is off.
+    /// Custom rewards by name, one number per completion; NaN if the reward does not apply to the completion. If there
+    /// are any, the length reward is off.
     pub custom: Vec<(String, Vec<f32>)>,
 }
 
@@ -133,7 +134,8 @@ impl Scores {
         let mut sums = vec![0.0; n];
         for (name, values) in self.named_rewards() {
             let weight = weights.weight(name);
-            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
+            let applied = sums.iter_mut().zip(values).filter(|(_, value)| !value.is_nan());
+            applied.for_each(|(sum, value)| *sum += weight * value);
         }
         sums
     }
@@ -217,6 +219,14 @@ mod tests {
         assert_eq!((with_solution.length.len(), with_solution.reward), (0, vec![2.5, 0.0, 0.5]));
         let without = ScoringGroup { custom, solution: None, ..group_of_three() }.score(&rules);
         assert_eq!((without.accuracy.len(), without.format.len(), without.reward), (0, 0, vec![1.5, 0.0, -0.5]));
+    }
+
+    #[test]
+    fn a_reward_that_does_not_apply_adds_nothing() {
+        let custom = vec![("f".to_string(), vec![f32::NAN, 2.0, f32::NAN])];
+        let scores = ScoringGroup { custom, solution: None, ..group_of_three() }.score(&RewardRules::default());
+        assert_eq!(scores.reward, [0.0, 2.0, 0.0]);
+        assert!(serde_json::to_string(&scores).unwrap().starts_with(r#"{"f":[null,2.0,null],"#));
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub struct RewardWeights(BTreeMap<String, f32>);
 
 impl RewardWeights {
     /// Parses `NAME=WEIGHT,…`, or TRL's form `WEIGHT,…`: one number for each custom reward in turn. `custom` are the
-    /// names of the custom rewards.
+    /// names of the custom rewards, and of the rewards that `--reward-funcs` names.
     ///
     /// # Errors
     /// An item has another form, an unknown or repeated name, or a weight that is not a finite number; TRL's form has
@@ -31,7 +31,8 @@ impl RewardWeights {
         if items[0].trim().parse::<f32>().is_ok() {
             if items.len() != custom.len() {
                 let what = format!("has {} numbers for {} custom rewards", items.len(), custom.len());
-                let help = "give one number per --reward-command and --reward-url, or write NAME=WEIGHT,…";
+                let help =
+                    "give one number per --reward-command, --reward-funcs and --reward-url, or write NAME=WEIGHT,…";
                 return Err(error(what, help));
             }
             let weights = custom.iter().zip(items).map(|(name, weight)| Ok((name.clone(), number(name, weight)?)));
@@ -67,6 +68,15 @@ impl RewardWeights {
                 Err(RewardError::bad_option(FLAG, what, "leave one of the two out"))
             }
         }
+    }
+
+    /// Gives the rewards `names` the weight 0, except for those that were given a weight.
+    #[must_use]
+    pub fn with_default_zero<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+        for name in names {
+            self.0.entry(name.into()).or_insert(0.0);
+        }
+        self
     }
 
     /// The weight of a reward function; 1 if none was given.

@@ -8,6 +8,7 @@ use reel_files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::order::held_out::held_out_rows;
 use crate::order::mixture::Mixture;
 use crate::rows::DataRow;
 use crate::{Result, SampleError};
@@ -18,6 +19,8 @@ pub struct Dataset {
     table: Table,
     files: Vec<DataFile>,
     mixture: Option<Mixture>,
+    /// The rows that are held back from training, ascending.
+    held_out: Vec<usize>,
     /// The most rows of each file or folder that are used, if the user set a number.
     max_rows: Option<usize>,
 }
@@ -50,7 +53,15 @@ impl Dataset {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn open_first_rows(paths: &Path, max_rows: Option<usize>) -> Result<Self> {
-        let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at("--data"));
+        Self::open_option("--data", paths, max_rows)
+    }
+
+    /// Opens the paths that the option `flag` names, as [`Self::open_first_rows`] does.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
+        let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at(flag));
         let paths = parse_data_paths(paths).map_err(in_option)?;
         let (mut tables, mut files, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
         for WeightedPath { path, weight } in paths {
@@ -66,15 +77,41 @@ impl Dataset {
         // A single file is not a mixture, even if it has a weight.
         let is_mixture = files.len() > 1 && files.iter().all(|file| file.weight.is_some());
         let mixture = is_mixture.then(|| Mixture::new(&sizes)).transpose().map_err(in_option)?;
-        Ok(Self { table: Table::concatenate(tables), files, mixture, max_rows })
+        Ok(Self { table: Table::concatenate(tables), files, mixture, held_out: Vec::new(), max_rows })
+    }
+
+    /// Holds rows back from training: a share of all rows if `size` is below 1, else this number of rows. A mixture of
+    /// files then consists of the other rows.
+    ///
+    /// # Errors
+    /// No row is left for training, or an epoch has no row of a file of the mixture.
+    pub fn hold_out(&mut self, size: f64, seed: u64) -> Result<()> {
+        self.held_out = held_out_rows(self.len(), size, seed).map_err(SampleError::Option)?;
+        if let Some(mixture) = &self.mixture {
+            let held_out = self.held_out.iter().copied();
+            let weights = self.files.iter().map(|file| (file.path.clone(), file.weight.unwrap_or(1.0)));
+            let without = mixture.without(weights, held_out);
+            self.mixture = Some(without.map_err(|diagnostic| SampleError::Option(diagnostic.at("--data")))?);
+        }
+        Ok(())
+    }
+
+    /// The rows that are held back from training, ascending.
+    pub fn held_out(&self) -> &[usize] {
+        &self.held_out
     }
 
     /// Returns an error if a file has a weight, for commands that use each row exactly once.
     pub fn refuse_weights(&self) -> Result<()> {
+        self.refuse_weights_of("--data")
+    }
+
+    /// Like [`Self::refuse_weights`], for rows that the option `flag` names.
+    pub fn refuse_weights_of(&self, flag: &str) -> Result<()> {
         match self.files.iter().find(|file| file.weight.is_some()) {
             Some(file) => {
-                let what = format!("has a weight for {}, but this command uses each row once", file.path);
-                Err(SampleError::option("--data", what, "leave the weights out"))
+                let what = format!("has a weight for {}, but each row is used once", file.path);
+                Err(SampleError::option(flag, what, "leave the weights out"))
             }
             None => Ok(()),
         }
@@ -92,7 +129,8 @@ impl Dataset {
 
     /// Finds the rows in the text of a JSON or JSONL file. `path` is for error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
-        Ok(Self { table: Table::parse(path, text)?, files: Vec::new(), mixture: None, max_rows: None })
+        let table = Table::parse(path, text)?;
+        Ok(Self { table, files: Vec::new(), mixture: None, held_out: Vec::new(), max_rows: None })
     }
 
     /// Adds the location of row `index` to an error of that row.
@@ -220,6 +258,9 @@ mod tests {
         assert!(mixed.refuse_weights().unwrap_err().is_usage_error());
         let other = open(format!("{a}:2,{b}:1")).unwrap();
         assert!(mixed.fingerprint() != both.fingerprint() && mixed.fingerprint() != other.fingerprint());
+        let mut less = open(format!("{a}:0.5,{b}:0.5")).unwrap();
+        let e = less.hold_out(2.0, 0).unwrap_err().to_string();
+        assert!(e.contains("contains no row of this file"), "one of the files has no row left: {e}");
         let differs = |now: &Dataset, then: &Dataset| differences_from(now.files(), then.files());
         assert_eq!(differs(&other, &mixed), format!(" (the weight of {a} is 2, but was 0.5)"));
         assert_eq!(differs(&mixed, &open(a.clone()).unwrap()), " (2 files, but then 1)");

@@ -175,6 +175,10 @@ impl DataSource for SftSource {
         self.data.mixture()
     }
 
+    fn held_out(&self) -> &[usize] {
+        self.data.held_out()
+    }
+
     fn validate_row(&self, row: usize) -> Result<()> {
         match self.row(row)? {
             SupervisedRow::Chat { messages, .. } => self.conversation(&self.data.location(row), messages).map(drop),

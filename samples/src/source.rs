@@ -14,16 +14,26 @@ pub trait DataSource: SampleSource {
     fn files(&self) -> &[DataFile];
     /// The mixture of the data files; `None` if they have no weights.
     fn mixture(&self) -> Option<&Mixture>;
+    /// The rows that are held back from training, ascending.
+    fn held_out(&self) -> &[usize] {
+        &[]
+    }
     /// Checks the fields of a row, without loading its media.
     fn validate_row(&self, row: usize) -> Result<()>;
 }
 
 /// Returns the order in which a run uses its rows: file order, or shuffled by `seed`. If the data files have weights,
-/// returns the order of their mixture.
+/// returns the order of their mixture. Rows that are held back are left out.
 pub fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrder {
-    match (rows.mixture(), no_shuffle) {
+    let held_out = rows.held_out();
+    let count = rows.row_count() - held_out.len();
+    let order = match (rows.mixture(), no_shuffle) {
         (Some(mixture), _) => RowOrder::mixed(mixture.clone(), (!no_shuffle).then_some(seed)),
-        (None, true) => RowOrder::file_order(rows.row_count()),
-        (None, false) => RowOrder::shuffled(rows.row_count(), seed),
+        (None, true) => RowOrder::file_order(count),
+        (None, false) => RowOrder::shuffled(count, seed),
+    };
+    match held_out.is_empty() {
+        true => order,
+        false => order.over((0..rows.row_count()).filter(|row| held_out.binary_search(row).is_err())),
     }
 }

@@ -214,7 +214,7 @@ fn plan(
 
 impl CurateRun {
     fn curation_options(&self, common: &CommonOptions) -> Result<CurationOptions> {
-        let list = hub::local_data(self.videos.as_deref().unwrap_or(Path::new("")))?;
+        let list = hub::local_data("--videos", self.videos.as_deref().unwrap_or(Path::new("")))?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&list));
         if self.limit == Some(0) {
             return Err(usage_error("--limit", "is 0", "give 1 or more"));

@@ -59,12 +59,24 @@ fn data(t: &mut Translation) {
     }
 }
 
-/// An interval of evaluation is reel's own if a benchmark is named; else it is for a loss that reel does not compute.
+/// An interval of evaluation is reel's own if a benchmark or validation rows are named. Other programs take the best
+/// checkpoint only on request, so their intervals of checkpoints and evaluations need not agree.
 fn evaluation_of_training(t: &mut Translation) {
     let Some(steps) = t.parts.remove("eval_steps") else { return };
     let shown = t.parts.remove("eval_steps_shown").unwrap_or_default();
-    match !t.is_foreign || t.is_set("eval_benchmark") || t.is_set("eval_data") {
-        true => t.add("eval_steps", vec![steps], &shown),
+    let validates = t.is_set("val_size") || t.is_set("eval_file");
+    let is_share = steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && steps < 1.0);
+    if t.is_foreign && validates && is_share {
+        return t.harmless.push((shown, "evaluation during training: the loss is computed at each checkpoint"));
+    }
+    match !t.is_foreign || t.is_set("eval_benchmark") || t.is_set("eval_data") || validates {
+        true => {
+            let divides = |saves: f64| steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && saves % steps == 0.0);
+            if t.is_foreign && validates && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
+                t.add("metric_for_best_model", vec!["none".into()], &shown);
+            }
+            t.add("eval_steps", vec![steps], &shown);
+        }
         false => t.harmless.push((shown, "evaluation during training: it does not change the weights")),
     }
 }
@@ -163,17 +175,24 @@ fn rewards(t: &mut Translation) {
         return;
     };
     let shown = t.parts.remove("reward_funcs_shown").unwrap_or_default();
+    if names.contains(':') {
+        // Functions of Python files, perhaps with rewards of reel among them.
+        let names: Vec<&str> = names.split(',').map(|name| own_reward(name).unwrap_or(name)).collect();
+        t.add("reward_funcs", vec![names.join(",")], &shown);
+        if let Some(weights) = weights {
+            t.add("reward_weights", vec![weights], &weights_shown);
+        }
+        return;
+    }
     let numbers: Vec<String> = weights.iter().flat_map(|text| text.split(',').map(str::to_string)).collect();
     let mut chosen: Vec<(&str, String)> = Vec::new();
     for (at, name) in names.split(',').filter(|name| !name.is_empty()).enumerate() {
         let weight = numbers.get(at).cloned().unwrap_or_else(|| "1".into());
-        match name {
-            "accuracy" | "accuracy_reward" | "external_accuracy" => chosen.push(("accuracy", weight)),
-            "format" | "think_format_reward" | "format_reward" | "external_format" => chosen.push(("format", weight)),
-            _ => {
+        match own_reward(name) {
+            Some(own) => chosen.push((own, weight)),
+            None => {
                 let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
-                let help = "give --reward-command CMD (examples/rewards.py runs functions written for TRL)";
-                t.refuse(&shown, &what, help);
+                t.refuse(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
             }
         }
     }
@@ -186,6 +205,15 @@ fn rewards(t: &mut Translation) {
         if !t.is_set("len_control") {
             t.add("len_control", vec!["false".into()], &shown);
         }
+    }
+}
+
+/// The reward of reel that another program's name means.
+fn own_reward(name: &str) -> Option<&'static str> {
+    match name {
+        "accuracy" | "accuracy_reward" | "external_accuracy" => Some("accuracy"),
+        "format" | "think_format_reward" | "format_reward" | "external_format" => Some("format"),
+        _ => None,
     }
 }
 

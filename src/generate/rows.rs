@@ -84,7 +84,7 @@ impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process if
     /// several compute the model together.
     pub(super) fn run_rows(&self, data: &Path, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
-        let data = hub::local_data(data)?;
+        let data = hub::local_data("--data", data)?;
         let data = data.as_path();
         let processes = process.map_or(Processes::One, Processes::DivideModel);
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));

@@ -298,6 +298,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     media: &resolved.media_options()?,
                     resolved: &serde_json::Value::Null,
                     quiet: true,
+                    verbose: false,
                     stop: &std::sync::atomic::AtomicBool::new(false),
                     server: None,
                     evaluator: None,

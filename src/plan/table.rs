@@ -226,12 +226,12 @@ pub fn print_plan_with(
         additions.merge_into(&mut plan);
         return output::print_json(&plan);
     }
-    print_plan(counts, machine)?;
+    print_plan(counts, machine, common.verbose)?;
     additions.print_lines()
 }
 
-/// Prints a plan as text.
-fn print_plan(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+/// Prints a plan as text; `all` is as in [`print_ops`].
+fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result<()> {
     let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
     let phases = phase_seconds(counts, machine);
     print_memory(counts, machine)?;
@@ -252,7 +252,7 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
         let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
         output::print_line(format!("of which {}", texts.join(", ")))?;
     }
-    print_ops(counts, machine, common.verbose)
+    print_ops(counts, machine, all)
 }
 
 /// Prints the size of a checkpoint.

@@ -23,6 +23,8 @@ pub const ROLLOUTS_FOLDER: &str = "rollouts";
 /// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
 /// by side.
 pub const FRAME_STRIPS_FOLDER: &str = "strips";
+/// The file in OUT with what reward programs write to standard error.
+pub const REWARD_LOG_FILE: &str = "reward.log";
 /// The file in a checkpoint that stores the run state.
 pub const RUN_STATE_FILE: &str = "training/state.json";
 /// The file in a checkpoint that lists the fingerprints of the files that a resume reads.

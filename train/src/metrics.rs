@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::hardware_metrics::HardwareMetrics;
+use crate::step::validation::ValidationLoss;
 
 /// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct StepMetrics {
     /// The metrics that only a GRPO step has; they are all absent for supervised fine-tuning.
     #[serde(flatten)]
     pub grpo: GrpoMetrics,
+    /// The validation loss after the step; its fields are absent if it was not computed.
+    #[serde(flatten)]
+    pub validation: Option<ValidationLoss>,
 }
 
 /// The metrics that only a GRPO step has. A field that does not apply to the run is absent from the JSON line.
@@ -101,11 +105,13 @@ mod rewards_by_name {
 
 impl StepMetrics {
     /// Returns the numbers that are reported to TensorBoard and Weights & Biases, each with its name `train/KEY`: all
-    /// numbers of the JSON line except `step`, `tokens` and `step_seconds`.
+    /// numbers of the JSON line except `step`, `tokens`, `step_seconds` and those of an evaluation, which have names of
+    /// their own.
     pub fn named_metric_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
-        let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
+        let is_shown = |name: &str| !NOT_SHOWN.contains(&name) && !name.starts_with("eval_");
+        let shown = line.iter().filter(|(name, _)| is_shown(name));
         shown.filter_map(|(name, value)| Some((format!("train/{name}"), value.as_f64()?))).collect()
     }
 }
@@ -138,7 +144,25 @@ mod tests {
             hash: "00".into(),
             hardware: HardwareMetrics::default(),
             grpo: GrpoMetrics::default(),
+            validation: None,
         }
+    }
+
+    #[test]
+    fn validation_loss_is_part_of_its_step() {
+        let loss = ValidationLoss {
+            eval_loss: 0.5,
+            eval_tokens: 9,
+            eval_rows: 2,
+            eval_skipped: 0,
+            eval_data_hash: "01".into(),
+        };
+        let step = StepMetrics { validation: Some(loss), ..line(1) };
+        let text = serde_json::to_string(&step).unwrap();
+        let end = r#","eval_loss":0.5,"eval_tokens":9,"eval_rows":2,"eval_skipped":0,"eval_data_hash":"01"}"#;
+        assert!(text.ends_with(end), "{text}");
+        assert_eq!(serde_json::from_str::<StepMetrics>(&text).unwrap(), step);
+        assert_eq!(step.named_metric_values(), line(1).named_metric_values());
     }
 
     #[test]

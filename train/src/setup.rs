@@ -38,6 +38,8 @@ pub struct RunSetup<'a, O> {
     pub resolved: &'a Value,
     /// Whether only errors are printed.
     pub quiet: bool,
+    /// Whether the output of reward programs is printed, too.
+    pub verbose: bool,
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
     /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and go on.

@@ -232,7 +232,7 @@ mod tests {
             (200, "{\"rewards\": [1]}", "1 rewards for 2 rows"),
             (200, "{\"rewards\": [1, 2, 3]}", "3 rewards for 2 rows"),
             (200, "{\"rewards\": [1, NaN]}", "not JSON"),
-            (200, "{\"rewards\": [1, null]}", "rewards[1] is null"),
+            (200, "{\"rewards\": [1, true]}", "rewards[1] is true"),
             (200, "{\"rewards\": [1, 1e300]}", "rewards[1] is"),
             (200, "{\"rewards\": 1}", "without `rewards`"),
             (200, "[1, 2]", "without `rewards`"),

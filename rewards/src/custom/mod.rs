@@ -1,12 +1,12 @@
-//! Custom rewards of the user: shell commands that keep running (`--reward-command`), or an HTTP server
-//! (`--reward-url`).
+//! Custom rewards of the user: Python functions (`--reward-funcs`), shell commands that keep running
+//! (`--reward-command`), or an HTTP server (`--reward-url`).
 //!
 //! A row is a JSON object with `prompt`, `completion`, `completion_ids` (token ids) and every column of the data row,
 //! as TRL passes them to reward functions.
 //!
 //! **Command.** `sh -c CMD` is started once. For each batch it gets one line of JSON per row on standard input and
-//! must write one line per row, in order, on standard output: a number, or `{"reward": number}`. Nothing else may go
-//! to standard output. Each row has an extra field `_batch`, `{"index": i, "size": n}`, so that a program can read
+//! must write one line per row, in order, on standard output: a number, `{"reward": number}`, or `null` if the reward
+//! does not apply to the row. Nothing else may go to standard output. Each row has an extra field `_batch`, `{"index": i, "size": n}`, so that a program can read
 //! the whole batch before it replies:
 //! ```text
 //! stdin:  {"prompt": "2 + 2?", "completion": "4", …, "_batch": {"index": 0, "size": 2}}
@@ -19,8 +19,13 @@
 //! At the end the command's standard input is closed; one second later the command's process group is killed. If this
 //! process is killed itself, a guard process kills the group.
 //!
+//! **Function.** `python3` runs the script `rewards.py`, which is part of this program, with the name of the function. It
+//! calls the function as TRL does and follows the protocol of commands.
+//!
+//! What a command or function writes to standard error can be logged ([`ProgramLog`]).
+//!
 //! **HTTP.** `POST URL` with `{"rows": [...]}`; the reply is status 200 with `{"rewards": [numbers]}`, one per row,
-//! in order.
+//! in order; `null` as above.
 //!
 //! Each batch has a deadline. A failed batch gives one error, and none of its rewards are used. After an error the
 //! command is killed; the next batch starts it again.
@@ -30,6 +35,7 @@ mod http;
 mod reply;
 mod wait;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -37,8 +43,44 @@ use serde_json::Value;
 
 use crate::{Result, RewardError};
 
+/// The option that names Python functions.
+const FUNCTION_FLAG: &str = "--reward-funcs";
+
 /// The environment variables that a command always gets, if they are set: few programs run without them.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
+
+/// Gets the lines that reward programs write to standard error.
+#[derive(Clone)]
+pub struct ProgramLog(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl ProgramLog {
+    /// A log that passes each line to `write`.
+    pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(write))
+    }
+
+    fn write(&self, line: &str) {
+        (self.0)(line);
+    }
+}
+
+impl std::fmt::Debug for ProgramLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProgramLog")
+    }
+}
+
+/// The name of the function that `FILE.py:NAME` or `MODULE:NAME` names.
+///
+/// # Errors
+/// The text has another form.
+pub fn function_name(function: &str) -> Result<&str> {
+    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let name = function.rsplit_once(':').filter(|(source, name)| !source.is_empty() && is_name(name));
+    let what = || format!("`{function}` is not the name of a Python function");
+    let error = || RewardError::bad_option(FUNCTION_FLAG, what(), "give FILE.py:NAME or MODULE:NAME");
+    name.filter(|_| !function.contains('\0')).map(|(_, name)| name).ok_or_else(error)
+}
 
 /// A custom reward, by command or HTTP.
 #[derive(Debug)]
@@ -62,6 +104,26 @@ impl CustomReward {
     pub fn from_command(command_line: &str, timeout: Duration) -> Result<Self> {
         let command = command::CommandReward::new(command_line, timeout)?;
         Ok(Self { name: "command".into(), source: Source::Command(command) })
+    }
+
+    /// A reward computed by the Python function that `FILE.py:NAME` or `MODULE:NAME` names, as TRL takes it. The
+    /// reward has the name of the function. `timeout` is the deadline of each batch.
+    ///
+    /// # Errors
+    /// `function` has another form; the file does not exist; `python3` is not on the path.
+    pub fn from_function(function: &str, timeout: Duration) -> Result<Self> {
+        let name = function_name(function)?.to_string();
+        let command = command::CommandReward::of_function(function, timeout)?;
+        Ok(Self { name, source: Source::Command(command) })
+    }
+
+    /// Passes each line that a command or function writes to standard error to `log`.
+    #[must_use]
+    pub fn with_log(mut self, log: ProgramLog) -> Self {
+        if let Source::Command(command) = &mut self.source {
+            command.set_log(log);
+        }
+        self
     }
 
     /// Limits the command's environment to these variables and [`BASIC_ENVIRONMENT`]. Without this call the command
@@ -94,8 +156,8 @@ impl CustomReward {
         &self.name
     }
 
-    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18. For an empty batch
-    /// nothing is sent.
+    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18, or is NaN if it does not
+    /// apply to the row. For an empty batch nothing is sent.
     ///
     /// # Errors
     /// The command or server fails, misses the deadline, or gives anything but one number per row.

@@ -10,8 +10,11 @@ use crate::RewardError;
 /// Largest absolute value of a reward: the squares of a group's rewards must not overflow f32.
 const MAX_REWARD: f64 = 1e18;
 
-/// Parses a reward. The error says what the value is instead.
+/// Parses a reward; NaN for null, which means that the reward does not apply. The error says what the value is instead.
 pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
+    if value.is_null() {
+        return Ok(f64::NAN);
+    }
     let number =
         value.as_f64().ok_or_else(|| format!("is {}, not a number", shorten_for_message(&value.to_string())))?;
     if number.abs() <= MAX_REWARD { Ok(number) } else { Err(format!("is {number:e}, but the largest reward is 1e18")) }

@@ -1,5 +1,5 @@
-//! Tracks the best checkpoint of a run. It has the highest mean score of its evaluation or, in a run without
-//! evaluations, the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
+//! Tracks the best checkpoint of a run. It has the highest mean score or the lowest validation loss of its evaluation
+//! or, in a run without evaluations, the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
 //! removes the best checkpoint, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer:
 //! `best_model_checkpoint`, `best_metric`, `best_global_step`.
 
@@ -18,17 +18,25 @@ use crate::folder::evaluations::EvaluationLine;
 /// The name of the metric if checkpoints are compared by their mean reward.
 const REWARD: &str = "reward";
 
+/// The name of the metric if checkpoints are compared by their validation loss.
+const EVAL_LOSS: &str = "eval_loss";
+
 /// The best checkpoint: its step, and the value by which checkpoints are compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
     /// Step of the checkpoint.
     pub step: u64,
-    /// Mean score of the checkpoint's evaluation, or mean reward over the steps since the previous checkpoint.
+    /// Mean score or validation loss of the checkpoint's evaluation, or mean reward over the steps since the previous
+    /// checkpoint.
     #[serde(alias = "reward")]
     pub value: f64,
-    /// The name of the metric of `value`: `reward`, or a name of benchmarks ([`EvaluationLine::metric_name`]).
+    /// The name of the metric of `value`: `reward`, `eval_loss`, or a name of benchmarks
+    /// ([`EvaluationLine::metric_name`]).
     #[serde(default = "reward_metric")]
     pub metric: String,
+    /// Fingerprint of the validation rows, if `value` is their loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<String>,
 }
 
 /// The default of `metric`, for files of earlier versions, which compared checkpoints by reward only.
@@ -59,21 +67,39 @@ impl BestCheckpointTracker {
         if self.steps == 0 {
             return;
         }
-        self.compare(step, self.sum / self.steps as f64, REWARD);
+        let mean = self.sum / self.steps as f64;
+        self.compare(BestCheckpoint { step, value: mean, metric: REWARD.into(), rows: None });
         (self.sum, self.steps) = (0.0, 0);
     }
 
     /// Records that the scheduled checkpoint of an evaluated step is written. This checkpoint becomes the best one if
     /// its mean score is the highest so far.
     pub fn record_evaluated_checkpoint(&mut self, evaluation: &EvaluationLine) {
-        self.compare(evaluation.step, evaluation.score, &evaluation.metric_name());
+        if let Some(value) = evaluation.score {
+            let metric = evaluation.metric_name();
+            self.compare(BestCheckpoint { step: evaluation.step, value, metric, rows: None });
+        }
     }
 
-    /// Replaces the best checkpoint if `value` is higher, or if the metric differs, because values of different metrics
-    /// are not comparable.
-    fn compare(&mut self, step: u64, value: f64, metric: &str) {
-        if self.best.as_ref().is_none_or(|best| best.metric != metric || value > best.value) {
-            self.best = Some(BestCheckpoint { step, value, metric: metric.into() });
+    /// Records that the scheduled checkpoint of an evaluated step is written. This checkpoint becomes the best one if
+    /// its validation loss is the lowest so far.
+    pub fn record_validated_checkpoint(&mut self, evaluation: &EvaluationLine) {
+        if let Some(loss) = &evaluation.validation {
+            let (value, rows) = (loss.eval_loss, Some(loss.eval_data_hash.clone()));
+            self.compare(BestCheckpoint { step: evaluation.step, value, metric: EVAL_LOSS.into(), rows });
+        }
+    }
+
+    /// Replaces the best checkpoint if `new` has a better value, or if the metric or the validation rows differ, because
+    /// such values are not comparable.
+    fn compare(&mut self, new: BestCheckpoint) {
+        let is_better = |best: &BestCheckpoint| match new.metric == EVAL_LOSS {
+            true => new.value < best.value,
+            false => new.value > best.value,
+        };
+        let is_comparable = |best: &BestCheckpoint| best.metric == new.metric && best.rows == new.rows;
+        if self.best.as_ref().is_none_or(|best| !is_comparable(best) || is_better(best)) {
+            self.best = Some(new);
         }
     }
 
@@ -108,7 +134,7 @@ mod tests {
     use reel_train::metrics::GrpoMetrics;
 
     use super::*;
-    use crate::folder::evaluations::tests::line;
+    use crate::folder::evaluations::tests::{line, loss_line};
 
     fn step(reward: f64) -> StepMetrics {
         let line = json!({"step": 1, "loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "tokens": 0, "tokens_per_second": 0.0,
@@ -140,7 +166,7 @@ mod tests {
             for (i, part) in rewards.chunks(every).enumerate() {
                 let step = (i * every + part.len()) as u64;
                 if want.as_ref().is_none_or(|best| mean(part) > best.value) {
-                    want = Some(BestCheckpoint { step, value: mean(part), metric: REWARD.into() });
+                    want = Some(BestCheckpoint { step, value: mean(part), metric: REWARD.into(), rows: None });
                 }
             }
             prop_assert_eq!(all.best, want);
@@ -161,6 +187,20 @@ mod tests {
         assert_eq!(record(4, &[("a", 0.25), ("b", 0.25)]), Some((2, 0.25)), "the first one of equal ones stays");
         assert_eq!(record(6, &[("a", 0.25), ("b", 0.75)]), Some((6, 0.5)));
         assert_eq!(record(8, &[("a", 0.125)]), Some((8, 0.125)), "other questions");
+    }
+
+    #[test]
+    fn the_lowest_loss_of_the_same_validation_rows_is_the_best() {
+        let mut all = BestCheckpointTracker::default();
+        let mut record = |step, loss, rows| {
+            all.record_validated_checkpoint(&loss_line(step, loss, rows));
+            all.best.as_ref().map(|best| (best.step, best.metric.clone()))
+        };
+        let best = |step| Some((step, "eval_loss".to_string()));
+        assert_eq!(record(1, 2.0, "a"), best(1));
+        assert_eq!(record(2, 1.0, "a"), best(2));
+        assert_eq!((record(3, 1.0, "a"), record(4, 1.5, "a")), (best(2), best(2)));
+        assert_eq!(record(5, 3.0, "b"), best(5), "other rows");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use reel_files::log::{self, JsonlLog};
 use reel_train::file_names::{EVALUATIONS_FILE, EVALUATIONS_FOLDER};
 use reel_train::setup::BenchmarkScore;
+use reel_train::step::validation::ValidationLoss;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +29,12 @@ const STEP_FOLDER: &str = "step-";
 pub struct EvaluationLine {
     /// The step after which the model was evaluated; 0 is before the first step.
     pub step: u64,
-    /// Mean of the scores of the benchmarks.
-    pub score: f64,
+    /// The loss of the validation rows; its fields are absent in a run without validation rows.
+    #[serde(flatten)]
+    pub validation: Option<ValidationLoss>,
+    /// Mean of the scores of the benchmarks; absent without benchmarks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
     /// The scores by name of the benchmark.
     pub benchmarks: BTreeMap<String, BenchmarkScore>,
     /// Fingerprint of the trained weights, as in `metrics.jsonl`.
@@ -40,17 +45,26 @@ pub struct EvaluationLine {
 }
 
 impl EvaluationLine {
-    /// Makes the line of an evaluation of at least one benchmark after step `step`.
-    pub fn new(step: u64, benchmarks: BTreeMap<String, BenchmarkScore>, hash: String, eval_seconds: f64) -> Self {
-        let score = benchmarks.values().map(|b| b.score).sum::<f64>() / benchmarks.len().max(1) as f64;
-        Self { step, score, benchmarks, hash, eval_seconds }
+    /// Makes the line of an evaluation after step `step`.
+    pub fn new(
+        step: u64,
+        validation: Option<ValidationLoss>,
+        benchmarks: BTreeMap<String, BenchmarkScore>,
+        hash: String,
+        eval_seconds: f64,
+    ) -> Self {
+        let sum = benchmarks.values().map(|b| b.score).sum::<f64>();
+        let score = (!benchmarks.is_empty()).then(|| sum / benchmarks.len() as f64);
+        Self { step, validation, score, benchmarks, hash, eval_seconds }
     }
 
-    /// Returns the numbers for TensorBoard and Weights & Biases: `eval/NAME` for each benchmark, and the mean
-    /// `eval/mean`.
+    /// Returns the numbers for TensorBoard and Weights & Biases: the validation loss `eval/loss`, `eval/NAME` for each
+    /// benchmark, and the mean of the benchmarks `eval/mean`.
     pub fn named_values(&self) -> Vec<(String, f64)> {
+        let loss = self.validation.iter().map(|validation| ("eval/loss".to_string(), validation.eval_loss));
         let scores = self.benchmarks.iter().map(|(name, b)| (format!("eval/{name}"), b.score));
-        scores.chain([("eval/mean".to_string(), self.score)]).collect()
+        let mean = self.score.map(|score| ("eval/mean".to_string(), score));
+        loss.chain(scores).chain(mean).collect()
     }
 
     /// Names the benchmarks and their numbers of rows: `eval/mmvu(625)`. Scores with different names are not
@@ -60,17 +74,22 @@ impl EvaluationLine {
         format!("eval/{}", names.join(","))
     }
 
-    /// The text for a line of progress: the scores in percent with their confidence intervals.
+    /// The text for a line of progress: the validation loss, and the scores in percent with their confidence intervals.
     pub fn summary(&self) -> String {
         let percent = |score: f64| format!("{:.1}", 100.0 * score);
+        let loss = |v: &ValidationLoss| {
+            let skipped = if v.eval_skipped == 0 { String::new() } else { format!(", {} skipped", v.eval_skipped) };
+            format!("eval_loss {:.4} ({} tokens of {} rows{skipped})", v.eval_loss, v.eval_tokens, v.eval_rows)
+        };
         let one = |(name, b): (&String, &BenchmarkScore)| {
             let errors =
                 if b.errors == 0 { String::new() } else { format!(" ({} of {} rows with errors)", b.errors, b.n) };
             format!("{name} {} [{}, {}]{errors}", percent(b.score), percent(b.ci95[0]), percent(b.ci95[1]))
         };
-        let mut parts: Vec<String> = self.benchmarks.iter().map(one).collect();
-        if parts.len() > 1 {
-            parts.push(format!("mean {}", percent(self.score)));
+        let mut parts: Vec<String> = self.validation.iter().map(loss).collect();
+        parts.extend(self.benchmarks.iter().map(one));
+        if let Some(score) = self.score.filter(|_| self.benchmarks.len() > 1) {
+            parts.push(format!("mean {}", percent(score)));
         }
         parts.push(format!("{:.1} s", self.eval_seconds));
         parts.join("  ")
@@ -150,13 +169,30 @@ pub(crate) mod tests {
             completion_tokens: 30,
         };
         let benchmarks = scores.iter().map(|(name, value)| (name.to_string(), score(*value))).collect();
-        EvaluationLine::new(step, benchmarks, "00".into(), 1.25)
+        EvaluationLine::new(step, None, benchmarks, "00".into(), 1.25)
+    }
+
+    /// Makes an evaluation of ten validation rows with the fingerprint `rows`.
+    pub(crate) fn loss_line(step: u64, eval_loss: f64, rows: &str) -> EvaluationLine {
+        let loss =
+            ValidationLoss { eval_loss, eval_tokens: 70, eval_rows: 10, eval_skipped: 1, eval_data_hash: rows.into() };
+        EvaluationLine::new(step, Some(loss), BTreeMap::new(), "00".into(), 1.25)
+    }
+
+    #[test]
+    fn an_evaluation_may_have_a_validation_loss_alone() {
+        let line = loss_line(4, 1.5, "0a");
+        assert_eq!(line.summary(), "eval_loss 1.5000 (70 tokens of 10 rows, 1 skipped)  1.2 s");
+        assert_eq!(line.named_values(), [("eval/loss".to_string(), 1.5)]);
+        let text = serde_json::to_string(&line).unwrap();
+        assert!(text.contains("\"eval_loss\":1.5") && !text.contains("score"), "{text}");
+        assert_eq!(serde_json::from_str::<EvaluationLine>(&text).unwrap(), line);
     }
 
     #[test]
     fn mean_is_over_benchmarks_and_each_has_a_name() {
         let line = line(4, &[("mmvu", 0.5), ("vsibench", 0.25)]);
-        assert_eq!((line.score, line.metric_name().as_str()), (0.375, "eval/mmvu(10),vsibench(10)"));
+        assert_eq!((line.score, line.metric_name().as_str()), (Some(0.375), "eval/mmvu(10),vsibench(10)"));
         let values = line.named_values();
         assert_eq!(values[0], ("eval/mmvu".to_string(), 0.5));
         assert_eq!(values[2], ("eval/mean".to_string(), 0.375));

@@ -99,7 +99,7 @@ pub struct RunState {
 
 /// Options that a resumed run may change: options that do not influence the resulting weights, and paths of files whose
 /// fingerprints are compared instead.
-const NOT_COMPARED: [&str; 33] = [
+const NOT_COMPARED: [&str; 34] = [
     "model",
     "data",
     "media_root",
@@ -124,6 +124,7 @@ const NOT_COMPARED: [&str; 33] = [
     "serve_kv_memory",
     "serve_share",
     "eval_steps",
+    "eval_file",
     "eval_on_start",
     "eval_benchmark",
     "eval_data",

@@ -26,7 +26,7 @@ pub(super) fn with_evaluation(
     device: &Device,
     dtype: DType,
 ) -> Result<Plan> {
-    let Some(prompt) = prompt.filter(|_| options.evaluation.is_on()) else { return Ok(plan) };
+    let Some(prompt) = prompt.filter(|_| options.evaluation.has_benchmarks()) else { return Ok(plan) };
     device.reset_peak();
     let slots = options.evaluation.eval_batch_size.unwrap_or(device.capabilities().decode_batch_size);
     let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(slots);

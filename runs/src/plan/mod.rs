@@ -4,6 +4,7 @@
 mod backward;
 mod evaluation;
 pub mod grpo;
+mod validation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,9 +37,10 @@ use reel_train::{Result, TrainError};
 
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, TrainLoop};
+use crate::run::{self, TrainLoop, Validation};
 pub use backward::BackwardPass;
 use evaluation::with_evaluation;
+use validation::with_validation;
 
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -310,6 +312,8 @@ pub fn plan_rows_of_one_size(
     let model = trainer.model.clone();
     with_server(options, &model, device, dtype, || {
         let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
+        let mut validated = options.has_validation_rows().then(|| batch.clone());
+        let plan = with_validation(plan, &trainer, || Ok(validated.take()))?;
         with_evaluation(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
     })
 }
@@ -330,6 +334,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     // Plans at least one whole micro-batch, because the size of a micro-batch determines the memory.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let config = samples.bundle.config.clone();
+    let validation = sft::open_validation(setup, &samples)?;
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     let device = setup.device.dry_like();
@@ -342,6 +347,14 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
             let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
             keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
             Ok(batch)
+        })?;
+        let mut feed = validation.as_ref().map(Validation::feed);
+        let mut left = MAX_ROWS;
+        let plan = with_validation(plan, &trainer, || {
+            let Some(feed) = feed.as_mut().filter(|_| left > 0) else { return Ok(None) };
+            let Some(batch) = feed.next_micro_batch()? else { return Ok(None) };
+            left = left.saturating_sub(batch.rows.len() as u64);
+            Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
         })?;
         with_evaluation(plan, options, &model, longest.as_ref(), &device, setup.dtype)
     })

@@ -33,6 +33,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         media: &media,
         resolved: &serde_json::Value::Null,
         quiet: true,
+        verbose: false,
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,
@@ -85,7 +86,7 @@ fn an_evaluation_that_needs_more_than_a_step_is_counted() {
             eval_max_new_tokens,
             ..EvaluationOptions::default()
         };
-        let evaluation = if evaluation.is_on() { evaluation } else { EvaluationOptions::default() };
+        let evaluation = if evaluation.has_benchmarks() { evaluation } else { EvaluationOptions::default() };
         let run = RunOptions { lora_r: 2, freeze_vision: true, evaluation, ..Default::default() };
         let options = SftOptions { run, ..Default::default() };
         let shape = RowShape { tokens: 64, video_grid_thw: Vec::new() };

@@ -210,6 +210,7 @@ mod tests {
             hash: String::new(),
             hardware: HardwareMetrics::default(),
             grpo,
+            validation: None,
         };
         let plain = "loss 0.5000  grad 2.000  lr 1.00e-6  5 tok/s  1.5 KiB";
         assert_eq!(summary(&line(GrpoMetrics::default())), plain);

@@ -1,8 +1,9 @@
-//! Evaluates the model in training (`--eval-steps`). [`PolicyEvaluator`] answers and scores the questions. This file
-//! decides when to evaluate, writes `OUT/eval.jsonl`, and passes the scores to reports and checkpoints.
+//! Evaluates the model in training (`--eval-steps`). [`Validation`](super::Validation) computes the loss of validation
+//! rows; [`PolicyEvaluator`] answers and scores the questions of benchmarks. This file decides when to evaluate, writes
+//! `OUT/eval.jsonl`, and passes the results to reports and checkpoints.
 //!
 //! ```text
-//! step N is done and logged
+//! step N is done: compute the validation loss, log the step with it
 //!     evaluate: answers in OUT/eval/step-N, a line in OUT/eval.jsonl
 //!     report the step with its scores
 //!     checkpoint, which says that step N is evaluated
@@ -19,29 +20,67 @@
 //! An evaluation reads the weights and does not change the training. Its engine, KV cache and cache of vision tokens
 //! are its own and are freed at its end, and no random number of the training depends on it.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use reel_device::{RangeName, range};
 use reel_train::metrics::StepMetrics;
-use reel_train::options::BestMetric;
-use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
+use reel_train::options::{BestMetric, TrainingOptions};
+use reel_train::setup::{BenchmarkScore, EvaluatedPolicy, PolicyEvaluator};
+use reel_train::step::validation::ValidationLoss;
 use reel_train::{Result, TrainError};
 
 use super::{Run, TrainLoop};
 use crate::folder::evaluations::{self, EvaluationLine};
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
+    /// Whether an evaluation of the last finished step is due and not yet done. `steps` is the number of steps of the
+    /// run. A replay evaluates nothing.
+    fn lacks_evaluation(&self, steps: u64) -> bool {
+        let step = self.state.step;
+        let is_due = self.setup.options.is_evaluation_due(step, steps) && self.state.evaluated != Some(step);
+        is_due && self.folder.lock.is_some()
+    }
+
+    /// Computes the validation loss after the last finished step, if the run has validation rows and an evaluation is
+    /// due and not yet done. Returns the loss, and the seconds that it took.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when the run was interrupted; a row cannot be used in a strict run; the loss is NaN.
+    pub(super) fn validate_if_due(&self, steps: u64) -> Result<Option<(ValidationLoss, f64)>> {
+        let step = self.state.step;
+        let Some(validation) = self.train_loop.validation().filter(|_| self.lacks_evaluation(steps)) else {
+            return Ok(None);
+        };
+        let is_recorded = |line: &EvaluationLine| {
+            line.validation.as_ref().is_some_and(|loss| loss.eval_data_hash == validation.fingerprint())
+        };
+        if let Some(line) = self.recorded_evaluation(&self.weights_hash()?, is_recorded)? {
+            return Ok(line.validation.map(|loss| (loss, line.eval_seconds)));
+        }
+        let print = |text: &str| self.reports.progress.print_line(&format!("step {step}: {text}"));
+        let begun = Instant::now();
+        let loss = validation.loss(&self.trainer, &print)?;
+        Ok(Some((loss, begun.elapsed().as_secs_f64())))
+    }
+
     /// Evaluates the model after the last finished step if an evaluation is due and not yet done. `steps` is the number
-    /// of steps of the run. Returns the line of the evaluation.
+    /// of steps of the run, `validation` the result of [`Self::validate_if_due`]. Returns the line of the evaluation.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
     /// step is written.
-    pub(super) fn evaluate_if_due(&mut self, steps: u64) -> Result<Option<EvaluationLine>> {
+    pub(super) fn evaluate_if_due(
+        &mut self,
+        steps: u64,
+        validation: Result<Option<(ValidationLoss, f64)>>,
+    ) -> Result<Option<EvaluationLine>> {
         let step = self.state.step;
-        let is_due = self.setup.options.evaluation.is_due(step, steps) && self.state.evaluated != Some(step);
-        let Some(evaluator) = self.setup.evaluator.filter(|_| is_due) else { return Ok(None) };
-        let line = match self.evaluate(evaluator) {
+        let evaluates = self.setup.evaluator.is_some() || self.train_loop.validation().is_some();
+        if !evaluates || !self.lacks_evaluation(steps) {
+            return Ok(None);
+        }
+        let line = match validation.and_then(|validation| self.evaluate(validation)) {
             Err(e @ TrainError::Stopped(_)) => return Err(e),
             Err(e) => {
                 self.save_before_error()?;
@@ -56,16 +95,40 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Returns the evaluation line of the last finished step: from `eval.jsonl` if it has one, else from a new
     /// evaluation.
-    fn evaluate(&mut self, evaluator: &dyn PolicyEvaluator) -> Result<EvaluationLine> {
-        let (out, step) = (&self.setup.options.out, self.state.step);
-        let hash = match step {
-            0 => self.trainer.weights_fingerprint()?,
-            _ => self.state.hash.clone(),
-        };
-        if let Some(line) = self.recorded_evaluation(&hash)? {
+    fn evaluate(&mut self, validation: Option<(ValidationLoss, f64)>) -> Result<EvaluationLine> {
+        let (step, hash) = (self.state.step, self.weights_hash()?);
+        let (validation, seconds) = validation.unzip();
+        if let Some(line) = self.recorded_evaluation(&hash, |line| line.validation == validation)? {
             return Ok(line);
         }
         let (begun, _range) = (Instant::now(), range(RangeName::Phase("evaluation")));
+        let benchmarks = match self.setup.evaluator {
+            Some(evaluator) => self.benchmark_scores(evaluator, &hash)?,
+            None => BTreeMap::new(),
+        };
+        let seconds = seconds.unwrap_or(0.0) + begun.elapsed().as_secs_f64();
+        let line = EvaluationLine::new(step, validation, benchmarks, hash, seconds);
+        if let Some(log) = &mut self.logs.evaluations {
+            log.append(&line)?;
+        }
+        Ok(line)
+    }
+
+    /// The fingerprint of the trained weights after the last finished step.
+    fn weights_hash(&self) -> Result<String> {
+        match self.state.step {
+            0 => self.trainer.weights_fingerprint(),
+            _ => Ok(self.state.hash.clone()),
+        }
+    }
+
+    /// Evaluates the model on benchmarks. Returns the scores by name of the benchmark.
+    fn benchmark_scores(
+        &self,
+        evaluator: &dyn PolicyEvaluator,
+        hash: &str,
+    ) -> Result<BTreeMap<String, BenchmarkScore>> {
+        let (out, step) = (&self.setup.options.out, self.state.step);
         self.reports.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
         // If each rank keeps a part of the weights, it has all of them during the evaluation.
         let _all_weights = self.trainer.gather_all_weights()?;
@@ -74,24 +137,33 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             device: &self.trainer.device,
             dtype: self.trainer.dtype,
             step,
-            hash: &hash,
+            hash,
             server: self.setup.server,
             stop: self.setup.stop,
             ranks: self.setup.ranks,
         };
-        let benchmarks = evaluator.evaluate(&policy, &evaluations::step_folder(out, step))?;
-        let line = EvaluationLine::new(step, benchmarks, hash, begun.elapsed().as_secs_f64());
-        if let Some(log) = &mut self.logs.evaluations {
-            log.append(&line)?;
-        }
-        Ok(line)
+        evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
 
-    /// Returns the line in `eval.jsonl` about the last finished step and the weights with the fingerprint `hash`, if
-    /// there is one. Rank 0 reads the file for all ranks.
-    fn recorded_evaluation(&self, hash: &str) -> Result<Option<EvaluationLine>> {
+    /// Adds the validation loss in `evaluation` to the line of its step in `metrics.jsonl`, if it was computed after that
+    /// line was written.
+    pub(super) fn add_validation_to_metrics(&mut self, line: StepMetrics, evaluation: &EvaluationLine) -> Result<()> {
+        if line.step != evaluation.step || evaluation.validation.is_none() {
+            return Ok(());
+        }
+        let line = StepMetrics { validation: evaluation.validation.clone(), ..line };
+        self.logs.replace_last_metrics(&self.setup.options.out, &line)
+    }
+
+    /// Returns the line in `eval.jsonl` about the last finished step and the weights with the fingerprint `hash` for
+    /// which `is_wanted` is true, if there is one. Rank 0 reads the file for all ranks.
+    fn recorded_evaluation(
+        &self,
+        hash: &str,
+        is_wanted: impl Fn(&EvaluationLine) -> bool,
+    ) -> Result<Option<EvaluationLine>> {
         let (out, step) = (&self.setup.options.out, self.state.step);
-        let is_recorded = |line: &EvaluationLine| line.step == step && line.hash == hash;
+        let is_recorded = |line: &EvaluationLine| line.step == step && line.hash == hash && is_wanted(line);
         let find = || Ok(evaluations::read(out, step)?.into_iter().rfind(is_recorded));
         match self.setup.ranks {
             None => find(),
@@ -102,8 +174,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Evaluates before the first step of this process: in a new run the initial model, in a resumed run the
     /// checkpoint's step if its evaluation is not complete.
     pub(super) fn evaluate_before_steps(&mut self) -> Result<()> {
-        let Some(line) = self.evaluate_if_due(self.state.steps)? else { return Ok(()) };
+        let validation = self.validate_if_due(self.state.steps);
+        let Some(line) = self.evaluate_if_due(self.state.steps, validation)? else { return Ok(()) };
         let finished = self.reports.unreported.take();
+        if let Some(finished) = &finished {
+            self.add_validation_to_metrics(finished.clone(), &line)?;
+        }
         self.report(line.step, finished.as_ref(), Some(&line))?;
         if line.step == 0 {
             return Ok(());
@@ -146,10 +222,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Compares the scheduled checkpoint of the last finished step with the best checkpoint so far.
     pub(super) fn record_checkpoint(&mut self, evaluation: Option<&EvaluationLine>) {
-        match (self.setup.options.evaluation.best_metric(), evaluation) {
+        match (self.setup.options.best_metric(), evaluation) {
             (BestMetric::Eval, Some(line)) => self.state.rewards.record_evaluated_checkpoint(line),
+            (BestMetric::EvalLoss, Some(line)) => self.state.rewards.record_validated_checkpoint(line),
             (BestMetric::Reward, _) => self.state.rewards.record_checkpoint(self.state.step),
-            (BestMetric::Eval, None) | (BestMetric::None, _) => {}
+            (BestMetric::Eval | BestMetric::EvalLoss, None) | (BestMetric::None, _) => {}
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod sft;
 mod start;
 mod train_loop;
 mod validate;
+mod validation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -51,6 +52,7 @@ pub use record::difference_in_bits;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, check_data};
+pub(crate) use validation::Validation;
 
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -244,8 +246,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.evaluate_before_steps()?;
         while self.state.step < self.state.steps && self.one_step()? {}
         // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
-        let last = self.evaluate_if_due(self.state.step)?;
-        last.map_or(Ok(()), |line| self.report(line.step, None, Some(&line)))
+        let validation = self.validate_if_due(self.state.step);
+        let Some(line) = self.evaluate_if_due(self.state.step, validation)? else { return Ok(()) };
+        if let Some(last) = self.last.clone() {
+            self.add_validation_to_metrics(last, &line)?;
+        }
+        self.report(line.step, None, Some(&line))
     }
 
     /// Writes the trained model after the last step.
@@ -342,7 +348,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.state.step = n;
         self.state.hash.clone_from(&hash);
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
-        let line = StepMetrics {
+        let mut line = StepMetrics {
             step: n,
             loss: result.loss,
             grad_norm: result.grad_norm,
@@ -354,10 +360,20 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             hash,
             hardware: self.hardware.of_step(&result, step_seconds),
             grpo: std::mem::take(&mut result.grpo),
+            validation: None,
         };
+        self.reports.progress.show_step(&line);
+        self.warn_of_no_gradient(&line);
+        drop(logging);
+        let validating = range(RangeName::Phase("validation"));
+        // The line of the step has its validation loss. If that cannot be computed, the line is written without it, so
+        // that a checkpoint of the step can be written.
+        let validation = self.validate_if_due(self.state.steps);
+        line.validation = validation.as_ref().ok().and_then(|done| Some(done.as_ref()?.0.clone()));
+        drop(validating);
+        let logging = range(RangeName::Phase("logging"));
         self.logs.metrics.append(&line)?;
         self.folder.previous.remove()?;
-        self.reports.progress.show_step(&line);
         self.state.rewards.add_step_reward(&line);
         self.reports.preview = result.preview.take().or(self.reports.preview.take());
         self.last = Some(line.clone());
@@ -365,7 +381,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             self.recorded.update_products(&self.setup, &self.state)?;
         }
         drop(logging);
-        let evaluation = self.evaluate_if_due(self.state.steps)?;
+        let evaluation = self.evaluate_if_due(self.state.steps, validation)?;
         let logging = range(RangeName::Phase("logging"));
         self.report(n, Some(&line), evaluation.as_ref())?;
         drop(logging);
@@ -374,6 +390,18 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         self.record_checkpoint(evaluation.as_ref());
         self.save()
+    }
+
+    /// Says once that the first step of SFT has no gradient, as with rows without media while only the vision tower is
+    /// trained. In GRPO a step without gradient is usual: all answers of a prompt had the same reward.
+    fn warn_of_no_gradient(&self, line: &StepMetrics) {
+        if line.step == self.resumed_after + 1 && line.grad_norm == 0.0 && line.grpo.reward.is_none() {
+            self.reports.progress.print_line(&format!(
+                "warning: step {}: the gradient is 0, so nothing is learned; the trained weights do not take part in these \
+                 rows (is only the vision tower trained, on rows without media?)",
+                line.step
+            ));
+        }
     }
 
     /// Writes a checkpoint of the last finished step unless there is one. If host memory has room for a copy of weights

@@ -1,6 +1,10 @@
 //! Writes `run.json`, in which a run records its options, data and device, and compares it with a later process.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use reel_device::MatmulLibrary;
+use reel_files::fingerprint::bytes_fingerprint;
 use reel_files::json::redact;
 use reel_train::Result;
 use reel_train::options::TrainingOptions;
@@ -75,9 +79,30 @@ impl Recorded {
             "working_directory": std::env::current_dir().ok(),
             "options": setup.resolved,
         });
+        let code = code_fingerprints(setup.options);
+        if !code.is_empty() {
+            run["code_files"] = json!(code);
+        }
         redact(&mut run);
         run
     }
+}
+
+/// The fingerprint of each file with program code that the run uses ([`TrainingOptions::code_files`]), by path.
+fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String> {
+    let files = options.code_files().into_iter();
+    let fingerprint =
+        |path: PathBuf| Some((path.display().to_string(), bytes_fingerprint(&std::fs::read(&path).ok()?)));
+    files.filter_map(fingerprint).collect()
+}
+
+/// Returns a warning if a file with program code is not as it was in `run`, an earlier `run.json`. A run may go on with
+/// changed code, because a reward function that failed has to be corrected.
+pub(super) fn difference_in_code(run: &Value, options: &impl TrainingOptions) -> Option<String> {
+    let then: BTreeMap<String, String> = serde_json::from_value(run.get("code_files")?.clone()).ok()?;
+    let now = code_fingerprints(options);
+    let (path, _) = now.iter().find(|(path, hash)| then.get(*path).is_some_and(|then| then != *hash))?;
+    Some(format!("{path} has changed since the run began, so rewards may differ"))
 }
 
 /// Returns a warning if the device or its instruction set differs from the one that `run`, an earlier `run.json`,

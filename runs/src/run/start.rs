@@ -21,7 +21,7 @@ use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::row_order;
 use reel_train::file_names::HASHES_FILE;
 use reel_train::metrics::StepMetrics;
-use reel_train::options::BestMetric;
+use reel_train::options::{BestMetric, TrainingOptions};
 use reel_train::setup::RunSetup;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -29,7 +29,7 @@ use reel_train::{Result, TrainError};
 use serde_json::Value;
 
 use super::hardware::HardwareWatch;
-use super::record::{Recorded, difference_in_bits};
+use super::record::{Recorded, difference_in_bits, difference_in_code};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
@@ -137,7 +137,7 @@ fn find_checkpoint<'a, W: TrainLoop<'a>>(
         return Err(TrainError::option("--resume-from-checkpoint", what, help));
     }
     state.rewards.forget_best_if_missing(&options.out);
-    if options.evaluation.best_metric() == BestMetric::None {
+    if options.best_metric() == BestMetric::None {
         state.rewards.best = None;
     }
     let logs = logs::recorded_logs(&folder, &state, digests.as_ref())?;
@@ -204,7 +204,7 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
 
 /// Number of threads of this process that load images and videos, at least one. The processes on this machine share its
 /// CPU cores and its memory, so memory limits the number, too: each thread may need `--media-memory` for a file.
-fn media_threads<O>(setup: &RunSetup<O>) -> usize {
+pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
     let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
     let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);
     let by_memory = free_mib / processes as u64 / setup.media.decoder.memory_mib.max(1);
@@ -223,7 +223,8 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
 ) -> Result<Run<'a, W>> {
     let Found { rows, state, lengths, unusable, resumed, .. } = found;
     let Opened { trainer, train_loop, base } = opened;
-    let (options, out, evaluates) = (setup.options, &setup.options.out, setup.evaluator.is_some());
+    let (options, out) = (setup.options, &setup.options.out);
+    let evaluates = setup.evaluator.is_some() || train_loop.validation().is_some();
     let tensors = trainer.optimizer.parameter_states().count();
     let (logs, previous) = match &resumed {
         None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
@@ -235,7 +236,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     let recorded = Recorded::write(setup, &state, lengths)?;
     // If the checkpoint's step still lacks its evaluation, that step is reported after the evaluation.
     let lacks_evaluation =
-        evaluates && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
+        evaluates && options.is_evaluation_due(state.step, state.steps) && state.evaluated != Some(state.step);
     let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
     let unreported = last_step.filter(|_| lacks_evaluation);
     let reported = state.step - u64::from(unreported.is_some());
@@ -244,8 +245,10 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
-        let difference = resumed.run.as_ref().and_then(|run| difference_in_bits(run, setup.device));
-        print_resumption(&progress, resumed, &state, difference);
+        let run = resumed.run.as_ref();
+        let in_bits = run.and_then(|run| difference_in_bits(run, setup.device));
+        let in_code = run.and_then(|run| difference_in_code(run, options));
+        print_resumption(&progress, resumed, &state, in_bits.into_iter().chain(in_code));
     }
     if let Some(folder) = reporters.wandb_folder() {
         progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
@@ -289,9 +292,14 @@ fn restore_optimizer_state(
     checkpoint::load_optimizer_state(folder, trainer, state)
 }
 
-/// Prints at which step a run resumes, with warnings. `difference` is a warning that device or instruction set have
-/// changed, so that bits may differ from the earlier process.
-fn print_resumption(progress: &Progress, resumed: &Resumed, state: &RunState, difference: Option<String>) {
+/// Prints at which step a run resumes, with warnings. `differences` are warnings that the device, the instruction set or
+/// code have changed, so that bits may differ from the earlier process.
+fn print_resumption(
+    progress: &Progress,
+    resumed: &Resumed,
+    state: &RunState,
+    differences: impl Iterator<Item = String>,
+) {
     let (step, steps, folder) = (state.step, state.steps, resumed.folder.display());
     progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
     if step == steps {
@@ -302,7 +310,7 @@ fn print_resumption(progress: &Progress, resumed: &Resumed, state: &RunState, di
             "warning: {folder} was written by an earlier version of reel: only its weights are checked"
         ));
     }
-    if let Some(warning) = difference {
+    for warning in differences {
         progress.print_line(&format!("warning: {warning}"));
     }
 }

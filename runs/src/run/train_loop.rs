@@ -11,6 +11,8 @@ use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
 use reel_train::step::trainer::{StepResult, Trainer};
 
+use super::validation::Validation;
+
 /// The part of a run that differs between the training commands `sft` and `grpo`: the data, and what one step does.
 pub trait TrainLoop<'a>: Sized {
     /// The options of the command.
@@ -40,6 +42,10 @@ pub trait TrainLoop<'a>: Sized {
     ) -> Result<Self>;
     /// Does step `n`, counted from 1. Returns `None` if the data has ended.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
+    /// The validation rows; `None` if the run has none.
+    fn validation(&self) -> Option<&Validation<'a>> {
+        None
+    }
     /// The files that this loop needs in a checkpoint in addition to weights and optimizer state, as (path in the
     /// checkpoint folder, contents).
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;

@@ -1,7 +1,7 @@
 //! Checks the data before the first step: finds the rows that cannot be used, and the number of steps of the run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -43,13 +43,23 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
 /// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`
 /// list, and rows with wrong fields. In a strict run, the first row with wrong fields is an error.
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
+    let all: Vec<usize> = (0..rows.row_count()).collect();
+    unusable_rows_among(options, rows, &all, options.quarantine.as_deref().filter(|_| !options.check_data))
+}
+
+/// Returns the rows of the list `quarantine`, and those of `among` that have wrong fields, in file order. In a strict
+/// run, the first row with wrong fields is an error.
+pub(super) fn unusable_rows_among<R: DataSource>(
+    options: &RunOptions,
+    rows: &R,
+    among: &[usize],
+    quarantine: Option<&Path>,
+) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
-    let mut found = match &options.quarantine {
-        Some(list) if !options.check_data => quarantine::read_quarantine_list(list, line_of)?,
-        _ => Vec::new(),
-    };
+    let listed = quarantine.map(|list| quarantine::read_quarantine_list(list, line_of)).transpose()?;
+    let mut found = listed.unwrap_or_default();
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
-    let all = || (0..rows.row_count()).into_par_iter().filter(|row| !listed.contains(row));
+    let all = || among.par_iter().copied().filter(|row| !listed.contains(row));
     let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
     let skipped = |(row, e): (usize, SampleError)| SkippedRow::new(row, rows.location(row).1, &e);
     if options.strict {
@@ -58,7 +68,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     found.extend(all().filter_map(row_error).map(skipped).collect::<Vec<_>>());
     found.sort_by_key(|bad| bad.row);
     match found.first() {
-        Some(first) if found.len() == rows.row_count() => {
+        Some(first) if found.len() == among.len() => {
             Err(SampleError::no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
         }
         _ => Ok(found),

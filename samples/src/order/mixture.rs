@@ -72,6 +72,24 @@ impl Mixture {
         Ok(Self { files: mixed, epoch_rows })
     }
 
+    /// Creates the mixture of the rows that are left without the rows `left_out`, which are numbered anew from 0 on.
+    /// `files` are the names and weights of the files.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn without(
+        &self,
+        files: impl Iterator<Item = (String, f64)>,
+        left_out: impl Iterator<Item = usize> + Clone,
+    ) -> Result<Self, Diagnostic> {
+        let left = |file: &MixedFile| {
+            let range = file.first_row..file.first_row + file.rows;
+            file.rows - left_out.clone().filter(|row| range.contains(row)).count()
+        };
+        let files = files.zip(&self.files).map(|((name, weight), file)| (name, left(file), weight));
+        Self::new(&files.collect::<Vec<_>>())
+    }
+
     /// Number of rows of an epoch.
     pub fn epoch_rows(&self) -> usize {
         self.epoch_rows
@@ -146,6 +164,14 @@ mod tests {
             e,
             "b: has the weight 0.001, so an epoch of 10 rows contains no row of this file; raise its weight, or leave the file out"
         );
+    }
+
+    #[test]
+    fn rows_that_are_left_out_make_files_shorter() {
+        let whole = mixture(&[(4, 1.0), (6, 1.0)]);
+        let names = [("a".to_string(), 1.0), ("b".to_string(), 1.0)];
+        let less = whole.without(names.into_iter(), [0, 2, 5].into_iter()).unwrap();
+        assert_eq!(less, mixture(&[(2, 1.0), (5, 1.0)]));
     }
 
     #[test]

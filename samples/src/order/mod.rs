@@ -2,6 +2,7 @@
 //! within a pass depends only on the seed and the number of the pass, so a resumed run continues the sequence without
 //! stored state.
 
+pub mod held_out;
 pub mod mixture;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct RowOrder {
     seed: Option<u64>,
     /// The mixture of files, one of whose epochs is one pass; `None` for a single data source.
     mixture: Option<Arc<Mixture>>,
+    /// The row numbers that the order goes through, ascending; `None`: all rows.
+    subset: Option<Arc<[u32]>>,
     /// Number of the pass whose row order `order` holds.
     pass: Option<u64>,
     order: Vec<u32>,
@@ -30,7 +33,7 @@ pub struct RowOrder {
 impl RowOrder {
     /// Creates an order whose passes all go through the rows in file order.
     pub fn file_order(rows: usize) -> Self {
-        Self { rows, seed: None, mixture: None, pass: None, order: Vec::new() }
+        Self { rows, seed: None, mixture: None, subset: None, pass: None, order: Vec::new() }
     }
 
     /// Creates an order whose passes each go through the rows in a new random order.
@@ -45,6 +48,12 @@ impl RowOrder {
         Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
     }
 
+    /// Makes the order go through the rows `subset`, ascending row numbers, instead of the rows from 0 on. The order must
+    /// have been created for as many rows.
+    pub fn over(self, subset: impl Iterator<Item = usize>) -> Self {
+        Self { subset: Some(subset.map(|row| row as u32).collect()), ..self }
+    }
+
     /// Number of rows of a pass.
     pub fn rows_per_pass(&self) -> usize {
         self.rows
@@ -53,6 +62,11 @@ impl RowOrder {
     /// Returns the row number at index `stream_index` of the sequence, counted from 0. Computes the row order of a pass
     /// when the pass changes.
     pub fn row_at(&mut self, stream_index: u64) -> usize {
+        let row = self.index_at(stream_index);
+        self.subset.as_ref().map_or(row, |subset| subset[row] as usize)
+    }
+
+    fn index_at(&mut self, stream_index: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);
         if self.seed.is_none() && self.mixture.is_none() {
@@ -96,6 +110,14 @@ mod tests {
     fn file_order_repeats_after_the_last_row() {
         let mut order = RowOrder::file_order(3);
         assert_eq!((0..8).map(|i| order.row_at(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn a_subset_is_used_in_the_order_of_its_indices() {
+        let mut order = RowOrder::file_order(2).over([3, 7].into_iter());
+        assert_eq!((0..3).map(|i| order.row_at(i)).collect::<Vec<_>>(), [3, 7, 3]);
+        let (mut all, mut even) = (RowOrder::shuffled(5, 1), RowOrder::shuffled(5, 1).over((0..5).map(|row| 2 * row)));
+        assert!((0..12).all(|i| even.row_at(i) == 2 * all.row_at(i)));
     }
 
     #[test]

@@ -14,6 +14,10 @@ use crate::Result;
 pub enum BestMetric {
     /// Mean score over the benchmarks of --eval-benchmark
     Eval,
+    /// Validation loss (sft); the lowest is the best
+    #[value(name = "eval_loss", alias = "loss", alias = "eval-loss")]
+    #[serde(rename = "eval_loss", alias = "loss", alias = "eval-loss")]
+    EvalLoss,
     /// Mean reward over the steps since the checkpoint before (grpo)
     Reward,
     /// No checkpoint is the best one
@@ -25,8 +29,8 @@ pub enum BestMetric {
 #[serde(default)]
 #[command(next_help_heading = "Evaluation options")]
 pub struct EvaluationOptions {
-    /// Evaluate the model in training on benchmarks after every N steps and after the last one, as reel eval does; 0
-    /// does not evaluate
+    /// Evaluate the model in training after every N steps and after the last one: on benchmarks, as reel eval does, and
+    /// on the validation rows of sft; 0 does not evaluate, except for validation rows at each checkpoint
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub eval_steps: u64,
     /// Evaluate before the first step, too
@@ -53,8 +57,9 @@ pub struct EvaluationOptions {
     /// Maximum number of answers that decode together; memory may allow fewer [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N")]
     pub eval_batch_size: Option<usize>,
-    /// By which number checkpoints are compared: eval (mean score over the benchmarks), reward (mean reward of grpo) or
-    /// none [default: eval with --eval-steps, else reward]
+    /// By which number checkpoints are compared: eval (mean score over the benchmarks), eval_loss (validation loss of
+    /// sft), reward (mean reward of grpo) or none [default: eval with benchmarks, else eval_loss with validation rows,
+    /// else reward]
     #[arg(long, value_enum, hide_possible_values = true, value_name = "METRIC")]
     pub metric_for_best_model: Option<BestMetric>,
 }
@@ -66,55 +71,64 @@ impl Default for EvaluationOptions {
 }
 
 impl EvaluationOptions {
-    /// Whether the run evaluates the model in training.
-    pub fn is_on(&self) -> bool {
-        self.eval_steps > 0
+    /// Whether the run evaluates the model in training on benchmarks.
+    pub fn has_benchmarks(&self) -> bool {
+        self.eval_steps > 0 && self.eval_benchmark.is_some()
     }
 
-    /// Whether the model is evaluated after step `step` of a run of `steps` steps.
-    pub fn is_due(&self, step: u64, steps: u64) -> bool {
-        match (self.is_on(), step) {
-            (false, _) => false,
-            (true, 0) => self.eval_on_start,
-            (true, step) => step.is_multiple_of(self.eval_steps) || step == steps,
-        }
-    }
-
-    /// The metric by which checkpoints are compared: `--metric-for-best-model`, or its default.
-    pub fn best_metric(&self) -> BestMetric {
-        let default = if self.is_on() { BestMetric::Eval } else { BestMetric::Reward };
+    /// The metric by which checkpoints are compared: `--metric-for-best-model`, or its default. `validates` says
+    /// whether the run has validation rows.
+    pub(super) fn best_metric(&self, validates: bool) -> BestMetric {
+        let default = match (self.has_benchmarks(), validates) {
+            (true, _) => BestMetric::Eval,
+            (false, true) => BestMetric::EvalLoss,
+            (false, false) => BestMetric::Reward,
+        };
         self.metric_for_best_model.unwrap_or(default)
     }
 
-    /// Checks the values of the evaluation options. `save_steps` is the value of `--save-steps`.
-    pub(super) fn validate(&self, save_steps: u64) -> Result<()> {
-        let metric = self.best_metric();
-        if !self.is_on() {
-            let given = [
-                ("--eval-on-start", self.eval_on_start),
-                ("--eval-benchmark", self.eval_benchmark.is_some()),
-                ("--eval-data", self.eval_data.is_some()),
-                ("--eval-media-root", self.eval_media_root.is_some()),
-                ("--eval-limit", self.eval_limit.is_some()),
-                ("--eval-skip-bad-rows", self.eval_skip_bad_rows),
-                ("--eval-batch-size", self.eval_batch_size.is_some()),
-                ("--metric-for-best-model eval", metric == BestMetric::Eval),
-            ];
-            let first = given.iter().find(|(_, given)| *given).map_or("", |(flag, _)| flag);
+    /// Checks the values of the evaluation options. `save_steps` is the value of `--save-steps`; `validates` says
+    /// whether the run has validation rows.
+    pub(super) fn validate(&self, save_steps: u64, validates: bool) -> Result<()> {
+        let metric = self.best_metric(validates);
+        let names = self.eval_benchmark.as_deref().is_some_and(|names| !names.is_empty());
+        let of_benchmarks = [
+            ("--eval-benchmark", self.eval_benchmark.is_some()),
+            ("--eval-data", self.eval_data.is_some()),
+            ("--eval-media-root", self.eval_media_root.is_some()),
+            ("--eval-limit", self.eval_limit.is_some()),
+            ("--eval-skip-bad-rows", self.eval_skip_bad_rows),
+            ("--eval-batch-size", self.eval_batch_size.is_some()),
+            ("--metric-for-best-model eval", metric == BestMetric::Eval),
+        ];
+        let first_of_benchmarks = of_benchmarks.iter().find(|(_, given)| *given).map_or("", |(flag, _)| flag);
+        if self.eval_steps == 0 {
+            let first = if self.eval_on_start && !validates { "--eval-on-start" } else { first_of_benchmarks };
             let help = "give --eval-steps N to evaluate after every N steps, or leave it out";
             return check(first.is_empty(), first, "has no effect without --eval-steps".into(), help);
         }
-        let given = |flag: &str, is_given: bool, help: &str| {
-            check(is_given, flag, "is missing, but --eval-steps is given".into(), help)
-        };
-        let names = self.eval_benchmark.as_deref().is_some_and(|names| !names.is_empty());
-        given("--eval-benchmark", names, "name benchmarks such as mmvu,videomme, or a task file")?;
-        given("--eval-data", self.eval_data.is_some(), "give the folder with the benchmarks' files")?;
+        if validates && !names {
+            let help = "name benchmarks such as mmvu,videomme, or leave it out";
+            check(
+                first_of_benchmarks.is_empty(),
+                first_of_benchmarks,
+                "has no effect without --eval-benchmark".into(),
+                help,
+            )?;
+        } else {
+            let given = |flag: &str, is_given: bool, help: &str| {
+                check(is_given, flag, "is missing, but --eval-steps is given".into(), help)
+            };
+            let help = "name benchmarks such as mmvu,videomme, or a task file; sft has --eval-file and --val-size, too";
+            given("--eval-benchmark", names, help)?;
+            given("--eval-data", self.eval_data.is_some(), "give the folder with the benchmarks' files")?;
+        }
         let some = |flag: &str, n: usize| check(n > 0, flag, "is 0".into(), "give 1 or more");
         some("--eval-limit", self.eval_limit.unwrap_or(1))?;
         some("--eval-max-new-tokens", self.eval_max_new_tokens)?;
         some("--eval-batch-size", self.eval_batch_size.unwrap_or(1))?;
-        let has_scores = metric != BestMetric::Eval || save_steps.is_multiple_of(self.eval_steps);
+        let compares = [BestMetric::Eval, BestMetric::EvalLoss].contains(&metric);
+        let has_scores = !compares || save_steps.is_multiple_of(self.eval_steps);
         let what = format!(
             "is {save_steps}, which is not a multiple of --eval-steps {}, so some checkpoints would have no score",
             self.eval_steps
@@ -137,28 +151,20 @@ mod tests {
     }
 
     #[test]
-    fn evaluations_are_due_after_every_nth_and_the_last_step() {
-        let due = |o: &EvaluationOptions| (0..=10).filter(|&step| o.is_due(step, 10)).collect::<Vec<u64>>();
-        assert_eq!(due(&options()), [4, 8, 10]);
-        assert_eq!(due(&EvaluationOptions { eval_on_start: true, ..options() }), [0, 4, 8, 10]);
-        assert_eq!(due(&EvaluationOptions::default()), [0; 0]);
-    }
-
-    #[test]
     fn senseless_values_are_refused_by_their_flag() {
         let refused = |o: EvaluationOptions, save_steps: u64, words: [&str; 2]| {
-            let e = o.validate(save_steps).unwrap_err();
+            let e = o.validate(save_steps, false).unwrap_err();
             assert!(e.is_usage_error() && e.to_string().starts_with(words[0]), "{e}");
             assert!(e.to_string().contains(words[1]), "{e}");
         };
-        options().validate(0).unwrap();
-        options().validate(8).unwrap();
-        EvaluationOptions::default().validate(500).unwrap();
+        options().validate(0, false).unwrap();
+        options().validate(8, false).unwrap();
+        EvaluationOptions::default().validate(500, false).unwrap();
         refused(EvaluationOptions { eval_data: None, ..options() }, 8, ["--eval-data: is missing", "folder"]);
         refused(EvaluationOptions { eval_benchmark: None, ..options() }, 8, ["--eval-benchmark: is missing", "mmvu"]);
         refused(EvaluationOptions { eval_limit: Some(0), ..options() }, 8, ["--eval-limit: is 0", "1 or more"]);
         refused(options(), 6, ["--save-steps: is 6", "--eval-steps 4"]);
-        EvaluationOptions { metric_for_best_model: Some(BestMetric::None), ..options() }.validate(6).unwrap();
+        EvaluationOptions { metric_for_best_model: Some(BestMetric::None), ..options() }.validate(6, false).unwrap();
         let off = EvaluationOptions { eval_steps: 0, ..options() };
         refused(off, 8, ["--eval-benchmark: has no effect without", "--eval-steps N"]);
         let metric = EvaluationOptions { metric_for_best_model: Some(BestMetric::Eval), ..Default::default() };
@@ -167,9 +173,22 @@ mod tests {
 
     #[test]
     fn checkpoints_are_compared_by_the_evaluation_if_there_is_one() {
-        assert_eq!(options().best_metric(), BestMetric::Eval);
-        assert_eq!(EvaluationOptions::default().best_metric(), BestMetric::Reward);
+        assert_eq!((options().best_metric(false), options().best_metric(true)), (BestMetric::Eval, BestMetric::Eval));
+        let none = EvaluationOptions::default();
+        assert_eq!((none.best_metric(false), none.best_metric(true)), (BestMetric::Reward, BestMetric::EvalLoss));
         let reward = EvaluationOptions { metric_for_best_model: Some(BestMetric::Reward), ..options() };
-        assert_eq!(reward.best_metric(), BestMetric::Reward);
+        assert_eq!(reward.best_metric(true), BestMetric::Reward);
+    }
+
+    #[test]
+    fn validation_rows_need_no_benchmark() {
+        let steps = EvaluationOptions { eval_steps: 4, ..EvaluationOptions::default() };
+        steps.validate(8, true).unwrap();
+        EvaluationOptions { eval_on_start: true, ..EvaluationOptions::default() }.validate(500, true).unwrap();
+        let e = |o: EvaluationOptions| o.validate(8, true).unwrap_err().to_string();
+        let without = e(EvaluationOptions { eval_data: Some("data".into()), ..steps.clone() });
+        assert!(without.starts_with("--eval-data: has no effect without --eval-benchmark"), "{without}");
+        let unequal = e(EvaluationOptions { eval_steps: 3, ..steps });
+        assert!(unequal.starts_with("--save-steps: is 8, which is not a multiple of --eval-steps 3"), "{unequal}");
     }
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use reel_rewards::{RewardWeights, ScaleRewards};
+use reel_rewards::{RewardWeights, ScaleRewards, function_name};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{RunOptions, TrainingOptions, check, range, run};
+use super::{BestMetric, RunOptions, TrainingOptions, check, range, run};
 use crate::Result;
 
 /// How the losses of single tokens are averaged; `reel_kernels::grpo_loss` has the formulas.
@@ -115,11 +115,15 @@ pub struct GrpoOptions {
     #[arg(long, value_name = "CMD")]
     #[serde(with = "text_or_list")]
     pub reward_command: Vec<String>,
+    /// Custom rewards: Python functions as TRL takes them, FILE.py:NAME or MODULE:NAME. With this option, the rewards
+    /// accuracy and format count only if they are named, too
+    #[arg(long, value_name = "FUNCTION,…", value_delimiter = ',', num_args = 1.., action = ArgAction::Append)]
+    pub reward_funcs: Vec<String>,
     /// Custom reward: a URL that scores completions
     #[arg(long, value_name = "URL")]
     pub reward_url: Option<String>,
-    /// Environment variables that --reward-command gets besides PATH, HOME, USER, SHELL, LANG, LC_ALL and TMPDIR; none
-    /// gives it only these [default: it gets the whole environment]
+    /// Environment variables that --reward-command and --reward-funcs get besides PATH, HOME, USER, SHELL, LANG, LC_ALL
+    /// and TMPDIR; none gives them only these [default: they get the whole environment]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub reward_env: Option<Vec<String>>,
     /// Time limit in seconds for scoring the completions of one step with custom rewards; the run ends if it is
@@ -127,8 +131,8 @@ pub struct GrpoOptions {
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
     /// Weights of the rewards in the sum: NAME=WEIGHT,… for accuracy, format, temporal, semantic, length, command (of
-    /// several: command_1, command_2, …) and url; or, as in TRL, one number per --reward-command and --reward-url
-    /// [default: 1 each]
+    /// several: command_1, command_2, …), functions by their names, and url; or, as in TRL, one number for each
+    /// --reward-command, name in --reward-funcs, and --reward-url [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
     #[serde(deserialize_with = "numbers_or_text")]
     pub reward_weights: Option<String>,
@@ -214,24 +218,45 @@ impl GrpoOptions {
     /// A name is not a reward or is given twice, a weight is not a number, or the count of numbers differs from the
     /// count of custom rewards.
     pub fn reward_weights(&self) -> Result<RewardWeights> {
-        let given = self.reward_weights.as_deref().map(|text| RewardWeights::parse(text, &self.custom_reward_names()));
-        let weights = given.transpose()?.unwrap_or_default();
+        let names = self.weighted_reward_names();
+        let given = self.reward_weights.as_deref().map(|text| RewardWeights::parse(text, &names));
+        let mut weights = given.transpose()?.unwrap_or_default();
+        if !self.reward_funcs.is_empty() {
+            let is_named = |name: &&str| self.reward_funcs.iter().any(|named| named == *name);
+            weights = weights.with_default_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
+        }
         Ok(if self.len_control == Some(false) { weights.without_length()? } else { weights })
     }
 
-    /// Whether the user gives a reward command or URL.
+    /// Whether the user gives a reward command, function or URL.
     pub fn has_custom_reward(&self) -> bool {
-        !self.reward_command.is_empty() || self.reward_url.is_some()
+        !self.reward_command.is_empty() || self.functions().next().is_some() || self.reward_url.is_some()
     }
 
-    /// The names of the custom rewards in the order of their weights: the commands, then the URL. A single command is
-    /// `command`; several are `command_1`, `command_2` and so on.
+    /// The Python functions in `--reward-funcs`, without the rewards of this program.
+    pub fn functions(&self) -> impl Iterator<Item = &str> {
+        self.reward_funcs.iter().map(String::as_str).filter(|name| !OWN_FUNCTIONS.contains(name))
+    }
+
+    /// The names of the custom rewards: the commands, the functions, then the URL. A single command is `command`; several
+    /// are `command_1`, `command_2` and so on. A function has its own name.
     pub fn custom_reward_names(&self) -> Vec<String> {
+        self.reward_names(self.functions())
+    }
+
+    /// The names of the rewards in the order of the numbers of `--reward-weights`.
+    fn weighted_reward_names(&self) -> Vec<String> {
+        self.reward_names(self.reward_funcs.iter().map(String::as_str))
+    }
+
+    fn reward_names<'a>(&self, functions: impl Iterator<Item = &'a str>) -> Vec<String> {
         let commands = match self.reward_command.len() {
             1 => vec!["command".to_string()],
             n => (1..=n).map(|i| format!("command_{i}")).collect(),
         };
-        commands.into_iter().chain(self.reward_url.iter().map(|_| "url".to_string())).collect()
+        let functions = functions.map(|function| function_name(function).unwrap_or(function).to_string());
+        let url = self.reward_url.iter().map(|_| "url".to_string());
+        commands.into_iter().chain(functions).chain(url).collect()
     }
 
     /// The environment variables that the reward command gets besides the basic ones; `None`: all.
@@ -240,17 +265,43 @@ impl GrpoOptions {
         Some(names.iter().filter(|name| *name != NO_VARIABLE).cloned().collect())
     }
 
+    /// Checks that each Python function has a name of its own.
+    fn validate_functions(&self) -> Result<()> {
+        let mut names: Vec<String> = ["accuracy", "format", "temporal", "semantic", "length"].map(String::from).into();
+        self.functions().try_for_each(|function| function_name(function).map(drop))?;
+        for name in self.custom_reward_names() {
+            let what = format!("has two rewards with the name {name}");
+            check(!names.contains(&name), "--reward-funcs", what, "give the function another name")?;
+            names.push(name);
+        }
+        Ok(())
+    }
+
     /// The upper clipping range of importance ratios: `--epsilon-high`, or `--epsilon` if that is not given.
     pub fn epsilon_high(&self) -> f64 {
         self.epsilon_high.unwrap_or(self.epsilon)
     }
 }
 
+/// The rewards of this program that `--reward-funcs` may name, as TRL's and ms-swift's options do.
+const OWN_FUNCTIONS: [&str; 2] = ["accuracy", "format"];
+
 impl TrainingOptions for GrpoOptions {
     const COMMAND: &'static str = "grpo";
 
+    fn code_files(&self) -> Vec<PathBuf> {
+        let files = self.functions().filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
+        files.filter(|file| file.extension().is_some_and(|end| end == "py")).collect()
+    }
+
     fn validate_values(&self) -> Result<()> {
-        self.run.validate_values()?;
+        self.run.validate_values(false)?;
+        check(
+            self.evaluation.metric_for_best_model != Some(BestMetric::EvalLoss),
+            "--metric-for-best-model",
+            "is eval_loss, but grpo has no validation loss".into(),
+            "give eval, reward or none",
+        )?;
         let generations = self.num_generations;
         check(
             generations >= 2,
@@ -274,6 +325,7 @@ impl TrainingOptions for GrpoOptions {
         range("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "give a share above 0, at most 1")?;
         check(self.max_completion_length > 0, "--max-completion-length", "is 0".into(), "give 1 or more")?;
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;
+        self.validate_functions()?;
         self.reward_weights()?;
         let timeout = self.reward_timeout;
         let names = self.reward_env.as_deref().unwrap_or_default();
@@ -284,22 +336,23 @@ impl TrainingOptions for GrpoOptions {
             "give names of environment variables, or none",
         )?;
         check(
-            self.reward_env.is_none() || !self.reward_command.is_empty(),
+            self.reward_env.is_none() || !self.reward_command.is_empty() || self.functions().next().is_some(),
             "--reward-env",
-            "is for --reward-command, which is not given".into(),
-            "give --reward-command too, or leave it out",
+            "is for --reward-command and --reward-funcs, which are not given".into(),
+            "give one of them too, or leave it out",
         )?;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
         let scores_completions = self.temporal
             || self.siglip.is_some()
             || self.has_custom_reward()
+            || !self.reward_funcs.is_empty()
             || self.reward_weights.is_some()
             || self.len_control.is_some()
             || self.dynamic_sampling;
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "already contains the rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
+            "already contains the rewards, so --temporal, --siglip, --reward-command, --reward-funcs, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
             "remove --rollouts or these options",
         )?;
         check(
@@ -388,6 +441,33 @@ mod tests {
 
     /// In `run.json` and configuration files, no reward command is null, one is a string and several are a list.
     /// Earlier versions wrote only null or a string.
+    #[test]
+    fn functions_have_names_and_weights() {
+        let o = parse(&["--reward-funcs", "my.py:brevity", "lib.rewards:tone", "--reward-weights", "2,0.5"]);
+        o.validate_values().unwrap();
+        assert_eq!(
+            (o.custom_reward_names(), o.code_files()),
+            (vec!["brevity".into(), "tone".into()], vec!["my.py".into()])
+        );
+        let weights = |args: &[&str]| {
+            let weights = parse(args).reward_weights().unwrap();
+            ["accuracy", "format", "brevity"].map(|name| weights.weight(name))
+        };
+        assert_eq!(weights(&["--reward-funcs", "my.py:brevity", "--reward-weights", "2"]), [0.0, 0.0, 2.0]);
+        assert_eq!(weights(&["--reward-funcs", "accuracy,my.py:brevity"]), [1.0, 0.0, 1.0]);
+        assert_eq!(weights(&["--reward-funcs", "my.py:brevity", "--reward-weights", "format=3"]), [0.0, 3.0, 1.0]);
+        assert_eq!(weights(&["--reward-command", "x"]), [1.0, 1.0, 1.0]);
+        for (functions, named) in [
+            ("cosine", "`cosine` is not the name of a Python function"),
+            ("my.py:", "`my.py:` is not"),
+            ("a.py:f,b.py:f", "two rewards with the name f"),
+            ("a.py:format", "two rewards with the name format"),
+        ] {
+            let e = parse(&["--reward-funcs", functions]).validate_values().unwrap_err();
+            assert!(e.is_usage_error() && e.to_string().contains(named), "{functions}: {e}");
+        }
+    }
+
     #[test]
     fn reward_commands_are_null_a_text_or_a_list() {
         for (value, commands) in [("null", &[][..]), ("\"a, b\"", &["a, b"]), ("[\"a\",\"b\"]", &["a", "b"])] {

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, StepRange, check,
-    range,
+    BestMetric, EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo,
+    StepRange, check, range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -30,6 +30,40 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
             Ok(Value::Object(map)) => map,
             _ => Map::new(),
         }
+    }
+
+    /// Files with program code that the run uses, such as Python files with reward functions.
+    fn code_files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Whether the run has validation rows, on which it computes a validation loss.
+    fn has_validation_rows(&self) -> bool {
+        false
+    }
+
+    /// The number of steps between two evaluations of the model in training: `--eval-steps`, or `--save-steps` with
+    /// validation rows alone. 0 if the run does not evaluate the model.
+    fn evaluation_interval(&self) -> u64 {
+        match (self.evaluation.eval_steps, self.has_validation_rows()) {
+            (0, true) if self.save_steps == 0 => u64::MAX,
+            (0, true) => self.save_steps,
+            (steps, _) => steps,
+        }
+    }
+
+    /// Whether the model is evaluated after step `step` of a run of `steps` steps.
+    fn is_evaluation_due(&self, step: u64, steps: u64) -> bool {
+        match (self.evaluation_interval(), step) {
+            (0, _) => false,
+            (_, 0) => self.evaluation.eval_on_start,
+            (every, step) => step.is_multiple_of(every) || step == steps,
+        }
+    }
+
+    /// The metric by which checkpoints are compared: `--metric-for-best-model`, or its default.
+    fn best_metric(&self) -> BestMetric {
+        self.evaluation.best_metric(self.has_validation_rows())
     }
 
     /// Checks that the required options are given and all values are valid.
@@ -360,8 +394,9 @@ impl RunOptions {
         if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
     }
 
-    /// Checks the values of these options. The error names the flag of the first invalid option.
-    pub fn validate_values(&self) -> Result<()> {
+    /// Checks the values of these options. The error names the flag of the first invalid option. `validates` says whether
+    /// the run has validation rows.
+    pub fn validate_values(&self, validates: bool) -> Result<()> {
         let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a number that is 0 or more");
         rate("--learning-rate", self.learning_rate)?;
         rate("--learning-rate-vision", self.learning_rate_vision.unwrap_or(0.0))?;
@@ -410,7 +445,7 @@ impl RunOptions {
         let share = self.serve_share;
         range("--serve-share", share, share > 0.0 && share < 1.0, "give a share above 0 and below 1")?;
         check(self.serve_kv_memory > 0, "--serve-kv-memory", "is 0".into(), "give 1 or more")?;
-        self.evaluation.validate(self.save_steps)?;
+        self.evaluation.validate(self.save_steps, validates)?;
         self.validate_reports()?;
         self.validate_lora()
     }

@@ -1,5 +1,7 @@
 //! The options of `sft`.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use reel_samples::labels::LabelRule;
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,14 @@ pub struct SftOptions {
     /// What happens to a row with more tokens than --max-length
     #[arg(long, value_enum, default_value_t)]
     pub truncation_strategy: TruncationStrategy,
+
+    /// Validation rows, in the forms of --data: their loss is computed after every --eval-steps steps, or at each
+    /// checkpoint. Relative media paths refer to --media-root, or to the folder of the first file
+    #[arg(long, value_name = "FILE", help_heading = "Evaluation options")]
+    pub eval_file: Option<PathBuf>,
+    /// Validation rows taken from --data, which are then not trained: a share of its rows below 1, or a number of rows
+    #[arg(long, value_name = "SIZE", help_heading = "Evaluation options")]
+    pub val_size: Option<f64>,
 }
 
 run::extends_run_options!(SftOptions);
@@ -54,6 +64,41 @@ impl SftOptions {
             Recipe::Videorft | Recipe::VideoR1 => LabelRule::Videorft,
         })
     }
+
+    /// The rows of `--data` that are held back from training: a share below 1, or a number. `None` if there are none,
+    /// as with the value 0.
+    pub fn held_out_size(&self) -> Option<f64> {
+        self.val_size.filter(|&size| size > 0.0)
+    }
+
+    /// The folder that media paths in the rows of `--eval-file` are relative to: `--media-root`, or the folder of the
+    /// first file.
+    pub fn validation_media_root(&self) -> PathBuf {
+        match (&self.media_root, &self.eval_file) {
+            (None, Some(file)) => reel_data::media_root(file),
+            _ => self.run.media_root(),
+        }
+    }
+
+    fn validate_validation(&self) -> Result<()> {
+        let size = self.val_size.unwrap_or(0.0);
+        let fits = size >= 0.0 && size.is_finite() && (size < 1.0 || size.fract() == 0.0);
+        check(fits, "--val-size", format!("is {size}"), "give a share below 1, or a whole number of rows")?;
+        let what = "is given together with --eval-file, and a run has one set of validation rows";
+        check(self.eval_file.is_none() || size == 0.0, "--val-size", what.into(), "give one of the two")?;
+        let is_empty = self.eval_file.as_ref().is_some_and(|file| file.as_os_str().is_empty());
+        check(!is_empty, "--eval-file", "is empty".into(), "give a data file, or the folder of a data set")?;
+        check(
+            self.metric_for_best_model_is_known(),
+            "--metric-for-best-model eval_loss",
+            "needs validation rows".into(),
+            "give --eval-file or --val-size",
+        )
+    }
+
+    fn metric_for_best_model_is_known(&self) -> bool {
+        self.evaluation.metric_for_best_model != Some(BestMetric::EvalLoss) || self.has_validation_rows()
+    }
 }
 
 impl TrainingOptions for SftOptions {
@@ -65,13 +110,18 @@ impl TrainingOptions for SftOptions {
         map
     }
 
+    fn has_validation_rows(&self) -> bool {
+        self.eval_file.is_some() || self.held_out_size().is_some()
+    }
+
     fn validate_values(&self) -> Result<()> {
-        self.run.validate_values()?;
+        self.validate_validation()?;
+        self.run.validate_values(self.has_validation_rows())?;
         check(
             self.evaluation.metric_for_best_model != Some(BestMetric::Reward),
             "--metric-for-best-model",
             "is reward, but sft has no rewards".into(),
-            "give eval together with --eval-steps, or give none",
+            "give eval with --eval-benchmark, eval_loss with validation rows, or none",
         )?;
         check(
             self.truncation_strategy == TruncationStrategy::Delete || self.max_length.is_some(),
@@ -159,6 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_are_due_after_every_nth_and_the_last_step() {
+        let due = |args: &[&str]| {
+            let options = parse(args).unwrap();
+            (0..=10).filter(|&step| options.is_evaluation_due(step, 10)).collect::<Vec<u64>>()
+        };
+        assert_eq!(due(&["--eval-steps", "4"]), [4, 8, 10]);
+        assert_eq!(due(&["--eval-steps", "4", "--eval-on-start"]), [0, 4, 8, 10]);
+        assert_eq!(due(&[]), [0; 0]);
+        // Validation rows are evaluated at each checkpoint if --eval-steps is not given.
+        assert_eq!(due(&["--val-size", "0.5", "--save-steps", "3"]), [3, 6, 9, 10]);
+        assert_eq!(due(&["--val-size", "0.5", "--save-steps", "0"]), [10]);
+        assert_eq!(due(&["--val-size", "0"]), [0; 0]);
+    }
+
+    #[test]
     fn warmup_steps_win_over_the_ratio_which_is_rounded_up() {
         let o = RunOptions { warmup_ratio: 0.03, ..Default::default() };
         assert_eq!((o.warmup_step_count(100), o.warmup_step_count(101), o.warmup_step_count(1)), (3, 4, 1));
@@ -167,7 +232,12 @@ mod tests {
 
     #[test]
     fn senseless_values_are_refused_by_their_flag() {
-        let refused: [(&str, &[&str]); 14] = [
+        let refused: [(&str, &[&str]); 19] = [
+            ("--val-size", &["--val-size", "nan"]),
+            ("--val-size", &["--val-size", "1.5"]),
+            ("--val-size", &["--val-size=-1"]),
+            ("--val-size", &["--val-size", "0.1", "--eval-file", "e.jsonl"]),
+            ("--metric-for-best-model eval_loss", &["--metric-for-best-model", "eval_loss"]),
             ("--learning-rate", &["--learning-rate", "nan"]),
             ("--learning-rate", &["--learning-rate=-1"]),
             ("--weight-decay", &["--weight-decay", "inf"]),

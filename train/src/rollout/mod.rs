@@ -7,6 +7,7 @@ pub mod group;
 pub mod products;
 pub mod prompts;
 pub mod records;
+mod reward_log;
 pub mod sampler;
 pub mod scorer;
 pub mod siglip;

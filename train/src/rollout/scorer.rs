@@ -15,8 +15,9 @@ use serde_json::Value;
 
 use super::worker::Rollout;
 use crate::live_server::DeviceLender;
-use crate::options::GrpoOptions;
+use crate::rollout::reward_log::reward_log;
 use crate::rollout::siglip::SiglipScorer;
+use crate::setup::GrpoSetup;
 use crate::{Result, TrainError};
 
 /// Time that a step waits for custom rewards before it starts other work beside them. Starting other work during fast
@@ -43,23 +44,21 @@ struct CustomScores {
 impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
     /// waits for custom rewards.
-    pub fn new(
-        options: &GrpoOptions,
-        device: &Device,
-        dtype: DType,
-        stop: &'a AtomicBool,
-        lender: DeviceLender<'a>,
-    ) -> Result<Self> {
+    pub fn new(setup: &GrpoSetup<'a>, device: &Device, dtype: DType, lender: DeviceLender<'a>) -> Result<Self> {
+        let (options, stop) = (setup.options, setup.stop);
+        let log = reward_log(setup);
         let timeout = Duration::from_secs_f64(options.reward_timeout);
-        let commands = options.reward_command.iter().map(|shell| {
-            let command = CustomReward::from_command(shell, timeout)?;
+        let commands = options.reward_command.iter().map(|shell| CustomReward::from_command(shell, timeout));
+        let functions = options.functions().map(|function| CustomReward::from_function(function, timeout));
+        let programs = commands.chain(functions).map(|program| {
+            let program = program?.with_log(log.clone());
             Ok(match options.reward_environment() {
-                Some(names) => command.with_environment(names),
-                None => command,
+                Some(names) => program.with_environment(names),
+                None => program,
             })
         });
         let url = options.reward_url.iter().map(|url| CustomReward::from_url(url, timeout));
-        let named = commands.chain(url).zip(options.custom_reward_names());
+        let named = programs.chain(url).zip(options.custom_reward_names());
         let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_, RewardError>>()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };

@@ -108,7 +108,7 @@ impl<'a> RolloutWorker<'a> {
                 trainer,
             ),
             options: setup.options,
-            scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
+            scorer: CompletionScorer::new(setup, &trainer.device, trainer.dtype, lender)?,
             recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
             strips,
             spread,
@@ -299,7 +299,8 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);
     for (i, text) in rollout.texts.iter().enumerate() {
-        let parts: Vec<String> = scores.named_rewards().map(|(name, values)| format!("{name} {}", values[i])).collect();
+        let applied = scores.named_rewards().filter(|(_, values)| !values[i].is_nan());
+        let parts: Vec<String> = applied.map(|(name, values)| format!("{name} {}", values[i])).collect();
         page += &format!("**{}** = {}\n\n{}\n", scores.reward[i], parts.join(" + "), quoted(text));
     }
     page
@@ -309,11 +310,12 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {
-        let sum = values.iter().map(|&x| f64::from(x)).sum::<f64>();
+        let applied = || values.iter().filter(|value| !value.is_nan());
+        let (sum, count) = (applied().map(|&x| f64::from(x)).sum::<f64>(), applied().count());
         match sums.iter_mut().find(|s| s.0 == name) {
-            Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + values.len()),
-            None => sums.push((name.to_string(), sum, values.len())),
+            Some(s) => (s.1, s.2) = (s.1 + sum, s.2 + count),
+            None => sums.push((name.to_string(), sum, count)),
         }
     }
-    sums.into_iter().map(|(name, sum, n)| (name, sum / n as f64)).collect()
+    sums.into_iter().filter(|(_, _, n)| *n > 0).map(|(name, sum, n)| (name, sum / n as f64)).collect()
 }

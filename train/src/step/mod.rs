@@ -12,6 +12,7 @@ pub mod sft;
 pub mod shard_exchange;
 mod tensor_exchange;
 pub mod trainer;
+pub mod validation;
 pub mod weight_shards;
 
 pub use gradient_sum::BUCKET_WEIGHTS;

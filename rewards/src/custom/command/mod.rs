@@ -1,9 +1,10 @@
-//! A custom reward by shell command: the process is started once and gets rows in batches, each with a deadline.
+//! A custom reward by shell command or Python function: the process is started once and gets rows in batches, each with a deadline.
 //!
-//! [`Pipes`] writes batches and reads lines; a thread keeps the last line of standard error. A guard process kills the
+//! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process kills the
 //! command's process group when this process ends, even if this process is killed itself.
 
 mod pipes;
+mod program;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -17,13 +18,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde_json::{Value, json};
 
-use super::BASIC_ENVIRONMENT;
 use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_for_message};
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
+use super::{BASIC_ENVIRONMENT, ProgramLog};
 use crate::{Result, RewardError};
 use pipes::Pipes;
-
-const FLAG: &str = "--reward-command";
+use program::Program;
 
 /// Maximum length of a line of standard error in bytes.
 const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
@@ -45,14 +45,16 @@ const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 /// The field that is added to each row: the row's index in the batch and the batch's number of rows.
 const BATCH_FIELD: &str = "_batch";
 
-/// A shell command, and its process once the first batch has started it.
+/// A shell command or function, and its process once the first batch has started it.
 #[derive(Debug)]
 pub(super) struct CommandReward {
-    command_line: String,
+    program: Program,
     timeout: Duration,
     /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
     /// environment.
     environment: Option<Vec<String>>,
+    /// Gets the lines that the command writes to standard error.
+    log: Option<ProgramLog>,
     running: Option<Running>,
     /// The batch that is being scored.
     batch: Option<Batch>,
@@ -69,14 +71,21 @@ struct Batch {
 
 impl CommandReward {
     pub(super) fn new(command_line: &str, timeout: Duration) -> Result<Self> {
-        if command_line.trim().is_empty() || command_line.contains('\0') {
-            return Err(RewardError::bad_option(
-                FLAG,
-                "is empty or contains a zero byte",
-                "give a command for `sh -c`",
-            ));
-        }
-        Ok(Self { command_line: command_line.to_string(), timeout, environment: None, running: None, batch: None })
+        Ok(Self::of(Program::shell(command_line)?, timeout))
+    }
+
+    /// A Python function, `FILE.py:NAME` or `MODULE:NAME`.
+    pub(super) fn of_function(function: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self::of(Program::function(function)?, timeout))
+    }
+
+    fn of(program: Program, timeout: Duration) -> Self {
+        Self { program, timeout, environment: None, log: None, running: None, batch: None }
+    }
+
+    /// Passes the lines of standard error to `log`. The command must not have been started yet.
+    pub(super) fn set_log(&mut self, log: ProgramLog) {
+        self.log = Some(log);
     }
 
     /// Limits the environment of the command, which must not have been started yet.
@@ -95,7 +104,7 @@ impl CommandReward {
         }
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(&self.command_line, self.environment.as_deref())
+            None => Running::start(&self.program, self.environment.as_deref(), self.log.clone())
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
         if let Err(failure) = running.send(&lines) {
@@ -124,7 +133,7 @@ impl CommandReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_reward_error(FLAG, &self.command_line, what, help)
+        custom_reward_error(self.program.flag(), self.program.text(), what, help)
     }
 
     fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
@@ -139,10 +148,7 @@ impl CommandReward {
             BatchFailure::Stopped => self.error(STOPPED_PROBLEM, STOPPED_HELP),
             BatchFailure::Ended(got) => {
                 let how = running.describe_exit();
-                self.error(
-                    format!("{how} after {got} of {rows} rewards"),
-                    "run the command by hand with one row on its standard input",
-                )
+                self.error(format!("{how} after {got} of {rows} rewards"), self.program.help_after_exit())
             }
             BatchFailure::ExtraLine => self.error(
                 format!("wrote more lines than the {rows} rows of its batch"),
@@ -154,7 +160,7 @@ impl CommandReward {
             ),
             BatchFailure::BadLine(index, why) => self.error(
                 format!("line {} of its output {why}", index + 1),
-                "write a number or {\"reward\": number} per row and nothing else on standard output",
+                "write a number, {\"reward\": number} or null per row and nothing else on standard output",
             ),
         }
     }
@@ -208,10 +214,6 @@ enum BatchFailure {
 /// then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "trap '' USR1; read -r _; kill -s KILL -- -\"$0\"";
 
-/// Begins the shell script of the command. Slurm sends SIGUSR1 to all processes of a job step, also to those that the
-/// command starts; they inherit that the signal is ignored.
-const IGNORE_SIGUSR1: &str = "trap '' USR1; ";
-
 /// The running process. When `Running` is dropped, the process's input is closed and it has [`EXIT_GRACE`] to exit
 /// before it is killed.
 #[derive(Debug)]
@@ -229,20 +231,15 @@ struct Running {
 }
 
 impl Running {
-    fn start(command_line: &str, environment: Option<&[String]>) -> std::io::Result<Self> {
-        let mut command = std::process::Command::new("sh");
+    fn start(program: &Program, environment: Option<&[String]>, log: Option<ProgramLog>) -> std::io::Result<Self> {
+        let mut command = program.command();
         if let Some(names) = environment {
             let given = BASIC_ENVIRONMENT.into_iter().chain(names.iter().map(String::as_str));
             let set = given.filter_map(|name| Some((name, std::env::var_os(name)?))).collect::<Vec<_>>();
             command.env_clear().envs(set);
         }
-        let mut child = command
-            .args(["-c", &format!("{IGNORE_SIGUSR1}{command_line}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
         let last_stderr_line = Arc::new(Mutex::new(String::new()));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
@@ -253,7 +250,7 @@ impl Running {
             Self { child, guard: None, pipes, has_replied_correctly: false, last_stderr_line, stderr_end };
         running.guard = Some(start_guard(running.child.id())?);
         thread::Builder::new().name("custom reward".into()).spawn(move || {
-            stderr.into_iter().for_each(|pipe| keep_last_line(pipe, &last_line));
+            stderr.into_iter().for_each(|pipe| read_stderr(pipe, &last_line, log.as_ref()));
             drop(stderr_open);
         })?;
         Ok(running)
@@ -364,6 +361,8 @@ impl Drop for Running {
         // Init reaps it later.
         self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
+        // The log gets the last lines of standard error, too.
+        let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
     }
 }
 
@@ -380,12 +379,16 @@ fn start_guard(group: u32) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Reads standard error to its end and keeps the last line that is not blank in `last`.
-fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
+/// Reads standard error to its end. Passes each line to `log` and keeps the last line that is not blank in `last`.
+fn read_stderr(pipe: ChildStderr, last: &Mutex<String>, log: Option<&ProgramLog>) {
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();
     while pipe.by_ref().take(MAX_STDERR_LINE_BYTES).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let text = shorten_for_message(&String::from_utf8_lossy(&line));
+        let whole = String::from_utf8_lossy(&line);
+        if let Some(log) = log {
+            log.write(whole.trim_end_matches(['\n', '\r']));
+        }
+        let text = shorten_for_message(&whole);
         if !text.is_empty() {
             *last.lock().unwrap_or_else(PoisonError::into_inner) = text;
         }

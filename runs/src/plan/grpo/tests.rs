@@ -91,6 +91,7 @@ fn plan_equals_the_peak_of_a_run() {
             media: &media,
             resolved: &serde_json::Value::Null,
             quiet: true,
+            verbose: false,
             stop: &never,
             server: None,
             evaluator: None,

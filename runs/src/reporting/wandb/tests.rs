@@ -21,6 +21,7 @@ fn line(step: u64) -> StepMetrics {
         hash: "00".into(),
         hardware: HardwareMetrics::default(),
         grpo: GrpoMetrics::default(),
+        validation: None,
     }
 }
 

@@ -1,9 +1,10 @@
 //! `reel sft`: supervised fine-tuning on conversations.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_input::fetch::MediaAccess;
 use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
 use reel_media::worker::DecodeWorker;
 use reel_ranks::Ranks;
@@ -12,6 +13,7 @@ use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssig
 use reel_samples::labels::TokenLabeler;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::sample::{SampleCache, SftSource};
+use reel_samples::source::DataSource;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{Recipe, SftOptions, TruncationStrategy};
 use reel_train::step::sft::step;
@@ -19,7 +21,8 @@ use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::{Result, TrainError};
 
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, TrainLoop};
+use crate::run::start::media_threads;
+use crate::run::{self, TrainLoop, Validation};
 
 pub use crate::run::{DataCheckResult, RunSummary};
 pub use reel_train::setup::SftSetup;
@@ -44,6 +47,7 @@ pub(crate) struct SftLoop<'a> {
     feed: MicroBatchFeed<SftSource>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
+    validation: Option<Validation<'a>>,
 }
 
 impl<'a> TrainLoop<'a> for SftLoop<'a> {
@@ -86,12 +90,17 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 
     fn begin(
         setup: &SftSetup<'a>,
-        _: Arc<SftSource>,
+        rows: Arc<SftSource>,
         feed: MicroBatchFeed<SftSource>,
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {
-        Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server) })
+        let validation = open_validation(setup, &rows)?;
+        Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server), validation })
+    }
+
+    fn validation(&self) -> Option<&Validation<'a>> {
+        self.validation.as_ref()
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
@@ -108,8 +117,41 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     }
 }
 
+/// Opens the validation rows of a run: those of `--eval-file`, or those that `training`, the rows of `--data`, holds
+/// back. `None` if the run has none.
+///
+/// # Errors
+/// The file cannot be opened; in a strict run, the fields of a row cannot be used.
+pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> Result<Option<Validation<'a>>> {
+    let options = setup.options;
+    let (source, rows) = match &options.eval_file {
+        Some(file) => {
+            let data = Dataset::open_option("--eval-file", file, None)?;
+            data.refuse_weights_of("--eval-file")?;
+            let (media_root, rows) = (options.validation_media_root(), (0..data.len()).collect());
+            (Arc::new(open_samples_of(setup, data, media_root)?), rows)
+        }
+        None if options.held_out_size().is_some() => (training.clone(), training.held_out().to_vec()),
+        None => return Ok(None),
+    };
+    let batching = SftLoop::batching(options, rows.len());
+    let threads = media_threads(setup);
+    let processes = setup.ranks.map_or(1, |run| run.ranks.size());
+    Ok(Some(Validation::new(setup, source, rows, batching, (threads, SftLoop::rows_ahead(options, processes)))?))
+}
+
 /// Opens the data file as supervised training samples.
 pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
+    let options = setup.options;
+    let mut data = Dataset::open_first_rows(&options.data, options.max_samples)?;
+    if let Some(size) = options.held_out_size() {
+        data.hold_out(size, setup.seed)?;
+    }
+    open_samples_of(setup, data, options.media_root())
+}
+
+/// Makes training samples of the rows `data`, whose relative media paths refer to `media_root`.
+fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
@@ -122,13 +164,15 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
     // The decoder needs no cache of frames, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
+    let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
+    let access = MediaAccess { confined_to, ..setup.media.access.clone() };
     Ok(SftSource {
-        data: Dataset::open_first_rows(&options.data, options.max_samples)?,
+        data,
         bundle,
         labels,
         cut_at: options.max_length.filter(|_| options.truncation_strategy == TruncationStrategy::Right),
-        media: MediaOptions { second_per_grid, decoder, ..setup.media.clone() },
-        media_root: options.media_root(),
+        media: MediaOptions { second_per_grid, decoder, access, ..setup.media.clone() },
+        media_root,
         parity: options.parity,
         kept: SampleCache::default(),
         files: MediaFiles::default(),

@@ -74,6 +74,8 @@ struct Round {
     prefetched: Option<(WeightUnit, PendingExchange)>,
     /// Whether all units have memory ([`WeightShards::gather_all`]).
     has_all: bool,
+    /// The schedule of training, while rounds are forward passes alone ([`WeightShards::forward_rounds`]).
+    training: Option<Schedule>,
 }
 
 /// What must happen before the weights of a unit can be used.
@@ -156,6 +158,15 @@ impl WeightShards {
         }
         self.exchange.borrow().wait_for_all()?;
         Ok(all)
+    }
+
+    /// Makes each round a forward pass without a backward pass, until the result is dropped. All ranks call it together,
+    /// between steps, and end each round with [`ForwardRounds::end_round`].
+    pub fn forward_rounds(self: &Rc<Self>) -> ForwardRounds {
+        let mut round = self.round.borrow_mut();
+        let forward = Schedule::new(&self.forward, |_| false, std::iter::empty());
+        round.training = Some(std::mem::replace(&mut round.schedule, forward));
+        ForwardRounds(self.clone())
     }
 
     /// Exchanges what comes before the weights of `unit` in the round, gathers them, and starts to gather the weights
@@ -308,5 +319,33 @@ impl Drop for AllWeights {
     fn drop(&mut self) {
         self.0.units.keys().for_each(|unit| self.0.release(*unit));
         self.0.round.borrow_mut().has_all = false;
+    }
+}
+
+/// Rounds of forward passes without backward passes. When it is dropped, no weights are gathered, and rounds have
+/// backward passes again.
+#[must_use = "rounds have backward passes again when it is dropped"]
+#[derive(Debug)]
+pub struct ForwardRounds(Rc<WeightShards>);
+
+impl ForwardRounds {
+    /// Gathers what is left of the round, also on a rank without a micro-batch, because the other ranks need its cells.
+    ///
+    /// # Errors
+    /// The device is out of memory; another rank has failed.
+    pub fn end_round(&self) -> Result<()> {
+        while self.0.advance_to_end()? == Advance::Bucket {}
+        self.0.exchange.borrow().wait_for_all()
+    }
+}
+
+impl Drop for ForwardRounds {
+    fn drop(&mut self) {
+        let mut round = self.0.round.borrow_mut();
+        // After an error, units may still have memory.
+        round.prefetched = None;
+        round.current = None;
+        self.0.units.keys().for_each(|unit| self.0.release(*unit));
+        round.schedule = round.training.take().unwrap_or_default();
     }
 }

@@ -157,6 +157,7 @@ fn checkpoint_of_another_command_is_refused() {
         media: &media,
         resolved: &Value::Null,
         quiet: true,
+        verbose: false,
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,

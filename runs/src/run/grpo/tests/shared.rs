@@ -49,6 +49,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         media: &MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() },
         resolved: &Value::Null,
         quiet: true,
+        verbose: false,
         stop: &case.stop,
         server: None,
         evaluator: None,

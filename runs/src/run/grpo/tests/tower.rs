@@ -53,6 +53,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         media: &media,
         resolved: &Value::Null,
         quiet: true,
+        verbose: false,
         stop: &case.stop,
         server: None,
         evaluator: None,

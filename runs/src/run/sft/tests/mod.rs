@@ -89,6 +89,7 @@ impl Case {
             media: &media,
             resolved: &serde_json::to_value(&self.options).unwrap(),
             quiet: true,
+            verbose: false,
             stop: &self.stop,
             server: None,
             evaluator: None,

@@ -60,6 +60,7 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
         media: &media,
         resolved: &Value::Null,
         quiet: true,
+        verbose: false,
         stop: &case.stop,
         server: None,
         evaluator: None,

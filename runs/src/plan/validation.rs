@@ -1,0 +1,25 @@
+//! Adds the memory of computing the validation loss to a plan.
+
+use reel_samples::sample::Sample;
+use reel_train::Result;
+use reel_train::step::trainer::Trainer;
+use reel_train::step::validation::LossPass;
+
+use super::Plan;
+
+/// Returns the plan. If the validation loss of the micro-batches that `next` returns needs more memory than a step,
+/// replaces the plan's memory by that of the validation. The trainer is on the dry device.
+pub(super) fn with_validation(
+    plan: Plan,
+    trainer: &Trainer,
+    mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,
+) -> Result<Plan> {
+    trainer.device.reset_peak();
+    let mut pass = LossPass::new(trainer);
+    while let Some(samples) = next()? {
+        pass.add(&samples)?;
+        pass.end_round()?;
+    }
+    let memory = trainer.device.memory();
+    Ok(if memory.peak > plan.memory.peak { Plan { memory, ..plan } } else { plan })
+}

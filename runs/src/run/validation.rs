@@ -1,0 +1,154 @@
+//! The validation rows of `sft` (`--eval-file`, `--val-size`): prepares them and computes their loss between two steps.
+//!
+//! The rows are used in file order, in micro-batches like those of training. Their media are decoded ahead by background
+//! threads. With several processes (ranks), micro-batch i belongs to rank i mod N.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use reel_diagnostic::Diagnostic;
+use reel_files::fingerprint::bytes_fingerprint;
+use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
+use reel_samples::order::RowOrder;
+use reel_samples::sample::SftSource;
+use reel_samples::skipped_row::SkippedRow;
+use reel_samples::source::DataSource;
+use reel_train::live_server::DeviceLender;
+use reel_train::setup::SftSetup;
+use reel_train::step::trainer::Trainer;
+use reel_train::step::validation::{LossPass, RowLoss, ValidationLoss};
+use reel_train::{Result, TrainError};
+
+use super::validate::unusable_rows_among;
+
+/// Time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The validation rows of a run.
+#[derive(Clone)]
+pub struct Validation<'a> {
+    setup: SftSetup<'a>,
+    source: Arc<SftSource>,
+    /// The row numbers in `source`, ascending.
+    rows: Vec<usize>,
+    /// Rows that are known to be unusable without loading media.
+    unusable: Vec<SkippedRow>,
+    batching: MicroBatchOptions,
+    /// Number of threads that load images and videos.
+    threads: usize,
+    /// Number of rows that are prepared ahead.
+    window: usize,
+    fingerprint: String,
+}
+
+impl<'a> Validation<'a> {
+    /// Makes the validation rows of the `rows` of a source. `batching` says how they are grouped into micro-batches.
+    ///
+    /// # Errors
+    /// In a strict run, the fields of a row cannot be used.
+    pub fn new(
+        setup: &SftSetup<'a>,
+        source: Arc<SftSource>,
+        rows: Vec<usize>,
+        batching: MicroBatchOptions,
+        (threads, window): (usize, usize),
+    ) -> Result<Self> {
+        let is_of_data = setup.options.eval_file.is_none();
+        let quarantine = setup.options.quarantine.as_deref().filter(|_| is_of_data);
+        let mut unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)?;
+        unusable.retain(|row| rows.binary_search(&row.row).is_ok());
+        let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
+        let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
+        Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
+    }
+
+    /// Fingerprint of the set of rows.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The rows in micro-batches.
+    pub fn feed(&self) -> MicroBatchFeed<SftSource> {
+        let order = RowOrder::file_order(self.rows.len()).over(self.rows.iter().copied());
+        let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
+        let ranks = self.setup.ranks.map(|run| FeedRanks {
+            ranks: run.ranks.clone(),
+            // All rows belong to one step.
+            per_step: usize::MAX,
+            assignment: RankAssignment::InTurn,
+        });
+        MicroBatchFeed::new(self.source.clone(), order, self.batching, &from, self.threads, self.window)
+            .shared_by(ranks)
+    }
+
+    /// Computes the loss of all rows with the weights of `trainer`. `print` gets lines of progress. All ranks call it
+    /// together, and all return the same result.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when the run was interrupted; no row can be used; in a strict run, a row cannot be used;
+    /// the loss of a row is not finite.
+    pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
+        let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
+        let (mut feed, mut pass) = (self.feed(), LossPass::new(trainer));
+        let lender = DeviceLender(self.setup.server);
+        let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
+        let mut shown = Instant::now();
+        print(&format!("computing the loss of {} validation rows", self.rows.len()));
+        loop {
+            if self.is_interrupted()? {
+                return Err(TrainError::interrupted());
+            }
+            let mut micro_batches = 0;
+            while micro_batches < size {
+                let Some(mut batch) = lender.during(|| feed.next_micro_batch())? else { break };
+                micro_batches += 1;
+                used.extend(batch.rows);
+                skipped.append(&mut batch.skipped);
+                if batch.rank == rank && !batch.samples.is_empty() {
+                    lender.lend();
+                    pass.add(&batch.samples)?;
+                }
+            }
+            if micro_batches == 0 {
+                break;
+            }
+            pass.end_round()?;
+            if shown.elapsed() >= PROGRESS_INTERVAL {
+                shown = Instant::now();
+                print(&format!("{} of {} validation rows", used.len() + skipped.len(), self.rows.len()));
+            }
+        }
+        let losses: Vec<RowLoss> = pass.finish()?.concat();
+        if let Some((&row, loss)) = used.iter().zip(&losses).find(|(_, loss)| !loss.sum.is_finite()) {
+            return Err(self.not_finite(row, loss));
+        }
+        let skipped_rows: BTreeSet<usize> = skipped.iter().map(|row| row.row).collect();
+        if let Some(first) = skipped.first() {
+            let share = format!("{} of {} validation rows", skipped_rows.len(), self.rows.len());
+            print(&format!("{share} are skipped; the first: {}", first.reason));
+        }
+        Ok(ValidationLoss::new(&losses, skipped_rows.len(), &self.fingerprint))
+    }
+
+    /// Whether a rank was interrupted. All ranks call it together and return the same.
+    fn is_interrupted(&self) -> Result<bool> {
+        let Some(run) = self.setup.ranks else { return Ok(self.setup.stop.load(Ordering::Relaxed)) };
+        let own = [u8::from(run.interrupted.load(Ordering::Relaxed))];
+        let flags = run.ranks.all_gather("interruptions", &own)?;
+        let is_any = flags.concat().contains(&1);
+        if is_any {
+            self.setup.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(is_any)
+    }
+
+    fn not_finite(&self, row: usize, loss: &RowLoss) -> TrainError {
+        TrainError::NotFinite(Diagnostic::new(
+            self.source.location(row).0,
+            format!("has the validation loss {}", loss.sum),
+            "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
+        ))
+    }
+}

@@ -1,0 +1,125 @@
+//! `reel grpo --reward-funcs`: Python functions as TRL takes them, their names and weights, what they print, and their
+//! errors. `--reward-command`: what the command writes to standard error.
+
+#[path = "support/grpo_run.rs"]
+mod grpo_run;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use grpo_run::{grpo, training_folder};
+use serde_json::Value;
+use support::{FinishedRun, read_metrics, run_in};
+
+const FUNCTIONS: &str = r#"
+def length(prompts, completions, completion_ids, solution, **columns):
+    print("seen", len(completions), prompts[0][0]["content"])
+    assert len(prompts) == len(completions) == len(solution) == len(completion_ids)
+    return [0.5 + len(ids) for ids in completion_ids]
+
+def sometimes(completions, solution, **columns):
+    return [None if "<answer>2<" in text else 4.0 for text in solution]
+
+def fails(completions, **columns):
+    raise ValueError("no such colour: " + completions[0][0]["role"])
+"#;
+
+/// Whether `python3` is there; prints that the test is skipped if not.
+fn has_python(test: &str) -> bool {
+    let found = Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if found.is_err() {
+        println!("{test} is skipped: python3 is not installed");
+    }
+    found.is_ok()
+}
+
+/// Runs `reel grpo` without the reward command of [`grpo`] and without `--quiet`.
+fn run(at: &Path, out: &str, functions: &[&str], more: &[&str]) -> FinishedRun {
+    let mut args = grpo(out, more);
+    let command = args.iter().position(|arg| arg == "--reward-command").expect("a reward command");
+    args.drain(command..command + 2);
+    args.retain(|arg| arg != "--quiet");
+    args.push("--reward-funcs".into());
+    args.extend(functions.iter().map(|name| name.to_string()));
+    run_in(at, args)
+}
+
+fn log(at: &Path, out: &str) -> String {
+    fs::read_to_string(at.join(out).join("reward.log")).expect("reward.log")
+}
+
+#[test]
+fn functions_have_names_weights_and_a_log() {
+    if !has_python("functions_have_names_weights_and_a_log") {
+        return;
+    }
+    let folder = training_folder();
+    let at = folder.path();
+    fs::write(at.join("my.py"), FUNCTIONS).expect("written");
+    let functions = ["my.py:length", "my.py:sometimes"];
+    let options = ["--max-steps", "2", "--no-shuffle", "--reward-weights", "0.5,-3", "--save-steps", "1"];
+    let quiet = run(at, "out", &functions, &options);
+    quiet.ok();
+    assert!(!quiet.stderr.contains("seen 8"), "{}", quiet.stderr);
+    let lines = read_metrics(&at.join("out"));
+    let keys: Vec<&String> =
+        lines[0].as_object().expect("an object").keys().filter(|k| k.starts_with("rewards/")).collect();
+    assert_eq!(keys, ["rewards/accuracy", "rewards/format", "rewards/length", "rewards/sometimes"]);
+    // The function `sometimes` does not apply to the row 1 + 1, the second row of the first step.
+    for (line, share) in [(&lines[0], 0.5), (&lines[1], 1.0)] {
+        let of = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("no {name} in {line}"));
+        assert_eq!(of("rewards/sometimes"), 4.0);
+        let want = 0.5 * of("rewards/length") - 3.0 * 4.0 * share;
+        assert!((of("reward") - want).abs() < 1e-3, "accuracy and format do not count: {line}");
+    }
+    assert!(log(at, "out").starts_with("seen 8 What is 0 + 0?\n"), "{}", log(at, "out"));
+    let about: Value = serde_json::from_slice(&fs::read(at.join("out/run.json")).expect("run.json")).expect("JSON");
+    assert!(about["code_files"]["my.py"].is_string(), "{about}");
+    // Changed code is named when the run goes on, and -v prints what the functions print.
+    fs::write(at.join("my.py"), format!("{FUNCTIONS}\n")).expect("written");
+    let resumed = ["--resume-from-checkpoint", "last", "--max-steps", "3", "-v"];
+    let more = run(at, "out", &functions, &[&options[2..], &resumed].concat());
+    more.ok();
+    assert!(more.stderr.contains("warning: my.py has changed since the run began"), "{}", more.stderr);
+    assert!(more.stderr.contains("reward: seen 8 What is 4 + 4?"), "{}", more.stderr);
+    assert_eq!(log(at, "out").lines().count(), 3);
+    assert!(run_in(at, ["replay", "out", "--step", "2"]).ok().contains("gives the same bits"));
+}
+
+#[test]
+fn errors_of_functions_name_file_and_line() {
+    if !has_python("errors_of_functions_name_file_and_line") {
+        return;
+    }
+    let folder = training_folder();
+    let at = folder.path();
+    fs::write(at.join("my.py"), FUNCTIONS).expect("written");
+    fs::write(at.join("broken.py"), "def f(completions, **columns):\n    return [1.0 for x in\n").expect("written");
+    let one = ["--max-steps", "1"];
+    let failed = run(at, "out", &["my.py:fails"], &one);
+    failed
+        .refused(1, &["--reward-funcs `my.py:fails`", "my.py:11: ValueError: no such colour: assistant", "reward.log"]);
+    assert!(log(at, "out").contains("Traceback"), "{}", log(at, "out"));
+    run(at, "b", &["broken.py:f"], &one).refused(1, &["broken.py:2: SyntaxError"]);
+    run(at, "c", &["my.py:none"], &one).refused(1, &["my.py: has no function none"]);
+    run(at, "d", &["none.py:f"], &one).refused(2, &["--reward-funcs: there is no file none.py"]);
+    run(at, "d", &["cosine"], &one).refused(2, &["cosine"]);
+    assert!(!at.join("d").exists());
+}
+
+#[test]
+fn standard_error_of_a_command_is_logged() {
+    let folder = training_folder();
+    let at = folder.path();
+    let command = "echo started >&2; while read -r line; do echo ${#line}; done";
+    run_in(at, grpo("out", &["--max-steps", "1", "--reward-command", command])).ok();
+    assert_eq!(log(at, "out"), "started\n");
+    let ranks = ["--max-steps", "1", "--reward-command", command, "--gpus", "2", "--gradient-accumulation-steps", "2"];
+    run_in(at, grpo("two", &ranks)).ok();
+    let text = log(at, "two");
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["[rank 0] started", "[rank 1] started"]);
+}

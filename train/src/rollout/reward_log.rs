@@ -1,0 +1,39 @@
+//! Logs what reward programs (`--reward-command`, `--reward-funcs`) write to standard error: in `OUT/reward.log`, and with
+//! `-v` on the terminal.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+
+use reel_diagnostic::escape_controls;
+use reel_rewards::ProgramLog;
+
+use crate::file_names::REWARD_LOG_FILE;
+use crate::setup::GrpoSetup;
+
+/// Clears the line of a progress bar on a terminal, which is drawn again at the next step.
+const CLEAR_LINE: &str = "\r\x1b[K";
+
+/// The log of a run. The file is created by the first line. All ranks append to that of rank 0, and each line names its
+/// rank. A line that cannot be written is lost, because a full disk ends the run at its next checkpoint anyway.
+pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
+    let (out, rank) = match setup.ranks {
+        None => (&*setup.options.out, None),
+        Some(run) => (run.out, Some(run.ranks.rank())),
+    };
+    let (path, verbose) = (out.join(REWARD_LOG_FILE), setup.verbose && !setup.quiet);
+    let file: Mutex<Option<File>> = Mutex::new(None);
+    ProgramLog::new(move |text| {
+        let line = rank.map_or_else(|| text.to_string(), |rank| format!("[rank {rank}] {text}"));
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = OpenOptions::new().create(true).append(true).open(&path).ok();
+        }
+        // One call writes the whole line, so that lines of several ranks do not mix.
+        let _ = file.iter_mut().try_for_each(|file| file.write_all(format!("{line}\n").as_bytes()));
+        if verbose {
+            let clear = if std::io::stderr().is_terminal() { CLEAR_LINE } else { "" };
+            reel_diagnostic::note!("{clear}reward: {}", escape_controls(text));
+        }
+    })
+}

@@ -1,0 +1,130 @@
+//! Computes the loss of validation rows: forward passes that keep no activations. The loss of a row has the same bits in
+//! any micro-batch, and the sums over rows are made in the order of the rows, so the validation loss depends neither on
+//! the number of processes (ranks) nor, where the bits of a row do not (docs/design.md), on the micro-batches.
+
+use std::rc::Rc;
+
+use reel_model::qwen2_5_vl::ForwardOptions;
+use reel_runtime::{Cx, GatheredWeights, ops};
+use reel_samples::sample::Sample;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::exchange::gather_in_order;
+use crate::step::trainer::{MicroBatchInput, Trainer};
+use crate::step::weight_shards::ForwardRounds;
+
+/// The loss of a validation row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct RowLoss {
+    /// The sum of the negative log-probabilities of the learned tokens, added in their order.
+    pub sum: f64,
+    /// The number of learned tokens.
+    pub tokens: u64,
+}
+
+/// The loss of a set of validation rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationLoss {
+    /// The mean negative log-probability of all learned tokens of all rows.
+    pub eval_loss: f64,
+    /// Number of learned tokens.
+    pub eval_tokens: u64,
+    /// Number of rows.
+    pub eval_rows: usize,
+    /// Number of further rows that could not be used.
+    pub eval_skipped: usize,
+    /// Fingerprint of the set of rows. Losses of different sets are not comparable.
+    pub eval_data_hash: String,
+}
+
+impl ValidationLoss {
+    /// The loss of the rows `rows`, in their order. `skipped` is the number of rows that could not be used, and `hash`
+    /// the fingerprint of the set of rows.
+    pub fn new(rows: &[RowLoss], skipped: usize, hash: &str) -> Self {
+        let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
+        let sum: f64 = rows.iter().map(|row| row.sum).sum();
+        Self {
+            eval_loss: sum / tokens.max(1) as f64,
+            eval_tokens: tokens,
+            eval_rows: rows.len(),
+            eval_skipped: skipped,
+            eval_data_hash: hash.into(),
+        }
+    }
+}
+
+/// Computes the losses of the micro-batches of validation rows. With several ranks, micro-batch i belongs to rank i mod
+/// N, and N micro-batches are a round.
+#[derive(Debug)]
+pub struct LossPass<'t> {
+    trainer: &'t Trainer,
+    cx: Cx,
+    rounds: Option<ForwardRounds>,
+    /// The losses of this rank's micro-batches.
+    own: Vec<Vec<RowLoss>>,
+}
+
+impl<'t> LossPass<'t> {
+    /// Begins a pass over validation rows. With several ranks, all of them begin it together.
+    pub fn new(trainer: &'t Trainer) -> Self {
+        let shards = trainer.weight_shards.clone();
+        let rounds = shards.as_ref().map(|shards| shards.forward_rounds());
+        let shards = shards.map(|shards| shards as Rc<dyn GatheredWeights>);
+        let cx = Cx::inference(&trainer.device, trainer.dtype).with_gathered_weights(shards);
+        Self { trainer, cx, rounds, own: Vec::new() }
+    }
+
+    /// Computes the losses of a micro-batch that belongs to this rank; at most one in a round.
+    ///
+    /// # Errors
+    /// The device fails; another rank has failed.
+    pub fn add(&mut self, samples: &[Sample]) -> Result<()> {
+        let (model, cx) = (&self.trainer.model, &self.cx);
+        cx.device().profiler().set_work_part("validation");
+        let packed = MicroBatchInput::new(cx.device(), &model.config, samples)?; // S tokens, L of them learned
+        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+        let hidden = model.forward(cx, &packed.batch, learned)?; // [L, H]
+        let log_prob = |head: &_| ops::linear_log_prob(cx, &hidden, head, &packed.targets, 1.0);
+        let log_probs = model.text.with_lm_head(cx, log_prob)?.to_f32()?; // [L]
+        let mut log_probs = log_probs.into_iter();
+        let of_row = |sample: &Sample| {
+            let tokens = sample.targets.iter().filter(|target| **target >= 0).count();
+            let sum = log_probs.by_ref().take(tokens).map(|log_prob| -f64::from(log_prob)).sum();
+            RowLoss { sum, tokens: tokens as u64 }
+        };
+        self.own.push(samples.iter().map(of_row).collect());
+        cx.device().profiler().set_work_part("");
+        Ok(())
+    }
+
+    /// Ends a round. All ranks call it together, also those without a micro-batch in the round.
+    ///
+    /// # Errors
+    /// Another rank has failed.
+    pub fn end_round(&self) -> Result<()> {
+        self.rounds.as_ref().map_or(Ok(()), ForwardRounds::end_round)
+    }
+
+    /// Ends the pass. Returns the losses of the rows of each micro-batch, in the order of the micro-batches, on all ranks.
+    ///
+    /// # Errors
+    /// Another rank has failed.
+    pub fn finish(self) -> Result<Vec<Vec<RowLoss>>> {
+        let size = self.trainer.ranks().map_or(1, |ranks| ranks.size());
+        gather_in_order(self.trainer.ranks(), "losses of validation rows", self.own, |index| index % size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loss_is_the_mean_over_tokens_not_over_rows() {
+        let rows = [RowLoss { sum: 6.0, tokens: 3 }, RowLoss { sum: 1.0, tokens: 1 }];
+        let loss = ValidationLoss::new(&rows, 2, "00");
+        assert_eq!((loss.eval_loss, loss.eval_tokens, loss.eval_rows, loss.eval_skipped), (1.75, 4, 2, 2));
+    }
+}
