@@ -540,7 +540,7 @@ fn trace_of_bench_has_the_profiled_round_only() {
     let got = run_in(dir.path(), args).json();
     let trace = read_trace(dir.path());
     let events = trace["traceEvents"].as_array().expect("events");
-    assert_eq!(events.iter().filter(|e| e["name"] == "profiled round").count(), 1);
+    assert_eq!(events.iter().filter(|e| e["name"] == "profiled round" && e["tid"] == 0).count(), 1);
     for op in got["ops"].as_array().expect("ops") {
         let launches = events.iter().filter(|e| e["name"] == op["op"] && e["tid"] == 1).count();
         assert_eq!(launches as f64, number(op, "/launches"), "{op}");
