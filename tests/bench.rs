@@ -578,7 +578,7 @@ fn trace_of_bench_has_the_profiled_round_only() {
     let events = trace["traceEvents"].as_array().expect("events");
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     check_folded(&fs::read_to_string(dir.path().join("t.folded")).expect("stacks"), &launches, "profiled round;");
-    assert_eq!(events.iter().filter(|e| e["name"] == "profiled round").count(), 1);
+    assert_eq!(events.iter().filter(|e| e["name"] == "profiled round" && e["tid"] == 0).count(), 1);
     for op in got["ops"].as_array().expect("ops") {
         let launches = events.iter().filter(|e| e["name"] == op["op"] && e["tid"] == 1).count();
         assert_eq!(launches as f64, number(op, "/launches"), "{op}");

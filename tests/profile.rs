@@ -48,7 +48,9 @@ fn paths_in_tool(text: &str) -> Vec<Vec<(String, String)>> {
             _ => panic!("{line}"),
         }
     }
-    assert!(open.values().all(Vec::is_empty), "ranges without an end: {open:?}");
+    // The threads that prepare rows may be at work when the process ends.
+    let of_steps = |path: &Vec<(String, String)>| path.iter().any(|(kind, _)| kind == "step");
+    assert!(!open.values().any(of_steps), "a step without an end: {open:?}");
     paths
 }
 
@@ -72,13 +74,13 @@ fn a_tool_for_nvtx_gets_nested_ranges() {
         .filter_map(|path| names_of(path, &["step", "micro-batch", "phase", "layer", "op", "launch"]))
         .collect();
     for want in [
-        ["step 1", "micro-batch 0", "forward", "decoder 0", "rms_norm", "rms_norm_fwd_f32"],
+        ["step 1", "micro-batch 0", "forward", "decoder 0", "rms_norm_branch", "rms_norm_fwd_f32"],
         ["step 1", "micro-batch 1", "forward", "decoder 1", "linear", "matmul_fwd"],
         // The backward pass has the layers and ops whose forward pass made its rules.
         ["step 1", "micro-batch 1", "backward", "decoder 1", "linear backward", "matmul_dw"],
         ["step 1", "micro-batch 0", "backward", "decoder 0", "swiglu_linear backward", "swiglu_bwd_f32"],
     ] {
-        assert!(launches.contains(&want.to_vec()), "no {want:?} in {launches:?}");
+        assert!(launches.contains(want.as_slice()), "no {want:?} in {launches:?}");
     }
     // A layer is one range of a phase, and no layer or op lies inside of itself.
     let layers = paths.iter().filter_map(|path| names_of(path, &["step", "micro-batch", "phase", "layer"]));

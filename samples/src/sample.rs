@@ -237,7 +237,8 @@ pub fn tokenize_conversation(
     location: &str,
 ) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
-    let decoding = range(RangeName::Phase("media decoding"));
+    let has_media = conversation.media_parts().next().is_some();
+    let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
     let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
     drop(decoding);
     encode_row(bundle, &text, media, PromptOrigin::Conversation(conversation)).map_err(|e| to_row_error(location, e))

@@ -98,7 +98,8 @@ impl SampleSource for ChatRequests {
         };
         let conversation = self.rows.parse_conversation(row, messages)?;
         // Frames are resized within the limits of Qwen2.5-VL's processor. The server's model may have other limits.
-        let _range = range(RangeName::Phase("media decoding"));
+        let has_media = conversation.media_parts().next().is_some();
+        let _range = has_media.then(|| range(RangeName::Phase("media decoding")));
         let media = load_media_with(PatchProcessor::default(), &conversation, self.rows.media())
             .map_err(|e| to_row_error(&location, e))?;
         let messages = self.messages(&conversation, media, &location)?;

@@ -68,7 +68,8 @@ fn encode_conversation(
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
     let text = folder.template.render(conversation, add).map_err(wrong_messages)?;
     refuse_long_text(shared, &text, "messages")?;
-    let decoding = range(RangeName::Phase("media decoding"));
+    let has_media = conversation.media_parts().next().is_some();
+    let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
     let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
     drop(decoding);
     let origin = PromptOrigin::Conversation(conversation);
