@@ -330,7 +330,9 @@ fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
 fn kernels_are_timed_on_the_cpu() {
     let dir = tempfile::tempdir().expect("a folder");
     let bench = |name: &str| run_in(dir.path(), ["bench", "op", name, "--device", "cpu", "--runs", "5", "--json"]);
-    let got = bench("grpo_loss").json();
+    let result = bench("grpo_loss");
+    assert_eq!(result.stderr, "");
+    let got = result.json();
     let kernels = got["kernels"].as_array().expect("kernels");
     assert!(!kernels.is_empty());
     for kernel in kernels {
@@ -352,8 +354,6 @@ fn kernels_are_timed_on_the_cpu() {
         "{}",
         text.stderr
     );
-    let quiet = run(swiglu.split(' ').chain(["--quiet"]));
-    assert_eq!((quiet.ok().lines().count(), quiet.stderr.as_str()), (text.ok().lines().count(), ""));
     // With `--launch-only` the command runs only the op and prints nothing, so that the profiler ncu can count its
     // launches.
     let only = run(["bench", "op", "grpo_loss", "--device", "cpu", "--runs", "1", "--launch-only"]);
