@@ -5,7 +5,7 @@
 //! which no launch ran is in no line.
 //!
 //! ```text
-//! decode;decoder 3;linear;matmul_fwd_f32 1532
+//! profiled round;decoder 3;skinny_linear;matmul_fwd 46
 //! ```
 //!
 //! The input is the list of trace events (`trace.rs`), so spans that the trace gets later appear here by themselves.
