@@ -292,8 +292,10 @@ impl ServeArgs {
         let mut names = self.listen.served_model_name.clone();
         if names.is_empty() {
             names = vec![folder_name(adapter.as_ref().unwrap_or(&folder))];
-            // The hub id that the model was named or published by.
-            names.extend([base.clone()].into_iter().filter(|id| id.split('/').count() == 2 && !Path::new(id).exists()));
+            // The text that named the model: its hub id, or a path. Clients are not told the folders of this machine.
+            if base != names[0] && !Path::new(&base).is_absolute() {
+                names.push(base.clone());
+            }
         }
         let (name, aliases) = (names.remove(0), names);
         let options = ServeOptions {

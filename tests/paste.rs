@@ -1,6 +1,8 @@
 //! Published commands of other programs run on a tiny model, or end with one message whose corrected command runs.
 //! `tests/paste/README.md` says where the commands come from; `src/foreign/tests.rs` translates all of them.
 
+#[path = "paste/every_command.rs"]
+mod every_command;
 #[path = "support/server.rs"]
 mod server;
 mod support;
@@ -33,24 +35,35 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
+/// The published commands of both files.
+fn commands() -> Vec<Value> {
+    let list = |text: &str| serde_json::from_str::<Vec<Value>>(text).expect("a list");
+    [list(include_str!("paste/commands.json")), list(include_str!("paste/further.json"))].concat()
+}
+
 /// A published command, with MODEL and DATA filled in.
 fn published(folder: &Path, id: &str) -> (Vec<String>, Vec<(String, String)>) {
-    let all: Value = serde_json::from_str(include_str!("paste/commands.json")).expect("JSON");
-    let entry = all.as_array().expect("a list").iter().find(|entry| entry["id"] == id).expect("the command");
+    let all = commands();
+    let entry = all.iter().find(|entry| entry["id"] == id).expect("the command");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
     let data = text(&entry["rows"]);
     let mut words: Vec<String> = text(&entry["command"]).split(' ').map(String::from).collect();
+    let base = all.iter().find(|other| other["id"] == entry["base"]).unwrap_or(entry);
+    if let Some(config) = base["config"].as_str() {
+        let config = config.replace("DATA", &data).replace("MODEL", "tiny");
+        let config = config.replace("hiyouga/math12k@train", &data).replace("Qwen/Qwen2.5-7B-Instruct", "tiny");
+        std::fs::write(folder.join("run.yaml"), config).expect("a file");
+    }
     match entry["words"].as_array() {
         Some(list) => words.extend(list.iter().map(|word| {
             let word = text(word);
             word.replace("DATA", &data).replace("MODEL", "tiny").replace("MEDIA", ".")
         })),
-        None => {
-            let config = text(&entry["config"]).replace("DATA", &data).replace("MODEL", "tiny");
-            let config = config.replace("hiyouga/math12k@train", &data).replace("Qwen/Qwen2.5-7B-Instruct", "tiny");
-            std::fs::write(folder.join("run.yaml"), config).expect("a file");
-            words.extend(["--config".into(), "run.yaml".into()]);
-        }
+        None => words.extend(["--config".into(), "run.yaml".into()]),
+    }
+    // The data set of these commands is in their script.
+    if ["C08", "D25"].contains(&id) {
+        words.extend(["--dataset_name".into(), data]);
     }
     let environment = entry["environment"].as_object().expect("an object");
     // The number of visible GPUs is the test's own.

@@ -43,7 +43,7 @@ mod tests {
     fn aliases_stand_for_options_of_the_command_only() {
         let options = |name: &str| ["out", "model", "max_length"].contains(&name);
         assert_eq!(option_of_alias("output_dir", "sft", options), "out");
-        assert_eq!(option_of_alias("max_seq_length", "sft", options), "max_length");
+        assert_eq!(option_of_alias("max_seq_len", "sft", options), "max_length");
         assert_eq!(option_of_alias("out", "sft", options), "out");
         assert_eq!(option_of_alias("lora_rank", "sft", options), "lora_rank");
         assert_eq!(field_name("--Learning-Rate"), "learning_rate");

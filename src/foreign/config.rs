@@ -1,23 +1,27 @@
-//! Configuration files of other programs: flat YAML of LLaMA-Factory and TRL, nested YAML of verl and EasyR1. Their keys
-//! become options of the command line; the file itself is then left out.
+//! Configuration files of other programs: flat YAML of LLaMA-Factory, TRL and Axolotl, nested YAML of verl and EasyR1,
+//! and vLLM's file for a server. Their keys become options of the command line; the file itself is then left out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use reel_runs::config_file::ConfigFile;
-use reel_runs::option_names;
+use reel_runs::{foreign_options, option_names};
 use serde_json::Value;
 
-use super::translation::Translation;
+use super::translation::{Setting, TrainedWeights, Translation};
 use super::words::Given;
 
 /// Reads the file of `--config` if it has keys that are not options of reel. A file that cannot be read, or that has
 /// only options of reel, is left to the command.
 pub fn read_file(t: &mut Translation) {
-    if !["sft", "grpo"].contains(&t.command.as_str()) {
-        return;
-    }
-    let Some(path) = t.value_of("config").map(str::to_string) else { return };
-    let Ok(file) = ConfigFile::read(Path::new(&path)) else { return };
+    let trains = ["sft", "grpo"].contains(&t.command.as_str());
+    let path = if trains { t.value_of("config").map(str::to_string) } else { t.parts.remove("config_file") };
+    let Some(path) = path else { return };
+    let file = match ConfigFile::read(Path::new(&path)) {
+        Ok(file) => file,
+        Err(_) if trains => return,
+        Err(e) => return t.refuse(&format!("--config {path}"), &e.to_string(), "check the file, or leave it out"),
+    };
     let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or(path);
     let mut entries = Vec::new();
     for (key, value) in file.entries() {
@@ -25,37 +29,74 @@ pub fn read_file(t: &mut Translation) {
     }
     let own_keys = ["overwrite", "resume_from_checkpoint"];
     let is_own = |given: &Given| t.has_option(&given.name) || own_keys.contains(&given.name.as_str());
-    // The command line wins over the file.
-    let on_command_line: Vec<String> = t.settings.iter().map(|setting| setting.name.clone()).collect();
-    if entries.iter().all(is_own) && !t.is_foreign {
-        t.set_by_file = entries.into_iter().map(|given| given.name).collect();
-        return;
-    }
     // A file with one misspelled key and nothing else of another program is reported by the command, with its line.
-    let known = |given: &Given| is_own(given) || is_known(t, given);
-    if !t.is_foreign && entries.iter().all(|given| is_own(given) || !known(given)) {
+    let has_foreign_keys = entries.iter().any(|given| !is_own(given) && is_known(t, given));
+    if trains && !t.is_foreign && !has_foreign_keys {
         t.set_by_file = entries.into_iter().map(|given| given.name).collect();
         return;
     }
     t.remove("config");
     t.is_foreign = true;
-    // Rules keep values outside the settings, so keys of the command line are not read from the file.
-    let (names, parts) = (t.read_names.clone(), t.parts.clone());
-    let before = t.settings.clone();
-    t.settings.clear();
-    for given in entries.iter().filter(|given| !names.contains(&given.name)) {
-        t.read(given);
+    let command_line = Layer {
+        settings: std::mem::take(&mut t.settings),
+        parts: std::mem::take(&mut t.parts),
+        weights: std::mem::take(&mut t.weights),
+    };
+    let above = t.read.clone();
+    let without_effect: Vec<String> = t.harmless.iter().map(|(option, _)| option_names::field_name(option)).collect();
+    let mut lost = Vec::new();
+    for given in &entries {
+        let same_name: Vec<_> = above.iter().filter(|(name, _)| *name == given.name).collect();
+        let is_same = |value: &Option<String>| match value.as_deref().zip(given.value().as_deref()) {
+            Some((above, below)) => foreign_options::equal_values(above, below),
+            None => *value == given.value(),
+        };
+        match same_name.is_empty() {
+            true => t.read(given),
+            false if without_effect.contains(&given.name) || same_name.iter().any(|(_, value)| is_same(value)) => {}
+            false => lost.push(given.shown()),
+        }
     }
-    t.parts.extend(parts);
-    // Options of the command line replace those of the file.
-    t.settings.retain(|setting| !on_command_line.contains(&setting.name));
-    t.settings.extend(before);
+    command_line.cover(t, &mut lost);
+    if !lost.is_empty() {
+        let keys: Vec<&str> =
+            lost.iter().map(|shown| shown.split_once(": ").map_or(&**shown, |(_, key)| key)).collect();
+        t.notes.push(format!("note: the command line wins over {name}: {}", keys.join(", ")));
+    }
+}
+
+/// What the options of the command line say, which stands above the file.
+struct Layer {
+    settings: Vec<Setting>,
+    parts: BTreeMap<&'static str, String>,
+    weights: TrainedWeights,
+}
+
+impl Layer {
+    /// Puts the command line over what the file has set. `lost` gets the keys of the file that lose by another name.
+    fn cover(self, t: &mut Translation, lost: &mut Vec<String>) {
+        let Layer { settings, parts, weights } = self;
+        let above = |name: &str| settings.iter().find(|setting| setting.name == name);
+        let loses = |s: &&Setting| above(&s.name).is_some_and(|setting| setting.values != s.values);
+        lost.extend(t.settings.iter().filter(loses).map(|setting| setting.shown.clone()));
+        t.settings.retain(|setting| above(&setting.name).is_none());
+        t.settings.extend(settings);
+        for (part, value) in &parts {
+            let below = t.parts.get(part).filter(|below| *below != value && !part.ends_with("_shown"));
+            if below.is_some() {
+                let shown = t.parts.iter().find(|(name, _)| **name == format!("{part}_shown"));
+                lost.push(shown.map_or(part.to_string(), |(_, shown)| shown.clone()));
+            }
+        }
+        t.parts.extend(parts);
+        t.weights = weights.over(std::mem::take(&mut t.weights), lost);
+    }
 }
 
 /// Whether the table has a row for a key.
 fn is_known(t: &Translation, given: &Given) -> bool {
     let value = given.value();
-    reel_runs::foreign_options::find(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
+    foreign_options::find(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
 }
 
 /// Turns a key with a nested value into keys with dots. Lists are one value.

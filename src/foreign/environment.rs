@@ -72,6 +72,18 @@ pub fn batch(t: &mut Translation) {
     if t.command == "grpo" {
         group_batch(t, program);
     }
+    if let Some(rows) = t.parts.remove("global_batch").and_then(|n| n.parse::<u64>().ok()) {
+        // verl's default is four rows for a micro-batch.
+        let rows_per_micro_batch = t.number_of("per_device_train_batch_size").unwrap_or(4.0).max(1.0) as u64;
+        t.parts.insert("processes_counted", String::new());
+        t.replace("per_device_train_batch_size", &rows_per_micro_batch.to_string(), "batch");
+        let steps = rows.div_ceil(rows_per_micro_batch).max(1);
+        t.replace("gradient_accumulation_steps", &steps.to_string(), "batch");
+        t.notes.push(format!(
+            "note: a step has {rows} rows: --per-device-train-batch-size {rows_per_micro_batch} \
+             --gradient-accumulation-steps {steps}"
+        ));
+    }
     // Each process of a launcher has its own accumulation there.
     let processes = t.surroundings.processes;
     // The numbers of GRPO's groups may count all processes already.

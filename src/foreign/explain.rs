@@ -20,7 +20,7 @@ pub fn with_explain_option(command: Command) -> Command {
             .hide_possible_values(true)
             .help(
                 "Print the defaults of another program that differ from those of this command, and exit: trl, swift, \
-                 llamafactory, verl, easyr1, qwen-finetune or vllm",
+                 llamafactory, axolotl, verl, easyr1, qwen-finetune, vllm or vllm-bench",
             )
             .help_heading("Training options"),
     )
@@ -32,15 +32,16 @@ pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> 
     let program = matches.try_get_one::<String>(OPTION).ok().flatten()?;
     let version = PROGRAMS.iter().find(|(name, _)| name == program).map_or("", |(_, version)| version);
     let mut text = format!("Defaults of {version}, where those of reel differ:\n");
-    for name in ["sft", "grpo", "serve"] {
+    for (name, path) in [("sft", "sft"), ("grpo", "grpo"), ("serve", "serve"), ("bench", "bench serve")] {
         let rows: Vec<_> = defaults().iter().filter(|d| d.program == *program && d.command == name).collect();
-        let command = root.find_subcommand(name);
+        let command = path.split(' ').try_fold(root, |command, name| command.find_subcommand(name));
         for (at, row) in rows.iter().enumerate() {
             if at == 0 {
-                text += &format!("\nreel {name}\n  {:<32} {:<16} {program}\n", "option", "reel");
+                text += &format!("\nreel {path}\n  {:<32} {:<16} {program}\n", "option", "reel");
             }
             let own = command.and_then(|c| own_argument(c, row.option)).map(default_text).unwrap_or_default();
-            text += &format!("  {:<32} {own:<16} {}\n", format!("--{}", row.option.replace('_', "-")), row.words);
+            let option = if row.option == "-" { "-".into() } else { format!("--{}", row.option.replace('_', "-")) };
+            text += &format!("  {option:<32} {own:<16} {}\n", row.words);
         }
     }
     Some(text)

@@ -1,6 +1,6 @@
 //! Commands of other programs, pasted: the words after `reel sft`, `reel grpo`, `reel serve`, `reel eval` and
-//! `reel bench serve` may be those of TRL, ms-swift, LLaMA-Factory, verl, EasyR1, VideoRFT, Video-R1, vLLM, SGLang,
-//! lmms-eval or VLMEvalKit, and `--config` may name their configuration files.
+//! `reel bench serve` may be those of TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, VideoRFT, Video-R1, vLLM,
+//! SGLang, LMDeploy, lmms-eval or VLMEvalKit, and `--config` may name their configuration files.
 //!
 //! The table of `reel_runs::foreign_options` says what each option is here. An option with the same meaning is accepted,
 //! options without effect are named in one note, and all others are refused together, in one message that ends with
@@ -16,12 +16,16 @@ mod message;
 mod peers;
 mod repair;
 mod rules;
+mod rules_data;
 mod rules_eval;
+mod rules_serve;
 mod rules_train;
 mod totals;
 mod translation;
 mod words;
 
+#[cfg(test)]
+mod published_tests;
 #[cfg(test)]
 mod tests;
 

@@ -1,22 +1,26 @@
 //! Which program a command was written for, and that program's defaults.
 
-use reel_runs::foreign_options::{PROGRAMS, defaults};
+use reel_runs::foreign_options::{PROGRAMS, PeerDefault, defaults};
 
 use super::translation::Translation;
 use super::words::own_argument;
 
 /// The program that has the most of the given options; the first one if several have as many.
 pub fn program(t: &Translation) -> &'static str {
-    const ORDER: [&str; 11] = [
+    const ORDER: [&str; 15] = [
         "trl",
         "video-r1",
+        "vlm-r1",
         "swift",
         "llamafactory",
+        "axolotl",
         "qwen-finetune",
         "verl",
         "easyr1",
         "vllm",
+        "vllm-bench",
         "sglang",
+        "lmdeploy",
         "lmms-eval",
         "vlmevalkit",
     ];
@@ -24,7 +28,13 @@ pub fn program(t: &Translation) -> &'static str {
         let own = t.votes.get(name).copied().unwrap_or_default();
         // These two are options of reel as well, so they have no row.
         let of_video_r1 = ["temporal", "len_control"].iter().filter(|option| t.is_set(option)).count();
-        own + if name == "video-r1" && t.is_foreign { 2 * of_video_r1 } else { 0 }
+        // The keys of EasyR1 share their rows with those of verl.
+        let of_easyr1 = t.read.iter().filter(|(option, _)| option.starts_with("worker.")).count();
+        match name {
+            "video-r1" if t.is_foreign => own + 2 * of_video_r1,
+            "easyr1" => own + of_easyr1,
+            _ => own,
+        }
     };
     let most = ORDER.iter().map(|name| votes(name)).max().unwrap_or_default();
     ORDER.into_iter().find(|name| most > 0 && votes(name) == most).unwrap_or_default()
@@ -56,17 +66,17 @@ pub fn state_defaults(t: &mut Translation) {
         return;
     };
     let own = |option: &str| own_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
-    let differs = |option: &&reel_runs::foreign_options::PeerDefault| {
+    let stated = |d: &PeerDefault| match d.option {
+        "-" => format!("no such option ({})", d.words),
+        option => format!("--{} {} ({})", option.replace('_', "-"), own(option), d.words),
+    };
+    let differs = |option: &&PeerDefault| {
         option.program == program && option.command == t.command && !t.is_set(option.option) && {
             // The program's defaults for LoRA are for runs without a word about it.
             !(option.option == "lora_r" && t.weights.lora.is_some())
         }
     };
-    let listed: Vec<String> = defaults()
-        .iter()
-        .filter(differs)
-        .map(|d| format!("--{} {} ({})", d.option.replace('_', "-"), own(d.option), d.words))
-        .collect();
+    let listed: Vec<String> = defaults().iter().filter(differs).map(stated).collect();
     if !listed.is_empty() {
         let name = version.split(' ').next().unwrap_or(program);
         t.notes.push(format!(

@@ -67,6 +67,13 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
         t.replace(&name, placeholder, option);
         return true;
     }
+    // A group of one becomes the smallest one: the batch consists of whole groups.
+    if name == "num_generations" && t.number_of(&name).is_some_and(|n| n < 2.0) {
+        let shown = t.settings.iter().find(|setting| setting.name == name).map(|setting| setting.shown.clone());
+        t.refuse(&shown.unwrap_or_default(), what, help);
+        t.replace(&name, "2", option);
+        return true;
+    }
     let Some(removed) = t.remove(&name) else { return mend_by_combination(t, &name, option, what, help) };
     t.problems.push(Problem { shown: removed.shown, what: what.into(), help: help.into() });
     true

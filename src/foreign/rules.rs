@@ -1,11 +1,11 @@
 //! The rules that the table names with `@`: what a name and its value say together. Rules for training options are in
-//! `rules_train`, for evaluation and load tests in `rules_eval`.
+//! `rules_train` and `rules_data`, for evaluation and load tests in `rules_eval`, for servers in `rules_serve`.
 
 use serde_json::Value;
 
 use super::translation::Translation;
 use super::words::Given;
-use super::{rules_eval, rules_train};
+use super::{rules_data, rules_eval, rules_serve, rules_train};
 
 /// What happens to the rest of a row after a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub fn apply(rule: &str, given: &Given, t: &mut Translation) -> Next {
         "lora_modules" => lora_modules(given, t),
         "served_names" => served_names(given, t),
         _ if rules_train::apply(rule, &value, given, t) || rules_eval::apply(rule, &value, given, t) => {}
+        _ if rules_data::apply(rule, &value, given, t) || rules_serve::apply(rule, &value, given, t) => {}
         _ => debug_assert!(false, "the table names a rule {rule} that is not there"),
     }
     Next::Stop
@@ -43,6 +44,11 @@ pub fn apply(rule: &str, given: &Given, t: &mut Translation) -> Next {
 pub fn list(given: &Given) -> Vec<String> {
     let one = |text: &str| match serde_json::from_str::<Value>(&text.replace('\'', "\"")) {
         Ok(Value::Array(items)) => items.iter().map(|v| v.as_str().map_or(v.to_string(), String::from)).collect(),
+        // A shell removes the quotes of hydra's ['console','wandb'].
+        _ if text.starts_with('[') && text.ends_with(']') => {
+            let items = text[1..text.len() - 1].split(',');
+            items.map(|item| item.trim().trim_matches(['"', '\'']).to_string()).collect()
+        }
         _ => vec![text.trim_end_matches(',').trim_matches(['"', '\'']).to_string()],
     };
     given.values.iter().flat_map(|text| one(text)).filter(|text| !text.is_empty()).collect()

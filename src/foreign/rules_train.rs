@@ -1,7 +1,9 @@
 //! Rules for the options of training commands.
 
+use serde_json::Value;
+
 use super::rules::list;
-use super::translation::Translation;
+use super::translation::{Setting, Translation};
 use super::words::Given;
 
 /// Applies a rule; `false` if the rule is not one of these.
@@ -51,7 +53,7 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             t.set("run_name", vec![value.into()], given);
             t.parts.insert("experiment_name", value.to_string());
         }
-        "lora" => t.weights.lora = Some(is_true || given.name.ends_with("type")),
+        "lora" => t.weights.lora = Some(is_true || value.eq_ignore_ascii_case("lora") || given.name.ends_with("type")),
         "full" => t.weights.lora = Some(false),
         "lora_targets" => lora_targets(given, t),
         "lora_exclusions" => {
@@ -99,6 +101,30 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         }
         "prompts_per_step" => {
             t.parts.insert("prompts_per_step", value.to_string());
+        }
+        // verl's batch of supervised fine-tuning counts the rows of a step.
+        "global_batch" => {
+            t.parts.insert("global_batch", value.to_string());
+        }
+        "zero_stage" => zero_stage(value, given, t),
+        "dual_clip" => {
+            t.parts.insert("dual_clip", given.shown());
+            t.parts.insert("dual_clip_name", given.written.clone());
+        }
+        "use_kl_loss" => {
+            t.parts.insert("use_kl_loss", is_true.to_string());
+            t.parts.insert("use_kl_loss_shown", given.shown());
+        }
+        "kl_penalty" => {
+            // verl's estimator for the reward is not the one of the loss.
+            let is_of_loss = given.name.ends_with("kl_loss_type");
+            t.parts.insert(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string());
+            t.parts.insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.shown());
+        }
+        "kl_in_reward" => {
+            if is_true {
+                t.refuse(&given.shown(), "reel has the KL term in the loss", "use --beta");
+            }
         }
         "kl_coef" => {
             t.parts.insert("kl_coef", value.to_string());
@@ -197,5 +223,23 @@ fn freezing(given: &Given, is_true: bool, t: &mut Translation) {
     if name == "freeze_vision" {
         // reel's own switch is for the tower and its merger.
         t.weights.merger_frozen = t.weights.merger_frozen.or(Some(frozen));
+    }
+}
+
+/// DeepSpeed's configuration and FSDP's sharding: a stage that divides the weights is ZeRO-3. The other stages and
+/// offloading have no counterpart that must be named.
+fn zero_stage(value: &str, given: &Given, t: &mut Translation) {
+    let text = value.to_ascii_lowercase();
+    let file = std::fs::read_to_string(value).ok();
+    let of_file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let of_file = of_file.and_then(|value| value.pointer("/zero_optimization/stage")?.as_u64());
+    let names_stage = ["zero3", "zero_3", "zero-3", "_z3", "stage3", "stage_3"].iter().any(|name| text.contains(name));
+    let divides_weights = match given.name.as_str() {
+        "fsdp" => is_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),
+        _ => of_file.map_or(names_stage, |stage| stage == 3),
+    };
+    if divides_weights {
+        let values = vec!["3".to_string()];
+        t.fallbacks.push(Setting { name: "zero_stage".into(), values, shown: given.shown() });
     }
 }

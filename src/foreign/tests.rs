@@ -1,71 +1,27 @@
 use std::fs;
-use std::path::Path;
 use std::sync::LazyLock;
 
 use reel_runs::foreign_options;
-use serde_json::Value;
 
 use super::*;
 
-/// A published command: `tests/paste/commands.json` (`tests/paste/README.md` says how it was made).
-struct Published {
-    id: String,
-    /// The words after `reel`, with the files in the folder of the test.
-    words: Vec<String>,
-    environment: Vec<(String, String)>,
-}
-
-/// All published commands. Data and media are files in `tests/paste/rows`; configuration files are written to `folder`.
-fn published(folder: &Path) -> Vec<Published> {
-    let all: Value = serde_json::from_str(include_str!("../../tests/paste/commands.json")).unwrap();
-    let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/paste/rows");
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-    let all = all.as_array().unwrap().iter().map(|entry| {
-        let data = format!("{rows}/{}", text(&entry["rows"]));
-        let fill = |word: &str| match word {
-            "DATA" => data.clone(),
-            "MEDIA" => rows.to_string(),
-            _ => word.replace("=DATA", &format!("={data}")).replace("=MODEL", "=tiny").replace("MODEL", "tiny"),
-        };
-        let id = text(&entry["id"]);
-        let mut words: Vec<String> = text(&entry["command"]).split(' ').map(String::from).collect();
-        match entry["words"].as_array() {
-            Some(list) => words.extend(list.iter().map(|word| fill(word.as_str().unwrap_or_default()))),
-            None => {
-                let path = folder.join(format!("{id}.yaml"));
-                let published = text(&entry["config"]).replace("DATA", &data).replace("MODEL", "tiny");
-                let published = published.replace("hiyouga/math12k@train", &data);
-                fs::write(&path, published.replace("Qwen/Qwen2.5-7B-Instruct", "tiny")).unwrap();
-                words.extend(["--config".to_string(), path.display().to_string()]);
-            }
-        }
-        // The data set of this command is in its script.
-        if id == "C08" {
-            words.extend(["--dataset_name".into(), data.clone()]);
-        }
-        let environment = entry["environment"].as_object().unwrap();
-        Published { id, words, environment: environment.iter().map(|(k, v)| (k.clone(), text(v))).collect() }
-    });
-    all.collect()
-}
-
 /// The parser of the command line; making it takes longer than using it.
-fn parser() -> &'static Command {
+pub(super) fn parser() -> &'static Command {
     static PARSER: LazyLock<Command> = LazyLock::new(crate::cli::command);
     &PARSER
 }
 
-fn translated(words: &[String], environment: &[(String, String)]) -> Outcome {
+pub(super) fn translated(words: &[String], environment: &[(String, String)]) -> Outcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
     translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
 }
 
-fn line(words: &str) -> Outcome {
+pub(super) fn line(words: &str) -> Outcome {
     translated(&words.split(' ').map(String::from).collect::<Vec<_>>(), &[])
 }
 
 /// The words that a translated command has; panics if it is refused.
-fn accepted(outcome: Outcome, shown: &str) -> (String, Vec<String>) {
+pub(super) fn accepted(outcome: Outcome, shown: &str) -> (String, Vec<String>) {
     match outcome {
         Outcome::Translated { words, notes } => (words.join(" "), notes),
         Outcome::Unchanged => panic!("unchanged: {shown}"),
@@ -74,7 +30,7 @@ fn accepted(outcome: Outcome, shown: &str) -> (String, Vec<String>) {
 }
 
 /// The message of a refused command.
-fn refused(outcome: Outcome, shown: &str) -> String {
+pub(super) fn refused(outcome: Outcome, shown: &str) -> String {
     match outcome {
         Outcome::Refused { message } => message,
         other => panic!("{shown}: {other:?}"),
@@ -82,7 +38,7 @@ fn refused(outcome: Outcome, shown: &str) -> String {
 }
 
 /// The words of the corrected command in a message, after the program's name, as a shell splits them.
-fn corrected(message: &str) -> Vec<String> {
+pub(super) fn corrected(message: &str) -> Vec<String> {
     let start = message.find("\n  reel ").expect("a corrected command") + 3;
     let text = message[start..].split("\nnote: ").next().unwrap_or_default().replace("\\\n", " ");
     let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
@@ -107,69 +63,12 @@ fn corrected(message: &str) -> Vec<String> {
 }
 
 /// A corrected command is accepted as it is, and has options of reel alone.
-fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
+pub(super) fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
     let words = corrected(message);
     let again = translated(&words, environment);
     assert!(!matches!(again, Outcome::Refused { .. }), "{id}: {message}\n{again:?}");
     let parsed = parser().clone().try_get_matches_from(std::iter::once("reel".to_string()).chain(words));
     assert!(parsed.is_ok(), "{id}: {message}\n{}", parsed.unwrap_err());
-}
-
-#[test]
-fn published_commands_are_accepted_or_refused_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let all = published(folder.path());
-    assert_eq!(all.len(), 29);
-    let mut at_once = Vec::new();
-    for command in &all {
-        match translated(&command.words, &command.environment) {
-            Outcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
-            Outcome::Unchanged => at_once.push(command.id.as_str()),
-            Outcome::Translated { words, .. } => {
-                let words = std::iter::once("reel".to_string()).chain(words);
-                let parsed = parser().clone().try_get_matches_from(words);
-                assert!(parsed.is_ok(), "{}: {}", command.id, parsed.unwrap_err());
-                at_once.push(&command.id);
-            }
-        }
-    }
-    assert_eq!(at_once.join(" "), "C01 C05 C07 C08 C09 C15 C18 C20 C27 C32 C37");
-}
-
-/// Any part of a published command, in any order, is refused at most once.
-#[test]
-fn parts_of_published_commands_are_refused_at_most_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut state = 7u64;
-    let mut random = |below: usize| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) as usize % below
-    };
-    let mut tried = 0;
-    for command in published(folder.path()).iter().filter(|command| !command.words.contains(&"--config".to_string())) {
-        let path = if command.words[0] == "bench" { 2 } else { 1 };
-        let mut groups: Vec<Vec<String>> = Vec::new();
-        for word in &command.words[path..] {
-            match groups.last_mut().filter(|_| !word.starts_with("--") && !word.contains(".yaml")) {
-                Some(group) if group[0].starts_with("--") => group.push(word.clone()),
-                _ => groups.push(vec![word.clone()]),
-            }
-        }
-        for _ in 0..12 {
-            let mut part: Vec<Vec<String>> = groups.iter().filter(|_| random(3) > 0).cloned().collect();
-            for at in (1..part.len()).rev() {
-                part.swap(at, random(at + 1));
-            }
-            // A model stands first, as a word behind a switch would be its value.
-            part.sort_by_key(|group| group[0].starts_with("--"));
-            let words: Vec<String> = command.words[..path].iter().cloned().chain(part.concat()).collect();
-            if let Outcome::Refused { message } = translated(&words, &command.environment) {
-                check_corrected(&format!("{} {words:?}", command.id), &message, &command.environment);
-            }
-            tried += 1;
-        }
-    }
-    assert!(tried > 300, "{tried}");
 }
 
 #[test]
@@ -337,6 +236,101 @@ fn defaults_of_the_program_are_stated_once() {
     assert!(!stated[0].contains("--out"), "{stated:?}");
 }
 
+/// Rows that are too long are cut, skipped or split as in the program that names the limit; packing takes its default.
+#[test]
+fn long_rows_are_treated_as_in_the_program() {
+    let sft = |words: &str| accepted(line(&format!("sft --model m --data d --out o {words}")), words).0;
+    let cut = "--truncation-strategy right";
+    assert!(sft("--max_seq_length 64").contains(cut));
+    assert!(sft("--max_length 64 --dataset_num_proc 4 --use_liger_kernel").contains(cut));
+    assert!(!sft("--max_length 64 --tuner_type lora --freeze_vit true").contains("truncation"));
+    assert!(!sft("--sequence_len 64 --micro_batch_size 1").contains("truncation"));
+    let adapted = sft("--adapter lora --lora_r 32 --sequence_len 64 --micro_batch_size 1");
+    assert!(adapted.contains("--lora-r 32"), "{adapted}");
+    let packed = sft("--packing --use_liger_kernel --dataset_num_proc 4");
+    assert!(packed.contains("--max-length 1024"), "{packed}");
+}
+
+/// DeepSpeed's stage 3 divides the weights; the KL term and the second bound are judged by all options together.
+#[test]
+fn stages_divergence_and_bounds_are_read_together() {
+    let sft = |words: &str| accepted(line(&format!("sft --model m --data d --out o {words}")), words).0;
+    for words in ["--deepspeed zero3", "--deepspeed scripts/zero3_offload.json", "--fsdp full_shard,auto_wrap"] {
+        assert!(sft(words).contains("--zero-stage 3"), "{words}");
+    }
+    assert!(!sft("--deepspeed scripts/zero2.json").contains("zero-stage"));
+    let verl = "grpo data.train_files=d actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=4";
+    let actor = "actor_rollout_ref.actor";
+    let accepted_verl = |more: &str| accepted(line(&format!("{verl} {more}")), more).0;
+    assert!(accepted_verl(&format!("{actor}.kl_loss_coef=0.01")).contains("--beta 0"));
+    let with_kl = accepted_verl(&format!("{actor}.use_kl_loss=True {actor}.kl_loss_coef=0.01"));
+    assert!(with_kl.contains("--beta 0.01"), "{with_kl}");
+    let easyr1 = "grpo data.train_files=d worker.actor.model.model_path=m worker.rollout.n=4 algorithm.kl_coef=0.1";
+    for (words, problem) in [
+        (format!("{verl} {actor}.use_kl_loss=True {actor}.kl_loss_type=k1"), "kl_loss_type=k1: is not reel's estimate"),
+        (
+            format!("{easyr1} algorithm.use_kl_loss=true algorithm.kl_penalty=kl"),
+            "kl_penalty=kl: is not reel's estimate",
+        ),
+        (format!("{easyr1} algorithm.use_kl_loss=false"), "use_kl_loss=false: puts the KL term into the reward"),
+        (format!("{verl} {actor}.clip_ratio_c=3 {actor}.ppo_epochs=2"), "clip_ratio_c=3: is a second bound"),
+    ] {
+        let message = refused(line(&words), &words);
+        assert!(message.contains(problem), "{words}: {message}");
+        check_corrected(&words, &message, &[]);
+    }
+    let words = format!("{verl} {actor}.clip_ratio_c=3");
+    let (_, notes) = accepted(line(&words), &words);
+    assert!(notes.iter().any(|note| note.contains("clip_ratio_c (bounds of a ratio that is 1")), "{notes:?}");
+    accepted(line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")), "no KL term");
+}
+
+/// The command line wins over a file that names the same option otherwise, and one note says so.
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.yaml");
+    fs::write(
+        &file,
+        "finetuning_type: lora\nlora_rank: 8\nlearning_rate: 1.0e-4\nfreeze_vision_tower: true\nseed: 1\n",
+    )
+    .unwrap();
+    let words = format!("sft --model m --data d --out o --config {} --lr 2e-5 --freeze_vit false", file.display());
+    let (got, notes) = accepted(line(&words), &words);
+    assert!(got.contains("--learning-rate 2e-5") && got.contains("--lora-r 8") && got.contains("--seed 1"), "{got}");
+    assert!(!got.contains("--freeze-vision"), "{got}");
+    let wanted = "note: the command line wins over run.yaml: learning_rate: 0.0001, freeze_vision_tower: true";
+    assert!(notes.iter().any(|note| note == wanted), "{notes:?}");
+}
+
+/// Fields of JSON that vLLM's servers take, its configuration file, and names of models and data sets.
+#[test]
+fn nested_values_are_translated() {
+    let words: Vec<String> = ["serve", "m", "--mm-processor-kwargs", "{\"max_pixels\": 50176}", "--media-io-kwargs"]
+        .into_iter()
+        .chain(["{\"video\": {\"num_frames\": 16}}", "--language-model-only", "--tokenizer", "m"])
+        .map(String::from)
+        .collect();
+    let (got, _) = accepted(translated(&words, &[]), "vLLM");
+    assert_eq!(got, "serve --model m --max-pixels 50176 --nframes 16 --limit-mm-per-prompt image=0,video=0");
+    let message = refused(line("serve m --tokenizer other"), "tokenizer");
+    assert!(message.contains("--tokenizer other: reel reads the tokenizer of the model folder"), "{message}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vllm.yaml");
+    fs::write(&file, "model: m\nport: 8001\nmax-model-len: 4k\n").unwrap();
+    let (got, _) = accepted(line(&format!("serve --config {}", file.display())), "file");
+    assert_eq!(got, "serve --model m --port 8001 --max-model-len 4000");
+    let sft = |words: &str| accepted(line(&format!("sft --model m --out o {words}")), words).0;
+    assert_eq!(
+        sft("--dataset_name a/b --dataset_config c --dataset_train_split test"),
+        "sft --model m --out o --data a/b#c@test"
+    );
+    let (got, _) = accepted(line("sft trainer.logger=[console,wandb] --model m --data d --out o"), "hydra");
+    assert!(got.contains("--report-to wandb"), "{got}");
+    let (got, _) = accepted(line("serve m --model-name q --server-port 9 --session-len 64"), "LMDeploy");
+    assert_eq!(got, "serve --model m --port 9 --max-model-len 64 --served-model-name q");
+}
+
 /// Every rule of the table exists, and every option that the table sets is one of the command.
 #[test]
 fn the_table_names_rules_and_options_that_exist() {
@@ -429,8 +423,11 @@ fn tables() -> String {
         let _ =
             write!(text, "\n`{program}`: {version}\n\n| command | option of reel | default there |\n|---|---|---|\n");
         for default in foreign_options::defaults().iter().filter(|default| default.program == *program) {
-            let option = default.option.replace('_', "-");
-            let _ = writeln!(text, "| {} | `--{option} {}` | {} |", default.command, default.value, default.words);
+            let option = match default.option {
+                "-" => "none".to_string(),
+                option => format!("`--{} {}`", option.replace('_', "-"), default.value),
+            };
+            let _ = writeln!(text, "| {} | {option} | {} |", default.command, default.words);
         }
     }
     text

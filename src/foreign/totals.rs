@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::translation::Translation;
-use super::{environment, peers};
+use super::{environment, peers, rules_data};
 
 /// Combines the options.
 pub fn apply(t: &mut Translation) {
@@ -16,6 +16,7 @@ pub fn apply(t: &mut Translation) {
     match t.command.as_str() {
         "sft" | "grpo" => {
             evaluation_of_training(t);
+            rules_data::apply_parts(t);
             if t.is_foreign {
                 data(t);
                 peers::name_output(t);
@@ -24,10 +25,17 @@ pub fn apply(t: &mut Translation) {
             if t.command == "grpo" {
                 rewards(t);
                 divergence(t);
+                second_bound(t);
+                long_prompts(t);
+            } else if t.is_foreign {
+                long_rows(t);
             }
             environment::batch(t);
         }
-        "serve" if t.is_foreign => server(t),
+        "serve" if t.is_foreign => {
+            rules_data::apply_parts(t);
+            server(t);
+        }
         "eval" if t.is_foreign => evaluation(t),
         "bench" if t.is_foreign => load_test(t),
         _ => {}
@@ -217,14 +225,75 @@ fn own_reward(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The coefficient of the KL term, and whether there is one.
+/// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its estimator.
 fn divergence(t: &mut Translation) {
+    let is_easyr1 = peers::program(t) == "easyr1";
     let coefficient = t.parts.remove("kl_coef");
     let shown = t.parts.remove("kl_coef_shown").unwrap_or_default();
-    match (t.parts.remove("no_kl"), coefficient) {
+    let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
+    let in_loss_shown = t.parts.remove("use_kl_loss_shown").unwrap_or_default();
+    let no_kl = t.parts.remove("no_kl");
+    // Without the KL loss verl has no KL term (its KL reward is refused by its own name), EasyR1 has one in the reward.
+    let off = no_kl.clone().or((in_loss == Some(false) && !is_easyr1).then(|| in_loss_shown.clone()));
+    let off = off.or((in_loss.is_none() && !is_easyr1 && coefficient.is_some()).then(|| shown.clone()));
+    let in_reward = is_easyr1 && no_kl.is_none() && in_loss == Some(false);
+    if in_reward {
+        t.refuse(&in_loss_shown, "puts the KL term into the reward, and reel has it in the loss", "use --beta");
+    }
+    let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
+    let of_loss_shown = t.parts.remove("kl_loss_type_shown");
+    let of_reward_shown = t.parts.remove("kl_penalty_shown");
+    let (estimator, estimator_shown) = if is_easyr1 { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
+    let is_other = estimator.is_some_and(|name| !["low_var_kl", "k3"].contains(&name.as_str()));
+    if off.is_none() && !in_reward && is_other {
+        let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
+        t.refuse(&estimator_shown.unwrap_or_default(), what, "leave it out, or use --beta 0 for no KL term");
+    }
+    match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add("beta", vec!["0".into()], &shown),
         (None, Some(value)) if !t.is_set("beta") => t.add("beta", vec![value], &shown),
         _ => {}
+    }
+}
+
+/// A prompt that is too long is skipped in reel, and loses its beginning in TRL's trainer and those made from it.
+fn long_prompts(t: &mut Translation) {
+    if ["trl", "video-r1"].contains(&peers::program(t)) && t.is_set("max_prompt_length") {
+        t.notes.push("note: --max-prompt-length skips a longer prompt; that program cuts its beginning".into());
+    }
+}
+
+/// A second bound of the ratio of probabilities (verl's dual clip, TRL's `delta`). The ratio is 1 in the first step
+/// after a rollout, and reel has a rollout for each step, so the bound counts with several iterations alone.
+fn second_bound(t: &mut Translation) {
+    let Some(shown) = t.parts.remove("dual_clip") else { return };
+    let name = t.parts.remove("dual_clip_name").unwrap_or_default();
+    match t.number_of("num_iterations").is_some_and(|n| n > 1.0) {
+        true => {
+            let what = "is a second bound of the ratio of probabilities, which changes a loss with several iterations";
+            t.refuse(&shown, what, "leave it out: --epsilon and --epsilon-high are the bounds of reel");
+        }
+        false => t.harmless.push((name, "bounds of a ratio that is 1: each rollout has one step")),
+    }
+}
+
+/// The most tokens of a row: what happens to longer rows, and how many a packed batch has, as in the other program.
+fn long_rows(t: &mut Translation) {
+    let program = peers::program(t);
+    let default = match program {
+        "trl" => "1024",
+        "llamafactory" => "2048",
+        "axolotl" => "512",
+        _ => "",
+    };
+    let packs = t.value_of("packing").is_some_and(|value| value != "false")
+        || t.settings.iter().any(|setting| setting.name == "packing" && setting.values.is_empty());
+    if packs && !t.is_set("max_length") && !t.is_set("config") && !default.is_empty() {
+        t.notes.push(format!("note: --max-length {default} (that program's default; packing needs one)"));
+        t.add("max_length", vec![default.to_string()], "packing");
+    }
+    if program == "trl" && t.is_set("max_length") && !t.is_set("truncation_strategy") {
+        t.add("truncation_strategy", vec!["right".into()], "max_length");
     }
 }
 
@@ -237,6 +306,11 @@ fn server(t: &mut Translation) {
         if let Some(model) = found {
             t.add("model", vec![model], "model");
         }
+    }
+    let tokenizer = t.parts.remove("tokenizer");
+    let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
+    if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
+        t.refuse(&shown, "reel reads the tokenizer of the model folder", "put its files there, and leave it out");
     }
     let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
@@ -313,9 +387,14 @@ fn load_test(t: &mut Translation) {
     let (folder, file) = (t.parts.remove("result_dir"), t.parts.remove("result_filename"));
     if t.parts.remove("save_result").is_some() && !t.is_set("out") {
         let file = file.unwrap_or_else(|| "reel-bench-serve.json".into());
-        let folder = folder.filter(|folder| std::path::Path::new(folder).is_dir());
-        let path = folder.map_or(file.clone(), |folder| format!("{}/{file}", folder.trim_end_matches('/')));
-        t.notes.push(format!("note: the result goes to {path} (--out)"));
+        let (path, missing) = match folder {
+            Some(folder) if std::path::Path::new(&folder).is_dir() => {
+                (format!("{}/{file}", folder.trim_end_matches('/')), String::new())
+            }
+            Some(folder) => (file, format!("; there is no folder {folder}")),
+            None => (file, String::new()),
+        };
+        t.notes.push(format!("note: the result goes to {path} (--out){missing}"));
         t.add("out", vec![path], "--save-result");
     }
 }

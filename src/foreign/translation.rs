@@ -7,7 +7,7 @@ use reel_runs::foreign_options::{self, OptionClass, OptionRow};
 use reel_runs::option_names;
 
 use super::words::{CommandLine, Given, option_words, own_argument};
-use super::{Surroundings, config, rules};
+use super::{Surroundings, config, rules, rules_train};
 use crate::number_kind::number_kind;
 
 /// An option of reel with its values.
@@ -49,6 +49,34 @@ pub struct TrainedWeights {
     pub decoder_shown: String,
 }
 
+impl TrainedWeights {
+    /// What these options and, where they are silent, those of `below` say. `lost` gets the options of `below` that say
+    /// something else.
+    pub fn over(self, below: Self, lost: &mut Vec<String>) -> Self {
+        let differs = |a: Option<bool>, b: Option<bool>| a.is_some() && b.is_some() && a != b;
+        if differs(self.lora, below.lora) {
+            lost.push("LoRA or all weights".into());
+        }
+        if differs(self.tower_frozen, below.tower_frozen) {
+            lost.push(below.tower_shown.clone());
+        }
+        if differs(self.merger_frozen, below.merger_frozen) {
+            lost.push("the merger, frozen or not".into());
+        }
+        if differs(self.decoder_frozen, below.decoder_frozen) {
+            lost.push(below.decoder_shown.clone());
+        }
+        Self {
+            lora: self.lora.or(below.lora),
+            tower_shown: if self.tower_frozen.is_some() { self.tower_shown } else { below.tower_shown },
+            decoder_shown: if self.decoder_frozen.is_some() { self.decoder_shown } else { below.decoder_shown },
+            tower_frozen: self.tower_frozen.or(below.tower_frozen),
+            merger_frozen: self.merger_frozen.or(below.merger_frozen),
+            decoder_frozen: self.decoder_frozen.or(below.decoder_frozen),
+        }
+    }
+}
+
 /// A command on its way from another program's options to reel's.
 pub struct Translation<'a> {
     pub line: CommandLine<'a>,
@@ -71,8 +99,8 @@ pub struct Translation<'a> {
     pub weights: TrainedWeights,
     /// Values that a later stage combines, by a name of their own.
     pub parts: BTreeMap<&'static str, String>,
-    /// The names of all options that were read.
-    pub read_names: Vec<String>,
+    /// The names and values of all options that were read.
+    pub read: Vec<(String, Option<String>)>,
     /// Values of options that are set if the command does not set them.
     pub fallbacks: Vec<Setting>,
     /// The options that the configuration file sets, if it stays a file.
@@ -102,7 +130,7 @@ impl<'a> Translation<'a> {
             votes: BTreeMap::new(),
             weights: TrainedWeights::default(),
             parts: BTreeMap::new(),
-            read_names: Vec::new(),
+            read: Vec::new(),
             fallbacks: Vec::new(),
             set_by_file: Vec::new(),
             own_names: Vec::new(),
@@ -232,7 +260,7 @@ impl<'a> Translation<'a> {
 
     /// Reads one option: one of reel's, or one that the table has.
     pub fn read(&mut self, given: &Given) {
-        self.read_names.push(given.name.clone());
+        self.read.push((given.name.clone(), given.value()));
         let is_own = self.has_option(&given.name);
         let value = given.value();
         let name = given.name.clone();
@@ -340,19 +368,17 @@ impl<'a> Translation<'a> {
     }
 
     fn read_unknown(&mut self, given: &Given) {
-        let is_number = given.value().map(|value| value.parse::<f64>().is_ok());
-        let fits = |argument: &&clap::Arg| match is_number {
-            Some(is_number) => {
-                argument.get_action().takes_values()
-                    && (is_number || number_kind(argument.get_value_parser()).is_none())
-            }
-            None => true,
-        };
+        let path = self.line.path.join(" ");
+        let what = format!("is not an option of reel {path}");
+        // An option of another command has no similar option here.
+        if let Some(command) = foreign_options::command_with(&given.name, &self.command) {
+            return self.refuse(&given.shown(), &format!("{what} (it is one of reel {command})"), "leave it out");
+        }
+        let value = given.value();
+        let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());
         let longs = self.line.command.get_arguments().filter(fits).filter_map(clap::Arg::get_long);
         let names: Vec<String> = longs.map(|long| long.replace('-', "_")).collect();
         let similar = option_names::most_similar(&given.name, names.iter().map(String::as_str));
-        let path = self.line.path.join(" ");
-        let what = format!("is not an option of reel {path}");
         match similar {
             Some(similar) => {
                 self.refuse(&given.shown(), &what, &format!("did you mean --{}?", similar.replace('_', "-")));
@@ -378,6 +404,22 @@ impl<'a> Translation<'a> {
     /// The parser of the command.
     pub fn parser(&self) -> &'a Command {
         self.line.command
+    }
+}
+
+/// Whether an option takes values of the kind of `value`: a switch, a truth value, a number, one of a few names, or text.
+fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
+    let takes_values = argument.get_action().takes_values();
+    let Some(value) = value else {
+        return !takes_values || argument.get_num_args().is_some_and(|range| range.min_values() == 0);
+    };
+    let names = argument.get_possible_values();
+    let is_truth_value = OFF.contains(&value.to_ascii_lowercase().as_str()) || rules_train::is_true(value);
+    match number_kind(argument.get_value_parser()) {
+        _ if !takes_values => is_truth_value,
+        _ if names.iter().any(|own| own.matches(value, true)) => true,
+        Some(_) => value.parse::<f64>().is_ok(),
+        None => names.is_empty() && !is_truth_value && value.parse::<f64>().is_err(),
     }
 }
 

@@ -39,11 +39,11 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// Whether a request with the model name `name` means this model: its name, an alias, or a hub id whose last part
-    /// is its name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
+    /// Whether a request with the model name `name` means this model: its name, an alias, or a hub id or a path whose
+    /// last part is its name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
     pub fn is_named(&self, name: &str) -> bool {
-        let is_hub_id = || name.split_once('/').is_some_and(|(_, last)| last == self.name);
-        name == self.name || self.aliases.iter().any(|alias| alias == name) || is_hub_id()
+        let is_path = || name.rsplit_once('/').is_some_and(|(_, last)| last == self.name);
+        name == self.name || self.aliases.iter().any(|alias| alias == name) || is_path()
     }
 
     /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are mapped from their files. The

@@ -1,5 +1,5 @@
-//! The options of other programs: TRL, ms-swift, LLaMA-Factory, verl, EasyR1, the scripts of VideoRFT, Video-R1 and
-//! Qwen, vLLM, SGLang, lmms-eval and VLMEvalKit.
+//! The options of other programs: TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, the scripts of VideoRFT, Video-R1
+//! and Qwen, vLLM, SGLang, LMDeploy, lmms-eval and VLMEvalKit.
 //!
 //! `options.txt` says for each name (and, where it matters, value) which programs have it, and what it is in reel: an
 //! option with the same meaning, no effect on the result, a change of the result, or something that is off.
@@ -111,6 +111,21 @@ pub fn find(
         }
     }
     best.map(|(_, row)| row)
+}
+
+/// Whether the table has a row for the name, with some value, in the command `command`.
+pub fn has_row(name: &str, command: &str) -> bool {
+    ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
+}
+
+/// A command other than `command` that has a row for exactly this name, as a user writes it; `None` if there is none.
+pub fn command_with(name: &str, command: &str) -> Option<&'static str> {
+    let row = ROWS.iter().find(|row| !row.is_for(command) && row.names.iter().any(|(own, _)| *own == name))?;
+    match *row.commands.first()? {
+        "train" => Some("sft"),
+        "bench" => Some("bench serve"),
+        other => Some(other),
+    }
 }
 
 impl OptionRow {

@@ -1,0 +1,271 @@
+//! Every published command runs to its end on a tiny model: training for one step, a server with a request that names
+//! the published model, an evaluation, a load test. The test of all commands takes minutes, so it is ignored;
+//! `paste.rs` runs some of them.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::server::{self, Server};
+use crate::support::{FinishedRun, finished_run, golden, reel, run};
+use crate::{commands, corrected, published, shell, workshop};
+
+/// The name of the model in the commands of servers and their clients.
+const PUBLISHED_MODEL: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
+
+/// Sizes that would take minutes, in the words of the commands: an option or key, and the value in its place.
+const SIZES: [(&str, &str); 16] = [
+    ("--max_completion_length", "8"),
+    ("data.max_response_length", "8"),
+    ("max_response_length", "8"),
+    ("data.train_batch_size", "8"),
+    ("actor_rollout_ref.actor.ppo_mini_batch_size", "2"),
+    ("data.mini_rollout_batch_size", "8"),
+    ("rollout_batch_size", "8"),
+    ("global_batch_size", "2"),
+    ("--max_steps", "1"),
+    ("max_steps", "1"),
+    ("trainer.max_steps", "1"),
+    ("--random-input-len", "64"),
+    ("--random-output-len", "8"),
+    ("--num-prompts", "4"),
+    // The tiny model has two heads for keys and values.
+    ("--tensor-parallel-size", "2"),
+    ("--gradient_accumulation_steps", "1"),
+];
+
+/// What a command did.
+pub struct Report {
+    /// The number of messages before the command ran.
+    pub rounds: usize,
+    pub what: String,
+}
+
+/// Replaces the values of [`SIZES`] in the words of a command.
+fn with_small_sizes(words: Vec<String>) -> Vec<String> {
+    let size = |name: &str| SIZES.iter().find(|(own, _)| *own == name).map(|(_, size)| *size);
+    let mut previous = String::new();
+    let small = |word: String| {
+        let key = word.split_once('=').and_then(|(key, _)| Some(format!("{key}={}", size(key)?)));
+        let small = key.or(size(&previous).map(String::from)).unwrap_or(word.clone());
+        previous = word;
+        small
+    };
+    words.into_iter().map(small).collect()
+}
+
+/// The same for the file that a command names.
+fn shorten_file(path: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(path) else { return false };
+    let line = |line: &str| match line.split_once(": ") {
+        Some((key, _)) => match SIZES.iter().find(|(name, _)| *name == key.trim()) {
+            Some((_, size)) => format!("{key}: {size}\n"),
+            None => format!("{line}\n"),
+        },
+        None => format!("{line}\n"),
+    };
+    let short: String = text.lines().map(line).collect();
+    std::fs::write(path, &short).expect("a file");
+    short.contains("max_steps: ")
+}
+
+/// Runs a published command, or the corrected command of its one message.
+pub fn run_published(id: &str) -> Report {
+    let folder = workshop();
+    let at = folder.path();
+    let (words, environment) = published(at, id);
+    let mut words = with_small_sizes(words);
+    let has_steps = shorten_file(&at.join("run.yaml")) || words.iter().any(|word| word.contains("max_steps"));
+    let kind = words[0].clone();
+    match kind.as_str() {
+        "sft" | "grpo" => {
+            let steps = if has_steps { &[][..] } else { &["--max_steps", "1"] };
+            words.extend(steps.iter().chain(&["--device", "cpu"]).map(|word| word.to_string()));
+            // The folder of the media is this one.
+            for at in 1..words.len() {
+                if ["--image_folder", "--image_folders"].contains(&words[at - 1].as_str()) {
+                    words[at] = ".".into();
+                }
+            }
+            let (rounds, done) = finish(at, &words, &environment);
+            Report { rounds, what: trained(at, &done) }
+        }
+        "serve" => served(at, words, &environment),
+        _ => measured(at, words, environment),
+    }
+}
+
+/// Runs a command, then the corrected command of its message, if it has one.
+fn finish(at: &Path, words: &[String], environment: &[(String, String)]) -> (usize, FinishedRun) {
+    let mut first = reel();
+    first.current_dir(at).args(words).envs(environment.iter().cloned());
+    let first = finished_run(first.output().expect("the binary starts"));
+    if first.code != Some(2) {
+        return (0, first);
+    }
+    let second = corrected(&first.stderr).replace("--data DATA", "--data src/r1-v/Evaluation");
+    (1, shell(at, &second))
+}
+
+/// The loss of the one step of a run.
+fn trained(at: &Path, done: &FinishedRun) -> String {
+    let out = done.ok().lines().find_map(|line| line.split_once(": 1 steps")).expect("a line with OUT").0.to_string();
+    let metrics = std::fs::read_to_string(at.join(out).join("metrics.jsonl")).expect("metrics");
+    let step: Value = serde_json::from_str(metrics.lines().last().expect("a step")).expect("JSON");
+    let loss = step["loss"].as_f64().expect("a loss");
+    assert!(loss.is_finite(), "{step}");
+    match step["reward"].as_f64() {
+        Some(reward) => format!("1 step, loss {loss:.4}, reward {reward:.3}"),
+        None => format!("1 step, loss {loss:.4}"),
+    }
+}
+
+/// A model folder with the published name.
+fn published_model(at: &Path) -> PathBuf {
+    let folder = at.join(PUBLISHED_MODEL);
+    std::fs::create_dir_all(folder.parent().expect("a folder")).expect("a folder");
+    run(["init", "--preset", "tiny", "--out", server::text(&folder)]).ok();
+    folder
+}
+
+/// Starts a server, and asks it with the published name of the model.
+fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> Report {
+    published_model(at);
+    let on_free_port = |word: String| match word.as_str() {
+        "8000" => "0".to_string(),
+        "tiny" => PUBLISHED_MODEL.to_string(),
+        _ => word,
+    };
+    let mut words: Vec<String> = words.into_iter().map(on_free_port).collect();
+    words.extend(["--device".into(), "cpu".into()]);
+    let mut command = reel();
+    command.current_dir(at).args(&words).envs(environment.iter().cloned());
+    let (mut rounds, mut server) = (0, Running::start(command));
+    if let Err(message) = &server {
+        let program = reel();
+        let mut command = Command::new("sh");
+        command.current_dir(at).args(["-c", &format!("exec \"$0\" {}", corrected(message))]).arg(program.get_program());
+        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        (rounds, server) = (1, Running::start(command));
+    }
+    let server = server.unwrap_or_else(|message| panic!("{words:?}: {message}"));
+    let body = json!({"model": PUBLISHED_MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]});
+    let mut stream = TcpStream::connect(server.address).expect("a connection");
+    server::write_request(&mut stream, "POST", "/v1/chat/completions", "", &body.to_string());
+    let reply = server::read_reply(&mut stream);
+    assert_eq!(reply.status, 200, "{words:?}: {}", reply.body);
+    Report { rounds, what: format!("answered a request for {PUBLISHED_MODEL}") }
+}
+
+/// A server that is killed when it is dropped.
+struct Running {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Running {
+    /// Starts a server. The error is what it printed, if it ended instead.
+    fn start(mut command: Command) -> Result<Self, String> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+        let address = line.trim().rsplit_once("://").and_then(|(_, address)| address.parse::<SocketAddr>().ok());
+        if let Some(address) = address {
+            return Ok(Self { child, address: SocketAddr::from(([127, 0, 0, 1], address.port())) });
+        }
+        let mut message = String::new();
+        child.stderr.take().expect("stderr").read_to_string(&mut message).expect("text");
+        child.wait().expect("an exit code");
+        Err(message)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An evaluation of one question of each benchmark, or a load test, against a server where the command names one.
+fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, String)>) -> Report {
+    published_model(at);
+    let names = [PUBLISHED_MODEL, "Qwen/Qwen3-VL-4B-Instruct", "GPT4o"].map(|name| ["--served-model-name", name]);
+    let server = Server::start(&names.concat());
+    let port = server.address.port().to_string();
+    for text in words.iter_mut().chain(environment.iter_mut().map(|(_, value)| value)) {
+        *text = text.replace("8000", &port);
+        if text == "tiny" {
+            *text = PUBLISHED_MODEL.into();
+        }
+    }
+    if words[0] == "bench" && !words.contains(&"--port".to_string()) {
+        words.extend(["--port".into(), port]);
+    }
+    if words[0] == "eval" {
+        questions(&at.join("src/r1-v/Evaluation"));
+        environment.push(("LMUData".into(), "src/r1-v/Evaluation".into()));
+        let mut short = vec!["--max-new-tokens", "8", "--min-pixels", "3136", "--max-pixels", "12544"];
+        // VLMEvalKit's names of data have frames.
+        if !words.iter().any(|word| word.contains("frame") || word.contains("fps")) {
+            short.extend(["--nframes", "2"]);
+        }
+        let pairs =
+            short.chunks(2).filter(|pair| !words.iter().any(|word| word.contains(&pair[0][2..].replace('-', "_"))));
+        let short: Vec<String> = pairs.flatten().map(|word| word.to_string()).collect();
+        words.extend(short);
+    }
+    let (rounds, done) = finish(at, &words, &environment);
+    let printed = done.ok().trim();
+    assert!(!printed.is_empty(), "{words:?}");
+    let first = printed.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    Report { rounds, what: first }
+}
+
+/// One question of each benchmark, in the files of VideoRFT and Video-R1.
+fn questions(folder: &Path) {
+    std::fs::create_dir_all(folder).expect("a folder");
+    std::fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), folder.join("clip.mp4")).expect("copied");
+    for benchmark in ["mmvu", "mvbench", "tempcompass", "videomme", "videommmu", "vsibench"] {
+        let rows = std::fs::read_to_string(golden(&format!("rewards/eval/{benchmark}.jsonl"))).expect("rows");
+        let mut row: Value = serde_json::from_str(rows.lines().next().expect("a row")).expect("JSON");
+        row.as_object_mut().expect("an object").remove("output");
+        row["path"] = "./clip.mp4".into();
+        std::fs::write(folder.join(format!("eval_{benchmark}.json")), json!([row]).to_string()).expect("written");
+    }
+}
+
+/// Servers and load tests are quick, so these commands run always.
+#[test]
+fn servers_and_load_tests_run() {
+    let mut rounds = 0;
+    for id in ["C24", "C26", "C27", "C29", "C30", "C32", "C37", "C39"] {
+        rounds += run_published(id).rounds;
+    }
+    assert_eq!(rounds, 5);
+}
+
+#[test]
+#[ignore = "takes minutes; --ignored --nocapture prints a table, REEL_PASTE=\"C01 D02\" names the commands"]
+fn every_published_command_runs() {
+    let (mut rounds, mut count) = (0, 0);
+    let only = std::env::var("REEL_PASTE").unwrap_or_default();
+    for command in commands() {
+        let id = command["id"].as_str().expect("an id");
+        if !only.is_empty() && !only.split(' ').any(|wanted| wanted == id) {
+            continue;
+        }
+        let begun = Instant::now();
+        let report = run_published(id);
+        let source = command["source"].as_str().unwrap_or_default();
+        let seconds = begun.elapsed().as_secs_f64();
+        println!("{id} | {source} | {} | {} | {seconds:.1} s", report.rounds, report.what);
+        (rounds, count) = (rounds + report.rounds, count + 1);
+    }
+    println!("{count} commands, {rounds} messages before they ran");
+    assert!(rounds <= count);
+}
