@@ -128,8 +128,7 @@ fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + Deseria
 ) -> Result<ResolvedOptions<O>> {
     let (media, worker) = (MediaFlags::default(), WorkerFlags::default());
     let access = MediaAccessFlags::default();
-    let defaults =
-        ResolvedOptions { options, media, access, worker, common: common.clone(), has_default_rate: false };
+    let defaults = ResolvedOptions { options, media, access, worker, common: common.clone(), has_default_rate: false };
     let mut resolved: ResolvedOptions<O> = ConfigFile::read(config)?.apply(&defaults, |_| false)?;
     resolved.common = common.clone();
     Ok(resolved)

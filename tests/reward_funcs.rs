@@ -105,7 +105,6 @@ fn errors_of_functions_name_file_and_line() {
     run(at, "b", &["broken.py:f"], &one).refused(1, &["broken.py:2: SyntaxError"]);
     run(at, "c", &["my.py:none"], &one).refused(1, &["my.py: has no function none"]);
     run(at, "d", &["none.py:f"], &one).refused(2, &["--reward-funcs: there is no file none.py"]);
-    run(at, "d", &["cosine"], &one).refused(2, &["cosine"]);
     assert!(!at.join("d").exists());
 }
 

@@ -75,7 +75,8 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         }
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
-            t.parts.insert("reward_funcs", list(given).join(","));
+            let before = t.parts.remove("reward_funcs").map(|names| names + ",").unwrap_or_default();
+            t.parts.insert("reward_funcs", before + &list(given).join(","));
             t.parts.insert("reward_funcs_shown", given.shown());
         }
         "reward_weights" => {

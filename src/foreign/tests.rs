@@ -198,6 +198,8 @@ fn commands_of_reel_are_not_touched() {
         "sft --model m --data d --out o --lora-r 8 --lora-target-modules all-linear --report-to wandb,tensorboard",
         "sft --model m --data d --out o --optim adamw-8bit --eval-steps 5 --eval-benchmark mmvu",
         "grpo --model m --data d --out o --reward-weights accuracy=2 --top-k 0 --warmup-steps 3",
+        "grpo --model m --data d --out o --reward-funcs a.py:f --reward-funcs accuracy --reward-weights 1,2",
+        "sft --model m --data d --out o --val-size 0.1 --eval-steps 5 --metric-for-best-model eval_loss",
         "serve --model m --host 0.0.0.0",
         "eval --model m --benchmark mmvu --data d --out o",
         "eval compare a b",
@@ -208,6 +210,22 @@ fn commands_of_reel_are_not_touched() {
     ] {
         assert_eq!(line(words), Outcome::Unchanged, "{words}");
     }
+}
+
+#[test]
+fn validation_rows_and_reward_functions_keep_their_meaning() {
+    let sft = |more: &str| accepted(line(&format!("sft --model m --data d --out o --bf16 true {more}")), more).0;
+    let words = sft("--split_dataset_ratio 0.05 --eval_strategy steps --eval_steps 100 --save_steps 200");
+    assert!(words.contains("--val-size 0.05") && words.contains("--eval-steps 100"), "{words}");
+    assert!(!words.contains("--metric-for-best-model"), "{words}");
+    let words = sft("--val_size 0.1 --eval_steps 300");
+    assert!(words.contains("--eval-steps 300") && words.contains("--metric-for-best-model none"), "{words}");
+    let words = sft("--val_dataset v.jsonl --per_device_eval_batch_size 4 --metric_for_best_model eval_loss");
+    assert!(words.contains("--eval-file v.jsonl") && words.contains("--metric-for-best-model eval_loss"), "{words}");
+    assert!(!sft("--eval_steps 300").contains("--eval-steps"), "no rows to evaluate");
+    let line_of_grpo = "grpo --model m --data d --out o --reward_funcs my.py:f accuracy_reward --reward_weights 1 0.5";
+    let (words, _) = accepted(line(line_of_grpo), "grpo");
+    assert!(words.contains("--reward-funcs my.py:f,accuracy --reward-weights 1,0.5"), "{words}");
 }
 
 #[test]

@@ -80,7 +80,8 @@ fn evaluation_of_training(t: &mut Translation) {
     match !t.is_foreign || t.is_set("eval_benchmark") || t.is_set("eval_data") || validates {
         true => {
             let divides = |saves: f64| steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && saves % steps == 0.0);
-            if t.is_foreign && validates && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
+            let is_compared = t.is_foreign && validates && !t.is_set("metric_for_best_model");
+            if is_compared && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
                 t.add("metric_for_best_model", vec!["none".into()], &shown);
             }
             t.add("eval_steps", vec![steps], &shown);

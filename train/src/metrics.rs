@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::hardware_metrics::HardwareMetrics;
-use crate::step::validation::ValidationLoss;
 
 /// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +82,21 @@ pub struct GrpoMetrics {
     /// value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_seconds: Option<f64>,
+}
+
+/// The loss of a set of validation rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationLoss {
+    /// The mean negative log-probability of all learned tokens of all rows.
+    pub eval_loss: f64,
+    /// Number of learned tokens.
+    pub eval_tokens: u64,
+    /// Number of rows.
+    pub eval_rows: usize,
+    /// Number of further rows that could not be used.
+    pub eval_skipped: usize,
+    /// Fingerprint of the set of rows. Losses of different sets are not comparable.
+    pub eval_data_hash: String,
 }
 
 /// Writes and reads the rewards of a step as the keys `rewards/NAME` of its JSON line.

@@ -93,8 +93,8 @@ fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
 mod tests {
     use std::collections::BTreeMap;
 
+    use reel_train::metrics::ValidationLoss;
     use reel_train::setup::BenchmarkScore;
-    use reel_train::step::validation::ValidationLoss;
 
     use super::*;
 

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use reel_files::log::{self, JsonlLog};
 use reel_train::file_names::{EVALUATIONS_FILE, EVALUATIONS_FOLDER};
+use reel_train::metrics::ValidationLoss;
 use reel_train::setup::BenchmarkScore;
-use reel_train::step::validation::ValidationLoss;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 

@@ -24,10 +24,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use reel_device::{RangeName, range};
-use reel_train::metrics::StepMetrics;
+use reel_train::metrics::{StepMetrics, ValidationLoss};
 use reel_train::options::{BestMetric, TrainingOptions};
 use reel_train::setup::{BenchmarkScore, EvaluatedPolicy, PolicyEvaluator};
-use reel_train::step::validation::ValidationLoss;
 use reel_train::{Result, TrainError};
 
 use super::{Run, TrainLoop};

@@ -47,7 +47,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     unusable_rows_among(options, rows, &all, options.quarantine.as_deref().filter(|_| !options.check_data))
 }
 
-/// Returns the rows of the list `quarantine`, and those of `among` that have wrong fields, in file order. In a strict
+/// Returns the rows of `among`, ascending row numbers, that are in the list `quarantine` or have wrong fields. In a strict
 /// run, the first row with wrong fields is an error.
 pub(super) fn unusable_rows_among<R: DataSource>(
     options: &RunOptions,
@@ -58,6 +58,7 @@ pub(super) fn unusable_rows_among<R: DataSource>(
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let listed = quarantine.map(|list| quarantine::read_quarantine_list(list, line_of)).transpose()?;
     let mut found = listed.unwrap_or_default();
+    found.retain(|bad| among.binary_search(&bad.row).is_ok());
     let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
     let all = || among.par_iter().copied().filter(|row| !listed.contains(row));
     let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));

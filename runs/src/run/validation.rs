@@ -16,9 +16,10 @@ use reel_samples::sample::SftSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
 use reel_train::live_server::DeviceLender;
+use reel_train::metrics::ValidationLoss;
 use reel_train::setup::SftSetup;
 use reel_train::step::trainer::Trainer;
-use reel_train::step::validation::{LossPass, RowLoss, ValidationLoss};
+use reel_train::step::validation::{LossPass, RowLoss, validation_loss};
 use reel_train::{Result, TrainError};
 
 use super::validate::unusable_rows_among;
@@ -57,8 +58,7 @@ impl<'a> Validation<'a> {
     ) -> Result<Self> {
         let is_of_data = setup.options.eval_file.is_none();
         let quarantine = setup.options.quarantine.as_deref().filter(|_| is_of_data);
-        let mut unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)?;
-        unusable.retain(|row| rows.binary_search(&row.row).is_ok());
+        let unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)?;
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
         Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
@@ -129,7 +129,7 @@ impl<'a> Validation<'a> {
             let share = format!("{} of {} validation rows", skipped_rows.len(), self.rows.len());
             print(&format!("{share} are skipped; the first: {}", first.reason));
         }
-        Ok(ValidationLoss::new(&losses, skipped_rows.len(), &self.fingerprint))
+        Ok(validation_loss(&losses, skipped_rows.len(), &self.fingerprint))
     }
 
     /// Whether a rank was interrupted. All ranks call it together and return the same.

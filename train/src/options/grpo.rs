@@ -265,9 +265,16 @@ impl GrpoOptions {
         Some(names.iter().filter(|name| *name != NO_VARIABLE).cloned().collect())
     }
 
-    /// Checks that each Python function has a name of its own.
+    /// Checks that each Python function has a name of its own among the rewards of the run.
     fn validate_functions(&self) -> Result<()> {
-        let mut names: Vec<String> = ["accuracy", "format", "temporal", "semantic", "length"].map(String::from).into();
+        let own = [
+            ("accuracy", true),
+            ("format", true),
+            ("temporal", self.temporal),
+            ("semantic", self.siglip.is_some()),
+            ("length", self.len_control == Some(false)),
+        ];
+        let mut names: Vec<String> = own.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
         self.functions().try_for_each(|function| function_name(function).map(drop))?;
         for name in self.custom_reward_names() {
             let what = format!("has two rewards with the name {name}");

@@ -107,6 +107,7 @@ impl TrainingOptions for SftOptions {
     fn resolved(&self) -> Map<String, Value> {
         let Ok(Value::Object(mut map)) = serde_json::to_value(self) else { return Map::new() };
         map.insert("labels".into(), json!(self.label_rule()));
+        map.insert("val_size".into(), json!(self.held_out_size()));
         map
     }
 

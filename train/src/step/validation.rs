@@ -7,10 +7,10 @@ use std::rc::Rc;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runtime::{Cx, GatheredWeights, ops};
 use reel_samples::sample::Sample;
-use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::exchange::gather_in_order;
+use crate::metrics::ValidationLoss;
 use crate::step::trainer::{MicroBatchInput, Trainer};
 use crate::step::weight_shards::ForwardRounds;
 
@@ -24,34 +24,17 @@ pub struct RowLoss {
     pub tokens: u64,
 }
 
-/// The loss of a set of validation rows.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ValidationLoss {
-    /// The mean negative log-probability of all learned tokens of all rows.
-    pub eval_loss: f64,
-    /// Number of learned tokens.
-    pub eval_tokens: u64,
-    /// Number of rows.
-    pub eval_rows: usize,
-    /// Number of further rows that could not be used.
-    pub eval_skipped: usize,
-    /// Fingerprint of the set of rows. Losses of different sets are not comparable.
-    pub eval_data_hash: String,
-}
-
-impl ValidationLoss {
-    /// The loss of the rows `rows`, in their order. `skipped` is the number of rows that could not be used, and `hash`
-    /// the fingerprint of the set of rows.
-    pub fn new(rows: &[RowLoss], skipped: usize, hash: &str) -> Self {
-        let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
-        let sum: f64 = rows.iter().map(|row| row.sum).sum();
-        Self {
-            eval_loss: sum / tokens.max(1) as f64,
-            eval_tokens: tokens,
-            eval_rows: rows.len(),
-            eval_skipped: skipped,
-            eval_data_hash: hash.into(),
-        }
+/// The loss of the rows `rows`, in their order. `skipped` is the number of rows that could not be used, and `hash` the
+/// fingerprint of the set of rows.
+pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> ValidationLoss {
+    let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
+    let sum: f64 = rows.iter().map(|row| row.sum).sum();
+    ValidationLoss {
+        eval_loss: sum / tokens.max(1) as f64,
+        eval_tokens: tokens,
+        eval_rows: rows.len(),
+        eval_skipped: skipped,
+        eval_data_hash: hash.into(),
     }
 }
 
@@ -124,7 +107,7 @@ mod tests {
     #[test]
     fn loss_is_the_mean_over_tokens_not_over_rows() {
         let rows = [RowLoss { sum: 6.0, tokens: 3 }, RowLoss { sum: 1.0, tokens: 1 }];
-        let loss = ValidationLoss::new(&rows, 2, "00");
+        let loss = validation_loss(&rows, 2, "00");
         assert_eq!((loss.eval_loss, loss.eval_tokens, loss.eval_rows, loss.eval_skipped), (1.75, 4, 2, 2));
     }
 }
