@@ -198,7 +198,8 @@ fn first_commands_of_readme_need_no_download() {
     let shell = Workshop(folder);
     let mut names = Vec::new();
     for (line, command) in commands(first) {
-        let out = shell.shell(&command).env("HF_HUB_OFFLINE", "1").env("CUDA_HOME", "/none").output().expect("sh starts");
+        let out =
+            shell.shell(&command).env("HF_HUB_OFFLINE", "1").env("CUDA_HOME", "/none").output().expect("sh starts");
         let stderr = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.success(), "README.md:{line}: {command}\n{}\nstderr: {stderr}", out.status);
         names.extend(command.split(' ').nth(1).map(str::to_string));

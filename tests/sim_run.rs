@@ -161,8 +161,12 @@ fn slow_lines_are_remarked() {
     let dir = folder(&[("k.ptx", text.clone())]);
     let args = "k.ptx --grid 1 --block 32 --arg buf:u32:1024";
     let got = sim(dir.path(), &format!("{args} --json")).json();
-    let remarks: Vec<(&str, u64)> = got["remarks"].as_array().unwrap().iter()
-        .map(|r| (r["kind"].as_str().unwrap(), r["line"].as_u64().unwrap())).collect();
+    let remarks: Vec<(&str, u64)> = got["remarks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| (r["kind"].as_str().unwrap(), r["line"].as_u64().unwrap()))
+        .collect();
     let wanted = [
         ("bank-conflicts", line("st.shared")),
         ("bank-conflicts", line("ld.shared")),
@@ -172,7 +176,10 @@ fn slow_lines_are_remarked() {
     assert_eq!(remarks, wanted.map(|(kind, line)| (kind, line as u64)));
     let shown = sim(dir.path(), args);
     for part in [
-        format!("bank-conflicts: k.ptx:{}: 32 passes through the banks of shared memory, where 1 would do\n", wanted[0].1),
+        format!(
+            "bank-conflicts: k.ptx:{}: 32 passes through the banks of shared memory, where 1 would do\n",
+            wanted[0].1
+        ),
         format!("uncoalesced: k.ptx:{}: 32 sectors of 32 bytes of global memory, where 4 would do\n", wanted[2].1),
         format!("idle-lanes: k.ptx:{}: 1 of 32 lanes work on average, in 1 warp instructions\n", wanted[3].1),
         format!("{} | st.global.u32 [%rd3], %r5;\n", wanted[2].1),
@@ -185,15 +192,16 @@ fn slow_lines_are_remarked() {
 /// A mutant names the line of the CUDA file if the PTX has line information, else the line of the PTX.
 #[test]
 fn mutants_name_the_source_line() {
-    let dir = folder(&[(
-        "k.ptx",
-        format!("{HEAD}{SHIFT}").replace("xor.b32", "bar.sync 0;\n    xor.b32"),
-    )]);
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}").replace("xor.b32", "bar.sync 0;\n    xor.b32"))]);
     let mutants = |line: &str| run_in(dir.path(), ["sim", "mutants"].into_iter().chain(line.split_whitespace()));
     let got = mutants("k.ptx --grid 1 --block 64 --arg buf:u32:64");
     let barrier = fs::read_to_string(dir.path().join("k.ptx")).unwrap();
     let at = barrier.lines().position(|l| l.contains("bar.sync")).unwrap() + 1;
-    assert!(got.ok().contains(&format!("killed by race               k.ptx:{at}: bar.sync deleted | bar.sync 0;")), "{}", got.stdout);
+    assert!(
+        got.ok().contains(&format!("killed by race               k.ptx:{at}: bar.sync deleted | bar.sync 0;")),
+        "{}",
+        got.stdout
+    );
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let text = "__global__ void k(int* x) {\n  __shared__ int s[64];\n  s[threadIdx.x] = 1;\n  __syncthreads();\n  \
                 x[threadIdx.x] = s[63 - threadIdx.x];\n}\n";
@@ -440,7 +448,7 @@ fn messages_name_what_the_user_knows() {
     // A unique part of the demangled name selects the kernel, and reports show that name.
     let got = run("--entry xpy(float --block 32 --arg buf:f32:32 --arg buf:f32:32 --arg f32:1 --arg u32:32");
     assert!(
-        got.ok().contains("k.ptx: saxpy(float const*, float*, float, unsigned int): no findings"),
+        got.ok().contains("k.ptx: saxpy(float const*, float*, float, unsigned int): no defects found"),
         "{}",
         got.stdout
     );

@@ -127,7 +127,8 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
         Ok(Planned { counts, job })
     }
 
-    /// Prints a plan with `additions` and, if it does not fit, with what would.
+    /// Prints a plan with `additions` and, if it does not fit, with what would. The text of the plan is printed before
+    /// the search.
     fn print(
         &self,
         settings: &Settings<O>,
@@ -137,8 +138,9 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
     ) -> Result<()> {
         let usable = UsableMemory::of(self.sizes, machine.memory, self.common)?;
         let outcome = planned.outcome(machine, None);
-        if let Some(usable) = usable.filter(|usable| outcome.peak as f64 > usable.all) {
-            let advice = advise(
+        let advice = || match usable.filter(|usable| outcome.peak as f64 > usable.all) {
+            None => Additions::default(),
+            Some(usable) => advise(
                 settings,
                 &self.dimensions(settings),
                 self.common,
@@ -146,14 +148,18 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
                 Some(outcome.peak),
                 |changed| options_between(settings, changed),
                 |changed| Ok(self.plan(changed)?.outcome(machine, Some(usable))),
-            );
-            additions.fields.extend(advice.fields);
-            additions.lines.extend(advice.lines);
-        }
-        match &planned.job {
+            ),
+        };
+        let print = |additions| match &planned.job {
             Some(job) => job.print(self.common, &planned.counts, machine, additions),
             None => table::print_plan_with(self.common, &planned.counts, machine, additions),
+        };
+        if self.common.json {
+            additions.fields.extend(advice().fields);
+            return print(additions);
         }
+        print(additions)?;
+        advice().print_lines()
     }
 
     /// The ways to save memory that are left. A search weakens the last ones first.

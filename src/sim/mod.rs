@@ -3,6 +3,7 @@
 mod args;
 mod bind;
 mod case;
+mod causes;
 mod compiler;
 mod entry;
 mod limits;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use reel_sim::counters::Counters;
 use reel_sim::finding::{SourceLine, source_line};
+use reel_sim::program::op::InstructionClass;
 use reel_sim::program::{Kernel, Program};
 
 /// The waste of a line is worth a remark from this multiple of what the accesses need.
@@ -51,8 +52,11 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
             sum.sectors_least += least;
             sum.wavefronts += count.wavefronts;
             sum.wavefronts_least += count.wavefronts_least;
-            sum.warps += count.warps;
-            sum.threads += count.threads;
+            // A branch counts only the lanes that take it, so it says nothing about idle lanes.
+            if !is_branch(kernel, pc as u32) {
+                sum.warps += count.warps;
+                sum.threads += count.threads;
+            }
         }
     }
     let mut found = worst(&lines, |line| {
@@ -77,9 +81,10 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
     // A block of fewer threads than a warp has idle lanes everywhere.
     let lanes = f64::from(threads.min(32));
     found.extend(worst(&lines, |line| {
-        let working = line.threads as f64 / line.warps as f64;
+        let working = line.threads as f64 / line.warps.max(1) as f64;
         let wasted = 32 * line.warps - line.threads.min(32 * line.warps);
-        let is_much = working < FEW_LANES.min(lanes / WORTH_NAMING) && is_share(line.warps, all.warps);
+        let is_much =
+            line.warps > 0 && working < FEW_LANES.min(lanes / WORTH_NAMING) && is_share(line.warps, all.warps);
         is_much.then(|| {
             let message =
                 format!("{working:.0} of {lanes:.0} lanes work on average, in {} warp instructions", line.warps);
@@ -87,6 +92,11 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
         })
     }));
     found
+}
+
+fn is_branch(kernel: &Kernel, pc: u32) -> bool {
+    let (code, index) = kernel.function_and_instruction_index(pc);
+    code.instrs.get(index).is_some_and(|instruction| instruction.class == InstructionClass::Control)
 }
 
 fn is_multiple(used: u64, least: u64) -> bool {

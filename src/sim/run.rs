@@ -13,6 +13,7 @@ use reel_sim::program::{Kernel, Program, ProgramError};
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
 use super::case::PreparedLaunch;
+use super::causes::causes;
 use super::compiler::{CompilerOptions, UserModule};
 use super::limits::LimitOptions;
 use super::parameters::kernel_parameters;
@@ -161,9 +162,9 @@ impl SimRunArgs {
                 .and_then(|()| output::print_text(&shown.text(common.quiet, common.verbose)))
         };
         self.refuse_stopped(&report)?;
-        let findings = report.findings.concat();
-        let Some(first) = findings.first() else { return printed };
-        let more = match findings.len() - 1 {
+        let causes = causes(shown.findings());
+        let Some(first) = causes.first().map(|cause| cause.finding) else { return printed };
+        let more = match causes.len() - 1 {
             0 => String::new(),
             n => format!(", and {n} more"),
         };

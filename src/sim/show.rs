@@ -12,6 +12,7 @@ use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
+use super::causes::{Cause, causes, first_clause};
 use super::entry::{demangle_symbols, signature};
 use super::quote::SourceQuotes;
 use super::remarks::{Remark, remarks};
@@ -52,7 +53,9 @@ impl RunDisplay<'_> {
 
     /// Returns the report as JSON.
     pub fn json(&self) -> Value {
-        let findings: Vec<Value> = self.findings().map(finding_json).collect();
+        let causes = causes(self.findings());
+        let follows = |f: &Finding| causes.iter().any(|c| c.may_follow.iter().any(|other| std::ptr::eq(*other, f)));
+        let findings: Vec<Value> = self.findings().map(|f| finding_json(f, follows(f))).collect();
         let counts = self.counts();
         let mut total = counted_json(&counts.total);
         total.insert("barriers".into(), counts.barriers.into());
@@ -93,8 +96,13 @@ impl RunDisplay<'_> {
         for note in &self.report.notes {
             out += &format!("note: {}\n", demangle_symbols(note));
         }
-        for f in self.findings() {
-            self.add_finding(&mut out, f);
+        for Cause { finding, may_follow } in causes(self.findings()) {
+            self.add_finding(&mut out, finding);
+            for f in may_follow {
+                let clause = first_clause(f);
+                out +=
+                    &format!("  may follow from it: {} at {}:{}: {clause}\n", f.kind.name(), self.quotes.name, f.line);
+            }
         }
         if !quiet {
             out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
@@ -102,9 +110,10 @@ impl RunDisplay<'_> {
         out
     }
 
-    /// Returns the number of findings and the number of runs as text, such as `1 finding in 8 interleavings`.
+    /// Returns the number of findings, without those that may follow from others, and the number of runs as text, such
+    /// as `1 finding in 8 interleavings`.
     pub fn verdict(&self) -> String {
-        let verdict = match self.findings().count() {
+        let verdict = match causes(self.findings()).len() {
             0 => "no defects found".to_string(),
             1 => "1 finding".to_string(),
             n => format!("{n} findings"),
@@ -231,10 +240,10 @@ fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
     full.chars().skip(excess).collect()
 }
 
-fn finding_json(f: &Finding) -> Value {
+fn finding_json(f: &Finding, may_follow: bool) -> Value {
     json!({
         "kind": f.kind.name(), "message": demangle_symbols(&f.message), "line": f.line, "block": f.block, "thread": f.thread,
-        "space": f.space, "address": f.address, "count": f.count,
+        "space": f.space, "address": f.address, "count": f.count, "may_follow": may_follow,
     })
 }
 
