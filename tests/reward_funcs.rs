@@ -59,7 +59,17 @@ fn functions_have_names_weights_and_a_log() {
     let at = folder.path();
     fs::write(at.join("my.py"), FUNCTIONS).expect("written");
     let functions = ["my.py:length", "my.py:sometimes"];
-    let options = ["--max-steps", "2", "--no-shuffle", "--reward-weights", "0.5,-3", "--save-steps", "1"];
+    let options = [
+        "--max-steps",
+        "2",
+        "--no-shuffle",
+        "--gradient-accumulation-steps",
+        "2",
+        "--reward-weights",
+        "0.5,-3",
+        "--save-steps",
+        "1",
+    ];
     let quiet = run(at, "out", &functions, &options);
     quiet.ok();
     assert!(!quiet.stderr.contains("seen 8"), "{}", quiet.stderr);

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use reel_model::qwen2_5_vl::ForwardOptions;
-use reel_runtime::{Cx, GatheredWeights, ops};
+use reel_runtime::{Checkpointing, Cx, GatheredWeights, ops};
 use reel_samples::sample::Sample;
 
 use crate::Result;
@@ -67,7 +67,13 @@ impl<'t> LossPass<'t> {
         let (model, cx) = (&self.trainer.model, &self.cx);
         cx.device().profiler().set_work_part("validation");
         let packed = MicroBatchInput::new(cx.device(), &model.config, samples)?; // S tokens, L of them learned
-        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+        // Without a tape, the model takes a vision tower whose weights are always in memory. With ZeRO-3, those of a
+        // trained tower are gathered, so it runs with a tape, which keeps the inputs of its blocks until it is dropped.
+        let gathers_vision = self.rounds.is_some() && self.trainer.hyperparameters.trains_vision(&model.config);
+        let media = packed.batch.vision.as_ref().filter(|_| gathers_vision);
+        let taped = media.map(|media| (media, self.trainer.training_cx(Checkpointing::Full)));
+        let vision = taped.map(|(media, taped)| model.vision_tokens(&taped, media)).transpose()?;
+        let learned = ForwardOptions { rows: Some(&packed.positions), vision: vision.as_ref(), ..Default::default() };
         let hidden = model.forward(cx, &packed.batch, learned)?; // [L, H]
         let log_prob = |head: &_| ops::linear_log_prob(cx, &hidden, head, &packed.targets, 1.0);
         let log_probs = model.text.with_lm_head(cx, log_prob)?.to_f32()?; // [L]
