@@ -87,7 +87,7 @@ fn name_and_value_are_judged_together() {
         ("--report_to all", "--report-to tensorboard,wandb"),
         ("--report_to tensorboard swanlab", "--report-to tensorboard"),
         ("--warmup_steps 0.1 --use_vllm false", "--warmup-ratio 0.1"),
-        ("--resume_from_checkpoint True --tf32 true", "--resume-from-checkpoint last"),
+        ("--resume_from_checkpoint True --tf32 true", ""),
         ("--tune_mm_vision False --tune_mm_mlp True --tune_mm_llm True", "--freeze-vision true --freeze-merger false"),
         ("--freeze_llm True --freeze_vit false", "--freeze-llm true"),
         ("--cutoff_len 9", "--max-length 9 --truncation-strategy right"),
@@ -107,6 +107,13 @@ fn name_and_value_are_judged_together() {
         let got = got.replacen("sft --model m --data d --out o", "", 1);
         assert_eq!(got.trim(), wanted, "{words}");
     }
+    let (words, notes) = accepted(sft("--resume_from_checkpoint True"), "resume");
+    assert!(!words.contains("resume") && notes[0].contains("--out has no checkpoint"), "{words} {notes:?}");
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("checkpoint-1")).unwrap();
+    let words =
+        format!("sft --model m --data d --output_dir {} --resume_from_checkpoint True", folder.path().display());
+    assert!(accepted(line(&words), &words).0.ends_with("--resume-from-checkpoint last"));
     for (words, problem) in [
         ("--finetuning_type freeze", "--finetuning_type freeze: reel trains all weights, or LoRA adapters"),
         ("--fp16 True", "--fp16 True: reel computes in bf16 or f32; use --dtype bf16"),

@@ -20,6 +20,7 @@ pub fn apply(t: &mut Translation) {
             if t.is_foreign {
                 data(t);
                 peers::name_output(t);
+                resume(t);
             }
             trained_weights(t);
             if t.command == "grpo" {
@@ -64,6 +65,22 @@ fn data(t: &mut Translation) {
         t.refuse(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
     } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
         t.add("max_samples", vec![rows.to_string()], &setting.shown);
+    }
+}
+
+/// `--resume_from_checkpoint True` stands in scripts that are started again after an interruption: the first start has no
+/// checkpoint to resume.
+fn resume(t: &mut Translation) {
+    let out = t.value_of("out").unwrap_or_default();
+    let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint-");
+    let mut entries = std::fs::read_dir(out).into_iter().flatten().flatten();
+    if t.value_of("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name())) {
+        return;
+    }
+    let shown = t.settings.iter().find(|s| s.name == "resume_from_checkpoint").map(|s| s.shown.clone());
+    if let Some(shown) = shown.filter(|shown| !shown.ends_with(" last")) {
+        t.remove("resume_from_checkpoint");
+        t.notes.push(format!("note: {shown}: --out has no checkpoint, so the run starts with its first step"));
     }
 }
 

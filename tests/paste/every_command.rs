@@ -18,7 +18,7 @@ use crate::{commands, corrected, published, shell, workshop};
 const PUBLISHED_MODEL: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
 
 /// Sizes that would take minutes, in the words of the commands: an option or key, and the value in its place.
-const SIZES: [(&str, &str); 16] = [
+const SIZES: [(&str, &str); 17] = [
     ("--max_completion_length", "8"),
     ("data.max_response_length", "8"),
     ("max_response_length", "8"),
@@ -36,6 +36,7 @@ const SIZES: [(&str, &str); 16] = [
     // The tiny model has two heads for keys and values.
     ("--tensor-parallel-size", "2"),
     ("--gradient_accumulation_steps", "1"),
+    ("gradient_accumulation_steps", "1"),
 ];
 
 /// What a command did.
@@ -83,8 +84,11 @@ pub fn run_published(id: &str) -> Report {
     let kind = words[0].clone();
     match kind.as_str() {
         "sft" | "grpo" => {
-            let steps = if has_steps { &[][..] } else { &["--max_steps", "1"] };
-            words.extend(steps.iter().chain(&["--device", "cpu"]).map(|word| word.to_string()));
+            let steps = if has_steps { "" } else { "--max_steps 1" };
+            let has_length = base_names_length(at) || words.iter().any(|word| word.contains("max_completion_length"));
+            let has_length = has_length || words.iter().any(|word| word.contains("max_response_length"));
+            let length = if kind == "grpo" && !has_length { "--max_completion_length 8" } else { "" };
+            words.extend(format!("{steps} {length} --device cpu").split_whitespace().map(String::from));
             // The folder of the media is this one.
             for at in 1..words.len() {
                 if ["--image_folder", "--image_folders"].contains(&words[at - 1].as_str()) {
@@ -97,6 +101,11 @@ pub fn run_published(id: &str) -> Report {
         "serve" => served(at, words, &environment),
         _ => measured(at, words, environment),
     }
+}
+
+/// Whether the file of a command has the length of completions.
+fn base_names_length(at: &Path) -> bool {
+    std::fs::read_to_string(at.join("run.yaml")).is_ok_and(|text| text.contains("max_response_length: "))
 }
 
 /// Runs a command, then the corrected command of its message, if it has one.
