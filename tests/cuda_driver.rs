@@ -88,3 +88,16 @@ fn generation_makes_only_calls_of_cuda_12_0() {
         run(driver.path(), &[&["generate"], &options[..], &more[..]].concat()).ok();
     }
 }
+
+/// The driver has one GPU, which both processes of a divided model would use.
+#[test]
+fn two_processes_of_a_divided_model_are_refused_one_gpu() {
+    let driver = stub_driver(13_000, &[]);
+    let model = golden("train/model_a").display().to_string();
+    for command in [&["generate", "--prompt", "x"][..], &["serve", "--port", "0"]] {
+        let options = ["--device", "cuda", "--model", &model, "--tensor-parallel-size", "2"];
+        let gpu = "GPU-07070707-0707-0707-0707-070707070707";
+        let what = format!("--device: gives ranks 0 and 1 the same GPU, {gpu}");
+        run(driver.path(), &[command, &options[..]].concat()).refused(2, &[&what]);
+    }
+}
