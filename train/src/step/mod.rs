@@ -14,5 +14,5 @@ mod tensor_exchange;
 pub mod trainer;
 pub mod weight_shards;
 
-pub use gradient_sum::BUCKET_WEIGHTS;
 pub use gradient_sum::order::{ExchangedBucket, FinishedGradients, GradientOrder};
+pub use gradient_sum::{BUCKET_WEIGHTS, PENDING_BUCKETS};

@@ -17,18 +17,19 @@
 //! gathers all weights at a time, so the memory of these parts is compared with that of the passes.
 //!
 //! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
-//! in buckets and freed during the backward pass, so a rank has at most the gradients of a bucket and of the largest
-//! parameter at a time, and a buffer for the gradients that it receives.
+//! in buckets and freed during the backward pass, so a rank has at most the gradients of three buckets and of the largest
+//! parameter at a time, and buffers for the gradients of two buckets that it receives.
 //!
 //! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
 //! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
 //! exchanges, and the whole exchange of weights. Not counted: latency of messages, the memory bandwidth that exchanges
 //! take from launches beside them, and waiting for ranks that compute a longer micro-batch.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use reel_device::{MemoryCategory, MemoryUse};
-use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder};
+use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder, PENDING_BUCKETS};
 
 use crate::links::Links;
 
@@ -107,17 +108,21 @@ pub struct BackwardTimes {
 
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
-    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended, for
-    /// which the launches wait, too: the buckets share the buffers of received gradients. The pass ends with the last
-    /// exchange.
+    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
+    /// launches wait for the exchange [`PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The pass
+    /// ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
+        let mut pending = VecDeque::new();
         for bucket in buckets {
             let after = bucket.after.min(self.launches.len());
             now += self.launches[launched..after].iter().sum::<f64>();
             launched = after;
-            now = now.max(exchanged);
-            exchanged = now + seconds_of(bucket.weights);
+            if pending.len() == PENDING_BUCKETS {
+                now = now.max(pending.pop_front().unwrap_or_default());
+            }
+            exchanged = now.max(exchanged) + seconds_of(bucket.weights);
+            pending.push_back(exchanged);
         }
         now += self.launches[launched..].iter().sum::<f64>();
         now.max(exchanged) - self.launches.iter().sum::<f64>()
@@ -286,13 +291,14 @@ impl JobShape {
             *bytes = bytes.saturating_sub(divided) + self.owned(rank..rank + 1, divided, parameters) + gathered;
         }
         let gradients = MemoryCategory::Gradients.name();
-        let bucket = BUCKET_WEIGHTS as u64;
+        let (bucket, pending) = (BUCKET_WEIGHTS as u64, PENDING_BUCKETS as u64);
         let in_flight = match part {
             // Gradients are freed at the end of a round, but one process keeps them until the next step.
             RunPart::WithAllWeights(_) => 0,
-            RunPart::Whole | RunPart::Passes(_) => parameters.min(2 * bucket + process.largest_parameter),
+            RunPart::Whole | RunPart::Passes(_) => parameters.min((1 + pending) * bucket + process.largest_parameter),
         };
-        let of_others = parameters.min(bucket) / self.ranks as u64 * (self.ranks as u64 - 1);
+        let received = pending.min(parameters.div_ceil(bucket)) * parameters.min(bucket);
+        let of_others = received / self.ranks as u64 * (self.ranks as u64 - 1);
         for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == gradients) {
             *bytes = (*bytes).min(GRADIENT_ELEMENT * in_flight) + GRADIENT_ELEMENT * of_others;
         }

@@ -58,6 +58,8 @@ fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
     near(exposed(&small, 2.0), 2.0 + 0.02 - 1.0);
     // Two buckets, of which the first is finished halfway: of its 0.8 s, 0.5 s fit beside the launches.
     near(exposed(&[bucket(4, 50), bucket(1, 100)], 1.0), 0.3 + 0.2);
+    // A parameter of three buckets, which is finished early: the launches after it wait for the first of them only.
+    near(exposed(&[bucket(1, 10), bucket(1, 10), bucket(1, 10)], 0.3), 0.1);
     // Buckets that are finished early are hidden whole.
     near(exposed(&[bucket(4, 10), bucket(1, 50)], 0.4), 0.0);
     near(exposed(&[], 1.0), 0.0);
