@@ -8,13 +8,20 @@ Each line of standard input is the metrics of one step, such as {"step": 3, "tra
 """
 
 import json
+import re
 import sys
 
 import mlflow
+
+
+def allowed(name):
+    """MLflow allows letters, digits and "_-./ " in the name of a metric, and 250 characters."""
+    return re.sub(r"[^\w\-./ ]", "_", name)[:250]
+
 
 with mlflow.start_run():
     for line in sys.stdin:
         values = json.loads(line)
         step = values.pop("step")
-        # MLflow allows no colons and no brackets in names.
-        mlflow.log_metrics(values, step=step)
+        # A value that is no number, such as NaN, is null.
+        mlflow.log_metrics({allowed(name): value for name, value in values.items() if value is not None}, step=step)

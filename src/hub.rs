@@ -35,6 +35,22 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
     }
 }
 
+/// Returns the folder or file with the data of benchmarks, the value of `option`: a path, or a data set of the hub
+/// (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if it is not
+/// there.
+pub fn benchmark_data(option: &str, data: &Path) -> Result<PathBuf> {
+    let path = WeightedPath { path: data.to_path_buf(), weight: None };
+    match dataset_of(&path).filter(|_| !data.exists()) {
+        Some(reference) if reference.selection.is_empty() => local_path(&reference),
+        Some(_) => {
+            let what = format!("{} names a part of a data set, but a benchmark is in files", data.display());
+            Err(usage_error(option, what, "give ORG/NAME, or hf://datasets/ORG/NAME@REVISION/FILE"))
+        }
+        None if has_scheme(&data.to_string_lossy()) => Err(no_address(option, data)),
+        None => Ok(data.to_path_buf()),
+    }
+}
+
 /// Replaces each data set of the hub in the value of the option `flag`, such as `--data` (`ORG/NAME`,
 /// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not there.
 /// Files and folders stay as they are.
@@ -44,8 +60,7 @@ pub fn local_data(flag: &str, data: &Path) -> Result<PathBuf> {
     let strange =
         paths.iter().zip(&references).find(|(path, found)| found.is_none() && has_scheme(&path.path.to_string_lossy()));
     if let Some((WeightedPath { path, .. }, _)) = strange {
-        let what = format!("{} is not the address of a data set", path.display());
-        return Err(usage_error(flag, what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed"));
+        return Err(no_address(flag, path));
     }
     if references.iter().all(Option::is_none) {
         return Ok(data.to_path_buf());
@@ -53,16 +68,23 @@ pub fn local_data(flag: &str, data: &Path) -> Result<PathBuf> {
     let mut local = Vec::new();
     for (WeightedPath { path, weight }, reference) in paths.iter().zip(references) {
         let path = match reference {
-            Some(reference) => {
-                let folder = download(&reference.repository)?;
-                let place = reference.file.map_or(folder.clone(), |file| folder.join(file));
-                format!("{}{}", place.display(), reference.selection)
-            }
+            Some(reference) => format!("{}{}", local_path(&reference)?.display(), reference.selection),
             None => path.display().to_string(),
         };
         local.push(weight.map_or(path.clone(), |weight| format!("{path}:{weight}")));
     }
     Ok(local.join(",").into())
+}
+
+fn no_address(option: &str, path: &Path) -> anyhow::Error {
+    let what = format!("{} is not the address of a data set", path.display());
+    usage_error(option, what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed")
+}
+
+/// The folder or file of a data set in the hub cache.
+fn local_path(reference: &DatasetReference) -> Result<PathBuf> {
+    let folder = download(&reference.repository)?;
+    Ok(reference.file.as_ref().map_or(folder.clone(), |file| folder.join(file)))
 }
 
 /// The data set that a path names, if it names no file or folder.

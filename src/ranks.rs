@@ -151,17 +151,7 @@ impl RunProcess {
             trace::discard_trace();
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = Ranks::join(world, out, timeouts, Box::new(end_process))?;
-        if let DeviceName::Cuda(named) = common.device()? {
-            let world = ranks.world();
-            let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
-            let gpus = ranks.all_gather("GPUs", Nvidia::uuid(own).unwrap_or_default().as_bytes())?;
-            if let Err(e) = refuse_shared_gpu(&gpus) {
-                // All ranks return the same error. They leave first, so that none reports the end of another.
-                ranks.leave()?;
-                return Err(e);
-            }
-        }
+        let ranks = join_ranks(world, out, timeouts, common)?;
         Ok(Self {
             ranks: Arc::new(ranks),
             stop: AtomicBool::new(false),
@@ -242,6 +232,25 @@ impl RunProcess {
         }
         done
     }
+}
+
+/// Joins the processes of `world`, which meet in `folder`.
+///
+/// # Errors
+/// A process is missing; two of them compute on the same GPU.
+pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &CommonOptions) -> Result<Ranks> {
+    let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process))?;
+    if let DeviceName::Cuda(named) = common.device()? {
+        let world = ranks.world();
+        let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
+        let gpus = ranks.all_gather("GPUs", Nvidia::uuid(own).unwrap_or_default().as_bytes())?;
+        if let Err(e) = refuse_shared_gpu(&gpus) {
+            // All ranks return the same error. They leave first, so that none reports the end of another.
+            ranks.leave()?;
+            return Err(e);
+        }
+    }
+    Ok(ranks)
 }
 
 /// The common options of one of several processes: it has its share of this machine's CPUs, or a GPU of its own, and

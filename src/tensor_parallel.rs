@@ -115,7 +115,7 @@ impl DividedProcess {
             let _ = set_parent_process_death_signal(Some(Signal::TERM));
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = Ranks::join(world, &std::env::temp_dir(), timeouts, Box::new(ranks::end_process))?;
+        let ranks = ranks::join_ranks(world, &std::env::temp_dir(), timeouts, common)?;
         Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 

@@ -32,10 +32,10 @@ use crate::eval::results;
 use crate::eval::run::COMMAND;
 use crate::fail::{UsageError, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
-use crate::model;
 use crate::predictor::{MAX_FEATURE_CACHE_BYTES, checked_batch_size, sampling_options};
 use crate::prompt::media_options;
 use crate::ranks::processes_on_device;
+use crate::{hub, model};
 
 /// Evaluates the model that a training run trains.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl RunEvaluator {
         let tasks = Task::from_names(own.eval_benchmark.as_deref().unwrap_or_default())?;
         let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
         let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
-        let data = own.eval_data.clone().unwrap_or_default();
+        let data = hub::benchmark_data("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
         let protocol = Protocol {
             media_root: own.eval_media_root.clone(),
             limit: own.eval_limit,

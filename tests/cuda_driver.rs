@@ -145,3 +145,17 @@ fn training_records_power_clocks_and_utilization() {
         assert!(metrics["host_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{metrics}");
     }
 }
+
+/// The driver has one GPU, which both processes of a divided model would use.
+#[test]
+fn two_processes_of_a_divided_model_are_refused_one_gpu() {
+    let driver = stub_driver(13_000, &[]);
+    let model = golden("train/model_a").display().to_string();
+    for command in [&["generate", "--prompt", "x"][..], &["serve", "--port", "0"]] {
+        let options = ["--device", "cuda", "--model", &model, "--tensor-parallel-size", "2"];
+        let done = run(driver.path(), &[command, &options[..]].concat());
+        let what = "error: --device: gives ranks 0 and 1 the same GPU, GPU-07070707-0707-0707-0707-070707070707, but ";
+        assert!(done.code == Some(2) && done.stderr.contains(what), "{:?}: {}", done.code, done.stderr);
+        assert_eq!(done.stderr.trim_end().lines().count(), 1, "{}", done.stderr);
+    }
+}

@@ -387,6 +387,36 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
 }
 
+/// `--data` names a data set of the hub, which is in the local cache: the whole set or its file.
+#[test]
+fn benchmarks_are_read_from_a_data_set_of_the_hub() {
+    let folder = folder_with_benchmarks();
+    let at = folder.path();
+    let store = at.join("hub/datasets--org--name");
+    let snapshot = store.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+    fs::create_dir_all(snapshot.parent().expect("a folder")).expect("a folder");
+    fs::rename(at.join("data"), &snapshot).expect("renamed");
+    fs::write(snapshot.join(".reel-complete"), "").expect("written");
+    fs::create_dir(store.join("refs")).expect("a folder");
+    fs::write(store.join("refs/main"), snapshot.file_name().expect("a name").as_encoded_bytes()).expect("written");
+    let evaluate = |data: &str, out: &str| {
+        let mut reel = support::reel();
+        reel.current_dir(at).env("HF_HUB_CACHE", "hub");
+        let options =
+            ["--data", data, "--benchmark", "mmvu", "--limit", "2", "--text-only", "--out", out, "--gpus", "2"];
+        let args = support::with_options(&EVAL, &options);
+        support::finished_run(reel.args(args).output().expect("it starts"))
+    };
+    evaluate(&snapshot.display().to_string(), "here").ok();
+    let wanted = fs::read(at.join("here/mmvu.jsonl")).expect("answers");
+    for (data, out) in [("org/name", "a"), ("hf://datasets/org/name/mmvu/validation.json", "b")] {
+        evaluate(data, out).ok();
+        assert!(fs::read(at.join(out).join("mmvu.jsonl")).expect("answers") == wanted, "{data}");
+    }
+    evaluate("org/other", "c").refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
+    evaluate("org/name@test", "c").refused(2, &["--data: org/name@test names a part of a data set"]);
+}
+
 #[test]
 fn wrong_use_and_wrong_data_are_refused_by_name() {
     let folder = folder_with_benchmarks();

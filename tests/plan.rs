@@ -1,10 +1,22 @@
 //! `reel plan` of training: the planned memory equals the memory of the run; the launches and the time of a 7B step;
 //! and jobs of several GPUs.
 
+#[path = "support/grpo_run.rs"]
+mod grpo_run;
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
 mod support;
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use reel_device::{DType, Device, Kernels};
+use reel_input::MediaOptions;
+use reel_input::config::ModelConfig;
+use reel_measure::job::{BackwardTimes, DividedBytes, JobShape, ProcessCosts};
+use reel_runs::plan;
+use reel_train::RunSetup;
+use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions};
 use serde_json::Value;
 use sft_rows::{sft, training_folder};
 use support::{check_page, read_metrics, run, run_in};
@@ -22,6 +34,93 @@ fn plan_and_run_agree_on_peak_bytes() {
         let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
         let planned = run_in(w.path(), [&base[..], &options].concat()).json()["peak_bytes"].as_f64().expect("a number");
         assert!((planned / ran - 1.0).abs() <= 0.01, "{options:?}: planned {planned}, ran {ran}");
+    }
+}
+
+/// The peak of a rank of two that divide the weights, from the plan of one process: of the passes of a step, and of the
+/// parts of it for which all weights are gathered.
+fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
+    let model = folder.join("tiny");
+    let run = RunOptions {
+        model: model.display().to_string(),
+        data: folder.join("rows.jsonl"),
+        out: folder.join("planned"),
+        per_device_train_batch_size: 4,
+        gradient_accumulation_steps: 1,
+        max_steps: Some(2),
+        gradient_checkpointing: GradientCheckpointing::Full,
+        lora_r,
+        zero_stage: 3,
+        ..RunOptions::default()
+    };
+    let options = GrpoOptions {
+        run,
+        num_generations: 4,
+        max_completion_length: 8,
+        min_completion_length: 8,
+        ..GrpoOptions::default()
+    };
+    let setup = RunSetup {
+        options: &options,
+        model: &model,
+        device: &Device::dry(Kernels::Cpu),
+        dtype: DType::F32,
+        seed: 0,
+        media: &MediaOptions::default(),
+        resolved: &Value::Null,
+        quiet: true,
+        stop: &AtomicBool::new(false),
+        server: None,
+        evaluator: None,
+        save: None,
+        ranks: None,
+    };
+    let stored = plan::stored_weight_dtype(&model, &ModelConfig::open(&model).expect("a configuration"));
+    let plan = plan::grpo::plan_run_on_data(&setup, stored).expect("a plan");
+    let divided = plan.divided;
+    let process = |memory_with_all| ProcessCosts {
+        memory: plan.memory.clone(),
+        parameters: plan.trained.parameters,
+        weight_bytes: plan.trained.bytes,
+        largest_parameter: plan.trained.largest,
+        divided: Some(DividedBytes {
+            all: divided.all,
+            two_units: divided.two_units,
+            gathered: divided.gathered,
+            gathered_beside_rounds: divided.gathered_beside_rounds,
+            are_evaluated: divided.are_evaluated,
+            are_trained: divided.are_trained,
+            memory_by_units: divided.memory_by_units.clone(),
+            memory_with_all,
+        }),
+        compute_seconds: 1.0,
+        backward_seconds: 1.0,
+        backward: BackwardTimes::default(),
+        optimizer_seconds: 1.0,
+        tokens: 1.0,
+    };
+    assert!(divided.memory_with_all.is_some());
+    let gathers = if lora_r > 0 { 2 } else { 1 };
+    assert_eq!(divided.gathered_beside_rounds, gathers * divided.all, "for rollouts, and for the base of an adapter");
+    let shape = JobShape { ranks: 2, gpus_per_node: 8, micro_batches: 2 };
+    [None, divided.memory_with_all.clone()].map(|with_all| shape.peak_bytes(&process(with_all)))
+}
+
+/// With an adapter the rollouts need most, for which a rank gathers all weights.
+#[test]
+fn plan_and_run_agree_on_the_peak_of_a_rank_that_divides_its_weights() {
+    let w = grpo_run::training_folder();
+    for (name, lora_r) in [("full", 0), ("adapter", 2)] {
+        let options = "--gpus 2 --zero-stage 3 --gradient-accumulation-steps 2 --gradient-checkpointing full --max-steps 2 \
+                       --min-completion-length 8 --device cpu --dtype f32";
+        let lora = format!("--lora-r {lora_r}");
+        let more = options.split_whitespace().chain(lora.split(' ').filter(|_| lora_r > 0)).collect::<Vec<_>>();
+        run_in(w.path(), grpo_run::grpo(name, &more)).ok();
+        let steps = read_metrics(&w.path().join(name));
+        let ran = steps.iter().filter_map(|step| step["peak_bytes"].as_f64()).fold(0.0, f64::max);
+        let [of_passes, planned] = planned_peaks_of_a_rank(w.path(), lora_r);
+        assert!(planned > of_passes || lora_r == 0, "{name}: {of_passes} {planned}");
+        assert!((planned as f64 / ran - 1.0).abs() <= 0.05, "{name}: planned {planned}, ran {ran}");
     }
 }
 
@@ -223,6 +322,7 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     for part in [
         "16 GPUs on 2 machines, 20 micro-batches in a step, at most 2 on a GPU",
         "gradient_sums",
+        " GB on disk, which all processes write together before the next step",
         "InfiniBand 200 Gb/s (HDR) (25.0 GB/s)",
         "are hidden behind the backward pass",
         "Weak scaling: every GPU computes 2 micro-batches in a step",

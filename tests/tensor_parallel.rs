@@ -252,6 +252,14 @@ fn a_server_of_two_processes_answers_with_the_bits_of_one() {
     server.send("POST", "/admin/weights", "", &json!({"model": folder.path().join("four")}).to_string()).ok();
     assert_eq!(choices(&server, &bodies()[1]), wanted[1]);
     server.send("POST", "/admin/weights", "", &json!({"model": folder.path()}).to_string()).error(400);
+    // Rank 0 checks the values before any rank loads them.
+    let file = other.join("model.safetensors");
+    let mut bytes = fs::read(&file).expect("a file");
+    let end = bytes.len();
+    bytes[end - 4..].fill(0xff);
+    fs::write(&file, bytes).expect("written");
+    let error = server.send("POST", "/admin/weights", "", &json!({"model": other}).to_string()).error(400);
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("NaN or infinite")), "{error}");
     assert_eq!(choices(&server, &bodies()[2]), wanted[2]);
     assert_eq!(server.stop(15), Some(0));
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
 use crate::ranks::RunProcess;
-use crate::{launch, ranks};
+use crate::{hub, launch, ranks};
 
 /// Calls `evaluate` with the options of this process and, if it is one of several, with the process. With `--gpus N`
 /// and no launcher, starts N processes instead and waits for them. Returns the result of `evaluate` on the process that
@@ -32,7 +32,9 @@ pub(super) fn run<T>(
             process.finish(done).map(|done| prints.then_some(done))
         }
         (None, Some(count @ 2..)) => {
-            options.validate(what)?;
+            let (data, _) = options.validate(what)?;
+            // Downloaded once here, and then found by each process.
+            hub::benchmark_data("--data", data)?;
             launch::run("--gpus", count as usize).map(|()| None)
         }
         (None, _) => evaluate(None, common).map(Some),

@@ -24,7 +24,7 @@ use crate::fail::usage_error;
 use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
 use crate::ranks::RunProcess;
-use crate::{output, replaced};
+use crate::{hub, output, replaced};
 
 /// The command's name in settings files.
 pub const COMMAND: &str = "eval";
@@ -50,7 +50,7 @@ pub(super) fn evaluate(
     let writes = process.is_none_or(RunProcess::prints);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
-    let protocol = options.protocol(data, options.sampling()?);
+    let protocol = options.protocol(&hub::benchmark_data("--data", data)?, options.sampling()?);
     let benchmarks = protocol.load(tasks, common.quiet)?;
     if writes {
         std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;

@@ -148,6 +148,8 @@ struct Prediction {
     /// Bytes of gradients and of weights that rank 0 exchanges in a step. No rank exchanges more.
     gradients: Traffic,
     weights: Traffic,
+    /// Bytes of weights that it exchanges before an evaluation.
+    evaluation: Traffic,
     time: StepTime,
     tokens_per_second: f64,
     scaling: Vec<ScalingPoint>,
@@ -212,6 +214,7 @@ impl Job {
             peaks,
             gradients: shape.gradient_traffic(0, process.parameters),
             weights: shape.weight_traffic(0, &process),
+            evaluation: shape.evaluation_traffic(0, &process),
             time,
             tokens_per_second: tokens / time.total(),
             scaling: weak_scaling(&process, shape.rounds(), shape.gpus_per_node, &self.links),
@@ -243,7 +246,8 @@ impl Job {
     }
 
     fn json(&self, prediction: &Prediction, machine: &MachineSpec) -> Value {
-        let Prediction { process, memory, peaks, gradients, weights, time, tokens_per_second, scaling } = prediction;
+        let Prediction { process, memory, peaks, gradients, weights, evaluation, time, tokens_per_second, scaling } =
+            prediction;
         let fits = |bytes: u64| machine.memory.map(|all| bytes as f64 <= all);
         let link = |link: &Link| {
             json!({
@@ -273,7 +277,9 @@ impl Job {
             "trained_parameters": process.parameters, "trained_bytes": process.weight_bytes,
             "peak_bytes": peak, "fits": fits(peak), "memory": memory.iter().copied().collect::<BTreeMap<_, _>>(),
             "peak_bytes_by_rank": peaks,
-            "bytes": {"gradients": traffic(gradients), "weights": traffic(weights)},
+            "bytes": {
+                "gradients": traffic(gradients), "weights": traffic(weights), "evaluation": traffic(evaluation),
+            },
             "seconds": time.total(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
             "gradient_exchange_seconds": time.gradients, "weight_exchange_seconds": time.weights,
             "exposed_seconds": time.exposed_seconds(), "hidden_seconds": time.hidden_seconds(),
@@ -302,7 +308,7 @@ impl Job {
             if self.divides_weights { "; the GPUs divide the weights (ZeRO-3)" } else { "" }
         ))?;
         table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
-        table::print_checkpoint(training)?;
+        table::print_checkpoint(training, ranks)?;
         self.print_traffic(prediction)?;
         let Wording { time: about, rate } = Wording::for_machine(machine);
         let time = prediction.time;
@@ -329,7 +335,7 @@ impl Job {
     }
 
     /// Prints the bytes that a rank sends and receives in a step, by link.
-    fn print_traffic(&self, Prediction { gradients, weights, .. }: &Prediction) -> Result<()> {
+    fn print_traffic(&self, Prediction { gradients, weights, evaluation, .. }: &Prediction) -> Result<()> {
         if self.shape.ranks == 1 {
             return Ok(());
         }
@@ -349,6 +355,14 @@ impl Job {
                 gb(weights.received),
                 link.title,
                 link.bytes_per_second / 1e9
+            ))?;
+        }
+        let received = evaluation.within_node.received + evaluation.between_nodes.received;
+        if received > 0 {
+            let (received, seconds) = (gb(received), evaluation.seconds(&self.links));
+            output::print_line(format!(
+                "before an evaluation, a GPU receives {received:.3} GB of weights in {}",
+                duration(seconds)
             ))?;
         }
         Ok(())
@@ -395,13 +409,24 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         if all > 0.0 { step * part / all } else { 0.0 }
     };
     let optimizer_seconds = seconds_of("optimizer");
-    let DividedWeights { all, most_gathered, gathered, are_trained } = training.divided;
+    let divided = training.divided.clone();
+    let DividedWeights { all, two_units, gathered, gathered_beside_rounds, are_evaluated, are_trained, .. } = divided;
+    let DividedWeights { memory_by_units, memory_with_all, .. } = divided;
     ProcessCosts {
         memory: counts.memory.clone(),
         parameters: training.trained.parameters,
         weight_bytes: training.trained.bytes,
         largest_parameter: training.trained.largest,
-        divided: Some(DividedBytes { all, most_gathered, gathered, are_trained }),
+        divided: Some(DividedBytes {
+            all,
+            two_units,
+            gathered,
+            gathered_beside_rounds,
+            are_evaluated,
+            are_trained,
+            memory_by_units,
+            memory_with_all,
+        }),
         compute_seconds: step - optimizer_seconds,
         backward_seconds: seconds_of("backward"),
         backward: BackwardTimes {

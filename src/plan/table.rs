@@ -236,7 +236,7 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     let phases = phase_seconds(counts, machine);
     print_memory(counts, machine)?;
     if let Some(training) = &counts.training {
-        print_checkpoint(training)?;
+        print_checkpoint(training, 1)?;
     }
     let Wording { time, rate } = Wording::for_machine(machine);
     output::print_line(format!(
@@ -255,12 +255,14 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     print_ops(counts, machine, all)
 }
 
-/// Prints the size of a checkpoint.
-pub fn print_checkpoint(training: &TrainingCounts) -> Result<()> {
+/// Prints the size of a checkpoint of a run of `ranks` processes. One process copies it and writes it in the background.
+pub fn print_checkpoint(training: &TrainingCounts, ranks: usize) -> Result<()> {
     let bytes = training.checkpoint as f64 / 1e9;
-    output::print_line(format!(
-        "checkpoint {bytes:.3} GB on disk, and as much host memory while it is written in the background"
-    ))
+    let how = match ranks {
+        1 => "and as much host memory while it is written in the background",
+        _ => "which all processes write together before the next step",
+    };
+    output::print_line(format!("checkpoint {bytes:.3} GB on disk, {how}"))
 }
 
 /// Prints what is planned, and the peak memory by category.

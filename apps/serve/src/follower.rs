@@ -77,6 +77,7 @@ fn command(
         }
         Change::ReplaceWeights(folder) => {
             let (from, model) = (folder.clone(), model.clone());
+            // Rank 0 has checked the values of these files. All ranks wait for this one now, so it reads its part only.
             let load = Box::new(move |device: &_, dtype| CheckedFiles::open(&from, &model)?.load(device, dtype));
             Command::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
         }
@@ -91,4 +92,37 @@ fn command(
         }
         Change::UnloadAdapter(id) => Command::UnloadAdapter(id),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use reel_model::init::{InitOptions, Preset, init};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A value that only a check of all values finds: rank 0 makes this check before its message, and the other ranks do
+    /// not repeat it while the engine waits for them.
+    #[test]
+    fn only_rank_0_reads_all_values_of_new_weights() {
+        let folder = TempDir::new().unwrap();
+        let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
+        init(&options, folder.path()).unwrap();
+        let (model, _) = ServedModel::open_on_cpu(folder.path()).unwrap();
+        let model = Arc::new(model);
+        // The last bytes of the file are the last values of a tensor.
+        let file = folder.path().join("model.safetensors");
+        let mut bytes = fs::read(&file).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].fill(0xff);
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, bytes).unwrap();
+        let e = CheckedFiles::open(folder.path(), &model).unwrap().check_values().unwrap_err();
+        assert!(e.to_string().contains("NaN or infinite"), "{e}");
+        let of_follower = command(Change::ReplaceWeights(folder.path().into()), &model, &mut None).unwrap();
+        let Command::ReplaceWeights(weights) = of_follower else { panic!("not new weights") };
+        (weights.load)(&model.device, model.dtype).unwrap();
+    }
 }

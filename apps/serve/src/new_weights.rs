@@ -1,4 +1,6 @@
-//! Weights that replace the weights in service. Their files are checked before the engine's thread loads them.
+//! Weights that replace the weights in service. Their files are checked before the engine's thread loads them. If several
+//! processes serve the model, only rank 0 checks the values, while the engine goes on; the other ranks read the weights
+//! that they keep.
 
 use std::path::Path;
 
@@ -29,9 +31,8 @@ pub(crate) struct CheckedFiles {
 }
 
 impl CheckedFiles {
-    /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, the weight files have
-    /// exactly the tensors of config.json, and every value is finite. Reading all values also brings the files into the
-    /// page cache, so that loading the weights takes less time.
+    /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, and the weight files have
+    /// exactly the tensors of config.json. Reads no values of weights.
     ///
     /// # Errors
     /// A file is missing, damaged, or does not fit; the error names the file and the field or tensor.
@@ -57,10 +58,18 @@ impl CheckedFiles {
         }
         let files = Checkpoint::open(&base)?.copied(served.is_copied);
         files.check(&config)?;
-        files.check_values()?;
         adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
         let parallel = served.divided.as_ref().map(|divided| divided.parallel.clone());
         Ok(Self { config, files, adapter, quantization: served.quantization, parallel })
+    }
+
+    /// Checks that every weight is finite. Reading all values also brings the files into the page cache, so that loading
+    /// the weights takes less time.
+    ///
+    /// # Errors
+    /// The first tensor with a value that is NaN or infinite.
+    pub(crate) fn check_values(&self) -> Result<(), ModelError> {
+        self.files.check_values()
     }
 
     /// Loads the weights.

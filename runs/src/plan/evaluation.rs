@@ -13,13 +13,13 @@ use reel_runtime::ops::KvPages;
 use reel_train::Result;
 use reel_train::options::RunOptions;
 
-use super::Plan;
+use super::{Plan, keep_highest_peak};
 
-/// Returns the plan. If an evaluation needs more memory than a step, replaces the plan's memory by that of the
-/// evaluation. `prompt` is the longest row of the plan, which stands for the evaluation's question. Weights and
+/// Returns the plan with the memory of an evaluation among the parts of the run that need all weights at a time. If an
+/// evaluation needs more memory than a step, it is also the plan's memory. `prompt` is the longest row of the plan, which stands for the evaluation's question. Weights and
 /// optimizer state must be allocated on the dry device.
 pub(super) fn with_evaluation(
-    plan: Plan,
+    mut plan: Plan,
     options: &RunOptions,
     model: &Qwen25Vl,
     prompt: Option<&ModelInput>,
@@ -39,5 +39,7 @@ pub(super) fn with_evaluation(
         batch.step(&mut |_| {})?;
     }
     let memory = device.memory();
+    keep_highest_peak(&mut plan.divided.memory_with_all, device);
+    plan.divided.are_evaluated = true;
     Ok(if memory.peak > plan.memory.peak { Plan { memory, ..plan } } else { plan })
 }

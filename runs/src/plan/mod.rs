@@ -102,25 +102,32 @@ impl TrainedSize {
 }
 
 /// The weights that several ranks divide with ZeRO-3, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DividedWeights {
     /// All divided weights: without adapters and without a vision tower that is not trained.
     pub all: u64,
-    /// The most weights that are gathered at a time: two units, such as layers, or all weights.
-    pub most_gathered: u64,
+    /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
+    pub two_units: u64,
     /// What is gathered in a round: once for the forward pass and once for the backward pass.
     pub gathered: u64,
+    /// What is gathered in a step beside its rounds, because rollouts, and the pass of a reference model that is the
+    /// policy without its adapter, need all weights at a time. A mean if several steps use the same rollouts.
+    pub gathered_beside_rounds: u64,
+    /// Whether evaluations, which need all weights at a time, are part of the run.
+    pub are_evaluated: bool,
     /// Whether these are the trained weights, not those that an adapter leaves frozen.
     pub are_trained: bool,
+    /// The memory of one process at its peak among the passes that gather the weights by units.
+    pub memory_by_units: MemoryUse,
+    /// The memory of one process at its peak among the parts of the run that need all weights at a time: rollouts,
+    /// such a reference model, and evaluations. `None` if the run has no such part.
+    pub memory_with_all: Option<MemoryUse>,
 }
 
 impl DividedWeights {
-    /// The same weights for a run that gathers all of them at a time, for its rollouts.
-    fn with_all_gathered(self) -> Self {
-        Self { most_gathered: self.all, ..self }
-    }
-
-    fn of(trainer: &Trainer) -> Self {
+    /// The divided weights of a run that needs all of them at a time in evaluations only, if at all. `memory` is the
+    /// peak of its steps.
+    fn of(trainer: &Trainer, memory: MemoryUse) -> Self {
         let config = &trainer.model.config;
         let with_vision = trainer.hyperparameters.trains_vision(config);
         let element = trainer.model.text.embed_tokens.dtype().size() as u64;
@@ -139,10 +146,23 @@ impl DividedWeights {
         sizes.sort_unstable();
         Self {
             all: units.values().sum(),
-            most_gathered: sizes.iter().rev().take(2).sum(),
+            two_units: sizes.iter().rev().take(2).sum(),
             gathered: forward.iter().chain(backward).map(bytes).sum(),
+            gathered_beside_rounds: 0,
+            are_evaluated: false,
             are_trained: trainer.hyperparameters.lora.is_none(),
+            memory_by_units: memory,
+            memory_with_all: None,
         }
+    }
+}
+
+/// Replaces `highest` by the device's memory at the peak since the last call, if that is higher.
+fn keep_highest_peak(highest: &mut Option<MemoryUse>, device: &Device) {
+    let memory = device.memory();
+    device.reset_peak();
+    if highest.as_ref().is_none_or(|highest| memory.peak > highest.peak) {
+        *highest = Some(memory);
     }
 }
 
@@ -420,7 +440,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         parts,
         backward,
         trained: TrainedSize::of(trainer),
-        divided: DividedWeights::of(trainer),
+        divided: DividedWeights::of(trainer, device.memory()),
         steps: done,
         tokens,
         rows,

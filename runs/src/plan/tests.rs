@@ -94,7 +94,10 @@ fn an_evaluation_that_needs_more_than_a_step_is_counted() {
         plan_rows_of_one_size(&options, &config, StoredDType::F32, DType::F32, &shape, &device).unwrap()
     };
     let (without, small, large) = (plan(None, 1), plan(Some(1), 1), plan(Some(1), TOKENS));
-    assert_eq!(small, without, "an evaluation that needs less than a step");
+    assert_eq!(small.memory, without.memory, "an evaluation that needs less than a step");
+    let with_all = |plan: &Plan| plan.divided.memory_with_all.as_ref().map(|memory| memory.peak);
+    assert!(with_all(&without).is_none() && with_all(&small).is_some_and(|peak| peak < small.memory.peak));
+    assert_eq!(with_all(&large), Some(large.memory.peak));
     let text = config().text;
     let keys = TOKENS * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * DType::F32.size();
     assert!(large.memory.peak > keys && large.memory.peak > without.memory.peak, "{:?}", large.memory);

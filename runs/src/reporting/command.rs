@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use reel_diagnostic::{Diagnostic, note};
 use reel_train::{Result, TrainError};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Map, Value, json};
 
 /// How long the command may run on after the last line.
@@ -74,7 +75,7 @@ impl ReportCommand {
         }
     }
 
-    /// Closes the command's input and waits until it has ended. After [`EXIT_TIMEOUT`] it is killed.
+    /// Closes the command's input and waits until it has ended. After [`EXIT_TIMEOUT`] it is killed with its children.
     pub fn finish(mut self) {
         self.end(EXIT_TIMEOUT);
     }
@@ -92,7 +93,10 @@ impl ReportCommand {
                 Ok(None) if begun.elapsed() < timeout => thread::sleep(EXIT_INTERVAL),
                 Ok(None) | Err(_) => {
                     note!("--report-command: was ended, because it ran for {timeout:?} after its last line");
-                    let _ = self.child.kill();
+                    // With its children, which could hold the standard error of this process open.
+                    if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                        let _ = kill_process_group(group, Signal::KILL);
+                    }
                     let _ = self.child.wait();
                     break;
                 }
@@ -121,6 +125,11 @@ fn write_line(input: &mut ChildStdin, line: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
     use super::*;
 
     #[test]
@@ -136,6 +145,21 @@ mod tests {
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);
         assert_eq!(lines[2], json!({"step": 3, "train/loss": 1.5}));
+    }
+
+    #[test]
+    fn command_that_does_not_end_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        let line = format!("exec 3> '{}'; (sleep 5; echo alive >&3) & wait", fifo.display());
+        let mut command = ReportCommand::start(&line).unwrap();
+        // Opening waits until the command has opened it; the file ends when no process has it open.
+        let mut from_child = File::open(&fifo).unwrap();
+        command.end(Duration::from_millis(10));
+        let mut text = String::new();
+        from_child.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "", "a child of the command has outlived it");
     }
 
     #[test]

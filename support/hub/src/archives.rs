@@ -1,18 +1,24 @@
 //! Unpacks the archives of a data set: `x.zip`, `x.tar`, `x.tar.gz` and `x.tgz` into the folder that they are in, as the
 //! scripts of VideoRFT and Video-R1 unpack their data.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Component, Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use reel_diagnostic::{catch_panic, note};
-use reel_files::AtomicFile;
+use reel_files::{AtomicFile, FinishedFile};
 
 use crate::error::{HubError, Result};
 
 /// The largest number of files in an archive.
 const MAX_FILES: usize = 10_000_000;
+
+/// The numbers of files and bytes that are written before the file system is synced and the files get their names. An
+/// interrupted unpacking repeats at most these.
+const MAX_UNNAMED_FILES: usize = 4096;
+const MAX_UNNAMED_BYTES: u64 = 1 << 30;
 
 /// Whether the name of a file is that of an archive.
 pub(crate) fn is_archive(path: &str) -> bool {
@@ -28,7 +34,11 @@ pub(crate) fn unpack(path: &Path) -> Result<()> {
     let Some(unpack) = unpacker_of(&path.to_string_lossy()) else { return Ok(()) };
     let folder = path.parent().unwrap_or(Path::new(""));
     let file = File::open(path).map_err(|e| HubError::cannot_read(path, &e))?;
-    let unpacked = catch_panic(|| unpack(file, &mut Unpacker { archive: path, folder, files: 0, links: 0 }));
+    let unpacked = catch_panic(|| {
+        let mut unpacker = Unpacker { archive: path, folder, files: 0, links: 0, unnamed: BTreeMap::new(), bytes: 0 };
+        unpack(file, &mut unpacker)?;
+        unpacker.name_files()
+    });
     unpacked.unwrap_or_else(|panic| Err(damaged(path, format!("is damaged ({panic})"))))
 }
 
@@ -50,9 +60,25 @@ struct Unpacker<'a> {
     files: usize,
     /// The number of links, devices and other things that are neither files nor folders. They are left out.
     links: usize,
+    /// Complete files, by path, that have a temporary name until the file system is synced.
+    unnamed: BTreeMap<PathBuf, FinishedFile>,
+    /// The bytes of these files.
+    bytes: u64,
 }
 
 impl Unpacker<'_> {
+    /// Gives the files that were written so far their names, when their content is on the disk. Syncing the file system
+    /// once takes much less time than syncing each of many small files.
+    fn name_files(&mut self) -> Result<()> {
+        if self.unnamed.is_empty() {
+            return Ok(());
+        }
+        let synced = File::open(self.folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+        synced.map_err(|e| HubError::cannot_write(self.folder, &e))?;
+        self.bytes = 0;
+        Ok(std::mem::take(&mut self.unnamed).into_values().try_for_each(FinishedFile::rename_to_final_name)?)
+    }
+
     /// Where the file `name` of the archive is written.
     fn target(&self, name: &Path) -> Result<PathBuf> {
         let parts = name.components().filter(|part| *part != Component::CurDir);
@@ -90,6 +116,10 @@ impl Unpacker<'_> {
         if target == self.archive {
             return Err(damaged(self.archive, "has a file with its own name"));
         }
+        if self.unnamed.contains_key(&target) {
+            // The archive has the file twice.
+            self.name_files()?;
+        }
         if fs::metadata(&target).is_ok_and(|found| found.is_file() && found.len() == bytes) {
             return Ok(());
         }
@@ -99,10 +129,19 @@ impl Unpacker<'_> {
         // One byte more shows that the archive has more than it says.
         let written = io::copy(&mut content.take(bytes.saturating_add(1)), &mut out);
         match written {
-            Ok(written) if written == bytes => Ok(out.commit()?),
-            Ok(_) => Err(damaged(self.archive, format!("is damaged: {} has another size", name.display()))),
-            Err(e) if reel_diagnostic::no_room_help(e.kind()).is_some() => Err(HubError::cannot_write(&target, &e)),
-            Err(e) => Err(damaged(self.archive, format!("is damaged at {} ({e})", name.display()))),
+            Ok(written) if written == bytes => {
+                self.unnamed.insert(target, out.close()?);
+                self.bytes += bytes;
+            }
+            Ok(_) => return Err(damaged(self.archive, format!("is damaged: {} has another size", name.display()))),
+            Err(e) if reel_diagnostic::no_room_help(e.kind()).is_some() => {
+                return Err(HubError::cannot_write(&target, &e));
+            }
+            Err(e) => return Err(damaged(self.archive, format!("is damaged at {} ({e})", name.display()))),
+        }
+        match self.unnamed.len() >= MAX_UNNAMED_FILES || self.bytes >= MAX_UNNAMED_BYTES {
+            true => self.name_files(),
+            false => Ok(()),
         }
     }
 
@@ -239,6 +278,34 @@ mod tests {
             // A second call finds all files.
             unpack(&dir.path().join("below").join(name)).unwrap();
         }
+    }
+
+    /// More files than get their names at once; the file `a.mp4` comes twice, with another size.
+    #[test]
+    fn archives_of_many_files_are_unpacked_whole() {
+        let names: Vec<String> = (0..MAX_UNNAMED_FILES + 10).map(|i| format!("{}/{i}.txt", i % 7)).collect();
+        let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (&**name, name.as_bytes())).collect();
+        files.insert(0, ("a.mp4", b"first"));
+        files.push(("a.mp4", b"second"));
+        let (dir, result) = unpacked("x.tar", &tar_of(&files));
+        result.unwrap();
+        let folder = dir.path().join("below");
+        for name in &names {
+            assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), *name);
+        }
+        assert_eq!(fs::read(folder.join("a.mp4")).unwrap(), b"second");
+        let files_in = |folder: &Path| fs::read_dir(folder).unwrap().count();
+        // Nothing else is left, and an archive that is damaged at its end leaves no temporary file.
+        assert_eq!((0..7).map(|i| files_in(&folder.join(i.to_string()))).sum::<usize>(), names.len());
+        let mut archive = tar_of(&FILES);
+        archive.truncate(archive.len() - 1200);
+        let (dir, result) = unpacked("x.tar", &archive);
+        assert!(result.is_err());
+        assert!(
+            fs::read_dir(dir.path().join("below"))
+                .unwrap()
+                .all(|entry| { !entry.unwrap().file_name().to_string_lossy().ends_with(".part") })
+        );
     }
 
     #[test]

@@ -15,5 +15,5 @@ pub mod trainer;
 pub mod validation;
 pub mod weight_shards;
 
-pub use gradient_sum::BUCKET_WEIGHTS;
 pub use gradient_sum::order::{ExchangedBucket, FinishedGradients, GradientOrder};
+pub use gradient_sum::{BUCKET_WEIGHTS, PENDING_BUCKETS};

@@ -13,21 +13,23 @@
 //!
 //! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In each
 //! round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after the
-//! optimizer step.
+//! optimizer step. For rollouts, for a reference model that is the policy without its adapter, and for evaluations, it
+//! gathers all weights at a time, so the memory of these parts is compared with that of the passes.
 //!
 //! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
-//! in buckets and freed during the backward pass, so a rank has at most the gradients of a bucket and of the largest
-//! parameter at a time, and a buffer for the gradients that it receives.
+//! in buckets and freed during the backward pass, so a rank has at most the gradients of three buckets and of the largest
+//! parameter at a time, and buffers for the gradients of two buckets that it receives.
 //!
 //! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
 //! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
 //! exchanges, and the whole exchange of weights. Not counted: latency of messages, the memory bandwidth that exchanges
 //! take from launches beside them, and waiting for ranks that compute a longer micro-batch.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use reel_device::{MemoryCategory, MemoryUse};
-use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder};
+use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder, PENDING_BUCKETS};
 
 use crate::links::Links;
 
@@ -64,16 +66,35 @@ pub struct ProcessCosts {
 }
 
 /// The weights that the ranks divide with ZeRO-3, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DividedBytes {
     /// All divided weights.
     pub all: u64,
-    /// The most weights that are gathered at a time: two units, such as layers, or all weights.
-    pub most_gathered: u64,
+    /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
+    pub two_units: u64,
     /// What is gathered in a round.
     pub gathered: u64,
+    /// What is gathered in a step beside its rounds.
+    pub gathered_beside_rounds: u64,
+    /// Whether the run evaluates, for which all weights are gathered.
+    pub are_evaluated: bool,
+    /// The memory of one process at its peak among the passes that gather units.
+    pub memory_by_units: MemoryUse,
+    /// The memory of one process at its peak among the parts of the run that need all weights at a time.
+    pub memory_with_all: Option<MemoryUse>,
     /// Whether these are the trained weights, not those that an adapter leaves frozen.
     pub are_trained: bool,
+}
+
+/// The parts of a run that differ in the weights that a rank has.
+#[derive(Clone, Copy, Debug)]
+enum RunPart<'a> {
+    /// The whole run, if each rank has all weights.
+    Whole,
+    /// Passes of a step that gather the divided weights by units.
+    Passes(&'a DividedBytes),
+    /// Rollouts, evaluations and passes for which all divided weights are gathered.
+    WithAllWeights(&'a DividedBytes),
 }
 
 /// A backward pass on one time line with the exchanges of its buckets.
@@ -87,17 +108,21 @@ pub struct BackwardTimes {
 
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
-    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended, for
-    /// which the launches wait, too: the buckets share the buffers of received gradients. The pass ends with the last
-    /// exchange.
+    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
+    /// launches wait for the exchange [`PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The pass
+    /// ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
+        let mut pending = VecDeque::new();
         for bucket in buckets {
             let after = bucket.after.min(self.launches.len());
             now += self.launches[launched..after].iter().sum::<f64>();
             launched = after;
-            now = now.max(exchanged);
-            exchanged = now + seconds_of(bucket.weights);
+            if pending.len() == PENDING_BUCKETS {
+                now = now.max(pending.pop_front().unwrap_or_default());
+            }
+            exchanged = now.max(exchanged) + seconds_of(bucket.weights);
+            pending.push_back(exchanged);
         }
         now += self.launches[launched..].iter().sum::<f64>();
         now.max(exchanged) - self.launches.iter().sum::<f64>()
@@ -226,10 +251,28 @@ impl JobShape {
     }
 
     /// Peak bytes of a rank by category, in the order of reports. A job of one rank has the memory of the process
-    /// itself.
+    /// itself. If the ranks divide the weights, this is the part of the run that needs most.
     pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
+        let Some(divided) = process.divided.as_ref().filter(|_| self.ranks > 1) else {
+            return self.memory_at_peak(rank, process, &process.memory, RunPart::Whole);
+        };
+        let by_units = self.memory_at_peak(rank, process, &divided.memory_by_units, RunPart::Passes(divided));
+        let with_all = divided.memory_with_all.as_ref();
+        let with_all = with_all.map(|peak| self.memory_at_peak(rank, process, peak, RunPart::WithAllWeights(divided)));
+        let total = |memory: &Vec<(&'static str, u64)>| memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        with_all.filter(|with_all| total(with_all) > total(&by_units)).unwrap_or(by_units)
+    }
+
+    /// Bytes of a rank by category in a part of the run in which one process has the peak `peak`.
+    fn memory_at_peak(
+        &self,
+        rank: usize,
+        process: &ProcessCosts,
+        peak: &MemoryUse,
+        part: RunPart<'_>,
+    ) -> Vec<(&'static str, u64)> {
         let mut memory: Vec<(&'static str, u64)> =
-            process.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
+            peak.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
         if self.ranks == 1 {
             return memory;
         }
@@ -239,16 +282,23 @@ impl JobShape {
             *bytes = self.owned(rank..rank + 1, *bytes, parameters);
         }
         let weights = MemoryCategory::Weights.name();
-        if let (Some(divided), Some((_, bytes))) =
-            (process.divided, memory.iter_mut().find(|(name, _)| *name == weights))
-        {
-            let own = self.owned(rank..rank + 1, divided.all, parameters);
-            *bytes = bytes.saturating_sub(divided.all) + own + divided.most_gathered;
+        let (divided, gathered) = match part {
+            RunPart::Whole => (0, 0),
+            RunPart::Passes(divided) => (divided.all, divided.two_units),
+            RunPart::WithAllWeights(divided) => (divided.all, divided.all),
+        };
+        for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == weights) {
+            *bytes = bytes.saturating_sub(divided) + self.owned(rank..rank + 1, divided, parameters) + gathered;
         }
         let gradients = MemoryCategory::Gradients.name();
-        let bucket = BUCKET_WEIGHTS as u64;
-        let in_flight = parameters.min(2 * bucket + process.largest_parameter);
-        let of_others = parameters.min(bucket) / self.ranks as u64 * (self.ranks as u64 - 1);
+        let (bucket, pending) = (BUCKET_WEIGHTS as u64, PENDING_BUCKETS as u64);
+        let in_flight = match part {
+            // Gradients are freed at the end of a round, but one process keeps them until the next step.
+            RunPart::WithAllWeights(_) => 0,
+            RunPart::Whole | RunPart::Passes(_) => parameters.min((1 + pending) * bucket + process.largest_parameter),
+        };
+        let received = pending.min(parameters.div_ceil(bucket)) * parameters.min(bucket);
+        let of_others = received / self.ranks as u64 * (self.ranks as u64 - 1);
         for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == gradients) {
             *bytes = (*bytes).min(GRADIENT_ELEMENT * in_flight) + GRADIENT_ELEMENT * of_others;
         }
@@ -282,11 +332,24 @@ impl JobShape {
     }
 
     /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are gathered
-    /// in each round.
+    /// in each round and beside the rounds.
     pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
-        let ProcessCosts { parameters, weight_bytes, divided, .. } = *process;
-        let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { weight_bytes };
-        let all = updated + divided.map_or(0, |divided| self.rounds() as u64 * divided.gathered);
+        let divided = process.divided.as_ref();
+        let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { process.weight_bytes };
+        let of_rounds = |divided: &DividedBytes| self.rounds() as u64 * divided.gathered;
+        let gathered = divided.map_or(0, |divided| of_rounds(divided) + divided.gathered_beside_rounds);
+        self.all_gather_traffic(rank, updated + gathered, process.parameters)
+    }
+
+    /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; none without ZeRO-3, and
+    /// if the run does not evaluate.
+    pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+        let divided = process.divided.as_ref().filter(|divided| divided.are_evaluated);
+        self.all_gather_traffic(rank, divided.map_or(0, |divided| divided.all), process.parameters)
+    }
+
+    /// Bytes that a rank exchanges when `all` bytes of weights, of which each rank has its part, go to all ranks.
+    fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> Traffic {
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, all, parameters);
         let of_node = self.owned(node.clone(), all, parameters);

@@ -63,6 +63,8 @@ fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
     near(exposed(&small, 2.0), 2.0 + 0.02 - 1.0);
     // Two buckets, of which the first is finished halfway: of its 0.8 s, 0.5 s fit beside the launches.
     near(exposed(&[bucket(4, 50), bucket(1, 100)], 1.0), 0.3 + 0.2);
+    // A parameter of three buckets, which is finished early: the launches after it wait for the first of them only.
+    near(exposed(&[bucket(1, 10), bucket(1, 10), bucket(1, 10)], 0.3), 0.1);
     // Buckets that are finished early are hidden whole.
     near(exposed(&[bucket(4, 10), bucket(1, 50)], 0.4), 0.0);
     near(exposed(&[], 1.0), 0.0);
@@ -191,15 +193,49 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
         memory.iter().find(|(name, _)| *name == MemoryCategory::Weights.name()).map_or(0, |(_, bytes)| *bytes)
     };
     let whole = weights(&process);
-    let divided = DividedBytes { all: 800, most_gathered: 300, gathered: 1200, are_trained: true };
-    process.divided = Some(divided);
+    let divided = DividedBytes {
+        all: 800,
+        two_units: 300,
+        gathered: 1200,
+        gathered_beside_rounds: 0,
+        are_evaluated: false,
+        are_trained: true,
+        memory_by_units: process.memory.clone(),
+        memory_with_all: None,
+    };
+    process.divided = Some(divided.clone());
     assert_eq!(weights(&process), whole - 800 + 200 + 300);
     // Three rounds; in each, a rank has a quarter of 1200 bytes, which it sends to three ranks.
     let of = |bytes| Traffic { within_node: LinkBytes { sent: bytes, received: bytes }, ..Traffic::default() };
     assert_eq!(shape.weight_traffic(1, &process), of(3 * 900));
     // An adapter's weights are sent as well.
-    process.divided = Some(DividedBytes { are_trained: false, ..divided });
+    process.divided = Some(DividedBytes { are_trained: false, ..divided.clone() });
     assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 2000 * 3 / 4));
+    assert_eq!(shape.evaluation_traffic(1, &process), Traffic::default());
+    // Rollouts and evaluations gather all weights. They have no gradients, which take 4000 bytes in the passes, but more
+    // activations: in all 600 or 400 bytes less, and 500 bytes of weights more.
+    let peak = |memory: Vec<(&'static str, u64)>| memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    let by_units = peak(shape.memory_of(1, &process));
+    for (fewer, more) in [(600, 0), (400, 100)] {
+        let mut with_all = process.memory.clone();
+        with_all
+            .at_peak
+            .iter_mut()
+            .filter(|(name, _)| *name == "activations")
+            .for_each(|(_, bytes)| *bytes += 4000 - fewer);
+        process.divided = Some(DividedBytes {
+            gathered_beside_rounds: 800,
+            are_evaluated: true,
+            memory_with_all: Some(with_all),
+            ..divided.clone()
+        });
+        assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 600));
+        assert_eq!(shape.evaluation_traffic(1, &process), of(600));
+        assert_eq!(peak(shape.memory_of(1, &process)), by_units + more);
+        // One process does not divide its weights.
+        let alone = JobShape { ranks: 1, ..shape };
+        assert_eq!(peak(alone.memory_of(0, &process)), process.memory.peak as u64);
+    }
 }
 
 /// 33 micro-batches on 16 ranks need three rounds, of which the last has one micro-batch.

@@ -83,7 +83,12 @@ pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Re
 async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermit) -> Result<usize, ApiError> {
     let _turn = turn;
     let (path, model) = (folder.clone(), shared.model.clone());
-    let checked = tokio::task::spawn_blocking(move || CheckedFiles::open(&path, &model));
+    let check = move || {
+        let files = CheckedFiles::open(&path, &model)?;
+        files.check_values()?;
+        Ok(files)
+    };
+    let checked = tokio::task::spawn_blocking(check);
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
     let files = checked.map_err(|e| wrong_files(EngineError::Model(e), "model"))?;
     let (done, replaced) = oneshot::channel();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_device::{DType, Device};
+use reel_device::{DType, Device, MemoryUse};
 use reel_engine::Engine;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -23,12 +23,12 @@ use reel_train::rollout::group::{EndTokens, groups_from_file};
 use reel_train::rollout::sampler::CompletionSampler;
 use reel_train::rollout::siglip::SiglipScorer;
 use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet, StoredRolloutOutputs};
-use reel_train::step::grpo::step;
+use reel_train::step::grpo::{reference_log_probs, step};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
+use super::{BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize, keep_highest_peak};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -108,6 +108,10 @@ struct Counter<'a> {
     phases: PhaseCosts,
     /// The first backward pass, when it was computed.
     backward: Option<BackwardPass>,
+    /// The highest memory use of rollouts and of the reference model, if a rank with ZeRO-3 needs all weights for them.
+    with_all_weights: Option<MemoryUse>,
+    /// The highest memory use of the other parts of steps.
+    of_steps: Option<MemoryUse>,
     steps: u64,
     tokens: u64,
     /// Largest number of prompts in a step so far.
@@ -159,6 +163,8 @@ impl<'a> Counter<'a> {
             ends,
             phases: PhaseCosts::default(),
             backward: None,
+            with_all_weights: None,
+            of_steps: None,
             steps: 0,
             tokens: 0,
             rows: 0,
@@ -178,6 +184,7 @@ impl<'a> Counter<'a> {
             None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
             Some(_) => {
                 products = self.count_sampling(&prompts)?;
+                keep_highest_peak(&mut self.with_all_weights, &self.trainer.device);
                 prompts.into_iter().map(|prompt| self.group(prompt)).collect()
             }
         };
@@ -189,8 +196,18 @@ impl<'a> Counter<'a> {
             device.profiler().record_timeline(true);
             let (options, reference) = (self.options, self.reference.as_ref());
             self.trainer.finished_gradients = self.backward.is_none().then(Vec::new);
+            if let Some(model) = reference.filter(|_| use_ == 1 && self.shares_base_with_reference()) {
+                // As in a run whose rewards are slow: before the step, with the same launches and the same memory.
+                self.trainer.grads.clear();
+                let micro_batches = set.groups.chunks(options.groups_per_micro_batch());
+                let lender = DeviceLender::default();
+                let own = reference_log_probs(&self.trainer, options, model, micro_batches, lender)?;
+                set.own_ref_log_probs = Some(own);
+                keep_highest_peak(&mut self.with_all_weights, &device);
+            }
             let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
             device.profiler().record_timeline(false);
+            keep_highest_peak(&mut self.of_steps, &device);
             // The last step that is computed here stands for itself and for all remaining steps on this rollout set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             let events = device.profiler().launch_events()?;
@@ -250,15 +267,28 @@ impl<'a> Counter<'a> {
         }
     }
 
+    /// Whether the reference model is the policy without its adapter, of whose weights a rank with ZeRO-3 has a part.
+    fn shares_base_with_reference(&self) -> bool {
+        self.reference.is_some() && self.trainer.hyperparameters.lora.is_some()
+    }
+
     fn plan(self, dtype: DType) -> Result<Plan> {
+        let gathers_of_set = u64::from(self.sampler.is_some()) + u64::from(self.shares_base_with_reference());
         let Self { trainer, phases, backward, steps, tokens, rows, options, longest, .. } = self;
+        let of_steps = self.of_steps.unwrap_or_default();
+        let memory = self.with_all_weights.iter().chain([&of_steps]).max_by_key(|memory| memory.peak).cloned();
+        let divided = DividedWeights::of(&trainer, of_steps);
         let plan = Plan {
-            memory: trainer.device.memory(),
+            memory: memory.unwrap_or_default(),
             parts: phases.clone(),
             phases,
             backward: backward.unwrap_or_default(),
             trained: TrainedSize::of(&trainer),
-            divided: DividedWeights::of(&trainer).with_all_gathered(),
+            divided: DividedWeights {
+                gathered_beside_rounds: gathers_of_set * divided.all / options.num_iterations,
+                memory_with_all: self.with_all_weights,
+                ..divided
+            },
             steps,
             tokens,
             rows,

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! The ranks exchange the cells in buckets. A bucket is exchanged as soon as the backward pass has finished the
-//! gradients of all its cells, and these gradients are freed. On GPUs the exchange runs beside the backward pass. The
-//! buckets are in the reverse order of the model, because a backward pass finishes the gradients of the last layers
+//! gradients of all its cells, and these gradients are freed. On GPUs the exchange runs beside the backward pass, which
+//! waits for a bucket when the second one after it begins. The buckets are in the reverse order of the model, because a backward pass finishes the gradients of the last layers
 //! first. So a rank has the gradients of a few buckets in memory, not the gradients of the whole model.
 //!
 //! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of these only) and sends the new
@@ -35,7 +35,7 @@
 
 pub(super) mod order;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,6 +55,10 @@ use crate::step::weight_shards::{Advance, WeightShards};
 /// single cell with more weights is a bucket of its own.
 pub const BUCKET_WEIGHTS: usize = 32 << 20;
 
+/// The largest number of buckets whose exchange is pending. A parameter that is larger than a bucket finishes several
+/// buckets at once; the launches after it wait for all but this number of them.
+pub const PENDING_BUCKETS: usize = 2;
+
 /// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
 #[derive(Debug)]
 pub struct GradientSum {
@@ -72,8 +76,9 @@ pub struct GradientSum {
     /// By name of each parameter with owned cells: the parameter's index, and the position in `sums` at which the sum
     /// of each cell begins, by the cell's first weight.
     starts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
-    /// For each other rank, f32: its gradients of the owned cells in one bucket. Empty for this rank.
-    received: Vec<Tensor>,
+    /// For each pending bucket, and then for each other rank, f32: its gradients of the owned cells in the bucket. Empty
+    /// for this rank. Buckets take turns.
+    received: Vec<Vec<Tensor>>,
     /// For each parameter, whether it had a gradient in an earlier round of the step, on any rank.
     reached: Vec<bool>,
     /// The rank of each micro-batch of the step; empty if the ranks take turns.
@@ -88,9 +93,9 @@ pub struct GradientSum {
 struct Round {
     /// The number of buckets whose exchange was started.
     exchanged: usize,
-    /// The last of these buckets, until its gradients are added to the sums. On GPUs its exchange runs beside the
+    /// The last of these buckets, until their gradients are added to the sums. On GPUs their exchange runs beside the
     /// backward pass.
-    pending: Option<PendingBucket>,
+    pending: VecDeque<PendingBucket>,
     /// For each parameter, whether this rank's gradient is finished.
     finished: Vec<bool>,
     /// For each parameter, whether it had a gradient in this round, on any rank.
@@ -115,7 +120,12 @@ impl PendingBucket {
 
 impl Round {
     fn new(parameters: usize) -> Self {
-        Self { exchanged: 0, pending: None, finished: vec![false; parameters], reached: vec![false; parameters] }
+        Self {
+            exchanged: 0,
+            pending: VecDeque::new(),
+            finished: vec![false; parameters],
+            reached: vec![false; parameters],
+        }
     }
 }
 
@@ -163,9 +173,10 @@ impl GradientSum {
         let largest: usize = buckets.iter().map(owned).max().unwrap_or(0);
         let f32s = |count: usize| Tensor::empty(device, &[count], DType::F32, MemoryCategory::Gradients);
         let received = |from: usize| f32s(if from == ranks.rank() { 0 } else { largest });
+        let of_bucket = |_| (0..ranks.size()).map(received).collect();
         Ok(Self {
             sums: f32s(total)?,
-            received: (0..ranks.size()).map(received).collect::<reel_runtime::Result<_>>()?,
+            received: (0..PENDING_BUCKETS.min(buckets.len())).map(of_bucket).collect::<reel_runtime::Result<_>>()?,
             reached: vec![false; parameters.len()],
             assigned: Vec::new(),
             ended_rounds: 0,
@@ -186,12 +197,12 @@ impl GradientSum {
     }
 
     /// The largest number of bytes of finished gradients that a backward pass has in memory: those of a bucket that is
-    /// not complete, and those of the bucket whose exchange is pending, which keeps its parameters' gradients whole.
+    /// not complete, and those of the buckets whose exchange is pending, which keep their parameters' gradients whole.
     pub fn most_finished_bytes(&self) -> u64 {
         let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
         let bucket = self.buckets.iter().map(weights).max().unwrap_or(0);
         let counts = || self.parameters.iter().map(|(_, parameter)| parameter.count());
-        let most = counts().sum::<usize>().min(2 * bucket + counts().max().unwrap_or(0));
+        let most = counts().sum::<usize>().min((1 + PENDING_BUCKETS) * bucket + counts().max().unwrap_or(0));
         (most * DType::F32.size()) as u64
     }
 
@@ -277,7 +288,7 @@ impl GradientSum {
         while self.round.exchanged < self.buckets.len() {
             self.exchange_bucket(own)?;
         }
-        self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
+        self.round.pending.drain(..).try_for_each(PendingBucket::add)?;
         self.exchange.borrow().wait_for_all()?;
         let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
@@ -286,11 +297,14 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Adds the gradients of the bucket before to the sums, then starts to exchange the next bucket. Removes its
-    /// gradients from `own`; their memory is freed when they are sent and added.
+    /// Starts to exchange the next bucket. If [`PENDING_BUCKETS`] are pending, adds the gradients of the first of them
+    /// to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
-        // The buckets share the buffers of received gradients.
-        self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
+        if self.round.pending.len() == PENDING_BUCKETS {
+            // The next bucket gets its buffers of received gradients.
+            self.round.pending.pop_front().map_or(Ok(()), PendingBucket::add)?;
+        }
+        let received = &self.received[self.round.exchanged % self.received.len()];
         let (rank, size, in_order) = (self.ranks.rank(), self.ranks.size(), self.ranks_of_round());
         let bucket = &self.buckets[self.round.exchanged];
         let gradient = |cell: &Cell| own.get(&self.parameters[cell.parameter].0);
@@ -312,7 +326,7 @@ impl GradientSum {
                 let gradient = match &own {
                     Some(own) if from == rank => own.clone(),
                     _ => {
-                        let received = self.received[from].rows(start, cell.range.len())?;
+                        let received = received[from].rows(start, cell.range.len())?;
                         receive[from].push(received.clone());
                         received
                     }
@@ -324,7 +338,7 @@ impl GradientSum {
         }
         let exchange = self.exchange.borrow_mut().start_all_to_all("gradients", &send, &receive)?;
         self.shards.iter().for_each(|shards| shards.started_bucket());
-        self.round.pending = Some(PendingBucket { exchange, added });
+        self.round.pending.push_back(PendingBucket { exchange, added });
         for (index, cell) in bucket.iter().enumerate() {
             let (name, parameter) = &self.parameters[cell.parameter];
             self.round.reached[cell.parameter] |= flags.iter().any(|flags| flags[index] != 0);

@@ -60,7 +60,8 @@ impl GradientOrder {
         Self { sizes, order, finished_after }
     }
 
-    /// The buckets that `ranks` ranks exchange, in order. A bucket waits for its gradients and for the bucket before.
+    /// The buckets that `ranks` ranks exchange, in order. A bucket waits for its gradients, and for the start of the
+    /// bucket before.
     pub fn buckets(&self, ranks: usize) -> Vec<ExchangedBucket> {
         let partition = Partition::new(&self.sizes, 0, ranks);
         let mut latest = 0;

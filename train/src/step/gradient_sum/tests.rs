@@ -84,7 +84,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
         results,
         current,
         gradient_limit: t.gradient_sum.as_ref().map_or(usize::MAX, |sum| {
-            let buffers = sum.received.iter().map(|t| t.bytes()).sum::<usize>();
+            let buffers = sum.received.iter().flatten().map(|t| t.bytes()).sum::<usize>();
             sum.sums.bytes() + buffers + sum.most_finished_bytes() as usize
         }),
         gradient_bytes: bytes_of(Gradients, &device.memory().at_peak),
