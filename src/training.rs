@@ -8,7 +8,10 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_input::{MediaOptions, SecondPerGrid};
-use reel_measure::{machine, trace::{self, TraceOutputs}};
+use reel_measure::{
+    machine,
+    trace::{self, TraceOutputs},
+};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;

@@ -151,7 +151,10 @@ mod tests {
     fn errors_name_the_cause_in_one_line() {
         let error = |library: &str, bus_id: &str| NvmlGpu::open_by(library, bus_id).unwrap_err();
         let (_folder, library) = stand_in(&[]);
-        assert_eq!(error(&library, "0000:01:00.0"), "no GPU at PCI bus id 0000:01:00.0: a query to find an object was unsuccessful");
+        assert_eq!(
+            error(&library, "0000:01:00.0"),
+            "no GPU at PCI bus id 0000:01:00.0: a query to find an object was unsuccessful"
+        );
         let (_folder, library) = stand_in(&["-DNO_DRIVER"]);
         assert_eq!(error(&library, "0000:00:00.0"), "NVIDIA driver is not loaded");
         let missing = error("/nowhere/libnvidia-ml.so.1", "0000:00:00.0");
