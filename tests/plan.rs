@@ -459,7 +459,7 @@ fn advice_fits_when_it_is_planned() {
     let generate = "generate --preset tiny --tokens 64 --max-new-tokens 256 --n 2";
     let mut kinds = std::collections::BTreeSet::new();
     let short = "sft --preset tiny --tokens 16 --gradient-checkpointing full";
-    let commands = [(sft, &[0.9, 0.6, 0.3][..]), (short, &[0.9]), (grpo, &[0.9, 0.5]), (generate, &[0.95])];
+    let commands = [(sft, &[0.9, 0.4][..]), (short, &[0.9]), (grpo, &[0.9]), (generate, &[0.95])];
     for (command, shares) in commands {
         let whole = number(&plan_on(w.path(), 24.0, command, ""), "/peak_bytes") / 1e9;
         for share in shares {
