@@ -20,8 +20,8 @@ pub fn apply(t: &mut Translation) {
             if t.is_foreign {
                 data(t);
                 peers::name_output(t);
-                resume(t);
             }
+            resume(t);
             trained_weights(t);
             if t.command == "grpo" {
                 rewards(t);
