@@ -441,7 +441,13 @@ fn figures_of_a_gpu_come_from_a_file() {
     refused("name = \"h200\"", "bad.toml: compute_capability: is missing; ");
     let same_name = std::fs::read_to_string(gpu_file(w.path(), 24.0)).expect("text").replace("mine", "h200");
     refused(&same_name, "bad.toml: name: is \"h200\", the name of a built-in GPU; give another name");
+    // The example in the guide is such a file.
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide-performance.md");
+    let guide = std::fs::read_to_string(guide).expect("a page");
+    let example = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    std::fs::write(w.path().join("example.toml"), example).expect("written");
     let plan = |gpu: &str| run_in(w.path(), format!("plan {command} --gpu {gpu}").split(' '));
+    assert!(plan("example.toml").ok().contains(" of 24.0 GB: fits"));
     plan("none.toml").refused(1, &["none.toml: cannot be read: "]);
     plan("h300").refused(2, &["--gpu: there is no data sheet for a GPU named \"h300\"; give one of b200, "]);
 }
