@@ -200,17 +200,25 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
     let mut first: Option<[Step; 2]> = None;
-    for version in [13_000, 12_080, 12_040, 12_000] {
+    // A GPU after Hopper runs the kernels of compute capability 8.0.
+    let blackwell = Arch { sm: 100, ..Arch::A100 };
+    for (arch, version) in
+        [(Arch::A100, 13_000), (Arch::A100, 12_080), (Arch::A100, 12_040), (Arch::A100, 12_000), (blackwell, 13_000)]
+    {
         if version == 12_000 && !has_ptxas_12 {
             println!("skipped: steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
             continue;
         }
-        let (fake, device) = fake_gpu::on_gpu(FakeDriver::of_version(Arch::A100, 512 << 20, version));
+        let (fake, device) = fake_gpu::on_gpu(FakeDriver::of_version(arch, 512 << 20, version));
         let steps = [sft_step(&device, DType::BF16, 4), grpo_step(&device, DType::BF16, true)];
         drop(device);
-        assert_clean(&fake, &version.to_string());
+        assert_clean(&fake, &format!("sm_{}, {version}", arch.sm));
         let first = first.get_or_insert_with(|| steps.clone());
-        assert!(first.iter().zip(&steps).all(|(a, b)| a == b), "the steps of a driver of CUDA {version} differ");
+        assert!(
+            first.iter().zip(&steps).all(|(a, b)| a == b),
+            "the steps on sm_{} by a driver of CUDA {version} differ",
+            arch.sm
+        );
     }
 }
 

@@ -160,13 +160,13 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     Ok(Cubin { image: cubin, ptx, report })
 }
 
-/// Returns the architecture whose PTX is assembled for `sm`: one of Hopper if `sm` is at least 9.0 and the source has
-/// programmatic dependent launches or warpgroup matrix products (wgmma), else sm_80.
+/// Returns the architecture whose PTX is assembled for `sm`: one of Hopper if `sm` is 9.0 and the source has
+/// programmatic dependent launches or warpgroup matrix products (wgmma), else sm_80. Newer GPUs do not have these products.
 fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, CompileError> {
     let capability = number_of(sm)?.trim_end_matches(['a', 'f']).parse::<u32>().unwrap_or_default();
     Ok(match capability {
-        90.. if source.has_warpgroup_products() => WARPGROUP_PRODUCT_ARCHITECTURE,
-        90.. if source.has_dependent_launches() => DEPENDENT_LAUNCH_ARCHITECTURE,
+        90 if source.has_warpgroup_products() => WARPGROUP_PRODUCT_ARCHITECTURE,
+        90 if source.has_dependent_launches() => DEPENDENT_LAUNCH_ARCHITECTURE,
         _ => BASE_ARCHITECTURE,
     })
 }

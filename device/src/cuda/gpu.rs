@@ -93,16 +93,18 @@ impl Gpu {
         &self.driver.properties().name
     }
 
-    /// Returns the GPU's architecture, which determines how kernels plan their launches.
+    /// Returns the architecture that determines how kernels plan their launches. It is that of the GPU up to Hopper.
+    /// Hopper's kernels use instructions that no other GPU has, so newer GPUs run the kernels for compute capability 8.0.
     pub fn arch(&self) -> Arch {
-        self.driver.properties().arch
+        let arch = self.driver.properties().arch;
+        if arch.sm > Arch::H100.sm { Arch { sm: Arch::A100.sm, clusters_of_8: 0, ..arch } } else { arch }
     }
 
     /// Returns the architecture that kernels are compiled for: `sm_80`, or `sm_90a` with the features that only this
     /// architecture has.
     pub fn sm_name(&self) -> String {
-        let sm = self.arch().sm;
-        format!("sm_{sm}{}", if sm >= 90 { "a" } else { "" })
+        let sm = self.driver.properties().arch.sm;
+        format!("sm_{sm}{}", if sm == Arch::H100.sm { "a" } else { "" })
     }
 
     /// Allocates `bytes` uninitialised bytes, at least one.
