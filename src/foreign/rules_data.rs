@@ -45,18 +45,34 @@ fn data_sets(value: &str, given: &Given, t: &mut Translation) {
     let mut places = Vec::new();
     for entry in &entries {
         let field = |name: &str| entry.get(name).and_then(Value::as_str);
-        let Some(path) = field("path").or(field("data_files")).or(entry.as_str()) else {
+        // `json` and its like are formats, whose rows are in `data_files`.
+        let is_format = |path: &&str| ["json", "parquet", "csv", "arrow"].contains(path);
+        let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
+            (Some(path), Some(_)) => {
+                let what = format!("names files of {path}");
+                t.refuse(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE, and leave it out");
+                continue;
+            }
+            (None, Some(Value::Array(files))) => {
+                let what = format!("has {} files in one data set", files.len());
+                t.refuse(&given.written, &what, "give them as --data FILE,FILE, and leave it out");
+                continue;
+            }
+            (path, files) => path.or(files.and_then(Value::as_str)).or(entry.as_str()),
+        };
+        let Some(path) = path else {
             t.refuse(&given.written, "has a data set without a path", "give its file as --data");
             continue;
         };
-        let known = ["path", "name", "split", "type", "ds_type", "data_files", "trust_remote_code", "field_messages"];
+        let known = ["path", "name", "split", "type", "ds_type", "data_files", "trust_remote_code"];
         let others = entry.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
         let others: Vec<&str> = others.filter(|name| !known.contains(name)).collect();
         if !others.is_empty() {
             let what = format!("has {} for {path}, which reel does not read", others.join(", "));
             t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave it out");
         }
-        if let Some(kind) = field("type").filter(|kind| !["chat_template", "sharegpt"].contains(kind)) {
+        let kind = entry.get("type").filter(|kind| !["chat_template", "sharegpt"].map(Value::from).contains(kind));
+        if let Some(kind) = kind {
             let what = format!("has type {kind} for {path}, and reel reads messages");
             t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave it out");
         }

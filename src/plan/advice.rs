@@ -101,7 +101,7 @@ fn lines<S>(
 ) -> Vec<String> {
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let limit = format!(
-        "{:.1} GB, {:.0} % of the memory: drivers, libraries and gaps need the rest",
+        "{:.1} GB, {:.0} % of the memory: the rest is for drivers, libraries, gaps and other processes",
         gb(usable.bytes()),
         100.0 * usable.share
     );
@@ -112,7 +112,11 @@ fn lines<S>(
             let over = gb(peak.saturating_sub(usable.bytes()));
             format!("; the smallest plan needs {:.3} GB, {over:.3} GB too much", gb(peak))
         });
-        lines.push(format!("\nnothing that was tried fits ({}){by} (usable are {limit})", names.join(", ")));
+        let tried = match names {
+            [] => "nothing is left that would save memory".to_string(),
+            names => format!("nothing that was tried fits ({})", names.join(", ")),
+        };
+        lines.push(format!("\n{tried}{by} (usable are {limit})"));
     } else {
         lines.push(format!(
             "\nwhat would fit, the fewest changes first, then the fastest on each GPU; each was planned (usable are {limit}):"

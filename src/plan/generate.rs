@@ -4,9 +4,11 @@ use anyhow::Result;
 use clap::Args;
 use reel_device::{DType, Device};
 use reel_engine::Engine;
+use reel_input::config::ModelConfig;
 use reel_measure::links::Links;
 use reel_measure::machine::MachineSpec;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::tensor_parallel::TensorParallel;
 use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::Cx;
 use serde_json::json;
@@ -67,7 +69,8 @@ impl PlanGenerateArgs {
             };
             let peak = Some(counted.counts.memory.peak as u64);
             let plan = |changed: &Self| changed.outcome(common, &machine, usable);
-            let advice = advise(self, &self.dimensions(common), common, usable, peak, options_of, plan);
+            let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
+            let advice = advise(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan);
             additions.fields.extend(advice.fields);
             additions.lines.extend(advice.lines);
         }
@@ -98,7 +101,7 @@ impl PlanGenerateArgs {
     }
 
     /// The ways to save memory that are left.
-    fn dimensions(&self, common: &CommonOptions) -> Vec<Dimension<Self>> {
+    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<Dimension<Self>> {
         let int8: Vec<Change<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
@@ -110,7 +113,8 @@ impl PlanGenerateArgs {
             Dimension { name: "fewer new tokens", group: "length", levels: lengths.map(shorter).collect() },
         ];
         if self.sizes.plans_gpu(common) {
-            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size);
+            let can_share = |n: &u32| TensorParallel::check(config, *n as usize).is_ok();
+            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size).filter(can_share);
             let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
             all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
         }

@@ -37,7 +37,7 @@ pub struct JobFlags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     nodes: Option<u32>,
     /// Link within machines (nvlink, pcie4, pcie5), link between them (ib400, ib200, eth100), or both, divided by a
-    /// comma [default: nvlink, or pcie4 for GPUs without it; and ib400]
+    /// comma [default: nvlink, or the PCIe of GPUs without it; and ib400]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     link: Vec<String>,
     /// HTML page to write, with charts of step time and efficiency for 1 to 1024 GPUs

@@ -348,6 +348,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 backward: plan.backward,
                 trained: plan.trained,
                 divided: plan.divided,
+                has_few_rows: !few.is_empty(),
             }),
         })
     }

@@ -72,7 +72,7 @@ pub struct PlanServeArgs {
     /// each GPU
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     tensor_parallel_size: u32,
-    /// Link between the GPUs of --tensor-parallel-size: nvlink, pcie4 or pcie5 [default: nvlink, or pcie4 for GPUs
+    /// Link between the GPUs of --tensor-parallel-size: nvlink, pcie4 or pcie5 [default: nvlink, or the PCIe of GPUs
     /// without it]
     #[arg(long, value_name = "NAME")]
     link: Option<String>,
@@ -260,11 +260,12 @@ impl PlanServeArgs {
             options.join(" ")
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
-        Ok(advise(self, &self.dimensions(common), common, usable, peak, options_of, plan))
+        let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
+        Ok(advise(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
     }
 
     /// The ways to save memory that are left.
-    fn dimensions(&self, common: &CommonOptions) -> Vec<Dimension<Self>> {
+    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<Dimension<Self>> {
         let int8: Vec<Change<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
@@ -281,7 +282,8 @@ impl PlanServeArgs {
             Dimension { name: "shorter requests", group: "length", levels: lengths.map(shorter).collect() },
         ];
         if self.sizes.plans_gpu(common) {
-            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size);
+            let can_share = |n: &u32| TensorParallel::check(config, *n as usize).is_ok();
+            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size).filter(can_share);
             let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
             all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
         }

@@ -43,6 +43,8 @@ pub struct TrainingCounts {
     pub trained: TrainedSize,
     /// The weights that ranks divide with ZeRO-3.
     pub divided: DividedWeights,
+    /// Whether the data has fewer rows than a micro-batch or step has.
+    pub has_few_rows: bool,
 }
 
 /// One line of the table of ops: the costs of one op in one phase, per step or call.

@@ -138,7 +138,13 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
     ) -> Result<()> {
         let usable = UsableMemory::of(self.sizes, machine.memory, self.common)?;
         let outcome = planned.outcome(machine, None);
-        let advice = || match usable.filter(|usable| outcome.peak as f64 > usable.all) {
+        // On a GPU a plan needs more than the tensors, so advice begins before all of the memory is filled.
+        let is_gpu = self.sizes.plans_gpu(self.common);
+        let lacks_memory =
+            |usable: &UsableMemory| outcome.peak as f64 > if is_gpu { usable.bytes() as f64 } else { usable.all };
+        // Settings that the command itself would refuse are no advice.
+        let is_valid = settings.options.validate_values().is_ok();
+        let advice = || match usable.filter(lacks_memory) {
             None => Additions::default(),
             Some(usable) => advise(
                 settings,
@@ -147,7 +153,12 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
                 usable,
                 Some(outcome.peak),
                 |changed| options_between(settings, changed),
-                |changed| Ok(self.plan(changed)?.outcome(machine, Some(usable))),
+                |changed| {
+                    if is_valid {
+                        changed.options.validate_values()?;
+                    }
+                    Ok(self.plan(changed)?.outcome(machine, Some(usable)))
+                },
             ),
         };
         let print = |additions| match &planned.job {
@@ -204,7 +215,12 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
             if shows_progress {
                 eprint!("\r\x1b[Kplanning {} {}", unit.option, n as usize * unit.size);
             }
-            let outcome = self.plan(&with(n))?.outcome(machine, Some(usable));
+            let plan = self.plan(&with(n))?;
+            if n > 1 && plan.counts.training.as_ref().is_some_and(|training| training.has_few_rows) {
+                let what = format!("reaches {} {}, and --data has fewer rows", unit.option, n as usize * unit.size);
+                return Err(usage_error("--find-batch-size", what, "give a file with more rows, or --tokens N instead"));
+            }
+            let outcome = plan.outcome(machine, Some(usable));
             planned.insert(n, outcome);
             Ok(outcome.fits)
         });
@@ -337,7 +353,8 @@ fn micro_batch_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
     (1..units).rev().filter(|n| units.is_multiple_of(*n)).map(level).collect()
 }
 
-/// More GPUs, with at least one micro-batch each.
+/// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A run
+/// of several processes cannot answer requests (`--serve`).
 fn gpu_levels<O: MicroBatch>(settings: &Settings<O>, zero_stage: u8) -> Vec<Change<Settings<O>>> {
     let now = settings.job.ranks(&settings.options);
     let level = |ranks: u32| -> Change<Settings<O>> {
@@ -347,7 +364,12 @@ fn gpu_levels<O: MicroBatch>(settings: &Settings<O>, zero_stage: u8) -> Vec<Chan
             s.options.gradient_accumulation_steps = s.options.gradient_accumulation_steps.max(ranks as usize);
         })
     };
-    GPU_COUNTS.into_iter().filter(|n| *n > now && n.is_multiple_of(now)).map(level).collect()
+    let same = (now > 1 && zero_stage == 3 && settings.options.zero_stage == 2).then_some(now);
+    let more = GPU_COUNTS.into_iter().filter(|n| *n > now && n.is_multiple_of(now));
+    match settings.options.serve {
+        Some(_) => Vec::new(),
+        None => same.into_iter().chain(more).map(level).collect(),
+    }
 }
 
 /// The options that turn `before` into `after`.

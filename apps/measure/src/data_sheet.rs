@@ -181,7 +181,12 @@ impl Fields<'_> {
     /// The compute capability times ten.
     fn compute_capability(&mut self) -> Result<u32> {
         let field = "compute_capability";
-        let tenfold = 10.0 * self.required(field, [8.0, 99.0])?;
+        let given = self.required(field, [8.0, 99.0])?;
+        // NVIDIA's own names, such as sm_90, leave the point out.
+        if given > 20.0 {
+            return Err(self.wrong(field, format!("is {given}"), "give one digit after the point: 9.0 for sm_90"));
+        }
+        let tenfold = 10.0 * given;
         match (tenfold - tenfold.round()).abs() < 1e-6 {
             true => Ok(tenfold.round() as u32),
             false => Err(self.wrong(field, format!("is {}", tenfold / 10.0), "give one digit after the point, as 8.9")),

@@ -30,8 +30,9 @@ pub struct MachineSpec {
 
 /// The data sheet of a GPU by its full name, such as `NVIDIA H200`.
 fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
-    let plain = full_name.to_lowercase().replace(' ', "");
-    data_sheet::built_in().iter().find(|sheet| plain.contains(&sheet.name))
+    // The model's name begins the rest: a GB200 is no B200.
+    let plain = full_name.to_lowercase().replace("nvidia", "").replace("geforce", "").replace(' ', "");
+    data_sheet::built_in().iter().find(|sheet| plain.starts_with(&sheet.name))
 }
 
 /// The short name of a GPU, looked up by its full name; `None` if the table does not have the GPU.
