@@ -129,7 +129,10 @@ impl ServerProfiler for FolderProfiler {
     fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
         trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
         trace::start_recording_launches(device, dtype);
-        device.profiler().start_external().map_err(|e| e.to_string())
+        device.profiler().start_external().map_err(|e| {
+            trace::discard_trace();
+            e.to_string()
+        })
     }
 
     fn stop(&self, device: &Device) -> Result<WriteProfile, String> {

@@ -56,6 +56,10 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         "lora" => t.weights.lora = Some(is_true || value.eq_ignore_ascii_case("lora") || given.name.ends_with("type")),
         "full" => t.weights.lora = Some(false),
         "lora_targets" => lora_targets(given, t),
+        "all_linear" => {
+            t.parts.insert("all_linear", given.shown());
+            t.parts.insert("all_linear_own", String::new());
+        }
         "lora_exclusions" => {
             // reel never adapts these layers, so they need not be excluded.
             let excluded = ["lm_head", "embed_tokens", "visual", "-1"];

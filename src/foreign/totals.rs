@@ -130,7 +130,7 @@ fn trained_weights(t: &mut Translation) {
     let is_adapter = t.is_set("lora_r");
     if let Some(shown) = all_linear.filter(|_| is_adapter) {
         // Without a list of layers, reel adapts all linear layers of the decoder.
-        let own = t.parts.contains_key("all_linear_own") || program == "trl";
+        let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
         let with_tower = weights.tower_frozen == Some(false) || (own && weights.tower_frozen.is_none());
         if with_tower && !t.is_set("lora_target_modules") {
             t.add("lora_target_modules", vec!["all-linear".into()], &shown);

@@ -41,13 +41,11 @@ impl<'a> Slice<'a> {
 /// A launch is the slice at which a flow event ends (`f`); the host's call is the slice at which the flow begins (`s`).
 pub fn folded_stacks(events: &[Value]) -> String {
     let slices: Vec<Slice> = events.iter().filter_map(Slice::of_event).collect();
-    let mut tracks: BTreeMap<u64, Vec<&Slice>> = BTreeMap::new();
+    let mut by_track: BTreeMap<u64, Vec<&Slice>> = BTreeMap::new();
     for slice in &slices {
-        tracks.entry(slice.track).or_default().push(slice);
+        by_track.entry(slice.track).or_default().push(slice);
     }
-    for track in tracks.values_mut() {
-        track.sort_by(|a, b| a.start.total_cmp(&b.start).then(b.end.total_cmp(&a.end)));
-    }
+    let tracks: BTreeMap<u64, Track> = by_track.into_iter().map(|(id, slices)| (id, Track::new(slices))).collect();
     let flow_ends = |phase: &str| -> BTreeMap<u64, (u64, f64)> {
         let of_phase = events.iter().filter(|event| event["ph"] == *phase);
         of_phase.filter_map(|e| Some((e["id"].as_u64()?, (e["tid"].as_u64()?, e["ts"].as_f64()?)))).collect()
@@ -55,8 +53,8 @@ pub fn folded_stacks(events: &[Value]) -> String {
     let (calls, launches) = (flow_ends("s"), flow_ends("f"));
     let mut stacks: BTreeMap<String, f64> = BTreeMap::new();
     for (id, (track, at)) in launches {
-        let Some(launch) = tracks.get(&track).and_then(|track| around(track, at).pop()) else { continue };
-        let host = calls.get(&id).and_then(|&(track, at)| Some(around(tracks.get(&track)?, at))).unwrap_or_default();
+        let Some(launch) = tracks.get(&track).and_then(|track| track.around(at).pop()) else { continue };
+        let host = calls.get(&id).and_then(|&(track, at)| Some(tracks.get(&track)?.around(at))).unwrap_or_default();
         *stacks.entry(stack(&host, launch)).or_default() += launch.end - launch.start;
     }
     let mut text = String::new();
@@ -70,20 +68,35 @@ pub fn folded_stacks(events: &[Value]) -> String {
     text
 }
 
-/// The slices of a sorted track that contain the moment `at`, outermost first. Slices of a track are nested, so the
-/// slices that begin before `at` and end after it enclose each other.
-fn around<'a, 'b>(track: &[&'b Slice<'a>], at: f64) -> Vec<&'b Slice<'a>> {
-    let begun = track.partition_point(|slice| slice.start <= at);
-    let mut found: Vec<&Slice> = Vec::new();
-    let mut until = at;
-    for slice in track[..begun].iter().rev() {
-        if slice.end >= until && (slice.end > at || slice.start == at) {
-            found.push(slice);
-            until = slice.end;
+/// The slices of a track, ordered by start, each with the index of the slice around it. Slices of a track are nested.
+struct Track<'a, 'b> {
+    slices: Vec<&'b Slice<'a>>,
+    parents: Vec<Option<usize>>,
+}
+
+impl<'a, 'b> Track<'a, 'b> {
+    fn new(mut slices: Vec<&'b Slice<'a>>) -> Self {
+        slices.sort_by(|a, b| a.start.total_cmp(&b.start).then(b.end.total_cmp(&a.end)));
+        let (mut parents, mut open): (Vec<Option<usize>>, Vec<usize>) = (Vec::new(), Vec::new());
+        for (index, slice) in slices.iter().enumerate() {
+            while open.last().is_some_and(|&last| slices[last].end <= slice.start) {
+                open.pop();
+            }
+            parents.push(open.last().copied());
+            open.push(index);
         }
+        Self { slices, parents }
     }
-    found.reverse();
-    found
+
+    /// The slices that contain the moment `at`, outermost first: the last one that has begun, or those around it.
+    fn around(&self, at: f64) -> Vec<&'b Slice<'a>> {
+        let begun = self.slices.partition_point(|slice| slice.start <= at);
+        let path = std::iter::successors(begun.checked_sub(1), |&index| self.parents[index]);
+        let contains = |slice: &&Slice| slice.end > at || slice.start == at;
+        let mut found: Vec<&Slice> = path.map(|index| self.slices[index]).filter(contains).collect();
+        found.reverse();
+        found
+    }
 }
 
 /// The frames of a launch, joined by semicolons.
@@ -170,8 +183,8 @@ mod tests {
             slice("d", 0, 5.0, 1.0, json!({})),
         ];
         let slices: Vec<Slice> = events.iter().filter_map(Slice::of_event).collect();
-        let track: Vec<&Slice> = slices.iter().collect();
-        let names = |at: f64| around(&track, at).iter().map(|slice| slice.name).collect::<String>();
+        let track = Track::new(slices.iter().collect());
+        let names = |at: f64| track.around(at).iter().map(|slice| slice.name).collect::<String>();
         assert_eq!([names(0.0), names(4.0), names(5.5), names(6.5), names(9.0)], ["ab", "ac", "acd", "ac", "a"]);
         assert_eq!(names(11.0), "");
     }

@@ -28,11 +28,13 @@ pub struct MachineSpec {
     pub source: String,
 }
 
-/// The data sheet of a GPU by its full name, such as `NVIDIA H200`.
+/// The data sheet of a GPU by its full name, such as `NVIDIA H200`. `None` for slower variants of a GPU, such as
+/// `NVIDIA H100 PCIe`.
 fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
     // The model's name begins the rest: a GB200 is no B200.
     let plain = full_name.to_lowercase().replace("nvidia", "").replace("geforce", "").replace(' ', "");
-    data_sheet::built_in().iter().find(|sheet| plain.starts_with(&sheet.name))
+    let is_variant = ["pcie", "nvl", "laptop", "4090d"].iter().any(|part| plain.contains(part));
+    data_sheet::built_in().iter().find(|sheet| plain.starts_with(&sheet.name) && !is_variant)
 }
 
 /// The short name of a GPU, looked up by its full name; `None` if the table does not have the GPU.
@@ -179,7 +181,9 @@ mod tests {
         let bf16 = |name: &str| PublishedLimits::of_gpu(name).map(|limits| limits.rates.bf16);
         assert_eq!(bf16("NVIDIA H200"), Some(989.4e12));
         assert_eq!(bf16("NVIDIA GeForce RTX 4090"), Some(165.2e12));
-        assert_eq!(bf16("AMD EPYC 7763"), None);
+        for other in ["AMD EPYC 7763", "NVIDIA GB200", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 Laptop GPU"] {
+            assert_eq!(bf16(other), None, "{other}");
+        }
         assert_eq!(peak_flops_per_second(&Device::cpu(1), DType::F32), None);
     }
 

@@ -39,6 +39,8 @@ def load(name):
         sys.path.insert(0, os.path.dirname(os.path.abspath(source)))
         spec = importlib.util.spec_from_file_location("reward_functions", source)
         module = importlib.util.module_from_spec(spec)
+        # Data classes and pickled functions of the file look their module up by its name.
+        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     else:
         sys.path.insert(0, os.getcwd())
@@ -91,9 +93,12 @@ def serve_pipes(name):
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)
+    # Programs that the function starts must not read the rows.
+    rows = os.fdopen(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     function = load(name)
     batch = []
-    for line in sys.stdin:
+    for line in rows:
         batch.append(json.loads(line))
         if len(batch) == batch[-1]["_batch"]["size"]:
             replies.writelines(json.dumps(reward) + "\n" for reward in score(function, batch))
@@ -139,7 +144,8 @@ def main():
             serve_http(load(arguments.function), arguments.host, arguments.port)
     except Exception as e:
         traceback.print_exc()
-        raise SystemExit(f"{place(e, arguments.function)}: {type(e).__name__}: {e}") from None
+        message = " ".join(str(e).split())
+        raise SystemExit(f"{place(e, arguments.function)}: {type(e).__name__}: {message}") from None
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ impl HardwareWatch {
         }
     }
 
+    /// Begins a step: readings of the time before it, such as those of an evaluation, are none of its own.
+    pub(super) fn begin_step(&mut self) {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.take();
+        }
+    }
+
     /// The metrics of a finished step that took `step_seconds`.
     pub(super) fn of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
         let seconds = result.grpo.train_seconds.unwrap_or(step_seconds);

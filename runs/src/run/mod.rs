@@ -287,6 +287,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let begun = Instant::now();
         self.checkpoints.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
+        self.hardware.begin_step();
         let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
         let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
         cursor.skipped.iter().try_for_each(|s| self.logs.skipped.append(s))?;

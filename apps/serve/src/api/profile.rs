@@ -11,6 +11,7 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::ApiError;
 use super::queue::refuse_if_stopping;
@@ -21,6 +22,21 @@ use crate::settings::ServerProfiler;
 pub(crate) async fn start(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let profiler = profiler(&shared)?;
+    finished(tokio::spawn(begin(shared, profiler))).await
+}
+
+/// `POST /stop_profile`
+pub(crate) async fn stop(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
+    let profiler = profiler(&shared)?;
+    finished(tokio::spawn(end(shared, profiler))).await
+}
+
+/// Waits for a task of its own, which a client that disconnects does not stop half-way.
+async fn finished(task: JoinHandle<Result<Json<Value>, ApiError>>) -> Result<Json<Value>, ApiError> {
+    task.await.map_err(|_| ApiError::internal("the profiler has panicked"))?
+}
+
+async fn begin(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
     let mut is_profiling = shared.is_profiling.lock().await;
     if *is_profiling {
         return Err(ApiError::conflict("a profile is being recorded already; end it with POST /stop_profile"));
@@ -31,9 +47,7 @@ pub(crate) async fn start(State(shared): State<Arc<Shared>>) -> Result<Json<Valu
     Ok(Json(json!({"profiling": true})))
 }
 
-/// `POST /stop_profile`
-pub(crate) async fn stop(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
-    let profiler = profiler(&shared)?;
+async fn end(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
     let mut is_profiling = shared.is_profiling.lock().await;
     if !*is_profiling {
         return Err(ApiError::conflict("no profile is being recorded; begin one with POST /start_profile"));
