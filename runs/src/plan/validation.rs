@@ -10,7 +10,7 @@ use super::Plan;
 /// Returns the plan. If the validation loss of the micro-batches that `next` returns needs more memory than a step,
 /// replaces the plan's memory by that of the validation. The trainer is on the dry device.
 pub(super) fn with_validation(
-    plan: Plan,
+    mut plan: Plan,
     trainer: &Trainer,
     mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,
 ) -> Result<Plan> {
@@ -21,5 +21,12 @@ pub(super) fn with_validation(
         pass.end_round()?;
     }
     let memory = trainer.device.memory();
-    Ok(if memory.peak > plan.memory.peak { Plan { memory, ..plan } } else { plan })
+    // With ZeRO-3 a validation gathers the weights of one unit after the other, as a step does.
+    if memory.peak > plan.divided.memory_by_units.peak {
+        plan.divided.memory_by_units = memory.clone();
+    }
+    if memory.peak > plan.memory.peak {
+        plan.memory = memory;
+    }
+    Ok(plan)
 }
