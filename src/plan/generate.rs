@@ -56,25 +56,41 @@ impl PlanGenerateArgs {
         let counted = self.count(common)?;
         let mut additions = self.gathers(&counted, &machine)?;
         let usable = UsableMemory::of(&self.sizes, machine.memory, common)?;
-        if let Some(usable) = usable.filter(|_| table::fits(&counted.counts, &machine) == Some(false)) {
-            let options_of = |changed: &Self| {
-                let mut options = Vec::new();
-                if self.quantize.name() != changed.quantize.name() {
-                    options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
-                }
-                push_changed(&mut options, "--max-new-tokens", &self.max_new_tokens, &changed.max_new_tokens);
-                let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
-                push_changed(&mut options, "--tensor-parallel-size", before, now);
-                options.join(" ")
-            };
-            let peak = Some(counted.counts.memory.peak as u64);
-            let plan = |changed: &Self| changed.outcome(common, &machine, usable);
-            let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-            let advice = advise(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan);
-            additions.fields.extend(advice.fields);
-            additions.lines.extend(advice.lines);
+        let lacks_memory = table::fits(&counted.counts, &machine) == Some(false);
+        let advice = || match usable.filter(|_| lacks_memory) {
+            Some(usable) => self.advice(common, &machine, usable, counted.counts.memory.peak as u64),
+            None => Ok(Additions::default()),
+        };
+        if common.json {
+            additions.fields.extend(advice()?.fields);
+            return table::print_plan_with(common, &counted.counts, &machine, additions);
         }
-        table::print_plan_with(common, &counted.counts, &machine, additions)
+        // The search may take a minute, so the plan is printed before it.
+        table::print_plan_with(common, &counted.counts, &machine, additions)?;
+        advice()?.print_lines()
+    }
+
+    /// Searches for what would fit. `peak` is the peak of this plan in bytes.
+    fn advice(
+        &self,
+        common: &CommonOptions,
+        machine: &MachineSpec,
+        usable: UsableMemory,
+        peak: u64,
+    ) -> Result<Additions> {
+        let options_of = |changed: &Self| {
+            let mut options = Vec::new();
+            if self.quantize.name() != changed.quantize.name() {
+                options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
+            }
+            push_changed(&mut options, "--max-new-tokens", &self.max_new_tokens, &changed.max_new_tokens);
+            let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
+            push_changed(&mut options, "--tensor-parallel-size", before, now);
+            options.join(" ")
+        };
+        let plan = |changed: &Self| changed.outcome(common, machine, usable);
+        let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
+        Ok(advise(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
     }
 
     /// What the GPUs of a divided model exchange.
