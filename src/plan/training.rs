@@ -218,7 +218,11 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
             let plan = self.plan(&with(n))?;
             if n > 1 && plan.counts.training.as_ref().is_some_and(|training| training.has_few_rows) {
                 let what = format!("reaches {} {}, and --data has fewer rows", unit.option, n as usize * unit.size);
-                return Err(usage_error("--find-batch-size", what, "give a file with more rows, or --tokens N instead"));
+                return Err(usage_error(
+                    "--find-batch-size",
+                    what,
+                    "give a file with more rows, or --tokens N instead",
+                ));
             }
             let outcome = plan.outcome(machine, Some(usable));
             planned.insert(n, outcome);
