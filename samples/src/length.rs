@@ -60,7 +60,7 @@ pub fn scan_and_count_batches<S: SampleSource>(
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
         return Ok(RowScanResult { batches, ..RowScanResult::default() });
     }
-    let (lengths, skipped) = scan_all_rows(batching, look, source, stop, ranks)?;
+    let (lengths, skipped) = scan_all_rows(batching, look, source, order, stop, ranks)?;
     let unusable = || skipped.iter().map(|skipped| skipped.row).collect();
     let batches = match count {
         true => feed::count_micro_batches(source.clone(), order.clone(), *batching, &lengths, unusable())?,
@@ -70,10 +70,14 @@ pub fn scan_and_count_batches<S: SampleSource>(
 }
 
 /// Reads the rows that `look` selects. Returns the token counts of the usable rows and the list of the unusable ones.
+///
+/// # Errors
+/// No row of `order` can be used; in a strict run, a row cannot be used; `stop` is true; another rank has failed.
 fn scan_all_rows<S: SampleSource>(
     batching: &MicroBatchOptions,
     look: RowsToScan,
     source: &Arc<S>,
+    order: &RowOrder,
     stop: &AtomicBool,
     ranks: Option<&Ranks>,
 ) -> Result<(BTreeMap<usize, usize>, Vec<SkippedRow>)> {
@@ -105,8 +109,10 @@ fn scan_all_rows<S: SampleSource>(
     if let Some(journal) = scan.journal {
         journal.finish(&skipped)?;
     }
-    match skipped.last() {
-        Some(last) if lengths.is_empty() => {
+    // Rows that are held back from training are scanned, too, but are not in the order.
+    let is_any_usable = lengths.keys().any(|&row| order.contains(row));
+    match skipped.iter().rfind(|bad| order.contains(bad.row)) {
+        Some(last) if !is_any_usable => {
             Err(SampleError::no_usable_row(&source.location(last.row).0, &last.reason, false))
         }
         _ => Ok((lengths, skipped)),

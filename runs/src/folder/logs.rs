@@ -88,18 +88,6 @@ impl RunLogs {
         Ok((Self { metrics, skipped, hashes, evaluations }, previous))
     }
 
-    /// Replaces the last line of `metrics.jsonl` by `line`, which is of the same step and has its evaluation, too.
-    ///
-    /// # Errors
-    /// The log cannot be read or written.
-    pub fn replace_last_metrics(&mut self, out: &Path, line: &StepMetrics) -> Result<()> {
-        let path = out.join(METRICS_FILE);
-        let mut lines = log::read_matching_lines(&path, |before: &StepMetrics| before.step < line.step)?;
-        lines.extend(serde_json::to_string(line));
-        self.metrics = JsonlLog::resume(&path, &lines)?;
-        Ok(())
-    }
-
     /// Waits until all lines are on the disk (fsync).
     ///
     /// # Errors

@@ -12,7 +12,8 @@
 //! If a process is stopped during the evaluation, its checkpoint of step N, if any, does not say that step N is
 //! evaluated. The process that resumes from this checkpoint evaluates first and reuses the answers that are already in
 //! OUT. They are answers of the same weights, because a resumed run gives the same bits as an uninterrupted run. The
-//! process then writes the checkpoint again.
+//! process then writes the checkpoint again. A validation loss that is computed in this way is only in `eval.jsonl`.
+//! The line of step N in `metrics.jsonl` is not changed, because the digests of the checkpoint cover it.
 //!
 //! With several ranks, all of them evaluate at the same time: each answers its share of the questions with its own copy
 //! of the weights, and rank 0 writes the files. With ZeRO-3 the weights are gathered for the evaluation.
@@ -144,16 +145,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
 
-    /// Adds the validation loss in `evaluation` to the line of its step in `metrics.jsonl`, if it was computed after that
-    /// line was written.
-    pub(super) fn add_validation_to_metrics(&mut self, line: StepMetrics, evaluation: &EvaluationLine) -> Result<()> {
-        if line.step != evaluation.step || evaluation.validation.is_none() {
-            return Ok(());
-        }
-        let line = StepMetrics { validation: evaluation.validation.clone(), ..line };
-        self.logs.replace_last_metrics(&self.setup.options.out, &line)
-    }
-
     /// Returns the line in `eval.jsonl` about the last finished step and the weights with the fingerprint `hash` for
     /// which `is_wanted` is true, if there is one. Rank 0 reads the file for all ranks.
     fn recorded_evaluation(
@@ -176,9 +167,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let validation = self.validate_if_due(self.state.steps);
         let Some(line) = self.evaluate_if_due(self.state.steps, validation)? else { return Ok(()) };
         let finished = self.reports.unreported.take();
-        if let Some(finished) = &finished {
-            self.add_validation_to_metrics(finished.clone(), &line)?;
-        }
         self.report(line.step, finished.as_ref(), Some(&line))?;
         if line.step == 0 {
             return Ok(());

@@ -248,10 +248,16 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
         let validation = self.validate_if_due(self.state.step);
         let Some(line) = self.evaluate_if_due(self.state.step, validation)? else { return Ok(()) };
-        if let Some(last) = self.last.clone() {
-            self.add_validation_to_metrics(last, &line)?;
+        self.report(line.step, None, Some(&line))?;
+        if line.step == 0 {
+            return Ok(());
         }
-        self.report(line.step, None, Some(&line))
+        if self.is_scheduled_checkpoint(line.step) {
+            self.record_checkpoint(Some(&line));
+        }
+        // A checkpoint of the step that was already written does not contain the evaluation, so it is written again.
+        self.checkpoints.saved = None;
+        Ok(())
     }
 
     /// Writes the trained model after the last step.

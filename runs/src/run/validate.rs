@@ -41,10 +41,22 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
 }
 
 /// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`
-/// list, and rows with wrong fields. In a strict run, the first row with wrong fields is an error.
+/// list, and rows with wrong fields.
+///
+/// # Errors
+/// No row is left for training; in a strict run, a row has wrong fields.
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let all: Vec<usize> = (0..rows.row_count()).collect();
-    unusable_rows_among(options, rows, &all, options.quarantine.as_deref().filter(|_| !options.check_data))
+    let quarantine = options.quarantine.as_deref().filter(|_| !options.check_data);
+    let found = unusable_rows_among(options, rows, &all, quarantine)?;
+    let held_out = rows.held_out();
+    let of_training: Vec<&SkippedRow> = found.iter().filter(|bad| held_out.binary_search(&bad.row).is_err()).collect();
+    match of_training.first() {
+        Some(first) if of_training.len() == rows.row_count() - held_out.len() => {
+            Err(SampleError::no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
+        }
+        _ => Ok(found),
+    }
 }
 
 /// Returns the rows of `among`, ascending row numbers, that are in the list `quarantine` or have wrong fields. In a strict

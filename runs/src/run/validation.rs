@@ -48,7 +48,7 @@ impl<'a> Validation<'a> {
     /// Makes the validation rows of the `rows` of a source. `batching` says how they are grouped into micro-batches.
     ///
     /// # Errors
-    /// In a strict run, the fields of a row cannot be used.
+    /// The fields of all rows or, in a strict run, of one row cannot be used.
     pub fn new(
         setup: &SftSetup<'a>,
         source: Arc<SftSource>,
@@ -58,7 +58,8 @@ impl<'a> Validation<'a> {
     ) -> Result<Self> {
         let is_of_data = setup.options.eval_file.is_none();
         let quarantine = setup.options.quarantine.as_deref().filter(|_| is_of_data);
-        let unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)?;
+        let unusable = unusable_rows_among(setup.options, &*source, &rows, quarantine)
+            .map_err(|e| with_flag(e, flag_of_rows(setup)))?;
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
         Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
@@ -87,8 +88,8 @@ impl<'a> Validation<'a> {
     /// together, and all return the same result.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run was interrupted; no row can be used; in a strict run, a row cannot be used;
-    /// the loss of a row is not finite.
+    /// [`TrainError::Stopped`] when the run was interrupted; no row can be used or has a learned token; in a strict
+    /// run, a row cannot be used; the loss of a row is not finite.
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
         let (mut feed, mut pass) = (self.feed(), LossPass::new(trainer));
@@ -102,7 +103,9 @@ impl<'a> Validation<'a> {
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let Some(mut batch) = lender.during(|| feed.next_micro_batch())? else { break };
+                let next = lender.during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
+                let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+                let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
                 skipped.append(&mut batch.skipped);
@@ -129,7 +132,7 @@ impl<'a> Validation<'a> {
             let share = format!("{} of {} validation rows", skipped_rows.len(), self.rows.len());
             print(&format!("{share} are skipped; the first: {}", first.reason));
         }
-        Ok(validation_loss(&losses, skipped_rows.len(), &self.fingerprint))
+        validation_loss(&losses, skipped_rows.len(), &self.fingerprint).ok_or_else(|| self.no_learned_token())
     }
 
     /// Whether a rank was interrupted. All ranks call it together and return the same.
@@ -144,11 +147,33 @@ impl<'a> Validation<'a> {
         Ok(is_any)
     }
 
+    fn no_learned_token(&self) -> TrainError {
+        let what = format!("none of the {} validation rows has a token to learn", self.rows.len());
+        TrainError::data(flag_of_rows(&self.setup), what, "give rows with answers, or leave the option out")
+    }
+
     fn not_finite(&self, row: usize, loss: &RowLoss) -> TrainError {
         TrainError::NotFinite(Diagnostic::new(
             self.source.location(row).0,
             format!("has the validation loss {}", loss.sum),
             "lower --learning-rate, or look at this row; the checkpoint of this step has the weights",
         ))
+    }
+}
+
+/// The flag that gives the validation rows of a run that has some.
+fn flag_of_rows(setup: &SftSetup) -> &'static str {
+    if setup.options.eval_file.is_some() { "--eval-file" } else { "--val-size" }
+}
+
+/// Puts `flag` before the location of an error about the data, which otherwise looks like an error about the training
+/// rows. Other errors are returned unchanged.
+fn with_flag(e: TrainError, flag: &str) -> TrainError {
+    match e {
+        TrainError::Data(mut diagnostic) => {
+            diagnostic.location = format!("{flag}: {}", diagnostic.location);
+            TrainError::Data(diagnostic)
+        }
+        other => other,
     }
 }

@@ -18,7 +18,7 @@ pub(super) struct Composer<S> {
     batching: MicroBatchOptions,
     /// The position after the last finished micro-batch.
     slot: u64,
-    /// Unusable rows before that position.
+    /// Unusable rows of the order that are known at that position.
     bad: BTreeSet<usize>,
     /// Whether any row has been used so far, by this process or, in a resumed run, by an earlier one.
     used: bool,
@@ -66,12 +66,14 @@ impl Draft {
 
 impl<S: SampleSource> Composer<S> {
     pub fn new(source: Arc<S>, order: RowOrder, batching: MicroBatchOptions, from: &DataPosition) -> Self {
+        // The order never reaches other rows, such as rows that are held back from training.
+        let bad = from.skipped.iter().copied().filter(|&row| order.contains(row)).collect();
         Self {
             source,
             order,
             batching,
             slot: from.slot,
-            bad: from.skipped.iter().copied().collect(),
+            bad,
             used: from.slot > 0,
             expected: BTreeMap::new(),
             outcomes: BTreeMap::new(),
@@ -114,6 +116,11 @@ impl<S: SampleSource> Composer<S> {
     pub fn draft(&mut self, at: &mut DraftPosition) -> Draft {
         let mut draft = Draft { slot: at.slot, ..Draft::default() };
         let (mut filled, mut slot) = (0, at.slot);
+        // Without this check, the loop below would search for a usable row forever.
+        if self.is_no_row_left(at) && !self.is_full(&draft, slot, filled) {
+            draft.error = Some(self.all_rows_skipped_before(slot));
+            return draft;
+        }
         while !self.is_full(&draft, slot, filled) {
             let row = self.order.row_at(slot);
             if self.bad.contains(&row) || at.skipped.contains(&row) {
@@ -194,8 +201,21 @@ impl<S: SampleSource> Composer<S> {
         self.lengths.get(&row).copied().or(mean).or(self.batching.max_length).unwrap_or(1)
     }
 
+    /// Whether all rows of the order are known to be unusable.
+    fn is_no_row_left(&self, at: &DraftPosition) -> bool {
+        self.bad.len() + at.skipped.len() >= self.order.row_count()
+    }
+
+    /// The error if all rows of the order were known to be unusable when the feed began: an earlier process skipped
+    /// them, or the `--quarantine` list names them.
+    fn all_rows_skipped_before(&mut self, slot: u64) -> SampleError {
+        let row = self.order.row_at(slot);
+        let help = "fix the rows; skipped.jsonl or the --quarantine list says what is wrong with each";
+        SampleError::data(self.source.location(row).0, "no usable row is left: all rows were skipped before", help)
+    }
+
     fn error_if_no_row_is_left(&self, at: &DraftPosition, last: &SkippedRow) -> Option<SampleError> {
-        let none_left = self.bad.len() + at.skipped.len() >= self.source.row_count();
-        none_left.then(|| SampleError::no_usable_row(&self.source.location(last.row).0, &last.reason, at.used))
+        self.is_no_row_left(at)
+            .then(|| SampleError::no_usable_row(&self.source.location(last.row).0, &last.reason, at.used))
     }
 }

@@ -30,7 +30,7 @@ impl StepRowCursor {
     ) -> Result<Option<MicroBatch<S::Sample>>> {
         loop {
             error_if_stopped(stop)?;
-            let Some(mut batch) = feed.next_micro_batch()? else { return Ok(None) };
+            let Some(mut batch) = feed.next_micro_batch_or_stop(Some(stop))? else { return Ok(None) };
             self.position.advance_past(&batch);
             self.skipped.append(&mut batch.skipped);
             self.rows.extend(&batch.rows);

@@ -11,11 +11,13 @@ mod rank_loads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use reel_ranks::Ranks;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::error::error_if_stopped;
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
@@ -213,19 +215,26 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     /// # Errors
     /// No usable row is left; a row cannot be used in a strict run; another rank has failed.
     pub fn next_micro_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
+        self.next_micro_batch_or_stop(None)
+    }
+
+    /// Returns the next micro-batch as [`Self::next_micro_batch`] does. If `stop` becomes true while the feed looks for
+    /// usable rows, returns [`SampleError::Stopped`]. `stop` must become true on all ranks between the same two calls.
+    pub fn next_micro_batch_or_stop(&mut self, stop: Option<&AtomicBool>) -> Result<Option<MicroBatch<S::Sample>>> {
         if self.finished.is_empty() {
-            self.make_micro_batches()?;
+            self.make_micro_batches(stop)?;
         }
         Ok(self.finished.pop_front())
     }
 
     /// Makes the next micro-batch of each rank, fewer at the end of a step, none at the end of the data.
-    fn make_micro_batches(&mut self) -> Result<()> {
+    fn make_micro_batches(&mut self, stop: Option<&AtomicBool>) -> Result<()> {
         if self.index == 0 {
             self.loads = RankLoads::new(self.size());
         }
         let count = self.round_len(self.index);
         loop {
+            stop.map_or(Ok(()), error_if_stopped)?;
             let mut at = self.composer.start();
             let mut drafts = Vec::new();
             for _ in 0..count {

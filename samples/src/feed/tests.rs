@@ -105,6 +105,38 @@ fn strict_run_and_data_without_usable_rows_fail() {
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
+/// Rows that the order does not reach, such as rows that are held back from training, do not count as usable rows.
+#[test]
+fn rows_outside_the_order_are_not_counted() {
+    let order = || RowOrder::file_order(2).over([0, 2].into_iter());
+    let start = DataPosition::default();
+    let e = feed(&[None, Some(1), None], order(), PLAIN, &start).next_micro_batch().unwrap_err().to_string();
+    assert!(e.starts_with("d:3: no row of the file can be used"), "{e}");
+    // The same holds for an unusable row outside the order: row 2 can still be used.
+    let from = DataPosition { slot: 0, skipped: vec![1] };
+    let got = rows_of(&mut feed(&[None, None, Some(1)], order(), PLAIN, &from), 2);
+    assert_eq!(got, [[2, 2], [2, 2]]);
+}
+
+#[test]
+fn feed_whose_rows_were_all_skipped_before_fails() {
+    let from = DataPosition { slot: 0, skipped: vec![0, 1] };
+    let e = feed(&[Some(1); 2], RowOrder::file_order(2), PLAIN, &from).next_micro_batch().unwrap_err().to_string();
+    assert!(e.starts_with("d:1: no usable row is left: all rows were skipped before; "), "{e}");
+    let ended = DataPosition { slot: 2, ..from };
+    let options = MicroBatchOptions { end: Some(2), ..PLAIN };
+    assert!(feed(&[Some(1); 2], RowOrder::file_order(2), options, &ended).next_micro_batch().unwrap().is_none());
+}
+
+#[test]
+fn feed_ends_when_it_is_stopped() {
+    let mut feed = feed(&[Some(1); 2], RowOrder::file_order(2), PLAIN, &DataPosition::default());
+    let stop = AtomicBool::new(true);
+    assert!(matches!(feed.next_micro_batch_or_stop(Some(&stop)), Err(SampleError::Stopped(_))));
+    stop.store(false, Ordering::SeqCst);
+    assert_eq!(feed.next_micro_batch_or_stop(Some(&stop)).unwrap().unwrap().rows, [0, 1]);
+}
+
 /// If the last usable row fails, the message says that no usable row is left, not that no row can be used.
 #[test]
 fn data_whose_last_usable_row_fails_says_that_none_is_left() {

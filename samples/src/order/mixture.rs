@@ -95,6 +95,11 @@ impl Mixture {
         self.epoch_rows
     }
 
+    /// Number of rows of all files. An epoch may have fewer.
+    pub(super) fn row_count(&self) -> usize {
+        self.files.iter().map(|file| file.rows).sum()
+    }
+
     /// Returns the row numbers of epoch `epoch` in order. With a seed, the rows are shuffled; without a seed, the rows
     /// of each file stay in file order and are spread evenly over the epoch.
     pub(super) fn epoch(&self, seed: Option<u64>, epoch: u64) -> Vec<u32> {

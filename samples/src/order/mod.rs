@@ -59,6 +59,23 @@ impl RowOrder {
         self.rows
     }
 
+    /// Number of distinct rows of all passes together. A pass of a mixture may have fewer.
+    pub fn row_count(&self) -> usize {
+        match (&self.subset, &self.mixture) {
+            (Some(subset), _) => subset.len(),
+            (None, Some(mixture)) => mixture.row_count(),
+            (None, None) => self.rows,
+        }
+    }
+
+    /// Whether the order goes through row `row`, in any pass.
+    pub fn contains(&self, row: usize) -> bool {
+        match &self.subset {
+            Some(subset) => u32::try_from(row).is_ok_and(|row| subset.binary_search(&row).is_ok()),
+            None => row < self.row_count(),
+        }
+    }
+
     /// Returns the row number at index `stream_index` of the sequence, counted from 0. Computes the row order of a pass
     /// when the pass changes.
     pub fn row_at(&mut self, stream_index: u64) -> usize {
@@ -116,8 +133,17 @@ mod tests {
     fn a_subset_is_used_in_the_order_of_its_indices() {
         let mut order = RowOrder::file_order(2).over([3, 7].into_iter());
         assert_eq!((0..3).map(|i| order.row_at(i)).collect::<Vec<_>>(), [3, 7, 3]);
+        assert_eq!((order.row_count(), order.contains(2), order.contains(7)), (2, false, true));
         let (mut all, mut even) = (RowOrder::shuffled(5, 1), RowOrder::shuffled(5, 1).over((0..5).map(|row| 2 * row)));
         assert!((0..12).all(|i| even.row_at(i) == 2 * all.row_at(i)));
+    }
+
+    #[test]
+    fn rows_of_a_mixture_are_those_of_all_passes() {
+        let mixture = Mixture::new(&[("a".into(), 2, 1.0), ("b".into(), 10, 1.0)]).unwrap();
+        let order = RowOrder::mixed(mixture, None);
+        assert_eq!((order.rows_per_pass(), order.row_count()), (4, 12));
+        assert!(order.contains(11) && !order.contains(12));
     }
 
     #[test]

@@ -25,17 +25,17 @@ pub struct RowLoss {
 }
 
 /// The loss of the rows `rows`, in their order. `skipped` is the number of rows that could not be used, and `hash` the
-/// fingerprint of the set of rows.
-pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> ValidationLoss {
+/// fingerprint of the set of rows. `None` if the rows have no learned token, because there is then no mean.
+pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<ValidationLoss> {
     let tokens: u64 = rows.iter().map(|row| row.tokens).sum();
     let sum: f64 = rows.iter().map(|row| row.sum).sum();
-    ValidationLoss {
-        eval_loss: sum / tokens.max(1) as f64,
+    (tokens > 0).then(|| ValidationLoss {
+        eval_loss: sum / tokens as f64,
         eval_tokens: tokens,
         eval_rows: rows.len(),
         eval_skipped: skipped,
         eval_data_hash: hash.into(),
-    }
+    })
 }
 
 /// Computes the losses of the micro-batches of validation rows. With several ranks, micro-batch i belongs to rank i mod
@@ -113,7 +113,13 @@ mod tests {
     #[test]
     fn loss_is_the_mean_over_tokens_not_over_rows() {
         let rows = [RowLoss { sum: 6.0, tokens: 3 }, RowLoss { sum: 1.0, tokens: 1 }];
-        let loss = validation_loss(&rows, 2, "00");
+        let loss = validation_loss(&rows, 2, "00").unwrap();
         assert_eq!((loss.eval_loss, loss.eval_tokens, loss.eval_rows, loss.eval_skipped), (1.75, 4, 2, 2));
+    }
+
+    #[test]
+    fn rows_without_learned_tokens_have_no_loss() {
+        assert_eq!(validation_loss(&[], 3, "00"), None);
+        assert_eq!(validation_loss(&[RowLoss::default()], 0, "00"), None);
     }
 }

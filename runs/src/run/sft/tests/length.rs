@@ -106,3 +106,25 @@ fn packed_micro_batches_are_counted_by_token_counts() {
     // The micro-batches have 4 + 4, 3, 8 and 1 + 1 tokens.
     assert_eq!(steps(&rows, packed).unwrap().steps, 4);
 }
+
+/// A row that is held back from training is scanned, too, but training needs a usable row of its own.
+#[test]
+fn usable_held_out_row_does_not_count_as_a_training_row() {
+    let options = SftOptions::default();
+    let source = Arc::new(Lengths { rows: 3, tokens: BTreeMap::from([(1, 4)]) });
+    let scan = |rows: [usize; 2]| {
+        scan_and_count_batches(
+            &SftLoop::batching(&options, 2),
+            true,
+            RowsToScan::AllBut(&[]),
+            &source,
+            &RowOrder::file_order(2).over(rows.into_iter()),
+            &AtomicBool::new(false),
+            None,
+        )
+    };
+    let e = scan([0, 2]).unwrap_err().to_string();
+    assert!(e.starts_with("row 2: no row of the file can be used"), "{e}");
+    let found = scan([1, 2]).unwrap();
+    assert_eq!((found.batches, found.skipped.iter().map(|bad| bad.row).collect::<Vec<_>>()), (1, vec![0, 2]));
+}
