@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn names_of_trl_are_taken() {
-        let o = merged("model_name_or_path = \"m\"\noutput_dir = \"o\"\ndataset_name = \"d\"\nmax_seq_length = 9", &[]);
+        let o = merged("model_name_or_path = \"m\"\noutput_dir = \"o\"\ndataset_name = \"d\"\nmax_length = 9", &[]);
         let o = o.unwrap();
         assert_eq!((o.model.as_str(), o.out.to_str(), o.data.to_str()), ("m", Some("o"), Some("d")));
         assert_eq!(o.max_length, Some(9));
