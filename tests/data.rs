@@ -135,7 +135,7 @@ fn training_and_generation_read_every_format() {
     };
     generate("set@train,a.jsonl", "p.jsonl").ok();
     assert_eq!(fs::read_to_string(dir.join("p.jsonl")).expect("predictions").lines().count(), 4);
-    generate("set:1,a.jsonl:1", "q.jsonl").refused(2, &["--data", "each row once"]);
+    generate("set:1,a.jsonl:1", "q.jsonl").refused(2, &["--data", "each row is used once"]);
 }
 
 /// Files of the library `datasets` in which message contents have the type JSON, or in which each content part has null
