@@ -207,6 +207,12 @@ fn lora_targets(given: &Given, t: &mut Translation) {
         }
         return;
     }
+    if names.iter().any(|name| name.contains(['[', '(', '|', '*', '+', '^', '$', '\\'])) {
+        let help =
+            "name the layers, such as q_proj,v_proj; without the option all linear layers of the decoder are adapted";
+        t.refuse(&given.shown(), "is a regular expression", help);
+        return;
+    }
     t.is_changed |= given.values.len() > 1;
     t.set("lora_target_modules", vec![names.join(",")], given);
 }
