@@ -221,7 +221,7 @@ fn f32_rate(compute_capability: u32, multiprocessors: Option<f64>, clock: Option
 /// The built-in data sheet with this short name.
 ///
 /// # Errors
-/// There is none; the error lists the names.
+/// No built-in data sheet has this name; the error lists the names that exist.
 pub fn by_name(name: &str) -> Result<&'static DataSheet> {
     built_in().iter().find(|sheet| sheet.name == name).ok_or_else(|| {
         let names: Vec<&str> = built_in().iter().map(|sheet| sheet.name.as_str()).collect();

@@ -1,7 +1,7 @@
 //! The metrics of the machine in `/metrics`: operations of the model, the GPU's power, clocks, temperature, throttling and
 //! memory, and the memory of the process.
 //!
-//! The GPU is read when a client asks for the metrics, so a server that nobody watches makes no calls.
+//! The GPU is read when a client asks for the metrics, and at no other time.
 
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};

@@ -162,7 +162,7 @@ mod tests {
         drop((next, open));
         assert_eq!(taken(), [pair("next window", "")]);
         record_details(false);
-        drop(range(RangeName::Task("nobody listens")));
+        drop(range(RangeName::Task("after the window")));
         assert_eq!((taken(), current_range()), (Vec::new(), None));
     }
 }

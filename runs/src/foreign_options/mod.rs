@@ -118,7 +118,8 @@ pub fn has_row(name: &str, command: &str) -> bool {
     ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
 }
 
-/// A command other than `command` that has a row for exactly this name, as a user writes it; `None` if there is none.
+/// Returns another command than `command` whose options in the table include exactly this name; `None` if no other
+/// command has it.
 pub fn command_with(name: &str, command: &str) -> Option<&'static str> {
     let row = ROWS.iter().find(|row| !row.is_for(command) && row.names.iter().any(|(own, _)| *own == name))?;
     match *row.commands.first()? {
