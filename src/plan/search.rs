@@ -10,8 +10,9 @@
 //!         for each dimension of the set, the last first: plan milder levels; bisection finds the mildest that fits
 //! ```
 //!
-//! Every plan is a run of the command on device `dry`, which takes 0.1 to 3 seconds of a CPU. So the search ends after
-//! [`MAX_RUNS`] runs; a limit of time would make its result depend on the load of the machine.
+//! Every plan is a run of the command on device `dry`. That takes 0.1 to 3 seconds of a CPU for a step of training, and
+//! longer for a generation of many tokens. So the search ends after [`MAX_RUNS`] runs; a limit of time would make its
+//! result depend on the load of the machine.
 
 use std::collections::HashMap;
 
