@@ -15,7 +15,7 @@ use reel_measure::{
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
-use reel_runs::run::{DataCheckResult, RunSummary};
+use reel_runs::run::{DataCheckResult, RunSummary, ValidationCheckResult};
 use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, TrainingOptions};
 use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
@@ -302,17 +302,39 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
     fn print_check(&self, result: DataCheckResult) -> Result<()> {
-        let DataCheckResult { rows, bad, list } = result;
+        let DataCheckResult { rows, bad, list, validation } = result;
         let data = self.options.data.display();
         if self.common.json {
-            output::print_json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;
+            let mut line = serde_json::json!({"rows": rows, "bad": bad, "quarantine": list});
+            if let Some(of_file) = &validation {
+                line["eval_rows"] = of_file.rows.into();
+                line["eval_unusable"] = serde_json::to_value(&of_file.unusable)?;
+            }
+            output::print_json(&line)?;
         } else if bad == 0 {
             output::print_line(format!("{data}: all {rows} rows can be used"))?;
         }
+        let of_file = validation.map_or(Ok(()), |of_file| self.print_validation_check(&of_file));
         if bad == 0 {
-            return Ok(());
+            return of_file;
         }
         let help = format!("fix the rows listed in {}, or exclude them with --quarantine", list.display());
         Err(failed(data, format!("{bad} of {rows} rows cannot be used"), help))
+    }
+
+    /// Prints what `--check-data` found in the rows of `--eval-file`; an error if rows cannot be used.
+    fn print_validation_check(&self, found: &ValidationCheckResult) -> Result<()> {
+        let (rows, bad) = (found.rows, found.unusable.len());
+        for row in found.unusable.iter().filter(|_| !self.common.quiet) {
+            reel_diagnostic::note!("--eval-file: {}", row.reason);
+        }
+        if bad == 0 {
+            return match self.common.json {
+                true => Ok(()),
+                false => output::print_line(format!("--eval-file: all {rows} rows can be used")),
+            };
+        }
+        let help = "fix these rows; a run skips them in each evaluation";
+        Err(failed("--eval-file", format!("{bad} of {rows} rows cannot be used"), help))
     }
 }

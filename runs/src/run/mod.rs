@@ -51,7 +51,7 @@ use record::Recorded;
 pub use record::difference_in_bits;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
-pub use validate::{DataCheckResult, check_data};
+pub use validate::{DataCheckResult, ValidationCheckResult, check_data};
 pub(crate) use validation::Validation;
 
 /// The result of a training run.

@@ -29,6 +29,17 @@ pub struct DataCheckResult {
     pub bad: usize,
     /// The file that lists the unusable rows.
     pub list: PathBuf,
+    /// The result for the rows of `--eval-file`, if the option is given.
+    pub validation: Option<ValidationCheckResult>,
+}
+
+/// The result of `--check-data` for the rows of `--eval-file`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValidationCheckResult {
+    /// Number of rows.
+    pub rows: usize,
+    /// The rows that cannot be used, in file order.
+    pub unusable: Vec<SkippedRow>,
 }
 
 /// Checks every row including its media and writes the list of unusable rows, without training.
@@ -37,7 +48,8 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(true, &*rows, setup.seed);
     let unusable = scan_rows::<W>(setup, &rows, &order, Vec::new())?.unusable;
-    Ok(DataCheckResult { rows: rows.row_count(), bad: unusable.len(), list: setup.options.quarantine_list_path() })
+    let list = setup.options.quarantine_list_path();
+    Ok(DataCheckResult { rows: rows.row_count(), bad: unusable.len(), list, validation: None })
 }
 
 /// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`

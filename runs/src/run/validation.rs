@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use reel_files::fingerprint::bytes_fingerprint;
 use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
+use reel_samples::length::{self, RowsToScan};
 use reel_samples::order::RowOrder;
 use reel_samples::sample::SftSource;
 use reel_samples::skipped_row::SkippedRow;
@@ -22,7 +23,7 @@ use reel_train::step::trainer::Trainer;
 use reel_train::step::validation::{LossPass, RowLoss, validation_loss};
 use reel_train::{Result, TrainError};
 
-use super::validate::unusable_rows_among;
+use super::validate::{ValidationCheckResult, unusable_rows_among};
 
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -63,6 +64,21 @@ impl<'a> Validation<'a> {
         let batching = MicroBatchOptions { end: Some(rows.len() as u64), ..batching };
         let fingerprint = bytes_fingerprint(format!("{} {rows:?}", source.fingerprint()).as_bytes());
         Ok(Self { setup: *setup, source, rows, unusable, batching, threads, window, fingerprint })
+    }
+
+    /// Reads every row, including its media, and returns what is found. All ranks call it together, and all return the
+    /// same result.
+    ///
+    /// # Errors
+    /// No row or, in a strict run, one row cannot be used; the check was interrupted.
+    pub fn check_rows(&self) -> Result<ValidationCheckResult> {
+        let order = RowOrder::file_order(self.rows.len()).over(self.rows.iter().copied());
+        let (stop, ranks) =
+            self.setup.ranks.map_or((self.setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
+        let scan = RowsToScan::Checking(None);
+        let found = length::scan_and_count_batches(&self.batching, false, scan, &self.source, &order, stop, ranks)
+            .map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
+        Ok(ValidationCheckResult { rows: self.rows.len(), unusable: found.skipped })
     }
 
     /// Fingerprint of the set of rows.

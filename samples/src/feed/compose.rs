@@ -153,6 +153,10 @@ impl<S: SampleSource> Composer<S> {
             slot += 1;
             draft.slot = slot;
         }
+        // Rows that are skipped at the end of a run are no error if the run has used others.
+        if draft.error.is_none() && draft.rows.is_empty() && !at.used {
+            draft.error = Some(self.no_row_before_the_end(&draft));
+        }
         at.slot = draft.slot;
         draft
     }
@@ -212,6 +216,20 @@ impl<S: SampleSource> Composer<S> {
         let row = self.order.row_at(slot);
         let help = "fix the rows; skipped.jsonl or the --quarantine list says what is wrong with each";
         SampleError::data(self.source.location(row).0, "no usable row is left: all rows were skipped before", help)
+    }
+
+    /// The error if the feed ends, before the end of its first epoch, without a usable row in `draft`, its first draft.
+    fn no_row_before_the_end(&self, draft: &Draft) -> SampleError {
+        let first = self.source.location(self.order.row_at(0)).0;
+        let (location, what, reason) = match draft.skipped.last() {
+            Some(last) => (
+                self.source.location(last.row).0,
+                "no row that the run reads can be used",
+                format!("; the error of this row is: {}", last.reason),
+            ),
+            None => (first, "no row that the run reads can be used: all were skipped before", String::new()),
+        };
+        SampleError::data(location, what, format!("fix the rows, or let the run read more of the file{reason}"))
     }
 
     fn error_if_no_row_is_left(&self, at: &DraftPosition, last: &SkippedRow) -> Option<SampleError> {

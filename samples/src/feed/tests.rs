@@ -105,6 +105,20 @@ fn strict_run_and_data_without_usable_rows_fail() {
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
+/// A run of half an epoch does not end without a step and without an error.
+#[test]
+fn feed_that_ends_before_a_usable_row_fails() {
+    let half = MicroBatchOptions { end: Some(2), ..PLAIN };
+    let rows = [None, None, Some(1), Some(1)];
+    let error = |from: &DataPosition| {
+        feed(&rows, RowOrder::file_order(4), half, from).next_micro_batch().unwrap_err().to_string()
+    };
+    let e = error(&DataPosition::default());
+    assert!(e.starts_with("d:2: no row that the run reads can be used; ") && e.contains("is broken"), "{e}");
+    let e = error(&DataPosition { slot: 0, skipped: vec![0, 1] });
+    assert!(e.starts_with("d:1: no row that the run reads can be used: all were skipped before; "), "{e}");
+}
+
 /// Rows that the order does not reach, such as rows that are held back from training, do not count as usable rows.
 #[test]
 fn rows_outside_the_order_are_not_counted() {

@@ -32,9 +32,12 @@ pub fn run(setup: &SftSetup) -> Result<RunSummary> {
     run::run::<SftLoop>(setup)
 }
 
-/// Checks every row of the data, including its media, without training.
+/// Checks every row of the data and of `--eval-file`, including their media, without training.
 pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
-    run::check_data::<SftLoop>(setup)
+    let of_data = run::check_data::<SftLoop>(setup)?;
+    let Some(file) = &setup.options.eval_file else { return Ok(of_data) };
+    let validation = validation_of_file(setup, file)?.check_rows()?;
+    Ok(DataCheckResult { validation: Some(validation), ..of_data })
 }
 
 /// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
@@ -123,21 +126,29 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
 pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> Result<Option<Validation<'a>>> {
-    let options = setup.options;
-    let (source, rows) = match &options.eval_file {
-        Some(file) => {
-            let data = Dataset::open_option("--eval-file", file, None)?;
-            data.refuse_weights_of("--eval-file")?;
-            let (media_root, rows) = (options.validation_media_root(), (0..data.len()).collect());
-            (Arc::new(open_samples_of(setup, data, media_root)?), rows)
+    match &setup.options.eval_file {
+        Some(file) => validation_of_file(setup, file).map(Some),
+        None if setup.options.held_out_size().is_some() => {
+            validation_of(setup, training.clone(), training.held_out().to_vec()).map(Some)
         }
-        None if options.held_out_size().is_some() => (training.clone(), training.held_out().to_vec()),
-        None => return Ok(None),
-    };
-    let batching = SftLoop::batching(options, rows.len());
-    let threads = media_threads(setup);
+        None => Ok(None),
+    }
+}
+
+/// Opens the validation rows in `file`, the value of `--eval-file`.
+fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validation<'a>> {
+    let data = Dataset::open_option("--eval-file", file, None)?;
+    data.refuse_weights_of("--eval-file")?;
+    let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
+    validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
+}
+
+/// Makes validation rows of the `rows` of `source`.
+fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
+    let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
-    Ok(Some(Validation::new(setup, source, rows, batching, (threads, SftLoop::rows_ahead(options, processes)))?))
+    let ahead = SftLoop::rows_ahead(setup.options, processes);
+    Validation::new(setup, source, rows, batching, (media_threads(setup), ahead))
 }
 
 /// Opens the data file as supervised training samples.
