@@ -105,7 +105,7 @@ pub const PREDICTIONS: Target = Target {
                 if let Some(report) = value_of(score_benchmark(&task, &predictions, Extraction::Tags))? {
                     let bounds = [report.overall_ci95[0], report.overall, report.overall_ci95[1]];
                     require(bounds.is_sorted() && bounds[2].is_finite(), || {
-                        format!("interval and score are {bounds:?}")
+                        format!("interval start, score, interval end are not ascending: {bounds:?}")
                     })?;
                     std::hint::black_box(json!(report).to_string());
                 }
