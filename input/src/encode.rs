@@ -379,7 +379,7 @@ fn frame_list(
         return Err(InputError::messages(
             format!("{location}: fps"),
             what,
-            "give the frame rate of the list, in frames per second",
+            "give the frame rate of the listed frames, in frames per second",
         ));
     }
     let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;

@@ -73,7 +73,7 @@ impl Options {
         }
         let answer = answer.trim();
         let short: String = answer.chars().take(60).collect();
-        let not_among = |what: &str| format!("`{short}` is {what} of the {} options", self.texts.len());
+        let not_among = |what: &str| format!("`{short}` is {what} of any of the {} options", self.texts.len());
         let index = match form {
             AnswerForm::Index => answer.parse().ok().filter(|index| *index < self.texts.len()),
             AnswerForm::OptionText => self.index_of_text(answer),
