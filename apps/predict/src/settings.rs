@@ -241,7 +241,8 @@ impl PredictionSettings {
             return Some(said);
         }
         let (now, then) = (self.batch_size?, earlier.batch_size?);
-        (now != then)
-            .then(|| format!("the run used --batch-size {then} and this process uses {now}, so bits may differ"))
+        (now != then).then(|| {
+            format!("the run used --batch-size {then} and this process uses {now}, so results may differ in bits")
+        })
     }
 }

@@ -163,7 +163,7 @@ fn score_text(text: &str) -> Result<(), String> {
     for kind in KINDS.map(|kind| ProblemType::parse(kind).ok()) {
         for [completion, solution] in [[&start[..], &tagged], [&tagged, &tagged], [&tagged, "<answer>4</answer>"]] {
             let accuracy = accuracy_reward(kind, completion, solution);
-            require((0.0..=1.0).contains(&accuracy), || format!("the accuracy as {kind:?} is {accuracy}"))?;
+            require((0.0..=1.0).contains(&accuracy), || format!("the accuracy reward as {kind:?} is {accuracy}"))?;
         }
     }
     Ok(())

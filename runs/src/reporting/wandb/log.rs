@@ -163,7 +163,7 @@ mod tests {
                 let kind = rest[6];
                 assert!(
                     (1..=4).contains(&kind) && open == (kind > 2),
-                    "a chunk of type {kind} cannot come here (inside a record: {open})"
+                    "a chunk of type {kind} is not allowed here (inside a record: {open})"
                 );
                 if !open {
                     found.push(Vec::new());
