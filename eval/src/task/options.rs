@@ -87,7 +87,7 @@ impl Options {
                 if let Some(index) = index.filter(|_| !rest.is_empty())
                     && !equal(&self.texts[index], rest)
                 {
-                    return Err(format!("`{short}` does not have the text of option {letter}"));
+                    return Err(format!("`{short}` differs from the text of option {letter}"));
                 }
                 index
             }

@@ -105,7 +105,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
         return Err(TrainError::output(
             path.display().to_string(),
             "is not a W&B log of a known version",
-            "move the folder of this log away; the next part of the run will then lack the steps in it",
+            "move the folder of this log away; the next part of the run will then lack the steps of this log",
         ));
     }
     Ok(records(&bytes))
