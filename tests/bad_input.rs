@@ -233,7 +233,7 @@ fn errors_name_the_true_cause() {
         ("init --preset tiny --out m.json", 1, &["m.json: cannot be written: a file of this name exists"]),
         ("score --model tiny --messages m.json --out .", 1, &[".: cannot be written: it is a folder"]),
         ("frames --video http://127.0.0.1:1/v.mp4", 1, &["is an address, but reel frames reads files"]),
-        ("frames --video m.json", 1, &["m.json: ", "FFmpeg finds no video in it"]),
+        ("frames --video m.json", 1, &["m.json: ", "FFmpeg finds no video in this file"]),
         ("generate --model tiny --prompt x --stop=", 2, &["--stop: is an empty text"]),
     ] {
         run_in(dir, command.split(' ')).refused(code, words);

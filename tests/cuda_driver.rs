@@ -53,9 +53,9 @@ fn doctor(driver: &Path) -> (bool, String) {
 fn doctor_tells_what_each_driver_lacks() {
     let of = |version: u32, options: &[&str]| doctor(stub_driver(version, options).path());
     for (version, has, lacks) in [
-        (12_000, "12.0; before 12.3 the launches of a decode step do not overlap", ""),
-        (12_040, "12.4; it needs cuBLASLt 12", "before 12.3"),
-        (12_080, "12.8; it needs cuBLASLt 12", "before 12.3"),
+        (12_000, "12.0; before CUDA 12.3 the launches of a decode step do not overlap", ""),
+        (12_040, "12.4; it needs cuBLASLt 12", "before CUDA 12.3"),
+        (12_080, "12.8; it needs cuBLASLt 12", "before CUDA 12.3"),
         (13_000, "13.0; ", "cuBLASLt 12"),
     ] {
         let (found, text) = of(version, &[]);

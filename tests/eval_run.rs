@@ -459,7 +459,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
     refused(
         text,
         1,
-        &["test_Video-Holmes.json: row 8: Answer: `D` is not the letter of the 3 options", "--skip-bad-rows"],
+        &["test_Video-Holmes.json: row 8: Answer: `D` is not the letter of any of the 3 options", "--skip-bad-rows"],
     );
     run_in(at, ["eval"].into_iter().chain(text.split(' ')).chain(["--skip-bad-rows"])).ok();
     assert_eq!(read(&at.join("o/videoholmes.json"))["protocol"]["options"]["data_files"]["left_out"]["bad row"], 1);

@@ -135,7 +135,7 @@ fn instruction_set_is_recorded_and_compared() {
     resumed.ok();
     if recorded("instruction_set") != "plain" {
         for said in [&replayed.stderr, &resumed.stderr] {
-            assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects the run's"), "{said}");
+            assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects that of the run"), "{said}");
         }
     }
     run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx, amx-f32"]);

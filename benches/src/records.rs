@@ -134,7 +134,7 @@ fn ratios_by_work(records: &[Record]) -> String {
     }
     let mut text = String::from("\n## Ratios by work\n\n");
     text += &wrapped(
-        "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is a run, in the order of the list.",
+        "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is one run, in the order listed.",
     );
     for (machine, runs) in machines {
         // The machine's name without the remarks after it.
@@ -224,7 +224,7 @@ fn models(records: &[Record]) -> String {
         return String::new();
     }
     let what = wrapped(
-        "Tokens per second: of all tokens of a training step or a prompt, of new tokens else. Models of random weights, bf16.",
+        "Tokens per second: all tokens of a training step or a prompt, otherwise new tokens. Random weights in bf16.",
     );
     format!(
         "\n## Models on GPUs\n\n{what}\n| record | list | work | program | sequences | context | tokens/s | seconds | \
@@ -352,7 +352,7 @@ mod tests {
         let page = records_page(&root).unwrap();
         let kept = fs::read_to_string(root.join(PAGE)).unwrap_or_default();
         let differs = page.lines().zip(kept.lines()).position(|(a, b)| a != b).unwrap_or(kept.lines().count());
-        assert!(page == kept, "{PAGE}:{}: is not what benches/results has; run ./x records", differs + 1);
+        assert!(page == kept, "{PAGE}:{}: differs from benches/results; run ./x records", differs + 1);
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn check_tables(launch: &KernelLaunch, memory: &SimMemory) -> Result<()> {
         let at: u64 = bytemuck::pod_read_unaligned(&launch.params[field.offset..field.offset + 8]);
         if !memory.read(at, table.bytes().len()).is_ok_and(|bytes| bytes == table.bytes()) {
             let (name, param) = (launch.kernel.name, field.name);
-            let what = "is not the table that the launch lists; write the table before the launch";
+            let what = "does not point to the table of this launch; write the table before the launch";
             return Err(DeviceError::Failed(format!("{name}: {param} {what}")));
         }
     }

@@ -270,7 +270,10 @@ fn wrong_data_names_file_row_and_column() {
     let error = |file: &str, content: String| load("videoholmes", &[(file, content)], &[]).unwrap_err().to_string();
     let file = "test_Video-Holmes.json";
     for (content, words) in [
-        (with("Answer", json!("F")), "test_Video-Holmes.json: row 2: Answer: `F` is not the letter of the 2 options"),
+        (
+            with("Answer", json!("F")),
+            "test_Video-Holmes.json: row 2: Answer: `F` is not the letter of any of the 2 options",
+        ),
         (with("Answer", Value::Null), "Answer: is missing or empty"),
         (with("Options", json!({})), "Options: has no options"),
         (with("Question", json!(["x"])), "Question: is a list or an object"),

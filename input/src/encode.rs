@@ -251,7 +251,7 @@ pub fn encode_prompt(
         if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
-            let what = format!("has <|vision_start|>{token} beside other media, and there is no {kind} for it");
+            let what = format!("has <|vision_start|>{token} in its text, but no {kind} for it, only other media");
             return Err(InputError::messages(location, what, format!("remove {token} from the text")));
         }
         if !grids.is_empty() {
@@ -379,7 +379,7 @@ fn frame_list(
         return Err(InputError::messages(
             format!("{location}: fps"),
             what,
-            "give the frame rate of the list, in frames per second",
+            "give the frame rate of the listed frames, in frames per second",
         ));
     }
     let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
@@ -553,7 +553,7 @@ mod tests {
         assert_eq!(beside.input_ids.iter().filter(|&&id| id == tokens.image).count(), 4);
         let typed = format!("{typed}<|vision_start|><|video_pad|>");
         let error = encode_prompt(&folder, &typed, with_image(), PromptOrigin::Text("m")).unwrap_err().to_string();
-        assert!(error.starts_with("m: has <|vision_start|><|video_pad|> beside other media"), "{error}");
+        assert!(error.starts_with("m: has <|vision_start|><|video_pad|> in its text, but no video for it"), "{error}");
         assert!(error.ends_with("remove <|video_pad|> from the text"), "{error}");
     }
 
@@ -583,8 +583,8 @@ mod tests {
             (
                 vec![serde_json::json!([image, text("<|vision_start|><|video_pad|>")])],
                 with_image(),
-                "m: message 0, part 1: has <|vision_start|><|video_pad|> beside other media, and there is no video for it; \
-                 remove <|video_pad|> from the text",
+                "m: message 0, part 1: has <|vision_start|><|video_pad|> in its text, but no video for it, \
+                 only other media; remove <|video_pad|> from the text",
             ),
             (
                 vec!["x".into(), serde_json::json!([text("x"), text("<|video_pad|>")])],

@@ -303,7 +303,7 @@ impl MediaFields {
             return Err(wrong(location, MEDIA_IO, what, "give fps too, or a number of frames"));
         }
         if self.num_frames == Some(NumFrames::AtMost(1)) {
-            let what = "asks for 1 frame (num_frames), but a video file is read by two frames at a time";
+            let what = "asks for 1 frame (num_frames), but the frames of a video file are used in pairs";
             return Err(wrong(location, MEDIA_IO, what, "ask for 2 frames or more, or send the frame as an image"));
         }
         Ok(())
@@ -335,10 +335,11 @@ fn both(location: &str, own: MediaOverrides, request: MediaOverrides) -> Result<
 
 fn not_read(location: &str, path: &str) -> InputError {
     let help = format!(
-        "remove it; {PROCESSOR} may have {}, num_frames, size and do_sample_frames, {MEDIA_IO}.video num_frames and fps",
+        "remove it; {PROCESSOR} may have {}, num_frames, size and do_sample_frames; \
+         {MEDIA_IO}.video may have num_frames and fps",
         VIDEO_KEYS.join(", ")
     );
-    wrong(location, path, "is not a setting that is read, or not with this value", help)
+    wrong(location, path, "is not a supported setting, or its value is not supported", help)
 }
 
 fn refuse_wrong_rate(location: &str, path: &str, fps: Option<f64>) -> Result<()> {
@@ -491,7 +492,7 @@ mod tests {
             (json!({PROCESSOR: {"fps": []}}), file(), "r: mm_processor_kwargs.fps: is []"),
             (json!({PROCESSOR: {"fps": 0}}), file(), "r: mm_processor_kwargs.fps: is 0"),
             (json!({PROCESSOR: {"fps": "two"}}), file(), "r: mm_processor_kwargs: fps: is not a number"),
-            (json!({PROCESSOR: {"fpss": 1}}), file(), "r: mm_processor_kwargs.fpss: is not a setting that is read"),
+            (json!({PROCESSOR: {"fpss": 1}}), file(), "r: mm_processor_kwargs.fpss: is not a supported setting"),
             (json!({PROCESSOR: {"do_resize": false}}), file(), "r: mm_processor_kwargs.do_resize: is not"),
             (json!({PROCESSOR: {"size": {"height": 8}}}), file(), "r: mm_processor_kwargs.size.height: is not"),
             (json!({PROCESSOR: {"do_sample_frames": 1}}), file(), "r: mm_processor_kwargs.do_sample_frames: is 1"),

@@ -76,7 +76,7 @@ impl ToolRequest {
         let choice = field("tool_choice").map(|value| read_choice(location, value)).transpose()?.unwrap_or_default();
         match &choice {
             ToolChoice::Required if functions.is_empty() => {
-                return Err(wrong(location, "tool_choice", "is \"required\", and there are no tools", "give tools"));
+                return Err(wrong(location, "tool_choice", "is \"required\", but there are no tools", "give tools"));
             }
             ToolChoice::Function(name) if !functions.iter().any(|function| function.name == *name) => {
                 let what = format!("names the function {name:?}, which is not one of the tools");
@@ -212,7 +212,7 @@ fn arguments_schema(value: &Value) -> std::result::Result<Value, String> {
     };
     match fields.get("type") {
         Some(Value::String(kind)) if kind == "object" => Ok(value.clone()),
-        Some(kind) => Err(format!("has the type {kind}, and arguments are an object")),
+        Some(kind) => Err(format!("has the type {kind}, but the arguments of a function are an object")),
         None => {
             let mut schema = Map::from_iter([("type".to_string(), json!("object"))]);
             schema.extend(fields.clone());
@@ -327,7 +327,7 @@ mod tests {
             (json!({"tool_choice": "maybe"}), "tool_choice: is \"maybe\""),
             (json!({"tool_choice": {"type": "function"}}), "tool_choice: is {"),
             (json!({"tool_choice": {"type": "allowed_tools"}}), "tool_choice: is {"),
-            (json!({"tool_choice": "required"}), "tool_choice: is \"required\", and there are no tools"),
+            (json!({"tool_choice": "required"}), "tool_choice: is \"required\", but there are no tools"),
             (
                 json!({"tools": [function("a")], "tool_choice": {"type": "function", "function": {"name": "b"}}}),
                 "tool_choice: names the function \"b\"",

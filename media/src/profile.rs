@@ -291,7 +291,7 @@ impl MediaOverrides {
             return error("min_frames", format!("is {n}, a negative number of frames"), "give 0 or more");
         }
         if let Some(n) = self.max_frames.filter(|n| *n < 2) {
-            return error("max_frames", format!("is {n}, but a video has at least 2 frames"), "give 2 or more");
+            return error("max_frames", format!("is {n}, but at least 2 frames of a video are used"), "give 2 or more");
         }
         let (Some(min), SelectionRule::Rate { max_frames, .. }) = (self.min_frames, rule) else { return Ok(()) };
         let max = self.max_frames.unwrap_or(max_frames);

@@ -118,7 +118,7 @@ impl Curation {
         let question = self.rows[row].question.as_ref().map_err(unusable)?;
         let first = self.first_rows[&question.key];
         if first != row {
-            let what = format!("its video and question are those of the earlier row {}", self.rows[first].location);
+            let what = format!("it has the same video and question as the earlier row {}", self.rows[first].location);
             return Err(Outcome::Rejected(Reason::DuplicateRow, what));
         }
         let mut chains = Vec::new();
@@ -130,7 +130,8 @@ impl Curation {
                 None => return Err(Outcome::Failed(Some(stage), "was not asked".into())),
             };
             if stage != StageName::Caption {
-                let damaged = |what: String| Outcome::Failed(Some(stage), format!("the answer in the table {what}"));
+                let damaged =
+                    |what: String| Outcome::Failed(Some(stage), format!("the answer in the stage's table {what}"));
                 chains.push(Chain::parse(&output).map_err(damaged)?);
             }
         }
@@ -147,7 +148,9 @@ impl Curation {
         model: &mut Option<&mut dyn VisualSimilarity>,
     ) -> Result<f32, SimilarityError> {
         let Some(model) = model.as_deref_mut() else {
-            return Err(SimilarityError::OfRow("has no SigLIP model to be compared with; give --siglip".into()));
+            return Err(SimilarityError::OfRow(
+                "cannot be compared with its frames without a SigLIP model; give --siglip".into(),
+            ));
         };
         let text = chain.text();
         let id = model.id().to_string();

@@ -68,8 +68,8 @@ impl RequestMaker<'_> {
         match (self.stage, before) {
             (StageName::Reason, Some(description)) => values.push(("description", description)),
             (StageName::Revise, Some(text)) => {
-                chain =
-                    Chain::parse(text).map_err(|what| format!("the chain in the table {what}; run --redo reason"))?;
+                let damaged = |what: String| format!("the chain in reason.jsonl {what}; give --redo reason");
+                chain = Chain::parse(text).map_err(damaged)?;
                 values.extend([("chain", &*chain.thought), ("answer", &*chain.answer)]);
             }
             (StageName::Answer, _) => {

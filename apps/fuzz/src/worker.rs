@@ -159,7 +159,7 @@ pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], pr
     let file = PathBuf::from("target/fuzz").join(&name);
     let problem = problem.replace('\n', " ");
     Ok(format!(
-        "FAILED: target {}, seed {seed}, input {index}: {problem}\n  again: ./x fuzz {} --input {}",
+        "FAILED: target {}, seed {seed}, input {index}: {problem}\n  to repeat it: ./x fuzz {} --input {}",
         target.name,
         target.name,
         file.display()

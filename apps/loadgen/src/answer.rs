@@ -131,7 +131,7 @@ impl AnswerReader {
     fn read_chunk(&mut self, data: &str, seconds: f64) -> Result<(), Failure> {
         let malformed = |why: &str| Failure::new(FailureKind::Malformed, format!("an event {why}: {data}"));
         let chunk: Chunk =
-            serde_json::from_str(data).map_err(|e| malformed(&format!("is not a chunk of an answer ({e})")))?;
+            serde_json::from_str(data).map_err(|e| malformed(&format!("is not a completion chunk ({e})")))?;
         if let Some(error) = chunk.error {
             return Err(Failure::new(FailureKind::ErrorEvent, error_message(&error)));
         }

@@ -82,7 +82,7 @@ fn check(settings: &LoadSettings) -> Result<(), LoadError> {
             wrong("--duration", "is not between 0 seconds and ten years", "give another time")
         }
         Amount::Time(_) if settings.request_rate.is_none() && settings.max_concurrency.is_none() => {
-            wrong("--duration", "sets no limit of requests in flight", "give --max-concurrency or --request-rate")
+            wrong("--duration", "does not limit the requests in flight", "give --max-concurrency or --request-rate")
         }
         _ if settings.timeout.is_zero() || settings.timeout > MAX_TIME => {
             wrong("--timeout", "is not between 0 seconds and ten years", "give another time")

@@ -55,7 +55,7 @@ impl KernelCounters {
             return format!("{part} {percent:.0} %");
         }
         let warps = self.metrics.get("Achieved Occupancy").map(|w| format!(", Achieved Occupancy {w:.0} %"));
-        format!("limited by waiting; the busiest part is {part} at {percent:.0} %{}", warps.unwrap_or_default())
+        format!("latency-bound; the busiest unit is {part} at {percent:.0} %{}", warps.unwrap_or_default())
     }
 
     /// These counters as JSON.
@@ -169,8 +169,8 @@ mod tests {
     fn the_busiest_part_explains_the_last_launch_of_each_kernel() {
         let found = counters_from_csv(TABLE);
         let said: Vec<_> = found.iter().map(|k| (k.symbol.as_str(), k.explanation())).collect();
-        let waits = "limited by waiting; the busiest part is Compute (SM) Throughput at 41 %, Achieved Occupancy 12 %"
-            .to_string();
+        let waits =
+            "latency-bound; the busiest unit is Compute (SM) Throughput at 41 %, Achieved Occupancy 12 %".to_string();
         assert_eq!(said, [("void gemm<2, \"x\">", waits), ("swiglu_fwd_bf16", "DRAM Throughput 91 %".to_string())]);
         assert_eq!(found[1].metrics["Elapsed Cycles"], 1_234_567.0);
         assert_eq!(found[1].metrics.len(), 2);

@@ -155,7 +155,7 @@ impl Fields<'_> {
             None => Ok(None),
             // Control characters would garble reports.
             Some(toml::Value::String(text)) if text.len() <= 200 && !text.contains(char::is_control) => Ok(Some(text)),
-            Some(_) => Err(self.wrong(field, "is not a text of one line", "write it between quotation marks")),
+            Some(_) => Err(self.wrong(field, "is not a string of one line", "write it between quotation marks")),
         }
     }
 
@@ -200,8 +200,8 @@ impl Fields<'_> {
         match (given, computed) {
             (Some(given), Some(computed)) if !((given / computed - 1.0).abs() <= F32_TOLERANCE) => {
                 let (given, computed) = (given / 1e12, computed / 1e12);
-                let what = format!("is {given}, but the multiprocessors reach {computed:.1} at their clock");
-                Err(self.wrong(field, what, "give the rate without tensor cores, or mend multiprocessors or clock_mhz"))
+                let what = format!("is {given}, but multiprocessors and clock_mhz give {computed:.1}");
+                Err(self.wrong(field, what, "give the rate without tensor cores, or correct the other two fields"))
             }
             (Some(rate), _) | (None, Some(rate)) => Ok(rate),
             (None, None) => {
@@ -261,7 +261,10 @@ mod tests {
         assert!((mine.f32 / 82.6e12 - 1.0).abs() < 1e-3 && mine.title == "mine", "{mine:?}");
         assert_eq!((mine.memory, mine.nvlink, mine.pcie.as_str(), mine.l2), (24e9, None, "pcie4", None));
         let text = error(&format!("{MINE}f32_tflops = 165.2\n"));
-        assert!(text.starts_with("my.toml: f32_tflops: is 165.2, but the multiprocessors reach 82.6 at"), "{text}");
+        assert!(
+            text.starts_with("my.toml: f32_tflops: is 165.2, but multiprocessors and clock_mhz give 82.6; "),
+            "{text}"
+        );
         assert!(error(&MINE.replace("clock_mhz = 2520\n", "")).starts_with("my.toml: f32_tflops: is missing; give it"));
     }
 
@@ -270,7 +273,7 @@ mod tests {
         for (before, after, message) in [
             ("name = \"mine\"\n", "", "my.toml: name: is missing; "),
             ("\"mine\"", "\"My GPU\"", "my.toml: name: is \"My GPU\"; give a short name"),
-            ("\"mine\"", "7", "my.toml: name: is not a text of one line; "),
+            ("\"mine\"", "7", "my.toml: name: is not a string of one line; "),
             ("8.9", "8.95", "my.toml: compute_capability: is 8.95; give one digit"),
             ("8.9", "7.5", "my.toml: compute_capability: is 7.5; give 8 to 99"),
             ("memory_gb = 24", "memory_gb = -24", "my.toml: memory_gb: is -24; give 0.001 to 100000"),

@@ -73,7 +73,7 @@ pub fn op_timers<'a>(
     }
     if timers.is_empty() {
         let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
-        return Err(bad_option(name, "is not the name of a kernel, a product or an op that can be timed", help));
+        return Err(bad_option(name, "is not the name of a kernel, a matrix product or an op that can be timed", help));
     }
     Ok(timers)
 }

@@ -68,7 +68,9 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
     let mut rows: Vec<&OpTime> = measured.ops.iter().collect();
     rows.sort_by(|a, b| lost(b).total_cmp(&lost(a)).then_with(|| a.op.cmp(b.op)));
     page.add(&format!("<h2>Time of {:.3} ms by op</h2>\n", seconds * 1e3));
-    page.add("<p>The larger a dot, the more time its op loses. The lost time also sorts the table.</p>\n");
+    page.add(
+        "<p>The larger a dot, the more time its op takes above its roofline; the table is sorted by that time.</p>\n",
+    );
     let point = |row: &&OpTime| {
         let OpTime { flops, bytes, floor, is_bound_by_arithmetic, .. } = **row;
         let time = KernelPoint { flops, bytes, floor, seconds: Some(row.seconds), is_bound_by_arithmetic };

@@ -172,10 +172,10 @@ impl fmt::Display for Recorded {
             write!(f, ", prototype {prototype}")?;
         }
         if let Some(speed) = self.own_speed {
-            write!(f, " of cuBLASLt, prototypes {speed} times as fast")?;
+            write!(f, " of cuBLASLt; the prototypes are {speed} times as fast")?;
         }
         if self.other_size {
-            f.write_str(", other size")?;
+            f.write_str(", measured at another size")?;
         }
         if self.changed {
             f.write_str(", code changed since")?;
@@ -487,14 +487,14 @@ mod tests {
         let k = record.kernels.iter().find(|k| k.kernel == "matmul_dx").unwrap();
         let price = h200("matmul_dx", Cost { flops: k.flops, bytes: k.bytes });
         assert!((k.seconds / price.seconds - 1.037).abs() < 1e-3, "{price:?}");
-        assert!(price.origin().ends_with("of cuBLASLt, prototypes 1.037 times as fast"), "{}", price.origin());
+        assert!(price.origin().ends_with("of cuBLASLt; the prototypes are 1.037 times as fast"), "{}", price.origin());
     }
 
     #[test]
     fn a_similar_kernel_and_another_size_are_named() {
         let price = h200("skinny_qkv_f32", Cost { flops: 1e3, bytes: 1e6 });
         let text = price.origin();
-        assert!(text.contains("of skinny_linear_f32, other size"), "{text}");
+        assert!(text.contains("of skinny_linear_f32, measured at another size"), "{text}");
         assert!(price.seconds > price.floor_seconds, "{price:?}");
     }
 

@@ -177,7 +177,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
     let what = match is_measured {
         true => {
             "Dots: measured kernels. The distance to the roof above is the possible speedup; the larger a dot, \
-             the more time its kernel loses. The lost time also sorts the table."
+             the more time its kernel takes above the roof; the table is sorted by that time."
         }
         false => {
             "Dots: modelled times, not measured: the least time that a kernel's floating-point operations and memory \
@@ -185,7 +185,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
         }
     };
     page.add(&format!(
-        "<p>{what} Kernels without arithmetic stand at {NO_ARITHMETIC} operations per byte. Ceilings: {}.</p>\n",
+        "<p>{what} Kernels without arithmetic are drawn at {NO_ARITHMETIC} operations per byte. Ceilings: {}.</p>\n",
         escape_html(&machine.source)
     ));
     let points = rows.iter().map(|row| {
@@ -340,7 +340,7 @@ mod tests {
         for part in ["1 &lt; 2", "50 %", ">8.0<", "bf16 products", "bound by memory traffic", "loses 8.0 of 9.0 µs"] {
             assert!(html.contains(part), "{part}");
         }
-        assert_eq!(html.matches("\"weight\"").count(), 3, "the chart has other kernels than those of the run");
+        assert_eq!(html.matches("\"weight\"").count(), 3, "the chart has kernels that the run does not have");
         assert!(!html.contains("NaN") && !html.contains("\"src="));
         assert!(html.contains(">registers<"));
         // The page of a CPU has no column for registers of CUDA kernels.

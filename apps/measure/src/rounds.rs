@@ -214,7 +214,7 @@ pub fn result_headline(result: &Value) -> String {
         None => String::new(),
     };
     let cache = match result.pointer("/roofline/cache/gigabytes_per_second").and_then(Value::as_f64) {
-        Some(rate) => format!(", {rate:.0} GB/s in the caches"),
+        Some(rate) => format!(", {rate:.0} GB/s of cache bandwidth"),
         None => String::new(),
     };
     let times: Vec<f64> =

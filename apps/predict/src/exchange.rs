@@ -224,7 +224,7 @@ impl PredictionRun<'_> {
             (_, Ok(Outcome::Stopped | Outcome::Abandoned)) => Err(match file {
                 Some(file) => file.file.stopped(),
                 None => {
-                    let (what, help) = ("was stopped before all rows had a line", "continue with --resume");
+                    let (what, help) = ("was stopped before every row had a prediction", "continue with --resume");
                     TrainError::Stopped(Diagnostic::new(format!("rank {}", run.ranks.rank()), what, help))
                 }
             }),

@@ -334,7 +334,7 @@ impl RowsInProgress<'_, '_> {
         if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
             let location = self.run.prompts.location(self.own[self.next]).0;
             let help = "check that no other program changes its files";
-            return Err(TrainError::row(location, "can be read by some of the processes only", help));
+            return Err(TrainError::row(location, "can be read by only some of the processes", help));
         }
         Ok(prompt)
     }

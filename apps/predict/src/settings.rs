@@ -161,7 +161,11 @@ impl PredictionSettings {
             _ => TrainError::cannot_read(file, e),
         })?;
         serde_json::from_slice(&text).map_err(|e| {
-            TrainError::output(file.display().to_string(), format!("is not the settings of predictions: {e}"), help)
+            TrainError::output(
+                file.display().to_string(),
+                format!("does not hold the settings of a prediction run: {e}"),
+                help,
+            )
         })
     }
 
@@ -180,7 +184,7 @@ impl PredictionSettings {
     pub(super) fn check_equal(&self, earlier: &Self, predictions: &Path) -> Result<()> {
         let of = |what: &str| format!("{what} the run that --resume continues ({})", predictions.display());
         let refuse = |option: &str, what: String| {
-            let help = "give that of the earlier run, or start again with --overwrite";
+            let help = "give the value of the earlier run, or start again with --overwrite";
             Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
         };
         let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
@@ -237,7 +241,8 @@ impl PredictionSettings {
             return Some(said);
         }
         let (now, then) = (self.batch_size?, earlier.batch_size?);
-        (now != then)
-            .then(|| format!("the run used --batch-size {then} and this process uses {now}, so bits may differ"))
+        (now != then).then(|| {
+            format!("the run used --batch-size {then} and this process uses {now}, so results may differ in bits")
+        })
     }
 }

@@ -61,12 +61,12 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
     let is_kept = |row: &&FinishedRow| row.outcome == Outcome::Kept;
     let words = |row: &FinishedRow| row.measured.as_ref().map(|measured| measured.words as f64);
     if let Some(lengths) = Distribution::new(rows.iter().filter(is_kept).filter_map(words)) {
-        page.add("<h2>Length of kept chains <small>words</small></h2>\n");
+        page.add("<h2>Length of kept chains of thought <small>words</small></h2>\n");
         page.add(&counts_histogram_html(&lengths));
     }
     let similarity = |row: &FinishedRow| Some(f64::from(row.measured.as_ref()?.similarity?));
     if let Some(values) = Distribution::new(rows.iter().filter_map(similarity)) {
-        page.add("<h2>Similarity of free-form chains with their frames</h2>\n");
+        page.add("<h2>Similarity of free-form chains of thought with their frames</h2>\n");
         page.add(&histogram_html(&values));
     }
     add_samples(&mut page, rows);

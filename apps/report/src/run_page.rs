@@ -141,7 +141,7 @@ mod tests {
             "{html}"
         );
         assert!(html.contains("<dt>note</dt><dd>&quot;&lt;i&gt;&quot;</dd>") && !html.contains("absent"));
-        assert_eq!(html, run_page_html(&one).unwrap(), "the same run gives other bytes");
+        assert_eq!(html, run_page_html(&one).unwrap(), "the page of the same run differs");
     }
 
     #[test]

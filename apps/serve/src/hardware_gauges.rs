@@ -71,7 +71,13 @@ impl HardwareGauges {
         let name = "vllm:estimated_flops_per_gpu_total";
         family(name, "counter", "Floating-point operations of the model on each GPU.", labels, flops);
         let name = "reel:gpu_peak_flops_per_second";
-        family(name, "gauge", "Operations per second by the GPU's data sheet.", labels, self.peak_flops_per_second);
+        family(
+            name,
+            "gauge",
+            "Peak floating-point operations per second in the GPU's data sheet.",
+            labels,
+            self.peak_flops_per_second,
+        );
         if let Some(Gpu { sensor, labels: of_gpu }) = &self.gpu {
             let reading = sensor.lock().unwrap_or_else(PoisonError::into_inner).read();
             let labels = format!("{of_gpu},{labels}");

@@ -162,7 +162,11 @@ impl Metrics {
                 "Tokens found in the prefix cache.",
                 engine.map(|e| e.prefix_tokens_found),
             ),
-            ("vllm:num_preemptions_total", "Sequences that lost their KV blocks.", engine.map(|e| e.preemptions)),
+            (
+                "vllm:num_preemptions_total",
+                "Sequences whose KV blocks were freed to make room.",
+                engine.map(|e| e.preemptions),
+            ),
         ] {
             family(name, "counter", help, value.map(|value| value as f64));
         }
@@ -179,9 +183,17 @@ impl Metrics {
         for (histogram, name, help) in [
             (&self.request_prompt_tokens, "vllm:request_prompt_tokens", "Prompt tokens of a completion."),
             (&self.request_generation_tokens, "vllm:request_generation_tokens", "Generated tokens of a completion."),
-            (&self.first_token_seconds, "vllm:time_to_first_token_seconds", "Seconds to the first token of a prompt."),
+            (
+                &self.first_token_seconds,
+                "vllm:time_to_first_token_seconds",
+                "Seconds from a request to its first generated token.",
+            ),
             (&self.token_seconds, "vllm:inter_token_latency_seconds", "Seconds between two tokens of a completion."),
-            (&self.request_seconds, "vllm:e2e_request_latency_seconds", "Seconds of a whole completion."),
+            (
+                &self.request_seconds,
+                "vllm:e2e_request_latency_seconds",
+                "Seconds from a request to its last generated token.",
+            ),
         ] {
             histogram.write(&mut out, name, help, labels);
         }

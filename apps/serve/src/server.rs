@@ -143,7 +143,7 @@ fn reported_limits(wanted: ConnectionLimits) -> ConnectionLimits {
     if connections < wanted.connections {
         let wanted = wanted.connections;
         reel_diagnostic::note!(
-            "--max-connections: is {wanted}, and this user may open files for {connections}; raise ulimit -n for more"
+            "--max-connections: is {wanted}, but the limit of open files allows {connections}; raise it with ulimit -n"
         );
     }
     ConnectionLimits { connections, ..wanted }

@@ -48,7 +48,7 @@ impl StandInEndpoint {
     pub fn start() -> Result<Self> {
         let failed = |e: std::io::Error| {
             let what = format!("cannot listen: {e}");
-            ShowcaseError::Output(Diagnostic::new("127.0.0.1", what, "allow connections on this machine"))
+            ShowcaseError::Output(Diagnostic::new("127.0.0.1", what, "allow programs to listen on this address"))
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).map_err(failed)?;
@@ -102,7 +102,8 @@ async fn chat(State(counts): State<Arc<Counts>>, Json(body): Json<Value>) -> Res
         _ => stand_in::revise(&request.text, &request.frames),
     };
     let Some(mut answer) = answer else {
-        return error(StatusCode::BAD_REQUEST, "the stand-in answers requests of reel demo only").into_response();
+        return error(StatusCode::BAD_REQUEST, "this stand-in server answers only the requests of reel demo")
+            .into_response();
     };
     match (stage, number) {
         ("caption", 1) => answer.truncate(answer.len() / 2),

@@ -96,8 +96,8 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
 pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let mut page = begin("The same training with a different seed each time: weights, clips and sampling differ.");
     let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
-    let (after, gain) = (format!("After {second}"), format!("{second}, in standard errors"));
-    let columns = ["Held-out clips", "Seed", "Before", "After SFT", &after, "SFT, in standard errors", &gain];
+    let (after, gain) = (format!("After {second}"), format!("Gain by {second}, in standard errors"));
+    let columns = ["Held-out clips", "Seed", "Before", "After SFT", &after, "Gain by SFT, in standard errors", &gain];
     let mut table = Table::new(&columns);
     for outcome in outcomes {
         for row in result_rows(outcome) {

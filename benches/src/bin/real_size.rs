@@ -283,7 +283,7 @@ impl RealSize {
         let mut peak = 0;
         while !reached(&self.folder) {
             if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-                return Err(format!("{name}: {status} before it could be killed"));
+                return Err(format!("{name}: ended with {status} before it could be killed"));
             }
             peak = peak_bytes(child.id()).max(peak);
             std::thread::sleep(Duration::from_millis(10));
@@ -370,8 +370,8 @@ fn peak_of_run(run: &Path) -> Outcome<u64> {
 fn same_peak(run: u64, plan: &str) -> Outcome<String> {
     let plan = parsed(plan)?["peak_bytes"].as_u64().ok_or("the plan has no peak_bytes")?;
     match plan == run {
-        true => Ok(format!("{:.2} GB, as the run", plan as f64 / 1e9)),
-        false => Err(format!("plans {plan} bytes; the run took {run}")),
+        true => Ok(format!("{:.2} GB, the same as the run", plan as f64 / 1e9)),
+        false => Err(format!("the plan has a peak of {plan} bytes, the run had {run}")),
     }
 }
 

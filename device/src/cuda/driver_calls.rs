@@ -107,7 +107,7 @@ impl DriverLibrary {
     pub fn limitations(&self, has_ptxas_12: bool) -> Vec<&'static str> {
         let mut all = Vec::new();
         if !rules::graphs_have_programmatic_launches(self.version) {
-            all.push("before 12.3 the launches of a decode step do not overlap, which makes it slower on Hopper");
+            all.push("before CUDA 12.3 the launches of a decode step do not overlap, which makes it slower on Hopper");
         }
         if self.version < 13_000 {
             all.push("it needs cuBLASLt 12");

@@ -73,7 +73,7 @@ impl Options {
         }
         let answer = answer.trim();
         let short: String = answer.chars().take(60).collect();
-        let not_among = |what: &str| format!("`{short}` is {what} of the {} options", self.texts.len());
+        let not_among = |what: &str| format!("`{short}` is {what} of any of the {} options", self.texts.len());
         let index = match form {
             AnswerForm::Index => answer.parse().ok().filter(|index| *index < self.texts.len()),
             AnswerForm::OptionText => self.index_of_text(answer),
@@ -87,7 +87,7 @@ impl Options {
                 if let Some(index) = index.filter(|_| !rest.is_empty())
                     && !equal(&self.texts[index], rest)
                 {
-                    return Err(format!("`{short}` does not have the text of option {letter}"));
+                    return Err(format!("`{short}` differs from the text of option {letter}"));
                 }
                 index
             }

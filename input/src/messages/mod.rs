@@ -462,9 +462,9 @@ mod tests {
         );
         let parts: Vec<&ContentPart> = qwen.media_parts().collect();
         assert_eq!(parts.len(), 3);
-        let ContentPart::Image(image) = parts[0] else { panic!("expected the image first") };
+        let ContentPart::Image(image) = parts[0] else { panic!("expected an image as the first part") };
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
-        let ContentPart::Video(video) = parts[1] else { panic!("expected the video second") };
+        let ContentPart::Video(video) = parts[1] else { panic!("expected a video as the second part") };
         assert_eq!(video.overrides, MediaOverrides { fps: Some(1.5), ..MediaOverrides::default() });
     }
 

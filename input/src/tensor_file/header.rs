@@ -120,7 +120,7 @@ fn check_end_to_end(path: &Path, tensors: &[HeaderTensor], start: usize, file_le
     let mut at = start;
     for tensor in tensors {
         if tensor.begin < at {
-            return Err(fault(path, &tensor.name, "overlaps the previous tensor, by its data_offsets", COPY_AGAIN));
+            return Err(fault(path, &tensor.name, "has data_offsets that overlap the previous tensor", COPY_AGAIN));
         }
         if tensor.begin > at {
             let what =

@@ -238,7 +238,7 @@ impl Limits {
     fn lengthen_text(&mut self, bytes: usize) -> Result<(), String> {
         self.growth = self.growth.saturating_mul(bytes.max(1));
         match bytes > MAX_INSERTED_BYTES || self.growth > MAX_GROWTH {
-            true => Err(format!("lengthens a text more than {MAX_GROWTH} times")),
+            true => Err(format!("can make a text more than {MAX_GROWTH} times as long")),
             false => Ok(()),
         }
     }

@@ -83,7 +83,7 @@ pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> R
     Err(MediaError::setting_error(
         "height and width",
         format!("{} x {} would be resized to {} x {}, which has a side of 0", from.0, from.1, to.0, to.1),
-        "raise max_pixels, crop it, or set resized_height and resized_width",
+        "raise max_pixels, crop the image or video, or set resized_height and resized_width",
     ))
 }
 
@@ -103,7 +103,7 @@ fn resample<W: Copy + Send + Sync>(
         return refuse("which is too large", "lower min_pixels");
     }
     if from_height.max(from_width) > MAX_SOURCE_SIDE {
-        return refuse("but the longer side of the original exceeds 2^20 pixels", "crop it");
+        return refuse("but the longer side of the original exceeds 2^20 pixels", "crop the image or video");
     }
     let mut data = Vec::new();
     let frame_len = height * width * 3;

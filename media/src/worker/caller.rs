@@ -261,6 +261,6 @@ fn invalid_reply(path: &Path) -> MediaError {
     MediaError::file_error(
         path,
         "the decoding worker sent an incomplete or invalid reply",
-        "use the same version of the program as worker, and check that there is free memory",
+        "use the same version of the program as the worker, and check that there is free memory",
     )
 }

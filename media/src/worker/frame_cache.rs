@@ -156,9 +156,9 @@ mod tests {
     fn a_changed_file_or_request_is_another_entry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v.mp4");
-        assert!(key(&path, 4).is_none(), "a file that is missing has no key");
+        assert!(key(&path, 4).is_none(), "a missing file has no cache key");
         std::fs::write(&path, b"one").unwrap();
-        assert!(key(&path, 4).is_none(), "a file that was written just now has no key");
+        assert!(key(&path, 4).is_none(), "a file that was written just now has no cache key");
         std::thread::sleep(MIN_AGE * 2);
         let cache = FrameCache::new(100);
         let first = key(&path, 4).unwrap();

@@ -29,7 +29,7 @@ pub(super) fn worker_main() -> ExitCode {
 /// # Errors
 /// The caller has ended, sent no file, or the limits cannot be set.
 pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Replies) -> io::Result<()> {
-    let memory = memory.ok_or_else(|| io::Error::other("a job came without a file"))?;
+    let memory = memory.ok_or_else(|| io::Error::other("a decoding job came without its shared memory file"))?;
     let path = Path::new(&request.path);
     // The file is checked before memory is limited, so that an error with another cause is never taken for lack of
     // memory.

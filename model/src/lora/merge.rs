@@ -150,7 +150,7 @@ impl Draft {
     fn begin(out: &Path) -> Result<Draft> {
         let help = "use a folder that does not exist yet, or an empty one";
         let refuse = |what: &str| Err(ModelError::config(out.display().to_string(), what, help));
-        let Some(name) = out.file_name() else { return refuse("is not a path that a new folder can have") };
+        let Some(name) = out.file_name() else { return refuse("does not end with the name of a folder") };
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return refuse("is not empty"),
             Ok(false) => {}

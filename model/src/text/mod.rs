@@ -261,7 +261,11 @@ impl TextDecoder {
     ) -> Result<Tensor> {
         if self.is_divided() && context.keep().is_some() {
             let help = "generate with one process";
-            return Err(ModelError::inputs("products", "cannot be stored by one of several processes", help));
+            return Err(ModelError::inputs(
+                "products",
+                "cannot be stored if the model is divided among processes",
+                help,
+            ));
         }
         let mut residual = Residual::new(x);
         for layer in &self.layers {

@@ -82,7 +82,7 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
                 "--resume-from-checkpoint",
                 format!("{} has no checkpoint", out.display()),
                 match out.join(RUN_FILE).is_file() {
-                    true => "give --overwrite instead, to start its run again from the first step",
+                    true => "give --overwrite instead, to start the run again from the first step",
                     false => "leave it out to start a new run, or give the --out of the run to resume",
                 },
             )),

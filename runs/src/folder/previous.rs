@@ -254,7 +254,7 @@ mod tests {
         previous.put_back().unwrap();
         assert_eq!(files(out), before);
         drop(previous);
-        assert_eq!(files(out), before, "nothing is left to put back");
+        assert_eq!(files(out), before, "dropping it does not put the files back a second time");
 
         let mut previous = PreviousRun::set_aside(out).unwrap();
         write(out, &["metrics.jsonl"], "new");

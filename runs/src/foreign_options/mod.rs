@@ -224,7 +224,7 @@ mod tests {
             for (name, value) in &row.names {
                 for command in &row.commands {
                     let before = seen.insert((name, *value, command), row);
-                    assert!(before.is_none(), "{name}={value:?} for {command} has two rows");
+                    assert!(before.is_none(), "the table has two rows of {name}={value:?} for {command}");
                 }
             }
         }

@@ -240,7 +240,7 @@ impl RowShape {
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
-                let what = format!("is {n}, outside the possible sizes of a row");
+                let what = format!("is {n}, which is outside the supported range");
                 return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
             }
         }

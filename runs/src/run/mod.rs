@@ -166,7 +166,7 @@ fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, record
         }
         (true, false) => (&*setup.options.data, "the data", String::new()),
     };
-    let what = format!("is not {thing} that the run was started with: it has another fingerprint{which}");
+    let what = format!("is not {thing} that the run was started with: its fingerprint differs{which}");
     let help = "restore it; a step can be repeated from the run's own files only";
     Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
 }
@@ -337,7 +337,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let Some(other) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
         Err(TrainError::Damaged(Diagnostic::new(
             format!("step {n}"),
-            format!("left other weights on rank {other} than on rank 0"),
+            format!("left weights on rank {other} that differ from those of rank 0"),
             "start all ranks with the same program, options and instruction set; resume from the last checkpoint",
         )))
     }

@@ -114,11 +114,14 @@ pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<S
     let then = then(key).unwrap_or_default();
     Some(match (key, now) {
         ("instruction_set", Some(now)) => format!(
-            "the run used the instruction set {then} and this process uses {now}, so bits may differ; \
-             REEL_CPU={then} selects the run's"
+            "the run used the instruction set {then} and this process uses {now}, so results may differ in bits; \
+             REEL_CPU={then} selects that of the run"
         ),
         (_, now) => {
-            format!("the run used device {then} and this process uses {}, so bits may differ", now.unwrap_or("another"))
+            format!(
+                "the run used device {then} and this process uses {}, so results may differ in bits",
+                now.unwrap_or("another")
+            )
         }
     })
 }
@@ -134,7 +137,7 @@ mod tests {
         let device = Device::cpu(1);
         let own = device.instruction_set().unwrap();
         assert_eq!(difference_in_bits(&json!({"device": "cpu", "instruction_set": own}), &device), None);
-        assert_eq!(difference_in_bits(&json!({}), &device), None, "earlier versions did not record it");
+        assert_eq!(difference_in_bits(&json!({}), &device), None, "earlier versions did not record the device");
         let said = difference_in_bits(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
         assert!(said.contains("neon") && said.contains(own) && said.contains("REEL_CPU=neon"), "{said}");
         let said = difference_in_bits(&json!({"device": "cuda"}), &device).unwrap();

@@ -88,10 +88,10 @@ pub(super) fn degenerate_reason(
     let opening = opening(text);
     let first_sentence = text.split(['.', '!', '?', '\n', '。']).next().unwrap_or_default();
     if NAMES_ANSWER.is_match(opening) || words_of(first_sentence) == words_of(&chain.answer) {
-        return Some((Reason::EarlyAnswer, format!("it begins with {opening:?}")));
+        return Some((Reason::EarlyAnswer, format!("the chain of thought begins with {opening:?}")));
     }
     if let Some(found) = MENTIONS_DESCRIPTION.find(text).filter(|_| settings.is_blind) {
-        return Some((Reason::MentionsDescription, format!("it says {:?}", found.as_str())));
+        return Some((Reason::MentionsDescription, format!("the chain of thought says {:?}", found.as_str())));
     }
     other_script(text, question).map(|what| (Reason::OtherScript, what))
 }
@@ -108,7 +108,7 @@ fn repetition(words: &[String]) -> Option<String> {
     let distinct = counts(words.windows(4)).len();
     let share = distinct as f64 / all.max(1) as f64;
     (words.len() >= MIN_WORDS_FOR_SHARE && share < MIN_DISTINCT_SHARE)
-        .then(|| format!("only {:.0} % of its runs of four words are different", 100.0 * share))
+        .then(|| format!("only {:.0} % of its sequences of four words are distinct", 100.0 * share))
 }
 
 fn counts<T: Hash + Eq>(items: impl Iterator<Item = T>) -> HashMap<T, usize> {

@@ -47,7 +47,8 @@ impl EarlierChains {
             let (earlier, at) = &self.chains[candidate];
             let overlap = overlap(earlier, &shingles);
             if overlap > self.max_overlap {
-                return Some(format!("{:.0} % of its runs of three words are those of {at}", 100.0 * overlap));
+                let percent = 100.0 * overlap;
+                return Some(format!("{percent:.0} % of its sequences of three words also occur in the chain of {at}"));
             }
         }
         for band in bands {

@@ -151,7 +151,7 @@ impl Filters {
         let accuracy = accuracy_reward(Some(kind), &chain.text(), solution);
         let mut measured = Measured { accuracy, similarity: None, words: words.len() };
         if let Some(before) = before.filter(|before| !is_same_answer(kind, before, chain)) {
-            let what = format!("from {:?} to {:?}", before.answer, chain.answer);
+            let what = format!("the answer changed from {:?} to {:?}", before.answer, chain.answer);
             return Ok((measured, Some((Reason::ConclusionChanged, what))));
         }
         if accuracy <= settings.min_accuracy {
@@ -166,7 +166,10 @@ impl Filters {
             measured.similarity = Some(value);
             // A NaN is not similar.
             if !(value >= least) {
-                return Ok((measured, Some((Reason::Similarity, format!("{value:.4} is below {least}")))));
+                return Ok((
+                    measured,
+                    Some((Reason::Similarity, format!("the similarity {value:.4} is below {least}"))),
+                ));
             }
         }
         let duplicate = self.earlier.find_or_insert(&chain.answer, &words, location);
@@ -228,7 +231,11 @@ mod tests {
         assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &right, 0.0), Some(Reason::ConclusionChanged));
         assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0), Some(Reason::Accuracy));
         assert_eq!(one(MultipleChoice, None, &chain("Short.", "B"), 0.0), Some(Reason::TooShort));
-        assert_eq!(one(MultipleChoice, Some(&chain("x", "b.")), &right, 0.0), None, "options have no similarity");
+        assert_eq!(
+            one(MultipleChoice, Some(&chain("x", "b.")), &right, 0.0),
+            None,
+            "no similarity is needed for multiple choice"
+        );
         let other = chain(&format!("{THOUGHT} And stays there, near the wall."), "to the right");
         assert_eq!(one(FreeForm, None, &other, 0.05), Some(Reason::Similarity));
         assert_eq!(one(FreeForm, None, &other, f32::NAN), Some(Reason::Similarity));

@@ -100,7 +100,7 @@ pub const SAFETENSORS: Target = Target {
 /// Reads every tensor and checks the weights, as the loading of a model does.
 fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String> {
     for name in weights.tensor_names() {
-        let tensor = weights.tensor(name).ok_or_else(|| format!("{name:?} is listed but absent"))?;
+        let tensor = weights.tensor(name).ok_or_else(|| format!("the listed tensor {name:?} is not found"))?;
         let sum = tensor.bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
         std::hint::black_box(sum);
         accepted(weights.tensor_with_shape(name, tensor.shape))?;

@@ -187,14 +187,14 @@ pub const URLS: Target = Target {
             let text = text_of(input);
             let printable = escape_controls(&text);
             let is_unsafe = |c: char| c.is_control() && c != '\n' && c != '\t';
-            require(!printable.contains(is_unsafe), || "a control character is printed".to_string())?;
+            require(!printable.contains(is_unsafe), || "escape_controls keeps a control character".to_string())?;
             let redacted = redact_urls(&text);
             require(redact_urls(&redacted) == redacted, || {
-                format!("redacted again, {:?} becomes another text", redacted.chars().take(200).collect::<String>())
+                format!("a second redaction changes {:?}", redacted.chars().take(200).collect::<String>())
             })?;
             let quoted = json!(text).to_string();
             let escaped: Option<String> = serde_json::from_str(&escape_controls_in_json(&quoted)).ok();
-            require(escaped.as_ref() == Some(&text), || "escaping changes the text of JSON".to_string())?;
+            require(escaped.as_ref() == Some(&text), || "escape_controls_in_json changes the parsed text".to_string())?;
             std::hint::black_box(MediaSource::parse(&text, Path::new("/root")).path_or_address());
             let decoded = accepted(decode_data_uri(&text))?;
             Ok(accepted(image::from_data_uri(&text))? || decoded || redacted != text || printable != text)

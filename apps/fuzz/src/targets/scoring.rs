@@ -105,7 +105,7 @@ pub const PREDICTIONS: Target = Target {
                 if let Some(report) = value_of(score_benchmark(&task, &predictions, Extraction::Tags))? {
                     let bounds = [report.overall_ci95[0], report.overall, report.overall_ci95[1]];
                     require(bounds.is_sorted() && bounds[2].is_finite(), || {
-                        format!("interval and score are {bounds:?}")
+                        format!("interval start, score, interval end are not ascending: {bounds:?}")
                     })?;
                     std::hint::black_box(json!(report).to_string());
                 }
@@ -163,7 +163,7 @@ fn score_text(text: &str) -> Result<(), String> {
     for kind in KINDS.map(|kind| ProblemType::parse(kind).ok()) {
         for [completion, solution] in [[&start[..], &tagged], [&tagged, &tagged], [&tagged, "<answer>4</answer>"]] {
             let accuracy = accuracy_reward(kind, completion, solution);
-            require((0.0..=1.0).contains(&accuracy), || format!("the accuracy as {kind:?} is {accuracy}"))?;
+            require((0.0..=1.0).contains(&accuracy), || format!("the accuracy reward as {kind:?} is {accuracy}"))?;
         }
     }
     Ok(())

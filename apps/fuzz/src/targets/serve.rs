@@ -183,11 +183,12 @@ fn exchange(address: SocketAddr, path: &str, body: &[u8]) -> std::io::Result<Vec
 /// (504). Any other answer is a failure.
 fn judge_answer(answer: &[u8]) -> Verdict {
     let text = std::str::from_utf8(answer).map_err(|e| format!("the answer is not UTF-8: {e}"))?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("the answer is cut: {text:?}"))?;
+    let (head, body) =
+        text.split_once("\r\n\r\n").ok_or_else(|| format!("the answer has no end of its headers: {text:?}"))?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     let head = head.to_ascii_lowercase();
     let body = match head.contains("transfer-encoding: chunked") {
-        true => unchunked(body).ok_or_else(|| format!("the chunks of the answer are cut: {body:?}"))?,
+        true => unchunked(body).ok_or_else(|| format!("the chunked body is incomplete: {body:?}"))?,
         false => body.to_string(),
     };
     if status == "200" && head.contains("text/event-stream") {
@@ -283,7 +284,7 @@ pub const EVENTS: Target = Target {
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &input[cut[0]..cut[1]]).collect();
             let bytes: Vec<&[u8]> = input.chunks(1).collect();
             for cut in [&pieces, &bytes] {
-                require(events_of(cut)? == whole, || "the events depend on where the bytes are cut".to_string())?;
+                require(events_of(cut)? == whole, || "the events depend on how the bytes are split".to_string())?;
             }
             let lines =
                 |event: &String| event.split('\n').map(|line| format!("data: {line}\n")).collect::<String>() + "\n";

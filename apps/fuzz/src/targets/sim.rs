@@ -199,7 +199,9 @@ pub const TENSOR_MAP: Target = Target {
             let mut random = Random::new(&[random::hash(input)]);
             let map = TensorMap::tiled(DataType::F32, 4096, &[64, 16, 3], &[256, 4096], &[16, 8, 2], Swizzle::B64);
             let map = map.map_err(|e| e.to_string())?;
-            let Some(mut bytes) = map.encode().ok() else { return Err("a valid map cannot be encoded".to_string()) };
+            let Some(mut bytes) = map.encode().ok() else {
+                return Err("a valid tensor map is not encoded".to_string());
+            };
             let fields = [
                 MapField::GlobalAddress,
                 MapField::Rank,

@@ -306,7 +306,10 @@
     const head = element("p", {}, mark(run), element("b", { textContent: visible(`${name}${WORDS[kind]}${score}`) }));
     box.append(head);
     if (!run) return box;
-    if (run.cut) head.append(element("span", { className: "flag", textContent: "cut at the maximum of tokens" }));
+    if (run.cut) {
+      const textContent = "truncated at the maximum number of tokens";
+      head.append(element("span", { className: "flag", textContent }));
+    }
     if (run.error !== undefined) {
       head.append(element("span", { className: "flag bad", textContent: "no answer" }));
       box.append(...longText(run.error));

@@ -126,7 +126,7 @@ pub fn evaluation_page_html(
     page.add("<button type=\"button\" id=\"theme\" hidden>Colours</button>\n");
     let own = settings::summary(run.first_settings());
     let is_same = against.is_none_or(|against| settings::summary(against.first_settings()) == own);
-    let summary = if is_same { own } else { "The runs have other settings, see below.".into() };
+    let summary = if is_same { own } else { "The settings of the runs differ; see below.".into() };
     let questions = if run.answer_count() == 1 { "question" } else { "questions" };
     let names: Vec<&str> = run.benchmarks.iter().map(|own| &own.task.title[..]).collect();
     page.add(&format!(

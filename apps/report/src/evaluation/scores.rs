@@ -201,7 +201,7 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
         found.push(format!("weights quantised to {format}"));
     }
     if report.extraction != reel_eval::Extraction::Tags {
-        found.push(format!("answers found by the rule {}", report.extraction.name()));
+        found.push(format!("answers extracted by the rule {}", report.extraction.name()));
     }
     found
 }
@@ -280,10 +280,13 @@ fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is
     let filtered = |count: usize, filter: &str, words: &str| {
         (count > 0).then(|| link(&task.name, filter, &format!("{} {words}", grouped(count))))
     };
-    facts.extend(filtered(report.truncated, "show=cut", "cut at the maximum number of tokens"));
+    facts.extend(filtered(report.truncated, "show=cut", "truncated at the maximum number of tokens"));
     facts.extend(filtered(report.errors, "show=error", "with an error"));
     if report.unusable_solutions > 0 {
-        facts.push(format!("{} solutions that no answer can be compared with", grouped(report.unusable_solutions)));
+        facts.push(format!(
+            "{} reference solutions that cannot be compared with an answer",
+            grouped(report.unusable_solutions)
+        ));
     }
     for (reason, count) in benchmark.settings["options"]["data_files"]["left_out"].as_object().into_iter().flatten() {
         facts.push(format!("{} left out: {}", escape_html(&count.to_string()), escape_html(reason)));

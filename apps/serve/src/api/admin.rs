@@ -133,7 +133,7 @@ mod tests {
         for other in ["10.0.0.1", "192.168.1.2", "0.0.0.0", "::", "fe80::1", "::ffff:10.0.0.1", "128.0.0.1"] {
             assert!(refused(other, None).is_some_and(|what| what.contains("server's machine")), "{other}");
         }
-        assert!(refusal(None, &HeaderMap::new()).is_some(), "a client without an address");
+        assert!(refusal(None, &HeaderMap::new()).is_some(), "a client whose address is unknown is refused");
     }
 
     #[test]

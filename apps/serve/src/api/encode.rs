@@ -156,7 +156,7 @@ pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     let encoding = tokio::task::spawn_blocking(move || encode(&shared));
     encoding
         .await
-        .map_err(|_| ApiError::internal("encoding the request has panicked; its text is in the server's log"))?
+        .map_err(|_| ApiError::internal("encoding the request has panicked; the server's log has the panic message"))?
 }
 
 /// Refuses a conversation that names files.

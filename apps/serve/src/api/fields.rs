@@ -154,7 +154,7 @@ impl Fields {
         let added = self.take::<bool>("add_generation_prompt", "true or false")?;
         match self.take("continue_final_message", "true or false")? {
             Some(true) => {
-                let help = "remove it; a last message of the assistant is continued without it";
+                let help = "remove it; a final message of the assistant is continued without this field";
                 Err(wrong_field("continue_final_message", "is not supported", help))
             }
             Some(false) => Ok(added.or(Some(true))),

@@ -62,7 +62,7 @@ fn check_name(shared: &Shared, name: &str, replace: bool) -> Result<(), ApiError
         return wrong(format!("{name:?} is the name of the model"), "give the adapter another name");
     }
     if !replace && shared.adapters.get(name).is_some() {
-        return wrong(format!("{name:?} is loaded already"), "unload it before, or set load_inplace");
+        return wrong(format!("{name:?} is loaded already"), "unload it first, or set load_inplace");
     }
     Ok(())
 }

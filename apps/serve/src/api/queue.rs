@@ -148,7 +148,7 @@ impl Checked {
 pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
     match shared.is_ready() {
         true => Ok(()),
-        false => Err(ApiError::busy("the server is stopping and takes no further requests; try another one")),
+        false => Err(ApiError::busy("the server is stopping and takes no further requests; try another server")),
     }
 }
 

@@ -67,7 +67,7 @@ impl Shared {
     pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
-            ApiError::busy("too many requests are being answered or wait; try again later, or raise --max-requests")
+            ApiError::busy("too many requests are running or waiting; try again later, or raise --max-requests")
         })
     }
 
@@ -97,7 +97,8 @@ impl Shared {
         match ids.iter().find(|&&id| id as usize >= size) {
             None => Ok(()),
             Some(id) => {
-                let what = format!("{field}: has the id {id}, and the model has {size} ids; give ids below {size}");
+                let what =
+                    format!("{field}: has the token id {id}, but the model has {size} tokens; give ids below {size}");
                 Err(ApiError::bad_request(what, Some(field.into())))
             }
         }

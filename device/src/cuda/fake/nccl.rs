@@ -130,7 +130,9 @@ impl FakeNccl {
             other
         });
         match (is_alone, other) {
-            (_, true) => fail(NcclResult::INVALID_USAGE, "the fake has one communicator and one stream per group"),
+            (_, true) => {
+                fail(NcclResult::INVALID_USAGE, "the fake NCCL supports one communicator and one stream per group")
+            }
             (true, false) => self.group_end(),
             (false, false) => NcclResult::SUCCESS,
         }
@@ -144,13 +146,13 @@ impl FakeNccl {
             Err(error) => return error,
         };
         if !comm.is_created || comm.in_progress.is_some() {
-            let text = "a group on a communicator that is in progress";
+            let text = "a group on a communicator whose previous call is in progress";
             return self.violation(NcclResult::INVALID_USAGE, text);
         }
         let enqueued = match self.0.0.state().streams.get(&stream.0) {
             None => return fail(NcclResult::UNHANDLED_CUDA_ERROR, "CUDA_ERROR_INVALID_HANDLE"),
             Some(queue) if queue.capture.is_some() => {
-                return fail(NcclResult::INVALID_USAGE, "the fake does not capture sends and receives");
+                return fail(NcclResult::INVALID_USAGE, "the fake NCCL does not capture sends and receives");
             }
             Some(queue) => queue.enqueued,
         };
@@ -273,7 +275,9 @@ impl Nccl for FakeNccl {
         let mut state = group.state();
         if group.size != size || state.members.contains_key(&rank) {
             drop((state, known));
-            return Err(self.violation(NcclResult::INTERNAL_ERROR, "ranks or sizes that do not agree"));
+            return Err(
+                self.violation(NcclResult::INTERNAL_ERROR, "a rank that joins twice, or with another number of ranks")
+            );
         }
         drop(state);
         group.change(|state| state.members.insert(rank, Member::new(&self.0.0)));

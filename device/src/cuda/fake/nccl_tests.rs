@@ -128,7 +128,7 @@ fn work_runs_as_late_as_allowed() {
         both[1].gpu.record(event, both[1].stream).unwrap();
         [(); 5].map(|()| both[1].gpu.is_complete(event).unwrap())
     };
-    assert!(!answers[0] && !answers[1] && answers[4], "a host that asks repeatedly waits: {answers:?}");
+    assert!(!answers[0] && !answers[1] && answers[4], "the event completes only after several queries: {answers:?}");
     assert_eq!(both[1].received(), [10; 8]);
 }
 
@@ -197,7 +197,7 @@ fn prohibited_calls_are_reported() {
 
     assert!(r.send(8, 1).is_accepted());
     assert_eq!(r.send(8, 1), NcclResult::INVALID_USAGE);
-    violation(r, "a group on a communicator that is in progress");
+    violation(r, "a group on a communicator whose previous call is in progress");
     // SAFETY: the range is allocated.
     unsafe { r.gpu.fill(r.memory, 3, 8, r.stream) }.unwrap();
     r.state();

@@ -296,7 +296,9 @@ impl Communicator {
         }
         match self.wait_for_nccl(self.time_limit) {
             Ok(NcclResult::SUCCESS) => Ok(()),
-            Ok(NcclResult::IN_PROGRESS) => Err(format!("NCCL has not enqueued it within {:?}", self.time_limit)),
+            Ok(NcclResult::IN_PROGRESS) => {
+                Err(format!("NCCL has not enqueued the exchange within {:?}", self.time_limit))
+            }
             Ok(error) => Err(self.error_text(error)),
             Err(e) => Err(e.to_string()),
         }

@@ -18,7 +18,9 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EAGAIN => {
             MediaError::cannot_start_threads(path, operation, &std::io::Error::from_raw_os_error(errno))
         }
-        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("FFmpeg finds no video in it"),
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => {
+            failed("FFmpeg finds no video in this file")
+        }
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),
         ffmpeg::Error::DecoderNotFound => MediaError::file_error(

@@ -105,7 +105,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
         return Err(TrainError::output(
             path.display().to_string(),
             "is not a W&B log of a known version",
-            "move the folder of this log away; the next part of the run will then lack the steps in it",
+            "move the folder of this log away; the next part of the run will then lack the steps of this log",
         ));
     }
     Ok(records(&bytes))
@@ -163,7 +163,7 @@ mod tests {
                 let kind = rest[6];
                 assert!(
                     (1..=4).contains(&kind) && open == (kind > 2),
-                    "a chunk of type {kind} cannot come here (inside a record: {open})"
+                    "a chunk of type {kind} is not allowed here (inside a record: {open})"
                 );
                 if !open {
                     found.push(Vec::new());

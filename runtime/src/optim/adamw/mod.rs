@@ -233,7 +233,7 @@ impl AdamW {
             let weights = match weights_of {
                 None => cell.part_of(p)?,
                 Some(weights_of) => weights_of(name, cell.range.start).ok_or_else(|| {
-                    shape_error("adamw", format!("{name}: this rank has no weights {:?}", cell.range))
+                    shape_error("adamw", format!("{name}: this rank does not have the elements {:?}", cell.range))
                 })?,
             };
             state.cells.push(CellState::new(p, &cell.range, weights, moments)?);

@@ -252,7 +252,10 @@ fn swiglu_linear_with(
     let (m, n_cols) = rows_cols(OP, "x", x)?;
     if !n_cols.is_multiple_of(2) {
         let shape = format_shape(x.shape());
-        return Err(shape_error(OP, format!("x has shape {shape}; expected an even last dimension, gate and up")));
+        return Err(shape_error(
+            OP,
+            format!("x has shape {shape}; expected an even last dimension, with gate and up side by side"),
+        ));
     }
     let (k, dtype) = (n_cols / 2, x.dtype());
     let mut shape = x.shape().to_vec();

@@ -23,7 +23,7 @@ pub(super) fn worker_main() -> ExitCode {
     let mut decoders = VecDeque::new();
     reel_worker::serve(|job: Job, file, replies| {
         reel_worker::limit_memory(job.memory_bytes)?;
-        let file = file.ok_or_else(|| io::Error::other("a job came without a file"))?;
+        let file = file.ok_or_else(|| io::Error::other("a decoding job came without its file"))?;
         let mut sink = Sender { replies, failed: None };
         let answer = answer(&job, file, &mut decoders, &mut sink);
         if let Some(e) = sink.failed {
