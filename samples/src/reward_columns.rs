@@ -63,7 +63,7 @@ pub fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Resul
     }
     let (solution, problem_type) = solution_and_type(columns);
     let Some(solution) = solution else {
-        let help = "add it, or give --reward-command or --reward-url";
+        let help = "add the solution, or give --reward-command or --reward-url";
         let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
         return if custom { Ok(()) } else { Err(missing) };
     };

@@ -342,7 +342,8 @@ fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Resu
             return Err(Diagnostic::new(
                 name.as_str(),
                 "looks like images or videos, but reel does not read this column",
-                "name the column images or videos and write <image> or <video> where each file belongs, or remove it",
+                "name the column images or videos and write <image> or <video> where each file belongs, or remove the \
+                 column",
             ));
         }
     }
