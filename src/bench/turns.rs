@@ -89,7 +89,8 @@ impl TurnsArgs {
 
 /// Runs the measurement with the program `program` and returns the JSON result.
 fn measure(program: &Path, words: &[String]) -> Result<Value> {
-    let cannot = |what: String| failed(program.display(), what, "run it alone with the same options to see why");
+    let help = "run this program alone with the same options to see why";
+    let cannot = |what: String| failed(program.display(), what, help);
     let mut command = Command::new(program);
     command.args(words).arg("--json").stdin(Stdio::null()).stderr(Stdio::piped());
     let done = command.output().map_err(|e| cannot(format!("cannot be started: {e}")))?;

@@ -116,7 +116,7 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
         let file = shard.file(folder, &task.name);
         if !file.exists() {
             let what = format!("is missing or not complete: part {shard} of {}", task.title);
-            return Err(failed(file.display(), what, format!("run it with --shard {shard} --resume")));
+            return Err(failed(file.display(), what, format!("run this part with --shard {shard} --resume")));
         }
         let mut settings = read_settings(&file)?;
         settings["options"].as_object_mut().map(|options| options.shift_remove("shard"));

@@ -101,7 +101,7 @@ impl GenerateArgs {
             TooLong::Prompt => failed(
                 "the prompt",
                 format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions"),
-                "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
+                "shorten the prompt, or take fewer frames or pixels (--nframes, --max-pixels)",
             ),
             TooLong::NewTokens { left } => {
                 let number = asked.unwrap_or_default();

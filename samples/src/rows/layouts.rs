@@ -213,7 +213,7 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
         None | Some(Value::Null) => return Ok(messages),
         Some(Value::String(text)) if text.is_empty() => return Ok(messages),
         Some(Value::String(text)) => text,
-        Some(_) => return fault("is not a string", "write it as a JSON string"),
+        Some(_) => return fault("is not a string", "write the value as a JSON string"),
     };
     match messages.first().filter(|first| first["role"] == "system") {
         Some(own) if own["content"] == text.as_str() => Ok(messages),
@@ -316,7 +316,7 @@ fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) ->
             None | Some(Value::Null) => {}
             Some(Value::String(text)) if text.is_empty() => {}
             Some(Value::String(text)) => question.push(text),
-            Some(_) => return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string")),
+            Some(_) => return Err(Diagnostic::new(name, "is not a string", "write the value as a JSON string")),
         }
     }
     if question.is_empty() {

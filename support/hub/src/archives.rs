@@ -157,7 +157,8 @@ impl Unpacker<'_> {
 }
 
 fn damaged(archive: &Path, what: impl Into<String>) -> HubError {
-    HubError::new(archive.display().to_string(), what, "remove it and run the command again, or unpack it by hand")
+    let help = "remove the archive and run the command again, or unpack it by hand";
+    HubError::new(archive.display().to_string(), what, help)
 }
 
 fn unpack_zip(file: File, to: &mut Unpacker) -> Result<()> {
