@@ -152,7 +152,9 @@ fn with_optional_value(switch: Arg) -> Arg {
 fn own_help(option: &str, path: &str) -> Option<String> {
     match (option, path) {
         ("dtype", "init") => Some(init::dtype_help()),
-        ("dtype", "bench op") => Some("Time only kernels of this data type [default: all kernels of that name]".into()),
+        ("dtype", "bench op") => {
+            Some("Time only kernels of this data type [default: kernels of all data types]".into())
+        }
         _ => None,
     }
 }

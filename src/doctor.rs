@@ -80,8 +80,8 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
         simd::Isa::Avx2 => "AVX2 with FMA",
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
-        simd::Isa::Amx => "AVX-512, and AMX for bf16 products",
-        simd::Isa::AmxF32 => "AVX-512, and AMX for products",
+        simd::Isa::Amx => "AVX-512, and AMX for bf16 matrix products",
+        simd::Isa::AmxF32 => "AVX-512, and AMX for matrix products",
     };
     let (name, default) = (simd::isa().name(), simd::default_isa());
     let isa = match simd::requested_isa() {
@@ -148,7 +148,7 @@ fn ffmpeg() -> Vec<Finding> {
     };
     let folder = libraries::installed_folder();
     let missing_codec = if folder.is_some() {
-        "reel's own FFmpeg lacks it; delete its folder, and reel uses the system's FFmpeg of the same version"
+        "reel's own FFmpeg lacks this codec; delete its folder, and reel uses the system's FFmpeg of the same version"
     } else {
         "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries"
     };
@@ -254,7 +254,7 @@ fn gpu() -> Vec<Finding> {
 /// Whether NVML can be used, from which power, clocks, temperature and throttling of a GPU are read.
 fn nvml(group: &'static str) -> Finding {
     let install =
-        "without it power, clocks, temperature and throttling are not reported; it comes with NVIDIA's driver";
+        "without NVML, power, clocks, temperature and throttling are not reported; it comes with NVIDIA's driver";
     match nvml_driver_version() {
         Ok(version) => Finding::new(group, "NVML", Some(format!("{NVML_LIBRARY} of driver {version}")), install),
         Err(why) => Finding { what: why, ..Finding::new(group, "NVML", None, install) },
@@ -340,7 +340,9 @@ fn hub_cache() -> Vec<Finding> {
     };
     let token = match &hub.token_source {
         Some(source) => format!("from {source}"),
-        None => "none; only public models and data sets can be downloaded (hf auth login, or HF_TOKEN)".to_string(),
+        None => {
+            "none; only public models and data sets can be downloaded without a token (hf auth login, HF_TOKEN)".into()
+        }
     };
     let group = "Hub cache";
     vec![

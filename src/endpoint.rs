@@ -67,7 +67,8 @@ impl FromStr for PriceValue {
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| text.trim().parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
         let parsed = text.split_once(',').and_then(|(input, output)| Some((number(input)?, number(output)?)));
-        let (input_per_million, output_per_million) = parsed.ok_or("give IN,OUT such as 0.15,0.6")?;
+        let (input_per_million, output_per_million) =
+            parsed.ok_or("give IN,OUT in dollars per million tokens, such as 0.15,0.6")?;
         Ok(Self(Prices { input_per_million, output_per_million }))
     }
 }
@@ -144,7 +145,7 @@ impl EndpointFlags {
             Ok(key) if !key.is_empty() => Ok(Some(key)),
             _ if self.api_key_env.is_none() => Ok(None),
             _ => {
-                let what = format!("names {name}, which is not set");
+                let what = format!("names the environment variable {name}, which is not set");
                 Err(usage_error("--api-key-env", what, "set that variable to the key, or leave the option out"))
             }
         }

@@ -410,7 +410,7 @@ mod tests {
             "OS can't spawn worker thread: Resource temporarily unavailable (os error 11)".to_string(),
         ] {
             let said = describe_panic(&text, "a.rs:1");
-            assert!(said.starts_with("this command: its thread cannot be created: "), "{said}");
+            assert!(said.starts_with("this command: a thread cannot be created: "), "{said}");
             assert!(said.contains("ulimit -u") && !said.contains("defect"), "{said}");
         }
         let said = describe_panic("failed to spawn thread: Os { code: 1, kind: PermissionDenied }", "a.rs:1");

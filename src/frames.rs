@@ -52,8 +52,8 @@ impl FramesArgs {
         match (&self.video, self.total_frames, self.video_fps) {
             (None, Some(_), Some(_)) if self.out.is_some() => Err(usage_error(
                 "--out",
-                "is for the frames of a video, and none is given",
-                "give --video FILE, or remove it",
+                "is for the frames of a video, but no video is given",
+                "give --video FILE, or remove --out",
             )),
             (None, Some(total), Some(fps)) => {
                 // With `--total-frames` the command shows what qwen-vl-utils does with any limits, so the limits are

@@ -41,7 +41,7 @@ fn refuse_unknown_command(parser: &Command, parent: &str, path: &[String]) -> Re
     }
     let known: Vec<&str> = parser.get_subcommands().map(Command::get_name).collect();
     let help = match known.is_empty() {
-        true => format!("it has no commands; see {parent} --help"),
+        true => format!("{parent} has no subcommands; see {parent} --help"),
         false => format!("give one of {}", known.join(", ")),
     };
     Err(usage_error(name, format!("is not a command of {parent}"), help))
@@ -61,6 +61,6 @@ mod tests {
         assert!(help(&["sim", "run"]).unwrap().contains("Usage: reel sim run"));
         let e = help(&["sim", "walk"]).unwrap_err();
         assert!(e.starts_with("walk: is not a command of reel sim; give one of run, mutants"), "{e}");
-        assert!(help(&["sft", "x"]).unwrap_err().contains("it has no commands; see reel sft --help"));
+        assert!(help(&["sft", "x"]).unwrap_err().contains("reel sft has no subcommands; see reel sft --help"));
     }
 }

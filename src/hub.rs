@@ -43,7 +43,7 @@ pub fn benchmark_data(option: &str, data: &Path) -> Result<PathBuf> {
     match dataset_of(&path).filter(|_| !data.exists()) {
         Some(reference) if reference.selection.is_empty() => local_path(&reference),
         Some(_) => {
-            let what = format!("{} names a part of a data set, but a benchmark is in files", data.display());
+            let what = format!("{} names a part of a data set, but a benchmark is read from files", data.display());
             Err(usage_error(option, what, "give ORG/NAME, or hf://datasets/ORG/NAME@REVISION/FILE"))
         }
         None if has_scheme(&data.to_string_lossy()) => Err(no_address(option, data)),

@@ -50,7 +50,7 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     trace::discard_trace();
     // From here on the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
-    let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes by torchrun"))?;
+    let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes with torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
     // A hidden name, so that the folder is removed with its contents if a signal ends this process.

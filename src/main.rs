@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     // another instruction set than the variable names.
     if let Err(what) = simd::requested_isa() {
         let names = simd::Isa::ALL.map(simd::Isa::name).join(", ");
-        let e = fail::usage_error(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset it"));
+        let e = fail::usage_error(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset this variable"));
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), cli.common.verbose));
     }
     let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));

@@ -98,7 +98,7 @@ impl LoadedModel {
     /// Like [`Self::open_with_adapter`], on a device that is already open. If `place` is `None`, weights are copied if
     /// their files take at most half of the device's free memory. With `parallel`, opens only this process's part of
     /// the decoder.
-    #[expect(clippy::too_many_arguments, reason = "each is an option of the command line or a file")]
+    #[expect(clippy::too_many_arguments, reason = "each argument is an option of the command line or a file")]
     pub fn open_on(
         device: &Device,
         folder: &Path,
@@ -150,7 +150,7 @@ impl LoadedModel {
 pub fn open_device(common: &CommonOptions) -> Result<Device> {
     let device = common.device()?;
     if common.products.is_some() && !matches!(device, common::DeviceName::Cuda(_)) {
-        let help = "remove it, or give --device cuda";
+        let help = "remove this option, or give --device cuda";
         return Err(usage_error(
             "--products",
             "chooses the matrix product implementation of device cuda, but this is another device",

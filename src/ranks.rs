@@ -72,7 +72,7 @@ pub fn refuse_other_count(gpus: Option<u32>, world: &World) -> Result<()> {
 /// Describes this process's place in its job, for `reel doctor`.
 pub fn description() -> String {
     match World::from_variables(|name| std::env::var(name).ok()) {
-        Ok(None) => "one: no launcher has set its variables".to_string(),
+        Ok(None) => "one process: no launcher has set its environment variables".to_string(),
         Ok(Some(world)) => {
             let World { rank, size, local_rank, local_size, launcher, .. } = world;
             format!("rank {rank} of {size}, {local_rank} of {local_size} on this machine, started by {launcher}")
@@ -312,7 +312,8 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
     let Some((rank, other)) = (0..gpus.len()).find_map(|rank| Some((rank, earlier(rank)?))) else { return Ok(()) };
     let gpu = String::from_utf8_lossy(&gpus[rank]);
     let what = format!("gives ranks {other} and {rank} the same GPU, {gpu}, but each rank needs one of its own");
-    Err(usage_error("--device", what, "start one process for each GPU, and let the launcher show each its own or all"))
+    let help = "start one process for each GPU, and let the launcher show each process its own GPU or all GPUs";
+    Err(usage_error("--device", what, help))
 }
 
 /// Whether an error says that another rank has failed.

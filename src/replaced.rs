@@ -365,7 +365,7 @@ fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
     match path == Path::new("-") {
         false => Ok(()),
         true => {
-            let help = "give the name of a file; ./- is a file of this name";
+            let help = "give the name of a file, or ./- for a file whose name is -";
             Err(usage_error(option, "is -, but this command does not write its output to stdout", help))
         }
     }

@@ -381,7 +381,7 @@ impl ListenFlags {
         };
         match of_model {
             Some(adapter) if !self.lora.is_empty() => {
-                let what = format!("the served model has the adapter {} itself", adapter.display());
+                let what = format!("the served model already has the adapter {}", adapter.display());
                 Err(usage_error("--lora", what, "give the base model as --model, and each adapter with --lora"))
             }
             _ => self.lora.iter().map(option).collect(),
@@ -408,7 +408,7 @@ impl ListenFlags {
     fn check_model_name(&self) -> Result<()> {
         match self.served_model_name.iter().find(|name| name.trim().is_empty()) {
             Some(name) => {
-                Err(usage_error("--served-model-name", format!("is {name:?}"), "give a name, or leave it out"))
+                Err(usage_error("--served-model-name", format!("is {name:?}"), "give a name, or leave this option out"))
             }
             None => Ok(()),
         }
@@ -419,14 +419,14 @@ impl ListenFlags {
     fn api_keys(&self, address: IpAddr) -> Result<Vec<String>> {
         // Error messages do not contain the key.
         for key in &self.api_key {
-            check_key(key).map_err(|what| usage_error("--api-key", what, "give a key, or leave it out"))?;
+            check_key(key).map_err(|what| usage_error("--api-key", what, "give a key, or leave this option out"))?;
         }
         let mut keys = self.api_key.clone();
         if keys.is_empty()
             && self.api_key_file.is_none()
             && let Some(key) = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty())
         {
-            check_key(&key).map_err(|what| usage_error(KEY_VARIABLE, what, "set it to a key, or unset it"))?;
+            check_key(&key).map_err(|what| usage_error(KEY_VARIABLE, what, "set this variable to a key, or unset it"))?;
             keys.push(key);
         }
         if let Some(file) = &self.api_key_file {
@@ -459,7 +459,7 @@ impl ListenFlags {
     fn profiler(&self, common: &CommonOptions) -> Result<Option<Arc<dyn ServerProfiler>>> {
         let Some(folder) = &self.profile_dir else { return Ok(None) };
         if common.trace.is_some() || common.folded.is_some() {
-            let what = "cannot record a part of the time while --trace or --folded records all of it";
+            let what = "cannot record a part of the run while --trace or --folded records the whole run";
             return Err(usage_error("--profile-dir", what, "leave out one of them"));
         }
         Ok(Some(Arc::new(FolderProfiler::new(folder)?)))
@@ -490,7 +490,7 @@ impl ListenFlags {
             Some(origin) => Err(usage_error(
                 "--allow-origin",
                 format!("{origin:?} is not an origin"),
-                "give scheme and host in small letters without a path, such as https://example.org, or *",
+                "give scheme and host in lower-case letters without a path, such as https://example.org, or *",
             )),
         }
     }

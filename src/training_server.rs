@@ -95,9 +95,9 @@ impl LiveServer for RunServer {
         let address = self.server.start(model, step).map_err(|e| match e {
             ServeError::Engine(e) => e.into(),
             ServeError::Address { address, cause } => {
-                TrainError::option("--serve", format!("{address} cannot be listened on: {cause}"), "give another port")
+                TrainError::option("--serve", format!("cannot listen on {address}: {cause}"), "give another port")
             }
-            e => TrainError::option("--serve", e.to_string(), "leave it out, or start again"),
+            e => TrainError::option("--serve", e.to_string(), "leave --serve out, or start again"),
         })?;
         if !self.quiet {
             reel_diagnostic::note!("{}: listening on http://{address}", self.name);

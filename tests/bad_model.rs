@@ -182,7 +182,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     let answer = generate(&prompt).json();
     assert_eq!((answer["token_ids"].as_array().map(Vec::len), &answer["finish_reason"]), (Some(3), &json!("length")));
     assert_eq!(generate(&[&prompt[..], &["--max-new-tokens", "3"]].concat()).json()["token_ids"], answer["token_ids"]);
-    let what = format!("is 4, and the prompt has {tokens} of the model's {} positions", tokens + 3);
+    let what = format!("is 4, but the prompt takes {tokens} of the model's {} positions", tokens + 3);
     generate(&[&prompt[..], &["--max-new-tokens", "4"]].concat())
         .refused(2, &[&format!("--max-new-tokens: {what}; give at most 3")]);
     generate(&["--messages", "m.json"]).refused(1, &[&format!("max_tokens: {what}; give at most 3")]);

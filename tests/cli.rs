@@ -76,13 +76,13 @@ fn errors_of_the_parser_name_the_option() {
             "plan sft --preset tiny --tokens 9 --data d --gpu h100",
             "--tokens: sets the size of every row, but the rows of --data have their own sizes",
         ),
-        ("plan sft --preset tiny --tokens 9 --device cpu --gpu h100", "--gpu: is another machine than --device names"),
+        ("plan sft --preset tiny --tokens 9 --device cpu --gpu h100", "--gpu: names a different machine from --device"),
         (
             "plan generate --preset tiny --tokens 1000000",
             "--tokens: is 1000000, more than the model's 128000 positions",
         ),
         ("plan sft --preset 3b --vocab 1000 --tokens 9", "--vocab: 1000 is too small for this preset's tokenizer"),
-        ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, and none is given"),
+        ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, but no video is given"),
         ("frames --total-frames 1 --video-fps 5", "--video: has only 1 frame(s) to choose from, but at least 2"),
     ] {
         let got = run(command.split(' '));

@@ -404,7 +404,7 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let down = Curation { folder: folder.path(), url: "http://127.0.0.1:1/v1" };
     down.run(&[]).refused(1, &["--caption: http://127.0.0.1:1/v1: cannot be reached"]);
     assert!(!folder.path().join("out").exists(), "nothing is left");
-    curation.run(&["--recipe", "video-r1"]).refused(2, &["--caption: is an option of the other --recipe"]);
+    curation.run(&["--recipe", "video-r1"]).refused(2, &["--caption: has no effect with this --recipe"]);
     curation.run(&["--api-key-env", "REEL_NO_SUCH_KEY"]).refused(2, &["REEL_NO_SUCH_KEY", "not set"]);
     curation.run(&["--temperature", "revise=3"]).refused(2, &["--temperature: is 3"]);
     // A row about an open question needs SigLIP.

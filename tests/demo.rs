@@ -97,7 +97,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     }
     let after = bytes();
     for (i, file) in files.iter().enumerate() {
-        assert!(before[i] == after[i], "the commands of the page write another {file}");
+        assert!(before[i] == after[i], "the commands of the page write a different {file}");
     }
     let video = out.join("clips").join("held-out-001-colors.mp4").display().to_string();
     let ask =

@@ -231,7 +231,7 @@ fn killed_run_resumes_without_asking_twice() {
     assert!(kills > 3, "{kills}");
     for name in ["videoholmes.jsonl", "videoholmes.json"] {
         let [a, b] = ["whole", "broken"].map(|run| fs::read(at.join(run).join(name)).expect("a file"));
-        assert!(a == b, "{name}: other bytes than the unbroken run");
+        assert!(a == b, "{name}: differs from that of the uninterrupted run");
     }
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
     server.seen()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);

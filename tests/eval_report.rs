@@ -70,12 +70,12 @@ fn a_run_its_parts_and_its_folder_give_one_page() {
     }
     assert!(!at.join("parts/report.html").exists(), "a part has no page");
     run_in(at, ["eval", "merge", "parts", "--quiet"]);
-    assert!(page("parts") == whole, "the merged run has another page");
+    assert!(page("parts") == whole, "the page of the merged run differs");
     fs::remove_file(at.join("whole/report.html")).expect("removed");
     eval(&["--out", "whole", "--resume", "--threads", "1"]);
-    assert!(page("whole") == whole, "the resumed run has another page");
+    assert!(page("whole") == whole, "the page of the resumed run differs");
     run_in(at, ["report", "whole", "--out", "again.html"]).ok();
-    assert!(fs::read(at.join("again.html")).expect("a page") == whole, "reel report writes another page");
+    assert!(fs::read(at.join("again.html")).expect("a page") == whole, "reel report writes a different page");
     // Without videos the page has no frames, and says so.
     fs::remove_dir_all(at.join("data/videos")).expect("removed");
     run_in(at, ["report", "whole", "--json"]).ok();
@@ -140,7 +140,7 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     refused("a --against b", 1, &[words]);
     let lines = |rows: &[Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
     write(&at.join("b/mmvu.jsonl"), lines(&[row(0, "B"), row(1, "B")]));
-    refused("b", 1, &["b/mmvu.json: is not the scores of the answers in b/mmvu.jsonl", "reel eval merge b"]);
+    refused("b", 1, &["b/mmvu.json: does not have the scores of the answers in b/mmvu.jsonl", "reel eval merge b"]);
     other[1]["benchmark"] = json!("mvbench");
     write(&at.join("b/mmvu.jsonl"), lines(&other));
     refused("b", 1, &["b/mmvu.jsonl:2: benchmark: is `mvbench`, not mmvu"]);

@@ -214,7 +214,7 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
     // A small batch, so that the run has not ended when the signal arrives.
     let slow = ["--batch-size", "2", "--resume", "--threads", "1"];
     for (signal, lines, code) in [("-KILL", 0, None), ("-KILL", 7, None), ("-INT", 9, Some(130)), ("-KILL", 30, None)] {
-        let stopped = generate_and_signal(at, signal, lines, &slow).expect("it is stopped before its end");
+        let stopped = generate_and_signal(at, signal, lines, &slow).expect("a run that was stopped before its end");
         assert_eq!(stopped.code, code, "{}", stopped.stderr);
         if code.is_some() {
             let last = stopped.stderr.lines().last().unwrap_or_default();
@@ -223,7 +223,7 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
                 "{last}"
             );
         }
-        assert!(!at.join("p.jsonl").exists(), "nothing incomplete has the final name");
+        assert!(!at.join("p.jsonl").exists(), "an incomplete file has the final name");
         let kept = fs::read(at.join("p.jsonl.partial")).expect("the lines so far");
         assert!(kept.iter().filter(|&&b| b == b'\n').count() >= lines && whole.starts_with(&kept));
     }
@@ -235,7 +235,8 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
     run_in(at, GENERATE).refused(1, &["p.jsonl.partial: is the unfinished output", "--resume"]);
     let resumed = run_in(at, GENERATE.iter().chain(&["--resume"]));
     assert!(resumed.ok().starts_with("p.jsonl: 60 rows") && resumed.stderr.starts_with("resuming after row "));
-    assert!(fs::read(at.join("p.jsonl")).expect("predictions") == whole, "other bytes than the unbroken run");
+    let predictions = fs::read(at.join("p.jsonl")).expect("predictions");
+    assert!(predictions == whole, "the predictions differ from those of the uninterrupted run");
     assert_eq!(file_names_in(at), ["p.jsonl", "p.jsonl.run.json", "rows.jsonl", "tiny"]);
     // Resuming with another model in the same folder is refused.
     let args = ["init", "--preset", "tiny", "--seed", "9", "--out", "other"];

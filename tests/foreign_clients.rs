@@ -223,7 +223,7 @@ fn lmms_eval_keeps_the_times_of_videos_that_it_sends_as_addresses() {
 
     let (answers, bodies) = ask("openai", "pass_video_url=True,max_frames_num=4", "videos");
     for row in QUESTIONS {
-        let [body] = &bodies[row.1][..] else { panic!("several requests: {bodies:?}") };
+        let [body] = &bodies[row.1][..] else { panic!("not exactly one request: {bodies:?}") };
         assert!(body["messages"][0]["content"][0]["video_url"]["url"].as_str().unwrap().starts_with("file:///"));
         served.check_video(row, &json!({}), body, &answers[row.1]);
     }

@@ -90,7 +90,7 @@ fn a_decode_step_has_five_launches_a_layer() {
         all - 5.0 * layers
     };
     let (bf16, int8) = (launches(28.0, "--batch-size 16"), launches(28.0, "--batch-size 16 --quantize int8"));
-    assert_eq!(launches(28.0, "--batch-size 64"), bf16, "the norm of more rows takes no launch of its own");
+    assert_eq!(launches(28.0, "--batch-size 64"), bf16, "the norm of a larger batch takes no launch of its own");
     assert!(bf16 >= 6.0 && int8 >= 6.0, "{bf16} {int8}");
 }
 

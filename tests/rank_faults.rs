@@ -90,7 +90,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
         train(w.path(), &out, &[&resumed[..], &after].concat()).ok();
         same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-16");
     }
-    println!("{kills} kills: the others ended after {longest:?} at most");
+    println!("{kills} kills: the other ranks ended after {longest:?} at most");
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn answers_are_those_of_a_server_with_the_new_model() {
     let said = replace(&server, &two).ok();
     assert_eq!((&said["model"], &said["requests_recomputed"]), (&json!(two), &json!(0)));
     assert!(said["seconds"].as_f64().unwrap() > 0.0, "{said}");
-    assert_eq!(answers(&server), wanted, "keys or vision tokens of the old weights are used");
+    assert_eq!(answers(&server), wanted, "cached keys or vision tokens of the old weights are used");
     assert_eq!(replacements(&server), "1");
     let entry = model_entry(&server);
     assert_eq!((&entry["id"], &entry["root"]), (&json!("seed1"), &json!("seed2")));

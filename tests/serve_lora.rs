@@ -175,7 +175,7 @@ fn wrong_options_are_refused_before_the_model_is_loaded() {
     for (args, words) in [
         (vec!["--lora", "x"], "--lora: x has no name"),
         (vec!["--lora", "x=nowhere"], "--lora: nowhere is not the folder of an adapter"),
-        (vec!["--adapter", text(&small), "--lora", &lora("x", &small)], "--lora: the served model has the adapter"),
+        (vec!["--adapter", text(&small), "--lora", &lora("x", &small)], "--lora: the served model already has"),
         (vec!["--lora", &lora("model_a", &small)], "is the name of the model"),
         (vec!["--lora", &lora("x", &small), "--lora", &lora("x", &small)], "is loaded already"),
     ] {

@@ -106,7 +106,7 @@ mod parser {
             ("src/a/y.rs", "use super::x::X;\npub struct Y(X);\n"),
             ("src/b.rs", "use crate::a;\n"),
         ]);
-        assert!(circles::shortest(&graph).is_none(), "a circle inside a folder is no fault");
+        assert!(circles::shortest(&graph).is_none(), "a dependency cycle inside one folder is allowed");
         let graph = self::graph(&[
             ("src/lib.rs", "mod a;\nmod b;\n"),
             ("src/a.rs", "\nuse crate::b::B;\npub struct A(B);\n"),

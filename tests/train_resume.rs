@@ -142,7 +142,7 @@ fn instruction_set_is_recorded_and_compared() {
     assert!(doctor.stdout.contains("bf16 products") && doctor.stdout.contains("f32 multiply-adds of widened bf16"));
     // AMX is used by default on a machine that has it; on another machine it is refused with a reason.
     let by_default = run("", &["doctor"]);
-    if by_default.ok().contains("amx-f32: AVX-512, and AMX for products; the best of this machine") {
+    if by_default.ok().contains("amx-f32: AVX-512, and AMX for matrix products; the best of this machine") {
         assert!(run("amx", &["doctor"]).ok().contains("AMX tiles (tdpbf16ps)"));
     } else {
         run("amx", &["doctor"]).refused(2, &["REEL_CPU: is amx, which this machine does not have (", "its best is"]);

@@ -87,7 +87,7 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
         answers.insert(step, ask(server));
     });
     assert_eq!(wait(&mut server.child), Some(0), "the run ends");
-    assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")), "requests have changed a step");
+    assert_eq!(metrics(&at.join("served")), metrics(&at.join("alone")), "requests have changed the metrics");
     let weights = |out: &str| fs::read(at.join(out).join("model.safetensors")).unwrap();
     assert!(weights("served") == weights("alone"));
     for (step, answer) in &answers {

@@ -58,12 +58,12 @@ pub fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Resul
     }
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
-            return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string"));
+            return Err(Diagnostic::new(name, "is not a string", "write the value as a JSON string"));
         }
     }
     let (solution, problem_type) = solution_and_type(columns);
     let Some(solution) = solution else {
-        let help = "add it, or give --reward-command or --reward-url";
+        let help = "add the solution, or give --reward-command or --reward-url";
         let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
         return if custom { Ok(()) } else { Err(missing) };
     };

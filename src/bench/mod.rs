@@ -121,7 +121,7 @@ impl BenchArgs {
         if let (None, Some(what)) = (&self.compare, &self.what) {
             if matches!(what, What::Serve(_)) && self.turns.is_given() {
                 let what =
-                    "compares two builds of reel by running the measurement with each; bench serve measures a server";
+                    "compares two builds of reel by running a measurement with each, but bench serve measures a server";
                 return Err(usage_error("--with", what, "leave it out"));
             }
             if self.turns.run(common)? {
@@ -501,7 +501,7 @@ impl OpArgs {
         }
         let limits = PublishedLimits::of_device(&device);
         let progress = Progress::new(common.quiet || common.json);
-        progress.show("measuring the ceilings of this machine");
+        progress.show("measuring the roofline ceilings of this machine");
         let mut ceilings = Ceilings::measure(&device)?;
         progress.clear();
         let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
@@ -574,7 +574,7 @@ impl OpArgs {
     fn counters(&self, common: &CommonOptions, progress: &Progress) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
             reel_diagnostic::note!(
-                "bench: counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"
+                "bench: the GPU's counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"
             );
             return Vec::new();
         };
@@ -585,11 +585,11 @@ impl OpArgs {
         arguments.extend(common.device.iter().flat_map(|device| ["--device".into(), device.clone()]));
         arguments.extend(common.dtype.iter().flat_map(|dtype| ["--dtype".into(), dtype.to_dtype().name().to_string()]));
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        progress.show("reading the GPU's counters by ncu");
+        progress.show("reading the GPU's counters with ncu");
         let counters = counters::read_counters(&ncu, &program, &arguments);
         progress.clear();
         counters.unwrap_or_else(|why| {
-            reel_diagnostic::note!("bench: counters are not read: {why}");
+            reel_diagnostic::note!("bench: the GPU's counters are not read: {why}");
             Vec::new()
         })
     }

@@ -238,7 +238,8 @@ fn to_error(e: LoadError) -> anyhow::Error {
 fn first_key(file: &Path) -> Result<String> {
     let text = input::read_text(file, MAX_KEY_FILE_BYTES).map_err(|e| output::cannot_read(file, e))?;
     let key = text.lines().map(str::trim).find(|line| !line.is_empty());
-    key.map(String::from).ok_or_else(|| failed(file.display(), "has no API key", "write the key into its first line"))
+    let help = "write the key into the first line of this file";
+    key.map(String::from).ok_or_else(|| failed(file.display(), "has no API key", help))
 }
 
 fn seconds(option: &str, value: f64) -> Result<Duration> {

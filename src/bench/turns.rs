@@ -42,7 +42,7 @@ impl TurnsArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<bool> {
         let Some(other) = &self.with else { return Ok(false) };
         if !(MIN_TURNS..=MAX_TURNS).contains(&self.turns) {
-            let help = format!("give {MIN_TURNS} to {MAX_TURNS}; fewer cannot tell programs apart");
+            let help = format!("give {MIN_TURNS} to {MAX_TURNS}; with fewer turns, two programs cannot be told apart");
             return Err(usage_error("--turns", format!("is {}", self.turns), help));
         }
         let words: Vec<String> = std::env::args().skip(1).collect();
@@ -68,7 +68,7 @@ impl TurnsArgs {
             let [a, b] = &results;
             turns.add([(programs[0], a), (programs[1], b)])?;
             if !turns.has_common_times() {
-                let what = "measured nothing in this turn that this program also measured";
+                let what = "reported no time for anything that this program measured";
                 return Err(failed(other.display(), what, "give a build of reel with the same command"));
             }
             if !common.quiet {
@@ -89,7 +89,8 @@ impl TurnsArgs {
 
 /// Runs the measurement with the program `program` and returns the JSON result.
 fn measure(program: &Path, words: &[String]) -> Result<Value> {
-    let cannot = |what: String| failed(program.display(), what, "run it alone with the same options to see why");
+    let help = "run this program alone with the same options to see why";
+    let cannot = |what: String| failed(program.display(), what, help);
     let mut command = Command::new(program);
     command.args(words).arg("--json").stdin(Stdio::null()).stderr(Stdio::piped());
     let done = command.output().map_err(|e| cannot(format!("cannot be started: {e}")))?;

@@ -93,8 +93,8 @@ impl EndpointFlags {
                     return Err(usage_error(option, what, "give the URL of an endpoint, or a model folder"));
                 }
                 (Some(_), false) => {
-                    let what = "is an option of the other --recipe";
-                    return Err(usage_error(option, what, "leave it out, or give that recipe"));
+                    let what = "has no effect with this --recipe";
+                    return Err(usage_error(option, what, "leave this option out, or give the other recipe"));
                 }
                 (None, false) => {}
             }

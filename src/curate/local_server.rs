@@ -86,7 +86,7 @@ impl LocalServer {
             // The sender was dropped: the server ended before it listened.
             Err(_) => match thread.join() {
                 Ok(Err(e)) => Err(e.into()),
-                _ => Err(failed(model, "its server ended before it accepted connections", "start again")),
+                _ => Err(failed(model, "the server of this model ended before it accepted connections", "start again")),
             },
         }
     }

@@ -145,7 +145,7 @@ impl Run<'_> {
         if !is_complete {
             let cap = self.flags.endpoints.budget(0.0).cap().unwrap_or_default();
             let what = format!("${:.4} of ${cap} are spent, and {} rows have no answer", summary.cost, summary.failed);
-            return Err(failed("--max-cost", what, "raise it, and continue with --resume"));
+            return Err(failed("--max-cost", what, "raise --max-cost, and continue with --resume"));
         }
         if summary.failed > 0 {
             let what = format!("{} of {} rows have no accepted answer", summary.failed, summary.rows);
@@ -197,7 +197,8 @@ fn plan(
         return output::print_json(&serde_json::json!({"rows": curation.rows(), "stages": stages}));
     }
     output::print_line(format!(
-        "{} rows; nothing was sent. Upper bounds, if every request is accepted at the first attempt:",
+        "{} rows; nothing was sent. Upper bounds of tokens and cost, if every request is accepted at the first \
+         attempt:",
         curation.rows()
     ))?;
     stages.iter().try_for_each(|stage| {
@@ -311,7 +312,7 @@ impl CurateRun {
             Some(folder) => SiglipConfig::open(folder).map(drop).map_err(Into::into),
             None if curation.has_free_form_rows() && !self.filters.no_similarity => Err(usage_error(
                 "--siglip",
-                "is missing, but there are free-form rows, whose chains are compared with the frames",
+                "is missing, but there are free-form rows, whose chains of thought are compared with the frames",
                 "give the folder of a SigLIP model, or --no-similarity to keep such rows without this test",
             )),
             None => Ok(()),
@@ -324,7 +325,7 @@ fn refuse_list_in_output(options: &CurationOptions) -> Result<()> {
     let Ok(out) = options.out.canonicalize() else { return Ok(()) };
     for source in reel_data::input_paths(&options.list) {
         if source.canonicalize().is_ok_and(|source| source.starts_with(&out)) {
-            let what = format!("is {}, the folder of the list {}", options.out.display(), source.display());
+            let what = format!("is {}, which contains the list {}", options.out.display(), source.display());
             return Err(usage_error("--out", what, "choose another folder"));
         }
     }

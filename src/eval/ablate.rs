@@ -128,7 +128,7 @@ impl AblateArgs {
         }
         let what_is_evaluated = ["model", "adapter", "endpoint", "endpoint-model", "data", "benchmark", "media-root"];
         if what_is_evaluated.contains(&name.as_str()) || ["out", "shard", "option", "gpus"].contains(&name.as_str()) {
-            return Err(wrong("but --option changes how questions are asked"));
+            return Err(wrong("but --option can change only how questions are asked"));
         }
         let mut words: Vec<String> = std::env::args().collect();
         words.retain(|word| !word.starts_with("--option="));

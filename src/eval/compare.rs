@@ -46,7 +46,7 @@ impl CompareArgs {
             return Err(failed(
                 run.display(),
                 "does not exist",
-                "give the output folders of two runs, or their answers",
+                "give the output folders of two runs, or their answer files",
             ));
         }
         let parent = || self.a.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

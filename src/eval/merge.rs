@@ -106,7 +106,8 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
     found.dedup();
     let Some(count) = found.first().map(|shard| shard.count) else { return Ok(Vec::new()) };
     if let Some(other) = found.iter().find(|shard| shard.count != count) {
-        let what = format!("has parts of runs with {count} and with {} parts of {}", other.count, task.title);
+        let (title, parts) = (&task.title, other.count);
+        let what = format!("has parts of {title} from a run with {count} parts and from one with {parts} parts");
         return Err(failed(folder.display(), what, "keep those of one run"));
     }
     let mut parts: Vec<Part> = Vec::new();
@@ -115,7 +116,7 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
         let file = shard.file(folder, &task.name);
         if !file.exists() {
             let what = format!("is missing or not complete: part {shard} of {}", task.title);
-            return Err(failed(file.display(), what, format!("run it with --shard {shard} --resume")));
+            return Err(failed(file.display(), what, format!("run this part with --shard {shard} --resume")));
         }
         let mut settings = read_settings(&file)?;
         settings["options"].as_object_mut().map(|options| options.shift_remove("shard"));
@@ -173,7 +174,7 @@ fn join(parts: &[Part], joined: &Path) -> Result<()> {
     for (index, part) in parts.iter().enumerate() {
         let expected = (rows + parts.len() - 1 - index) / parts.len();
         if part.settings["rows"].as_u64() != Some(expected as u64) {
-            let what = format!("does not have {expected} rows, as part {index} of {} must have", parts.len());
+            let what = format!("does not have the {expected} rows that part {index} of {} must have", parts.len());
             return Err(failed(part.file.display(), what, "run the part again with --overwrite"));
         }
     }

@@ -86,7 +86,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     let mean = |total: f64| total / answers.len() as f64;
     let overall = mean(answers.iter().map(|answer| f64::from(answer.prediction.score(report.extraction))).sum());
     if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
-        return Err(wrong(format!("is not the scores of the answers in {}", file.display())));
+        return Err(wrong(format!("does not have the scores of the answers in {}", file.display())));
     }
     let settings = read_settings(&file)?;
     Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })

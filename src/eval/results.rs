@@ -116,8 +116,9 @@ pub fn read_settings(predictions: &Path) -> Result<Value> {
     let name = predictions.file_name().unwrap_or_default().to_string_lossy();
     let file = predictions.with_file_name(format!("{name}.run.json"));
     let bytes = input::read_file(&file, input::MAX_CONFIG_BYTES).map_err(|e| output::cannot_read(&file, e))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| failed(file.display(), format!("is not the settings of a run: {e}"), "run the evaluation again"))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        failed(file.display(), format!("does not have the settings of a run: {e}"), "run the evaluation again")
+    })
 }
 
 /// Writes `OUT/results.json`.

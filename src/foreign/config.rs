@@ -20,7 +20,7 @@ pub fn read_file(t: &mut Translation) {
     let file = match ConfigFile::read(Path::new(&path)) {
         Ok(file) => file,
         Err(_) if trains => return,
-        Err(e) => return t.refuse(&format!("--config {path}"), &e.to_string(), "check the file, or leave it out"),
+        Err(e) => return t.refuse(&format!("--config {path}"), &e.to_string(), "check the file, or leave --config out"),
     };
     let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or(path);
     let mut entries = Vec::new();
@@ -61,7 +61,7 @@ pub fn read_file(t: &mut Translation) {
     if !lost.is_empty() {
         let keys: Vec<&str> =
             lost.iter().map(|shown| shown.split_once(": ").map_or(&**shown, |(_, key)| key)).collect();
-        t.notes.push(format!("note: the command line wins over {name}: {}", keys.join(", ")));
+        t.notes.push(format!("note: the command line overrides {name}: {}", keys.join(", ")));
     }
 }
 

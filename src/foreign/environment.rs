@@ -46,7 +46,7 @@ pub fn apply(t: &mut Translation) {
         taken.push(format!("--{} {value} ({variable})", option.replace('_', "-")));
     }
     if !taken.is_empty() {
-        t.notes.push(format!("note: from the environment: {}", taken.join(", ")));
+        t.notes.push(format!("note: taken from environment variables: {}", taken.join(", ")));
     }
 }
 
@@ -115,7 +115,7 @@ fn group_batch(t: &mut Translation, program: &'static str) {
         let shown = t.parts.remove("prompts_per_rollout_shown").unwrap_or_default();
         if let Some(rollout) = rollout.filter(|rollout| *rollout != prompts) {
             let what = format!("samples {rollout} prompts at once for {} steps", rollout.div_ceil(prompts.max(1)));
-            let help = format!("leave it out: reel samples before each step, here {prompts} prompts");
+            let help = format!("leave this option out: reel samples before each step, here {prompts} prompts");
             t.refuse(&shown, &what, &help);
         }
         return set_groups(t, group, prompts);
@@ -133,13 +133,14 @@ fn group_batch(t: &mut Translation, program: &'static str) {
     let processes = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<u64>().ok()).unwrap_or(1).max(1);
     let processes = processes.max(t.surroundings.processes as u64);
     let (prompts, meaning) = match program {
-        "video-r1" => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL completions"),
+        "video-r1" => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL counts completions"),
         _ => {
             t.parts.insert("processes_counted", String::new());
             let all = rows * steps * processes;
             // Each process of a launcher needs a micro-batch.
             let fewest = t.surroundings.processes.max(1) as u64;
-            (all.div_ceil(group).max(fewest), "TRL and ms-swift count completions of all processes, Video-R1 prompts")
+            let meaning = "TRL and ms-swift count completions of all processes, Video-R1 counts prompts";
+            (all.div_ceil(group).max(fewest), meaning)
         }
     };
     let accumulation = if program == "video-r1" { steps } else { prompts };

@@ -55,7 +55,7 @@ pub fn name_output(t: &mut Translation) {
         }
         _ => return,
     };
-    t.notes.push(format!("note: --out {folder} (that program's default)"));
+    t.notes.push(format!("note: --out {folder} (the other program's default)"));
     t.add("out", vec![folder], "the program's output folder");
 }
 
@@ -80,7 +80,8 @@ pub fn state_defaults(t: &mut Translation) {
     if !listed.is_empty() {
         let name = version.split(' ').next().unwrap_or(program);
         t.notes.push(format!(
-            "note: not given, and {name} has another default: {}; `reel {} --explain-defaults {program}` has the sources",
+            "note: options that are not given and have another default in {name}: {}; \
+             `reel {} --explain-defaults {program}` shows the sources",
             listed.join(", "),
             if t.command == "grpo" { "grpo" } else { "sft" }
         ));
@@ -94,7 +95,7 @@ fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
         "len_control" => "true".into(),
         "profile" => "videorft-train".into(),
         "max_length" | "max_prompt_length" | "image_max_pixels" | "video_max_pixels" | "fps" | "max_frames" => {
-            "of the profile, or no limit".into()
+            "the profile's limit, or none".into()
         }
         "epsilon_high" => t.value_of("epsilon").unwrap_or("0.2").into(),
         "labels" => "assistant".into(),

@@ -43,7 +43,7 @@ fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[Str
                 let name = option_names::field_name(option);
                 if option.starts_with("--") && !t.is_set(&name) {
                     let placeholder = placeholder.trim_matches(['<', '>', '[', ']']);
-                    t.refuse(option, "is missing", "give it in place of the placeholder in the command below");
+                    t.refuse(option, "is missing", "give the value in place of the placeholder in the command below");
                     t.add(&name, vec![placeholder.to_string()], option);
                     mended = true;
                 }

@@ -35,7 +35,7 @@ pub fn apply(rule: &str, given: &Given, t: &mut Translation) -> Next {
         "served_names" => served_names(given, t),
         _ if rules_train::apply(rule, &value, given, t) || rules_eval::apply(rule, &value, given, t) => {}
         _ if rules_data::apply(rule, &value, given, t) || rules_serve::apply(rule, &value, given, t) => {}
-        _ => debug_assert!(false, "the table names a rule {rule} that is not there"),
+        _ => debug_assert!(false, "the table names the rule {rule}, which does not exist"),
     }
     Next::Stop
 }

@@ -23,7 +23,10 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             folders.dedup();
             match folders[..] {
                 [folder] => t.set("media_root", vec![folder.to_string()], given),
-                _ => t.refuse(&given.shown(), "has several folders", "give one --media-root that all paths begin at"),
+                _ => {
+                    let help = "give one --media-root, the folder that all media paths are relative to";
+                    t.refuse(&given.shown(), "has several folders", help);
+                }
             }
         }
         // A name beside the model is one of its names; alone, it is the model.
@@ -50,12 +53,12 @@ fn data_sets(value: &str, given: &Given, t: &mut Translation) {
         let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
             (Some(path), Some(_)) => {
                 let what = format!("names files of {path}");
-                t.refuse(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE, and leave it out");
+                t.refuse(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE instead");
                 continue;
             }
             (None, Some(Value::Array(files))) => {
                 let what = format!("has {} files in one data set", files.len());
-                t.refuse(&given.written, &what, "give them as --data FILE,FILE, and leave it out");
+                t.refuse(&given.written, &what, "give them as --data FILE,FILE instead");
                 continue;
             }
             (path, files) => path.or(files.and_then(Value::as_str)).or(entry.as_str()),
@@ -69,12 +72,12 @@ fn data_sets(value: &str, given: &Given, t: &mut Translation) {
         let others: Vec<&str> = others.filter(|name| !known.contains(name)).collect();
         if !others.is_empty() {
             let what = format!("has {} for {path}, which reel does not read", others.join(", "));
-            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave it out");
+            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave these fields out");
         }
         let kind = entry.get("type").filter(|kind| !["chat_template", "sharegpt"].map(Value::from).contains(kind));
         if let Some(kind) = kind {
-            let what = format!("has type {kind} for {path}, and reel reads messages");
-            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave it out");
+            let what = format!("has type {kind} for {path}, but reel reads chat messages");
+            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave the type out");
         }
         places.push(with_parts(path, field("name"), field("split"), &given.written, t));
     }
@@ -108,8 +111,8 @@ pub fn apply_parts(t: &mut Translation) {
         let data = t.settings.iter().find(|setting| setting.name == "data").cloned();
         let path = data.as_ref().map(|data| data.values.join(",")).unwrap_or_default();
         if path.is_empty() || path.contains([',', '#', '@']) || std::path::Path::new(&path).is_file() {
-            let help = "leave it out, or write it behind the data: --data DIR#CONFIG@SPLIT";
-            t.refuse(&shown, "names a part of a data set, and the data is not one data set", help);
+            let help = "leave this option out, or write its value after the path: --data DIR#CONFIG@SPLIT";
+            t.refuse(&shown, "names a part of a data set, but --data is not one data set", help);
         } else if let Some(data) = data {
             let place = with_parts(&path, config.as_deref(), split.as_deref(), &shown, t);
             t.replace("data", &place, &data.shown);
@@ -121,8 +124,8 @@ pub fn apply_parts(t: &mut Translation) {
         _ if !t.is_set("model") => t.add("model", vec![name], &shown),
         "serve" => t.add("served_model_name", vec![name], &shown),
         _ => {
-            let help = "write the name into the rows, and leave it out";
-            t.refuse(&shown, "fills places in the rows of a data set", help);
+            let help = "write the name into the rows, and leave this option out";
+            t.refuse(&shown, "fills placeholders in the rows of a data set", help);
         }
     }
 }

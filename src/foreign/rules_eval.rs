@@ -85,7 +85,9 @@ fn model_args(value: &str, t: &mut Translation) {
             "num_cpus" | "num_concurrent" | "concurrency" => t.set("concurrency", vec![value.into()], &part),
             "max_retries" => t.set("max_attempts", vec![value.into()], &part),
             "api_key" if value == "EMPTY" => {}
-            "api_key" => t.refuse("--model_args api_key", "is a key on the command line", "set OPENAI_API_KEY to it"),
+            "api_key" => {
+                t.refuse("--model_args api_key", "gives a key on the command line", "set OPENAI_API_KEY to this key");
+            }
             "tensor_parallel_size"
             | "gpu_memory_utilization"
             | "device_map"
@@ -103,7 +105,8 @@ fn model_args(value: &str, t: &mut Translation) {
                 t.harmless.push((part.written, "launch, memory and kernels"));
             }
             "reasoning_prompt" | "system_prompt" => {
-                t.refuse(&format!("--model_args {pair}"), "changes the prompt of the fixed protocol", "leave it out");
+                let what = "changes the prompt, which the benchmark's protocol fixes";
+                t.refuse(&format!("--model_args {pair}"), what, "leave it out");
             }
             _ => t.refuse(&format!("--model_args {pair}"), "is not known", "leave it out"),
         }

@@ -63,5 +63,5 @@ fn reader_field(name: &str, value: &Value, given: &Given, t: &mut Translation) {
 
 fn refuse_field(given: &Given, field: &str, t: &mut Translation) {
     let help = "use --min-pixels, --max-pixels, --nframes, --fps, --min-frames and --max-frames";
-    t.refuse(&given.written, &format!("has {field}, which is not a limit of reel"), help);
+    t.refuse(&given.written, &format!("has {field}, a limit that reel does not have"), help);
 }

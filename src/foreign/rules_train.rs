@@ -64,7 +64,7 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             // reel never adapts these layers, so they need not be excluded.
             let excluded = ["lm_head", "embed_tokens", "visual", "-1"];
             match excluded.iter().any(|name| value.contains(name)) {
-                true => t.harmless.push((given.written.clone(), "layers that have no adapter here either")),
+                true => t.harmless.push((given.written.clone(), "layers that never get an adapter in reel")),
                 false => t.refuse(
                     &given.shown(),
                     "excludes layers from LoRA",
@@ -96,7 +96,7 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             "cosine" | "null" => t.set("lr_scheduler_type", vec!["cosine".into()], given),
             _ => t.refuse(
                 &given.shown(),
-                "is not a schedule of reel",
+                "is a schedule that reel does not have",
                 "use --lr-scheduler-type linear, cosine or constant",
             ),
         },

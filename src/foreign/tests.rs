@@ -243,7 +243,7 @@ fn variables_of_the_environment_set_options() {
     let words: Vec<String> = "sft --model m --data d --out o --max-frames 6".split(' ').map(String::from).collect();
     let (got, notes) = accepted(translated(&words, &set), "variables");
     assert!(got.ends_with("--max-frames 6 --video-max-pixels 50176"), "{got}");
-    assert_eq!(notes, ["note: from the environment: --video-max-pixels 50176 (VIDEO_MAX_PIXELS)"]);
+    assert_eq!(notes, ["note: taken from environment variables: --video-max-pixels 50176 (VIDEO_MAX_PIXELS)"]);
     let words: Vec<String> = [words, vec!["--tf32".into()]].concat();
     let (_, notes) = accepted(translated(&words, &set), "processes");
     let wanted = "--gpus 8; with any number of them --gradient-accumulation-steps 8 keeps";
@@ -253,7 +253,7 @@ fn variables_of_the_environment_set_options() {
 #[test]
 fn defaults_of_the_program_are_stated_once() {
     let (_, notes) = accepted(line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"), "trl");
-    let stated: Vec<_> = notes.iter().filter(|note| note.starts_with("note: not given, and TRL ")).collect();
+    let stated: Vec<_> = notes.iter().filter(|note| note.contains(" have another default in TRL: ")).collect();
     assert_eq!(stated.len(), 1, "{notes:?}");
     assert!(
         stated[0].contains("--learning-rate 1e-6 (learning_rate 2e-5)") || stated[0].contains("0.000001"),
@@ -307,7 +307,8 @@ fn stages_divergence_and_bounds_are_read_together() {
     }
     let words = format!("{verl} {actor}.clip_ratio_c=3");
     let (_, notes) = accepted(line(&words), &words);
-    assert!(notes.iter().any(|note| note.contains("clip_ratio_c (bounds of a ratio that is 1")), "{notes:?}");
+    let wanted = "clip_ratio_c (bounds of the probability ratio, which is 1";
+    assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
     accepted(line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")), "no KL term");
 }
 
@@ -325,7 +326,7 @@ fn the_command_line_wins_over_the_file() {
     let (got, notes) = accepted(line(&words), &words);
     assert!(got.contains("--learning-rate 2e-5") && got.contains("--lora-r 8") && got.contains("--seed 1"), "{got}");
     assert!(!got.contains("--freeze-vision"), "{got}");
-    let wanted = "note: the command line wins over run.yaml: learning_rate: 0.0001, freeze_vision_tower: true";
+    let wanted = "note: the command line overrides run.yaml: learning_rate: 0.0001, freeze_vision_tower: true";
     assert!(notes.iter().any(|note| note == wanted), "{notes:?}");
 }
 

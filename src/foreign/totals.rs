@@ -61,7 +61,7 @@ fn data(t: &mut Translation) {
     }
     t.replace("data", &files.join(","), &setting.shown);
     if counts.len() > 1 {
-        let help = "give --max-samples N, the number of rows of all";
+        let help = "give --max-samples N, the number of rows of all data sets together";
         t.refuse(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
     } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
         t.add("max_samples", vec![rows.to_string()], &setting.shown);
@@ -147,21 +147,22 @@ fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
     }
     let has_rates = t.is_set("learning_rate_vision") || t.is_set("learning_rate_merger");
     if weights.tower_frozen == Some(false) && program == "qwen-finetune" {
-        let what = "trains the tower's own weights beside an adapter of the decoder, which reel cannot";
-        let help = "leave it out: the tower is frozen; or train all weights (no LoRA), or adapt the tower too with \
-                    --lora-target-modules all-linear";
+        let what = "trains the tower's own weights beside an adapter of the decoder, which reel cannot do";
+        let help = "leave this option out: the tower is frozen; or train all weights (no LoRA), or adapt the tower too \
+                    with --lora-target-modules all-linear";
         t.refuse(&weights.tower_shown, what, help);
     }
     if has_rates && t.is_foreign && !t.is_set("lora_target_modules") {
         for name in ["learning_rate_vision", "learning_rate_merger"] {
             if let Some(setting) = t.remove(name) {
                 let what = "is a learning rate of weights that have no adapter";
-                t.refuse(&setting.shown, what, "leave it out, or name their layers in --lora-target-modules");
+                let help = "leave this option out, or name the layers of these weights in --lora-target-modules";
+                t.refuse(&setting.shown, what, help);
             }
         }
     }
     if weights.decoder_frozen == Some(true) && program != "qwen-finetune" {
-        let help = "leave it out, or name the layers that get an adapter in --lora-target-modules";
+        let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
         t.refuse(&weights.decoder_shown, "leaves the decoder without an adapter", help);
     }
 }
@@ -256,7 +257,7 @@ fn divergence(t: &mut Translation) {
     let off = off.or((in_loss.is_none() && !is_easyr1 && coefficient.is_some()).then(|| shown.clone()));
     let in_reward = is_easyr1 && no_kl.is_none() && in_loss == Some(false);
     if in_reward {
-        t.refuse(&in_loss_shown, "puts the KL term into the reward, and reel has it in the loss", "use --beta");
+        t.refuse(&in_loss_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
     }
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
     let of_loss_shown = t.parts.remove("kl_loss_type_shown");
@@ -265,7 +266,8 @@ fn divergence(t: &mut Translation) {
     let is_other = estimator.is_some_and(|name| !["low_var_kl", "k3"].contains(&name.as_str()));
     if off.is_none() && !in_reward && is_other {
         let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
-        t.refuse(&estimator_shown.unwrap_or_default(), what, "leave it out, or use --beta 0 for no KL term");
+        let help = "leave this option out, or use --beta 0 for no KL term";
+        t.refuse(&estimator_shown.unwrap_or_default(), what, help);
     }
     match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add("beta", vec!["0".into()], &shown),
@@ -277,7 +279,9 @@ fn divergence(t: &mut Translation) {
 /// A prompt that is too long is skipped in reel, and loses its beginning in TRL's trainer and those made from it.
 fn long_prompts(t: &mut Translation) {
     if ["trl", "video-r1"].contains(&peers::program(t)) && t.is_set("max_prompt_length") {
-        t.notes.push("note: --max-prompt-length skips a longer prompt; that program cuts its beginning".into());
+        let note = "note: --max-prompt-length skips rows with a longer prompt; the other program cuts the beginning of \
+                    such a prompt";
+        t.notes.push(note.into());
     }
 }
 
@@ -288,10 +292,10 @@ fn second_bound(t: &mut Translation) {
     let name = t.parts.remove("dual_clip_name").unwrap_or_default();
     match t.number_of("num_iterations").is_some_and(|n| n > 1.0) {
         true => {
-            let what = "is a second bound of the ratio of probabilities, which changes a loss with several iterations";
-            t.refuse(&shown, what, "leave it out: --epsilon and --epsilon-high are the bounds of reel");
+            let what = "is a second bound of the probability ratio, which changes a loss if --num-iterations exceeds 1";
+            t.refuse(&shown, what, "leave this option out: --epsilon and --epsilon-high are the bounds of reel");
         }
-        false => t.harmless.push((name, "bounds of a ratio that is 1: each rollout has one step")),
+        false => t.harmless.push((name, "bounds of the probability ratio, which is 1: each rollout has one step")),
     }
 }
 
@@ -307,7 +311,7 @@ fn long_rows(t: &mut Translation) {
     let packs = t.value_of("packing").is_some_and(|value| value != "false")
         || t.settings.iter().any(|setting| setting.name == "packing" && setting.values.is_empty());
     if packs && !t.is_set("max_length") && !t.is_set("config") && !default.is_empty() {
-        t.notes.push(format!("note: --max-length {default} (that program's default; packing needs one)"));
+        t.notes.push(format!("note: --max-length {default} (the other program's default; packing needs such a limit)"));
         t.add("max_length", vec![default.to_string()], "packing");
     }
     if program == "trl" && t.is_set("max_length") && !t.is_set("truncation_strategy") {
@@ -328,7 +332,8 @@ fn server(t: &mut Translation) {
     let tokenizer = t.parts.remove("tokenizer");
     let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
     if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
-        t.refuse(&shown, "reel reads the tokenizer of the model folder", "put its files there, and leave it out");
+        let help = "put the tokenizer's files there, and leave this option out";
+        t.refuse(&shown, "reel reads the tokenizer of the model folder", help);
     }
     let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
@@ -385,7 +390,7 @@ fn evaluation(t: &mut Translation) {
     if let Some(folder) = t.parts.remove("eval_data").filter(|_| needs_data) {
         t.add("data", vec![folder.clone()], "the program's folder of data");
         if !std::path::Path::new(&folder).exists() {
-            let what = format!("is missing: that program downloads benchmarks, or reads them from {folder}");
+            let what = format!("is missing: the other program downloads benchmarks, or reads them from {folder}");
             t.refuse("--data", &what, "give the folder with the benchmarks' own files, as published");
         }
     }

@@ -61,7 +61,7 @@ impl TrainedWeights {
             lost.push(below.tower_shown.clone());
         }
         if differs(self.merger_frozen, below.merger_frozen) {
-            lost.push("the merger, frozen or not".into());
+            lost.push("whether the merger is frozen".into());
         }
         if differs(self.decoder_frozen, below.decoder_frozen) {
             lost.push(below.decoder_shown.clone());
@@ -372,7 +372,8 @@ impl<'a> Translation<'a> {
         let what = format!("is not an option of reel {path}");
         // An option of another command has no similar option here.
         if let Some(command) = foreign_options::command_with(&given.name, &self.command) {
-            return self.refuse(&given.shown(), &format!("{what} (it is one of reel {command})"), "leave it out");
+            let what = format!("{what} (it is an option of reel {command})");
+            return self.refuse(&given.shown(), &what, "leave it out");
         }
         let value = given.value();
         let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());

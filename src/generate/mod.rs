@@ -80,7 +80,7 @@ impl SamplingFlags {
             return Err(usage_error(
                 "--stop",
                 "is an empty text, which would end every completion at once",
-                "give a text, or leave it out",
+                "give a text, or leave --stop out",
             ));
         }
         let given = SamplingParams {
@@ -117,7 +117,7 @@ pub fn refuse_completion_count(n: usize) -> Result<()> {
     match n {
         1..=MAX_COMPLETIONS => Ok(()),
         _ => {
-            let what = format!("is {n}, outside the possible numbers of completions");
+            let what = format!("is {n}, which is not a possible number of completions");
             Err(usage_error("--n", what, format!("give 1 to {MAX_COMPLETIONS}")))
         }
     }

@@ -101,11 +101,11 @@ impl GenerateArgs {
             TooLong::Prompt => failed(
                 "the prompt",
                 format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions"),
-                "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
+                "shorten the prompt, or take fewer frames or pixels (--nframes, --max-pixels)",
             ),
             TooLong::NewTokens { left } => {
                 let number = asked.unwrap_or_default();
-                let what = format!("is {number}, and the prompt has {tokens} of the model's {positions} positions");
+                let what = format!("is {number}, but the prompt takes {tokens} of the model's {positions} positions");
                 let help = format!("give at most {left}, or shorten the prompt");
                 match self.sampling.max_new_tokens {
                     Some(_) => usage_error("--max-new-tokens", what, help),

@@ -116,10 +116,11 @@ fn lines<S>(
             [] => "nothing is left that would save memory".to_string(),
             names => format!("nothing that was tried fits ({})", names.join(", ")),
         };
-        lines.push(format!("\n{tried}{by} (usable are {limit})"));
+        lines.push(format!("\n{tried}{by} (usable: {limit})"));
     } else {
         lines.push(format!(
-            "\nwhat would fit, the fewest changes first, then the fastest on each GPU; each was planned (usable are {limit}):"
+            "\noptions that would fit, the fewest changes first, then the fastest on each GPU; each was planned \
+             (usable: {limit}):"
         ));
         let width = choices.iter().map(|(options, ..)| options.len()).max().unwrap_or(0);
         lines.extend(choices.iter().map(|(options, o, _)| {
@@ -133,7 +134,8 @@ fn lines<S>(
         }));
     }
     if found.is_cut_short {
-        lines.push(format!("the search ended after {} runs on device dry; there may be nearer choices", found.runs));
+        let runs = found.runs;
+        lines.push(format!("the search ended after {runs} runs on device dry; choices with fewer changes may exist"));
     }
     lines
 }

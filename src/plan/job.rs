@@ -305,7 +305,7 @@ impl Job {
             counted(self.shape.nodes(), "machine", "s"),
             counted(micro_batches, "micro-batch", "es"),
             self.shape.rounds(),
-            if self.divides_weights { "; the GPUs divide the weights (ZeRO-3)" } else { "" }
+            if self.divides_weights { "; the weights are sharded across the GPUs (ZeRO-3)" } else { "" }
         ))?;
         table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
         table::print_checkpoint(training, ranks)?;
@@ -339,7 +339,7 @@ impl Job {
         if self.shape.ranks == 1 {
             return Ok(());
         }
-        output::print_line("\nbytes of a GPU in a step, sent and received")?;
+        output::print_line("\nbytes that a GPU sends and receives in a step")?;
         let gb = |bytes: u64| bytes as f64 / 1e9;
         let Links { within_node, between_nodes } = self.links;
         let rows = [

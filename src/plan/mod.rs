@@ -159,7 +159,7 @@ impl Sizes {
     fn machine(&self, common: &CommonOptions) -> Result<MachineSpec> {
         match &self.gpu {
             Some(_) if common.device.as_deref().is_some_and(|device| !device.starts_with("cuda")) => {
-                Err(usage_error("--gpu", "is another machine than --device names", "give one of the two"))
+                Err(usage_error("--gpu", "names a different machine from --device", "give one of the two"))
             }
             Some(name) => Ok(MachineSpec::gpu(name)?),
             None => match common.device()? {

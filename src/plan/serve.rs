@@ -332,12 +332,12 @@ impl PlanServeArgs {
         let tokens = self.prompt_and_answer().saturating_sub(*new);
         if tokens == 0 {
             let what = format!("is {new}, which leaves no token of --max-model-len for the prompt");
-            return Err(usage_error("--max-new-tokens", what, "lower it, or raise --max-model-len"));
+            return Err(usage_error("--max-new-tokens", what, "lower --max-new-tokens, or raise --max-model-len"));
         }
         let positions = config.text.max_position_embeddings;
         if tokens + new > positions {
-            let what = format!("is {new}, and the prompt has {tokens} of the model's {positions} positions");
-            return Err(usage_error("--max-new-tokens", what, "lower it, or lower --tokens"));
+            let what = format!("is {new}, but the prompt takes {tokens} of the model's {positions} positions");
+            return Err(usage_error("--max-new-tokens", what, "lower --max-new-tokens or --tokens"));
         }
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;

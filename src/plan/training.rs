@@ -217,7 +217,7 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
             }
             let plan = self.plan(&with(n))?;
             if n > 1 && plan.counts.training.as_ref().is_some_and(|training| training.has_few_rows) {
-                let what = format!("reaches {} {}, and --data has fewer rows", unit.option, n as usize * unit.size);
+                let what = format!("reaches {} {}, but --data has fewer rows", unit.option, n as usize * unit.size);
                 return Err(usage_error(
                     "--find-batch-size",
                     what,
@@ -250,7 +250,7 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
         );
         let value = |n: u64| n as usize * unit.size;
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        let limit = format!("usable are {:.1} GB, {:.0} % of the memory", gb(usable.bytes()), 100.0 * usable.share);
+        let limit = format!("{:.1} GB are usable, {:.0} % of the memory", gb(usable.bytes()), 100.0 * usable.share);
         let peak = |n: u64| planned.get(&n).map_or(0.0, |o| gb(o.peak));
         let line = match (largest, next) {
             (None, _) => format!("\nnot even {} {} fits: {:.3} GB; {limit}", unit.option, value(1), peak(1)),

@@ -47,7 +47,7 @@ impl PreparedLaunch {
             LaunchError::Unsupported { problem } => failed(&self.file, problem, "use less local memory"),
             LaunchError::Memory { what, bytes, limit } => {
                 let what = format!("{what} take {bytes} bytes, but the limit is {} MiB", limit >> 20);
-                failed(&self.file, what, "use smaller ones, or raise --max-memory")
+                failed(&self.file, what, "reduce their size, or raise --max-memory")
             }
         })
     }

@@ -52,7 +52,8 @@ impl LimitOptions {
             StopCause::NoProgress => return None,
             StopCause::Time => {
                 let seconds = self.max_seconds.unwrap_or_default();
-                (format!("the run was stopped after {seconds} s in {place}"), "raise --max-seconds if the kernel ends")
+                let help = "raise --max-seconds if the kernel only needs more time";
+                (format!("the run was stopped after {seconds} s in {place}"), help)
             }
             StopCause::Memory => (
                 format!("the threads' stacks need more than {} MiB in {place}", self.max_memory),

@@ -99,9 +99,8 @@ impl RunDisplay<'_> {
         for Cause { finding, may_follow } in causes(self.findings()) {
             self.add_finding(&mut out, finding);
             for f in may_follow {
-                let clause = first_clause(f);
-                out +=
-                    &format!("  may follow from it: {} at {}:{}: {clause}\n", f.kind.name(), self.quotes.name, f.line);
+                let (kind, file, clause) = (f.kind.name(), &self.quotes.name, first_clause(f));
+                out += &format!("  may follow from this finding: {kind} at {file}:{}: {clause}\n", f.line);
             }
         }
         if !quiet {

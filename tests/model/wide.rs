@@ -91,7 +91,7 @@ fn resume_equals(folder: &Path, out: &str, weights: &str, command: &str) {
     }
     reel(folder, &format!("{command} --resume-from-checkpoint last"));
     let resumed = fs::read(folder.join(out).join(weights)).expect("weights");
-    assert!(straight == resumed, "{out}: the resumed run has other weights");
+    assert!(straight == resumed, "{out}: the resumed run has different weights");
 }
 
 /// The length of the header of a safetensors file.

@@ -124,7 +124,7 @@ fn finish(at: &Path, words: &[String], environment: &[(String, String)]) -> (usi
 fn trained(at: &Path, done: &FinishedRun) -> String {
     // Dynamic sampling looks for groups with different rewards, and the tiny model has none.
     if done.stderr.contains("has the same reward for all of its completions") {
-        return "rollouts without different rewards, as the tiny model gives".into();
+        return "each group of completions of the tiny model has equal rewards".into();
     }
     let out = done.ok().lines().find_map(|line| line.split_once(": 1 steps")).expect("a line with OUT").0.to_string();
     let metrics = std::fs::read_to_string(at.join(out).join("metrics.jsonl")).expect("metrics");

@@ -59,7 +59,7 @@ pub fn shortest(graph: &Graph) -> Option<String> {
     let others: Vec<&str> = files.iter().map(|file| file.as_str()).collect();
     let help = "move what both need into a file below them, or pass it as an argument";
     Some(format!(
-        "a circle of {} files; {help}:\n{}\n  files in circles: {}",
+        "a dependency cycle of {} files; {help}:\n{}\n  files in cycles: {}",
         circle.len(),
         steps.join("\n"),
         others.join(" ")

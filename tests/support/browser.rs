@@ -149,7 +149,7 @@ impl Browser {
         while self.eval(&format!("Boolean({condition})")) != true {
             if begun.elapsed() > PATIENCE {
                 let page = self.eval("document.body.innerText");
-                panic!("not true in time: {condition}\nerrors: {:#?}\npage: {page}", self.errors);
+                panic!("this did not become true in time: {condition}\nerrors: {:#?}\npage: {page}", self.errors);
             }
             std::thread::sleep(Duration::from_millis(15));
         }

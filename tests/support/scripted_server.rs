@@ -80,7 +80,7 @@ impl ScriptedServer {
     #[track_caller]
     pub fn wait_until_gone(&self) {
         let seen = self.seen.recv_timeout(PATIENCE);
-        assert!(matches!(seen, Ok(Seen::Gone)), "the client still listens: {seen:?}");
+        assert!(matches!(seen, Ok(Seen::Gone)), "the client is still connected: {seen:?}");
     }
 }
 

@@ -203,7 +203,7 @@ mod tests {
         let rows = RowPreparer::new(Arc::new(rows_of_ones(2)), 1);
         rows.0.lock().not_started = Some(io::Error::from_raw_os_error(11));
         let e = rows.take(0, 0).unwrap_err();
-        assert!(e.to_string().starts_with("rows: its thread cannot be created: "), "{e}");
+        assert!(e.to_string().starts_with("rows: a thread cannot be created: "), "{e}");
         assert!(!is_row_error(&e));
     }
 }

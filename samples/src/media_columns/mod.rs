@@ -92,7 +92,7 @@ pub(super) fn insert_media(
 
 /// Refuses media columns in a row whose prompt is a text: only messages can hold media.
 pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
-    const HELP: &str = "write it as a list of {\"role\", \"content\"} messages";
+    const HELP: &str = "write the text as a list of {\"role\", \"content\"} messages";
     for kind in Kind::ALL {
         if let Some(column) = kind.columns().into_iter().find(|column| columns.get(*column).is_some_and(is_given)) {
             return Err(Diagnostic::new(
@@ -342,7 +342,8 @@ fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Resu
             return Err(Diagnostic::new(
                 name.as_str(),
                 "looks like images or videos, but reel does not read this column",
-                "name the column images or videos and write <image> or <video> where each file belongs, or remove it",
+                "name the column images or videos and write <image> or <video> where each file belongs, or remove the \
+                 column",
             ));
         }
     }

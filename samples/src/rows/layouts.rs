@@ -94,11 +94,11 @@ impl DataRow {
                 Self::whole_chat("prompt", messages, given, fields)
             }
             (PromptContent::Chat(_), _) => {
-                Err(Diagnostic::new("completion", "is not a list of messages, as `prompt` is", CHAT))
+                Err(Diagnostic::new("completion", "is not a list of messages, although `prompt` is one", CHAT))
             }
             (PromptContent::Text(_), _) => Err(Diagnostic::new(
                 "completion",
-                "is not a text, as `prompt` is",
+                "is not text, although `prompt` is",
                 "write both as messages or as texts",
             )),
         }
@@ -199,7 +199,7 @@ fn refuse_second_chat(field: &str, messages: &[Value], columns: &Map<String, Val
     });
     match other {
         Some(name) => {
-            let what = format!("is given together with `{field}`, and is another conversation");
+            let what = format!("is given together with `{field}`, but is a different conversation");
             Err(Diagnostic::new(name, what, "keep one of the two"))
         }
         None => Ok(()),
@@ -213,11 +213,11 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
         None | Some(Value::Null) => return Ok(messages),
         Some(Value::String(text)) if text.is_empty() => return Ok(messages),
         Some(Value::String(text)) => text,
-        Some(_) => return fault("is not a string", "write it as a JSON string"),
+        Some(_) => return fault("is not a string", "write the value as a JSON string"),
     };
     match messages.first().filter(|first| first["role"] == "system") {
         Some(own) if own["content"] == text.as_str() => Ok(messages),
-        Some(_) => fault("is another text than the system message of the chat", "keep one of the two"),
+        Some(_) => fault("differs from the system message of the chat", "keep one of the two"),
         None => Ok([message("system", text)].into_iter().chain(messages).collect()),
     }
 }
@@ -226,7 +226,7 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
 fn refuse_system_column(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     match with_system_column(Vec::new(), fields)?.is_empty() {
         true => Ok(()),
-        false => Err(Diagnostic::new("system", "is not read beside a `prompt` that is a text", CHAT)),
+        false => Err(Diagnostic::new("system", "is not read when `prompt` is plain text", CHAT)),
     }
 }
 
@@ -243,7 +243,7 @@ fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     if none {
         Ok(())
     } else {
-        Err(Diagnostic::new("tools", "is not supported: the chat template does not show it", help))
+        Err(Diagnostic::new("tools", "is not supported: the chat template does not show tools to the model", help))
     }
 }
 
@@ -257,7 +257,7 @@ fn refuse_objects(messages: &[Value], fields: &Map<String, Value>) -> Result<(),
     });
     match mark.filter(|_| is_given(fields, "objects")) {
         Some(mark) => {
-            let what = format!("is not read, so the mark {mark} would stay in the text");
+            let what = format!("is not read by reel, so the mark {mark} would stay in the text");
             Err(Diagnostic::new("objects", what, "write the boxes and names into the text"))
         }
         None => Ok(()),
@@ -316,7 +316,7 @@ fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) ->
             None | Some(Value::Null) => {}
             Some(Value::String(text)) if text.is_empty() => {}
             Some(Value::String(text)) => question.push(text),
-            Some(_) => return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string")),
+            Some(_) => return Err(Diagnostic::new(name, "is not a string", "write the value as a JSON string")),
         }
     }
     if question.is_empty() {

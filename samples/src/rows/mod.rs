@@ -183,7 +183,7 @@ impl DataRow {
             Self::Completion { .. } => Err(Diagnostic::new(
                 "",
                 "has a `completion`, so no answer is left to generate",
-                "remove it, or use this file for supervised fine-tuning",
+                "remove the completion, or use this file for supervised fine-tuning",
             )),
         }
     }
@@ -200,7 +200,7 @@ impl DataRow {
                     messages.pop();
                 }
                 match messages.is_empty() {
-                    true => Err(Diagnostic::new("", "has answers of the assistant only", CHAT)),
+                    true => Err(Diagnostic::new("", "has only answers of the assistant, and no question", CHAT)),
                     false => Ok(PromptContent::Chat(messages)),
                 }
             }

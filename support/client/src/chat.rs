@@ -507,7 +507,7 @@ fn judge(reply: Reply) -> Attempt {
     let (kind, help) = match status {
         401 | 403 => (FailureKind::Unusable, "check the API key"),
         402 => (FailureKind::Unusable, "check that the account at the server's operator has credit"),
-        300..=399 => (FailureKind::Unusable, "give the URL that it redirects to"),
+        300..=399 => (FailureKind::Unusable, "give the URL that the server redirects to"),
         404 | 405 => (FailureKind::Unusable, "check the URL (it often ends in /v1) and the model's name"),
         _ => (FailureKind::Refused, "check the request against the server's limits"),
     };

@@ -17,7 +17,7 @@ pub struct WeightedPath {
     pub weight: Option<f64>,
 }
 
-const WEIGHTS: &str = "give each file a positive weight, as in a.parquet:0.7,b.jsonl:0.3, or none";
+const WEIGHTS: &str = "give each file a positive weight, as in a.parquet:0.7,b.jsonl:0.3, or give no weights";
 
 /// Parses the value of `--data`. A text that is an existing path is never split at its commas and colons.
 ///

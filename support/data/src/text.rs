@@ -95,7 +95,7 @@ impl TextRows {
         if let Some(number) = whole_number_beyond_64_bits(text) {
             let shown: String = number.chars().take(40).collect();
             let what = format!("has the whole number {shown}, which does not fit in 64 bits");
-            return Err(DataError::data(self.location(index), what, "write it as a text, in quotes"));
+            return Err(DataError::data(self.location(index), what, "write the number as text, in quotes"));
         }
         serde_json::from_str(text)
             .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), LISTS))

@@ -76,7 +76,7 @@ impl Diagnostic {
     /// Creates the diagnostic of a thread that could not be started; `purpose` says what the thread is for.
     pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
         let help = help_for_failed_start(error).unwrap_or("check the limits of this process (ulimit -a)");
-        Self::new(purpose, format!("its thread cannot be created: {error}"), help)
+        Self::new(purpose, format!("a thread cannot be created: {error}"), help)
     }
 
     /// Puts `outer` before the present location: if the location is `fps`, `at("rows.jsonl:3")` makes it

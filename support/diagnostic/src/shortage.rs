@@ -58,7 +58,7 @@ mod tests {
             }
         }
         let thread = Diagnostic::cannot_start_thread("the server", &error(EAGAIN));
-        assert!(thread.to_string().starts_with("the server: its thread cannot be created: "), "{thread}");
+        assert!(thread.to_string().starts_with("the server: a thread cannot be created: "), "{thread}");
         assert!(thread.help.contains("ulimit -u") && thread.help.contains("pids limit"), "{thread}");
         // EAGAIN means a lack of threads or processes only when one is started; reading a file does not start any.
         assert_eq!(shortage_help(&error(EAGAIN)), None);

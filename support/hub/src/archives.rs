@@ -114,7 +114,7 @@ impl Unpacker<'_> {
         }
         let target = self.target(name)?;
         if target == self.archive {
-            return Err(damaged(self.archive, "has a file with its own name"));
+            return Err(damaged(self.archive, "has a file with the archive's own name"));
         }
         if self.unnamed.contains_key(&target) {
             // The archive has the file twice.
@@ -133,7 +133,10 @@ impl Unpacker<'_> {
                 self.unnamed.insert(target, out.close()?);
                 self.bytes += bytes;
             }
-            Ok(_) => return Err(damaged(self.archive, format!("is damaged: {} has another size", name.display()))),
+            Ok(_) => {
+                let what = format!("is damaged: {} does not have its stated size", name.display());
+                return Err(damaged(self.archive, what));
+            }
             Err(e) if reel_diagnostic::no_room_help(e.kind()).is_some() => {
                 return Err(HubError::cannot_write(&target, &e));
             }
@@ -148,13 +151,14 @@ impl Unpacker<'_> {
     fn tell_links(&self) {
         if self.links > 0 {
             let (archive, links) = (self.archive.display(), self.links);
-            note!("{archive}: {links} entries were left out, which are neither files nor folders");
+            note!("{archive}: {links} entries that are neither files nor folders were left out");
         }
     }
 }
 
 fn damaged(archive: &Path, what: impl Into<String>) -> HubError {
-    HubError::new(archive.display().to_string(), what, "remove it and run the command again, or unpack it by hand")
+    let help = "remove the archive and run the command again, or unpack it by hand";
+    HubError::new(archive.display().to_string(), what, help)
 }
 
 fn unpack_zip(file: File, to: &mut Unpacker) -> Result<()> {

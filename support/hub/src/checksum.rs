@@ -26,7 +26,7 @@ pub(crate) fn difference(path: &Path, remote: &RemoteFile) -> io::Result<Option<
             ("SHA-1", stated, hash(Sha1::new_with_prefix(format!("blob {length}\0")), file)?)
         }
     };
-    Ok((computed != *stated).then(|| format!("has another {name} than the hub's file")))
+    Ok((computed != *stated).then(|| format!("has a different {name} from that of the hub's file")))
 }
 
 fn hash(mut digest: impl Digest, mut file: File) -> io::Result<String> {

@@ -140,7 +140,7 @@ fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, event
         fs::remove_file(&part).map_err(|e| HubError::cannot_write(&part, &e))?;
     }
     let what = difference.unwrap_or_default();
-    let help = "it was downloaded twice; check the network, and whether HF_ENDPOINT names a hub that you trust";
+    let help = "the file was downloaded twice; check the network, and whether HF_ENDPOINT names a hub that you trust";
     Err(HubError::new(downloader.address(&file.path), what, help))
 }
 

@@ -155,7 +155,7 @@ impl FailureDetector {
 
     fn has_left(&self, rank: usize, waiting: usize, call: &Call) -> RankError {
         let what = format!("has left, but rank {waiting} waits for it in {call}");
-        failure(&self.members[rank], what, "look at its output: it may have stopped because of an error of its own")
+        failure(&self.members[rank], what, "look at the output of this rank: an error of its own may have stopped it")
     }
 
     fn unreachable(&self, suspicion: &Suspicion) -> RankError {
@@ -194,14 +194,16 @@ fn failure(member: &Member, what: String, help: &str) -> RankError {
 
 /// The failure of a rank whose connection has closed.
 pub(crate) fn ended(member: &Member) -> RankError {
-    let help = "look at its output; if that says nothing, the kernel may have killed it for lack of memory (dmesg)";
+    let help = "look at the output of this rank; if it shows no error, the kernel may have killed the rank for lack of \
+                memory (dmesg)";
     failure(member, "ended".into(), help)
 }
 
 /// The failure of a rank that has sent no heartbeats for this time.
 pub(crate) fn silent(member: &Member, time: Duration) -> RankError {
     let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
-    failure(member, what, "check that its machine runs and can be reached, and that its process is not stopped")
+    let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";
+    failure(member, what, help)
 }
 
 #[cfg(test)]
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(error.rank, Some(2));
         assert!(error.to_string().starts_with("rank 2 (node, process 12): ended: "), "{error}");
         detector.record_leave(2);
-        assert_eq!(detector.failure(now + seconds(60)), None, "a rank that has left is silent");
+        assert_eq!(detector.failure(now + seconds(60)), None, "the silence of a rank that has left is no failure");
         assert_eq!(detector.failure(now + seconds(61)).and_then(|e| e.rank), Some(1));
     }
 
@@ -315,7 +317,7 @@ mod tests {
         detector.record_leave(2);
         detector.record_activity(1, waits(barrier(3), 4, seconds(0)));
         detector.record_activity(0, Activity { call: None, waiting_ms: None, collectives: 4 });
-        assert_eq!(detector.failure(now), None, "its bytes are on their way");
+        assert_eq!(detector.failure(now), None, "the bytes of the rank that has left may still arrive");
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
         assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));
         let receive = Call::new(Kind::Receive, "x", 0, Some(2));

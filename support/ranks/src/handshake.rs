@@ -123,7 +123,7 @@ pub(crate) fn connect_to(
     let mut answer = [0; ACCEPTED.len()];
     read_exact_until(&mut stream, &mut answer, deadline, may_continue)?;
     if answer != ACCEPTED {
-        return Err(io::Error::new(ErrorKind::InvalidData, "another program listens there"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "another program listens at this address"));
     }
     Ok(stream)
 }

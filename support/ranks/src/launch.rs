@@ -146,7 +146,7 @@ impl Variables<'_> {
     }
 }
 
-const START_AGAIN: &str = "start the processes by the launcher itself, or unset its other variables";
+const START_AGAIN: &str = "start the processes with the launcher itself, or unset its other variables";
 
 fn wrong(name: &str, what: &str, help: &str) -> RankError {
     Diagnostic::new(name, what, help).into()

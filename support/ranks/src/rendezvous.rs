@@ -273,7 +273,7 @@ impl<'a> Coordinator<'a> {
     fn missing_ranks(&self) -> RankError {
         let missing = self.missing();
         let what = format!(
-            "{} of {} {} not come within {} seconds",
+            "{} of {} {} not joined within {} seconds",
             named(&missing),
             self.world.size,
             if missing.len() == 1 { "has" } else { "have" },
@@ -315,7 +315,7 @@ fn different_sizes(rank_0: &Member, world: &World, joiner: &Member, size: usize)
 /// The error of two processes that have the same rank.
 pub(crate) fn duplicate_rank(first: &Member, second: &Member) -> RankError {
     let place = |member: &Member| format!("process {} on {}", member.pid, member.host);
-    let what = format!("{} has this rank, and so has {}", place(first), place(second));
+    let what = format!("{} has this rank, and {} has it, too", place(first), place(second));
     let help = "start each rank once, and one job at a time in an output folder";
     Diagnostic::new(format!("rank {}", second.rank), what, help).into()
 }

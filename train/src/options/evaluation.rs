@@ -104,11 +104,11 @@ impl EvaluationOptions {
         let first_of_benchmarks = of_benchmarks.iter().find(|(_, given)| *given).map_or("", |(flag, _)| flag);
         if self.eval_steps == 0 {
             let first = if self.eval_on_start && !validates { "--eval-on-start" } else { first_of_benchmarks };
-            let help = "give --eval-steps N to evaluate after every N steps, or leave it out";
+            let help = "give --eval-steps N to evaluate after every N steps, or leave this option out";
             return check(first.is_empty(), first, "has no effect without --eval-steps".into(), help);
         }
         if validates && !names {
-            let help = "name benchmarks such as mmvu,videomme, or leave it out";
+            let help = "name benchmarks such as mmvu,videomme, or leave this option out";
             check(
                 first_of_benchmarks.is_empty(),
                 first_of_benchmarks,

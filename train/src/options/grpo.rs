@@ -346,7 +346,7 @@ impl TrainingOptions for GrpoOptions {
             self.reward_env.is_none() || !self.reward_command.is_empty() || self.functions().next().is_some(),
             "--reward-env",
             "is for --reward-command and --reward-funcs, which are not given".into(),
-            "give one of them too, or leave it out",
+            "give one of them too, or leave --reward-env out",
         )?;
         range("--reward-timeout", timeout, timeout > 0.0 && timeout < 1e9, "give a number of seconds above 0")?;
         let scores_completions = self.temporal
@@ -366,7 +366,7 @@ impl TrainingOptions for GrpoOptions {
             self.len_control != Some(true) || !self.has_custom_reward(),
             "--len-control",
             "is true, but custom rewards replace the length reward".into(),
-            "leave it out, or compute a length reward in your own",
+            "leave --len-control out, or compute a length reward in your custom reward",
         )?;
         check(
             !self.temporal || self.parity.temporal_min_ratio().is_some(),

@@ -481,7 +481,7 @@ impl RunOptions {
         for (flag, given) in [("--freeze-llm", self.freeze_llm), ("--freeze-merger", self.freeze_merger.is_some())] {
             let what =
                 "is for training of the weights themselves, but --lora-r trains an adapter beside frozen weights";
-            let help = "leave it out, or name the layers that get an adapter in --lora-target-modules";
+            let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
             check(r == 0 || !given, flag, what.into(), help)?;
         }
         let alpha = self.lora_alpha.unwrap_or(1.0);

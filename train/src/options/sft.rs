@@ -84,7 +84,7 @@ impl SftOptions {
         let size = self.val_size.unwrap_or(0.0);
         let fits = size >= 0.0 && size.is_finite() && (size < 1.0 || size.fract() == 0.0);
         check(fits, "--val-size", format!("is {size}"), "give a share below 1, or a whole number of rows")?;
-        let what = "is given together with --eval-file, and a run has one set of validation rows";
+        let what = "is given together with --eval-file, but a run has only one set of validation rows";
         check(self.eval_file.is_none() || size == 0.0, "--val-size", what.into(), "give one of the two")?;
         let is_empty = self.eval_file.as_ref().is_some_and(|file| file.as_os_str().is_empty());
         check(!is_empty, "--eval-file", "is empty".into(), "give a data file, or the folder of a data set")?;

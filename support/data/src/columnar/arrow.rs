@@ -68,7 +68,7 @@ impl ArrowDecoder {
             check_type(field.data_type()).map_err(|unsupported| {
                 let location = format!("{}: column {}", self.path.display(), field.name());
                 let what = format!("has the type {unsupported}, which is not supported");
-                DataError::data(location, what, "write it as text or numbers")
+                DataError::data(location, what, "write the column as text or numbers")
             })?;
         }
         let (mut count, mut bytes) = (0, 0);

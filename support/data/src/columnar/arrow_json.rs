@@ -47,7 +47,7 @@ pub(crate) fn check_type(data_type: &DataType) -> Result<(), String> {
 
 fn check_nested(data_type: &DataType, depth: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
-        return Err(format!("of more than {MAX_DEPTH} levels"));
+        return Err(format!("with more than {MAX_DEPTH} nested levels"));
     }
     match data_type {
         DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => {

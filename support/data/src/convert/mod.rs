@@ -41,7 +41,7 @@ impl DataFormat {
             "parquet" => Ok(Self::Parquet),
             _ => {
                 let what = "has an extension that names no format of data files";
-                Err(DataError::data(path.display().to_string(), what, "name it .json, .jsonl or .parquet"))
+                Err(DataError::data(path.display().to_string(), what, "use the extension .json, .jsonl or .parquet"))
             }
         }
     }

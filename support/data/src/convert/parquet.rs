@@ -39,7 +39,7 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
     let columns = columns.finish();
     if columns.is_empty() {
         let what = "has no columns: every row is an empty object";
-        return Err(DataError::data(table.location(0), what, "write it as JSON or JSONL").into());
+        return Err(DataError::data(table.location(0), what, "write the rows as JSON or JSONL").into());
     }
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
     let optional: Vec<&str> = columns.iter().filter(|c| c.is_optional).map(|c| c.name.as_str()).collect();
@@ -70,7 +70,7 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
 fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
     match table.value(row)? {
         Value::Object(fields) => Ok(fields),
-        _ => Err(DataError::data(table.location(row), "is not an object", "write it as JSON or JSONL")),
+        _ => Err(DataError::data(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
     }
 }
 

@@ -91,7 +91,7 @@ impl FolderPath {
         formats.dedup();
         if formats.len() > 1 {
             let what = format!("has files of several formats for one split: {}", formats.join(", "));
-            return Err(self.error(what, "give the files themselves, divided by commas"));
+            return Err(self.error(what, "give the files themselves, separated by commas"));
         }
         Ok(files.into_iter().map(|file| self.folder.join(file)).collect())
     }

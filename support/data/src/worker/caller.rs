@@ -193,7 +193,7 @@ impl WorkerFile {
             (None, Some(code)) => format!("exited with code {code}{}", end.detail()),
             (None, None) => "does not end".to_string(),
         };
-        format!("the process that decodes it {how}")
+        format!("the process that decodes the file {how}")
     }
 
     fn invalid_reply(&self) -> DataError {

@@ -193,8 +193,8 @@ fn broken_workers_give_one_line() {
     let path = golden("types_v1.parquet");
     for (part, wanted) in [
         ("sleep", "decoding made no progress for 0.5 s"),
-        ("abort", "the process that decodes it crashed (signal 6)"),
-        ("exit", "the process that decodes it exited with code 3 (a message of its own)"),
+        ("abort", "the process that decodes the file crashed (signal 6)"),
+        ("exit", "the process that decodes the file exited with code 3 (a message of its own)"),
         ("garbage", "invalid reply"),
         ("long message", "invalid reply"),
         ("long rows", "invalid reply"),

@@ -132,7 +132,7 @@ fn missing_ranks_are_named_by_all_that_are_there() {
     let errors = join_all(folder.path(), worlds, timeouts);
     for error in errors {
         let error = error.expect_err("ranks are missing");
-        assert!(error.to_string().starts_with("ranks 1, 3 of 5 have not come within 0.7 seconds; look at"), "{error}");
+        assert!(error.to_string().starts_with("ranks 1, 3 of 5 have not joined within 0.7 seconds; look "), "{error}");
         assert_eq!(error.rank, Some(1));
     }
     let error = join(world(3, 5), folder.path(), timeouts).expect_err("rank 0 is missing");
@@ -146,9 +146,9 @@ fn missing_ranks_are_named_by_all_that_are_there() {
 fn processes_that_do_not_fit_are_errors_of_all() {
     let folder = tempfile::tempdir().expect("a folder");
     let cases: [(Vec<World>, &str); 3] = [
-        (vec![world(0, 4), world(1, 4), world(2, 4), world(2, 4)], " has this rank, and so has process "),
+        (vec![world(0, 4), world(1, 4), world(2, 4), world(2, 4)], " has this rank, and process "),
         (vec![world(0, 4), world(1, 4), world(2, 3)], "counts 3 ranks, but rank 0 ("),
-        (vec![world(0, 4), world(0, 4), world(1, 4)], " has this rank, and so has process "),
+        (vec![world(0, 4), world(0, 4), world(1, 4)], " has this rank, and process "),
     ];
     for (worlds, wanted) in cases {
         // The last one comes when the others are there.

@@ -311,7 +311,7 @@ fn memory_of(device: &Device, cell: &Cell, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// The gathered weights of all units. They are freed when it is dropped.
-#[must_use = "the weights are freed when it is dropped"]
+#[must_use = "the weights are freed when this value is dropped"]
 #[derive(Debug)]
 pub struct AllWeights(Rc<WeightShards>);
 
@@ -324,7 +324,7 @@ impl Drop for AllWeights {
 
 /// Rounds of forward passes without backward passes. When it is dropped, no weights are gathered, and rounds have
 /// backward passes again.
-#[must_use = "rounds have backward passes again when it is dropped"]
+#[must_use = "rounds have backward passes again when this value is dropped"]
 #[derive(Debug)]
 pub struct ForwardRounds(Rc<WeightShards>);
 

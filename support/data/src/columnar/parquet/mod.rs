@@ -277,7 +277,8 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
             return error("occurs twice".into(), "rename one of the two");
         }
         if let Err(unsupported) = arrow_json::check_type(field.data_type()) {
-            return error(format!("has the type {unsupported}, which is not supported"), "write it as text or numbers");
+            let what = format!("has the type {unsupported}, which is not supported");
+            return error(what, "write the column as text or numbers");
         }
         Ok(Column {
             name: field.name().clone(),
