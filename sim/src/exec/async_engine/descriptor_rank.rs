@@ -72,7 +72,7 @@ impl AsyncEngine {
             } else {
                 cx.grid
                     .reporter
-                    .add_note(pc, &format!("{text}; the product is correct, because its layout ignores the offset"));
+                    .add_note(pc, &format!("{text}; the product is right here, because its layout ignores the offset"));
             }
         }
     }

@@ -188,7 +188,7 @@ impl AsyncEngine {
         match misplaced.filter(|_| !known) {
             Some(e) if writers.were_written_by_tensor_copies(&memory.ops) => cx.grid.reporter.add_note(
                 pc,
-                &format!("{e}; the product is correct, because tensor copies swizzle the bytes by their addresses"),
+                &format!("{e}; the product is right here, because tensor copies swizzle the bytes by their addresses"),
             ),
             Some(e) => cx.report(FindingKind::Wgmma, lane, || e.to_string()),
             None => {}
