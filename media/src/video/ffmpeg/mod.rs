@@ -12,7 +12,7 @@ mod truncation;
 use std::path::Path;
 
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
-use crate::libraries::load_for;
+use crate::libraries::load_ffmpeg_for_video;
 use crate::resize::{VideoPixelLimits, refuse_side_of_zero};
 use crate::selection::select_frames;
 use crate::{MediaError, Result};
@@ -22,7 +22,7 @@ use crate::{MediaError, Result};
 /// # Errors
 /// FFmpeg is not installed, or the file cannot be opened or is empty.
 pub(crate) fn check_file(path: &Path) -> Result<()> {
-    load_for(path)?;
+    load_ffmpeg_for_video(path)?;
     let cannot_read = |e| MediaError::cannot_read(path, &e);
     let metadata = std::fs::metadata(path).map_err(cannot_read)?;
     if metadata.is_dir() {
