@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use reel_device::{Download, GraphCache};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{OutputDestination, RowPlaces, StoredOutputs};
+use reel_model::text::products::{OutputDestination, RowDestinations, StoredOutputs};
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
@@ -103,7 +103,7 @@ impl StepState {
     fn launch(&self, cx: &Cx) -> Result<()> {
         let StepState { rows, sampling, sampled, suppressed, .. } = self;
         let keep = self.kept.as_ref().map(|(products, rows)| {
-            let places = RowPlaces::of_all(rows);
+            let places = RowDestinations::of_all_rows(rows);
             OutputDestination { products, tokens: places.clone(), needed: places }
         });
         let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache, keep.as_ref())?;

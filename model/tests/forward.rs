@@ -116,7 +116,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
         ] {
             // Copied weights have another layout, but the results must have the same bits.
             let mut case = Case::open(&folder);
-            case.files = case.files.copied(copied);
+            case.files = case.files.with_copied_weights(copied);
             let want = packed(&mapped, &Device::cpu(1), dtype, quantization);
             let packed = |device: &Device| packed(&case, device, dtype, quantization);
             assert_eq!(want, packed(&Device::cpu(1)), "{}: copied {copied}", case.name);

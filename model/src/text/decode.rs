@@ -100,7 +100,7 @@ impl Layer {
         linear: &Linear,
     ) -> Result<Tensor> {
         let Some(parallel) = &self.parallel else { return linear.forward_skinny(cx, input, adapters, Some(x)) };
-        let own = parallel.own_columns(cx, x)?;
+        let own = parallel.columns_of_this_rank(cx, x)?;
         parallel.gather(cx, name, &linear.forward_skinny(cx, input, adapters, Some(&own))?)
     }
 }

@@ -134,14 +134,14 @@ impl DividedWeights {
         let mut units = BTreeMap::<WeightUnit, u64>::new();
         for (name, shape) in expected_tensors(config) {
             if with_vision || !name.starts_with("visual.") {
-                *units.entry(units::unit_of(&name, config)).or_default() +=
+                *units.entry(units::unit_of_weight(&name, config)).or_default() +=
                     element * shape.iter().product::<usize>() as u64;
             }
         }
         let forward = units::forward_units(config, with_vision);
         let bytes = |unit: &WeightUnit| units.get(unit).copied().unwrap_or(0);
         // The last unit of the forward pass stays in memory for the backward pass.
-        let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_backward(**unit));
+        let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_in_backward(**unit));
         let mut sizes: Vec<u64> = units.values().copied().collect();
         sizes.sort_unstable();
         Self {

@@ -156,7 +156,7 @@ impl TrainedWeights {
         }
         let specs = self.specs();
         let weight_files = WeightFiles::new(self.origin.files.naming(), &specs, MAX_SHARD_BYTES);
-        let places = weight_files.places().map_err(|e| TrainError::cannot_write(folder, e))?;
+        let places = weight_files.tensor_positions().map_err(|e| TrainError::cannot_write(folder, e))?;
         let mut by_file = BTreeMap::<&str, Vec<FilePart>>::new();
         for (index, (spec, file, start)) in places.iter().enumerate() {
             let parts = by_file.entry(*file).or_default();

@@ -166,7 +166,7 @@ impl GradientSum {
         let order: Vec<usize> = model_order.iter().rev().filter_map(index).collect();
         let buckets = buckets(&partition, &order, weights);
         if let Some(shards) = &shards {
-            let unit = |cell: &Cell| units::unit_of(&parameters[cell.parameter].0, config);
+            let unit = |cell: &Cell| units::unit_of_weight(&parameters[cell.parameter].0, config);
             shards.set_buckets(buckets.iter().map(|bucket| bucket.iter().map(unit).collect()));
         }
         let owned = |bucket: &Vec<Cell>| bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum();
