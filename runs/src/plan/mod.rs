@@ -56,7 +56,7 @@ pub struct Plan {
     /// The first backward pass.
     pub backward: BackwardPass,
     /// The size of what is trained.
-    pub trained: TrainedSize,
+    pub trained: TrainedParameterSize,
     /// The weights that ranks divide with ZeRO-3.
     pub divided: DividedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
@@ -76,7 +76,7 @@ pub struct Plan {
 
 /// Number and size of the trained parameters: the model's own weights or those of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrainedSize {
+pub struct TrainedParameterSize {
     /// Elements of all trained parameters, with the zeros that pad them for kernels of a GPU.
     pub parameters: u64,
     /// Bytes of these elements.
@@ -85,7 +85,7 @@ pub struct TrainedSize {
     pub largest: u64,
 }
 
-impl TrainedSize {
+impl TrainedParameterSize {
     fn of(trainer: &Trainer) -> Self {
         trainer.optimizer.parameter_states().fold(
             Self { parameters: 0, bytes: 0, largest: 0 },
@@ -439,7 +439,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         phases,
         parts,
         backward,
-        trained: TrainedSize::of(trainer),
+        trained: TrainedParameterSize::of(trainer),
         divided: DividedWeights::of(trainer, device.memory()),
         steps: done,
         tokens,

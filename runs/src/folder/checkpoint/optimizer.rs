@@ -84,7 +84,7 @@ impl OptimizerFile {
     }
 
     /// The parts of the file that this rank writes.
-    pub fn held(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
+    pub fn tensors_of_this_rank(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
         self.cells.iter_mut().map(|cell| &mut cell.held)
     }
 

@@ -28,7 +28,9 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize, keep_highest_peak};
+use super::{
+    BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedParameterSize, keep_highest_peak,
+};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -283,7 +285,7 @@ impl<'a> Counter<'a> {
             parts: phases.clone(),
             phases,
             backward: backward.unwrap_or_default(),
-            trained: TrainedSize::of(&trainer),
+            trained: TrainedParameterSize::of(&trainer),
             divided: DividedWeights {
                 gathered_beside_rounds: gathers_of_set * divided.all / options.num_iterations,
                 memory_with_all: self.with_all_weights,
