@@ -304,7 +304,7 @@ impl RunningBatch {
     /// slot. No step may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
         if row_adapters && self.state.rows.adapters().is_none() {
-            self.state.rows.keep_adapters(self.cx.device())?;
+            self.state.rows.enable_adapters(self.cx.device())?;
         }
         // The captured graphs use the former weights.
         self.steps.clear();
@@ -333,11 +333,11 @@ impl RunningBatch {
             self.steps.clear();
             self.state.rows = self.state.decoder.decode_rows(device, slots, blocks_per_slot)?;
             if self.row_adapters {
-                self.state.rows.keep_adapters(device)?;
+                self.state.rows.enable_adapters(device)?;
             }
         }
         if grown.history && (is_wider || !self.features.history) {
-            self.state.rows.keep_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
+            self.state.rows.enable_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
         }
         if (grown.biased_tokens, grown.grammar) != (self.features.biased_tokens, self.features.grammar) {
             grown.biased_tokens = match grown.biased_tokens {

@@ -87,7 +87,9 @@ impl Weight {
     /// The weight if it is trained and the device reads packed weights of its dtype faster.
     pub(crate) fn tensor_to_pack(&self) -> Option<&Tensor> {
         match self {
-            Weight::Dense(w) if w.parameter_name().is_some() => Some(w).filter(|w| PackedWeight::suits(w.device())),
+            Weight::Dense(w) if w.parameter_name().is_some() => {
+                Some(w).filter(|w| PackedWeight::is_faster_on(w.device()))
+            }
             _ => None,
         }
     }
@@ -189,7 +191,7 @@ impl Weight {
 }
 
 /// Rows that a thread writes at a time: few enough to stay in its second-level cache as f32.
-const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROWS;
+const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROW_GRANULARITY;
 
 /// Bytes of a file (16 MiB) after which the pages that were read are given back to the system.
 const BYTES_AT_ONCE: usize = 16 << 20;
@@ -219,7 +221,8 @@ fn pack<T: Element>(
     let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
     let weight = PackedWeight::in_groups(device, share.shape_of_part(shape), T::DTYPE)?;
     let row_bytes = (shape[1] * size_of::<T>()).max(1);
-    let rows_at_once = (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROWS).max(PackedWeight::ROWS);
+    let rows_at_once =
+        (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROW_GRANULARITY).max(PackedWeight::ROW_GRANULARITY);
     for (i, stored) in view.bytes.chunks(rows_at_once * row_bytes).enumerate() {
         let rows: Cow<[T]> = bytemuck::try_cast_slice(stored)
             .map_or_else(|_| Cow::Owned(bytemuck::pod_collect_to_vec(stored)), Cow::Borrowed);

@@ -330,7 +330,7 @@ impl WeightLoader<'_> {
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
         let may_pack = files.is_copied() && !(self.trainable)(name) && self.deferred(name).is_none();
         let stored = files.tensor(name).filter(|_| may_pack)?.dtype;
-        self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::suits(self.device))
+        self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::is_faster_on(self.device))
     }
 
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of

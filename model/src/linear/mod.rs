@@ -227,7 +227,7 @@ impl Linear {
             drop(x);
             let bias = down.bias.as_ref();
             return Ok(match known.next() {
-                Some(y) => ops::swiglu_linear_of_known_output(cx, &fused, w, bias, y)?,
+                Some(y) => ops::swiglu_linear_with_known_output(cx, &fused, w, bias, y)?,
                 None => ops::swiglu_linear(cx, &fused, w, bias)?,
             });
         }
@@ -248,7 +248,7 @@ impl Linear {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {
             (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,
-            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_of_known_output(cx, x, w, bias, lora, y)?,
+            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_with_known_output(cx, x, w, bias, lora, y)?,
             _ => self.forward(cx, x)?,
         })
     }

@@ -394,7 +394,7 @@ impl Layer {
                 let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary, known(LayerOutput::Qkv))?;
                 match known(LayerOutput::Attention).pop().zip(known(LayerOutput::Lse).pop()) {
                     Some((o, lse)) => {
-                        ops::attention_of_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
+                        ops::attention_with_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
                     }
                     None => ops::attention(cx, &q, &k, &v, seqs, true)?,
                 }

@@ -58,9 +58,9 @@ impl OnDemandMemory {
     ///
     /// # Panics
     /// There is no memory now: an op uses a weight outside of the unit that it belongs to.
-    pub(super) fn place(&self) -> (Arc<Buffer>, usize) {
+    pub(super) fn buffer_and_offset(&self) -> (Arc<Buffer>, usize) {
         match &*self.source() {
-            Some(source) => source.place(),
+            Some(source) => source.buffer_and_offset(),
             None => panic!("a weight of {} bytes is used while its memory is not gathered", self.0.bytes),
         }
     }

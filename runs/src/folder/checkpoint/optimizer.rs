@@ -165,7 +165,9 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     let mut tensors = Vec::new();
     for (name, parameter, _) in t.optimizer.parameter_states() {
         for kind in Kind::ALL {
-            let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moments(), parameter.dtype()) else { continue };
+            let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moment_format(), parameter.dtype()) else {
+                continue;
+            };
             let shape = match kind {
                 Kind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
                 _ => parameter.unpadded_shape().to_vec(),

@@ -109,7 +109,8 @@ impl WeightShards {
         let is_trained = |weight: &&DeferredWeight| weight.tensor.parameter_name().is_some();
         let (trained, frozen): (Vec<_>, Vec<_>) = weights.iter().partition(is_trained);
         for weights in [trained, frozen] {
-            let sizes: Vec<ParameterSize> = weights.iter().map(|weight| ParameterSize::of(&weight.tensor)).collect();
+            let sizes: Vec<ParameterSize> =
+                weights.iter().map(|weight| ParameterSize::of_tensor(&weight.tensor)).collect();
             for cell in Partition::new(&sizes, ranks.rank(), ranks.size()).cells() {
                 let weight = weights[cell.parameter];
                 let mut memory = None;
@@ -257,7 +258,7 @@ impl WeightShards {
         }
         let (mut sent, mut of_ranks) = (Vec::new(), vec![Vec::new(); self.ranks]);
         for (cell, weight, own) in &weights.cells {
-            let part = cell.part_of(weight)?;
+            let part = cell.slice_of(weight)?;
             let Some(own) = own else {
                 of_ranks[cell.owner].push(part);
                 continue;

@@ -21,7 +21,7 @@ fn weight(device: &Device, shape: [usize; 2], seed: u32) -> PackedWeight {
     let (elements, scales) = quantised(shape, seed);
     let w = PackedWeight::int8(device, shape).unwrap();
     // Two calls, in the wrong order.
-    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_int8_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
     w.write_int8_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
     w
@@ -152,7 +152,7 @@ fn weight_in_groups<T: Element>(device: &Device, shape: [usize; 2], seed: u32) -
     let rows: Vec<T> = plain.to_f32().unwrap().into_iter().map(T::from_f32).collect();
     let w = PackedWeight::in_groups(device, shape, T::DTYPE).unwrap();
     // Two calls, in the wrong order.
-    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
     w.write_rows(0, &rows[..first * shape[1]], first).unwrap();
     (plain, w)
@@ -212,7 +212,7 @@ fn groups_are_for_the_cpu_and_are_written_whole() {
     for dtype in [DType::F32, DType::BF16] {
         let e = PackedWeight::in_groups(&gpu, [4, 4], dtype).unwrap_err().to_string();
         assert!(e.contains("on device cpu only"), "{e}");
-        assert!(!PackedWeight::suits(&gpu));
+        assert!(!PackedWeight::is_faster_on(&gpu));
     }
     let device = Device::cpu(1);
     let vector = Tensor::empty(&device, &[4], DType::F32, MemoryCategory::Weights).unwrap();

@@ -132,10 +132,10 @@ pub fn skinny_qkv(
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
         let x = InputNorm::apply(norm, cx, x)?;
-        return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| linear(cx, &x, w, b))?);
+        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
     let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
-    let products = results_of(layers, |(w, b)| {
+    let products = map_three_layers(layers, |(w, b)| {
         check_bias(OP, &x, b, &w.shape()[..1])?;
         Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(&x, w)? })
     })?;
@@ -153,7 +153,7 @@ pub(super) fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, ro
 }
 
 /// Returns the results of `f` for the three layers, or its first error.
-pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
+pub(super) fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
 }
