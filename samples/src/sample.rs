@@ -207,7 +207,7 @@ impl SampleSource for SftSource {
             sample.cut(length, |id| self.is_of_media(id));
         }
         if sample.targets.iter().all(|&t| t < 0) {
-            return Err(nothing_to_learn(location));
+            return Err(nothing_to_learn_error(location));
         }
         self.kept.keep(row, &sample);
         Ok(sample)
@@ -223,7 +223,7 @@ impl SampleSource for SftSource {
 }
 
 /// The error for a row in which no token is learned.
-pub fn nothing_to_learn(location: String) -> SampleError {
+pub fn nothing_to_learn_error(location: String) -> SampleError {
     SampleError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
 }
 

@@ -72,7 +72,7 @@ impl<'a> Validation<'a> {
 
     /// The rows in micro-batches.
     pub fn feed(&self) -> MicroBatchFeed<SftSource> {
-        let order = RowOrder::file_order(self.rows.len()).over(self.rows.iter().copied());
+        let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
         let ranks = self.setup.ranks.map(|run| FeedRanks {
             ranks: run.ranks.clone(),

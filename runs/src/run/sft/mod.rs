@@ -126,7 +126,7 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> R
     let options = setup.options;
     let (source, rows) = match &options.eval_file {
         Some(file) => {
-            let data = Dataset::open_option("--eval-file", file, None)?;
+            let data = Dataset::open_for_option("--eval-file", file, None)?;
             data.refuse_weights_of("--eval-file")?;
             let (media_root, rows) = (options.validation_media_root(), (0..data.len()).collect());
             (Arc::new(open_samples_of(setup, data, media_root)?), rows)
