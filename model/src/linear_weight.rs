@@ -54,7 +54,7 @@ impl Weight {
                 Weight::Packed(quantize(from.device, files, name, shape, share)?)
             }
             (Quantization::Int8, WeightSource::Uninitialised(_)) => {
-                Weight::Packed(PackedWeight::int8(from.device, share.shape_of_part(shape))?)
+                Weight::Packed(PackedWeight::new_int8(from.device, share.shape_of_part(shape))?)
             }
         })
     }
@@ -219,7 +219,7 @@ fn pack<T: Element>(
     share: RowShare,
 ) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
-    let weight = PackedWeight::in_groups(device, share.shape_of_part(shape), T::DTYPE)?;
+    let weight = PackedWeight::new_in_groups(device, share.shape_of_part(shape), T::DTYPE)?;
     let row_bytes = (shape[1] * size_of::<T>()).max(1);
     let rows_at_once =
         (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROW_GRANULARITY).max(PackedWeight::ROW_GRANULARITY);
@@ -241,7 +241,7 @@ fn quantize(
     share: RowShare,
 ) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
-    let weight = PackedWeight::int8(device, share.shape_of_part(shape))?;
+    let weight = PackedWeight::new_int8(device, share.shape_of_part(shape))?;
     let before = share.row_range(shape[0]).start;
     for_each_part(&view, shape[1], |first, stored| {
         let (elements, scales) =

@@ -286,7 +286,7 @@ impl WeightLoader<'_> {
     ///
     /// # Errors
     /// The errors of [`WeightLoader::load`].
-    pub(crate) fn load_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn load_embedding_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.load_placed(name, shape, shape, false, RowShare::WHOLE)
     }
 

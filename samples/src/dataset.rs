@@ -90,7 +90,7 @@ impl Dataset {
         if let Some(mixture) = &self.mixture {
             let held_out = self.held_out.iter().copied();
             let weights = self.files.iter().map(|file| (file.path.clone(), file.weight.unwrap_or(1.0)));
-            let without = mixture.without(weights, held_out);
+            let without = mixture.without_rows(weights, held_out);
             self.mixture = Some(without.map_err(|diagnostic| SampleError::Option(diagnostic.at("--data")))?);
         }
         Ok(())

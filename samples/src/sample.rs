@@ -114,7 +114,7 @@ const END: &str = "<|im_end|>";
 impl SftSource {
     /// Parses the fields of a row.
     fn row(&self, row: usize) -> Result<SupervisedRow> {
-        self.data.add_location_to_error(row, self.data.row(row)?.supervised(self.parity))
+        self.data.add_location_to_error(row, self.data.row(row)?.to_supervised_row(self.parity))
     }
 
     /// Whether a token stands for an image or a video, or marks where one begins or ends.
@@ -140,7 +140,7 @@ impl SftSource {
             ));
         }
         let conversation = self.conversation(location, messages)?;
-        let tokens = self.files.load(&conversation, &self.media_root, || {
+        let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
             tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
         })?;
         let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);

@@ -128,9 +128,9 @@ impl TextDecoder {
                     let own = share.row_range(text.vocab_size);
                     (shared.clone(), Weight::Dense(shared.rows(own.start, own.len())?))
                 }
-                packed => (from.load_table(name, &table)?, packed),
+                packed => (from.load_embedding_table(name, &table)?, packed),
             },
-            false => (from.load_table(name, &table)?, Weight::load(from, "lm_head.weight", table, share)?),
+            false => (from.load_embedding_table(name, &table)?, Weight::load(from, "lm_head.weight", table, share)?),
         };
         Ok(TextDecoder {
             layers: (0..text.num_hidden_layers)

@@ -58,7 +58,7 @@ pub struct Plan {
     /// The size of what is trained.
     pub trained: TrainedParameterSize,
     /// The weights that ranks divide with ZeRO-3.
-    pub divided: DividedWeights,
+    pub divided: ShardedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
     /// Tokens of the planned steps.
@@ -103,7 +103,7 @@ impl TrainedParameterSize {
 
 /// The weights that several ranks divide with ZeRO-3, in bytes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DividedWeights {
+pub struct ShardedWeights {
     /// All divided weights: without adapters and without a vision tower that is not trained.
     pub all: u64,
     /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
@@ -124,7 +124,7 @@ pub struct DividedWeights {
     pub memory_with_all: Option<MemoryUse>,
 }
 
-impl DividedWeights {
+impl ShardedWeights {
     /// The divided weights of a run that needs all of them at a time in evaluations only, if at all. `memory` is the
     /// peak of its steps.
     fn of(trainer: &Trainer, memory: MemoryUse) -> Self {
@@ -440,7 +440,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         parts,
         backward,
         trained: TrainedParameterSize::of(trainer),
-        divided: DividedWeights::of(trainer, device.memory()),
+        divided: ShardedWeights::of(trainer, device.memory()),
         steps: done,
         tokens,
         rows,

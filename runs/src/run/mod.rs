@@ -248,7 +248,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
         let validation = self.validate_if_due(self.state.step);
         let Some(line) = self.evaluate_if_due(self.state.step, validation)? else { return Ok(()) };
-        self.report(line.step, None, Some(&line))?;
+        self.report_step(line.step, None, Some(&line))?;
         if line.step == 0 {
             return Ok(());
         }
@@ -390,7 +390,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         drop(logging);
         let evaluation = self.evaluate_if_due(self.state.steps, validation)?;
         let logging = range(RangeName::Phase("logging"));
-        self.report(n, Some(&line), evaluation.as_ref())?;
+        self.report_step(n, Some(&line), evaluation.as_ref())?;
         drop(logging);
         if !self.is_scheduled_checkpoint(n) {
             return Ok(());

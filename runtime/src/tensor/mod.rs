@@ -19,7 +19,7 @@ use reel_device::{Addr, Buffer, DType, Device, DeviceError, DeviceRange, Downloa
 
 use crate::error::{Result, RuntimeError, shape_error};
 pub use meta::TensorMeta;
-use meta::{Grad, JoinedParameters};
+use meta::{GradRole, JoinedParameters};
 pub use on_demand::OnDemandMemory;
 use saved::Recomputation;
 pub use saved::SavedTensor;
@@ -74,7 +74,7 @@ fn rounded_to_bf16(values: &[f32]) -> Vec<half::bf16> {
 }
 
 impl Tensor {
-    fn build(shape: &[usize], dtype: DType, memory: Memory, offset: usize, grad: Grad) -> Tensor {
+    fn build(shape: &[usize], dtype: DType, memory: Memory, offset: usize, grad: GradRole) -> Tensor {
         Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), memory, offset, recomputation: None }))
     }
 
@@ -104,7 +104,7 @@ impl Tensor {
             .iter()
             .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
             .ok_or_else(|| shape_error("tensor", format!("{} is too large", format_shape(shape))))?;
-        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(device.alloc(bytes, category)?)), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(device.alloc(bytes, category)?)), 0, GradRole::None))
     }
 
     /// Makes the system provide the tensor's memory now. Without this call, a CPU gets each page at the first access.
@@ -129,7 +129,7 @@ impl Tensor {
                 ),
             ));
         }
-        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(buffer)), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(buffer)), 0, GradRole::None))
     }
 
     /// Copies elements from host memory into a new tensor.
@@ -240,7 +240,7 @@ impl Tensor {
     /// The memory belongs to a mapped file, which is read-only.
     pub fn into_parameter(self, name: &str) -> Result<Tensor> {
         self.check_trainable(name)?;
-        Ok(self.with_grad(Grad::Parameter(name.into())))
+        Ok(self.with_grad(GradRole::Parameter(name.into())))
     }
 
     /// Makes this tensor the trained parameters `parts`, each with its name and its number of rows, which follow each
@@ -265,9 +265,9 @@ impl Tensor {
             let first: usize = parts[..index].iter().map(|(_, rows)| rows).sum();
             let shape = [&[parts[index].1], &self.shape()[1..]].concat();
             let (memory, offset) = (self.0.memory.clone(), self.0.offset + first * row_bytes);
-            Tensor::build(&shape, self.dtype(), memory, offset, Grad::Part { joined: joined.clone(), index })
+            Tensor::build(&shape, self.dtype(), memory, offset, GradRole::Part { joined: joined.clone(), index })
         });
-        Ok((self.with_grad(Grad::Joined(joined)), each))
+        Ok((self.with_grad(GradRole::Joined(joined)), each))
     }
 
     fn check_trainable(&self, name: &str) -> Result<()> {
@@ -280,15 +280,15 @@ impl Tensor {
 
     /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
     pub fn detach(&self) -> Tensor {
-        self.with_grad(Grad::None)
+        self.with_grad(GradRole::None)
     }
 
     /// A tensor in the same memory that is a new leaf of the tape and needs a gradient.
     pub fn needing_grad(&self) -> Tensor {
-        self.with_grad(Grad::Needed)
+        self.with_grad(GradRole::Needed)
     }
 
-    fn with_grad(&self, grad: Grad) -> Tensor {
+    fn with_grad(&self, grad: GradRole) -> Tensor {
         let t = Tensor::build(self.shape(), self.dtype(), self.0.memory.clone(), self.0.offset, grad);
         t.with_unpadded(self.unpadded.clone())
     }
@@ -326,7 +326,7 @@ impl Tensor {
         let mut shape = self.shape().to_vec();
         shape[0] = len;
         let row = self.bytes().checked_div(total).unwrap_or(0);
-        let t = Tensor::build(&shape, self.dtype(), self.0.memory.clone(), self.0.offset + start * row, Grad::None);
+        let t = Tensor::build(&shape, self.dtype(), self.0.memory.clone(), self.0.offset + start * row, GradRole::None);
         Ok(t.with_unpadded(self.unpadded_rows(start, len)))
     }
 

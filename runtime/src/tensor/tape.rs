@@ -27,7 +27,7 @@ use reel_device::{
 use reel_kernels::{column_sum, elementwise};
 
 use super::cx::WeightUnit;
-use super::meta::{Grad, JoinedParameters};
+use super::meta::{GradRole, JoinedParameters};
 use super::{Tensor, TensorMeta};
 use crate::error::{Result, RuntimeError, shape_error};
 
@@ -515,13 +515,13 @@ impl Grads {
     /// buffer holds the gradient of an earlier step.
     fn buffer(&mut self, device: &Device, parameter: &TensorMeta) -> Result<(Tensor, bool)> {
         let f32_like = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, MemoryCategory::Gradients);
-        if let Grad::Part { joined, .. } | Grad::Joined(joined) = &parameter.grad {
+        if let GradRole::Part { joined, .. } | GradRole::Joined(joined) = &parameter.grad {
             self.reserve_joined(joined, f32_like)?;
         }
         let names = parameter.parameter_names();
         let is_first: Vec<bool> = names.iter().map(|name| self.reached.insert(name.clone())).collect();
         match (&parameter.grad, &names[..]) {
-            (Grad::Joined(_), [first, ..]) => {
+            (GradRole::Joined(_), [first, ..]) => {
                 let whole = self.joined[first].1.clone();
                 let all = is_first.iter().all(|first| *first);
                 // If some of the parameters have had a gradient in this step, the others must start at zero.

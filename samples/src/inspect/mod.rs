@@ -232,7 +232,7 @@ impl Inspection<'_> {
     fn content(&self, command: TrainingCommand, data: &Dataset, row: usize, parsed: &DataRow) -> Result<RowContent> {
         let location = data.location(row);
         let messages = match command {
-            TrainingCommand::Sft => match data.add_location_to_error(row, parsed.supervised(self.recipe))? {
+            TrainingCommand::Sft => match data.add_location_to_error(row, parsed.to_supervised_row(self.recipe))? {
                 SupervisedRow::Chat { learned, .. } if !learned.contains(&true) => {
                     return Err(nothing_to_learn_error(location));
                 }

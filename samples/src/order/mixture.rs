@@ -77,7 +77,7 @@ impl Mixture {
     ///
     /// # Errors
     /// Those of [`Self::new`].
-    pub fn without(
+    pub fn without_rows(
         &self,
         files: impl Iterator<Item = (String, f64)>,
         left_out: impl Iterator<Item = usize> + Clone,
@@ -175,7 +175,7 @@ mod tests {
     fn rows_that_are_left_out_make_files_shorter() {
         let whole = mixture(&[(4, 1.0), (6, 1.0)]);
         let names = [("a".to_string(), 1.0), ("b".to_string(), 1.0)];
-        let less = whole.without(names.into_iter(), [0, 2, 5].into_iter()).unwrap();
+        let less = whole.without_rows(names.into_iter(), [0, 2, 5].into_iter()).unwrap();
         assert_eq!(less, mixture(&[(2, 1.0), (5, 1.0)]));
     }
 

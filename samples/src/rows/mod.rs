@@ -209,7 +209,7 @@ impl DataRow {
 
     /// The whole conversation, for supervised fine-tuning. Media paths are returned as written, relative to the media
     /// folder.
-    pub fn supervised(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
+    pub fn to_supervised_row(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
         match self {
             Self::Chat { messages, learned, .. } => {
                 Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })

@@ -207,7 +207,7 @@ impl PromptSource {
         let tokens = match &content {
             PromptContent::Chat(messages) => {
                 let conversation = self.conversation(&location, messages)?;
-                self.files.load(&conversation, &self.media_root, || {
+                self.files.load_with_retry(&conversation, &self.media_root, || {
                     tokenize_conversation(&self.bundle, &conversation, true, &self.media, &location)
                 })?
             }

@@ -43,7 +43,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn int8(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
+    pub fn new_int8(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
         let [n, k] = shape;
         let stored = if device.kernels() == Kernels::Cpu { [n.div_ceil(INT8_GROUP), k * INT8_GROUP] } else { shape };
         let elements = Tensor::empty(device, &stored, DType::I8, MemoryCategory::Weights)?;
@@ -55,7 +55,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
-    pub fn in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
+    pub fn new_in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
         if device.kernels() != Kernels::Cpu {
             let text = format!(
                 "packed {dtype} weights (stored in groups of rows) are supported on device cpu only; use plain weights"
@@ -79,7 +79,7 @@ impl PackedWeight {
             let text = format!("weight has shape {}, expected [N, K]", format_shape(plain.shape()));
             return Err(shape_error("copy_in_groups", text));
         };
-        let packed = Self::in_groups(cx.device(), [n, k], plain.dtype())?;
+        let packed = Self::new_in_groups(cx.device(), [n, k], plain.dtype())?;
         arrange(&packed.elements, [n, k], plain.addr())?;
         Ok(packed)
     }
@@ -216,7 +216,7 @@ pub fn packed_qkv(
         let x = InputNorm::apply(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let products = map_three_layers(layers, |(w, b)| {
         check(cx, OP, &x, w)?;
         check_bias(OP, &x, b, &w.shape[..1])?;
@@ -278,7 +278,7 @@ pub fn packed_swiglu(
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let y = cx.empty(&check(cx, OP, &x, gate)?, x.dtype())?;
     let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, &x, gate, y.addr())? };
     let params = Params { norm, eps, ..second };

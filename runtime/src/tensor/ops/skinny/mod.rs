@@ -49,7 +49,7 @@ impl InputNorm<'_> {
 
     /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows
     /// are normalised here by a separate launch, which gives the same bits.
-    pub(super) fn before_products(
+    pub(super) fn prepare_product_input(
         norm: Option<Self>,
         cx: &Cx,
         op: &'static str,
@@ -134,7 +134,7 @@ pub fn skinny_qkv(
         let x = InputNorm::apply(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let products = map_three_layers(layers, |(w, b)| {
         check_bias(OP, &x, b, &w.shape()[..1])?;
         Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(&x, w)? })
@@ -199,7 +199,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let (params, y) = with_result(cx, product(&x, gate)?, x.dtype())?;
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
     Ok(y)
