@@ -7,7 +7,7 @@
 
 use bytemuck::Zeroable;
 use reel_device::{Addr, DType, Kernels, in_op};
-use reel_kernels::skinny::{self, Choices, Params, WeightFormat};
+use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
@@ -24,9 +24,9 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
 /// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
 /// selects the maximum number of rows. With more rows, the kernel would read the weight again, and cuBLASLt multiplies
 /// instead.
-fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> usize) -> Result<bool> {
+fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
-    let most = max_rows(skinny::choices(cx.device().compute_capability()));
+    let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
     let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
@@ -59,7 +59,7 @@ impl InputNorm<'_> {
         let (rows, cols) = rows_cols(op, "x", x)?;
         want_shape(op, "norm", weight, &[cols], "the last dimension of x")?;
         want_dtype(op, "norm", weight, x.dtype())?;
-        let choices = skinny::choices(cx.device().compute_capability());
+        let choices = skinny::plan_choices(cx.device().compute_capability());
         if rows > choices.norm_max_rows {
             return Ok((rms_norm(cx, x, weight, eps)?, Addr::NULL, 0.0));
         }
