@@ -105,7 +105,7 @@ impl InitArgs {
                 .map_err(|_| usage_error("--preset", format!("there is no preset `{preset}`"), help))?;
             let report = init(&self.shape.options(common)?, &self.out)?;
             if self.folder_format != FolderFormatName::Transformers4 {
-                ConfigAndTokenizerFiles::rewrite(&self.out, self.folder_format.format())?;
+                ConfigAndTokenizerFiles::convert_folder(&self.out, self.folder_format.format())?;
             }
             return Ok(report);
         }

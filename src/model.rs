@@ -119,7 +119,7 @@ impl LoadedModel {
                 // All processes of a machine share its memory, and together they have about one copy.
                 None => device.free_bytes().is_some_and(|free| files.bytes() <= free / 2),
             };
-            let files = files.copied(is_copied);
+            let files = files.with_copied_weights(is_copied);
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
             let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization, parallel)?;

@@ -277,7 +277,7 @@ impl ServeArgs {
         let batch = self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let ranks = process.map_or(1, |process| process.ranks().size());
         let default_kv_bytes = || {
-            let text = TensorParallel::own_sizes(&bundle.config.text, ranks);
+            let text = TensorParallel::config_of_one_rank(&bundle.config.text, ranks);
             // Processes on CPUs share the memory of the machine.
             let sharers = if device.capabilities().own_memory { 1 } else { ranks as u64 };
             model::serving_kv_bytes(&device, device.free_bytes().map(|free| free / sharers), &text, dtype, batch)

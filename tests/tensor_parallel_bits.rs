@@ -34,7 +34,7 @@ fn int8(w: &Tensor) -> PackedWeight {
     let values = w.to_f32().expect("numbers");
     let rows = values.chunks_exact(k).zip(elements.chunks_exact_mut(k));
     let scales: Vec<f32> = rows.map(|(row, elements)| quantize_row(row, elements).expect("finite numbers")).collect();
-    let packed = PackedWeight::int8(w.device(), [n, k]).expect("a weight");
+    let packed = PackedWeight::new_int8(w.device(), [n, k]).expect("a weight");
     packed.write_int8_rows(0, &elements, &scales).expect("written");
     packed
 }

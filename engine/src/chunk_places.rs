@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use reel_device::Device;
-use reel_model::text::products::RowPlaces;
+use reel_model::text::products::RowDestinations;
 
 use crate::error::Result;
 use crate::prefill::PrefillJob;
@@ -44,7 +44,7 @@ impl ChunkPlaces {
     }
 
     /// Copies the pairs to the device: for all tokens, and for the tokens whose hidden states are needed.
-    pub(crate) fn on_device(&self, device: &Device) -> Result<[RowPlaces; 2]> {
-        Ok([RowPlaces::of_pairs(device, &self.tokens)?, RowPlaces::of_pairs(device, &self.needed)?])
+    pub(crate) fn on_device(&self, device: &Device) -> Result<[RowDestinations; 2]> {
+        Ok([RowDestinations::from_pairs(device, &self.tokens)?, RowDestinations::from_pairs(device, &self.needed)?])
     }
 }

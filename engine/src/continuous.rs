@@ -61,7 +61,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         let free = cache.tensors().next().and_then(|tensor| tensor.device().free_bytes());
         if free.is_some_and(|free| bytes <= free) {
             // If the thread cannot be started, each block gets its memory at its first use.
-            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate());
+            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate_pages());
         }
     }
 

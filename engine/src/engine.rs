@@ -60,7 +60,7 @@ impl<'a> Engine<'a> {
             lookahead: usize::from(cx.device().capabilities().async_launches),
             chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
             // A captured step cannot wait for other processes.
-            capture: !model.text.is_divided(),
+            capture: !model.text.is_tensor_parallel(),
             batch: Mutex::default(),
         };
         Ok(Engine { context, packs_trained_weights: false, has_room_for_copies: OnceLock::new() })

@@ -143,12 +143,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
                 Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
                 Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
                 // The other processes of a divided model have no such error, and would continue with the request.
-                Err(e) if self.context.model().text.is_divided() && !e.is_same_on_all_ranks() => return Err(e),
+                Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => return Err(e),
                 Err(e) if chunks.len() == 1 => self.fail_job(chunks[0].job, e)?,
                 // The error does not say which prompt caused it, so each prompt is computed alone.
                 Err(_) => chunks.chunks(1).try_for_each(|chunk| match self.forward(chunk) {
                     Ok(first_tokens) => self.finish_chunks(chunk, first_tokens, on_token),
-                    Err(e) if self.context.model().text.is_divided() && !e.is_same_on_all_ranks() => Err(e),
+                    Err(e) if self.context.model().text.is_tensor_parallel() && !e.is_same_on_all_ranks() => Err(e),
                     Err(e) => self.fail_job(chunk[0].job, e),
                 })?,
             }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use reel_device::{Download, GraphCache};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{OutputDestination, RowPlaces, StoredOutputs};
+use reel_model::text::products::{OutputDestination, RowDestinations, StoredOutputs};
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
@@ -103,7 +103,7 @@ impl StepState {
     fn launch(&self, cx: &Cx) -> Result<()> {
         let StepState { rows, sampling, sampled, suppressed, .. } = self;
         let keep = self.kept.as_ref().map(|(products, rows)| {
-            let places = RowPlaces::of_all(rows);
+            let places = RowDestinations::of_all_rows(rows);
             OutputDestination { products, tokens: places.clone(), needed: places }
         });
         let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache, keep.as_ref())?;
@@ -304,7 +304,7 @@ impl RunningBatch {
     /// slot. No step may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
         if row_adapters && self.state.rows.adapters().is_none() {
-            self.state.rows.keep_adapters(self.cx.device())?;
+            self.state.rows.enable_adapters(self.cx.device())?;
         }
         // The captured graphs use the former weights.
         self.steps.clear();
@@ -333,11 +333,11 @@ impl RunningBatch {
             self.steps.clear();
             self.state.rows = self.state.decoder.decode_rows(device, slots, blocks_per_slot)?;
             if self.row_adapters {
-                self.state.rows.keep_adapters(device)?;
+                self.state.rows.enable_adapters(device)?;
             }
         }
         if grown.history && (is_wider || !self.features.history) {
-            self.state.rows.keep_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
+            self.state.rows.enable_history(device, blocks_per_slot * KvPages::BLOCK_TOKENS)?;
         }
         if (grown.biased_tokens, grown.grammar) != (self.features.biased_tokens, self.features.grammar) {
             grown.biased_tokens = match grown.biased_tokens {

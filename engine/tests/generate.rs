@@ -137,7 +137,7 @@ fn packed_copies_of_trained_weights_change_no_completion() {
         let used = device.memory().current;
         assert_eq!(run(&packing), before, "{dtype}");
         let copies = model.packed_copy_bytes();
-        assert_eq!(copies > 0, PackedWeight::suits(&device), "{dtype}");
+        assert_eq!(copies > 0, PackedWeight::is_faster_on(&device), "{dtype}");
         assert!(device.memory().current >= with_plain + copies as usize, "{dtype}: there are no copies");
         let weight = model.parameters().find(|t| t.parameter_name() == Some("model.layers.0.mlp.down_proj.weight"));
         let weight = weight.unwrap();

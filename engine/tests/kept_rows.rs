@@ -9,17 +9,17 @@ use std::sync::Arc;
 use reel_device::{DType, Device};
 use reel_engine::{Completion, Engine, GenerationRequest, StoredRows};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{ProductLayout, StoredOutputs};
+use reel_model::text::products::{MatmulGrouping, StoredOutputs};
 use reel_runtime::Cx;
 
 use support::{TestRequest, image_prompt, int8_model, model, strangers};
 
 /// The number of stored outputs of a layer, and how many of them the last layer computes for all tokens (q, k and v,
 /// attention, log-sum-exps).
-fn outputs_per_layer(layout: ProductLayout) -> (usize, usize) {
-    match layout {
-        ProductLayout::Joined => (6, 3),
-        ProductLayout::Separate => (9, 5),
+fn outputs_per_layer(grouping: MatmulGrouping) -> (usize, usize) {
+    match grouping {
+        MatmulGrouping::Joined => (6, 3),
+        MatmulGrouping::Separate => (9, 5),
     }
 }
 
@@ -43,15 +43,15 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
 }
 
 /// The completions, and for each output of each layer the bits of all rows that the completions must have filled.
-fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
+fn generate(engine: &Engine, model: &Qwen25Vl, grouping: MatmulGrouping, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
     let (requests, rows) = requests(model);
     let kept: Vec<Option<StoredRows>> = requests.iter().map(|request| request.kept).collect();
     let config = &model.config.text;
-    let products = Arc::new(StoredOutputs::new(cx.device(), config, layout, cx.dtype(), rows).unwrap());
+    let products = Arc::new(StoredOutputs::new(cx.device(), config, grouping, cx.dtype(), rows).unwrap());
     let bytes = products.tensors().map(|t| t.bytes() as u64).sum::<u64>();
-    assert_eq!(StoredOutputs::bytes(config, layout, cx.dtype(), rows), bytes);
+    assert_eq!(StoredOutputs::bytes(config, grouping, cx.dtype(), rows), bytes);
     let (completions, _) = engine.generate_and_store_outputs(requests, Some(products.clone()), |_| {}).unwrap();
-    let (per_layer, of_all_tokens) = outputs_per_layer(layout);
+    let (per_layer, of_all_tokens) = outputs_per_layer(grouping);
     let last_layer = per_layer * (config.num_hidden_layers - 1);
     let filled = products.tensors().enumerate().map(|(i, output)| {
         let (values, columns) = (output.to_f32().unwrap(), output.shape()[1]);
@@ -66,10 +66,10 @@ fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -
 #[test]
 fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
     type Open = fn(&Device, DType) -> Qwen25Vl;
-    for (dtype, layout, open) in [
-        (DType::F32, ProductLayout::Joined, model as Open),
-        (DType::BF16, ProductLayout::Separate, model),
-        (DType::F32, ProductLayout::Separate, int8_model),
+    for (dtype, grouping, open) in [
+        (DType::F32, MatmulGrouping::Joined, model as Open),
+        (DType::BF16, MatmulGrouping::Separate, model),
+        (DType::F32, MatmulGrouping::Separate, int8_model),
     ] {
         let mut want = None;
         for (threads, chunk, slots, captures) in
@@ -79,7 +79,7 @@ fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
             let (model, cx) = (open(&device, dtype), Cx::inference(&device, dtype));
             let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let engine = if captures { engine } else { engine.without_captured_graphs() };
-            let got = generate(&engine, &model, layout, &cx);
+            let got = generate(&engine, &model, grouping, &cx);
             // A call without memory for outputs stores none, even if its requests have rows.
             let plain = engine.generate(requests(&model).0, |_| {}).unwrap().0;
             assert_eq!(got.0, plain, "{dtype}: keeping changes completions");

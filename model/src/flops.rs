@@ -102,7 +102,7 @@ impl ForwardFlops {
     }
 
     /// Operations of the forward and the backward pass.
-    pub fn of_training(&self, trained: TrainedParts) -> f64 {
+    pub fn training_flops(&self, trained: TrainedParts) -> f64 {
         let passes = |weights_are_trained| if weights_are_trained { 3.0 } else { 2.0 };
         let decoder = passes(trained.decoder) * (self.decoder + self.head) + 3.0 * self.attention;
         let vision = match trained.through_vision {
@@ -135,9 +135,9 @@ mod tests {
         let tokens = 8192.0;
         let flops = ForwardFlops::of_tokens(&config, tokens, tokens * (tokens + 1.0) / 2.0, tokens);
         let all = TrainedParts { decoder: true, ..TrainedParts::default() };
-        assert!((flops.of_training(all) / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{flops:?}");
+        assert!((flops.training_flops(all) / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{flops:?}");
         assert_eq!(
-            flops.of_training(TrainedParts::default()),
+            flops.training_flops(TrainedParts::default()),
             2.0 * (flops.decoder + flops.head) + 3.0 * flops.attention
         );
     }
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(flops.vision, 2.0 * 96.0 * of_patch);
         assert_eq!(flops.vision_attention, 4.0 * 3.0 * (2.0 * 16.0 * 16.0 + 32.0 * 32.0) * queries);
         let trained = |vision, through_vision| {
-            flops.of_training(TrainedParts { vision, through_vision, ..TrainedParts::default() })
+            flops.training_flops(TrainedParts { vision, through_vision, ..TrainedParts::default() })
         };
         assert_eq!(trained(false, false), flops.total());
         assert_eq!(trained(true, true), 3.0 * flops.total());

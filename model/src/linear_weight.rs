@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
 use crate::quantization::Quantization;
 use crate::tensor_parallel::RowShare;
-use crate::weights::{WeightLoader, WeightSource, Width, widen_to_f32};
+use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
 
 /// The LoRA adapters of a layer in a decode step.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ impl Weight {
                 Weight::Packed(quantize(from.device, files, name, shape, share)?)
             }
             (Quantization::Int8, WeightSource::Uninitialised(_)) => {
-                Weight::Packed(PackedWeight::int8(from.device, share.shape(shape))?)
+                Weight::Packed(PackedWeight::new_int8(from.device, share.shape_of_part(shape))?)
             }
         })
     }
@@ -64,7 +64,7 @@ impl Weight {
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
-    pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [Width; 2]) -> Result<Weight> {
+    pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [PaddedWidth; 2]) -> Result<Weight> {
         let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
         let shape = widths.map(|width| width.stored);
         let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::WHOLE)? };
@@ -85,19 +85,21 @@ impl Weight {
     }
 
     /// The weight if it is trained and the device reads packed weights of its dtype faster.
-    pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
+    pub(crate) fn tensor_to_pack(&self) -> Option<&Tensor> {
         match self {
-            Weight::Dense(w) if w.parameter_name().is_some() => Some(w).filter(|w| PackedWeight::suits(w.device())),
+            Weight::Dense(w) if w.parameter_name().is_some() => {
+                Some(w).filter(|w| PackedWeight::is_faster_on(w.device()))
+            }
             _ => None,
         }
     }
 
-    /// A packed copy of the weight if [`Weight::worth_packing`] returns it, else `None`.
+    /// A packed copy of the weight if [`Weight::tensor_to_pack`] returns it, else `None`.
     ///
     /// # Errors
     /// Out of memory.
     pub(crate) fn packed_copy(&self, cx: &Cx) -> Result<Option<Weight>> {
-        let Some(w) = self.worth_packing() else { return Ok(None) };
+        let Some(w) = self.tensor_to_pack() else { return Ok(None) };
         Ok(Some(Weight::Packed(PackedWeight::copy_in_groups(cx, w)?)))
     }
 
@@ -189,7 +191,7 @@ impl Weight {
 }
 
 /// Rows that a thread writes at a time: few enough to stay in its second-level cache as f32.
-const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROWS;
+const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROW_GRANULARITY;
 
 /// Bytes of a file (16 MiB) after which the pages that were read are given back to the system.
 const BYTES_AT_ONCE: usize = 16 << 20;
@@ -217,9 +219,10 @@ fn pack<T: Element>(
     share: RowShare,
 ) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
-    let weight = PackedWeight::in_groups(device, share.shape(shape), T::DTYPE)?;
+    let weight = PackedWeight::new_in_groups(device, share.shape_of_part(shape), T::DTYPE)?;
     let row_bytes = (shape[1] * size_of::<T>()).max(1);
-    let rows_at_once = (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROWS).max(PackedWeight::ROWS);
+    let rows_at_once =
+        (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROW_GRANULARITY).max(PackedWeight::ROW_GRANULARITY);
     for (i, stored) in view.bytes.chunks(rows_at_once * row_bytes).enumerate() {
         let rows: Cow<[T]> = bytemuck::try_cast_slice(stored)
             .map_or_else(|_| Cow::Owned(bytemuck::pod_collect_to_vec(stored)), Cow::Borrowed);
@@ -238,8 +241,8 @@ fn quantize(
     share: RowShare,
 ) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
-    let weight = PackedWeight::int8(device, share.shape(shape))?;
-    let before = share.of(shape[0]).start;
+    let weight = PackedWeight::new_int8(device, share.shape_of_part(shape))?;
+    let before = share.row_range(shape[0]).start;
     for_each_part(&view, shape[1], |first, stored| {
         let (elements, scales) =
             quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, before + first + row))?;

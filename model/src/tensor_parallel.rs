@@ -63,13 +63,13 @@ impl RowShare {
     pub(crate) const WHOLE: RowShare = RowShare { index: 0, count: 1 };
 
     /// The rows of this part, of `rows` in total.
-    pub(crate) fn of(self, rows: usize) -> Range<usize> {
+    pub(crate) fn row_range(self, rows: usize) -> Range<usize> {
         rows * self.index / self.count..rows * (self.index + 1) / self.count
     }
 
     /// The shape of this part of a tensor of shape `whole`, whose rows are its first dimension.
-    pub(crate) fn shape<const D: usize>(self, mut whole: [usize; D]) -> [usize; D] {
-        whole.iter_mut().take(1).for_each(|rows| *rows = self.of(*rows).len());
+    pub(crate) fn shape_of_part<const D: usize>(self, mut whole: [usize; D]) -> [usize; D] {
+        whole.iter_mut().take(1).for_each(|rows| *rows = self.row_range(*rows).len());
         whole
     }
 }
@@ -130,7 +130,7 @@ impl TensorParallel {
     }
 
     /// The sizes of this rank's part of the decoder: the number of its heads instead of all heads.
-    pub fn own_sizes(text: &TextConfig, ranks: usize) -> TextConfig {
+    pub fn config_of_one_rank(text: &TextConfig, ranks: usize) -> TextConfig {
         TextConfig {
             num_attention_heads: text.num_attention_heads / ranks,
             num_key_value_heads: text.num_key_value_heads / ranks,
@@ -162,7 +162,7 @@ impl TensorParallel {
     ///
     /// # Errors
     /// Out of memory.
-    pub(crate) fn own_columns(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn columns_of_this_rank(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         let (rows, ranks) = (x.shape()[0], self.exchange.size());
         let cut = x.reshape(&[rows * ranks, x.shape()[1] / ranks])?;
         Ok(match rows {
@@ -227,9 +227,9 @@ mod tests {
 
     #[test]
     fn the_parts_of_all_ranks_are_all_rows() {
-        let parts: Vec<Range<usize>> = (0..4).map(|index| RowShare { index, count: 4 }.of(24)).collect();
+        let parts: Vec<Range<usize>> = (0..4).map(|index| RowShare { index, count: 4 }.row_range(24)).collect();
         assert_eq!(parts, [0..6, 6..12, 12..18, 18..24]);
-        assert_eq!(RowShare::WHOLE.of(7), 0..7);
-        assert_eq!(RowShare { index: 1, count: 2 }.shape([8, 3]), [4, 3]);
+        assert_eq!(RowShare::WHOLE.row_range(7), 0..7);
+        assert_eq!(RowShare { index: 1, count: 2 }.shape_of_part([8, 3]), [4, 3]);
     }
 }

@@ -36,12 +36,12 @@ pub const fn decoder_layer(index: usize) -> WeightUnit {
 const OUTPUT: WeightUnit = unit(5, 0);
 
 /// The unit of the last norm and the output layer.
-pub const fn output(has_tied_embeddings: bool) -> WeightUnit {
+pub const fn output_layer(has_tied_embeddings: bool) -> WeightUnit {
     if has_tied_embeddings { EMBEDDING } else { OUTPUT }
 }
 
 /// The unit of a weight, by its classic name, such as `model.layers.3.mlp.up_proj.weight`.
-pub fn unit_of(name: &str, config: &ModelConfig) -> WeightUnit {
+pub fn unit_of_weight(name: &str, config: &ModelConfig) -> WeightUnit {
     let index = |rest: &str| rest.split('.').next().and_then(|index| index.parse().ok()).unwrap_or(0);
     if let Some(rest) = name.strip_prefix("visual.blocks.") {
         vision_block(index(rest))
@@ -54,7 +54,7 @@ pub fn unit_of(name: &str, config: &ModelConfig) -> WeightUnit {
     } else if name.starts_with("model.embed_tokens.") {
         EMBEDDING
     } else {
-        output(config.tie_word_embeddings)
+        output_layer(config.tie_word_embeddings)
     }
 }
 
@@ -68,13 +68,13 @@ pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit>
     }
     units.push(EMBEDDING);
     units.extend((0..config.text.num_hidden_layers).map(decoder_layer));
-    units.push(output(config.tie_word_embeddings));
+    units.push(output_layer(config.tie_word_embeddings));
     units
 }
 
 /// Whether the backward pass needs the weights of a unit. It does not for an embedding of ids or patches, which has no
 /// gradient for its input.
-pub fn is_used_backward(unit: WeightUnit) -> bool {
+pub fn is_used_in_backward(unit: WeightUnit) -> bool {
     ![PATCH_EMBEDDING.stage, EMBEDDING.stage].contains(&unit.stage)
 }
 
@@ -92,15 +92,15 @@ mod tests {
             let config = ModelConfig::open(&folder).unwrap();
             let all = forward_units(&config, true);
             let used: Vec<WeightUnit> =
-                expected_tensors(&config).iter().map(|(name, _)| unit_of(name, &config)).collect();
+                expected_tensors(&config).iter().map(|(name, _)| unit_of_weight(name, &config)).collect();
             assert!(
                 used.iter().all(|unit| all.contains(unit)) && all.iter().all(|unit| used.contains(unit)),
                 "{model}"
             );
             assert_eq!(all.first(), Some(&PATCH_EMBEDDING));
-            assert_eq!(all.last(), Some(&unit_of("model.norm.weight", &config)));
+            assert_eq!(all.last(), Some(&unit_of_weight("model.norm.weight", &config)));
         }
-        let unit = |name: &str| unit_of(name, &ModelConfig::open(&golden()).unwrap());
+        let unit = |name: &str| unit_of_weight(name, &ModelConfig::open(&golden()).unwrap());
         assert_eq!(unit("visual.blocks.11.attn.qkv.weight"), vision_block(11));
         assert_eq!(unit("model.layers.7.self_attn.q_proj.lora_A.weight"), decoder_layer(7));
         assert!(MERGER < EMBEDDING && decoder_layer(9) < decoder_layer(10));

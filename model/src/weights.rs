@@ -1,7 +1,7 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
-//! copied if they are trained, change dtype, are padded with zeros ([`Width`]) or if the checkpoint asks for copies
-//! ([`Checkpoint::copied`]). On device `dry` only the bytes of the weights are counted. Weights of which each rank keeps
-//! a part only ([`DeferredWeights`]) get no memory here.
+//! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]) or if the checkpoint asks for
+//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights of
+//! which each rank keeps a part only ([`DeferredWeights`]) get no memory here.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -41,21 +41,21 @@ impl WeightSource<'_> {
 
 /// A number of rows or columns of a weight: in files, and on the device, where the weight may be padded with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Width {
+pub(crate) struct PaddedWidth {
     /// The number in files, as the config states it.
     pub(crate) stored: usize,
     /// The number on the device, with padding.
     pub(crate) padded: usize,
 }
 
-impl From<usize> for Width {
+impl From<usize> for PaddedWidth {
     /// A width without padding.
-    fn from(width: usize) -> Width {
-        Width { stored: width, padded: width }
+    fn from(width: usize) -> PaddedWidth {
+        PaddedWidth { stored: width, padded: width }
     }
 }
 
-impl Width {
+impl PaddedWidth {
     /// The length of padded rows is a multiple of this, so that rows of bf16 begin at a 32-byte sector of the GPU's
     /// memory.
     const PADDED: usize = 16;
@@ -70,10 +70,10 @@ impl Width {
     /// published vision towers have the intermediate size 3420, that is rows of 6840 bytes, which slower kernels
     /// multiply. With zero rows of gate and up and zero columns of down, the size is 3424: 0.12 % more operations.
     /// The CPU has no such rule, so its weights stay as they are, in the mapped file.
-    fn of_mlp(row_alignment_bytes: usize, size: usize) -> Width {
+    fn of_mlp(row_alignment_bytes: usize, size: usize) -> PaddedWidth {
         let is_aligned = (size * DType::BF16.size()).is_multiple_of(row_alignment_bytes);
         let fills_up = size.is_multiple_of(Self::HASHED) && !is_aligned;
-        Width { stored: size, padded: if fills_up { size.next_multiple_of(Self::PADDED) } else { size } }
+        PaddedWidth { stored: size, padded: if fills_up { size.next_multiple_of(Self::PADDED) } else { size } }
     }
 }
 
@@ -173,19 +173,19 @@ impl WeightLoader<'_> {
         Ok(())
     }
     /// The intermediate size of a gated MLP on the device.
-    pub(crate) fn mlp_width(&self, size: usize) -> Width {
+    pub(crate) fn mlp_width(&self, size: usize) -> PaddedWidth {
         if !self.may_pad {
             return size.into();
         }
-        Width::of_mlp(self.device.capabilities().row_alignment_bytes, size)
+        PaddedWidth::of_mlp(self.device.capabilities().row_alignment_bytes, size)
     }
 
     /// Loads tensor `name`, a vector or matrix, padded with zeros to the padded sizes of `widths`.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
-    pub(crate) fn load_padded(&self, name: &str, widths: &[Width]) -> Result<Tensor> {
-        let (stored, padded) = shapes(widths);
+    pub(crate) fn load_padded(&self, name: &str, widths: &[PaddedWidth]) -> Result<Tensor> {
+        let (stored, padded) = stored_and_padded_shapes(widths);
         if stored == padded {
             return self.load(name, &stored, &stored);
         }
@@ -238,7 +238,7 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The errors of [`WeightLoader::load`].
     pub(crate) fn load_share<const D: usize>(&self, name: &str, shape: [usize; D], share: RowShare) -> Result<Tensor> {
-        self.load_placed(name, &shape, &share.shape(shape), self.copies(), share)
+        self.load_placed(name, &shape, &share.shape_of_part(shape), self.copies(), share)
     }
 
     /// Whether weights are copied even if they could be read in place.
@@ -286,7 +286,7 @@ impl WeightLoader<'_> {
     ///
     /// # Errors
     /// The errors of [`WeightLoader::load`].
-    pub(crate) fn load_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn load_embedding_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.load_placed(name, shape, shape, false, RowShare::WHOLE)
     }
 
@@ -298,7 +298,7 @@ impl WeightLoader<'_> {
     /// A tensor is missing or has another shape; out of memory.
     pub(crate) fn load_joined<const N: usize>(
         &self,
-        parts: [(&str, Width); N],
+        parts: [(&str, PaddedWidth); N],
         row: &[usize],
     ) -> Result<(Tensor, [Tensor; N])> {
         let shape_of = |rows: usize| [&[rows], row].concat();
@@ -330,7 +330,7 @@ impl WeightLoader<'_> {
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
         let may_pack = files.is_copied() && !(self.trainable)(name) && self.deferred(name).is_none();
         let stored = files.tensor(name).filter(|_| may_pack)?.dtype;
-        self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::suits(self.device))
+        self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::is_faster_on(self.device))
     }
 
     /// The dtype of the file, if the weight keeps it on the device; `None` if the weight is converted to the dtype of
@@ -365,7 +365,7 @@ impl WeightLoader<'_> {
 }
 
 /// The shapes of a tensor with these widths: in files, and on the device.
-pub(crate) fn shapes(widths: &[Width]) -> (Vec<usize>, Vec<usize>) {
+pub(crate) fn stored_and_padded_shapes(widths: &[PaddedWidth]) -> (Vec<usize>, Vec<usize>) {
     widths.iter().map(|width| (width.stored, width.padded)).unzip()
 }
 

@@ -116,7 +116,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
         ] {
             // Copied weights have another layout, but the results must have the same bits.
             let mut case = Case::open(&folder);
-            case.files = case.files.copied(copied);
+            case.files = case.files.with_copied_weights(copied);
             let want = packed(&mapped, &Device::cpu(1), dtype, quantization);
             let packed = |device: &Device| packed(&case, device, dtype, quantization);
             assert_eq!(want, packed(&Device::cpu(1)), "{}: copied {copied}", case.name);
@@ -127,7 +127,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let model =
                 Qwen25Vl::open_quantized(&device, &case.files, &case.config, dtype, quantization, None).unwrap();
             let kept = if stored == StoredDType::Bf16 { DType::BF16 } else { DType::F32 };
-            let is_packed = copied && (kept, dtype) != (DType::F32, DType::BF16) && PackedWeight::suits(&device);
+            let is_packed = copied && (kept, dtype) != (DType::F32, DType::BF16) && PackedWeight::is_faster_on(&device);
             assert_eq!(model.text.lm_head().is_err(), is_packed || quantization == Quantization::Int8);
             let cx = Cx::inference(&device, dtype);
 

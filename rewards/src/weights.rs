@@ -60,7 +60,7 @@ impl RewardWeights {
     ///
     /// # Errors
     /// The length reward was given a weight.
-    pub fn without_length(mut self) -> Result<Self> {
+    pub fn without_length_reward(mut self) -> Result<Self> {
         match self.0.insert("length".into(), 0.0) {
             None => Ok(self),
             Some(_) => {

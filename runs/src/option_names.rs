@@ -18,7 +18,7 @@ pub fn option_of_alias<'a>(name: &'a str, command: &str, is_option: impl Fn(&str
             && matches!(row.becomes[..], [becomes] if becomes.ends_with("=$"))
             && row.targets().all(&is_option)
     };
-    let row = foreign_options::find(name, None, command, is_alias);
+    let row = foreign_options::find_row(name, None, command, is_alias);
     row.and_then(|row| row.targets().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
 }
 

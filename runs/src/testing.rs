@@ -70,7 +70,7 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// The parsed lines of metrics.jsonl.
-pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
+pub(crate) fn read_metrics(out: &Path) -> Vec<StepMetrics> {
     let text = fs::read_to_string(out.join(METRICS_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -81,13 +81,13 @@ pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
         StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, hardware: HardwareMetrics::default(), ..m }
     };
-    metrics(out).into_iter().map(without_times).collect()
+    read_metrics(out).into_iter().map(without_times).collect()
 }
 
 /// Returns the names and bytes of all files below a folder, except files that differ between equal runs: metrics (they
 /// contain times), the lists of digests (they cover the metrics), event files, and run.json and trainer_state.json
 /// (they contain paths).
-pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn read_output_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(at) = folders.pop() {
@@ -110,7 +110,7 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 /// Asserts that two folders have equal files. The message names the first file that differs.
 pub(crate) fn assert_same_files(a: &Path, b: &Path) {
-    let (a, b) = (files(a), files(b));
+    let (a, b) = (read_output_files(a), read_output_files(b));
     let names = |f: &[(String, Vec<u8>)]| f.iter().map(|x| x.0.clone()).collect::<Vec<_>>();
     assert_eq!(names(&a), names(&b));
     for (x, y) in a.iter().zip(&b) {

@@ -11,4 +11,4 @@ pub use error::{Result, RuntimeError};
 pub use tensor::cx::{Checkpointing, Cx, GatheredWeights, WeightUnit};
 pub use tensor::ops;
 pub use tensor::tape::{BackwardEvent, Grads};
-pub use tensor::{OnDemandMemory, Saved, Tensor, TensorMeta, format_shape};
+pub use tensor::{OnDemandMemory, SavedTensor, Tensor, TensorMeta, format_shape};

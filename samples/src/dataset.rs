@@ -53,14 +53,14 @@ impl Dataset {
     /// # Errors
     /// Those of [`Self::open`].
     pub fn open_first_rows(paths: &Path, max_rows: Option<usize>) -> Result<Self> {
-        Self::open_option("--data", paths, max_rows)
+        Self::open_for_option("--data", paths, max_rows)
     }
 
     /// Opens the paths that the option `flag` names, as [`Self::open_first_rows`] does.
     ///
     /// # Errors
     /// Those of [`Self::open`].
-    pub fn open_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
+    pub fn open_for_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at(flag));
         let paths = parse_data_paths(paths).map_err(in_option)?;
         let (mut tables, mut files, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
@@ -90,7 +90,7 @@ impl Dataset {
         if let Some(mixture) = &self.mixture {
             let held_out = self.held_out.iter().copied();
             let weights = self.files.iter().map(|file| (file.path.clone(), file.weight.unwrap_or(1.0)));
-            let without = mixture.without(weights, held_out);
+            let without = mixture.without_rows(weights, held_out);
             self.mixture = Some(without.map_err(|diagnostic| SampleError::Option(diagnostic.at("--data")))?);
         }
         Ok(())

@@ -41,7 +41,12 @@ impl MediaFiles {
     /// # Errors
     /// The error of `load` if a file of the row is at fault; [`SampleError::MediaUnavailable`] if the machine, a disk
     /// or a folder is.
-    pub fn load<T>(&self, conversation: &Conversation, root: &Path, load: impl Fn() -> Result<T>) -> Result<T> {
+    pub fn load_with_retry<T>(
+        &self,
+        conversation: &Conversation,
+        root: &Path,
+        load: impl Fn() -> Result<T>,
+    ) -> Result<T> {
         let mut result = load();
         if let Err(SampleError::Media { cause: SkipCause::Media, was_read, .. }) = result {
             let paths = local_files(conversation);
@@ -165,10 +170,10 @@ mod tests {
         Err(SampleError::Media { diagnostic, cause: SkipCause::Media, was_read })
     }
 
-    /// Calls [`MediaFiles::load`] with a closure that fails if the file is missing.
+    /// Calls [`MediaFiles::load_with_retry`] with a closure that fails if the file is missing.
     fn load(files: &MediaFiles, root: &Path, file: &str) -> Result<()> {
         let path = root.join(file);
-        files.load(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
+        files.load_with_retry(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
     }
 
     #[test]
@@ -227,7 +232,7 @@ mod tests {
         let calls = Cell::new(0);
         let load = |succeeds_at: usize, was_read: bool| {
             calls.set(0);
-            files.load(&conversation, dir.path(), || {
+            files.load_with_retry(&conversation, dir.path(), || {
                 calls.set(calls.get() + 1);
                 if calls.get() == succeeds_at { Ok(()) } else { row_error(was_read) }
             })
@@ -239,7 +244,7 @@ mod tests {
         assert_eq!(calls.get(), 1);
         // If a file seemed damaged and its folder cannot be read any more, the error is an outage.
         let (missing, root) = (self::conversation(dir.path(), "gone/a.png"), dir.path().join("gone"));
-        let e = files.load(&missing, &root, || row_error::<()>(true));
+        let e = files.load_with_retry(&missing, &root, || row_error::<()>(true));
         assert!(matches!(e, Err(SampleError::MediaUnavailable(_))), "{e:?}");
     }
 }

@@ -13,7 +13,7 @@ pub fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<
 /// Adds the columns that the accuracy reward reads to a row that has its answer in another form: the `solution` from
 /// verl's `reward_model.ground_truth` or EasyR1's `answer`, in `<answer>` tags, and the `problem_type` from the solution
 /// ([`inferred_type`]). Columns that are there stay as they are.
-pub fn complete_reward_columns(columns: &mut Map<String, Value>) {
+pub fn add_missing_reward_columns(columns: &mut Map<String, Value>) {
     let is_missing = |columns: &Map<String, Value>, name: &str| columns.get(name).is_none_or(Value::is_null);
     if !is_missing(columns, "problem_type") {
         return;
@@ -99,11 +99,11 @@ mod tests {
             (json!({"solution": "x", "problem_type": "OCR"}), "x", "OCR"),
         ] {
             let Value::Object(mut columns) = row.clone() else { panic!("{row}") };
-            complete_reward_columns(&mut columns);
+            add_missing_reward_columns(&mut columns);
             assert_eq!(solution_and_type(&columns), (Some(solution), Some(kind)), "{row}");
         }
         let mut none = Map::new();
-        complete_reward_columns(&mut none);
+        add_missing_reward_columns(&mut none);
         assert!(none.is_empty());
     }
 }

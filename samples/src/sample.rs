@@ -114,7 +114,7 @@ const END: &str = "<|im_end|>";
 impl SftSource {
     /// Parses the fields of a row.
     fn row(&self, row: usize) -> Result<SupervisedRow> {
-        self.data.add_location_to_error(row, self.data.row(row)?.supervised(self.parity))
+        self.data.add_location_to_error(row, self.data.row(row)?.to_supervised_row(self.parity))
     }
 
     /// Whether a token stands for an image or a video, or marks where one begins or ends.
@@ -140,7 +140,7 @@ impl SftSource {
             ));
         }
         let conversation = self.conversation(location, messages)?;
-        let tokens = self.files.load(&conversation, &self.media_root, || {
+        let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
             tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
         })?;
         let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);
@@ -207,7 +207,7 @@ impl SampleSource for SftSource {
             sample.cut(length, |id| self.is_of_media(id));
         }
         if sample.targets.iter().all(|&t| t < 0) {
-            return Err(nothing_to_learn(location));
+            return Err(nothing_to_learn_error(location));
         }
         self.kept.keep(row, &sample);
         Ok(sample)
@@ -223,7 +223,7 @@ impl SampleSource for SftSource {
 }
 
 /// The error for a row in which no token is learned.
-pub fn nothing_to_learn(location: String) -> SampleError {
+pub fn nothing_to_learn_error(location: String) -> SampleError {
     SampleError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
 }
 

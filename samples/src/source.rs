@@ -34,6 +34,6 @@ pub fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrde
     };
     match held_out.is_empty() {
         true => order,
-        false => order.over((0..rows.row_count()).filter(|row| held_out.binary_search(row).is_err())),
+        false => order.restricted_to((0..rows.row_count()).filter(|row| held_out.binary_search(row).is_err())),
     }
 }

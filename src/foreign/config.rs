@@ -48,7 +48,7 @@ pub fn read_file(t: &mut Translation) {
     for given in &entries {
         let same_name: Vec<_> = above.iter().filter(|(name, _)| *name == given.name).collect();
         let is_same = |value: &Option<String>| match value.as_deref().zip(given.value().as_deref()) {
-            Some((above, below)) => foreign_options::equal_values(above, below),
+            Some((above, below)) => foreign_options::mean_the_same(above, below),
             None => *value == given.value(),
         };
         match same_name.is_empty() {
@@ -96,7 +96,7 @@ impl Layer {
 /// Whether the table has a row for a key.
 fn is_known(t: &Translation, given: &Given) -> bool {
     let value = given.value();
-    foreign_options::find(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
+    foreign_options::find_row(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
 }
 
 /// Turns a key with a nested value into keys with dots. Lists are one value.

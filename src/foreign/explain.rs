@@ -1,7 +1,7 @@
 //! `--explain-defaults PROGRAM`: the defaults of another program beside reel's.
 
 use clap::{Arg, ArgMatches, Command};
-use reel_runs::foreign_options::{PROGRAMS, defaults};
+use reel_runs::foreign_options::{PROGRAMS, foreign_defaults};
 
 use super::words::own_argument;
 
@@ -33,7 +33,7 @@ pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> 
     let version = PROGRAMS.iter().find(|(name, _)| name == program).map_or("", |(_, version)| version);
     let mut text = format!("Defaults of {version}, where those of reel differ:\n");
     for (name, path) in [("sft", "sft"), ("grpo", "grpo"), ("serve", "serve"), ("bench", "bench serve")] {
-        let rows: Vec<_> = defaults().iter().filter(|d| d.program == *program && d.command == name).collect();
+        let rows: Vec<_> = foreign_defaults().iter().filter(|d| d.program == *program && d.command == name).collect();
         let command = path.split(' ').try_fold(root, |command, name| command.find_subcommand(name));
         for (at, row) in rows.iter().enumerate() {
             if at == 0 {

@@ -1,6 +1,6 @@
 //! Which program a command was written for, and that program's defaults.
 
-use reel_runs::foreign_options::{PROGRAMS, PeerDefault, defaults};
+use reel_runs::foreign_options::{ForeignDefault, PROGRAMS, foreign_defaults};
 
 use super::translation::Translation;
 use super::words::own_argument;
@@ -66,17 +66,17 @@ pub fn state_defaults(t: &mut Translation) {
         return;
     };
     let own = |option: &str| own_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
-    let stated = |d: &PeerDefault| match d.option {
+    let stated = |d: &ForeignDefault| match d.option {
         "-" => format!("no such option ({})", d.words),
         option => format!("--{} {} ({})", option.replace('_', "-"), own(option), d.words),
     };
-    let differs = |option: &&PeerDefault| {
+    let differs = |option: &&ForeignDefault| {
         option.program == program && option.command == t.command && !t.is_set(option.option) && {
             // The program's defaults for LoRA are for runs without a word about it.
             !(option.option == "lora_r" && t.weights.lora.is_some())
         }
     };
-    let listed: Vec<String> = defaults().iter().filter(differs).map(stated).collect();
+    let listed: Vec<String> = foreign_defaults().iter().filter(differs).map(stated).collect();
     if !listed.is_empty() {
         let name = version.split(' ').next().unwrap_or(program);
         t.notes.push(format!(

@@ -137,7 +137,7 @@ fn every_option_of_the_peers_is_known() {
         let Some((command, names)) = text.split_once(": ") else { continue };
         let own = parser().find_subcommand(command).expect("a command");
         for name in names.split(' ') {
-            let has_row = foreign_options::has_row(name, command);
+            let has_row = foreign_options::is_foreign_option(name, command);
             match own_argument(own, name).is_some() || has_row {
                 true => known += 1,
                 false => unknown.push(format!("{command} {name}")),

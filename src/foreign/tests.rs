@@ -362,7 +362,7 @@ fn nested_values_are_translated() {
 #[test]
 fn the_table_names_rules_and_options_that_exist() {
     let root = parser();
-    for row in foreign_options::rows() {
+    for row in foreign_options::option_rows() {
         for command in &row.commands {
             let paths: &[&str] = match *command {
                 "train" => &["sft", "grpo"],
@@ -423,7 +423,7 @@ fn tables() -> String {
             foreign_options::OptionClass::Off => "Off: as absent",
         };
         let _ = write!(text, "\n## {title}\n\n| options | programs | commands | in reel |\n|---|---|---|---|\n");
-        for row in foreign_options::rows().iter().filter(|row| row.class == class) {
+        for row in foreign_options::option_rows().iter().filter(|row| row.class == class) {
             let names = row.names.iter().map(|(name, value)| match value {
                 Some(value) => format!("`{name}={value}`"),
                 None => format!("`{name}`"),
@@ -449,7 +449,7 @@ fn tables() -> String {
     for (program, version) in foreign_options::PROGRAMS.iter() {
         let _ =
             write!(text, "\n`{program}`: {version}\n\n| command | option of reel | default there |\n|---|---|---|\n");
-        for default in foreign_options::defaults().iter().filter(|default| default.program == *program) {
+        for default in foreign_options::foreign_defaults().iter().filter(|default| default.program == *program) {
             let option = match default.option {
                 "-" => "none".to_string(),
                 option => format!("`--{} {}`", option.replace('_', "-"), default.value),

@@ -269,7 +269,7 @@ impl<'a> Translation<'a> {
             let fits = row.targets().all(|target| self.has_option(target));
             fits && (!is_own || wanted.is_some() || has_rule)
         };
-        let row = foreign_options::find(&name, value.as_deref(), &self.command, usable);
+        let row = foreign_options::find_row(&name, value.as_deref(), &self.command, usable);
         match row {
             None if is_own => self.read_own(given),
             None => self.read_unknown(given),
@@ -323,7 +323,7 @@ impl<'a> Translation<'a> {
                 self.set_targets(row, given);
             }
             OptionClass::Result => {
-                let (what, help) = row.problem();
+                let (what, help) = row.problem_and_help();
                 self.refuse(&given.shown(), what, help);
                 self.set_targets(row, given);
             }
@@ -371,7 +371,7 @@ impl<'a> Translation<'a> {
         let path = self.line.path.join(" ");
         let what = format!("is not an option of reel {path}");
         // An option of another command has no similar option here.
-        if let Some(command) = foreign_options::command_with(&given.name, &self.command) {
+        if let Some(command) = foreign_options::other_command_with(&given.name, &self.command) {
             let what = format!("{what} (it is an option of reel {command})");
             return self.refuse(&given.shown(), &what, "leave it out");
         }

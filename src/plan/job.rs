@@ -14,7 +14,7 @@ use reel_measure::job::{
 use reel_measure::job_page::job_page;
 use reel_measure::links::{ATTAINABLE_SHARE, GPUS_PER_NODE, Link, Links};
 use reel_measure::machine::MachineSpec;
-use reel_runs::plan::DividedWeights;
+use reel_runs::plan::ShardedWeights;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
@@ -410,8 +410,8 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
     };
     let optimizer_seconds = seconds_of("optimizer");
     let divided = training.divided.clone();
-    let DividedWeights { all, two_units, gathered, gathered_beside_rounds, are_evaluated, are_trained, .. } = divided;
-    let DividedWeights { memory_by_units, memory_with_all, .. } = divided;
+    let ShardedWeights { all, two_units, gathered, gathered_beside_rounds, are_evaluated, are_trained, .. } = divided;
+    let ShardedWeights { memory_by_units, memory_with_all, .. } = divided;
     ProcessCosts {
         memory: counts.memory.clone(),
         parameters: training.trained.parameters,

@@ -343,7 +343,7 @@ impl PlanServeArgs {
         let device = sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
         let (exchange, weights) = load_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
-        let text = TensorParallel::own_sizes(&config.text, ranks);
+        let text = TensorParallel::config_of_one_rank(&config.text, ranks);
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
         let default_kv_bytes = || model::serving_kv_bytes(&device, free, &text, dtype, batch);

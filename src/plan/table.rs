@@ -8,7 +8,7 @@ use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
-use reel_runs::plan::{BackwardPass, DividedWeights, PhaseCosts, TrainedSize};
+use reel_runs::plan::{BackwardPass, PhaseCosts, ShardedWeights, TrainedParameterSize};
 use serde_json::{Value, json};
 
 use super::advice::Additions;
@@ -40,9 +40,9 @@ pub struct TrainingCounts {
     /// The first backward pass.
     pub backward: BackwardPass,
     /// The size of what is trained.
-    pub trained: TrainedSize,
+    pub trained: TrainedParameterSize,
     /// The weights that ranks divide with ZeRO-3.
-    pub divided: DividedWeights,
+    pub divided: ShardedWeights,
     /// Whether the data has fewer rows than a micro-batch or step has.
     pub has_few_rows: bool,
 }

@@ -172,7 +172,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
 
     fn ask_all(&mut self, file: &mut PredictionFile) -> Result<()> {
         let all = self.run.requests.row_count();
-        let (begun, progress) = (Instant::now(), Progress::rows(self.run.quiet, all as u64, file.lines() as u64));
+        let (begun, progress) = (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.lines() as u64));
         while self.in_flight > 0 || (self.next < all && !self.is_ending) {
             error_if_stopped(self.run.stop).map_err(|_| file.stopped())?;
             self.send_requests(file)?;

@@ -142,7 +142,7 @@ impl FileWithProgress {
     pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
         let (begun, resumed_after, missing) = (Instant::now(), file.lines(), file.rows_without_line().len());
         file.begin()?;
-        let progress = Progress::rows(quiet, file.settings().rows() as u64, file.lines() as u64);
+        let progress = Progress::for_rows(quiet, file.settings().rows() as u64, file.lines() as u64);
         Ok(Self { file, progress, begun, resumed_after, missing })
     }
 

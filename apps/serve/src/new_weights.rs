@@ -56,7 +56,7 @@ impl CheckedFiles {
             let what = differs(&format!("{other:?}"), &format!("{own:?}"));
             return Err(InputError::Tokenizer(Diagnostic::new(location, what, HELP)).into());
         }
-        let files = Checkpoint::open(&base)?.copied(served.is_copied);
+        let files = Checkpoint::open(&base)?.with_copied_weights(served.is_copied);
         files.check(&config)?;
         adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
         let parallel = served.divided.as_ref().map(|divided| divided.parallel.clone());

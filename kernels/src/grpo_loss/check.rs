@@ -141,7 +141,7 @@ fn loss_and_gradient_equal_the_formula() {
                     let mut at = |x: f64| {
                         moved[t] = x;
                         let of_tokens = formula::token_terms(&o, &moved, &old, &reference, a);
-                        (of_tokens, formula::piece(&o, &moved, &old, &reference, t))
+                        (of_tokens, formula::smooth_piece_of_token(&o, &moved, &old, &reference, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
                     // If the loss is not differentiable between lp - h and lp + h, the difference is not a derivative

@@ -54,7 +54,13 @@ pub fn completion_sums(options: &LossOptions, terms: &[TokenTerms]) -> [f64; 3] 
 
 /// Returns on which smooth piece of the loss token `t` lies: whether its ratio is below or above the range, and its log
 /// ratio to the reference below or above the limits. The loss has no derivative where two pieces meet.
-pub fn piece(options: &LossOptions, log_prob: &[f64], old: &[f64], reference: &[f64], t: usize) -> [bool; 4] {
+pub fn smooth_piece_of_token(
+    options: &LossOptions,
+    log_prob: &[f64],
+    old: &[f64],
+    reference: &[f64],
+    t: usize,
+) -> [bool; 4] {
     let d = |t: usize| log_prob[t] - old[t];
     let mean = || (0..log_prob.len()).map(d).sum::<f64>() / log_prob.len() as f64;
     let ratio = if options.sequence_level { mean() } else { d(t) }.exp();

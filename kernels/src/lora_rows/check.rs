@@ -1,7 +1,7 @@
 use reel_device::Addr;
 use reel_device::DType::{self, BF16, F32};
 
-use super::formula::Rows;
+use super::formula::AdapterProduct;
 use super::{Params, down, test_cases_m_n_k_adapters, up};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, with_one_interleaving};
@@ -61,7 +61,7 @@ fn rows_are_multiplied_by_the_matrix_of_their_adapter() {
     all(|dtype, case| {
         let given = Given::new(dtype, case);
         let ([_, n, k, adapters], (x, w)) = (given.sizes, (given.x.to_f64(), given.w.to_f64()));
-        let rows = Rows { x: &x, w: &w, adapter: &given.adapter, n, k };
+        let rows = AdapterProduct { x: &x, w: &w, adapter: &given.adapter, n, k };
         let scale: Vec<f64> = given
             .adapter
             .iter()
@@ -73,7 +73,8 @@ fn rows_are_multiplied_by_the_matrix_of_their_adapter() {
         let scaled = |sums: Vec<f64>| sums.iter().zip(&scale).map(|(sum, scale)| sum * scale).collect::<Vec<f64>>();
         let y = TestArray::output(dtype, given.y.len());
         run(&down(dtype, &given.params(&y)), 2);
-        let (with, want, sizes) = (scaled(rows.products_rounded()), scaled(rows.products()), scaled(rows.sizes()));
+        let (with, want, sizes) =
+            (scaled(rows.products_rounded()), scaled(rows.products()), scaled(rows.sums_of_magnitudes()));
         let factor = rounding_factor(dtype, &sizes, &want);
         assert_rounded(&format!("down {case:?}"), dtype, &y.values(), &with, &want, factor);
 
@@ -83,7 +84,8 @@ fn rows_are_multiplied_by_the_matrix_of_their_adapter() {
             sums.iter().zip(&given.y).map(|(sum, &y)| round(y as f64 + sum)).collect()
         };
         let (with, want) = (added(rows.products_rounded(), f32), added(rows.products(), |x| x));
-        let sizes: Vec<f64> = rows.sizes().iter().zip(&given.y).map(|(size, y)| size + y.abs() as f64).collect();
+        let sizes: Vec<f64> =
+            rows.sums_of_magnitudes().iter().zip(&given.y).map(|(size, y)| size + y.abs() as f64).collect();
         let factor = rounding_factor(dtype, &sizes, &want);
         assert_rounded(&format!("up {case:?}"), dtype, &y.values(), &with, &want, factor);
     });

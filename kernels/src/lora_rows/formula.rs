@@ -5,7 +5,7 @@ use crate::checks::rounding::{f32, sum_in_runs};
 
 /// The operands of a launch: rows of x, and the adapters' matrices by which they are multiplied.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct AdapterProduct<'a> {
     /// `[m, k]`
     pub x: &'a [f64],
     /// `[adapters, n, k]`
@@ -16,10 +16,10 @@ pub struct Rows<'a> {
     pub k: usize,
 }
 
-impl Rows<'_> {
+impl AdapterProduct<'_> {
     /// Returns `f(x[i], w[a, c])` for each row i and column c, and 0 for rows without an adapter.
     fn map(&self, f: impl Fn(&[f64], &[f64]) -> f64) -> Vec<f64> {
-        let Rows { x, w, adapter, n, k } = *self;
+        let AdapterProduct { x, w, adapter, n, k } = *self;
         let rows = x.chunks_exact(k).zip(adapter);
         rows.flat_map(|(x, &a)| {
             let matrix = usize::try_from(a).ok().and_then(|a| w.get(a * n * k..(a + 1) * n * k));
@@ -33,13 +33,13 @@ impl Rows<'_> {
         self.map(|x, w| x.iter().zip(w).map(|(x, w)| x * w).sum())
     }
 
-    /// Computes [`Rows::products`] in f32: terms are added in order, and the sum is rounded after each.
+    /// Computes [`AdapterProduct::products`] in f32: terms are added in order, and the sum is rounded after each.
     pub fn products_rounded(&self) -> Vec<f64> {
         self.map(|x, w| f32(sum_in_runs(x.iter().zip(w).map(|(x, w)| x * w), &[])))
     }
 
     /// `Σ |x[i, j] w[a, c, j]|`.
-    pub fn sizes(&self) -> Vec<f64> {
+    pub fn sums_of_magnitudes(&self) -> Vec<f64> {
         self.map(|x, w| x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum())
     }
 }

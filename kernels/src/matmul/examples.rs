@@ -2,12 +2,12 @@
 
 use reel_device::Addr;
 
-use super::gemm::{self, Form, Params};
+use super::gemm::{self, OperandLayout, Params};
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (m, n, k) = (s.get("m", SEQUENCE_LEN), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE));
-    let call = |form: Form, [m, n, k]: [u32; 3], accumulate| {
+    let call = |form: OperandLayout, [m, n, k]: [u32; 3], accumulate| {
         let p = Params { bias: Addr::NULL, m, n, k, accumulate, scale: 1.0, ..placeholder_params() };
         ("8192 rows times a feed-forward matrix of 18944 x 3584", form.launch(form.kernel(), &p))
     };

@@ -43,7 +43,7 @@ params! {
 
 /// How a kernel's operands are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Form {
+pub(super) struct OperandLayout {
     /// A is `[k, m]`.
     pub a_transposed: bool,
     /// B is `[k, n]`.
@@ -52,16 +52,16 @@ pub(super) struct Form {
     pub c_dtype: DType,
 }
 
-const fn form(a_transposed: bool, b_transposed: bool, c_dtype: DType) -> Form {
-    Form { a_transposed, b_transposed, c_dtype }
+const fn form(a_transposed: bool, b_transposed: bool, c_dtype: DType) -> OperandLayout {
+    OperandLayout { a_transposed, b_transposed, c_dtype }
 }
 
-pub(super) const FWD: Form = form(false, false, DType::BF16);
-pub(super) const FWD_TO_F32: Form = form(false, false, DType::F32);
-pub(super) const DX: Form = form(false, true, DType::BF16);
-pub(super) const DX_TO_F32: Form = form(false, true, DType::F32);
-pub(super) const DW: Form = form(true, true, DType::BF16);
-pub(super) const DW_TO_F32: Form = form(true, true, DType::F32);
+pub(super) const FWD: OperandLayout = form(false, false, DType::BF16);
+pub(super) const FWD_TO_F32: OperandLayout = form(false, false, DType::F32);
+pub(super) const DX: OperandLayout = form(false, true, DType::BF16);
+pub(super) const DX_TO_F32: OperandLayout = form(false, true, DType::F32);
+pub(super) const DW: OperandLayout = form(true, true, DType::BF16);
+pub(super) const DW_TO_F32: OperandLayout = form(true, true, DType::F32);
 
 /// Declares kernels: the constant's name, the name in profiles, the form, and the tile if the kernel fixes one
 /// (otherwise the plan chooses).
@@ -101,7 +101,7 @@ pub(super) const VARIANTS: &[Variant] = &[
     Variant { of: &DX_BF16, name: "128 x 256", kernel: &DX_BF16_128X256 },
 ];
 
-impl Form {
+impl OperandLayout {
     /// Returns the kernel for products of this form whose plan chooses the tile.
     pub(super) fn kernel(self) -> &'static Kernel {
         match (self.a_transposed, self.b_transposed, self.c_dtype) {

@@ -54,7 +54,7 @@ kernel_folder! {
 pub static PRODUCT_CODE: ProductCode = ProductCode {
     cpu: cpu::run,
     simulated: cpu::run_simulated,
-    arrange: cpu::arrange,
+    arrange: cpu::pack_into_groups,
     gpu_kernel: gemm::kernel_launch,
     cast_to_f32: |dtype, src, dst, count| {
         elementwise::cast(dtype, DType::F32, &CastParams { src, dst, count: count as u64 })

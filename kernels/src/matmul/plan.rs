@@ -28,7 +28,7 @@ use std::mem::offset_of;
 use reel_device::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 
-use super::gemm::{Form, Params};
+use super::gemm::{OperandLayout, Params};
 
 /// What a kernel does with the old C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Tile {
         u64::from(self.count(p).div_ceil(self.resident(arch))) * u64::from(self.rows * self.columns)
     }
 
-    fn stage(&self, p: &Params, arch: &Arch, form: Form) -> Stage {
+    fn stage(&self, p: &Params, arch: &Arch, form: OperandLayout) -> Stage {
         let map = |addr, dtype, rows, columns, box_rows| tensor_map(addr, dtype, [rows, columns], box_rows);
         let a = if form.a_transposed {
             map(p.a, DType::BF16, p.k, p.m, STAGE_K)
@@ -195,7 +195,7 @@ fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32
 }
 
 /// Chooses the tile of a product by the table in this module's documentation.
-fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
+fn chosen(p: &Params, arch: &Arch, form: OperandLayout) -> &'static Tile {
     let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
     let candidates: &[(bool, &'static Tile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
         (true, _, DType::F32) => &[(true, &DW_F32)],
@@ -217,7 +217,7 @@ fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
 }
 
 /// Returns the name of the plain kernel of a form, for GPUs below compute capability 9.0.
-fn plain_symbol(form: Form) -> &'static str {
+fn plain_symbol(form: OperandLayout) -> &'static str {
     match (form.a_transposed, form.b_transposed, form.c_dtype) {
         (true, _, DType::F32) => "gemm_dw_f32_plain",
         (true, ..) => "gemm_dw_bf16_plain",
@@ -230,7 +230,7 @@ fn plain_symbol(form: Form) -> &'static str {
 
 /// Plans the launches of a matrix product. On Hopper the plan uses the tile `fixed`, if it is given and supports the
 /// product; else the tile that the table chooses.
-pub(super) fn stages(p: &Params, arch: &Arch, form: Form, fixed: Option<&'static Tile>) -> Vec<Stage> {
+pub(super) fn stages(p: &Params, arch: &Arch, form: OperandLayout, fixed: Option<&'static Tile>) -> Vec<Stage> {
     if arch.sm < 90 {
         let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);
         return vec![Stage::one_dimensional(plain_symbol(form), blocks, 128)];
@@ -247,7 +247,7 @@ mod tests {
     use super::super::gemm;
     use super::*;
 
-    fn symbol(form: Form, [m, n, k]: [u32; 3], accumulate: u32) -> &'static str {
+    fn symbol(form: OperandLayout, [m, n, k]: [u32; 3], accumulate: u32) -> &'static str {
         chosen(&Params { m, n, k, accumulate, ..Params::zeroed() }, &Arch::H100, form).symbol
     }
 

@@ -1,7 +1,7 @@
 //! The definition, in f64.
 
 /// The caches of keys and values `[slots, row]`, and the rotated queries.
-pub struct Written {
+pub struct WriteResult {
     pub q: Vec<f64>,
     pub k_cache: Vec<f64>,
     pub v_cache: Vec<f64>,
@@ -9,7 +9,7 @@ pub struct Written {
 
 /// Sizes of a case.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub struct HeadShape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -22,10 +22,10 @@ pub fn write(
     [cos, sin]: [&[f64]; 2],
     caches: [&[f64]; 2],
     slots: &[i32],
-    shape: Shape,
+    shape: HeadShape,
     round: fn(f64) -> f64,
-) -> Written {
-    let Shape { heads, kv_heads, head_dim: d } = shape;
+) -> WriteResult {
+    let HeadShape { heads, kv_heads, head_dim: d } = shape;
     let half = d / 2;
     let rotated = |x: &[f64], t: usize, h: usize, heads: usize, i: usize| {
         let (at, pair) = ((t * heads + h) * d, i % half);
@@ -33,7 +33,7 @@ pub fn write(
         let (c, s) = (cos[t * half + pair], sin[t * half + pair]);
         if i < half { round(a * c) - round(b * s) } else { round(b * c) + round(a * s) }
     };
-    let mut written = Written { q: Vec::new(), k_cache: caches[0].to_vec(), v_cache: caches[1].to_vec() };
+    let mut written = WriteResult { q: Vec::new(), k_cache: caches[0].to_vec(), v_cache: caches[1].to_vec() };
     for (t, &slot) in slots.iter().enumerate() {
         for h in 0..heads {
             written.q.extend((0..d).map(|i| rotated(q, t, h, heads, i)));

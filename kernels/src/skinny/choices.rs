@@ -5,7 +5,7 @@ use crate::tuning::choices_of;
 
 /// How blocks divide a product and copy its weight to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub enum CopyScheme {
     /// Each lane copies the 16-byte units that it multiplies (`cp.async`), and the warps of a block divide the sums.
     Units,
     /// One warp copies tiles for the other warps by tensor copies (compute capability 9.0), if all addresses and the
@@ -14,9 +14,9 @@ pub enum Scheme {
 }
 
 /// The choices of launch plans on an architecture.
-pub struct Choices {
+pub struct PlanChoices {
     /// How blocks divide a product and copy the weight to shared memory.
-    pub(super) scheme: Scheme,
+    pub(super) scheme: CopyScheme,
     /// The condition for 32 columns per block instead of 16, in the scheme `Units`.
     pub(super) wide_blocks: MinWideBlocks,
     /// Products with a bf16 weight: maximum number of rows for these kernels; cuBLASLt computes products of more rows.
@@ -50,11 +50,11 @@ pub(super) struct MinWideBlocks {
 /// read once. The choices for 9.0 follow times on an H200 (`benches/results/h200/2026-11-27-kernels.json` and
 /// `2026-11-27-models.json`): prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16
 /// TB/s with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
-static TABLE: [(u32, Choices); 2] = [
+static TABLE: [(u32, PlanChoices); 2] = [
     (
         80,
-        Choices {
-            scheme: Scheme::Units,
+        PlanChoices {
+            scheme: CopyScheme::Units,
             wide_blocks: MinWideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
             max_rows: 64,
             norm_max_rows: 16,
@@ -63,8 +63,8 @@ static TABLE: [(u32, Choices); 2] = [
     ),
     (
         90,
-        Choices {
-            scheme: Scheme::Tiles,
+        PlanChoices {
+            scheme: CopyScheme::Tiles,
             wide_blocks: MinWideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
             max_rows: 64,
             norm_max_rows: 64,
@@ -74,7 +74,7 @@ static TABLE: [(u32, Choices); 2] = [
 ];
 
 /// Returns the choices for a GPU; `sm` is its compute capability times ten.
-pub fn choices(sm: u32) -> &'static Choices {
+pub fn plan_choices(sm: u32) -> &'static PlanChoices {
     choices_of(&TABLE, sm)
 }
 

@@ -18,7 +18,7 @@ const NORMALISERS: u32 = 2;
 
 /// A shape of tiles; `sm80.cu` has the same numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct TileShape {
     /// Maximum number of weight rows in a box, which is the number of columns that a block computes of each product.
     pub(super) max_width: u32,
     /// Boxes of 64 k of a stage.
@@ -27,7 +27,13 @@ pub(super) struct Shape {
 }
 
 /// Plans the product. `shapes` are in ascending order of width. Returns `None` if the GPU has too little shared memory.
-pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Columns, fixed: Fixed) -> Option<Stage> {
+pub(super) fn plan_stage(
+    op: &Operation,
+    arch: &Arch,
+    shapes: &[TileShape],
+    columns: &Columns,
+    fixed: Fixed,
+) -> Option<Stage> {
     let row_blocks = op.m.div_ceil(ROWS);
     // Multiprocessors that can run clusters of eight blocks can also run clusters of four.
     let known = if arch.clusters_of_8 > 0 { 8 * arch.clusters_of_8 } else { u32::MAX };

@@ -138,11 +138,11 @@ unsafe fn products_and_writes<T: Element>(p: &QkvParams, team: &Team, linear: im
     let count = p.m as usize * p.kv_heads as usize * p.head_dim as usize;
     let mut kv = [vec![T::zeroed(); count], vec![T::zeroed(); count]];
     let [k, v] = kv.each_mut().map(|x| Addr(x.as_mut_ptr() as u64));
-    let products = |x: Addr| p.products(x, [p.q, k, v]).iter().for_each(&linear);
+    let products = |x: Addr| p.product_params(x, [p.q, k, v]).iter().for_each(&linear);
     // SAFETY: x and the norm are valid as `QkvParams` documents.
     unsafe { with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, products) }
     // SAFETY: k and v have `[m, kv_heads, head_dim]` elements, and the caller promises the rest.
-    unsafe { rope_kv_write::cpu::write::<T>(&p.writes([k, v]), team) }
+    unsafe { rope_kv_write::cpu::write::<T>(&p.kv_write_params([k, v]), team) }
 }
 
 /// # Safety

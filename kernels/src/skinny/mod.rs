@@ -19,7 +19,7 @@
 //! rotation, or SwiGLU ([`crate::swiglu`]), and one more rounding. So a decode step rounds where training does. On the
 //! CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with an int8 weight a sum consists of sixteen
 //! partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose products with the weight are exact.
-//! [`Scheme`] names the ways to divide a product among blocks:
+//! [`CopyScheme`] names the ways to divide a product among blocks:
 //!
 //! - Tiles (`sm90.cuh`; `sm90a.cuh` for more than 16 rows with a bf16 weight), bf16 x on compute capability 9.0 if all
 //!   addresses and the bytes of rows are multiples of 16: a sum is one accumulator, to which the products of 16
@@ -67,10 +67,10 @@ use crate::folder::kernel_folder;
 use crate::rope_kv_write;
 use crate::tuning::Variant;
 use choices::MinWideBlocks;
-use plan::{geometry, qkv_geometry};
-use tiles::Shape;
+use plan::{plan_product, plan_qkv};
+use tiles::TileShape;
 
-pub use choices::{Choices, Scheme, choices};
+pub use choices::{CopyScheme, PlanChoices, plan_choices};
 
 params! {
     /// Parameters of the kernels. The slots of tensor maps are empty and `reserved` is 0 in a call.
@@ -183,7 +183,7 @@ params! {
 impl QkvParams {
     /// Returns the parameters of three separate products, of normalised rows `x` to q, k and v. Each writes `[m,
     /// columns]` to its address in `results`.
-    pub(crate) fn products(&self, x: Addr, results: [Addr; 3]) -> [Params; 3] {
+    pub(crate) fn product_params(&self, x: Addr, results: [Addr; 3]) -> [Params; 3] {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let layers = [
             (self.w_q, self.scale_q, self.bias_q, queries),
@@ -197,7 +197,7 @@ impl QkvParams {
     }
 
     /// Returns the parameters of a launch that rotates q and `k` and writes `k` and `v` to the caches.
-    pub(crate) fn writes(&self, [k, v]: [Addr; 2]) -> rope_kv_write::Params {
+    pub(crate) fn kv_write_params(&self, [k, v]: [Addr; 2]) -> rope_kv_write::Params {
         rope_kv_write::Params {
             q: self.q,
             k,
@@ -258,8 +258,8 @@ const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1,
 #[derive(Clone, Copy)]
 struct Symbols {
     units: &'static [(u32, &'static str)],
-    tiles: &'static [Shape],
-    clusters: &'static [clusters::Shape],
+    tiles: &'static [TileShape],
+    clusters: &'static [clusters::TileShape],
 }
 
 /// The choices that a kernel variant fixes; `None` leaves a choice to [`choices`].
@@ -267,19 +267,19 @@ struct Symbols {
 struct Fixed {
     /// Whether blocks have twice as many columns, in the scheme `Units`.
     wide: Option<bool>,
-    scheme: Option<Scheme>,
-    /// For products of few rows: number of thread blocks of [`Scheme::Units`] that fit into the shared memory of one
-    /// multiprocessor.
+    scheme: Option<CopyScheme>,
+    /// For products of few rows: number of thread blocks of [`CopyScheme::Units`] that fit into the shared memory of
+    /// one multiprocessor.
     blocks: u32,
     /// Number of blocks of the scheme `Tiles` for every two multiprocessors.
     blocks_per_2_multiprocessors: Option<u32>,
 }
 
 const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2, blocks_per_2_multiprocessors: None };
-const UNITS: Fixed = Fixed { scheme: Some(Scheme::Units), ..CHOSEN };
+const UNITS: Fixed = Fixed { scheme: Some(CopyScheme::Units), ..CHOSEN };
 const NARROW: Fixed = Fixed { wide: Some(false), ..UNITS };
 const WIDE: Fixed = Fixed { wide: Some(true), ..UNITS };
-const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), blocks_per_2_multiprocessors: Some(2), ..CHOSEN };
+const TILES: Fixed = Fixed { scheme: Some(CopyScheme::Tiles), blocks_per_2_multiprocessors: Some(2), ..CHOSEN };
 const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(4), ..TILES };
 const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(1), ..TILES };
 
@@ -304,10 +304,10 @@ macro_rules! kernels {
 /// for up to 64 rows of x; `few`: for up to 16, beyond which the kernel uses clusters.
 macro_rules! shape {
     ($rows:ident, $name:expr, 64) => {
-        Shape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
+        TileShape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
     };
     ($rows:ident, $name:expr, 144) => {
-        Shape { max_width: 144, boxes: 1, tiles: 3, symbols: shape!($rows, concat!($name, "_144")) }
+        TileShape { max_width: 144, boxes: 1, tiles: 3, symbols: shape!($rows, concat!($name, "_144")) }
     };
     (few, $name:expr) => {
         &[concat!($name, "_x1"), concat!($name, "_x2")]
@@ -334,7 +334,7 @@ macro_rules! symbols {
         Symbols {
             units: $units,
             tiles: &[$(shape!(few, $name, $max_width)),*],
-            clusters: &[$(clusters::Shape {
+            clusters: &[$(clusters::TileShape {
                 max_width: $columns,
                 boxes: $boxes,
                 symbol: concat!($name, "_clusters_", $columns),
@@ -344,7 +344,7 @@ macro_rules! symbols {
 }
 
 kernels! {
-    LINEAR_BF16: "skinny_linear_bf16", Params, geometry, cpu::linear::<half::bf16>,
+    LINEAR_BF16: "skinny_linear_bf16", Params, plan_product, cpu::linear::<half::bf16>,
         symbols!("skinny_linear_bf16", 64, 144; 32: 4, 160: 1), BF16, [
             LINEAR_BF16_16_COLUMNS: "16 columns", NARROW;
             LINEAR_BF16_32_COLUMNS: "32 columns", WIDE;
@@ -353,8 +353,8 @@ kernels! {
             LINEAR_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             LINEAR_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    LINEAR_F32: "skinny_linear_f32", Params, geometry, cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32;
-    LINEAR_INT8_BF16: "skinny_linear_int8_bf16", Params, geometry, cpu::linear_int8::<half::bf16>,
+    LINEAR_F32: "skinny_linear_f32", Params, plan_product, cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32;
+    LINEAR_INT8_BF16: "skinny_linear_int8_bf16", Params, plan_product, cpu::linear_int8::<half::bf16>,
         symbols!("skinny_linear_int8_bf16", 64, 144), INT8_BF16, [
             LINEAR_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
             LINEAR_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
@@ -362,9 +362,9 @@ kernels! {
             LINEAR_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             LINEAR_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    LINEAR_INT8_F32: "skinny_linear_int8_f32", Params, geometry, cpu::linear_int8::<f32>,
+    LINEAR_INT8_F32: "skinny_linear_int8_f32", Params, plan_product, cpu::linear_int8::<f32>,
         symbols!("skinny_linear_int8_f32"), INT8_F32;
-    LOGITS_BF16: "skinny_logits_bf16", Params, geometry, cpu::logits::<half::bf16>,
+    LOGITS_BF16: "skinny_logits_bf16", Params, plan_product, cpu::logits::<half::bf16>,
         symbols!("skinny_logits_bf16", 144; 160: 1), BF16_LOGITS, [
             LOGITS_BF16_16_COLUMNS: "16 columns", NARROW;
             LOGITS_BF16_32_COLUMNS: "32 columns", WIDE;
@@ -372,7 +372,7 @@ kernels! {
             LOGITS_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             LOGITS_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    LOGITS_INT8_BF16: "skinny_logits_int8_bf16", Params, geometry, cpu::logits_int8::<half::bf16>,
+    LOGITS_INT8_BF16: "skinny_logits_int8_bf16", Params, plan_product, cpu::logits_int8::<half::bf16>,
         symbols!("skinny_logits_int8_bf16", 144), INT8_BF16, [
             LOGITS_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
             LOGITS_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
@@ -380,7 +380,7 @@ kernels! {
             LOGITS_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             LOGITS_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    SWIGLU_BF16: "skinny_swiglu_bf16", Params, geometry, cpu::swiglu::<half::bf16>,
+    SWIGLU_BF16: "skinny_swiglu_bf16", Params, plan_product, cpu::swiglu::<half::bf16>,
         symbols!("skinny_swiglu_bf16" (4), 144; 160: 1), BF16, [
             SWIGLU_BF16_UNITS: "copies of 16 bytes", UNITS;
             SWIGLU_BF16_ONE_BLOCK: "one block per multiprocessor", Fixed { blocks: 1, ..UNITS };
@@ -388,33 +388,33 @@ kernels! {
             SWIGLU_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             SWIGLU_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    SWIGLU_F32: "skinny_swiglu_f32", Params, geometry, cpu::swiglu::<f32>,
+    SWIGLU_F32: "skinny_swiglu_f32", Params, plan_product, cpu::swiglu::<f32>,
         symbols!("skinny_swiglu_f32" (4)), F32;
-    SWIGLU_INT8_BF16: "skinny_swiglu_int8_bf16", Params, geometry, cpu::swiglu_int8::<half::bf16>,
+    SWIGLU_INT8_BF16: "skinny_swiglu_int8_bf16", Params, plan_product, cpu::swiglu_int8::<half::bf16>,
         symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16, [
             SWIGLU_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
             SWIGLU_INT8_BF16_TILES: "tiles", TILES;
             SWIGLU_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             SWIGLU_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    SWIGLU_INT8_F32: "skinny_swiglu_int8_f32", Params, geometry, cpu::swiglu_int8::<f32>,
+    SWIGLU_INT8_F32: "skinny_swiglu_int8_f32", Params, plan_product, cpu::swiglu_int8::<f32>,
         symbols!("skinny_swiglu_int8_f32" (4)), INT8_F32;
-    QKV_BF16: "skinny_qkv_bf16", QkvParams, qkv_geometry, cpu::qkv::<half::bf16>,
+    QKV_BF16: "skinny_qkv_bf16", QkvParams, plan_qkv, cpu::qkv::<half::bf16>,
         symbols!("skinny_qkv_bf16" (2), 64; 32: 2, 64: 2), BF16, [
             QKV_BF16_UNITS: "copies of 16 bytes", UNITS;
             QKV_BF16_TILES: "tiles", TILES;
             QKV_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             QKV_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    QKV_F32: "skinny_qkv_f32", QkvParams, qkv_geometry, cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32;
-    QKV_INT8_BF16: "skinny_qkv_int8_bf16", QkvParams, qkv_geometry, cpu::qkv_int8::<half::bf16>,
+    QKV_F32: "skinny_qkv_f32", QkvParams, plan_qkv, cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32;
+    QKV_INT8_BF16: "skinny_qkv_int8_bf16", QkvParams, plan_qkv, cpu::qkv_int8::<half::bf16>,
         symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16, [
             QKV_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
             QKV_INT8_BF16_TILES: "tiles", TILES;
             QKV_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
             QKV_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
-    QKV_INT8_F32: "skinny_qkv_int8_f32", QkvParams, qkv_geometry, cpu::qkv_int8::<f32>,
+    QKV_INT8_F32: "skinny_qkv_int8_f32", QkvParams, plan_qkv, cpu::qkv_int8::<f32>,
         symbols!("skinny_qkv_int8_f32" (2)), INT8_F32;
 }
 
@@ -468,7 +468,7 @@ pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
     };
     // The three products together read x once, and k and v are written to the caches only.
     let x_bytes = params.m as f64 * params.k as f64 * dtype.size() as f64;
-    let products = params.products(params.x, [Addr::NULL; 3]).map(|p| cost(dtype, weight, &p, 1.0));
+    let products = params.product_params(params.x, [Addr::NULL; 3]).map(|p| cost(dtype, weight, &p, 1.0));
     let sums = products.into_iter().fold(Cost { flops: 0.0, bytes: -2.0 * x_bytes }, add_costs);
     let half_head = params.m as f64 * (params.head_dim / 2) as f64;
     let rotation = Cost {

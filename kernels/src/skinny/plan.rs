@@ -5,7 +5,7 @@ use std::mem::offset_of;
 
 use reel_device::{Addr, Arch, Stage};
 
-use super::choices::{FEW_ROWS, Scheme, choices};
+use super::choices::{CopyScheme, FEW_ROWS, plan_choices};
 use super::tiles::{self, Columns};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
 
@@ -32,8 +32,8 @@ pub(super) struct Operation<'a> {
 
 impl Operation<'_> {
     /// Returns how blocks divide the product.
-    pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
-        fixed.scheme.unwrap_or_else(|| choices(arch.sm).scheme)
+    pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
+        fixed.scheme.unwrap_or_else(|| plan_choices(arch.sm).scheme)
     }
 
     /// Whether 16-byte units of the weights are aligned and whole.
@@ -83,13 +83,7 @@ fn stage(
 }
 
 /// Plans the blocks of all heads. A block that copies units has 8 columns of each half of a head.
-pub(super) fn qkv_geometry(
-    p: &QkvParams,
-    arch: &Arch,
-    symbols: Symbols,
-    operands: Operands,
-    fixed: Fixed,
-) -> Vec<Stage> {
+pub(super) fn plan_qkv(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     let (heads, half_head) = (p.heads + 2 * p.kv_heads, p.head_dim / 2);
     let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
     let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
@@ -100,7 +94,7 @@ pub(super) fn qkv_geometry(
     ];
     let x_slot = offset_of!(QkvParams, x_map);
     let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
+    if let Some(stage) = tiles::plan_stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }
     stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
@@ -109,7 +103,7 @@ pub(super) fn qkv_geometry(
 /// Plans the blocks of one product or of swiglu. In the scheme `Units`, the second kernel name, if there is one, has
 /// blocks of twice as many columns. It is used if its grid still fills the GPU ([`MinWideBlocks`]); a smaller grid is
 /// enough with more than 16 rows, because each block reads all rows again.
-pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
+pub(super) fn plan_product(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.
     let is_pair = symbols.units.len() == 1;
     let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
@@ -117,7 +111,7 @@ pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Oper
     let weights = if is_pair { &weights[..] } else { &weights[..1] };
     let x_slot = offset_of!(Params, x_map);
     let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
+    if let Some(stage) = tiles::plan_stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }
     let narrow_blocks = p.n.div_ceil(COLUMNS);
@@ -125,7 +119,7 @@ pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Oper
         return stage(&op, arch, symbols.units[0], narrow_blocks, operands, fixed);
     };
     let wide_blocks = p.n.div_ceil(2 * COLUMNS);
-    let [few, many] = (operands.wide_blocks)(&choices(arch.sm).wide_blocks);
+    let [few, many] = (operands.wide_blocks)(&plan_choices(arch.sm).wide_blocks);
     let enough = if p.m > FEW_ROWS { many } else { few };
     let fills = 4 * u64::from(wide_blocks) >= enough * u64::from(arch.multiprocessors);
     if fixed.wide.unwrap_or(fills) {

@@ -5,7 +5,7 @@ use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
 use super::plan::{NORM_BYTES, Operation};
-use super::{Fixed, Operands, Scheme, Symbols, clusters};
+use super::{CopyScheme, Fixed, Operands, Symbols, clusters};
 
 /// Number of rows of x per block, of the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
 const ROWS: [u32; 4] = [8, 16, 32, 64];
@@ -14,7 +14,7 @@ pub(super) const FEW_ROWS: u32 = 16;
 
 /// A shape of tiles; `sm80.cu` has the same numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Shape {
+pub(super) struct TileShape {
     /// Maximum number of weight rows in a box.
     pub(super) max_width: u32,
     /// Maximum number of boxes in a stage; a box holds 128 bytes along k of each of its rows.
@@ -83,7 +83,7 @@ pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u3
 
 /// Plans the product with the scheme `Tiles`. Returns `None` if another scheme is chosen or tensor copies do not
 /// support the operands.
-pub(super) fn stage(
+pub(super) fn plan_stage(
     op: &Operation,
     arch: &Arch,
     symbols: &Symbols,
@@ -91,14 +91,14 @@ pub(super) fn stage(
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
-    let wants = op.scheme(arch, fixed) == Scheme::Tiles && arch.sm >= 90;
+    let wants = op.scheme(arch, fixed) == CopyScheme::Tiles && arch.sm >= 90;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
     let exists = [op.m, op.k, columns.parts, columns.columns].iter().all(|&size| size > 0);
     if !(wants && aligned && exists) {
         return None;
     }
     if op.m > FEW_ROWS && !symbols.clusters.is_empty() {
-        return clusters::stage(op, arch, symbols.clusters, columns, fixed);
+        return clusters::plan_stage(op, arch, symbols.clusters, columns, fixed);
     }
     by_warps(op, arch, symbols.tiles, columns, operands, fixed)
 }
@@ -108,7 +108,7 @@ pub(super) fn stage(
 fn by_warps(
     op: &Operation,
     arch: &Arch,
-    shapes: &[Shape],
+    shapes: &[TileShape],
     columns: &Columns,
     operands: Operands,
     fixed: Fixed,

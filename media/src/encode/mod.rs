@@ -21,7 +21,7 @@ use crate::{MediaError, Result, libraries};
 /// one time per frame, a side is odd for a codec that needs even sides, or the file cannot be written.
 pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     #[cfg(feature = "ffmpeg")]
-    libraries::load_for(path)?;
+    libraries::load_ffmpeg_for_video(path)?;
     check(frames, encoding)?;
     let temporary = temporary_path(path)?;
     let _unfinished = TemporaryPaths::new([temporary.clone()]);

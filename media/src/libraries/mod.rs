@@ -32,7 +32,7 @@ pub(crate) fn load() -> Result<(), &'static str> {
 /// # Errors
 /// This machine lacks a library.
 #[cfg(feature = "ffmpeg")]
-pub(crate) fn load_for(path: &Path) -> crate::Result<()> {
+pub(crate) fn load_ffmpeg_for_video(path: &Path) -> crate::Result<()> {
     load().map_err(|what| {
         crate::MediaError::file_error(
             path,

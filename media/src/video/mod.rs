@@ -22,7 +22,7 @@ use crate::Result;
 use crate::profile::{MediaOverrides, MediaProfile};
 
 #[cfg(feature = "ffmpeg")]
-pub(crate) use ffmpeg::check_file;
+pub(crate) use ffmpeg::check_video_file;
 #[cfg(feature = "ffmpeg")]
 pub use ffmpeg::{decode_into, probe};
 pub use types::{DecodeLimits, DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
@@ -48,7 +48,7 @@ pub fn decode(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) ->
 
 /// Refuses every video, because this build has no FFmpeg.
 #[cfg(not(feature = "ffmpeg"))]
-pub(crate) fn check_file(path: &Path) -> Result<()> {
+pub(crate) fn check_video_file(path: &Path) -> Result<()> {
     Err(no_ffmpeg_error(path))
 }
 

@@ -89,7 +89,7 @@ impl DecodeWorker {
         let Some(key) = FrameKey::new(path, profile, overrides) else { return decode() };
         match cache.get(&key) {
             Some(video) => Ok(video),
-            None => Ok(cache.keep(key, decode()?)),
+            None => Ok(cache.insert(key, decode()?)),
         }
     }
 

@@ -96,7 +96,7 @@ impl FrameCache {
     /// Keeps the frames of a video, then evicts the least recently used videos until all fit into `max_bytes`. Returns
     /// the video. Frames are not kept if they are larger than `max_bytes`, or if the file has changed since the
     /// request.
-    pub(super) fn keep(&self, key: FrameKey, video: DecodedVideo) -> DecodedVideo {
+    pub(super) fn insert(&self, key: FrameKey, video: DecodedVideo) -> DecodedVideo {
         let bytes = video.data.len();
         if bytes > self.max_bytes || !key.is_current() {
             return video;
@@ -163,7 +163,7 @@ mod tests {
         let cache = FrameCache::new(100);
         let first = key(&path, 4).unwrap();
         assert!(cache.get(&first).is_none());
-        assert_eq!(*cache.keep(first.clone(), video(12)).data, [12; 12]);
+        assert_eq!(*cache.insert(first.clone(), video(12)).data, [12; 12]);
         assert_eq!(*cache.get(&key(&path, 4).unwrap()).unwrap().data, [12; 12]);
         assert!(cache.get(&key(&path, 6).unwrap()).is_none(), "other frames of the file");
         let other = FrameKey::new(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
@@ -179,7 +179,7 @@ mod tests {
         // The file is changed while it is decoded.
         let second = key(&path, 4).unwrap();
         write(&path, b"three");
-        assert_eq!(*cache.keep(second.clone(), video(9)).data, [9; 9]);
+        assert_eq!(*cache.insert(second.clone(), video(9)).data, [9; 9]);
         assert!(cache.get(&second).is_none());
     }
 
@@ -190,15 +190,15 @@ mod tests {
         write(&path, b"video");
         let key = |n| key(&path, n).unwrap();
         let cache = FrameCache::new(30);
-        cache.keep(key(1), video(12));
-        cache.keep(key(2), video(12));
+        cache.insert(key(1), video(12));
+        cache.insert(key(2), video(12));
         assert!(cache.get(&key(1)).is_some());
-        cache.keep(key(3), video(9));
+        cache.insert(key(3), video(9));
         assert!(cache.get(&key(2)).is_none() && cache.get(&key(1)).is_some() && cache.get(&key(3)).is_some());
         assert_eq!(cache.lock().bytes, 21);
-        cache.keep(key(4), video(33));
+        cache.insert(key(4), video(33));
         assert!(cache.get(&key(4)).is_none(), "frames that are larger than the cache");
-        cache.keep(key(3), video(12));
+        cache.insert(key(3), video(12));
         let state = cache.lock();
         assert_eq!((state.bytes, state.videos.len()), (24, 2));
     }

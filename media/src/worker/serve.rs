@@ -12,7 +12,7 @@ use reel_worker::Replies;
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
-use crate::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_file, decode_into, probe};
+use crate::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_video_file, decode_into, probe};
 use crate::{MediaError, Result};
 
 /// The `main` function of a worker.
@@ -33,7 +33,7 @@ pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Repli
     let path = Path::new(&request.path);
     // The file is checked before memory is limited, so that an error with another cause is never taken for lack of
     // memory.
-    let reply = match check_file(path) {
+    let reply = match check_video_file(path) {
         Ok(()) => {
             // The limit applies to memory that decoding allocates, beyond what the program and its libraries already
             // use.

@@ -81,7 +81,7 @@ impl TensorView<'_> {
     /// The elements of a share of the rows; `shape` stays that of all rows.
     pub(crate) fn share_of_rows(self, share: RowShare) -> Self {
         let rows = self.shape.first().copied().unwrap_or(1).max(1);
-        let (own, row_bytes) = (share.of(rows), self.bytes.len() / rows);
+        let (own, row_bytes) = (share.row_range(rows), self.bytes.len() / rows);
         let (begin, end) = (own.start * row_bytes, own.end * row_bytes);
         TensorView { bytes: &self.bytes[begin..end], offset: self.offset + begin, ..self }
     }
@@ -132,7 +132,7 @@ impl Checkpoint {
     /// copies lie on large pages, and linear layers that are not trained may have copies in a layout for inference only
     /// ([`reel_runtime::ops::PackedWeight`]): decoding reads such copies faster than the pages of a mapped file. The
     /// embedding table stays in its file, unless it is also the weight of the output layer in its plain layout.
-    pub fn copied(self, is_copied: bool) -> Self {
+    pub fn with_copied_weights(self, is_copied: bool) -> Self {
         Self { is_copied, ..self }
     }
 

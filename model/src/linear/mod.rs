@@ -8,7 +8,7 @@ use reel_runtime::{Cx, Tensor};
 use crate::error::Result;
 use crate::linear_weight::{LayerAdapter, Weight};
 use crate::tensor_parallel::RowShare;
-use crate::weights::{WeightLoader, Width};
+use crate::weights::{PaddedWidth, WeightLoader};
 
 /// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
 #[derive(Clone, Debug)]
@@ -59,18 +59,18 @@ impl Linear {
     /// if not all of their weights and biases are trained.
     pub(crate) fn load_joined<const N: usize>(
         from: &WeightLoader,
-        layers: [(&str, impl Into<Width>); N],
+        layers: [(&str, impl Into<PaddedWidth>); N],
         in_features: usize,
         has_bias: bool,
     ) -> Result<Option<([Linear; N], JoinedWeights)>> {
         let layers = layers.map(|(name, rows)| (name, rows.into()));
         let named = |part: &str| layers.map(|(name, rows)| (format!("{name}.{part}"), rows));
         let (weights, biases) = (named("weight"), named("bias"));
-        let trained = |named: &[(String, Width)]| named.iter().all(|(name, _)| (from.trainable)(name));
+        let trained = |named: &[(String, PaddedWidth)]| named.iter().all(|(name, _)| (from.trainable)(name));
         if !trained(&weights) || (has_bias && !trained(&biases)) {
             return Ok(None);
         }
-        let load = |named: &[(String, Width); N], row: &[usize]| {
+        let load = |named: &[(String, PaddedWidth); N], row: &[usize]| {
             from.load_joined(named.each_ref().map(|(name, rows)| (name.as_str(), *rows)), row)
         };
         let (weight, weights) = load(&weights, &[in_features])?;
@@ -89,8 +89,8 @@ impl Linear {
     pub(crate) fn load(
         from: &WeightLoader,
         name: &str,
-        out_features: impl Into<Width>,
-        in_features: impl Into<Width>,
+        out_features: impl Into<PaddedWidth>,
+        in_features: impl Into<PaddedWidth>,
         has_bias: bool,
     ) -> Result<Linear> {
         let (rows, cols) = (out_features.into(), in_features.into());
@@ -114,25 +114,25 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, share, adapter: None, row_adapters: None })
     }
 
-    /// The weight if it is trained and the device reads packed weights faster ([`Weight::worth_packing`]).
-    pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
-        self.weight.worth_packing()
+    /// The weight if it is trained and the device reads packed weights faster ([`Weight::tensor_to_pack`]).
+    pub(crate) fn tensor_to_pack(&self) -> Option<&Tensor> {
+        self.weight.tensor_to_pack()
     }
 
     /// Replaces a weight that is trained by a packed copy, if the device reads packed weights faster.
     ///
     /// # Errors
     /// Out of memory.
-    pub(crate) fn pack_trained(&mut self, cx: &Cx) -> Result<()> {
+    pub(crate) fn pack_trained_weight(&mut self, cx: &Cx) -> Result<()> {
         self.weight.packed_copy(cx)?.into_iter().for_each(|packed| self.weight = packed);
         Ok(())
     }
 
     /// The rows and columns of the weight; `None` if it is packed.
-    pub(crate) fn widths(&self) -> Option<[Width; 2]> {
+    pub(crate) fn widths(&self) -> Option<[PaddedWidth; 2]> {
         let Weight::Dense(weight) = &self.weight else { return None };
         let width =
-            |i: usize| Some(Width { stored: *weight.unpadded_shape().get(i)?, padded: *weight.shape().get(i)? });
+            |i: usize| Some(PaddedWidth { stored: *weight.unpadded_shape().get(i)?, padded: *weight.shape().get(i)? });
         Some([width(0)?, width(1)?])
     }
 
@@ -227,7 +227,7 @@ impl Linear {
             drop(x);
             let bias = down.bias.as_ref();
             return Ok(match known.next() {
-                Some(y) => ops::swiglu_linear_of_known_output(cx, &fused, w, bias, y)?,
+                Some(y) => ops::swiglu_linear_with_known_output(cx, &fused, w, bias, y)?,
                 None => ops::swiglu_linear(cx, &fused, w, bias)?,
             });
         }
@@ -248,7 +248,7 @@ impl Linear {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {
             (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,
-            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_of_known_output(cx, x, w, bias, lora, y)?,
+            (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_with_known_output(cx, x, w, bias, lora, y)?,
             _ => self.forward(cx, x)?,
         })
     }

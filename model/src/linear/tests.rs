@@ -106,7 +106,7 @@ fn pass(
     if training == Training::Adapters {
         for (layer, seed) in layers.iter_mut().zip(20u64..) {
             let [out, inner] = layer.widths().unwrap();
-            let matrix = |part: &str, rows: Width, cols: Width, seed: u64| {
+            let matrix = |part: &str, rows: PaddedWidth, cols: PaddedWidth, seed: u64| {
                 let t = Tensor::empty(device, &[rows.padded, cols.padded], dtype, MemoryCategory::Weights).unwrap();
                 let t = t.with_unpadded_shape(&[rows.stored, cols.stored]).unwrap();
                 t.write_unpadded_f32(&numbers(rows.stored * cols.stored, seed)).unwrap();

@@ -17,7 +17,7 @@ use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
-use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and};
+use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -206,5 +206,5 @@ pub fn save(
     let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
     files.push(write_unfinished(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
     let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
-    write_tensor_file_and(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
+    write_tensor_file_and_finish(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
 }

@@ -52,7 +52,7 @@ pub fn merge(
     copy_others(base, &draft.path)?;
     more_files.iter().try_for_each(|file| copy_into(file, &draft.path))?;
     if let Some(format) = format {
-        ConfigAndTokenizerFiles::rewrite(&draft.path, format)?;
+        ConfigAndTokenizerFiles::convert_folder(&draft.path, format)?;
     }
     let specs: Vec<TensorSpec> = files
         .tensor_names()

@@ -28,7 +28,7 @@ use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
 use crate::tensor_parallel::RowShare;
-use crate::weights::{Width, shapes};
+use crate::weights::{PaddedWidth, stored_and_padded_shapes};
 
 pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save};
@@ -149,7 +149,7 @@ impl AdapterSource<'_> {
         device: &Device,
         dtype: DType,
         name: &str,
-        (widths, share): (Option<[Width; 2]>, RowShare),
+        (widths, share): (Option<[PaddedWidth; 2]>, RowShare),
     ) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         // The size of dimension `i`: with the weight's padding if the weight has `stored` unpadded elements there.
@@ -157,17 +157,17 @@ impl AdapterSource<'_> {
             let of_weight = widths.map(|widths| widths[i]).filter(|width| width.stored == stored);
             of_weight.unwrap_or(stored.into())
         };
-        let empty = |widths: [Width; 2]| -> Result<Tensor> {
-            let (stored, padded) = shapes(&widths);
+        let empty = |widths: [PaddedWidth; 2]| -> Result<Tensor> {
+            let (stored, padded) = stored_and_padded_shapes(&widths);
             Ok(Tensor::empty(device, &padded, dtype, MemoryCategory::Weights)?.with_unpadded_shape(&stored)?)
         };
-        let put = |widths: [Width; 2], values: &[f32]| -> Result<Tensor> {
+        let put = |widths: [PaddedWidth; 2], values: &[f32]| -> Result<Tensor> {
             let t = empty(widths)?;
             t.write_unpadded_f32(values)?;
             Ok(t)
         };
         let of_down = |r: usize, inner: usize| [r.into(), width(1, inner)];
-        let of_up = |out: usize, r: usize| [width(0, share.of(out).len()), r.into()];
+        let of_up = |out: usize, r: usize| [width(0, share.row_range(out).len()), r.into()];
         Ok(match *self {
             AdapterSource::New(layers, spec, seed) => match find(layers) {
                 Some(LinearLayer { out, inner, .. }) => Some(Lora {
@@ -175,7 +175,7 @@ impl AdapterSource<'_> {
                         of_down(spec.r, inner),
                         &uniform(seed, name, spec.r * inner, 1.0 / (inner as f32).sqrt()),
                     )?,
-                    up: put(of_up(out, spec.r), &vec![0.0; share.of(out).len() * spec.r])?,
+                    up: put(of_up(out, spec.r), &vec![0.0; share.row_range(out).len() * spec.r])?,
                     scale: spec.scale(),
                 }),
                 None => None,
@@ -202,7 +202,7 @@ impl AdapterSource<'_> {
 
 /// A share of the rows of a matrix that has `rows` rows.
 fn share_of_rows(matrix: &[f32], rows: usize, share: RowShare) -> &[f32] {
-    let (own, columns) = (share.of(rows), matrix.len() / rows.max(1));
+    let (own, columns) = (share.row_range(rows), matrix.len() / rows.max(1));
     &matrix[own.start * columns..own.end * columns]
 }
 

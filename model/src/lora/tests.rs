@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::quantization::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
-use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and};
+use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and_finish};
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
@@ -377,9 +377,13 @@ fn rejects_adapters_of_other_models() {
     assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: reel_input::tensor_file::StoredDType::F32, shape }];
-        write_tensor_file_and(Vec::new(), &folder.join(ADAPTER_WEIGHTS_FILE), str::to_string, &tensors, |spec, to| {
-            to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
-        })
+        write_tensor_file_and_finish(
+            Vec::new(),
+            &folder.join(ADAPTER_WEIGHTS_FILE),
+            str::to_string,
+            &tensors,
+            |spec, to| to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product())),
+        )
         .unwrap();
     };
     for (name, shape, value, words) in [
@@ -426,11 +430,17 @@ fn rejects_a_merge_outside_the_dtype_range() {
         .into_iter()
         .map(|(name, shape)| TensorSpec { name, dtype: reel_input::tensor_file::StoredDType::F16, shape })
         .collect();
-    write_tensor_file_and(Vec::new(), &base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
-        let view = files.tensor(&spec.name).unwrap();
-        let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
-        wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))
-    })
+    write_tensor_file_and_finish(
+        Vec::new(),
+        &base_f16.join("model.safetensors"),
+        str::to_string,
+        &specs,
+        |spec, to| {
+            let view = files.tensor(&spec.name).unwrap();
+            let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
+            wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))
+        },
+    )
     .unwrap();
     let adapter = copy(dir.path());
     let device = Device::cpu(1);

@@ -30,7 +30,7 @@ pub enum FolderFormat {
 }
 
 /// The contents of the small files other than config.json, by file name.
-pub(super) type Companions = BTreeMap<&'static str, Vec<u8>>;
+pub(super) type CompanionFiles = BTreeMap<&'static str, Vec<u8>>;
 
 /// The keys that config.json of transformers 5 has at its top level; all others are in `text_config`.
 const TOP_KEYS: [&str; 11] = [
@@ -54,7 +54,12 @@ const SHARED_WITH_VIDEO: [&str; 5] = ["image_mean", "image_std", "merge_size", "
 ///
 /// # Errors
 /// A file is not a JSON object.
-pub(super) fn convert(format: FolderFormat, folder: &Path, config: &mut Value, files: &mut Companions) -> Result<()> {
+pub(super) fn convert(
+    format: FolderFormat,
+    folder: &Path,
+    config: &mut Value,
+    files: &mut CompanionFiles,
+) -> Result<()> {
     let config = config.as_object_mut().ok_or_else(|| not_an_object(folder, "config.json"))?;
     match format {
         FolderFormat::Transformers4 => {
@@ -76,12 +81,12 @@ fn not_an_object(folder: &Path, name: &str) -> ModelError {
 }
 
 /// Parses the JSON object in the file `name`; `None` if there is no such file.
-fn read(folder: &Path, files: &Companions, name: &'static str) -> Result<Option<Map<String, Value>>> {
+fn read(folder: &Path, files: &CompanionFiles, name: &'static str) -> Result<Option<Map<String, Value>>> {
     let Some(bytes) = files.get(name) else { return Ok(None) };
     serde_json::from_slice(bytes).map(Some).map_err(|_| not_an_object(folder, name))
 }
 
-fn write(files: &mut Companions, name: &'static str, object: Map<String, Value>) {
+fn write(files: &mut CompanionFiles, name: &'static str, object: Map<String, Value>) {
     files.insert(name, format!("{:#}\n", Value::Object(object)).into_bytes());
 }
 
@@ -158,7 +163,7 @@ fn flat_config(config: &mut Map<String, Value>) {
 }
 
 /// Joins preprocessor_config.json and video_preprocessor_config.json into processor_config.json.
-fn joint_processors(folder: &Path, files: &mut Companions) -> Result<()> {
+fn joint_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     let mut joint = read(folder, files, "processor_config.json")?.unwrap_or_default();
     let image = read(folder, files, "preprocessor_config.json")?;
     let video = read(folder, files, "video_preprocessor_config.json")?;
@@ -186,7 +191,7 @@ fn joint_processors(folder: &Path, files: &mut Companions) -> Result<()> {
 }
 
 /// Splits processor_config.json into preprocessor_config.json and video_preprocessor_config.json.
-fn separate_processors(folder: &Path, files: &mut Companions) -> Result<()> {
+fn separate_processors(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     let Some(mut joint) = read(folder, files, "processor_config.json")? else { return Ok(()) };
     let Some(Value::Object(mut image)) = joint.shift_remove("image_processor") else { return Ok(()) };
     for (pixels, edge) in [("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")] {
@@ -210,7 +215,7 @@ fn separate_processors(folder: &Path, files: &mut Companions) -> Result<()> {
 
 const TEMPLATE: &str = "chat_template";
 
-fn template_in_jinja(folder: &Path, files: &mut Companions) -> Result<()> {
+fn template_in_jinja(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     let mut tokenizer = read(folder, files, "tokenizer_config.json")?.unwrap_or_default();
     let in_json = read(folder, files, "chat_template.json")?.and_then(|mut file| file.shift_remove(TEMPLATE));
     let text = in_json.or_else(|| tokenizer.get(TEMPLATE).cloned());
@@ -234,7 +239,7 @@ fn template_in_jinja(folder: &Path, files: &mut Companions) -> Result<()> {
     Ok(())
 }
 
-fn template_in_json(folder: &Path, files: &mut Companions) -> Result<()> {
+fn template_in_json(folder: &Path, files: &mut CompanionFiles) -> Result<()> {
     let jinja = files.remove("chat_template.jinja").map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     if let Some(text) = &jinja {
         write(files, "chat_template.json", Map::from_iter([(TEMPLATE.to_string(), json!(text))]));

@@ -11,7 +11,7 @@ use reel_files::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use super::folder_format::{Companions, FolderFormat, convert};
+use super::folder_format::{CompanionFiles, FolderFormat, convert};
 use super::weight_files::{INDEX, WeightFiles, header};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
@@ -61,7 +61,7 @@ pub struct ConfigAndTokenizerFiles {
     folder: PathBuf,
     config: Value,
     /// The contents of the other small files, by file name.
-    others: Companions,
+    others: CompanionFiles,
 }
 
 impl ConfigAndTokenizerFiles {
@@ -95,7 +95,7 @@ impl ConfigAndTokenizerFiles {
     ///
     /// # Errors
     /// A file cannot be read or written, or is not a JSON object.
-    pub fn rewrite(folder: &Path, format: FolderFormat) -> Result<()> {
+    pub fn convert_folder(folder: &Path, format: FolderFormat) -> Result<()> {
         let files = Self::read(folder)?.in_format(format)?;
         write_atomically(&folder.join("config.json"), format!("{:#}\n", files.config).as_bytes())?;
         for name in COMPANIONS {
@@ -145,7 +145,7 @@ pub struct HubFolder<'a> {
 }
 
 /// Creates a model folder whose weight files have their full length, but not yet the contents of the tensors. Several
-/// writers then write these at their [`WeightFiles::places`].
+/// writers then write these at their [`WeightFiles::tensor_positions`].
 ///
 /// # Errors
 /// A file cannot be written.
@@ -249,7 +249,7 @@ fn write_weights_and(
 
 /// Writes a safetensors file of `tensors`. The finished `files` get their final names together with this file. `rename`
 /// gives each tensor its name in the file.
-pub(crate) fn write_tensor_file_and(
+pub(crate) fn write_tensor_file_and_finish(
     mut files: Vec<FinishedFile>,
     path: &Path,
     rename: impl Fn(&str) -> String,

@@ -28,7 +28,7 @@ fn write_hub_folder(out: &Path, folder: HubFolder, specs: &[TensorSpec], shard_b
     let (part, weight_files) = (out.join(".part"), WeightFiles::new(folder.naming, specs, shard_bytes));
     create_hub_folder(&part, folder, &weight_files).unwrap();
     for second_half in [true, false] {
-        for (spec, file, start) in weight_files.places().unwrap() {
+        for (spec, file, start) in weight_files.tensor_positions().unwrap() {
             let mut bytes = Vec::new();
             fill(spec, &mut bytes).unwrap();
             let half = bytes.len() / 2;
@@ -173,7 +173,7 @@ fn folders_are_written_in_both_formats() {
         PreprocessorConfig::open(folder, &tiny_config()).unwrap()
     });
     let settings = preprocessor(source.path());
-    ConfigAndTokenizerFiles::rewrite(source.path(), FolderFormat::Transformers5).unwrap();
+    ConfigAndTokenizerFiles::convert_folder(source.path(), FolderFormat::Transformers5).unwrap();
     assert_eq!(
         names(source.path()),
         ["chat_template.jinja", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -193,7 +193,7 @@ fn folders_are_written_in_both_formats() {
         (&json!(tools), &json!("<|im_end|>"))
     );
     assert_eq!((ModelConfig::open(source.path()).unwrap(), preprocessor(source.path())), (config, settings));
-    ConfigAndTokenizerFiles::rewrite(source.path(), FolderFormat::Transformers4).unwrap();
+    ConfigAndTokenizerFiles::convert_folder(source.path(), FolderFormat::Transformers4).unwrap();
     for name in ["preprocessor_config.json", "chat_template.json", "tokenizer_config.json"] {
         let (now, then) = (read(name), serde_json::from_slice::<Value>(before.file(name).unwrap()).unwrap());
         for (key, value) in then.as_object().unwrap() {

@@ -57,7 +57,7 @@ impl<'a> WeightFiles<'a> {
     ///
     /// # Errors
     /// A header cannot be made.
-    pub fn places(&self) -> io::Result<Vec<(&'a TensorSpec, &str, u64)>> {
+    pub fn tensor_positions(&self) -> io::Result<Vec<(&'a TensorSpec, &str, u64)>> {
         let mut places = Vec::new();
         for (file, tensors) in &self.shards {
             let mut at = header(|name| self.naming.from_classic_name(name), tensors)?.len() as u64;
@@ -70,7 +70,7 @@ impl<'a> WeightFiles<'a> {
     }
 
     /// Creates the files in `folder` with their headers and their full length. The contents of the tensors are then
-    /// written at their [`Self::places`].
+    /// written at their [`Self::tensor_positions`].
     ///
     /// # Errors
     /// A file cannot be written.

@@ -23,7 +23,7 @@ impl TextDecoder {
     /// without token histories (which penalties need).
     pub fn decode_rows(&self, device: &Device, rows: usize, max_blocks: usize) -> Result<DecodeRows> {
         let mut rows = DecodeRows::new(device, rows, max_blocks, 0)?;
-        rows.keep_attention_counters(device, self.config.num_attention_heads, self.config.num_key_value_heads)?;
+        rows.allocate_attention_counters(device, self.config.num_attention_heads, self.config.num_key_value_heads)?;
         Ok(rows)
     }
 
@@ -100,7 +100,7 @@ impl Layer {
         linear: &Linear,
     ) -> Result<Tensor> {
         let Some(parallel) = &self.parallel else { return linear.forward_skinny(cx, input, adapters, Some(x)) };
-        let own = parallel.own_columns(cx, x)?;
+        let own = parallel.columns_of_this_rank(cx, x)?;
         parallel.gather(cx, name, &linear.forward_skinny(cx, input, adapters, Some(&own))?)
     }
 }

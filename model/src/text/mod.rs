@@ -33,7 +33,7 @@ use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
-use crate::text::products::{LayerProduct, OutputDestination, ProductLayout, ReusedOutputs};
+use crate::text::products::{LayerOutput, MatmulGrouping, OutputDestination, ReusedOutputs};
 use crate::units;
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
@@ -93,9 +93,9 @@ pub(crate) enum AttentionContext<'a> {
 
 impl AttentionContext<'_> {
     /// Takes the stored outputs of a matrix product of layer `layer`; empty if the product must be computed.
-    fn known(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
+    fn known(&self, layer: usize, product: LayerOutput) -> Vec<Tensor> {
         match self {
-            AttentionContext::Packed { known: Some(known), .. } => known.take(layer, product),
+            AttentionContext::Packed { known: Some(known), .. } => known.take_outputs(layer, product),
             _ => Vec::new(),
         }
     }
@@ -125,12 +125,12 @@ impl TextDecoder {
                 Weight::Dense(shared) if share == RowShare::WHOLE => (shared.clone(), Weight::Dense(shared)),
                 Weight::Dense(_) => {
                     let shared = from.load(name, &table, &table)?;
-                    let own = share.of(text.vocab_size);
+                    let own = share.row_range(text.vocab_size);
                     (shared.clone(), Weight::Dense(shared.rows(own.start, own.len())?))
                 }
-                packed => (from.load_table(name, &table)?, packed),
+                packed => (from.load_embedding_table(name, &table)?, packed),
             },
-            false => (from.load_table(name, &table)?, Weight::load(from, "lm_head.weight", table, share)?),
+            false => (from.load_embedding_table(name, &table)?, Weight::load(from, "lm_head.weight", table, share)?),
         };
         Ok(TextDecoder {
             layers: (0..text.num_hidden_layers)
@@ -139,13 +139,13 @@ impl TextDecoder {
             norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
             embed_tokens,
             head,
-            config: TensorParallel::own_sizes(text, share.count),
+            config: TensorParallel::config_of_one_rank(text, share.count),
             parallel: parallel.cloned(),
         })
     }
 
     /// Whether several processes compute this decoder, each a part of it.
-    pub fn is_divided(&self) -> bool {
+    pub fn is_tensor_parallel(&self) -> bool {
         self.parallel.is_some()
     }
 
@@ -213,14 +213,14 @@ impl TextDecoder {
     }
 
     /// Whether training joins matrix products; `None` if it cannot reuse stored outputs ([`ReusedOutputs`]).
-    pub fn product_layout(&self) -> Option<ProductLayout> {
-        let first = self.layers.first()?.product_layout();
-        first.filter(|_| self.layers.iter().all(|layer| layer.product_layout() == first))
+    pub fn matmul_grouping(&self) -> Option<MatmulGrouping> {
+        let first = self.layers.first()?.matmul_grouping();
+        first.filter(|_| self.layers.iter().all(|layer| layer.matmul_grouping() == first))
     }
 
     /// The bytes of the weights that [`Self::with_packed_copies`] copies.
     pub(crate) fn packed_copy_bytes(&self) -> u64 {
-        let copied = self.linear_layers().filter_map(Linear::worth_packing).chain(self.head.worth_packing());
+        let copied = self.linear_layers().filter_map(Linear::tensor_to_pack).chain(self.head.tensor_to_pack());
         copied.map(|w| w.bytes() as u64).sum()
     }
 
@@ -231,7 +231,7 @@ impl TextDecoder {
     /// Out of memory.
     pub(crate) fn with_packed_copies(&self, cx: &Cx) -> Result<TextDecoder> {
         let mut packed = self.clone();
-        packed.linear_layers_mut().try_for_each(|linear| linear.pack_trained(cx))?;
+        packed.linear_layers_mut().try_for_each(|linear| linear.pack_trained_weight(cx))?;
         packed.layers.iter_mut().map(Arc::make_mut).for_each(Layer::forget_joined_weights);
         packed.head.packed_copy(cx)?.into_iter().for_each(|head| packed.head = head);
         Ok(packed)
@@ -259,7 +259,7 @@ impl TextDecoder {
         context: AttentionContext,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
-        if self.is_divided() && context.keep().is_some() {
+        if self.is_tensor_parallel() && context.keep().is_some() {
             let help = "generate with one process";
             return Err(ModelError::inputs(
                 "products",
@@ -296,7 +296,7 @@ impl TextDecoder {
 
     /// The unit of the last norm and the output layer.
     fn output_unit(&self) -> WeightUnit {
-        units::output(self.head.tensors().any(|t| t.id() == self.embed_tokens.id()))
+        units::output_layer(self.head.tensors().any(|t| t.id() == self.embed_tokens.id()))
     }
 
     /// Calls `f` with the weight of the output layer ([`Self::lm_head`]), which is in memory meanwhile and during the
@@ -334,7 +334,7 @@ impl Layer {
         parallel: Option<&TensorParallel>,
     ) -> Result<Layer> {
         let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
-        let own = TensorParallel::own_sizes(config, share.count);
+        let own = TensorParallel::config_of_one_rank(config, share.count);
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;
         let kv_dim = config.num_key_value_heads * config.head_dim;
@@ -395,10 +395,10 @@ impl Layer {
         let (x, normed) = residual.sum_and_norm(cx, &self.input_norm, self.eps)?;
         let o = match context {
             AttentionContext::Packed { seqs, .. } => {
-                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary, known(LayerProduct::Qkv))?;
-                match known(LayerProduct::Attention).pop().zip(known(LayerProduct::Lse).pop()) {
+                let [q, k, v] = self.rotated_q_k_v(cx, normed, rotary, known(LayerOutput::Qkv))?;
+                match known(LayerOutput::Attention).pop().zip(known(LayerOutput::Lse).pop()) {
                     Some((o, lse)) => {
-                        ops::attention_of_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
+                        ops::attention_with_known_output(cx, [&q, &k, &v], seqs, (o.reshape(q.shape())?, lse))?
                     }
                     None => ops::attention(cx, &q, &k, &v, seqs, true)?,
                 }
@@ -407,7 +407,7 @@ impl Layer {
                 let [q, k, v] = self.q_k_v(cx, &normed, [])?;
                 drop(normed);
                 if let Some(keep) = keep {
-                    keep.write(cx, (self.index, LayerProduct::Qkv), &[&q, &k, &v], false)?;
+                    keep.write(cx, (self.index, LayerOutput::Qkv), &[&q, &k, &v], false)?;
                 }
                 let (keys, values) = &cache.layers[self.index];
                 let caches = (keys, values);
@@ -418,8 +418,8 @@ impl Layer {
                 match keep {
                     Some(keep) => {
                         let (o, lse) = ops::paged_attention_with_lse(cx, &q, caches, pages)?;
-                        keep.write(cx, (self.index, LayerProduct::Attention), &[&o], false)?;
-                        keep.write(cx, (self.index, LayerProduct::Lse), &[&lse], false)?;
+                        keep.write(cx, (self.index, LayerOutput::Attention), &[&o], false)?;
+                        keep.write(cx, (self.index, LayerOutput::Lse), &[&lse], false)?;
                         if needs_none {
                             return nothing();
                         }
@@ -436,10 +436,10 @@ impl Layer {
             None => (x, o),
         };
         let o = self.gathered(cx, "attention", o)?;
-        let o = self.o.forward_unless_known(cx, &o, known(LayerProduct::O).pop())?;
+        let o = self.o.forward_unless_known(cx, &o, known(LayerOutput::O).pop())?;
         let o = self.gathered(cx, "o_proj", o)?;
         if let Some(keep) = context.keep() {
-            keep.write(cx, (self.index, LayerProduct::O), &[&o], rows.is_some())?;
+            keep.write(cx, (self.index, LayerOutput::O), &[&o], rows.is_some())?;
             let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
             return Ok(Residual::with_delta(x, self.kept_mlp(cx, &normed, keep, rows.is_some())?));
         }
@@ -448,7 +448,7 @@ impl Layer {
             return Ok(Residual::with_delta(x, self.divided_mlp(cx, normed)?));
         }
         let mlp = [&self.gate, &self.up, &self.down];
-        let known = [LayerProduct::GateUp, LayerProduct::Down].into_iter().flat_map(known);
+        let known = [LayerOutput::GateUp, LayerOutput::Down].into_iter().flat_map(known);
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), known)?))
     }
 
@@ -476,21 +476,21 @@ impl Layer {
     /// tokens.
     fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &OutputDestination, of_needed: bool) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
-        keep.write(cx, (self.index, LayerProduct::GateUp), &[&gate, &up], of_needed)?;
+        keep.write(cx, (self.index, LayerOutput::GateUp), &[&gate, &up], of_needed)?;
         let down = self.down.forward(cx, &ops::swiglu(cx, &gate, &up)?)?;
-        keep.write(cx, (self.index, LayerProduct::Down), &[&down], of_needed)?;
+        keep.write(cx, (self.index, LayerOutput::Down), &[&down], of_needed)?;
         Ok(down)
     }
 
     /// Whether training joins the matrix products of this layer; `None` if it cannot reuse stored outputs.
-    fn product_layout(&self) -> Option<ProductLayout> {
+    fn matmul_grouping(&self) -> Option<MatmulGrouping> {
         let linears = self.linear_layers();
         let are_packed = linears.iter().any(|linear| linear.widths().is_none());
         let have_adapters = linears.iter().any(|linear| linear.adapter.is_some());
         match [&self.qkv, &self.gate_up].map(Option::is_some) {
             _ if are_packed => None,
-            [true, true] if !have_adapters => Some(ProductLayout::Joined),
-            [false, false] => Some(ProductLayout::Separate),
+            [true, true] if !have_adapters => Some(MatmulGrouping::Joined),
+            [false, false] => Some(MatmulGrouping::Separate),
             _ => None,
         }
     }

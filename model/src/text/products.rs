@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// How training computes matrix products that have the same input (q, k and v; gate and up).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProductLayout {
+pub enum MatmulGrouping {
     /// One product for queries, keys and values, and one for gate and up, in layers whose weights are trained.
     Joined,
     /// One product for each weight, in layers with adapters and in frozen layers.
@@ -24,7 +24,7 @@ pub enum ProductLayout {
 
 /// The outputs of a decoder layer that are stored: of matrix products and of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LayerProduct {
+pub(crate) enum LayerOutput {
     /// Queries, keys and values before the rotation.
     Qkv,
     /// The output of attention.
@@ -45,7 +45,7 @@ const PRODUCTS: usize = 6;
 /// for.
 #[derive(Debug)]
 pub struct StoredOutputs {
-    /// For each layer and [`LayerProduct`], the outputs `[rows, columns]`: one tensor, or one for each separate
+    /// For each layer and [`LayerOutput`], the outputs `[rows, columns]`: one tensor, or one for each separate
     /// product.
     layers: Vec<[Vec<Tensor>; PRODUCTS]>,
 }
@@ -62,15 +62,15 @@ pub struct OutputDestination<'a> {
     /// The memory that the outputs are written to.
     pub products: &'a StoredOutputs,
     /// The rows of the memory for all tokens of the pass.
-    pub tokens: RowPlaces,
+    pub tokens: RowDestinations,
     /// The rows of the memory for the tokens whose hidden states are needed, if not all are. For the other tokens, the
     /// last layer computes only attention.
-    pub needed: RowPlaces,
+    pub needed: RowDestinations,
 }
 
 /// Assigns rows of an output to the rows of [`StoredOutputs`] that store them.
 #[derive(Clone, Debug)]
-pub struct RowPlaces {
+pub struct RowDestinations {
     /// i32 `[m]`: the rows of the output to store; `None`: all rows in order.
     from: Option<Tensor>,
     /// i32 `[m]`: the row of [`StoredOutputs`] for each of these rows; a row with a negative number is not stored. No
@@ -78,19 +78,19 @@ pub struct RowPlaces {
     to: Tensor,
 }
 
-impl RowPlaces {
+impl RowDestinations {
     /// Assigns row i of the output to row `to[i]` (i32 `[m]`); it is not stored if `to[i]` is negative.
-    pub fn of_all(to: &Tensor) -> RowPlaces {
-        RowPlaces { from: None, to: to.clone() }
+    pub fn of_all_rows(to: &Tensor) -> RowDestinations {
+        RowDestinations { from: None, to: to.clone() }
     }
 
     /// Assigns rows by pairs (row of the output, row of [`StoredOutputs`]). A row of the output may occur several times.
-    pub fn of_pairs(device: &Device, pairs: &[(usize, usize)]) -> Result<RowPlaces> {
+    pub fn from_pairs(device: &Device, pairs: &[(usize, usize)]) -> Result<RowDestinations> {
         let column = |of: fn(&(usize, usize)) -> usize| {
             let column: Vec<i32> = pairs.iter().map(|pair| of(pair) as i32).collect();
             Tensor::from_i32(device, &[column.len()], &column)
         };
-        Ok(RowPlaces { from: Some(column(|pair| pair.0)?), to: column(|pair| pair.1)? })
+        Ok(RowDestinations { from: Some(column(|pair| pair.0)?), to: column(|pair| pair.1)? })
     }
 }
 
@@ -102,18 +102,19 @@ impl StoredOutputs {
     pub fn new(
         device: &Device,
         config: &TextConfig,
-        layout: ProductLayout,
+        grouping: MatmulGrouping,
         dtype: DType,
         rows: usize,
     ) -> Result<StoredOutputs> {
         let one = |(columns, dtype)| Ok(Tensor::empty(device, &[rows, columns], dtype, MemoryCategory::Activations)?);
-        let layer = |_| try_map(columns(config, layout, dtype), |of_product| of_product.into_iter().map(one).collect());
+        let layer =
+            |_| try_map(columns(config, grouping, dtype), |of_product| of_product.into_iter().map(one).collect());
         Ok(StoredOutputs { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()? })
     }
 
     /// The bytes that [`StoredOutputs::new`] allocates.
-    pub fn bytes(config: &TextConfig, layout: ProductLayout, dtype: DType, rows: usize) -> u64 {
-        let all = columns(config, layout, dtype).into_iter().flatten();
+    pub fn bytes(config: &TextConfig, grouping: MatmulGrouping, dtype: DType, rows: usize) -> u64 {
+        let all = columns(config, grouping, dtype).into_iter().flatten();
         let row_bytes = all.map(|(columns, dtype)| columns * dtype.size()).sum::<usize>();
         (rows as u64).saturating_mul((row_bytes * config.num_hidden_layers) as u64)
     }
@@ -134,7 +135,7 @@ impl StoredOutputs {
         let of_layer = |(index, outputs): (usize, &[Vec<Tensor>; PRODUCTS])| {
             let is_last = index + 1 == self.layers.len();
             try_map(std::array::from_fn(|product| (product, &outputs[product])), |(product, outputs)| {
-                let is_after_attention = product > LayerProduct::Lse as usize;
+                let is_after_attention = product > LayerOutput::Lse as usize;
                 let rows = if is_last && is_after_attention { &needed } else { &tokens };
                 outputs.iter().map(|output| rows.of(&cx, output)).collect()
             })
@@ -146,7 +147,7 @@ impl StoredOutputs {
 
 impl ReusedOutputs {
     /// Takes the outputs of a matrix product. A second call for the same product returns none.
-    pub(crate) fn take(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
+    pub(crate) fn take_outputs(&self, layer: usize, product: LayerOutput) -> Vec<Tensor> {
         let mut layers = self.layers.borrow_mut();
         layers.get_mut(layer).map(|outputs| std::mem::take(&mut outputs[product as usize])).unwrap_or_default()
     }
@@ -158,11 +159,11 @@ impl OutputDestination<'_> {
     pub(crate) fn write(
         &self,
         cx: &Cx,
-        (layer, product): (usize, LayerProduct),
+        (layer, product): (usize, LayerOutput),
         parts: &[&Tensor],
         of_needed: bool,
     ) -> Result<()> {
-        let RowPlaces { from, to } = if of_needed { &self.needed } else { &self.tokens };
+        let RowDestinations { from, to } = if of_needed { &self.needed } else { &self.tokens };
         if to.count() == 0 {
             return Ok(());
         }
@@ -187,12 +188,12 @@ impl OutputDestination<'_> {
 }
 
 /// The number of columns and the dtype of each product's outputs; `dtype` is the dtype of activations.
-fn columns(config: &TextConfig, layout: ProductLayout, dtype: DType) -> [Vec<(usize, DType)>; PRODUCTS] {
+fn columns(config: &TextConfig, grouping: MatmulGrouping, dtype: DType) -> [Vec<(usize, DType)>; PRODUCTS] {
     let (h, inner, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
     let [q, kv] = [heads, config.num_key_value_heads].map(|heads| heads * config.head_dim);
-    let of_products = |columns: &[usize]| match layout {
-        ProductLayout::Joined => vec![(columns.iter().sum(), dtype)],
-        ProductLayout::Separate => columns.iter().map(|&columns| (columns, dtype)).collect(),
+    let of_products = |columns: &[usize]| match grouping {
+        MatmulGrouping::Joined => vec![(columns.iter().sum(), dtype)],
+        MatmulGrouping::Separate => columns.iter().map(|&columns| (columns, dtype)).collect(),
     };
     let one = |columns| vec![(columns, dtype)];
     [of_products(&[q, kv, kv]), one(q), vec![(heads, DType::F32)], one(h), of_products(&[inner, inner]), one(h)]

@@ -86,7 +86,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return match resume::read_run_state(folder)?.hash.is_empty() {
                 true => Ok(None),
-                false => Err(damaged(folder, DIGESTS_FILE, "is missing")),
+                false => Err(damaged_file_error(folder, DIGESTS_FILE, "is missing")),
             };
         }
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
@@ -94,19 +94,25 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
     let list = serde_json::from_slice::<Value>(&text).ok().filter(|list| list.get(OWN_DIGEST).is_some());
     let list = list.filter(has_its_own_digest).and_then(|list| serde_json::from_value::<CheckpointDigests>(list).ok());
     let Some(list) = list else {
-        return Err(damaged(folder, DIGESTS_FILE, "is damaged: it is not what the run wrote"));
+        return Err(damaged_file_error(folder, DIGESTS_FILE, "is damaged: it is not what the run wrote"));
     };
     for (name, digest) in &list.files {
         match file_fingerprint(&folder.join(name)) {
             Ok(now) if now == *digest => {}
-            Ok(_) => return Err(damaged(folder, name, "is damaged: its bytes differ from those that the run wrote")),
-            Err(_) if !folder.join(name).exists() => return Err(damaged(folder, name, "is missing")),
+            Ok(_) => {
+                return Err(damaged_file_error(
+                    folder,
+                    name,
+                    "is damaged: its bytes differ from those that the run wrote",
+                ));
+            }
+            Err(_) if !folder.join(name).exists() => return Err(damaged_file_error(folder, name, "is missing")),
             Err(e) => return Err(e.into()),
         }
     }
     match list.files.contains_key(RUN_STATE_FILE) {
         true => Ok(Some(list)),
-        false => Err(damaged(folder, DIGESTS_FILE, "is damaged: it does not list training/state.json")),
+        false => Err(damaged_file_error(folder, DIGESTS_FILE, "is damaged: it does not list training/state.json")),
     }
 }
 
@@ -134,7 +140,7 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
 
 /// The error for a missing or damaged file `name` in the checkpoint `folder`. An empty `name` means the whole
 /// checkpoint.
-pub(crate) fn damaged(folder: &Path, name: &str, what: &str) -> TrainError {
+pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> TrainError {
     let path = if name.is_empty() { folder.to_path_buf() } else { folder.join(name) };
     TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the checkpoint")))
 }

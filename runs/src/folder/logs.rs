@@ -11,7 +11,7 @@ use reel_train::{Result, TrainError};
 
 use crate::folder::digests::{self, CheckpointDigests, LogDigests};
 use crate::folder::hashes::TensorHashLog;
-use crate::folder::output::{lies_in, refuse_model_inside};
+use crate::folder::output::{is_directly_in, refuse_model_inside};
 use crate::folder::previous::PreviousRun;
 use crate::folder::resume::RunState;
 use crate::folder::{checkpoint, evaluations, later_skipped};
@@ -70,14 +70,14 @@ impl RunLogs {
     ) -> Result<(Self, PreviousRun)> {
         fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
         checkpoint::remove_incomplete_files(out)?;
-        let previous = if lies_in(folder, out) {
+        let previous = if is_directly_in(folder, out) {
             PreviousRun::none(out)
         } else {
             refuse_model_inside(out, folder)?;
             PreviousRun::set_aside(out)?
         };
         later_skipped::write(out, later_skipped)?;
-        let home = home_of(folder);
+        let home = output_folder_of(folder);
         let metrics = JsonlLog::resume(&out.join(METRICS_FILE), &recorded.metrics)?;
         let skipped = JsonlLog::resume(&out.join(SKIPPED_FILE), &recorded.skipped)?;
         let hashes = TensorHashLog::open(out, home, recorded.step, tensors)?;
@@ -130,7 +130,7 @@ pub struct RecordedLogs {
 /// # Errors
 /// A log lacks lines, or differs from what the run wrote.
 pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
-    let home = home_of(folder);
+    let home = output_folder_of(folder);
     for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {
         digests::verify_log(folder, home, name, digests)?;
     }
@@ -148,6 +148,6 @@ pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&Checkpoin
 }
 
 /// The output folder of the run that wrote the checkpoint in `folder`.
-pub(crate) fn home_of(folder: &Path) -> &Path {
+pub(crate) fn output_folder_of(folder: &Path) -> &Path {
     folder.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

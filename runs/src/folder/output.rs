@@ -87,7 +87,7 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
                 },
             )),
         },
-        Some(folder) if entries == 0 || options.overwrite || lies_in(Path::new(folder), out) => {
+        Some(folder) if entries == 0 || options.overwrite || is_directly_in(Path::new(folder), out) => {
             Ok(RunStart::From(PathBuf::from(folder)))
         }
         Some(_) => Err(not_empty(
@@ -117,7 +117,7 @@ fn is_check_file(path: &Path) -> bool {
 }
 
 /// Whether `checkpoint` is a folder directly in `out`. Also true if `checkpoint` does not exist.
-pub(super) fn lies_in(checkpoint: &Path, out: &Path) -> bool {
+pub(super) fn is_directly_in(checkpoint: &Path, out: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
     // A missing checkpoint is reported later, by the code that reads it.
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
@@ -151,7 +151,7 @@ pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(lies_in(folder, out) && !weights.is_empty())
+    Ok(is_directly_in(folder, out) && !weights.is_empty())
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 /// A default of another program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerDefault {
+pub struct ForeignDefault {
     /// The program, as in `options.txt`.
     pub program: &'static str,
     /// The command of reel: `sft`, `grpo` or `serve`.
@@ -21,17 +21,17 @@ pub struct PeerDefault {
 pub static PROGRAMS: LazyLock<Vec<(&'static str, &'static str)>> =
     LazyLock::new(|| lines().filter_map(|line| line.split_once(" := ")).collect());
 
-static DEFAULTS: LazyLock<Vec<PeerDefault>> = LazyLock::new(|| {
+static DEFAULTS: LazyLock<Vec<ForeignDefault>> = LazyLock::new(|| {
     let default = |line: &'static str| {
         let columns: Vec<&'static str> = line.split('|').map(str::trim).collect();
         let [program, command, option, value, words] = columns[..] else { return None };
-        Some(PeerDefault { program, command, option, value, words })
+        Some(ForeignDefault { program, command, option, value, words })
     };
     lines().filter_map(default).collect()
 });
 
 /// All rows of the table, program by program.
-pub fn defaults() -> &'static [PeerDefault] {
+pub fn foreign_defaults() -> &'static [ForeignDefault] {
     &DEFAULTS
 }
 
@@ -45,8 +45,8 @@ mod tests {
 
     #[test]
     fn every_line_is_parsed_and_names_a_program_with_a_version() {
-        assert_eq!(lines().count(), PROGRAMS.len() + defaults().len());
-        for default in defaults() {
+        assert_eq!(lines().count(), PROGRAMS.len() + foreign_defaults().len());
+        for default in foreign_defaults() {
             assert!(PROGRAMS.iter().any(|(program, _)| *program == default.program), "{default:?}");
         }
     }

@@ -10,7 +10,7 @@ mod defaults;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-pub use defaults::{PROGRAMS, PeerDefault, defaults};
+pub use defaults::{ForeignDefault, PROGRAMS, foreign_defaults};
 
 /// What an option of another program is in reel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ static ALIASES: LazyLock<HashMap<&'static str, Vec<(&'static str, usize)>>> = La
 });
 
 /// All rows of `options.txt`.
-pub fn rows() -> &'static [OptionRow] {
+pub fn option_rows() -> &'static [OptionRow] {
     &ROWS
 }
 
@@ -92,13 +92,13 @@ pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static 
 /// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
 /// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the value
 /// before a row for all values.
-pub fn find(
+pub fn find_row(
     name: &str,
     value: Option<&str>,
     command: &str,
     accepts: impl Fn(&OptionRow, Option<&str>) -> bool,
 ) -> Option<&'static OptionRow> {
-    let fits_value = |wanted: Option<&str>| wanted.is_none_or(|wanted| equal_values(wanted, value.unwrap_or("true")));
+    let fits_value = |wanted: Option<&str>| wanted.is_none_or(|wanted| mean_the_same(wanted, value.unwrap_or("true")));
     let mut best: Option<(u8, &'static OptionRow)> = None;
     for row in ROWS.iter().filter(|row| row.is_for(command)) {
         for (pattern, wanted) in &row.names {
@@ -114,13 +114,13 @@ pub fn find(
 }
 
 /// Whether the table has a row for the name, with some value, in the command `command`.
-pub fn has_row(name: &str, command: &str) -> bool {
+pub fn is_foreign_option(name: &str, command: &str) -> bool {
     ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
 }
 
 /// Returns another command than `command` whose options in the table include exactly this name; `None` if no other
 /// command has it.
-pub fn command_with(name: &str, command: &str) -> Option<&'static str> {
+pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
     let row = ROWS.iter().find(|row| !row.is_for(command) && row.names.iter().any(|(own, _)| *own == name))?;
     match *row.commands.first()? {
         "train" => Some("sft"),
@@ -143,13 +143,13 @@ impl OptionRow {
     }
 
     /// What is wrong with an option of class `Result`, and what to do.
-    pub fn problem(&self) -> (&'static str, &'static str) {
+    pub fn problem_and_help(&self) -> (&'static str, &'static str) {
         self.reason.split_once("; ").unwrap_or((self.reason, "leave it out"))
     }
 }
 
 /// Whether two values mean the same: letters in upper or lower case, and numbers by their value.
-pub fn equal_values(wanted: &str, value: &str) -> bool {
+pub fn mean_the_same(wanted: &str, value: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     match number(wanted).zip(number(value)) {
         Some((a, b)) => a == b,
@@ -201,8 +201,8 @@ mod tests {
     #[test]
     fn every_line_of_the_table_is_parsed() {
         let lines = include_str!("options.txt").lines().filter(|l| !l.starts_with('#') && l.contains(" | "));
-        assert_eq!(lines.count(), rows().len());
-        for row in rows() {
+        assert_eq!(lines.count(), option_rows().len());
+        for row in option_rows() {
             let text = format!("{:?}", row.names);
             assert!(!row.names.is_empty() && !row.programs.is_empty() && !row.commands.is_empty(), "{text}");
             match row.class {
@@ -218,8 +218,9 @@ mod tests {
     #[test]
     fn no_row_is_hidden_by_another() {
         let mut seen: HashMap<(&str, Option<&str>, &str), &OptionRow> = HashMap::new();
-        for row in
-            rows().iter().filter(|row| row.becomes.iter().all(|b| b.starts_with('@')) || row.class != OptionClass::Same)
+        for row in option_rows()
+            .iter()
+            .filter(|row| row.becomes.iter().all(|b| b.starts_with('@')) || row.class != OptionClass::Same)
         {
             for (name, value) in &row.names {
                 for command in &row.commands {
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn exact_names_and_values_stand_before_patterns() {
         let found = |name: &str, value: &str, command: &str| {
-            find(name, Some(value), command, |_, _| true).map(|row| (row.class, row.becomes.join(" ")))
+            find_row(name, Some(value), command, |_, _| true).map(|row| (row.class, row.becomes.join(" ")))
         };
         assert_eq!(found("finetuning_type", "Full", "sft").unwrap().1, "@full");
         assert_eq!(found("finetuning_type", "freeze", "sft").unwrap().0, OptionClass::Result);
@@ -252,6 +253,6 @@ mod tests {
         {
             assert_eq!(matches(pattern, text), wanted, "{pattern} {text}");
         }
-        assert!(equal_values("0", "0.0") && equal_values("true", "True") && !equal_values("0", "0.1"));
+        assert!(mean_the_same("0", "0.0") && mean_the_same("true", "True") && !mean_the_same("0", "0.1"));
     }
 }

@@ -56,9 +56,9 @@ pub struct Plan {
     /// The first backward pass.
     pub backward: BackwardPass,
     /// The size of what is trained.
-    pub trained: TrainedSize,
+    pub trained: TrainedParameterSize,
     /// The weights that ranks divide with ZeRO-3.
-    pub divided: DividedWeights,
+    pub divided: ShardedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
     /// Tokens of the planned steps.
@@ -76,7 +76,7 @@ pub struct Plan {
 
 /// Number and size of the trained parameters: the model's own weights or those of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrainedSize {
+pub struct TrainedParameterSize {
     /// Elements of all trained parameters, with the zeros that pad them for kernels of a GPU.
     pub parameters: u64,
     /// Bytes of these elements.
@@ -85,7 +85,7 @@ pub struct TrainedSize {
     pub largest: u64,
 }
 
-impl TrainedSize {
+impl TrainedParameterSize {
     fn of(trainer: &Trainer) -> Self {
         trainer.optimizer.parameter_states().fold(
             Self { parameters: 0, bytes: 0, largest: 0 },
@@ -103,7 +103,7 @@ impl TrainedSize {
 
 /// The weights that several ranks divide with ZeRO-3, in bytes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct DividedWeights {
+pub struct ShardedWeights {
     /// All divided weights: without adapters and without a vision tower that is not trained.
     pub all: u64,
     /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
@@ -124,7 +124,7 @@ pub struct DividedWeights {
     pub memory_with_all: Option<MemoryUse>,
 }
 
-impl DividedWeights {
+impl ShardedWeights {
     /// The divided weights of a run that needs all of them at a time in evaluations only, if at all. `memory` is the
     /// peak of its steps.
     fn of(trainer: &Trainer, memory: MemoryUse) -> Self {
@@ -134,14 +134,14 @@ impl DividedWeights {
         let mut units = BTreeMap::<WeightUnit, u64>::new();
         for (name, shape) in expected_tensors(config) {
             if with_vision || !name.starts_with("visual.") {
-                *units.entry(units::unit_of(&name, config)).or_default() +=
+                *units.entry(units::unit_of_weight(&name, config)).or_default() +=
                     element * shape.iter().product::<usize>() as u64;
             }
         }
         let forward = units::forward_units(config, with_vision);
         let bytes = |unit: &WeightUnit| units.get(unit).copied().unwrap_or(0);
         // The last unit of the forward pass stays in memory for the backward pass.
-        let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_backward(**unit));
+        let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_in_backward(**unit));
         let mut sizes: Vec<u64> = units.values().copied().collect();
         sizes.sort_unstable();
         Self {
@@ -439,8 +439,8 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         phases,
         parts,
         backward,
-        trained: TrainedSize::of(trainer),
-        divided: DividedWeights::of(trainer, device.memory()),
+        trained: TrainedParameterSize::of(trainer),
+        divided: ShardedWeights::of(trainer, device.memory()),
         steps: done,
         tokens,
         rows,

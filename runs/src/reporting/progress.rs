@@ -64,7 +64,7 @@ impl Progress {
 
     /// Starts the display of a run over `rows` rows, the first `finished_rows` of which an earlier process has
     /// finished.
-    pub fn rows(quiet: bool, rows: u64, finished_rows: u64) -> Self {
+    pub fn for_rows(quiet: bool, rows: u64, finished_rows: u64) -> Self {
         Self::with_cadence(quiet, rows, finished_rows, PrintInterval::Since(Cell::new(Instant::now())))
     }
 

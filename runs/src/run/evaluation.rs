@@ -167,7 +167,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let validation = self.validate_if_due(self.state.steps);
         let Some(line) = self.evaluate_if_due(self.state.steps, validation)? else { return Ok(()) };
         let finished = self.reports.unreported.take();
-        self.report(line.step, finished.as_ref(), Some(&line))?;
+        self.report_step(line.step, finished.as_ref(), Some(&line))?;
         if line.step == 0 {
             return Ok(());
         }
@@ -181,7 +181,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Reports step `step`: its metrics if the step is a reported one (`--logging-steps`), and its evaluation if there
     /// is one.
-    pub(super) fn report(
+    pub(super) fn report_step(
         &mut self,
         step: u64,
         finished: Option<&StepMetrics>,

@@ -42,7 +42,7 @@ impl HardwareWatch {
     }
 
     /// The metrics of a finished step that took `step_seconds`.
-    pub(super) fn of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
+    pub(super) fn metrics_of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
         let seconds = result.grpo.train_seconds.unwrap_or(step_seconds);
         let mfu = self.peak_flops_per_second.map(|peak| result.model_flops / (seconds.max(1e-9) * peak));
         let gpu = self.gpu.as_mut().map(|gpu| HardwareMetrics::of_gpu(&gpu.take()));

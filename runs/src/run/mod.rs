@@ -47,7 +47,7 @@ use crate::reporting::progress::Progress;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
 use hardware::HardwareWatch;
-use record::Recorded;
+use record::RunJsonExtras;
 pub use record::difference_in_bits;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
@@ -86,11 +86,11 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
 }
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
-    let found = start::find::<W>(setup)?;
-    let opened = start::open::<W>(setup, &found)?;
+    let inputs = start::read_inputs::<W>(setup)?;
+    let loaded = start::load::<W>(setup, &inputs)?;
     // Rank 0 changes OUT when all ranks have read the checkpoint that they resume from.
     setup.ranks.map_or(Ok(()), |run| run.ranks.barrier("start of the run"))?;
-    let mut run = start::begin(setup, found, opened, Some(lock.clone()))?;
+    let mut run = start::begin(setup, inputs, loaded, Some(lock.clone()))?;
     let done = run.steps();
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
@@ -137,9 +137,9 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     recorded: &Value,
 ) -> Result<Trainer> {
     let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
-    let found = start::find::<W>(setup)?;
-    let opened = start::open::<W>(setup, &found)?;
-    let mut run = start::begin(setup, found, opened, None)?;
+    let inputs = start::read_inputs::<W>(setup)?;
+    let loaded = start::load::<W>(setup, &inputs)?;
+    let mut run = start::begin(setup, inputs, loaded, None)?;
     check_inputs(setup, &run.state.data_hash, recorded)?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
@@ -179,7 +179,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     state: RunState,
     resumed_after: u64,
     last: Option<StepMetrics>,
-    recorded: Recorded,
+    recorded: RunJsonExtras,
     logs: RunLogs,
     hardware: HardwareWatch,
     reports: Reports,
@@ -238,7 +238,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             self.save()?;
         }
         self.checkpoints.writer.wait()?;
-        self.recorded.update_products(&self.setup, &self.state)
+        self.recorded.update_matmul_algorithms(&self.setup, &self.state)
     }
 
     /// Does all remaining steps, with the evaluations between the steps.
@@ -248,7 +248,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
         let validation = self.validate_if_due(self.state.step);
         let Some(line) = self.evaluate_if_due(self.state.step, validation)? else { return Ok(()) };
-        self.report(line.step, None, Some(&line))?;
+        self.report_step(line.step, None, Some(&line))?;
         if line.step == 0 {
             return Ok(());
         }
@@ -365,7 +365,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             step_seconds,
             peak_bytes: self.state.peak_bytes,
             hash,
-            hardware: self.hardware.of_step(&result, step_seconds),
+            hardware: self.hardware.metrics_of_step(&result, step_seconds),
             grpo: std::mem::take(&mut result.grpo),
             validation: None,
         };
@@ -384,13 +384,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.state.rewards.add_step_reward(&line);
         self.reports.preview = result.preview.take().or(self.reports.preview.take());
         self.last = Some(line.clone());
-        if !self.recorded.has_products() {
-            self.recorded.update_products(&self.setup, &self.state)?;
+        if !self.recorded.records_matmul_algorithms() {
+            self.recorded.update_matmul_algorithms(&self.setup, &self.state)?;
         }
         drop(logging);
         let evaluation = self.evaluate_if_due(self.state.steps, validation)?;
         let logging = range(RangeName::Phase("logging"));
-        self.report(n, Some(&line), evaluation.as_ref())?;
+        self.report_step(n, Some(&line), evaluation.as_ref())?;
         drop(logging);
         if !self.is_scheduled_checkpoint(n) {
             return Ok(());
@@ -424,7 +424,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.checkpoints.writer.wait()?;
         self.logs.sync()?;
         let logs = self.logs.digests();
-        self.recorded.update_products(&self.setup, &self.state)?;
+        self.recorded.update_matmul_algorithms(&self.setup, &self.state)?;
         let (base, state) = (self.checkpoints.base.clone(), self.state.clone());
         let files = self.train_loop.resume_files()?;
         let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files)?.with_logs(logs);
@@ -437,15 +437,15 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             checkpoint::remove_old_checkpoints(&folder, keep, best.map(|best| best.step))
         };
         if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.ranks {
-            let meet = |name: &str| Ok(ranks.barrier(name)?);
+            let barrier = |name: &str| Ok(ranks.barrier(name)?);
             if ranks.rank() > 0 {
-                snapshot.write_cells(shared, &meet)?;
+                snapshot.write_cells(shared, &barrier)?;
             } else {
-                snapshot.write_with(&out, &meet)?;
+                snapshot.write_with(&out, &barrier)?;
                 finish()?;
             }
             // If a rank ended before the checkpoint is complete, rank 0 would end with it.
-            return meet("complete checkpoint");
+            return barrier("complete checkpoint");
         }
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copied = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes) && snapshot.copy_tensors()?;

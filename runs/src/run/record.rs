@@ -15,14 +15,14 @@ use crate::folder::output;
 use crate::folder::resume::{PlannedStepCount, RunState};
 
 /// The data in `run.json` that come neither from the run's setup nor from its state.
-pub(super) struct Recorded {
+pub(super) struct RunJsonExtras {
     /// The numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
     /// The matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
 }
 
-impl Recorded {
+impl RunJsonExtras {
     /// Writes `run.json` at the start of a run.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Recorded {
     }
 
     /// Whether the device has a library of matrix products whose algorithms are recorded.
-    pub(super) fn has_products(&self) -> bool {
+    pub(super) fn records_matmul_algorithms(&self) -> bool {
         self.products.is_some()
     }
 
@@ -47,7 +47,11 @@ impl Recorded {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(super) fn update_products<O: TrainingOptions>(&mut self, setup: &RunSetup<O>, state: &RunState) -> Result<()> {
+    pub(super) fn update_matmul_algorithms<O: TrainingOptions>(
+        &mut self,
+        setup: &RunSetup<O>,
+        state: &RunState,
+    ) -> Result<()> {
         let now = setup.device.matmul_library();
         if now != self.products {
             self.products = now;

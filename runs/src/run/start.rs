@@ -29,7 +29,7 @@ use reel_train::{Result, TrainError};
 use serde_json::Value;
 
 use super::hardware::HardwareWatch;
-use super::record::{Recorded, difference_in_bits, difference_in_code};
+use super::record::{RunJsonExtras, difference_in_bits, difference_in_code};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
@@ -41,7 +41,7 @@ use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 
 /// The inputs of a run that are read from disk.
-pub(super) struct Found<S> {
+pub(super) struct RunInputs<S> {
     rows: Arc<S>,
     /// The numbers of tokens, by row, that are known before the rows are prepared.
     row_lengths: BTreeMap<usize, usize>,
@@ -71,11 +71,11 @@ struct Resumed {
 impl Resumed {
     /// The output folder of the run that wrote the checkpoint.
     fn home(&self) -> &Path {
-        logs::home_of(&self.folder)
+        logs::output_folder_of(&self.folder)
     }
 }
 
-impl<S> Found<S> {
+impl<S> RunInputs<S> {
     fn checkpoint(&self) -> Option<&Path> {
         self.resumed.as_ref().map(|resumed| resumed.folder.as_path())
     }
@@ -85,21 +85,21 @@ impl<S> Found<S> {
 ///
 /// # Errors
 /// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
-pub(super) fn find<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Found<W::DataSource>> {
+pub(super) fn read_inputs<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunInputs<W::DataSource>> {
     let start = output::find_run_start(setup.options)?;
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
     match start {
-        RunStart::Fresh => find_fresh::<W>(setup, rows, order),
-        RunStart::From(folder) => find_checkpoint::<W>(setup, folder, rows, order),
+        RunStart::Fresh => inputs_of_fresh_run::<W>(setup, rows, order),
+        RunStart::From(folder) => inputs_of_resumed_run::<W>(setup, folder, rows, order),
     }
 }
 
-fn find_fresh<'a, W: TrainLoop<'a>>(
+fn inputs_of_fresh_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: Arc<W::DataSource>,
     order: RowOrder,
-) -> Result<Found<W::DataSource>> {
+) -> Result<RunInputs<W::DataSource>> {
     let options = setup.options;
     let known = unusable_rows(options, &*rows)?;
     let ScannedRows { steps, unusable, lengths: row_lengths } = scan_rows::<W>(setup, &rows, &order, known)?;
@@ -111,16 +111,16 @@ fn find_fresh<'a, W: TrainLoop<'a>>(
     }
     let state = resume::fresh_run_state(setup, &*rows, steps, &unusable)?;
     let lengths = vec![PlannedStepCount { after: 0, steps }];
-    Ok(Found { rows, row_lengths, order, state, lengths, unusable, resumed: None })
+    Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable, resumed: None })
 }
 
-fn find_checkpoint<'a, W: TrainLoop<'a>>(
+fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     folder: PathBuf,
     rows: Arc<W::DataSource>,
     order: RowOrder,
-) -> Result<Found<W::DataSource>> {
-    let (options, home) = (setup.options, logs::home_of(&folder));
+) -> Result<RunInputs<W::DataSource>> {
+    let (options, home) = (setup.options, logs::output_folder_of(&folder));
     let digests = digests::verify_checkpoint(&folder)?;
     let mut row_lengths = BTreeMap::new();
     let count_steps = || {
@@ -149,11 +149,11 @@ fn find_checkpoint<'a, W: TrainLoop<'a>>(
     let lengths = resume::planned_step_counts(&folder, home, &state)?;
     let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
     let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
-    Ok(Found { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
+    Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
 /// The parts of a run that are loaded before its first step.
-pub(super) struct Opened<W> {
+pub(super) struct LoadedRun<W> {
     trainer: Trainer,
     train_loop: W,
     base: BaseModel,
@@ -163,16 +163,16 @@ pub(super) struct Opened<W> {
 ///
 /// # Errors
 /// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
-pub(super) fn open<'a, W: TrainLoop<'a>>(
+pub(super) fn load<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
-    found: &Found<W::DataSource>,
-) -> Result<Opened<W>> {
-    let (options, state) = (setup.options, &found.state);
+    inputs: &RunInputs<W::DataSource>,
+) -> Result<LoadedRun<W>> {
+    let (options, state) = (setup.options, &inputs.state);
     let config = ModelConfig::open(setup.model)?;
     let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
     let ranks = setup.ranks.map(|run| run.ranks.clone());
     let (mut trainer, files) =
-        Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters, ranks)?;
+        Trainer::resume(setup.device, &config, setup.model, inputs.checkpoint(), setup.dtype, hyperparameters, ranks)?;
     files.check_values()?;
     // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
     // later.
@@ -181,25 +181,25 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
         Some(name) => small_files.in_format(name.format())?,
         None => small_files,
     });
-    if let Some(resumed) = &found.resumed {
+    if let Some(resumed) = &inputs.resumed {
         restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
     }
-    let batching = W::batching(options, found.order.rows_per_pass());
+    let batching = W::batching(options, inputs.order.rows_per_pass());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
     let (threads, window) = (media_threads(setup), W::rows_ahead(options, processes));
-    let (rows, order) = (found.rows.clone(), found.order.clone());
+    let (rows, order) = (inputs.rows.clone(), inputs.order.clone());
     let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window)
         .shared_by(setup.ranks.map(|run| W::shared_feed(options, run.ranks)))
-        .expect_lengths(found.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
-    if let Some(resumed) = &found.resumed {
+        .expect_lengths(inputs.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
+    if let Some(resumed) = &inputs.resumed {
         feed = feed.skip_when_reached(resumed.later_skipped.clone());
     }
-    let train_loop = W::begin(setup, found.rows.clone(), feed, &mut trainer, found.checkpoint())?;
+    let train_loop = W::begin(setup, inputs.rows.clone(), feed, &mut trainer, inputs.checkpoint())?;
     if let Some(server) = setup.server {
         server.start(&trainer.model, state.step)?;
     }
     let base = BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) };
-    Ok(Opened { trainer, train_loop, base })
+    Ok(LoadedRun { trainer, train_loop, base })
 }
 
 /// Number of threads of this process that load images and videos, at least one. The processes on this machine share its
@@ -217,12 +217,12 @@ pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
 /// A file in OUT cannot be moved or written.
 pub(super) fn begin<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
-    found: Found<W::DataSource>,
-    opened: Opened<W>,
+    inputs: RunInputs<W::DataSource>,
+    loaded: LoadedRun<W>,
     lock: Option<Arc<FolderLock>>,
 ) -> Result<Run<'a, W>> {
-    let Found { rows, state, lengths, unusable, resumed, .. } = found;
-    let Opened { trainer, train_loop, base } = opened;
+    let RunInputs { rows, state, lengths, unusable, resumed, .. } = inputs;
+    let LoadedRun { trainer, train_loop, base } = loaded;
     let (options, out) = (setup.options, &setup.options.out);
     let evaluates = setup.evaluator.is_some() || train_loop.validation().is_some();
     let tensors = trainer.optimizer.parameter_states().count();
@@ -233,7 +233,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
         }
     };
     let folder = OutFolder { lock, previous };
-    let recorded = Recorded::write(setup, &state, lengths)?;
+    let recorded = RunJsonExtras::write(setup, &state, lengths)?;
     // If the checkpoint's step still lacks its evaluation, that step is reported after the evaluation.
     let lacks_evaluation =
         evaluates && options.is_evaluation_due(state.step, state.steps) && state.evaluated != Some(state.step);
@@ -287,7 +287,7 @@ fn restore_optimizer_state(
     let now = trainer.weights_fingerprint()?;
     if hash.is_some_and(|hash| now != *hash) {
         let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
-        return Err(digests::damaged(folder, "", &what));
+        return Err(digests::damaged_file_error(folder, "", &what));
     }
     checkpoint::load_optimizer_state(folder, trainer, state)
 }

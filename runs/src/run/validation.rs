@@ -72,7 +72,7 @@ impl<'a> Validation<'a> {
     /// # Errors
     /// No row or, in a strict run, one row cannot be used; the check was interrupted.
     pub fn check_rows(&self) -> Result<ValidationCheckResult> {
-        let order = RowOrder::file_order(self.rows.len()).over(self.rows.iter().copied());
+        let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let (stop, ranks) =
             self.setup.ranks.map_or((self.setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
         let scan = RowsToScan::Checking(None);
@@ -88,7 +88,7 @@ impl<'a> Validation<'a> {
 
     /// The rows in micro-batches.
     pub fn feed(&self) -> MicroBatchFeed<SftSource> {
-        let order = RowOrder::file_order(self.rows.len()).over(self.rows.iter().copied());
+        let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
         let ranks = self.setup.ranks.map(|run| FeedRanks {
             ranks: run.ranks.clone(),

@@ -55,7 +55,7 @@ impl Cell {
     ///
     /// # Errors
     /// The tensor has fewer elements.
-    pub fn part_of(&self, t: &Tensor) -> Result<Tensor> {
+    pub fn slice_of(&self, t: &Tensor) -> Result<Tensor> {
         if self.range == (0..t.count()) {
             return Ok(t.detach());
         }
@@ -75,7 +75,7 @@ pub struct ParameterSize {
 
 impl ParameterSize {
     /// The size of the parameter `p`.
-    pub fn of(p: &Tensor) -> Self {
+    pub fn of_tensor(p: &Tensor) -> Self {
         Self { weights: p.count(), divisible: p.unpadded_shape() == p.shape() }
     }
 }
@@ -125,7 +125,7 @@ impl Partition {
     }
 
     /// The cells of this rank, in the same order.
-    pub fn owned(&self) -> impl Iterator<Item = &Cell> + Clone {
+    pub fn owned_cells(&self) -> impl Iterator<Item = &Cell> + Clone {
         self.cells.iter().filter(|cell| cell.owner == self.rank)
     }
 }
@@ -149,7 +149,7 @@ mod tests {
             for rank in 0..ranks {
                 let partition = Partition::with_cell_size(&sizes, rank, ranks, 8);
                 prop_assert_eq!(&partition.cells, &cells);
-                prop_assert!(partition.owned().all(|cell| cell.owner == rank));
+                prop_assert!(partition.owned_cells().all(|cell| cell.owner == rank));
             }
             for (index, size) in sizes.iter().enumerate() {
                 let partition = Partition::with_cell_size(&sizes, 0, ranks, 8);
@@ -173,7 +173,7 @@ mod tests {
             let sizes: Vec<ParameterSize> =
                 weights.iter().map(|&weights| ParameterSize { weights, divisible: true }).collect();
             let share = |rank| -> usize {
-                Partition::with_cell_size(&sizes, rank, ranks, 8).owned().map(|cell| cell.range.len()).sum()
+                Partition::with_cell_size(&sizes, rank, ranks, 8).owned_cells().map(|cell| cell.range.len()).sum()
             };
             let shares: Vec<usize> = (0..ranks).map(share).collect();
             if let (Some(least), Some(most)) = (shares.iter().min(), shares.iter().max()) {

@@ -204,7 +204,7 @@ impl Cx {
     /// Returns `y`, the output of the op `op`. With [`Checkpointing::Selective`], backward rules that save y call
     /// `compute` again instead of keeping the memory of y. `compute` returns the same bits and may hold only tensors
     /// that are kept in any case.
-    pub(super) fn computed_again(
+    pub(super) fn recompute_if_selective(
         &self,
         op: &'static str,
         y: Tensor,
@@ -214,7 +214,7 @@ impl Cx {
             return y;
         }
         let (device, dtype, layer) = (self.device.clone(), self.dtype, current_origin().layer);
-        y.with_recipe(move || {
+        y.with_recomputation(move || {
             let _origin = with_origin(LaunchOrigin { op, is_backward: false, layer });
             compute(&Cx::inference(&device, dtype))
         })

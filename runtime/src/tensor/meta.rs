@@ -8,7 +8,7 @@ use reel_device::DType;
 
 /// What the backward pass does with the gradient of a tensor.
 #[derive(Clone, Debug)]
-pub(super) enum Grad {
+pub(super) enum GradRole {
     /// Does not need a gradient.
     None,
     /// Depends on a trained parameter: its gradient is propagated.
@@ -36,14 +36,14 @@ pub struct TensorMeta {
     pub(super) id: u64,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
-    pub(super) grad: Grad,
+    pub(super) grad: GradRole,
     /// The shape without the padding, if the tensor is padded with zeros (`padding.rs`).
     pub(super) unpadded: Option<Vec<usize>>,
 }
 
 impl TensorMeta {
     /// A tensor that is new to the tape.
-    pub(super) fn new(shape: &[usize], dtype: DType, grad: Grad) -> TensorMeta {
+    pub(super) fn new(shape: &[usize], dtype: DType, grad: GradRole) -> TensorMeta {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad, unpadded: None }
     }
@@ -75,30 +75,30 @@ impl TensorMeta {
 
     /// Whether the backward pass computes a gradient for this tensor.
     pub fn needs_grad(&self) -> bool {
-        !matches!(self.grad, Grad::None)
+        !matches!(self.grad, GradRole::None)
     }
 
     /// The parameter name, if the tensor is one trained parameter.
     pub fn parameter_name(&self) -> Option<&str> {
         match &self.grad {
-            Grad::Parameter(name) => Some(name),
-            Grad::Part { joined, index } => joined.parts.get(*index).map(|(name, _)| &**name),
+            GradRole::Parameter(name) => Some(name),
+            GradRole::Part { joined, index } => joined.parts.get(*index).map(|(name, _)| &**name),
             _ => None,
         }
     }
 
     /// Whether the tensor is a trained parameter or consists of several trained parameters.
     pub fn is_trained(&self) -> bool {
-        matches!(self.grad, Grad::Parameter(_) | Grad::Part { .. } | Grad::Joined(_))
+        matches!(self.grad, GradRole::Parameter(_) | GradRole::Part { .. } | GradRole::Joined(_))
     }
 
     /// The names of the trained parameters that the tensor consists of.
     pub(super) fn parameter_names(&self) -> Vec<Arc<str>> {
         match &self.grad {
-            Grad::None | Grad::Needed => Vec::new(),
-            Grad::Parameter(name) => vec![name.clone()],
-            Grad::Part { joined, index } => vec![joined.parts[*index].0.clone()],
-            Grad::Joined(joined) => joined.parts.iter().map(|(name, _)| name.clone()).collect(),
+            GradRole::None | GradRole::Needed => Vec::new(),
+            GradRole::Parameter(name) => vec![name.clone()],
+            GradRole::Part { joined, index } => vec![joined.parts[*index].0.clone()],
+            GradRole::Joined(joined) => joined.parts.iter().map(|(name, _)| name.clone()).collect(),
         }
     }
 }

@@ -19,10 +19,10 @@ use reel_device::{Addr, Buffer, DType, Device, DeviceError, DeviceRange, Downloa
 
 use crate::error::{Result, RuntimeError, shape_error};
 pub use meta::TensorMeta;
-use meta::{Grad, JoinedParameters};
+use meta::{GradRole, JoinedParameters};
 pub use on_demand::OnDemandMemory;
-use saved::Recipe;
-pub use saved::Saved;
+use saved::Recomputation;
+pub use saved::SavedTensor;
 
 #[derive(Debug)]
 struct Inner {
@@ -31,7 +31,7 @@ struct Inner {
     /// The position of the first byte in the memory.
     offset: usize,
     /// How the backward pass computes this tensor again, if it does not keep the memory.
-    recipe: Option<Arc<Recipe>>,
+    recomputation: Option<Arc<Recomputation>>,
 }
 
 /// The memory that a tensor is a part of.
@@ -74,16 +74,16 @@ fn rounded_to_bf16(values: &[f32]) -> Vec<half::bf16> {
 }
 
 impl Tensor {
-    fn build(shape: &[usize], dtype: DType, memory: Memory, offset: usize, grad: Grad) -> Tensor {
-        Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), memory, offset, recipe: None }))
+    fn build(shape: &[usize], dtype: DType, memory: Memory, offset: usize, grad: GradRole) -> Tensor {
+        Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), memory, offset, recomputation: None }))
     }
 
     /// The buffer that holds the tensor, and the position of the tensor's first byte in it.
-    fn place(&self) -> (Arc<Buffer>, usize) {
+    fn buffer_and_offset(&self) -> (Arc<Buffer>, usize) {
         match &self.0.memory {
             Memory::Buffer(buffer) => (buffer.clone(), self.0.offset),
             Memory::OnDemand(memory) => {
-                let (buffer, start) = memory.place();
+                let (buffer, start) = memory.buffer_and_offset();
                 (buffer, start + self.0.offset)
             }
         }
@@ -92,7 +92,7 @@ impl Tensor {
     /// Returns a tensor with this tensor's memory and another shape or dtype, `meta`, that needs as many bytes.
     fn with_meta(&self, meta: TensorMeta) -> Tensor {
         debug_assert_eq!(meta.bytes(), self.bytes());
-        Tensor(Arc::new(Inner { meta, memory: self.0.memory.clone(), offset: self.0.offset, recipe: None }))
+        Tensor(Arc::new(Inner { meta, memory: self.0.memory.clone(), offset: self.0.offset, recomputation: None }))
     }
 
     /// Allocates a tensor without initialising its elements.
@@ -104,13 +104,13 @@ impl Tensor {
             .iter()
             .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
             .ok_or_else(|| shape_error("tensor", format!("{} is too large", format_shape(shape))))?;
-        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(device.alloc(bytes, category)?)), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(device.alloc(bytes, category)?)), 0, GradRole::None))
     }
 
     /// Makes the system provide the tensor's memory now. Without this call, a CPU gets each page at the first access.
     /// Contents do not change, so other threads may use the tensor meanwhile.
-    pub fn populate(&self) {
-        self.place().0.populate();
+    pub fn populate_pages(&self) {
+        self.buffer_and_offset().0.populate();
     }
 
     /// A tensor over a whole buffer that already has contents (a mapped weight file).
@@ -129,7 +129,7 @@ impl Tensor {
                 ),
             ));
         }
-        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(buffer)), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(buffer)), 0, GradRole::None))
     }
 
     /// Copies elements from host memory into a new tensor.
@@ -156,7 +156,7 @@ impl Tensor {
             ));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
-        t.place().0.upload(0, bytes)?;
+        t.buffer_and_offset().0.upload(0, bytes)?;
         Ok(t)
     }
 
@@ -191,24 +191,24 @@ impl Tensor {
     }
 
     /// The tensor for a backward rule that reads it: its memory, or how to compute it again.
-    pub fn saved(&self) -> Saved {
-        match &self.0.recipe {
-            Some(recipe) => Saved::again(&self.0.meta, recipe),
-            None => Saved::kept(self),
+    pub fn saved(&self) -> SavedTensor {
+        match &self.0.recomputation {
+            Some(recomputation) => SavedTensor::recomputed(&self.0.meta, recomputation),
+            None => SavedTensor::stored(self),
         }
     }
 
-    /// Returns this tensor with a recipe: backward rules save the function `compute` instead of the tensor's memory.
-    /// `compute` returns the same bits and must not hold this tensor's memory.
-    pub(super) fn with_recipe(&self, compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
+    /// Returns this tensor with a recomputation: backward rules save the function `compute` instead of the tensor's
+    /// memory. `compute` returns the same bits and must not hold this tensor's memory.
+    pub(super) fn with_recomputation(&self, compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
         let Inner { ref meta, ref memory, offset, .. } = *self.0;
-        let recipe = Some(Arc::new(Recipe::new(compute)));
-        Tensor(Arc::new(Inner { meta: meta.clone(), memory: memory.clone(), offset, recipe }))
+        let recomputation = Some(Arc::new(Recomputation::new(compute)));
+        Tensor(Arc::new(Inner { meta: meta.clone(), memory: memory.clone(), offset, recomputation }))
     }
 
     /// The address of the first element on its device.
     pub fn addr(&self) -> Addr {
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         Addr(buffer.addr() + offset as u64)
     }
 
@@ -222,7 +222,7 @@ impl Tensor {
 
     /// The tensor's memory, for exchanges between ranks.
     pub fn device_range(&self) -> DeviceRange {
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         DeviceRange::new(&buffer, offset, self.bytes())
     }
 
@@ -240,7 +240,7 @@ impl Tensor {
     /// The memory belongs to a mapped file, which is read-only.
     pub fn into_parameter(self, name: &str) -> Result<Tensor> {
         self.check_trainable(name)?;
-        Ok(self.with_grad(Grad::Parameter(name.into())))
+        Ok(self.with_grad(GradRole::Parameter(name.into())))
     }
 
     /// Makes this tensor the trained parameters `parts`, each with its name and its number of rows, which follow each
@@ -265,9 +265,9 @@ impl Tensor {
             let first: usize = parts[..index].iter().map(|(_, rows)| rows).sum();
             let shape = [&[parts[index].1], &self.shape()[1..]].concat();
             let (memory, offset) = (self.0.memory.clone(), self.0.offset + first * row_bytes);
-            Tensor::build(&shape, self.dtype(), memory, offset, Grad::Part { joined: joined.clone(), index })
+            Tensor::build(&shape, self.dtype(), memory, offset, GradRole::Part { joined: joined.clone(), index })
         });
-        Ok((self.with_grad(Grad::Joined(joined)), each))
+        Ok((self.with_grad(GradRole::Joined(joined)), each))
     }
 
     fn check_trainable(&self, name: &str) -> Result<()> {
@@ -280,15 +280,15 @@ impl Tensor {
 
     /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
     pub fn detach(&self) -> Tensor {
-        self.with_grad(Grad::None)
+        self.with_grad(GradRole::None)
     }
 
     /// A tensor in the same memory that is a new leaf of the tape and needs a gradient.
     pub fn needing_grad(&self) -> Tensor {
-        self.with_grad(Grad::Needed)
+        self.with_grad(GradRole::Needed)
     }
 
-    fn with_grad(&self, grad: Grad) -> Tensor {
+    fn with_grad(&self, grad: GradRole) -> Tensor {
         let t = Tensor::build(self.shape(), self.dtype(), self.0.memory.clone(), self.0.offset, grad);
         t.with_unpadded(self.unpadded.clone())
     }
@@ -308,10 +308,10 @@ impl Tensor {
                 ),
             ));
         }
-        let Inner { ref meta, ref memory, offset, ref recipe } = *self.0;
+        let Inner { ref meta, ref memory, offset, ref recomputation } = *self.0;
         let unpadded = self.unpadded.clone().filter(|_| shape == self.shape());
         let meta = TensorMeta { shape: shape.to_vec(), unpadded, ..meta.clone() };
-        Ok(Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recipe: recipe.clone() })))
+        Ok(Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recomputation: recomputation.clone() })))
     }
 
     /// Rows `start .. start + len` of the first dimension, in the same memory; the result needs no gradient.
@@ -326,7 +326,7 @@ impl Tensor {
         let mut shape = self.shape().to_vec();
         shape[0] = len;
         let row = self.bytes().checked_div(total).unwrap_or(0);
-        let t = Tensor::build(&shape, self.dtype(), self.0.memory.clone(), self.0.offset + start * row, Grad::None);
+        let t = Tensor::build(&shape, self.dtype(), self.0.memory.clone(), self.0.offset + start * row, GradRole::None);
         Ok(t.with_unpadded(self.unpadded_rows(start, len)))
     }
 
@@ -342,7 +342,7 @@ impl Tensor {
                 format!("{} bytes into {} of {}", bytes.len(), format_shape(self.shape()), self.dtype()),
             ));
         }
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         Ok(buffer.upload(offset, bytes)?)
     }
 
@@ -373,13 +373,13 @@ impl Tensor {
             let what = format!("{} bytes of {} of {}", to.len(), format_shape(self.shape()), self.dtype());
             return Err(shape_error("read", what));
         }
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         Ok(buffer.download(offset, to)?)
     }
 
     /// Starts a copy of the elements to the host. The copy has the values after all launches so far.
     pub fn download_async(&self) -> Result<Download> {
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         Ok(buffer.download_async(offset, self.bytes())?)
     }
 
@@ -408,7 +408,7 @@ impl Tensor {
 
     fn read<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); self.count()];
-        let (buffer, offset) = self.place();
+        let (buffer, offset) = self.buffer_and_offset();
         buffer.download(offset, bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
     }

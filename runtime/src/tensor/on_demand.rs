@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_device::{Buffer, DType, Device};
 
-use super::meta::Grad;
+use super::meta::GradRole;
 use super::{Memory, Tensor};
 
 /// The memory of one tensor, or of several tensors that share it. Clones are handles of the same memory.
@@ -58,9 +58,9 @@ impl OnDemandMemory {
     ///
     /// # Panics
     /// There is no memory now: an op uses a weight outside of the unit that it belongs to.
-    pub(super) fn place(&self) -> (Arc<Buffer>, usize) {
+    pub(super) fn buffer_and_offset(&self) -> (Arc<Buffer>, usize) {
         match &*self.source() {
-            Some(source) => source.place(),
+            Some(source) => source.buffer_and_offset(),
             None => panic!("a weight of {} bytes is used while its memory is not gathered", self.0.bytes),
         }
     }
@@ -72,7 +72,7 @@ impl Tensor {
     pub fn on_demand(device: &Device, shape: &[usize], dtype: DType) -> Tensor {
         let bytes = shape.iter().product::<usize>() * dtype.size();
         let inner = Inner { device: device.clone(), bytes, source: Mutex::default() };
-        Tensor::build(shape, dtype, Memory::OnDemand(OnDemandMemory(Arc::new(inner))), 0, Grad::None)
+        Tensor::build(shape, dtype, Memory::OnDemand(OnDemandMemory(Arc::new(inner))), 0, GradRole::None)
     }
 
     /// The memory of a tensor that was created by [`Tensor::on_demand`], or that shares such a tensor's memory; else

@@ -21,7 +21,7 @@ use crate::error::{Result, shape_error};
 /// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, each of which begins
 /// `pitch` bytes after the previous run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Runs {
+pub(crate) struct UnpaddedRuns {
     /// The number of runs.
     pub(crate) count: usize,
     /// The bytes of a run.
@@ -30,7 +30,7 @@ pub(crate) struct Runs {
     pub(crate) pitch: usize,
 }
 
-impl Runs {
+impl UnpaddedRuns {
     /// Copies the runs out of the bytes of the tensor.
     fn gather(self, padded: &[u8]) -> Vec<u8> {
         (0..self.count).flat_map(|i| &padded[i * self.pitch..][..self.bytes]).copied().collect()
@@ -58,12 +58,12 @@ impl TensorMeta {
     }
 
     /// Where the elements lie that are not padding. If the columns are not padded, all rows are one run.
-    pub(crate) fn unpadded_runs(&self) -> Runs {
+    pub(crate) fn unpadded_runs(&self) -> UnpaddedRuns {
         match (self.unpadded_shape(), &self.shape[..]) {
             (&[rows, cols], &[_, pitch]) if cols < pitch => {
-                Runs { count: rows, bytes: cols * self.dtype.size(), pitch: pitch * self.dtype.size() }
+                UnpaddedRuns { count: rows, bytes: cols * self.dtype.size(), pitch: pitch * self.dtype.size() }
             }
-            _ => Runs { count: 1, bytes: self.unpadded_bytes(), pitch: self.bytes() },
+            _ => UnpaddedRuns { count: 1, bytes: self.unpadded_bytes(), pitch: self.bytes() },
         }
     }
 
@@ -102,9 +102,9 @@ impl Tensor {
         if unpadded == self.unpadded {
             return self;
         }
-        let Inner { ref meta, ref memory, offset, ref recipe } = *self.0;
+        let Inner { ref meta, ref memory, offset, ref recomputation } = *self.0;
         let meta = TensorMeta { unpadded, ..meta.clone() };
-        Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recipe: recipe.clone() }))
+        Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recomputation: recomputation.clone() }))
     }
 
     /// Overwrites the tensor with `data`, which has the unpadded shape, and the padding with zeros.
@@ -142,7 +142,7 @@ impl Tensor {
         let runs = self.unpadded_runs();
         if runs.count == 1 {
             let mut out = vec![0; runs.bytes];
-            let (buffer, offset) = self.place();
+            let (buffer, offset) = self.buffer_and_offset();
             buffer.download(offset, &mut out)?;
             return Ok(out);
         }

@@ -1,8 +1,8 @@
 //! Tensors that a backward rule needs: kept in memory since the forward pass, or computed again.
 //!
 //! ```text
-//! forward:   normed = rms_norm(x), with a recipe: how to compute it again from x
-//!            y = linear(normed)           saves normed: the recipe, not the memory
+//! forward:   normed = rms_norm(x), with a function that computes it again from x
+//!            y = linear(normed)           saves normed: the function, not the memory
 //!            drop(normed)                 frees the memory
 //! backward:  rule of linear               saved.get(): computes normed again; other rules that saved it share the result
 //!            drop(rule)                   the last one frees the memory
@@ -14,15 +14,15 @@ use super::{Tensor, TensorMeta};
 use crate::error::Result;
 
 /// How to compute a tensor again from tensors that are kept.
-pub(super) struct Recipe {
+pub(super) struct Recomputation {
     compute: Box<dyn Fn() -> Result<Tensor> + Send + Sync>,
-    /// The result of the first call in this backward pass. It is freed with the last [`Saved`].
+    /// The result of the first call in this backward pass. It is freed with the last [`SavedTensor`].
     result: Mutex<Option<Tensor>>,
 }
 
-impl Recipe {
-    pub(super) fn new(compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Recipe {
-        Recipe { compute: Box::new(compute), result: Mutex::new(None) }
+impl Recomputation {
+    pub(super) fn new(compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Recomputation {
+        Recomputation { compute: Box::new(compute), result: Mutex::new(None) }
     }
 
     fn result(&self) -> Result<Tensor> {
@@ -34,29 +34,29 @@ impl Recipe {
     }
 }
 
-impl std::fmt::Debug for Recipe {
+impl std::fmt::Debug for Recomputation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Recipe")
+        f.write_str("Recomputation")
     }
 }
 
-/// A tensor that a backward rule reads. It holds no memory if the tensor has a recipe.
+/// A tensor that a backward rule reads. It holds no memory if the tensor can be computed again.
 #[derive(Debug)]
-pub struct Saved(Source);
+pub struct SavedTensor(Source);
 
 #[derive(Debug)]
 enum Source {
-    Kept(Tensor),
-    Again(TensorMeta, Arc<Recipe>),
+    Stored(Tensor),
+    Recomputed(TensorMeta, Arc<Recomputation>),
 }
 
-impl Saved {
-    pub(super) fn kept(t: &Tensor) -> Saved {
-        Saved(Source::Kept(t.clone()))
+impl SavedTensor {
+    pub(super) fn stored(t: &Tensor) -> SavedTensor {
+        SavedTensor(Source::Stored(t.clone()))
     }
 
-    pub(super) fn again(meta: &TensorMeta, recipe: &Arc<Recipe>) -> Saved {
-        Saved(Source::Again(meta.clone(), recipe.clone()))
+    pub(super) fn recomputed(meta: &TensorMeta, recomputation: &Arc<Recomputation>) -> SavedTensor {
+        SavedTensor(Source::Recomputed(meta.clone(), recomputation.clone()))
     }
 
     /// Returns the tensor; computes it again if its memory was not kept.
@@ -65,8 +65,8 @@ impl Saved {
     /// Out of memory, or a launch fails.
     pub fn get(&self) -> Result<Tensor> {
         match &self.0 {
-            Source::Kept(t) => Ok(t.clone()),
-            Source::Again(meta, recipe) => Ok(recipe.result()?.with_meta(meta.clone())),
+            Source::Stored(t) => Ok(t.clone()),
+            Source::Recomputed(meta, recomputation) => Ok(recomputation.result()?.with_meta(meta.clone())),
         }
     }
 }

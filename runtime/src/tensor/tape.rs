@@ -27,7 +27,7 @@ use reel_device::{
 use reel_kernels::{column_sum, elementwise};
 
 use super::cx::WeightUnit;
-use super::meta::{Grad, JoinedParameters};
+use super::meta::{GradRole, JoinedParameters};
 use super::{Tensor, TensorMeta};
 use crate::error::{Result, RuntimeError, shape_error};
 
@@ -352,7 +352,7 @@ impl BackwardContext<'_> {
     }
 
     /// [`BackwardContext::parameter_grad_over_rows`] for a rule whose `parts` launches add to the buffer one after the
-    /// other. After them, the rule calls [`BackwardContext::end_parts`].
+    /// other. After them, the rule calls [`BackwardContext::end_grad_parts`].
     pub fn parameter_grad_in_parts(
         &mut self,
         x: &TensorMeta,
@@ -366,8 +366,8 @@ impl BackwardContext<'_> {
     }
 
     /// Ends the launches of [`BackwardContext::parameter_grad_in_parts`] for `x`.
-    pub fn end_parts(&mut self, x: &TensorMeta) -> Result<()> {
-        self.grads.end_parts(self.device, &x.parameter_names())
+    pub fn end_grad_parts(&mut self, x: &TensorMeta) -> Result<()> {
+        self.grads.end_grad_parts(self.device, &x.parameter_names())
     }
 
     /// Adds the column sums of x `[rows, cols]` to the gradient of parameter `bias` `[cols]`, if it is trained. One
@@ -491,7 +491,7 @@ impl Grads {
     }
 
     /// Ends the launches of one rule that add to `names`. Their buffers stay if another rule adds to them.
-    fn end_parts(&mut self, device: &Device, names: &[Arc<str>]) -> Result<()> {
+    fn end_grad_parts(&mut self, device: &Device, names: &[Arc<str>]) -> Result<()> {
         for name in names.iter().filter(|name| self.pass.in_parts.remove(*name)) {
             if !self.pass.of_several_rules.contains(name)
                 && let Some(buffer) = self.pass.buffers.remove(name)
@@ -515,13 +515,13 @@ impl Grads {
     /// buffer holds the gradient of an earlier step.
     fn buffer(&mut self, device: &Device, parameter: &TensorMeta) -> Result<(Tensor, bool)> {
         let f32_like = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, MemoryCategory::Gradients);
-        if let Grad::Part { joined, .. } | Grad::Joined(joined) = &parameter.grad {
+        if let GradRole::Part { joined, .. } | GradRole::Joined(joined) = &parameter.grad {
             self.reserve_joined(joined, f32_like)?;
         }
         let names = parameter.parameter_names();
         let is_first: Vec<bool> = names.iter().map(|name| self.reached.insert(name.clone())).collect();
         match (&parameter.grad, &names[..]) {
-            (Grad::Joined(_), [first, ..]) => {
+            (GradRole::Joined(_), [first, ..]) => {
                 let whole = self.joined[first].1.clone();
                 let all = is_first.iter().all(|first| *first);
                 // If some of the parameters have had a gradient in this step, the others must start at zero.

@@ -1,6 +1,6 @@
 //! Decides which rows each micro-batch has. The decision depends only on the outcomes of preparing the rows, so all
 //! processes (ranks) of a run that know the outcomes make the same micro-batches. As long as a row is not prepared, it
-//! is assumed to be usable. The resulting micro-batch is a [`Draft`], which says which rows to prepare next.
+//! is assumed to be usable. The resulting micro-batch is a [`MicroBatchDraft`], which says which rows to prepare next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::skipped_row::SkippedRow;
 use crate::{Result, SampleError};
 
 /// Makes drafts of micro-batches.
-pub(super) struct Composer<S> {
+pub(super) struct MicroBatchComposer<S> {
     source: Arc<S>,
     order: RowOrder,
     batching: MicroBatchOptions,
@@ -44,7 +44,7 @@ pub(super) struct DraftPosition {
 
 /// A micro-batch that is final if the outcomes of all rows that it depends on are known.
 #[derive(Debug, Default)]
-pub(super) struct Draft {
+pub(super) struct MicroBatchDraft {
     /// Position and number of its rows.
     pub rows: Vec<(u64, usize)>,
     /// With packing, position and number of the row that does not fit. The next micro-batch begins with it.
@@ -57,14 +57,14 @@ pub(super) struct Draft {
     pub error: Option<SampleError>,
 }
 
-impl Draft {
+impl MicroBatchDraft {
     /// Whether the data ended before the draft.
     pub fn is_end(&self) -> bool {
         self.rows.is_empty() && self.skipped.is_empty() && self.error.is_none()
     }
 }
 
-impl<S: SampleSource> Composer<S> {
+impl<S: SampleSource> MicroBatchComposer<S> {
     pub fn new(source: Arc<S>, order: RowOrder, batching: MicroBatchOptions, from: &DataPosition) -> Self {
         // The order never reaches other rows, such as rows that are held back from training.
         let bad = from.skipped.iter().copied().filter(|&row| order.contains(row)).collect();
@@ -113,8 +113,8 @@ impl<S: SampleSource> Composer<S> {
     }
 
     /// Makes the draft at `at`, and moves `at` behind it.
-    pub fn draft(&mut self, at: &mut DraftPosition) -> Draft {
-        let mut draft = Draft { slot: at.slot, ..Draft::default() };
+    pub fn draft(&mut self, at: &mut DraftPosition) -> MicroBatchDraft {
+        let mut draft = MicroBatchDraft { slot: at.slot, ..MicroBatchDraft::default() };
         let (mut filled, mut slot) = (0, at.slot);
         // Without this check, the loop below would search for a usable row forever.
         if self.is_no_row_left(at) && !self.is_full(&draft, slot, filled) {
@@ -162,7 +162,7 @@ impl<S: SampleSource> Composer<S> {
     }
 
     /// Makes a draft final. The outcomes of all rows that it depends on must be known.
-    pub fn finish(&mut self, draft: &Draft) {
+    pub fn finish(&mut self, draft: &MicroBatchDraft) {
         self.slot = draft.slot;
         self.used |= !draft.rows.is_empty();
         for skipped in &draft.skipped {
@@ -172,13 +172,13 @@ impl<S: SampleSource> Composer<S> {
         self.outcomes = self.outcomes.split_off(&self.slot);
     }
 
-    fn is_full(&self, draft: &Draft, slot: u64, filled: usize) -> bool {
+    fn is_full(&self, draft: &MicroBatchDraft, slot: u64, filled: usize) -> bool {
         let MicroBatchOptions { rows, packing, max_length, end, .. } = self.batching;
         let ended = end.is_some_and(|end| slot >= end);
         ended || if packing { max_length.is_some_and(|max| filled >= max) } else { draft.rows.len() >= rows }
     }
 
-    fn exceeds_max_length(&self, draft: &Draft, filled: usize) -> bool {
+    fn exceeds_max_length(&self, draft: &MicroBatchDraft, filled: usize) -> bool {
         self.batching.packing && !draft.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
@@ -219,7 +219,7 @@ impl<S: SampleSource> Composer<S> {
     }
 
     /// The error if the feed ends, before the end of its first epoch, without a usable row in `draft`, its first draft.
-    fn no_row_before_the_end(&self, draft: &Draft) -> SampleError {
+    fn no_row_before_the_end(&self, draft: &MicroBatchDraft) -> SampleError {
         let first = self.source.location(self.order.row_at(0)).0;
         let (location, what, reason) = match draft.skipped.last() {
             Some(last) => (

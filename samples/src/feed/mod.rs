@@ -23,7 +23,7 @@ use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
 use crate::{Result, SampleError};
 
-use compose::{Composer, Draft, DraftPosition};
+use compose::{DraftPosition, MicroBatchComposer, MicroBatchDraft};
 use outcome::RowOutcome;
 use preparer::RowPreparer;
 
@@ -150,7 +150,7 @@ pub struct MicroBatchFeed<S: SampleSource> {
     batching: MicroBatchOptions,
     /// Number of rows that the threads prepare ahead.
     window: usize,
-    composer: Composer<S>,
+    composer: MicroBatchComposer<S>,
     ranks: Option<FeedRanks>,
     /// The ranks that have prepared the row at a position, from the end of the last finished micro-batch on.
     prepared_by: BTreeMap<u64, BTreeSet<usize>>,
@@ -179,7 +179,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             rows: RowPreparer::new(source.clone(), threads),
             batching,
             window: window.max(1),
-            composer: Composer::new(source, order, batching, from),
+            composer: MicroBatchComposer::new(source, order, batching, from),
             ranks: None,
             prepared_by: BTreeMap::new(),
             samples: BTreeMap::new(),
@@ -268,7 +268,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position, row
     /// number and that rank.
-    fn missing_rows(&self, drafts: &[Draft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
+    fn missing_rows(&self, drafts: &[MicroBatchDraft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {
             let next = || ranks.get(i + 1).copied().unwrap_or_else(|| self.rank_in_turn(self.index + i + 1));
@@ -301,7 +301,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// The ranks to which the micro-batches of a round belong, of which `drafts[0]` is micro-batch `index` of a step.
     /// Adds their lengths to `loads`.
-    fn ranks_of_round(&self, index: usize, drafts: &[Draft], loads: &mut RankLoads) -> Vec<usize> {
+    fn ranks_of_round(&self, index: usize, drafts: &[MicroBatchDraft], loads: &mut RankLoads) -> Vec<usize> {
         match &self.ranks {
             Some(FeedRanks { assignment: RankAssignment::ByExpectedLength, .. }) => {
                 let expected = |&(_, row): &(u64, usize)| self.rows.source().expected_length(row);
@@ -329,8 +329,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             }
             let count = self.round_len(index);
             let drafts = || self.composer.draft(&mut at);
-            let usable = |draft: &Draft| !draft.is_end() && draft.error.is_none();
-            let drafts: Vec<Draft> = std::iter::repeat_with(drafts).take(count).take_while(usable).collect();
+            let usable = |draft: &MicroBatchDraft| !draft.is_end() && draft.error.is_none();
+            let drafts: Vec<MicroBatchDraft> = std::iter::repeat_with(drafts).take(count).take_while(usable).collect();
             let ranks = self.ranks_of_round(index, &drafts, &mut loads);
             for (draft, _) in drafts.iter().zip(ranks).filter(|(_, rank)| *rank == self.rank()) {
                 let missing = draft.rows.iter().filter(|(slot, _)| !self.samples.contains_key(slot));
@@ -377,7 +377,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 
     /// Finishes the micro-batches of drafts whose rows are prepared. `ranks` are the ranks to which they belong.
-    fn finish(&mut self, drafts: Vec<Draft>, ranks: &[usize]) -> Result<()> {
+    fn finish(&mut self, drafts: Vec<MicroBatchDraft>, ranks: &[usize]) -> Result<()> {
         for (draft, &rank) in drafts.into_iter().zip(ranks) {
             if let Some(error) = draft.error {
                 return Err(error);
@@ -411,12 +411,12 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
     unusable: Vec<usize>,
 ) -> Result<u64> {
     let from = DataPosition { slot: 0, skipped: unusable };
-    let mut composer = Composer::new(source, order, batching, &from);
+    let mut composer = MicroBatchComposer::new(source, order, batching, &from);
     composer.expect_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     let (mut at, mut count) = (composer.start(), 0);
     loop {
         match composer.draft(&mut at) {
-            Draft { error: Some(error), .. } => return Err(error),
+            MicroBatchDraft { error: Some(error), .. } => return Err(error),
             draft if draft.is_end() => return Ok(count),
             _ => count += 1,
         }

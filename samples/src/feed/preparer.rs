@@ -182,7 +182,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::super::is_row_error;
-    use super::super::tests::rows_of_ones;
+    use super::super::tests::one_token_rows;
     use super::*;
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_preparer_without_threads_returns_their_error() {
-        let rows = RowPreparer::new(Arc::new(rows_of_ones(2)), 1);
+        let rows = RowPreparer::new(Arc::new(one_token_rows(2)), 1);
         rows.0.lock().not_started = Some(io::Error::from_raw_os_error(11));
         let e = rows.take(0, 0).unwrap_err();
         assert!(e.to_string().starts_with("rows: a thread cannot be created: "), "{e}");

@@ -9,7 +9,7 @@ use super::*;
 /// number, token count).
 pub(super) struct DataSource(Vec<Option<usize>>);
 
-pub(super) fn rows_of_ones(rows: usize) -> DataSource {
+pub(super) fn one_token_rows(rows: usize) -> DataSource {
     DataSource(vec![Some(1); rows])
 }
 
@@ -122,7 +122,7 @@ fn feed_that_ends_before_a_usable_row_fails() {
 /// Rows that the order does not reach, such as rows that are held back from training, do not count as usable rows.
 #[test]
 fn rows_outside_the_order_are_not_counted() {
-    let order = || RowOrder::file_order(2).over([0, 2].into_iter());
+    let order = || RowOrder::file_order(2).restricted_to([0, 2].into_iter());
     let start = DataPosition::default();
     let e = feed(&[None, Some(1), None], order(), PLAIN, &start).next_micro_batch().unwrap_err().to_string();
     assert!(e.starts_with("d:3: no row of the file can be used"), "{e}");

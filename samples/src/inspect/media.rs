@@ -61,7 +61,7 @@ impl MediaInspector<'_> {
     ///
     /// # Errors
     /// Outer error: the worker process that decodes cannot be started. Inner error: the image or video cannot be used.
-    pub(super) fn look(&self, part: &ContentPart) -> Result<Result<MediaProperties, MediaFault>> {
+    pub(super) fn inspect(&self, part: &ContentPart) -> Result<Result<MediaProperties, MediaFault>> {
         let looked = match part {
             ContentPart::Text(_) => return Ok(Err(fault(Diagnostic::new("", "is a text", "")))),
             ContentPart::Image(image) => self.image(&image.source),

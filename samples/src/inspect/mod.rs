@@ -17,14 +17,14 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::dataset::Dataset;
-use crate::reward_columns::{check_reward_columns, complete_reward_columns};
-use crate::rows::layouts::Layout;
+use crate::reward_columns::{add_missing_reward_columns, check_reward_columns};
+use crate::rows::layouts::ConversationLayout;
 use crate::rows::{DataRow, PromptContent, SupervisedRow};
-use crate::sample::{nothing_to_learn, to_row_error, tokenize_conversation, tokenize_text_with_media};
+use crate::sample::{nothing_to_learn_error, to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::{Result, SampleError};
 
 pub use media::{MediaInspector, MediaProperties};
-pub use stats::{CommandUse, DataStats, Distribution};
+pub use stats::{DataStats, Distribution, UsableRowCount};
 
 /// A command that trains on rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -207,7 +207,7 @@ impl Inspection<'_> {
         match data.add_location_to_error(row, DataRow::parse(value)) {
             Err(e) => facts.problems.push(malformed(e)),
             Ok(parsed) => {
-                facts.layout = Layout::of(&columns).map(Layout::field);
+                facts.layout = ConversationLayout::detect(&columns).map(ConversationLayout::field);
                 let mut refusals = Vec::new();
                 for &command in self.commands() {
                     match self.content(command, data, row, &parsed) {
@@ -232,9 +232,9 @@ impl Inspection<'_> {
     fn content(&self, command: TrainingCommand, data: &Dataset, row: usize, parsed: &DataRow) -> Result<RowContent> {
         let location = data.location(row);
         let messages = match command {
-            TrainingCommand::Sft => match data.add_location_to_error(row, parsed.supervised(self.recipe))? {
+            TrainingCommand::Sft => match data.add_location_to_error(row, parsed.to_supervised_row(self.recipe))? {
                 SupervisedRow::Chat { learned, .. } if !learned.contains(&true) => {
-                    return Err(nothing_to_learn(location));
+                    return Err(nothing_to_learn_error(location));
                 }
                 SupervisedRow::Chat { messages, .. } => messages,
                 SupervisedRow::Text { prompt, completion } => return Ok(RowContent::Text(prompt + &completion)),
@@ -264,7 +264,7 @@ impl Inspection<'_> {
         let missing = match self.command {
             Some(TrainingCommand::Grpo) => {
                 let mut columns = columns.clone();
-                complete_reward_columns(&mut columns);
+                add_missing_reward_columns(&mut columns);
                 data.add_location_to_error(row, check_reward_columns(&columns, false)).err()
             }
             _ => (!has_answer(parsed, columns)).then(|| {
@@ -293,7 +293,7 @@ impl Inspection<'_> {
             }
         }
         let looked: Vec<Result<MediaProperties, media::MediaFault>> =
-            parts.into_par_iter().map(|part| inspector.look(part)).collect::<Result<_>>()?;
+            parts.into_par_iter().map(|part| inspector.inspect(part)).collect::<Result<_>>()?;
         for (row, index, location) in uses {
             if let Err(fault) = &looked[index] {
                 let kind = if fault.is_missing { ProblemKind::MissingMedia } else { ProblemKind::UnusableMedia };

@@ -13,7 +13,7 @@ pub struct DataStats {
     /// Number of rows that cannot be used.
     pub unusable_rows: usize,
     /// How many of the rows each command can use.
-    pub commands: Vec<CommandUse>,
+    pub commands: Vec<UsableRowCount>,
     /// Number of rows of each layout; a layout is named by its main field, such as `messages`.
     pub layouts: Counts,
     /// For each of the columns `data_type`, `problem_type` and `source`: how many rows have each value.
@@ -37,7 +37,7 @@ pub struct DataStats {
 
 /// How many rows a command can use.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CommandUse {
+pub struct UsableRowCount {
     /// The command.
     pub command: TrainingCommand,
     /// Number of rows that the command can use.
@@ -131,7 +131,7 @@ impl DataStats {
                 |facts: &RowFacts| facts.refusals.iter().find(|(by, _)| *by == command).map(|(_, why)| why.clone());
             let refused: Vec<String> = usable_rows.iter().filter_map(|facts| refusal(facts)).collect();
             let usable_rows = usable_rows.len() - refused.len();
-            CommandUse { command, usable_rows, first_refusal: refused.into_iter().next() }
+            UsableRowCount { command, usable_rows, first_refusal: refused.into_iter().next() }
         };
         let count = |kind: ProblemKind| {
             let has = |facts: &&RowFacts| facts.problems.iter().any(|(own, _)| *own == kind);

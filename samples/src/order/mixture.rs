@@ -77,7 +77,7 @@ impl Mixture {
     ///
     /// # Errors
     /// Those of [`Self::new`].
-    pub fn without(
+    pub fn without_rows(
         &self,
         files: impl Iterator<Item = (String, f64)>,
         left_out: impl Iterator<Item = usize> + Clone,
@@ -102,7 +102,7 @@ impl Mixture {
 
     /// Returns the row numbers of epoch `epoch` in order. With a seed, the rows are shuffled; without a seed, the rows
     /// of each file stay in file order and are spread evenly over the epoch.
-    pub(super) fn epoch(&self, seed: Option<u64>, epoch: u64) -> Vec<u32> {
+    pub(super) fn rows_of_epoch(&self, seed: Option<u64>, epoch: u64) -> Vec<u32> {
         let mut rows = Vec::with_capacity(self.epoch_rows);
         for (i, file) in self.files.iter().enumerate() {
             let mut order = match seed {
@@ -175,15 +175,15 @@ mod tests {
     fn rows_that_are_left_out_make_files_shorter() {
         let whole = mixture(&[(4, 1.0), (6, 1.0)]);
         let names = [("a".to_string(), 1.0), ("b".to_string(), 1.0)];
-        let less = whole.without(names.into_iter(), [0, 2, 5].into_iter()).unwrap();
+        let less = whole.without_rows(names.into_iter(), [0, 2, 5].into_iter()).unwrap();
         assert_eq!(less, mixture(&[(2, 1.0), (5, 1.0)]));
     }
 
     #[test]
     fn rows_in_file_order_are_spread_evenly() {
         let mixture = mixture(&[(4, 2.0), (100, 1.0)]);
-        assert_eq!(mixture.epoch(None, 0), [0, 4, 1, 2, 5, 3]);
-        assert_eq!(mixture.epoch(None, 1), [0, 6, 1, 2, 7, 3]);
+        assert_eq!(mixture.rows_of_epoch(None, 0), [0, 4, 1, 2, 5, 3]);
+        assert_eq!(mixture.rows_of_epoch(None, 1), [0, 6, 1, 2, 7, 3]);
     }
 
     proptest! {
@@ -199,7 +199,7 @@ mod tests {
             let sum: f64 = files.iter().map(|f| f.1).sum();
             let mut used: Vec<Vec<u32>> = vec![Vec::new(); files.len()];
             for epoch in 0..6 {
-                let rows = mixture.epoch(seed, epoch);
+                let rows = mixture.rows_of_epoch(seed, epoch);
                 prop_assert_eq!(rows.len(), mixture.epoch_rows());
                 for (file, used) in mixture.files.iter().zip(&mut used) {
                     let range = file.first_row as u32..(file.first_row + file.rows) as u32;

@@ -50,7 +50,7 @@ impl RowOrder {
 
     /// Makes the order go through the rows `subset`, ascending row numbers, instead of the rows from 0 on. The order must
     /// have been created for as many rows.
-    pub fn over(self, subset: impl Iterator<Item = usize>) -> Self {
+    pub fn restricted_to(self, subset: impl Iterator<Item = usize>) -> Self {
         Self { subset: Some(subset.map(|row| row as u32).collect()), ..self }
     }
 
@@ -91,7 +91,7 @@ impl RowOrder {
         }
         if self.pass != Some(pass) {
             self.order = match (&self.mixture, self.seed) {
-                (Some(mixture), seed) => mixture.epoch(seed, pass),
+                (Some(mixture), seed) => mixture.rows_of_epoch(seed, pass),
                 (None, seed) => permutation(self.rows, seed.unwrap_or_default(), pass),
             };
             self.pass = Some(pass);
@@ -131,10 +131,11 @@ mod tests {
 
     #[test]
     fn a_subset_is_used_in_the_order_of_its_indices() {
-        let mut order = RowOrder::file_order(2).over([3, 7].into_iter());
+        let mut order = RowOrder::file_order(2).restricted_to([3, 7].into_iter());
         assert_eq!((0..3).map(|i| order.row_at(i)).collect::<Vec<_>>(), [3, 7, 3]);
         assert_eq!((order.row_count(), order.contains(2), order.contains(7)), (2, false, true));
-        let (mut all, mut even) = (RowOrder::shuffled(5, 1), RowOrder::shuffled(5, 1).over((0..5).map(|row| 2 * row)));
+        let (mut all, mut even) =
+            (RowOrder::shuffled(5, 1), RowOrder::shuffled(5, 1).restricted_to((0..5).map(|row| 2 * row)));
         assert!((0..12).all(|i| even.row_at(i) == 2 * all.row_at(i)));
     }
 

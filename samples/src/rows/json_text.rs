@@ -5,20 +5,20 @@
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
-use super::layouts::CHAT;
+use super::layouts::CHAT_HELP;
 
 /// Parses the JSON texts in a conversation's columns and replaces them by their values. A text in `prompt` or
 /// `completion` is treated as JSON only if it is a list of messages; a text in a media column only if it is a list.
 ///
 /// # Errors
 /// A column that must be a list is a text that is not JSON, or holds such a text.
-pub(super) fn read_json_texts(fields: &mut Map<String, Value>) -> Result<(), Diagnostic> {
+pub(super) fn parse_json_texts(fields: &mut Map<String, Value>) -> Result<(), Diagnostic> {
     for name in ["messages", "conversations", "history"] {
         let Some(value) = fields.get_mut(name) else { continue };
         if let Value::String(text) = value {
             let list = serde_json::from_str(text).ok().filter(|list: &Value| list.is_array() || list.is_null());
             *value =
-                list.ok_or_else(|| Diagnostic::new(name, "is neither a list nor the JSON text of a list", CHAT))?;
+                list.ok_or_else(|| Diagnostic::new(name, "is neither a list nor the JSON text of a list", CHAT_HELP))?;
         }
         read_items(name, value)?;
     }
@@ -44,7 +44,8 @@ fn read_items(name: &str, value: &mut Value) -> Result<(), Diagnostic> {
     for (i, item) in items.iter_mut().enumerate() {
         if let Value::String(text) = item {
             let read = serde_json::from_str(text).ok().filter(|read: &Value| read.is_object() || read.is_array());
-            let error = || Diagnostic::new(format!("{name}[{i}]"), "is text, and not the JSON text of a message", CHAT);
+            let error =
+                || Diagnostic::new(format!("{name}[{i}]"), "is text, and not the JSON text of a message", CHAT_HELP);
             *item = read.ok_or_else(error)?;
         }
     }

@@ -9,7 +9,7 @@ use crate::media_columns;
 
 /// The layout of a row: which fields hold its conversation. Each layout is recognised by one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum ConversationLayout {
     /// Chat `messages`.
     Messages,
     /// ShareGPT `conversations`.
@@ -24,7 +24,7 @@ pub enum Layout {
     Problem,
 }
 
-impl Layout {
+impl ConversationLayout {
     /// All layouts, in order of precedence: a row with the fields of two layouts has the one that comes first here.
     const ALL: [Self; 6] =
         [Self::Messages, Self::Conversations, Self::Prompt, Self::Query, Self::Instruction, Self::Problem];
@@ -43,7 +43,7 @@ impl Layout {
 
     /// Returns the layout of a row; `None` if no layout's field is present. A null field counts as absent, because a
     /// table of rows in several layouts has null in the fields of the other layouts.
-    pub fn of(fields: &Map<String, Value>) -> Option<Self> {
+    pub fn detect(fields: &Map<String, Value>) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| is_given(fields, layout.field()))
     }
 }
@@ -52,19 +52,21 @@ fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
     fields.get(name).is_some_and(|value| !value.is_null())
 }
 
-pub(super) const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
+pub(super) const CHAT_HELP: &str = "give a list of {\"role\", \"content\"} messages";
 
 impl DataRow {
-    /// Reads a row with any layout except [`Layout::Prompt`] and [`Layout::Problem`]: its fields hold the complete
-    /// chat.
-    pub(super) fn from_chat(layout: Layout, mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
+    /// Reads a row with any layout except [`ConversationLayout::Prompt`] and [`ConversationLayout::Problem`]: its
+    /// fields hold the complete chat.
+    pub(super) fn from_chat(layout: ConversationLayout, mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
         let field = layout.field();
         let value = fields.shift_remove(field).unwrap_or_default();
         let messages = match layout {
-            Layout::Conversations => sharegpt_messages(value)?,
-            Layout::Query => query_messages(&value, &mut fields)?,
-            Layout::Instruction => instruction_messages(&value, &mut fields)?,
-            Layout::Messages | Layout::Prompt | Layout::Problem => chat(field, value)?,
+            ConversationLayout::Conversations => sharegpt_messages(value)?,
+            ConversationLayout::Query => query_messages(&value, &mut fields)?,
+            ConversationLayout::Instruction => instruction_messages(&value, &mut fields)?,
+            ConversationLayout::Messages | ConversationLayout::Prompt | ConversationLayout::Problem => {
+                parse_chat(field, value)?
+            }
         };
         Self::whole_chat(field, messages, 0, fields)
     }
@@ -90,11 +92,11 @@ impl DataRow {
             }
             (PromptContent::Chat(prompt), completion @ Value::Array(_)) => {
                 let given = prompt.len();
-                let messages = prompt.into_iter().chain(chat("completion", completion)?).collect();
+                let messages = prompt.into_iter().chain(parse_chat("completion", completion)?).collect();
                 Self::whole_chat("prompt", messages, given, fields)
             }
             (PromptContent::Chat(_), _) => {
-                Err(Diagnostic::new("completion", "is not a list of messages, although `prompt` is one", CHAT))
+                Err(Diagnostic::new("completion", "is not a list of messages, although `prompt` is one", CHAT_HELP))
             }
             (PromptContent::Text(_), _) => Err(Diagnostic::new(
                 "completion",
@@ -137,18 +139,18 @@ impl DataRow {
 
 /// Checks that `value` is a list of messages with roles and contents. The parts of a content are checked later, when
 /// the chat template is applied.
-pub(super) fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
-    let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT)) };
+pub(super) fn parse_chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
+    let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT_HELP)) };
     if messages.is_empty() {
-        return Err(Diagnostic::new(field, "is empty", CHAT));
+        return Err(Diagnostic::new(field, "is empty", CHAT_HELP));
     }
     for (i, message) in messages.iter().enumerate() {
         let at = |key: &str| format!("{field}[{i}].{key}");
         if !message.get("role").is_some_and(Value::is_string) {
-            return Err(Diagnostic::new(at("role"), "is missing or not text", CHAT));
+            return Err(Diagnostic::new(at("role"), "is missing or not text", CHAT_HELP));
         }
         if !message.get("content").is_some_and(|c| c.is_string() || c.is_array()) {
-            return Err(Diagnostic::new(at("content"), "is missing, or neither text nor a list of parts", CHAT));
+            return Err(Diagnostic::new(at("content"), "is missing, or neither text nor a list of parts", CHAT_HELP));
         }
     }
     Ok(messages)
@@ -226,7 +228,7 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
 fn refuse_system_column(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     match with_system_column(Vec::new(), fields)?.is_empty() {
         true => Ok(()),
-        false => Err(Diagnostic::new("system", "is not read when `prompt` is plain text", CHAT)),
+        false => Err(Diagnostic::new("system", "is not read when `prompt` is plain text", CHAT_HELP)),
     }
 }
 

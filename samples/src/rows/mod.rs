@@ -17,7 +17,7 @@
 mod json_text;
 pub mod layouts;
 
-use layouts::{CHAT, Layout, chat};
+use layouts::{CHAT_HELP, ConversationLayout, parse_chat};
 use reel_diagnostic::Diagnostic;
 use reel_prompts::QuestionTemplate;
 use reel_rewards::Recipe;
@@ -92,9 +92,9 @@ pub enum PromptContent {
 impl PromptContent {
     fn parse(prompt: Value) -> Result<Self, Diagnostic> {
         match prompt {
-            Value::String(text) if text.is_empty() => Err(Diagnostic::new("prompt", "is empty", CHAT)),
+            Value::String(text) if text.is_empty() => Err(Diagnostic::new("prompt", "is empty", CHAT_HELP)),
             Value::String(text) => Ok(Self::Text(text)),
-            other => chat("prompt", other).map(Self::Chat),
+            other => parse_chat("prompt", other).map(Self::Chat),
         }
     }
 
@@ -146,10 +146,10 @@ impl DataRow {
     /// Parses a row and checks its fields.
     pub fn parse(value: Value) -> Result<Self, Diagnostic> {
         let Value::Object(mut fields) = value else { return Err(Diagnostic::new("", "is not an object", LAYOUTS)) };
-        json_text::read_json_texts(&mut fields)?;
-        match Layout::of(&fields) {
-            Some(Layout::Prompt) => return Self::from_prompt(fields),
-            Some(Layout::Problem) => {}
+        json_text::parse_json_texts(&mut fields)?;
+        match ConversationLayout::detect(&fields) {
+            Some(ConversationLayout::Prompt) => return Self::from_prompt(fields),
+            Some(ConversationLayout::Problem) => {}
             Some(layout) => return Self::from_chat(layout, fields),
             None => {
                 let what = "has no `messages`, `conversations`, `prompt`, `query`, `instruction` or `problem`";
@@ -200,7 +200,7 @@ impl DataRow {
                     messages.pop();
                 }
                 match messages.is_empty() {
-                    true => Err(Diagnostic::new("", "has only answers of the assistant, and no question", CHAT)),
+                    true => Err(Diagnostic::new("", "has only answers of the assistant, and no question", CHAT_HELP)),
                     false => Ok(PromptContent::Chat(messages)),
                 }
             }
@@ -209,7 +209,7 @@ impl DataRow {
 
     /// The whole conversation, for supervised fine-tuning. Media paths are returned as written, relative to the media
     /// folder.
-    pub fn supervised(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
+    pub fn to_supervised_row(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
         match self {
             Self::Chat { messages, learned, .. } => {
                 Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })

@@ -6,7 +6,7 @@ impl DataRow {
     /// Returns the messages that supervised fine-tuning learns from. A row of plain texts gives two messages, one per
     /// text.
     fn supervised_messages(&self, recipe: Recipe) -> Result<Vec<Value>, Diagnostic> {
-        Ok(match self.supervised(recipe)? {
+        Ok(match self.to_supervised_row(recipe)? {
             SupervisedRow::Chat { messages, .. } => messages,
             SupervisedRow::Text { prompt, completion } => vec![json!(prompt), json!(completion)],
         })
@@ -238,7 +238,7 @@ fn checks_roles_and_contents_of_messages() {
 }
 
 fn row(row: Value) -> Result<SupervisedRow, Diagnostic> {
-    DataRow::parse(row)?.supervised(Recipe::Paper)
+    DataRow::parse(row)?.to_supervised_row(Recipe::Paper)
 }
 
 fn chat_of(messages: Value, learned: &[bool]) -> SupervisedRow {

@@ -225,7 +225,7 @@ impl GrpoOptions {
             let is_named = |name: &&str| self.reward_funcs.iter().any(|named| named == *name);
             weights = weights.with_default_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
         }
-        Ok(if self.len_control == Some(false) { weights.without_length()? } else { weights })
+        Ok(if self.len_control == Some(false) { weights.without_length_reward()? } else { weights })
     }
 
     /// Whether the user gives a reward command, function or URL.

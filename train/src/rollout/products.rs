@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use reel_device::{DType, Device};
 use reel_engine::{GenerationRequest, StoredRows};
 use reel_input::config::TextConfig;
-use reel_model::text::products::{ProductLayout, ReusedOutputs, StoredOutputs};
+use reel_model::text::products::{MatmulGrouping, ReusedOutputs, StoredOutputs};
 use reel_runtime::Cx;
 
 use super::group::Group;
@@ -24,7 +24,7 @@ use crate::step::trainer::Trainer;
 pub struct RolloutOutputStore {
     device: Device,
     config: TextConfig,
-    layout: ProductLayout,
+    grouping: MatmulGrouping,
     dtype: DType,
     /// Number of processes of the run on this machine, which share its memory.
     processes: u64,
@@ -48,7 +48,7 @@ impl RolloutOutputStore {
     /// GPU, where training and generation do not give the same bits; with full recompute; without a shared prefix; or
     /// with dynamic sampling.
     pub fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
-        let layout = trainer.model.text.product_layout()?;
+        let grouping = trainer.model.text.matmul_grouping()?;
         let is_used = !trainer.device.capabilities().fixed_decode_batch
             && trainer.checkpointing.may_keep_activations()
             && options.shared_prefix
@@ -57,7 +57,7 @@ impl RolloutOutputStore {
         is_used.then(|| Self {
             device: trainer.device.clone(),
             config: trainer.model.config.text.clone(),
-            layout,
+            grouping,
             dtype: trainer.dtype,
             processes: processes.max(1),
             limit: OnceLock::new(),
@@ -81,13 +81,13 @@ impl RolloutOutputStore {
         // are i32.
         let part = 4 * self.processes;
         let limit = *self.limit.get_or_init(|| self.device.free_bytes().map_or(u64::MAX, |free| free / part));
-        if StoredOutputs::bytes(&self.config, self.layout, self.dtype, end) > limit || i32::try_from(end).is_err() {
+        if StoredOutputs::bytes(&self.config, self.grouping, self.dtype, end) > limit || i32::try_from(end).is_err() {
             return Ok(None);
         }
         for (request, rows) in requests.iter_mut().zip(&groups) {
             request.kept = Some(*rows);
         }
-        let products = Arc::new(StoredOutputs::new(&self.device, &self.config, self.layout, self.dtype, end)?);
+        let products = Arc::new(StoredOutputs::new(&self.device, &self.config, self.grouping, self.dtype, end)?);
         Ok(Some(StoredRolloutOutputs { products, groups: indices.zip(groups).collect() }))
     }
 }

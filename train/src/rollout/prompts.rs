@@ -14,7 +14,7 @@ use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::order::mixture::Mixture;
-use reel_samples::reward_columns::{check_reward_columns, complete_reward_columns};
+use reel_samples::reward_columns::{add_missing_reward_columns, check_reward_columns};
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
@@ -132,7 +132,7 @@ impl PromptSource {
         let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if !self.custom_reward && self.given.is_none() {
-            complete_reward_columns(&mut columns);
+            add_missing_reward_columns(&mut columns);
         }
         if self.given.is_none() {
             self.data.add_location_to_error(row, check_reward_columns(&columns, self.custom_reward))?;
@@ -207,7 +207,7 @@ impl PromptSource {
         let tokens = match &content {
             PromptContent::Chat(messages) => {
                 let conversation = self.conversation(&location, messages)?;
-                self.files.load(&conversation, &self.media_root, || {
+                self.files.load_with_retry(&conversation, &self.media_root, || {
                     tokenize_conversation(&self.bundle, &conversation, true, &self.media, &location)
                 })?
             }

@@ -149,7 +149,7 @@ fn forward_and_backward(
     stats.tokens = packed.batch.token_count() as u32;
     let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
     stats.forward_flops = forward.total();
-    stats.model_flops = forward.of_training(t.hyperparameters.trained_parts(&t.model.config));
+    stats.model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
     stats.entropy = mean(entropy.into_iter().map(f64::from));
     if set.uses == 0 {
         stats.set_drift(groups, &now);

@@ -45,7 +45,7 @@ pub fn step(
             let _backward = device.profiler().phase("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
             let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
-            let model_flops = forward.of_training(t.hyperparameters.trained_parts(&t.model.config));
+            let model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
             computed = Some((loss, packed.batch.token_count() as u32, model_flops));
         }
         t.end_round()?; // several ranks: adds the gradients of the round to the sums

@@ -368,7 +368,7 @@ impl Trainer {
     /// Another rank has failed; the device fails.
     pub fn tensor_hashes(&self) -> Result<Vec<(String, u64)>> {
         let (names, mut hashes): (Vec<&str>, Vec<u64>) = self.optimizer.parameter_hashes()?.into_iter().unzip();
-        if let Some(ranks) = self.ranks().filter(|_| self.optimizer.has_only_cells()) {
+        if let Some(ranks) = self.ranks().filter(|_| self.optimizer.has_only_owned_cells()) {
             let of_ranks = ranks.all_gather("hashes of the weights", bytemuck::cast_slice(&hashes))?;
             let of_ranks: Vec<Vec<u64>> = of_ranks.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
             let sum = |index: usize| of_ranks.iter().filter_map(move |of_rank| of_rank.get(index)).copied();

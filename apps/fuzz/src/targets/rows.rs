@@ -240,7 +240,7 @@ pub const ROWS: Target = Target {
                     continue;
                 };
                 for recipe in [Recipe::Paper, Recipe::VideoR1] {
-                    let chat = match value_of(row.supervised(recipe))? {
+                    let chat = match value_of(row.to_supervised_row(recipe))? {
                         Some(SupervisedRow::Chat { messages, .. }) => Some(Value::Array(messages)),
                         Some(SupervisedRow::Text { .. }) | None => None,
                     };

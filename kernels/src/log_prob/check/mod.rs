@@ -18,7 +18,7 @@ checks!(
 
 /// Launches the forward kernel once, on the whole vocabulary; returns log_prob and lse.
 fn forward(logits: &[f32], targets: &[i32], inv_temperature: f32, threads: usize) -> (Vec<f32>, Vec<f32>) {
-    let [log_prob, _, lse] = in_chunks(logits, targets, inv_temperature, usize::MAX, false, threads);
+    let [log_prob, _, lse] = log_prob_in_chunks(logits, targets, inv_temperature, usize::MAX, false, threads);
     (log_prob, lse)
 }
 
@@ -30,7 +30,7 @@ fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
 
 /// Returns log_prob, entropy (NaN unless requested) and lse, computed by launches on chunks of at most `most`
 /// columns.
-pub(crate) fn in_chunks(
+pub(crate) fn log_prob_in_chunks(
     logits: &[f32],
     targets: &[i32],
     inv_temperature: f32,
@@ -194,7 +194,7 @@ fn chunks_and_entropies_equal_the_formula() {
     for (rows, vocab, scale, temperature, columns) in chunked() {
         let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let targets = targets(&logits, rows, vocab);
-        let got = in_chunks(&logits, &targets, s, columns, true, 2);
+        let got = log_prob_in_chunks(&logits, &targets, s, columns, true, 2);
         for r in 0..rows {
             let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
             let (target, s) = (targets[r], s as f64);
@@ -218,7 +218,7 @@ fn chunks_and_entropies_equal_the_formula() {
             }
         }
         // log_prob and lse must have the same bits if the entropy is not computed and the number of threads differs.
-        let alone = in_chunks(&logits, &targets, s, columns, false, 3);
+        let alone = log_prob_in_chunks(&logits, &targets, s, columns, false, 3);
         assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
     }
     for (i, which) in ["log_prob", "entropy", "lse"].into_iter().enumerate() {
@@ -236,7 +236,8 @@ fn a_row_in_chunks_equals_the_whole_row() {
     logits[3 * CHUNK..4 * CHUNK].fill(f32::NEG_INFINITY);
     logits[2 * CHUNK + 1] = 200.0;
     for target in [0, 9, 17, 30, 39, 40, -1] {
-        let [chunks, whole] = [CHUNK, usize::MAX].map(|most| in_chunks(&logits, &[target], 0.5, most, true, 1));
+        let [chunks, whole] =
+            [CHUNK, usize::MAX].map(|most| log_prob_in_chunks(&logits, &[target], 0.5, most, true, 1));
         for (got, want) in chunks.iter().flatten().zip(whole.iter().flatten()) {
             let equal = got == want || got.is_nan() && want.is_nan() || (got - want).abs() <= 1e-6 * want.abs() + 1e-30;
             assert!(equal, "target {target}: {chunks:?}, want {whole:?}");
@@ -248,11 +249,11 @@ fn a_row_in_chunks_equals_the_whole_row() {
         for at in [3, 20, 39] {
             let mut logits = logits.clone();
             logits[at] = poison;
-            let got = in_chunks(&logits, &[9], 0.5, CHUNK, true, 1);
+            let got = log_prob_in_chunks(&logits, &[9], 0.5, CHUNK, true, 1);
             assert!(got.iter().flatten().all(|x| x.is_nan()), "{poison} at {at}: {got:?}");
         }
     }
-    let nothing = in_chunks(&[f32::NEG_INFINITY; 20], &[3], 1.0, CHUNK, true, 1);
+    let nothing = log_prob_in_chunks(&[f32::NEG_INFINITY; 20], &[3], 1.0, CHUNK, true, 1);
     assert!(nothing.iter().flatten().all(|x| x.is_nan()), "{nothing:?}");
 }
 
@@ -261,7 +262,7 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
         let (logits, s) = (normal_numbers(rows * vocab, 1, scale), 1.0 / temperature);
         let (grad, d_entropy) = (normal_numbers(rows, 2, 1.0), normal_numbers(rows, 4, 1.0));
         let targets = targets(&logits, rows, vocab);
-        let [_, entropy, lse] = in_chunks(&logits, &targets, s, columns, true, 1);
+        let [_, entropy, lse] = log_prob_in_chunks(&logits, &targets, s, columns, true, 1);
         let (mut with, mut want) = (Vec::new(), Vec::new());
         let mut largest = 0.0f64;
         for r in 0..rows {

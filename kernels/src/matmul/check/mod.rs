@@ -3,7 +3,7 @@ use reel_device::DType::{self, BF16};
 use reel_device::{Addr, Kernel};
 
 use super::formula;
-use super::gemm::{self, Form, Params};
+use super::gemm::{self, OperandLayout, Params};
 use crate::checks::{TestArray, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{assert_within, f32_sum_error, rounding_error};
 
@@ -12,11 +12,11 @@ mod tests;
 
 checks!(products_equal_the_formula, a_row_does_not_know_its_batch; cuda: all_tiles_give_the_same_bits);
 
-const FORMS: [Form; 6] = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
+const FORMS: [OperandLayout; 6] = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
 
 /// A product with its operands; A and B are stored as the form requires.
 struct Given {
-    form: Form,
+    form: OperandLayout,
     shape: [usize; 3],
     a: TestArray,
     b: TestArray,
@@ -31,7 +31,7 @@ fn transposed(x: &[f64], rows: usize, columns: usize) -> Vec<f64> {
 }
 
 impl Given {
-    fn new(form: Form, [m, n, k]: [usize; 3], bias: bool, accumulate: bool, scale: f32) -> Given {
+    fn new(form: OperandLayout, [m, n, k]: [usize; 3], bias: bool, accumulate: bool, scale: f32) -> Given {
         let data = |dtype: DType, count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
         Given {
             form,
@@ -142,7 +142,7 @@ fn a_row_does_not_know_its_batch() {
 }
 
 /// Kernels with a fixed tile size, each with the form of product (layout and dtype) that it computes.
-const FIXED: [(Form, &Kernel); 7] = [
+const FIXED: [(OperandLayout, &Kernel); 7] = [
     (gemm::FWD, &gemm::FWD_BF16_HALVES),
     (gemm::FWD, &gemm::FWD_BF16_128X256),
     (gemm::FWD, &gemm::FWD_BF16_HELD),

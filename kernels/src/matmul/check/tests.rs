@@ -4,7 +4,7 @@ use reel_device::launch::{Arch, KernelLaunch, Launch, Matmul};
 use reel_device::{DType, Kernel};
 
 use super::super::{gemm, plan};
-use super::{FIXED, FORMS, Form, Given};
+use super::{FIXED, FORMS, Given, OperandLayout};
 use crate::checks::{on_sim, simulated_run_on};
 
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
@@ -25,11 +25,11 @@ fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
 /// Runs each tile size on several tiles of C and several stages of k, some of which are incomplete; the second block of
 /// a cluster multiplies, too. Under every interleaving the results have the bits of the plain kernel. The bytes are
 /// those of the schedule, and only the f32 chunks of C have bank conflicts.
-fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(Form) -> bool) {
+fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(OperandLayout) -> bool) {
     let shape = [264, 264, 136];
     let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
     let added = [gemm::FWD, gemm::DX, gemm::DW].map(|form| (form, form.kernel(), true));
-    let fixed = FIXED.map(|(form, kernel): (Form, &'static Kernel)| (form, kernel, false));
+    let fixed = FIXED.map(|(form, kernel): (OperandLayout, &'static Kernel)| (form, kernel, false));
     on_sim(|| {
         for (form, kernel, accumulate) in fixed.into_iter().chain(chosen).chain(added).filter(|(f, ..)| selects(*f)) {
             let given = Given::new(form, shape, false, accumulate, 1.0);

@@ -3,8 +3,8 @@
 
 use super::portable::{self, multiply_tile};
 use super::{
-    Code, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Tile, Unit, groups, int8,
-    thin_product_reading_rows_of_b,
+    Code, DEFAULT_PASSES, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, Tile, Unit,
+    few_rows_product_for_plain_b, groups, int8,
 };
 use std::arch::x86_64::*;
 
@@ -20,7 +20,7 @@ pub(super) static F32: Code = Code {
     pack,
     pack_int8: int8::avx2::pack,
     pack_groups: groups::avx2::pack,
-    thin: Some(&FewRowsProduct { most: 4, passes: THIN_PASSES, ..thin_product_reading_rows_of_b(thin) }),
+    thin: Some(&FewRowsProduct { most: 4, passes: DEFAULT_PASSES, ..few_rows_product_for_plain_b(thin) }),
     thin_int8: Some(&int8::avx2::THIN_F32),
     thin_groups: Some(&groups::avx2::THIN_WIDENED),
     thin_f32_groups: Some(&groups::avx2::THIN_F32),

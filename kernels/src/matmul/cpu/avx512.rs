@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use reel_device::cpu::simd::row_steps::{RowOffsets, hide_address};
 
 use super::{
-    Code, Direct, DirectTiles, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Tile,
-    Unit, groups, int8, thin_product_reading_rows_of_b,
+    Code, DEFAULT_PASSES, Direct, DirectTiles, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums,
+    Tile, Unit, few_rows_product_for_plain_b, groups, int8,
 };
 
 /// The instances of a tile function for 1 to 12 rows of A.
@@ -42,7 +42,7 @@ pub(super) static F32: Code = Code {
     pack,
     pack_int8: int8::avx512::pack,
     pack_groups: groups::avx512::pack,
-    thin: Some(&FewRowsProduct { most: 16, passes: THIN_PASSES, ..thin_product_reading_rows_of_b(thin) }),
+    thin: Some(&FewRowsProduct { most: 16, passes: DEFAULT_PASSES, ..few_rows_product_for_plain_b(thin) }),
     thin_int8: Some(&int8::avx512::THIN_F32),
     thin_groups: Some(&groups::avx512::THIN_WIDENED),
     thin_f32_groups: Some(&groups::avx512::THIN_F32),
@@ -57,7 +57,7 @@ pub(super) static BF16: Code = Code {
     pack,
     pack_int8: int8::avx512::pack,
     pack_groups: groups::avx512::pack,
-    thin: Some(&FewRowsProduct { most: 24, passes: THIN_PASSES, ..thin_product_reading_rows_of_b(thin_bf16) }),
+    thin: Some(&FewRowsProduct { most: 24, passes: DEFAULT_PASSES, ..few_rows_product_for_plain_b(thin_bf16) }),
     thin_int8: Some(&int8::avx512::THIN_BF16),
     thin_groups: Some(&groups::avx512::THIN_PAIRS),
     thin_f32_groups: None,

@@ -17,7 +17,7 @@
 
 use reel_device::Team;
 
-use super::{FewRowsProduct, Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Unit};
+use super::{DEFAULT_PASSES, FewRowsProduct, Pack, Packed, Part, RowsOfA, Source, SumRows, Unit};
 #[cfg(target_arch = "x86_64")]
 use reel_device::cpu::simd::is_intel;
 use reel_device::launch::GROUP_ROWS;
@@ -109,7 +109,7 @@ pub(super) unsafe fn pack_words(source: &Source, part: Part, width: usize, dst: 
 ///
 /// # Safety
 /// The source is plain and not transposed; `to` has room for the groups; `pack` works on this machine.
-pub(super) unsafe fn arrange(weight: &Source, pack: Pack, to: Packed, team: &Team) {
+pub(super) unsafe fn pack_into_groups(weight: &Source, pack: Pack, to: Packed, team: &Team) {
     let lines = weight.unit.count(weight.k);
     team.run(weight.rows.div_ceil(GROUP_ROWS), |group| {
         let row = group * GROUP_ROWS;
@@ -151,17 +151,17 @@ pub(super) mod avx512 {
     /// What is prefetched while a block of rows of A is multiplied.
     mod fetch {
         /// Prefetches later lines of the current chunk with the non-temporal hint, because they are read once.
-        pub const ONCE: u8 = 0;
+        pub const PREFETCH_ONCE: u8 = 0;
         /// Prefetches later lines of the current chunk twice, to the second-level cache and then to the first: for
         /// Intel processors, on which reading with a non-temporal prefetch takes three times as long
         /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
-        pub const TWICE: u8 = 1;
+        pub const PREFETCH_TWICE: u8 = 1;
         /// Prefetches this block's part of the next chunk to the second-level cache, and later lines of the current
         /// chunk to the first: a task's first chunk was not prefetched before.
-        pub const FIRST: u8 = 2;
+        pub const PREFETCH_IN_FIRST_BLOCK: u8 = 2;
         /// Prefetches this block's part of the next chunk to the second-level cache. All blocks share these prefetches
         /// so that memory is read at an even rate, not only during the first block.
-        pub const LATER: u8 = 3;
+        pub const PREFETCH_IN_LATER_BLOCKS: u8 = 3;
     }
 
     /// Packs a block of an operand in groups as `pack_with` describes, with prefetches.
@@ -276,10 +276,10 @@ pub(super) mod avx512 {
                         unsafe {
                             let to = to.from(first, 0);
                             match (blocks, block) {
-                                (1, _) if is_intel() => $of_rows::<{ fetch::TWICE }>(last - first, strip, to),
-                                (1, _) => $of_rows::<{ fetch::ONCE }>(last - first, strip, to),
-                                (_, 0) => $of_rows::<{ fetch::FIRST }>(last - first, strip, to),
-                                _ => $of_rows::<{ fetch::LATER }>(last - first, strip, to),
+                                (1, _) if is_intel() => $of_rows::<{ fetch::PREFETCH_TWICE }>(last - first, strip, to),
+                                (1, _) => $of_rows::<{ fetch::PREFETCH_ONCE }>(last - first, strip, to),
+                                (_, 0) => $of_rows::<{ fetch::PREFETCH_IN_FIRST_BLOCK }>(last - first, strip, to),
+                                _ => $of_rows::<{ fetch::PREFETCH_IN_LATER_BLOCKS }>(last - first, strip, to),
                             }
                         }
                     }
@@ -331,16 +331,16 @@ pub(super) mod avx512 {
                     for line in [0, 16] {
                         let ahead = |words: usize| at.wrapping_add(words + line).cast();
                         match FETCH {
-                            fetch::ONCE => _mm_prefetch::<_MM_HINT_NTA>(ahead(AHEAD)),
-                            fetch::TWICE => {
+                            fetch::PREFETCH_ONCE => _mm_prefetch::<_MM_HINT_NTA>(ahead(AHEAD)),
+                            fetch::PREFETCH_TWICE => {
                                 _mm_prefetch::<_MM_HINT_T1>(ahead(FAR));
                                 _mm_prefetch::<_MM_HINT_T0>(ahead(NEAR));
                             }
-                            fetch::FIRST => _mm_prefetch::<_MM_HINT_T0>(ahead(AHEAD)),
+                            fetch::PREFETCH_IN_FIRST_BLOCK => _mm_prefetch::<_MM_HINT_T0>(ahead(AHEAD)),
                             _ => (),
                         }
                     }
-                    if FETCH >= fetch::FIRST {
+                    if FETCH >= fetch::PREFETCH_IN_FIRST_BLOCK {
                         _mm_prefetch::<_MM_HINT_T1>(s.next.first.wrapping_add(p * s.next.step).cast());
                     }
                     // SAFETY: the strip has line `p` of B and the units of A that belong to it.
@@ -382,7 +382,7 @@ pub(super) mod avx2 {
     /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = FewRowsProduct {
         most: 4,
-        passes: THIN_PASSES,
+        passes: DEFAULT_PASSES,
         rows: GROUP_ROWS,
         least_rows: GROUP_ROWS,
         reads_rows_of_a: false,

@@ -13,17 +13,17 @@
 
 use reel_device::launch::INT8_GROUP;
 
-use super::{FewRowsFn, FewRowsProduct, Part, RowsOfA, Source, SumRows, THIN_PASSES, Unit};
+use super::{DEFAULT_PASSES, FewRowsFn, FewRowsProduct, Part, RowsOfA, Source, SumRows, Unit};
 
 /// Maximum number of columns of C (rows of B) in one call of a [`FewRowsProduct`] function.
-pub(super) const THIN_ROWS: usize = 64;
+pub(super) const B_ROWS_PER_CALL: usize = 64;
 
 /// Describes a function that multiplies at most `most` packed rows of A with an int8 B.
 const fn thin_of(most: usize, multiply: FewRowsFn) -> FewRowsProduct {
     FewRowsProduct {
         most,
-        passes: THIN_PASSES,
-        rows: THIN_ROWS,
+        passes: DEFAULT_PASSES,
+        rows: B_ROWS_PER_CALL,
         least_rows: INT8_GROUP,
         reads_rows_of_a: false,
         multiply,

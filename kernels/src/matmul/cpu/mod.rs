@@ -48,7 +48,8 @@ use reel_device::{DType, Element, Team};
 use ahead::PrefetchCursor;
 use store::{Destination, scale_columns, store};
 use thin::{
-    FewRowsFn, FewRowsProduct, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, runs, thin_product_reading_rows_of_b,
+    DEFAULT_PASSES, FewRowsFn, FewRowsProduct, MAX_TASK_BYTES, RowsOfA, SumRows, few_rows_product_for_plain_b,
+    run_count,
 };
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
@@ -301,13 +302,13 @@ pub fn prefers_grouped_weights() -> bool {
 ///
 /// # Safety
 /// The addresses cover the shapes that [`WeightGroups`] documents, and nothing else uses the groups.
-pub unsafe fn arrange(p: &WeightGroups, team: &Team) {
+pub unsafe fn pack_into_groups(p: &WeightGroups, team: &Team) {
     // SAFETY: `isa` returns an instruction set of this machine.
-    unsafe { arrange_on(isa(), p, team) }
+    unsafe { pack_into_groups_on(isa(), p, team) }
 }
 
-/// Does what [`arrange`] does, with the code of instruction set `isa`, which this machine must have.
-pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
+/// Does what [`pack_into_groups`] does, with the code of instruction set `isa`, which this machine must have.
+pub(super) unsafe fn pack_into_groups_on(isa: Isa, p: &WeightGroups, team: &Team) {
     let pack = match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::AmxF32 | Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32.pack,
@@ -316,7 +317,7 @@ pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
     let unit = if p.dtype == DType::F32 { Unit::F32 } else { Unit::Pair };
     let weight = Source { base: p.from.0 as *const u8, unit, transposed: false, rows: p.n, k: p.k };
     // SAFETY: the addresses are valid as `WeightGroups` documents.
-    unsafe { groups::arrange(&weight, pack, Packed(p.to.0 as *mut u32), team) }
+    unsafe { groups::pack_into_groups(&weight, pack, Packed(p.to.0 as *mut u32), team) }
 }
 
 /// Does what [`run`] does, with the code of instruction set `isa`, which this machine must have.
@@ -403,7 +404,7 @@ impl<'a, T: Element> Product<'a, T> {
             && !self.b.transposed
         {
             // SAFETY: the operands are valid as `Matmul` documents; B is not transposed, and A has few enough rows.
-            return unsafe { self.thin(thin, scratch) };
+            return unsafe { self.multiply_few_rows(thin, scratch) };
         }
         let mr = self.code.mr;
         let most = match self.direct() {

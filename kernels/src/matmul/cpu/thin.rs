@@ -9,14 +9,14 @@ use super::{Packed, Part, Product, Scratch, Source};
 
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. A task prefetches the next rows of
 /// B while it computes, which helps only if the same thread then reads these rows.
-pub(super) const THIN_BYTES: usize = 2048 << 10;
+pub(super) const MAX_TASK_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time, if B is not stored in groups.
 const THIN_ROWS: usize = 16;
 /// Maximum number of sums that a [`FewRowsProduct`] function computes in one call: 24 rows of A by 16 of B, 12 by 64,
 /// or 36 by 32.
 const THIN_SUMS: usize = 1152;
 /// The usual [`FewRowsProduct::passes`].
-pub(super) const THIN_PASSES: usize = 3;
+pub(super) const DEFAULT_PASSES: usize = 3;
 
 /// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`FewRowsProduct::rows`]) unpacked
 /// rows of B from `row` on. If `rows` is [`FewRowsProduct::rows`], every sum of the `m` rows of `acc` is written.
@@ -81,7 +81,7 @@ pub(super) struct FewRowsProduct {
 }
 
 /// Describes a function for a B that is stored row by row. The caller sets `most` and `passes`.
-pub(super) const fn thin_product_reading_rows_of_b(multiply: FewRowsFn) -> FewRowsProduct {
+pub(super) const fn few_rows_product_for_plain_b(multiply: FewRowsFn) -> FewRowsProduct {
     FewRowsProduct { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 
@@ -89,7 +89,7 @@ impl<T: Element> Product<'_, T> {
     /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
     /// rows. More than `thin.most` rows of A are divided into passes. All passes multiply one group of rows of B before
     /// the next group is read.
-    pub(super) unsafe fn thin(&self, thin: &FewRowsProduct, scratch: &mut Scratch) {
+    pub(super) unsafe fn multiply_few_rows(&self, thin: &FewRowsProduct, scratch: &mut Scratch) {
         let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
         let in_place = if thin.reads_rows_of_a { self.rows_of_a() } else { None };
@@ -113,7 +113,7 @@ impl<T: Element> Product<'_, T> {
         let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(0).max(thin.least_rows);
         let groups = self.n.div_ceil(group_rows);
         let group_bytes = group_rows * self.b.k * self.b.unit.element();
-        let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
+        let runs = run_count(groups, (MAX_TASK_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
             let mut acc = MaybeUninit::<[f32; THIN_SUMS]>::uninit();
             for group in run * groups / runs..(run + 1) * groups / runs {
@@ -146,6 +146,6 @@ impl<T: Element> Product<'_, T> {
 
 /// Divides `groups` groups into runs of at most `most` groups and returns the number of runs. With enough groups this
 /// number is a multiple of `threads`, so that all threads end at about the same time.
-pub(super) fn runs(groups: usize, most: usize, threads: usize) -> usize {
+pub(super) fn run_count(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

@@ -47,7 +47,7 @@ fn arranged_weights_are_groups() {
             let to = TestArray::output(dtype, group_elements(dtype, n, k));
             let p = WeightGroups { n, k, dtype, from: from.addr(), to: to.addr(), code: &PRODUCT_CODE };
             // SAFETY: the arrays have the sizes of the weight and of its groups.
-            unsafe { cpu::arrange_on(isa, &p, &Team::new(2)) };
+            unsafe { cpu::pack_into_groups_on(isa, &p, &Team::new(2)) };
             assert_eq!(to.values(), groups_of(dtype, &from.values(), n, k), "{isa:?} {n} {k} {dtype}");
         }
     }

@@ -1,6 +1,6 @@
 use reel_device::DType::{self, BF16, F32};
 
-use super::formula::{self, Shape};
+use super::formula::{self, HeadShape};
 use super::{Params, write};
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, rounding, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
@@ -10,7 +10,7 @@ checks!(equals_the_formula_and_writes_nothing_else, the_rotation_has_the_bits_of
 
 /// A case with its arrays.
 struct Case {
-    shape: Shape,
+    shape: HeadShape,
     page: usize,
     pages: usize,
     slots: Vec<i32>,
@@ -30,11 +30,11 @@ impl Case {
         let heads = kv_heads * picks.integer_between(1, 7);
         // Picks heads that are a multiple of 16 bytes, which a thread moves at a time, and others.
         let head_dim = 2 * picks.one_of(&[1, 3, 8, 20, 32]);
-        Self::new(picks, dtype, tokens, Shape { heads, kv_heads, head_dim })
+        Self::new(picks, dtype, tokens, HeadShape { heads, kv_heads, head_dim })
     }
 
-    fn new(picks: &mut RandomChoices, dtype: DType, tokens: usize, shape: Shape) -> Case {
-        let Shape { heads, kv_heads, head_dim } = shape;
+    fn new(picks: &mut RandomChoices, dtype: DType, tokens: usize, shape: HeadShape) -> Case {
+        let HeadShape { heads, kv_heads, head_dim } = shape;
         let (page, seed) = (picks.one_of(&[16, 32, 64, 128, 256]), picks.random_u64());
         let pages = 256usize.div_ceil(page);
         // `place` permutes all cache slots: 257 is coprime to their number. One token in five gets a negative slot,
@@ -112,7 +112,7 @@ fn equals_the_formula_and_writes_nothing_else() {
 fn the_rotation_has_the_bits_of_rope() {
     let mut picks = RandomChoices::new(2);
     for dtype in [F32, BF16] {
-        let shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
+        let shape = HeadShape { heads: 14, kv_heads: 2, head_dim: 64 };
         for tokens in [1, 33] {
             let case = Case::new(&mut picks, dtype, tokens, shape);
             let rotated = |x: &TestArray, heads: usize| {

@@ -8,7 +8,7 @@ use crate::checks::{
     RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::log_prob::check::in_chunks;
+use crate::log_prob::check::log_prob_in_chunks;
 use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
 
@@ -356,7 +356,7 @@ fn log_probabilities_have_the_bits_of_training() {
             let s = if temperature == 0.0 { 1.0 } else { 1.0 / temperature as f32 };
             for (got, s) in [(&sampled.log_prob, s), (&sampled.raw_log_prob, 1.0)] {
                 for (columns, with_entropy) in [(usize::MAX, false), (1024, true)] {
-                    let [trained, ..] = in_chunks(&logits, &sampled.ids, s, columns, with_entropy, 1);
+                    let [trained, ..] = log_prob_in_chunks(&logits, &sampled.ids, s, columns, with_entropy, 1);
                     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                     assert_eq!(bits(got), bits(&trained), "{vocab} tokens, {s}, chunks of {columns}: {got:?}");
                 }

@@ -125,12 +125,12 @@ impl QkvCase {
         }
         let [q, k, v] = [queries, keys, keys].map(|heads| TestArray::output(dtype, self.m * heads * head_dim));
         let x = if norm.is_null() { p.x } else { normed.addr() };
-        for product in p.products(x, [q.addr(), k.addr(), v.addr()]) {
+        for product in p.product_params(x, [q.addr(), k.addr(), v.addr()]) {
             run_once(&linear(dtype, self.kind, &product));
         }
         run_once(&rope_kv_write::write(
             dtype,
-            &rope_kv_write::Params { q: q.addr(), ..p.writes([k.addr(), v.addr()]) },
+            &rope_kv_write::Params { q: q.addr(), ..p.kv_write_params([k.addr(), v.addr()]) },
         ));
         let caches = &results.values()[self.counts()[0]..];
         TestArray::new(dtype, &[&q.values(), caches].concat())

@@ -22,7 +22,7 @@ use super::convert::RgbConverter;
 use super::demux::VideoFile;
 use super::error::{ffmpeg_error, out_of_memory};
 use super::packets::PacketSource;
-use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frames, plan_packet_runs};
+use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_frame_count, plan_packet_runs};
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
@@ -218,7 +218,7 @@ impl<'f> DecodeLane<'f> {
         if !has_memory_for_frames(self.video) {
             return Err(out_of_memory(&self.video.path, "decoding"));
         }
-        let leading = leading_frames(&self.video.packets);
+        let leading = leading_frame_count(&self.video.packets);
         if job.slots.keys().all(|&frame| frame < leading) {
             self.repeat_first_picture(&mut job.slots)?;
         }
@@ -252,7 +252,7 @@ impl<'f> DecodeLane<'f> {
 
     /// Decodes from the first packet and counts the frames that come out, for videos without usable times.
     fn decode_by_counting(&mut self, job: &mut Job<'_>) -> Result<()> {
-        let leading = leading_frames(&self.video.packets);
+        let leading = leading_frame_count(&self.video.packets);
         let first_time = self.video.packets.iter().find(|e| !e.hidden).and_then(|e| e.pts);
         let mut count = 0u64;
         let mut frame_index = |frame: &AvFrame| {
@@ -277,8 +277,8 @@ impl<'f> DecodeLane<'f> {
     }
 
     /// Writes the first decoded picture of the video, its key frame, to all `slots`. The slots belong to frames that
-    /// are displayed before this key frame in a video cut at an open group of pictures ([`leading_frames`]). No decoder
-    /// can decode these frames, but they count as frames, as in decord.
+    /// are displayed before this key frame in a video cut at an open group of pictures ([`leading_frame_count`]). No
+    /// decoder can decode these frames, but they count as frames, as in decord.
     fn repeat_first_picture(&mut self, slots: &mut Slots<'_>) -> Result<()> {
         let Some(frame) = slots.keys().next().copied() else { return Ok(()) };
         let Some(slot) = slots.remove(&frame) else { return Ok(()) };

@@ -12,7 +12,7 @@ mod truncation;
 use std::path::Path;
 
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
-use crate::libraries::load_for;
+use crate::libraries::load_ffmpeg_for_video;
 use crate::resize::{VideoPixelLimits, refuse_side_of_zero};
 use crate::selection::select_frames;
 use crate::{MediaError, Result};
@@ -21,8 +21,8 @@ use crate::{MediaError, Result};
 ///
 /// # Errors
 /// FFmpeg is not installed, or the file cannot be opened or is empty.
-pub(crate) fn check_file(path: &Path) -> Result<()> {
-    load_for(path)?;
+pub(crate) fn check_video_file(path: &Path) -> Result<()> {
+    load_ffmpeg_for_video(path)?;
     let cannot_read = |e| MediaError::cannot_read(path, &e);
     let metadata = std::fs::metadata(path).map_err(cannot_read)?;
     if metadata.is_dir() {
@@ -43,7 +43,7 @@ pub(crate) fn check_file(path: &Path) -> Result<()> {
 /// # Errors
 /// The file cannot be read, is not a video of a supported container, is truncated, or has no frames or no frame rate.
 pub fn probe(path: &Path) -> Result<VideoInfo> {
-    check_file(path)?;
+    check_video_file(path)?;
     demux::VideoFile::read_container(path, 0).map(|video| video.video_info())
 }
 
@@ -57,7 +57,7 @@ pub fn decode_into<B: AsMut<[u8]>>(
     allocate: impl FnOnce(usize) -> Result<B>,
 ) -> Result<(DecodedVideo, B)> {
     let limits = request.limits;
-    check_file(request.path)?;
+    check_video_file(request.path)?;
     let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
     let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
     let count = selection.indices.len();

@@ -42,7 +42,7 @@ pub(super) fn has_usable_times(packets: &[PacketInfo]) -> bool {
 /// Leading frames refer to frames before the key frame. In a video that is cut at an open group of pictures, those
 /// earlier frames are missing, and most decoders output no picture for leading frames. A packet without a time counts
 /// as leading if all packets after the leading ones have times: Matroska loses times below 0.
-pub(super) fn leading_frames(packets: &[PacketInfo]) -> u64 {
+pub(super) fn leading_frame_count(packets: &[PacketInfo]) -> u64 {
     let mut displayed = packets.iter().filter(|e| !e.hidden);
     let Some(first) = displayed.next().filter(|e| e.key && e.pts.is_some()) else { return 0 };
     let is_leading = |e: &&PacketInfo| !e.key && e.pts < first.pts;
@@ -130,17 +130,17 @@ mod tests {
         let hidden = PacketInfo { hidden: true, ..packet(0, false) };
         // I3 B1 B2 P6 B4 starts with an open group of pictures: B1 and B2 are displayed before I3. I0 P3 B1 does not.
         let open = [packet(3, true), packet(1, false), packet(2, false), packet(6, false), packet(4, false)];
-        assert_eq!(leading_frames(&open), 2);
-        assert_eq!(leading_frames(&[packet(0, true), packet(3, false), packet(1, false)]), 0);
-        assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false)]), 1);
-        assert_eq!(leading_frames(&[hidden, packet(3, true), packet(1, false), hidden, packet(2, false)]), 2);
+        assert_eq!(leading_frame_count(&open), 2);
+        assert_eq!(leading_frame_count(&[packet(0, true), packet(3, false), packet(1, false)]), 0);
+        assert_eq!(leading_frame_count(&[packet(0, true), untimed, packet(1, false)]), 1);
+        assert_eq!(leading_frame_count(&[hidden, packet(3, true), packet(1, false), hidden, packet(2, false)]), 2);
         // No leading frames are counted if times are missing later in the file, or a later time is below the key
         // frame's.
-        assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false), untimed]), 0);
-        assert_eq!(leading_frames(&[packet(3, true), packet(1, false), packet(4, false), packet(2, false)]), 0);
-        assert_eq!(leading_frames(&[packet(3, false), packet(1, false)]), 0);
-        assert_eq!(leading_frames(&[untimed, untimed]), 0);
-        assert_eq!(leading_frames(&[]), 0);
+        assert_eq!(leading_frame_count(&[packet(0, true), untimed, packet(1, false), untimed]), 0);
+        assert_eq!(leading_frame_count(&[packet(3, true), packet(1, false), packet(4, false), packet(2, false)]), 0);
+        assert_eq!(leading_frame_count(&[packet(3, false), packet(1, false)]), 0);
+        assert_eq!(leading_frame_count(&[untimed, untimed]), 0);
+        assert_eq!(leading_frame_count(&[]), 0);
     }
 
     #[test]

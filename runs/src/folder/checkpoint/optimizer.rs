@@ -84,7 +84,7 @@ impl OptimizerFile {
     }
 
     /// The parts of the file that this rank writes.
-    pub fn held(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
+    pub fn tensors_of_this_rank(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
         self.cells.iter_mut().map(|cell| &mut cell.held)
     }
 
@@ -165,7 +165,9 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     let mut tensors = Vec::new();
     for (name, parameter, _) in t.optimizer.parameter_states() {
         for kind in Kind::ALL {
-            let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moments(), parameter.dtype()) else { continue };
+            let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moment_format(), parameter.dtype()) else {
+                continue;
+            };
             let shape = match kind {
                 Kind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
                 _ => parameter.unpadded_shape().to_vec(),

@@ -103,7 +103,7 @@ impl TrainedWeights {
     }
 
     /// The parts of the trained weights that this rank writes.
-    fn held(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
+    fn tensors_of_this_rank(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
         self.trained.values_mut().flat_map(|stored| &mut stored.parts).map(|(_, held)| held)
     }
 
@@ -114,23 +114,23 @@ impl TrainedWeights {
     }
 
     /// Writes the trained model or adapter into OUT. If the run has several ranks, all call it together, with the same
-    /// `out`; `meet` is a barrier of all ranks, whose argument names it in messages.
+    /// `out`. `barrier` waits for all ranks; its argument names it in messages.
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.
-    pub fn write(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+    pub fn write(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         // Errors name the final path, because the user does not know the hidden path.
         let in_out = |e: TrainError| e.with_path_renamed(&out.join(MODEL_DRAFT), out);
         if self.rank.0 > 0 {
-            meet(BEGUN)?;
+            barrier(BEGUN)?;
             self.write_cells(&out.join(MODEL_DRAFT)).map_err(in_out)?;
-            return meet(WRITTEN);
+            return barrier(WRITTEN);
         }
         let draft = FolderDraft::begin(out, MODEL_DRAFT).map_err(in_out)?;
         self.create(&draft.0).map_err(in_out)?;
-        meet(BEGUN)?;
+        barrier(BEGUN)?;
         self.write_cells(&draft.0).map_err(in_out)?;
-        meet(WRITTEN)?;
+        barrier(WRITTEN)?;
         move_hub_files(&draft.0, out).map_err(TrainError::cannot_save)
     }
 
@@ -156,7 +156,7 @@ impl TrainedWeights {
         }
         let specs = self.specs();
         let weight_files = WeightFiles::new(self.origin.files.naming(), &specs, MAX_SHARD_BYTES);
-        let places = weight_files.places().map_err(|e| TrainError::cannot_write(folder, e))?;
+        let places = weight_files.tensor_positions().map_err(|e| TrainError::cannot_write(folder, e))?;
         let mut by_file = BTreeMap::<&str, Vec<FilePart>>::new();
         for (index, (spec, file, start)) in places.iter().enumerate() {
             let parts = by_file.entry(*file).or_default();
@@ -255,7 +255,7 @@ impl CheckpointSnapshot {
     }
 
     pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
-        self.weights.held().chain(self.optimizer.held())
+        self.weights.tensors_of_this_rank().chain(self.optimizer.tensors_of_this_rank())
     }
 
     /// Adds the digests of the logs in OUT after the step, which a resume compares with the logs.
@@ -272,16 +272,16 @@ impl CheckpointSnapshot {
         self.write_with(out, &|_| Ok(()))
     }
 
-    /// [`Self::write`] on rank 0 of several, while the other ranks call [`Self::write_cells`]. `meet` is a barrier of
+    /// [`Self::write`] on rank 0 of several, while the other ranks call [`Self::write_cells`]. `barrier` waits for
     /// all ranks; its argument names it in messages.
     ///
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed. Another rank has failed.
-    pub fn write_with(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+    pub fn write_with(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let target = out.join(checkpoint_folder_name(self.state.step));
         // Errors name the final path, because the user does not know the hidden path.
         let name = self.draft_name();
-        self.write_draft(out, &name, &target, meet).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
+        self.write_draft(out, &name, &target, barrier).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 
     /// Writes what this rank, which is not rank 0, writes of weights and optimizer state into the checkpoint that rank 0
@@ -289,13 +289,13 @@ impl CheckpointSnapshot {
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.
-    pub fn write_cells(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
-        meet(BEGUN)?;
+    pub fn write_cells(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+        barrier(BEGUN)?;
         let (draft, target) = (out.join(self.draft_name()), out.join(checkpoint_folder_name(self.state.step)));
         self.weights.write_cells(&draft).map_err(|e| e.with_path_renamed(&draft, &target))?;
         let written = self.optimizer.write_cells(&draft.join(OPTIMIZER));
         written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER), e))?;
-        meet(WRITTEN)
+        barrier(WRITTEN)
     }
 
     /// The hidden name of the folder until it is complete.
@@ -303,7 +303,7 @@ impl CheckpointSnapshot {
         format!(".{PREFIX}{}.part", self.state.step)
     }
 
-    fn write_draft(&self, out: &Path, name: &str, target: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+    fn write_draft(&self, out: &Path, name: &str, target: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let draft = FolderDraft::begin(out, name)?;
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
@@ -311,7 +311,7 @@ impl CheckpointSnapshot {
         let optimizer = draft.0.join(OPTIMIZER);
         self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
         self.weights.create(&draft.0)?;
-        meet(BEGUN)?;
+        barrier(BEGUN)?;
         self.weights.write_cells(&draft.0)?;
         self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
@@ -320,7 +320,7 @@ impl CheckpointSnapshot {
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }
-        meet(WRITTEN)?;
+        barrier(WRITTEN)?;
         digests::write(&draft.0, self.logs.clone())?;
         draft.publish(target)
     }

@@ -28,7 +28,9 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize, keep_highest_peak};
+use super::{
+    BackwardPass, OpCosts, PhaseCosts, Plan, RowShape, ShardedWeights, TrainedParameterSize, keep_highest_peak,
+};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -277,14 +279,14 @@ impl<'a> Counter<'a> {
         let Self { trainer, phases, backward, steps, tokens, rows, options, longest, .. } = self;
         let of_steps = self.of_steps.unwrap_or_default();
         let memory = self.with_all_weights.iter().chain([&of_steps]).max_by_key(|memory| memory.peak).cloned();
-        let divided = DividedWeights::of(&trainer, of_steps);
+        let divided = ShardedWeights::of(&trainer, of_steps);
         let plan = Plan {
             memory: memory.unwrap_or_default(),
             parts: phases.clone(),
             phases,
             backward: backward.unwrap_or_default(),
-            trained: TrainedSize::of(&trainer),
-            divided: DividedWeights {
+            trained: TrainedParameterSize::of(&trainer),
+            divided: ShardedWeights {
                 gathered_beside_rounds: gathers_of_set * divided.all / options.num_iterations,
                 memory_with_all: self.with_all_weights,
                 ..divided

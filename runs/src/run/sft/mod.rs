@@ -137,7 +137,7 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> R
 
 /// Opens the validation rows in `file`, the value of `--eval-file`.
 fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validation<'a>> {
-    let data = Dataset::open_option("--eval-file", file, None)?;
+    let data = Dataset::open_for_option("--eval-file", file, None)?;
     data.refuse_weights_of("--eval-file")?;
     let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
     validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)

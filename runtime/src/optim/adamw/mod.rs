@@ -159,7 +159,7 @@ pub struct AdamW {
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
     partition: Partition,
     /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
-    has_only_cells: bool,
+    has_only_owned_cells: bool,
     /// The tables of the parameters; `None` if there are no parameters.
     tables: Option<ParameterTables>,
 }
@@ -225,35 +225,35 @@ impl AdamW {
             }
             all.insert(name.to_string(), (p.clone(), ParameterState::default()));
         }
-        let partition = partition(&all.values().map(|(p, _)| ParameterSize::of(p)).collect::<Vec<_>>());
+        let partition = partition(&all.values().map(|(p, _)| ParameterSize::of_tensor(p)).collect::<Vec<_>>());
         let names: Vec<String> = all.keys().cloned().collect();
-        for cell in partition.owned() {
+        for cell in partition.owned_cells() {
             let name = &names[cell.parameter];
             let Some((p, state)) = all.get_mut(name) else { continue };
             let weights = match weights_of {
-                None => cell.part_of(p)?,
+                None => cell.slice_of(p)?,
                 Some(weights_of) => weights_of(name, cell.range.start).ok_or_else(|| {
                     shape_error("adamw", format!("{name}: this rank does not have the elements {:?}", cell.range))
                 })?,
             };
             state.cells.push(CellState::new(p, &cell.range, weights, moments)?);
         }
-        let has_only_cells = weights_of.is_some();
+        let has_only_owned_cells = weights_of.is_some();
         let tables = match all.first_key_value() {
-            Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values(), has_only_cells)?),
+            Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values(), has_only_owned_cells)?),
             None => None,
         };
-        Ok(AdamW { moments, seed, parameters: all, partition, has_only_cells, tables })
+        Ok(AdamW { moments, seed, parameters: all, partition, has_only_owned_cells, tables })
     }
 
     /// The storage type of the moments.
-    pub fn moments(&self) -> MomentFormat {
+    pub fn moment_format(&self) -> MomentFormat {
         self.moments
     }
 
     /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
-    pub fn has_only_cells(&self) -> bool {
-        self.has_only_cells
+    pub fn has_only_owned_cells(&self) -> bool {
+        self.has_only_owned_cells
     }
 
     /// Which cells of the parameters belong to which rank.
@@ -404,7 +404,7 @@ impl AdamW {
         let params = fingerprint::Params { arrays, chunks, sums: sums.addr(), chunk_count };
         let mut ranges = Vec::new();
         for (p, state) in self.parameters.values() {
-            ranges.push(hashed_ranges(p, state, self.has_only_cells)?);
+            ranges.push(hashed_ranges(p, state, self.has_only_owned_cells)?);
         }
         let bytes = ranges.iter().flatten().map(|range| range.len).sum();
         device.launch(&fingerprint::fingerprint(&params, tables.weights.contents(), bytes))?;

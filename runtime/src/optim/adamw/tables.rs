@@ -32,12 +32,12 @@ pub(super) struct ParameterTables {
 }
 
 impl ParameterTables {
-    /// Makes the tables of `parameters`, which have no gradients yet. With `has_only_cells`, this rank has only the
-    /// weights of its cells.
+    /// Makes the tables of `parameters`, which have no gradients yet. With `has_only_owned_cells`, this rank has only
+    /// the weights of its cells.
     pub fn new<'a>(
         device: &Device,
         parameters: impl Iterator<Item = &'a (Tensor, ParameterState)> + Clone,
-        has_only_cells: bool,
+        has_only_owned_cells: bool,
     ) -> Result<ParameterTables> {
         let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
         let cells = parameters.clone().flat_map(|(_, state)| &state.cells);
@@ -52,7 +52,7 @@ impl ParameterTables {
         });
         let mut weights = Vec::new();
         for (p, state) in parameters.clone() {
-            weights.extend(hashed_ranges(p, state, has_only_cells)?);
+            weights.extend(hashed_ranges(p, state, has_only_owned_cells)?);
         }
         let counts = cells.map(|cell| cell.range.len());
         let gradients = counts.clone().map(|count| ArrayEntry { x: Addr::NULL, len: count as u64 });
@@ -72,13 +72,13 @@ impl ParameterTables {
     }
 }
 
-/// The ranges of bytes whose hashes add up to the hash of a parameter without its padding, or with `has_only_cells` to
-/// this rank's part of it.
+/// The ranges of bytes whose hashes add up to the hash of a parameter without its padding, or with
+/// `has_only_owned_cells` to this rank's part of it.
 ///
 /// # Errors
 /// The parameter has padded rows whose size is not a multiple of the hash's words of 8 bytes.
-pub(super) fn hashed_ranges(p: &Tensor, state: &ParameterState, has_only_cells: bool) -> Result<Vec<ByteRange>> {
-    if !has_only_cells {
+pub(super) fn hashed_ranges(p: &Tensor, state: &ParameterState, has_only_owned_cells: bool) -> Result<Vec<ByteRange>> {
+    if !has_only_owned_cells {
         return ranges_of(p, 0, p.parameter_name().unwrap_or_default());
     }
     // A cell begins at a multiple of the hash's words, because it is a whole number of chunks.

@@ -38,7 +38,7 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         bw.add(&ku, d_up)
     });
     let (gate, up) = (gate.clone(), up.clone());
-    Ok(cx.computed_again("swiglu", y, move |cx| swiglu(cx, &gate, &up)))
+    Ok(cx.recompute_if_selective("swiglu", y, move |cx| swiglu(cx, &gate, &up)))
 }
 
 /// Exact GELU, `x Φ(x)`, computed with the error function; elementwise, for x of any shape.

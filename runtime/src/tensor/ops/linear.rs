@@ -120,7 +120,7 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
 ///
 /// # Errors
 /// The errors of [`lora_linear`]; `y` does not have the shape and the dtype of the output.
-pub fn lora_linear_of_known_output(
+pub fn lora_linear_with_known_output(
     cx: &Cx,
     x: &Tensor,
     w: &Tensor,
@@ -232,7 +232,13 @@ pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
 ///
 /// # Errors
 /// The errors of [`swiglu_linear`]; `y` does not have the shape and the dtype of the output.
-pub fn swiglu_linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
+pub fn swiglu_linear_with_known_output(
+    cx: &Cx,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    y: Tensor,
+) -> Result<Tensor> {
     swiglu_linear_with(cx, x, w, b, |inner| {
         check_known("swiglu_linear", &y, &product_shape(inner, w, b, x.dtype())?.0, x.dtype())?;
         Ok(y)

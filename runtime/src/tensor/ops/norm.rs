@@ -137,7 +137,7 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
             None => Ok(()),
         }
     });
-    Ok(norm_computed_again(cx, y, x, w, eps))
+    Ok(recompute_norm_if_selective(cx, y, x, w, eps))
 }
 
 /// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. s and its norm have
@@ -172,7 +172,7 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
         bw.add(&to_x, dx.clone())?;
         bw.add(&to_residual, dx)
     });
-    let y = norm_computed_again(cx, y, &sum, w, eps);
+    let y = recompute_norm_if_selective(cx, y, &sum, w, eps);
     Ok((sum, y))
 }
 
@@ -194,13 +194,13 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
             None => Ok(()),
         }
     });
-    Ok((branch, norm_computed_again(cx, y, x, w, eps)))
+    Ok((branch, recompute_norm_if_selective(cx, y, x, w, eps)))
 }
 
 /// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x for this purpose.
-fn norm_computed_again(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+fn recompute_norm_if_selective(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
     let (x, w) = (x.clone(), w.clone());
-    cx.computed_again("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))
+    cx.recompute_if_selective("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))
 }
 
 /// Patch merging: undoes the window order of x `[N, C]`, applies [`rms_norm`] to each patch, and concatenates each

@@ -147,7 +147,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
             bw.launch(&kernel::dw(dy.dtype(), &p))?;
             adds |= f.patch_count() > 0;
         }
-        bw.end_parts(&kw)
+        bw.end_grad_parts(&kw)
     }))
 }
 

@@ -157,7 +157,7 @@ impl GradientSum {
         let parameters: Vec<(String, Tensor)> =
             optimizer.parameter_states().map(|(name, parameter, _)| (name.to_string(), parameter.clone())).collect();
         let (mut starts, mut total) = (BTreeMap::<String, (usize, BTreeMap<usize, usize>)>::new(), 0);
-        for cell in partition.owned() {
+        for cell in partition.owned_cells() {
             let name = parameters[cell.parameter].0.clone();
             starts.entry(name).or_insert((cell.parameter, BTreeMap::new())).1.insert(cell.range.start, total);
             total += cell.range.len();
@@ -166,7 +166,7 @@ impl GradientSum {
         let order: Vec<usize> = model_order.iter().rev().filter_map(index).collect();
         let buckets = buckets(&partition, &order, weights);
         if let Some(shards) = &shards {
-            let unit = |cell: &Cell| units::unit_of(&parameters[cell.parameter].0, config);
+            let unit = |cell: &Cell| units::unit_of_weight(&parameters[cell.parameter].0, config);
             shards.set_buckets(buckets.iter().map(|bucket| bucket.iter().map(unit).collect()));
         }
         let owned = |bucket: &Vec<Cell>| bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum();
@@ -315,7 +315,7 @@ impl GradientSum {
         let mut added = Vec::new();
         let mut start = 0;
         for (index, cell) in bucket.iter().enumerate() {
-            let own = gradient(cell).map(|gradient| cell.part_of(gradient)).transpose()?;
+            let own = gradient(cell).map(|gradient| cell.slice_of(gradient)).transpose()?;
             if cell.owner != rank {
                 send[cell.owner].extend(own);
                 continue;
@@ -389,7 +389,7 @@ impl GradientSum {
                 self.reached[cell.parameter] && self.parameters[cell.parameter].1.on_demand_memory().is_none()
             };
             for cell in bucket.iter().filter(is_sent) {
-                of_ranks[cell.owner].push(cell.part_of(&self.parameters[cell.parameter].1)?);
+                of_ranks[cell.owner].push(cell.slice_of(&self.parameters[cell.parameter].1)?);
             }
             if of_ranks.iter().all(Vec::is_empty) {
                 continue;

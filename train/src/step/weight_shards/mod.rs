@@ -102,14 +102,15 @@ impl WeightShards {
     ) -> Result<Self> {
         let mut units = BTreeMap::<WeightUnit, UnitWeights>::new();
         for DeferredWeight { name, tensor, .. } in weights {
-            units.entry(units::unit_of(name, config)).or_default().add_memory(tensor);
+            units.entry(units::unit_of_weight(name, config)).or_default().add_memory(tensor);
         }
         let mut own = BTreeMap::new();
         // The optimizer divides the trained weights alone, so frozen weights must not change the owners of their cells.
         let is_trained = |weight: &&DeferredWeight| weight.tensor.parameter_name().is_some();
         let (trained, frozen): (Vec<_>, Vec<_>) = weights.iter().partition(is_trained);
         for weights in [trained, frozen] {
-            let sizes: Vec<ParameterSize> = weights.iter().map(|weight| ParameterSize::of(&weight.tensor)).collect();
+            let sizes: Vec<ParameterSize> =
+                weights.iter().map(|weight| ParameterSize::of_tensor(&weight.tensor)).collect();
             for cell in Partition::new(&sizes, ranks.rank(), ranks.size()).cells() {
                 let weight = weights[cell.parameter];
                 let mut memory = None;
@@ -119,7 +120,7 @@ impl WeightShards {
                     own.insert((weight.name.clone(), cell.range.start), to.clone());
                     memory = Some(to);
                 }
-                let unit = units.entry(units::unit_of(&weight.name, config)).or_default();
+                let unit = units.entry(units::unit_of_weight(&weight.name, config)).or_default();
                 unit.cells.push((cell.clone(), weight.tensor.clone(), memory));
             }
         }
@@ -131,7 +132,7 @@ impl WeightShards {
 
     /// Sets the buckets in which gradients are exchanged between the gathers: the units of the parameters of each.
     pub(super) fn set_buckets(&self, buckets: impl Iterator<Item = Vec<WeightUnit>>) {
-        self.round.borrow_mut().schedule = Schedule::new(&self.forward, units::is_used_backward, buckets);
+        self.round.borrow_mut().schedule = Schedule::new(&self.forward, units::is_used_in_backward, buckets);
     }
 
     /// The weights of a cell that belongs to this rank, by the weight's name and the cell's first element.
@@ -257,7 +258,7 @@ impl WeightShards {
         }
         let (mut sent, mut of_ranks) = (Vec::new(), vec![Vec::new(); self.ranks]);
         for (cell, weight, own) in &weights.cells {
-            let part = cell.part_of(weight)?;
+            let part = cell.slice_of(weight)?;
             let Some(own) = own else {
                 of_ranks[cell.owner].push(part);
                 continue;

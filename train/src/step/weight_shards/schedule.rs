@@ -27,12 +27,12 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// Makes the schedule of a model with the units `forward`, in the order of a forward pass. `is_used_backward` says
-    /// whether the backward pass needs the weights of a unit; those of the last unit it always needs. `buckets` has for
-    /// each bucket the units of its parameters.
+    /// Makes the schedule of a model with the units `forward`, in the order of a forward pass. `is_used_in_backward`
+    /// says whether the backward pass needs the weights of a unit; those of the last unit it always needs. `buckets`
+    /// has for each bucket the units of its parameters.
     pub fn new(
         forward: &[WeightUnit],
-        is_used_backward: impl Fn(WeightUnit) -> bool,
+        is_used_in_backward: impl Fn(WeightUnit) -> bool,
         buckets: impl Iterator<Item = Vec<WeightUnit>>,
     ) -> Self {
         let mut events: Vec<Event> = forward.iter().map(|unit| Event::Gather(*unit)).collect();
@@ -47,7 +47,7 @@ impl Schedule {
             .peekable();
         let last = forward.len().saturating_sub(1);
         let backward: Vec<usize> =
-            (0..forward.len()).rev().filter(|i| *i == last || is_used_backward(forward[*i])).collect();
+            (0..forward.len()).rev().filter(|i| *i == last || is_used_in_backward(forward[*i])).collect();
         for (i, at) in backward.iter().enumerate() {
             // The last unit of the forward pass is the first of the backward pass and stays in memory.
             events.extend(backward.get(i + 1).map(|next| Event::Gather(forward[*next])));

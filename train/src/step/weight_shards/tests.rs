@@ -129,12 +129,12 @@ fn weights_are_gathered_twice_in_a_round() {
     let config = ModelConfig::open(&model()).unwrap();
     let weights = |is_counted: &dyn Fn(WeightUnit, &str) -> bool| -> u64 {
         let all = reel_model::checkpoint::expected_tensors(&config);
-        let counted = all.iter().filter(|(name, _)| is_counted(units::unit_of(name, &config), name));
+        let counted = all.iter().filter(|(name, _)| is_counted(units::unit_of_weight(name, &config), name));
         counted.map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum()
     };
-    let last = units::output(config.tie_word_embeddings);
+    let last = units::output_layer(config.tie_word_embeddings);
     let forward = weights(&|_, _| true);
-    let backward = weights(&|unit, _| units::is_used_backward(unit) && unit != last);
+    let backward = weights(&|unit, _| units::is_used_in_backward(unit) && unit != last);
     // The samples are text, so only the weights of the decoder change.
     let changed = weights(&|_, name| !name.starts_with("visual."));
     for size in [2, 3] {

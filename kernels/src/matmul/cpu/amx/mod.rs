@@ -71,8 +71,8 @@ use reel_device::{DType, Element, Team};
 use super::avx512::transpose;
 use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
-use panel::{Panel, Place};
-use thin::STRIP;
+use panel::{Panel, PanelLayout};
+use thin::STRIP_COLUMNS;
 use tiles::{Prefetch, TileCall};
 
 /// Rows of a tile, and columns of a tile of sums.
@@ -232,10 +232,10 @@ impl<'a, T: Element> Product<'a, T> {
             // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B has these units.
             unsafe {
                 match (self.b.unit, self.b.transposed) {
-                    (Unit::GroupedPair, _) => return self.thin_groups(),
-                    (Unit::GroupedF32, _) if self.a_parts > 1 => return self.thin_f32_groups(),
-                    (Unit::Int8Pair, _) => return self.thin_int8(),
-                    (Unit::Pair | Unit::F32, false) => return self.thin_rows(scratch),
+                    (Unit::GroupedPair, _) => return self.multiply_few_rows_by_bf16_groups(),
+                    (Unit::GroupedF32, _) if self.a_parts > 1 => return self.multiply_few_rows_by_f32_groups(),
+                    (Unit::Int8Pair, _) => return self.multiply_few_rows_by_int8(),
+                    (Unit::Pair | Unit::F32, false) => return self.multiply_few_rows_by_plain(scratch),
                     _ => {}
                 }
             }
@@ -312,7 +312,7 @@ impl<'a, T: Element> Product<'a, T> {
             let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
             for (i, panel) in panels.clone().enumerate() {
                 // SAFETY: the panel and the steps exist, and `b` has room for them.
-                ready[i] = unsafe { self.prepare(panel, first..first + count, copied, b.add(i * panel_words)) };
+                ready[i] = unsafe { self.prepare_panel(panel, first..first + count, copied, b.add(i * panel_words)) };
             }
             for part in row_blocks.clone().step_by(self.blocking.row_blocks) {
                 let part = part..row_blocks.end.min(part + self.blocking.row_blocks);
@@ -375,9 +375,9 @@ impl<'a, T: Element> Product<'a, T> {
             (call.rows, call.pairs) = (panel.tiles, a);
             (call.tail_rows, call.tail_pairs) = (panel.tail_tiles(), a_tail);
             (call.row_stride, call.row_step) =
-                if panel.place == Place::Rows { (self.row_bytes(), 64) } else { (64, self.b_parts * 1024) };
+                if panel.layout == PanelLayout::Rows { (self.row_bytes(), 64) } else { (64, self.b_parts * 1024) };
         }
-        let multiply = match (panel.place == Place::Group, self.a_parts, self.b_parts, self.b.transposed) {
+        let multiply = match (panel.layout == PanelLayout::Group, self.a_parts, self.b_parts, self.b.transposed) {
             (false, 1, 1, _) => tiles::multiply,
             (true, 1, ..) => tiles::multiply_groups,
             (true, ..) => tiles::multiply_f32_rows_and_groups,
@@ -425,7 +425,8 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     /// Multiplies sums by the scale, adds bias and old C, rounds once, and stores to C, or to `strip` with rows of
-    /// [`STRIP`] elements. The sums are those of up to 32 rows from `row` on and up to 32 columns from `column` on.
+    /// [`STRIP_COLUMNS`] elements. The sums are those of up to 32 rows from `row` on and up to 32 columns from `column`
+    /// on.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn finish(&self, sums: *const f32, row: usize, column: usize, strip: Option<*mut T>) {
         let scale = _mm512_set1_ps(self.scale);
@@ -464,7 +465,7 @@ impl<'a, T: Element> Product<'a, T> {
                     if self.accumulate {
                         sum = _mm512_add_ps(load_lanes(c.as_ptr(), mask), sum);
                     }
-                    let to = strip.map_or(c.as_mut_ptr(), |strip| strip.add((i * SIDE + x) * STRIP + j * SIDE));
+                    let to = strip.map_or(c.as_mut_ptr(), |strip| strip.add((i * SIDE + x) * STRIP_COLUMNS + j * SIDE));
                     store_lanes(to, mask, sum);
                 }
             }

@@ -13,7 +13,7 @@ use crate::matmul::cpu::{Unit, groups, int8};
 
 /// Where the AMX tiles of a panel of B are in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum PanelLayout {
     /// Packed, one after the other.
     Packed,
     /// Rows of B where they lie.
@@ -27,7 +27,7 @@ pub(super) enum Place {
 pub(super) struct Panel {
     /// The two tiles of the first step.
     pub(super) tiles: [*const u8; 2],
-    pub(super) place: Place,
+    pub(super) layout: PanelLayout,
     /// Steps of full tiles.
     pub(super) steps: usize,
     /// The two tiles of an incomplete last step, if the tiles of the other steps are read in place: a copy, either one
@@ -36,13 +36,13 @@ pub(super) struct Panel {
 }
 
 impl Panel {
-    pub(super) const NONE: Panel = Panel { tiles: [null(); 2], place: Place::Packed, steps: 0, tail: null() };
+    pub(super) const NONE: Panel = Panel { tiles: [null(); 2], layout: PanelLayout::Packed, steps: 0, tail: null() };
 
     /// The two tiles of the incomplete last step.
     pub(super) fn tail_tiles(&self) -> [*const u8; 2] {
-        match (self.tail.is_null(), self.place) {
+        match (self.tail.is_null(), self.layout) {
             (true, _) => [null(); 2],
-            (_, Place::Group) => [self.tail, self.tail.wrapping_add(64)],
+            (_, PanelLayout::Group) => [self.tail, self.tail.wrapping_add(64)],
             _ => [self.tail, self.tail.wrapping_add(1024)],
         }
     }
@@ -52,18 +52,18 @@ impl<T: Element> Product<'_, T> {
     /// Prepares a panel of B for some steps along k: packs pairs, or finds the rows or lines in place and copies only
     /// an incomplete last step. `dst` has room for two tiles of each part, for every step, or for one step if B may
     /// stay in place.
-    pub(super) unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
+    pub(super) unsafe fn prepare_panel(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
         let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
         let halves = [dst, dst.wrapping_add(steps.len() * self.b_parts * TILE)];
         let packed = |halves: [*mut u32; 2], steps: usize| Panel {
             tiles: halves.map(|half| half.cast::<u8>().cast_const()),
-            place: Place::Packed,
+            layout: PanelLayout::Packed,
             steps,
             tail: null(),
         };
         if self.b.unit == Unit::GroupedPair {
             // SAFETY: the panel is a group with these steps, and `dst` has room for one step.
-            return unsafe { self.lines_in_place(row, steps, dst) };
+            return unsafe { self.panel_of_lines_in_place(row, steps, dst) };
         }
         if self.b.unit == Unit::Int8Pair {
             // SAFETY: `dst` has room for both halves.
@@ -93,13 +93,13 @@ impl<T: Element> Product<'_, T> {
             dst.cast::<u8>().cast_const()
         };
         let at = |row: usize| self.b.base.wrapping_add(row * self.row_bytes() + steps.start * 64);
-        Panel { tiles: [at(row), at(row + SIDE)], place: Place::Rows, steps: full, tail }
+        Panel { tiles: [at(row), at(row + SIDE)], layout: PanelLayout::Rows, steps: full, tail }
     }
 
     /// Returns the panel for some steps of the group of B that begins with row `row`, read in place. An incomplete last
     /// step is copied to `dst` and completed with zeros: the lines that follow it belong to other rows, or do not
     /// exist.
-    pub(super) unsafe fn lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
+    pub(super) unsafe fn panel_of_lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
         let first = groups::line_at(&self.b, row, steps.start * SIDE);
         let full = steps.len().min(self.k / STEP - steps.start);
         let lines = (Unit::GroupedPair.count(self.k) - steps.start * SIDE).min(steps.len() * SIDE);
@@ -114,7 +114,7 @@ impl<T: Element> Product<'_, T> {
             tail = dst.cast::<u8>().cast_const();
         }
         let tiles = [first, first.wrapping_add(SIDE)].map(|tile| tile.cast::<u8>());
-        Panel { tiles, place: Place::Group, steps: full, tail }
+        Panel { tiles, layout: PanelLayout::Group, steps: full, tail }
     }
 
     /// Returns what to prefetch while a block of rows of A is multiplied: for each step along k from `step` on, the

@@ -11,13 +11,13 @@ use reel_device::cpu::simd::amx::{TileShape, Tiles};
 
 use super::pack::copy_rows;
 use super::panel::Panel;
-use super::split::{BUFFER, SplitProductArgs, split_one, split_two};
+use super::split::{BUFFER_WORDS, SplitProductArgs, split_one, split_two};
 use super::tiles::{
     Prefetch, TileCall, thin_f32_and_groups_one, thin_f32_and_groups_two, thin_f32_pairs_one, thin_f32_pairs_two,
     thin_groups_one, thin_groups_two, thin_one, thin_two,
 };
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
-use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, groups, runs};
+use crate::matmul::cpu::{MAX_TASK_BYTES, Packed, Scratch, TASK, groups, run_count};
 
 /// Prefetch distance in rows of bf16 B, in steps of 32 elements along k, of a product with few rows of A.
 const AHEAD: usize = 6;
@@ -33,7 +33,7 @@ const WIDENED_STEPS: usize = 2;
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. Reading B has evicted
 /// C from the near caches, so an ordinary store would first read its cache line of C, which evicts a line of B
 /// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
-pub(super) const STRIP: usize = 8 * BLOCK;
+pub(super) const STRIP_COLUMNS: usize = 8 * BLOCK;
 /// If B has at least this many bytes, C is stored past the caches. A smaller B leaves C in the caches, where the next
 /// launch finds it.
 const STREAM: usize = 1 << 20;
@@ -85,13 +85,13 @@ impl RowsInTiles {
 impl<T: Element> Product<'_, T> {
     /// Computes a product with up to 32 rows of A and a B that is stored row by row. B is read once; each task reads a
     /// range of its rows.
-    pub(super) unsafe fn thin_rows(&self, scratch: &mut Scratch) {
+    pub(super) unsafe fn multiply_few_rows_by_plain(&self, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.words_per_row_block()));
         // SAFETY: `a` has room for 32 rows.
         unsafe { self.pack_a(0, self.m, a.at(0)) };
         let panels = self.n.div_ceil(BLOCK);
         let panel_bytes = BLOCK * self.row_bytes();
-        let runs = runs(panels, (THIN_BYTES / panel_bytes.max(1)).max(1), self.team.threads());
+        let runs = run_count(panels, (MAX_TASK_BYTES / panel_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
             // SAFETY: `a` holds two rows of tiles.
             let tiles =
@@ -119,7 +119,7 @@ impl<T: Element> Product<'_, T> {
     /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches rows of B.
     unsafe fn thin_in_place(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         // SAFETY: the panel exists; `dst` has room for two tiles.
-        let ready = unsafe { self.prepare(panel, 0..self.steps, false, dst) };
+        let ready = unsafe { self.prepare_panel(panel, 0..self.steps, false, dst) };
         let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
         let prefetch = Prefetch {
             // Starts AHEAD steps ahead in the same rows of B; in the next panel's rows if the rows have fewer steps.
@@ -170,7 +170,7 @@ impl<T: Element> Product<'_, T> {
             };
             // SAFETY: the panel and the steps exist, and `dst` has room for them.
             unsafe {
-                let ready = self.prepare(panel, steps, false, dst);
+                let ready = self.prepare_panel(panel, steps, false, dst);
                 let a = a.map(|tile| tile.wrapping_add(first * self.a_parts * TILE * 4));
                 self.multiply(&ready, a, sums, first > 0, prefetch);
             }
@@ -180,7 +180,7 @@ impl<T: Element> Product<'_, T> {
     /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its
     /// groups. A bf16 A that is not transposed is read in place, in tiles of as many rows as A has. Any other A is
     /// packed by each task for itself, because data that another thread has written takes longer to read.
-    pub(super) unsafe fn thin_groups(&self) {
+    pub(super) unsafe fn multiply_few_rows_by_bf16_groups(&self) {
         let in_place = !self.a.transposed && self.a_parts == 1;
         let (full, stride) = (self.k / STEP, 2 * self.k);
         let a_words = if in_place { 2 * TILE } else { self.words_per_row_block() };
@@ -192,7 +192,11 @@ impl<T: Element> Product<'_, T> {
                 // SAFETY: `dst` has room for a step of a group behind A, `sums` for four tiles; the tiles have the
                 // shape of the rows.
                 unsafe {
-                    a.multiply(&self.lines_in_place(column, 0..self.steps, dst.add(a_words)), sums, self.m > SIDE)
+                    a.multiply(
+                        &self.panel_of_lines_in_place(column, 0..self.steps, dst.add(a_words)),
+                        sums,
+                        self.m > SIDE,
+                    )
                 }
             }
         };
@@ -229,7 +233,7 @@ impl<T: Element> Product<'_, T> {
     /// Computes a product with up to 32 rows of an f32 A and an f32 B in groups. B is read once; each task reads some
     /// of its groups and splits them into bf16 parts step by step. Each task also splits A for itself, because data
     /// that another thread has written takes longer to read.
-    pub(super) unsafe fn thin_f32_groups(&self) {
+    pub(super) unsafe fn multiply_few_rows_by_f32_groups(&self) {
         let a_words = self.words_per_row_block();
         let full = self.k / STEP;
         let rest = (self.k - full * STEP) * BLOCK;
@@ -245,7 +249,7 @@ impl<T: Element> Product<'_, T> {
                     let buffer = dst.add(a_words);
                     let mut call = SplitProductArgs { rows, lines, steps: self.steps, tail: null(), buffer, sums };
                     if rest > 0 {
-                        let tail = buffer.add(BUFFER).cast::<f32>();
+                        let tail = buffer.add(BUFFER_WORDS).cast::<f32>();
                         tail.copy_from_nonoverlapping(lines.add(full * STEP * BLOCK), rest);
                         tail.add(rest).write_bytes(0, STEP * BLOCK - rest);
                         *(if full == 0 { &mut call.lines } else { &mut call.tail }) = tail;
@@ -255,13 +259,13 @@ impl<T: Element> Product<'_, T> {
             }
         };
         // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
-        unsafe { self.each_group(a_words + BUFFER + STEP * BLOCK, task) }
+        unsafe { self.each_group(a_words + BUFFER_WORDS + STEP * BLOCK, task) }
     }
 
     /// Computes a product with up to 32 rows of A and an int8 B in groups. B is read once; each task reads some of its
     /// groups and converts them to bf16 block by block. Each task also packs A for itself, because data that another
     /// thread has written takes longer to read.
-    pub(super) unsafe fn thin_int8(&self) {
+    pub(super) unsafe fn multiply_few_rows_by_int8(&self) {
         let a_words = self.words_per_row_block();
         let task = |dst: *mut u32| {
             // SAFETY: `dst` has room for 32 rows.
@@ -273,7 +277,7 @@ impl<T: Element> Product<'_, T> {
                     // the tiles have the shape of the rows.
                     unsafe {
                         let a = [0, self.steps].map(|step| dst.add((step + first) * self.a_parts * TILE));
-                        let ready = self.prepare(column / BLOCK, steps, false, dst.add(a_words));
+                        let ready = self.prepare_panel(column / BLOCK, steps, false, dst.add(a_words));
                         let a = a.map(|tile| tile.cast::<u8>().cast_const());
                         self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
                     }
@@ -293,20 +297,20 @@ impl<T: Element> Product<'_, T> {
     unsafe fn each_group<F: FnMut(usize, *mut f32)>(&self, words: usize, task: impl Fn(*mut u32) -> F + Sync) {
         let groups = self.n.div_ceil(BLOCK);
         let group_bytes = self.b.unit.element() * self.k * BLOCK;
-        let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
+        let runs = run_count(groups, (MAX_TASK_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         let shape = TileShape::with_rows(self.m);
         let past_caches = self.b.unit.element() * self.n * self.k >= STREAM;
         self.team.run(runs, |run| {
             TASK.with_borrow_mut(|scratch| {
-                let dst = scratch.words(words + SUMS + BLOCK * STRIP);
+                let dst = scratch.words(words + SUMS + BLOCK * STRIP_COLUMNS);
                 let last = (run + 1) * groups / runs;
                 // SAFETY: the process may use AMX; `dst` has room for these words, the sums and a strip of C.
                 unsafe {
                     let (sums, strip) = (dst.add(words).cast::<f32>(), dst.add(words + SUMS).cast::<T>());
                     let _amx = Tiles::configure_as(&shape);
                     let mut multiply = task(dst);
-                    for first in (run * groups / runs..last).step_by(STRIP / BLOCK) {
-                        let columns = first * BLOCK..self.n.min(last.min(first + STRIP / BLOCK) * BLOCK);
+                    for first in (run * groups / runs..last).step_by(STRIP_COLUMNS / BLOCK) {
+                        let columns = first * BLOCK..self.n.min(last.min(first + STRIP_COLUMNS / BLOCK) * BLOCK);
                         for column in columns.clone().step_by(BLOCK) {
                             multiply(column, sums);
                             let at = (!self.accumulate).then(|| strip.add(column - columns.start));
@@ -321,15 +325,15 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// Copies some columns of all rows of C from `strip`, whose rows have [`STRIP`] elements. With `past_caches`, rows
-    /// that are whole cache lines are stored with non-temporal stores.
+    /// Copies some columns of all rows of C from `strip`, whose rows have [`STRIP_COLUMNS`] elements. With
+    /// `past_caches`, rows that are whole cache lines are stored with non-temporal stores.
     #[target_feature(enable = "avx512f")]
     unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>, past_caches: bool) {
         for row in 0..self.m {
             // SAFETY: tasks own disjoint columns of C; the strip has the rows and the columns.
             unsafe {
                 let c = self.c.part(row * self.n + columns.start, columns.len());
-                let from = std::slice::from_raw_parts(strip.add(row * STRIP), columns.len());
+                let from = std::slice::from_raw_parts(strip.add(row * STRIP_COLUMNS), columns.len());
                 let bytes = size_of_val(c);
                 if past_caches && (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {
                     for byte in (0..bytes).step_by(64) {

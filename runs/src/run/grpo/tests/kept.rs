@@ -13,7 +13,7 @@ const REWARD: &str = "while read -r line; do echo ${#line}; done";
 
 /// Does a run of two steps on a text row; returns the number of matrix products in the policy's forward passes.
 fn forward_products(dir: &Path, change: impl FnOnce(&mut GrpoOptions)) -> usize {
-    let row = live::rows().lines().next().unwrap().to_string();
+    let row = live::data_rows().lines().next().unwrap().to_string();
     let case = case(dir, "out", &row).with(|o| {
         (o.max_steps, o.temporal, o.save_steps, o.overwrite) = (Some(2), false, 0, true);
         o.reward_command = vec![REWARD.into()];
@@ -67,7 +67,7 @@ proptest! {
         // One of the prompts is long enough to be prefilled in several chunks.
         let long = "Count to ten. ".repeat(60);
         let row = json!({"prompt": [{"role": "user", "content": long}], "problem_type": "numerical", "solution": "4"});
-        let rows = format!("{}\n{row}", live::rows());
+        let rows = format!("{}\n{row}", live::data_rows());
         let run = |out: &str, kind: GradientCheckpointing| {
             let case = case(dir.path(), out, &rows).with(|o| {
                 (o.num_generations, o.per_device_train_batch_size) = (generations, generations * groups_at_a_time);

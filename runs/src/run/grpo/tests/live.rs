@@ -9,7 +9,7 @@ use crate::folder::resume;
 use crate::testing::{assert_same_files, metrics_without_times};
 
 /// Three data rows: text alone, an image, and a video of four frames, each with its solution.
-pub(super) fn rows() -> String {
+pub(super) fn data_rows() -> String {
     let answer = |row: Value, kind: &str, solution: &str| {
         let mut row = row;
         row["problem_type"] = json!(kind);
@@ -59,7 +59,7 @@ const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
 
 /// Makes a run ([`case`]) on three data rows, with rewards that differ between completions.
 fn live(dir: &Path, out: &str) -> Case {
-    case(dir, out, &rows()).with(|o| o.reward_command = vec![DIFFERENT_REWARDS.into()])
+    case(dir, out, &data_rows()).with(|o| o.reward_command = vec![DIFFERENT_REWARDS.into()])
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn sampled_log_probs_equal_trained_log_probs() {
     // With full recompute, training computes every matrix product itself and reuses none from the rollout.
     let case = live(dir.path(), "out").with(|o| o.gradient_checkpointing = GradientCheckpointing::Full);
     case.run().unwrap();
-    let lines = metrics(&dir.path().join("out"));
+    let lines = read_metrics(&dir.path().join("out"));
     assert_eq!(lines.len(), 4);
     for line in &lines {
         assert_eq!(line.grpo.rollout_drift, Some(0.0), "step {}", line.step);
@@ -94,7 +94,7 @@ fn recorded_rollouts_train_to_the_same_weights() {
         (o.no_shuffle, o.temporal, o.reward_command, o.rollouts) = (true, false, Vec::new(), Some(rollouts));
     });
     given.run().unwrap();
-    let hashes = |out: &str| metrics(&dir.path().join(out)).into_iter().map(|m| m.hash).collect::<Vec<_>>();
+    let hashes = |out: &str| read_metrics(&dir.path().join(out)).into_iter().map(|m| m.hash).collect::<Vec<_>>();
     assert_eq!(hashes("drawn"), hashes("given"));
 }
 
@@ -130,7 +130,7 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
             metrics_without_times(&broken),
             "{iterations} iterations, stopped after {first}"
         );
-        for line in metrics(&broken) {
+        for line in read_metrics(&broken) {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
@@ -153,10 +153,10 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let plain = live(dir.path(), "plain").with(|o| o.reward_command = vec![command.into()]);
     plain.run().unwrap();
     let zero = |m: &StepMetrics| m.grpo.reward_std == Some(0.0);
-    assert!(metrics(&dir.path().join("plain")).iter().any(zero));
+    assert!(read_metrics(&dir.path().join("plain")).iter().any(zero));
     let dynamic = live(dir.path(), "dynamic");
     dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (vec![command.into()], true)).run().unwrap();
-    let lines = metrics(&dir.path().join("dynamic"));
+    let lines = read_metrics(&dir.path().join("dynamic"));
     assert!(!lines.iter().any(zero), "{lines:?}");
     assert!(lines.iter().any(|m| m.grpo.dropped_groups > Some(0)));
     let same = live(dir.path(), "same").with(|o| {
@@ -189,7 +189,7 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
 #[test]
 fn event_file_has_frames_although_the_sampling_steps_are_not_reported() {
     let dir = tempfile::tempdir().unwrap();
-    let video = rows().lines().nth(1).unwrap().to_string();
+    let video = data_rows().lines().nth(1).unwrap().to_string();
     let case = case(dir.path(), "out", &video).with(|o| {
         (o.num_iterations, o.logging_steps, o.max_steps, o.save_steps) = (2, 2, Some(3), 0);
     });
@@ -205,13 +205,13 @@ fn event_file_has_frames_although_the_sampling_steps_are_not_reported() {
 #[test]
 fn siglip_encodes_each_frame_once() {
     let dir = tempfile::tempdir().unwrap();
-    let video = rows().lines().nth(1).unwrap().to_string();
+    let video = data_rows().lines().nth(1).unwrap().to_string();
     let case = case(dir.path(), "out", &video).with(|o| {
         (o.siglip, o.max_steps) = (Some(golden("../siglip/model")), Some(3));
         (o.num_generations, o.per_device_train_batch_size) = (8, 8);
     });
     case.run().unwrap();
-    let lines = metrics(&dir.path().join("out"));
+    let lines = read_metrics(&dir.path().join("out"));
     // SigLIP encodes the four frames in the first step; later steps find them in its cache. Shuffled frames get no
     // semantic reward, so they are never encoded.
     let encoded: Vec<Option<u64>> = lines.iter().map(|m| m.grpo.frames_encoded).collect();
@@ -227,7 +227,7 @@ fn siglip_encodes_each_frame_once() {
 fn min_completion_length_and_mask_truncated_completions_work() {
     let dir = tempfile::tempdir().unwrap();
     live(dir.path(), "fixed").with(|o| o.min_completion_length = 12).run().unwrap();
-    for line in metrics(&dir.path().join("fixed")) {
+    for line in read_metrics(&dir.path().join("fixed")) {
         assert_eq!(line.grpo.completion_length, Some(12.0));
     }
     let masked = live(dir.path(), "masked").with(|o| {
@@ -236,7 +236,7 @@ fn min_completion_length_and_mask_truncated_completions_work() {
     // The minimum length bans end tokens, so every completion reaches the maximum length and is masked: nothing is
     // learned.
     masked.run().unwrap();
-    for line in metrics(&dir.path().join("masked")) {
+    for line in read_metrics(&dir.path().join("masked")) {
         assert_eq!((line.loss, line.grad_norm), (0.0, 0.0));
     }
 }
@@ -254,7 +254,7 @@ fn text_prompt_is_used_without_chat_template() {
     // text and its completions.
     let words = reel_input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
-    assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
+    assert_eq!(read_metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn simulator_samples_the_log_probs_that_it_trains() {
     })
     .run()
     .unwrap();
-    let lines = metrics(&dir.path().join("sim"));
+    let lines = read_metrics(&dir.path().join("sim"));
     // The log-probabilities differ by rounding: the sampling kernel and the training kernel sum the exponentials over
     // the vocabulary in different orders.
     let drift = lines[0].grpo.rollout_drift.unwrap();
@@ -302,7 +302,7 @@ fn hopper_trains_the_log_probs_that_it_sampled() {
         })
         .run()
         .unwrap();
-        let lines = metrics(&dir.path().join(&out));
+        let lines = read_metrics(&dir.path().join(&out));
         let drifts: Vec<_> = lines.iter().map(|line| line.grpo.rollout_drift).collect();
         assert_eq!(drifts, vec![Some(0.0); steps as usize], "{completions} completions, LoRA {lora}");
         assert!(lines[0].grad_norm > 0.0, "{completions} completions: rewards that do not differ change no weight");

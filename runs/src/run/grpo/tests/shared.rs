@@ -19,7 +19,7 @@ fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
             given(name, &out).0.with(|o| o.shared_prefix = shared).run().unwrap();
             out
         });
-        let [shared, plain] = outs.each_ref().map(|out| metrics(out));
+        let [shared, plain] = outs.each_ref().map(|out| read_metrics(out));
         for (s, p) in shared.iter().zip(&plain) {
             assert!((s.loss - p.loss).abs() <= 1e-5 * p.loss.abs().max(1e-2), "{name}: loss {} and {}", s.loss, p.loss);
             assert!((s.grad_norm / p.grad_norm - 1.0).abs() <= 1e-5, "{name}: {} and {}", s.grad_norm, p.grad_norm);

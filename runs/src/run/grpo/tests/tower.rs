@@ -9,7 +9,7 @@ use super::*;
 /// Does a run of three steps on one video; returns the number of forward passes of the vision tower.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let video = live::rows().lines().nth(1).unwrap().to_string();
+    let video = live::data_rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &video).with(|o| {
         (o.max_steps, o.temporal, o.save_steps) = (Some(3), false, 0);
         o.reward_command = vec!["while read -r line; do echo ${#line}; done".into()];
@@ -41,7 +41,7 @@ fn frozen_vision_tower_encodes_a_video_once() {
 
 /// Three prompts: one with a video, one without media, one with an image.
 fn prompts(dir: &Path) -> Vec<ModelInput> {
-    let case = live::case(dir, "out", &live::rows());
+    let case = live::case(dir, "out", &live::data_rows());
     let (options, model) = (&case.options, PathBuf::from(&case.options.model));
     let media = MediaOptions { profile: reel_media::profile::MediaProfile::VideorftTrain, ..Default::default() };
     let setup = GrpoSetup {
@@ -96,7 +96,7 @@ fn cached_features_have_the_bits_of_one_pass() {
 #[test]
 fn reference_keeps_the_initial_vision_tower() {
     let dir = tempfile::tempdir().unwrap();
-    let video = live::rows().lines().nth(1).unwrap().to_string();
+    let video = live::data_rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &video).with(|o| {
         o.reward_command = vec!["while read -r line; do echo ${#line}; done".into()];
         // The decoder's learning rate is 0, so only the vision tower changes.
@@ -104,6 +104,6 @@ fn reference_keeps_the_initial_vision_tower() {
         (o.max_steps, o.temporal) = (Some(3), false);
     });
     case.run().unwrap();
-    let lines = metrics(&dir.path().join("out"));
+    let lines = read_metrics(&dir.path().join("out"));
     assert!(lines[0].grpo.kl == Some(0.0) && lines[2].grpo.kl.unwrap() > 0.0, "{lines:?}");
 }

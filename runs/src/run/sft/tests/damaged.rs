@@ -33,7 +33,7 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
     for path in paths {
         for share in [0.0, 0.3, 0.71, 1.0] {
             let before = flip(&path, share);
-            let left = files(&out);
+            let left = read_output_files(&out);
             let e = resume(&out, "last").run().unwrap_err();
             let message = e.to_string();
             assert!(
@@ -41,7 +41,7 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
                 "{message}"
             );
             assert!(message.ends_with("checkpoint-2") && message.contains("--resume-from-checkpoint "), "{message}");
-            assert_eq!(files(&out), left, "a refused resume changes nothing");
+            assert_eq!(read_output_files(&out), left, "a refused resume changes nothing");
             fs::write(&path, before).unwrap();
         }
     }

@@ -1,7 +1,7 @@
 //! Tests that only one process at a time can use an output folder, and that an earlier run in the folder is kept until
 //! the first step of the new run is done.
 
-use super::errors::{GOOD, MISSING, message, on_rows};
+use super::errors::{GOOD_ROW, MISSING_IMAGE_ROW, case_with_rows, run_error};
 use super::resumed::case;
 use super::*;
 
@@ -10,7 +10,7 @@ fn folder_in_use_is_refused_with_the_process_id() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).run().unwrap();
-    let before = files(&out);
+    let before = read_output_files(&out);
     let lock = output::lock(&out).unwrap();
     type Change = fn(&mut SftOptions);
     let commands: [Change; 4] = [
@@ -20,20 +20,20 @@ fn folder_in_use_is_refused_with_the_process_id() {
         |o| (o.check_data, o.overwrite) = (true, true),
     ];
     for change in commands {
-        let e = message(&case(&out).with(change));
+        let e = run_error(&case(&out).with(change));
         assert!(e.contains(&format!("out: is in use by process {}; ", std::process::id())), "{e}");
     }
     // A resume with another output folder succeeds, because it locks only its own output folder.
     let from = |o: &mut SftOptions| o.resume_from_checkpoint = Some(out.join("checkpoint-2").display().to_string());
     case(&dir.path().join("other")).with(from).run().unwrap();
     drop(lock);
-    assert_eq!(files(&out), before);
+    assert_eq!(read_output_files(&out), before);
     // `--check-data` without `--out` locks the list file that it writes.
     let list = dir.path().join("list.jsonl");
     let _lock = reel_files::FileLock::acquire(&reel_samples::quarantine::lock_path(&list)).unwrap();
-    let check =
-        on_rows(dir.path(), GOOD).with(|o| (o.check_data, o.quarantine, o.out) = (true, Some(list), PathBuf::new()));
-    let e = message(&check);
+    let check = case_with_rows(dir.path(), GOOD_ROW)
+        .with(|o| (o.check_data, o.quarantine, o.out) = (true, Some(list), PathBuf::new()));
+    let e = run_error(&check);
     assert!(e.contains("list.jsonl: is in use by process "), "{e}");
 }
 
@@ -42,10 +42,10 @@ fn earlier_run_stays_until_the_first_step_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let fresh = dir.path().join("fresh");
-    on_rows(dir.path(), GOOD).with(|o| (o.max_steps, o.save_steps) = (Some(2), 1)).run().unwrap();
+    case_with_rows(dir.path(), GOOD_ROW).with(|o| (o.max_steps, o.save_steps) = (Some(2), 1)).run().unwrap();
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let all_files = |folder: &Path| {
-        let mut all = files(folder);
+        let mut all = read_output_files(folder);
         all.extend([METRICS_FILE, RUN_FILE].map(|name| (name.to_string(), fs::read(folder.join(name)).unwrap())));
         all
     };
@@ -54,22 +54,24 @@ fn earlier_run_stays_until_the_first_step_is_done() {
     // is removed.
     for (folder, is_left) in [(&out, true), (&fresh, false)] {
         let begin = |rows: &str| {
-            on_rows(dir.path(), rows).with(|o| (o.out, o.overwrite, o.strict) = (folder.clone(), true, true))
+            case_with_rows(dir.path(), rows).with(|o| (o.out, o.overwrite, o.strict) = (folder.clone(), true, true))
         };
-        let e = message(&begin(MISSING));
+        let e = run_error(&begin(MISSING_IMAGE_ROW));
         assert!(e.contains("none.png"), "{e}");
         assert!(folder.exists() == is_left && (!is_left || all_files(folder) == before));
-        let stopped = begin(GOOD);
+        let stopped = begin(GOOD_ROW);
         stopped.stop.store(true, Ordering::Relaxed);
-        let e = message(&stopped);
+        let e = run_error(&stopped);
         assert!(e.contains("stopped after step 0; no step was finished and the folder is unchanged"), "{e}");
         assert!(folder.exists() == is_left && (!is_left || all_files(folder) == before));
     }
     // A run whose first step is done replaces the earlier run, even if the new run fails later.
-    let rows = [GOOD, MISSING].join("\n");
-    let e = message(&on_rows(dir.path(), &rows).with(|o| (o.overwrite, o.strict, o.max_steps) = (true, true, Some(2))));
+    let rows = [GOOD_ROW, MISSING_IMAGE_ROW].join("\n");
+    let e = run_error(
+        &case_with_rows(dir.path(), &rows).with(|o| (o.overwrite, o.strict, o.max_steps) = (true, true, Some(2))),
+    );
     assert!(e.contains("none.png"), "{e}");
-    assert_eq!(metrics(&out).len(), 1);
+    assert_eq!(read_metrics(&out).len(), 1);
     let has = |name: &str| out.join(name).exists();
     assert!(has("notes.txt") && !has("model.safetensors") && !has("checkpoint-2"));
     let saved = out.join("checkpoint-1/training/state.json");

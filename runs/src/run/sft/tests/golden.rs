@@ -32,7 +32,7 @@ fn check(name: &str) {
 
     let reading = expected["reading"].as_str().unwrap();
     let want = &expected["readings"][reading];
-    let got = metrics(&out);
+    let got = read_metrics(&out);
     let steps = want["steps"].as_array().unwrap();
     assert_eq!(got.len(), steps.len());
     for (got, want) in got.iter().zip(steps) {

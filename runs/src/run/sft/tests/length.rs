@@ -118,7 +118,7 @@ fn usable_held_out_row_does_not_count_as_a_training_row() {
             true,
             RowsToScan::AllBut(&[]),
             &source,
-            &RowOrder::file_order(2).over(rows.into_iter()),
+            &RowOrder::file_order(2).restricted_to(rows.into_iter()),
             &AtomicBool::new(false),
             None,
         )

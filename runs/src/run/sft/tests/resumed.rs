@@ -127,12 +127,12 @@ fn resume_beyond_the_end_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     case(&out).run().unwrap();
-    let before = files(&out);
+    let before = read_output_files(&out);
     let last = |o: &mut SftOptions| o.resume_from_checkpoint = Some("last".into());
     let refused = |case: Case, start: &str| {
         let e = case.run().unwrap_err();
         assert!(e.is_usage_error() && e.to_string().starts_with(start) && e.to_string().contains("; "), "{e}");
-        assert_eq!(files(&out), before);
+        assert_eq!(read_output_files(&out), before);
     };
     refused(case(&out).with(last), "--resume-from-checkpoint: ");
     refused(case(&out).with(last).with(|o| o.max_steps = Some(3)), "--max-steps: gives a run of 3 steps, but ");

@@ -195,7 +195,7 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
 ///
 /// # Errors
 /// The errors of [`attention`]; `o` or `lse` has another shape or dtype.
-pub fn attention_of_known_output(
+pub fn attention_with_known_output(
     cx: &Cx,
     [q, k, v]: [&Tensor; 3],
     seqs: &CuSeqlens,
@@ -388,7 +388,7 @@ impl KvPages {
     /// The block tables of a decode step, in which each of `R` rows (sequences) has one new token. Its three tensors
     /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys` is
     /// the maximum number of keys of a row, and `keys` counts the current ones. `counters` come from
-    /// [`super::DecodeRows::keep_attention_counters`].
+    /// [`super::DecodeRows::allocate_attention_counters`].
     pub(super) fn for_decode_rows(
         rows: &CuSeqlens,
         (max_keys, keys): (usize, &RowKeyCounts),
@@ -413,7 +413,7 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
 }
 
 /// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: both are the known
-/// output that [`attention_of_known_output`] takes.
+/// output that [`attention_with_known_output`] takes.
 ///
 /// # Errors
 /// The device is not `cpu`; the errors of [`paged_attention`].

@@ -78,21 +78,21 @@ impl DecodeRows {
     }
 
     /// Keeps a history of at most `max_history` tokens per row for penalties. All rows must be assigned again.
-    pub fn keep_history(&mut self, device: &Device, max_history: usize) -> Result<()> {
+    pub fn enable_history(&mut self, device: &Device, max_history: usize) -> Result<()> {
         let zeros = |shape: &[usize]| Tensor::from_i32(device, shape, &vec![0; shape.iter().product()]);
         self.history = Some((zeros(&[self.rows(), max_history])?, zeros(&[self.rows()])?));
         Ok(())
     }
 
     /// Keeps the number of each row's LoRA adapter. All rows must be assigned again.
-    pub fn keep_adapters(&mut self, device: &Device) -> Result<()> {
+    pub fn enable_adapters(&mut self, device: &Device) -> Result<()> {
         self.adapters = Some(Tensor::from_i32(device, &[self.rows()], &vec![-1; self.rows()])?);
         Ok(())
     }
 
     /// Allocates the counters that attention needs if several blocks of threads share the keys of a row, for these
     /// numbers of query and key heads. The counters are 0 between launches.
-    pub fn keep_attention_counters(&mut self, device: &Device, heads: usize, kv_heads: usize) -> Result<()> {
+    pub fn allocate_attention_counters(&mut self, device: &Device, heads: usize, kv_heads: usize) -> Result<()> {
         const OP: &str = "decode rows";
         let per_row = counters_per_token(size(OP, heads)?, size(OP, kv_heads)?) as usize;
         self.counters = Some(Tensor::from_i32(device, &[self.rows(), per_row], &vec![0; self.rows() * per_row])?);

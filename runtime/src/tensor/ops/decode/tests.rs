@@ -63,7 +63,7 @@ fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
         let cache = |seed| tensor(&[13, BLOCK_TOKENS, KV_HEADS, D], seed);
         let (k, v, q) = (cache(1), cache(2), tensor(&[4, HEADS, D], 3));
         let mut rows = DecodeRows::new(&device, 4, 10, 0).unwrap();
-        rows.keep_attention_counters(&device, HEADS, KV_HEADS).unwrap();
+        rows.allocate_attention_counters(&device, HEADS, KV_HEADS).unwrap();
         let slots: Vec<DecodeSlot> = lens.iter().zip(&tables).map(|(&n, blocks)| slot(1, n, n, blocks)).collect();
         rows.assign(0, &slots).unwrap();
         let attention = |q: &Tensor, pages: &KvPages| {

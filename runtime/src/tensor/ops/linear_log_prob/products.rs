@@ -217,7 +217,7 @@ impl Head {
             }
         }
         drop((overwritten, d_logits, sums));
-        bw.end_parts(&self.w)?;
+        bw.end_grad_parts(&self.w)?;
         match dh {
             Some(dh) => bw.add(&self.h, dh),
             None => Ok(()),

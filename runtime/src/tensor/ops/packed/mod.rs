@@ -18,7 +18,7 @@ use reel_kernels::skinny::{self, Params, WeightFormat};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::skinny::{InputNorm, check_bias, results_of};
+use super::skinny::{InputNorm, check_bias, map_three_layers};
 use super::{KvDestination, Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -37,13 +37,13 @@ pub struct PackedWeight {
 impl PackedWeight {
     /// The granularity of writes in rows: each call of a `write` function begins at a multiple of this number, and each
     /// call but the last one writes a multiple of it.
-    pub const ROWS: usize = GROUP_ROWS;
+    pub const ROW_GRANULARITY: usize = GROUP_ROWS;
 
     /// An int8 weight whose elements are not initialised.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn int8(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
+    pub fn new_int8(device: &Device, shape: [usize; 2]) -> Result<PackedWeight> {
         let [n, k] = shape;
         let stored = if device.kernels() == Kernels::Cpu { [n.div_ceil(INT8_GROUP), k * INT8_GROUP] } else { shape };
         let elements = Tensor::empty(device, &stored, DType::I8, MemoryCategory::Weights)?;
@@ -55,7 +55,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
-    pub fn in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
+    pub fn new_in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
         if device.kernels() != Kernels::Cpu {
             let text = format!(
                 "packed {dtype} weights (stored in groups of rows) are supported on device cpu only; use plain weights"
@@ -79,13 +79,13 @@ impl PackedWeight {
             let text = format!("weight has shape {}, expected [N, K]", format_shape(plain.shape()));
             return Err(shape_error("copy_in_groups", text));
         };
-        let packed = Self::in_groups(cx.device(), [n, k], plain.dtype())?;
+        let packed = Self::new_in_groups(cx.device(), [n, k], plain.dtype())?;
         arrange(&packed.elements, [n, k], plain.addr())?;
         Ok(packed)
     }
 
     /// Whether products on this device read f32 or bf16 weights in groups of rows faster than plain ones.
-    pub fn suits(device: &Device) -> bool {
+    pub fn is_faster_on(device: &Device) -> bool {
         device.kernels() == Kernels::Cpu && cpu::prefers_grouped_weights()
     }
 
@@ -93,8 +93,8 @@ impl PackedWeight {
     /// different rows.
     ///
     /// # Errors
-    /// The weight is not int8. The rows do not begin at a multiple of [`PackedWeight::ROWS`], end neither at such a
-    /// multiple nor at the weight's last row, or exceed the weight.
+    /// The weight is not int8. The rows do not begin at a multiple of [`PackedWeight::ROW_GRANULARITY`], end neither
+    /// at such a multiple nor at the weight's last row, or exceed the weight.
     pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
         let count = scales.len();
         self.check_rows(DType::I8, first, count, rows.len())?;
@@ -127,8 +127,12 @@ impl PackedWeight {
     fn check_rows(&self, dtype: DType, first: usize, count: usize, elements: usize) -> Result<()> {
         let [n, k] = self.shape;
         let end = first.saturating_add(count);
-        let ends = end == n || (end < n && end.is_multiple_of(Self::ROWS));
-        if dtype == self.elements.dtype() && elements == count * k && first.is_multiple_of(Self::ROWS) && ends {
+        let ends = end == n || (end < n && end.is_multiple_of(Self::ROW_GRANULARITY));
+        if dtype == self.elements.dtype()
+            && elements == count * k
+            && first.is_multiple_of(Self::ROW_GRANULARITY)
+            && ends
+        {
             return Ok(());
         }
         let text = format!(
@@ -210,10 +214,10 @@ pub fn packed_qkv(
     const OP: &str = "packed_qkv";
     if cx.device().kernels() == Kernels::Cpu {
         let x = InputNorm::apply(norm, cx, x)?;
-        return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
+        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
-    let products = results_of(layers, |(w, b)| {
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
+    let products = map_three_layers(layers, |(w, b)| {
         check(cx, OP, &x, w)?;
         check_bias(OP, &x, b, &w.shape[..1])?;
         Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..params(OP, &x, w, Addr::NULL)? })
@@ -274,7 +278,7 @@ pub fn packed_swiglu(
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let y = cx.empty(&check(cx, OP, &x, gate)?, x.dtype())?;
     let second = Params { w2: up.elements.addr(), scale2: up.scales(), ..params(OP, &x, gate, y.addr())? };
     let params = Params { norm, eps, ..second };

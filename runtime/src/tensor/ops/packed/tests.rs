@@ -19,9 +19,9 @@ fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
 
 fn weight(device: &Device, shape: [usize; 2], seed: u32) -> PackedWeight {
     let (elements, scales) = quantised(shape, seed);
-    let w = PackedWeight::int8(device, shape).unwrap();
+    let w = PackedWeight::new_int8(device, shape).unwrap();
     // Two calls, in the wrong order.
-    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_int8_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
     w.write_int8_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
     w
@@ -150,9 +150,9 @@ proptest! {
 fn weight_in_groups<T: Element>(device: &Device, shape: [usize; 2], seed: u32) -> (Tensor, PackedWeight) {
     let plain = tensor(device, &shape, T::DTYPE, seed);
     let rows: Vec<T> = plain.to_f32().unwrap().into_iter().map(T::from_f32).collect();
-    let w = PackedWeight::in_groups(device, shape, T::DTYPE).unwrap();
+    let w = PackedWeight::new_in_groups(device, shape, T::DTYPE).unwrap();
     // Two calls, in the wrong order.
-    let first = shape[0] / 2 / PackedWeight::ROWS * PackedWeight::ROWS;
+    let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
     w.write_rows(0, &rows[..first * shape[1]], first).unwrap();
     (plain, w)
@@ -210,15 +210,15 @@ proptest! {
 fn groups_are_for_the_cpu_and_are_written_whole() {
     let gpu = Device::dry(Kernels::Cuda);
     for dtype in [DType::F32, DType::BF16] {
-        let e = PackedWeight::in_groups(&gpu, [4, 4], dtype).unwrap_err().to_string();
+        let e = PackedWeight::new_in_groups(&gpu, [4, 4], dtype).unwrap_err().to_string();
         assert!(e.contains("on device cpu only"), "{e}");
-        assert!(!PackedWeight::suits(&gpu));
+        assert!(!PackedWeight::is_faster_on(&gpu));
     }
     let device = Device::cpu(1);
     let vector = Tensor::empty(&device, &[4], DType::F32, MemoryCategory::Weights).unwrap();
     let e = PackedWeight::copy_in_groups(&Cx::inference(&device, DType::F32), &vector).unwrap_err().to_string();
     assert!(e.contains("copy_in_groups: weight has shape [4], expected [N, K]"), "{e}");
-    let w = PackedWeight::in_groups(&device, [70, 3], DType::BF16).unwrap();
+    let w = PackedWeight::new_in_groups(&device, [70, 3], DType::BF16).unwrap();
     assert_eq!((w.shape(), w.is_int8()), ([70, 3], false));
     assert_eq!(w.tensors().map(|t| t.bytes()).collect::<Vec<_>>(), [96 * 4 * 2]);
     for (first, elements, count, right) in
@@ -235,7 +235,7 @@ fn groups_are_for_the_cpu_and_are_written_whole() {
 fn takes_one_byte_for_each_element() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cpu), Device::dry(Kernels::Cuda)] {
         let before = device.memory().current;
-        let w = PackedWeight::int8(&device, [64, 48]).unwrap();
+        let w = PackedWeight::new_int8(&device, [64, 48]).unwrap();
         assert_eq!(w.tensors().map(|t| t.bytes()).collect::<Vec<_>>(), [64 * 48, 4 * 64]);
         assert!(device.memory().current - before >= 64 * 48 + 4 * 64);
     }
@@ -268,7 +268,7 @@ fn rejects_operands_that_do_not_match() {
     for device in [Device::cpu(1), Device::dry(Kernels::Cuda)] {
         let cx = Cx::inference(&device, DType::F32);
         let of = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
-        let int8 = |shape| PackedWeight::int8(&device, shape).unwrap();
+        let int8 = |shape| PackedWeight::new_int8(&device, shape).unwrap();
         let fails = |r: Result<Tensor>, words: &str| {
             let e = r.unwrap_err().to_string();
             assert!(e.contains(words), "{words} in {e}");

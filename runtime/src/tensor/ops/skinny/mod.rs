@@ -7,7 +7,7 @@
 
 use bytemuck::Zeroable;
 use reel_device::{Addr, DType, Kernels, in_op};
-use reel_kernels::skinny::{self, Choices, Params, WeightFormat};
+use reel_kernels::skinny::{self, Params, PlanChoices, WeightFormat};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
@@ -24,9 +24,9 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
 /// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
 /// selects the maximum number of rows. With more rows, the kernel would read the weight again, and cuBLASLt multiplies
 /// instead.
-fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> usize) -> Result<bool> {
+fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
-    let most = max_rows(skinny::choices(cx.device().compute_capability()));
+    let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
     let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
@@ -49,7 +49,7 @@ impl InputNorm<'_> {
 
     /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows
     /// are normalised here by a separate launch, which gives the same bits.
-    pub(super) fn before_products(
+    pub(super) fn prepare_product_input(
         norm: Option<Self>,
         cx: &Cx,
         op: &'static str,
@@ -59,7 +59,7 @@ impl InputNorm<'_> {
         let (rows, cols) = rows_cols(op, "x", x)?;
         want_shape(op, "norm", weight, &[cols], "the last dimension of x")?;
         want_dtype(op, "norm", weight, x.dtype())?;
-        let choices = skinny::choices(cx.device().compute_capability());
+        let choices = skinny::plan_choices(cx.device().compute_capability());
         if rows > choices.norm_max_rows {
             return Ok((rms_norm(cx, x, weight, eps)?, Addr::NULL, 0.0));
         }
@@ -132,10 +132,10 @@ pub fn skinny_qkv(
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
         let x = InputNorm::apply(norm, cx, x)?;
-        return to.rotate_and_cache_rows(cx, results_of(layers, |(w, b)| linear(cx, &x, w, b))?);
+        return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
-    let products = results_of(layers, |(w, b)| {
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
+    let products = map_three_layers(layers, |(w, b)| {
         check_bias(OP, &x, b, &w.shape()[..1])?;
         Ok(Params { bias: b.map_or(Addr::NULL, Tensor::addr), norm, eps, ..product(&x, w)? })
     })?;
@@ -153,7 +153,7 @@ pub(super) fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, ro
 }
 
 /// Returns the results of `f` for the three layers, or its first error.
-pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
+pub(super) fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
 }
@@ -199,7 +199,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
         let x = InputNorm::apply(norm, cx, x)?;
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
-    let (x, norm, eps) = InputNorm::before_products(norm, cx, OP, x)?;
+    let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
     let (params, y) = with_result(cx, product(&x, gate)?, x.dtype())?;
     cx.launch(&skinny::swiglu(x.dtype(), WeightFormat::Bf16, &Params { w2: up.addr(), norm, eps, ..params }))?;
     Ok(y)

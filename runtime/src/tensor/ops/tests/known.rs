@@ -1,9 +1,9 @@
-//! Tests of the ops `*_of_known_output`: they do not compute the output, and have the gradients of the ops that do.
+//! Tests of the ops `*_with_known_output`: they do not compute the output, and have the gradients of the ops that do.
 
 use super::*;
 use crate::ops::{
-    Lora, attention_of_known_output, linear, linear_with_known_output, lora_linear, lora_linear_of_known_output,
-    swiglu_linear, swiglu_linear_of_known_output, write_rows,
+    Lora, attention_with_known_output, linear, linear_with_known_output, lora_linear, lora_linear_with_known_output,
+    swiglu_linear, swiglu_linear_with_known_output, write_rows,
 };
 
 /// Rows and columns of the inputs.
@@ -50,12 +50,12 @@ fn products_of_known_outputs_have_the_same_gradients() {
     let with_adapter: WithKnown = |cx, p, known| {
         let lora = Lora { down: p[3].clone(), up: p[4].clone(), scale: 0.5 };
         match known {
-            Some(y) => lora_linear_of_known_output(cx, &p[0], &p[1], Some(&p[2]), &lora, y),
+            Some(y) => lora_linear_with_known_output(cx, &p[0], &p[1], Some(&p[2]), &lora, y),
             None => lora_linear(cx, &p[0], &p[1], Some(&p[2]), &lora),
         }
     };
     let after_swiglu: WithKnown = |cx, p, known| match known {
-        Some(y) => swiglu_linear_of_known_output(cx, &p[0], &p[1], Some(&p[2]), y),
+        Some(y) => swiglu_linear_with_known_output(cx, &p[0], &p[1], Some(&p[2]), y),
         None => swiglu_linear(cx, &p[0], &p[1], Some(&p[2])),
     };
     let weights = [[N, K], [1, N]];
@@ -90,7 +90,7 @@ fn known_outputs_of_another_shape_or_dtype_are_refused() {
     assert!(linear(of(&[M, N], DType::BF16)).contains("known output has dtype bf16, expected f32"));
     let (q, k) = (of(&[5, 4, 8], f32), of(&[5, 2, 8], f32));
     let seqs = CuSeqlens::from_lengths(&device, &[5]).unwrap();
-    let known = |o, lse| message(attention_of_known_output(&cx, [&q, &k, &k], &seqs, (o, lse)));
+    let known = |o, lse| message(attention_with_known_output(&cx, [&q, &k, &k], &seqs, (o, lse)));
     assert!(known(of(&[5, 4, 4], f32), of(&[5, 4], f32)).contains("known output has shape"));
     assert!(known(of(&[5, 4, 8], f32), of(&[5, 2], f32)).contains("known lse has shape [5, 2], expected [5, 4]"));
     assert!(known(of(&[5, 4, 8], f32), of(&[5, 4], DType::BF16)).contains("known lse has dtype bf16"));

@@ -217,7 +217,7 @@ fn cases() -> Vec<Case> {
             let parts = split_and_rotate(cx, &x[0], [3, 1], &small_rotary_table(cx)?)?;
             attention(cx, &parts[0], &parts[1], &parts[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, true)
         }),
-        // A product saves the recipe of its input, the output of swiglu, instead of the memory.
+        // A product saves how to compute its input again, the output of swiglu, instead of the memory.
         case("swiglu", &[&[5, 4], &[5, 4], &[3, 4]], |cx, x| linear(cx, &swiglu(cx, &x[0], &x[1])?, &x[2], None)),
         case("rms_norm", &[&[4, 10], &[10], &[3, 10], &[2, 10], &[3, 2]], |cx, x| {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
