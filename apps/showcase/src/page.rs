@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
     use crate::evaluation::ClipAnswer;
-    use reel_curate::{Reason, Summary};
+    use reel_curate::{RejectionReason, Summary};
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
@@ -305,7 +305,7 @@ mod tests {
             failed: 0,
             cost: 0.0,
             stages: Vec::new(),
-            reasons: [(Reason::Accuracy, 2)].into(),
+            reasons: [(RejectionReason::Accuracy, 2)].into(),
             sources: [].into(),
             problem_types: [].into(),
         };
