@@ -54,7 +54,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
         let mut table = Table::new(&[name, "rows", "kept", "kept share"]);
         for (value, (all, kept)) in counts {
             let share = format!("{:.1} %", 100.0 * *kept as f64 / (*all).max(1) as f64);
-            table.row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
+            table.add_row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
         }
         page.add_table(&table);
     }
@@ -107,7 +107,7 @@ fn add_stages(page: &mut Page, summary: &Summary) {
     ];
     let mut table = Table::new(&columns).with_text_columns(3);
     for stage in &summary.stages {
-        table.row(vec![
+        table.add_row(vec![
             stage.stage.name().into(),
             escape_html(&stage.models.join(", ")),
             escape_html(&stage.prompts.join(", ")),

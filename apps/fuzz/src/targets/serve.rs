@@ -10,7 +10,7 @@ use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
 use reel_model::init::init;
-use reel_serve::{ConnectionLimits, Limits, ServeOptions, ServedModel};
+use reel_serve::{ConnectionLimits, ServerLimits, ServeOptions, ServedModel};
 use serde_json::{Value, json};
 
 use super::model::TINY_MODEL;
@@ -143,7 +143,7 @@ fn start_server() -> Result<SocketAddr> {
     let folder = scratch_folder()?.join("tiny");
     init(&TINY_MODEL, &folder)?;
     let (model, weights) = ServedModel::open_on_cpu(&folder)?;
-    let limits = Limits {
+    let limits = ServerLimits {
         batch: 4,
         requests: 64,
         body_bytes: 2 << 20,
