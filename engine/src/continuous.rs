@@ -55,13 +55,13 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     /// Starts a thread that makes the operating system provide the physical memory of all KV blocks, if that much
     /// memory is free. Then the memory of the process does not grow as more blocks are used, and steps do not wait for
     /// page faults.
-    pub fn populate_kv_blocks(&self) {
+    pub fn prefault_kv_blocks(&self) {
         let cache = self.run.kv_cache().clone();
         let bytes = cache.tensors().map(|tensor| tensor.bytes() as u64).sum::<u64>();
         let free = cache.tensors().next().and_then(|tensor| tensor.device().free_bytes());
         if free.is_some_and(|free| bytes <= free) {
             // If the thread cannot be started, each block gets its memory at its first use.
-            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate());
+            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.prefault_pages());
         }
     }
 

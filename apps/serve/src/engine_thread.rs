@@ -220,7 +220,7 @@ fn run(
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     // `start` waits for it.
     let _ = channels.ready.send(());
-    batch.populate_kv_blocks();
+    batch.prefault_kv_blocks();
     let mut requests = ServedRequests::new(model, text, batch);
     loop {
         let mut first = None;

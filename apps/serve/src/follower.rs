@@ -32,7 +32,7 @@ pub fn follow(
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
-    batch.populate_kv_blocks();
+    batch.prefault_kv_blocks();
     let mut requests = ServedRequests::new(&model, &text, batch);
     let mut grammars = None;
     loop {
