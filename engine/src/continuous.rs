@@ -15,7 +15,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::context::EngineContext;
 use crate::error::Result;
 use crate::request::{GenerationRequest, StepOutput, TokenEvent};
-use crate::run::Run;
+use crate::run::EngineLoop;
 use crate::running_batch::BatchCapacity;
 use crate::scheduler::RunOptions;
 use crate::stats::EngineStats;
@@ -27,7 +27,7 @@ use crate::stats::EngineStats;
 /// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all
 /// slots, because on a GPU the bits of a matrix product depend on its number of rows.
 pub struct ContinuousBatch<'e, 'a, 'r> {
-    run: Run<'e, 'a, 'r>,
+    run: EngineLoop<'e, 'a, 'r>,
 }
 
 impl std::fmt::Debug for ContinuousBatch<'_, '_, '_> {
@@ -49,7 +49,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
             prefix_cache: true,
             prefill_tokens_per_step: context.chunk_tokens,
         };
-        Ok(ContinuousBatch { run: Run::new(context, context.batch_for(capacity, None)?, options) })
+        Ok(ContinuousBatch { run: EngineLoop::new(context, context.batch_for(capacity, None)?, options) })
     }
 
     /// Starts a thread that makes the operating system provide the physical memory of all KV blocks, if that much
@@ -72,7 +72,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
 
     /// Whether a completion that is added now would find a free decode slot.
     pub fn has_free_slot(&self) -> bool {
-        self.run.scheduler().unfinished() < self.run.scheduler().slot_count()
+        self.run.scheduler().unfinished_sequences() < self.run.scheduler().slot_count()
     }
 
     /// The state of the batch and its counters, for metrics.

@@ -14,7 +14,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use reel_engine::{
-    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLong,
+    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLongReason,
     new_tokens_within_positions,
 };
 use reel_input::ModelInput;
@@ -193,11 +193,11 @@ fn new_tokens(
     let (field, number) = asked.unzip();
     new_tokens_within_positions(positions, prompt_tokens, number, default_tokens).map_err(|e| {
         let message = match e {
-            TooLong::Prompt => format!(
+            TooLongReason::Prompt => format!(
                 "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
                  shorten the prompt, or take fewer frames or pixels"
             ),
-            TooLong::NewTokens { left } => format!(
+            TooLongReason::NewTokens { left } => format!(
                 "the prompt has {prompt_tokens} tokens, and {} more are asked for, but the model has {positions} \
                  positions; shorten the prompt, or lower {} to {left}",
                 number.unwrap_or_default(),
