@@ -75,8 +75,8 @@ impl BlockAllocator {
         self.free.len() + self.cached.len()
     }
 
-    /// Of the blocks that [`Self::find_and_reference`] would return for this chain of hashes: the number of cached (unused) blocks,
-    /// and the number of all blocks.
+    /// Of the blocks that [`Self::find_and_reference`] would return for this chain of hashes: the number of cached
+    /// (unused) blocks, and the number of all blocks.
     pub(crate) fn matching_block_counts(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);

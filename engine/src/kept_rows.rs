@@ -49,7 +49,10 @@ mod tests {
     #[test]
     fn the_example_of_the_module() {
         let rows = StoredRequestRows::new(10, 3, 3);
-        assert_eq!((rows.prompt_rows(), rows.completion_rows(0, 3), rows.completion_rows(1, 1)), (10..12, 12..15, 15..16));
+        assert_eq!(
+            (rows.prompt_rows(), rows.completion_rows(0, 3), rows.completion_rows(1, 1)),
+            (10..12, 12..15, 15..16)
+        );
         assert_eq!(rows.end_row(2), 18);
     }
 }

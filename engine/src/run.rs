@@ -23,11 +23,11 @@ use crate::adapters::{AdapterId, Adapters};
 use crate::chunk_row_pairs::ChunkRowPairs;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
-use crate::prefill::{NeededRows, select_needed_rows, sample_first_tokens};
+use crate::prefill::{NeededRows, sample_first_tokens, select_needed_rows};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::scheduler::{ChunkPlan, SequenceRank, RunOptions, Scheduler, SlotMove};
+use crate::scheduler::{ChunkPlan, RunOptions, Scheduler, SequenceRank, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.

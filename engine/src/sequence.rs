@@ -247,7 +247,8 @@ impl<'r> SequenceState<'r> {
     /// The features that this sequence's sampling needs beyond temperature, top-p, top-k and min-p.
     pub(crate) fn sampling_features(&self) -> SamplingFeatures {
         let request = &self.request;
-        let banned = if self.generated_token_count() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
+        let banned =
+            if self.generated_token_count() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
         SamplingFeatures {
             history: self.sampling.has_penalty(),
             biased_tokens: banned + request.logit_bias.len(),

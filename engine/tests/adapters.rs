@@ -15,7 +15,9 @@ use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use support::{TestAdapter, run_until_idle, image_prompt, model, random_model, simulated_device, unrelated_requests, with_adapter};
+use support::{
+    TestAdapter, image_prompt, model, random_model, run_until_idle, simulated_device, unrelated_requests, with_adapter,
+};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
@@ -78,7 +80,11 @@ fn requests_with_different_adapters_have_the_bits_of_each_alone() {
                 for (i, request) in unrelated_requests().into_iter().enumerate() {
                     batch.add(i, GenerationRequest { adapter: ids[i % 4], ..request }).unwrap();
                 }
-                assert_eq!(run_until_idle(&mut batch), want, "{dtype}: chunks of {chunk}, {blocks} blocks, round {round}");
+                assert_eq!(
+                    run_until_idle(&mut batch),
+                    want,
+                    "{dtype}: chunks of {chunk}, {blocks} blocks, round {round}"
+                );
             }
             assert_eq!(batch.stats().preemptions > 0, blocks < 14, "{:?}", batch.stats());
         }

@@ -14,7 +14,9 @@ use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use support::{PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated_device, with_adapter};
+use support::{
+    PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated_device, with_adapter,
+};
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second
 /// completion.

@@ -56,8 +56,10 @@ fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -
     let filled = products.tensors().enumerate().map(|(i, output)| {
         let (values, columns) = (output.to_f32().unwrap(), output.shape()[1]);
         let bits = |rows: Range<usize>| values[rows.start * columns..rows.end * columns].iter().map(|x| x.to_bits());
-        let of_prompts = kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(StoredRequestRows::prompt_rows);
-        let of_completions = completions.iter().filter_map(|c| Some(kept[c.request]?.completion_rows(c.index, c.ids.len())));
+        let of_prompts =
+            kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(StoredRequestRows::prompt_rows);
+        let of_completions =
+            completions.iter().filter_map(|c| Some(kept[c.request]?.completion_rows(c.index, c.ids.len())));
         of_prompts.chain(of_completions).flat_map(bits).collect()
     });
     (completions.clone(), filled.collect())

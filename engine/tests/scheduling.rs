@@ -439,7 +439,11 @@ fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
                 stop_conditions: vec![StopCondition::none(), StopCondition::none()],
                 ..GenerationRequest::new(text_prompt(whole.clone()))
             };
-            unrelated_requests().into_iter().take(strangers_beside).enumerate().for_each(|(i, r)| batch.add(i + 1, r).unwrap());
+            unrelated_requests()
+                .into_iter()
+                .take(strangers_beside)
+                .enumerate()
+                .for_each(|(i, r)| batch.add(i + 1, r).unwrap());
             batch.add(0, request).unwrap();
             let completions = run_until_idle(&mut batch);
             assert_eq!(completions[0].prompt_log_probs, completions[1].prompt_log_probs);

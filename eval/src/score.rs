@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootstrap::{ScoredRow, ScoreTotal, bootstrap_intervals, sum_of_totals};
+use crate::bootstrap::{ScoreTotal, ScoredRow, bootstrap_intervals, sum_of_totals};
 use crate::interval::{WeightedMean, weighted_sum_interval, wilson_interval};
 use crate::task::{Headline, Task};
 use crate::{EvalError, Extraction, Prediction, Result};
@@ -108,7 +108,8 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     };
     let categories = groups.names.iter().enumerate().map(|(i, name)| {
         let (n, score) = (groups.category_total(&totals, i).count as usize, mean_of(FIRST_CATEGORY_INDEX + i));
-        let (ci95, regressions) = (interval(FIRST_CATEGORY_INDEX + i, wilson_interval(score, n)), groups.regressions(&totals, i));
+        let (ci95, regressions) =
+            (interval(FIRST_CATEGORY_INDEX + i, wilson_interval(score, n)), groups.regressions(&totals, i));
         (name.to_string(), CategoryScore { n, score, ci95, regressions })
     });
     let (overall, task_mean) = (mean(&scores), means[TASK_MEAN]);

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use reel_device::Device;
 use reel_diagnostic::input;
 use reel_loadgen::{
-    RequestAmount, Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, ServerUrl,
+    Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, RequestAmount, ServerUrl,
 };
 use reel_measure::rounds::hardware_json;
 use serde_json::{Map, Value, json};

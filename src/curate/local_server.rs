@@ -11,7 +11,7 @@ use anyhow::Result;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::quantization::Quantization;
-use reel_serve::{ConnectionLimits, ServerLimits, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
+use reel_serve::{ConnectionLimits, ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits, folder_name};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;

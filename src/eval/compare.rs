@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_eval::{Comparison, ScoreDifference, Extraction, Task, compare_runs};
+use reel_eval::{Comparison, Extraction, ScoreDifference, Task, compare_runs};
 use serde_json::Value;
 
 use super::results::{predictions_file, read_predictions, read_settings, tasks_of_output_folder, write_json};

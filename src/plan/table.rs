@@ -7,7 +7,7 @@ use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
-use reel_measure::pricing::{PredictionBasis, PredictedTime, record_of_gpu};
+use reel_measure::pricing::{PredictedTime, PredictionBasis, record_of_gpu};
 use reel_runs::plan::{BackwardPass, DividedWeights, PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
 
@@ -160,7 +160,8 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
         "flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes,
         "source": machine.source, "records": record.map(|r| &r.records),
         "model": record.map(|r| json!({
-            "streaming_share": r.streaming_share(&machine.ceilings), "memory_latency": kernel_model::MEMORY_LATENCY_SECONDS,
+            "streaming_share": r.streaming_share(&machine.ceilings),
+            "memory_latency": kernel_model::MEMORY_LATENCY_SECONDS,
             "launch_gap": kernel_model::LAUNCH_GAP_SECONDS, "l2_bytes_per_second": kernel_model::L2_BYTES_PER_SECOND,
             "mma_share": kernel_model::MMA_SHARE_OF_CEILING,
         })),
@@ -360,7 +361,8 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
         (100.0 * some / all).abs()
     };
     let by_record = |p: &PredictedTime, changed: bool| {
-        p.basis == PredictionBasis::Record && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
+        p.basis == PredictionBasis::Record
+            && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
     };
     format!(
         "times: {:.0} % of the time is that of measured kernels whose code is unchanged (benches/results/{}/{}), {:.0} % \

@@ -232,7 +232,8 @@ impl Curation {
     pub fn pending(&self, stage: StageName, all: bool) -> Vec<StageTask> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
-        let is_ready = |question: &Question| all || before.is_none_or(|before| self.accepted_answer(before, question).is_some());
+        let is_ready =
+            |question: &Question| all || before.is_none_or(|before| self.accepted_answer(before, question).is_some());
         self.questions()
             .filter(|(_, question)| is_ready(question) && self.accepted_answer(stage, question).is_none())
             .filter(|(_, question)| seen.insert(Self::key_of(stage, question).to_string()))

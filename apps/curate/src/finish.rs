@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::answers::ReasoningChain;
 use crate::complete_file::{write_json, write_text};
 use crate::curation::Curation;
-use crate::filters::{CandidateChain, Filters, ChainMeasurements, RejectionReason};
+use crate::filters::{CandidateChain, ChainMeasurements, Filters, RejectionReason};
 use crate::frames::read_frames;
 use crate::recipe::StageName;
 use crate::record::RecordStatus;
@@ -249,7 +249,13 @@ impl Curation {
     }
 
     /// A row of the data set.
-    fn dataset_row(&self, row: &CurationRow, question: &Question, chain: &ReasoningChain, id: Value) -> Map<String, Value> {
+    fn dataset_row(
+        &self,
+        row: &CurationRow,
+        question: &Question,
+        chain: &ReasoningChain,
+        id: Value,
+    ) -> Map<String, Value> {
         let problem = &question.problem;
         let media = match problem.data_type {
             ProblemMedia::Image => "image",

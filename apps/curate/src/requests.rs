@@ -6,7 +6,7 @@ use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_rewards::{ProblemType, Recipe};
 use serde_json::{Value, json};
 
-use crate::answers::{ReasoningChain, MediaDescription};
+use crate::answers::{MediaDescription, ReasoningChain};
 use crate::frames::{FrameSettings, read_frames};
 use crate::prompts::{ResponseFormat, StagePrompt, fill};
 use crate::recipe::StageName;
@@ -68,8 +68,8 @@ impl RequestMaker<'_> {
         match (self.stage, before) {
             (StageName::Reason, Some(description)) => values.push(("description", description)),
             (StageName::Revise, Some(text)) => {
-                chain =
-                    ReasoningChain::parse(text).map_err(|what| format!("the chain in the table {what}; run --redo reason"))?;
+                chain = ReasoningChain::parse(text)
+                    .map_err(|what| format!("the chain in the table {what}; run --redo reason"))?;
                 values.extend([("chain", &*chain.thought), ("answer", &*chain.answer)]);
             }
             (StageName::Answer, _) => {

@@ -10,7 +10,7 @@ use reel_diagnostic::Diagnostic;
 
 use crate::model::ChatModel;
 use crate::recipe::StageName;
-use crate::record::{RECORD_FORMAT, StageRecord, RecordStatus, unix_time};
+use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord, unix_time};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 

@@ -17,7 +17,7 @@ use reel_data::Table;
 use reel_diagnostic::input;
 use reel_files::AtomicFile;
 
-use crate::record::{RECORD_FORMAT, StageRecord, RecordStatus};
+use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord};
 use crate::{CurateError, Result};
 
 /// Maximum time for which appended lines are only in the page cache of the operating system. A power failure would lose

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::targets::Target;
-use crate::worker::{self, FAILURES_FILE, CampaignLimit, CampaignPlan, WorkerStatus};
+use crate::worker::{self, CampaignLimit, CampaignPlan, FAILURES_FILE, WorkerStatus};
 
 /// Time after which a worker process is killed if its current input does not end. This time is far above the limit of
 /// an input's processor time, so that a busy machine does not cause false failures.

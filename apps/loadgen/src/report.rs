@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::Answer;
 use crate::error::{Failure, FailureKind};
 use crate::media::MediaKind;
-use crate::settings::{RequestAmount, LoadSettings};
+use crate::settings::{LoadSettings, RequestAmount};
 use crate::statistics::Distribution;
 
 /// What a run has measured. A failed request adds only to the number of failures.

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::error::{Failure, LoadError};
 use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
-use crate::settings::{RequestAmount, LoadSettings};
+use crate::settings::{LoadSettings, RequestAmount};
 
 /// Number of the first warm-up request. Measured requests have smaller numbers, so no warm-up prompt is measured again.
 const FIRST_WARMUP: u64 = 1 << 62;

@@ -46,7 +46,7 @@ use serde::Deserialize;
 
 use crate::catalogue::example_calls_with_folders;
 use crate::ceilings::{self, Ceilings};
-use crate::kernel_model::{ModelledTime, ModelledGpu};
+use crate::kernel_model::{ModelledGpu, ModelledTime};
 
 /// The GPUs with a record, by their short names, with the tables made from the records and the times of prototypes.
 /// The files are links into `benches/results`: a published crate consists of its own folder.
@@ -254,7 +254,9 @@ impl GpuRecord {
         let is_counted = modelled.as_ref().is_some_and(ModelledTime::has_instruction_counts);
         let (basis, seconds) = match (&recorded, &modelled) {
             (Some(r), _) if !r.changed && r.similar.is_none() => (PredictionBasis::Record, r.seconds),
-            (Some(r), Some(m)) if is_counted && is_arithmetic && r.seconds > m.seconds => (PredictionBasis::Record, r.seconds),
+            (Some(r), Some(m)) if is_counted && is_arithmetic && r.seconds > m.seconds => {
+                (PredictionBasis::Record, r.seconds)
+            }
             (_, Some(m)) if is_counted => (PredictionBasis::Model, m.seconds),
             (Some(r), _) => (PredictionBasis::Record, r.seconds),
             (None, Some(m)) => (PredictionBasis::Model, m.seconds),
@@ -381,7 +383,13 @@ impl RecordedKernel {
 impl PredictedTime {
     /// The price of an op on a GPU without a record.
     pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
-        PredictedTime { seconds: floor_seconds, basis: PredictionBasis::Ceiling, floor_seconds, recorded: None, modelled: None }
+        PredictedTime {
+            seconds: floor_seconds,
+            basis: PredictionBasis::Ceiling,
+            floor_seconds,
+            recorded: None,
+            modelled: None,
+        }
     }
 
     /// Share of the ceilings that the prediction assumes.
@@ -419,7 +427,11 @@ impl PredictedTime {
     pub fn basis_text(&self) -> String {
         let record = self.recorded.as_ref().map_or("no record".to_string(), |r| format!("record {r}"));
         let limit = |m: &ModelledTime| {
-            format!("model ({}{})", m.limit().name(), if m.has_instruction_counts() { "" } else { ", code not counted" })
+            format!(
+                "model ({}{})",
+                m.limit().name(),
+                if m.has_instruction_counts() { "" } else { ", code not counted" }
+            )
         };
         match (self.basis, &self.modelled) {
             (PredictionBasis::Model, Some(m)) => format!("{}; {record}", limit(m)),

@@ -311,7 +311,9 @@ impl Log {
         let counter = |m: &MemorySample| {
             let bytes: Map<String, Value> =
                 series.iter().map(|&i| (MEMORY_CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
-            json!({"name": "memory", "ph": "C", "pid": pid(), "tid": FIRST_HOST_TRACK, "ts": self.at(m.at), "args": bytes})
+            json!({
+                "name": "memory", "ph": "C", "pid": pid(), "tid": FIRST_HOST_TRACK, "ts": self.at(m.at), "args": bytes,
+            })
         };
         memory.iter().map(counter).collect()
     }

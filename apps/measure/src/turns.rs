@@ -61,7 +61,8 @@ impl ProgramTurns {
                 "too_few_turns": d.too_few, "a": one.seconds[0], "b": one.seconds[1],
             })
         };
-        json!({"turns": self.turns, "level": TURN_SIGNIFICANCE_LEVEL, "verdicts": self.compared().map(verdict).collect::<Vec<_>>()})
+        let verdicts: Vec<Value> = self.compared().map(verdict).collect();
+        json!({"turns": self.turns, "level": TURN_SIGNIFICANCE_LEVEL, "verdicts": verdicts})
     }
 
     /// The comparison as text: a line for each measured time.

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::file::PredictionFile;
 use crate::line::{RowResult, error_line, prediction_line};
-use crate::output::{RowSubset, PredictionOutput};
+use crate::output::{PredictionOutput, RowSubset};
 use crate::prompts::RowPrompts;
 
 /// How long the loop waits for the media of a row before it checks again whether the run was interrupted.

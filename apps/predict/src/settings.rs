@@ -60,7 +60,11 @@ impl PredictionSettings {
         device: &reel_device::Device,
         batch_size: usize,
     ) -> Result<Self> {
-        let input = |path: &Path, fingerprint, files| FingerprintedInput { path: path.display().to_string(), fingerprint, files };
+        let input = |path: &Path, fingerprint, files| FingerprintedInput {
+            path: path.display().to_string(),
+            fingerprint,
+            files,
+        };
         let folder = |path: &Path| {
             let files = ModelFiles::read(path)?;
             Ok::<_, TrainError>(input(path, files.fingerprint(), files))
@@ -184,7 +188,8 @@ impl PredictionSettings {
             Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
         };
         let fingerprint = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.fingerprint.clone());
-        let files = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
+        let files =
+            |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
         if self.model.fingerprint != earlier.model.fingerprint {
             let which = self.model.files.differences_from(&earlier.model.files);
             return refuse("model", of("is not the model of") + &which);

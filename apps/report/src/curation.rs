@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use reel_curate::{FinishedRow, RowOutcome, RejectionReason, StageName, Summary};
+use reel_curate::{FinishedRow, RejectionReason, RowOutcome, StageName, Summary};
 use reel_samples::inspect::Distribution;
 
 use crate::escape::escape_html;
@@ -75,8 +75,9 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
 
 /// The steps of the curation, each with the number of rows that are left after it.
 fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
-    let is_usable =
-        |row: &&FinishedRow| !matches!(row.outcome, RowOutcome::Rejected(RejectionReason::UnusableRow | RejectionReason::DuplicateRow, _));
+    let is_usable = |row: &&FinishedRow| {
+        !matches!(row.outcome, RowOutcome::Rejected(RejectionReason::UnusableRow | RejectionReason::DuplicateRow, _))
+    };
     let stages: Vec<StageName> = summary.stages.iter().map(|stage| stage.stage).collect();
     let usable: Vec<&FinishedRow> = rows.iter().filter(is_usable).collect();
     let mut bars = vec![("list".to_string(), rows.len()), ("usable, different".to_string(), usable.len())];
@@ -220,7 +221,7 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use reel_curate::{ReasoningChain, ChainMeasurements, StageSummary};
+    use reel_curate::{ChainMeasurements, ReasoningChain, StageSummary};
 
     use super::*;
 

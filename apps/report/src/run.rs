@@ -72,7 +72,8 @@ impl Run {
 
     /// One line about the run: steps, device, change of loss and reward, peak memory, version.
     pub fn headline(&self) -> String {
-        let reward = self.first_and_last_text(3, |m| m.grpo.reward).map_or(String::new(), |change| format!(", reward {change}"));
+        let reward =
+            self.first_and_last_text(3, |m| m.grpo.reward).map_or(String::new(), |change| format!(", reward {change}"));
         format!(
             "{} steps on {} in {}: loss {}{reward}, peak memory {:.1} GB. reel {}.",
             self.progress(),

@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 
 use crate::device_turns::DeviceBorrower;
 use crate::metrics::EngineGauges;
-use crate::settings::{ServerLimits, ServeError, ServedModel};
+use crate::settings::{ServeError, ServedModel, ServerLimits};
 use crate::step_message::StepWriter;
 
 /// What the engine tells the handler of a request.
@@ -344,13 +344,14 @@ impl<'e> ServedRequests<'e> {
         let ServedModel { device, dtype, .. } = self.model;
         let with_adapter =
             |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
-        let adapted = match self.agree_on_load("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
-            Ok(adapted) => adapted,
-            Err(e) => {
-                let _ = done.send(Err(e));
-                return Ok(());
-            }
-        };
+        let adapted =
+            match self.agree_on_load("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
+                Ok(adapted) => adapted,
+                Err(e) => {
+                    let _ = done.send(Err(e));
+                    return Ok(());
+                }
+            };
         let running = &self.running;
         let loaded = match self.batch.load_adapter(adapted, &mut |token| send_event(running, token)) {
             Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
@@ -386,7 +387,11 @@ impl<'e> ServedRequests<'e> {
     }
 
     /// Returns `loaded` if it has succeeded on all processes that serve the model.
-    fn agree_on_load<T>(&self, name: &str, loaded: Result<T, EngineError>) -> Result<Result<T, EngineError>, EngineError> {
+    fn agree_on_load<T>(
+        &self,
+        name: &str,
+        loaded: Result<T, EngineError>,
+    ) -> Result<Result<T, EngineError>, EngineError> {
         match &self.model.divided {
             Some(divided) => divided.agree_on_load(name, loaded),
             None => Ok(loaded),

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::divided_model::DividedModel;
 use crate::engine_thread::{EngineCommand, GenerationJob, NewAdapter, NewWeights, ServedRequests};
 use crate::new_weights::CheckedWeightFiles;
-use crate::settings::{ServerLimits, ServedModel};
-use crate::step_message::{StepChange, NewRequest, StepMessage};
+use crate::settings::{ServedModel, ServerLimits};
+use crate::step_message::{NewRequest, StepChange, StepMessage};
 
 /// Does the steps of rank 0's engine until rank 0's server ends. `divided` are the processes that serve the model.
 ///

@@ -126,7 +126,13 @@ impl Metrics {
     }
 
     /// Records the end of a completion of `tokens` tokens, `seconds` after the request arrived.
-    pub(crate) fn record_completion(&self, outcome: CompletionOutcome, prompt_tokens: usize, tokens: usize, seconds: f64) {
+    pub(crate) fn record_completion(
+        &self,
+        outcome: CompletionOutcome,
+        prompt_tokens: usize,
+        tokens: usize,
+        seconds: f64,
+    ) {
         for (count, other) in self.outcomes.iter().zip(CompletionOutcome::ALL) {
             count.fetch_add(u64::from(other == outcome), Ordering::Relaxed);
         }

@@ -74,7 +74,8 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     });
     assert!(result.blocking_recv().is_err());
     // While the server ends, `/ready` returns 503 and new requests are refused.
-    let not_ready = error_object(&read_to_end(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
+    let not_ready =
+        error_object(&read_to_end(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
     assert_eq!(not_ready["code"], "unavailable");
     error_object(&read_to_end(ask(address, 1, false)), 503);
     assert!(end.try_recv().is_err(), "the server has ended before the client that it serves");

@@ -43,7 +43,8 @@ fn text_offsets_point_into_the_text() {
         assert_eq!((&choice["text"], &choice["logprobs"]["text_offset"]), (&json!(text), &wanted));
         body["stream"] = json!(true);
         let offsets = |chunk: &Value| chunk["choices"][0]["logprobs"]["text_offset"].as_array().cloned();
-        let streamed: Vec<Value> = server.post_and_read_chunks(COMPLETIONS, &body).iter().filter_map(offsets).flatten().collect();
+        let streamed: Vec<Value> =
+            server.post_and_read_chunks(COMPLETIONS, &body).iter().filter_map(offsets).flatten().collect();
         assert_eq!(Value::from(streamed), wanted, "{text}");
     }
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::engine_thread::EngineQueue;
 use crate::http::ConnectionLimits;
 use crate::server::serve_in_turns;
-use crate::settings::{ServerLimits, ServeError, ServeOptions, ServedModel};
+use crate::settings::{ServeError, ServeOptions, ServedModel, ServerLimits};
 
 /// How long a test waits for an event before it fails.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);

@@ -72,8 +72,10 @@ mod tests {
 
     #[test]
     fn lines_are_broken_before_options_and_words_are_quoted() {
-        let command =
-            CommandLine::new("eval").with_option("--out", "my demo").with_option("--name", "x".repeat(80)).with_switch("--quiet");
+        let command = CommandLine::new("eval")
+            .with_option("--out", "my demo")
+            .with_option("--name", "x".repeat(80))
+            .with_switch("--quiet");
         let text = command.for_shell();
         assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
         assert_eq!([shell_quoted("it's"), shell_quoted("")], ["'it'\\''s'", "''"]);

@@ -6,7 +6,8 @@ use crate::benchmarks::{ClipBenchmark, EXTRACTION};
 use crate::command_line::{CommandLine, shell_quoted};
 use crate::endpoint::STAND_IN_MODELS;
 use crate::pipeline::{
-    BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, GRPO_PAGE, QUESTION_LIST_FILE, dataset_file,
+    BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, GRPO_PAGE, QUESTION_LIST_FILE,
+    dataset_file,
 };
 
 /// Maximum MiB of frames in the page of the evaluation.
@@ -24,7 +25,8 @@ impl Demo {
         });
         // Each chain is one sentence, and clips with the same answer have the same chain. The frames are not compared
         // with chains, because the demo's SigLIP has random weights.
-        let command = command.with_option("--min-words", "4").with_option("--max-overlap", "1").with_switch("--no-similarity");
+        let command =
+            command.with_option("--min-words", "4").with_option("--max-overlap", "1").with_switch("--no-similarity");
         command.with_switch("--keep-paths").with_option("--layout", "chat").with_option("--seed", self.seed.to_string())
     }
 

@@ -79,7 +79,8 @@ impl Drop for StandInEndpoint {
 }
 
 async fn list_models() -> Json<Value> {
-    let models = STAND_IN_MODELS.map(|(_, name)| json!({"id": name, "object": "model", "created": 0, "owned_by": "reel"}));
+    let models =
+        STAND_IN_MODELS.map(|(_, name)| json!({"id": name, "object": "model", "created": 0, "owned_by": "reel"}));
     Json(json!({"object": "list", "data": models}))
 }
 

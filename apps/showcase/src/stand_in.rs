@@ -244,7 +244,8 @@ mod tests {
 
     fn reason_about(clip: &Clip) -> String {
         let description = describe_frames(&seen(clip));
-        answer_question(&format!("Notes:\n\n{description}\n\nQuestion: {}\n\nWrite", clip.task.question())).expect("a chain")
+        answer_question(&format!("Notes:\n\n{description}\n\nQuestion: {}\n\nWrite", clip.task.question()))
+            .expect("a chain")
     }
 
     #[test]

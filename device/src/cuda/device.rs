@@ -19,7 +19,7 @@ use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{ExchangeStatus, Exchanges, DeviceSpan};
+use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};

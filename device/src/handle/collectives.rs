@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{Buffer, Device};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{ExchangeStatus, Exchanges, DeviceSpan};
+use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
 
 /// A range of device memory that a rank sends or receives. It keeps the memory allocated.
 #[derive(Clone, Debug)]

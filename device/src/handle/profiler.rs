@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Device;
 use crate::error::Result;
 use crate::memory::MemorySample;
-use crate::profile::{TOTALS_BIT, LaunchEvent, OpTotals, ProfileData, TIMELINE_BIT};
+use crate::profile::{LaunchEvent, OpTotals, ProfileData, TIMELINE_BIT, TOTALS_BIT};
 use crate::ranges::{RangeGuard, RangeName, range, record_details};
 
 /// A phase of the work, such as `forward`. Later launches belong to the part before it when it is dropped.

@@ -16,7 +16,11 @@ type Found<T> = Option<(String, T)>;
 ///
 /// # Errors
 /// A value is missing, unsupported, or stated twice with two values.
-pub(super) fn rope_theta_and_mrope_section(fields: &JsonFields, root: &JsonFields, head_dim: usize) -> Result<(f64, [usize; 3])> {
+pub(super) fn rope_theta_and_mrope_section(
+    fields: &JsonFields,
+    root: &JsonFields,
+    head_dim: usize,
+) -> Result<(f64, [usize; 3])> {
     let (mut theta, mut section) = (None, None);
     for level in [fields, root] {
         for key in ["rope_parameters", "rope_scaling"] {

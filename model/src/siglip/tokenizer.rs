@@ -114,7 +114,11 @@ impl SiglipTokenizer {
     /// token gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
-            ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), TOKENIZER_HELP)
+            ModelError::tokenizer(
+                &self.location,
+                format!("cannot encode a text of {} bytes ({e})", text.len()),
+                TOKENIZER_HELP,
+            )
         };
         let mut plain = NormalizedString::from(canonical(text));
         if let Some(normalizer) = self.inner.get_normalizer() {

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::cuda::{Gpu, MULTI_STREAM_BYTES};
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MemoryCategory, MatmulImplementation, compile};
+use reel_device::{
+    Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MatmulImplementation, MemoryCategory, compile,
+};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::PRODUCT_CODE;
 use reel_runtime::Tensor;

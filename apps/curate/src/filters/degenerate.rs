@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::words::words as words_of;
-use super::{FilterSettings, RejectionReason, Rejection};
+use super::{FilterSettings, Rejection, RejectionReason};
 use crate::answers::ReasoningChain;
 
 /// A run of this many words that occurs at least [`MAX_LOOPS`] times counts as a repetition.
@@ -158,12 +158,21 @@ mod tests {
             (&"I look at the ball and then ".repeat(6), Some(RejectionReason::Repetition)),
             (&"one two three four five ".repeat(16), Some(RejectionReason::Repetition)),
             (&twice, None),
-            ("The answer is B, because the ball rolls to the right side of the room.", Some(RejectionReason::EarlyAnswer)),
+            (
+                "The answer is B, because the ball rolls to the right side of the room.",
+                Some(RejectionReason::EarlyAnswer),
+            ),
             ("B. The ball rolls to the right side of the room, past the box.", Some(RejectionReason::EarlyAnswer)),
             ("Option B: the ball rolls to the right side of the room.", Some(RejectionReason::EarlyAnswer)),
             ("I watch the ball. It rolls past the box to the right side, so the answer is B in the end.", None),
-            ("I watch the ball roll. The description says that it goes right.", Some(RejectionReason::MentionsDescription)),
-            ("I watch the ball roll. According to the text it goes to the right.", Some(RejectionReason::MentionsDescription)),
+            (
+                "I watch the ball roll. The description says that it goes right.",
+                Some(RejectionReason::MentionsDescription),
+            ),
+            (
+                "I watch the ball roll. According to the text it goes to the right.",
+                Some(RejectionReason::MentionsDescription),
+            ),
             ("I watch the ball roll. A sign with a text describes the way to the right.", None),
             ("我看到红色的球从左边滚到右边，所以它向右滚动。", Some(RejectionReason::OtherScript)),
             ("I see the ball (球) roll from the left side to the right side.", None),
@@ -180,8 +189,10 @@ mod tests {
     #[test]
     fn only_blind_chains_may_not_speak_of_descriptions() {
         let settings = FilterSettings { is_blind: false, ..super::super::tests::settings() };
-        let chain =
-            ReasoningChain { thought: "I read the caption at the bottom of the screen aloud.".into(), answer: "B".into() };
+        let chain = ReasoningChain {
+            thought: "I read the caption at the bottom of the screen aloud.".into(),
+            answer: "B".into(),
+        };
         let words = words_of(&chain.thought);
         assert_eq!(degenerate_reason(&chain, "What?", &words, &settings), None);
         let blind = FilterSettings { is_blind: true, ..settings };

@@ -342,7 +342,9 @@ pub const QUARANTINE: Target = Target {
         ];
         let journal = [json!({"scan": "f"}), json!({"row": 0, "tokens": 12}), list[1].clone()];
         let lines = |rows: &[Value]| rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-        Ok(vec![Seed::new(PartFormat::JsonLines, lines(&list)).with_part(PartFormat::JsonLines, lines(&journal) + "\n")])
+        Ok(vec![
+            Seed::new(PartFormat::JsonLines, lines(&list)).with_part(PartFormat::JsonLines, lines(&journal) + "\n"),
+        ])
     },
     open: || {
         let list = scratch_folder()?.join("list.jsonl");

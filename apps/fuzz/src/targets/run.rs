@@ -150,7 +150,9 @@ pub const BENCH_RESULT: Target = Target {
         };
         let (before, after) = (result(1.0), result(1.1));
         let pairs = before.iter().zip(&after);
-        Ok(pairs.map(|(a, b)| Seed::new(PartFormat::Json, a.to_string()).with_part(PartFormat::Json, b.to_string())).collect())
+        Ok(pairs
+            .map(|(a, b)| Seed::new(PartFormat::Json, a.to_string()).with_part(PartFormat::Json, b.to_string()))
+            .collect())
     },
     open: || {
         let folder = scratch_folder()?;

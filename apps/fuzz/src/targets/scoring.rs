@@ -173,7 +173,9 @@ fn score_text(text: &str) -> Result<(), String> {
 pub const REWARD_COMMAND: Target = Target {
     name: "reward-command",
     words: &["reward", "{\"reward\": 1}", "nan", "1e400", "null", "[1]", "-1"],
-    seeds: || Ok(vec![Seed::new(PartFormat::JsonLines, "0.5\n{\"reward\": 1.0}\n"), Seed::new(PartFormat::Text, "1\n-2e3\n")]),
+    seeds: || {
+        Ok(vec![Seed::new(PartFormat::JsonLines, "0.5\n{\"reward\": 1.0}\n"), Seed::new(PartFormat::Text, "1\n-2e3\n")])
+    },
     open: || {
         let file = scratch_folder()?.join("reply");
         let command = format!("read -r a; read -r b; cat '{}'", file.display());

@@ -10,7 +10,7 @@ use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
 use reel_model::init::init;
-use reel_serve::{ConnectionLimits, ServerLimits, ServeOptions, ServedModel};
+use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServerLimits};
 use serde_json::{Value, json};
 
 use super::model::TINY_MODEL;
@@ -123,7 +123,9 @@ pub const REQUEST: Target = Target {
             ("/v1/preview", json!({"messages": image})),
             ("/v1/models", Value::Null),
         ];
-        let seed = |(path, body): (&str, Value)| Seed::new(PartFormat::Fixed, path).with_part(PartFormat::Json, body.to_string());
+        let seed = |(path, body): (&str, Value)| {
+            Seed::new(PartFormat::Fixed, path).with_part(PartFormat::Json, body.to_string())
+        };
         Ok(seeds.into_iter().map(seed).collect())
     },
     open: || {

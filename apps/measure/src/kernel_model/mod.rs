@@ -219,8 +219,8 @@ impl ModelledGpu {
     }
 
     /// Seconds that each limit needs for a wave of `active` blocks on `multiprocessors` multiprocessors, in the order
-    /// of [`Bottleneck`]. Memory and L2: the bytes of all blocks over the bandwidth. Latency: `bytes × latency / bytes in
-    /// flight` of one block. Instructions and matrices: the work of the blocks on one multiprocessor over its rate.
+    /// of [`Bottleneck`]. Memory and L2: the bytes of all blocks over the bandwidth. Latency: `bytes × latency / bytes
+    /// in flight` of one block. Instructions and matrices: the work of the blocks on one multiprocessor over its rate.
     fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Bottleneck, f64); 5] {
         let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);
         let in_flight = block.bytes_in_flight.filter(|_| active > 0);

@@ -12,15 +12,16 @@ use super::{MIN_RELATIVE_DIFFERENCE, SpeedVerdict, TimeDifference, doubled_ranks
 /// with a verdict other than "no difference".
 pub const TURN_SIGNIFICANCE_LEVEL: f64 = 0.002;
 
-/// The smallest number of turns that allows a p-value below [`TURN_SIGNIFICANCE_LEVEL`]: with 10 turns, p can be 2 / 2^10.
+/// The smallest number of turns that allows a p-value below [`TURN_SIGNIFICANCE_LEVEL`]: with 10 turns, p can be
+/// 2 / 2^10.
 pub const MIN_TURNS: usize = 10;
 
 /// Compares the time of a process of program B with that of program A, by turn. Both slices have one time above 0 per
 /// turn.
 ///
 /// The ratio is the Hodges-Lehmann estimate: the median of the means of all pairs of logarithms. The interval has the
-/// confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not below the
-/// level.
+/// confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not
+/// below the level.
 pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
     let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| (a / b).ln()).collect();
     let n = logs.len();

@@ -77,7 +77,11 @@ fn frames_note(run: &EvaluationRun, frames: &FrameStrips) -> String {
     let without: Vec<String> =
         reasons.iter().map(|(reason, count)| format!("{} without: {reason}", with_digit_groups(*count))).collect();
     let without = if without.is_empty() { String::new() } else { format!("; {}", without.join("; ")) };
-    format!("{} of {} questions are shown with frames{without}.", with_digit_groups(with), with_digit_groups(run.answer_count()))
+    format!(
+        "{} of {} questions are shown with frames{without}.",
+        with_digit_groups(with),
+        with_digit_groups(run.answer_count())
+    )
 }
 
 /// The data of the script.

@@ -237,7 +237,11 @@ fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     let more: usize = only_a + only_b;
     let alone = match more {
         0 => String::new(),
-        _ => format!(" {} questions are only in A and {} only in B.", with_digit_groups(only_a), with_digit_groups(only_b)),
+        _ => format!(
+            " {} questions are only in A and {} only in B.",
+            with_digit_groups(only_a),
+            with_digit_groups(only_b)
+        ),
     };
     page.add(&format!(
         "<p class=\"note\">p: McNemar's exact test of the questions that one run alone has right, without those that are scored by their \
@@ -276,14 +280,18 @@ fn metric_name(metric: Headline) -> &'static str {
 /// The bars of a benchmark: the run's own score, the published scores, and the score of each category.
 fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is_comparison: bool) -> String {
     let BenchmarkAnswers { task, report, .. } = benchmark;
-    let mut facts = vec![format!("{} questions", with_digit_groups(report.n)), metric_name(report.headline.metric).to_string()];
+    let mut facts =
+        vec![format!("{} questions", with_digit_groups(report.n)), metric_name(report.headline.metric).to_string()];
     let filtered = |count: usize, filter: &str, words: &str| {
         (count > 0).then(|| link(&task.name, filter, &format!("{} {words}", with_digit_groups(count))))
     };
     facts.extend(filtered(report.truncated, "show=cut", "cut at the maximum number of tokens"));
     facts.extend(filtered(report.errors, "show=error", "with an error"));
     if report.unusable_solutions > 0 {
-        facts.push(format!("{} solutions that no answer can be compared with", with_digit_groups(report.unusable_solutions)));
+        facts.push(format!(
+            "{} solutions that no answer can be compared with",
+            with_digit_groups(report.unusable_solutions)
+        ));
     }
     for (reason, count) in benchmark.settings["options"]["data_files"]["left_out"].as_object().into_iter().flatten() {
         facts.push(format!("{} left out: {}", escape_html(&count.to_string()), escape_html(reason)));

@@ -56,7 +56,10 @@ fn refusal(peer: Option<&PeerAddress>, headers: &HeaderMap) -> Option<String> {
 }
 
 /// `POST /admin/weights`
-pub(crate) async fn replace_weights(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn replace_weights(
+    State(shared): State<Arc<ServerState>>,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;

@@ -140,7 +140,8 @@ impl Answer {
         let mut choices: Vec<Value> = completions.iter().enumerate().map(choice).collect();
         let mut of_prompt = None;
         if self.prompt_log_probs {
-            let mut of_prompts = completions.iter().map(|c| prompt_log_probs::prompt_log_probs_json(tokenizer, &c.prompt_log_probs));
+            let mut of_prompts =
+                completions.iter().map(|c| prompt_log_probs::prompt_log_probs_json(tokenizer, &c.prompt_log_probs));
             match self.form {
                 // All choices have one prompt.
                 ApiForm::Chat => of_prompt = of_prompts.next(),
@@ -272,7 +273,9 @@ impl Answer {
             (ApiForm::Chat, None) if self.may_have_no_text() => json!({}),
             (ApiForm::Chat, None) => json!({"content": ""}),
             (ApiForm::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
-            (ApiForm::Chat, Some(AnswerPiece::Reasoning(text))) => json!({"reasoning": text, "reasoning_content": text}),
+            (ApiForm::Chat, Some(AnswerPiece::Reasoning(text))) => {
+                json!({"reasoning": text, "reasoning_content": text})
+            }
             (ApiForm::Text, Some(AnswerPiece::Text(text))) => json!(text),
             (ApiForm::Text, _) => json!(""),
             (ApiForm::Chat, Some(AnswerPiece::Call { index, name })) => {

@@ -9,7 +9,7 @@ use axum::response::Response;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
-use super::answer::{ToolCallRules, ApiForm};
+use super::answer::{ApiForm, ToolCallRules};
 use super::fields::{RequestFields, wrong_field};
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;

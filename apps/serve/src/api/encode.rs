@@ -25,7 +25,8 @@ pub(crate) fn encode_messages(
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
-    let conversation = Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
+    let conversation =
+        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
     conversation.check_tool_results().map_err(wrong_messages)?;
     refuse_many_media(shared, &conversation)?;
     if shared.media.root.is_none() {

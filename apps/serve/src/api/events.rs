@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::ApiError;
 use crate::engine_thread::GenerationEvent;
 use crate::http::RequestLog;
-use crate::metrics::{Metrics, CompletionOutcome};
+use crate::metrics::{CompletionOutcome, Metrics};
 
 /// An event of one of the completions of a request. Completion j of prompt i is choice `i * n + j`.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
-//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`RequestFields::into_settings`] reads
-//! the remaining fields, which are sampling fields. A field that reel does not support is refused; one that neither OpenAI
-//! nor vLLM has is ignored.
+//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`RequestFields::into_settings`]
+//! reads the remaining fields, which are sampling fields. A field that reel does not support is refused; one that
+//! neither OpenAI nor vLLM has is ignored.
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
@@ -233,8 +233,9 @@ impl RequestFields {
 
 /// Parses a JSON object of at most [`MAX_VALUES`] values.
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let wrong =
-        |what: String, help: &str| ApiError::bad_request(Diagnostic::new(REQUEST_LOCATION, what, help).to_string(), None);
+    let wrong = |what: String, help: &str| {
+        ApiError::bad_request(Diagnostic::new(REQUEST_LOCATION, what, help).to_string(), None)
+    };
     if value_count(bytes) > MAX_VALUES {
         return Err(wrong(
             format!("has more than {MAX_VALUES} JSON values"),

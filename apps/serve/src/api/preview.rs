@@ -52,7 +52,8 @@ pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) 
     let permit = shared.request_permits(1)?;
     let described = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit): (_, _) = (memory, permit);
-        let input = encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
+        let input =
+            encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
         describe(&shared.model, &input)
     });
     described.await

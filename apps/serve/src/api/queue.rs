@@ -22,7 +22,7 @@ use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{Answer, ToolCallRules, ApiForm};
+use super::answer::{Answer, ApiForm, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::shared::ServerState;

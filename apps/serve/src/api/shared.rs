@@ -13,7 +13,7 @@ use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::EngineQueue;
 use crate::http::BodyMemory;
 use crate::metrics::Metrics;
-use crate::settings::{ServerLimits, RequestMedia, ServedModel, ServerProfiler};
+use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
 
 /// What all handlers share.
 pub(crate) struct ServerState {

@@ -47,7 +47,9 @@ pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body)
                 return Err(wrong_field(PromptFields::FIELDS[0], &what, "remove it"));
             }
             (Some(text), None) => encode::encode_text(shared, &text)?,
-            (None, Some(messages)) => encode::encode_messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?,
+            (None, Some(messages)) => {
+                encode::encode_messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?
+            }
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;

@@ -29,7 +29,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::limited_stream::LimitedStream;
-use super::stopping::{AnswerBody, COMPLETION_GRACE, AnsweringFlag, ReceivedBody};
+use super::stopping::{AnswerBody, AnsweringFlag, COMPLETION_GRACE, ReceivedBody};
 use super::{ConnectionLimits, Tls, http2, tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections

@@ -7,7 +7,7 @@ mod draw;
 
 use reel_kernels::philox;
 
-use draw::{ShapeKind, Shape, render};
+use draw::{Shape, ShapeKind, render};
 
 /// Height and width of a clip in pixels.
 pub const CLIP_SIDE: usize = 224;

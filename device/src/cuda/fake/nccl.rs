@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
-use super::transfers::{CommunicatorState, JoinedRank, TransferPart, RankGroup, Transfer};
+use super::transfers::{CommunicatorState, JoinedRank, RankGroup, Transfer, TransferPart};
 use super::{FakeDriver, Inner, Op};
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::types::StreamHandle;
@@ -198,7 +198,8 @@ impl FakeNccl {
         };
         let duplicate = state.members.iter().find(|entry| same_gpu(*entry)).map(|(rank, _)| *rank);
         let have_all_joined = state.members.len() == comm.group.size;
-        let is_one_lost = state.members.values().any(|m| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
+        let is_one_lost =
+            state.members.values().any(|m| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
         drop(state);
         if let (true, Some(other)) = (have_all_joined, duplicate) {
             self.update(handle, |comm| comm.error = Some(NcclResult::INVALID_USAGE));
@@ -306,7 +307,10 @@ impl Nccl for FakeNccl {
         }
         let (own, lost) = {
             let state = comm.group.state();
-            let lost = state.members.iter().find(|(_, m)| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
+            let lost = state
+                .members
+                .iter()
+                .find(|(_, m)| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
             (state.members.get(&comm.rank).map(|m| m.life), lost.map(|(rank, _)| *rank))
         };
         match (own, lost) {

@@ -173,7 +173,10 @@ impl Transfer {
     /// The memory cannot be read or written.
     pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
         let mut state = self.group.state();
-        if matches!(state.members.get(&self.rank).map(|m| m.life), Some(CommunicatorState::Aborted | CommunicatorState::Destroyed) | None) {
+        if matches!(
+            state.members.get(&self.rank).map(|m| m.life),
+            Some(CommunicatorState::Aborted | CommunicatorState::Destroyed) | None
+        ) {
             return Ok(None);
         }
         let mut posted = self.posted.lock().unwrap_or_else(|e| e.into_inner());

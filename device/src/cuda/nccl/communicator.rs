@@ -20,7 +20,7 @@ use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
 use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
-use crate::exchanges::{ExchangeStatus, DeviceSpan};
+use crate::exchanges::{DeviceSpan, ExchangeStatus};
 
 /// The largest number of exchanges in flight. Before the host enqueues another one, it waits for the oldest.
 const MAX_IN_FLIGHT: usize = 256;
@@ -148,7 +148,12 @@ impl Communicator {
     ///
     /// # Errors
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
-    pub unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64, CudaError> {
+    pub unsafe fn start(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceSpan>],
+        receive: &[Vec<DeviceSpan>],
+    ) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
         self.check_at(|| format!("before exchange '{name}'"))?;
         if let Some(what) = self.invalid_ranges(send, receive) {
@@ -306,7 +311,11 @@ impl Communicator {
     ///
     /// # Safety
     /// As [`Communicator::start`].
-    unsafe fn enqueue_group(&self, sends: &[(usize, DeviceSpan)], receives: &[(usize, DeviceSpan)]) -> Result<NcclResult, String> {
+    unsafe fn enqueue_group(
+        &self,
+        sends: &[(usize, DeviceSpan)],
+        receives: &[(usize, DeviceSpan)],
+    ) -> Result<NcclResult, String> {
         let comm = lock(&self.comm);
         let handle = comm.ok_or("the communicator was aborted")?;
         let started = self.nccl.group_start();
