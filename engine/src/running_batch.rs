@@ -313,7 +313,7 @@ impl RunningBatch {
         Ok(())
     }
 
-    /// Whether [`Self::provide`] would allocate memory. If so, no step may be in flight at that call, and all slots
+    /// Whether [`Self::grow_for`] would allocate memory. If so, no step may be in flight at that call, and all slots
     /// must be assigned again afterwards.
     pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
         self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot

@@ -276,7 +276,7 @@ mod tests {
     fn predictions(task: &Task) -> Vec<Prediction> {
         golden(&format!("{}.jsonl", task.name))
             .lines()
-            .map(|line| Prediction::from_json_line(line).unwrap().as_scored_by(task))
+            .map(|line| Prediction::from_json_line(line).unwrap().prepare_for_scoring(task))
             .collect()
     }
 

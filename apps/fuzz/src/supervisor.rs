@@ -19,7 +19,7 @@ const HANG_TIME: Duration = Duration::from_secs(60);
 /// another one.
 const MAX_RESTARTS: usize = 20;
 
-/// The titles of the columns of [`Report::line`].
+/// The titles of the columns of [`Report::table_row`].
 pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
 
 /// The work of the supervisor: one target and the inputs to run.
