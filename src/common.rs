@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use reel_device::{DType, Products};
+use reel_device::{DType, MatmulImplementation};
 use serde::{Deserialize, Serialize};
 
 use crate::fail::usage_error;
@@ -73,10 +73,10 @@ pub enum ProductsName {
 
 impl ProductsName {
     /// Converts this name to the value that device `cuda` takes.
-    pub fn to_products(self) -> Products {
+    pub fn to_products(self) -> MatmulImplementation {
         match self {
-            Self::Own => Products::Own,
-            Self::Cublaslt => Products::CublasLt,
+            Self::Own => MatmulImplementation::Own,
+            Self::Cublaslt => MatmulImplementation::CublasLt,
         }
     }
 }

@@ -102,7 +102,7 @@ fn has_scheme(text: &str) -> bool {
 
 fn download(repository: &Repository) -> Result<PathBuf> {
     let hub = Hub::from_environment();
-    let hub = if network::is_forbidden() { hub.without_downloads("--offline") } else { hub };
+    let hub = if network::are_downloads_forbidden() { hub.without_downloads("--offline") } else { hub };
     let mut printed = Instant::now();
     let mut progress = |progress: DownloadProgress| {
         let is_whole = progress.total == Some(progress.done);

@@ -161,7 +161,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => {
             let products = common.products.map(common::ProductsName::to_products);
-            Ok(Device::cuda_with_products(number, products.unwrap_or_default())?)
+            Ok(Device::cuda_with_matmul_implementation(number, products.unwrap_or_default())?)
         }
         common::DeviceName::Sim => Ok(Device::sim(SimOptions {
             interleavings: common.interleavings.unwrap_or(1),

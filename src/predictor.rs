@@ -268,7 +268,7 @@ pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize
 /// Returns the message that is printed before a run with `--resume`: the row after which it continues, or that there is
 /// no file to continue.
 fn describe_resume(file: &PredictionFile, rows: usize, device: &Device) -> String {
-    let warning = file.difference_in_bits(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
+    let warning = file.bit_difference_warning(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
     match file.lines() {
         0 => format!("nothing to resume: starting with the first row{warning}"),
         lines => format!("resuming after row {lines} of {rows}{warning}"),

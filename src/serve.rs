@@ -17,8 +17,8 @@ use reel_model::features::FeatureCache;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 use reel_model::tensor_parallel::TensorParallel;
 use reel_serve::{
-    ConnectionLimits, DividedModel, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, ServerProfiler,
-    Tls, folder_name,
+    ConnectionLimits, DividedModel, RequestMedia, ServeOptions, ServedModel, ServedWeights, ServerLimits,
+    ServerProfiler, Tls, folder_name,
 };
 use serde_json::{Map, Value, json};
 
@@ -302,7 +302,7 @@ impl ServeArgs {
             address,
             api_keys,
             adapters,
-            limits: Limits {
+            limits: ServerLimits {
                 batch,
                 requests: self.limits.max_requests.into(),
                 encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),

@@ -12,7 +12,7 @@ use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_measure::machine;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
+use reel_serve::{ConnectionLimits, ServeError, ServeOptions, ServedModel, ServerLimits, TrainingServer, folder_name};
 use reel_train::TrainError;
 use reel_train::live_server::{LiveServer, SERVED_BATCH_SIZE};
 use reel_train::options::RunOptions;
@@ -61,7 +61,7 @@ impl RunServer {
             divided: None,
         };
         let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
-        let limits = Limits {
+        let limits = ServerLimits {
             batch: SERVED_BATCH_SIZE,
             requests: REQUESTS,
             encoders: default_encoders(),

@@ -19,7 +19,7 @@ use std::path::Path;
 use serde_json::Value;
 
 /// The path of the page in the repository.
-pub const PAGE: &str = "docs/records.md";
+pub const RECORDS_PAGE_PATH: &str = "docs/records.md";
 
 /// A record: one JSON file of `benches/results`.
 struct Record {
@@ -350,9 +350,9 @@ mod tests {
     fn page_is_up_to_date() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let page = records_page(&root).unwrap();
-        let kept = fs::read_to_string(root.join(PAGE)).unwrap_or_default();
+        let kept = fs::read_to_string(root.join(RECORDS_PAGE_PATH)).unwrap_or_default();
         let differs = page.lines().zip(kept.lines()).position(|(a, b)| a != b).unwrap_or(kept.lines().count());
-        assert!(page == kept, "{PAGE}:{}: differs from benches/results; run ./x records", differs + 1);
+        assert!(page == kept, "{RECORDS_PAGE_PATH}:{}: differs from benches/results; run ./x records", differs + 1);
     }
 
     #[test]

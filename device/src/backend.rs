@@ -10,7 +10,7 @@ use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
 
 /// The error for a launch whose code exists only for device `cpu`.
-pub(crate) fn only_on_a_cpu(launch: &Launch) -> DeviceError {
+pub(crate) fn cpu_only_launch_error(launch: &Launch) -> DeviceError {
     DeviceError::Failed(format!("{}: runs on device cpu only; use plain weights on this device", launch.name()))
 }
 
@@ -93,8 +93,8 @@ pub(crate) trait Backend: Send + Sync {
     fn launch_timed(&self, launch: &Launch, mut record: LaunchRecord) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
-        record.host_returned();
-        Ok(vec![record.timed(start, seconds)])
+        record.record_host_return();
+        Ok(vec![record.with_time(start, seconds)])
     }
     /// Waits for the profiled launches whose times are not known yet, and returns them.
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {

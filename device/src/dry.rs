@@ -8,19 +8,19 @@ use crate::backend::Backend;
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::Result;
 
-pub(crate) struct Dry {
+pub(crate) struct DryDevice {
     next: AtomicU64,
     kernels: Kernels,
     compute_capability: u32,
 }
 
-impl Dry {
-    pub(crate) fn new(kernels: Kernels, compute_capability: u32) -> Dry {
-        Dry { next: AtomicU64::new(1 << 20), kernels, compute_capability }
+impl DryDevice {
+    pub(crate) fn new(kernels: Kernels, compute_capability: u32) -> DryDevice {
+        DryDevice { next: AtomicU64::new(1 << 20), kernels, compute_capability }
     }
 }
 
-impl Backend for Dry {
+impl Backend for DryDevice {
     fn name(&self) -> &'static str {
         "dry"
     }

@@ -28,7 +28,7 @@ impl ExchangeStatus {
 
 /// A range of device memory by its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct DeviceSpan {
     pub addr: u64,
     pub bytes: usize,
 }
@@ -41,7 +41,7 @@ pub(crate) trait Exchanges: Send + Sync {
     ///
     /// # Safety
     /// The ranges are memory of the device that stays allocated until [`Exchanges::wait`].
-    unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64>;
+    unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64>;
     /// Makes later launches run after the exchange.
     fn wait(&self, ticket: u64) -> Result<()>;
     fn wait_for_all(&self) -> Result<()>;

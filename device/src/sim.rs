@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
-use crate::backend::{Backend, only_on_a_cpu};
+use crate::backend::{Backend, cpu_only_launch_error};
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
 use crate::simulate::{self, SimulatedStage};
@@ -193,7 +193,7 @@ impl Backend for Sim {
                 Some(kernel) => self.kernel(&kernel),
                 None => simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(DeviceError::Failed),
             },
-            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
+            Launch::WeightGroups(_) => Err(cpu_only_launch_error(launch)),
         }
     }
 

@@ -54,14 +54,14 @@ impl Adapters {
     }
 
     /// The adapter's number in decode steps; -1 without an adapter.
-    pub(crate) fn number(&self, id: Option<AdapterId>) -> i32 {
+    pub(crate) fn index_or_minus_one(&self, id: Option<AdapterId>) -> i32 {
         let position = |id| self.loaded.iter().position(|adapter| adapter.id == id);
         id.and_then(position).map_or(-1, |number| number as i32)
     }
 
     /// Returns these adapters and a new one, whose model is `model`, and the new adapter's id. Adapters that are
     /// neither available nor in use are left out.
-    pub(crate) fn with(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
+    pub(crate) fn with_new_adapter(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;
         let id = AdapterId(adapters.last_id);
@@ -88,7 +88,7 @@ impl Adapters {
     }
 
     /// Returns these adapters attached to `base`, a model with other weights of the same architecture.
-    pub(crate) fn of_model(&self, base: &Qwen25Vl) -> Adapters {
+    pub(crate) fn attached_to(&self, base: &Qwen25Vl) -> Adapters {
         let mut adapters = self.clone();
         for adapter in &mut adapters.loaded {
             adapter.model = Arc::new(base.with_adapter_of(&adapter.model));

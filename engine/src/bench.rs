@@ -45,14 +45,14 @@ pub struct VideoShape {
 }
 
 /// A prompt of arbitrary text tokens, optionally preceded by a video of arbitrary pixels.
-pub struct Prompt {
+pub struct BenchPrompt {
     ids: Vec<TokenId>,
     positions: [Vec<i64>; 3],
     frames: MediaFrames,
     grids: Vec<GridThw>,
 }
 
-impl Prompt {
+impl BenchPrompt {
     /// Creates a prompt with `tokens` tokens of text for a model; `processor` cuts the frames into patches.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Prompt {
 
 /// Times `rounds` forward passes over `batch` equal prompts, with the logits of each prompt's last token. The time
 /// includes copying the frames to the device and the vision tower. Returns the seconds of each pass.
-pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &Prompt, batch: usize, rounds: usize) -> Result<Vec<f64>> {
+pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &BenchPrompt, batch: usize, rounds: usize) -> Result<Vec<f64>> {
     let tokens = prompt.tokens();
     let blocks = BlockAllocator::blocks_for_tokens(tokens);
     let tables = block_tables(batch, blocks);

@@ -71,13 +71,13 @@ impl BlockAllocator {
     }
 
     /// The number of blocks that [`Self::allocate`] can give: free and cached ones.
-    pub(crate) fn available(&self) -> usize {
+    pub(crate) fn available_blocks(&self) -> usize {
         self.free.len() + self.cached.len()
     }
 
-    /// Of the blocks that [`Self::find`] would return for this chain of hashes: the number of cached (unused) blocks,
-    /// and the number of all blocks.
-    pub(crate) fn peek(&self, hashes: &[BlockHash]) -> (usize, usize) {
+    /// Of the blocks that [`Self::find_and_reference`] would return for this chain of hashes: the number of cached
+    /// (unused) blocks, and the number of all blocks.
+    pub(crate) fn matching_block_counts(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);
         for &block in found {
@@ -88,14 +88,14 @@ impl BlockAllocator {
     }
 
     /// Finds the blocks of the longest known prefix of a chain of hashes, and takes a reference to each.
-    pub(crate) fn find(&mut self, hashes: &[BlockHash]) -> Vec<i32> {
+    pub(crate) fn find_and_reference(&mut self, hashes: &[BlockHash]) -> Vec<i32> {
         let found: Vec<i32> = hashes.iter().map_while(|hash| self.by_hash.get(hash).copied()).collect();
-        self.share(&found);
+        self.add_references(&found);
         found
     }
 
     /// Takes a further reference to each of the blocks.
-    pub(crate) fn share(&mut self, blocks: &[i32]) {
+    pub(crate) fn add_references(&mut self, blocks: &[i32]) {
         for &block in blocks {
             let state = &mut self.states[block as usize];
             if state.references == 0 {
@@ -108,7 +108,7 @@ impl BlockAllocator {
     /// Allocates `count` blocks with one reference each; `None` if fewer are available. If no free block is left,
     /// cached blocks are evicted from the prefix cache, the least recently used ones first.
     pub(crate) fn allocate(&mut self, count: usize) -> Option<Vec<i32>> {
-        if self.available() < count {
+        if self.available_blocks() < count {
             return None;
         }
         let blocks: Vec<i32> = (0..count).filter_map(|_| self.free.pop().or_else(|| self.evict())).collect();
@@ -126,7 +126,7 @@ impl BlockAllocator {
 
     /// Registers full blocks of a sequence under their hashes, so that later prompts find them. If another block with
     /// the same content is registered already, the block gets no hash.
-    pub(crate) fn remember(&mut self, blocks: &[i32], hashes: &[BlockHash]) {
+    pub(crate) fn register_hashes(&mut self, blocks: &[i32], hashes: &[BlockHash]) {
         for (&block, &hash) in blocks.iter().zip(hashes) {
             if self.states[block as usize].hash.is_none() && !self.by_hash.contains_key(&hash) {
                 self.states[block as usize].hash = Some(hash);
@@ -156,7 +156,7 @@ impl BlockAllocator {
     }
 
     /// Empties the prefix cache: no later prompt finds any block.
-    pub(crate) fn forget_all(&mut self) {
+    pub(crate) fn clear_prefix_cache(&mut self) {
         self.by_hash.clear();
         self.states.iter_mut().for_each(|state| state.hash = None);
         self.free.extend(std::mem::take(&mut self.cached).into_values());
@@ -193,15 +193,15 @@ mod tests {
         let mut blocks = BlockAllocator::new(4);
         let chain = [hash(1), hash(2), hash(3)];
         let mut table = blocks.allocate(3).unwrap();
-        blocks.remember(&table, &chain);
+        blocks.register_hashes(&table, &chain);
         blocks.release(&mut table);
-        assert_eq!((blocks.available(), blocks.peek(&chain)), (4, (3, 3)));
+        assert_eq!((blocks.available_blocks(), blocks.matching_block_counts(&chain)), (4, (3, 3)));
         // The free block is allocated first, then the last block of the chain is evicted.
         assert_eq!(blocks.allocate(2), Some(vec![3, 2]));
-        assert_eq!(blocks.find(&chain), vec![0, 1]);
-        assert_eq!(blocks.available(), 0);
-        blocks.forget_all();
-        assert_eq!(blocks.find(&chain), Vec::<i32>::new());
+        assert_eq!(blocks.find_and_reference(&chain), vec![0, 1]);
+        assert_eq!(blocks.available_blocks(), 0);
+        blocks.clear_prefix_cache();
+        assert_eq!(blocks.find_and_reference(&chain), Vec::<i32>::new());
     }
 
     #[derive(Clone, Debug)]
@@ -235,11 +235,11 @@ mod tests {
                     Action::Start(chain, more) => {
                         let hashes: Vec<BlockHash> =
                             (1..=chain.len()).map(|n| BlockHash::of_bytes(&chain[..n])).collect();
-                        let (unused, found) = blocks.peek(&hashes);
-                        if blocks.available() - unused < chain.len() - found + more {
+                        let (unused, found) = blocks.matching_block_counts(&hashes);
+                        if blocks.available_blocks() - unused < chain.len() - found + more {
                             continue;
                         }
-                        let mut table = blocks.find(&hashes);
+                        let mut table = blocks.find_and_reference(&hashes);
                         for (i, &block) in table.iter().enumerate() {
                             prop_assert_eq!(content[block as usize].as_deref(), Some(&chain[..=i]));
                         }
@@ -252,15 +252,15 @@ mod tests {
                         for i in 0..chain.len() {
                             content[table[i] as usize] = Some(chain[..=i].to_vec());
                         }
-                        blocks.remember(&table, &hashes);
+                        blocks.register_hashes(&table, &hashes);
                         running.push((table, chain.len()));
                     }
                     Action::End(_) if running.is_empty() => {}
                     Action::End(i) => blocks.release(&mut running.remove(i % running.len()).0.clone()),
-                    Action::ForgetAll => blocks.forget_all(),
+                    Action::ForgetAll => blocks.clear_prefix_cache(),
                 }
                 let used: BTreeSet<i32> = running.iter().flat_map(|(table, _)| table).copied().collect();
-                prop_assert_eq!(blocks.available(), count - used.len());
+                prop_assert_eq!(blocks.available_blocks(), count - used.len());
             }
         }
     }

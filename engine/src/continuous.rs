@@ -15,7 +15,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::context::EngineContext;
 use crate::error::Result;
 use crate::request::{GenerationRequest, StepOutput, TokenEvent};
-use crate::run::Run;
+use crate::run::EngineLoop;
 use crate::running_batch::BatchCapacity;
 use crate::scheduler::RunOptions;
 use crate::stats::EngineStats;
@@ -27,7 +27,7 @@ use crate::stats::EngineStats;
 /// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all
 /// slots, because on a GPU the bits of a matrix product depend on its number of rows.
 pub struct ContinuousBatch<'e, 'a, 'r> {
-    run: Run<'e, 'a, 'r>,
+    run: EngineLoop<'e, 'a, 'r>,
 }
 
 impl std::fmt::Debug for ContinuousBatch<'_, '_, '_> {
@@ -49,19 +49,19 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
             prefix_cache: true,
             prefill_tokens_per_step: context.chunk_tokens,
         };
-        Ok(ContinuousBatch { run: Run::new(context, context.batch_for(capacity, None)?, options) })
+        Ok(ContinuousBatch { run: EngineLoop::new(context, context.batch_for(capacity, None)?, options) })
     }
 
     /// Starts a thread that makes the operating system provide the physical memory of all KV blocks, if that much
     /// memory is free. Then the memory of the process does not grow as more blocks are used, and steps do not wait for
     /// page faults.
-    pub fn populate_kv_blocks(&self) {
+    pub fn prefault_kv_blocks(&self) {
         let cache = self.run.kv_cache().clone();
         let bytes = cache.tensors().map(|tensor| tensor.bytes() as u64).sum::<u64>();
         let free = cache.tensors().next().and_then(|tensor| tensor.device().free_bytes());
         if free.is_some_and(|free| bytes <= free) {
             // If the thread cannot be started, each block gets its memory at its first use.
-            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate_pages());
+            let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.prefault_pages());
         }
     }
 
@@ -72,7 +72,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
 
     /// Whether a completion that is added now would find a free decode slot.
     pub fn has_free_slot(&self) -> bool {
-        self.run.scheduler().unfinished() < self.run.scheduler().slot_count()
+        self.run.scheduler().unfinished_sequences() < self.run.scheduler().slot_count()
     }
 
     /// The state of the batch and its counters, for metrics.

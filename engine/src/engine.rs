@@ -23,7 +23,7 @@ use crate::context::{EngineContext, lock};
 use crate::continuous::ContinuousBatch;
 use crate::error::Result;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
-use crate::run::Run;
+use crate::run::EngineLoop;
 use crate::running_batch::{BatchCapacity, RunningBatch};
 use crate::scheduler::RunOptions;
 
@@ -149,9 +149,9 @@ impl<'a> Engine<'a> {
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
-        let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
+        let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
         let mut batch = self.context.batch_for(needed.with_max_slots(self.context.max_slots), cached.take())?;
-        batch.keep_products(products)?;
+        batch.set_product_storage(products)?;
         let options = RunOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
@@ -161,10 +161,10 @@ impl<'a> Engine<'a> {
             // All prompts are computed first: decode steps with few sequences in between would take longer in total.
             prefill_tokens_per_step: usize::MAX,
         };
-        let mut run = Run::new(&self.context, batch, options);
+        let mut run = EngineLoop::new(&self.context, batch, options);
         let generated = generate_in(&mut run, requests, &mut on_token);
         let mut batch = run.into_batch();
-        batch.keep_products(None)?;
+        batch.set_product_storage(None)?;
         *cached = Some(batch);
         generated
     }
@@ -200,7 +200,7 @@ fn has_room(bytes: u64, free: Option<u64>) -> bool {
 }
 
 fn generate_in<'r>(
-    run: &mut Run<'_, '_, 'r>,
+    run: &mut EngineLoop<'_, '_, 'r>,
     requests: Vec<GenerationRequest<'r>>,
     on_token: &mut dyn FnMut(TokenEvent),
 ) -> Result<(Vec<Completion>, GenerationTiming)> {

@@ -133,7 +133,7 @@ impl Clone for Grammar {
 
 impl Grammar {
     /// The tokens that may come next: bit `id % 32` of word `id / 32`.
-    pub(crate) fn allowed(&self) -> &[u32] {
+    pub(crate) fn allowed_token_mask(&self) -> &[u32] {
         &self.allowed
     }
 

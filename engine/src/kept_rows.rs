@@ -13,31 +13,31 @@ use std::ops::Range;
 
 /// The rows that belong to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredRows {
+pub struct StoredRequestRows {
     first: usize,
     prompt_tokens: usize,
     max_new_tokens: usize,
 }
 
-impl StoredRows {
+impl StoredRequestRows {
     /// The rows from `first` on, for a prompt of `prompt_tokens` tokens and completions of at most `max_new_tokens`.
-    pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> StoredRows {
-        StoredRows { first, prompt_tokens, max_new_tokens }
+    pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> StoredRequestRows {
+        StoredRequestRows { first, prompt_tokens, max_new_tokens }
     }
 
     /// The row after the rows of the first `completions` completions.
-    pub fn end(&self, completions: usize) -> usize {
-        self.prompt().end + completions * self.max_new_tokens
+    pub fn end_row(&self, completions: usize) -> usize {
+        self.prompt_rows().end + completions * self.max_new_tokens
     }
 
     /// The rows of the prompt without its last token.
-    pub fn prompt(&self) -> Range<usize> {
+    pub fn prompt_rows(&self) -> Range<usize> {
         self.first..self.first + self.prompt_tokens.saturating_sub(1)
     }
 
     /// The rows of the tokens that predict the tokens of completion `index`, if it has `tokens` tokens.
-    pub fn completion(&self, index: usize, tokens: usize) -> Range<usize> {
-        let first = self.end(index);
+    pub fn completion_rows(&self, index: usize, tokens: usize) -> Range<usize> {
+        let first = self.end_row(index);
         first..first + tokens.min(self.max_new_tokens)
     }
 }
@@ -48,8 +48,11 @@ mod tests {
 
     #[test]
     fn the_example_of_the_module() {
-        let rows = StoredRows::new(10, 3, 3);
-        assert_eq!((rows.prompt(), rows.completion(0, 3), rows.completion(1, 1)), (10..12, 12..15, 15..16));
-        assert_eq!(rows.end(2), 18);
+        let rows = StoredRequestRows::new(10, 3, 3);
+        assert_eq!(
+            (rows.prompt_rows(), rows.completion_rows(0, 3), rows.completion_rows(1, 1)),
+            (10..12, 12..15, 15..16)
+        );
+        assert_eq!(rows.end_row(2), 18);
     }
 }

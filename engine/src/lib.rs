@@ -10,7 +10,7 @@ mod adapters;
 pub mod bench;
 mod block_allocator;
 mod block_hash;
-mod chunk_places;
+mod chunk_row_pairs;
 mod context;
 mod continuous;
 mod engine;
@@ -35,11 +35,11 @@ pub use continuous::ContinuousBatch;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
 pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
-pub use kept_rows::StoredRows;
+pub use kept_rows::StoredRequestRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
-    StepOutput, TokenEvent, TokenLogProbs, TooLong, new_tokens_within_positions,
+    StepOutput, TokenEvent, TokenLogProbs, TooLongReason, new_tokens_within_positions,
 };
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;

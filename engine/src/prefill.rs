@@ -14,7 +14,7 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::block_hash::BlockHash;
 use crate::error::Result;
-use crate::prompt_log_probs::{LOGIT_ROWS, PromptTokenLogProbs};
+use crate::prompt_log_probs::{LOGIT_ROWS_PER_PASS, PromptTokenLogProbs};
 use crate::request::MAX_TOP_LOG_PROBS;
 use crate::running_batch::PendingStep;
 use crate::sampler::SamplingFeatures;
@@ -97,7 +97,7 @@ impl NeededRows {
 }
 
 /// The rows of `x` `[S, H]` with the indices `numbers`, in ascending order.
-pub(crate) fn rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
+pub(crate) fn select_needed_rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
     match numbers {
         _ if numbers.len() == x.shape()[0] => Ok(x.clone()),
         &[row] => Ok(x.rows(row, 1)?),
@@ -120,7 +120,7 @@ pub(crate) fn sample_first_tokens(
     sequences: &[(usize, &SequenceState)],
 ) -> Result<Vec<SampledToken>> {
     let mut tokens = Vec::with_capacity(sequences.len());
-    for part in sequences.chunks(LOGIT_ROWS) {
+    for part in sequences.chunks(LOGIT_ROWS_PER_PASS) {
         // The sequences of one prompt are neighbours, and share a row of logits.
         let mut ends: Vec<usize> = part.iter().map(|(row, _)| *row).collect();
         ends.dedup();
@@ -159,7 +159,7 @@ fn sample_tokens(
     let sampled = SampledTokens::new(device, rows, features.likeliest, tops)?;
     let history = history.as_ref().map(|(ids, lens)| (ids, lens));
     ops::sample(cx, logits, &table, &Tensor::from_i32(device, &[rows], &draws)?, history, suppressed, &sampled)?;
-    PendingStep::download(&sampled)?.wait_for_tokens()
+    PendingStep::start_download(&sampled)?.wait_for_tokens()
 }
 
 /// The tokens that penalties count, i32 `[sequences, longest]`, and the number of these tokens of each sequence, i32

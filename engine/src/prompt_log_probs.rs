@@ -7,7 +7,7 @@ use reel_runtime::{Cx, Tensor};
 use crate::error::{EngineError, Result};
 
 /// Rows of logits that are computed at a time.
-pub(crate) const LOGIT_ROWS: usize = 64;
+pub(crate) const LOGIT_ROWS_PER_PASS: usize = 64;
 
 /// The log-probabilities of a token of the prompt and of the most likely tokens at its position, under softmax(logits)
 /// given the tokens before it.
@@ -36,8 +36,8 @@ pub(crate) fn prompt_log_probs(
     top: usize,
 ) -> Result<Vec<PromptTokenLogProbs>> {
     let mut all = Vec::with_capacity(tokens.len());
-    for (part, ids) in tokens.chunks(LOGIT_ROWS).enumerate() {
-        let logits = model.logits(cx, &hidden.rows(part * LOGIT_ROWS, ids.len())?)?.to_f32()?;
+    for (part, ids) in tokens.chunks(LOGIT_ROWS_PER_PASS).enumerate() {
+        let logits = model.logits(cx, &hidden.rows(part * LOGIT_ROWS_PER_PASS, ids.len())?)?.to_f32()?;
         let rows = logits.chunks_exact(logits.len() / ids.len());
         for (logits, &id) in rows.zip(ids) {
             let of_token = of_row(logits, id as usize, top).ok_or(EngineError::NotANumberInPrompt)?;

@@ -13,7 +13,7 @@ use reel_input::{ModelInput, TokenId};
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::StoredRows;
+use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
@@ -58,7 +58,7 @@ impl From<Arc<ModelInput>> for PromptInput<'_> {
 
 /// Why a prompt and its answer do not fit into the model's positions (`max_position_embeddings`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TooLong {
+pub enum TooLongReason {
     /// The prompt leaves no position for an answer.
     Prompt,
     /// The request asks for more new tokens than the positions that the prompt leaves.
@@ -78,10 +78,10 @@ pub fn new_tokens_within_positions(
     prompt_tokens: usize,
     asked: Option<usize>,
     default_tokens: usize,
-) -> std::result::Result<usize, TooLong> {
+) -> std::result::Result<usize, TooLongReason> {
     match (positions.saturating_sub(prompt_tokens), asked) {
-        (0, _) => Err(TooLong::Prompt),
-        (left, Some(asked)) if asked > left => Err(TooLong::NewTokens { left }),
+        (0, _) => Err(TooLongReason::Prompt),
+        (left, Some(asked)) if asked > left => Err(TooLongReason::NewTokens { left }),
         (left, asked) => Ok(asked.unwrap_or(default_tokens).min(left)),
     }
 }
@@ -123,7 +123,7 @@ pub struct GenerationRequest<'r> {
     pub deadline: Option<Instant>,
     /// The rows in which the outputs of matrix products are stored, in a call of
     /// [`Engine::generate_and_store_outputs`](crate::Engine::generate_and_store_outputs).
-    pub kept: Option<StoredRows>,
+    pub kept: Option<StoredRequestRows>,
 }
 
 /// Maximum number of tokens in [`GenerationRequest::logit_bias`].

@@ -20,18 +20,18 @@ use reel_model::text::products::OutputDestination;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
-use crate::chunk_places::ChunkPlaces;
+use crate::chunk_row_pairs::ChunkRowPairs;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
-use crate::prefill::{NeededRows, rows, sample_first_tokens};
+use crate::prefill::{NeededRows, sample_first_tokens, select_needed_rows};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::scheduler::{ChunkPlan, Rank, RunOptions, Scheduler, SlotMove};
+use crate::scheduler::{ChunkPlan, RunOptions, Scheduler, SequenceRank, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.
-pub(crate) struct Run<'e, 'a, 'r> {
+pub(crate) struct EngineLoop<'e, 'a, 'r> {
     context: &'e EngineContext<'a>,
     scheduler: Scheduler<'r>,
     adapters: Adapters,
@@ -46,13 +46,13 @@ pub(crate) struct Run<'e, 'a, 'r> {
     timing: GenerationTiming,
 }
 
-impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
+impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     /// Creates a run without sequences. `batch` must be empty.
     pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: RunOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
         let (adapters, timing) = (Adapters::default(), GenerationTiming::default());
-        Run { context, scheduler, adapters, batch, options, in_flight, to_write, failed, timing }
+        EngineLoop { context, scheduler, adapters, batch, options, in_flight, to_write, failed, timing }
     }
 
     pub(crate) fn into_batch(self) -> RunningBatch {
@@ -113,7 +113,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// The interrupt flag is set, or the device fails. Errors of a single request are part of the output.
     pub(crate) fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         self.context.check_interrupt()?;
-        for request in self.scheduler.late_requests() {
+        for request in self.scheduler.requests_past_deadline() {
             self.fail(request, EngineError::DeadlineExceeded)?;
         }
         let begun = Instant::now();
@@ -161,7 +161,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// sequence's key and its first generated token.
     fn forward(&mut self, chunks: &[ChunkPlan]) -> Result<Vec<(usize, SampledToken)>> {
         for chunk in chunks {
-            let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
+            let Some((job, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
             if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
                 let prompt = sequence.request.input.sequence();
                 let model = self.model_of(sequence);
@@ -172,12 +172,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut needed, mut places) = (NeededRows::default(), ChunkPlaces::default());
+        let (mut needed, mut places) = (NeededRows::default(), ChunkRowPairs::default());
         let mut model = self.context.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
-            let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
-            let is_end = chunk.range.end == job.tokens && sequence.generated() == 0;
+            let Some((job, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
+            let is_end = chunk.range.end == job.tokens && sequence.generated_token_count() == 0;
             let wants_all = sequence.wanted_prompt_log_probs().is_some();
             let at = needed.token_count();
             let rows = needed.add_chunk(chunk.range.len(), wants_all, is_end);
@@ -194,9 +194,9 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             return Ok(Vec::new());
         }
         let cx = &self.context.cx;
-        let keep = match self.batch.kept_products() {
+        let keep = match self.batch.product_storage() {
             Some(products) => {
-                let [tokens, needed] = places.on_device(cx.device())?;
+                let [tokens, needed] = places.copy_to_device(cx.device())?;
                 Some(OutputDestination { products, tokens, needed })
             }
             None => None,
@@ -204,7 +204,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         let hidden = model.forward_chunks(cx, self.batch.cache(), &inputs, &needed.rows, keep.as_ref())?;
         let mut of_prompts = Vec::new();
         for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
-            let Some((_, sequence)) = self.scheduler.job(chunk.job) else { continue };
+            let Some((_, sequence)) = self.scheduler.prefill_job(chunk.job) else { continue };
             let Some(top) = sequence.wanted_prompt_log_probs() else { continue };
             // Each row predicts the token after it; no token of the prompt follows the prompt's last row.
             let ids = &sequence.request.prompt.ids;
@@ -216,7 +216,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
             return Ok(Vec::new());
         }
-        let hidden = rows(cx, &hidden, &ends)?;
+        let hidden = select_needed_rows(cx, &hidden, &ends)?;
         let sequences: Vec<(usize, &SequenceState)> =
             receivers.iter().filter_map(|&(row, key)| Some((row, self.scheduler.sequence(key)?))).collect();
         let tokens = sample_first_tokens(cx, &self.context.model(), &self.context.suppressed, &hidden, &sequences)?;
@@ -249,8 +249,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     }
 
     /// Fails the request of a job.
-    fn fail_job(&mut self, job: Rank, e: EngineError) -> Result<()> {
-        match self.scheduler.job(job).map(|(_, sequence)| sequence.request.index) {
+    fn fail_job(&mut self, job: SequenceRank, e: EngineError) -> Result<()> {
+        match self.scheduler.prefill_job(job).map(|(_, sequence)| sequence.request.index) {
             Some(request) => self.fail(request, e),
             None => Err(e),
         }
@@ -317,7 +317,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         if grows {
             while self.postprocess(on_token)? {}
         }
-        self.batch.provide(needs)?;
+        self.batch.grow_for(needs)?;
         let slots: Vec<usize> = match grows {
             true => self.scheduler.occupied_slots().map(|(slot, _)| slot).collect(),
             false => assigned.to_vec(),
@@ -329,7 +329,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     fn assign(&self, slot: usize) -> Result<()> {
         let Some(sequence) = self.scheduler.sequence_in_slot(slot) else { return Ok(()) };
         let biases = sequence.logit_biases();
-        let state = sequence.slot_state(self.adapters.number(sequence.request.adapter));
+        let state = sequence.slot_state(self.adapters.index_or_minus_one(sequence.request.adapter));
         self.batch.assign_slots(slot, &[state], &[sequence.row_sampling(&biases)])
     }
 
@@ -346,12 +346,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             false => self.scheduler.slots_up_to_last_occupied(),
         };
         let batch_size = self.batch.padded_batch_size(used);
-        if self.batch.kept_products().is_some() {
+        if self.batch.product_storage().is_some() {
             let mut rows = vec![-1; batch_size];
             for (slot, sequence) in self.scheduler.occupied_slots().filter(|(_, s)| s.needs_another_step()) {
-                rows[slot] = sequence.kept_row_of_next_step();
+                rows[slot] = sequence.storage_row_of_next_step();
             }
-            self.batch.set_kept_rows(&rows)?;
+            self.batch.set_storage_rows(&rows)?;
         }
         let step = self.batch.enqueue_step(batch_size)?;
         self.in_flight.push_back((self.scheduler.start_step_and_list_receivers(batch_size), step));
@@ -408,7 +408,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
         self.check_base(&self.context.model())?;
         while self.postprocess(on_token)? {}
-        let (adapters, id) = self.adapters.with(model, &self.scheduler.adapters_in_use());
+        let (adapters, id) = self.adapters.with_new_adapter(model, &self.scheduler.adapters_in_use());
         self.set_adapters(adapters)?;
         Ok(id)
     }
@@ -460,7 +460,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             self.check_base(&model)?;
         }
         let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
-        let adapters = self.adapters.of_model(&model);
+        let adapters = self.adapters.attached_to(&model);
         let decoder = adapters.decoder(&model, &self.context.cx)?;
         // Reads the tokens of the steps in flight first, because they may end requests.
         while self.postprocess(on_token)? {}

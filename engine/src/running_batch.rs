@@ -41,7 +41,7 @@ pub(crate) struct BatchCapacity {
 
 impl BatchCapacity {
     /// The capacity that is needed for a further request beside this capacity.
-    pub(crate) fn plus(self, request: &GenerationRequest) -> BatchCapacity {
+    pub(crate) fn with_request(self, request: &GenerationRequest) -> BatchCapacity {
         let (completions, tokens) = (request.stop_conditions.len(), request.max_sequence_tokens());
         BatchCapacity {
             slots: self.slots + completions,
@@ -156,7 +156,7 @@ pub(crate) struct PendingStep {
 
 impl PendingStep {
     /// Starts to copy the tokens to the host.
-    pub(crate) fn download(sampled: &SampledTokens) -> Result<PendingStep> {
+    pub(crate) fn start_download(sampled: &SampledTokens) -> Result<PendingStep> {
         let likeliest = match (&sampled.raw_log_prob, &sampled.tops) {
             (Some(raw), Some((ids, log_probs))) => {
                 Some([raw.download_async()?, ids.download_async()?, log_probs.download_async()?])
@@ -274,7 +274,7 @@ impl RunningBatch {
 
     /// Makes the next steps store the outputs of matrix products in `products`; `None`: they are not stored. No step
     /// may be in flight.
-    pub(crate) fn keep_products(&mut self, products: Option<Arc<StoredOutputs>>) -> Result<()> {
+    pub(crate) fn set_product_storage(&mut self, products: Option<Arc<StoredOutputs>>) -> Result<()> {
         if products.is_some() || self.state.kept.is_some() {
             // The captured graphs store their outputs in the former memory, or not at all.
             self.steps.clear();
@@ -288,12 +288,12 @@ impl RunningBatch {
     }
 
     /// The memory in which outputs of matrix products are stored, if any.
-    pub(crate) fn kept_products(&self) -> Option<&Arc<StoredOutputs>> {
+    pub(crate) fn product_storage(&self) -> Option<&Arc<StoredOutputs>> {
         self.state.kept.as_ref().map(|(products, _)| products)
     }
 
     /// Sets, for each of the first slots, the row in which the next step stores its outputs; -1: not stored.
-    pub(crate) fn set_kept_rows(&self, of_slots: &[i32]) -> Result<()> {
+    pub(crate) fn set_storage_rows(&self, of_slots: &[i32]) -> Result<()> {
         match &self.state.kept {
             Some((_, rows)) => Ok(rows.rows(0, of_slots.len())?.write(of_slots)?),
             None => Ok(()),
@@ -313,14 +313,14 @@ impl RunningBatch {
         Ok(())
     }
 
-    /// Whether [`Self::provide`] would allocate memory. If so, no step may be in flight at that call, and all slots
+    /// Whether [`Self::grow_for`] would allocate memory. If so, no step may be in flight at that call, and all slots
     /// must be assigned again afterwards.
     pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
         self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot
     }
 
     /// Makes the next steps compute the sampling features that the sequences need, with long enough block tables.
-    pub(crate) fn provide(&mut self, needs: StepNeeds) -> Result<()> {
+    pub(crate) fn grow_for(&mut self, needs: StepNeeds) -> Result<()> {
         self.needed = needs.features;
         let mut grown = self.features.union(needs.features);
         let is_wider = needs.blocks_per_slot > self.capacity.blocks_per_slot;
@@ -392,6 +392,6 @@ impl RunningBatch {
         };
         graphs.run(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
         state.rows.row_range(0, batch_size)?.count_step();
-        PendingStep::download(&state.sampled.row_range(0, batch_size)?)
+        PendingStep::start_download(&state.sampled.row_range(0, batch_size)?)
     }
 }

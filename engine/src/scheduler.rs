@@ -37,7 +37,7 @@ use crate::stats::EngineStats;
 
 /// The order in which sequences get slots and blocks: priority, then key. Keys number the sequences in order of
 /// arrival.
-pub(crate) type Rank = (i32, usize);
+pub(crate) type SequenceRank = (i32, usize);
 
 /// The scheduling options of a run.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ pub(crate) struct RunOptions {
 /// A range of the tokens of a prefill job, to be computed in the next forward pass.
 #[derive(Debug)]
 pub(crate) struct ChunkPlan {
-    pub(crate) job: Rank,
+    pub(crate) job: SequenceRank,
     pub(crate) range: Range<usize>,
 }
 
@@ -80,9 +80,9 @@ pub(crate) struct Scheduler<'r> {
     /// The sequences by their key.
     sequences: BTreeMap<usize, SequenceState<'r>>,
     next_key: usize,
-    queue: BTreeMap<Rank, PrefillJob>,
+    queue: BTreeMap<SequenceRank, PrefillJob>,
     /// Sequences whose prompt is computed and that wait for a slot.
-    ready: BTreeSet<Rank>,
+    ready: BTreeSet<SequenceRank>,
     /// For each slot, the key of the sequence that holds it.
     slots: Vec<Option<usize>>,
     /// The keys of finished sequences whose completions were not taken yet.
@@ -132,7 +132,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The number of sequences that are not finished.
-    pub(crate) fn unfinished(&self) -> usize {
+    pub(crate) fn unfinished_sequences(&self) -> usize {
         self.sequences.len() - self.finished.len()
     }
 
@@ -141,9 +141,9 @@ impl<'r> Scheduler<'r> {
         let running = self.slots.iter().flatten().count();
         EngineStats {
             running,
-            waiting: self.unfinished() - running,
+            waiting: self.unfinished_sequences() - running,
             blocks: self.blocks.block_count(),
-            blocks_in_use: self.blocks.block_count() - self.blocks.available(),
+            blocks_in_use: self.blocks.block_count() - self.blocks.available_blocks(),
             ..self.stats
         }
     }
@@ -205,7 +205,7 @@ impl<'r> Scheduler<'r> {
 
     /// Gives a job its KV blocks: blocks found in the prefix cache, and new ones. Returns false if there are too few
     /// blocks, or if none of the job's sequences would get a slot.
-    fn admit(&mut self, rank: Rank) -> bool {
+    fn admit(&mut self, rank: SequenceRank) -> bool {
         let Some(job) = self.queue.get(&rank) else { return false };
         if job.block_table.is_some() {
             return true;
@@ -239,15 +239,15 @@ impl<'r> Scheduler<'r> {
         // The last token of a prompt is computed even if the prefix cache has it, because its logits are needed.
         let skippable = match sequence.wanted_prompt_log_probs() {
             Some(_) => 0,
-            None => job.tokens - usize::from(sequence.generated() == 0),
+            None => job.tokens - usize::from(sequence.generated_token_count() == 0),
         };
         let known = &hashes[..hashes.len().min(skippable / BLOCK)];
-        let (unused, found) = self.blocks.peek(known);
+        let (unused, found) = self.blocks.matching_block_counts(known);
         let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
-        if self.blocks.available() - unused < new + reserved {
+        if self.blocks.available_blocks() - unused < new + reserved {
             return false;
         }
-        let mut table = self.blocks.find(known);
+        let mut table = self.blocks.find_and_reference(known);
         let Some(new) = self.blocks.allocate(new) else {
             self.blocks.release(&mut table);
             return false;
@@ -262,13 +262,13 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The job with this rank and the first of its sequences.
-    pub(crate) fn job(&self, rank: Rank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
+    pub(crate) fn prefill_job(&self, rank: SequenceRank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
         let job = self.queue.get(&rank)?;
         Some((job, self.sequences.get(job.keys.first()?)?))
     }
 
     /// Gives a job the vision tokens of its prompt, which took `flops` floating-point operations.
-    pub(crate) fn set_vision(&mut self, rank: Rank, vision: Option<Tensor>, flops: f64) {
+    pub(crate) fn set_vision(&mut self, rank: SequenceRank, vision: Option<Tensor>, flops: f64) {
         self.stats.vision_flops += flops as u64;
         if let Some(job) = self.queue.get_mut(&rank) {
             job.vision = vision;
@@ -276,7 +276,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Appends the log-probabilities of the prompt tokens that a chunk has computed to the job.
-    pub(crate) fn add_prompt_log_probs(&mut self, rank: Rank, log_probs: Vec<PromptTokenLogProbs>) {
+    pub(crate) fn add_prompt_log_probs(&mut self, rank: SequenceRank, log_probs: Vec<PromptTokenLogProbs>) {
         if let Some(job) = self.queue.get_mut(&rank) {
             job.log_probs.extend(log_probs);
         }
@@ -292,7 +292,7 @@ impl<'r> Scheduler<'r> {
         job.computed = chunk.range.end;
         if let Some(table) = &job.block_table {
             let full = job.hashes.len().min(job.computed / BLOCK);
-            self.blocks.remember(&table[..full], &job.hashes[..full]);
+            self.blocks.register_hashes(&table[..full], &job.hashes[..full]);
         }
         if job.computed < job.tokens {
             return None;
@@ -350,7 +350,7 @@ impl<'r> Scheduler<'r> {
                     self.queue.insert(rank, PrefillJob::new(vec![key], tokens));
                     continue;
                 };
-                self.blocks.share(&table[..full]);
+                self.blocks.add_references(&table[..full]);
                 copies.extend(table[full..].iter().copied().zip(own.iter().copied()));
                 sequence.block_table = [&table[..full], &own[..]].concat();
             }
@@ -378,7 +378,7 @@ impl<'r> Scheduler<'r> {
     pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
         let mut growths = Vec::new();
         let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
-        let mut ranked: Vec<(Rank, usize)> =
+        let mut ranked: Vec<(SequenceRank, usize)> =
             holders.map(|(slot, key)| ((self.sequences[&key].request.priority, key), slot)).collect();
         ranked.sort_unstable();
         for ((_, key), slot) in ranked {
@@ -432,7 +432,7 @@ impl<'r> Scheduler<'r> {
             let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
             sequence.tokens().extend_block_hashes(&mut hashes, tokens);
             let full = tokens / BLOCK;
-            self.blocks.remember(&table[..full], &hashes[..full]);
+            self.blocks.register_hashes(&table[..full], &hashes[..full]);
         }
         self.blocks.release(&mut table);
     }
@@ -442,7 +442,7 @@ impl<'r> Scheduler<'r> {
     pub(crate) fn cancel(&mut self, request: usize) -> Vec<usize> {
         let is_of = |sequence: &SequenceState| sequence.request.index == request;
         let keys: BTreeSet<usize> = self.sequences.iter().filter(|(_, s)| is_of(s)).map(|(&key, _)| key).collect();
-        let jobs: Vec<Rank> =
+        let jobs: Vec<SequenceRank> =
             self.queue.iter().filter(|(_, job)| keys.contains(&job.keys[0])).map(|(rank, _)| *rank).collect();
         for rank in jobs {
             if let Some(PrefillJob { block_table: Some(mut table), .. }) = self.queue.remove(&rank) {
@@ -464,7 +464,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The unfinished requests whose deadline has passed.
-    pub(crate) fn late_requests(&self) -> Vec<usize> {
+    pub(crate) fn requests_past_deadline(&self) -> Vec<usize> {
         let late = self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| {
             let deadline = s.request.deadline?;
             (deadline <= Instant::now()).then_some(s.request.index)
@@ -585,7 +585,7 @@ impl<'r> Scheduler<'r> {
 
     /// Empties the prefix cache, because the weights have changed. No sequence may hold blocks.
     pub(crate) fn forget_prefixes(&mut self) {
-        self.blocks.forget_all();
+        self.blocks.clear_prefix_cache();
     }
 }
 

@@ -15,7 +15,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::StoredRows;
+use crate::kept_rows::StoredRequestRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
@@ -31,7 +31,7 @@ pub(crate) struct RequestState<'r> {
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) kept: Option<StoredRows>,
+    pub(crate) kept: Option<StoredRequestRows>,
     max_new_tokens: usize,
     min_new_tokens: usize,
     eos_token_ids: Vec<TokenId>,
@@ -145,14 +145,14 @@ impl<'r> SequenceState<'r> {
     }
 
     /// The number of generated tokens that the host has read.
-    pub(crate) fn generated(&self) -> usize {
+    pub(crate) fn generated_token_count(&self) -> usize {
         self.ids.len() - self.prompt_tokens()
     }
 
     /// The number of tokens whose keys and values a prefill must compute before the sequence can decode: all tokens of
     /// the prompt; after a preemption, all tokens but the last, whose key and value the next decode step writes.
     pub(crate) fn prefill_tokens(&self) -> usize {
-        if self.generated() == 0 { self.ids.len() } else { self.ids.len() - 1 }
+        if self.generated_token_count() == 0 { self.ids.len() } else { self.ids.len() - 1 }
     }
 
     /// The number of most likely tokens to list for each token of the prompt, if the request asks for log-probabilities
@@ -190,20 +190,20 @@ impl<'r> SequenceState<'r> {
     }
 
     /// The index of the completion in its request.
-    pub(crate) fn index(&self) -> usize {
+    pub(crate) fn completion_index(&self) -> usize {
         self.index
     }
 
     /// The row in which the next decode step stores the outputs of its matrix products; -1 if they are not stored.
-    pub(crate) fn kept_row_of_next_step(&self) -> i32 {
-        let enqueued = self.generated() + self.in_flight;
-        let rows = self.request.kept.map(|kept| kept.completion(self.index, usize::MAX));
+    pub(crate) fn storage_row_of_next_step(&self) -> i32 {
+        let enqueued = self.generated_token_count() + self.in_flight;
+        let rows = self.request.kept.map(|kept| kept.completion_rows(self.index, usize::MAX));
         rows.and_then(|mut rows| rows.nth(enqueued)).map_or(-1, |row| row as i32)
     }
 
     /// Whether the sequence needs further decode steps after all steps in flight.
     pub(crate) fn needs_another_step(&self) -> bool {
-        !self.is_finished() && self.generated() + self.in_flight < self.request.max_new_tokens
+        !self.is_finished() && self.generated_token_count() + self.in_flight < self.request.max_new_tokens
     }
 
     /// The numbers that are added to logits: the request's biases, and −∞ for end tokens until the completion has its
@@ -212,7 +212,7 @@ impl<'r> SequenceState<'r> {
         let request = &self.request;
         // A complete grammar allows end tokens only.
         let must_end = self.grammar.as_ref().is_some_and(Grammar::is_complete);
-        if self.generated() + self.in_flight >= request.min_new_tokens || must_end {
+        if self.generated_token_count() + self.in_flight >= request.min_new_tokens || must_end {
             return request.logit_bias.clone();
         }
         let is_end = |id: i32| request.eos_token_ids.contains(&(id as u32));
@@ -241,13 +241,14 @@ impl<'r> SequenceState<'r> {
 
     /// The mask of the tokens that the grammar allows next; empty without a grammar.
     pub(crate) fn allowed_tokens(&self) -> &[u32] {
-        self.grammar.as_ref().map_or(&[], Grammar::allowed)
+        self.grammar.as_ref().map_or(&[], Grammar::allowed_token_mask)
     }
 
     /// The features that this sequence's sampling needs beyond temperature, top-p, top-k and min-p.
     pub(crate) fn sampling_features(&self) -> SamplingFeatures {
         let request = &self.request;
-        let banned = if self.generated() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
+        let banned =
+            if self.generated_token_count() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
         SamplingFeatures {
             history: self.sampling.has_penalty(),
             biased_tokens: banned + request.logit_bias.len(),
@@ -258,7 +259,7 @@ impl<'r> SequenceState<'r> {
 
     /// Whether the step that is about to be enqueued is the first one whose token may be an end-of-sequence id.
     pub(crate) fn next_step_lifts_eos_ban(&self) -> bool {
-        let enqueued = self.generated() + self.in_flight;
+        let enqueued = self.generated_token_count() + self.in_flight;
         enqueued > 0 && enqueued == self.request.min_new_tokens
     }
 
@@ -296,7 +297,7 @@ impl<'r> SequenceState<'r> {
     /// computing the tokens that the grammar allows next takes too long.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
-            return Err(EngineError::NotANumber { completion: self.index, token: self.generated() });
+            return Err(EngineError::NotANumber { completion: self.index, token: self.generated_token_count() });
         };
         self.ids.push(sampled.id);
         self.log_probs.push(sampled.log_prob);
@@ -311,7 +312,7 @@ impl<'r> SequenceState<'r> {
         let ends_grammar = self.grammar.as_ref().is_some_and(|grammar| grammar.is_end_token(id));
         if ends_grammar || self.request.eos_token_ids.contains(&id) || self.stop.push_and_match(id) {
             self.finish_reason = Some(FinishReason::Stop);
-        } else if self.generated() >= self.request.max_new_tokens {
+        } else if self.generated_token_count() >= self.request.max_new_tokens {
             self.finish_reason = Some(FinishReason::Length);
         } else if let Some(grammar) = &mut self.grammar {
             grammar.accept(id)?;

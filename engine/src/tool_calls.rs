@@ -55,7 +55,7 @@ mod tests {
 
     /// Whether a completion may be exactly this text, however it is split into tokens.
     fn accepts(folder: &ModelFolder, grammar: &Grammar, text: &str) -> bool {
-        let allows = |grammar: &Grammar, id: u32| grammar.allowed()[id as usize / 32] >> (id % 32) & 1 == 1;
+        let allows = |grammar: &Grammar, id: u32| grammar.allowed_token_mask()[id as usize / 32] >> (id % 32) & 1 == 1;
         let end = folder.stop_token_ids()[0];
         let splits = [folder.tokenizer.encode(text).unwrap(), single_bytes(folder, text)];
         let results = splits.map(|ids| {

@@ -15,7 +15,9 @@ use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use support::{TestAdapter, finish, image_prompt, model, random_model, simulated, strangers, with_adapter};
+use support::{
+    TestAdapter, image_prompt, model, random_model, run_until_idle, simulated_device, unrelated_requests, with_adapter,
+};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
 const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
@@ -35,14 +37,14 @@ fn models(device: &Device, dtype: DType) -> Vec<Qwen25Vl> {
     [vec![base], adapted].concat()
 }
 
-/// The completions of the test requests [`strangers`] with `is_wanted`, each generated alone with a model.
+/// The completions of the test requests [`unrelated_requests`] with `is_wanted`, each generated alone with a model.
 fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
     let engine = Engine::new(model, cx).unwrap();
     let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
         completions.into_iter().map(move |c| Completion { request: i, ..c })
     };
-    strangers().into_iter().enumerate().filter(|(i, _)| is_wanted(*i)).flat_map(of_request).collect()
+    unrelated_requests().into_iter().enumerate().filter(|(i, _)| is_wanted(*i)).flat_map(of_request).collect()
 }
 
 fn load(batch: &mut ContinuousBatch, models: &[Qwen25Vl]) -> Vec<Option<AdapterId>> {
@@ -50,7 +52,7 @@ fn load(batch: &mut ContinuousBatch, models: &[Qwen25Vl]) -> Vec<Option<AdapterI
     std::iter::once(None).chain(adapters.collect::<Vec<_>>()).collect()
 }
 
-/// The expected completions of [`strangers`]: request i is generated alone with model `i % 4`.
+/// The expected completions of [`unrelated_requests`]: request i is generated alone with model `i % 4`.
 fn wanted(models: &[Qwen25Vl], cx: &Cx) -> Vec<Completion> {
     let mut want: Vec<Completion> = (0..4).flat_map(|m| alone(&models[m], cx, |i| i % 4 == m)).collect();
     want.sort_by_key(|c| (c.request, c.index));
@@ -75,10 +77,14 @@ fn requests_with_different_adapters_have_the_bits_of_each_alone() {
             let ids = load(&mut batch, &models);
             // The second round finds the blocks of the first round in the prefix cache.
             for round in 0..2 {
-                for (i, request) in strangers().into_iter().enumerate() {
+                for (i, request) in unrelated_requests().into_iter().enumerate() {
                     batch.add(i, GenerationRequest { adapter: ids[i % 4], ..request }).unwrap();
                 }
-                assert_eq!(finish(&mut batch), want, "{dtype}: chunks of {chunk}, {blocks} blocks, round {round}");
+                assert_eq!(
+                    run_until_idle(&mut batch),
+                    want,
+                    "{dtype}: chunks of {chunk}, {blocks} blocks, round {round}"
+                );
             }
             assert_eq!(batch.stats().preemptions > 0, blocks < 14, "{:?}", batch.stats());
         }
@@ -96,9 +102,9 @@ fn the_prefix_cache_keeps_adapters_apart() {
     for (number, adapter) in ids.iter().enumerate() {
         for found in [0, 1] {
             let before = batch.stats().prefix_tokens_found;
-            let request = GenerationRequest { adapter: *adapter, ..strangers().swap_remove(15) };
+            let request = GenerationRequest { adapter: *adapter, ..unrelated_requests().swap_remove(15) };
             batch.add(15, request).unwrap();
-            assert_eq!(finish(&mut batch), alone(&models[number], &cx, |i| i == 15), "model {number}");
+            assert_eq!(run_until_idle(&mut batch), alone(&models[number], &cx, |i| i == 15), "model {number}");
             assert_eq!(batch.stats().prefix_tokens_found > before, found == 1, "model {number}");
         }
     }
@@ -121,7 +127,7 @@ fn an_adapter_of_the_vision_tower_has_vision_tokens_of_its_own() {
     assert_ne!(want[0].log_probs, want[1].log_probs);
     for adapter in [None, Some(id), None] {
         batch.add(0, GenerationRequest { adapter, ..request() }).unwrap();
-        assert_eq!(finish(&mut batch)[0], want[usize::from(adapter.is_some())]);
+        assert_eq!(run_until_idle(&mut batch)[0], want[usize::from(adapter.is_some())]);
     }
 }
 
@@ -132,7 +138,7 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     let engine = Engine::new(&models[0], &cx).unwrap();
     let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
     let ids = load(&mut batch, &models);
-    let request = |i: usize, adapter| GenerationRequest { adapter, ..strangers().swap_remove(i) };
+    let request = |i: usize, adapter| GenerationRequest { adapter, ..unrelated_requests().swap_remove(i) };
     batch.add(9, request(9, ids[1])).unwrap();
     batch.step(&mut |_| {}).unwrap();
     batch.unload_adapter(ids[1].unwrap(), &mut |_| {}).unwrap();
@@ -144,7 +150,7 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     batch.add(5, request(5, Some(again))).unwrap();
     batch.add(3, request(3, ids[3])).unwrap();
     let want = [(3, 3), (5, 1), (9, 1)].map(|(i, m)| alone(&models[m], &cx, |stranger| stranger == i)).concat();
-    assert_eq!(finish(&mut batch), want);
+    assert_eq!(run_until_idle(&mut batch), want);
     assert!(Some(again) != ids[1] && Some(again) != ids[3]);
 }
 
@@ -158,7 +164,7 @@ fn adapters_stay_when_the_weights_are_replaced() {
     let id = batch.load_adapter(with_adapter(&old, &device, dtype, &ADAPTERS[1]), &mut |_| {}).unwrap();
     let add = |batch: &mut ContinuousBatch| {
         for (i, adapter) in [None, Some(id)].into_iter().enumerate() {
-            batch.add(i, GenerationRequest { adapter, ..strangers().swap_remove(9) }).unwrap();
+            batch.add(i, GenerationRequest { adapter, ..unrelated_requests().swap_remove(9) }).unwrap();
         }
     };
     let want = |base: &Qwen25Vl| -> Vec<Completion> {
@@ -167,10 +173,10 @@ fn adapters_stay_when_the_weights_are_replaced() {
         completions.enumerate().map(|(request, c)| Completion { request, ..c }).collect()
     };
     add(&mut batch);
-    assert_eq!(finish(&mut batch), want(&old));
+    assert_eq!(run_until_idle(&mut batch), want(&old));
     batch.replace_weights(new.clone(), &mut |_| {}).unwrap();
     add(&mut batch);
-    assert_eq!(finish(&mut batch), want(&new));
+    assert_eq!(run_until_idle(&mut batch), want(&new));
 }
 
 /// The completions of test request `stranger` alone with model `number`, on one thread in f32. They are computed once
@@ -210,7 +216,7 @@ proptest! {
                     ids.insert(number, id);
                 }
                 (_, adapter) => {
-                    let request = strangers().swap_remove(stranger);
+                    let request = unrelated_requests().swap_remove(stranger);
                     batch.add(i, GenerationRequest { adapter: adapter.copied(), ..request }).unwrap();
                     let completions = alone_once(&models, &cx, number, stranger);
                     want.extend(completions.into_iter().map(|c| Completion { request: i, ..c }));
@@ -218,7 +224,7 @@ proptest! {
             }
             got.extend(batch.step(&mut |_| {}).unwrap().completions);
         }
-        got.extend(finish(&mut batch));
+        got.extend(run_until_idle(&mut batch));
         got.sort_by_key(|c| (c.request, c.index));
         prop_assert_eq!(got, want);
     }
@@ -236,23 +242,23 @@ fn on_a_gpu_other_adapters_change_nothing() {
         let mut batch = engine.continuous_batch(100 * BLOCK_BYTES / 2).unwrap();
         let ids = load(&mut batch, &models);
         let request = |i: usize| {
-            let stranger = strangers().swap_remove(i);
+            let stranger = unrelated_requests().swap_remove(i);
             GenerationRequest { adapter: ids[i % 4], max_new_tokens: 4, ..stranger }
         };
         let alone: Vec<Completion> = (0..4)
             .flat_map(|i| {
                 batch.add(i, request(i)).unwrap();
-                finish(&mut batch)
+                run_until_idle(&mut batch)
             })
             .collect();
         // The second run has the same results, although the prefix cache has the blocks now.
         (0..4).for_each(|i| batch.add(i, request(i)).unwrap());
-        assert_eq!(finish(&mut batch), alone, "{device:?}");
+        assert_eq!(run_until_idle(&mut batch), alone, "{device:?}");
         alone
     };
     let fake = FakeDriver::new(Arch::A100, 512 << 20);
     let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
-    assert_eq!(completions(&device), completions(&simulated()));
+    assert_eq!(completions(&device), completions(&simulated_device()));
     drop(device);
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }

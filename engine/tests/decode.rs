@@ -14,7 +14,9 @@ use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use support::{PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated, with_adapter};
+use support::{
+    PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated_device, with_adapter,
+};
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second
 /// completion.
@@ -143,7 +145,7 @@ fn few_requests() -> Vec<TestRequest> {
 #[test]
 fn continuous_batch_on_the_simulator_equals_requests_alone() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let device = simulated();
+    let device = simulated_device();
     let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
     let requests = few_requests();
     let want = run(&Engine::new(&model, &cx).unwrap(), &requests, &[]);
@@ -154,7 +156,7 @@ fn continuous_batch_on_the_simulator_equals_requests_alone() {
 #[test]
 fn simulator_reports_no_finding() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    open_and_compare_runs(&simulated(), DType::BF16, &few_requests(), &[(256, 1), (2, 0)]);
+    open_and_compare_runs(&simulated_device(), DType::BF16, &few_requests(), &[(256, 1), (2, 0)]);
 }
 
 #[test]
@@ -164,7 +166,7 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
         let fake = FakeDriver::new(Arch::A100, 512 << 20);
         let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let got = open_and_compare_runs(&device, dtype, &few_requests(), &[(256, 1)]);
-        let sim = simulated();
+        let sim = simulated_device();
         let (model, cx) = (model(&sim, dtype), Cx::inference(&sim, dtype));
         let engine = Engine::new(&model, &cx).unwrap();
         let eos = early_end_tokens(&run(&engine, &few_requests(), &[]));
@@ -201,7 +203,7 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     let (few, launches_of_few, early_of_few) = counted(2);
     let (got, launches, early) = counted(16);
     assert_eq!(got, run(&Engine::new(&on_gpu, &cx).unwrap().max_slots(1), &[requests(16)], &[]));
-    let sim = simulated();
+    let sim = simulated_device();
     let (on_sim, sim_cx) = (model(&sim, DType::BF16), Cx::inference(&sim, DType::BF16));
     let near = run(&Engine::new(&on_sim, &sim_cx).unwrap(), &[requests(8)], &[]);
     for (got, near) in got.iter().zip(&near) {
@@ -275,7 +277,7 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
         let fake = FakeDriver::new(Arch::A100, 512 << 20);
         let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let got = compare_runs(&adapted(&device, dtype), &device, dtype, &few_requests(), &[(256, 1)]);
-        let sim = simulated();
+        let sim = simulated_device();
         let (model, cx) = (adapted(&sim, dtype), Cx::inference(&sim, dtype));
         let engine = Engine::new(&model, &cx).unwrap();
         let eos = early_end_tokens(&run(&engine, &few_requests(), &[]));

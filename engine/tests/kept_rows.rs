@@ -7,12 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use reel_device::{DType, Device};
-use reel_engine::{Completion, Engine, GenerationRequest, StoredRows};
+use reel_engine::{Completion, Engine, GenerationRequest, StoredRequestRows};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::products::{MatmulGrouping, StoredOutputs};
 use reel_runtime::Cx;
 
-use support::{TestRequest, image_prompt, int8_model, model, strangers};
+use support::{TestRequest, image_prompt, int8_model, model, unrelated_requests};
 
 /// The number of stored outputs of a layer, and how many of them the last layer computes for all tokens (q, k and v,
 /// attention, log-sum-exps).
@@ -30,11 +30,11 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
     let one_token = TestRequest { prompt_tokens, completions: 3, max_new_tokens, min_new_tokens: 2, sampling };
     let image = GenerationRequest { max_new_tokens: 5, sampling, ..GenerationRequest::new(image_prompt(model)) };
     let mut requests: Vec<GenerationRequest> =
-        [one_token.request(&[3]), image].into_iter().chain(strangers().into_iter().take(10)).collect();
+        [one_token.request(&[3]), image].into_iter().chain(unrelated_requests().into_iter().take(10)).collect();
     let mut end = 0;
     for request in requests.iter_mut().enumerate().filter(|(i, _)| i % 3 != 2).map(|(_, request)| request) {
-        let rows = StoredRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
-        end = rows.end(request.stop_conditions.len());
+        let rows = StoredRequestRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
+        end = rows.end_row(request.stop_conditions.len());
         request.kept = Some(rows);
         // Some completions end early.
         request.eos_token_ids = (0..40).collect();
@@ -45,7 +45,7 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
 /// The completions, and for each output of each layer the bits of all rows that the completions must have filled.
 fn generate(engine: &Engine, model: &Qwen25Vl, grouping: MatmulGrouping, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
     let (requests, rows) = requests(model);
-    let kept: Vec<Option<StoredRows>> = requests.iter().map(|request| request.kept).collect();
+    let kept: Vec<Option<StoredRequestRows>> = requests.iter().map(|request| request.kept).collect();
     let config = &model.config.text;
     let products = Arc::new(StoredOutputs::new(cx.device(), config, grouping, cx.dtype(), rows).unwrap());
     let bytes = products.tensors().map(|t| t.bytes() as u64).sum::<u64>();
@@ -56,8 +56,10 @@ fn generate(engine: &Engine, model: &Qwen25Vl, grouping: MatmulGrouping, cx: &Cx
     let filled = products.tensors().enumerate().map(|(i, output)| {
         let (values, columns) = (output.to_f32().unwrap(), output.shape()[1]);
         let bits = |rows: Range<usize>| values[rows.start * columns..rows.end * columns].iter().map(|x| x.to_bits());
-        let of_prompts = kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(StoredRows::prompt);
-        let of_completions = completions.iter().filter_map(|c| Some(kept[c.request]?.completion(c.index, c.ids.len())));
+        let of_prompts =
+            kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(StoredRequestRows::prompt_rows);
+        let of_completions =
+            completions.iter().filter_map(|c| Some(kept[c.request]?.completion_rows(c.index, c.ids.len())));
         of_prompts.chain(of_completions).flat_map(bits).collect()
     });
     (completions.clone(), filled.collect())

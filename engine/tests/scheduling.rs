@@ -19,8 +19,8 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
 use support::{
-    SAMPLED, TestRequest, finish, folder, image_prompt, int8_model, model, random_model, run, simulated, strangers,
-    text_prompt,
+    SAMPLED, TestRequest, image_prompt, int8_model, model, model_folder, random_model, run, run_until_idle,
+    simulated_device, text_prompt, unrelated_requests,
 };
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.
@@ -32,12 +32,12 @@ type Model = fn(&Device, DType) -> Qwen25Vl;
 /// The completions of all requests together in a batch, added `per_step` at a time, and the engine's counters.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
     let mut batch = engine.continuous_batch(kv_bytes).unwrap();
-    let (mut completions, mut requests) = (Vec::new(), strangers().into_iter().enumerate().peekable());
+    let (mut completions, mut requests) = (Vec::new(), unrelated_requests().into_iter().enumerate().peekable());
     while requests.peek().is_some() {
         requests.by_ref().take(per_step).for_each(|(i, request)| batch.add(i, request).unwrap());
         completions.extend(batch.step(&mut |_| {}).unwrap().completions);
     }
-    completions.extend(finish(&mut batch));
+    completions.extend(run_until_idle(&mut batch));
     completions.sort_by_key(|c| (c.request, c.index));
     assert_eq!((batch.stats().running, batch.stats().waiting, batch.stats().blocks_in_use), (0, 0, 0));
     (completions, batch.stats())
@@ -49,7 +49,7 @@ fn alone(engine: &Engine) -> Vec<Completion> {
         let completions = engine.generate(vec![request], |_| {}).unwrap().0;
         completions.into_iter().map(move |c| Completion { request: i, ..c })
     };
-    strangers().into_iter().enumerate().flat_map(of_request).collect()
+    unrelated_requests().into_iter().enumerate().flat_map(of_request).collect()
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn completions_on_the_simulator_do_not_depend_on_the_schedule() {
 }
 
 fn independent_of_the_schedule(model: Model) {
-    let device = simulated();
+    let device = simulated_device();
     let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
     let request = |i: usize| TestRequest {
         prompt_tokens: [3, 70, 66][i],
@@ -100,7 +100,7 @@ fn independent_of_the_schedule(model: Model) {
         let mut batch = engine.continuous_batch(blocks * BLOCK_BYTES / 2).unwrap();
         for round in 0..2 {
             (0..3).for_each(|i| batch.add(i, requests[i].request(&[])).unwrap());
-            assert_eq!(ids(&finish(&mut batch)), ids(&want), "chunks of {chunk}, round {round}");
+            assert_eq!(ids(&run_until_idle(&mut batch)), ids(&want), "chunks of {chunk}, round {round}");
         }
         assert!(batch.stats().prefix_tokens_found > 0, "{:?}", batch.stats());
     }
@@ -113,8 +113,8 @@ fn a_known_prompt_is_not_computed_again() {
     let engine = Engine::new(&model, &cx).unwrap();
     let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
     let ask = |batch: &mut ContinuousBatch| {
-        strangers().into_iter().enumerate().for_each(|(i, request)| batch.add(i, request).unwrap());
-        finish(batch)
+        unrelated_requests().into_iter().enumerate().for_each(|(i, request)| batch.add(i, request).unwrap());
+        run_until_idle(batch)
     };
     let cold = ask(&mut batch);
     assert_eq!(cold, alone(&engine));
@@ -127,8 +127,8 @@ fn a_known_prompt_is_not_computed_again() {
     );
     // All full blocks are found, except a block that ends with the last token of a prompt.
     let blocks = |tokens: usize| (tokens - 1) / 64 * 64;
-    let want: usize = strangers().iter().map(|request| blocks(request.prompt.input_ids.len())).sum();
-    let all: usize = strangers().iter().map(|request| request.prompt.input_ids.len()).sum();
+    let want: usize = unrelated_requests().iter().map(|request| blocks(request.prompt.input_ids.len())).sum();
+    let all: usize = unrelated_requests().iter().map(|request| request.prompt.input_ids.len()).sum();
     assert_eq!((found as usize, computed as usize), (want, all - want));
     // Changed weights empty the prefix cache.
     batch.weights_changed(&mut |_| {}).unwrap();
@@ -166,7 +166,7 @@ fn replaced_weights_continue_running_requests() {
     let refused = batch.replace_weights(other, &mut |_| {}).unwrap_err().to_string();
     assert!(refused.starts_with("vocab_size: is ") && refused.contains("; use weights"), "{refused}");
     assert_eq!(batch.replace_weights(new.clone(), &mut |_| {}).unwrap(), 4);
-    let completions = finish(&mut batch);
+    let completions = run_until_idle(&mut batch);
     let fresh = engine_of(&new);
     let alone =
         |ids: &[u32], i: u32, tokens| fresh.generate(vec![request(i, ids, tokens)], |_| {}).unwrap().0.remove(0);
@@ -179,7 +179,7 @@ fn replaced_weights_continue_running_requests() {
     let restarted = alone(&[], 0, 30);
     assert_ne!(completions[0].ids, restarted.ids);
     batch.add(0, request(0, &[], 30)).unwrap();
-    assert_eq!(finish(&mut batch).remove(0).ids, restarted.ids);
+    assert_eq!(run_until_idle(&mut batch).remove(0).ids, restarted.ids);
     // `Engine::generate`, which reuses a batch of an earlier call, also uses the new weights.
     assert!(generated(0) == restarted.ids && before_all != restarted.ids);
 }
@@ -187,7 +187,7 @@ fn replaced_weights_continue_running_requests() {
 /// The golden model with changed signs of its weights.
 fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
     let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(folder()).unwrap() {
+    for entry in std::fs::read_dir(model_folder()).unwrap() {
         let entry = entry.unwrap();
         let mut bytes = std::fs::read(entry.path()).unwrap();
         if entry.path().extension().is_some_and(|end| end == "safetensors") {
@@ -205,7 +205,7 @@ fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
 #[test]
 fn replaced_weights_are_those_of_captured_steps() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    let device = simulated();
+    let device = simulated_device();
     let cx = Cx::inference(&device, DType::BF16);
     let request = |ids: &[u32], tokens: usize| {
         let prompt: Vec<u32> = (0..20).map(|t| t * 3 % 97).chain(ids.iter().copied()).collect();
@@ -225,7 +225,7 @@ fn replaced_weights_are_those_of_captured_steps() {
         1
     );
     assert_eq!(weights(&device), before, "the old weights are not freed");
-    let got = finish(&mut batch).remove(0).ids;
+    let got = run_until_idle(&mut batch).remove(0).ids;
     let fresh = Engine::new(&changed_model(&device, DType::BF16), &cx).unwrap().max_slots(2);
     let alone = |ids: &[u32], tokens| fresh.generate(vec![request(ids, tokens)], |_| {}).unwrap().0.remove(0).ids;
     assert_eq!(got, [&so_far[..], &alone(&so_far, 6 - so_far.len())].concat());
@@ -243,7 +243,7 @@ fn a_batch_takes_the_same_memory_on_device_dry() {
             let prompt = text_prompt((0..150).map(|t| (t * 7 + i * 3) % 97).collect());
             batch.add(i as usize, GenerationRequest { max_new_tokens: 70, ..GenerationRequest::new(prompt) }).unwrap();
         }
-        finish(&mut batch);
+        run_until_idle(&mut batch);
         let memory = device.memory();
         assert!(memory.now.contains(&("kv_cache", 40 * BLOCK_BYTES as usize)), "{memory:?}");
         (batch.stats().blocks, memory)
@@ -263,11 +263,11 @@ fn generated_tokens_are_found_as_part_of_a_later_prompt() {
         ..GenerationRequest::new(text_prompt((0..50).map(|i| i % 90).collect()))
     };
     batch.add(0, first()).unwrap();
-    let answer = finish(&mut batch).remove(0).ids;
+    let answer = run_until_idle(&mut batch).remove(0).ids;
     let longer: Vec<u32> = (0..50).map(|i| i % 90).chain(answer.iter().copied()).chain([5, 6, 7]).collect();
     let second = || GenerationRequest { max_new_tokens: 20, ..GenerationRequest::new(text_prompt(longer.clone())) };
     batch.add(1, second()).unwrap();
-    let got = finish(&mut batch).remove(0);
+    let got = run_until_idle(&mut batch).remove(0);
     assert_eq!(batch.stats().prefix_tokens_found, 128, "blocks 0 and 1 of 153 tokens");
     assert_eq!(got.ids, engine.generate(vec![second()], |_| {}).unwrap().0[0].ids);
 }
@@ -304,7 +304,7 @@ fn media_count_in_the_prefix_cache() {
     let mut ask = |prompt| {
         batch.add(0, request(prompt)).unwrap();
         let found = batch.stats().prefix_tokens_found;
-        let completion = finish(&mut batch).remove(0);
+        let completion = run_until_idle(&mut batch).remove(0);
         (completion, batch.stats().prefix_tokens_found - found)
     };
     assert_eq!(ask(&prompt), (want.clone(), 0));
@@ -397,7 +397,7 @@ fn requests_that_can_never_fit_are_refused() {
     let e = batch.add(0, request(93)).unwrap_err().to_string();
     assert!(e.starts_with("KV cache: has room for 192 tokens, but prompt and completion need 193"), "{e}");
     batch.add(1, request(92)).unwrap();
-    assert_eq!(finish(&mut batch)[0].ids.len(), 92);
+    assert_eq!(run_until_idle(&mut batch)[0].ids.len(), 92);
 }
 
 /// An event between two steps of the batch.
@@ -439,9 +439,13 @@ fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
                 stop_conditions: vec![StopCondition::none(), StopCondition::none()],
                 ..GenerationRequest::new(text_prompt(whole.clone()))
             };
-            strangers().into_iter().take(strangers_beside).enumerate().for_each(|(i, r)| batch.add(i + 1, r).unwrap());
+            unrelated_requests()
+                .into_iter()
+                .take(strangers_beside)
+                .enumerate()
+                .for_each(|(i, r)| batch.add(i + 1, r).unwrap());
             batch.add(0, request).unwrap();
-            let completions = finish(&mut batch);
+            let completions = run_until_idle(&mut batch);
             assert_eq!(completions[0].prompt_log_probs, completions[1].prompt_log_probs);
             assert!(completions[2..].iter().all(|c| c.prompt_log_probs.is_empty()));
             results.push((format!("chunks of {chunk}, round {round}"), completions[0].prompt_log_probs.clone()));
@@ -486,7 +490,7 @@ proptest! {
         for (i, arrival) in arrivals.into_iter().enumerate() {
             match arrival {
                 Arrival::Add { stranger, priority } => {
-                    let request = strangers().swap_remove(stranger);
+                    let request = unrelated_requests().swap_remove(stranger);
                     batch.add(i, GenerationRequest { priority, ..request }).unwrap();
                     added.insert(i, stranger);
                 }
@@ -499,7 +503,7 @@ proptest! {
             }
             got.extend(batch.step(&mut |_| {}).unwrap().completions);
         }
-        got.extend(finish(&mut batch));
+        got.extend(run_until_idle(&mut batch));
         got.sort_by_key(|c| (c.request, c.index));
         let of = |(&request, &stranger): (&usize, &usize)| {
             let of_stranger = ALONE.iter().filter(move |c| c.request == stranger);

@@ -30,14 +30,14 @@ pub struct ScoredRow<'a> {
 
 /// Sum and number of the drawn scores of a group.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Total {
+pub struct ScoreTotal {
     /// Sum of the scores.
     pub sum: f64,
     /// Number of scores.
     pub count: f64,
 }
 
-impl Total {
+impl ScoreTotal {
     /// The mean score; `None` without scores.
     pub fn mean(self) -> Option<f64> {
         (self.count > 0.0).then(|| self.sum / self.count)
@@ -45,12 +45,12 @@ impl Total {
 }
 
 /// The sum of several totals.
-pub fn sum_of_totals(totals: &[Total]) -> Total {
-    totals.iter().fold(Total::default(), |a, b| Total { sum: a.sum + b.sum, count: a.count + b.count })
+pub fn sum_of_totals(totals: &[ScoreTotal]) -> ScoreTotal {
+    totals.iter().fold(ScoreTotal::default(), |a, b| ScoreTotal { sum: a.sum + b.sum, count: a.count + b.count })
 }
 
 /// The rows of one video: the total of each group, as (group, total).
-type Cluster = Vec<(usize, Total)>;
+type Cluster = Vec<(usize, ScoreTotal)>;
 
 /// Returns the 95 % interval of each statistic. `statistics` computes all statistics from the totals of the groups `0
 /// .. groups`. Resamples in which a statistic is `None` are left out of its interval. The interval is `None` if the
@@ -58,14 +58,14 @@ type Cluster = Vec<(usize, Total)>;
 pub fn bootstrap_intervals(
     rows: &[ScoredRow<'_>],
     groups: usize,
-    statistics: impl Fn(&[Total]) -> Vec<Option<f64>>,
+    statistics: impl Fn(&[ScoreTotal]) -> Vec<Option<f64>>,
 ) -> Vec<Option<[f64; 2]>> {
     let clusters = clusters(rows);
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut drawn: Vec<Vec<f64>> = Vec::new();
-    let mut totals = vec![Total::default(); groups];
+    let mut totals = vec![ScoreTotal::default(); groups];
     for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLES } {
-        totals.fill(Total::default());
+        totals.fill(ScoreTotal::default());
         for _ in 0..clusters.len() {
             for (group, part) in &clusters[random.random_range(0..clusters.len())] {
                 totals[*group].sum += part.sum;
@@ -97,7 +97,7 @@ fn clusters(rows: &[ScoredRow<'_>]) -> Vec<Cluster> {
             clusters.push(Vec::new());
         }
         let cluster = &mut clusters[index];
-        let total = Total { sum: row.score, count: 1.0 };
+        let total = ScoreTotal { sum: row.score, count: 1.0 };
         match cluster.iter_mut().find(|(group, _)| *group == row.group) {
             Some((_, sum)) => *sum = sum_of_totals(&[*sum, total]),
             None => cluster.push((row.group, total)),

@@ -12,7 +12,7 @@ use reel_diagnostic::Diagnostic;
 use serde::Serialize;
 
 use crate::bootstrap::{ScoredRow, bootstrap_intervals};
-use crate::score::{CATEGORIES, Groups};
+use crate::score::{FIRST_CATEGORY_INDEX, ScoreGroups};
 use crate::task::Task;
 use crate::{EvalError, Extraction, Prediction, Result};
 
@@ -28,9 +28,9 @@ pub struct Comparison {
     /// Number of rows that only run B has; they are not compared.
     pub only_in_b: usize,
     /// The benchmark's headline figure, its score in tables of results ([`crate::Headline`]).
-    pub score: Difference,
+    pub score: ScoreDifference,
     /// Scores by category.
-    pub by_category: BTreeMap<String, Difference>,
+    pub by_category: BTreeMap<String, ScoreDifference>,
     /// Number of rows that both runs answer correctly. Only rows whose score is 0 or 1 count, here and in the next
     /// fields.
     pub both_right: usize,
@@ -49,7 +49,7 @@ pub struct Comparison {
 
 /// A score of both runs, and the difference of the two values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Difference {
+pub struct ScoreDifference {
     /// Number of rows.
     pub n: usize,
     /// The score of run A, from 0 to 1.
@@ -80,7 +80,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
         return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
     }
     let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
-    let groups = Groups::new(task, &rows);
+    let groups = ScoreGroups::new(task, &rows);
     let scored = |score: &dyn Fn(&Pair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
         let row = |(pair, row): (&Pair<'_>, _)| (score(pair), row);
         let rows = pairs.iter().zip(&rows).map(row);
@@ -93,11 +93,11 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     let difference = |i: usize, n: usize| {
         let (a, b) = (means_a[i].unwrap_or_default(), means_b[i].unwrap_or_default());
         let [low, high] = intervals[i].unwrap_or([-1.0, 1.0]);
-        Difference { n, a, b, difference: b - a, ci95: [low.min(b - a), high.max(b - a)] }
+        ScoreDifference { n, a, b, difference: b - a, ci95: [low.min(b - a), high.max(b - a)] }
     };
     let by_category = groups.names.iter().enumerate().map(|(i, name)| {
         let n = groups.category_total(&a, i).count as usize;
-        (name.to_string(), difference(CATEGORIES + i, n))
+        (name.to_string(), difference(FIRST_CATEGORY_INDEX + i, n))
     });
     let right: Vec<[bool; 2]> = pairs.iter().filter_map(Pair::right).collect();
     let count = |want: [bool; 2]| right.iter().filter(|right| **right == want).count();

@@ -21,7 +21,7 @@ mod row;
 mod score;
 mod task;
 
-pub use compare::{Comparison, Difference, compare_runs};
+pub use compare::{Comparison, ScoreDifference, compare_runs};
 pub use error::{EvalError, Result};
 pub use extraction::Extraction;
 pub use lm_eval::{LmEvalRun, lm_eval_results};

@@ -81,7 +81,7 @@ impl Prediction {
     /// no OCR and free-form problems, give such problems no points. A user's own benchmark may have such problems, and
     /// they are then scored.
     #[must_use]
-    pub fn of_task(mut self, task: &Task) -> Self {
+    pub fn prepare_for_scoring(mut self, task: &Task) -> Self {
         if task.user_file_text.is_none() {
             let has_rule = |kind: &ProblemType| !matches!(kind, ProblemType::Ocr | ProblemType::FreeForm);
             self.problem_type = self.problem_type.filter(has_rule);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bootstrap::{ScoredRow, Total, bootstrap_intervals, sum_of_totals};
+use crate::bootstrap::{ScoreTotal, ScoredRow, bootstrap_intervals, sum_of_totals};
 use crate::interval::{WeightedMean, weighted_sum_interval, wilson_interval};
 use crate::task::{Headline, Task};
 use crate::{EvalError, Extraction, Prediction, Result};
@@ -91,7 +91,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         let rows = predictions.iter().zip(&scores);
         rows.filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
     };
-    let groups = Groups::new(task, predictions);
+    let groups = ScoreGroups::new(task, predictions);
     let headline = groups.headline_index(task.score.headline);
     let rows: Vec<ScoredRow<'_>> = predictions
         .iter()
@@ -107,8 +107,9 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         _ => without_width,
     };
     let categories = groups.names.iter().enumerate().map(|(i, name)| {
-        let (n, score) = (groups.category_total(&totals, i).count as usize, mean_of(CATEGORIES + i));
-        let (ci95, regressions) = (interval(CATEGORIES + i, wilson_interval(score, n)), groups.regressions(&totals, i));
+        let (n, score) = (groups.category_total(&totals, i).count as usize, mean_of(FIRST_CATEGORY_INDEX + i));
+        let (ci95, regressions) =
+            (interval(FIRST_CATEGORY_INDEX + i, wilson_interval(score, n)), groups.regressions(&totals, i));
         (name.to_string(), CategoryScore { n, score, ci95, regressions })
     });
     let (overall, task_mean) = (mean(&scores), means[TASK_MEAN]);
@@ -125,7 +126,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         errors: predictions.iter().filter(|p| p.error.is_some()).count(),
         truncated: predictions.iter().filter(|p| p.is_truncated).count(),
         overall,
-        overall_ci95: interval(OVERALL, wilson_interval(overall, scores.len())),
+        overall_ci95: interval(OVERALL_INDEX, wilson_interval(overall, scores.len())),
         mean_acc: mean(&scores_of(false)),
         mean_mra: mean(&scores_of(true)),
         regressions: scores_of(true).len(),
@@ -140,23 +141,23 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     })
 }
 
-/// Indices into `Groups::statistics`. The statistics of the categories follow from `CATEGORIES` on.
-pub(crate) const OVERALL: usize = 0;
+/// Indices into `ScoreGroups::statistics`. The statistics of the categories follow from `FIRST_CATEGORY_INDEX` on.
+pub(crate) const OVERALL_INDEX: usize = 0;
 const TASK_MEAN: usize = 1;
 const ACCURACY_AND_MRA: usize = 2;
 /// Index of the first category's statistic.
-pub(crate) const CATEGORIES: usize = 3;
+pub(crate) const FIRST_CATEGORY_INDEX: usize = 3;
 
 /// The categories of a benchmark, and the tasks to which the categories belong. Scores are summed separately for each
 /// category and, within a category, for regression rows and other rows.
-pub(crate) struct Groups<'a> {
+pub(crate) struct ScoreGroups<'a> {
     /// The names of the categories, sorted. Rows without a category form one more category at the end.
     pub(crate) names: Vec<&'a str>,
     /// For each task, the indices of its categories; empty for a benchmark whose score is the mean over rows.
     tasks: Vec<Vec<usize>>,
 }
 
-impl<'a> Groups<'a> {
+impl<'a> ScoreGroups<'a> {
     pub(crate) fn new(task: &'a Task, predictions: &'a [Prediction]) -> Self {
         let mut names: Vec<&str> = predictions.iter().filter_map(|p| p.category.as_deref()).collect();
         names.sort_unstable();
@@ -184,30 +185,30 @@ impl<'a> Groups<'a> {
     }
 
     /// The total of the scores of each group.
-    pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<Total> {
-        let mut totals = vec![Total::default(); self.count()];
+    pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
+        let mut totals = vec![ScoreTotal::default(); self.count()];
         for row in rows {
-            totals[row.group] = sum_of_totals(&[totals[row.group], Total { sum: row.score, count: 1.0 }]);
+            totals[row.group] = sum_of_totals(&[totals[row.group], ScoreTotal { sum: row.score, count: 1.0 }]);
         }
         totals
     }
 
-    pub(crate) fn category_total(&self, totals: &[Total], category: usize) -> Total {
+    pub(crate) fn category_total(&self, totals: &[ScoreTotal], category: usize) -> ScoreTotal {
         sum_of_totals(&totals[2 * category..2 * category + 2])
     }
 
     /// The number of rows of a category whose problem type is `regression` (the answer is a number).
-    fn regressions(&self, totals: &[Total], category: usize) -> usize {
+    fn regressions(&self, totals: &[ScoreTotal], category: usize) -> usize {
         totals[2 * category + 1].count as usize
     }
 
     /// All statistics, computed from the totals of all groups: the three fixed ones, then the mean of each category. A
     /// mean without rows is `None`.
-    pub(crate) fn statistics(&self, totals: &[Total]) -> Vec<Option<f64>> {
+    pub(crate) fn statistics(&self, totals: &[ScoreTotal]) -> Vec<Option<f64>> {
         let categories = (0..self.names.len()).map(|i| self.category_total(totals, i).mean());
         let of_kind = |regression: usize| {
             let own = totals.iter().skip(regression).step_by(2).copied();
-            own.fold(Total::default(), |a, b| sum_of_totals(&[a, b])).mean()
+            own.fold(ScoreTotal::default(), |a, b| sum_of_totals(&[a, b])).mean()
         };
         let both = match (of_kind(0), of_kind(1)) {
             (Some(accuracy), Some(mra)) => Some((accuracy + mra) / 2.0),
@@ -221,14 +222,14 @@ impl<'a> Groups<'a> {
     pub(crate) fn headline_index(&self, headline: Headline) -> usize {
         match headline {
             Headline::TaskMean if !self.tasks.is_empty() => TASK_MEAN,
-            Headline::TaskMean | Headline::Overall => OVERALL,
+            Headline::TaskMean | Headline::Overall => OVERALL_INDEX,
             Headline::MeanOfAccuracyAndMra => ACCURACY_AND_MRA,
         }
     }
 
     /// The mean over tasks of each task's score; a task's score is the mean of its categories' scores. `None` if there
     /// are no tasks, or if a category has no rows.
-    fn task_mean(&self, totals: &[Total]) -> Option<f64> {
+    fn task_mean(&self, totals: &[ScoreTotal]) -> Option<f64> {
         let mut sum = 0.0;
         for parts in &self.tasks {
             let means: Option<Vec<f64>> = parts.iter().map(|&i| self.category_total(totals, i).mean()).collect();
@@ -238,7 +239,7 @@ impl<'a> Groups<'a> {
     }
 
     /// The confidence interval of the mean over tasks in the normal approximation.
-    fn normal_interval(&self, totals: &[Total]) -> [f64; 2] {
+    fn normal_interval(&self, totals: &[ScoreTotal]) -> [f64; 2] {
         let weighted = self.tasks.iter().flat_map(|parts| {
             let weight = 1.0 / (self.tasks.len() * parts.len()) as f64;
             parts.iter().map(move |&i| {
@@ -275,7 +276,7 @@ mod tests {
     fn predictions(task: &Task) -> Vec<Prediction> {
         golden(&format!("{}.jsonl", task.name))
             .lines()
-            .map(|line| Prediction::from_json_line(line).unwrap().of_task(task))
+            .map(|line| Prediction::from_json_line(line).unwrap().prepare_for_scoring(task))
             .collect()
     }
 

@@ -113,7 +113,7 @@ impl Default for MediaOptions {
 
 impl MediaOptions {
     /// The limits of an image or a video whose message part sets the keys `part`.
-    pub(crate) fn limits(&self, part: MediaOverrides) -> MediaOverrides {
+    pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
         self.overrides.or_fallback(part).or_fallback(self.trained)
     }
 }
@@ -305,7 +305,7 @@ fn expand(
 }
 
 fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
-    let limits = ImagePixelLimits::new(options.profile, &options.limits(image.overrides));
+    let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
     let rgb = open_image(&image.source, options)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
 }
@@ -333,7 +333,7 @@ struct LoadedVideo {
 }
 
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
-    let keys = options.limits(video.overrides);
+    let keys = options.media_limits(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
         VideoSource::File(source) => {
@@ -368,7 +368,7 @@ fn frame_list(
     processor: &PatchProcessor,
     is_folder: bool,
 ) -> Result<LoadedVideo> {
-    let (location, mut keys) = (&video.location, options.limits(video.overrides));
+    let (location, mut keys) = (&video.location, options.media_limits(video.overrides));
     video.check_frame_count(frames.len())?;
     if video.largest_number_of_frames().is_some() {
         keys.fps = keys.fps.filter(|fps| *fps > 0.0);
@@ -384,7 +384,7 @@ fn frame_list(
     }
     let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
     if is_folder {
-        frame_folder::check_sizes(frames, images.iter().map(|image| (image.height, image.width)))?;
+        frame_folder::check_frame_sizes_equal(frames, images.iter().map(|image| (image.height, image.width)))?;
     }
     let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();

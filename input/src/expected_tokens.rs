@@ -34,13 +34,13 @@ fn requested_pixels(limits: &MediaOverrides) -> Option<u64> {
 }
 
 fn image_tokens(image: &ImagePart, options: &MediaOptions) -> u64 {
-    let limits = options.limits(image.overrides);
+    let limits = options.media_limits(image.overrides);
     let largest = limits.max_pixels.unwrap_or(options.profile.pixel_limits().image_max);
     requested_pixels(&limits).unwrap_or(largest) / TOKEN_PIXELS
 }
 
 fn video_tokens(video: &VideoPart, options: &MediaOptions) -> u64 {
-    let (limits, of_profile) = (options.limits(video.overrides), options.profile.pixel_limits());
+    let (limits, of_profile) = (options.media_limits(video.overrides), options.profile.pixel_limits());
     let total = limits.total_pixels.unwrap_or(of_profile.video_total) / TOKEN_PIXELS;
     let frame = limits.max_pixels.map_or(of_profile.video_max, |most| most.min(of_profile.video_max));
     let frame = requested_pixels(&limits).unwrap_or(frame) / TOKEN_PIXELS;

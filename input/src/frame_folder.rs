@@ -43,7 +43,7 @@ pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// Two frames differ; the message names the second one.
-pub fn check_sizes(frames: &[MediaSource], sizes: impl IntoIterator<Item = (usize, usize)>) -> Result<()> {
+pub fn check_frame_sizes_equal(frames: &[MediaSource], sizes: impl IntoIterator<Item = (usize, usize)>) -> Result<()> {
     let mut sizes = sizes.into_iter();
     let Some((height, width)) = sizes.next() else { return Ok(()) };
     match frames.iter().skip(1).zip(sizes).find(|(_, size)| *size != (height, width)) {

@@ -11,6 +11,6 @@ pub fn forbid_downloads() {
 }
 
 /// Whether downloads are forbidden.
-pub fn is_forbidden() -> bool {
+pub fn are_downloads_forbidden() -> bool {
     FORBIDDEN.load(Ordering::Relaxed)
 }

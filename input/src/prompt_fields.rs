@@ -14,7 +14,7 @@ use reel_media::profile::{LimitConflict, MediaOverrides};
 use serde_json::{Map, Value};
 
 use crate::error::{InputError, Result};
-use crate::messages::part_keys::{VIDEO_KEYS, overrides, refuse_unknown_part_keys};
+use crate::messages::part_keys::{VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
 use crate::messages::{ContentPart, Conversation, MessageContent, VideoPart, VideoSource};
 
 const PROCESSOR: &str = "mm_processor_kwargs";
@@ -169,7 +169,7 @@ impl MediaFields {
                 _ => return Err(not_read(location, &path(key))),
             }
         }
-        self.limits = overrides(&format!("{location}: {PROCESSOR}"), &limits)?;
+        self.limits = read_media_overrides(&format!("{location}: {PROCESSOR}"), &limits)?;
         refuse_wrong_rate(location, &path("fps"), self.limits.fps)
     }
 
@@ -194,7 +194,7 @@ impl MediaFields {
                         });
                     }
                     ("video", "fps") => {
-                        let limits = overrides(&format!("{location}: {MEDIA_IO}.video"), &settings)?;
+                        let limits = read_media_overrides(&format!("{location}: {MEDIA_IO}.video"), &settings)?;
                         refuse_wrong_rate(location, &path(key), limits.fps)?;
                         let rate = MediaOverrides { fps: limits.fps, ..MediaOverrides::default() };
                         let differs = |e: LimitConflict| {

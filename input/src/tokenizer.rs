@@ -9,7 +9,7 @@ use tokenizers::DecoderWrapper;
 
 use crate::config::ModelConfig;
 use crate::error::{InputError, Result};
-use crate::tokenizer_json::{self, BytePairTokenizer, HELP, guarded};
+use crate::tokenizer_json::{self, BytePairTokenizer, TOKENIZER_HELP, catch_library_panic};
 
 /// The id of a token, which is the index of its row in the embedding table.
 pub type TokenId = u32;
@@ -44,13 +44,13 @@ impl Tokenizer {
 
     /// Parses the text of a tokenizer.json; `location` names its source in error messages.
     pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
-        guarded(location, || Self::parse_with_library(location, bytes))
+        catch_library_panic(location, || Self::parse_with_library(location, bytes))
     }
 
     fn parse_with_library(location: &str, bytes: &[u8]) -> Result<Self> {
-        let fault = |what: String| InputError::tokenizer(location, what, HELP);
+        let fault = |what: String| InputError::tokenizer(location, what, TOKENIZER_HELP);
         let inner = tokenizer_json::parse_byte_pair(bytes)
-            .map_err(|(key, what)| InputError::tokenizer(format!("{location}: {key}"), what, HELP))?;
+            .map_err(|(key, what)| InputError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fault("is not a byte-level tokenizer, as Qwen2.5-VL's is".to_string()));
         }
@@ -61,7 +61,7 @@ impl Tokenizer {
 
     /// Checks that all ids are inside the embedding table, and that the pad tokens have the ids of the config.
     pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
-        guarded(&self.location, || self.check_ids(config))
+        catch_library_panic(&self.location, || self.check_ids(config))
     }
 
     fn check_ids(&self, config: &ModelConfig) -> Result<()> {
@@ -78,7 +78,7 @@ impl Tokenizer {
                 Some(id) => format!("gives `{token}` the id {id}, but config.json has {key} = {wanted}"),
                 None => format!("has no token `{token}`, but config.json has {key} = {wanted}"),
             };
-            return Err(InputError::tokenizer(&self.location, what, HELP));
+            return Err(InputError::tokenizer(&self.location, what, TOKENIZER_HELP));
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Tokenizer {
             Some(id) => {
                 let token = self.inner.id_to_token(id).unwrap_or_default();
                 let what = format!("gives `{token}` the id {id}, but config.json has a vocab_size of {vocab_size}");
-                Err(InputError::tokenizer(&self.location, what, HELP))
+                Err(InputError::tokenizer(&self.location, what, TOKENIZER_HELP))
             }
             None => Ok(()),
         }
@@ -98,10 +98,10 @@ impl Tokenizer {
 
     /// Encodes a text. Special tokens in the text are encoded as their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
-        guarded(&self.location, || {
+        catch_library_panic(&self.location, || {
             let encoding = self.inner.encode_fast(text, true).map_err(|e| {
                 let what = format!("cannot encode a text of {} bytes ({e})", text.len());
-                InputError::tokenizer(&self.location, what, HELP)
+                InputError::tokenizer(&self.location, what, TOKENIZER_HELP)
             })?;
             Ok(encoding.get_ids().to_vec())
         })

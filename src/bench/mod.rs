@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_device::Device;
-use reel_engine::bench::{self, Prompt, VideoShape};
+use reel_engine::bench::{self, BenchPrompt, VideoShape};
 use reel_input::config::{ModelConfig, PreprocessorConfig};
 use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
@@ -303,11 +303,11 @@ impl PrefillArgs {
     }
 
     /// The prompt that is measured.
-    fn prompt(&self) -> Result<Prompt> {
+    fn prompt(&self) -> Result<BenchPrompt> {
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
         let Some(frames) = self.frames else {
-            return Ok(Prompt::new(&config, PatchProcessor::default(), self.tokens, None)?);
+            return Ok(BenchPrompt::new(&config, PatchProcessor::default(), self.tokens, None)?);
         };
         let processor = PreprocessorConfig::open(&folder, &config)?.patch_processor();
         let (height, width) = (usize::from(self.frame_size.0), usize::from(self.frame_size.1));
@@ -321,7 +321,7 @@ impl PrefillArgs {
             return Err(usage_error("--frames", what, format!("give at most {MAX_PREFILL_PIXELS} pixels in all")));
         }
         let video = VideoShape { frames: frames.into(), height, width };
-        Ok(Prompt::new(&config, processor, self.tokens, Some(video))?)
+        Ok(BenchPrompt::new(&config, processor, self.tokens, Some(video))?)
     }
 }
 

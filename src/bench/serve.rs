@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use reel_device::Device;
 use reel_diagnostic::input;
 use reel_loadgen::{
-    Amount, Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, ServerUrl,
+    Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, RequestAmount, ServerUrl,
 };
 use reel_measure::rounds::hardware_json;
 use serde_json::{Map, Value, json};
@@ -151,7 +151,7 @@ impl ServeArgs {
         }
         match report.failures.values().next() {
             Some(group) if report.answers.is_empty() => {
-                let what = format!("all {} requests failed; the first: {}", report.failed(), group.first);
+                let what = format!("all {} requests failed; the first: {}", report.failed_requests(), group.first);
                 Err(failed(&settings.url, what, group.first.help()))
             }
             _ => {
@@ -180,8 +180,8 @@ impl ServeArgs {
                 EndpointName::Completions => Endpoint::Completions,
             },
             amount: match load.duration {
-                Some(time) => Amount::Time(seconds("--duration", time)?),
-                None => Amount::Requests(load.num_prompts as usize),
+                Some(time) => RequestAmount::Time(seconds("--duration", time)?),
+                None => RequestAmount::Requests(load.num_prompts as usize),
             },
             request_rate: Some(load.request_rate).filter(|rate| *rate != f64::INFINITY),
             burstiness: load.burstiness,

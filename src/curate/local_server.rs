@@ -11,7 +11,7 @@ use anyhow::Result;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::quantization::Quantization;
-use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
+use reel_serve::{ConnectionLimits, ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits, folder_name};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -45,7 +45,7 @@ impl LocalServer {
         let dtype = model::activation_dtype(common);
         let batch = concurrency.min(model::default_batch_size(&device));
         let kv_bytes = model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
-        let limits = Limits {
+        let limits = ServerLimits {
             batch,
             requests: 2 * concurrency,
             encoders: default_encoders(),

@@ -100,7 +100,7 @@ impl Run<'_> {
                 StageEnd::Stopped => {
                     let left = self.curation.pending(*stage, false).len();
                     let what = format!("stopped in stage {stage} with {left} of {pending} requests left");
-                    let location = self.curation.out().display().to_string();
+                    let location = self.curation.output_folder().display().to_string();
                     return Err(CurateError::Stopped(Diagnostic::new(location, what, "continue with --resume")).into());
                 }
             }
@@ -138,7 +138,7 @@ impl Run<'_> {
         };
         let model = siglip.as_mut().map(|siglip| siglip as &mut dyn VisualSimilarity);
         let (summary, rows) = self.curation.finish(model)?;
-        let out = self.curation.out();
+        let out = self.curation.output_folder();
         let page = curation_page_html(&out.display().to_string(), &summary, &rows);
         output::write_file(&out.join(REPORT_FILE), page.as_bytes())?;
         self.print(&summary)?;
@@ -169,7 +169,7 @@ impl Run<'_> {
             output::print_line(format!("rejected {count}: {}", reason.name()))?;
         }
         let Summary { rows, kept, rejected, failed, cost, .. } = summary;
-        let dataset = self.curation.out().join(DATASET_FILE);
+        let dataset = self.curation.output_folder().join(DATASET_FILE);
         output::print_line(format!(
             "{}: {kept} rows kept, {rejected} rejected, {failed} failed of {rows}; ${cost:.4}",
             dataset.display()

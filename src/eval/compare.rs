@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_eval::{Comparison, Difference, Extraction, Task, compare_runs};
+use reel_eval::{Comparison, Extraction, ScoreDifference, Task, compare_runs};
 use serde_json::Value;
 
 use super::results::{predictions_file, read_predictions, read_settings, tasks_of_output_folder, write_json};
@@ -107,7 +107,7 @@ fn warn_of_other_protocols(files: &[PathBuf; 2], quiet: bool) {
 
 fn print(task: &Task, comparison: &Comparison) -> Result<()> {
     let width = comparison.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(10);
-    let line = |name: &str, d: &Difference| {
+    let line = |name: &str, d: &ScoreDifference| {
         let [a, b, difference, low, high] = [d.a, d.b, d.difference, d.ci95[0], d.ci95[1]].map(|x| x * 100.0);
         let n = d.n;
         output::print_line(format!(

@@ -33,7 +33,7 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
 
 /// Reads the predictions of a benchmark. Warns of rows whose scores say nothing about their answers.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
-    let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.of_task(task));
+    let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.prepare_for_scoring(task));
     let rows = lines::parse_json_lines(file, of_task)?;
     check_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
     lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);

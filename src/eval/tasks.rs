@@ -24,7 +24,7 @@ impl TasksArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
         if let Some(name) = &self.name {
             let task = Task::from_names(name)?.remove(0);
-            return output::print_text(task.file_text().unwrap_or_default());
+            return output::print_text(task.built_in_file_text().unwrap_or_default());
         }
         let tasks = Task::built_in();
         if common.json {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use reel_engine::{
     Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
-    TokenText, TooLong, completion_text, new_tokens_within_positions,
+    TokenText, TooLongReason, completion_text, new_tokens_within_positions,
 };
 use reel_input::encode::ModelFolder;
 use reel_input::request::RequestSettings;
@@ -98,12 +98,12 @@ impl GenerateArgs {
     fn new_tokens(&self, prompt: &EncodedPrompt, asked: Option<usize>) -> Result<usize> {
         let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
         new_tokens_within_positions(positions, tokens, asked, MAX_NEW_TOKENS).map_err(|e| match e {
-            TooLong::Prompt => failed(
+            TooLongReason::Prompt => failed(
                 "the prompt",
                 format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions"),
                 "shorten the prompt, or take fewer frames or pixels (--nframes, --max-pixels)",
             ),
-            TooLong::NewTokens { left } => {
+            TooLongReason::NewTokens { left } => {
                 let number = asked.unwrap_or_default();
                 let what = format!("is {number}, but the prompt takes {tokens} of the model's {positions} positions");
                 let help = format!("give at most {left}, or shorten the prompt");

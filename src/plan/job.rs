@@ -12,7 +12,7 @@ use reel_measure::job::{
     BackwardTimes, DividedBytes, JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling,
 };
 use reel_measure::job_page::job_page;
-use reel_measure::links::{ATTAINABLE_SHARE, GPUS_PER_NODE, Link, Links};
+use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, GPUS_PER_NODE, Link, Links};
 use reel_measure::machine::MachineSpec;
 use reel_runs::plan::ShardedWeights;
 use reel_train::options::RunOptions;
@@ -240,7 +240,7 @@ impl Job {
                 link(&within_node),
                 self.shape.gpus_per_node,
                 link(&between_nodes),
-                100.0 * ATTAINABLE_SHARE,
+                100.0 * ATTAINABLE_BANDWIDTH_SHARE,
             ),
         ]
     }
@@ -252,7 +252,7 @@ impl Job {
         let link = |link: &Link| {
             json!({
                 "name": link.name, "title": link.title, "bytes_per_second": link.bytes_per_second,
-                "attainable_share": ATTAINABLE_SHARE,
+                "attainable_share": ATTAINABLE_BANDWIDTH_SHARE,
             })
         };
         let traffic = |Traffic { within_node, between_nodes }: &Traffic| {

@@ -19,7 +19,7 @@ use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, EngineError};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_input::tensor_file::StoredDType;
-use reel_measure::links::{ATTAINABLE_SHARE, Links};
+use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, Links};
 use reel_measure::machine::MachineSpec;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -214,7 +214,7 @@ impl PlanServeArgs {
                 step.bytes as f64 / 1e6,
                 step.exchanges,
                 link.title,
-                100.0 * ATTAINABLE_SHARE,
+                100.0 * ATTAINABLE_BANDWIDTH_SHARE,
                 duration(of_prompt),
                 duration(of_step),
             ))?;

@@ -7,7 +7,7 @@ use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
-use reel_measure::pricing::{Basis, Price, record_of_gpu};
+use reel_measure::pricing::{PredictedTime, PredictionBasis, record_of_gpu};
 use reel_runs::plan::{BackwardPass, PhaseCosts, ShardedWeights, TrainedParameterSize};
 use serde_json::{Value, json};
 
@@ -54,7 +54,7 @@ struct Line<'a> {
     launches: f64,
     flops: f64,
     bytes: f64,
-    price: Price,
+    price: PredictedTime,
     bound: &'static str,
 }
 
@@ -69,10 +69,10 @@ fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpe
             let bound =
                 if floor_seconds * machine.ceilings.bytes > t.cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
             let price = match record {
-                Some(record) => record.price(op, t, &machine.ceilings, counts.dtype),
-                None => Price::by_ceilings(floor_seconds),
+                Some(record) => record.predict_time(op, t, &machine.ceilings, counts.dtype),
+                None => PredictedTime::by_ceilings(floor_seconds),
             };
-            let price = price.per(each);
+            let price = price.per_step(each);
             let (flops, bytes) = (t.cost.flops / each, t.cost.bytes / each);
             Line { phase, op, launches: t.launches as f64 / each, flops, bytes, price, bound }
         }));
@@ -120,7 +120,7 @@ pub fn seconds_of_phases(
 pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine: &MachineSpec) -> Vec<f64> {
     let record = record_of_gpu(&machine.name);
     let seconds = |(op, totals): &(&'static str, OpTotals)| match record {
-        Some(record) => record.price(op, totals, &machine.ceilings, dtype).seconds,
+        Some(record) => record.predict_time(op, totals, &machine.ceilings, dtype).seconds,
         None => machine.ceilings.roofline_seconds_of_launches(op, totals, dtype),
     };
     training.backward.launches.iter().map(seconds).collect()
@@ -134,17 +134,17 @@ pub fn fits(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
 /// The table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     let line = |l: &Line| {
-        let Price { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
+        let PredictedTime { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
         json!({
             "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
             "floor_seconds": floor_seconds, "share": l.price.share(), "basis": basis.name(),
-            "priced_by": l.price.origin(), "bound": l.bound,
+            "priced_by": l.price.basis_text(), "bound": l.bound,
             "record": recorded.as_ref().map(|r| json!({
                 "seconds": r.seconds, "share": r.share, "size": r.size, "date": r.date, "similar_kernel": r.similar,
                 "other_size": r.other_size, "code_changed": r.changed,
             })),
             "model": modelled.as_ref().map(|m| json!({
-                "seconds": m.seconds, "limit": m.limit(), "code_counted": m.is_counted(),
+                "seconds": m.seconds, "limit": m.limit(), "code_counted": m.has_instruction_counts(),
                 "seconds_by_limit": m.seconds_by_limit,
             })),
         })
@@ -160,9 +160,10 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
         "flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes,
         "source": machine.source, "records": record.map(|r| &r.records),
         "model": record.map(|r| json!({
-            "streaming_share": r.streaming_share(&machine.ceilings), "memory_latency": kernel_model::MEMORY_LATENCY,
-            "launch_gap": kernel_model::LAUNCH_GAP, "l2_bytes_per_second": kernel_model::L2_BANDWIDTH,
-            "mma_share": kernel_model::MMA_SHARE,
+            "streaming_share": r.streaming_share(&machine.ceilings),
+            "memory_latency": kernel_model::MEMORY_LATENCY_SECONDS,
+            "launch_gap": kernel_model::LAUNCH_GAP_SECONDS, "l2_bytes_per_second": kernel_model::L2_BYTES_PER_SECOND,
+            "mma_share": kernel_model::MMA_SHARE_OF_CEILING,
         })),
     })
 }
@@ -178,9 +179,9 @@ pub fn phases_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Val
     Value::Object(phases.collect())
 }
 
-const BASES: [Basis; 3] = [Basis::Ceiling, Basis::Record, Basis::Model];
+const BASES: [PredictionBasis; 3] = [PredictionBasis::Ceiling, PredictionBasis::Record, PredictionBasis::Model];
 
-fn seconds_by(lines: &[Line], phase: &str, basis: Basis) -> f64 {
+fn seconds_by(lines: &[Line], phase: &str, basis: PredictionBasis) -> f64 {
     lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds_by(basis)).sum()
 }
 
@@ -316,7 +317,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
             of_basis(l.price.modelled.as_ref().map(|m| m.seconds)),
             l.price.share(),
             l.bound,
-            l.price.origin()
+            l.price.basis_text()
         ))?;
     }
     let rest = hidden_ops_line(hidden.len(), hidden.iter().map(|l| l.price.seconds).sum());
@@ -354,13 +355,14 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
         return "times: every op reaches its ceiling; launch overhead is not counted".to_string();
     };
     let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
-    let percent = |wanted: &dyn Fn(&Price) -> bool| {
+    let percent = |wanted: &dyn Fn(&PredictedTime) -> bool| {
         let some: f64 = lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds).sum();
         // The sum of no numbers is -0, so the sign is removed.
         (100.0 * some / all).abs()
     };
-    let by_record = |p: &Price, changed: bool| {
-        p.basis == Basis::Record && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
+    let by_record = |p: &PredictedTime, changed: bool| {
+        p.basis == PredictionBasis::Record
+            && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
     };
     format!(
         "times: {:.0} % of the time is that of measured kernels whose code is unchanged (benches/results/{}/{}), {:.0} % \
@@ -370,10 +372,10 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
         machine.name,
         record.records.join(", "),
         percent(&|p| by_record(p, true)),
-        percent(&|p| p.basis == Basis::Model),
+        percent(&|p| p.basis == PredictionBasis::Model),
         100.0 * record.streaming_share(&machine.ceilings),
-        1e9 * kernel_model::MEMORY_LATENCY,
-        1e6 * kernel_model::LAUNCH_GAP,
+        1e9 * kernel_model::MEMORY_LATENCY_SECONDS,
+        1e6 * kernel_model::LAUNCH_GAP_SECONDS,
     )
 }
 

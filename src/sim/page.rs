@@ -85,7 +85,7 @@ fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountRep
     for r in &rooflines {
         let largest = r.largest_bound();
         let times = r.bounds.iter().chain([&largest]).map(|b| format!("{:.3}", 1e6 * b.seconds));
-        table.row([r.gpu.name.to_string()].into_iter().chain(times).chain([largest.name.to_string()]).collect());
+        table.add_row([r.gpu.name.to_string()].into_iter().chain(times).chain([largest.name.to_string()]).collect());
     }
     page.add("<h2>Roofline (modelled, not measured)</h2>\n");
     page.add_table(&table);

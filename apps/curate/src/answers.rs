@@ -11,7 +11,7 @@ const TAGS: [&str; 4] = ["<think>", "</think>", "<answer>", "</answer>"];
 /// The description of a video or an image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Description {
+pub struct MediaDescription {
     /// What the whole video shows.
     pub video_caption: String,
     /// The frames that are described, in order.
@@ -48,14 +48,14 @@ pub struct KeyElements {
 
 /// A chain of thought and the answer that it leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chain {
+pub struct ReasoningChain {
     /// The text between the `<think>` tags.
     pub thought: String,
     /// The text between the `<answer>` tags.
     pub answer: String,
 }
 
-impl Description {
+impl MediaDescription {
     /// Parses the text of an answer. A code fence around the JSON is accepted.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ impl Description {
     }
 }
 
-impl Chain {
+impl ReasoningChain {
     /// Parses the text of an answer. Reasoning models may first write other thoughts: the chain is the text in the last
     /// `<think>` tags before the last answer.
     ///
@@ -151,8 +151,8 @@ mod tests {
     #[test]
     fn descriptions_of_another_form_are_refused_with_the_field() {
         let text = description().to_string();
-        assert_eq!(Description::parse(&text).unwrap().frames.len(), 2);
-        assert_eq!(Description::parse(&format!("```json\n{text}\n```")), Description::parse(&text));
+        assert_eq!(MediaDescription::parse(&text).unwrap().frames.len(), 2);
+        assert_eq!(MediaDescription::parse(&format!("```json\n{text}\n```")), MediaDescription::parse(&text));
         for (pointer, value, words) in [
             ("/video_caption", json!(" "), "video_caption is empty"),
             ("/video_caption", json!(3), "invalid type: integer `3`, expected a string"),
@@ -168,18 +168,18 @@ mod tests {
                 Some(field) => *field = value,
                 None => bad["frames"][0]["key_elements"]["mood"] = value,
             }
-            let e = Description::parse(&bad.to_string()).unwrap_err();
+            let e = MediaDescription::parse(&bad.to_string()).unwrap_err();
             assert!(e.starts_with("has the wrong form: ") && e.contains(words), "{pointer}: {e}");
         }
-        assert!(Description::parse(&text[..text.len() / 2]).unwrap_err().starts_with("is not complete JSON"));
-        assert!(Description::parse(&format!("{text}{text}")).unwrap_err().starts_with("is not complete JSON"));
-        assert_eq!(Description::parse(" \n").unwrap_err(), "is empty");
-        assert!(Description::parse(&"x".repeat(100 << 10)).unwrap_err().contains("above the limit"));
+        assert!(MediaDescription::parse(&text[..text.len() / 2]).unwrap_err().starts_with("is not complete JSON"));
+        assert!(MediaDescription::parse(&format!("{text}{text}")).unwrap_err().starts_with("is not complete JSON"));
+        assert_eq!(MediaDescription::parse(" \n").unwrap_err(), "is empty");
+        assert!(MediaDescription::parse(&"x".repeat(100 << 10)).unwrap_err().contains("above the limit"));
     }
 
     #[test]
     fn chain_stands_in_the_last_tags() {
-        let parse = |text: &str| Chain::parse(text).map(|chain| (chain.thought, chain.answer));
+        let parse = |text: &str| ReasoningChain::parse(text).map(|chain| (chain.thought, chain.answer));
         let chain = |thought: &str, answer: &str| Ok((thought.to_string(), answer.to_string()));
         assert_eq!(parse("<think> a </think> <answer> B </answer>"), chain("a", "B"));
         assert_eq!(parse("own thoughts </think><think>a</think><answer>B</answer> bye"), chain("a", "B"));
@@ -201,9 +201,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_parsed_or_refused_and_a_chain_is_parsed_back(text in "(<think>|</think>|<answer>|</answer>|a|\\PC){0,20}") {
-            let _ = Description::parse(&text);
-            if let Ok(chain) = Chain::parse(&text) {
-                prop_assert_eq!(Chain::parse(&chain.text()), Ok(chain));
+            let _ = MediaDescription::parse(&text);
+            if let Ok(chain) = ReasoningChain::parse(&text) {
+                prop_assert_eq!(ReasoningChain::parse(&chain.text()), Ok(chain));
             }
         }
     }

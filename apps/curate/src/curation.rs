@@ -28,11 +28,11 @@ use crate::media_hash::MediaHashes;
 use crate::model::ChatModel;
 use crate::prompts::{ResponseFormat, StagePrompt};
 use crate::recipe::{CurationRecipe, StageName};
-use crate::record::Status;
-use crate::requests::{RequestMaker, accept};
+use crate::record::RecordStatus;
+use crate::requests::{RequestMaker, check_answer};
 use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question, read_list};
-use crate::stage::{StageEnd, StageRun, Task};
+use crate::stage::{StageEnd, StageRun, StageTask};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 
@@ -174,7 +174,7 @@ impl Curation {
     }
 
     /// The output folder.
-    pub fn out(&self) -> &Path {
+    pub fn output_folder(&self) -> &Path {
         &self.options.out
     }
 
@@ -215,9 +215,9 @@ impl Curation {
     }
 
     /// The accepted answer of a stage to a question.
-    pub(crate) fn output(&self, stage: StageName, question: &Question) -> Option<String> {
+    pub(crate) fn accepted_answer(&self, stage: StageName, question: &Question) -> Option<String> {
         let record = self.tables.get(&stage)?.get(Self::key_of(stage, question))?;
-        record.output.filter(|_| record.status == Status::Ok)
+        record.output.filter(|_| record.status == RecordStatus::Ok)
     }
 
     /// The stage whose answers are the input of the given stage.
@@ -229,14 +229,15 @@ impl Curation {
 
     /// The tasks of a stage: the keys without an accepted answer whose previous stage has one. With `all`, also keys
     /// whose previous stage has no accepted answer yet.
-    pub fn pending(&self, stage: StageName, all: bool) -> Vec<Task> {
+    pub fn pending(&self, stage: StageName, all: bool) -> Vec<StageTask> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
-        let is_ready = |question: &Question| all || before.is_none_or(|before| self.output(before, question).is_some());
+        let is_ready =
+            |question: &Question| all || before.is_none_or(|before| self.accepted_answer(before, question).is_some());
         self.questions()
-            .filter(|(_, question)| is_ready(question) && self.output(stage, question).is_none())
+            .filter(|(_, question)| is_ready(question) && self.accepted_answer(stage, question).is_none())
             .filter(|(_, question)| seen.insert(Self::key_of(stage, question).to_string()))
-            .map(|(row, question)| Task {
+            .map(|(row, question)| StageTask {
                 key: Self::key_of(stage, question).into(),
                 row,
                 location: self.rows[row].location.clone(),
@@ -260,7 +261,7 @@ impl Curation {
         let (prompt, mut changed) = (self.prompt_id(stage), None);
         if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
             table.for_each(|record| {
-                if record.status == Status::Ok && changed.is_none() {
+                if record.status == RecordStatus::Ok && changed.is_none() {
                     let facts = [("the model", &record.model[..], model), ("the prompt", &record.prompt, &prompt)];
                     changed = facts
                         .into_iter()
@@ -333,14 +334,14 @@ impl Curation {
         let Some(table) = self.tables.get(&stage) else { return Ok(StageEnd::Finished) };
         let maker = self.request_maker(stage);
         let before = self.stage_before(stage);
-        let make_request = |task: &Task| {
+        let make_request = |task: &StageTask| {
             let question = self.rows[task.row].question.as_ref().map_err(String::clone)?;
-            let output = before.and_then(|before| self.output(before, question));
+            let output = before.and_then(|before| self.accepted_answer(before, question));
             maker.request(question, output.as_deref())
         };
         let id = self.prompt_id(stage);
         let run = StageRun { stage, model, prompt: &id, table, concurrency, stop, progress };
-        let end = run.run(&self.pending(stage, false), &make_request, &|text| accept(stage, text));
+        let end = run.run(&self.pending(stage, false), &make_request, &|text| check_answer(stage, text));
         table.finish()?;
         end
     }

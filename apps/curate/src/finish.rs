@@ -6,13 +6,13 @@ use reel_rewards::check_solution;
 use reel_samples::rows::ProblemMedia;
 use serde_json::{Map, Value, json};
 
-use crate::answers::Chain;
+use crate::answers::ReasoningChain;
 use crate::complete_file::{write_json, write_text};
 use crate::curation::Curation;
-use crate::filters::{Candidate, Filters, Measured, Reason};
+use crate::filters::{CandidateChain, ChainMeasurements, Filters, RejectionReason};
 use crate::frames::read_frames;
 use crate::recipe::StageName;
-use crate::record::Status;
+use crate::record::RecordStatus;
 use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question};
 use crate::similarity::{SimilarityCache, VisualSimilarity, chain_similarity};
@@ -31,11 +31,11 @@ pub const SUMMARY_FILE: &str = "summary.json";
 
 /// The outcome of a row.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum RowOutcome {
     /// The row is in the data set.
     Kept,
     /// The row is not in the data set for this reason; the text has details.
-    Rejected(Reason, String),
+    Rejected(RejectionReason, String),
     /// The row has no accepted answer of this stage; the text is the reason. If the stage is `None`, the similarity to
     /// the frames could not be computed.
     Failed(Option<StageName>, String),
@@ -49,11 +49,11 @@ pub struct FinishedRow {
     /// The question with its options; empty if the row cannot be used.
     pub question: String,
     /// What happened to the row.
-    pub outcome: Outcome,
+    pub outcome: RowOutcome,
     /// The chain, if there is one.
-    pub chain: Option<Chain>,
+    pub chain: Option<ReasoningChain>,
     /// What the filters measured.
-    pub measured: Option<Measured>,
+    pub measured: Option<ChainMeasurements>,
     /// The name of the source data set.
     pub source: String,
     /// The kind of answer.
@@ -74,7 +74,7 @@ impl Curation {
             let mut end = FinishedRow {
                 location: row.location.clone(),
                 question: row.question.as_ref().map(Question::text).unwrap_or_default(),
-                outcome: Outcome::Kept,
+                outcome: RowOutcome::Kept,
                 chain: None,
                 measured: None,
                 source: self.source(row),
@@ -83,7 +83,7 @@ impl Curation {
             match self.chains(i) {
                 Err(outcome) => end.outcome = outcome,
                 Ok((question, before, chain)) => {
-                    let candidate = Candidate {
+                    let candidate = CandidateChain {
                         question: &end.question,
                         kind: question.kind,
                         solution: &question.problem.solution,
@@ -91,14 +91,14 @@ impl Curation {
                         chain: &chain,
                     };
                     let similarity = || self.similarity(question, &chain, &mut known, &mut model);
-                    match filters.test(&candidate, &row.location, similarity) {
+                    match filters.test_chain(&candidate, &row.location, similarity) {
                         Ok((measured, rejection)) => {
                             end.measured = Some(measured);
                             if let Some((reason, what)) = rejection {
-                                end.outcome = Outcome::Rejected(reason, what);
+                                end.outcome = RowOutcome::Rejected(reason, what);
                             }
                         }
-                        Err(SimilarityError::OfRow(what)) => end.outcome = Outcome::Failed(None, what),
+                        Err(SimilarityError::OfRow(what)) => end.outcome = RowOutcome::Failed(None, what),
                         Err(SimilarityError::OfRun(e)) => return Err(e),
                     }
                     end.chain = Some(chain);
@@ -113,29 +113,29 @@ impl Curation {
 
     /// Returns the question of a row, the chain before the revision, and the final chain. If there is no final chain,
     /// the error is the outcome of the row.
-    fn chains(&self, row: usize) -> Result<(&Question, Option<Chain>, Chain), Outcome> {
-        let unusable = |what: &String| Outcome::Rejected(Reason::UnusableRow, what.clone());
+    fn chains(&self, row: usize) -> Result<(&Question, Option<ReasoningChain>, ReasoningChain), RowOutcome> {
+        let unusable = |what: &String| RowOutcome::Rejected(RejectionReason::UnusableRow, what.clone());
         let question = self.rows[row].question.as_ref().map_err(unusable)?;
         let first = self.first_rows[&question.key];
         if first != row {
             let what = format!("it has the same video and question as the earlier row {}", self.rows[first].location);
-            return Err(Outcome::Rejected(Reason::DuplicateRow, what));
+            return Err(RowOutcome::Rejected(RejectionReason::DuplicateRow, what));
         }
         let mut chains = Vec::new();
         for &stage in self.options.recipe.stages() {
             let record = self.tables.get(&stage).and_then(|table| table.get(Self::key_of(stage, question)));
             let output = match record {
-                Some(record) if record.status == Status::Ok => record.output.unwrap_or_default(),
-                Some(record) => return Err(Outcome::Failed(Some(stage), record.reason.unwrap_or_default())),
-                None => return Err(Outcome::Failed(Some(stage), "was not asked".into())),
+                Some(record) if record.status == RecordStatus::Ok => record.output.unwrap_or_default(),
+                Some(record) => return Err(RowOutcome::Failed(Some(stage), record.reason.unwrap_or_default())),
+                None => return Err(RowOutcome::Failed(Some(stage), "was not asked".into())),
             };
             if stage != StageName::Caption {
                 let damaged =
-                    |what: String| Outcome::Failed(Some(stage), format!("the answer in the stage's table {what}"));
-                chains.push(Chain::parse(&output).map_err(damaged)?);
+                    |what: String| RowOutcome::Failed(Some(stage), format!("the answer in the stage's table {what}"));
+                chains.push(ReasoningChain::parse(&output).map_err(damaged)?);
             }
         }
-        let missing = || Outcome::Failed(None, "has no chain".into());
+        let missing = || RowOutcome::Failed(None, "has no chain".into());
         let chain = chains.pop().ok_or_else(missing)?;
         Ok((question, chains.pop(), chain))
     }
@@ -143,7 +143,7 @@ impl Curation {
     fn similarity(
         &self,
         question: &Question,
-        chain: &Chain,
+        chain: &ReasoningChain,
         known: &mut SimilarityCache,
         model: &mut Option<&mut dyn VisualSimilarity>,
     ) -> Result<f32, SimilarityError> {
@@ -182,14 +182,14 @@ impl Curation {
             problem_types: BTreeMap::new(),
         };
         for row in finished {
-            let is_kept = usize::from(row.outcome == Outcome::Kept);
+            let is_kept = usize::from(row.outcome == RowOutcome::Kept);
             match &row.outcome {
-                Outcome::Kept => summary.kept += 1,
-                Outcome::Rejected(reason, _) => {
+                RowOutcome::Kept => summary.kept += 1,
+                RowOutcome::Rejected(reason, _) => {
                     summary.rejected += 1;
                     *summary.reasons.entry(*reason).or_default() += 1;
                 }
-                Outcome::Failed(..) => summary.failed += 1,
+                RowOutcome::Failed(..) => summary.failed += 1,
             }
             for (counts, name) in [(&mut summary.sources, &row.source), (&mut summary.problem_types, &row.problem_type)]
             {
@@ -209,9 +209,9 @@ impl Curation {
             let id = row.columns.get("problem_id").cloned().unwrap_or_else(|| json!(i + 1));
             let mut about = json!({"location": row.location, "key": key, "problem_id": id});
             let (outcome, reason, what) = match &end.outcome {
-                Outcome::Kept => ("kept", None, None),
-                Outcome::Rejected(reason, what) => ("rejected", Some(reason.name()), Some(what)),
-                Outcome::Failed(stage, what) => {
+                RowOutcome::Kept => ("kept", None, None),
+                RowOutcome::Rejected(reason, what) => ("rejected", Some(reason.name()), Some(what)),
+                RowOutcome::Failed(stage, what) => {
                     ("failed", Some(stage.map_or("similarity", StageName::name)), Some(what))
                 }
             };
@@ -223,10 +223,10 @@ impl Curation {
                 .to_string(),
             );
             match (&end.outcome, &row.question, &end.chain) {
-                (Outcome::Kept, Ok(question), Some(chain)) => {
+                (RowOutcome::Kept, Ok(question), Some(chain)) => {
                     dataset += &format!("{}\n", Value::Object(self.dataset_row(row, question, chain, id)));
                 }
-                (Outcome::Failed(..), ..) => {
+                (RowOutcome::Failed(..), ..) => {
                     about["stage"] = json!(reason);
                     about["reason"] = json!(what);
                     failed += &format!("{about}\n");
@@ -252,7 +252,13 @@ impl Curation {
     }
 
     /// A row of the data set.
-    fn dataset_row(&self, row: &CurationRow, question: &Question, chain: &Chain, id: Value) -> Map<String, Value> {
+    fn dataset_row(
+        &self,
+        row: &CurationRow,
+        question: &Question,
+        chain: &ReasoningChain,
+        id: Value,
+    ) -> Map<String, Value> {
         let problem = &question.problem;
         let media = match problem.data_type {
             ProblemMedia::Image => "image",

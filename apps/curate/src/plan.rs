@@ -37,7 +37,7 @@ pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_
     for question in tasks.iter().filter_map(|task| curation.rows[task.row].question.as_ref().ok()) {
         // Before the previous stage has run, the chain is missing and the text of the message is unknown. The length of
         // the template stands for it, and `before` counts the tokens of the chain.
-        let text = maker.text(question, None).map_or(prompt.user.len(), |text| text.len());
+        let text = maker.prompt_text(question, None).map_or(prompt.user.len(), |text| text.len());
         let (frames, time_lines) = match (stage, question.is_video()) {
             (StageName::Reason, _) => (0, 0),
             (_, true) => (u64::from(options.frames.max_frames), 24 * u64::from(options.frames.max_frames)),

@@ -8,7 +8,7 @@ pub const RECORD_FORMAT: u32 = 1;
 /// What is known about a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum RecordStatus {
     /// The line was written before a request was sent; `cost` is the most that the request can cost. A later line with
     /// the same key has the outcome. If there is no later line, the process was killed, and the next run sends the
     /// request again.
@@ -30,7 +30,7 @@ pub struct StageRecord {
     /// The first row of the list with this key: `FILE:LINE`.
     pub location: String,
     /// What became of the request.
-    pub status: Status,
+    pub status: RecordStatus,
     /// Why it failed.
     pub reason: Option<String>,
     /// The accepted answer: a description as JSON text, or `<think>…</think><answer>…</answer>`.

@@ -6,7 +6,7 @@ use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_rewards::{ProblemType, Recipe};
 use serde_json::{Value, json};
 
-use crate::answers::{Chain, Description};
+use crate::answers::{MediaDescription, ReasoningChain};
 use crate::frames::{FrameSettings, read_frames};
 use crate::prompts::{ResponseFormat, StagePrompt, fill};
 use crate::recipe::StageName;
@@ -41,7 +41,7 @@ impl RequestMaker<'_> {
             let frames = read_frames(&question.media, question.is_video(), self.frames, self.decoder);
             parts = frames.and_then(|frames| frames.message_parts()).map_err(|e| e.to_string())?;
         }
-        parts.push(json!({"type": "text", "text": self.text(question, before)?}));
+        parts.push(json!({"type": "text", "text": self.prompt_text(question, before)?}));
         let mut messages = Vec::new();
         if !prompt.system.is_empty() {
             messages.push(json!({"role": "system", "content": prompt.system}));
@@ -59,7 +59,7 @@ impl RequestMaker<'_> {
     }
 
     /// The text of the user message.
-    pub fn text(&self, question: &Question, before: Option<&str>) -> Result<String, String> {
+    pub fn prompt_text(&self, question: &Question, before: Option<&str>) -> Result<String, String> {
         let asked = question.text();
         let media = if question.is_video() { "video" } else { "image" };
         let form = answer_instruction(question.kind.name()).unwrap_or_default();
@@ -69,7 +69,7 @@ impl RequestMaker<'_> {
             (StageName::Reason, Some(description)) => values.push(("description", description)),
             (StageName::Revise, Some(text)) => {
                 let damaged = |what: String| format!("the chain in reason.jsonl {what}; give --redo reason");
-                chain = Chain::parse(text).map_err(damaged)?;
+                chain = ReasoningChain::parse(text).map_err(damaged)?;
                 values.extend([("chain", &*chain.thought), ("answer", &*chain.answer)]);
             }
             (StageName::Answer, _) => {
@@ -88,12 +88,12 @@ impl RequestMaker<'_> {
 ///
 /// # Errors
 /// The answer does not have the form that the stage needs.
-pub fn accept(stage: StageName, text: &str) -> Result<String, String> {
+pub fn check_answer(stage: StageName, text: &str) -> Result<String, String> {
     match stage {
         StageName::Caption => {
-            let description = Description::parse(text)?;
+            let description = MediaDescription::parse(text)?;
             serde_json::to_string(&description).map_err(|e| e.to_string())
         }
-        StageName::Reason | StageName::Revise | StageName::Answer => Ok(Chain::parse(text)?.text()),
+        StageName::Reason | StageName::Revise | StageName::Answer => Ok(ReasoningChain::parse(text)?.text()),
     }
 }

@@ -10,13 +10,13 @@ use reel_diagnostic::Diagnostic;
 
 use crate::model::ChatModel;
 use crate::recipe::StageName;
-use crate::record::{RECORD_FORMAT, StageRecord, Status, unix_time};
+use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord, unix_time};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 
 /// A key to ask about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Task {
+pub struct StageTask {
     /// The key.
     pub key: String,
     /// The index of the first row with this key.
@@ -37,7 +37,7 @@ pub enum StageEnd {
 }
 
 /// Makes the request of a task. An `Err` is the reason why the task fails, such as a video that cannot be decoded.
-pub type MakeRequest<'a> = &'a (dyn Fn(&Task) -> Result<ChatRequest, String> + Sync);
+pub type MakeRequest<'a> = &'a (dyn Fn(&StageTask) -> Result<ChatRequest, String> + Sync);
 
 /// A stage that is about to run.
 pub struct StageRun<'a> {
@@ -83,7 +83,7 @@ impl StageRun<'_> {
     /// The endpoint cannot be used, or the table cannot be written. Answers that arrived before the error are recorded.
     pub fn run(
         &self,
-        tasks: &[Task],
+        tasks: &[StageTask],
         make_request: MakeRequest<'_>,
         accept: &(dyn Fn(&str) -> Result<String, String> + Sync),
     ) -> Result<StageEnd> {
@@ -103,7 +103,7 @@ impl StageRun<'_> {
 
     fn work(
         &self,
-        tasks: &[Task],
+        tasks: &[StageTask],
         make_request: MakeRequest<'_>,
         accept: &(dyn Fn(&str) -> Result<String, String> + Sync),
         shared: &Shared,
@@ -125,20 +125,20 @@ impl StageRun<'_> {
     /// can be sent.
     fn ask(
         &self,
-        task: &Task,
+        task: &StageTask,
         make_request: MakeRequest<'_>,
         accept: &(dyn Fn(&str) -> Result<String, String> + Sync),
     ) -> Result<Option<StageEnd>> {
         let request = match make_request(task) {
             Ok(request) => request,
             Err(reason) => {
-                self.table.append(StageRecord { reason: Some(reason), ..self.record(task, Status::Failed) })?;
+                self.table.append(StageRecord { reason: Some(reason), ..self.record(task, RecordStatus::Failed) })?;
                 return Ok(None);
             }
         };
         let max_cost = self.model.max_cost(&request);
         if max_cost > 0.0 {
-            self.table.append(StageRecord { cost: max_cost, ..self.record(task, Status::Asked) })?;
+            self.table.append(StageRecord { cost: max_cost, ..self.record(task, RecordStatus::Asked) })?;
         }
         let begun = Instant::now();
         match self.model.ask(&request, self.stop, accept) {
@@ -150,7 +150,7 @@ impl StageRun<'_> {
                     attempts: answer.attempts,
                     cost: answer.cost,
                     seconds: answer.seconds,
-                    ..self.record(task, Status::Ok)
+                    ..self.record(task, RecordStatus::Ok)
                 })?;
                 Ok(None)
             }
@@ -162,7 +162,7 @@ impl StageRun<'_> {
                     attempts: failure.attempts,
                     cost: failure.cost,
                     seconds: begun.elapsed().as_secs_f64(),
-                    ..self.record(task, Status::Failed)
+                    ..self.record(task, RecordStatus::Failed)
                 })?;
                 match failure.kind {
                     FailureKind::Exhausted | FailureKind::Refused => Ok(None),
@@ -178,7 +178,7 @@ impl StageRun<'_> {
         }
     }
 
-    fn record(&self, task: &Task, status: Status) -> StageRecord {
+    fn record(&self, task: &StageTask, status: RecordStatus) -> StageRecord {
         StageRecord {
             format: RECORD_FORMAT,
             key: task.key.clone(),
@@ -256,10 +256,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let table = StageTable::open(dir.path(), "reason").unwrap();
         let model = Scripted { asked: Mutex::new(Vec::new()) };
-        let tasks: Vec<Task> = keys
+        let tasks: Vec<StageTask> = keys
             .iter()
             .enumerate()
-            .map(|(row, key)| Task { key: key.to_string(), row, location: format!("list:{}", row + 1) })
+            .map(|(row, key)| StageTask { key: key.to_string(), row, location: format!("list:{}", row + 1) })
             .collect();
         let stage = StageRun {
             stage: StageName::Reason,
@@ -287,9 +287,9 @@ mod tests {
             let (end, asked, table, dir) = run(&["a", "refused", "unreadable", "exhausted", "b"], concurrency);
             assert_eq!((end.unwrap(), asked.len()), (StageEnd::Finished, 4));
             let status = |key| table.get(key).map(|r| (r.status, r.output, r.reason.is_some(), r.cost));
-            assert_eq!(status("a"), Some((Status::Ok, Some("<a>".into()), false, 0.25)));
-            assert_eq!(status("refused"), Some((Status::Failed, None, true, 0.5)));
-            assert_eq!(status("unreadable"), Some((Status::Failed, None, true, 0.0)));
+            assert_eq!(status("a"), Some((RecordStatus::Ok, Some("<a>".into()), false, 0.25)));
+            assert_eq!(status("refused"), Some((RecordStatus::Failed, None, true, 0.5)));
+            assert_eq!(status("unreadable"), Some((RecordStatus::Failed, None, true, 0.0)));
             assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost(), 2.0 * 0.25 + 2.0 * 0.5);
         }
     }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::curation::Curation;
-use crate::filters::Reason;
+use crate::filters::RejectionReason;
 use crate::list_keys::ListKeys;
 use crate::recipe::StageName;
-use crate::record::Status;
+use crate::record::RecordStatus;
 use crate::table::StageTable;
 
 /// The counts of a curation. `kept + rejected + failed = rows`.
@@ -27,7 +27,7 @@ pub struct Summary {
     /// The stages, in order.
     pub stages: Vec<StageSummary>,
     /// Rejected rows by reason.
-    pub reasons: BTreeMap<Reason, usize>,
+    pub reasons: BTreeMap<RejectionReason, usize>,
     /// Number of rows by `data_source`: all rows, and kept rows.
     pub sources: BTreeMap<String, (usize, usize)>,
     /// Number of rows by `problem_type`: all rows, and kept rows.
@@ -85,15 +85,15 @@ impl StageSummary {
                 return;
             }
             match record.status {
-                Status::Ok => summary.ok += 1,
-                Status::Failed | Status::Asked => summary.failed += 1,
+                RecordStatus::Ok => summary.ok += 1,
+                RecordStatus::Failed | RecordStatus::Asked => summary.failed += 1,
             }
             summary.attempts += u64::from(record.attempts);
             summary.prompt_tokens += record.prompt_tokens;
             summary.completion_tokens += record.completion_tokens;
             summary.seconds += record.seconds;
             for (all, own) in [(&mut summary.models, &record.model), (&mut summary.prompts, &record.prompt)] {
-                if record.status == Status::Ok && !all.contains(own) {
+                if record.status == RecordStatus::Ok && !all.contains(own) {
                     all.push(own.clone());
                 }
             }

@@ -17,7 +17,7 @@ use reel_data::Table;
 use reel_diagnostic::input;
 use reel_files::AtomicFile;
 
-use crate::record::{RECORD_FORMAT, StageRecord, Status};
+use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord};
 use crate::{CurateError, Result};
 
 /// Maximum time for which appended lines are only in the page cache of the operating system. A power failure would lose
@@ -207,7 +207,7 @@ impl Content {
     }
 
     fn take(&mut self, record: StageRecord) {
-        if record.status == Status::Asked {
+        if record.status == RecordStatus::Asked {
             let earlier = self.unfinished.insert(record.key, record.cost);
             // A second `asked` line of a key means that the process of the first one was killed.
             self.lost_cost += earlier.unwrap_or(0.0);
@@ -245,7 +245,7 @@ fn without_position(e: &serde_json::Error) -> String {
 mod tests {
     use super::*;
 
-    fn record(key: &str, status: Status, cost: f64) -> StageRecord {
+    fn record(key: &str, status: RecordStatus, cost: f64) -> StageRecord {
         StageRecord {
             format: RECORD_FORMAT,
             key: key.into(),
@@ -269,9 +269,9 @@ mod tests {
     fn last_line_of_a_key_counts_and_an_incomplete_line_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let table = StageTable::open(dir.path(), "reason").unwrap();
-        table.append(record("a", Status::Failed, 1.0)).unwrap();
-        table.append(record("b", Status::Ok, 2.0)).unwrap();
-        table.append(record("a", Status::Ok, 4.0)).unwrap();
+        table.append(record("a", RecordStatus::Failed, 1.0)).unwrap();
+        table.append(record("b", RecordStatus::Ok, 2.0)).unwrap();
+        table.append(record("a", RecordStatus::Ok, 4.0)).unwrap();
         let path = dir.path().join("reason.jsonl");
         let whole = std::fs::read(&path).unwrap();
         // A killed process can cut the file at any byte. Only the line that contains this byte is lost.
@@ -282,7 +282,7 @@ mod tests {
             let known = |key| table.get(key).map(|r| r.cost);
             let wanted = [None, Some(1.0), Some(1.0), Some(4.0)][complete];
             assert_eq!((known("a"), known("b")), (wanted, (complete >= 2).then_some(2.0)), "{cut}");
-            table.append(record("c", Status::Ok, 8.0)).unwrap();
+            table.append(record("c", RecordStatus::Ok, 8.0)).unwrap();
             let again = StageTable::open(dir.path(), "reason").unwrap();
             assert_eq!(again.get("c").map(|r| r.cost), Some(8.0), "{cut}");
             assert_eq!(again.get("a").map(|r| r.cost), wanted, "{cut}");
@@ -294,12 +294,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let table = StageTable::open(dir.path(), "reason").unwrap();
         for (key, status, cost) in [
-            ("a", Status::Asked, 10.0),
-            ("a", Status::Ok, 1.0),
-            ("b", Status::Asked, 20.0),
-            ("b", Status::Asked, 30.0),
-            ("b", Status::Failed, 2.0),
-            ("c", Status::Asked, 40.0),
+            ("a", RecordStatus::Asked, 10.0),
+            ("a", RecordStatus::Ok, 1.0),
+            ("b", RecordStatus::Asked, 20.0),
+            ("b", RecordStatus::Asked, 30.0),
+            ("b", RecordStatus::Failed, 2.0),
+            ("c", RecordStatus::Asked, 40.0),
         ] {
             table.append(record(key, status, cost)).unwrap();
         }
@@ -311,15 +311,15 @@ mod tests {
     fn parquet_has_the_records_and_replaces_a_lost_table() {
         let dir = tempfile::tempdir().unwrap();
         let table = StageTable::open(dir.path(), "reason").unwrap();
-        table.append(record("b", Status::Ok, 2.0)).unwrap();
-        table.append(record("a", Status::Failed, 1.0)).unwrap();
+        table.append(record("b", RecordStatus::Ok, 2.0)).unwrap();
+        table.append(record("a", RecordStatus::Failed, 1.0)).unwrap();
         table.finish().unwrap();
         std::fs::remove_file(dir.path().join("reason.jsonl")).unwrap();
         let again = StageTable::open(dir.path(), "reason").unwrap();
-        assert_eq!(again.get("b"), Some(record("b", Status::Ok, 2.0)));
-        again.append(record("c", Status::Ok, 3.0)).unwrap();
+        assert_eq!(again.get("b"), Some(record("b", RecordStatus::Ok, 2.0)));
+        again.append(record("c", RecordStatus::Ok, 3.0)).unwrap();
         let third = StageTable::open(dir.path(), "reason").unwrap();
-        assert_eq!((third.get("a"), third.get("c")), (table.get("a"), Some(record("c", Status::Ok, 3.0))));
+        assert_eq!((third.get("a"), third.get("c")), (table.get("a"), Some(record("c", RecordStatus::Ok, 3.0))));
         // The error about a truncated Parquet file names the file.
         std::fs::remove_file(dir.path().join("reason.jsonl")).unwrap();
         let parquet = dir.path().join("reason.parquet");
@@ -333,7 +333,7 @@ mod tests {
     fn other_fields_are_named_with_their_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("reason.jsonl");
-        let good = serde_json::to_value(record("a", Status::Ok, 1.0)).unwrap();
+        let good = serde_json::to_value(record("a", RecordStatus::Ok, 1.0)).unwrap();
         for (field, value, wanted) in [
             (
                 "status",

@@ -79,14 +79,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
         return Ok(true);
     }
     let limit = match (arguments.inputs, arguments.seconds) {
-        (Some(inputs), _) => worker::Limit::Inputs(inputs),
-        (None, seconds) => worker::Limit::Time(Duration::from_secs(seconds.unwrap_or(20))),
+        (Some(inputs), _) => worker::CampaignLimit::Inputs(inputs),
+        (None, seconds) => worker::CampaignLimit::Time(Duration::from_secs(seconds.unwrap_or(20))),
     };
-    let max_time = (!arguments.any_time).then_some(worker::MAX_TIME);
-    let plan = worker::Plan { seed: arguments.seed, first: 0, limit, max_time };
+    let max_time = (!arguments.any_time).then_some(worker::MAX_INPUT_TIME);
+    let plan = worker::CampaignPlan { seed: arguments.seed, first: 0, limit, max_time };
     if let Some(worker) = &arguments.worker {
         let [folder, first] = &worker[..] else { bail!("--worker: needs a folder and a number") };
-        let plan = worker::Plan { first: first.parse().context("--worker")?, ..plan };
+        let plan = worker::CampaignPlan { first: first.parse().context("--worker")?, ..plan };
         worker::run(find(arguments.targets.first())?, plan, folder.as_ref())?;
         return Ok(true);
     }
@@ -103,7 +103,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     for target in chosen {
         let campaign = Campaign { target, plan };
         let report = campaign.run()?;
-        println!("{}", report.line(target.name));
+        println!("{}", report.table_row(target.name));
         report.failures.iter().for_each(|failure| println!("{failure}"));
         all_held &= report.failures.is_empty();
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::targets::Target;
-use crate::worker::{self, FAILURES_FILE, Limit, Plan, Status};
+use crate::worker::{self, CampaignLimit, CampaignPlan, FAILURES_FILE, WorkerStatus};
 
 /// Time after which a worker process is killed if its current input does not end. This time is far above the limit of
 /// an input's processor time, so that a busy machine does not cause false failures.
@@ -19,7 +19,7 @@ const HANG_TIME: Duration = Duration::from_secs(60);
 /// another one.
 const MAX_RESTARTS: usize = 20;
 
-/// The titles of the columns of [`Report::line`].
+/// The titles of the columns of [`Report::table_row`].
 pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
 
 /// The work of the supervisor: one target and the inputs to run.
@@ -27,7 +27,7 @@ pub struct Campaign {
     /// The target.
     pub target: &'static Target,
     /// Which inputs to run.
-    pub plan: Plan,
+    pub plan: CampaignPlan,
 }
 
 /// The result of a campaign.
@@ -44,7 +44,7 @@ pub struct Report {
 
 impl Report {
     /// Returns the target's line of the summary; [`HEADER`] has the titles of its columns.
-    pub fn line(&self, name: &str) -> String {
+    pub fn table_row(&self, name: &str) -> String {
         format!(
             "{name:<16} {:>8} {:>9.0} {:>8.0}% {:>9.1} {:>11.1} {:>9}",
             self.inputs,
@@ -56,7 +56,7 @@ impl Report {
         )
     }
 
-    fn add(&mut self, status: Status, first: u64) {
+    fn add(&mut self, status: WorkerStatus, first: u64) {
         self.inputs += status.index - first;
         self.accepted += status.accepted;
         self.peak_bytes = self.peak_bytes.max(status.peak_bytes);
@@ -77,7 +77,7 @@ impl Campaign {
             let folder = tempfile::tempdir()?;
             let child = self.start_worker(plan, folder.path())?;
             let end = watch(child, folder.path())?;
-            let status = Status::read(folder.path());
+            let status = WorkerStatus::read(folder.path());
             report.add(status, plan.first);
             let recorded = fs::read_to_string(folder.path().join(FAILURES_FILE)).unwrap_or_default();
             if !recorded.is_empty() {
@@ -96,21 +96,21 @@ impl Campaign {
             report.failures.push(worker::describe_failure(self.target, plan.seed, status.index, &input, &problem)?);
             report.inputs += 1;
             plan.first = status.index + 1;
-            if let Limit::Time(time) = self.plan.limit {
-                plan.limit = Limit::Time(time.saturating_sub(begun.elapsed()));
+            if let CampaignLimit::Time(time) = self.plan.limit {
+                plan.limit = CampaignLimit::Time(time.saturating_sub(begun.elapsed()));
             }
         }
         report.time = begun.elapsed();
         Ok(report)
     }
 
-    fn start_worker(&self, plan: Plan, folder: &Path) -> Result<Child> {
+    fn start_worker(&self, plan: CampaignPlan, folder: &Path) -> Result<Child> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(self.target.name).arg("--worker").arg(folder).arg(plan.first.to_string());
         command.arg("--seed").arg(plan.seed.to_string());
         match plan.limit {
-            Limit::Inputs(inputs) => command.arg("--inputs").arg(inputs.to_string()),
-            Limit::Time(time) => command.arg("--seconds").arg(time.as_secs().to_string()),
+            CampaignLimit::Inputs(inputs) => command.arg("--inputs").arg(inputs.to_string()),
+            CampaignLimit::Time(time) => command.arg("--seconds").arg(time.as_secs().to_string()),
         };
         if plan.max_time.is_none() {
             command.arg("--any-time");
@@ -127,7 +127,7 @@ fn watch(mut child: Child, folder: &Path) -> Result<Option<ExitStatus>> {
         if let Some(end) = child.try_wait()? {
             return Ok(Some(end));
         }
-        let now = Status::read(folder).index;
+        let now = WorkerStatus::read(folder).index;
         if now != index {
             (index, since) = (now, Instant::now());
         }

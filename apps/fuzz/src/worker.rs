@@ -19,7 +19,7 @@ use crate::verdict;
 
 /// Maximum processor time of an input, in this process and in child processes that ended while the input ran. Elapsed
 /// time would depend on what else the machine does.
-pub const MAX_TIME: Duration = Duration::from_secs(2);
+pub const MAX_INPUT_TIME: Duration = Duration::from_secs(2);
 
 /// Maximum heap bytes that an input may take.
 const MAX_BYTES: usize = 512 << 20;
@@ -30,14 +30,14 @@ const STACK_BYTES: usize = 2 << 20;
 /// Number of failed inputs after which a worker ends early.
 const MAX_FAILURES: usize = 10;
 
-/// The file in the worker's folder that holds its [`Status`].
+/// The file in the worker's folder that holds its [`WorkerStatus`].
 pub const STATUS_FILE: &str = "status";
 /// The file in the worker's folder that holds a text for each failure.
 pub const FAILURES_FILE: &str = "failures";
 
 /// When a campaign ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Limit {
+pub enum CampaignLimit {
     /// After this many inputs.
     Inputs(u64),
     /// After this elapsed time.
@@ -46,13 +46,13 @@ pub enum Limit {
 
 /// Which inputs to run, and how to judge them.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct CampaignPlan {
     /// The seed of all inputs.
     pub seed: u64,
     /// Index of the first input.
     pub first: u64,
     /// When to end.
-    pub limit: Limit,
+    pub limit: CampaignLimit,
     /// The limit of an input's processor time; `None` accepts any.
     pub max_time: Option<Duration>,
 }
@@ -60,7 +60,7 @@ pub struct Plan {
 /// The progress of a worker. The worker writes it to a file before each input, so that the supervisor knows which input
 /// ended the process.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Status {
+pub struct WorkerStatus {
     /// Index of the input that runs now; after the last input, its index plus 1.
     pub index: u64,
     /// Number of inputs that parsers accepted.
@@ -73,7 +73,7 @@ pub struct Status {
     pub done: u64,
 }
 
-impl Status {
+impl WorkerStatus {
     fn write(&self, file: &File) -> Result<()> {
         let fields = [self.index, self.accepted, self.peak_bytes, self.slowest_micros, self.done];
         Ok(file.write_all_at(fields.map(u64::to_le_bytes).as_flattened(), 0)?)
@@ -98,11 +98,11 @@ pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u
 }
 
 /// Runs the inputs of a plan. Writes the worker's status and its failures to files in `folder`.
-pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
+pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result<()> {
     on_small_stack(|| {
         let status_file = File::create(folder.join(STATUS_FILE))?;
         let mut failures = OpenOptions::new().create(true).append(true).open(folder.join(FAILURES_FILE))?;
-        let mut status = Status { index: plan.first, ..Status::default() };
+        let mut status = WorkerStatus { index: plan.first, ..WorkerStatus::default() };
         let seeds = (target.seeds)()?;
         let mut judge = (target.open)()?;
         if plan.first == 0 {
@@ -118,8 +118,8 @@ pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
         }
         let (begun, mut failed) = (Instant::now(), 0);
         let is_left = |index| match plan.limit {
-            Limit::Inputs(inputs) => index < inputs,
-            Limit::Time(time) => begun.elapsed() < time,
+            CampaignLimit::Inputs(inputs) => index < inputs,
+            CampaignLimit::Time(time) => begun.elapsed() < time,
         };
         while is_left(status.index) && failed < MAX_FAILURES {
             status.write(&status_file)?;

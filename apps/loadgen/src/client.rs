@@ -53,7 +53,7 @@ impl FromStr for ServerUrl {
 
 impl ServerUrl {
     /// The address of a path below `/v1`.
-    pub(crate) fn v1(&self, path: &str) -> String {
+    pub(crate) fn v1_url(&self, path: &str) -> String {
         format!("{self}/v1/{path}")
     }
 }
@@ -197,12 +197,12 @@ mod tests {
     #[test]
     fn addresses_with_and_without_v1_are_the_same() {
         for text in ["http://host:80", "http://host:80/", "http://host:80/v1", "http://host:80/v1/"] {
-            assert_eq!(text.parse::<ServerUrl>().unwrap().v1("models"), "http://host:80/v1/models", "{text}");
+            assert_eq!(text.parse::<ServerUrl>().unwrap().v1_url("models"), "http://host:80/v1/models", "{text}");
         }
         let behind_proxy: ServerUrl = "https://host/llm/v1".parse().unwrap();
-        assert_eq!(behind_proxy.v1("models"), "https://host/llm/v1/models");
+        assert_eq!(behind_proxy.v1_url("models"), "https://host/llm/v1/models");
         let v6: ServerUrl = "http://[::1]:8000".parse().unwrap();
-        assert_eq!(v6.v1("models"), "http://[::1]:8000/v1/models");
+        assert_eq!(v6.v1_url("models"), "http://[::1]:8000/v1/models");
     }
 
     #[test]

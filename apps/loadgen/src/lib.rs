@@ -29,6 +29,6 @@ pub use error::{Failure, FailureKind, LoadError};
 pub use media::{Media, MediaKind};
 pub use report::{FailureGroup, LoadReport};
 pub use run::{OnProgress, Progress, run};
-pub use settings::{Amount, Endpoint, LoadSettings};
+pub use settings::{Endpoint, LoadSettings, RequestAmount};
 pub use sse::{EventParser, EventTooLong};
 pub use statistics::Distribution;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::answer::Answer;
 use crate::error::{Failure, FailureKind};
 use crate::media::MediaKind;
-use crate::settings::{Amount, LoadSettings};
+use crate::settings::{LoadSettings, RequestAmount};
 use crate::statistics::Distribution;
 
 /// What a run has measured. A failed request adds only to the number of failures.
@@ -66,7 +66,7 @@ impl LoadReport {
     }
 
     /// Number of failed requests.
-    pub fn failed(&self) -> usize {
+    pub fn failed_requests(&self) -> usize {
         self.failures.values().map(|group| group.count).sum()
     }
 
@@ -97,7 +97,7 @@ impl LoadReport {
 
     fn latencies(&self) -> [Latency; 4] {
         let of = |key, name, title, seconds: Vec<f64>| {
-            let distribution = Distribution::of(seconds.into_iter().map(|s| 1e3 * s).collect());
+            let distribution = Distribution::from_values(seconds.into_iter().map(|s| 1e3 * s).collect());
             Latency { key, name, title, distribution }
         };
         let answers = || self.answers.iter();
@@ -124,7 +124,7 @@ impl LoadReport {
         put("settings", self.settings_json());
         put("duration", json!(self.seconds));
         put("completed", json!(self.answers.len()));
-        put("failed", json!(self.failed()));
+        put("failed", json!(self.failed_requests()));
         put("total_input_tokens", json!(self.input_tokens()));
         put("total_output_tokens", json!(self.output_tokens()));
         put("answers_without_usage", json!(self.answers_without_usage()));
@@ -157,8 +157,8 @@ impl LoadReport {
     fn settings_json(&self) -> Value {
         let s = &self.settings;
         let (requests, duration) = match s.amount {
-            Amount::Requests(n) => (Some(n), None),
-            Amount::Time(time) => (None, Some(time.as_secs_f64())),
+            RequestAmount::Requests(n) => (Some(n), None),
+            RequestAmount::Time(time) => (None, Some(time.as_secs_f64())),
         };
         let media = |kind| s.media.iter().filter(|media| media.kind == kind).count();
         json!({
@@ -178,7 +178,7 @@ impl LoadReport {
             |label: &str, value: String| lines.push(format!("{label:<40} {value:<10}").trim_end().to_string());
         let unknown = || "unknown".to_string();
         row("Successful requests:", self.answers.len().to_string());
-        row("Failed requests:", self.failed().to_string());
+        row("Failed requests:", self.failed_requests().to_string());
         if let Some(most) = self.settings.max_concurrency {
             row("Maximum request concurrency:", most.to_string());
         }

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::error::{Failure, LoadError};
 use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
-use crate::settings::{Amount, LoadSettings};
+use crate::settings::{LoadSettings, RequestAmount};
 
 /// Number of the first warm-up request. Measured requests have smaller numbers, so no warm-up prompt is measured again.
 const FIRST_WARMUP: u64 = 1 << 62;
@@ -56,7 +56,7 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
         };
         let sender = Arc::new(Sender {
             client,
-            address: settings.url.v1(settings.endpoint.path()),
+            address: settings.url.v1_url(settings.endpoint.path()),
             bodies: RequestBodies::new(settings, &model)?,
             progress: Mutex::default(),
             on_progress,
@@ -77,11 +77,11 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
 fn check(settings: &LoadSettings) -> Result<(), LoadError> {
     let wrong = |option, what: &str, help| Err(LoadError::Setting { option, what: what.to_string(), help });
     match settings.amount {
-        Amount::Requests(0) => wrong("--num-prompts", "is 0", "give 1 or more"),
-        Amount::Time(time) if time.is_zero() || time > MAX_TIME => {
+        RequestAmount::Requests(0) => wrong("--num-prompts", "is 0", "give 1 or more"),
+        RequestAmount::Time(time) if time.is_zero() || time > MAX_TIME => {
             wrong("--duration", "is not between 0 seconds and ten years", "give another time")
         }
-        Amount::Time(_) if settings.request_rate.is_none() && settings.max_concurrency.is_none() => {
+        RequestAmount::Time(_) if settings.request_rate.is_none() && settings.max_concurrency.is_none() => {
             wrong("--duration", "does not limit the requests in flight", "give --max-concurrency or --request-rate")
         }
         _ if settings.timeout.is_zero() || settings.timeout > MAX_TIME => {
@@ -94,7 +94,7 @@ fn check(settings: &LoadSettings) -> Result<(), LoadError> {
 
 /// The name of the first model that the server lists.
 async fn first_model(client: &Client, settings: &LoadSettings) -> Result<String, LoadError> {
-    let address = settings.url.v1("models");
+    let address = settings.url.v1_url("models");
     let list = client.get_json(&address).await;
     let list = list.map_err(|failure| LoadError::FirstRequest { address: address.clone(), failure })?;
     let name = list.pointer("/data/0/id").and_then(serde_json::Value::as_str);
@@ -174,8 +174,8 @@ async fn send_all(
     begun: Instant,
 ) -> Result<Vec<Result<Answer, Failure>>, LoadError> {
     let (most, deadline) = match settings.amount {
-        Amount::Requests(n) => (n as u64, begun + MAX_TIME),
-        Amount::Time(time) => (u64::MAX, begun + time),
+        RequestAmount::Requests(n) => (n as u64, begun + MAX_TIME),
+        RequestAmount::Time(time) => (u64::MAX, begun + time),
     };
     let slots = at_once(settings).map(|n| Arc::new(Semaphore::new(n)));
     let arrivals = Arrivals::new(settings.request_rate, settings.burstiness, settings.seed)?;

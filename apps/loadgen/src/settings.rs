@@ -36,7 +36,7 @@ impl Endpoint {
 
 /// How many requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Amount {
+pub enum RequestAmount {
     /// This many.
     Requests(usize),
     /// As many requests as can be sent in this time. Requests that are in flight at its end are awaited.
@@ -55,7 +55,7 @@ pub struct LoadSettings {
     /// The API.
     pub endpoint: Endpoint,
     /// The number of requests or the time.
-    pub amount: Amount,
+    pub amount: RequestAmount,
     /// Mean number of requests per second; `None` sends each request as soon as [`LoadSettings::max_concurrency`]
     /// permits.
     pub request_rate: Option<f64>,
@@ -96,7 +96,7 @@ pub(crate) mod tests {
             model: None,
             api_key: None,
             endpoint: Endpoint::Chat,
-            amount: Amount::Requests(4),
+            amount: RequestAmount::Requests(4),
             request_rate: None,
             burstiness: 1.0,
             max_concurrency: None,

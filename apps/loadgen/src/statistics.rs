@@ -17,7 +17,7 @@ pub struct Distribution {
 
 impl Distribution {
     /// The distribution of these finite values; `None` for an empty list.
-    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub fn from_values(mut values: Vec<f64>) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
@@ -53,14 +53,14 @@ mod tests {
     #[test]
     fn values_equal_those_of_numpy() {
         // Expected values by numpy 2: mean, median, std, and percentiles 90 and 99 of the list.
-        let d = Distribution::of(vec![7.0, 1.0, 4.0, 4.5, 100.0]).unwrap();
+        let d = Distribution::from_values(vec![7.0, 1.0, 4.0, 4.5, 100.0]).unwrap();
         let wanted = [23.3, 4.5, 38.3973957, 62.8, 96.28];
         for (got, wanted) in [d.mean, d.median, d.std, d.p90, d.p99].into_iter().zip(wanted) {
             assert!((got - wanted).abs() < 1e-6, "{got} {wanted}");
         }
-        let one = Distribution::of(vec![3.0]).unwrap();
+        let one = Distribution::from_values(vec![3.0]).unwrap();
         assert_eq!(one, Distribution { mean: 3.0, median: 3.0, std: 0.0, p90: 3.0, p99: 3.0 });
-        assert_eq!(Distribution::of(Vec::new()), None);
+        assert_eq!(Distribution::from_values(Vec::new()), None);
     }
 
     proptest! {
@@ -68,7 +68,7 @@ mod tests {
 
         #[test]
         fn percentiles_are_ordered_and_do_not_depend_on_order(values in prop::collection::vec(0.0f64..1e6, 1..50)) {
-            let d = Distribution::of(values.clone()).unwrap();
+            let d = Distribution::from_values(values.clone()).unwrap();
             let least = values.iter().copied().fold(f64::INFINITY, f64::min);
             let most = values.iter().copied().fold(0.0, f64::max);
             prop_assert!(least <= d.median && d.median <= d.p90 && d.p90 <= d.p99 && d.p99 <= most);
@@ -80,7 +80,7 @@ mod tests {
                 prop_assert!(below >= (p * (values.len() - 1) as f64).floor() + 1.0, "{p} {below}");
             }
             let reversed = values.into_iter().rev().collect();
-            let again = Distribution::of(reversed).unwrap();
+            let again = Distribution::from_values(reversed).unwrap();
             prop_assert_eq!((d.median, d.p90, d.p99), (again.median, again.p90, again.p99));
         }
     }

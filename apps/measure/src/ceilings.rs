@@ -199,7 +199,7 @@ impl Ceilings {
 
     /// These ceilings, each of them lowered to the ceiling of `limits` if it is higher.
     #[must_use]
-    pub fn at_most(self, limits: &Ceilings) -> Self {
+    pub fn limited_to(self, limits: &Ceilings) -> Self {
         let Self { f32, bf16, bytes, .. } = self;
         Self { f32: f32.min(limits.f32), bf16: bf16.min(limits.bf16), bytes: bytes.min(limits.bytes), ..self }
     }

@@ -15,7 +15,7 @@ use crate::stats::{self, TimeDifference};
 const CLOCK_TOLERANCE: f64 = 0.02;
 
 /// The times of all rounds, in seconds, of a whole measurement or of one kernel in it.
-pub(crate) struct Samples {
+pub(crate) struct TimeSamples {
     pub(crate) name: String,
     /// Seconds of each round.
     pub(crate) seconds: Vec<f64>,
@@ -23,7 +23,7 @@ pub(crate) struct Samples {
 
 /// The comparison of two results of `reel bench`.
 pub struct ResultComparison {
-    verdicts: Vec<(TimeDifference, Samples, Samples)>,
+    verdicts: Vec<(TimeDifference, TimeSamples, TimeSamples)>,
     /// Conditions that differ between the two results, as text.
     differs: Vec<String>,
     moved: Vec<OpChange>,
@@ -44,7 +44,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
             return Err(failed(b.display().to_string(), what, HELP));
         }
     }
-    let (first, mut second) = (samples(a, &before)?, samples(b, &after)?);
+    let (first, mut second) = (time_samples(a, &before)?, time_samples(b, &after)?);
     let mut differs = differences(&before, &after);
     let mut verdicts = Vec::new();
     for one in first {
@@ -71,7 +71,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
 impl ResultComparison {
     /// This comparison as `reel bench --compare --json` prints it.
     pub fn json(&self) -> Value {
-        let verdict = |(d, first, _): &(TimeDifference, Samples, Samples)| {
+        let verdict = |(d, first, _): &(TimeDifference, TimeSamples, TimeSamples)| {
             json!({
                 "name": first.name, "ratio": d.ratio, "interval": d.interval, "p": d.p, "verdict": d.verdict.name(),
                 "too_few_rounds": d.too_few,
@@ -146,7 +146,7 @@ fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
     all
 }
 
-fn verdict_line(d: &TimeDifference, a: &Samples, b: &Samples) -> String {
+fn verdict_line(d: &TimeDifference, a: &TimeSamples, b: &TimeSamples) -> String {
     let few = if d.too_few { "; too few rounds to tell" } else { "" };
     format!(
         "{}: {} (ratio {:.3}, {:.3} to {:.3}, p {:.4}){few}; medians {} and {} of {} and {} rounds",
@@ -179,14 +179,14 @@ fn not_a_result(path: &Path, what: &str) -> MeasureError {
 
 /// Reads the round times from a result: the times of each kernel if the result has kernels, otherwise the times of the
 /// whole measurement.
-pub(crate) fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
+pub(crate) fn time_samples(path: &Path, result: &Value) -> Result<Vec<TimeSamples>> {
     let one = |name: &Value, value: &Value| {
         let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());
         let seconds = seconds.filter(|s| !s.is_empty() && s.iter().all(|&x| x > 0.0 && x.is_finite()));
         let name = name.as_str().ok_or_else(|| not_a_result(path, "one of its measurements has no name"))?.to_string();
         let seconds =
             seconds.ok_or_else(|| not_a_result(path, &format!("{name} has no `samples` (seconds of each round)")))?;
-        Ok(Samples { name, seconds })
+        Ok(TimeSamples { name, seconds })
     };
     match result["kernels"].as_array() {
         Some(kernels) => kernels.iter().map(|k| one(&k["kernel"], k)).collect(),

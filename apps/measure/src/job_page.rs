@@ -43,7 +43,7 @@ fn table(points: &[ScalingPoint]) -> Table {
     ]);
     for ScalingPoint { shape, time, efficiency, peak_bytes, tokens_per_second } in points {
         let seconds = |seconds: f64| format!("{seconds:.4}");
-        table.row(vec![
+        table.add_row(vec![
             shape.ranks.to_string(),
             shape.nodes().to_string(),
             seconds(time.total()),

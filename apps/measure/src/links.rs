@@ -10,14 +10,14 @@ use crate::machine::MachineSpec;
 /// overhead (~20%)", <https://github.com/NVIDIA/nccl-tests/issues/212>, "exactly what we'd expect",
 /// <https://github.com/NVIDIA/nccl-tests/issues/326>), and 85 of 100 GB/s between machines with four cards of
 /// InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
-pub const ATTAINABLE_SHARE: f64 = 0.8;
+pub const ATTAINABLE_BANDWIDTH_SHARE: f64 = 0.8;
 
 /// Number of GPUs in a machine if a job does not determine it: the number in DGX and HGX machines.
 pub const GPUS_PER_NODE: usize = 8;
 
 /// What a link connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum LinkReach {
     /// The GPUs of one machine.
     WithinNode,
     /// Machines.
@@ -32,7 +32,7 @@ pub struct Link {
     /// What the link is, in words.
     pub title: &'static str,
     /// What the link connects.
-    pub reach: Reach,
+    pub reach: LinkReach,
     /// Bytes per second of one GPU in one direction, as published.
     pub bytes_per_second: f64,
 }
@@ -40,16 +40,16 @@ pub struct Link {
 impl Link {
     /// Seconds of an exchange in which a GPU sends and receives at most `bytes` each over this link.
     pub fn seconds(&self, bytes: u64) -> f64 {
-        bytes as f64 / (ATTAINABLE_SHARE * self.bytes_per_second)
+        bytes as f64 / (ATTAINABLE_BANDWIDTH_SHARE * self.bytes_per_second)
     }
 }
 
 const fn within_node(name: &'static str, title: &'static str, bytes_per_second: f64) -> Link {
-    Link { name, title, reach: Reach::WithinNode, bytes_per_second }
+    Link { name, title, reach: LinkReach::WithinNode, bytes_per_second }
 }
 
 const fn between_nodes(name: &'static str, title: &'static str, bytes_per_second: f64) -> Link {
-    Link { name, title, reach: Reach::BetweenNodes, bytes_per_second }
+    Link { name, title, reach: LinkReach::BetweenNodes, bytes_per_second }
 }
 
 /// NVLink of a GPU with these bytes per second in one direction. Data sheets state the sum of both directions: "NVLink:
@@ -115,8 +115,8 @@ impl Links {
                 }
             };
             let place = match link.reach {
-                Reach::WithinNode => &mut within,
-                Reach::BetweenNodes => &mut between,
+                LinkReach::WithinNode => &mut within,
+                LinkReach::BetweenNodes => &mut between,
             };
             if let Some(first) = place.replace(link).map(|first: Link| first.name) {
                 let what = format!("has {first} and {name}, which connect the same GPUs");

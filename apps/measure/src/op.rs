@@ -98,6 +98,6 @@ pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings, limits: Option<
     let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());
     let totals = OpTotals { launches: 1, cost, seconds, ..OpTotals::default() };
     let raised = from_memory.raised_to_measured_launches(kernel.kernel, &totals, kernel.dtype);
-    let raised = limits.map_or(raised, |limits| raised.at_most(&limits.rates));
+    let raised = limits.map_or(raised, |limits| raised.limited_to(&limits.rates));
     Ceilings { cache: ceilings.cache, ..raised }
 }

@@ -46,7 +46,7 @@ fn add_parts(page: &mut Page, rows: &[PartTime], round: f64) {
     let columns = ["part", "ms", "%", "in launches, ms", "launches", "GFLOP", "least possible, ms"];
     let mut table = Table::new(&columns);
     for p in rows {
-        table.row(vec![
+        table.add_row(vec![
             escape_html(p.name),
             format!("{:.3}", p.seconds * 1e3),
             format!("{:.1}", 100.0 * p.seconds / round),
@@ -110,14 +110,14 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
             format!("{:.3}", row.floor * 1e3),
             share_text(row.roofline_share()),
         ];
-        table.row_with(&format!(" id=\"{}\"", escape_html(row.op)), cells);
+        table.add_row_with_attributes(&format!(" id=\"{}\"", escape_html(row.op)), cells);
     }
     let inside: f64 = rows.iter().map(|r| r.seconds).sum();
     let mut between = vec![String::new(); columns.len()];
     between[0] = "between ops".into();
     between[3] = format!("{:.3}", (seconds - inside) * 1e3);
     between[4] = format!("{:.1}", 100.0 * (1.0 - inside / seconds));
-    table.row(between);
+    table.add_row(between);
     page.add_table(&table);
 }
 
@@ -126,12 +126,12 @@ fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
     for ((name, unit), figure) in READING_NAMES_AND_UNITS.iter().zip(&clocks.values) {
         if let Some(figures) = figure {
             let names = [name.to_string(), unit.to_string()];
-            table.row(names.into_iter().chain(figures.iter().map(|f| format!("{f:.0}"))).collect());
+            table.add_row(names.into_iter().chain(figures.iter().map(|f| format!("{f:.0}"))).collect());
         }
     }
     for (reason, n) in &clocks.throttled {
         let name = format!("throttled: {reason}");
-        table.row(vec![name, "readings".into(), String::new(), n.to_string(), String::new()]);
+        table.add_row(vec![name, "readings".into(), String::new(), n.to_string(), String::new()]);
     }
     page.add(&format!("<h2>Clocks and power, {} readings</h2>\n", clocks.readings));
     page.add_table(&table);

@@ -46,7 +46,7 @@ use serde::Deserialize;
 
 use crate::catalogue::example_calls_with_folders;
 use crate::ceilings::{self, Ceilings};
-use crate::kernel_model::{Modelled, ModelledGpu};
+use crate::kernel_model::{ModelledGpu, ModelledTime};
 
 /// The GPUs with a record, by their short names, with the tables made from the records and the times of prototypes.
 /// The files are links into `benches/results`: a published crate consists of its own folder.
@@ -114,22 +114,22 @@ struct RecordedKernel {
 
 /// The predicted time of all launches of an op.
 #[derive(Clone, Debug)]
-pub struct Price {
+pub struct PredictedTime {
     /// Predicted time in seconds.
     pub seconds: f64,
     /// The source of the predicted time.
-    pub basis: Basis,
+    pub basis: PredictionBasis,
     /// Least time in seconds by the ceilings.
     pub floor_seconds: f64,
     /// The time by a record of this GPU, if a record has the kernel or a similar kernel.
-    pub recorded: Option<Recorded>,
+    pub recorded: Option<RecordedTime>,
     /// The time by the model, if the GPU has a record and the launches have a plan.
-    pub modelled: Option<Modelled>,
+    pub modelled: Option<ModelledTime>,
 }
 
 /// The source of a predicted time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Basis {
+pub enum PredictionBasis {
     /// The ceilings alone: the least possible time.
     Ceiling,
     /// A share of the ceilings that was measured.
@@ -140,7 +140,7 @@ pub enum Basis {
 
 /// A time that is predicted by the share of the ceilings that a recorded launch reached.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recorded {
+pub struct RecordedTime {
     /// Time in seconds.
     pub seconds: f64,
     /// Share of the ceilings that the recorded launch reached.
@@ -162,7 +162,7 @@ pub struct Recorded {
     pub changed: bool,
 }
 
-impl fmt::Display for Recorded {
+impl fmt::Display for RecordedTime {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{:.2} of {}", self.share, self.date)?;
         if let Some(kernel) = &self.similar {
@@ -184,13 +184,13 @@ impl fmt::Display for Recorded {
     }
 }
 
-impl Basis {
+impl PredictionBasis {
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Basis::Ceiling => "ceiling",
-            Basis::Record => "record",
-            Basis::Model => "model",
+            PredictionBasis::Ceiling => "ceiling",
+            PredictionBasis::Record => "record",
+            PredictionBasis::Model => "model",
         }
     }
 }
@@ -245,38 +245,40 @@ const STREAMING: [&str; 6] = ["copy", "add_", "cast_", "mul_scalar", "columns_co
 impl GpuRecord {
     /// Predicts the time of all launches of the op `name` together. `ceilings` are those of this GPU; `dtype` is the
     /// dtype of activations.
-    pub fn price(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Price {
+    pub fn predict_time(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> PredictedTime {
         let floor_seconds = ceilings.roofline_seconds_of_launches(name, totals, dtype);
         let recorded = self.recorded(name, totals, ceilings, dtype);
         let gpu = ModelledGpu::hopper(*ceilings, self.streaming_share(ceilings));
-        let modelled = gpu.launches(&totals.planned, ceilings::uses_bf16_rate(name, dtype));
+        let modelled = gpu.time_of_launches(&totals.planned, ceilings::uses_bf16_rate(name, dtype));
         let is_arithmetic = totals.cost.flops / ceilings.flops_per_second(name, dtype) >= floor_seconds;
-        let is_counted = modelled.as_ref().is_some_and(Modelled::is_counted);
+        let is_counted = modelled.as_ref().is_some_and(ModelledTime::has_instruction_counts);
         let (basis, seconds) = match (&recorded, &modelled) {
-            (Some(r), _) if !r.changed && r.similar.is_none() => (Basis::Record, r.seconds),
-            (Some(r), Some(m)) if is_counted && is_arithmetic && r.seconds > m.seconds => (Basis::Record, r.seconds),
-            (_, Some(m)) if is_counted => (Basis::Model, m.seconds),
-            (Some(r), _) => (Basis::Record, r.seconds),
-            (None, Some(m)) => (Basis::Model, m.seconds),
-            (None, None) => (Basis::Ceiling, floor_seconds),
+            (Some(r), _) if !r.changed && r.similar.is_none() => (PredictionBasis::Record, r.seconds),
+            (Some(r), Some(m)) if is_counted && is_arithmetic && r.seconds > m.seconds => {
+                (PredictionBasis::Record, r.seconds)
+            }
+            (_, Some(m)) if is_counted => (PredictionBasis::Model, m.seconds),
+            (Some(r), _) => (PredictionBasis::Record, r.seconds),
+            (None, Some(m)) => (PredictionBasis::Model, m.seconds),
+            (None, None) => (PredictionBasis::Ceiling, floor_seconds),
         };
-        Price { seconds, basis, floor_seconds, recorded, modelled }
+        PredictedTime { seconds, basis, floor_seconds, recorded, modelled }
     }
 
     /// Predicts the time of the launches in `totals` from the kernel's latency and the share of the ceilings that its
     /// most similar recorded launches reached. If the plans of the launches are known, each group of equal launches is
     /// predicted on its own; otherwise the mean launch is predicted. The result's time is the sum over the groups; its
     /// other fields are those of the group that takes longest.
-    fn recorded(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Option<Recorded> {
+    fn recorded(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Option<RecordedTime> {
         let mut groups: Vec<(u64, Cost)> = totals.planned.groups().map(|(_, count, cost)| (count, cost)).collect();
         if totals.planned.count() != totals.launches {
             groups = vec![(totals.launches.max(1), totals.cost)];
         }
         let of_groups = groups.into_iter().map(|group| self.recorded_of_equal_launches(name, group, ceilings, dtype));
-        let of_groups = of_groups.collect::<Option<Vec<Recorded>>>()?;
+        let of_groups = of_groups.collect::<Option<Vec<RecordedTime>>>()?;
         let seconds = of_groups.iter().map(|r| r.seconds).sum();
         let longest = of_groups.into_iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
-        Some(Recorded { seconds, ..longest })
+        Some(RecordedTime { seconds, ..longest })
     }
 
     /// The time of `count` launches of the op `name`. `cost` is the sum of their operations and bytes.
@@ -286,7 +288,7 @@ impl GpuRecord {
         (count, cost): (u64, Cost),
         ceilings: &Ceilings,
         dtype: DType,
-    ) -> Option<Recorded> {
+    ) -> Option<RecordedTime> {
         let launches = count as f64;
         let of_one = Cost { flops: cost.flops / launches, bytes: cost.bytes / launches };
         let recorded = self.nearest(name, of_one, dtype)?;
@@ -296,7 +298,7 @@ impl GpuRecord {
         let own = self.products.iter().find(|own| own.op == name && dtype == DType::BF16);
         let own_speed = own.map(|own| own.speed);
         let is_own_name = kernel == name || name.starts_with("matmul") || name == "sum_squares";
-        Some(Recorded {
+        Some(RecordedTime {
             seconds: (launches * latency + (recorded.seconds - latency) * planned_floor / floor)
                 / own_speed.unwrap_or(1.0),
             share: floor / recorded.seconds,
@@ -378,10 +380,16 @@ impl RecordedKernel {
     }
 }
 
-impl Price {
+impl PredictedTime {
     /// The price of an op on a GPU without a record.
-    pub fn by_ceilings(floor_seconds: f64) -> Price {
-        Price { seconds: floor_seconds, basis: Basis::Ceiling, floor_seconds, recorded: None, modelled: None }
+    pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
+        PredictedTime {
+            seconds: floor_seconds,
+            basis: PredictionBasis::Ceiling,
+            floor_seconds,
+            recorded: None,
+            modelled: None,
+        }
     }
 
     /// Share of the ceilings that the prediction assumes.
@@ -389,13 +397,13 @@ impl Price {
         self.floor_seconds / self.seconds
     }
 
-    /// The time by one basis. By [`Basis::Record`], the recorded time, even if the code has changed; by
-    /// [`Basis::Model`], the modelled time. If there is no such time, the least time by the ceilings.
-    pub fn seconds_by(&self, basis: Basis) -> f64 {
+    /// The time by one basis. By [`PredictionBasis::Record`], the recorded time, even if the code has changed; by
+    /// [`PredictionBasis::Model`], the modelled time. If there is no such time, the least time by the ceilings.
+    pub fn seconds_by(&self, basis: PredictionBasis) -> f64 {
         let seconds = match basis {
-            Basis::Ceiling => None,
-            Basis::Record => self.recorded.as_ref().map(|r| r.seconds),
-            Basis::Model => self.modelled.as_ref().map(|m| m.seconds).or_else(|| self.seconds_by_library()),
+            PredictionBasis::Ceiling => None,
+            PredictionBasis::Record => self.recorded.as_ref().map(|r| r.seconds),
+            PredictionBasis::Model => self.modelled.as_ref().map(|m| m.seconds).or_else(|| self.seconds_by_library()),
         };
         seconds.unwrap_or(self.floor_seconds)
     }
@@ -405,25 +413,29 @@ impl Price {
         self.recorded.as_ref().map(|r| r.seconds)
     }
 
-    /// This price for one of `steps` steps: all times are divided by `steps`.
+    /// The predicted time of one of `steps` steps: all times are divided by `steps`.
     #[must_use]
-    pub fn per(mut self, steps: f64) -> Price {
+    pub fn per_step(mut self, steps: f64) -> PredictedTime {
         self.seconds /= steps;
         self.floor_seconds /= steps;
         self.recorded.iter_mut().for_each(|r| r.seconds /= steps);
-        self.modelled.iter_mut().for_each(|m| m.divide(steps));
+        self.modelled.iter_mut().for_each(|m| m.divide_times(steps));
         self
     }
 
     /// The source of the predicted time as text, such as `record 0.23 of 2026-01-01`.
-    pub fn origin(&self) -> String {
+    pub fn basis_text(&self) -> String {
         let record = self.recorded.as_ref().map_or("no record".to_string(), |r| format!("record {r}"));
-        let limit = |m: &Modelled| {
-            format!("model ({}{})", m.limit().name(), if m.is_counted() { "" } else { ", code not counted" })
+        let limit = |m: &ModelledTime| {
+            format!(
+                "model ({}{})",
+                m.limit().name(),
+                if m.has_instruction_counts() { "" } else { ", code not counted" }
+            )
         };
         match (self.basis, &self.modelled) {
-            (Basis::Model, Some(m)) => format!("{}; {record}", limit(m)),
-            (Basis::Record, _) => record,
+            (PredictionBasis::Model, Some(m)) => format!("{}; {record}", limit(m)),
+            (PredictionBasis::Record, _) => record,
             _ => "ceiling".to_string(),
         }
     }
@@ -436,13 +448,13 @@ mod tests {
     use super::*;
     use crate::machine::MachineSpec;
 
-    fn priced(record: &GpuRecord, name: &str, cost: Cost, planned: PlannedLaunches) -> Price {
+    fn priced(record: &GpuRecord, name: &str, cost: Cost, planned: PlannedLaunches) -> PredictedTime {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();
         let totals = OpTotals { launches: 1, cost, planned, ..OpTotals::default() };
-        record.price(name, &totals, &machine.ceilings, DType::BF16)
+        record.predict_time(name, &totals, &machine.ceilings, DType::BF16)
     }
 
-    fn h200(name: &str, cost: Cost) -> Price {
+    fn h200(name: &str, cost: Cost) -> PredictedTime {
         priced(record_of_gpu("h200").unwrap(), name, cost, PlannedLaunches::default())
     }
 
@@ -477,7 +489,7 @@ mod tests {
     fn an_op_without_a_record_and_without_a_plan_has_the_price_of_the_ceilings() {
         let price = h200("no recorded op", Cost { flops: 0.0, bytes: 4.32e12 });
         assert!((price.seconds - 1.0).abs() < 1e-12, "{price:?}");
-        assert_eq!((price.share(), price.origin()), (1.0, "ceiling".to_string()));
+        assert_eq!((price.share(), price.basis_text()), (1.0, "ceiling".to_string()));
         assert!(record_of_gpu("a100").is_none());
     }
 
@@ -487,13 +499,13 @@ mod tests {
         let k = record.kernels.iter().find(|k| k.kernel == "matmul_dx").unwrap();
         let price = h200("matmul_dx", Cost { flops: k.flops, bytes: k.bytes });
         assert!((k.seconds / price.seconds - 1.037).abs() < 1e-3, "{price:?}");
-        assert!(price.origin().ends_with("of cuBLASLt; the prototypes are 1.037 times as fast"), "{}", price.origin());
+        assert!(price.basis_text().ends_with("of cuBLASLt; the prototypes are 1.037 times as fast"), "{}", price.basis_text());
     }
 
     #[test]
     fn a_similar_kernel_and_another_size_are_named() {
         let price = h200("skinny_qkv_f32", Cost { flops: 1e3, bytes: 1e6 });
-        let text = price.origin();
+        let text = price.basis_text();
         assert!(text.contains("of skinny_linear_f32, measured at another size"), "{text}");
         assert!(price.seconds > price.floor_seconds, "{price:?}");
     }
@@ -518,14 +530,14 @@ mod tests {
         };
         let price = |record: &GpuRecord, symbol| priced(record, "swiglu_fwd_bf16", cost, planned(symbol, cost));
         let unchanged = with(code_hash_of_kernel("swiglu_fwd_bf16"));
-        assert_eq!(price(&unchanged, "swiglu_fwd_bf16").origin(), "record 0.23 of 2026-01-01");
+        assert_eq!(price(&unchanged, "swiglu_fwd_bf16").basis_text(), "record 0.23 of 2026-01-01");
         let changed = with(Some("0".to_string()));
         let by_model = price(&changed, "swiglu_fwd_bf16");
-        assert_eq!(by_model.basis, Basis::Model);
-        assert!(by_model.origin().ends_with("; record 0.23 of 2026-01-01, code changed since"), "{by_model:?}");
-        assert_eq!(price(&changed, "no row").origin(), "record 0.23 of 2026-01-01, code changed since");
+        assert_eq!(by_model.basis, PredictionBasis::Model);
+        assert!(by_model.basis_text().ends_with("; record 0.23 of 2026-01-01, code changed since"), "{by_model:?}");
+        assert_eq!(price(&changed, "no row").basis_text(), "record 0.23 of 2026-01-01, code changed since");
         let none = GpuRecord { kernels: Vec::new(), ..changed };
-        assert_eq!(price(&none, "no row").origin(), "model (memory, code not counted); no record");
+        assert_eq!(price(&none, "no row").basis_text(), "model (memory, code not counted); no record");
     }
 
     #[test]
@@ -547,9 +559,9 @@ mod tests {
         let cost = Cost { flops, bytes };
         let price = priced(&record, "attention_fwd_bf16", cost, planned("attention_fwd_bf16_128", cost));
         let (record, model) = (price.recorded.clone().unwrap(), price.modelled.clone().unwrap());
-        assert!(record.changed && model.is_counted(), "{price:?}");
+        assert!(record.changed && model.has_instruction_counts(), "{price:?}");
         assert!(model.seconds < record.seconds, "{price:?}");
-        assert_eq!((price.basis, price.seconds), (Basis::Record, record.seconds));
+        assert_eq!((price.basis, price.seconds), (PredictionBasis::Record, record.seconds));
     }
 
     #[test]

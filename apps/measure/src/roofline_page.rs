@@ -238,7 +238,7 @@ fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
         if is_of_gpu {
             cells.extend([whole(row.registers), whole(row.shared)]);
         }
-        table.row_with(&format!(" id=\"{}\"", escape_html(&row.kernel)), cells);
+        table.add_row_with_attributes(&format!(" id=\"{}\"", escape_html(&row.kernel)), cells);
     }
     table
 }

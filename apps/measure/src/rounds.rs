@@ -120,7 +120,7 @@ fn ceilings_of_round(
     };
     let raised = totals.iter().fold(measured, raise);
     let raised = raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest);
-    limits.map_or(raised, |limits| raised.at_most(&limits.rates))
+    limits.map_or(raised, |limits| raised.limited_to(&limits.rates))
 }
 
 /// Which op, model, device and sizes were measured.

@@ -41,7 +41,8 @@ use crate::ceilings::Ceilings;
 use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
 use crate::trace_slices::{
-    DEVICE_RANGES, FIRST_HOST, LAUNCHES, Slice, complete, device_ranges, host_ranges, host_track, nested, position,
+    DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, Slice, complete_event, device_ranges, host_ranges, host_track,
+    sort_and_nest, track_position,
 };
 use crate::{MeasureError, Result};
 
@@ -147,7 +148,7 @@ pub fn record_timed_kernels(
                     "share_of_ceiling": roofline_seconds.map(|least| (least / run.seconds).min(1.0)), "size": kernel.size,
                 });
                 let call = log.slice(&name, "launch", track, run.start, run.seconds, json!({}));
-                calls.push((call, log.slice(&name, "launch", LAUNCHES, run.start, run.seconds, args)));
+                calls.push((call, log.slice(&name, "launch", LAUNCH_TRACK, run.start, run.seconds, args)));
             }
         }
         calls.sort_by(|(_, a), (_, b)| a.start.total_cmp(&b.start));
@@ -234,27 +235,27 @@ impl RecordedTrace {
 
     fn document(self) -> Value {
         let RecordedTrace { log, ranges, launches, memory } = self;
-        let mut events = vec![metadata("process_name", FIRST_HOST, &json!({"name": "reel"}))];
+        let mut events = vec![metadata("process_name", FIRST_HOST_TRACK, &json!({"name": "reel"}))];
         let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
         let (mut calls, mut on_device, mut track_names) = (Vec::new(), Vec::new(), Vec::new());
         if let Some(timed) = &log.timed {
-            track_names.push((LAUNCHES, format!("launches on {}", timed.device)));
+            track_names.push((LAUNCH_TRACK, format!("launches on {}", timed.device)));
             calls.clone_from(&timed.calls);
             about["device"] = json!(timed.device);
             about["machine"] = json!(timed.machine);
             about["ceilings"] = json!(log.ceilings);
         }
         if let Some((device, dtype)) = &log.device {
-            track_names.push((LAUNCHES, format!("launches on {}", device.name())));
+            track_names.push((LAUNCH_TRACK, format!("launches on {}", device.name())));
             calls.extend(launches.iter().map(|e| {
                 let call =
                     log.slice(e.name, "launch", host_track(e.host.thread), e.host.start, e.host.seconds, json!({}));
                 let args = args(e, log.ceilings.as_ref(), *dtype);
-                (call, log.slice(e.name, "launch", LAUNCHES, e.start, e.seconds, args))
+                (call, log.slice(e.name, "launch", LAUNCH_TRACK, e.start, e.seconds, args))
             }));
-            on_device = nested(device_ranges(&ranges, &launches, |moment| log.at(moment)));
+            on_device = sort_and_nest(device_ranges(&ranges, &launches, |moment| log.at(moment)));
             if !on_device.is_empty() {
-                track_names.push((DEVICE_RANGES, format!("ranges on {}", device.name())));
+                track_names.push((DEVICE_RANGE_TRACK, format!("ranges on {}", device.name())));
             }
             about["device"] = json!(device.name());
             about["machine"] = json!(device.hardware().name);
@@ -268,8 +269,8 @@ impl RecordedTrace {
             host.push(call);
             launched.push(launch);
         }
-        let host = nested(host);
-        let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST]).collect();
+        let host = sort_and_nest(host);
+        let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST_TRACK]).collect();
         tracks.sort_unstable();
         tracks.dedup();
         let names = host_thread_names().into_iter().enumerate();
@@ -277,9 +278,9 @@ impl RecordedTrace {
         track_names.extend(names.filter(|(track, _)| tracks.contains(track)));
         for (track, name) in track_names {
             events.push(metadata("thread_name", track, &json!({"name": name})));
-            events.push(metadata("thread_sort_index", track, &json!({"sort_index": position(track)})));
+            events.push(metadata("thread_sort_index", track, &json!({"sort_index": track_position(track)})));
         }
-        events.extend(host.iter().chain(&on_device).chain(&launched).map(complete));
+        events.extend(host.iter().chain(&on_device).chain(&launched).map(complete_event));
         events.extend(flows);
         events.extend(log.counters(&memory));
         json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about})
@@ -310,7 +311,9 @@ impl Log {
         let counter = |m: &MemorySample| {
             let bytes: Map<String, Value> =
                 series.iter().map(|&i| (MEMORY_CATEGORIES[i].name().to_string(), json!(m.bytes[i]))).collect();
-            json!({"name": "memory", "ph": "C", "pid": pid(), "tid": FIRST_HOST, "ts": self.at(m.at), "args": bytes})
+            json!({
+                "name": "memory", "ph": "C", "pid": pid(), "tid": FIRST_HOST_TRACK, "ts": self.at(m.at), "args": bytes,
+            })
         };
         memory.iter().map(counter).collect()
     }

@@ -7,13 +7,13 @@ use reel_device::{LaunchEvent, RangeEvent};
 use serde_json::{Value, json};
 
 /// Thread id of the launches in the trace file. A viewer shows each thread id as a track.
-pub(crate) const LAUNCHES: u64 = 1;
+pub(crate) const LAUNCH_TRACK: u64 = 1;
 /// Thread id of the first host thread, and of the memory counters.
-pub(crate) const FIRST_HOST: u64 = 0;
+pub(crate) const FIRST_HOST_TRACK: u64 = 0;
 
 /// Returns the thread id of a host thread in the trace: 0, 2, 3, …; 1 is the thread id of the launches.
 pub(crate) fn host_track(thread: usize) -> u64 {
-    if thread == 0 { FIRST_HOST } else { LAUNCHES + thread as u64 }
+    if thread == 0 { FIRST_HOST_TRACK } else { LAUNCH_TRACK + thread as u64 }
 }
 
 /// A stretch of time on a track: a complete event.
@@ -31,14 +31,14 @@ pub(crate) struct Slice {
 }
 
 /// Thread id of the ranges of launches on the device.
-pub(crate) const DEVICE_RANGES: u64 = 1 << 20;
+pub(crate) const DEVICE_RANGE_TRACK: u64 = 1 << 20;
 
 /// The position of a track in a viewer, from the top: the first host thread, the device, the other host threads.
-pub(crate) fn position(track: u64) -> u64 {
+pub(crate) fn track_position(track: u64) -> u64 {
     match track {
-        FIRST_HOST => 0,
-        DEVICE_RANGES => 1,
-        LAUNCHES => 2,
+        FIRST_HOST_TRACK => 0,
+        DEVICE_RANGE_TRACK => 1,
+        LAUNCH_TRACK => 2,
         host => host + 1,
     }
 }
@@ -86,7 +86,7 @@ pub(crate) fn device_ranges(
             let name = ranges[index].name;
             open.push((index, slices.len()));
             let (name, kind) = (name.to_string(), name.kind());
-            slices.push(Slice { name, kind, track: DEVICE_RANGES, start, end, args: json!({}) });
+            slices.push(Slice { name, kind, track: DEVICE_RANGE_TRACK, start, end, args: json!({}) });
         }
     }
     slices
@@ -95,7 +95,7 @@ pub(crate) fn device_ranges(
 /// Sorts slices by track and start, and shortens each slice that ends after the slice around it: viewers show only
 /// slices that are nested. Some spans are measured by a different clock than the launches inside them, so a launch can
 /// end microseconds after its span.
-pub(crate) fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
+pub(crate) fn sort_and_nest(mut slices: Vec<Slice>) -> Vec<Slice> {
     slices.sort_by(|a, b| {
         let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
         by_start.then(b.end.total_cmp(&a.end))
@@ -114,7 +114,7 @@ pub(crate) fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
     slices
 }
 
-pub(crate) fn complete(slice: &Slice) -> Value {
+pub(crate) fn complete_event(slice: &Slice) -> Value {
     json!({
         "name": slice.name, "cat": slice.kind, "ph": "X", "pid": std::process::id(), "tid": slice.track, "ts": slice.start,
         "dur": slice.end - slice.start, "args": slice.args,
@@ -140,7 +140,7 @@ mod tests {
                 args: Value::Null,
             };
             let before: Vec<Slice> = times.iter().enumerate().map(slice).collect();
-            let after = nested(before.clone());
+            let after = sort_and_nest(before.clone());
             prop_assert_eq!(after.len(), before.len());
             for a in &after {
                 let old = &before[a.name.parse::<usize>().unwrap()];
@@ -158,6 +158,6 @@ mod tests {
     fn host_threads_and_launches_have_different_tracks() {
         let tracks: Vec<u64> = (0..5).map(host_track).collect();
         assert_eq!(tracks, [0, 2, 3, 4, 5]);
-        assert!(!tracks.contains(&LAUNCHES) && !tracks.contains(&DEVICE_RANGES));
+        assert!(!tracks.contains(&LAUNCH_TRACK) && !tracks.contains(&DEVICE_RANGE_TRACK));
     }
 }

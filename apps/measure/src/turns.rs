@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::compare::{Samples, milliseconds, samples};
+use crate::compare::{TimeSamples, milliseconds, time_samples};
 use crate::error::Result;
-use crate::stats::{self, TURN_LEVEL, TimeDifference};
+use crate::stats::{self, TURN_SIGNIFICANCE_LEVEL, TimeDifference};
 
 /// The times of the processes of both programs; each turn has one process of each program.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ impl ProgramTurns {
     /// A result has no round times.
     pub fn add(&mut self, results: [(&Path, &Value); 2]) -> Result<()> {
         for (i, (program, result)) in results.into_iter().enumerate() {
-            for Samples { name, seconds } in samples(program, result)? {
+            for TimeSamples { name, seconds } in time_samples(program, result)? {
                 let known = self.measured.iter().position(|measured| measured.name == name).unwrap_or_else(|| {
                     self.measured.push(Measured { name, seconds: [Vec::new(), Vec::new()] });
                     self.measured.len() - 1
@@ -61,7 +61,8 @@ impl ProgramTurns {
                 "too_few_turns": d.too_few, "a": one.seconds[0], "b": one.seconds[1],
             })
         };
-        json!({"turns": self.turns, "level": TURN_LEVEL, "verdicts": self.compared().map(verdict).collect::<Vec<_>>()})
+        let verdicts: Vec<Value> = self.compared().map(verdict).collect();
+        json!({"turns": self.turns, "level": TURN_SIGNIFICANCE_LEVEL, "verdicts": verdicts})
     }
 
     /// The comparison as text: a line for each measured time.

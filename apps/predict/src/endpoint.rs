@@ -108,8 +108,8 @@ impl EndpointRun<'_> {
                 file.finish()?;
                 Ok(summary)
             }
-            Some(failure) if failure.kind == FailureKind::Stopped => Err(file.stopped()),
-            Some(failure) => Err(file.unanswered(unanswered, &failure.message)),
+            Some(failure) if failure.kind == FailureKind::Stopped => Err(file.stopped_error()),
+            Some(failure) => Err(file.unanswered_rows_error(unanswered, &failure.message)),
         }
     }
 
@@ -174,14 +174,14 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         let all = self.run.requests.row_count();
         let (begun, progress) = (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.lines() as u64));
         while self.in_flight > 0 || (self.next < all && !self.is_ending) {
-            error_if_stopped(self.run.stop).map_err(|_| file.stopped())?;
+            error_if_stopped(self.run.stop).map_err(|_| file.stopped_error())?;
             self.send_requests(file)?;
             match self.answers.recv_timeout(if self.in_flight > 0 { PATIENCE } else { Duration::ZERO }) {
                 Ok((row, result)) => self.accept(row, result, file)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let rate = self.summary.completion_tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-            progress.show_rows(file.lines() as u64, rate, file.errors().0);
+            progress.show_rows(file.lines() as u64, rate, file.error_count_and_first_error().0);
         }
         progress.finish();
         Ok(())
@@ -222,7 +222,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                 self.summary.completion_tokens += answer.completion_tokens;
                 self.summary.cost += answer.cost;
                 let rows = self.run.requests.rows();
-                file.put(row, answer_line(rows.columns(row), &answer, rows.seed(row)), None).map(drop)
+                file.write_line(row, answer_line(rows.columns(row), &answer, rows.seed(row)), None).map(drop)
             }
             Err(failure) => {
                 self.summary.attempts += u64::from(failure.attempts);
@@ -250,6 +250,6 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
             return Err(TrainError::row(self.run.requests.location(row).0, error, ""));
         }
         let line = error_line(self.run.requests.rows().columns(row), error);
-        file.put(row, line, Some(error.to_string())).map(drop)
+        file.write_line(row, line, Some(error.to_string())).map(drop)
     }
 }

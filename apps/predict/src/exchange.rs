@@ -98,7 +98,7 @@ impl Outbox {
 }
 
 impl FinishedLines for &Outbox {
-    fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
+    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
         let line = String::from_utf8_lossy(&line).into_owned();
         self.lock().next.lines.push(FinishedLine { row, line, error });
         Ok(())
@@ -181,7 +181,7 @@ impl Exchange<'_> {
 }
 
 fn put_all(file: &mut FileWithProgress, lines: impl IntoIterator<Item = FinishedLine>) -> Result<()> {
-    lines.into_iter().try_for_each(|FinishedLine { row, line, error }| file.put(row, line.into_bytes(), error))
+    lines.into_iter().try_for_each(|FinishedLine { row, line, error }| file.write_line(row, line.into_bytes(), error))
 }
 
 impl PredictionRun<'_> {
@@ -222,7 +222,7 @@ impl PredictionRun<'_> {
                 file.map(|file| file.finish(tokens)).transpose()
             }
             (_, Ok(Outcome::Stopped | Outcome::Abandoned)) => Err(match file {
-                Some(file) => file.file.stopped(),
+                Some(file) => file.file.stopped_error(),
                 None => {
                     let (what, help) = ("was stopped before every row had a prediction", "continue with --resume");
                     TrainError::Stopped(Diagnostic::new(format!("rank {}", run.ranks.rank()), what, help))

@@ -174,14 +174,14 @@ impl PredictionFile {
     }
 
     /// Number of rows that got a line with an error instead of an output, and the error of the first such row.
-    pub fn errors(&self) -> (usize, Option<&str>) {
+    pub fn error_count_and_first_error(&self) -> (usize, Option<&str>) {
         (self.errors, self.first_error.as_deref())
     }
 
     /// Returns a warning if the results of this run may differ bit by bit from those of the earlier run that it
     /// continues.
-    pub fn difference_in_bits(&self, device: &reel_device::Device) -> Option<String> {
-        self.settings.difference_in_bits(self.earlier.as_ref()?, device)
+    pub fn bit_difference_warning(&self, device: &reel_device::Device) -> Option<String> {
+        self.settings.bit_difference_warning(self.earlier.as_ref()?, device)
     }
 
     /// Creates `OUT.partial`. If the run continues an earlier one, opens `OUT.partial` and removes an incomplete last
@@ -224,7 +224,7 @@ impl PredictionFile {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(super) fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<usize> {
+    pub(super) fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<usize> {
         if let Some(error) = error {
             self.errors += 1;
             self.first_error.get_or_insert(error);
@@ -264,7 +264,7 @@ impl PredictionFile {
     }
 
     /// The error of a run that was stopped before all rows had a line.
-    pub(super) fn stopped(&self) -> TrainError {
+    pub(super) fn stopped_error(&self) -> TrainError {
         let (lines, rows) = (self.lines, self.settings.rows());
         TrainError::Stopped(reel_diagnostic::Diagnostic::new(
             self.paths.partial.display().to_string(),
@@ -274,7 +274,7 @@ impl PredictionFile {
     }
 
     /// The error of a run that ends although `count` of its requested rows have no answer.
-    pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
+    pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.rows();
         let what = format!("has answers for {lines} of {rows} rows; {count} request(s) got no answer: {failure}");

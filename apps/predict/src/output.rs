@@ -142,18 +142,18 @@ fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank
 }
 
 /// Some rows of a data file, counted from 0, as a source of prompts.
-pub(super) struct OwnRows {
+pub(super) struct RowSubset {
     prompts: Arc<RowPrompts>,
     rows: Vec<usize>,
 }
 
-impl OwnRows {
+impl RowSubset {
     pub(super) fn new(prompts: Arc<RowPrompts>, rows: Vec<usize>) -> Self {
         Self { prompts, rows }
     }
 }
 
-impl SampleSource for OwnRows {
+impl SampleSource for RowSubset {
     type Sample = ModelInput;
 
     fn row_count(&self) -> usize {

@@ -29,7 +29,7 @@ impl RowPrompts {
     }
 
     /// Config, tokenizer and chat template of the model.
-    pub fn bundle(&self) -> &ModelFolder {
+    pub fn model_folder(&self) -> &ModelFolder {
         &self.bundle
     }
 }

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::file::PredictionFile;
 use crate::line::{RowResult, error_line, prediction_line};
-use crate::output::{OwnRows, PredictionOutput};
+use crate::output::{PredictionOutput, RowSubset};
 use crate::prompts::RowPrompts;
 
 /// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
@@ -89,7 +89,7 @@ impl PredictionSummary {
     /// The summary of a run that found `resumed_after` lines in `file`, then answered `answered` rows and generated
     /// `tokens` tokens in `seconds`.
     fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
-        let (errors, first_error) = file.errors();
+        let (errors, first_error) = file.error_count_and_first_error();
         Self {
             rows: file.lines(),
             resumed_after,
@@ -120,7 +120,7 @@ pub(super) trait FinishedLines {
     ///
     /// # Errors
     /// The line cannot be written.
-    fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
+    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
 
     /// Reports progress after each decode step. `tokens` is the number of tokens that the loop has generated so far.
     fn step_done(&mut self, tokens: u64);
@@ -155,13 +155,13 @@ impl FileWithProgress {
 }
 
 impl FinishedLines for FileWithProgress {
-    fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
-        self.file.put(row, line, error).map(drop)
+    fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
+        self.file.write_line(row, line, error).map(drop)
     }
 
     fn step_done(&mut self, tokens: u64) {
         let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
-        self.progress.show_rows(self.file.lines() as u64, rate, self.file.errors().0);
+        self.progress.show_rows(self.file.lines() as u64, rate, self.file.error_count_and_first_error().0);
     }
 }
 
@@ -175,7 +175,7 @@ impl Drop for FileWithProgress {
 struct NoLines;
 
 impl FinishedLines for NoLines {
-    fn put(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
+    fn write_line(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
         Ok(())
     }
 
@@ -203,7 +203,7 @@ impl PredictionRun<'_> {
             (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
             (None, None) => self.generate_rows(rows, processes, &mut NoLines).map(|_| None),
             (None, Some(mut file)) => match self.generate_rows(rows, processes, &mut file) {
-                Err(e) if is_interruption(&e) => Err(file.file.stopped()),
+                Err(e) if is_interruption(&e) => Err(file.file.stopped_error()),
                 generated => file.finish(generated?).map(Some),
             },
         }
@@ -227,7 +227,7 @@ impl PredictionRun<'_> {
             held: VecDeque::new(),
             alone: None,
             unfinished: BTreeMap::new(),
-            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.bundle())),
+            stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.model_folder())),
             tokens: 0,
         };
         while rows.next < rows.own.len() || !rows.unfinished.is_empty() || !rows.held.is_empty() {
@@ -237,10 +237,10 @@ impl PredictionRun<'_> {
         Ok(rows.tokens)
     }
 
-    fn prefetcher(&self, own: &[usize], processes: usize) -> Prefetcher<OwnRows> {
+    fn prefetcher(&self, own: &[usize], processes: usize) -> Prefetcher<RowSubset> {
         let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads(processes));
         let positions = 0..own.len() as u64;
-        let source = Arc::new(OwnRows::new(self.prompts.clone(), own.to_vec()));
+        let source = Arc::new(RowSubset::new(self.prompts.clone(), own.to_vec()));
         // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.
         Prefetcher::new(source, order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
     }
@@ -253,7 +253,7 @@ impl PredictionRun<'_> {
         stop: Option<&TokenText>,
     ) -> Result<GenerationRequest<'static>, Diagnostic> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
-        let (tokens, positions) = (prompt.len(), self.prompts.bundle().config.text.max_position_embeddings);
+        let (tokens, positions) = (prompt.len(), self.prompts.model_folder().config.text.max_position_embeddings);
         let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
             let what =
                 format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions");
@@ -266,7 +266,7 @@ impl PredictionRun<'_> {
         Ok(GenerationRequest {
             sampling: SamplingParams { seed: self.prompts.rows().seed(row), ..*params },
             max_new_tokens,
-            eos_token_ids: self.prompts.bundle().stop_token_ids().to_vec(),
+            eos_token_ids: self.prompts.model_folder().stop_token_ids().to_vec(),
             stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
             ..GenerationRequest::new(prompt)
         })
@@ -284,7 +284,7 @@ struct UnfinishedRow {
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
     batch: ContinuousBatch<'r, 'a, 'static>,
-    ahead: Prefetcher<OwnRows>,
+    ahead: Prefetcher<RowSubset>,
     /// The rows that this process answers.
     own: Vec<usize>,
     /// The index in `own` of the next row to add to the batch.
@@ -403,7 +403,7 @@ impl RowsInProgress<'_, '_> {
         }
         let text = error.to_string();
         let line = error_line(self.run.prompts.rows().columns(row), &text);
-        lines.put(row, line, Some(text))
+        lines.write_line(row, line, Some(text))
     }
 
     /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
@@ -420,10 +420,10 @@ impl RowsInProgress<'_, '_> {
         self.alone = self.alone.filter(|&alone| alone != row);
         completions.sort_by_key(|completion| completion.index);
         let prompts = &self.run.prompts;
-        let text = |c: &Completion| completion_text(&prompts.bundle().tokenizer, &c.ids, stop);
+        let text = |c: &Completion| completion_text(&prompts.model_folder().tokenizer, &c.ids, stop);
         let texts = completions.iter().map(text).collect();
         let result =
             RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
-        lines.put(row, prediction_line(prompts.rows().columns(row), &result), None)
+        lines.write_line(row, prediction_line(prompts.rows().columns(row), &result), None)
     }
 }

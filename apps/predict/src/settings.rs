@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 /// An input of a run: its path, and the fingerprint by which a later run recognises the input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Input {
+pub struct FingerprintedInput {
     path: String,
     fingerprint: String,
     /// The files of a model folder; empty for a data file.
@@ -26,9 +26,9 @@ pub struct PredictionSettings {
     command: String,
     /// Version of reel.
     version: String,
-    model: Input,
-    adapter: Option<Input>,
-    data: Input,
+    model: FingerprintedInput,
+    adapter: Option<FingerprintedInput>,
+    data: FingerprintedInput,
     /// Number of rows of the data.
     rows: usize,
     /// The options that influence the lines, by name.
@@ -60,7 +60,11 @@ impl PredictionSettings {
         device: &reel_device::Device,
         batch_size: usize,
     ) -> Result<Self> {
-        let input = |path: &Path, fingerprint, files| Input { path: path.display().to_string(), fingerprint, files };
+        let input = |path: &Path, fingerprint, files| FingerprintedInput {
+            path: path.display().to_string(),
+            fingerprint,
+            files,
+        };
         let folder = |path: &Path| {
             let files = ModelFiles::read(path)?;
             Ok::<_, TrainError>(input(path, files.fingerprint(), files))
@@ -89,7 +93,7 @@ impl PredictionSettings {
         data: (&Path, String, usize),
         mut options: Map<String, Value>,
     ) -> Self {
-        let input = |path: String, fingerprint| Input { path, fingerprint, files: ModelFiles::default() };
+        let input = |path: String, fingerprint| FingerprintedInput { path, fingerprint, files: ModelFiles::default() };
         options.values_mut().for_each(redact);
         Self {
             command: command.into(),
@@ -117,7 +121,7 @@ impl PredictionSettings {
         device: &reel_device::Device,
         batch_size: usize,
     ) -> Self {
-        let input = |path: &Path, fingerprint| Input {
+        let input = |path: &Path, fingerprint| FingerprintedInput {
             path: path.display().to_string(),
             fingerprint,
             files: ModelFiles::default(),
@@ -187,8 +191,9 @@ impl PredictionSettings {
             let help = "give the value of the earlier run, or start again with --overwrite";
             Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
         };
-        let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
-        let files = |input: &Option<Input>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
+        let fingerprint = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.fingerprint.clone());
+        let files =
+            |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
         if self.model.fingerprint != earlier.model.fingerprint {
             let which = self.model.files.differences_from(&earlier.model.files);
             return refuse("model", of("is not the model of") + &which);
@@ -214,7 +219,7 @@ impl PredictionSettings {
     /// Returns the name of a setting that differs from rank 0's settings, such as `--model`; `None` if none differs.
     /// All ranks must answer the same questions in the same way.
     pub(super) fn difference_from_rank_0(&self, rank_0: &Self) -> Option<String> {
-        let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
+        let fingerprint = |input: &Option<FingerprintedInput>| input.as_ref().map(|input| input.fingerprint.clone());
         let differs = [
             ("version of reel", self.version != rank_0.version),
             ("--model", self.model.fingerprint != rank_0.model.fingerprint),
@@ -235,7 +240,7 @@ impl PredictionSettings {
 
     /// Returns a warning if the results of a run with these settings may differ bit by bit from those of a run with the
     /// settings `earlier`.
-    pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {
+    pub(super) fn bit_difference_warning(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {
         let described = serde_json::to_value(earlier).unwrap_or_default();
         if let Some(said) = reel_runs::run::difference_in_bits(&described, device) {
             return Some(said);

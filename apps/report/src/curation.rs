@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use reel_curate::{FinishedRow, Outcome, Reason, StageName, Summary};
+use reel_curate::{FinishedRow, RejectionReason, RowOutcome, StageName, Summary};
 use reel_samples::inspect::Distribution;
 
 use crate::escape::escape_html;
@@ -54,11 +54,11 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
         let mut table = Table::new(&[name, "rows", "kept", "kept share"]);
         for (value, (all, kept)) in counts {
             let share = format!("{:.1} %", 100.0 * *kept as f64 / (*all).max(1) as f64);
-            table.row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
+            table.add_row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
         }
         page.add_table(&table);
     }
-    let is_kept = |row: &&FinishedRow| row.outcome == Outcome::Kept;
+    let is_kept = |row: &&FinishedRow| row.outcome == RowOutcome::Kept;
     let words = |row: &FinishedRow| row.measured.as_ref().map(|measured| measured.words as f64);
     if let Some(lengths) = Distribution::new(rows.iter().filter(is_kept).filter_map(words)) {
         page.add("<h2>Length of kept chains of thought <small>words</small></h2>\n");
@@ -75,15 +75,16 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
 
 /// The steps of the curation, each with the number of rows that are left after it.
 fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
-    let is_usable =
-        |row: &&FinishedRow| !matches!(row.outcome, Outcome::Rejected(Reason::UnusableRow | Reason::DuplicateRow, _));
+    let is_usable = |row: &&FinishedRow| {
+        !matches!(row.outcome, RowOutcome::Rejected(RejectionReason::UnusableRow | RejectionReason::DuplicateRow, _))
+    };
     let stages: Vec<StageName> = summary.stages.iter().map(|stage| stage.stage).collect();
     let usable: Vec<&FinishedRow> = rows.iter().filter(is_usable).collect();
     let mut bars = vec![("list".to_string(), rows.len()), ("usable, different".to_string(), usable.len())];
     for stage in stages {
         // A row that failed in a stage has passed all earlier stages.
         let left =
-            usable.iter().filter(|row| !matches!(row.outcome, Outcome::Failed(Some(at), _) if at <= stage)).count();
+            usable.iter().filter(|row| !matches!(row.outcome, RowOutcome::Failed(Some(at), _) if at <= stage)).count();
         bars.push((stage.name().to_string(), left));
     }
     bars.push(("filters".into(), summary.kept));
@@ -107,7 +108,7 @@ fn add_stages(page: &mut Page, summary: &Summary) {
     ];
     let mut table = Table::new(&columns).with_text_columns(3);
     for stage in &summary.stages {
-        table.row(vec![
+        table.add_row(vec![
             stage.stage.name().into(),
             escape_html(&stage.models.join(", ")),
             escape_html(&stage.prompts.join(", ")),
@@ -126,15 +127,15 @@ fn add_stages(page: &mut Page, summary: &Summary) {
 
 fn add_samples(page: &mut Page, rows: &[FinishedRow]) {
     page.add("<h2>Samples of kept rows</h2>\n");
-    let kept: Vec<&FinishedRow> = rows.iter().filter(|row| row.outcome == Outcome::Kept).collect();
+    let kept: Vec<&FinishedRow> = rows.iter().filter(|row| row.outcome == RowOutcome::Kept).collect();
     spread(&kept, KEPT_SAMPLES).for_each(|row| page.add(&sample_html(row, "")));
     page.add("<h2>Samples of other rows</h2>\n");
     let mut reasons: Vec<(String, Vec<&FinishedRow>)> = Vec::new();
     for row in rows {
         let reason = match &row.outcome {
-            Outcome::Kept => continue,
-            Outcome::Rejected(reason, _) => reason.name().to_string(),
-            Outcome::Failed(stage, _) => format!("failed: {}", stage.map_or("similarity", StageName::name)),
+            RowOutcome::Kept => continue,
+            RowOutcome::Rejected(reason, _) => reason.name().to_string(),
+            RowOutcome::Failed(stage, _) => format!("failed: {}", stage.map_or("similarity", StageName::name)),
         };
         match reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, of_reason)) => of_reason.push(row),
@@ -164,8 +165,8 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
     let location = escape_html(&row.location);
     let mut html = format!("<details><summary>{reason}{location} <small>{question}</small></summary>\n");
     let detail = match &row.outcome {
-        Outcome::Kept => "",
-        Outcome::Rejected(_, what) | Outcome::Failed(_, what) => what,
+        RowOutcome::Kept => "",
+        RowOutcome::Rejected(_, what) | RowOutcome::Failed(_, what) => what,
     };
     let (thought, answer) = row.chain.as_ref().map_or(("", ""), |chain| (&*chain.thought, &*chain.answer));
     for (name, text) in [("Reason", detail), ("Question", &*row.question), ("Chain", thought), ("Answer", answer)] {
@@ -220,17 +221,17 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use reel_curate::{Chain, Measured, StageSummary};
+    use reel_curate::{ChainMeasurements, ReasoningChain, StageSummary};
 
     use super::*;
 
-    fn row(location: &str, outcome: Outcome) -> FinishedRow {
+    fn row(location: &str, outcome: RowOutcome) -> FinishedRow {
         FinishedRow {
             location: location.into(),
             question: "Which <script>?".into(),
             outcome,
-            chain: Some(Chain { thought: "I see </details> a ball.".into(), answer: "B".into() }),
-            measured: Some(Measured { accuracy: 1.0, similarity: Some(0.25), words: 12 }),
+            chain: Some(ReasoningChain { thought: "I see </details> a ball.".into(), answer: "B".into() }),
+            measured: Some(ChainMeasurements { accuracy: 1.0, similarity: Some(0.25), words: 12 }),
             source: "a&b".into(),
             problem_type: "free-form".into(),
         }
@@ -239,10 +240,10 @@ mod tests {
     #[test]
     fn page_has_funnel_reasons_and_samples_and_escapes_texts() {
         let rows = [
-            row("list:1", Outcome::Kept),
-            row("list:2", Outcome::Rejected(Reason::Accuracy, "wrong".into())),
-            row("list:3", Outcome::Failed(Some(StageName::Reason), "http://host: status 500".into())),
-            row("list:4", Outcome::Rejected(Reason::DuplicateRow, "of list:1".into())),
+            row("list:1", RowOutcome::Kept),
+            row("list:2", RowOutcome::Rejected(RejectionReason::Accuracy, "wrong".into())),
+            row("list:3", RowOutcome::Failed(Some(StageName::Reason), "http://host: status 500".into())),
+            row("list:4", RowOutcome::Rejected(RejectionReason::DuplicateRow, "of list:1".into())),
         ];
         let stage = |stage| StageSummary {
             stage,
@@ -265,7 +266,7 @@ mod tests {
             failed: 1,
             cost: 1.5,
             stages: vec![stage(StageName::Caption), stage(StageName::Reason)],
-            reasons: [(Reason::Accuracy, 1), (Reason::DuplicateRow, 1)].into(),
+            reasons: [(RejectionReason::Accuracy, 1), (RejectionReason::DuplicateRow, 1)].into(),
             sources: [("a&b".to_string(), (4, 1))].into(),
             problem_types: [("free-form".to_string(), (4, 1))].into(),
         };

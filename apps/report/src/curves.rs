@@ -64,7 +64,7 @@ fn add_constants(page: &mut Page, runs: &[Run], metrics: Vec<(&String, Vec<Optio
         let unit = unit(name);
         let text =
             |value: Option<f64>| value.map_or("–".to_string(), |v| format!("{v} {unit}").trim_end().to_string());
-        table.row([escape_html(name)].into_iter().chain(values.into_iter().map(text)).collect());
+        table.add_row([escape_html(name)].into_iter().chain(values.into_iter().map(text)).collect());
     }
     let metrics = if count == 1 { "1 metric has" } else { &format!("{count} metrics have") };
     page.add(&format!("<details><summary>{metrics} the same value in every step</summary>\n"));

@@ -55,14 +55,14 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
         let mut table = Table::new(&["", "min", "p50", "p90", "p99", "max", "mean"]);
         let d = distribution;
         let numbers = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);
-        table.row(std::iter::once(format!("{} values", d.count)).chain(numbers).collect());
+        table.add_row(std::iter::once(format!("{} values", d.count)).chain(numbers).collect());
         page.add_table(&table);
     }
     if !stats.problem_counts.is_empty() {
         page.add("<h2>Problems</h2>\n");
         let mut table = Table::new(&["problem", "rows"]).with_text_columns(1);
         for (kind, count) in &stats.problem_counts {
-            table.row(vec![kind.name().to_string(), count.to_string()]);
+            table.add_row(vec![kind.name().to_string(), count.to_string()]);
         }
         page.add_table(&table);
     }

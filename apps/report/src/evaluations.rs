@@ -83,7 +83,9 @@ fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
             };
             let losses = losses.into_iter().filter(|_| has_losses);
             let first = has_many.then(|| escape_html(&run.name)).into_iter().chain([line.step.to_string()]);
-            table.row(first.chain(losses).chain(benchmarks.iter().map(|name| score(line, name))).chain(own).collect());
+            table.add_row(
+                first.chain(losses).chain(benchmarks.iter().map(|name| score(line, name))).chain(own).collect(),
+            );
         }
     }
     page.add_table(&table);

@@ -117,7 +117,7 @@ mod tests {
                 let (name, series) = (text.to_string(), vec![series]);
                 page.add_chart(&Chart::Lines { name, x: XAxis::Steps, unit: "", series, range: YRange::Robust });
                 let mut table = Table::new(&["a"]);
-                table.row(vec![escape_html(text)]);
+                table.add_row(vec![escape_html(text)]);
                 page.add_table(&table);
                 page.into_html()
             };

@@ -49,7 +49,7 @@ impl Run {
         self.about["command"].as_str().unwrap_or("training")
     }
 
-    pub fn text(&self, key: &str) -> &str {
+    pub fn run_json_text(&self, key: &str) -> &str {
         self.about[key].as_str().unwrap_or("?")
     }
 
@@ -60,7 +60,7 @@ impl Run {
     }
 
     /// The first and the last value of a metric, such as `3.1 → 0.2`.
-    pub fn change(&self, digits: usize, value: impl Fn(&StepMetrics) -> Option<f64>) -> Option<String> {
+    pub fn first_and_last_text(&self, digits: usize, value: impl Fn(&StepMetrics) -> Option<f64>) -> Option<String> {
         let mut values = self.steps.iter().filter_map(&value);
         let first = values.next()?;
         Some(format!("{first:.digits$} → {:.digits$}", values.next_back().unwrap_or(first)))
@@ -72,15 +72,16 @@ impl Run {
 
     /// One line about the run: steps, device, change of loss and reward, peak memory, version.
     pub fn headline(&self) -> String {
-        let reward = self.change(3, |m| m.grpo.reward).map_or(String::new(), |change| format!(", reward {change}"));
+        let reward =
+            self.first_and_last_text(3, |m| m.grpo.reward).map_or(String::new(), |change| format!(", reward {change}"));
         format!(
             "{} steps on {} in {}: loss {}{reward}, peak memory {:.1} GB. reel {}.",
             self.progress(),
-            self.text("device"),
-            self.text("dtype"),
-            self.change(4, |m| Some(m.loss)).unwrap_or_default(),
+            self.run_json_text("device"),
+            self.run_json_text("dtype"),
+            self.first_and_last_text(4, |m| Some(m.loss)).unwrap_or_default(),
             self.peak_gigabytes(),
-            self.text("version"),
+            self.run_json_text("version"),
         )
     }
 }

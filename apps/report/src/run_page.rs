@@ -52,15 +52,15 @@ fn add_overview(page: &mut Page, runs: &[Run]) {
         let cells = [
             run.command().to_string(),
             run.progress(),
-            run.text("device").to_string(),
-            run.text("dtype").to_string(),
-            run.change(4, |m| Some(m.loss)).unwrap_or_default(),
-            run.change(3, |m| m.grpo.reward).unwrap_or_default(),
+            run.run_json_text("device").to_string(),
+            run.run_json_text("dtype").to_string(),
+            run.first_and_last_text(4, |m| Some(m.loss)).unwrap_or_default(),
+            run.first_and_last_text(3, |m| m.grpo.reward).unwrap_or_default(),
             format!("{:.3}", run.peak_gigabytes()),
-            run.text("version").to_string(),
+            run.run_json_text("version").to_string(),
         ];
         let name = format!("{key}{}", escape_html(&run.name));
-        table.row([name].into_iter().chain(cells.iter().map(|cell| escape_html(cell))).collect());
+        table.add_row([name].into_iter().chain(cells.iter().map(|cell| escape_html(cell))).collect());
     }
     page.add_table(&table);
 }
@@ -99,7 +99,7 @@ fn add_options(page: &mut Page, runs: &[Run]) {
     let columns: Vec<&str> = ["option"].into_iter().chain(runs.iter().map(|run| run.name.as_str())).collect();
     let mut table = Table::new(&columns).with_text_columns(columns.len());
     for name in different {
-        table.row([escape_html(name)].into_iter().chain(runs.iter().map(|run| value(run, name))).collect());
+        table.add_row([escape_html(name)].into_iter().chain(runs.iter().map(|run| value(run, name))).collect());
     }
     page.add_table(&table);
     let options = if same.len() == 1 { "1 option is".to_string() } else { format!("{} options are", same.len()) };

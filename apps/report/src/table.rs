@@ -30,12 +30,12 @@ impl Table {
     }
 
     /// Adds a row of cells. A cell is HTML: the caller has escaped the texts in it.
-    pub fn row(&mut self, cells: Vec<String>) {
-        self.row_with("", cells);
+    pub fn add_row(&mut self, cells: Vec<String>) {
+        self.add_row_with_attributes("", cells);
     }
 
     /// Adds a row whose element has these attributes, such as ` id="x"`.
-    pub fn row_with(&mut self, attributes: &str, cells: Vec<String>) {
+    pub fn add_row_with_attributes(&mut self, attributes: &str, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push((attributes.to_string(), cells));
     }
@@ -78,10 +78,10 @@ mod tests {
     fn tables_with_many_columns_become_cards() {
         let mut narrow = Table::new(&["a", "b"]);
         assert_eq!(narrow.html(), "");
-        narrow.row(vec!["1".into(), "2".into()]);
+        narrow.add_row(vec!["1".into(), "2".into()]);
         assert!(!narrow.html().contains("cards") && narrow.html().contains("<th class=\"text\">a</th><th>b</th>"));
         let mut wide = Table::new(&["kernel", "ms", "GB/s", "\"x\""]).with_text_columns(2);
-        wide.row_with(" id=\"k\"", vec!["k".into(), "1".into(), String::new(), "3".into()]);
+        wide.add_row_with_attributes(" id=\"k\"", vec!["k".into(), "1".into(), String::new(), "3".into()]);
         let html = wide.html();
         assert!(html.contains("class=\"cards\"") && html.contains("<tr id=\"k\"><td class=\"text\">k</td>"));
         assert!(html.contains("data-label=\"ms\">1</td><td></td><td data-label=\"&quot;x&quot;\">3</td>"), "{html}");

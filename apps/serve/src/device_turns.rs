@@ -1,8 +1,8 @@
 //! Turns on a device that two threads use: one trains, the other answers requests with the model in training.
 //!
 //! ```text
-//! training:  work │ lend(time) │ work │ begin_host_work … end_host_work │ work
-//! engine:          │ steps      │      │ steps while there are requests  │
+//! training:  work │ lend_device_for(time) │ work │ begin_host_work … end_host_work │ work
+//! engine:          │ steps                 │      │ steps while there are requests  │
 //! ```
 //!
 //! The training thread owns the device, and lends it to the engine's thread between its launches. The engine's thread
@@ -47,12 +47,12 @@ enum Access {
 
 /// The borrower's handle. Dropping it, even by a panic, gives the device back for good.
 #[derive(Debug)]
-pub(crate) struct Borrower(pub(crate) std::sync::Arc<DeviceTurns>);
+pub(crate) struct DeviceBorrower(pub(crate) std::sync::Arc<DeviceTurns>);
 
 impl DeviceTurns {
     /// Lends the device for about `time` if the borrower waits for it. Returns the time until the borrower gave it
     /// back.
-    pub(crate) fn lend(&self, time: Duration) -> Duration {
+    pub(crate) fn lend_device_for(&self, time: Duration) -> Duration {
         let mut state = self.lock();
         if !state.is_wanted || state.is_gone {
             return Duration::ZERO;
@@ -95,10 +95,10 @@ impl DeviceTurns {
     }
 }
 
-impl Borrower {
+impl DeviceBorrower {
     /// Waits until the borrower may use the device for one more step. Returns how often the weights have changed so
     /// far.
-    pub(crate) fn enter(&self) -> u64 {
+    pub(crate) fn wait_for_turn(&self) -> u64 {
         let turns = &*self.0;
         let mut state = turns.lock();
         state.is_used = false;
@@ -122,7 +122,7 @@ impl Borrower {
     }
 
     /// Gives the device back before the end of the turn, because the borrower has no more work.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn return_device(&self) {
         let mut state = self.0.lock();
         (state.is_used, state.is_wanted) = (false, false);
         if !matches!(state.access, Access::Free) {
@@ -132,9 +132,9 @@ impl Borrower {
     }
 }
 
-impl Drop for Borrower {
+impl Drop for DeviceBorrower {
     fn drop(&mut self) {
-        self.leave();
+        self.return_device();
         self.0.lock().is_gone = true;
         self.0.changed.notify_all();
     }
@@ -157,12 +157,12 @@ mod tests {
         burst: usize,
         step: impl Fn(u64) + Send + 'static,
     ) -> std::thread::JoinHandle<()> {
-        let borrower = Borrower(turns.clone());
+        let borrower = DeviceBorrower(turns.clone());
         std::thread::spawn(move || {
             for i in 1..=steps {
-                step(borrower.enter());
+                step(borrower.wait_for_turn());
                 if i % burst == 0 {
-                    borrower.leave();
+                    borrower.return_device();
                 }
             }
         })
@@ -190,7 +190,7 @@ mod tests {
                     std::thread::sleep(SHORT);
                     turns.end_host_work();
                 } else {
-                    turns.lend(SHORT);
+                    turns.lend_device_for(SHORT);
                 }
             }
             thread.join().unwrap();
@@ -200,14 +200,14 @@ mod tests {
     #[test]
     fn lending_takes_no_time_without_a_borrower_that_waits() {
         let turns = Arc::new(DeviceTurns::default());
-        assert_eq!(turns.lend(LONG), Duration::ZERO, "no borrower waits yet");
+        assert_eq!(turns.lend_device_for(LONG), Duration::ZERO, "no borrower waits yet");
         let (entered, begun) = std::sync::mpsc::channel();
         turns.begin_host_work();
         let thread = borrow(&turns, 1, 1, move |_| entered.send(()).unwrap());
         begun.recv_timeout(LONG).unwrap();
         thread.join().unwrap();
         turns.end_host_work();
-        assert_eq!(turns.lend(LONG), Duration::ZERO, "the borrower is gone");
+        assert_eq!(turns.lend_device_for(LONG), Duration::ZERO, "the borrower is gone");
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
         let thread = borrow(&turns, 3, 9, move |version| entered.send(version).unwrap());
         for version in 0..3 {
             // Lending takes no time as long as the borrower does not wait for the device yet, so it is repeated.
-            while turns.lend(Duration::ZERO) == Duration::ZERO {
+            while turns.lend_device_for(Duration::ZERO) == Duration::ZERO {
                 std::thread::yield_now();
             }
             assert_eq!(steps.recv_timeout(LONG).unwrap(), version);
@@ -230,12 +230,12 @@ mod tests {
     fn a_borrower_that_panics_gives_the_device_back() {
         let turns = Arc::new(DeviceTurns::default());
         let thread = borrow(&turns, 1, 9, |_| panic!("wanted by this test"));
-        while turns.lend(LONG) == Duration::ZERO && !thread.is_finished() {
+        while turns.lend_device_for(LONG) == Duration::ZERO && !thread.is_finished() {
             std::thread::yield_now();
         }
         assert!(thread.join().is_err());
         turns.begin_host_work();
         turns.end_host_work();
-        assert_eq!(turns.lend(LONG), Duration::ZERO);
+        assert_eq!(turns.lend_device_for(LONG), Duration::ZERO);
     }
 }

@@ -50,7 +50,7 @@ impl DividedModel {
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn agree<T>(
+    pub(crate) fn agree_on_load<T>(
         &self,
         name: &str,
         loaded: Result<T, EngineError>,

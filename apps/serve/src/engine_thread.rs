@@ -34,14 +34,14 @@ use reel_runtime::Cx;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use crate::device_turns::Borrower;
+use crate::device_turns::DeviceBorrower;
 use crate::metrics::EngineGauges;
-use crate::settings::{Limits, ServeError, ServedModel};
+use crate::settings::{ServeError, ServedModel, ServerLimits};
 use crate::step_message::StepWriter;
 
 /// What the engine tells the handler of a request.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum GenerationEvent {
     /// A token of the completion with this index.
     Token {
         /// The index of the completion.
@@ -59,7 +59,7 @@ pub(crate) enum Event {
 
 /// A request with everything that the engine needs.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub(crate) struct GenerationJob {
     /// The prompt.
     pub(crate) prompt: ModelInput,
     /// The sampling settings, which contain a limit of new tokens.
@@ -100,9 +100,9 @@ pub(crate) struct NewAdapter {
 }
 
 /// A command to the engine's thread.
-pub(crate) enum Command {
+pub(crate) enum EngineCommand {
     /// A request, and the channel that receives its events.
-    Generate(Box<Job>, UnboundedSender<Event>),
+    Generate(Box<GenerationJob>, UnboundedSender<GenerationEvent>),
     /// Replaces the weights.
     ReplaceWeights(NewWeights),
     /// Loads an adapter.
@@ -116,7 +116,7 @@ pub(crate) enum Command {
 /// The queue to the engine's thread.
 #[derive(Clone)]
 pub(crate) struct EngineQueue {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<EngineCommand>,
     alive: Arc<AtomicBool>,
 }
 
@@ -127,30 +127,30 @@ impl EngineQueue {
     }
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
-    pub(crate) fn send(&self, job: Job, events: UnboundedSender<Event>) {
+    pub(crate) fn send(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
         // If sending fails, the returned error holds the command. Dropping it closes the request's channel.
-        let _ = self.commands.send(Command::Generate(Box::new(job), events));
+        let _ = self.commands.send(EngineCommand::Generate(Box::new(job), events));
     }
 
     /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
     pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
-        let _ = self.commands.send(Command::LoadAdapter(Box::new(adapter)));
+        let _ = self.commands.send(EngineCommand::LoadAdapter(Box::new(adapter)));
     }
 
     /// Calls `f` on the engine's thread, between two steps. If the thread has ended, drops `f`.
-    pub(crate) fn call(&self, f: Box<dyn FnOnce() + Send>) {
-        let _ = self.commands.send(Command::Call(f));
+    pub(crate) fn run_on_engine_thread(&self, f: Box<dyn FnOnce() + Send>) {
+        let _ = self.commands.send(EngineCommand::Call(f));
     }
 
     /// Unloads an adapter. Requests for this adapter that are queued or running are still answered.
     pub(crate) fn unload_adapter(&self, id: AdapterId) {
-        let _ = self.commands.send(Command::UnloadAdapter(id));
+        let _ = self.commands.send(EngineCommand::UnloadAdapter(id));
     }
 
     /// Replaces the weights once the engine's thread has taken the commands before this one. If the thread has ended,
     /// `done` closes without a result.
     pub(crate) fn replace_weights(&self, weights: NewWeights) {
-        let _ = self.commands.send(Command::ReplaceWeights(weights));
+        let _ = self.commands.send(EngineCommand::ReplaceWeights(weights));
     }
 }
 
@@ -173,9 +173,9 @@ pub(crate) fn start(
     model: Arc<ServedModel>,
     weights: Qwen25Vl,
     text: TokenText,
-    limits: Limits,
+    limits: ServerLimits,
     gauges: Arc<EngineGauges>,
-    turns: Option<Borrower>,
+    turns: Option<DeviceBorrower>,
 ) -> Result<(EngineQueue, JoinHandle<Result<(), EngineError>>), ServeError> {
     let (commands, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::channel();
@@ -198,7 +198,7 @@ pub(crate) fn start(
 
 /// The engine thread's ends of its channels.
 struct Channels {
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<EngineCommand>,
     /// Receives one message when the KV cache is allocated.
     ready: mpsc::Sender<()>,
 }
@@ -207,12 +207,12 @@ fn run(
     model: &ServedModel,
     weights: Qwen25Vl,
     text: &TokenText,
-    limits: Limits,
+    limits: ServerLimits,
     gauges: &EngineGauges,
     channels: Channels,
-    turns: Option<Borrower>,
+    turns: Option<DeviceBorrower>,
 ) -> Result<(), EngineError> {
-    let mut version = turns.as_ref().map(Borrower::enter);
+    let mut version = turns.as_ref().map(DeviceBorrower::wait_for_turn);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     // From here on, only the engine holds the weights, so that replacing the weights frees their memory.
@@ -220,18 +220,18 @@ fn run(
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     // `start` waits for it.
     let _ = channels.ready.send(());
-    batch.populate_kv_blocks();
-    let mut requests = Requests::new(model, text, batch);
+    batch.prefault_kv_blocks();
+    let mut requests = ServedRequests::new(model, text, batch);
     loop {
         let mut first = None;
         if requests.running.is_empty() {
-            turns.iter().for_each(Borrower::leave);
+            turns.iter().for_each(DeviceBorrower::return_device);
             match channels.commands.recv() {
                 Ok(command) => first = Some(command),
                 Err(mpsc::RecvError) => break,
             }
         }
-        let now = turns.as_ref().map(Borrower::enter);
+        let now = turns.as_ref().map(DeviceBorrower::wait_for_turn);
         if now != version {
             requests.weights_changed()?;
             version = now;
@@ -241,7 +241,7 @@ fn run(
         if let Some(divided) = &model.divided {
             divided.send(step_message(&commands, &dropped)?)?;
         }
-        commands.into_iter().try_for_each(|command| requests.take(command))?;
+        commands.into_iter().try_for_each(|command| requests.execute(command))?;
         requests.drop_requests(&dropped)?;
         requests.step()?;
         gauges.set(requests.batch.stats());
@@ -251,15 +251,15 @@ fn run(
     }
     // Freeing the memory uses the device, so the thread waits for a turn first.
     if let Some(turns) = &turns {
-        turns.enter();
+        turns.wait_for_turn();
     }
     Ok(())
 }
 
 /// Calls the functions among `commands`, and returns the other commands.
-fn call_functions(commands: impl Iterator<Item = Command>) -> Vec<Command> {
+fn call_functions(commands: impl Iterator<Item = EngineCommand>) -> Vec<EngineCommand> {
     let call = |command| match command {
-        Command::Call(f) => {
+        EngineCommand::Call(f) => {
             f();
             None
         }
@@ -269,18 +269,18 @@ fn call_functions(commands: impl Iterator<Item = Command>) -> Vec<Command> {
 }
 
 /// The message about a step for the other processes that serve the model.
-fn step_message(commands: &[Command], dropped: &[u64]) -> Result<Vec<u8>, EngineError> {
+fn step_message(commands: &[EngineCommand], dropped: &[u64]) -> Result<Vec<u8>, EngineError> {
     let mut message = StepWriter::new(commands.len(), dropped);
     for command in commands {
         match command {
-            Command::Generate(job, _) => {
-                let written = message.generate(&job.prompt, &job.settings, job.adapter);
+            EngineCommand::Generate(job, _) => {
+                let written = message.add_request(&job.prompt, &job.settings, job.adapter);
                 written.map_err(|e| EngineError::Request(Diagnostic::new("request", e.to_string(), "")))?;
             }
-            Command::ReplaceWeights(weights) => message.replace_weights(&weights.folder),
-            Command::LoadAdapter(adapter) => message.load_adapter(&adapter.folder),
-            Command::UnloadAdapter(id) => message.unload_adapter(*id),
-            Command::Call(_) => {}
+            EngineCommand::ReplaceWeights(weights) => message.add_weight_replacement(&weights.folder),
+            EngineCommand::LoadAdapter(adapter) => message.add_adapter_load(&adapter.folder),
+            EngineCommand::UnloadAdapter(id) => message.add_adapter_unload(*id),
+            EngineCommand::Call(_) => {}
         }
     }
     Ok(message.into_bytes())
@@ -288,14 +288,14 @@ fn step_message(commands: &[Command], dropped: &[u64]) -> Result<Vec<u8>, Engine
 
 /// A request in the batch: its channel, and the number of its unfinished completions.
 struct Running {
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<GenerationEvent>,
     unfinished: usize,
     /// The deadline, if the engine's thread and not the batch watches it.
     deadline: Option<Instant>,
 }
 
 /// The requests of the batch, and the channels that receive their results.
-pub(crate) struct Requests<'e> {
+pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
     text: &'e TokenText,
     batch: ContinuousBatch<'e, 'e, 'static>,
@@ -304,9 +304,9 @@ pub(crate) struct Requests<'e> {
     next: usize,
 }
 
-impl<'e> Requests<'e> {
+impl<'e> ServedRequests<'e> {
     pub(crate) fn new(model: &'e ServedModel, text: &'e TokenText, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
-        Requests { model, text, batch, running: BTreeMap::new(), next: 0 }
+        ServedRequests { model, text, batch, running: BTreeMap::new(), next: 0 }
     }
 
     /// Makes running requests continue with weights that were changed in place.
@@ -323,16 +323,16 @@ impl<'e> Requests<'e> {
     ///
     /// # Errors
     /// A device error; another process that serves the model has failed.
-    pub(crate) fn take(&mut self, command: Command) -> Result<(), EngineError> {
+    pub(crate) fn execute(&mut self, command: EngineCommand) -> Result<(), EngineError> {
         match command {
-            Command::Generate(job, events) => self.add(*job, events),
-            Command::ReplaceWeights(weights) => self.replace_weights(weights)?,
-            Command::LoadAdapter(adapter) => self.load_adapter(*adapter)?,
-            Command::UnloadAdapter(id) => {
+            EngineCommand::Generate(job, events) => self.add(*job, events),
+            EngineCommand::ReplaceWeights(weights) => self.replace_weights(weights)?,
+            EngineCommand::LoadAdapter(adapter) => self.load_adapter(*adapter)?,
+            EngineCommand::UnloadAdapter(id) => {
                 let running = &self.running;
                 self.batch.unload_adapter(id, &mut |token| send_event(running, token))?;
             }
-            Command::Call(f) => f(),
+            EngineCommand::Call(f) => f(),
         }
         Ok(())
     }
@@ -344,13 +344,14 @@ impl<'e> Requests<'e> {
         let ServedModel { device, dtype, .. } = self.model;
         let with_adapter =
             |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
-        let adapted = match self.agree("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
-            Ok(adapted) => adapted,
-            Err(e) => {
-                let _ = done.send(Err(e));
-                return Ok(());
-            }
-        };
+        let adapted =
+            match self.agree_on_load("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
+                Ok(adapted) => adapted,
+                Err(e) => {
+                    let _ = done.send(Err(e));
+                    return Ok(());
+                }
+            };
         let running = &self.running;
         let loaded = match self.batch.load_adapter(adapted, &mut |token| send_event(running, token)) {
             Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
@@ -366,7 +367,7 @@ impl<'e> Requests<'e> {
     fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
         let NewWeights { load, done, .. } = weights;
         let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
-        let loaded = match self.agree("new weights", loaded)? {
+        let loaded = match self.agree_on_load("new weights", loaded)? {
             Ok(loaded) => loaded,
             Err(e) => {
                 let _ = done.send(Err(e));
@@ -386,9 +387,13 @@ impl<'e> Requests<'e> {
     }
 
     /// Returns `loaded` if it has succeeded on all processes that serve the model.
-    fn agree<T>(&self, name: &str, loaded: Result<T, EngineError>) -> Result<Result<T, EngineError>, EngineError> {
+    fn agree_on_load<T>(
+        &self,
+        name: &str,
+        loaded: Result<T, EngineError>,
+    ) -> Result<Result<T, EngineError>, EngineError> {
         match &self.model.divided {
-            Some(divided) => divided.agree(name, loaded),
+            Some(divided) => divided.agree_on_load(name, loaded),
             None => Ok(loaded),
         }
     }
@@ -399,8 +404,8 @@ impl<'e> Requests<'e> {
         self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
     }
 
-    fn add(&mut self, job: Job, events: UnboundedSender<Event>) {
-        let Job { prompt, settings, grammar, adapter, deadline } = job;
+    fn add(&mut self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
+        let GenerationJob { prompt, settings, grammar, adapter, deadline } = job;
         let (unfinished, number) = (settings.n.unwrap_or(1), self.next);
         self.next += 1;
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
@@ -411,7 +416,7 @@ impl<'e> Requests<'e> {
         match self.batch.add(number, GenerationRequest { grammar, adapter, deadline: of_batch, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished, deadline })),
             // Sending fails only if the request's handler is gone.
-            Err(e) => drop(events.send(Event::Failed(e))),
+            Err(e) => drop(events.send(GenerationEvent::Failed(e))),
         }
     }
 
@@ -422,7 +427,7 @@ impl<'e> Requests<'e> {
         let dropped = self.running.iter().filter(|(_, running)| running.events.is_closed() || is_late(running));
         // Sending to a closed channel has no effect.
         dropped
-            .inspect(|(_, running)| drop(running.events.send(Event::Failed(EngineError::DeadlineExceeded))))
+            .inspect(|(_, running)| drop(running.events.send(GenerationEvent::Failed(EngineError::DeadlineExceeded))))
             .map(|(&request, _)| request as u64)
             .collect()
     }
@@ -445,7 +450,7 @@ impl<'e> Requests<'e> {
         completions.into_iter().for_each(|completion| self.finish(completion));
         for (request, e) in failed {
             if let Some(running) = self.running.remove(&request) {
-                let _ = running.events.send(Event::Failed(e));
+                let _ = running.events.send(GenerationEvent::Failed(e));
             }
         }
         Ok(())
@@ -456,7 +461,7 @@ impl<'e> Requests<'e> {
         let Some(running) = self.running.get_mut(&number) else { return };
         // Sending fails only if the request's handler is gone. Then the request is removed below or by
         // `cancel_abandoned`.
-        let _ = running.events.send(Event::Finished(completion));
+        let _ = running.events.send(GenerationEvent::Finished(completion));
         running.unfinished -= 1;
         if running.unfinished == 0 {
             self.running.remove(&number);
@@ -468,5 +473,5 @@ fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
     let Some(running) = requests.get(&token.request) else { return };
     let log_probs = token.log_probs.cloned();
     // Sending fails only if the request's handler is gone. Then the request is cancelled before the next step.
-    let _ = running.events.send(Event::Token { index: token.index, id: token.id, log_probs });
+    let _ = running.events.send(GenerationEvent::Token { index: token.index, id: token.id, log_probs });
 }

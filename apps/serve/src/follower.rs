@@ -11,10 +11,10 @@ use reel_runtime::Cx;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::divided_model::DividedModel;
-use crate::engine_thread::{Command, Job, NewAdapter, NewWeights, Requests};
-use crate::new_weights::CheckedFiles;
-use crate::settings::{Limits, ServedModel};
-use crate::step_message::{Change, NewRequest, StepMessage};
+use crate::engine_thread::{EngineCommand, GenerationJob, NewAdapter, NewWeights, ServedRequests};
+use crate::new_weights::CheckedWeightFiles;
+use crate::settings::{ServedModel, ServerLimits};
+use crate::step_message::{NewRequest, StepChange, StepMessage};
 
 /// Does the steps of rank 0's engine until rank 0's server ends. `divided` are the processes that serve the model.
 ///
@@ -24,7 +24,7 @@ pub fn follow(
     model: ServedModel,
     weights: Qwen25Vl,
     divided: &DividedModel,
-    limits: Limits,
+    limits: ServerLimits,
 ) -> Result<(), EngineError> {
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
@@ -32,8 +32,8 @@ pub fn follow(
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
-    batch.populate_kv_blocks();
-    let mut requests = Requests::new(&model, &text, batch);
+    batch.prefault_kv_blocks();
+    let mut requests = ServedRequests::new(&model, &text, batch);
     let mut grammars = None;
     loop {
         let bytes = divided.receive()?;
@@ -45,7 +45,7 @@ pub fn follow(
             ModelError::Rank(Diagnostic::new("rank 0", "has sent a step that this rank cannot read", help))
         })?;
         for change in message.changes {
-            requests.take(command(change, &model, &mut grammars)?)?;
+            requests.execute(command(change, &model, &mut grammars)?)?;
         }
         requests.drop_requests(&message.dropped)?;
         requests.step()?;
@@ -55,12 +55,12 @@ pub fn follow(
 /// Makes the command with which this rank's engine does the same as rank 0's. Its results are dropped: rank 0 has them,
 /// and answers the client.
 fn command(
-    change: Change,
+    change: StepChange,
     model: &Arc<ServedModel>,
     grammars: &mut Option<GrammarCompiler>,
-) -> Result<Command, EngineError> {
+) -> Result<EngineCommand, EngineError> {
     Ok(match change {
-        Change::Generate(request) => {
+        StepChange::Generate(request) => {
             let NewRequest { prompt, settings, adapter } = *request;
             let grammar = match &settings.grammar {
                 None => None,
@@ -72,25 +72,25 @@ fn command(
                     Some(grammars.insert(compiler).compile(spec)?)
                 }
             };
-            let job = Job { prompt, settings, grammar, adapter, deadline: None };
-            Command::Generate(Box::new(job), mpsc::unbounded_channel().0)
+            let job = GenerationJob { prompt, settings, grammar, adapter, deadline: None };
+            EngineCommand::Generate(Box::new(job), mpsc::unbounded_channel().0)
         }
-        Change::ReplaceWeights(folder) => {
+        StepChange::ReplaceWeights(folder) => {
             let (from, model) = (folder.clone(), model.clone());
             // Rank 0 has checked the values of these files. All ranks wait for this one now, so it reads its part only.
-            let load = Box::new(move |device: &_, dtype| CheckedFiles::open(&from, &model)?.load(device, dtype));
-            Command::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
+            let load = Box::new(move |device: &_, dtype| CheckedWeightFiles::open(&from, &model)?.load(device, dtype));
+            EngineCommand::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
         }
-        Change::LoadAdapter(folder) => {
+        StepChange::LoadAdapter(folder) => {
             let (from, model) = (folder.clone(), model.clone());
             let open = Box::new(move || {
                 let adapter = Adapter::open(&from)?;
                 adapter.check(&model.folder.config)?;
                 Ok(adapter)
             });
-            Command::LoadAdapter(Box::new(NewAdapter { folder, open, done: oneshot::channel().0 }))
+            EngineCommand::LoadAdapter(Box::new(NewAdapter { folder, open, done: oneshot::channel().0 }))
         }
-        Change::UnloadAdapter(id) => Command::UnloadAdapter(id),
+        StepChange::UnloadAdapter(id) => EngineCommand::UnloadAdapter(id),
     })
 }
 
@@ -119,10 +119,10 @@ mod tests {
         bytes[end - 4..].fill(0xff);
         fs::remove_file(&file).unwrap();
         fs::write(&file, bytes).unwrap();
-        let e = CheckedFiles::open(folder.path(), &model).unwrap().check_values().unwrap_err();
+        let e = CheckedWeightFiles::open(folder.path(), &model).unwrap().check_values().unwrap_err();
         assert!(e.to_string().contains("NaN or infinite"), "{e}");
-        let of_follower = command(Change::ReplaceWeights(folder.path().into()), &model, &mut None).unwrap();
-        let Command::ReplaceWeights(weights) = of_follower else { panic!("not new weights") };
+        let of_follower = command(StepChange::ReplaceWeights(folder.path().into()), &model, &mut None).unwrap();
+        let EngineCommand::ReplaceWeights(weights) = of_follower else { panic!("not new weights") };
         (weights.load)(&model.device, model.dtype).unwrap();
     }
 }

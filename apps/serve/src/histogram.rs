@@ -26,7 +26,7 @@ impl Histogram {
     }
 
     /// A histogram with the bounds 1, 2, 5, 10, 20, 50, … up to `max`.
-    pub(crate) fn up_to(max: usize) -> Self {
+    pub(crate) fn with_bounds_up_to(max: usize) -> Self {
         let bounds = (0..).flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)));
         Self::new(&bounds.take_while(|&bound| bound <= max as f64).collect::<Vec<_>>())
     }
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn buckets_are_cumulative_and_a_bound_belongs_to_its_bucket() {
-        let histogram = Histogram::up_to(25);
+        let histogram = Histogram::with_bounds_up_to(25);
         for value in [0.5, 1.0, 1.5, 20.0, 21.0] {
             histogram.observe(value);
         }

@@ -40,7 +40,7 @@ pub use follower::follow;
 pub use http::{ConnectionLimits, Tls};
 pub use server::serve;
 pub use settings::{
-    Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, ServerProfiler, WriteProfile,
+    RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, ServerLimits, ServerProfiler, WriteProfile,
     folder_name,
 };
 pub use training_server::TrainingServer;

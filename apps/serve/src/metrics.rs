@@ -41,7 +41,7 @@ impl EngineGauges {
 
 /// How a completion ended: the values of the label `finished_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum CompletionOutcome {
     /// It is complete.
     Finished(FinishReason),
     /// Its client is gone.
@@ -50,19 +50,19 @@ pub(crate) enum Outcome {
     Error,
 }
 
-impl Outcome {
-    const ALL: [Outcome; 4] = [
-        Outcome::Finished(FinishReason::Stop),
-        Outcome::Finished(FinishReason::Length),
-        Outcome::Abort,
-        Outcome::Error,
+impl CompletionOutcome {
+    const ALL: [CompletionOutcome; 4] = [
+        CompletionOutcome::Finished(FinishReason::Stop),
+        CompletionOutcome::Finished(FinishReason::Length),
+        CompletionOutcome::Abort,
+        CompletionOutcome::Error,
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Outcome::Finished(reason) => reason.openai_name(),
-            Outcome::Abort => "abort",
-            Outcome::Error => "error",
+            CompletionOutcome::Finished(reason) => reason.openai_name(),
+            CompletionOutcome::Abort => "abort",
+            CompletionOutcome::Error => "error",
         }
     }
 }
@@ -77,7 +77,7 @@ pub(crate) struct Metrics {
     prompt_tokens: AtomicU64,
     generation_tokens: AtomicU64,
     weight_replacements: AtomicU64,
-    outcomes: [AtomicU64; Outcome::ALL.len()],
+    outcomes: [AtomicU64; CompletionOutcome::ALL.len()],
     request_prompt_tokens: Histogram,
     request_generation_tokens: Histogram,
     first_token_seconds: Histogram,
@@ -97,8 +97,8 @@ impl Metrics {
             generation_tokens: AtomicU64::new(0),
             weight_replacements: AtomicU64::new(0),
             outcomes: Default::default(),
-            request_prompt_tokens: Histogram::up_to(positions),
-            request_generation_tokens: Histogram::up_to(positions),
+            request_prompt_tokens: Histogram::with_bounds_up_to(positions),
+            request_generation_tokens: Histogram::with_bounds_up_to(positions),
             first_token_seconds: Histogram::new(&FIRST_TOKEN_SECONDS),
             token_seconds: Histogram::new(&TOKEN_SECONDS),
             request_seconds: Histogram::new(&REQUEST_SECONDS),
@@ -107,13 +107,13 @@ impl Metrics {
     }
 
     /// Records a prompt of `tokens` tokens whose first token was generated `seconds` after the request arrived.
-    pub(crate) fn first_token(&self, tokens: usize, seconds: f64) {
+    pub(crate) fn record_first_token(&self, tokens: usize, seconds: f64) {
         self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
         self.first_token_seconds.observe(seconds);
     }
 
     /// Records a generated token, and the seconds since the previous token of its completion.
-    pub(crate) fn token(&self, seconds: Option<f64>) {
+    pub(crate) fn record_token(&self, seconds: Option<f64>) {
         self.generation_tokens.fetch_add(1, Ordering::Relaxed);
         if let Some(seconds) = seconds {
             self.token_seconds.observe(seconds);
@@ -121,16 +121,22 @@ impl Metrics {
     }
 
     /// Counts a replacement of the weights.
-    pub(crate) fn weights_replaced(&self) {
+    pub(crate) fn record_weight_replacement(&self) {
         self.weight_replacements.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Records the end of a completion of `tokens` tokens, `seconds` after the request arrived.
-    pub(crate) fn completion(&self, outcome: Outcome, prompt_tokens: usize, tokens: usize, seconds: f64) {
-        for (count, other) in self.outcomes.iter().zip(Outcome::ALL) {
+    pub(crate) fn record_completion(
+        &self,
+        outcome: CompletionOutcome,
+        prompt_tokens: usize,
+        tokens: usize,
+        seconds: f64,
+    ) {
+        for (count, other) in self.outcomes.iter().zip(CompletionOutcome::ALL) {
             count.fetch_add(u64::from(other == outcome), Ordering::Relaxed);
         }
-        if matches!(outcome, Outcome::Finished(_)) {
+        if matches!(outcome, CompletionOutcome::Finished(_)) {
             self.request_prompt_tokens.observe(prompt_tokens as f64);
             self.request_generation_tokens.observe(tokens as f64);
             self.request_seconds.observe(seconds);
@@ -176,7 +182,7 @@ impl Metrics {
         family("reel:weight_replacements_total", "counter", "Replacements of the weights.", replacements);
         let name = "vllm:request_success_total";
         let _ = writeln!(out, "# HELP {name} Completions by how they ended.\n# TYPE {name} counter");
-        for (count, outcome) in self.outcomes.iter().zip(Outcome::ALL) {
+        for (count, outcome) in self.outcomes.iter().zip(CompletionOutcome::ALL) {
             let (reason, count) = (outcome.name(), count.load(Ordering::Relaxed));
             let _ = writeln!(out, "{name}{{finished_reason=\"{reason}\",{labels}}} {count}");
         }
@@ -242,12 +248,12 @@ mod tests {
     #[test]
     fn completions_are_counted_by_how_they_ended() {
         let metrics = new("m");
-        metrics.first_token(5, 0.02);
-        metrics.weights_replaced();
-        metrics.token(None);
-        metrics.token(Some(0.03));
-        metrics.completion(Outcome::Finished(FinishReason::Length), 5, 2, 0.4);
-        metrics.completion(Outcome::Abort, 5, 1, 0.4);
+        metrics.record_first_token(5, 0.02);
+        metrics.record_weight_replacement();
+        metrics.record_token(None);
+        metrics.record_token(Some(0.03));
+        metrics.record_completion(CompletionOutcome::Finished(FinishReason::Length), 5, 2, 0.4);
+        metrics.record_completion(CompletionOutcome::Abort, 5, 1, 0.4);
         let text = metrics.text();
         for line in [
             "vllm:prompt_tokens_total{model_name=\"m\"} 5",

@@ -22,7 +22,7 @@ const HELP: &str = "give a model of the same architecture with the same tokenize
 
 /// The checked files of a model folder, or of an adapter and its base model. They fit the model in service.
 #[derive(Debug)]
-pub(crate) struct CheckedFiles {
+pub(crate) struct CheckedWeightFiles {
     config: ModelConfig,
     files: Checkpoint,
     adapter: Option<Adapter>,
@@ -30,7 +30,7 @@ pub(crate) struct CheckedFiles {
     parallel: Option<TensorParallel>,
 }
 
-impl CheckedFiles {
+impl CheckedWeightFiles {
     /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, and the weight files have
     /// exactly the tensors of config.json. Reads no values of weights.
     ///

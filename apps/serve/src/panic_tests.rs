@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::engine_thread::NewWeights;
 use crate::settings::ServeError;
-use crate::tiny_server::{PATIENCE, error, post, rest, send, serve_tiny};
+use crate::tiny_server::{TEST_TIMEOUT, error_object, post, read_to_end, send, serve_tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -34,7 +34,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
         });
         ended.send(outcome).unwrap();
     });
-    let (address, engine) = address.recv_timeout(PATIENCE).unwrap();
+    let (address, engine) = address.recv_timeout(TEST_TIMEOUT).unwrap();
     // A client that has not sent its whole body keeps the server open after the panic.
     let mut open =
         send(address, "POST /tokenize HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 15\r\n\r\n");
@@ -54,12 +54,12 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     });
     assert!(result.blocking_recv().is_err());
     // The streamed answer ends with an error event; the other request gets status 500.
-    let text = rest(streamed);
+    let text = read_to_end(streamed);
     let events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     let [.., last, "[DONE]"] = &events[..] else { panic!("{text}") };
     let last: Value = serde_json::from_str(last).unwrap();
     assert_eq!((&last["error"]["type"], &last["error"]["code"]), (&json!("server_error"), &json!("internal_error")));
-    let failed = error(&rest(whole), 500);
+    let failed = error_object(&read_to_end(whole), 500);
     assert_eq!((&failed["type"], &failed["code"]), (&json!("server_error"), &json!("internal_error")));
     assert!(failed["message"].as_str().unwrap().contains("start the server again"), "{failed}");
     // A command that is sent after the panic fails at once.
@@ -74,13 +74,14 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     });
     assert!(result.blocking_recv().is_err());
     // While the server ends, `/ready` returns 503 and new requests are refused.
-    let not_ready = error(&rest(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
+    let not_ready =
+        error_object(&read_to_end(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
     assert_eq!(not_ready["code"], "unavailable");
-    error(&rest(ask(address, 1, false)), 503);
+    error_object(&read_to_end(ask(address, 1, false)), 503);
     assert!(end.try_recv().is_err(), "the server has ended before the client that it serves");
     open.get_mut().write_all(b"{\"prompt\": \"x\"}").unwrap();
-    assert!(rest(open).starts_with("HTTP/1.1 200 "));
-    let outcome = end.recv_timeout(PATIENCE).expect("the server ends");
+    assert!(read_to_end(open).starts_with("HTTP/1.1 200 "));
+    let outcome = end.recv_timeout(TEST_TIMEOUT).expect("the server ends");
     assert!(matches!(outcome, Err(ServeError::EnginePanicked)), "{outcome:?}");
     assert!(TcpStream::connect(address).is_err(), "the port is still open");
 }

@@ -11,30 +11,30 @@ use reel_media::patches::PatchProcessor;
 pub(crate) struct ByteWriter(Vec<u8>);
 
 impl ByteWriter {
-    pub(crate) fn number(&mut self, number: u64) {
+    pub(crate) fn write_number(&mut self, number: u64) {
         self.0.extend(number.to_le_bytes());
     }
 
     /// Appends the length of a list and its elements.
-    pub(crate) fn list<T: Pod>(&mut self, list: &[T]) {
-        self.number(list.len() as u64);
+    pub(crate) fn write_list<T: Pod>(&mut self, list: &[T]) {
+        self.write_number(list.len() as u64);
         self.0.extend_from_slice(bytemuck::cast_slice(list));
     }
 
-    fn optional_list<T: Pod>(&mut self, list: Option<&[T]>) {
-        self.number(list.is_some().into());
-        list.iter().for_each(|list| self.list(list));
+    fn write_optional_list<T: Pod>(&mut self, list: Option<&[T]>) {
+        self.write_number(list.is_some().into());
+        list.iter().for_each(|list| self.write_list(list));
     }
 
-    fn frames(&mut self, all: &[FrameBuf]) {
-        self.number(all.len() as u64);
+    fn write_frames(&mut self, all: &[FrameBuf]) {
+        self.write_number(all.len() as u64);
         for FrameBuf { data, frames, height, width } in all {
-            [frames, height, width].into_iter().for_each(|&size| self.number(size as u64));
-            self.list(data);
+            [frames, height, width].into_iter().for_each(|&size| self.write_number(size as u64));
+            self.write_list(data);
         }
     }
 
-    pub(crate) fn prompt(&mut self, prompt: &ModelInput) {
+    pub(crate) fn write_prompt(&mut self, prompt: &ModelInput) {
         let ModelInput {
             input_ids,
             position_ids,
@@ -47,13 +47,13 @@ impl ByteWriter {
             second_per_grid_ts,
             frame_indices,
         } = prompt;
-        self.list(input_ids);
-        position_ids.iter().for_each(|axis| self.list(axis));
-        self.list(&[*rope_delta]);
-        self.frames(images);
-        self.frames(videos);
-        self.number(video_times.len() as u64);
-        video_times.iter().for_each(|times| self.list(times));
+        self.write_list(input_ids);
+        position_ids.iter().for_each(|axis| self.write_list(axis));
+        self.write_list(&[*rope_delta]);
+        self.write_frames(images);
+        self.write_frames(videos);
+        self.write_number(video_times.len() as u64);
+        video_times.iter().for_each(|times| self.write_list(times));
         let PatchProcessor {
             min_pixels,
             max_pixels,
@@ -64,16 +64,16 @@ impl ByteWriter {
             image_mean,
             image_std,
         } = processor;
-        self.list(&[*min_pixels, *max_pixels]);
-        self.list(&[*patch_size, *temporal_patch_size, *merge_size]);
-        self.list(&[*rescale_factor]);
-        self.list(&[*image_mean, *image_std]);
-        self.optional_list(pixel_values.as_deref());
-        self.list(image_grid_thw);
-        self.optional_list(pixel_values_videos.as_deref());
-        self.list(video_grid_thw);
-        self.list(second_per_grid_ts);
-        self.list(frame_indices);
+        self.write_list(&[*min_pixels, *max_pixels]);
+        self.write_list(&[*patch_size, *temporal_patch_size, *merge_size]);
+        self.write_list(&[*rescale_factor]);
+        self.write_list(&[*image_mean, *image_std]);
+        self.write_optional_list(pixel_values.as_deref());
+        self.write_list(image_grid_thw);
+        self.write_optional_list(pixel_values_videos.as_deref());
+        self.write_list(video_grid_thw);
+        self.write_list(second_per_grid_ts);
+        self.write_list(frame_indices);
     }
 
     pub(crate) fn into_bytes(self) -> Vec<u8> {
@@ -86,50 +86,50 @@ impl ByteWriter {
 pub(crate) struct ByteReader<'b>(pub(crate) &'b [u8]);
 
 impl ByteReader<'_> {
-    pub(crate) fn number(&mut self) -> Option<u64> {
+    pub(crate) fn read_number(&mut self) -> Option<u64> {
         let (number, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u64::from_le_bytes(*number))
     }
 
-    pub(crate) fn list<T: Pod>(&mut self) -> Option<Vec<T>> {
-        let bytes = usize::try_from(self.number()?).ok()?.checked_mul(size_of::<T>())?;
+    pub(crate) fn read_list<T: Pod>(&mut self) -> Option<Vec<T>> {
+        let bytes = usize::try_from(self.read_number()?).ok()?.checked_mul(size_of::<T>())?;
         let (list, rest) = self.0.split_at_checked(bytes)?;
         self.0 = rest;
         Some(bytemuck::pod_collect_to_vec(list))
     }
 
-    fn array<T: Pod, const N: usize>(&mut self) -> Option<[T; N]> {
-        self.list()?.try_into().ok()
+    fn read_array<T: Pod, const N: usize>(&mut self) -> Option<[T; N]> {
+        self.read_list()?.try_into().ok()
     }
 
-    fn optional_list<T: Pod>(&mut self) -> Option<Option<Vec<T>>> {
-        match self.number()? {
+    fn read_optional_list<T: Pod>(&mut self) -> Option<Option<Vec<T>>> {
+        match self.read_number()? {
             0 => Some(None),
-            _ => self.list().map(Some),
+            _ => self.read_list().map(Some),
         }
     }
 
-    fn frames(&mut self) -> Option<Vec<FrameBuf>> {
-        let count = self.number()?;
-        let size = |reader: &mut Self| usize::try_from(reader.number()?).ok();
+    fn read_frames(&mut self) -> Option<Vec<FrameBuf>> {
+        let count = self.read_number()?;
+        let size = |reader: &mut Self| usize::try_from(reader.read_number()?).ok();
         let one = |reader: &mut Self| {
             let (frames, height, width) = (size(reader)?, size(reader)?, size(reader)?);
-            Some(FrameBuf { data: reader.list()?, frames, height, width })
+            Some(FrameBuf { data: reader.read_list()?, frames, height, width })
         };
         (0..count).map(|_| one(self)).collect()
     }
 
-    pub(crate) fn prompt(&mut self) -> Option<ModelInput> {
-        let input_ids = self.list()?;
-        let position_ids = [self.list()?, self.list()?, self.list()?];
-        let [rope_delta] = self.array()?;
-        let (images, videos) = (self.frames()?, self.frames()?);
-        let video_times = (0..self.number()?).map(|_| self.list()).collect::<Option<_>>()?;
-        let [min_pixels, max_pixels] = self.array()?;
-        let [patch_size, temporal_patch_size, merge_size] = self.array()?;
-        let [rescale_factor] = self.array()?;
-        let [image_mean, image_std] = self.array()?;
+    pub(crate) fn read_prompt(&mut self) -> Option<ModelInput> {
+        let input_ids = self.read_list()?;
+        let position_ids = [self.read_list()?, self.read_list()?, self.read_list()?];
+        let [rope_delta] = self.read_array()?;
+        let (images, videos) = (self.read_frames()?, self.read_frames()?);
+        let video_times = (0..self.read_number()?).map(|_| self.read_list()).collect::<Option<_>>()?;
+        let [min_pixels, max_pixels] = self.read_array()?;
+        let [patch_size, temporal_patch_size, merge_size] = self.read_array()?;
+        let [rescale_factor] = self.read_array()?;
+        let [image_mean, image_std] = self.read_array()?;
         let processor = PatchProcessor {
             min_pixels,
             max_pixels,
@@ -145,12 +145,12 @@ impl ByteReader<'_> {
             position_ids,
             rope_delta,
             frames: MediaFrames { images, videos, video_times, processor },
-            pixel_values: self.optional_list()?,
-            image_grid_thw: self.list()?,
-            pixel_values_videos: self.optional_list()?,
-            video_grid_thw: self.list()?,
-            second_per_grid_ts: self.list()?,
-            frame_indices: self.list()?,
+            pixel_values: self.read_optional_list()?,
+            image_grid_thw: self.read_list()?,
+            pixel_values_videos: self.read_optional_list()?,
+            video_grid_thw: self.read_list()?,
+            second_per_grid_ts: self.read_list()?,
+            frame_indices: self.read_list()?,
         })
     }
 }

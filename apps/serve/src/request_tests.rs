@@ -3,7 +3,7 @@
 use reel_input::encode::ModelFolder;
 use serde_json::{Value, json};
 
-use crate::tiny_server::{TinyServer, error, rest, send};
+use crate::tiny_server::{TinyServer, error_object, read_to_end, send};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -24,7 +24,7 @@ fn an_end_token_ends_a_grammar_in_a_request_that_ignores_end_tokens() {
     for end in ends {
         let fields = json!({"max_tokens": 9, "guided_choice": ["a", "ab"], "ignore_eos": true,
             "logit_bias": {end.to_string(): 100}});
-        let choice = server.ok(CHAT, &chat(fields))["choices"][0].take();
+        let choice = server.post_ok(CHAT, &chat(fields))["choices"][0].take();
         assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("a"), &json!("stop")));
     }
 }
@@ -39,11 +39,12 @@ fn text_offsets_point_into_the_text() {
     ] {
         let mut body = json!({"prompt": "x", "max_tokens": 9, "temperature": 0, "logprobs": 0});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let choice = server.ok(COMPLETIONS, &body)["choices"][0].take();
+        let choice = server.post_ok(COMPLETIONS, &body)["choices"][0].take();
         assert_eq!((&choice["text"], &choice["logprobs"]["text_offset"]), (&json!(text), &wanted));
         body["stream"] = json!(true);
         let offsets = |chunk: &Value| chunk["choices"][0]["logprobs"]["text_offset"].as_array().cloned();
-        let streamed: Vec<Value> = server.chunks(COMPLETIONS, &body).iter().filter_map(offsets).flatten().collect();
+        let streamed: Vec<Value> =
+            server.post_and_read_chunks(COMPLETIONS, &body).iter().filter_map(offsets).flatten().collect();
         assert_eq!(Value::from(streamed), wanted, "{text}");
     }
 }
@@ -71,32 +72,32 @@ fn errors_name_the_field_that_is_wrong() {
         (json!({"max_tokens": 1u64 << 40}), "messages", "or lower max_tokens to "),
         (json!({"max_tokens": 100_000}), "messages", "KV cache: has room for "),
     ] {
-        let e = server.refused(CHAT, &chat(fields.clone()), 400);
+        let e = server.post_refused(CHAT, &chat(fields.clone()), 400);
         let message = e["message"].as_str().unwrap();
         assert_eq!(e["param"], param, "{fields}: {e}");
         assert!(message.contains(words) && message.contains("; ") && message.lines().count() == 1, "{e}");
     }
     let body = |max_tokens: u64| json!({"prompt": "x", "max_tokens": max_tokens});
-    let e = server.refused(COMPLETIONS, &body(1 << 40), 400);
+    let e = server.post_refused(COMPLETIONS, &body(1 << 40), 400);
     assert!(e["param"] == "prompt" && e["message"].as_str().unwrap().contains("or lower max_tokens to "), "{e}");
-    let e = server.refused(COMPLETIONS, &body(100_000), 400);
+    let e = server.post_refused(COMPLETIONS, &body(100_000), 400);
     assert_eq!((&e["param"], &e["code"]), (&json!("prompt"), &json!("context_length_exceeded")), "{e}");
 }
 
 #[test]
 fn errors_about_models_are_objects_of_limited_length() {
     let server = TinyServer::start(KV_BYTES);
-    let e = server.refused(CHAT, &chat(json!({"model": "x".repeat(500_000)})), 404);
+    let e = server.post_refused(CHAT, &chat(json!({"model": "x".repeat(500_000)})), 404);
     assert!(e["param"] == "model" && e.to_string().len() < 10_000, "{e}");
     assert!(e["message"].as_str().unwrap().contains("characters…] ") && e.to_string().contains("tiny"), "{e}");
     let get = |path: &str| {
-        rest(send(server.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")))
+        read_to_end(send(server.address, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")))
     };
-    let e = error(&get("/v1/models/%E9"), 400);
+    let e = error_object(&get("/v1/models/%E9"), 400);
     assert!(e["param"] == "model" && e["message"].as_str().unwrap().contains("is not UTF-8; "), "{e}");
-    let e = error(&get("/v1/models/other"), 404);
+    let e = error_object(&get("/v1/models/other"), 404);
     assert_eq!(e["message"], "model: there is no model \"other\" here; this server has \"tiny\"");
-    let e = error(&get(&format!("/{}", "y".repeat(30_000))), 404);
+    let e = error_object(&get(&format!("/{}", "y".repeat(30_000))), 404);
     assert!(e.to_string().len() < 10_000, "{e}");
 }
 
@@ -110,13 +111,13 @@ fn fields_that_ask_for_what_happens_anyway_are_accepted() {
         "function_call": "none", "safety_identifier": "a", "prompt_cache_key": "b",
         "structured_outputs": {"choice": ["q"], "regex": null},
     });
-    assert_eq!(server.ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
+    assert_eq!(server.post_ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
     // If the last message is the assistant's, the answer continues it, unless the request asks for a new answer.
     let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
     let prompt_tokens = |fields: Value| {
         let mut body = chat(fields);
         body["messages"] = messages.clone();
-        server.ok(CHAT, &body)["usage"]["prompt_tokens"].as_u64().unwrap()
+        server.post_ok(CHAT, &body)["usage"]["prompt_tokens"].as_u64().unwrap()
     };
     let continued = prompt_tokens(json!({}));
     assert_eq!(prompt_tokens(json!({"add_generation_prompt": false})), continued);

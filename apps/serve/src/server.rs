@@ -17,9 +17,9 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::api::named_adapters::{self, AdapterNames};
-use crate::api::shared::Shared;
+use crate::api::shared::ServerState;
 use crate::api::{self, ApiError};
-use crate::device_turns::Borrower;
+use crate::device_turns::DeviceBorrower;
 use crate::engine_thread;
 use crate::hardware_gauges::HardwareGauges;
 use crate::http::{AccessLog, BodyMemory, ConnectionLimits, observe_request, serve_connections, usable_connections};
@@ -56,8 +56,8 @@ pub(crate) fn serve_in_turns(
     model: ServedModel,
     weights: ServedWeights,
     options: ServeOptions,
-    turns: Option<Borrower>,
-    on_listening: impl FnOnce(SocketAddr, &Arc<Shared>),
+    turns: Option<DeviceBorrower>,
+    on_listening: impl FnOnce(SocketAddr, &Arc<ServerState>),
 ) -> Result<(), ServeError> {
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
@@ -79,7 +79,7 @@ pub(crate) fn serve_in_turns(
         .enable_all()
         .build()?;
     let log = if options.access_log { Some(AccessLog::start()?) } else { None };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(ServerState {
         model,
         text,
         grammars: OnceLock::new(),
@@ -165,7 +165,7 @@ fn cors(origins: &[String]) -> CorsLayer {
 }
 
 /// Waits until the server is asked to stop, or until the engine's thread has ended.
-async fn wait_for_stop(shared: Arc<Shared>) {
+async fn wait_for_stop(shared: Arc<ServerState>) {
     while shared.is_ready() {
         tokio::time::sleep(STOP_INTERVAL).await;
     }
@@ -173,10 +173,10 @@ async fn wait_for_stop(shared: Arc<Shared>) {
 
 /// The endpoints and their handlers. As in vLLM, endpoints that show neither texts nor the model's answers need no API
 /// key.
-fn routes(shared: Arc<Shared>) -> Router {
+fn routes(shared: Arc<ServerState>) -> Router {
     let with_key = Router::new()
-        .route("/v1/models", get(api::models::list))
-        .route("/v1/models/{*name}", get(api::models::one))
+        .route("/v1/models", get(api::models::list_models))
+        .route("/v1/models/{*name}", get(api::models::get_model))
         .route("/v1/chat/completions", post(api::chat::complete))
         .route("/v1/completions", post(api::completions::complete))
         .route("/tokenize", post(api::tokenize::tokenize))
@@ -184,21 +184,21 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/preview", post(api::preview::preview))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     let local = Router::new()
-        .route("/admin/weights", post(api::admin::weights))
+        .route("/admin/weights", post(api::admin::replace_weights))
         .route("/v1/load_lora_adapter", post(api::adapters::load))
         .route("/start_profile", post(api::profile::start))
         .route("/stop_profile", post(api::profile::stop))
         .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.
-        .layer(middleware::from_fn(api::admin::only_local));
+        .layer(middleware::from_fn(api::admin::refuse_remote_clients));
     Router::new()
         .route("/health", get(api::health::health))
         .route("/ready", get(api::health::ready))
         .route("/version", get(api::health::version))
         .route("/metrics", get(api::health::metrics))
-        .route("/openapi.json", get(api::document::json))
-        .route("/docs", get(api::document::page))
+        .route("/openapi.json", get(api::document::openapi_json))
+        .route("/docs", get(api::document::openapi_page))
         .merge(api::page::routes())
         .merge(with_key)
         .merge(local)
@@ -207,9 +207,9 @@ fn routes(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-async fn check_key(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn check_key(State(shared): State<Arc<ServerState>>, request: Request, next: Next) -> Response {
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match shared.accepts(authorization) {
+    match shared.is_authorized(authorization) {
         true => next.run(request).await,
         false => ApiError::wrong_key().into_response(),
     }

@@ -96,7 +96,7 @@ pub struct RequestMedia {
 
 /// Limits of the server and of one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Maximum number of sequences that decode together.
     pub batch: usize,
     /// Maximum number of requests that run or wait. Further requests are refused with status 503.
@@ -141,7 +141,7 @@ pub struct ServeOptions {
     /// The LoRA adapters that requests can name as their model, as (name, folder).
     pub adapters: Vec<(String, PathBuf)>,
     /// Limits.
-    pub limits: Limits,
+    pub limits: ServerLimits,
     /// Limits of connections.
     pub connections: ConnectionLimits,
     /// The certificate and key of encrypted connections. With `None`, connections are not encrypted.
@@ -163,7 +163,7 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// The options of a server for programs on this machine: a free port, no keys, no encryption and no access log.
     /// Requests may not name files.
-    pub fn local(limits: Limits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
+    pub fn local(limits: ServerLimits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
         ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             api_keys: Vec::new(),

@@ -14,7 +14,7 @@ use crate::prompt_bytes::{ByteReader, ByteWriter};
 
 /// A change before a step.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Change {
+pub(crate) enum StepChange {
     /// A new request.
     Generate(Box<NewRequest>),
     /// The weights are replaced by those in this folder.
@@ -37,7 +37,7 @@ pub(crate) struct NewRequest {
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct StepMessage {
     /// The changes, in order.
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Vec<StepChange>,
     /// The numbers of the requests that are dropped after the changes.
     pub(crate) dropped: Vec<u64>,
 }
@@ -55,8 +55,8 @@ impl StepWriter {
     /// Begins the message of a step with `changes` changes, after which the requests `dropped` are dropped.
     pub(crate) fn new(changes: usize, dropped: &[u64]) -> Self {
         let mut bytes = ByteWriter::default();
-        bytes.list(dropped);
-        bytes.number(changes as u64);
+        bytes.write_list(dropped);
+        bytes.write_number(changes as u64);
         Self(bytes)
     }
 
@@ -64,7 +64,7 @@ impl StepWriter {
     ///
     /// # Errors
     /// A setting cannot be written.
-    pub(crate) fn generate(
+    pub(crate) fn add_request(
         &mut self,
         prompt: &ModelInput,
         settings: &RequestSettings,
@@ -74,30 +74,30 @@ impl StepWriter {
         // JSON has no infinity, which forbids a token, so the biases are written as bits.
         let biases: Vec<[u32; 2]> = settings.logit_bias.iter().map(|(id, bias)| [*id, bias.to_bits()]).collect();
         let settings = RequestSettings { logit_bias: Vec::new(), ..settings.clone() };
-        bytes.number(GENERATE);
-        bytes.list(&serde_json::to_vec(&settings)?);
-        bytes.list(&biases);
-        bytes.list(&adapter.map(AdapterId::number).into_iter().collect::<Vec<_>>());
-        bytes.prompt(prompt);
+        bytes.write_number(GENERATE);
+        bytes.write_list(&serde_json::to_vec(&settings)?);
+        bytes.write_list(&biases);
+        bytes.write_list(&adapter.map(AdapterId::number).into_iter().collect::<Vec<_>>());
+        bytes.write_prompt(prompt);
         Ok(())
     }
 
     /// Adds the replacement of the weights by those in `folder`.
-    pub(crate) fn replace_weights(&mut self, folder: &Path) {
-        self.0.number(REPLACE_WEIGHTS);
-        self.0.list(folder.as_os_str().as_bytes());
+    pub(crate) fn add_weight_replacement(&mut self, folder: &Path) {
+        self.0.write_number(REPLACE_WEIGHTS);
+        self.0.write_list(folder.as_os_str().as_bytes());
     }
 
     /// Adds the loading of the adapter in `folder`.
-    pub(crate) fn load_adapter(&mut self, folder: &Path) {
-        self.0.number(LOAD_ADAPTER);
-        self.0.list(folder.as_os_str().as_bytes());
+    pub(crate) fn add_adapter_load(&mut self, folder: &Path) {
+        self.0.write_number(LOAD_ADAPTER);
+        self.0.write_list(folder.as_os_str().as_bytes());
     }
 
     /// Adds the unloading of an adapter.
-    pub(crate) fn unload_adapter(&mut self, id: AdapterId) {
-        self.0.number(UNLOAD_ADAPTER);
-        self.0.number(id.number());
+    pub(crate) fn add_adapter_unload(&mut self, id: AdapterId) {
+        self.0.write_number(UNLOAD_ADAPTER);
+        self.0.write_number(id.number());
     }
 
     /// The bytes of the message; not empty.
@@ -110,27 +110,27 @@ impl StepMessage {
     /// Reads a message; `None` if the bytes are not one.
     pub(crate) fn parse(bytes: &[u8]) -> Option<StepMessage> {
         let mut bytes = ByteReader(bytes);
-        let dropped = bytes.list()?;
-        let changes = (0..bytes.number()?).map(|_| change(&mut bytes)).collect::<Option<_>>()?;
+        let dropped = bytes.read_list()?;
+        let changes = (0..bytes.read_number()?).map(|_| change(&mut bytes)).collect::<Option<_>>()?;
         bytes.0.is_empty().then_some(StepMessage { changes, dropped })
     }
 }
 
-fn change(bytes: &mut ByteReader) -> Option<Change> {
-    let kind = bytes.number()?;
-    let folder = |bytes: &mut ByteReader| Some(PathBuf::from(OsStr::from_bytes(&bytes.list()?)));
+fn change(bytes: &mut ByteReader) -> Option<StepChange> {
+    let kind = bytes.read_number()?;
+    let folder = |bytes: &mut ByteReader| Some(PathBuf::from(OsStr::from_bytes(&bytes.read_list()?)));
     Some(match kind {
         GENERATE => {
-            let settings: RequestSettings = serde_json::from_slice(&bytes.list::<u8>()?).ok()?;
+            let settings: RequestSettings = serde_json::from_slice(&bytes.read_list::<u8>()?).ok()?;
             let logit_bias: Vec<(TokenId, f32)> =
-                bytes.list::<[u32; 2]>()?.into_iter().map(|[id, bits]| (id, f32::from_bits(bits))).collect();
-            let adapter = bytes.list::<u64>()?.first().map(|&number| AdapterId::from_number(number));
+                bytes.read_list::<[u32; 2]>()?.into_iter().map(|[id, bits]| (id, f32::from_bits(bits))).collect();
+            let adapter = bytes.read_list::<u64>()?.first().map(|&number| AdapterId::from_number(number));
             let settings = RequestSettings { logit_bias, ..settings };
-            Change::Generate(Box::new(NewRequest { prompt: bytes.prompt()?, settings, adapter }))
+            StepChange::Generate(Box::new(NewRequest { prompt: bytes.read_prompt()?, settings, adapter }))
         }
-        REPLACE_WEIGHTS => Change::ReplaceWeights(folder(bytes)?),
-        LOAD_ADAPTER => Change::LoadAdapter(folder(bytes)?),
-        UNLOAD_ADAPTER => Change::UnloadAdapter(AdapterId::from_number(bytes.number()?)),
+        REPLACE_WEIGHTS => StepChange::ReplaceWeights(folder(bytes)?),
+        LOAD_ADAPTER => StepChange::LoadAdapter(folder(bytes)?),
+        UNLOAD_ADAPTER => StepChange::UnloadAdapter(AdapterId::from_number(bytes.read_number()?)),
         _ => return None,
     })
 }
@@ -167,16 +167,16 @@ mod tests {
     fn a_message_is_read_as_it_was_written() {
         let of = request();
         let mut writer = StepWriter::new(4, &[3, 8]);
-        writer.generate(&of.prompt, &of.settings, of.adapter).unwrap();
-        writer.replace_weights(Path::new("a/ b"));
-        writer.load_adapter(Path::new(OsStr::from_bytes(b"\xff")));
-        writer.unload_adapter(AdapterId::from_number(9));
+        writer.add_request(&of.prompt, &of.settings, of.adapter).unwrap();
+        writer.add_weight_replacement(Path::new("a/ b"));
+        writer.add_adapter_load(Path::new(OsStr::from_bytes(b"\xff")));
+        writer.add_adapter_unload(AdapterId::from_number(9));
         let bytes = writer.into_bytes();
         let changes = vec![
-            Change::Generate(Box::new(of)),
-            Change::ReplaceWeights("a/ b".into()),
-            Change::LoadAdapter(OsStr::from_bytes(b"\xff").into()),
-            Change::UnloadAdapter(AdapterId::from_number(9)),
+            StepChange::Generate(Box::new(of)),
+            StepChange::ReplaceWeights("a/ b".into()),
+            StepChange::LoadAdapter(OsStr::from_bytes(b"\xff").into()),
+            StepChange::UnloadAdapter(AdapterId::from_number(9)),
         ];
         assert_eq!(StepMessage::parse(&bytes), Some(StepMessage { changes, dropped: vec![3, 8] }));
         for end in 0..bytes.len() {

@@ -16,10 +16,10 @@ use tempfile::TempDir;
 use crate::engine_thread::EngineQueue;
 use crate::http::ConnectionLimits;
 use crate::server::serve_in_turns;
-use crate::settings::{Limits, ServeError, ServeOptions, ServedModel};
+use crate::settings::{ServeError, ServeOptions, ServedModel, ServerLimits};
 
 /// How long a test waits for an event before it fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Serves a tiny model with random weights until `stop` is set. Calls `on_listening` with the address and the queue to
 /// the engine.
@@ -33,7 +33,7 @@ pub(crate) fn serve_tiny(
     init(&init_options, folder).unwrap();
     let (mut model, weights) = ServedModel::open_on_cpu(folder).unwrap();
     model.name = "tiny".into();
-    let limits = Limits {
+    let limits = ServerLimits {
         batch: 4,
         requests: 16,
         body_bytes: 1 << 20,
@@ -42,7 +42,7 @@ pub(crate) fn serve_tiny(
         new_tokens: 16,
         request_time: None,
     };
-    let connections = ConnectionLimits { connections: 16, read_timeout: PATIENCE, write_timeout: PATIENCE };
+    let connections = ConnectionLimits { connections: 16, read_timeout: TEST_TIMEOUT, write_timeout: TEST_TIMEOUT };
     let options = ServeOptions { stop, ..ServeOptions::local(limits, connections, MediaOptions::default()) };
     serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
 }
@@ -50,7 +50,7 @@ pub(crate) fn serve_tiny(
 /// Opens a connection and sends `request`, which is the header and the body.
 pub(crate) fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
     let mut connection = TcpStream::connect(address).unwrap();
-    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     connection.write_all(request.as_bytes()).unwrap();
     BufReader::new(connection)
 }
@@ -64,7 +64,7 @@ pub(crate) fn post(address: SocketAddr, path: &str, body: &Value) -> BufReader<T
 }
 
 /// Reads the rest of an answer.
-pub(crate) fn rest(mut connection: BufReader<TcpStream>) -> String {
+pub(crate) fn read_to_end(mut connection: BufReader<TcpStream>) -> String {
     let mut text = String::new();
     connection.read_to_string(&mut text).unwrap();
     text
@@ -72,7 +72,7 @@ pub(crate) fn rest(mut connection: BufReader<TcpStream>) -> String {
 
 /// Returns the error object in an answer's body. The answer must have this status.
 #[track_caller]
-pub(crate) fn error(answer: &str, status: u16) -> Value {
+pub(crate) fn error_object(answer: &str, status: u16) -> Value {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     serde_json::from_str::<Value>(body).unwrap()["error"].take()
@@ -95,29 +95,29 @@ impl TinyServer {
         let thread = std::thread::spawn(move || {
             serve_tiny(&path, kv_bytes, stops, |address, _| listening.send(address).unwrap()).unwrap();
         });
-        let address = address.recv_timeout(PATIENCE).unwrap();
+        let address = address.recv_timeout(TEST_TIMEOUT).unwrap();
         TinyServer { address, folder, stop, thread: Some(thread) }
     }
 
     /// Posts a JSON body and returns the JSON of the answer, which must have status 200.
     #[track_caller]
-    pub(crate) fn ok(&self, path: &str, body: &Value) -> Value {
-        let answer = rest(post(self.address, path, body));
+    pub(crate) fn post_ok(&self, path: &str, body: &Value) -> Value {
+        let answer = read_to_end(post(self.address, path, body));
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
     /// Posts a JSON body and returns the chunks of the streamed answer.
-    pub(crate) fn chunks(&self, path: &str, body: &Value) -> Vec<Value> {
-        let answer = rest(post(self.address, path, body));
+    pub(crate) fn post_and_read_chunks(&self, path: &str, body: &Value) -> Vec<Value> {
+        let answer = read_to_end(post(self.address, path, body));
         let events = answer.lines().filter_map(|line| line.strip_prefix("data: "));
         events.filter(|event| *event != "[DONE]").map(|event| serde_json::from_str(event).unwrap()).collect()
     }
 
     /// Sends a request and returns the error object of the answer, which must have this status.
     #[track_caller]
-    pub(crate) fn refused(&self, path: &str, body: &Value, status: u16) -> Value {
-        error(&rest(post(self.address, path, body)), status)
+    pub(crate) fn post_refused(&self, path: &str, body: &Value, status: u16) -> Value {
+        error_object(&read_to_end(post(self.address, path, body)), status)
     }
 }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
-use crate::api::shared::Shared;
-use crate::device_turns::{Borrower, DeviceTurns};
+use crate::api::shared::ServerState;
+use crate::device_turns::{DeviceBorrower, DeviceTurns};
 use crate::server::serve_in_turns;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
@@ -40,7 +40,7 @@ struct State {
     prepared: Option<(ServedModel, ServeOptions)>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
     /// The state that the handlers share. Only the handlers keep it alive, so that the server can end.
-    shared: Weak<Shared>,
+    shared: Weak<ServerState>,
     account: Account,
 }
 
@@ -99,7 +99,7 @@ impl TrainingServer {
         weights.features.get_or_insert_with(|| Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
         let weights = ServedWeights { weights, name: step_name(&served.name, step) };
         let (listening, started) = mpsc::channel();
-        let borrower = Borrower(self.turns.clone());
+        let borrower = DeviceBorrower(self.turns.clone());
         let thread = std::thread::Builder::new().name("server".into()).spawn(move || {
             serve_in_turns(served, weights, options, Some(borrower), |address, shared| {
                 // The receiver waits for it.
@@ -129,7 +129,7 @@ impl TrainingServer {
     pub fn lend_device(&self) {
         let mut state = self.state();
         if let Some(time) = state.account.turn(Instant::now()) {
-            let taken = self.turns.lend(time);
+            let taken = self.turns.lend_device_for(time);
             state.account.spend(taken, Instant::now());
         }
     }
@@ -152,7 +152,7 @@ impl TrainingServer {
         self.turns.weights_changed();
         if let Some(shared) = self.state().shared.upgrade() {
             shared.set_weights(step_name(&shared.model.name, step));
-            shared.metrics.weights_replaced();
+            shared.metrics.record_weight_replacement();
         }
     }
 

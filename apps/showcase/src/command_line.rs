@@ -20,20 +20,20 @@ impl CommandLine {
 
     /// Adds an option with a value, which may have spaces.
     #[must_use]
-    pub(crate) fn with(mut self, option: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn with_option(mut self, option: &str, value: impl Into<String>) -> Self {
         self.words.extend([option.to_string(), value.into()]);
         self
     }
 
     /// Adds an option with a path.
     #[must_use]
-    pub(crate) fn path(self, option: &str, path: &Path) -> Self {
-        self.with(option, path.display().to_string())
+    pub(crate) fn with_path(self, option: &str, path: &Path) -> Self {
+        self.with_option(option, path.display().to_string())
     }
 
     /// Adds a switch.
     #[must_use]
-    pub fn switch(mut self, switch: &str) -> Self {
+    pub fn with_switch(mut self, switch: &str) -> Self {
         self.words.push(switch.to_string());
         self
     }
@@ -42,7 +42,7 @@ impl CommandLine {
     pub fn for_shell(&self) -> String {
         let mut lines = vec![String::new()];
         for (i, word) in self.words.iter().enumerate() {
-            let quoted = quoted(word);
+            let quoted = shell_quoted(word);
             // A line break may stand before an option, but never between an option and its value.
             let is_break = word.starts_with("--");
             let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
@@ -58,7 +58,7 @@ impl CommandLine {
 }
 
 /// A word as a shell reads it.
-pub(crate) fn quoted(word: &str) -> String {
+pub(crate) fn shell_quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
         true => word.to_string(),
@@ -72,10 +72,12 @@ mod tests {
 
     #[test]
     fn lines_are_broken_before_options_and_words_are_quoted() {
-        let command =
-            CommandLine::new("eval").with("--out", "my demo").with("--name", "x".repeat(80)).switch("--quiet");
+        let command = CommandLine::new("eval")
+            .with_option("--out", "my demo")
+            .with_option("--name", "x".repeat(80))
+            .with_switch("--quiet");
         let text = command.for_shell();
         assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
-        assert_eq!([quoted("it's"), quoted("")], ["'it'\\''s'", "''"]);
+        assert_eq!([shell_quoted("it's"), shell_quoted("")], ["'it'\\''s'", "''"]);
     }
 }

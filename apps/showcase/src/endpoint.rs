@@ -21,13 +21,13 @@ use crate::stand_in::{self, SeenFrame};
 use crate::{Result, ShowcaseError};
 
 /// The models of the endpoint, each with the stage of curation that asks it.
-pub const MODELS: [(&str, &str); 3] =
+pub const STAND_IN_MODELS: [(&str, &str); 3] =
     [("caption", "stand-in-describer"), ("reason", "stand-in-reasoner"), ("revise", "stand-in-reviser")];
 
 /// Value of the header `Retry-After` of the refused first request, in seconds.
 const REFUSED_SECONDS: &str = "1";
 
-/// The number of requests of each model so far, in the order of [`MODELS`].
+/// The number of requests of each model so far, in the order of [`STAND_IN_MODELS`].
 #[derive(Debug, Default)]
 struct Counts([AtomicUsize; 3]);
 
@@ -79,27 +79,28 @@ impl Drop for StandInEndpoint {
 }
 
 async fn list_models() -> Json<Value> {
-    let models = MODELS.map(|(_, name)| json!({"id": name, "object": "model", "created": 0, "owned_by": "reel"}));
+    let models =
+        STAND_IN_MODELS.map(|(_, name)| json!({"id": name, "object": "model", "created": 0, "owned_by": "reel"}));
     Json(json!({"object": "list", "data": models}))
 }
 
 async fn chat(State(counts): State<Arc<Counts>>, Json(body): Json<Value>) -> Response {
     let error = |status: StatusCode, message: &str| (status, Json(json!({"error": {"message": message}})));
     let model = body["model"].as_str().unwrap_or_default();
-    let Some(index) = MODELS.iter().position(|(_, name)| *name == model) else {
+    let Some(index) = STAND_IN_MODELS.iter().position(|(_, name)| *name == model) else {
         return error(StatusCode::NOT_FOUND, "there is no such model").into_response();
     };
     let number = counts.0[index].fetch_add(1, Ordering::SeqCst);
-    let stage = MODELS[index].0;
+    let stage = STAND_IN_MODELS[index].0;
     if (stage, number) == ("caption", 0) {
         let wait = [(header::RETRY_AFTER, REFUSED_SECONDS)];
         return (wait, error(StatusCode::TOO_MANY_REQUESTS, "too many requests")).into_response();
     }
     let request = Request::parse(&body);
     let answer = match stage {
-        "caption" => Some(stand_in::describe(&request.frames)),
-        "reason" => stand_in::reason(&request.text),
-        _ => stand_in::revise(&request.text, &request.frames),
+        "caption" => Some(stand_in::describe_frames(&request.frames)),
+        "reason" => stand_in::answer_question(&request.text),
+        _ => stand_in::revise_chain(&request.text, &request.frames),
     };
     let Some(mut answer) = answer else {
         return error(StatusCode::BAD_REQUEST, "this stand-in server answers only the requests of reel demo")

@@ -102,7 +102,7 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     for outcome in outcomes {
         for row in result_rows(outcome) {
             let [a, b, c] = row.tallies;
-            table.row_with(
+            table.add_row_with_attributes(
                 sum_class(&row),
                 vec![
                     row.name.to_string(),
@@ -173,7 +173,7 @@ fn add_results(page: &mut Page, outcome: &DemoOutcome) {
             100.0 * c.accuracy(),
             100.0 * b.accuracy(),
         );
-        table.row_with(sum_class(&row), vec![row.name.to_string(), share(a), share(b), share(c), bar]);
+        table.add_row_with_attributes(sum_class(&row), vec![row.name.to_string(), share(a), share(b), share(c), bar]);
     }
     page.add(
         "<h2>Held-out clips answered correctly</h2><p>The clips are small benchmarks in the forms in which MVBench (motion, colors) and \
@@ -205,7 +205,7 @@ fn add_curation(page: &mut Page, outcome: &DemoOutcome) {
         summary.kept, summary.rows
     ));
     let mut table = Table::new(&["Rejected for", "Rows"]);
-    summary.reasons.iter().for_each(|(reason, count)| table.row(vec![reason.name().into(), count.to_string()]));
+    summary.reasons.iter().for_each(|(reason, count)| table.add_row(vec![reason.name().into(), count.to_string()]));
     page.add_table(&table);
     page.add(&format!("<p><a href=\"{CURATION_PAGE}\">The curation</a>: funnel, stages, lengths and samples.</p>\n"));
 }
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
     use crate::evaluation::ClipAnswer;
-    use reel_curate::{Reason, Summary};
+    use reel_curate::{RejectionReason, Summary};
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
@@ -305,7 +305,7 @@ mod tests {
             failed: 0,
             cost: 0.0,
             stages: Vec::new(),
-            reasons: [(Reason::Accuracy, 2)].into(),
+            reasons: [(RejectionReason::Accuracy, 2)].into(),
             sources: [].into(),
             problem_types: [].into(),
         };

@@ -77,7 +77,7 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
 ];
 
 /// The file of the questions that are curated, in the demo's folder.
-pub const LIST_FILE: &str = "list.jsonl";
+pub const QUESTION_LIST_FILE: &str = "list.jsonl";
 /// The folder of the curation, in the demo's folder.
 pub const CURATION_FOLDER: &str = "curated";
 /// The folder of the task files and data of the evaluation, in the demo's folder.
@@ -91,7 +91,7 @@ const PARTS: [&str; 13] = [
     "model",
     "siglip",
     CLIP_FOLDER,
-    LIST_FILE,
+    QUESTION_LIST_FILE,
     CURATION_FOLDER,
     "rl.jsonl",
     BENCHMARK_FOLDER,
@@ -340,7 +340,7 @@ impl Demo {
         held_out.iter_mut().skip(SHOWN_CLIP_COUNT).for_each(|clip| clip.frames = Vec::new());
         let lines = |rows: Vec<Value>| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
         let listed = curated.iter().zip(1..).map(|(clip, id)| list_row(clip, id)).collect();
-        write(&self.path_in_folder(LIST_FILE), &lines(listed))?;
+        write(&self.path_in_folder(QUESTION_LIST_FILE), &lines(listed))?;
         write(&self.path_in_folder("rl.jsonl"), &lines(rl.iter().map(prompt_row).collect()))?;
         for benchmark in ClipBenchmark::ALL {
             benchmark.write(&self.path_in_folder(BENCHMARK_FOLDER), &held_out)?;
@@ -414,7 +414,7 @@ fn list_row(clip: &Clip, id: usize) -> Value {
     // The type `free-form` compares an answer in words as a whole; these questions have no options.
     let kind = if clip.task == ClipTask::Count { "numerical" } else { "free-form" };
     json!({"problem_id": id, "problem": clip.task.question(), "data_type": "video", "problem_type": kind,
-        "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.source()})
+        "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.data_source()})
 }
 
 /// A clip as a row of the data for GRPO.

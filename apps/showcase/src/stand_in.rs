@@ -106,7 +106,7 @@ pub struct SeenFrame {
 }
 
 /// Describes frames, as the stage `caption` of curation asks.
-pub fn describe(frames: &[SeenFrame]) -> String {
+pub fn describe_frames(frames: &[SeenFrame]) -> String {
     let frame = |frame: &SeenFrame| {
         let shapes: Vec<String> = shapes_in(&frame.image).iter().map(SeenShape::to_string).collect();
         let elements = json!({"objects": shapes, "actions": [], "scene": "a dark background", "spatial_relations": [],
@@ -120,7 +120,7 @@ pub fn describe(frames: &[SeenFrame]) -> String {
 
 /// Answers a question from the description in the text of a request, as the stage `reason` of curation asks. `None` if
 /// the text has no description or no question of the demo.
-pub fn reason(request: &str) -> Option<String> {
+pub fn answer_question(request: &str) -> Option<String> {
     let description = request.lines().find(|line| line.starts_with("{\"video_caption\""))?;
     let description: Value = serde_json::from_str(description).ok()?;
     let frames: Vec<Vec<SeenShape>> = description["frames"].as_array()?.iter().map(shapes_of).collect();
@@ -147,7 +147,7 @@ pub fn reason(request: &str) -> Option<String> {
 
 /// Revises the chain in the text of a request, as the stage `revise` of curation asks. The chain is returned unchanged,
 /// except for the flaw [`Flaw::ChangedAnswer`]. `None` if the text has no chain.
-pub fn revise(request: &str, frames: &[SeenFrame]) -> Option<String> {
+pub fn revise_chain(request: &str, frames: &[SeenFrame]) -> Option<String> {
     let between = |open: &str, close: &str| Some(request.split_once(open)?.1.split_once(close)?.0);
     let (thought, answer) = (between("<think>", "</think>")?, between("<answer>", "</answer>")?);
     let first = shapes_in(&frames.first()?.image).into_iter().next()?;
@@ -243,8 +243,9 @@ mod tests {
     }
 
     fn reason_about(clip: &Clip) -> String {
-        let description = describe(&seen(clip));
-        reason(&format!("Notes:\n\n{description}\n\nQuestion: {}\n\nWrite", clip.task.question())).expect("a chain")
+        let description = describe_frames(&seen(clip));
+        answer_question(&format!("Notes:\n\n{description}\n\nQuestion: {}\n\nWrite", clip.task.question()))
+            .expect("a chain")
     }
 
     #[test]
@@ -252,10 +253,10 @@ mod tests {
         for clip in make_clips(ClipSet::Sft, 48, 3) {
             assert_eq!(reason_about(&clip), clip.completion(), "{}", clip.file);
             let request = format!("Somebody:\n{}\nRevise between <think> and </think>", clip.completion());
-            assert_eq!(revise(&request, &seen(&clip)), Some(clip.completion()));
+            assert_eq!(revise_chain(&request, &seen(&clip)), Some(clip.completion()));
         }
-        assert_eq!(reason("Question: Why?"), None);
-        assert_eq!(revise("no chain", &[]), None);
+        assert_eq!(answer_question("Question: Why?"), None);
+        assert_eq!(revise_chain("no chain", &[]), None);
     }
 
     #[test]
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!(flaws, Flaw::ALL.repeat(GREY_CLIPS / Flaw::ALL.len()));
         for (clip, flaw) in clips.iter().zip(flaws) {
             let request = reason_about(clip);
-            let revised = revise(&request, &seen(clip)).expect("a chain");
+            let revised = revise_chain(&request, &seen(clip)).expect("a chain");
             assert_eq!(request != revised, flaw == Flaw::ChangedAnswer);
             assert_ne!(revised, clip.completion(), "{flaw:?}");
         }

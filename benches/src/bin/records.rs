@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use reel_benches::records::{PAGE, records_page};
+use reel_benches::records::{RECORDS_PAGE_PATH, records_page};
 
 fn main() -> ExitCode {
     let written = records_page(Path::new(".")).and_then(|page| {
-        std::fs::write(PAGE, page)
-            .map_err(|e| format!("{PAGE}: cannot be written: {e}; run ./x records in the repository"))
+        std::fs::write(RECORDS_PAGE_PATH, page)
+            .map_err(|e| format!("{RECORDS_PAGE_PATH}: cannot be written: {e}; run ./x records in the repository"))
     });
     match written {
         Ok(()) => ExitCode::SUCCESS,

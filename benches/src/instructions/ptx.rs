@@ -86,7 +86,7 @@ fn register(format: OperandFormat) -> &'static str {
 }
 
 /// Returns the text of a module up to the body of its kernel, which has clusters of `cluster` blocks.
-pub fn entry(cluster: usize) -> String {
+pub fn kernel_entry_ptx(cluster: usize) -> String {
     let parameters = ".param .u64 in, .param .u64 out, .param .u64 scratch";
     let cluster = if cluster > 1 { format!(" .reqnctapercluster {cluster}, 1, 1") } else { String::new() };
     format!("{MODULE_HEADER}.visible .entry {KERNEL_NAME}({parameters}){cluster} {{\n")
@@ -94,7 +94,7 @@ pub fn entry(cluster: usize) -> String {
 
 fn module(statements: &str, results: &[OperandFormat], sources: &[OperandFormat], lanes: usize) -> String {
     let cluster = cluster_blocks(statements);
-    let mut p = entry(cluster);
+    let mut p = kernel_entry_ptx(cluster);
     let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
     for (letter, formats) in [("a", sources), ("d", results)] {
         for (k, &format) in formats.iter().enumerate() {

@@ -251,7 +251,7 @@ impl Product {
             let names: Vec<String> = (0..count).map(|k| format!("%{letter}{k}")).collect();
             format!("{{{}}}", names.join(", "))
         };
-        let mut p = ptx::entry(self.cluster as usize);
+        let mut p = ptx::kernel_entry_ptx(self.cluster as usize);
         let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
         line(format!(".shared .align 1024 .b8 sm[{SHARED_BYTES}];"));
         line(format!(

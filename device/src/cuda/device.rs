@@ -13,20 +13,20 @@ use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use super::memory::MemoryPool;
 use super::staging::{ParallelCopier, Staging};
 use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
-use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, only_on_a_cpu};
+use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, cpu_only_launch_error};
 use crate::capabilities::Kernels;
 use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{ExchangeStatus, Exchanges, Span};
+use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
 
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Products {
+pub enum MatmulImplementation {
     /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for
     /// a row depend neither on the other rows nor on their number. cuBLASLt computes the products that these kernels do
     /// not support: those on GPUs below compute capability 9.0, of f32 operands, and of operands that tensor copies
@@ -50,7 +50,7 @@ pub(crate) struct Cuda {
     /// Times the profiled launches. Created by the first profiled launch.
     timeline: Mutex<Option<LaunchTimeline>>,
     pool: Mutex<MemoryPool>,
-    products: Products,
+    products: MatmulImplementation,
     gpu: Gpu,
 }
 
@@ -100,7 +100,7 @@ struct Cublas {
 }
 
 impl Cuda {
-    pub(crate) fn new(gpu: Gpu, products: Products) -> Result<Cuda> {
+    pub(crate) fn new(gpu: Gpu, products: MatmulImplementation) -> Result<Cuda> {
         let pool = Mutex::new(MemoryPool::new(gpu.driver().clone()).map_err(device_error)?);
         let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
@@ -119,8 +119,8 @@ impl Cuda {
     /// The kernel call that computes a matrix product without cuBLASLt; `None` if cuBLASLt computes it.
     fn product_kernel(&self, product: &Matmul) -> Option<KernelLaunch> {
         match self.products {
-            Products::Own => (product.code.gpu_kernel)(product, &self.gpu.arch()),
-            Products::CublasLt => None,
+            MatmulImplementation::Own => (product.code.gpu_kernel)(product, &self.gpu.arch()),
+            MatmulImplementation::CublasLt => None,
         }
     }
 
@@ -139,7 +139,7 @@ impl Cuda {
         if product.m == 0 || product.n == 0 || (product.k == 0 && product.accumulate && product.bias.is_null()) {
             return Ok(());
         }
-        self.gpu.next_launch_waits();
+        self.gpu.make_next_launch_wait();
         if product.k == 0 && product.bias.is_null() {
             let bytes = product.m * product.n * product.c_dtype.size();
             // SAFETY: the product's result is live memory of this device.
@@ -221,7 +221,7 @@ impl Cuda {
     }
 
     fn upload_bytes(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.gpu.next_launch_waits();
+        self.gpu.make_next_launch_wait();
         if from.len() < MULTI_STREAM_BYTES {
             // SAFETY: `to` is live memory of this device with at least `from.len()` bytes.
             return self.with_staging(|s| unsafe { s.copy_to_gpu(to, from) });
@@ -293,7 +293,7 @@ impl Backend for Cuda {
             // checked; a block that is freed before the launch has run is only reused by later launches.
             Launch::Kernel(kernel) => unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(device_error),
             Launch::Matmul(product) => self.launch_matmul(product),
-            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
+            Launch::WeightGroups(_) => Err(cpu_only_launch_error(launch)),
         }
     }
 
@@ -390,7 +390,7 @@ impl Backend for Cuda {
         match launch {
             Launch::Kernel(kernel) => self.gpu.load_for_capture(kernel.kernel, &kernel.params).map_err(device_error),
             Launch::Matmul(product) => self.prepare_matmul(product),
-            Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
+            Launch::WeightGroups(_) => Err(cpu_only_launch_error(launch)),
         }
     }
 
@@ -478,7 +478,7 @@ impl Exchanges for Communicator {
         self.size()
     }
 
-    unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64> {
+    unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64> {
         // SAFETY: the caller guarantees the ranges.
         unsafe { self.start(name, send, receive) }.map_err(device_error)
     }

@@ -75,7 +75,7 @@ pub enum CudaError {
     )]
     NoNccl,
     /// NCCL is too old.
-    #[error("cuda: NCCL {} is too old; install NCCL {} or newer", nccl_version(*.has), nccl_version(*.needs))]
+    #[error("cuda: NCCL {} is too old; install NCCL {} or newer", nccl_version_text(*.has), nccl_version_text(*.needs))]
     OldNccl {
         /// The version that is installed, for example 21403 for 2.14.3.
         has: u32,
@@ -109,11 +109,11 @@ impl CudaError {
         match self {
             Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),
             Self::OldDriver { has, needs } => Some((
-                format!("the driver supports CUDA {}", version(*has)),
-                format!("update the driver to {} or newer", version(*needs)),
+                format!("the driver supports CUDA {}", cuda_version_text(*has)),
+                format!("update the driver to {} or newer", cuda_version_text(*needs)),
             )),
             Self::IncompleteDriver { version: has, missing } => Some((
-                format!("the driver reports CUDA {} but lacks {}", version(*has), missing.join(", ")),
+                format!("the driver reports CUDA {} but lacks {}", cuda_version_text(*has), missing.join(", ")),
                 "reinstall it".into(),
             )),
             Self::NoGpu(number, count) => {
@@ -140,11 +140,11 @@ fn missing_blas(driver: u32) -> String {
 }
 
 /// Returns a CUDA version number as text: `13.0` for 13000.
-pub fn version(number: u32) -> String {
+pub fn cuda_version_text(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
 /// Returns a version number of NCCL as text: `2.18.1` for 21801.
-pub(super) fn nccl_version(number: u32) -> String {
+pub(super) fn nccl_version_text(number: u32) -> String {
     format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }

@@ -127,7 +127,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         // The driver's synchronous copy may return before the bytes arrive, and other streams do not wait for it. So
         // the copy is enqueued and waited for.
         // SAFETY: the range lies in the buffer, and the host's bytes live until the wait is over.
@@ -156,7 +156,7 @@ impl Gpu {
 
     /// Enqueues setting every byte of the buffer to one value.
     pub fn fill(&self, buffer: &Buffer, byte: u8) -> Result<(), CudaError> {
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         // SAFETY: the buffer owns the range.
         unsafe { self.driver.fill(buffer.at, byte, buffer.bytes, self.stream) }
     }
@@ -167,7 +167,7 @@ impl Gpu {
     /// If the sizes of the buffers differ.
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         // SAFETY: both own their ranges.
         unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
     }
@@ -178,7 +178,7 @@ impl Gpu {
     /// If `period` is not a positive divisor of the buffer's size.
     pub fn fill_with_repeated_prefix(&self, buffer: &Buffer, period: usize) -> Result<(), CudaError> {
         assert!(period > 0 && buffer.bytes.is_multiple_of(period));
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         let mut done = period;
         while done < buffer.bytes {
             let part = done.min(buffer.bytes - done);
@@ -191,7 +191,7 @@ impl Gpu {
 
     /// Records that work other than a kernel launch was enqueued on the stream. The next launch then starts after the
     /// end of this work, even if it is a programmatic dependent launch.
-    pub fn next_launch_waits(&self) {
+    pub fn make_next_launch_wait(&self) {
         self.next_may_start_early.store(false, Ordering::Relaxed);
     }
 

@@ -39,7 +39,7 @@ impl Gpu {
     pub fn begin_capture(&self) -> Result<(), CudaError> {
         // The work before the first captured launch is known only when the graph is launched, so this launch must wait
         // for it.
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         let overlaps = rules::graphs_have_programmatic_launches(self.driver.properties().version);
         self.captures_without_overlap.store(!overlaps, Ordering::Relaxed);
         // SAFETY: the stream belongs to this GPU.
@@ -54,7 +54,7 @@ impl Gpu {
         // SAFETY: the stream belongs to this GPU.
         let graph = unsafe { self.driver.end_capture(self.stream) };
         self.captures_without_overlap.store(false, Ordering::Relaxed);
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         let graph = graph?;
         Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })
     }
@@ -67,7 +67,7 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub unsafe fn launch_graph(&self, captured: &GpuGraph) -> Result<(), CudaError> {
-        self.next_launch_waits();
+        self.make_next_launch_wait();
         // SAFETY: the graph is live; the caller guarantees the addresses in it.
         unsafe { self.driver.launch_graph(captured.graph, self.stream) }
     }

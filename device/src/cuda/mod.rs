@@ -31,10 +31,10 @@ mod types;
 
 pub use algorithms::{AlgorithmFingerprint, ProductShape};
 pub(crate) use device::{Cuda, device_error};
-pub use device::{MULTI_STREAM_BYTES, Products};
+pub use device::{MULTI_STREAM_BYTES, MatmulImplementation};
 pub use driver::Driver;
 pub use driver_calls::DriverLibrary;
-pub use error::{CudaError, version as cuda_version_text};
+pub use error::{CudaError, cuda_version_text};
 pub use gpu::{Buffer, Gpu, PtxFunction};
 pub use graph::GpuGraph;
 pub use nvidia::Nvidia;

@@ -93,7 +93,7 @@ impl LaunchTimeline {
             self.free.push(events);
             return Err(e);
         }
-        record.host_returned();
+        record.record_host_return();
         self.in_flight.push_back(TimedPair { record, events });
         Ok(timed)
     }
@@ -138,7 +138,7 @@ impl LaunchTimeline {
         let mut timed = Vec::with_capacity(count);
         for (pair, (start, seconds)) in self.in_flight.drain(..count).zip(times) {
             self.free.push(pair.events);
-            timed.push(pair.record.timed(start, seconds));
+            timed.push(pair.record.with_time(start, seconds));
         }
         if let Some(events) = self.free.last_mut() {
             std::mem::swap(&mut events[1], &mut self.anchor.0);

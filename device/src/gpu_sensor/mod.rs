@@ -74,7 +74,7 @@ impl GpuSampler {
 
     /// Returns the readings since the last call, oldest first. If there are none yet, returns the last reading again,
     /// so that work shorter than the interval has one, too.
-    pub fn take(&mut self) -> Vec<GpuReading> {
+    pub fn take_readings(&mut self) -> Vec<GpuReading> {
         let new = std::mem::take(&mut *self.readings.lock().unwrap_or_else(PoisonError::into_inner));
         if new.is_empty() {
             return self.last.iter().cloned().collect();
@@ -132,14 +132,14 @@ mod tests {
     fn work_without_a_new_reading_has_the_last_one() {
         let mut sampler = GpuSampler::start(Counter(0.0), Duration::from_secs(3600));
         let first = loop {
-            let readings = sampler.take();
+            let readings = sampler.take_readings();
             if !readings.is_empty() {
                 break readings;
             }
             thread::yield_now();
         };
         assert_eq!(watts(&first), [1.0]);
-        assert_eq!(watts(&sampler.take()), [1.0]);
+        assert_eq!(watts(&sampler.take_readings()), [1.0]);
         assert_eq!(watts(&sampler.stop()), [2.0]);
     }
 }

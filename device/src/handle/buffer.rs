@@ -68,7 +68,7 @@ impl Buffer {
 
     /// Makes the system provide the memory now. Without this call, a CPU gets each page at the first access. Contents
     /// do not change, so other threads may use the buffer meanwhile.
-    pub fn populate(&self) {
+    pub fn prefault_pages(&self) {
         if self.is_writable() {
             self.device.0.backend.populate(self.addr, self.bytes);
         }

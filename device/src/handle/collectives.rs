@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{Buffer, Device};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{ExchangeStatus, Exchanges, Span};
+use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
 
 /// A range of device memory that a rank sends or receives. It keeps the memory allocated.
 #[derive(Clone, Debug)]
@@ -44,8 +44,8 @@ impl DeviceRange {
         self.bytes
     }
 
-    fn span(&self) -> Span {
-        Span { addr: self.addr(), bytes: self.bytes }
+    fn span(&self) -> DeviceSpan {
+        DeviceSpan { addr: self.addr(), bytes: self.bytes }
     }
 }
 

@@ -21,8 +21,8 @@ pub use profiler::{PhaseGuard, Profiler};
 use crate::backend::{Backend, Hardware, MatmulLibrary};
 use crate::capabilities::{Capabilities, Kernels};
 use crate::cpu::Cpu;
-use crate::cuda::{Cuda, Gpu, Products, device_error};
-use crate::dry::Dry;
+use crate::cuda::{Cuda, Gpu, MatmulImplementation, device_error};
+use crate::dry::DryDevice;
 use crate::error::{DeviceError, Result};
 use crate::launch::Launch;
 use crate::mapped_file::MappedFile;
@@ -94,7 +94,7 @@ impl Device {
     /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated. A
     /// run that decides by the free memory decides as on that machine. The device does not refuse larger allocations.
     pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
-        let device = Device::with_memory_limit(Dry::new(kernels, compute_capability), free_bytes);
+        let device = Device::with_memory_limit(DryDevice::new(kernels, compute_capability), free_bytes);
         device.profiler().collect_totals(true);
         device.0.profile.plan_launches(compute_capability);
         device
@@ -114,15 +114,15 @@ impl Device {
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Device::cuda_with_products(ordinal, Products::default())
+        Device::cuda_with_matmul_implementation(ordinal, MatmulImplementation::default())
     }
 
     /// As [`Device::cuda`], with a choice of the code for matrix products.
     ///
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
-    pub fn cuda_with_products(ordinal: usize, products: Products) -> Result<Device> {
-        Device::on_gpu_with_products(Gpu::open(ordinal).map_err(device_error)?, products)
+    pub fn cuda_with_matmul_implementation(ordinal: usize, products: MatmulImplementation) -> Result<Device> {
+        Device::on_gpu_with_matmul_implementation(Gpu::open(ordinal).map_err(device_error)?, products)
     }
 
     /// The device of a GPU that was opened by a given driver. Tests pass a GPU of the fake driver.
@@ -130,14 +130,14 @@ impl Device {
     /// # Errors
     /// The driver cannot reserve address space.
     pub fn on_gpu(gpu: Gpu) -> Result<Device> {
-        Device::on_gpu_with_products(gpu, Products::default())
+        Device::on_gpu_with_matmul_implementation(gpu, MatmulImplementation::default())
     }
 
     /// As [`Device::on_gpu`], with a choice of the code for matrix products.
     ///
     /// # Errors
     /// The driver cannot reserve address space.
-    pub fn on_gpu_with_products(gpu: Gpu, products: Products) -> Result<Device> {
+    pub fn on_gpu_with_matmul_implementation(gpu: Gpu, products: MatmulImplementation) -> Result<Device> {
         Ok(Device::new(Cuda::new(gpu, products)?))
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::Device;
 use crate::error::Result;
 use crate::memory::MemorySample;
-use crate::profile::{COUNT, LaunchEvent, OpTotals, ProfileData, RECORD};
-use crate::ranges::{Range, RangeName, range, record_details};
+use crate::profile::{LaunchEvent, OpTotals, ProfileData, TIMELINE_BIT, TOTALS_BIT};
+use crate::ranges::{RangeGuard, RangeName, range, record_details};
 
 /// A phase of the work, such as `forward`. Later launches belong to the part before it when it is dropped.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ use crate::ranges::{Range, RangeName, range, record_details};
 pub struct PhaseGuard {
     device: Device,
     outer: &'static str,
-    _range: Range,
+    _range: RangeGuard,
 }
 
 impl Drop for PhaseGuard {
@@ -34,14 +34,14 @@ pub struct Profiler<'a>(pub(super) &'a Device);
 impl Profiler<'_> {
     /// Turns collecting the totals by kernel on or off.
     pub fn collect_totals(&self, on: bool) {
-        self.collected().switch(COUNT, on);
+        self.collected().switch_mode(TOTALS_BIT, on);
     }
 
     /// Turns recording the timelines of launches and memory on or off. While it is on, recorded ranges include layers
     /// and ops.
     pub fn record_timeline(&self, on: bool) {
         record_details(on);
-        self.collected().switch(RECORD, on);
+        self.collected().switch_mode(TIMELINE_BIT, on);
         self.0.0.memory.record_samples(on);
     }
 

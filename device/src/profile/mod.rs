@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use crate::launch::{Arch, Cost, Launch};
-use crate::ranges::{LaunchOrigin, RangeId, current_origin, current_range, host_thread_number, tool_is_attached};
+use crate::ranges::{LaunchOrigin, RangeId, current_origin, current_range, host_thread_number, is_tool_attached};
 use operand_reads::OperandHistory;
 use planned_launches::planned_stages;
 
 pub use operand_reads::{OperandRead, OperandReads};
 pub use planned_launches::{PlannedLaunches, PlannedStage};
 
-/// The bit of [`ProfileData::switch`] for totals.
-pub(crate) const COUNT: u8 = 1;
-/// The bit of [`ProfileData::switch`] for the timeline.
-pub(crate) const RECORD: u8 = 2;
+/// The bit of [`ProfileData::switch_mode`] for totals.
+pub(crate) const TOTALS_BIT: u8 = 1;
+/// The bit of [`ProfileData::switch_mode`] for the timeline.
+pub(crate) const TIMELINE_BIT: u8 = 2;
 
 /// Totals of all launches of one kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,12 +88,12 @@ pub(crate) struct LaunchRecord {
 
 impl LaunchRecord {
     /// Records that the call on the host has returned.
-    pub(crate) fn host_returned(&mut self) {
+    pub(crate) fn record_host_return(&mut self) {
         self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
     }
 
     /// Returns the launch with its time: it began at `start` and took `seconds`.
-    pub(crate) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
+    pub(crate) fn with_time(self, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
     }
 }
@@ -131,13 +131,13 @@ impl ProfileData {
     /// it; then a trace leaves their launches to the tool.
     pub(crate) fn needs_single_launches(&self) -> bool {
         let mode = self.mode.load(Ordering::Relaxed);
-        mode & COUNT != 0 || mode & RECORD != 0 && !tool_is_attached()
+        mode & TOTALS_BIT != 0 || mode & TIMELINE_BIT != 0 && !is_tool_attached()
     }
 
     /// Begins the record of a launch that the host is about to make.
     pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
-        let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
+        let sizes = if mode & TIMELINE_BIT != 0 { launch.sizes() } else { Vec::new() };
         let operand = match launch {
             Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
             Launch::Kernel(_) | Launch::WeightGroups(_) => None,
@@ -164,7 +164,7 @@ impl ProfileData {
     pub(crate) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
         for TimedLaunch { mode, event } in known {
-            if mode & COUNT != 0 {
+            if mode & TOTALS_BIT != 0 {
                 let t = s.totals.entry(event.name).or_default();
                 t.launches += 1;
                 t.cost += event.cost;
@@ -172,7 +172,7 @@ impl ProfileData {
                 t.seconds += event.seconds;
                 t.planned.add(&event.stages, event.cost, 1);
             }
-            if mode & RECORD != 0 {
+            if mode & TIMELINE_BIT != 0 {
                 s.events.push(event);
             }
         }
@@ -213,7 +213,7 @@ impl ProfileData {
         events
     }
 
-    pub(crate) fn switch(&self, bits: u8, on: bool) {
+    pub(crate) fn switch_mode(&self, bits: u8, on: bool) {
         if on {
             self.mode.fetch_or(bits, Ordering::Relaxed);
         } else {

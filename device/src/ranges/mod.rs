@@ -28,7 +28,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use name::{LayerOrigin, RangeName};
-pub(crate) use nvtx::tool_is_attached;
+pub(crate) use nvtx::is_tool_attached;
 pub use nvtx::{INJECTION_VARIABLE, attach_nvtx_tool};
 pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
 pub use recorder::{RangeEvent, RangeId, current_range, start_recording_ranges, take_recorded_ranges};
@@ -47,7 +47,7 @@ static LISTENERS: AtomicU8 = AtomicU8::new(0);
 /// A range of host time that has begun. It ends when this value is dropped, on the thread that began it.
 #[derive(Debug)]
 #[must_use = "the range ends when this value is dropped"]
-pub struct Range {
+pub struct RangeGuard {
     /// Whether the range was reported to a tool that speaks NVTX, which must get its end as well.
     in_nvtx: bool,
     recorded: Option<recorder::OpenRange>,
@@ -55,12 +55,12 @@ pub struct Range {
     _thread: PhantomData<*const ()>,
 }
 
-impl Range {
+impl RangeGuard {
     /// A range that is not reported to any listener.
-    pub(crate) const NONE: Range = Range { in_nvtx: false, recorded: None, _thread: PhantomData };
+    pub(crate) const NONE: RangeGuard = RangeGuard { in_nvtx: false, recorded: None, _thread: PhantomData };
 }
 
-impl Drop for Range {
+impl Drop for RangeGuard {
     fn drop(&mut self) {
         if let Some(open) = self.recorded.take() {
             recorder::end(open);
@@ -73,9 +73,9 @@ impl Drop for Range {
 
 /// Begins a range on this thread.
 #[inline]
-pub fn range(name: RangeName) -> Range {
+pub fn range(name: RangeName) -> RangeGuard {
     match LISTENERS.load(Ordering::Relaxed) {
-        0 => Range::NONE,
+        0 => RangeGuard::NONE,
         listeners => begin(name, listeners),
     }
 }
@@ -83,22 +83,22 @@ pub fn range(name: RangeName) -> Range {
 /// Begins the range of a launch. The recorder has launches in another way: with their times on the device
 /// ([`LaunchEvent`](crate::LaunchEvent)).
 #[inline]
-pub(crate) fn launch_range(name: &'static str) -> Range {
+pub(crate) fn launch_range(name: &'static str) -> RangeGuard {
     match LISTENERS.load(Ordering::Relaxed) & NVTX {
-        0 => Range::NONE,
+        0 => RangeGuard::NONE,
         nvtx => begin(RangeName::Launch(name), nvtx),
     }
 }
 
 #[cold]
-fn begin(name: RangeName, listeners: u8) -> Range {
+fn begin(name: RangeName, listeners: u8) -> RangeGuard {
     let in_nvtx = listeners & NVTX != 0;
     if in_nvtx {
         nvtx::push(&name);
     }
     let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_detail());
     let recorded = if is_recorded { recorder::begin(name) } else { None };
-    Range { in_nvtx, recorded, _thread: PhantomData }
+    RangeGuard { in_nvtx, recorded, _thread: PhantomData }
 }
 
 /// Turns the recording of layers and ops on or off. They are recorded while the launches of a device are.

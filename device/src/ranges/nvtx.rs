@@ -159,7 +159,7 @@ fn attach(path: OsString) -> Result<(), String> {
 }
 
 /// Whether a tool gets the ranges.
-pub(crate) fn tool_is_attached() -> bool {
+pub(crate) fn is_tool_attached() -> bool {
     TOOL.get().is_some()
 }
 

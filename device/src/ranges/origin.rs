@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 
-use super::{LayerOrigin, Range, RangeName, range};
+use super::{LayerOrigin, RangeGuard, RangeName, range};
 
 /// The op and the layer that a launch belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +35,8 @@ thread_local! {
 pub struct OriginGuard {
     outer: LaunchOrigin,
     /// The op's range lies inside of the layer's, so it is dropped first.
-    _op: Range,
-    _layer: Range,
+    _op: RangeGuard,
+    _layer: RangeGuard,
 }
 
 impl Drop for OriginGuard {
@@ -56,11 +56,11 @@ pub fn with_origin(origin: LaunchOrigin) -> OriginGuard {
     let outer = CURRENT.replace(origin);
     let layer = match origin.layer {
         Some(layer) if outer.layer != Some(layer) => range(RangeName::Layer(layer)),
-        _ => Range::NONE,
+        _ => RangeGuard::NONE,
     };
     let LaunchOrigin { op, is_backward, .. } = origin;
     let is_new = !op.is_empty() && (op, is_backward) != (outer.op, outer.is_backward);
-    let op = if is_new { range(RangeName::Op { name: op, is_backward }) } else { Range::NONE };
+    let op = if is_new { range(RangeName::Op { name: op, is_backward }) } else { RangeGuard::NONE };
     OriginGuard { outer, _op: op, _layer: layer }
 }
 

@@ -19,18 +19,18 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::{ConfigAndTokenizerFiles, TensorSpec};
 
 /// A model folder with bf16 weights, because the skinny GEMM kernels of decode steps need bf16.
-pub fn folder() -> PathBuf {
+pub fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/image_hd128_bf16/model")
 }
 
 pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
-    let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
+    let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
 }
 
 /// [`model`] with int8 weights.
 pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
-    let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
+    let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
     let files = Checkpoint::open(&folder).unwrap();
     Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::Int8, None).unwrap()
 }
@@ -59,7 +59,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     };
     let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
-    let (small_files, naming) = (ConfigAndTokenizerFiles::read(&folder()).unwrap(), TensorNaming::Classic);
+    let (small_files, naming) = (ConfigAndTokenizerFiles::read(&model_folder()).unwrap(), TensorNaming::Classic);
     lora::save(
         dir.path(),
         AdapterFolder { spec: &spec, base: "base", small_files: &small_files, naming },
@@ -135,12 +135,12 @@ pub fn run_continuously(engine: &Engine, kv_bytes: u64, requests: &[TestRequest]
     completions
 }
 
-pub fn simulated() -> Device {
+pub fn simulated_device() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap()
 }
 
 /// 16 requests of different lengths with unrelated prompts, some greedy and some sampled.
-pub fn strangers() -> Vec<GenerationRequest<'static>> {
+pub fn unrelated_requests() -> Vec<GenerationRequest<'static>> {
     let request = |i: usize| {
         let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
         let sampling = [SamplingParams::GREEDY, SAMPLED, PENALISED, SamplingParams { min_p: 0.05, ..SAMPLED }][i % 4];
@@ -161,12 +161,12 @@ pub fn text_prompt(ids: Vec<u32>) -> ModelInput {
 
 /// The prompt of the golden case with an image.
 pub fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
-    let file = folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
+    let file = model_folder().parent().map(|case| case.join("inputs.safetensors")).unwrap();
     Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
 }
 
 /// Runs steps until the batch is idle, and returns its completions in the order of requests.
-pub fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
+pub fn run_until_idle(batch: &mut ContinuousBatch) -> Vec<Completion> {
     let mut completions = Vec::new();
     while !batch.is_idle() {
         let output = batch.step(&mut |_| {}).unwrap();

@@ -27,21 +27,21 @@ pub struct Layout {
     /// Rules that make new columns out of parts of other columns. The columns `file.stem`, `file.folder` and
     /// `row.number` (from 1) always exist.
     #[serde(default)]
-    pub derive: Vec<Derive>,
+    pub derive: Vec<DerivedColumns>,
     /// The parts of a file that no column names, so that only the row number tells the part of a row.
-    pub blocks: Option<Blocks>,
+    pub blocks: Option<FileBlocks>,
     /// The rules for every row.
     pub row: RowRules,
     /// Rules for some of the rows. A rule of a case replaces the rule of the same name in `row`; if several cases apply
     /// to a row, the last one wins.
     #[serde(default)]
-    pub case: Vec<Case>,
+    pub case: Vec<RowCase>,
 }
 
 /// A rule that makes columns out of the text of another column.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Derive {
+pub struct DerivedColumns {
     /// The column that is read.
     pub column: String,
     /// A regular expression; each of its named groups becomes a column. If the text does not match, no column is added.
@@ -60,7 +60,7 @@ fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
 /// part, if the file has `rows` rows for each name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Blocks {
+pub struct FileBlocks {
     /// Number of rows of a part.
     pub rows: usize,
     /// The names of the parts, in order.
@@ -70,7 +70,7 @@ pub struct Blocks {
 /// Rules that apply only to rows with certain values in certain columns.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Case {
+pub struct RowCase {
     /// Column names with the values that select the case. A row belongs to the case if each of these columns has one of
     /// the values listed for it.
     pub when: BTreeMap<String, Vec<String>>,
@@ -215,7 +215,7 @@ impl Layout {
         if let Some(blocks) = self.blocks.as_ref().filter(|blocks| blocks.rows * blocks.names.len() == rows) {
             row.insert("block".into(), json!(blocks.names[index / blocks.rows]));
         }
-        for Derive { column: name, regex } in &self.derive {
+        for DerivedColumns { column: name, regex } in &self.derive {
             let Some(text) = column(row, name).and_then(text_of_scalar) else { continue };
             let Some(found) = regex.captures(&text) else { continue };
             let groups = regex.capture_names().flatten().filter_map(|group| Some((group, found.name(group)?.as_str())));
@@ -226,7 +226,7 @@ impl Layout {
 
     /// The rules for a row.
     pub fn rules(&self, row: &Map<String, Value>) -> RowRules {
-        let applies = |case: &&Case| {
+        let applies = |case: &&RowCase| {
             case.when
                 .iter()
                 .all(|(name, values)| values.contains(&column(row, name).and_then(text_of_scalar).unwrap_or_default()))

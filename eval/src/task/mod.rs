@@ -219,7 +219,7 @@ impl Task {
     }
 
     /// The text of the task file, if the task is built in.
-    pub fn file_text(&self) -> Option<&'static str> {
+    pub fn built_in_file_text(&self) -> Option<&'static str> {
         BUILT_IN.into_iter().find(|(name, _)| name.strip_suffix(".toml") == Some(&self.name)).map(|(_, text)| text)
     }
 

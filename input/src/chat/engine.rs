@@ -63,7 +63,7 @@ impl CompiledTemplate {
     /// Compiles a template. The error says what is wrong with the template. An untrusted template is compiled and
     /// rendered on a thread with a large stack.
     pub(super) fn compile(text: &str, tokens: Map<String, Value>, is_trusted: bool) -> Result<Self, String> {
-        let text = &python::with_newlines(text);
+        let text = &python::normalize_newlines(text);
         limits::check_template_text(text)?;
         let compile = || {
             let mut environment = Environment::new();

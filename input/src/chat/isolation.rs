@@ -42,7 +42,7 @@ const MAX_FAILURES: usize = 3;
 
 /// The template that the worker compiles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Setup {
+pub(super) struct WorkerTemplate {
     /// The template.
     pub(super) text: String,
     /// The special tokens that the template can use by name.
@@ -53,7 +53,7 @@ pub(super) struct Setup {
 #[derive(Debug)]
 pub(super) struct IsolatedTemplate {
     program: Program,
-    setup: Setup,
+    setup: WorkerTemplate,
     state: Mutex<State>,
 }
 
@@ -63,8 +63,8 @@ struct State {
     failures: usize,
 }
 
-/// A message to the worker. The caller sends references to a [`Setup`] or a [`RenderInput`]; the worker receives owned
-/// values.
+/// A message to the worker. The caller sends references to a [`WorkerTemplate`] or a [`RenderInput`]; the worker receives
+/// owned values.
 #[derive(Debug, Serialize, Deserialize)]
 enum Job<S, R> {
     Compile(S),
@@ -73,7 +73,7 @@ enum Job<S, R> {
 
 impl IsolatedTemplate {
     /// Starts a worker, which compiles the template. The error says what is wrong with the template.
-    pub(super) fn compile(program: Program, setup: Setup) -> Result<Self, String> {
+    pub(super) fn compile(program: Program, setup: WorkerTemplate) -> Result<Self, String> {
         limits::check_template_text(&setup.text)?;
         let worker = start(&program, &setup).map_err(|how| format!("cannot be compiled: {how}"))??;
         Ok(Self { program, setup, state: Mutex::new(State { worker: Some(worker), failures: 0 }) })
@@ -95,7 +95,7 @@ impl IsolatedTemplate {
             };
             let is_new = started.as_ref().map_or(true, |worker| worker.jobs == 1);
             let rendered = started.and_then(|mut worker| {
-                let reply = ask(&mut worker, &Job::<&Setup, _>::Render(input))?;
+                let reply = ask(&mut worker, &Job::<&WorkerTemplate, _>::Render(input))?;
                 Ok((worker, reply))
             });
             match rendered {
@@ -116,7 +116,7 @@ impl IsolatedTemplate {
 
 /// Starts a worker and lets it compile the template. The inner error is about the template; the outer error says how
 /// the worker ended.
-fn start(program: &Program, setup: &Setup) -> Result<Result<Worker, String>, String> {
+fn start(program: &Program, setup: &WorkerTemplate) -> Result<Result<Worker, String>, String> {
     let started = Worker::start(program, &TEMPLATE_WORKER);
     let mut worker =
         started.map_err(|e| format!("the worker process that renders the template cannot be started: {e}"))?;
@@ -148,9 +148,9 @@ fn ask(worker: &mut Worker, job: &impl Serialize) -> Result<Result<String, Strin
 /// The `main` function of a template worker.
 fn worker_main() -> ExitCode {
     let mut template = Err("is not compiled yet".to_string());
-    reel_worker::serve(|job: Job<Setup, RenderInput>, _, replies| {
+    reel_worker::serve(|job: Job<WorkerTemplate, RenderInput>, _, replies| {
         let prompt = match job {
-            Job::Compile(Setup { text, tokens }) => {
+            Job::Compile(WorkerTemplate { text, tokens }) => {
                 reel_worker::limit_memory(MEMORY_BYTES)?;
                 reel_worker::limit_processor_time(CPU_SECONDS)?;
                 template = CompiledTemplate::compile(&text, tokens, false);

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use self::engine::{CompiledTemplate, RenderInput};
-use self::isolation::{IsolatedTemplate, Setup};
+use self::isolation::{IsolatedTemplate, WorkerTemplate};
 use crate::error::{InputError, Result};
 use crate::messages::Conversation;
 
@@ -230,9 +230,9 @@ impl Source {
         let refused = |what: String| InputError::template(&location, what, HELP);
         let (is_trusted, own_text) = (is_known(&text), text.clone());
         let renderer = match reel_worker::program() {
-            Some(program) if !is_trusted => {
-                Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
-            }
+            Some(program) if !is_trusted => Renderer::InWorker(
+                IsolatedTemplate::compile(program, WorkerTemplate { text, tokens }).map_err(refused)?,
+            ),
             _ => Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?),
         };
         Ok(Template { renderer, location, text: own_text })

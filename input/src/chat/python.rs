@@ -37,7 +37,7 @@ pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
 }
 
 /// Replaces the line ends `\r\n` and `\r` by `\n`, as Jinja2 does in the source of a template.
-pub(super) fn with_newlines(text: &str) -> String {
+pub(super) fn normalize_newlines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 

@@ -225,7 +225,7 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
     }
     check_act(fields)?;
     check_sliding_window(fields, num_hidden_layers)?;
-    let (rope_theta, mrope_section) = rope::theta_and_section(fields, root, head_dim)?;
+    let (rope_theta, mrope_section) = rope::rope_theta_and_mrope_section(fields, root, head_dim)?;
     Ok(TextConfig {
         vocab_size: fields.positive_int("vocab_size")?,
         hidden_size,
@@ -315,7 +315,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
         return Err(fields.error("num_heads", what));
     }
     check_act(fields)?;
-    rope::check_vision(fields)?;
+    rope::check_vision_rope(fields)?;
     for key in ["in_channels", "in_chans"] {
         let channels = or(key, 3)?;
         if channels != 3 {

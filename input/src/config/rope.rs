@@ -16,7 +16,11 @@ type Found<T> = Option<(String, T)>;
 ///
 /// # Errors
 /// A value is missing, unsupported, or stated twice with two values.
-pub(super) fn theta_and_section(fields: &JsonFields, root: &JsonFields, head_dim: usize) -> Result<(f64, [usize; 3])> {
+pub(super) fn rope_theta_and_mrope_section(
+    fields: &JsonFields,
+    root: &JsonFields,
+    head_dim: usize,
+) -> Result<(f64, [usize; 3])> {
     let (mut theta, mut section) = (None, None);
     for level in [fields, root] {
         for key in ["rope_parameters", "rope_scaling"] {
@@ -84,7 +88,7 @@ fn mrope_section(rope: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
 }
 
 /// Checks the `rope_parameters` of `vision_config`, which transformers 5 writes.
-pub(super) fn check_vision(fields: &JsonFields) -> Result<()> {
+pub(super) fn check_vision_rope(fields: &JsonFields) -> Result<()> {
     let rope = fields.object_or_empty("rope_parameters")?;
     match rope.opt_f64("rope_theta")? {
         Some(theta) if theta != VISION_THETA => {

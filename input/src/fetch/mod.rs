@@ -80,7 +80,7 @@ impl MediaAccess {
     /// The address may not be downloaded; the server does not send the file, or not in time; the file is too large.
     pub fn download(&self, address: &str, max_bytes: u64, timeout: Duration) -> Result<NamedTempFile> {
         let shown = without_secrets(address);
-        if network::is_forbidden() {
+        if network::are_downloads_forbidden() {
             let help = "download the file yourself, or leave out --offline";
             return Err(InputError::messages(shown, "is not downloaded, because --offline is given", help));
         }

@@ -15,7 +15,7 @@ use reel_diagnostic::input;
 use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
-use self::part_keys::address;
+use self::part_keys::media_value_and_overrides;
 use self::tool_messages::read_tool_calls;
 use crate::error::{InputError, Result};
 use crate::fetch::without_secrets;
@@ -176,7 +176,7 @@ impl MediaSource {
 
 const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": text or list of parts}";
 /// The types of content parts that are texts. The last two types are from OpenAI's Responses API.
-pub const TEXT_TYPES: [&str; 3] = ["text", "input_text", "output_text"];
+pub const TEXT_PART_TYPES: [&str; 3] = ["text", "input_text", "output_text"];
 
 const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
 
@@ -324,7 +324,7 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Kind {
+pub(crate) enum PartKind {
     Text,
     Image,
     Video,
@@ -334,13 +334,13 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     let Some(map) = part.as_object() else {
         return Err(InputError::messages(location, "is not an object", PART));
     };
-    match kind_of(location, map)? {
-        Kind::Text => match map.get("text") {
+    match part_kind(location, map)? {
+        PartKind::Text => match map.get("text") {
             Some(Value::String(text)) => Ok(ContentPart::Text(text.clone())),
             _ => Err(InputError::messages(location, "is a text part without a `text`", PART)),
         },
-        Kind::Image => {
-            let (address, limits) = address(location, map, ["image", "image_url"])?;
+        PartKind::Image => {
+            let (address, limits) = media_value_and_overrides(location, map, ["image", "image_url"])?;
             let source = match address {
                 Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
@@ -350,8 +350,8 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
             };
             Ok(ContentPart::Image(ImagePart { source, overrides: limits, location: location.to_string() }))
         }
-        Kind::Video => {
-            let (address, limits) = address(location, map, ["video", "video_url"])?;
+        PartKind::Video => {
+            let (address, limits) = media_value_and_overrides(location, map, ["video", "video_url"])?;
             let source = video_source(location, address, root)?;
             Ok(ContentPart::Video(VideoPart { source, overrides: limits, location: location.to_string() }))
         }
@@ -365,27 +365,27 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
 /// The type is unknown, or the part also has an image or video of another kind. (Qwen's chat template and qwen-vl-utils
 /// use the keys and ignore a `type` of `text`; here a text part with an image is refused, because the text or the image
 /// would be lost.)
-pub(crate) fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
+pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<PartKind> {
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let (image, video) = (["image", "image_url"].into_iter().find(has), ["video", "video_url"].into_iter().find(has));
     let kind = match map.get("type").and_then(Value::as_str) {
-        Some(kind) if TEXT_TYPES.contains(&kind) => Kind::Text,
-        Some("image" | "image_url" | "input_image") => Kind::Image,
-        Some("video" | "video_url") => Kind::Video,
+        Some(kind) if TEXT_PART_TYPES.contains(&kind) => PartKind::Text,
+        Some("image" | "image_url" | "input_image") => PartKind::Image,
+        Some("video" | "video_url") => PartKind::Video,
         Some(other) => {
             let what = format!("has the type `{other}`, which this model does not support");
             return Err(InputError::messages(location, what, PART));
         }
-        None if image.is_some() => Kind::Image,
-        None if video.is_some() => Kind::Video,
-        None if has(&"text") => Kind::Text,
+        None if image.is_some() => PartKind::Image,
+        None if video.is_some() => PartKind::Video,
+        None if has(&"text") => PartKind::Text,
         None => return Err(InputError::messages(location, "has no `type`", PART)),
     };
     let (name, unused) = match kind {
-        Kind::Text => ("a text part", image.or(video)),
+        PartKind::Text => ("a text part", image.or(video)),
         // A part without the medium of its kind is refused later, when the medium is read.
-        Kind::Image => ("an image part", video.filter(|_| image.is_some())),
-        Kind::Video => ("a video part", image.filter(|_| video.is_some())),
+        PartKind::Image => ("an image part", video.filter(|_| image.is_some())),
+        PartKind::Video => ("a video part", image.filter(|_| video.is_some())),
     };
     match unused {
         Some(key) => {

@@ -4,7 +4,7 @@
 use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value};
 
-use super::{Kind, kind_of};
+use super::{PartKind, part_kind};
 use crate::error::{InputError, Result};
 
 /// The keys of qwen-vl-utils for the frames and pixels of a video.
@@ -28,12 +28,12 @@ const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "re
 /// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`), and the
 /// limits of the part. The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is
 /// accepted there and ignored, because `max_pixels` sets the size.
-pub(crate) fn address<'a>(
+pub(crate) fn media_value_and_overrides<'a>(
     location: &str,
     map: &'a Map<String, Value>,
     keys: [&'static str; 2],
 ) -> Result<(Option<&'a Value>, MediaOverrides)> {
-    let limits = overrides(location, map)?;
+    let limits = read_media_overrides(location, map)?;
     let mut given = keys.into_iter().filter_map(|key| Some((key, map.get(key).filter(|value| !value.is_null())?)));
     let Some((key, value)) = given.next() else { return Ok((None, limits)) };
     if given.next().is_some_and(|(_, other)| other.get("url").unwrap_or(other) != value.get("url").unwrap_or(value)) {
@@ -59,7 +59,7 @@ pub(crate) fn address<'a>(
             name => return Err(unknown_key(&location, name, own)),
         }
     }
-    let limits = limits.union(overrides(&location, object)?).map_err(|e| {
+    let limits = limits.union(read_media_overrides(&location, object)?).map_err(|e| {
         let what = format!("is {} here, but {} in the part itself", e.other, e.own);
         InputError::messages(format!("{location}: {}", e.key), what, "give it in one place")
     })?;
@@ -79,10 +79,10 @@ pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Resu
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
             let location = format!("{location}: message {i}, part {j}");
             let Some(map) = part.as_object() else { continue };
-            let (own, limits): (&[&str], &[&str]) = match kind_of(&location, map)? {
-                Kind::Text => continue,
-                Kind::Image => (&["image", "image_url", "detail"], &IMAGE_KEYS),
-                Kind::Video => (&["video", "video_url"], &VIDEO_KEYS),
+            let (own, limits): (&[&str], &[&str]) = match part_kind(&location, map)? {
+                PartKind::Text => continue,
+                PartKind::Image => (&["image", "image_url", "detail"], &IMAGE_KEYS),
+                PartKind::Video => (&["video", "video_url"], &VIDEO_KEYS),
             };
             // `uuid` is vLLM's name of the medium for its media cache; this program ignores it.
             let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);
@@ -95,7 +95,7 @@ pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Resu
 }
 
 /// Reads the keys of qwen-vl-utils in a content part. A key whose value is null counts as absent.
-pub(crate) fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
+pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
     let number = |key: &str| match map.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|x| x.is_finite()) {

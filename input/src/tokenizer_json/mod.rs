@@ -1,7 +1,7 @@
 //! Parses tokenizer.json, and checks its regular expressions and replacements, which run on every text. A regular
 //! expression with lookahead or backreferences is matched by backtracking, which can take exponential time; a series of
 //! replacements can multiply the length of a text. Both are checked before an expression is compiled. If the tokenizer
-//! library panics at a file that passes these checks, the panic becomes an error ([`guarded`]).
+//! library panics at a file that passes these checks, the panic becomes an error ([`catch_library_panic`]).
 
 mod byte_pair;
 mod vocabulary;
@@ -25,10 +25,10 @@ pub(crate) type BytePairTokenizer =
     TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// The fault of a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and what is wrong.
-pub type Fault = (&'static str, String);
+pub type TokenizerFault = (&'static str, String);
 
 /// The help in errors about an invalid tokenizer.json.
-pub const HELP: &str = "use the tokenizer.json that was published with these weights";
+pub const TOKENIZER_HELP: &str = "use the tokenizer.json that was published with these weights";
 
 /// The regular expressions with lookahead by which published tokenizers split texts: of Qwen2 and later, Llama 3,
 /// GPT-2. They are allowed because each of them looks ahead by only one character.
@@ -60,10 +60,13 @@ const MAX_GROWTH: usize = 256;
 ///
 /// # Errors
 /// The error or the panic of `calls`.
-pub fn guarded<T, E: From<InputError>>(location: &str, calls: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+pub fn catch_library_panic<T, E: From<InputError>>(
+    location: &str,
+    calls: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     reel_diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
         let what = format!("is damaged in a way that the tokenizer library does not expect (it panicked: {panic})");
-        Err(InputError::tokenizer(location, what, HELP).into())
+        Err(InputError::tokenizer(location, what, TOKENIZER_HELP).into())
     })
 }
 
@@ -88,7 +91,7 @@ struct Content<M> {
 
 impl<M> Content<M> {
     /// Parses a tokenizer.json and checks its components.
-    fn parse<'de>(bytes: &'de [u8]) -> Result<Self, Fault>
+    fn parse<'de>(bytes: &'de [u8]) -> Result<Self, TokenizerFault>
     where
         M: Deserialize<'de>,
     {
@@ -114,8 +117,8 @@ impl<M> Content<M> {
 }
 
 /// Parses a tokenizer.json whose model is a byte-pair encoding.
-pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Fault> {
-    fn component<T: DeserializeOwned>(key: &'static str, value: Value) -> Result<Option<T>, Fault> {
+pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, TokenizerFault> {
+    fn component<T: DeserializeOwned>(key: &'static str, value: Value) -> Result<Option<T>, TokenizerFault> {
         serde_json::from_value(value).map_err(|e| (key, format!("cannot be read ({e})")))
     }
     let content: Content<BytePairModel> = Content::parse(bytes)?;
@@ -135,7 +138,7 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Fault> 
 ///
 /// # Errors
 /// The key at fault, and what is wrong.
-pub fn check_unigram(bytes: &[u8]) -> Result<(), Fault> {
+pub fn check_unigram(bytes: &[u8]) -> Result<(), TokenizerFault> {
     /// The value of the key `model`.
     #[derive(Deserialize)]
     struct Model {
@@ -396,13 +399,13 @@ mod tests {
     fn panics_of_the_library_are_errors_of_the_file() {
         let damaged = json!({"version": "1.0", "normalizer": {"type": "Precompiled"},
             "model": {"type": "BPE", "vocab": {}, "merges": []}});
-        let error = guarded("t.json", || {
+        let error = catch_library_panic("t.json", || {
             tokenizers::Tokenizer::from_bytes(damaged.to_string())
-                .map_err(|e| InputError::tokenizer("t.json", format!("is refused ({e})"), HELP))
+                .map_err(|e| InputError::tokenizer("t.json", format!("is refused ({e})"), TOKENIZER_HELP))
         });
         let error = error.map(|_| ()).unwrap_err().to_string();
         assert!(error.starts_with("t.json: is damaged in a way ") && error.contains("it panicked: "), "{error}");
-        assert!(error.ends_with(HELP) && error.lines().count() == 1, "{error}");
-        assert!(guarded("t.json", || Ok::<_, InputError>(1)).is_ok());
+        assert!(error.ends_with(TOKENIZER_HELP) && error.lines().count() == 1, "{error}");
+        assert!(catch_library_panic("t.json", || Ok::<_, InputError>(1)).is_ok());
     }
 }

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use reel_diagnostic::input;
-use reel_input::tokenizer_json::{self, HELP, guarded};
+use reel_input::tokenizer_json::{self, TOKENIZER_HELP, catch_library_panic};
 use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};
@@ -52,13 +52,13 @@ impl SiglipTokenizer {
     /// # Errors
     /// Another kind of tokenizer; no `</s>` or `<unk>` token; an id outside the embedding table.
     pub fn parse(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
-        guarded(location, || Self::parse_with_library(location, bytes, vocab_size, length))
+        catch_library_panic(location, || Self::parse_with_library(location, bytes, vocab_size, length))
     }
 
     fn parse_with_library(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
-        let fault = |what: String| ModelError::tokenizer(location, what, HELP);
+        let fault = |what: String| ModelError::tokenizer(location, what, TOKENIZER_HELP);
         tokenizer_json::check_unigram(bytes)
-            .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, HELP))?;
+            .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
         match inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
@@ -89,7 +89,7 @@ impl SiglipTokenizer {
     /// # Errors
     /// An error of the tokenizer library.
     pub fn encode(&self, text: &str) -> Result<Vec<i32>> {
-        guarded(&self.location, || self.encode_with_library(text))
+        catch_library_panic(&self.location, || self.encode_with_library(text))
     }
 
     fn encode_with_library(&self, text: &str) -> Result<Vec<i32>> {
@@ -114,7 +114,11 @@ impl SiglipTokenizer {
     /// token gets a leading space.
     fn pieces(&self, text: &str, first: bool, ids: &mut Vec<i32>) -> Result<()> {
         let fault = |e: &dyn std::fmt::Display| {
-            ModelError::tokenizer(&self.location, format!("cannot encode a text of {} bytes ({e})", text.len()), HELP)
+            ModelError::tokenizer(
+                &self.location,
+                format!("cannot encode a text of {} bytes ({e})", text.len()),
+                TOKENIZER_HELP,
+            )
         };
         let mut plain = NormalizedString::from(canonical(text));
         if let Some(normalizer) = self.inner.get_normalizer() {

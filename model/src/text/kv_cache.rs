@@ -31,9 +31,9 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
-    /// Makes the operating system provide the physical memory of all blocks now; see [`Tensor::populate_pages`].
-    pub fn populate_pages(&self) {
-        self.tensors().for_each(Tensor::populate_pages);
+    /// Makes the operating system provide the physical memory of all blocks now; see [`Tensor::prefault_pages`].
+    pub fn prefault_pages(&self) {
+        self.tensors().for_each(Tensor::prefault_pages);
     }
 
     /// The keys and the values of each layer: `[blocks, BLOCK_TOKENS, Hkv, D]`.

@@ -109,8 +109,8 @@ impl Tensor {
 
     /// Makes the system provide the tensor's memory now. Without this call, a CPU gets each page at the first access.
     /// Contents do not change, so other threads may use the tensor meanwhile.
-    pub fn populate_pages(&self) {
-        self.buffer_and_offset().0.populate();
+    pub fn prefault_pages(&self) {
+        self.buffer_and_offset().0.prefault_pages();
     }
 
     /// A tensor over a whole buffer that already has contents (a mapped weight file).

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::cuda::{Gpu, MULTI_STREAM_BYTES};
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MemoryCategory, Products, compile};
+use reel_device::{
+    Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MatmulImplementation, MemoryCategory, compile,
+};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
 use reel_kernels::matmul::PRODUCT_CODE;
 use reel_runtime::Tensor;
@@ -225,7 +227,7 @@ fn own_products_compute_what_tensor_copies_can_read() {
 
     // cuBLASLt on request.
     let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).unwrap();
-    let d = Device::on_gpu_with_products(gpu, Products::CublasLt).unwrap();
+    let d = Device::on_gpu_with_matmul_implementation(gpu, MatmulImplementation::CublasLt).unwrap();
     let one = |shape: &[usize]| {
         Tensor::from_f32(&d, shape, DType::BF16, &vec![1.0; shape.iter().product()], MemoryCategory::Inputs).unwrap()
     };

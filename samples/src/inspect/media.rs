@@ -8,7 +8,7 @@ use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
-use reel_input::frame_folder::{check_sizes, frames_in_folder};
+use reel_input::frame_folder::{check_frame_sizes_equal, frames_in_folder};
 use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_media::MediaError;
 use serde::Serialize;
@@ -140,7 +140,7 @@ impl MediaInspector<'_> {
                 let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
                 video.check_frame_count(frames.len())?;
                 let facts = self.frames(&frames)?;
-                check_sizes(&frames, facts.iter().filter_map(|fact| fact.size))?;
+                check_frame_sizes_equal(&frames, facts.iter().filter_map(|fact| fact.size))?;
                 Ok(MediaProperties { name: source.path_or_address(), ..facts[0].clone() })
             }
             MediaSource::Url(_) => Ok(fact(source)),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use reel_device::{DType, Device};
-use reel_engine::{GenerationRequest, StoredRows};
+use reel_engine::{GenerationRequest, StoredRequestRows};
 use reel_input::config::TextConfig;
 use reel_model::text::products::{MatmulGrouping, ReusedOutputs, StoredOutputs};
 use reel_runtime::Cx;
@@ -40,7 +40,7 @@ pub struct StoredRolloutOutputs {
     pub products: Arc<StoredOutputs>,
     /// The rows in `products` of the tokens of each prompt and of its completions, by the prompt's index among all
     /// prompts of the rollout. Prompts that another process samples have no rows.
-    groups: BTreeMap<usize, StoredRows>,
+    groups: BTreeMap<usize, StoredRequestRows>,
 }
 
 impl RolloutOutputStore {
@@ -73,8 +73,8 @@ impl RolloutOutputStore {
     ) -> Result<Option<StoredRolloutOutputs>> {
         let (mut groups, mut end) = (Vec::new(), 0);
         for request in requests.iter() {
-            let rows = StoredRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
-            end = rows.end(request.stop_conditions.len());
+            let rows = StoredRequestRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
+            end = rows.end_row(request.stop_conditions.len());
             groups.push(rows);
         }
         // Device `dry`, which only counts memory, has no limit. The number of rows must fit an i32, because row numbers
@@ -100,9 +100,9 @@ impl StoredRolloutOutputs {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (index, group) in (first..).zip(groups) {
             let Some(rows) = self.groups.get(&index) else { return Ok(None) };
-            tokens.extend(rows.prompt().map(|row| row as i32));
+            tokens.extend(rows.prompt_rows().map(|row| row as i32));
             for (index, completion) in group.completions.iter().enumerate() {
-                let of_completion = rows.completion(index, completion.learned_len).map(|row| row as i32);
+                let of_completion = rows.completion_rows(index, completion.learned_len).map(|row| row as i32);
                 tokens.extend(of_completion.clone());
                 learned.extend(of_completion);
             }

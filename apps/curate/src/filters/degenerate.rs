@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::words::words as words_of;
-use super::{FilterSettings, Reason, Rejection};
-use crate::answers::Chain;
+use super::{FilterSettings, Rejection, RejectionReason};
+use crate::answers::ReasoningChain;
 
 /// A run of this many words that occurs at least [`MAX_LOOPS`] times counts as a repetition.
 const LOOP_WORDS: usize = 6;
@@ -70,30 +70,30 @@ static SCRIPTS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
 
 /// The reason why a chain is degenerate, or `None`; `words` are the chain's words.
 pub(super) fn degenerate_reason(
-    chain: &Chain,
+    chain: &ReasoningChain,
     question: &str,
     words: &[String],
     settings: &FilterSettings,
 ) -> Option<Rejection> {
     let text = &chain.thought;
     if words.len() < settings.min_words {
-        return Some((Reason::TooShort, format!("{} words, fewer than {}", words.len(), settings.min_words)));
+        return Some((RejectionReason::TooShort, format!("{} words, fewer than {}", words.len(), settings.min_words)));
     }
     if words.len() > settings.max_words {
-        return Some((Reason::TooLong, format!("{} words, more than {}", words.len(), settings.max_words)));
+        return Some((RejectionReason::TooLong, format!("{} words, more than {}", words.len(), settings.max_words)));
     }
     if let Some(what) = repetition(words) {
-        return Some((Reason::Repetition, what));
+        return Some((RejectionReason::Repetition, what));
     }
     let opening = opening(text);
     let first_sentence = text.split(['.', '!', '?', '\n', '。']).next().unwrap_or_default();
     if NAMES_ANSWER.is_match(opening) || words_of(first_sentence) == words_of(&chain.answer) {
-        return Some((Reason::EarlyAnswer, format!("the chain of thought begins with {opening:?}")));
+        return Some((RejectionReason::EarlyAnswer, format!("the chain of thought begins with {opening:?}")));
     }
     if let Some(found) = MENTIONS_DESCRIPTION.find(text).filter(|_| settings.is_blind) {
-        return Some((Reason::MentionsDescription, format!("the chain of thought says {:?}", found.as_str())));
+        return Some((RejectionReason::MentionsDescription, format!("the chain of thought says {:?}", found.as_str())));
     }
-    other_script(text, question).map(|what| (Reason::OtherScript, what))
+    other_script(text, question).map(|what| (RejectionReason::OtherScript, what))
 }
 
 /// Describes what a chain repeats; `None` if it does not repeat itself.
@@ -141,8 +141,8 @@ fn other_script(text: &str, question: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn reason_of(thought: &str, question: &str) -> Option<Reason> {
-        let chain = Chain { thought: thought.into(), answer: "B".into() };
+    fn reason_of(thought: &str, question: &str) -> Option<RejectionReason> {
+        let chain = ReasoningChain { thought: thought.into(), answer: "B".into() };
         let settings = super::super::tests::settings();
         degenerate_reason(&chain, question, &words_of(thought), &settings).map(|(reason, _)| reason)
     }
@@ -153,19 +153,28 @@ mod tests {
         let twice: String = (0..2).map(|_| (0..40).map(|i| format!("w{i} ")).collect::<String>()).collect();
         let question = "Which way does the ball roll?";
         for (thought, wanted) in [
-            ("A ball.", Some(Reason::TooShort)),
-            (&*long, Some(Reason::TooLong)),
-            (&"I look at the ball and then ".repeat(6), Some(Reason::Repetition)),
-            (&"one two three four five ".repeat(16), Some(Reason::Repetition)),
+            ("A ball.", Some(RejectionReason::TooShort)),
+            (&*long, Some(RejectionReason::TooLong)),
+            (&"I look at the ball and then ".repeat(6), Some(RejectionReason::Repetition)),
+            (&"one two three four five ".repeat(16), Some(RejectionReason::Repetition)),
             (&twice, None),
-            ("The answer is B, because the ball rolls to the right side of the room.", Some(Reason::EarlyAnswer)),
-            ("B. The ball rolls to the right side of the room, past the box.", Some(Reason::EarlyAnswer)),
-            ("Option B: the ball rolls to the right side of the room.", Some(Reason::EarlyAnswer)),
+            (
+                "The answer is B, because the ball rolls to the right side of the room.",
+                Some(RejectionReason::EarlyAnswer),
+            ),
+            ("B. The ball rolls to the right side of the room, past the box.", Some(RejectionReason::EarlyAnswer)),
+            ("Option B: the ball rolls to the right side of the room.", Some(RejectionReason::EarlyAnswer)),
             ("I watch the ball. It rolls past the box to the right side, so the answer is B in the end.", None),
-            ("I watch the ball roll. The description says that it goes right.", Some(Reason::MentionsDescription)),
-            ("I watch the ball roll. According to the text it goes to the right.", Some(Reason::MentionsDescription)),
+            (
+                "I watch the ball roll. The description says that it goes right.",
+                Some(RejectionReason::MentionsDescription),
+            ),
+            (
+                "I watch the ball roll. According to the text it goes to the right.",
+                Some(RejectionReason::MentionsDescription),
+            ),
             ("I watch the ball roll. A sign with a text describes the way to the right.", None),
-            ("我看到红色的球从左边滚到右边，所以它向右滚动。", Some(Reason::OtherScript)),
+            ("我看到红色的球从左边滚到右边，所以它向右滚动。", Some(RejectionReason::OtherScript)),
             ("I see the ball (球) roll from the left side to the right side.", None),
         ] {
             assert_eq!(reason_of(thought, question), wanted, "{thought}");
@@ -173,19 +182,21 @@ mod tests {
         assert_eq!(reason_of("我看到红色的球从左边滚到右边，所以它向右滚动。", "球往哪边滚？\nA. 左边\nB. 右边"), None);
         assert_eq!(
             reason_of("I see the ball roll from the left side to the right.", "球往哪边滚？"),
-            Some(Reason::OtherScript)
+            Some(RejectionReason::OtherScript)
         );
     }
 
     #[test]
     fn only_blind_chains_may_not_speak_of_descriptions() {
         let settings = FilterSettings { is_blind: false, ..super::super::tests::settings() };
-        let chain =
-            Chain { thought: "I read the caption at the bottom of the screen aloud.".into(), answer: "B".into() };
+        let chain = ReasoningChain {
+            thought: "I read the caption at the bottom of the screen aloud.".into(),
+            answer: "B".into(),
+        };
         let words = words_of(&chain.thought);
         assert_eq!(degenerate_reason(&chain, "What?", &words, &settings), None);
         let blind = FilterSettings { is_blind: true, ..settings };
         let reason = degenerate_reason(&chain, "What?", &words, &blind).map(|(reason, _)| reason);
-        assert_eq!(reason, Some(Reason::MentionsDescription));
+        assert_eq!(reason, Some(RejectionReason::MentionsDescription));
     }
 }

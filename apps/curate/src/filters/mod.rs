@@ -17,7 +17,7 @@ mod words;
 use reel_rewards::{ProblemType, accuracy_reward};
 use serde::{Deserialize, Serialize};
 
-use crate::answers::Chain;
+use crate::answers::ReasoningChain;
 use degenerate::degenerate_reason;
 use duplicates::EarlierChains;
 use words::words;
@@ -45,7 +45,7 @@ pub struct FilterSettings {
 /// Why a row is not in the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reason {
+pub enum RejectionReason {
     /// A field of the row is wrong or missing, or its video cannot be used.
     UnusableRow,
     /// An earlier row has the same video and question.
@@ -72,7 +72,7 @@ pub enum Reason {
     DuplicateChain,
 }
 
-impl Reason {
+impl RejectionReason {
     /// The name of this reason in `rejected.jsonl`.
     pub fn name(self) -> &'static str {
         match self {
@@ -93,11 +93,11 @@ impl Reason {
 }
 
 /// A rejection: the reason, and a text with details such as the measured value.
-pub type Rejection = (Reason, String);
+pub type Rejection = (RejectionReason, String);
 
 /// A chain to test.
 #[derive(Clone, Copy, Debug)]
-pub struct Candidate<'a> {
+pub struct CandidateChain<'a> {
     /// The question with its options.
     pub question: &'a str,
     /// The kind of answer.
@@ -105,14 +105,14 @@ pub struct Candidate<'a> {
     /// The correct answer from the list, in `<answer>` tags.
     pub solution: &'a str,
     /// The chain before the revision; `None` if there was no revision.
-    pub before: Option<&'a Chain>,
+    pub before: Option<&'a ReasoningChain>,
     /// The chain to be tested.
-    pub chain: &'a Chain,
+    pub chain: &'a ReasoningChain,
 }
 
 /// The result of the tests of one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
+pub struct ChainMeasurements {
     /// The accuracy reward of the answer.
     pub accuracy: f32,
     /// The similarity to the frames; `None` if it was not computed.
@@ -139,24 +139,24 @@ impl Filters {
     ///
     /// # Errors
     /// `similarity` returns an error.
-    pub fn test<E>(
+    pub fn test_chain<E>(
         &mut self,
-        candidate: &Candidate<'_>,
+        candidate: &CandidateChain<'_>,
         location: &str,
         similarity: impl FnOnce() -> Result<f32, E>,
-    ) -> Result<(Measured, Option<Rejection>), E> {
-        let Candidate { question, kind, solution, before, chain } = *candidate;
+    ) -> Result<(ChainMeasurements, Option<Rejection>), E> {
+        let CandidateChain { question, kind, solution, before, chain } = *candidate;
         let settings = &self.settings;
         let words = words(&chain.thought);
         let accuracy = accuracy_reward(Some(kind), &chain.text(), solution);
-        let mut measured = Measured { accuracy, similarity: None, words: words.len() };
+        let mut measured = ChainMeasurements { accuracy, similarity: None, words: words.len() };
         if let Some(before) = before.filter(|before| !is_same_answer(kind, before, chain)) {
             let what = format!("the answer changed from {:?} to {:?}", before.answer, chain.answer);
-            return Ok((measured, Some((Reason::ConclusionChanged, what))));
+            return Ok((measured, Some((RejectionReason::ConclusionChanged, what))));
         }
         if accuracy <= settings.min_accuracy {
             let what = format!("the answer {:?} has accuracy {accuracy}", chain.answer);
-            return Ok((measured, Some((Reason::Accuracy, what))));
+            return Ok((measured, Some((RejectionReason::Accuracy, what))));
         }
         if let Some(rejection) = degenerate_reason(chain, question, &words, settings) {
             return Ok((measured, Some(rejection)));
@@ -168,17 +168,17 @@ impl Filters {
             if !(value >= least) {
                 return Ok((
                     measured,
-                    Some((Reason::Similarity, format!("the similarity {value:.4} is below {least}"))),
+                    Some((RejectionReason::Similarity, format!("the similarity {value:.4} is below {least}"))),
                 ));
             }
         }
         let duplicate = self.earlier.find_or_insert(&chain.answer, &words, location);
-        Ok((measured, duplicate.map(|what| (Reason::DuplicateChain, what))))
+        Ok((measured, duplicate.map(|what| (RejectionReason::DuplicateChain, what))))
     }
 }
 
 /// Whether the chain after the revision has the same answer as the chain before it.
-fn is_same_answer(kind: ProblemType, before: &Chain, after: &Chain) -> bool {
+fn is_same_answer(kind: ProblemType, before: &ReasoningChain, after: &ReasoningChain) -> bool {
     let is_compared_as_a_whole = matches!(kind, ProblemType::MultipleChoice | ProblemType::Numerical);
     words(&before.answer) == words(&after.answer)
         || is_compared_as_a_whole && accuracy_reward(Some(kind), &after.text(), &before.text()) == 1.0
@@ -202,21 +202,21 @@ mod tests {
 
     const THOUGHT: &str = "First I look at the ball, which lies at the left edge. Then it rolls to the right side.";
 
-    fn chain(thought: &str, answer: &str) -> Chain {
-        Chain { thought: thought.into(), answer: answer.into() }
+    fn chain(thought: &str, answer: &str) -> ReasoningChain {
+        ReasoningChain { thought: thought.into(), answer: answer.into() }
     }
 
     fn test(
         filters: &mut Filters,
         kind: ProblemType,
-        before: Option<&Chain>,
-        after: &Chain,
+        before: Option<&ReasoningChain>,
+        after: &ReasoningChain,
         similarity: f32,
-    ) -> Option<Reason> {
+    ) -> Option<RejectionReason> {
         let solution = "<answer>to the right</answer>";
         let solution = if kind == ProblemType::FreeForm { solution } else { "<answer>B</answer>" };
-        let candidate = Candidate { question: "Which way does it roll?", kind, solution, before, chain: after };
-        let tested = filters.test(&candidate, "list:1", || Ok::<_, Infallible>(similarity)).unwrap();
+        let candidate = CandidateChain { question: "Which way does it roll?", kind, solution, before, chain: after };
+        let tested = filters.test_chain(&candidate, "list:1", || Ok::<_, Infallible>(similarity)).unwrap();
         tested.1.map(|(reason, _)| reason)
     }
 
@@ -225,26 +225,26 @@ mod tests {
         use ProblemType::{FreeForm, MultipleChoice};
         let mut filters = Filters::new(settings());
         let right = chain(THOUGHT, "B");
-        let mut one = |kind, before: Option<&Chain>, after: &Chain, similarity| {
+        let mut one = |kind, before: Option<&ReasoningChain>, after: &ReasoningChain, similarity| {
             test(&mut filters, kind, before, after, similarity)
         };
-        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &right, 0.0), Some(Reason::ConclusionChanged));
-        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0), Some(Reason::Accuracy));
-        assert_eq!(one(MultipleChoice, None, &chain("Short.", "B"), 0.0), Some(Reason::TooShort));
+        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &right, 0.0), Some(RejectionReason::ConclusionChanged));
+        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0), Some(RejectionReason::Accuracy));
+        assert_eq!(one(MultipleChoice, None, &chain("Short.", "B"), 0.0), Some(RejectionReason::TooShort));
         assert_eq!(
             one(MultipleChoice, Some(&chain("x", "b.")), &right, 0.0),
             None,
             "no similarity is needed for multiple choice"
         );
         let other = chain(&format!("{THOUGHT} And stays there, near the wall."), "to the right");
-        assert_eq!(one(FreeForm, None, &other, 0.05), Some(Reason::Similarity));
-        assert_eq!(one(FreeForm, None, &other, f32::NAN), Some(Reason::Similarity));
+        assert_eq!(one(FreeForm, None, &other, 0.05), Some(RejectionReason::Similarity));
+        assert_eq!(one(FreeForm, None, &other, f32::NAN), Some(RejectionReason::Similarity));
         assert_eq!(one(FreeForm, None, &other, 0.1), None);
         assert_eq!(
             one(FreeForm, None, &chain(&other.thought.to_uppercase(), "To the right!"), 0.1),
-            Some(Reason::DuplicateChain)
+            Some(RejectionReason::DuplicateChain)
         );
-        assert_eq!(one(FreeForm, None, &chain(THOUGHT, "up the hill"), 0.1), Some(Reason::Accuracy));
+        assert_eq!(one(FreeForm, None, &chain(THOUGHT, "up the hill"), 0.1), Some(RejectionReason::Accuracy));
     }
 
     #[test]
@@ -253,7 +253,7 @@ mod tests {
         let right = chain(THOUGHT, "B");
         assert_eq!(
             test(&mut Filters::new(exact), ProblemType::MultipleChoice, None, &right, 0.0),
-            Some(Reason::Accuracy)
+            Some(RejectionReason::Accuracy)
         );
         let without = FilterSettings { min_similarity: None, ..settings() };
         let free = chain(THOUGHT, "to the right");

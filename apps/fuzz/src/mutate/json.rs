@@ -115,7 +115,7 @@ fn change_object(map: &mut Map<String, Value>, copied: Value, words: &[&str], ra
 }
 
 fn number(random: &mut Random) -> Value {
-    format!("{RAW}{}", text::NUMBERS[random.below(text::NUMBERS.len())]).into()
+    format!("{RAW}{}", text::EDGE_CASE_NUMBERS[random.below(text::EDGE_CASE_NUMBERS.len())]).into()
 }
 
 fn extreme(words: &[&str], random: &mut Random) -> Value {

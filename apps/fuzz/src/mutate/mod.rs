@@ -17,7 +17,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// The format of a part of an input, which decides how the part is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PartFormat {
     /// A part that is never changed.
     Fixed,
     /// Any bytes.
@@ -36,16 +36,16 @@ pub enum Kind {
 
 /// A valid input: one or more parts.
 #[derive(Clone, Debug)]
-pub struct Seed(pub Vec<(Kind, Vec<u8>)>);
+pub struct Seed(pub Vec<(PartFormat, Vec<u8>)>);
 
 impl Seed {
     /// An input of one part.
-    pub fn new(kind: Kind, bytes: impl Into<Vec<u8>>) -> Self {
+    pub fn new(kind: PartFormat, bytes: impl Into<Vec<u8>>) -> Self {
         Self(vec![(kind, bytes.into())])
     }
 
     /// Appends one more part to this seed.
-    pub fn and(mut self, kind: Kind, bytes: impl Into<Vec<u8>>) -> Self {
+    pub fn with_part(mut self, kind: PartFormat, bytes: impl Into<Vec<u8>>) -> Self {
         self.0.push((kind, bytes.into()));
         self
     }
@@ -54,7 +54,7 @@ impl Seed {
 /// Makes an input from one of the seeds. `words` are texts that the target's parser knows, such as field names.
 pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut parts = seeds[random.below(seeds.len())].0.clone();
-    let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != Kind::Fixed).collect();
+    let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != PartFormat::Fixed).collect();
     // One input in 16 is an unchanged seed. Of the other inputs, half have one change, a quarter have two changes, and
     // so on.
     let changes = if random.one_in(16) { 0 } else { 1 + (random.next().trailing_ones() as usize).min(7) };
@@ -70,7 +70,7 @@ pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8
 }
 
 /// Joins parts to an input.
-pub fn joined(parts: &[(Kind, Vec<u8>)]) -> Vec<u8> {
+pub fn joined(parts: &[(PartFormat, Vec<u8>)]) -> Vec<u8> {
     let parts: Vec<&[u8]> = parts.iter().map(|part| &part.1[..]).collect();
     parts.join(SEPARATOR)
 }
@@ -88,18 +88,18 @@ pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
 }
 
 /// Makes one random change to a part of an input. `other` is the part with the same index in another seed.
-fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
+fn change(kind: PartFormat, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match kind {
-        Kind::Fixed => {}
-        Kind::Bytes => bytes::change(bytes, other, random),
-        Kind::Text if random.one_in(6) => bytes::change(bytes, other, random),
-        Kind::Text => text::change(bytes, other, words, random),
+        PartFormat::Fixed => {}
+        PartFormat::Bytes => bytes::change(bytes, other, random),
+        PartFormat::Text if random.one_in(6) => bytes::change(bytes, other, random),
+        PartFormat::Text => text::change(bytes, other, words, random),
         // JSON that no longer parses can only be changed as text.
-        Kind::Json if random.one_in(8) || !json::change(bytes, words, random) => {
+        PartFormat::Json if random.one_in(8) || !json::change(bytes, words, random) => {
             text::change(bytes, other, words, random);
         }
-        Kind::Json => {}
-        Kind::JsonLines => {
+        PartFormat::Json => {}
+        PartFormat::JsonLines => {
             let mut lines: Vec<Vec<u8>> = bytes.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
             let at = random.below(lines.len());
             if random.one_in(8) || !json::change(&mut lines[at], words, random) {
@@ -107,11 +107,11 @@ fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random:
             }
             *bytes = lines.join(&b'\n');
         }
-        Kind::Safetensors if random.one_in(5) || !change_header(bytes, words, random) => {
+        PartFormat::Safetensors if random.one_in(5) || !change_header(bytes, words, random) => {
             bytes::change(bytes, other, random);
         }
-        Kind::Safetensors => {}
-        Kind::Png => {
+        PartFormat::Safetensors => {}
+        PartFormat::Png => {
             bytes::change(bytes, other, random);
             if !random.one_in(6) {
                 bytes::correct_png_checksums(bytes);

@@ -3,7 +3,7 @@
 use crate::random::Random;
 
 /// Numbers that parsers often treat wrongly: limits of types, and unusual spellings.
-pub const NUMBERS: &[&str] = &[
+pub const EDGE_CASE_NUMBERS: &[&str] = &[
     "0",
     "-0",
     "-1",
@@ -143,7 +143,7 @@ fn replace_number(text: &mut Vec<u8>, random: &mut Random) -> bool {
     }
     let start = starts[random.below(starts.len())];
     let end = start + text[start..].iter().take_while(|&&byte| is_part(byte)).count();
-    text.splice(start..end, NUMBERS[random.below(NUMBERS.len())].bytes());
+    text.splice(start..end, EDGE_CASE_NUMBERS[random.below(EDGE_CASE_NUMBERS.len())].bytes());
     true
 }
 

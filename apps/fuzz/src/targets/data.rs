@@ -8,7 +8,7 @@ use reel_data::Table;
 use reel_worker::{Program, use_workers};
 
 use super::{Judge, Target, repository_file, scratch_folder};
-use crate::mutate::{Kind, Seed};
+use crate::mutate::{PartFormat, Seed};
 use crate::verdict::value_of;
 
 /// Parquet files, as pyarrow and the library `datasets` write them.
@@ -28,7 +28,7 @@ pub const ARROW: Target = Target {
 };
 
 fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
-    let seed = |name: &&str| Ok(Seed::new(Kind::Bytes, repository_file(&format!("tests/golden/data/{name}"))?));
+    let seed = |name: &&str| Ok(Seed::new(PartFormat::Bytes, repository_file(&format!("tests/golden/data/{name}"))?));
     names.iter().map(seed).collect()
 }
 

@@ -3,7 +3,7 @@
 use reel_media::image;
 
 use super::{Target, repository_file};
-use crate::mutate::{Kind, Seed};
+use crate::mutate::{PartFormat, Seed};
 use crate::verdict::{require, value_of};
 
 /// Image files. The seeds are small images of every format and every kind of pixels.
@@ -18,7 +18,7 @@ pub const IMAGE: Target = Target {
             .collect::<std::io::Result<_>>()?;
         names.sort();
         let seed = |name: &String| {
-            let kind = if name.ends_with(".png") { Kind::Png } else { Kind::Bytes };
+            let kind = if name.ends_with(".png") { PartFormat::Png } else { PartFormat::Bytes };
             Ok(Seed::new(kind, repository_file(&format!("tests/golden/pixels/kinds/{name}"))?))
         };
         names.iter().map(seed).collect()
@@ -42,7 +42,7 @@ pub const VIDEO: Target = Target {
             ["h264_709.mp4", "h264_vfr.mp4", "h264_rot90.mp4", "open_group_cut.mp4", "vp9.webm", "mpeg4_odd.avi"];
         names
             .iter()
-            .map(|name| Ok(Seed::new(Kind::Bytes, repository_file(&format!("tests/golden/clips/{name}"))?)))
+            .map(|name| Ok(Seed::new(PartFormat::Bytes, repository_file(&format!("tests/golden/clips/{name}"))?)))
             .collect()
     },
     open: || {

@@ -14,18 +14,18 @@ use reel_model::siglip::{SiglipConfig, SiglipTokenizer};
 use serde_json::{Map, Value, json};
 
 use super::{Target, repository_file, scratch_folder, text_of};
-use crate::mutate::{Kind, Seed, parts_of};
+use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{accepted, require, value_of};
 
 /// The options of the model folder that targets use.
-pub(super) const TINY: InitOptions =
+pub(super) const TINY_MODEL: InitOptions =
     InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
 
 /// Returns the bytes of a file in the model folder of the preset `tiny`.
 pub(super) fn tiny_file(name: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
-    init_without_weights(&TINY, folder.path())?;
+    init_without_weights(&TINY_MODEL, folder.path())?;
     Ok(fs::read(folder.path().join(name))?)
 }
 
@@ -78,14 +78,14 @@ pub const SAFETENSORS: Target = Target {
     seeds: || {
         let folder = scratch_folder()?;
         let path = folder.join("inputs");
-        ModelInput::from_text_tokens(vec![1, 2, 3]).write(&path, &preset_config(&TINY)?)?;
+        ModelInput::from_text_tokens(vec![1, 2, 3]).write(&path, &preset_config(&TINY_MODEL)?)?;
         Ok(vec![
-            Seed::new(Kind::Safetensors, small_weights(["model.embed_tokens.weight", "model.norm.weight"])),
-            Seed::new(Kind::Safetensors, fs::read(path)?),
+            Seed::new(PartFormat::Safetensors, small_weights(["model.embed_tokens.weight", "model.norm.weight"])),
+            Seed::new(PartFormat::Safetensors, fs::read(path)?),
         ])
     },
     open: || {
-        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY_MODEL)?);
         let path = folder.join("model.safetensors");
         Ok(Box::new(move |input| {
             fs::write(&path, input).map_err(|e| e.to_string())?;
@@ -127,11 +127,11 @@ pub const SHARDS: Target = Target {
         });
         let second = json!({"lm_head.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}});
         let first = small_weights(["model.embed_tokens.weight", "model.norm.weight"]);
-        let all = Seed::new(Kind::Json, index.to_string()).and(Kind::Fixed, first);
-        Ok(vec![all.and(Kind::Safetensors, safetensors(second, &[0; 8]))])
+        let all = Seed::new(PartFormat::Json, index.to_string()).with_part(PartFormat::Fixed, first);
+        Ok(vec![all.with_part(PartFormat::Safetensors, safetensors(second, &[0; 8]))])
     },
     open: || {
-        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY_MODEL)?);
         let names =
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         Ok(Box::new(move |input| {
@@ -182,7 +182,7 @@ pub const CONFIG: Target = Target {
         let siglip = repository_file("tests/golden/siglip/model/config.json")?;
         let files = ["config.json", "generation_config.json", "preprocessor_config.json"].map(tiny_file);
         let files = files.into_iter().chain([Ok(siglip)]).collect::<Result<Vec<_>>>()?;
-        Ok(files.into_iter().map(|file| Seed::new(Kind::Json, file)).collect())
+        Ok(files.into_iter().map(|file| Seed::new(PartFormat::Json, file)).collect())
     },
     open: || {
         Ok(Box::new(|input| {
@@ -238,10 +238,10 @@ pub const ADAPTER: Target = Target {
             "exclude_modules": null, "use_rslora": false, "bias": "none", "task_type": "CAUSAL_LM", "lora_dropout": 0.0,
         });
         let weights = safetensors(weights, &[0; 2048]);
-        Ok(vec![Seed::new(Kind::Json, config.to_string()).and(Kind::Safetensors, weights)])
+        Ok(vec![Seed::new(PartFormat::Json, config.to_string()).with_part(PartFormat::Safetensors, weights)])
     },
     open: || {
-        let (folder, config) = (scratch_folder()?, preset_config(&TINY)?);
+        let (folder, config) = (scratch_folder()?, preset_config(&TINY_MODEL)?);
         Ok(Box::new(move |input| {
             for (name, part) in ["adapter_config.json", "adapter_model.safetensors"].iter().zip(parts_of(input)) {
                 fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
@@ -301,9 +301,9 @@ pub const TOKENIZER: Target = Target {
     ],
     seeds: || {
         let siglip = repository_file("tests/golden/siglip/model/tokenizer.json")?;
-        let tiny = Seed::new(Kind::Json, tiny_file("tokenizer.json")?);
+        let tiny = Seed::new(PartFormat::Json, tiny_file("tokenizer.json")?);
         // SigLIP's tokenizer.json is large and slow to parse, so only one of the five seeds has it.
-        Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(Kind::Json, siglip)])
+        Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(PartFormat::Json, siglip)])
     },
     open: || {
         Ok(Box::new(|input| {
@@ -432,7 +432,7 @@ pub const CHAT_TEMPLATE: Target = Target {
             "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content | length %}{% endfor %}{{ ns.n }}",
             "{% macro f(x, y=2) %}<{{ x }}{{ y }}>{% endmacro %}{{ f(messages[0].role) | upper | replace('S', 's') }}{{ messages | tojson(indent=1) }}",
         ];
-        let seed = |text: &&str| Seed::new(Kind::Text, *text).and(Kind::Json, messages.to_string());
+        let seed = |text: &&str| Seed::new(PartFormat::Text, *text).with_part(PartFormat::Json, messages.to_string());
         Ok(templates.iter().map(seed).collect())
     },
     open: || {

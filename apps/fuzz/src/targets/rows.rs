@@ -17,7 +17,7 @@ use reel_train::{GrpoOptions, SftOptions};
 use serde_json::{Value, json};
 
 use super::{Target, scratch_folder, text_of};
-use crate::mutate::{Kind, Seed, parts_of};
+use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::verdict::{accepted, require, value_of};
 
 const MESSAGE_WORDS: &[&str] = &[
@@ -126,7 +126,7 @@ pub const MESSAGES: Target = Target {
         with_media["media_io_kwargs"] = json!({"video": {"num_frames": 8}});
         with_media["chat_template_kwargs"] = json!({"add_vision_id": true});
         let seeds = [conversation(), body, with_tools, with_media];
-        Ok(seeds.iter().map(|seed| Seed::new(Kind::Json, seed.to_string())).collect())
+        Ok(seeds.iter().map(|seed| Seed::new(PartFormat::Json, seed.to_string())).collect())
     },
     open: || {
         Ok(Box::new(|input| {
@@ -180,7 +180,7 @@ pub const URLS: Target = Target {
             "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
             "a\u{1b}[31mred\u{9b}2J\r\n\0\u{7f} \u{202e}text",
         ];
-        Ok(texts.iter().map(|text| Seed::new(Kind::Text, *text)).collect())
+        Ok(texts.iter().map(|text| Seed::new(PartFormat::Text, *text)).collect())
     },
     open: || {
         Ok(Box::new(|input| {
@@ -226,7 +226,7 @@ pub const ROWS: Target = Target {
             json!({"problem": "?", "data_type": "text", "problem_type": "numerical", "solution": "<answer>4</answer>"}),
         ];
         let lines = rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-        Ok(vec![Seed::new(Kind::JsonLines, lines), Seed::new(Kind::Json, json!(rows).to_string())])
+        Ok(vec![Seed::new(PartFormat::JsonLines, lines), Seed::new(PartFormat::Json, json!(rows).to_string())])
     },
     open: || {
         let path = scratch_folder()?.join("rows.jsonl");
@@ -301,10 +301,10 @@ pub const RUN_CONFIG: Target = Target {
         let json = r#"{"learning_rate": 1e-5, "report_to": ["wandb"], "max_steps": 3, "beta": 0.1, "num_generations": 4, "overwrite": true}"#;
         let grpo = "num-generations = 8\ntemporal = true\nreward-weights = \"semantic=0\"\nbeta = 0.04\nloss-type = \"dapo\"\ntop-p = 1.0\n";
         Ok(vec![
-            Seed::new(Kind::Fixed, "c.toml").and(Kind::Text, toml),
-            Seed::new(Kind::Fixed, "c.toml").and(Kind::Text, grpo),
-            Seed::new(Kind::Fixed, "c.yaml").and(Kind::Text, yaml),
-            Seed::new(Kind::Fixed, "c.json").and(Kind::Json, json),
+            Seed::new(PartFormat::Fixed, "c.toml").with_part(PartFormat::Text, toml),
+            Seed::new(PartFormat::Fixed, "c.toml").with_part(PartFormat::Text, grpo),
+            Seed::new(PartFormat::Fixed, "c.yaml").with_part(PartFormat::Text, yaml),
+            Seed::new(PartFormat::Fixed, "c.json").with_part(PartFormat::Json, json),
         ])
     },
     open: || {
@@ -342,7 +342,9 @@ pub const QUARANTINE: Target = Target {
         ];
         let journal = [json!({"scan": "f"}), json!({"row": 0, "tokens": 12}), list[1].clone()];
         let lines = |rows: &[Value]| rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-        Ok(vec![Seed::new(Kind::JsonLines, lines(&list)).and(Kind::JsonLines, lines(&journal) + "\n")])
+        Ok(vec![
+            Seed::new(PartFormat::JsonLines, lines(&list)).with_part(PartFormat::JsonLines, lines(&journal) + "\n"),
+        ])
     },
     open: || {
         let list = scratch_folder()?.join("list.jsonl");

@@ -17,7 +17,7 @@ use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use super::{Target, repository_file, scratch_folder};
-use crate::mutate::{Kind, Seed, parts_of};
+use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::verdict::{accepted, require, value_of};
 
 /// The files of the target `run-folder`, in the order of the input's parts.
@@ -70,12 +70,12 @@ pub const RUN_FOLDER: Target = Target {
         let file = |name: &str| repository_file(&format!("apps/fuzz/seeds/{name}"));
         let skipped = json!({"row": 3, "line": 4, "cause": "media", "reason": "a.mp4: is damaged"}).to_string() + "\n";
         Ok(vec![
-            Seed::new(Kind::JsonLines, file("metrics.jsonl")?)
-                .and(Kind::Json, file("run.json")?)
-                .and(Kind::JsonLines, file("rollout.jsonl")?)
-                .and(Kind::Json, file("state.json")?)
-                .and(Kind::JsonLines, skipped)
-                .and(Kind::Bytes, (0..64).collect::<Vec<u8>>()),
+            Seed::new(PartFormat::JsonLines, file("metrics.jsonl")?)
+                .with_part(PartFormat::Json, file("run.json")?)
+                .with_part(PartFormat::JsonLines, file("rollout.jsonl")?)
+                .with_part(PartFormat::Json, file("state.json")?)
+                .with_part(PartFormat::JsonLines, skipped)
+                .with_part(PartFormat::Bytes, (0..64).collect::<Vec<u8>>()),
         ])
     },
     open: || {
@@ -150,7 +150,9 @@ pub const BENCH_RESULT: Target = Target {
         };
         let (before, after) = (result(1.0), result(1.1));
         let pairs = before.iter().zip(&after);
-        Ok(pairs.map(|(a, b)| Seed::new(Kind::Json, a.to_string()).and(Kind::Json, b.to_string())).collect())
+        Ok(pairs
+            .map(|(a, b)| Seed::new(PartFormat::Json, a.to_string()).with_part(PartFormat::Json, b.to_string()))
+            .collect())
     },
     open: || {
         let folder = scratch_folder()?;
@@ -171,7 +173,7 @@ pub const BENCH_RESULT: Target = Target {
 pub const WANDB: Target = Target {
     name: "wandb",
     words: &["_step", "train/loss", "media", "path", ":W&B"],
-    seeds: || Ok(vec![Seed::new(Kind::Bytes, repository_file("apps/fuzz/seeds/run.wandb")?)]),
+    seeds: || Ok(vec![Seed::new(PartFormat::Bytes, repository_file("apps/fuzz/seeds/run.wandb")?)]),
     open: || {
         let home = scratch_folder()?;
         let part = home.join("wandb/offline-run-20260101_000000-abcdefgh");

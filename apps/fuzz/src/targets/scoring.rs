@@ -12,7 +12,7 @@ use reel_rewards::{
 use serde_json::{Value, json};
 
 use super::{Target, scratch_folder, text_of};
-use crate::mutate::{Kind, Seed};
+use crate::mutate::{PartFormat, Seed};
 use crate::verdict::{accepted, require, value_of};
 
 const WORDS: &[&str] = &[
@@ -84,7 +84,7 @@ pub const PREDICTIONS: Target = Target {
             let [output, solution] = ANSWERS[i];
             json!({"problem_type": KINDS[i], "solution": solution, "output": output, "category": "object_counting", "path": "x"})
         });
-        Ok(vec![Seed::new(Kind::JsonLines, rows.map(|row| row.to_string()).collect::<Vec<_>>().join("\n"))])
+        Ok(vec![Seed::new(PartFormat::JsonLines, rows.map(|row| row.to_string()).collect::<Vec<_>>().join("\n"))])
     },
     open: || {
         Ok(Box::new(|input| {
@@ -129,7 +129,7 @@ pub const REWARDS: Target = Target {
         });
         let single = json!({"problem_type": "numerical", "solution": "<answer>4</answer>", "completion": "4", "frames": ["a.png"]});
         let rows = rows.chain([single]).map(|row| row.to_string()).collect::<Vec<_>>().join("\n");
-        Ok(vec![Seed::new(Kind::JsonLines, rows)])
+        Ok(vec![Seed::new(PartFormat::JsonLines, rows)])
     },
     open: || {
         Ok(Box::new(|input| {
@@ -173,7 +173,9 @@ fn score_text(text: &str) -> Result<(), String> {
 pub const REWARD_COMMAND: Target = Target {
     name: "reward-command",
     words: &["reward", "{\"reward\": 1}", "nan", "1e400", "null", "[1]", "-1"],
-    seeds: || Ok(vec![Seed::new(Kind::JsonLines, "0.5\n{\"reward\": 1.0}\n"), Seed::new(Kind::Text, "1\n-2e3\n")]),
+    seeds: || {
+        Ok(vec![Seed::new(PartFormat::JsonLines, "0.5\n{\"reward\": 1.0}\n"), Seed::new(PartFormat::Text, "1\n-2e3\n")])
+    },
     open: || {
         let file = scratch_folder()?.join("reply");
         let command = format!("read -r a; read -r b; cat '{}'", file.display());

@@ -10,12 +10,12 @@ use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
 use reel_model::init::init;
-use reel_serve::{ConnectionLimits, Limits, ServeOptions, ServedModel};
+use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServerLimits};
 use serde_json::{Value, json};
 
-use super::model::TINY;
+use super::model::TINY_MODEL;
 use super::{Target, scratch_folder, text_of};
-use crate::mutate::{Kind, Seed, parts_of};
+use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{Verdict, accepted, check_message, require, value_of};
 
@@ -123,7 +123,9 @@ pub const REQUEST: Target = Target {
             ("/v1/preview", json!({"messages": image})),
             ("/v1/models", Value::Null),
         ];
-        let seed = |(path, body): (&str, Value)| Seed::new(Kind::Fixed, path).and(Kind::Json, body.to_string());
+        let seed = |(path, body): (&str, Value)| {
+            Seed::new(PartFormat::Fixed, path).with_part(PartFormat::Json, body.to_string())
+        };
         Ok(seeds.into_iter().map(seed).collect())
     },
     open: || {
@@ -141,9 +143,9 @@ pub const REQUEST: Target = Target {
 /// files.
 fn start_server() -> Result<SocketAddr> {
     let folder = scratch_folder()?.join("tiny");
-    init(&TINY, &folder)?;
+    init(&TINY_MODEL, &folder)?;
     let (model, weights) = ServedModel::open_on_cpu(&folder)?;
-    let limits = Limits {
+    let limits = ServerLimits {
         batch: 4,
         requests: 64,
         body_bytes: 2 << 20,
@@ -272,7 +274,7 @@ pub const EVENTS: Target = Target {
             + &chunk("", "\"stop\"")
             + "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4}}\n\ndata: [DONE]\n\n";
         let plain = "\u{feff}event: x\r\ndata: {\"choices\":[{\"index\":1,\"text\":\"a\",\r\ndata:\"finish_reason\":\"length\"}]}\r\n\r\n";
-        Ok(vec![Seed::new(Kind::Text, text), Seed::new(Kind::Text, plain)])
+        Ok(vec![Seed::new(PartFormat::Text, text), Seed::new(PartFormat::Text, plain)])
     },
     open: || {
         Ok(Box::new(|input| {

@@ -8,7 +8,7 @@ use reel_sim::program::{Program, ProgramError};
 use reel_sim::tensor_map::{DataType, MapField, Swizzle, TensorMap, replace_field};
 
 use super::{Target, repository_file, text_of};
-use crate::mutate::{Kind, Seed};
+use crate::mutate::{PartFormat, Seed};
 use crate::random::{self, Random};
 use crate::verdict::{accepted, value_of};
 
@@ -87,8 +87,8 @@ pub const PTX: Target = Target {
     seeds: || {
         let files =
             ["sim/src/ptx/testdata/debug.ptx", "sim/src/ptx/testdata/functions.ptx", "sim/src/ptx/testdata/hopper.ptx"];
-        let files = files.iter().map(|name| Ok(Seed::new(Kind::Text, repository_file(name)?)));
-        files.chain(kernels().map(|text| Ok(Seed::new(Kind::Text, text)))).collect()
+        let files = files.iter().map(|name| Ok(Seed::new(PartFormat::Text, repository_file(name)?)));
+        files.chain(kernels().map(|text| Ok(Seed::new(PartFormat::Text, text)))).collect()
     },
     open: || {
         Ok(Box::new(|input| {
@@ -151,7 +151,7 @@ fn kernels() -> impl Iterator<Item = String> {
 pub const PTX_RUN: Target = Target {
     name: "ptx-run",
     words: WORDS,
-    seeds: || Ok(kernels().map(|text| Seed::new(Kind::Text, text)).collect()),
+    seeds: || Ok(kernels().map(|text| Seed::new(PartFormat::Text, text)).collect()),
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
@@ -192,7 +192,7 @@ pub const TENSOR_MAP: Target = Target {
     seeds: || {
         // 16 bytes of a seed describe one change of a field; each change of these seeds sets the swizzle mode to none.
         let change = [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        Ok([0, 1, 4].map(|changes| Seed::new(Kind::Bytes, change.repeat(changes))).to_vec())
+        Ok([0, 1, 4].map(|changes| Seed::new(PartFormat::Bytes, change.repeat(changes))).to_vec())
     },
     open: || {
         Ok(Box::new(|input| {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::model::tiny_file;
 use super::{Target, repository_file};
-use crate::mutate::{Kind, Seed};
+use crate::mutate::{PartFormat, Seed};
 use crate::verdict::{require, value_of};
 
 /// Messages with any JSON in place of their values. They are rendered by the chat template that reel writes and by a
@@ -59,7 +59,7 @@ pub const TEMPLATE_VALUES: Target = Target {
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
             {"role": "assistant", "content": [{"type": "text", "text": "a"}], "name": "x"},
         ]);
-        Ok([messages, calls].into_iter().map(|messages| Seed::new(Kind::Json, messages.to_string())).collect())
+        Ok([messages, calls].into_iter().map(|messages| Seed::new(PartFormat::Json, messages.to_string())).collect())
     },
     open: || {
         let template = |bytes: Vec<u8>| -> Result<ChatTemplate> {

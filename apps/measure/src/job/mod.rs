@@ -35,7 +35,7 @@ use crate::links::Links;
 
 /// The category of a rank's share of the sums of gradients, in reports of memory. One process has no such sums: it adds
 /// micro-batches in its gradients.
-pub const SUMS_CATEGORY: &str = "gradient_sums";
+pub const GRADIENT_SUMS_CATEGORY: &str = "gradient_sums";
 
 /// Bytes of an element of a gradient: f32.
 const GRADIENT_ELEMENT: u64 = 4;
@@ -304,7 +304,7 @@ impl JobShape {
         }
         let sums = self.owned(rank..rank + 1, GRADIENT_ELEMENT * parameters, parameters);
         let at = memory.iter().position(|(name, _)| *name == gradients).map_or(memory.len(), |at| at + 1);
-        memory.insert(at, (SUMS_CATEGORY, sums));
+        memory.insert(at, (GRADIENT_SUMS_CATEGORY, sums));
         memory
     }
 

@@ -139,7 +139,7 @@ proptest! {
             let all = (0..shape.ranks).flat_map(|rank| shape.memory_of(rank, &process));
             all.filter(|(name, _)| *name == wanted).map(|(_, bytes)| bytes).sum()
         };
-        prop_assert_eq!((of("optimizer"), of(SUMS_CATEGORY)), (10 * parameters, 4 * parameters));
+        prop_assert_eq!((of("optimizer"), of(GRADIENT_SUMS_CATEGORY)), (10 * parameters, 4 * parameters));
         prop_assert_eq!(of("weights"), shape.ranks as u64 * process.weight_bytes);
     }
 }

@@ -34,20 +34,20 @@ use crate::ceilings::Ceilings;
 
 /// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring of copies is
 /// sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
-pub const MEMORY_LATENCY: f64 = 700e-9;
+pub const MEMORY_LATENCY_SECONDS: f64 = 700e-9;
 
 /// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
 /// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record of this project has this gap.
-pub const LAUNCH_GAP: f64 = 0.5e-6;
+pub const LAUNCH_GAP_SECONDS: f64 = 0.5e-6;
 
 /// Bandwidth of L2 in bytes per second. Source: Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"
 /// (2023), on an H100 PCIe with 114 multiprocessors.
-pub const L2_BANDWIDTH: f64 = 5.5e12;
+pub const L2_BYTES_PER_SECOND: f64 = 5.5e12;
 
 /// Share of the ceiling of bf16 products that `mma` instructions reach; on Hopper only `wgmma` reaches the whole
 /// ceiling. Source: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024): `mma` reaches
 /// 62 % of the data sheet's rate; the ceiling is 80 % of that rate.
-pub const MMA_SHARE: f64 = 0.62 / 0.8;
+pub const MMA_SHARE_OF_CEILING: f64 = 0.62 / 0.8;
 
 /// Registers per thread that are assumed for a kernel without a row in the table.
 const DEFAULT_REGISTERS: u32 = 32;
@@ -103,7 +103,7 @@ pub struct ModelledGpu {
 /// What limits the time of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Limit {
+pub enum Bottleneck {
     /// Bandwidth of memory.
     Memory,
     /// Bandwidth of L2.
@@ -118,34 +118,34 @@ pub enum Limit {
     Launch,
 }
 
-impl Limit {
+impl Bottleneck {
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Limit::Memory => "memory",
-            Limit::L2 => "L2",
-            Limit::Latency => "latency",
-            Limit::Instructions => "instructions",
-            Limit::Matrices => "matrices",
-            Limit::Launch => "launch",
+            Bottleneck::Memory => "memory",
+            Bottleneck::L2 => "L2",
+            Bottleneck::Latency => "latency",
+            Bottleneck::Instructions => "instructions",
+            Bottleneck::Matrices => "matrices",
+            Bottleneck::Launch => "launch",
         }
     }
 }
 
 /// The modelled time of some launches.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Modelled {
+pub struct ModelledTime {
     /// Seconds of all launches.
     pub seconds: f64,
     /// Seconds that each limit alone would need.
-    pub seconds_by_limit: BTreeMap<Limit, f64>,
+    pub seconds_by_limit: BTreeMap<Bottleneck, f64>,
     /// Seconds of the launches whose kernels have a row of counts in `inputs.json`.
     pub counted_seconds: f64,
 }
 
-impl Modelled {
+impl ModelledTime {
     /// Divides all times.
-    pub(crate) fn divide(&mut self, by: f64) {
+    pub(crate) fn divide_times(&mut self, by: f64) {
         self.seconds /= by;
         self.counted_seconds /= by;
         self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
@@ -153,14 +153,14 @@ impl Modelled {
 
     /// Whether most of the modelled time is that of kernels whose instructions were counted. Without counts, the model
     /// knows memory, L2, tensor cores and launch gaps only.
-    pub fn is_counted(&self) -> bool {
+    pub fn has_instruction_counts(&self) -> bool {
         2.0 * self.counted_seconds >= self.seconds
     }
 
     /// The limit that needs the longest time.
-    pub fn limit(&self) -> Limit {
+    pub fn limit(&self) -> Bottleneck {
         let longest = self.seconds_by_limit.iter().max_by(|a, b| a.1.total_cmp(b.1));
-        longest.map_or(Limit::Launch, |(limit, _)| *limit)
+        longest.map_or(Bottleneck::Launch, |(limit, _)| *limit)
     }
 }
 
@@ -219,27 +219,27 @@ impl ModelledGpu {
     }
 
     /// Seconds that each limit needs for a wave of `active` blocks on `multiprocessors` multiprocessors, in the order
-    /// of [`Limit`]. Memory and L2: the bytes of all blocks over the bandwidth. Latency: `bytes × latency / bytes in
-    /// flight` of one block. Instructions and matrices: the work of the blocks on one multiprocessor over its rate.
-    fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Limit, f64); 5] {
+    /// of [`Bottleneck`]. Memory and L2: the bytes of all blocks over the bandwidth. Latency: `bytes × latency / bytes
+    /// in flight` of one block. Instructions and matrices: the work of the blocks on one multiprocessor over its rate.
+    fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Bottleneck, f64); 5] {
         let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);
         let in_flight = block.bytes_in_flight.filter(|_| active > 0);
-        let latency = in_flight.map_or(0.0, |in_flight| block.l2_bytes * MEMORY_LATENCY / in_flight);
-        let matrix_rate = self.ceilings.bf16 * MMA_SHARE / f64::from(self.multiprocessors);
+        let latency = in_flight.map_or(0.0, |in_flight| block.l2_bytes * MEMORY_LATENCY_SECONDS / in_flight);
+        let matrix_rate = self.ceilings.bf16 * MMA_SHARE_OF_CEILING / f64::from(self.multiprocessors);
         [
-            (Limit::Memory, all * block.bytes / (self.ceilings.bytes * self.streaming_share)),
-            (Limit::L2, all * block.l2_bytes / L2_BANDWIDTH),
-            (Limit::Latency, latency),
-            (Limit::Instructions, of_one * block.warp_instructions / self.issue_rate()),
-            (Limit::Matrices, of_one * block.matrix_flops / matrix_rate),
+            (Bottleneck::Memory, all * block.bytes / (self.ceilings.bytes * self.streaming_share)),
+            (Bottleneck::L2, all * block.l2_bytes / L2_BYTES_PER_SECOND),
+            (Bottleneck::Latency, latency),
+            (Bottleneck::Instructions, of_one * block.warp_instructions / self.issue_rate()),
+            (Bottleneck::Matrices, of_one * block.matrix_flops / matrix_rate),
         ]
     }
 
     /// The modelled time of one launch with these stages. One stage does all the work of `cost`; each other stage adds
     /// a launch gap and a latency. `on_tensor_cores` is true if the operations are matrix products in bf16.
-    fn launch(&self, stages: &[PlannedStage], cost: Cost, on_tensor_cores: bool) -> Modelled {
+    fn launch(&self, stages: &[PlannedStage], cost: Cost, on_tensor_cores: bool) -> ModelledTime {
         let Some(main) = main_stage(stages) else {
-            return Modelled::default();
+            return ModelledTime::default();
         };
         let inputs = inputs_of(main.symbol);
         let blocks = u64::from(main.blocks.max(1));
@@ -260,7 +260,7 @@ impl ModelledGpu {
         // groups.
         let used = if main.cluster > 1 { self.cluster_multiprocessors } else { self.multiprocessors };
         let wave_blocks = u64::from(resident) * u64::from(used);
-        let mut modelled = Modelled::default();
+        let mut modelled = ModelledTime::default();
         for (waves, active) in [(blocks / wave_blocks, wave_blocks), (1, blocks % wave_blocks)] {
             let limits = self.wave(&block, active, u64::from(used));
             modelled.seconds += waves as f64 * limits.iter().map(|(_, s)| *s).fold(0.0, f64::max);
@@ -269,17 +269,17 @@ impl ModelledGpu {
             }
         }
         let waits = stages.iter().filter(|s| !s.programmatic).count() as f64;
-        let fixed = LAUNCH_GAP * stages.len() as f64 + MEMORY_LATENCY * waits;
+        let fixed = LAUNCH_GAP_SECONDS * stages.len() as f64 + MEMORY_LATENCY_SECONDS * waits;
         modelled.seconds += fixed;
-        modelled.seconds_by_limit.insert(Limit::Launch, fixed);
+        modelled.seconds_by_limit.insert(Bottleneck::Launch, fixed);
         modelled.counted_seconds = if inputs.is_some() { modelled.seconds } else { 0.0 };
         modelled
     }
 
     /// The modelled time of all launches of a kernel; `None` if no launch has a plan, as for matrix products of a
     /// library.
-    pub fn launches(&self, planned: &PlannedLaunches, on_tensor_cores: bool) -> Option<Modelled> {
-        let mut all = Modelled::default();
+    pub fn time_of_launches(&self, planned: &PlannedLaunches, on_tensor_cores: bool) -> Option<ModelledTime> {
+        let mut all = ModelledTime::default();
         for (stages, count, cost) in planned.groups() {
             let times = count as f64;
             let each = Cost { flops: cost.flops / times, bytes: cost.bytes / times };

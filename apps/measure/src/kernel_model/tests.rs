@@ -8,7 +8,7 @@ fn h200() -> ModelledGpu {
 const STREAM: PlannedStage =
     PlannedStage { symbol: "no row", blocks: 132 * 8 * 4, cluster: 1, threads: 256, shared: 0, programmatic: true };
 
-fn limit_of(block: BlockWork) -> Limit {
+fn limit_of(block: BlockWork) -> Bottleneck {
     let limits = h200().wave(&block, 132, 132);
     limits.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0
 }
@@ -17,11 +17,11 @@ fn limit_of(block: BlockWork) -> Limit {
 fn the_longest_term_limits_a_wave() {
     let idle =
         BlockWork { bytes: 1e3, l2_bytes: 1e3, bytes_in_flight: Some(1e6), warp_instructions: 1.0, matrix_flops: 0.0 };
-    assert_eq!(limit_of(BlockWork { bytes: 1e6, ..idle }), Limit::Memory);
-    assert_eq!(limit_of(BlockWork { l2_bytes: 1e6, ..idle }), Limit::L2);
-    assert_eq!(limit_of(BlockWork { bytes_in_flight: Some(16.0), ..idle }), Limit::Latency);
-    assert_eq!(limit_of(BlockWork { warp_instructions: 1e6, ..idle }), Limit::Instructions);
-    assert_eq!(limit_of(BlockWork { matrix_flops: 1e9, ..idle }), Limit::Matrices);
+    assert_eq!(limit_of(BlockWork { bytes: 1e6, ..idle }), Bottleneck::Memory);
+    assert_eq!(limit_of(BlockWork { l2_bytes: 1e6, ..idle }), Bottleneck::L2);
+    assert_eq!(limit_of(BlockWork { bytes_in_flight: Some(16.0), ..idle }), Bottleneck::Latency);
+    assert_eq!(limit_of(BlockWork { warp_instructions: 1e6, ..idle }), Bottleneck::Instructions);
+    assert_eq!(limit_of(BlockWork { matrix_flops: 1e9, ..idle }), Bottleneck::Matrices);
 }
 
 #[test]
@@ -29,13 +29,13 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
     let gpu = h200();
     let cost = Cost { flops: 0.0, bytes: 4.32e9 };
     let one = gpu.launch(&[STREAM], cost, false);
-    assert!((one.seconds - LAUNCH_GAP - 1e-3 / 0.85).abs() < 1e-9, "{one:?}");
-    assert!(one.limit() == Limit::Memory && !one.is_counted());
+    assert!((one.seconds - LAUNCH_GAP_SECONDS - 1e-3 / 0.85).abs() < 1e-9, "{one:?}");
+    assert!(one.limit() == Bottleneck::Memory && !one.has_instruction_counts());
     // Without programmatic dependent launch, each of the two stages waits for its first bytes.
     let waits = PlannedStage { programmatic: false, ..STREAM };
     let small = PlannedStage { blocks: 1, ..waits.clone() };
     let two = gpu.launch(&[small, waits], cost, false);
-    assert!((two.seconds - one.seconds - LAUNCH_GAP - 2.0 * MEMORY_LATENCY).abs() < 1e-9);
+    assert!((two.seconds - one.seconds - LAUNCH_GAP_SECONDS - 2.0 * MEMORY_LATENCY_SECONDS).abs() < 1e-9);
 }
 
 #[test]
@@ -43,8 +43,8 @@ fn few_blocks_cannot_keep_memory_busy() {
     // A block with 4 KiB in flight needs 1024 memory latencies to read 4 MiB.
     let stage = PlannedStage { symbol: "sample_cluster", blocks: 1, shared: 4096, ..STREAM };
     let one = h200().launch(&[stage], Cost { flops: 0.0, bytes: 4194304.0 }, false);
-    assert_eq!(one.limit(), Limit::Latency);
-    assert!((one.seconds - LAUNCH_GAP - 1024.0 * MEMORY_LATENCY).abs() < 1e-9, "{one:?}");
+    assert_eq!(one.limit(), Bottleneck::Latency);
+    assert!((one.seconds - LAUNCH_GAP_SECONDS - 1024.0 * MEMORY_LATENCY_SECONDS).abs() < 1e-9, "{one:?}");
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn clusters_use_some_multiprocessors_only() {
     let gpu = h200();
     let blocks = |n| [PlannedStage { blocks: n, cluster: 8, threads: 2048, ..STREAM }];
     let flops = |blocks: u32| Cost { flops: 1e9 * f64::from(blocks), bytes: 1.0 };
-    let seconds = |n: u32| gpu.launch(&blocks(n), flops(n), true).seconds - LAUNCH_GAP;
+    let seconds = |n: u32| gpu.launch(&blocks(n), flops(n), true).seconds - LAUNCH_GAP_SECONDS;
     assert!((seconds(128) / seconds(120) - 2.0).abs() < 1e-6);
     assert!((seconds(8) / seconds(120) - 1.0).abs() < 1e-6);
 }
@@ -62,7 +62,7 @@ fn an_incomplete_wave_takes_as_long_as_its_blocks() {
     let gpu = h200();
     let flops = |blocks: u32| Cost { flops: 1e9 * f64::from(blocks), bytes: 1.0 };
     let blocks = |n| [PlannedStage { blocks: n, threads: 2048, ..STREAM }];
-    let seconds = |n: u32| gpu.launch(&blocks(n), flops(n), true).seconds - LAUNCH_GAP;
+    let seconds = |n: u32| gpu.launch(&blocks(n), flops(n), true).seconds - LAUNCH_GAP_SECONDS;
     assert!((seconds(133) / seconds(132) - 2.0).abs() < 1e-6);
     assert!((seconds(1) / seconds(132) - 1.0).abs() < 1e-6);
 }

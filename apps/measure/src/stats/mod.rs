@@ -164,7 +164,7 @@ fn splitmix(state: &mut u64) -> u64 {
 
 mod turns;
 
-pub use turns::{MIN_TURNS, TURN_LEVEL, compare_turns};
+pub use turns::{MIN_TURNS, TURN_SIGNIFICANCE_LEVEL, compare_turns};
 
 #[cfg(test)]
 mod tests;

@@ -10,17 +10,18 @@ use super::{MIN_RELATIVE_DIFFERENCE, SpeedVerdict, TimeDifference, doubled_ranks
 
 /// Significance level of [`compare_turns`]. Of 200 comparisons of equal programs, fewer than one is expected to end
 /// with a verdict other than "no difference".
-pub const TURN_LEVEL: f64 = 0.002;
+pub const TURN_SIGNIFICANCE_LEVEL: f64 = 0.002;
 
-/// The smallest number of turns that allows a p-value below [`TURN_LEVEL`]: with 10 turns, p can be 2 / 2^10.
+/// The smallest number of turns that allows a p-value below [`TURN_SIGNIFICANCE_LEVEL`]: with 10 turns, p can be
+/// 2 / 2^10.
 pub const MIN_TURNS: usize = 10;
 
 /// Compares the time of a process of program B with that of program A, by turn. Both slices have one time above 0 per
 /// turn.
 ///
 /// The ratio is the Hodges-Lehmann estimate: the median of the means of all pairs of logarithms. The interval has the
-/// confidence 1 - [`TURN_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not below the
-/// level.
+/// confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not
+/// below the level.
 pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
     let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| (a / b).ln()).collect();
     let n = logs.len();
@@ -34,7 +35,7 @@ pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
         Some(cut) => [means[cut].exp(), means[means.len() - 1 - cut].exp()],
         None => [0.0, f64::INFINITY],
     };
-    let differs = p < TURN_LEVEL && ratio.max(1.0 / ratio) - 1.0 > MIN_RELATIVE_DIFFERENCE;
+    let differs = p < TURN_SIGNIFICANCE_LEVEL && ratio.max(1.0 / ratio) - 1.0 > MIN_RELATIVE_DIFFERENCE;
     let verdict = match differs {
         true if ratio > 1.0 => SpeedVerdict::Faster,
         true => SpeedVerdict::Slower,
@@ -70,14 +71,14 @@ fn ways(ranks: &[usize]) -> Vec<f64> {
 }
 
 /// Number of pair means that lie outside the confidence interval on each side, for `n` turns; `None` if `n` is too
-/// small for the confidence 1 - [`TURN_LEVEL`].
+/// small for the confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`].
 fn outside(n: usize) -> Option<usize> {
     let ways = ways(&(1..=n).collect::<Vec<_>>());
     let total: f64 = ways.iter().sum();
     let mut below = 0.0;
     let rejects = |way: &&f64| {
         below += **way;
-        2.0 * below / total < TURN_LEVEL
+        2.0 * below / total < TURN_SIGNIFICANCE_LEVEL
     };
     ways.iter().take_while(rejects).count().checked_sub(1)
 }
@@ -173,7 +174,7 @@ mod tests {
             for _ in 0..20 {
                 let [a, b] = machine.turns(n, [1.0, scale]);
                 let TimeDifference { ratio, interval: [low, high], p, .. } = compare_turns(&a, &b);
-                assert_eq!(p < TURN_LEVEL, low > 1.0 || high < 1.0, "{n} {p} {low} {high}");
+                assert_eq!(p < TURN_SIGNIFICANCE_LEVEL, low > 1.0 || high < 1.0, "{n} {p} {low} {high}");
                 assert!(low <= ratio && ratio <= high);
                 let back = compare_turns(&b, &a);
                 assert!((back.p - p).abs() < 1e-12 && (back.ratio * ratio - 1.0).abs() < 1e-9);

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use reel_rewards::extract_answer;
 use serde_json::{Map, Value, json};
 
-use super::scores::grouped;
+use super::scores::with_digit_groups;
 use super::{Answer, BenchmarkAnswers, EvaluationRun, FrameStrips};
 use crate::escape::{escape_html, json_in_script};
 use crate::html::Page;
@@ -70,14 +70,18 @@ fn frames_note(run: &EvaluationRun, frames: &FrameStrips) -> String {
         for answer in &benchmark.answers {
             match frames.find(&benchmark.task.name, answer.media_key().as_deref()) {
                 Ok(_) => with += 1,
-                Err(reason) => *reasons.entry(reason.kind()).or_default() += 1,
+                Err(reason) => *reasons.entry(reason.text_without_details()).or_default() += 1,
             }
         }
     }
     let without: Vec<String> =
-        reasons.iter().map(|(reason, count)| format!("{} without: {reason}", grouped(*count))).collect();
+        reasons.iter().map(|(reason, count)| format!("{} without: {reason}", with_digit_groups(*count))).collect();
     let without = if without.is_empty() { String::new() } else { format!("; {}", without.join("; ")) };
-    format!("{} of {} questions are shown with frames{without}.", grouped(with), grouped(run.answer_count()))
+    format!(
+        "{} of {} questions are shown with frames{without}.",
+        with_digit_groups(with),
+        with_digit_groups(run.answer_count())
+    )
 }
 
 /// The data of the script.

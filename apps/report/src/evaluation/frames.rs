@@ -90,7 +90,7 @@ impl MissingFramesReason {
     }
 
     /// The reason in words, without details that differ between videos.
-    pub(super) fn kind(&self) -> String {
+    pub(super) fn text_without_details(&self) -> String {
         match self {
             Self::Failed(_) => "the video cannot be decoded".into(),
             other => other.text(),

@@ -131,7 +131,7 @@ pub fn evaluation_page_html(
     let names: Vec<&str> = run.benchmarks.iter().map(|own| &own.task.title[..]).collect();
     page.add(&format!(
         "<p>{} {questions} of {}. {}</p>\n",
-        scores::grouped(run.answer_count()),
+        scores::with_digit_groups(run.answer_count()),
         escape_html(&names.join(", ")),
         escape_html(&summary),
     ));

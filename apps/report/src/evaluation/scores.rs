@@ -25,7 +25,7 @@ const PROTOCOL: [(&str, &str, &[f64]); 5] = [
 const PROFILE: (&str, u64) = ("videorft-eval", 32);
 
 /// A number with spaces between groups of three digits.
-pub fn grouped(number: usize) -> String {
+pub fn with_digit_groups(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -106,7 +106,7 @@ fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> Tabl
                 with_interval(of.report.headline.score, mark, of.report.headline.ci95)
             }
         }));
-        table.row_with(" class=\"own\"", cells);
+        table.add_row_with_attributes(" class=\"own\"", cells);
     }
     for (model, frames, sources) in published_models(run) {
         let score = |of: &BenchmarkAnswers| {
@@ -115,7 +115,7 @@ fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> Tabl
         };
         let mut cells = vec![escape_html(model), escape_html(&sources.join("; ")), frames.to_string()];
         cells.extend(run.benchmarks.iter().map(score));
-        table.row(cells);
+        table.add_row(cells);
     }
     table
 }
@@ -153,7 +153,7 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(rows) = task.rows.filter(|&rows| rows != report.n) {
         let limit = options["limit"].as_u64().map_or(String::new(), |limit| format!(" (--limit {limit})"));
-        found.push(format!("{} of {} questions{limit}", grouped(report.n), grouped(rows)));
+        found.push(format!("{} of {} questions{limit}", with_digit_groups(report.n), with_digit_groups(rows)));
     } else if let Some(limit) = options["limit"].as_u64() {
         found.push(format!("only the first {limit} questions (--limit)"));
     }
@@ -172,7 +172,7 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
     }
     if report.errors > 0 {
         let rows = if report.errors == 1 { "row has" } else { "rows have" };
-        found.push(format!("{} {rows} an error instead of an answer and score 0", grouped(report.errors)));
+        found.push(format!("{} {rows} an error instead of an answer and score 0", with_digit_groups(report.errors)));
     }
     if options["text_only"] != true {
         let own = options["profile"].as_str().unwrap_or("unknown");
@@ -219,15 +219,15 @@ fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
         let other = against.and_then(|against| against.benchmark(&one.benchmark));
         let better = other.map_or([0; 2], |other| better_counts(own, other));
         let [low, high] = one.score.ci95.map(|x| 100.0 * x);
-        table.row(vec![
+        table.add_row(vec![
             escape_html(&own.task.title),
-            grouped(one.n),
+            with_digit_groups(one.n),
             percent(one.score.a),
             percent(one.score.b),
             format!("<b>{:+.1}</b>", 100.0 * one.score.difference),
             format!("[{low:+.1}, {high:+.1}]"),
-            link(&one.benchmark, "runs=a", &grouped(better[0])),
-            link(&one.benchmark, "runs=b", &grouped(better[1])),
+            link(&one.benchmark, "runs=a", &with_digit_groups(better[0])),
+            link(&one.benchmark, "runs=b", &with_digit_groups(better[1])),
             format!("{:.4}", one.mcnemar_p),
         ]);
     }
@@ -237,7 +237,11 @@ fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     let more: usize = only_a + only_b;
     let alone = match more {
         0 => String::new(),
-        _ => format!(" {} questions are only in A and {} only in B.", grouped(only_a), grouped(only_b)),
+        _ => format!(
+            " {} questions are only in A and {} only in B.",
+            with_digit_groups(only_a),
+            with_digit_groups(only_b)
+        ),
     };
     page.add(&format!(
         "<p class=\"note\">p: McNemar's exact test of the questions that one run alone has right, without those that are scored by their \
@@ -276,16 +280,17 @@ fn metric_name(metric: Headline) -> &'static str {
 /// The bars of a benchmark: the run's own score, the published scores, and the score of each category.
 fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is_comparison: bool) -> String {
     let BenchmarkAnswers { task, report, .. } = benchmark;
-    let mut facts = vec![format!("{} questions", grouped(report.n)), metric_name(report.headline.metric).to_string()];
+    let mut facts =
+        vec![format!("{} questions", with_digit_groups(report.n)), metric_name(report.headline.metric).to_string()];
     let filtered = |count: usize, filter: &str, words: &str| {
-        (count > 0).then(|| link(&task.name, filter, &format!("{} {words}", grouped(count))))
+        (count > 0).then(|| link(&task.name, filter, &format!("{} {words}", with_digit_groups(count))))
     };
     facts.extend(filtered(report.truncated, "show=cut", "truncated at the maximum number of tokens"));
     facts.extend(filtered(report.errors, "show=error", "with an error"));
     if report.unusable_solutions > 0 {
         facts.push(format!(
             "{} reference solutions that cannot be compared with an answer",
-            grouped(report.unusable_solutions)
+            with_digit_groups(report.unusable_solutions)
         ));
     }
     for (reason, count) in benchmark.settings["options"]["data_files"]["left_out"].as_object().into_iter().flatten() {
@@ -295,7 +300,7 @@ fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is
     let names = if is_comparison { ["A", "B"] } else { ["this run", ""] };
     for (i, own) in [Some(benchmark), other].into_iter().flatten().enumerate() {
         let (score, interval) = (own.report.headline.score, own.report.headline.ci95);
-        rows += &bar_html(names[i], &format!("own c{i}"), score, Some(interval), &grouped(own.report.n));
+        rows += &bar_html(names[i], &format!("own c{i}"), score, Some(interval), &with_digit_groups(own.report.n));
     }
     for published in &task.published {
         rows += &bar_html(&escape_html(&published.model), "published", published.score / 100.0, None, "published");
@@ -305,10 +310,10 @@ fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is
     }
     for (name, part) in &report.by_category {
         let label = link(&task.name, &format!("c={}", encoded(name)), name);
-        rows += &bar_html(&label, "c0", part.score, Some(part.ci95), &grouped(part.n));
+        rows += &bar_html(&label, "c0", part.score, Some(part.ci95), &with_digit_groups(part.n));
         if let Some(other) = other {
             match other.report.by_category.get(name) {
-                Some(part) => rows += &bar_html("", "c1", part.score, Some(part.ci95), &grouped(part.n)),
+                Some(part) => rows += &bar_html("", "c1", part.score, Some(part.ci95), &with_digit_groups(part.n)),
                 None => rows += &bar_html("", "c1", 0.0, None, "not in B"),
             }
         }

@@ -71,7 +71,7 @@ pub fn add_settings(page: &mut Page, run: &EvaluationRun, against: Option<&Evalu
     }
     let mut table = Table::new(&["setting that differs", "A", "B"]).with_text_columns(3);
     for name in different {
-        table.row(vec![escape_html(name), value(&own, name), value(&other, name)]);
+        table.add_row(vec![escape_html(name), value(&own, name), value(&other, name)]);
     }
     page.add_table(&table);
     let item = |name: &&String| format!("<dt>{}</dt><dd>{}</dd>", escape_html(name), value(&own, name));
@@ -113,7 +113,7 @@ fn add_data_files(page: &mut Page, run: &EvaluationRun) {
         let data = &benchmark.settings["options"]["data_files"];
         for file in data["files"].as_array().into_iter().flatten() {
             let text = |value: &Value| escape_html(&value.as_str().map_or_else(|| value.to_string(), String::from));
-            table.row(vec![
+            table.add_row(vec![
                 escape_html(&benchmark.task.title),
                 benchmark.report.task_version.to_string(),
                 text(&data["layout"]),

@@ -10,25 +10,25 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::fields::{Fields, wrong_field};
+use super::fields::{RequestFields, wrong_field};
 use super::models::unknown_model;
 use super::named_adapters;
 use super::queue::refuse_if_stopping;
-use super::shared::Shared;
+use super::shared::ServerState;
 use crate::http::read_body;
 
 /// `POST /v1/load_lora_adapter`
-pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn load(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
-    let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
+    let mut fields = RequestFields::of_object(read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     let Some(folder) = fields.take::<PathBuf>("lora_path", "the path of a folder")? else {
         return Err(wrong_field("lora_path", "is missing", "give the folder of an adapter"));
     };
     let replace = fields.take("load_inplace", "true or false")?.unwrap_or(false);
-    fields.refuse_others()?;
+    fields.refuse_remaining_fields()?;
     let (loading, path, of) = (shared.clone(), folder.clone(), name.clone());
     // Loading runs in a task of its own, so that a client that disconnects does not stop it half-way.
     let loaded = tokio::spawn(async move {
@@ -42,14 +42,14 @@ pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Resul
 }
 
 /// `POST /v1/unload_lora_adapter`
-pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn unload(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
-    let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
+    let mut fields = RequestFields::of_object(read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
     // `lora_int_id` is vLLM's number of an adapter. It is ignored: the name identifies the adapter.
     fields.take_any("lora_int_id");
-    fields.refuse_others()?;
+    fields.refuse_remaining_fields()?;
     match shared.adapters.remove(&name) {
         Some(adapter) => {
             shared.engine.unload_adapter(adapter.id);
@@ -59,7 +59,7 @@ pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Res
     }
 }
 
-fn take_name(fields: &mut Fields) -> Result<String, ApiError> {
+fn take_name(fields: &mut RequestFields) -> Result<String, ApiError> {
     let name = fields.take::<String>("lora_name", "the name of an adapter")?;
     name.ok_or_else(|| {
         wrong_field("lora_name", "is missing", "give the name by which requests will name this adapter in `model`")

@@ -22,12 +22,12 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::ApiError;
-use super::fields::{Fields, wrong_field};
+use super::fields::{RequestFields, wrong_field};
 use super::queue::refuse_if_stopping;
-use super::shared::Shared;
+use super::shared::ServerState;
 use crate::engine_thread::NewWeights;
-use crate::http::{Peer, read_body};
-use crate::new_weights::CheckedFiles;
+use crate::http::{PeerAddress, read_body};
+use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
 
 /// Headers that a proxy adds, or that a browser adds to a request of another server's web page.
@@ -35,8 +35,8 @@ const HEADERS_OF_OTHERS: [&str; 7] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
 
 /// Refuses requests that do not come from a program on this machine, even if they carry a valid key.
-pub(crate) async fn only_local(request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>();
+pub(crate) async fn refuse_remote_clients(request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<PeerAddress>();
     match refusal(peer, request.headers()) {
         None => next.run(request).await,
         Some(what) => ApiError::forbidden(format!("{}: {what}", request.uri().path())).into_response(),
@@ -45,7 +45,7 @@ pub(crate) async fn only_local(request: Request, next: Next) -> Response {
 
 /// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if the request is
 /// allowed.
-fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
+fn refusal(peer: Option<&PeerAddress>, headers: &HeaderMap) -> Option<String> {
     // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
     if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
         let what = "is only for clients on the server's machine; send the request there, to 127.0.0.1 or ::1";
@@ -56,16 +56,19 @@ fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
 }
 
 /// `POST /admin/weights`
-pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn replace_weights(
+    State(shared): State<Arc<ServerState>>,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
     let begun = Instant::now();
     refuse_if_stopping(&shared)?;
     shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::of_object(body)?;
+    let mut fields = RequestFields::of_object(body)?;
     let Some(folder) = fields.take::<PathBuf>("model", "the path of a folder")? else {
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };
-    fields.refuse_others()?;
+    fields.refuse_remaining_fields()?;
     let Ok(turn) = shared.weight_changes.clone().try_acquire_owned() else {
         return Err(ApiError::conflict(
             "the weights or an adapter are being changed already; try again when that is done",
@@ -80,11 +83,11 @@ pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Re
 }
 
 /// Replaces the weights. Returns the number of unfinished requests that continue with the new weights.
-async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermit) -> Result<usize, ApiError> {
+async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphorePermit) -> Result<usize, ApiError> {
     let _turn = turn;
     let (path, model) = (folder.clone(), shared.model.clone());
     let check = move || {
-        let files = CheckedFiles::open(&path, &model)?;
+        let files = CheckedWeightFiles::open(&path, &model)?;
         files.check_values()?;
         Ok(files)
     };
@@ -97,7 +100,7 @@ async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermi
     let ended = || ApiError::internal("the engine has ended; start the server again");
     let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
     shared.set_weights(folder_name(&folder));
-    shared.metrics.weights_replaced();
+    shared.metrics.record_weight_replacement();
     Ok(requests)
 }
 
@@ -121,7 +124,7 @@ mod tests {
     fn refused(address: &str, header: Option<&str>) -> Option<String> {
         let value = (HeaderValue::from_static("x"), header.map(|name| name.parse::<HeaderName>().unwrap()));
         let headers = value.1.map(|name| (name, value.0)).into_iter().collect();
-        refusal(Some(&Peer((address.parse::<std::net::IpAddr>().unwrap(), 5).into())), &headers)
+        refusal(Some(&PeerAddress((address.parse::<std::net::IpAddr>().unwrap(), 5).into())), &headers)
     }
 
     #[test]

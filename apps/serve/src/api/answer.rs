@@ -13,41 +13,41 @@ use crate::http::random_number;
 
 /// The API that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum ApiForm {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
     Text,
 }
 
-impl Form {
+impl ApiForm {
     /// The first part of the ids of answers.
     pub(crate) fn id_prefix(self) -> &'static str {
         match self {
-            Form::Chat => "chatcmpl",
-            Form::Text => "cmpl",
+            ApiForm::Chat => "chatcmpl",
+            ApiForm::Text => "cmpl",
         }
     }
 
     /// Name of the request field that has the prompt, for error messages.
     pub(crate) fn prompt_field(self) -> &'static str {
         match self {
-            Form::Chat => "messages",
-            Form::Text => "prompt",
+            ApiForm::Chat => "messages",
+            ApiForm::Text => "prompt",
         }
     }
 
     fn object(self) -> &'static str {
         match self {
-            Form::Chat => "chat.completion",
-            Form::Text => "text_completion",
+            ApiForm::Chat => "chat.completion",
+            ApiForm::Text => "text_completion",
         }
     }
 
     fn chunk_object(self) -> &'static str {
         match self {
-            Form::Chat => "chat.completion.chunk",
-            Form::Text => "text_completion",
+            ApiForm::Chat => "chat.completion.chunk",
+            ApiForm::Text => "text_completion",
         }
     }
 }
@@ -79,7 +79,7 @@ impl TextOffsets {
 
 /// How tool calls are found in an answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CallRules {
+pub(crate) struct ToolCallRules {
     /// Keep only the first call of an answer.
     pub(crate) one_call: bool,
     /// The request names the function that must be called. As in OpenAI's API, the finish reason is then `stop`.
@@ -89,7 +89,7 @@ pub(crate) struct CallRules {
 /// What the whole answer, or all of its chunks, have in common.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) form: Form,
+    pub(crate) form: ApiForm,
     pub(crate) id: String,
     /// Seconds since 1970.
     pub(crate) created: u64,
@@ -99,7 +99,7 @@ pub(crate) struct Answer {
     /// Stop strings: a completion's text ends before the first of them.
     pub(crate) stop: Vec<String>,
     /// How tool calls are found; `None` if the answer is text only.
-    pub(crate) calls: Option<CallRules>,
+    pub(crate) calls: Option<ToolCallRules>,
     /// Where the reasoning of an answer goes: into a field of its own (true), nowhere (false), or into the text
     /// (`None`).
     pub(crate) include_reasoning: Option<bool>,
@@ -119,19 +119,19 @@ impl Answer {
     }
 
     /// The answer as one object; the completions are in the order of the choices.
-    pub(crate) fn whole(&self, tokenizer: &Tokenizer, completions: &[Completion]) -> Value {
+    pub(crate) fn whole_answer(&self, tokenizer: &Tokenizer, completions: &[Completion]) -> Value {
         let choice = |(index, completion): (usize, &Completion)| {
             let text = completion_text(tokenizer, &completion.ids, &self.stop);
             let tokens: Vec<(TokenId, TokenLogProbs)> =
                 completion.ids.iter().copied().zip(completion.token_log_probs.iter().cloned()).collect();
             let log_probs = self.log_probs(tokenizer, &tokens, &mut TextOffsets::default());
             match self.form {
-                Form::Chat => {
+                ApiForm::Chat => {
                     let message = self.message(text);
                     let reason = self.finish_reason(completion.finish_reason, message.get("tool_calls").is_some());
                     json!({"index": index, "message": message, "logprobs": log_probs, "finish_reason": reason})
                 }
-                Form::Text => {
+                ApiForm::Text => {
                     let reason = completion.finish_reason.openai_name();
                     json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason})
                 }
@@ -140,11 +140,12 @@ impl Answer {
         let mut choices: Vec<Value> = completions.iter().enumerate().map(choice).collect();
         let mut of_prompt = None;
         if self.prompt_log_probs {
-            let mut of_prompts = completions.iter().map(|c| prompt_log_probs::value(tokenizer, &c.prompt_log_probs));
+            let mut of_prompts =
+                completions.iter().map(|c| prompt_log_probs::prompt_log_probs_json(tokenizer, &c.prompt_log_probs));
             match self.form {
                 // All choices have one prompt.
-                Form::Chat => of_prompt = of_prompts.next(),
-                Form::Text => {
+                ApiForm::Chat => of_prompt = of_prompts.next(),
+                ApiForm::Text => {
                     choices.iter_mut().zip(of_prompts).for_each(|(choice, value)| choice["prompt_logprobs"] = value);
                 }
             }
@@ -216,7 +217,7 @@ impl Answer {
             return Value::Null;
         }
         match self.form {
-            Form::Chat => {
+            ApiForm::Chat => {
                 let one = |id: TokenId, log_prob: f32| json!({"token": text(id), "logprob": log_prob, "bytes": tokenizer.token_bytes(id)});
                 let token = |(id, token): &(TokenId, TokenLogProbs)| {
                     let mut object = one(*id, token.log_prob);
@@ -225,7 +226,7 @@ impl Answer {
                 };
                 json!({"content": tokens.iter().map(token).collect::<Value>()})
             }
-            Form::Text => {
+            ApiForm::Text => {
                 // Special tokens are not part of the text.
                 let bytes = |id: TokenId| if tokenizer.is_special(id) { Vec::new() } else { tokenizer.token_bytes(id) };
                 let text_offsets: Vec<usize> = tokens.iter().map(|(id, _)| offsets.push(&bytes(*id))).collect();
@@ -246,10 +247,10 @@ impl Answer {
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
         let content = if self.may_have_no_text() { Value::Null } else { json!("") };
         match self.form {
-            Form::Chat => {
+            ApiForm::Chat => {
                 Some(self.chunk(index, json!({"role": "assistant", "content": content}), Value::Null, None, 0))
             }
-            Form::Text => None,
+            ApiForm::Text => None,
         }
     }
 
@@ -269,17 +270,19 @@ impl Answer {
     ) -> Value {
         let call = |call: Value| json!({"tool_calls": [call]});
         let content = match (self.form, piece) {
-            (Form::Chat, None) if self.may_have_no_text() => json!({}),
-            (Form::Chat, None) => json!({"content": ""}),
-            (Form::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
-            (Form::Chat, Some(AnswerPiece::Reasoning(text))) => json!({"reasoning": text, "reasoning_content": text}),
-            (Form::Text, Some(AnswerPiece::Text(text))) => json!(text),
-            (Form::Text, _) => json!(""),
-            (Form::Chat, Some(AnswerPiece::Call { index, name })) => {
+            (ApiForm::Chat, None) if self.may_have_no_text() => json!({}),
+            (ApiForm::Chat, None) => json!({"content": ""}),
+            (ApiForm::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
+            (ApiForm::Chat, Some(AnswerPiece::Reasoning(text))) => {
+                json!({"reasoning": text, "reasoning_content": text})
+            }
+            (ApiForm::Text, Some(AnswerPiece::Text(text))) => json!(text),
+            (ApiForm::Text, _) => json!(""),
+            (ApiForm::Chat, Some(AnswerPiece::Call { index, name })) => {
                 let function = json!({"name": name, "arguments": ""});
                 call(json!({"index": index, "id": call_id(), "type": "function", "function": function}))
             }
-            (Form::Chat, Some(AnswerPiece::Arguments { index, text })) => {
+            (ApiForm::Chat, Some(AnswerPiece::Arguments { index, text })) => {
                 call(json!({"index": index, "function": {"arguments": text}}))
             }
         };
@@ -290,8 +293,8 @@ impl Answer {
     pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, has_calls: bool, tokens: usize) -> Value {
         let reason = self.finish_reason(reason, has_calls);
         match self.form {
-            Form::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
-            Form::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
+            ApiForm::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
+            ApiForm::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
         }
     }
 
@@ -304,7 +307,7 @@ impl Answer {
 
     /// A chunk of choice `index`. `content` is the delta of a chat message, or a text.
     fn chunk(&self, index: usize, content: Value, log_probs: Value, reason: Option<&str>, tokens: usize) -> Value {
-        let key = if self.form == Form::Chat { "delta" } else { "text" };
+        let key = if self.form == ApiForm::Chat { "delta" } else { "text" };
         let choices = json!([{"index": index, key: content, "logprobs": log_probs, "finish_reason": reason}]);
         let mut object = self.object(self.form.chunk_object(), choices);
         if self.stream.continuous_usage {

@@ -9,40 +9,40 @@ use axum::response::Response;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
-use super::answer::{CallRules, Form};
-use super::fields::{Fields, wrong_field};
-use super::queue::{Checked, refuse_if_stopping};
-use super::shared::Shared;
+use super::answer::{ApiForm, ToolCallRules};
+use super::fields::{RequestFields, wrong_field};
+use super::queue::{CheckedRequest, refuse_if_stopping};
+use super::shared::ServerState;
 use super::{ApiError, encode};
 use crate::http::RequestLog;
 
 /// `POST /v1/chat/completions`
 pub(crate) async fn complete(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<ServerState>>,
     Extension(log): Extension<Arc<RequestLog>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
-    let mut fields = Fields::read(&shared, body).await?;
+    let mut fields = RequestFields::read(&shared, body).await?;
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
-    let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
+    let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
     let (add_generation_prompt, names) = (fields.take_generation_prompt()?, fields.given_names());
     let reasoning = fields.take_reasoning()?;
     let (settings, tools, prompt_fields) = fields.into_chat_settings()?;
     if settings.max_new_tokens == Some(0) {
         return Err(wrong_field(names.max_tokens, "is 0", "give 1 or more"));
     }
-    let rules = CallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
+    let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.has_calls().then_some(rules);
-    let checked = Checked::new(&shared, Form::Chat, model, stream, (settings, names), 1)?;
-    let checked = checked.with_calls(calls).with_reasoning(reasoning);
-    let prompt = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
+    let checked = CheckedRequest::new(&shared, ApiForm::Chat, model, stream, (settings, names), 1)?;
+    let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
+    let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         // Moves the permit for the memory of the messages into the closure, which frees both when the prompt is
         // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
-        encode::messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)
+        encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)
     });
     let prompt = prompt.await?;
     checked.answer(&shared, log, vec![prompt], shared.limits.new_tokens).await

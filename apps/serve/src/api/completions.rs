@@ -11,10 +11,10 @@ use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
 use serde::Deserialize;
 
-use super::answer::Form;
-use super::fields::{Fields, wrong_field};
-use super::queue::{Checked, refuse_if_stopping};
-use super::shared::Shared;
+use super::answer::ApiForm;
+use super::fields::{RequestFields, wrong_field};
+use super::queue::{CheckedRequest, refuse_if_stopping};
+use super::shared::ServerState;
 use super::{ApiError, encode};
 use crate::http::RequestLog;
 
@@ -51,10 +51,10 @@ impl Prompts {
 
 impl Prompt {
     /// The model input of a prompt. Prompts of this API have no images or videos.
-    fn encode(self, shared: &Shared) -> Result<ModelInput, ApiError> {
+    fn encode(self, shared: &ServerState) -> Result<ModelInput, ApiError> {
         let input = match self {
-            Prompt::Text(text) => encode::text(shared, &text)?,
-            Prompt::Ids(ids) => encode::ids(shared, "prompt", ids)?,
+            Prompt::Text(text) => encode::encode_text(shared, &text)?,
+            Prompt::Ids(ids) => encode::encode_ids(shared, "prompt", ids)?,
         };
         match input.is_empty() {
             true => Err(wrong_field("prompt", "has no tokens", "give it some text")),
@@ -65,12 +65,12 @@ impl Prompt {
 
 /// `POST /v1/completions`
 pub(crate) async fn complete(
-    State(shared): State<Arc<Shared>>,
+    State(shared): State<Arc<ServerState>>,
     Extension(log): Extension<Arc<RequestLog>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
-    let mut fields = Fields::read(&shared, body).await?;
+    let mut fields = RequestFields::read(&shared, body).await?;
     let wanted = "a text, a list of texts, a list of token ids, or a list of such lists";
     let Some(prompts) = fields.take::<Prompts>("prompt", wanted)? else {
         return Err(wrong_field("prompt", "is missing", &format!("give {wanted}")));
@@ -79,7 +79,7 @@ pub(crate) async fn complete(
     if prompts.is_empty() {
         return Err(wrong_field("prompt", "is an empty list", &format!("give {wanted}")));
     }
-    let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
+    let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
     take_without_effect(&mut fields)?;
     let top_log_probs = match fields.take::<usize>("logprobs", "a number from 0 to 20")? {
         Some(asked) if asked > MAX_TOP_LOG_PROBS => {
@@ -89,7 +89,7 @@ pub(crate) async fn complete(
     };
     let names = fields.given_names();
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
-    let checked = Checked::new(&shared, Form::Text, model, stream, (settings, names), prompts.len())?;
+    let checked = CheckedRequest::new(&shared, ApiForm::Text, model, stream, (settings, names), prompts.len())?;
     let prompts = encode::on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()
@@ -99,7 +99,7 @@ pub(crate) async fn complete(
 }
 
 /// Takes out the fields that only this API has. They are accepted only with values that have no effect.
-fn take_without_effect(fields: &mut Fields) -> Result<(), ApiError> {
+fn take_without_effect(fields: &mut RequestFields) -> Result<(), ApiError> {
     if fields.take::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(wrong_field("suffix", "is not supported", "remove it"));
     }

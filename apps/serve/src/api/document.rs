@@ -27,12 +27,12 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;mar
     @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}}";
 
 /// `GET /openapi.json`
-pub(crate) async fn json() -> Json<&'static Value> {
+pub(crate) async fn openapi_json() -> Json<&'static Value> {
     Json(&DOCUMENT)
 }
 
 /// `GET /docs`
-pub(crate) async fn page() -> impl IntoResponse {
+pub(crate) async fn openapi_page() -> impl IntoResponse {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
     ([(CONTENT_SECURITY_POLICY, policy)], Html(PAGE.as_str()))
 }

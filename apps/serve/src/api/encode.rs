@@ -11,21 +11,22 @@ use reel_input::{InputError, ModelInput, TokenId};
 use serde_json::Value;
 
 use super::fields::wrong_field;
-use super::shared::Shared;
-use super::{ApiError, LOCATION, wrong_messages, wrong_request};
+use super::shared::ServerState;
+use super::{ApiError, REQUEST_LOCATION, wrong_messages, wrong_request};
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
 /// `add_generation_prompt` is `None`, the prompt ends with the beginning of an answer unless the last message is the
 /// assistant's.
-pub(crate) fn messages(
-    shared: &Shared,
+pub(crate) fn encode_messages(
+    shared: &ServerState,
     messages: &Value,
     tools: Vec<Value>,
     fields: PromptFields,
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
-    let conversation = Conversation::from_request(LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
+    let conversation =
+        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
     conversation.check_tool_results().map_err(wrong_messages)?;
     refuse_many_media(shared, &conversation)?;
     if shared.media.root.is_none() {
@@ -33,11 +34,11 @@ pub(crate) fn messages(
     }
     let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
     // Hides the media folder in the error message, so that clients do not learn where it lies on this machine.
-    encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT")))
+    encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.replace_in_message(folder, "MEDIA_ROOT")))
 }
 
 /// Refuses a request with more images or videos than the server allows.
-fn refuse_many_media(shared: &Shared, conversation: &Conversation) -> Result<(), ApiError> {
+fn refuse_many_media(shared: &ServerState, conversation: &Conversation) -> Result<(), ApiError> {
     let is_video = |part: &&ContentPart| matches!(part, ContentPart::Video(_));
     let videos = conversation.media_parts().filter(is_video).count();
     let images = conversation.media_parts().count() - videos;
@@ -59,7 +60,7 @@ fn secret_folders(folder: &Path) -> Vec<String> {
 }
 
 fn encode_conversation(
-    shared: &Shared,
+    shared: &ServerState,
     conversation: &Conversation,
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
@@ -79,17 +80,17 @@ fn encode_conversation(
 }
 
 /// Encodes a text as it is, without a chat template.
-pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> {
+pub(crate) fn encode_text(shared: &ServerState, text: &str) -> Result<ModelInput, ApiError> {
     refuse_long_text(shared, text, "prompt")?;
-    let (folder, origin) = (&shared.model.folder, PromptOrigin::Text(LOCATION));
+    let (folder, origin) = (&shared.model.folder, PromptOrigin::Text(REQUEST_LOCATION));
     let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(wrong_request)?;
     refuse_pads(shared, "prompt", input)
 }
 
 /// Refuses a text that is too long for the model's positions, however it is tokenized. This check avoids tokenizing
 /// many MiB, which takes time and memory. `field` is the request field with the text.
-fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiError> {
-    let positions = shared.positions();
+fn refuse_long_text(shared: &ServerState, text: &str, field: &str) -> Result<(), ApiError> {
+    let positions = shared.max_positions();
     match text.len() > positions.saturating_mul(shared.longest_token_bytes) {
         false => Ok(()),
         true => {
@@ -104,14 +105,14 @@ fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiE
 }
 
 /// The model input for these token ids. `field` is the request field with the ids.
-pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
+pub(crate) fn encode_ids(shared: &ServerState, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
     shared.check_ids(field, &ids)?;
     refuse_pads(shared, field, ModelInput::from_text_tokens(ids))
 }
 
 /// Refuses image and video pad tokens in the prompt of a request that has no media. `field` is the request field with
 /// the prompt.
-fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
+fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let refused = refuse_pads_without_media(&shared.model.folder, &input, PromptOrigin::Text(field));
     let as_field = |e: InputError| {
         let diagnostic = e.into_diagnostic();
@@ -123,10 +124,10 @@ fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelI
 /// Encodes messages on a blocking thread, as [`on_blocking_thread`] does. Only a limited number of requests with images
 /// or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for a
 /// permit.
-pub(crate) async fn messages_on_blocking_thread<T: Send + 'static>(
-    shared: &Arc<Shared>,
+pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
+    shared: &Arc<ServerState>,
     messages: Value,
-    encode: impl FnOnce(&Shared, Value) -> Result<T, ApiError> + Send + 'static,
+    encode: impl FnOnce(&ServerState, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let permit = match may_have_media(&messages) {
         // Waiting for a permit cannot fail, because this semaphore is never closed.
@@ -149,8 +150,8 @@ fn may_have_media(messages: &Value) -> bool {
 
 /// Runs `encode` on a blocking thread.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
-    shared: &Arc<Shared>,
-    encode: impl FnOnce(&Shared) -> Result<T, ApiError> + Send + 'static,
+    shared: &Arc<ServerState>,
+    encode: impl FnOnce(&ServerState) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let shared = shared.clone();
     let encoding = tokio::task::spawn_blocking(move || encode(&shared));

@@ -12,9 +12,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::ApiError;
-use crate::engine_thread::Event;
+use crate::engine_thread::GenerationEvent;
 use crate::http::RequestLog;
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::{CompletionOutcome, Metrics};
 
 /// An event of one of the completions of a request. Completion j of prompt i is choice `i * n + j`.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct QueuedPrompt {
     /// The number of its tokens.
     pub(crate) tokens: usize,
     /// The events of the prompt. Dropping this receiver makes the engine drop the prompt.
-    pub(crate) events: UnboundedReceiver<Event>,
+    pub(crate) events: UnboundedReceiver<GenerationEvent>,
 }
 
 /// The events of a request. Dropping this value makes the engine drop the request's unfinished prompts.
@@ -76,7 +76,7 @@ impl RequestEvents {
     }
 
     /// The number of completions that are not finished.
-    pub(crate) fn unfinished(&self) -> usize {
+    pub(crate) fn unfinished_count(&self) -> usize {
         self.choices.iter().filter(|choice| !choice.is_finished).count()
     }
 
@@ -105,19 +105,19 @@ impl RequestEvents {
     }
 
     /// Records an event of a prompt.
-    fn take(&mut self, prompt: usize, event: Option<Event>) -> Result<ChoiceEvent, ApiError> {
+    fn take(&mut self, prompt: usize, event: Option<GenerationEvent>) -> Result<ChoiceEvent, ApiError> {
         match event {
-            Some(Event::Token { index, id, log_probs }) => {
+            Some(GenerationEvent::Token { index, id, log_probs }) => {
                 let choice = prompt * self.n + index;
                 self.record_token(prompt, choice);
                 Ok(ChoiceEvent::Token { choice, id, log_probs })
             }
-            Some(Event::Finished(completion)) => {
+            Some(GenerationEvent::Finished(completion)) => {
                 let choice = prompt * self.n + completion.index;
-                self.end(choice, Outcome::Finished(completion.finish_reason));
+                self.end(choice, CompletionOutcome::Finished(completion.finish_reason));
                 Ok(ChoiceEvent::Finished { choice, completion })
             }
-            Some(Event::Failed(e)) => Err(self.fail(ApiError::of_request(&e, self.prompt_field))),
+            Some(GenerationEvent::Failed(e)) => Err(self.fail(ApiError::of_request(&e, self.prompt_field))),
             None => Err(self.fail(ApiError::internal("the engine has ended; start the server again"))),
         }
     }
@@ -126,29 +126,29 @@ impl RequestEvents {
         let (now, tokens) = (Instant::now(), self.prompts[prompt].tokens);
         let of_prompt = &self.choices[prompt * self.n..(prompt + 1) * self.n];
         if of_prompt.iter().all(|choice| choice.tokens == 0) {
-            self.metrics.first_token(tokens, (now - self.begun).as_secs_f64());
+            self.metrics.record_first_token(tokens, (now - self.begun).as_secs_f64());
         }
         let choice = &mut self.choices[choice];
         choice.tokens += 1;
         let last = choice.last_token.replace(now);
-        self.metrics.token(last.map(|last| (now - last).as_secs_f64()));
+        self.metrics.record_token(last.map(|last| (now - last).as_secs_f64()));
         self.log.add_completion_token();
     }
 
     /// Records the end of a choice.
-    fn end(&mut self, choice: usize, outcome: Outcome) {
+    fn end(&mut self, choice: usize, outcome: CompletionOutcome) {
         let prompt_tokens = self.prompts[choice / self.n].tokens;
         let choice = &mut self.choices[choice];
         choice.is_finished = true;
-        self.metrics.completion(outcome, prompt_tokens, choice.tokens, self.begun.elapsed().as_secs_f64());
+        self.metrics.record_completion(outcome, prompt_tokens, choice.tokens, self.begun.elapsed().as_secs_f64());
     }
 
     fn fail(&mut self, e: ApiError) -> ApiError {
-        self.end_unfinished(Outcome::Error);
+        self.end_unfinished(CompletionOutcome::Error);
         e
     }
 
-    fn end_unfinished(&mut self, outcome: Outcome) {
+    fn end_unfinished(&mut self, outcome: CompletionOutcome) {
         for choice in 0..self.choices.len() {
             if !self.choices[choice].is_finished {
                 self.end(choice, outcome);
@@ -160,6 +160,6 @@ impl RequestEvents {
 impl Drop for RequestEvents {
     fn drop(&mut self) {
         // Choices that are unfinished here count as aborted, because the client no longer reads them.
-        self.end_unfinished(Outcome::Abort);
+        self.end_unfinished(CompletionOutcome::Abort);
     }
 }

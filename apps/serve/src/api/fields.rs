@@ -1,6 +1,6 @@
-//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`Fields::into_settings`] reads
-//! the remaining fields, which are sampling fields. A field that reel does not support is refused; one that neither OpenAI
-//! nor vLLM has is ignored.
+//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`RequestFields::into_settings`]
+//! reads the remaining fields, which are sampling fields. A field that reel does not support is refused; one that
+//! neither OpenAI nor vLLM has is ignored.
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
-use super::shared::Shared;
-use super::{ApiError, LOCATION, models, wrong_request};
+use super::shared::ServerState;
+use super::{ApiError, REQUEST_LOCATION, models, wrong_request};
 use crate::http::{RequestBody, read_body};
 
 /// Bodies above this size are parsed on a thread of their own.
@@ -33,7 +33,7 @@ const GRAMMAR_FIELDS: [&str; 6] =
 
 /// The names by which a request gave two fields that have several names. Error messages use these names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct GivenNames {
+pub(crate) struct GivenFieldNames {
     /// Name of the field that limits the number of new tokens, as the request gave it.
     pub(crate) max_tokens: &'static str,
     /// Name of the field that constrains the form of the answer, as the request gave it.
@@ -42,7 +42,7 @@ pub(crate) struct GivenNames {
 
 /// The fields of a request that no handler has taken out yet.
 #[derive(Debug)]
-pub(crate) struct Fields {
+pub(crate) struct RequestFields {
     fields: Map<String, Value>,
     memory: Option<OwnedSemaphorePermit>,
     /// The name of the model in the request, or the name of the server's model if the request names none.
@@ -70,12 +70,12 @@ struct StreamOptions {
     _include_obfuscation: Option<bool>,
 }
 
-impl Fields {
+impl RequestFields {
     /// Reads and parses a body, which must be a JSON object. A field that is null counts as absent.
     ///
     /// # Errors
     /// The body cannot be read or is not a JSON object, or its `model` is not a model of this server.
-    pub(crate) async fn read(shared: &Shared, body: Body) -> Result<Self, ApiError> {
+    pub(crate) async fn read(shared: &ServerState, body: Body) -> Result<Self, ApiError> {
         let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
         let name = fields.take::<String>("model", "the name of a model")?;
         let model = name.unwrap_or_else(|| shared.model.name.clone());
@@ -83,7 +83,7 @@ impl Fields {
         Ok(Self { model, ..fields })
     }
 
-    /// Parses a body as [`Fields::read`] does, but without a check of `model`, which has another meaning in this
+    /// Parses a body as [`RequestFields::read`] does, but without a check of `model`, which has another meaning in this
     /// request.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Fields {
     }
 
     /// Takes out the permit that counts the memory of the fields. The caller drops the permit together with the fields.
-    pub(crate) fn take_memory(&mut self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn take_memory_permit(&mut self) -> Option<OwnedSemaphorePermit> {
         self.memory.take()
     }
 
@@ -138,14 +138,14 @@ impl Fields {
     }
 
     /// The names by which the request gives the fields that have several names.
-    pub(crate) fn given_names(&self) -> GivenNames {
+    pub(crate) fn given_names(&self) -> GivenFieldNames {
         // If the request has both fields, `max_completion_tokens` is used.
         let limits = ["max_completion_tokens", "max_tokens"];
         let max_tokens = limits.into_iter().find(|name| self.fields.contains_key(*name)).unwrap_or("max_tokens");
         // A `response_format` for plain text sets no grammar, so it may stand beside a field that does.
         let has_grammar = |name: &&str| self.fields.get(*name).is_some_and(|value| value["type"] != "text");
         let grammar = GRAMMAR_FIELDS.into_iter().find(has_grammar).unwrap_or("response_format");
-        GivenNames { max_tokens, grammar }
+        GivenFieldNames { max_tokens, grammar }
     }
 
     /// Takes out `add_generation_prompt` and `continue_final_message`. Returns whether the prompt ends with the
@@ -168,7 +168,7 @@ impl Fields {
     /// The tools are malformed.
     pub(crate) fn take_tools(&mut self) -> Result<Vec<Value>, ApiError> {
         let field = self.take_any("tools").map(|tools| ("tools".to_string(), tools));
-        let request = ToolRequest::from_body(LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
+        let request = ToolRequest::from_body(REQUEST_LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
         Ok(request.definitions)
     }
 
@@ -178,7 +178,7 @@ impl Fields {
     /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
         let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
-        PromptFields::from_body(LOCATION, &taken.collect()).map_err(wrong_request)
+        PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(wrong_request)
     }
 
     /// Takes out `include_reasoning`: whether the reasoning of an answer is a field of its own (true), is left out
@@ -217,13 +217,13 @@ impl Fields {
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
-        let request = ChatRequest::parse(LOCATION, Value::Object(self.fields).to_string().as_bytes());
+        let request = ChatRequest::parse(REQUEST_LOCATION, Value::Object(self.fields).to_string().as_bytes());
         let ChatRequest { settings, tools, prompt, .. } = request.map_err(wrong_request)?;
         Ok((settings, tools, prompt))
     }
 
     /// Refuses the request if any field is left.
-    pub(crate) fn refuse_others(self) -> Result<(), ApiError> {
+    pub(crate) fn refuse_remaining_fields(self) -> Result<(), ApiError> {
         match self.fields.keys().next() {
             None => Ok(()),
             Some(name) => Err(wrong_field(name, "is not a field of this request", "remove it")),
@@ -233,8 +233,9 @@ impl Fields {
 
 /// Parses a JSON object of at most [`MAX_VALUES`] values.
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    let wrong =
-        |what: String, help: &str| ApiError::bad_request(Diagnostic::new(LOCATION, what, help).to_string(), None);
+    let wrong = |what: String, help: &str| {
+        ApiError::bad_request(Diagnostic::new(REQUEST_LOCATION, what, help).to_string(), None)
+    };
     if value_count(bytes) > MAX_VALUES {
         return Err(wrong(
             format!("has more than {MAX_VALUES} JSON values"),
@@ -269,7 +270,7 @@ fn value_count(json: &[u8]) -> usize {
 
 /// The error of a field.
 pub(crate) fn wrong_field(name: &str, what: &str, help: &str) -> ApiError {
-    let diagnostic = Diagnostic::new(format!("{LOCATION}: {name}"), what, help);
+    let diagnostic = Diagnostic::new(format!("{REQUEST_LOCATION}: {name}"), what, help);
     ApiError::bad_request(diagnostic.to_string(), Some(name.to_string()))
 }
 
@@ -279,9 +280,9 @@ mod tests {
 
     use super::*;
 
-    fn fields(value: Value) -> Fields {
+    fn fields(value: Value) -> RequestFields {
         let Value::Object(fields) = value else { panic!("{value}") };
-        Fields { fields, memory: None, model: String::new() }
+        RequestFields { fields, memory: None, model: String::new() }
     }
 
     #[test]

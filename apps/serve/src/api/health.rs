@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::queue::refuse_if_stopping;
-use super::shared::Shared;
+use super::shared::ServerState;
 
 /// Always status 200.
 pub(crate) async fn health() -> StatusCode {
@@ -19,7 +19,7 @@ pub(crate) async fn health() -> StatusCode {
 }
 
 /// Status 200, or 503 while the server stops or after the engine has failed.
-pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Result<StatusCode, ApiError> {
+pub(crate) async fn ready(State(shared): State<Arc<ServerState>>) -> Result<StatusCode, ApiError> {
     refuse_if_stopping(&shared).map(|()| StatusCode::OK)
 }
 
@@ -29,7 +29,7 @@ pub(crate) async fn version() -> Json<Value> {
 }
 
 /// The metrics in the text format of Prometheus.
-pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<impl IntoResponse, ApiError> {
+pub(crate) async fn metrics(State(shared): State<Arc<ServerState>>) -> Result<impl IntoResponse, ApiError> {
     let text = tokio::task::spawn_blocking(move || shared.metrics.text()).await;
     let text = text.map_err(|_| ApiError::internal("reading the metrics has panicked"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))

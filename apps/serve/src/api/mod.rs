@@ -36,7 +36,7 @@ use reel_media::MediaError;
 use serde_json::json;
 
 /// The location in error messages about the body of a request.
-pub(crate) const LOCATION: &str = "request";
+pub(crate) const REQUEST_LOCATION: &str = "request";
 
 /// An error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug)]
@@ -124,7 +124,7 @@ impl ApiError {
     }
 
     /// Replaces a text in the message, such as the name of a folder that clients should not learn.
-    pub(crate) fn hide(self, text: &str, shown: &str) -> Self {
+    pub(crate) fn replace_in_message(self, text: &str, shown: &str) -> Self {
         Self { message: self.message.replace(text, shown), ..self }
     }
 
@@ -194,7 +194,7 @@ pub(crate) fn wrong_request(e: InputError) -> ApiError {
 
 /// The request field in an error's location: `tools[0]` in the location `request: tools[0]: name`.
 fn field_of(location: &str) -> Option<String> {
-    let path = location.strip_prefix(LOCATION)?.strip_prefix(": ")?;
+    let path = location.strip_prefix(REQUEST_LOCATION)?.strip_prefix(": ")?;
     path.split(": ").next().map(String::from)
 }
 
@@ -205,8 +205,8 @@ pub(crate) fn wrong_messages(e: InputError) -> ApiError {
         return wrong_request(e);
     }
     let mut diagnostic = e.into_diagnostic();
-    if diagnostic.location == LOCATION {
-        diagnostic.location = format!("{LOCATION}: messages");
+    if diagnostic.location == REQUEST_LOCATION {
+        diagnostic.location = format!("{REQUEST_LOCATION}: messages");
     }
     let of_messages = |field: String| if field.starts_with("message") { "messages".into() } else { field };
     ApiError::bad_request(diagnostic.to_string(), field_of(&diagnostic.location).map(of_messages))

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::named_adapters::NamedAdapter;
-use super::shared::Shared;
+use super::shared::ServerState;
 use crate::settings::folder_name;
 
 /// The adapter that answers requests for the model `model`; `None` for the server's own model.
 ///
 /// # Errors
 /// The server has no model or adapter with this name.
-pub(crate) fn adapter_of(shared: &Shared, model: &str) -> Result<Option<AdapterId>, ApiError> {
+pub(crate) fn adapter_of(shared: &ServerState, model: &str) -> Result<Option<AdapterId>, ApiError> {
     match shared.adapters.get(model) {
         Some(adapter) => Ok(Some(adapter.id)),
         None if shared.model.is_named(model) => Ok(None),
@@ -26,37 +26,37 @@ pub(crate) fn adapter_of(shared: &Shared, model: &str) -> Result<Option<AdapterI
     }
 }
 
-fn entry(shared: &Shared, name: &str, root: &str, created: u64) -> Value {
+fn entry(shared: &ServerState, name: &str, root: &str, created: u64) -> Value {
     json!({
         "id": name, "object": "model", "created": created, "owned_by": "reel", "root": root,
         "max_model_len": shared.model.folder.config.text.max_position_embeddings,
     })
 }
 
-fn own_model(shared: &Shared) -> Value {
-    let (root, created) = shared.weights();
+fn own_model(shared: &ServerState) -> Value {
+    let (root, created) = shared.weights_name_and_load_time();
     entry(shared, &shared.model.name, &root, created)
 }
 
-fn adapter(shared: &Shared, name: &str, adapter: &NamedAdapter) -> Value {
+fn adapter(shared: &ServerState, name: &str, adapter: &NamedAdapter) -> Value {
     let mut entry = entry(shared, name, &folder_name(&adapter.folder), adapter.created);
     entry["parent"] = shared.model.name.clone().into();
     entry
 }
 
 /// `GET /v1/models`
-pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {
+pub(crate) async fn list_models(State(shared): State<Arc<ServerState>>) -> Json<Value> {
     let adapters = shared.adapters.all();
     let adapters = adapters.iter().map(|(name, named)| adapter(&shared, name, named));
-    let (root, created) = shared.weights();
+    let (root, created) = shared.weights_name_and_load_time();
     let aliases = shared.model.aliases.iter().map(|name| entry(&shared, name, &root, created));
     let all = std::iter::once(own_model(&shared)).chain(aliases).chain(adapters);
     Json(json!({"object": "list", "data": all.collect::<Vec<_>>()}))
 }
 
 /// `GET /v1/models/NAME`
-pub(crate) async fn one(
-    State(shared): State<Arc<Shared>>,
+pub(crate) async fn get_model(
+    State(shared): State<Arc<ServerState>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(name) = name.map_err(|_| {
@@ -71,7 +71,7 @@ pub(crate) async fn one(
 }
 
 /// The error of a request for a model that the server does not have.
-pub(crate) fn unknown_model(shared: &Shared, name: &str) -> ApiError {
+pub(crate) fn unknown_model(shared: &ServerState, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
     let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);
     let diagnostic = Diagnostic::new("model", what, format!("this server has {own:?}{}", names.concat()));

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::admin::wrong_files;
 use super::fields::wrong_field;
-use super::shared::Shared;
+use super::shared::ServerState;
 use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::NewAdapter;
 
@@ -52,7 +52,7 @@ impl AdapterNames {
 }
 
 /// Checks that an adapter may get this name. The name of a loaded adapter is allowed only with `replace`.
-fn check_name(shared: &Shared, name: &str, replace: bool) -> Result<(), ApiError> {
+fn check_name(shared: &ServerState, name: &str, replace: bool) -> Result<(), ApiError> {
     let wrong = |what: String, help: &str| Err(wrong_field("lora_name", &what, help));
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
         let help = "give a text of 1 to 256 bytes without control characters";
@@ -73,7 +73,7 @@ fn check_name(shared: &Shared, name: &str, replace: bool) -> Result<(), ApiError
 /// # Errors
 /// The name is taken; a file is missing, damaged, or does not fit the model; the device is out of memory. After an
 /// error, the server's adapters are unchanged.
-pub(crate) async fn load(shared: &Arc<Shared>, name: &str, folder: &Path, replace: bool) -> Result<(), ApiError> {
+pub(crate) async fn load(shared: &Arc<ServerState>, name: &str, folder: &Path, replace: bool) -> Result<(), ApiError> {
     check_name(shared, name, replace)?;
     let (path, model) = (folder.to_path_buf(), shared.model.clone());
     let checked = tokio::task::spawn_blocking(move || {

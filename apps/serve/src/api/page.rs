@@ -15,7 +15,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::shared::Shared;
+use super::shared::ServerState;
 
 /// What the page may load and do. Scripts and styles come from this server only, and no text can become a script: the
 /// browser refuses inline scripts and every assignment of text as HTML.
@@ -47,7 +47,7 @@ const FILES: [(&str, &str, &str); 15] = [
 ];
 
 /// The routes of the page.
-pub(crate) fn routes() -> Router<Arc<Shared>> {
+pub(crate) fn routes() -> Router<Arc<ServerState>> {
     let with_limits = Router::new().route("/page/limits.json", get(limits));
     FILES.iter().fold(with_limits, |router, &(path, content_type, text)| {
         router.route(path, get(move || async move { file(content_type, text) }))
@@ -68,6 +68,6 @@ fn file(content_type: &'static str, text: &'static str) -> impl IntoResponse {
 
 /// `GET /page/limits.json`: the limit of a request's size. The page refuses a larger file before it is sent, because a
 /// browser shows no answer to a request that the server stops reading.
-async fn limits(State(shared): State<Arc<Shared>>) -> Json<Value> {
+async fn limits(State(shared): State<Arc<ServerState>>) -> Json<Value> {
     Json(json!({"max_body_bytes": shared.limits.body_bytes}))
 }

@@ -23,9 +23,9 @@ use reel_media::frames::FrameBuf;
 use reel_media::strip::thumbnail;
 use serde_json::{Value, json};
 
-use super::fields::{Fields, wrong_field};
+use super::fields::{RequestFields, wrong_field};
 use super::queue::refuse_if_stopping;
-use super::shared::Shared;
+use super::shared::ServerState;
 use super::{ApiError, encode};
 use crate::settings::ServedModel;
 
@@ -37,22 +37,23 @@ const MAX_THUMBNAILS: usize = 64;
 const MAX_ALL_THUMBNAILS: usize = 512;
 
 /// `POST /v1/preview`
-pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
-    let mut fields = Fields::read(&shared, body).await?;
+    let mut fields = RequestFields::read(&shared, body).await?;
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
-    let memory = fields.take_memory();
+    let memory = fields.take_memory_permit();
     // These fields are checked although they do not change what the model sees. The tools do change the prompt.
     fields.take_stream()?;
     let add_generation_prompt = fields.take_generation_prompt()?;
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
-    let described = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
+    let described = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit): (_, _) = (memory, permit);
-        let input = encode::messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
+        let input =
+            encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
         describe(&shared.model, &input)
     });
     described.await

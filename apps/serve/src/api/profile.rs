@@ -15,18 +15,18 @@ use tokio::task::JoinHandle;
 
 use super::ApiError;
 use super::queue::refuse_if_stopping;
-use super::shared::Shared;
+use super::shared::ServerState;
 use crate::settings::ServerProfiler;
 
 /// `POST /start_profile`
-pub(crate) async fn start(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn start(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(begin(shared, profiler))).await
 }
 
 /// `POST /stop_profile`
-pub(crate) async fn stop(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn stop(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(end(shared, profiler))).await
 }
@@ -36,7 +36,7 @@ async fn finished(task: JoinHandle<Result<Json<Value>, ApiError>>) -> Result<Jso
     task.await.map_err(|_| ApiError::internal("the profiler has panicked"))?
 }
 
-async fn begin(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
+async fn begin(shared: Arc<ServerState>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
     let mut is_profiling = shared.is_profiling.lock().await;
     if *is_profiling {
         return Err(ApiError::conflict("a profile is being recorded already; end it with POST /stop_profile"));
@@ -47,7 +47,7 @@ async fn begin(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result
     Ok(Json(json!({"profiling": true})))
 }
 
-async fn end(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
+async fn end(shared: Arc<ServerState>, profiler: Arc<dyn ServerProfiler>) -> Result<Json<Value>, ApiError> {
     let mut is_profiling = shared.is_profiling.lock().await;
     if !*is_profiling {
         return Err(ApiError::conflict("no profile is being recorded; begin one with POST /start_profile"));
@@ -60,19 +60,19 @@ async fn end(shared: Arc<Shared>, profiler: Arc<dyn ServerProfiler>) -> Result<J
     Ok(Json(json!({"profiling": false, "trace": file.map_err(ApiError::internal)?})))
 }
 
-fn profiler(shared: &Shared) -> Result<Arc<dyn ServerProfiler>, ApiError> {
+fn profiler(shared: &ServerState) -> Result<Arc<dyn ServerProfiler>, ApiError> {
     let help = "this server records no profiles; start it with --profile-dir DIR";
     shared.profiler.clone().ok_or_else(|| ApiError::not_found(help.into(), None))
 }
 
 /// Calls `f` on the engine's thread, between two steps.
 async fn on_engine_thread<T: Send + 'static>(
-    shared: &Shared,
+    shared: &ServerState,
     f: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, ApiError> {
     let (done, result) = oneshot::channel();
     // Sending fails only if the request that waits for the result is gone.
-    shared.engine.call(Box::new(move || drop(done.send(f()))));
+    shared.engine.run_on_engine_thread(Box::new(move || drop(done.send(f()))));
     let ended = || ApiError::internal("the engine has ended; start the server again");
     result.await.map_err(|_| ended())?.map_err(ApiError::internal)
 }

@@ -7,7 +7,7 @@ use reel_input::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 /// The value of the field. `tokens` are all tokens of the prompt except the first one.
-pub(super) fn value(tokenizer: &Tokenizer, tokens: &[PromptTokenLogProbs]) -> Value {
+pub(super) fn prompt_log_probs_json(tokenizer: &Tokenizer, tokens: &[PromptTokenLogProbs]) -> Value {
     let entry = |id: TokenId, log_prob: f32, rank: usize| {
         let text = String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();
         (id.to_string(), json!({"logprob": log_prob, "rank": rank, "decoded_token": text}))

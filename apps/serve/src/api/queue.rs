@@ -3,7 +3,7 @@
 //! ```text
 //! check     fields, model, limits of the server                      status 400, 404, 503
 //! encode    chat template, media, tokens, on a blocking thread       status 400
-//! engine    Job → Token, …, Finished | Failed
+//! engine    GenerationJob → Token, …, Finished | Failed
 //! answer    one object, or with `stream` one server-sent event per piece of text
 //! ```
 
@@ -14,7 +14,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use reel_engine::{
-    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLong,
+    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLongReason,
     new_tokens_within_positions,
 };
 use reel_input::ModelInput;
@@ -22,40 +22,40 @@ use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{Answer, CallRules, Form};
+use super::answer::{Answer, ApiForm, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
-use super::fields::{GivenNames, MAX_COMPLETIONS, StreamFields, wrong_field};
-use super::shared::Shared;
+use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
+use super::shared::ServerState;
 use super::{ApiError, encode, models, seconds_since_1970, stream};
-use crate::engine_thread::Job;
+use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
 /// A request whose fields are checked.
 #[derive(Debug)]
-pub(crate) struct Checked {
-    form: Form,
+pub(crate) struct CheckedRequest {
+    form: ApiForm,
     model: String,
     stream: StreamFields,
     settings: RequestSettings,
-    names: GivenNames,
-    calls: Option<CallRules>,
+    names: GivenFieldNames,
+    calls: Option<ToolCallRules>,
     include_reasoning: Option<bool>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
 }
 
-impl Checked {
+impl CheckedRequest {
     /// Checks the settings of a request with `prompts` prompts, and takes its permits from the server's limit of
     /// requests. `names` are the names by which the request gave two of the settings.
     ///
     /// # Errors
     /// The server is stopping or has too many requests; the settings are out of range.
     pub(crate) fn new(
-        shared: &Shared,
-        form: Form,
+        shared: &ServerState,
+        form: ApiForm,
         model: String,
         stream: StreamFields,
-        (settings, names): (RequestSettings, GivenNames),
+        (settings, names): (RequestSettings, GivenFieldNames),
         prompts: usize,
     ) -> Result<Self, ApiError> {
         refuse_if_stopping(shared)?;
@@ -76,7 +76,7 @@ impl Checked {
     }
 
     /// Sets the rules by which tool calls are found in the answers; `None` for answers of text only.
-    pub(crate) fn with_calls(self, calls: Option<CallRules>) -> Self {
+    pub(crate) fn with_tool_calls(self, calls: Option<ToolCallRules>) -> Self {
         Self { calls, ..self }
     }
 
@@ -90,7 +90,7 @@ impl Checked {
     /// gets `default_tokens` new tokens.
     pub(crate) async fn answer(
         self,
-        shared: &Arc<Shared>,
+        shared: &Arc<ServerState>,
         log: Arc<RequestLog>,
         prompts: Vec<ModelInput>,
         default_tokens: usize,
@@ -117,7 +117,7 @@ impl Checked {
             .zip(limits)
             .map(|(prompt, limit)| {
                 let settings = RequestSettings { max_new_tokens: Some(limit), ..settings.clone() };
-                enqueue(shared, Job { prompt, settings, adapter, grammar: grammar.clone(), deadline })
+                enqueue(shared, GenerationJob { prompt, settings, adapter, grammar: grammar.clone(), deadline })
             })
             .collect();
         let choices = n * queued.len();
@@ -140,31 +140,31 @@ impl Checked {
             return Ok(stream::stream(answer, shared, choices, first, events));
         }
         let completions = collect(events, choices).await?;
-        Ok(Json(answer.whole(&shared.model.folder.tokenizer, &completions)).into_response())
+        Ok(Json(answer.whole_answer(&shared.model.folder.tokenizer, &completions)).into_response())
     }
 }
 
 /// Returns an error if the server takes no further requests.
-pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
+pub(crate) fn refuse_if_stopping(shared: &ServerState) -> Result<(), ApiError> {
     match shared.is_ready() {
         true => Ok(()),
         false => Err(ApiError::busy("the server is stopping and takes no further requests; try another server")),
     }
 }
 
-fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
+fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
     // A prompt without a seed gets a random one.
     let seed = Some(job.settings.seed.unwrap_or_else(random_number));
     let settings = RequestSettings { seed, ..job.settings };
     let (sender, events) = unbounded_channel();
     let tokens = job.prompt.len();
-    shared.engine.send(Job { settings, ..job }, sender);
+    shared.engine.send(GenerationJob { settings, ..job }, sender);
     QueuedPrompt { tokens, events }
 }
 
 /// Compiles the grammar of a request. `field` is the request field with the grammar; a grammar that was made from tools
 /// belongs to `tools`.
-fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
+fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
         // Two requests may create a compiler at the same time. Then one of the two compilers is kept.
@@ -183,21 +183,21 @@ fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, 
 /// The maximum number of tokens to generate: the number that the request gives or else the default, bounded by the
 /// positions that the prompt leaves. `asked` is the name and the value of the request's field.
 fn new_tokens(
-    shared: &Shared,
-    form: Form,
+    shared: &ServerState,
+    form: ApiForm,
     prompt_tokens: usize,
     asked: Option<(&str, usize)>,
     default_tokens: usize,
 ) -> Result<usize, ApiError> {
-    let positions = shared.positions();
+    let positions = shared.max_positions();
     let (field, number) = asked.unzip();
     new_tokens_within_positions(positions, prompt_tokens, number, default_tokens).map_err(|e| {
         let message = match e {
-            TooLong::Prompt => format!(
+            TooLongReason::Prompt => format!(
                 "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
                  shorten the prompt, or take fewer frames or pixels"
             ),
-            TooLong::NewTokens { left } => format!(
+            TooLongReason::NewTokens { left } => format!(
                 "the prompt has {prompt_tokens} tokens, and {} more are asked for, but the model has {positions} \
                  positions; shorten the prompt, or lower {} to {left}",
                 number.unwrap_or_default(),
@@ -211,7 +211,7 @@ fn new_tokens(
 /// Waits for all completions of a request; returns them in the order of the choices.
 async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Completion>, ApiError> {
     let mut completions = vec![None; choices];
-    while events.unfinished() > 0 {
+    while events.unfinished_count() > 0 {
         if let ChoiceEvent::Finished { choice, completion } = events.recv().await? {
             completions[choice] = Some(completion);
         }
@@ -220,7 +220,7 @@ async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Comple
 }
 
 /// An id for each answer of this server, with a running number.
-fn next_id(shared: &Shared, form: Form) -> String {
+fn next_id(shared: &ServerState, form: ApiForm) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{}-{:x}-{number:x}", form.id_prefix(), shared.started)

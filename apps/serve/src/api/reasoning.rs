@@ -30,15 +30,15 @@ enum State {
 
 /// The reasoning and the text that a piece of an answer adds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Added {
+pub(crate) struct AddedText {
     pub(crate) reasoning: String,
     pub(crate) text: String,
 }
 
 impl ReasoningParser {
     /// Reads a piece of an answer.
-    pub(crate) fn push(&mut self, piece: &str) -> Added {
-        let mut added = Added::default();
+    pub(crate) fn push(&mut self, piece: &str) -> AddedText {
+        let mut added = AddedText::default();
         self.held.push_str(piece);
         if self.state == State::Begin {
             let begun = self.held.trim_start();
@@ -74,11 +74,11 @@ impl ReasoningParser {
     }
 
     /// Ends the answer. Returns the characters that were held back.
-    pub(crate) fn finish(&mut self) -> Added {
+    pub(crate) fn finish(&mut self) -> AddedText {
         let held = std::mem::take(&mut self.held);
         match self.state {
-            State::Reasoning => Added { reasoning: held, ..Added::default() },
-            State::Begin | State::Text => Added { text: held, ..Added::default() },
+            State::Reasoning => AddedText { reasoning: held, ..AddedText::default() },
+            State::Begin | State::Text => AddedText { text: held, ..AddedText::default() },
         }
     }
 }
@@ -111,14 +111,14 @@ mod tests {
         ] {
             assert_eq!(split_reasoning(answer), (reasoning.map(String::from), text.to_string()), "{answer:?}");
             let mut parser = ReasoningParser::default();
-            let mut joined = Added::default();
+            let mut joined = AddedText::default();
             let pieces: Vec<String> = answer.chars().map(String::from).collect();
-            let parts: Vec<Added> = pieces.iter().map(|piece| parser.push(piece)).collect();
+            let parts: Vec<AddedText> = pieces.iter().map(|piece| parser.push(piece)).collect();
             for part in parts.into_iter().chain([parser.finish()]) {
                 joined.reasoning += &part.reasoning;
                 joined.text += &part.text;
             }
-            let wanted = Added { reasoning: reasoning.unwrap_or_default().to_string(), text: text.to_string() };
+            let wanted = AddedText { reasoning: reasoning.unwrap_or_default().to_string(), text: text.to_string() };
             assert_eq!(joined, wanted, "{answer:?}");
         }
     }

@@ -13,16 +13,16 @@ use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::EngineQueue;
 use crate::http::BodyMemory;
 use crate::metrics::Metrics;
-use crate::settings::{Limits, RequestMedia, ServedModel, ServerProfiler};
+use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
 
 /// What all handlers share.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) text: TokenText,
     /// Created for the first request with a grammar.
     pub(crate) grammars: OnceLock<GrammarCompiler>,
     pub(crate) media: RequestMedia,
-    pub(crate) limits: Limits,
+    pub(crate) limits: ServerLimits,
     pub(crate) bodies: BodyMemory,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) engine: EngineQueue,
@@ -52,14 +52,14 @@ pub(crate) struct Shared {
     pub(crate) stop: Arc<AtomicBool>,
 }
 
-impl Shared {
+impl ServerState {
     /// Whether the server accepts new requests.
     pub(crate) fn is_ready(&self) -> bool {
         !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
     }
 
     /// The number of positions for prompt and answer.
-    pub(crate) fn positions(&self) -> usize {
+    pub(crate) fn max_positions(&self) -> usize {
         self.model.folder.config.text.max_position_embeddings
     }
 
@@ -72,7 +72,7 @@ impl Shared {
     }
 
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
-    pub(crate) fn weights(&self) -> (String, u64) {
+    pub(crate) fn weights_name_and_load_time(&self) -> (String, u64) {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -106,7 +106,7 @@ impl Shared {
 
     /// Whether a request may be answered: it carries a valid key, or the server has no keys. A comparison with a wrong
     /// key of the right length always takes the same time.
-    pub(crate) fn accepts(&self, authorization: Option<&str>) -> bool {
+    pub(crate) fn is_authorized(&self, authorization: Option<&str>) -> bool {
         let parts = authorization.and_then(|value| value.split_once(' '));
         let given = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map_or("", |(_, key)| key.trim());
         let is_given = |key: &String| bool::from(key.as_bytes().ct_eq(given.as_bytes()));

@@ -20,8 +20,8 @@ use tokio_stream::Stream;
 
 use super::answer::{Answer, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
-use super::reasoning::{Added, ReasoningParser};
-use super::shared::Shared;
+use super::reasoning::{AddedText, ReasoningParser};
+use super::shared::ServerState;
 use super::tool_calls::{AnswerPiece, ToolCallParser};
 use crate::settings::ServedModel;
 
@@ -31,7 +31,7 @@ const DONE: &str = "[DONE]";
 /// The streamed answer to a request. `first` is the request's first event, `events` gives the following ones.
 pub(crate) fn stream(
     answer: Answer,
-    shared: &Shared,
+    shared: &ServerState,
     choices: usize,
     first: ChoiceEvent,
     events: RequestEvents,
@@ -76,12 +76,12 @@ impl StreamedChoice {
                 let added = parser.push(&text);
                 self.add(added)
             }
-            None => self.add(Added { text, ..Added::default() }),
+            None => self.add(AddedText { text, ..AddedText::default() }),
         }
     }
 
     /// The pieces of an answer for a piece of reasoning and the text after it.
-    fn add(&mut self, Added { reasoning, text }: Added) -> Vec<AnswerPiece> {
+    fn add(&mut self, AddedText { reasoning, text }: AddedText) -> Vec<AnswerPiece> {
         let is_shown = self.reasoning.as_ref().is_some_and(|(_, is_shown)| *is_shown) && !reasoning.is_empty();
         let mut pieces: Vec<AnswerPiece> = is_shown.then_some(AnswerPiece::Reasoning(reasoning)).into_iter().collect();
         match &mut self.calls {
@@ -179,7 +179,7 @@ impl AnswerStream {
                 ready.push_back(answer.last_chunk(choice, reason, has_calls, *tokens).to_string());
             }
         }
-        if events.as_ref().is_some_and(|events| events.unfinished() == 0) {
+        if events.as_ref().is_some_and(|events| events.unfinished_count() == 0) {
             if answer.stream.include_usage {
                 ready.push_back(answer.usage_chunk(*tokens).to_string());
             }

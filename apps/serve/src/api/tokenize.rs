@@ -10,8 +10,8 @@ use reel_input::{ModelInput, TokenId};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::fields::{Fields, wrong_field};
-use super::shared::Shared;
+use super::fields::{RequestFields, wrong_field};
+use super::shared::ServerState;
 use super::{ApiError, encode};
 
 /// The answer of `/tokenize`.
@@ -25,20 +25,20 @@ pub(crate) struct Tokens {
 
 /// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision
 /// token, as `usage.prompt_tokens` counts them.
-pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Tokens>, ApiError> {
-    let mut fields = Fields::read(&shared, body).await?;
-    let memory = fields.take_memory();
+pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Tokens>, ApiError> {
+    let mut fields = RequestFields::read(&shared, body).await?;
+    let memory = fields.take_memory_permit();
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
     let (tools, prompt_fields) = (fields.take_tools()?, fields.take_prompt_fields()?);
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
     let add_generation_prompt = fields.take_generation_prompt()?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so the value of this field makes no difference.
     fields.take::<bool>("add_special_tokens", "true or false")?;
-    fields.refuse_others()?;
+    fields.refuse_remaining_fields()?;
     // Encoding may decode videos, so it needs a permit as any other request does.
     let permit = shared.request_permits(1)?;
     let messages = messages.unwrap_or_default();
-    let tokens = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
+    let tokens = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit) = (memory, permit);
         let input: ModelInput = match (prompt, Some(messages).filter(|messages| !messages.is_null())) {
             (Some(_), None) if !tools.is_empty() => return Err(wrong_field("tools", "need `messages`", "remove them")),
@@ -46,26 +46,28 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
                 let what = format!("(or {}) needs `messages`", PromptFields::FIELDS[1..].join(", "));
                 return Err(wrong_field(PromptFields::FIELDS[0], &what, "remove it"));
             }
-            (Some(text), None) => encode::text(shared, &text)?,
-            (None, Some(messages)) => encode::messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?,
+            (Some(text), None) => encode::encode_text(shared, &text)?,
+            (None, Some(messages)) => {
+                encode::encode_messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?
+            }
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;
         let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
         let token_strs = with_texts.then(|| tokens.iter().map(decode).collect());
-        Ok(Tokens { count: tokens.len(), max_model_len: shared.positions(), tokens, token_strs })
+        Ok(Tokens { count: tokens.len(), max_model_len: shared.max_positions(), tokens, token_strs })
     });
     Ok(Json(tokens.await?))
 }
 
 /// `POST /detokenize`: the text of tokens, special tokens included.
-pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::read(&shared, body).await?;
-    let memory = fields.take_memory();
+pub(crate) async fn detokenize(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let mut fields = RequestFields::read(&shared, body).await?;
+    let memory = fields.take_memory_permit();
     let Some(ids) = fields.take::<Vec<TokenId>>("tokens", "a list of token ids")? else {
         return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
     };
-    fields.refuse_others()?;
+    fields.refuse_remaining_fields()?;
     shared.check_ids("tokens", &ids)?;
     let text = encode::on_blocking_thread(&shared, move |shared| {
         let _memory = memory;

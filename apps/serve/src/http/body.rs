@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::stall::StallBudget;
-use crate::api::{ApiError, LOCATION};
+use crate::api::{ApiError, REQUEST_LOCATION};
 
 /// Number of bodies of maximum size that fit into the memory for bodies at the same time.
 const MAX_BODIES: usize = 16;
@@ -44,7 +44,7 @@ impl BodyMemory {
 
     fn too_large(&self) -> ApiError {
         let message = format!(
-            "{LOCATION}: its body is larger than {} bytes; send less media, or raise --max-body",
+            "{REQUEST_LOCATION}: its body is larger than {} bytes; send less media, or raise --max-body",
             self.max_bytes
         );
         ApiError::unreadable(StatusCode::PAYLOAD_TOO_LARGE, message)
@@ -64,12 +64,12 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
     loop {
         let begun = Instant::now();
         let Ok(frame) = timeout(budget.left(), body.frame()).await else {
-            let message = format!("{LOCATION}: its body makes no progress; send it faster than 1 KiB/s");
+            let message = format!("{REQUEST_LOCATION}: its body makes no progress; send it faster than 1 KiB/s");
             return Err(ApiError::unreadable(StatusCode::REQUEST_TIMEOUT, message));
         };
         let Some(frame) = frame else { return Ok(read) };
         let frame = frame.map_err(|e| {
-            let message = format!("{LOCATION}: its body is incomplete or damaged ({e}); send it again");
+            let message = format!("{REQUEST_LOCATION}: its body is incomplete or damaged ({e}); send it again");
             ApiError::unreadable(StatusCode::BAD_REQUEST, message)
         })?;
         // The only other kind of frame, trailers, is ignored.

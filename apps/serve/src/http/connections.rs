@@ -29,7 +29,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::limited_stream::LimitedStream;
-use super::stopping::{AnswerBody, COMPLETION_GRACE, Progress, ReceivedBody};
+use super::stopping::{AnswerBody, AnsweringFlag, COMPLETION_GRACE, ReceivedBody};
 use super::{ConnectionLimits, Tls, http2, tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
@@ -46,7 +46,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// The address of the other end of a connection, which may be a proxy. Handlers find it among the extensions of a
 /// request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 /// The permit that a connection holds as long as it is open.
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
@@ -99,11 +99,11 @@ pub(crate) async fn serve_connections(
 }
 
 /// Waits for a permit, then for a connection.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, Peer, Permit) {
+async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream, PeerAddress, Permit) {
     let permit = permits.clone().acquire_owned().await;
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => return (stream, Peer(address), permit),
+            Ok((stream, address)) => return (stream, PeerAddress(address), permit),
             // Either the client has already disconnected, or this process has no free file descriptor.
             Err(_) => sleep(ACCEPT_RETRY).await,
         }
@@ -116,7 +116,7 @@ impl Server {
     async fn handle(
         self: Arc<Self>,
         stream: TcpStream,
-        peer: Peer,
+        peer: PeerAddress,
         permit: Permit,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
@@ -156,12 +156,12 @@ impl Server {
     async fn serve_http1(
         &self,
         stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
-        peer: Peer,
+        peer: PeerAddress,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
-        let (progress, write_waits) = (Progress::default(), stream.is_waiting());
+        let (progress, write_waits) = (AnsweringFlag::default(), stream.is_waiting());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             let answer = router.call(request.map(|body| ReceivedBody::new(body, progress.clone())));

@@ -35,10 +35,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ConnectionLimits;
-use super::connections::{MAX_BUFFER_BYTES, Peer, Server};
+use super::connections::{MAX_BUFFER_BYTES, PeerAddress, Server};
 use super::limited_stream::LimitedStream;
 use super::stall::StallBudget;
-use super::stopping::{Progress, ReceivedBody};
+use super::stopping::{AnsweringFlag, ReceivedBody};
 
 /// The first bytes that a client sends on an HTTP/2 connection.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -73,7 +73,7 @@ impl Server {
     pub(super) async fn serve_http2(
         &self,
         stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin>,
-        peer: Peer,
+        peer: PeerAddress,
         mut stop: watch::Receiver<()>,
         keep_alive: bool,
     ) {
@@ -143,11 +143,11 @@ async fn answer(
     router: Router,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    peer: Peer,
+    peer: PeerAddress,
     write_timeout: Duration,
     stop: watch::Receiver<()>,
 ) -> Result<(), h2::Error> {
-    let progress = Progress::default();
+    let progress = AnsweringFlag::default();
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut request =
         request.map(|stream| ReceivedBody::new(RequestStream { stream, missing: length }, progress.clone()));

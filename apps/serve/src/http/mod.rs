@@ -12,7 +12,7 @@ mod tls;
 
 pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_number};
 pub(crate) use body::{BodyMemory, RequestBody, read_body};
-pub(crate) use connections::{Peer, serve_connections};
+pub(crate) use connections::{PeerAddress, serve_connections};
 pub(crate) use descriptors::usable_connections;
 pub use tls::Tls;
 

@@ -17,9 +17,9 @@ pub(super) const COMPLETION_GRACE: Duration = Duration::from_secs(1);
 
 /// A flag: true while a completely received request is being answered.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Progress(Arc<AtomicBool>);
+pub(super) struct AnsweringFlag(Arc<AtomicBool>);
 
-impl Progress {
+impl AnsweringFlag {
     pub(super) fn is_answering(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -43,11 +43,11 @@ impl Progress {
 /// The body of a request. When its end is read, the request is complete.
 pub(super) struct ReceivedBody<B> {
     body: B,
-    progress: Progress,
+    progress: AnsweringFlag,
 }
 
 impl<B: Body> ReceivedBody<B> {
-    pub(super) fn new(body: B, progress: Progress) -> Self {
+    pub(super) fn new(body: B, progress: AnsweringFlag) -> Self {
         progress.set_answering(body.is_end_stream());
         Self { body, progress }
     }
@@ -77,11 +77,11 @@ impl<B: Body + Unpin> Body for ReceivedBody<B> {
 /// The body of an answer. When it is dropped, the answer is complete.
 pub(super) struct AnswerBody<B> {
     body: B,
-    progress: Progress,
+    progress: AnsweringFlag,
 }
 
 impl<B> AnswerBody<B> {
-    pub(super) fn new(body: B, progress: Progress) -> Self {
+    pub(super) fn new(body: B, progress: AnsweringFlag) -> Self {
         progress.set_answering(true);
         Self { body, progress }
     }

@@ -3,7 +3,7 @@
 use super::{BACKGROUND, CLIP_SIDE};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum ShapeKind {
     Square,
     Circle,
     Triangle,
@@ -12,7 +12,7 @@ pub(super) enum Kind {
 /// A shape at its position in one frame; lengths are in pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Shape {
-    pub(super) kind: Kind,
+    pub(super) kind: ShapeKind,
     pub(super) center: [f32; 2],
     pub(super) radius: f32,
     pub(super) color: [f32; 3],
@@ -74,10 +74,10 @@ fn rounded(rgb: [f32; 3]) -> [u8; 3] {
 fn distance(s: &Shape, x: f32, y: f32) -> f32 {
     let (dx, dy) = (x - s.center[0], y - s.center[1]);
     match s.kind {
-        Kind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
-        Kind::Circle => dx.hypot(dy) - s.radius,
+        ShapeKind::Square => dx.abs().max(dy.abs()) - 0.9 * s.radius,
+        ShapeKind::Circle => dx.hypot(dy) - s.radius,
         // The triangle stands upright, and its sides have slope 2.
-        Kind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
+        ShapeKind::Triangle => ((2.0 * dx.abs() - dy - s.radius) / 5f32.sqrt()).max(dy - s.radius),
     }
 }
 

@@ -7,7 +7,7 @@ mod draw;
 
 use reel_kernels::philox;
 
-use draw::{Kind, Shape, render};
+use draw::{Shape, ShapeKind, render};
 
 /// Height and width of a clip in pixels.
 pub const CLIP_SIDE: usize = 224;
@@ -111,7 +111,7 @@ impl Clip {
     }
 
     /// The name under which curation's page counts the clip (`data_source`).
-    pub fn source(&self) -> &'static str {
+    pub fn data_source(&self) -> &'static str {
         if self.file.starts_with(GREY) { "grey shapes" } else { self.task.name() }
     }
 
@@ -236,8 +236,8 @@ impl ClipRandom {
         (self.between(0.0, n as f32) as usize).min(n - 1)
     }
 
-    fn kind(&mut self) -> Kind {
-        [Kind::Square, Kind::Circle, Kind::Triangle][self.below(3)]
+    fn kind(&mut self) -> ShapeKind {
+        [ShapeKind::Square, ShapeKind::Circle, ShapeKind::Triangle][self.below(3)]
     }
 }
 

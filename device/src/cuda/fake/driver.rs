@@ -6,10 +6,10 @@ use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
 
 use super::capture::Capture;
-use super::execute::Until;
+use super::execute::RunUntil;
 use super::nccl::FakeNccl;
 use super::products::FakeBlas;
-use super::transfers::Blocked;
+use super::transfers::BlockedTransfer;
 use super::{EnqueuedLaunch, EventRecord, FakeDriver, GRANULARITY, Inner, LoadedFunction, Op, Queue, failed, invalid};
 use crate::compile::driver_code;
 use crate::cuda::blas::Blas;
@@ -159,7 +159,7 @@ impl Driver for FakeDriver {
 
     // cuStreamDestroy: work that is already enqueued on the stream still runs.
     unsafe fn destroy_stream(&self, stream: StreamHandle) {
-        let waited = self.0.wait_for_stream("destroying a stream", stream.0, Until::End);
+        let waited = self.0.wait_for_stream("destroying a stream", stream.0, RunUntil::End);
         let mut s = self.0.state();
         if let (Err(e), None) = (waited, &s.faulted) {
             s.add_violation(e.to_string());
@@ -180,7 +180,7 @@ impl Driver for FakeDriver {
             return Err(failed("running the enqueued work", "CUDA_ERROR_INVALID_HANDLE"));
         }
         drop(s);
-        self.0.wait_for_stream("running the enqueued work", stream.0, Until::End)
+        self.0.wait_for_stream("running the enqueued work", stream.0, RunUntil::End)
     }
 
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
@@ -246,7 +246,7 @@ impl Driver for FakeDriver {
     unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError> {
         let call = "running the enqueued work";
         match self.0.recorded(call, event)? {
-            Some((ticket, stream)) => self.0.wait_for_stream(call, stream, Until::Event(ticket)),
+            Some((ticket, stream)) => self.0.wait_for_stream(call, stream, RunUntil::Event(ticket)),
             None => Ok(()),
         }
     }
@@ -265,9 +265,9 @@ impl Driver for FakeDriver {
         if s.last_query.replace((ticket, enqueued)) != Some((ticket, enqueued)) {
             return Ok(false);
         }
-        let blocked = self.0.run_stream(&mut s, stream, Until::Event(ticket));
+        let blocked = self.0.run_stream(&mut s, stream, RunUntil::Event(ticket));
         drop(s);
-        if let Some((group, rank)) = blocked.as_ref().map(Blocked::waiting_rank) {
+        if let Some((group, rank)) = blocked.as_ref().map(BlockedTransfer::waiting_rank) {
             group.run_other_gpus(rank);
         }
         Ok(false)

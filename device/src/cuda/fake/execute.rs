@@ -6,14 +6,14 @@ use std::sync::Arc;
 use reel_sim::exec::{self, CompletionTiming, ExecOptions};
 use reel_sim::program::{Kernel, Program};
 
-use super::transfers::{Blocked, RankGroup};
+use super::transfers::{BlockedTransfer, RankGroup};
 use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK, failed};
 use crate::cuda::error::CudaError;
 use crate::simulate;
 
 /// How far a stream runs.
 #[derive(Clone, Copy)]
-pub(super) enum Until {
+pub(super) enum RunUntil {
     /// To the end of its work.
     End,
     /// Up to this recording of an event.
@@ -22,9 +22,9 @@ pub(super) enum Until {
     Transfer,
 }
 
-impl Until {
+impl RunUntil {
     fn is_reached(self, state: &State) -> bool {
-        matches!(self, Until::Event(ticket) if state.reached.contains_key(&ticket))
+        matches!(self, RunUntil::Event(ticket) if state.reached.contains_key(&ticket))
     }
 }
 
@@ -42,7 +42,7 @@ type UsedRange = (u64, usize, Option<Vec<u8>>);
 impl Inner {
     /// Runs the work of a stream up to `until`. If the stream cannot go on because sends and receives have to wait for
     /// other ranks, returns these.
-    pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Until) -> Option<Blocked> {
+    pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: RunUntil) -> Option<BlockedTransfer> {
         while state.faulted.is_none() && !until.is_reached(state) {
             let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
             // Work that may have to wait stays in the queue until it is done. So while a wait runs another stream,
@@ -64,7 +64,7 @@ impl Inner {
             if may_wait {
                 state.remove_first(stream);
             }
-            if matches!((until, op), (Until::Transfer, Op::Transfer(_))) {
+            if matches!((until, op), (RunUntil::Transfer, Op::Transfer(_))) {
                 return None;
             }
         }
@@ -72,7 +72,7 @@ impl Inner {
     }
 
     /// Waits until the work of a stream is done up to `until`. Meanwhile the other ranks of its communicators may run.
-    pub(super) fn wait_for_stream(&self, call: &str, stream: usize, until: Until) -> Result<(), CudaError> {
+    pub(super) fn wait_for_stream(&self, call: &str, stream: usize, until: RunUntil) -> Result<(), CudaError> {
         loop {
             let blocked = self.run_stream(&mut self.state(), stream, until);
             let Some(blocked) = blocked else { return self.state_unless_faulted(call).map(|_| ()) };
@@ -88,7 +88,7 @@ impl Inner {
         let streams = state.streams.iter().filter(|(_, queue)| queue.work.iter().any(mine)).map(|(s, _)| *s);
         let streams: Vec<usize> = streams.collect();
         for &stream in &streams {
-            self.run_stream(&mut state, stream, Until::Transfer);
+            self.run_stream(&mut state, stream, RunUntil::Transfer);
         }
         !streams.is_empty()
     }
@@ -111,10 +111,10 @@ impl Inner {
     /// Waits until the work of all streams is done.
     pub(super) fn wait_for_all_streams(&self, call: &str) -> Result<(), CudaError> {
         let streams: Vec<usize> = self.state().streams.keys().copied().collect();
-        streams.into_iter().try_for_each(|stream| self.wait_for_stream(call, stream, Until::End))
+        streams.into_iter().try_for_each(|stream| self.wait_for_stream(call, stream, RunUntil::End))
     }
 
-    fn run_operation(&self, state: &mut State, stream: usize, op: &Op) -> Result<Option<Blocked>, String> {
+    fn run_operation(&self, state: &mut State, stream: usize, op: &Op) -> Result<Option<BlockedTransfer>, String> {
         let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
         match *op {
             Op::CopyIn { to, from, bytes } => {
@@ -153,7 +153,7 @@ impl Inner {
             Op::Wait(ticket) => {
                 let work = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
                 if let Some(other) = state.streams.iter().find(|(_, q)| work(q)).map(|(s, _)| *s) {
-                    return Ok(self.run_stream(state, other, Until::Event(ticket)));
+                    return Ok(self.run_stream(state, other, RunUntil::Event(ticket)));
                 }
             }
             Op::Transfer(ref transfer) => return transfer.run(&mut state.memory).map_err(illegal),

@@ -49,7 +49,7 @@ impl State {
         match &mut queue.capture {
             Some(capture) => return capture.record_operation(op).map_err(|code| failed(call, code)),
             None => {
-                self.overlap.count(stream.0, &op);
+                self.overlap.count_operation(stream.0, &op);
                 queue.work.push_back(op);
                 queue.enqueued += 1;
             }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
-use super::transfers::{Life, Member, Part, RankGroup, Transfer};
+use super::transfers::{CommunicatorState, JoinedRank, RankGroup, Transfer, TransferPart};
 use super::{FakeDriver, Inner, Op};
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::types::StreamHandle;
@@ -49,8 +49,8 @@ struct Comm {
 struct OpenGroup {
     depth: usize,
     comm: Option<(CommHandle, StreamHandle)>,
-    sends: Vec<Part>,
-    receives: Vec<Part>,
+    sends: Vec<TransferPart>,
+    receives: Vec<TransferPart>,
 }
 
 thread_local! {
@@ -72,7 +72,7 @@ pub(super) fn open_communicators(gpu: &Arc<Inner>) -> usize {
 pub(super) fn kill_ranks(gpu: &Arc<Inner>) {
     let comms: Vec<Comm> = registry().comms.values().filter(|comm| Arc::ptr_eq(&comm.gpu.0, gpu)).cloned().collect();
     for Comm { group, rank, .. } in comms {
-        group.change(|state| state.end_member(rank, Life::Dead));
+        group.update_and_wake(|state| state.end_member(rank, CommunicatorState::Dead));
     }
 }
 
@@ -111,7 +111,7 @@ impl FakeNccl {
 
     /// Adds a send or a receive to this thread's group. If the thread has begun no group, the call is a group by
     /// itself.
-    fn add(&self, is_send: bool, part: Part, handle: CommHandle, stream: StreamHandle) -> NcclResult {
+    fn add(&self, is_send: bool, part: TransferPart, handle: CommHandle, stream: StreamHandle) -> NcclResult {
         let comm = match self.comm(handle) {
             Ok(comm) => comm,
             Err(error) => return error,
@@ -156,7 +156,7 @@ impl FakeNccl {
             }
             Some(queue) => queue.enqueued,
         };
-        let number = comm.group.change(|state| {
+        let number = comm.group.update_and_wake(|state| {
             let member = state.members.get_mut(&comm.rank)?;
             member.groups += 1;
             Some(member.groups)
@@ -182,7 +182,7 @@ impl FakeNccl {
         }
         let result = state.enqueue("a group of NCCL", stream, Op::Transfer(transfer.clone()));
         drop(state);
-        transfer.group.change(|_| ());
+        transfer.group.update_and_wake(|_| ());
         match result {
             Ok(()) => NcclResult::SUCCESS,
             Err(e) => {
@@ -195,12 +195,13 @@ impl FakeNccl {
     /// Returns the state of a communicator that ranks are joining.
     fn joining_state(&self, handle: CommHandle, comm: &Comm) -> NcclResult {
         let state = comm.group.state();
-        let same_gpu = |(rank, member): (&usize, &Member)| {
+        let same_gpu = |(rank, member): (&usize, &JoinedRank)| {
             *rank != comm.rank && std::ptr::eq(member.gpu.as_ptr(), Arc::as_ptr(&comm.gpu.0))
         };
         let duplicate = state.members.iter().find(|entry| same_gpu(*entry)).map(|(rank, _)| *rank);
         let have_all_joined = state.members.len() == comm.group.size;
-        let is_one_lost = state.members.values().any(|m| matches!(m.life, Life::Aborted | Life::Dead));
+        let is_one_lost =
+            state.members.values().any(|m| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
         drop(state);
         if let (true, Some(other)) = (have_all_joined, duplicate) {
             self.update(handle, |comm| comm.error = Some(NcclResult::INVALID_USAGE));
@@ -224,19 +225,19 @@ impl FakeNccl {
             return NcclResult::IN_PROGRESS;
         }
         let state = comm.group.state();
-        let is_leaving = |m: &Member| matches!(m.life, Life::Finalized | Life::Destroyed);
+        let is_leaving = |m: &JoinedRank| matches!(m.life, CommunicatorState::Finalized | CommunicatorState::Destroyed);
         if state.members.values().all(is_leaving) { NcclResult::SUCCESS } else { NcclResult::IN_PROGRESS }
     }
 
-    fn end(&self, handle: CommHandle, life: Life) -> NcclResult {
+    fn end(&self, handle: CommHandle, life: CommunicatorState) -> NcclResult {
         match self.comm(handle) {
             Err(error) => error,
             Ok(comm) => {
-                comm.group.change(|state| state.end_member(comm.rank, life));
-                if life != Life::Finalized {
+                comm.group.update_and_wake(|state| state.end_member(comm.rank, life));
+                if life != CommunicatorState::Finalized {
                     registry().comms.remove(&handle.0);
                 }
-                if life == Life::Finalized { NcclResult::IN_PROGRESS } else { NcclResult::SUCCESS }
+                if life == CommunicatorState::Finalized { NcclResult::IN_PROGRESS } else { NcclResult::SUCCESS }
             }
         }
     }
@@ -280,7 +281,7 @@ impl Nccl for FakeNccl {
             );
         }
         drop(state);
-        group.change(|state| state.members.insert(rank, Member::new(&self.0.0)));
+        group.update_and_wake(|state| state.members.insert(rank, JoinedRank::new(&self.0.0)));
         state = group.state();
         if state.members.len() == size {
             known.joining.remove(id);
@@ -310,12 +311,15 @@ impl Nccl for FakeNccl {
         }
         let (own, lost) = {
             let state = comm.group.state();
-            let lost = state.members.iter().find(|(_, m)| matches!(m.life, Life::Aborted | Life::Dead));
+            let lost = state
+                .members
+                .iter()
+                .find(|(_, m)| matches!(m.life, CommunicatorState::Aborted | CommunicatorState::Dead));
             (state.members.get(&comm.rank).map(|m| m.life), lost.map(|(rank, _)| *rank))
         };
         match (own, lost) {
             (_, Some(lost)) => fail(NcclResult::REMOTE_ERROR, format!("connection to rank {lost} closed by the peer")),
-            (Some(Life::Finalized), None) => self.finalizing_state(&comm),
+            (Some(CommunicatorState::Finalized), None) => self.finalizing_state(&comm),
             _ => NcclResult::SUCCESS,
         }
     }
@@ -339,7 +343,7 @@ impl Nccl for FakeNccl {
     }
 
     unsafe fn send(&self, addr: u64, bytes: usize, peer: usize, comm: CommHandle, stream: StreamHandle) -> NcclResult {
-        self.add(true, Part { peer, addr, bytes }, comm, stream)
+        self.add(true, TransferPart { peer, addr, bytes }, comm, stream)
     }
 
     unsafe fn receive(
@@ -350,18 +354,18 @@ impl Nccl for FakeNccl {
         comm: CommHandle,
         stream: StreamHandle,
     ) -> NcclResult {
-        self.add(false, Part { peer, addr, bytes }, comm, stream)
+        self.add(false, TransferPart { peer, addr, bytes }, comm, stream)
     }
 
     unsafe fn finalize(&self, comm: CommHandle) -> NcclResult {
-        self.end(comm, Life::Finalized)
+        self.end(comm, CommunicatorState::Finalized)
     }
 
     unsafe fn destroy(&self, comm: CommHandle) -> NcclResult {
-        self.end(comm, Life::Destroyed)
+        self.end(comm, CommunicatorState::Destroyed)
     }
 
     unsafe fn abort(&self, comm: CommHandle) -> NcclResult {
-        self.end(comm, Life::Aborted)
+        self.end(comm, CommunicatorState::Aborted)
     }
 }

@@ -13,7 +13,7 @@ pub(super) struct Overlap {
 
 impl Overlap {
     /// Counts an operation that is enqueued on a stream.
-    pub fn count(&mut self, stream: usize, op: &Op) {
+    pub fn count_operation(&mut self, stream: usize, op: &Op) {
         match *op {
             Op::Transfer(_) => self.transfers.push((stream, None)),
             Op::Record(ticket) => {

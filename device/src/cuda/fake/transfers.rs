@@ -32,7 +32,7 @@ pub(super) struct RankGroup {
 #[derive(Debug, Default)]
 pub(super) struct GroupState {
     /// The ranks that have joined.
-    pub members: HashMap<usize, Member>,
+    pub members: HashMap<usize, JoinedRank>,
     /// The messages between ranks, by sender and receiver.
     channels: HashMap<(usize, usize), Channel>,
     /// Counts the changes after which a waiting rank may be able to go on.
@@ -43,9 +43,9 @@ pub(super) struct GroupState {
 
 /// A rank that has joined.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct JoinedRank {
     pub gpu: Weak<Inner>,
-    pub life: Life,
+    pub life: CommunicatorState,
     /// The number of groups that it has enqueued.
     pub groups: u64,
     /// The version at which one of its threads found that it must wait, and what it waits for.
@@ -54,7 +54,7 @@ pub(super) struct Member {
 
 /// The state of a rank's communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum CommunicatorState {
     Active,
     Finalized,
     Destroyed,
@@ -63,15 +63,15 @@ pub(super) enum Life {
     Dead,
 }
 
-impl Life {
+impl CommunicatorState {
     /// Why a rank in this state sends and receives nothing more; `None` if it still may.
     fn end(self) -> Option<&'static str> {
         match self {
-            Life::Active => None,
-            Life::Finalized => Some("has finalized its communicator"),
-            Life::Destroyed => Some("has destroyed its communicator"),
-            Life::Aborted => Some("has aborted its communicator"),
-            Life::Dead => Some("was killed"),
+            CommunicatorState::Active => None,
+            CommunicatorState::Finalized => Some("has finalized its communicator"),
+            CommunicatorState::Destroyed => Some("has destroyed its communicator"),
+            CommunicatorState::Aborted => Some("has aborted its communicator"),
+            CommunicatorState::Dead => Some("was killed"),
         }
     }
 }
@@ -88,7 +88,7 @@ struct Channel {
 
 /// A part of a group: memory that is sent to a rank or received from it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub(super) struct TransferPart {
     pub peer: usize,
     pub addr: u64,
     pub bytes: usize,
@@ -101,20 +101,20 @@ pub(super) struct Transfer {
     pub rank: usize,
     /// Counts the groups of this rank.
     pub number: u64,
-    pub sends: Vec<Part>,
-    pub receives: Vec<Part>,
+    pub sends: Vec<TransferPart>,
+    pub receives: Vec<TransferPart>,
     /// The numbers of its sends and receives in their channels, once the stream has reached it.
-    pub posted: Mutex<Option<Posted>>,
+    pub posted: Mutex<Option<PostedParts>>,
 }
 
 #[derive(Debug)]
-pub(super) struct Posted {
+pub(super) struct PostedParts {
     sends: Vec<u64>,
     receives: Vec<u64>,
 }
 
 /// A group of sends and receives that has to wait for other ranks.
-pub(super) struct Blocked {
+pub(super) struct BlockedTransfer {
     transfer: Arc<Transfer>,
     /// [`GroupState::version`] when the group was found to wait.
     version: u64,
@@ -131,7 +131,7 @@ impl RankGroup {
     }
 
     /// Changes the state and wakes the ranks that wait.
-    pub fn change<T>(&self, f: impl FnOnce(&mut GroupState) -> T) -> T {
+    pub fn update_and_wake<T>(&self, f: impl FnOnce(&mut GroupState) -> T) -> T {
         let mut state = self.state();
         let result = f(&mut state);
         state.version += 1;
@@ -153,16 +153,16 @@ impl RankGroup {
 
 impl GroupState {
     /// Records that a rank ends its communicator, unless it was killed before.
-    pub fn end_member(&mut self, rank: usize, life: Life) {
-        if let Some(member) = self.members.get_mut(&rank).filter(|m| m.life != Life::Dead) {
+    pub fn end_member(&mut self, rank: usize, life: CommunicatorState) {
+        if let Some(member) = self.members.get_mut(&rank).filter(|m| m.life != CommunicatorState::Dead) {
             member.life = life;
         }
     }
 }
 
-impl Member {
-    pub fn new(gpu: &Arc<Inner>) -> Member {
-        Member { gpu: Arc::downgrade(gpu), life: Life::Active, groups: 0, waits: None }
+impl JoinedRank {
+    pub fn new(gpu: &Arc<Inner>) -> JoinedRank {
+        JoinedRank { gpu: Arc::downgrade(gpu), life: CommunicatorState::Active, groups: 0, waits: None }
     }
 }
 
@@ -171,9 +171,12 @@ impl Transfer {
     ///
     /// # Errors
     /// The memory cannot be read or written.
-    pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<Blocked>, String> {
+    pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
         let mut state = self.group.state();
-        if matches!(state.members.get(&self.rank).map(|m| m.life), Some(Life::Aborted | Life::Destroyed) | None) {
+        if matches!(
+            state.members.get(&self.rank).map(|m| m.life),
+            Some(CommunicatorState::Aborted | CommunicatorState::Destroyed) | None
+        ) {
             return Ok(None);
         }
         let mut posted = self.posted.lock().unwrap_or_else(|e| e.into_inner());
@@ -186,7 +189,7 @@ impl Transfer {
         let waits = self.missing_matches(&state, numbers);
         if !waits.is_empty() {
             let waits = format!("rank {} in group {}: {}", self.rank, self.number, waits.join(", "));
-            return Ok(Some(Blocked { transfer: self.clone(), version: state.version, waits }));
+            return Ok(Some(BlockedTransfer { transfer: self.clone(), version: state.version, waits }));
         }
         for (part, number) in self.sends.iter().zip(&numbers.sends) {
             state.channels.entry((self.rank, part.peer)).or_default().sizes.remove(number);
@@ -204,8 +207,8 @@ impl Transfer {
     }
 
     /// Gives the bytes of sends and the sizes of receives to the channels. Returns their numbers.
-    fn post(&self, state: &mut GroupState, memory: &SimMemory) -> Result<Posted, String> {
-        let mut posted = Posted { sends: Vec::new(), receives: Vec::new() };
+    fn post(&self, state: &mut GroupState, memory: &SimMemory) -> Result<PostedParts, String> {
+        let mut posted = PostedParts { sends: Vec::new(), receives: Vec::new() };
         for part in &self.sends {
             let message = memory.read(part.addr, part.bytes).map_err(|e| format!("a send {e}"))?.to_vec();
             let channel = state.channels.entry((self.rank, part.peer)).or_default();
@@ -223,13 +226,13 @@ impl Transfer {
     }
 
     /// Describes the sends and receives that have no match.
-    fn missing_matches(&self, state: &GroupState, posted: &Posted) -> Vec<String> {
+    fn missing_matches(&self, state: &GroupState, posted: &PostedParts) -> Vec<String> {
         let end = |peer: usize| match state.members.get(&peer).and_then(|m| m.life.end()) {
             Some(end) => format!(", which {end}"),
             None => String::new(),
         };
         let sends = self.sends.iter().zip(&posted.sends).filter_map(|(part, number)| {
-            let Part { peer, bytes, .. } = *part;
+            let TransferPart { peer, bytes, .. } = *part;
             let channel = state.channels.get(&(self.rank, peer))?;
             match channel.sizes.get(number) {
                 Some(&size) if size == bytes => None,
@@ -240,7 +243,7 @@ impl Transfer {
             }
         });
         let receives = self.receives.iter().zip(&posted.receives).filter_map(|(part, number)| {
-            let Part { peer, bytes, .. } = *part;
+            let TransferPart { peer, bytes, .. } = *part;
             let channel = state.channels.get(&(peer, self.rank));
             match channel.and_then(|c| c.messages.get(number)) {
                 Some(message) if message.len() == bytes => None,
@@ -259,7 +262,7 @@ impl Transfer {
     }
 }
 
-impl Blocked {
+impl BlockedTransfer {
     /// The communicator and the rank that waits.
     pub fn waiting_rank(&self) -> (&Arc<RankGroup>, usize) {
         (&self.transfer.group, self.transfer.rank)
@@ -281,7 +284,7 @@ impl Blocked {
         };
         mark(&mut state, Some((self.version, self.waits.clone())));
         while state.version == self.version && state.hang.is_none() {
-            let can_go_on = |m: &Member| {
+            let can_go_on = |m: &JoinedRank| {
                 m.life.end().is_none() && m.waits.as_ref().is_none_or(|(version, _)| *version != self.version)
             };
             if !state.members.values().any(can_go_on) || start.elapsed() > HANG_TIME {

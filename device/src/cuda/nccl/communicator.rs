@@ -20,7 +20,7 @@ use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
 use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
-use crate::exchanges::{ExchangeStatus, Span};
+use crate::exchanges::{DeviceSpan, ExchangeStatus};
 
 /// The largest number of exchanges in flight. Before the host enqueues another one, it waits for the oldest.
 const MAX_IN_FLIGHT: usize = 256;
@@ -40,7 +40,7 @@ pub(crate) struct Communicator {
     driver: Arc<dyn Driver>,
     /// The stream of the GPU's launches.
     compute: StreamHandle,
-    /// See `Gpu::next_launch_waits`.
+    /// See `Gpu::make_next_launch_wait`.
     next_may_start_early: Arc<AtomicBool>,
     nccl: Box<dyn Nccl>,
     /// The stream of the exchanges.
@@ -148,7 +148,12 @@ impl Communicator {
     ///
     /// # Errors
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
-    pub unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64, CudaError> {
+    pub unsafe fn start(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceSpan>],
+        receive: &[Vec<DeviceSpan>],
+    ) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
         self.check_at(|| format!("before exchange '{name}'"))?;
         if let Some(what) = self.invalid_ranges(send, receive) {
@@ -270,7 +275,7 @@ impl Communicator {
     ///
     /// # Safety
     /// As [`Communicator::start`].
-    unsafe fn enqueue(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<(), String> {
+    unsafe fn enqueue(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<(), String> {
         // SAFETY: this value owns stream and event; the caller guarantees the ranges.
         let copied = unsafe {
             self.driver.record(self.ready, self.compute).and_then(|()| {
@@ -280,7 +285,7 @@ impl Communicator {
             })
         };
         copied.map_err(|e| e.to_string())?;
-        let transfers = |of_ranks: &[Vec<Span>]| {
+        let transfers = |of_ranks: &[Vec<DeviceSpan>]| {
             let of_peers = of_ranks.iter().enumerate().filter(|(peer, _)| *peer != self.rank);
             let ranges = of_peers.flat_map(|(peer, ranges)| ranges.iter().map(move |range| (peer, *range)));
             ranges.filter(|(_, range)| range.bytes > 0).collect::<Vec<_>>()
@@ -308,7 +313,11 @@ impl Communicator {
     ///
     /// # Safety
     /// As [`Communicator::start`].
-    unsafe fn enqueue_group(&self, sends: &[(usize, Span)], receives: &[(usize, Span)]) -> Result<NcclResult, String> {
+    unsafe fn enqueue_group(
+        &self,
+        sends: &[(usize, DeviceSpan)],
+        receives: &[(usize, DeviceSpan)],
+    ) -> Result<NcclResult, String> {
         let comm = lock(&self.comm);
         let handle = comm.ok_or("the communicator was aborted")?;
         let started = self.nccl.group_start();
@@ -318,11 +327,11 @@ impl Communicator {
         let mut first_error = None;
         // SAFETY: the communicator and its stream are live; the caller guarantees the ranges.
         unsafe {
-            for &(peer, Span { addr, bytes }) in sends {
+            for &(peer, DeviceSpan { addr, bytes }) in sends {
                 let result = self.nccl.send(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
-            for &(peer, Span { addr, bytes }) in receives {
+            for &(peer, DeviceSpan { addr, bytes }) in receives {
                 let result = self.nccl.receive(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
@@ -333,20 +342,20 @@ impl Communicator {
     }
 
     /// Returns why ranges cannot be exchanged.
-    fn invalid_ranges(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Option<String> {
+    fn invalid_ranges(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Option<String> {
         for (what, of_ranks) in [("sends", send), ("receives", receive)] {
             if of_ranks.len() != self.size {
                 return Some(format!("{what} are given for {} ranks, but there are {}", of_ranks.len(), self.size));
             }
         }
-        let sizes = |ranges: &[Span]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
+        let sizes = |ranges: &[DeviceSpan]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
         let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
         if sent != received {
             return Some(format!(
                 "this rank sends ranges of {sent:?} bytes to itself, but receives {received:?} bytes from itself"
             ));
         }
-        let mut ranges: Vec<(Span, bool)> = Vec::new();
+        let mut ranges: Vec<(DeviceSpan, bool)> = Vec::new();
         for (rank, (sent, received)) in send.iter().zip(receive).enumerate() {
             ranges.extend(sent.iter().map(|range| (*range, false)));
             let is_written = |i: usize| rank != self.rank || is_copy(&sent[i], &received[i]);
@@ -356,7 +365,7 @@ impl Communicator {
         ranges.sort_by_key(|(range, _)| range.addr);
         // The end of all ranges so far, and the end of the ranges that are written.
         let (mut end, mut written_end) = (0, 0);
-        for (Span { addr, bytes }, is_written) in ranges {
+        for (DeviceSpan { addr, bytes }, is_written) in ranges {
             if addr < written_end || is_written && addr < end {
                 return Some(format!("a range that is received overlaps another one at {addr:#x}"));
             }
@@ -469,7 +478,7 @@ impl Drop for Communicator {
 }
 
 /// Whether a range that a rank sends to itself has to be copied: it is not received in place.
-fn is_copy(from: &Span, to: &Span) -> bool {
+fn is_copy(from: &DeviceSpan, to: &DeviceSpan) -> bool {
     from.bytes > 0 && from != to
 }
 

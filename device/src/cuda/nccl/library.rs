@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::compile::toolkit::Toolkit;
-use crate::cuda::error::{CudaError, nccl_version};
+use crate::cuda::error::{CudaError, nccl_version_text};
 use crate::cuda::nvidia::Context;
 use crate::cuda::types::StreamHandle;
 use crate::shared_library::SharedLibrary;
@@ -167,7 +167,7 @@ pub fn library_beside_toolkit() -> Option<PathBuf> {
 /// # Errors
 /// [`CudaError::NoNccl`] if the library is not installed, [`CudaError::OldNccl`], or the loader's error.
 pub fn installed_version() -> Result<String, CudaError> {
-    Functions::get().map(|functions| nccl_version(functions.version()))
+    Functions::get().map(|functions| nccl_version_text(functions.version()))
 }
 
 /// NCCL for one GPU.
@@ -310,7 +310,7 @@ mod tests {
                 return;
             }
         };
-        assert_eq!(installed_version().unwrap(), nccl_version(functions.version()));
+        assert_eq!(installed_version().unwrap(), nccl_version_text(functions.version()));
         let new_id = || {
             let mut id = Id([0; 128]);
             // SAFETY: the library writes an id.

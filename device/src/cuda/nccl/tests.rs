@@ -464,7 +464,7 @@ fn launch_after_an_exchange_waits_for_it() {
                 let ranks = super::Communicator::join(&gpu, (rank, 2), &id, LONG).unwrap();
                 let memory = gpu.alloc(16).unwrap();
                 gpu.fill(&memory, rank as u8).unwrap();
-                let span = |offset| crate::exchanges::Span { addr: memory.address() + offset, bytes: 8 };
+                let span = |offset| crate::exchanges::DeviceSpan { addr: memory.address() + offset, bytes: 8 };
                 let parts = [vec![span(0)], vec![span(8)]];
                 let send = [parts[rank].clone(), parts[rank].clone()];
                 // SAFETY: the memory is allocated until the GPU is done.

@@ -12,12 +12,12 @@ use crate::sequence::SequenceState;
 
 /// Pairs of a row of a forward pass over chunks of prompts and the row of `StoredOutputs` that stores its outputs.
 #[derive(Debug, Default)]
-pub(crate) struct ChunkPlaces {
+pub(crate) struct ChunkRowPairs {
     tokens: Vec<(usize, usize)>,
     needed: Vec<(usize, usize)>,
 }
 
-impl ChunkPlaces {
+impl ChunkRowPairs {
     /// Adds a chunk: the tokens `range` of a job, which are the tokens from index `at` on of the pass. If the hidden
     /// state of the chunk's last token is needed, `needed` is its row among the needed hidden states. A job of a
     /// preempted sequence is skipped, because its outputs were stored before the preemption.
@@ -28,15 +28,15 @@ impl ChunkPlaces {
         (at, needed): (usize, Option<usize>),
         scheduler: &Scheduler,
     ) {
-        let Some(kept) = sequence.request.kept.filter(|_| sequence.generated() == 0) else { return };
-        let prompt = kept.prompt();
+        let Some(kept) = sequence.request.kept.filter(|_| sequence.generated_token_count() == 0) else { return };
+        let prompt = kept.prompt_rows();
         for (token, at) in range.zip(at..) {
             if token < prompt.len() {
                 self.tokens.push((at, prompt.start + token));
                 continue;
             }
-            let indices = job.keys.iter().filter_map(|&key| Some(scheduler.sequence(key)?.index()));
-            for row in indices.map(|index| kept.completion(index, 0).start) {
+            let indices = job.keys.iter().filter_map(|&key| Some(scheduler.sequence(key)?.completion_index()));
+            for row in indices.map(|index| kept.completion_rows(index, 0).start) {
                 self.tokens.push((at, row));
                 self.needed.extend(needed.map(|needed| (needed, row)));
             }
@@ -44,7 +44,7 @@ impl ChunkPlaces {
     }
 
     /// Copies the pairs to the device: for all tokens, and for the tokens whose hidden states are needed.
-    pub(crate) fn on_device(&self, device: &Device) -> Result<[RowDestinations; 2]> {
+    pub(crate) fn copy_to_device(&self, device: &Device) -> Result<[RowDestinations; 2]> {
         Ok([RowDestinations::from_pairs(device, &self.tokens)?, RowDestinations::from_pairs(device, &self.needed)?])
     }
 }
