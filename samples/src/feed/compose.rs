@@ -219,7 +219,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
     }
 
     /// The error if the feed ends, before the end of its first epoch, without a usable row in `draft`, its first draft.
-    fn no_row_before_the_end(&self, draft: &MicroBatchDraft) -> SampleError {
+    fn no_row_before_the_end(&mut self, draft: &MicroBatchDraft) -> SampleError {
         let first = self.source.location(self.order.row_at(0)).0;
         let (location, what, reason) = match draft.skipped.last() {
             Some(last) => (
