@@ -11,7 +11,7 @@ use reel_curate::{CurateError, CurationRecipe, Endpoint, StageName};
 use reel_diagnostic::Diagnostic;
 
 use super::stage_value::{StageValue, of_stage};
-use crate::endpoint::PriceValue;
+use crate::endpoint::PricesArgument;
 use crate::fail::usage_error;
 
 /// Options of the models.
@@ -38,7 +38,7 @@ pub struct EndpointFlags {
     api_key_env: Vec<StageValue<String>>,
     /// Price of an endpoint in US dollars per million tokens of requests and of answers
     #[arg(long, value_name = "[STAGE=]IN,OUT")]
-    price: Vec<StageValue<PriceValue>>,
+    price: Vec<StageValue<PricesArgument>>,
     /// Maximum cost of the whole curation in US dollars, earlier runs included; it is never exceeded
     #[arg(long, value_name = "USD")]
     max_cost: Option<f64>,
@@ -69,7 +69,7 @@ pub struct EndpointFlags {
 
 /// The place of a stage's model: an endpoint or this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelPlace {
+pub enum ModelLocation {
     /// At an endpoint with this URL.
     Url(String),
     /// In this folder, or on the Hugging Face hub under this id.
@@ -81,7 +81,7 @@ const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
 impl EndpointFlags {
     /// Checks all options and returns the model of each stage of a recipe.
-    pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelPlace)>> {
+    pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelLocation)>> {
         self.check()?;
         let mut models = Vec::new();
         for stage in StageName::ALL {
@@ -102,7 +102,7 @@ impl EndpointFlags {
         if self.max_cost.is_some() {
             let without = models
                 .iter()
-                .find(|(stage, place)| matches!(place, ModelPlace::Url(_)) && of_stage(&self.price, *stage).is_none());
+                .find(|(stage, place)| matches!(place, ModelLocation::Url(_)) && of_stage(&self.price, *stage).is_none());
             if let Some((stage, _)) = without {
                 let what = format!("needs the price of the endpoint of stage {stage}");
                 let help = format!("give --price {stage}=IN,OUT in dollars per million tokens; 0,0 is free");
@@ -152,10 +152,10 @@ impl EndpointFlags {
     }
 
     /// The prices of a stage's model; a local model is free.
-    pub fn prices(&self, stage: StageName, place: &ModelPlace) -> Prices {
+    pub fn prices(&self, stage: StageName, place: &ModelLocation) -> Prices {
         match place {
-            ModelPlace::Url(_) => of_stage(&self.price, stage).map(|price| price.0).unwrap_or_default(),
-            ModelPlace::Local(_) => Prices::default(),
+            ModelLocation::Url(_) => of_stage(&self.price, stage).map(|price| price.0).unwrap_or_default(),
+            ModelLocation::Local(_) => Prices::default(),
         }
     }
 
@@ -170,13 +170,13 @@ impl EndpointFlags {
     pub fn connect(
         &self,
         stage: StageName,
-        place: &ModelPlace,
+        place: &ModelLocation,
         url: &str,
         budget: &Arc<Budget>,
         stop: &AtomicBool,
         quiet: bool,
     ) -> Result<Endpoint> {
-        let is_local = matches!(place, ModelPlace::Local(_));
+        let is_local = matches!(place, ModelLocation::Local(_));
         let seconds = Duration::from_secs_f64;
         let options = ClientOptions {
             api_key: if is_local { None } else { self.api_key(stage)? },
@@ -208,10 +208,10 @@ impl EndpointFlags {
     }
 }
 
-fn place(model: &str) -> ModelPlace {
+fn place(model: &str) -> ModelLocation {
     match model.starts_with("http://") || model.starts_with("https://") {
-        true => ModelPlace::Url(model.into()),
-        false => ModelPlace::Local(model.into()),
+        true => ModelLocation::Url(model.into()),
+        false => ModelLocation::Local(model.into()),
     }
 }
 

@@ -5,8 +5,8 @@ use reel_train::step::checkpointing::usable_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
-use super::search::{Choice, Dimension, Found, Outcome, search};
-use super::table::duration;
+use super::search::{FittingSettings, SearchDimension, SearchResult, PlanOutcome, search};
+use super::table::format_duration;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -32,12 +32,12 @@ impl UsableMemory {
 
 /// More results of a plan: fields of its JSON, and lines after its text.
 #[derive(Debug, Default)]
-pub struct Additions {
+pub struct PlanAdditions {
     pub fields: Map<String, Value>,
     pub lines: Vec<String>,
 }
 
-impl Additions {
+impl PlanAdditions {
     /// Adds the fields to the JSON of a plan.
     pub fn merge_into(self, plan: &mut Value) {
         if let Some(map) = plan.as_object_mut() {
@@ -59,18 +59,18 @@ pub fn shows_progress(common: &CommonOptions) -> bool {
 /// settings. `peak` is the peak of `start` in bytes, if it is known.
 pub fn advise<S: Clone>(
     start: &S,
-    dimensions: &[Dimension<S>],
+    dimensions: &[SearchDimension<S>],
     common: &CommonOptions,
     usable: UsableMemory,
     peak: Option<u64>,
     options_of: impl Fn(&S) -> String,
-    plan: impl FnMut(&S) -> Result<Outcome>,
-) -> Additions {
+    plan: impl FnMut(&S) -> Result<PlanOutcome>,
+) -> PlanAdditions {
     let found = search(start, dimensions, shows_progress(common), plan);
-    let choices: Vec<(String, Outcome, u32)> = found
+    let choices: Vec<(String, PlanOutcome, u32)> = found
         .choices
         .iter()
-        .map(|Choice { settings, changes, outcome }| (options_of(settings), *outcome, *changes))
+        .map(|FittingSettings { settings, changes, outcome }| (options_of(settings), *outcome, *changes))
         .collect();
     let json: Vec<Value> = choices
         .iter()
@@ -88,13 +88,13 @@ pub fn advise<S: Clone>(
             "dry_runs": found.runs, "is_cut_short": found.is_cut_short,
         }
     });
-    let Value::Object(fields) = fields else { return Additions::default() };
-    Additions { fields, lines: lines(&choices, &found, usable, peak, &names) }
+    let Value::Object(fields) = fields else { return PlanAdditions::default() };
+    PlanAdditions { fields, lines: lines(&choices, &found, usable, peak, &names) }
 }
 
 fn lines<S>(
-    choices: &[(String, Outcome, u32)],
-    found: &Found<S>,
+    choices: &[(String, PlanOutcome, u32)],
+    found: &SearchResult<S>,
     usable: UsableMemory,
     peak: Option<u64>,
     names: &[&str],
@@ -127,7 +127,7 @@ fn lines<S>(
             format!(
                 "  {options:width$}  {:>9.3} GB, {:>9}, {:.0} tokens/s{gpus}",
                 gb(o.peak),
-                duration(o.seconds),
+                format_duration(o.seconds),
                 o.tokens_per_second
             )
         }));
@@ -139,7 +139,7 @@ fn lines<S>(
 }
 
 /// Adds an option with a value to `options` if the value differs from `before`.
-pub fn push_changed<T: PartialEq + std::fmt::Display>(options: &mut Vec<String>, name: &str, before: &T, after: &T) {
+pub fn push_changed_option<T: PartialEq + std::fmt::Display>(options: &mut Vec<String>, name: &str, before: &T, after: &T) {
     if before != after {
         options.push(format!("{name} {after}"));
     }
