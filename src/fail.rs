@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls};
+use reel_diagnostic::{Diagnostic, escape_controls, is_panic_caught, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_model::ModelError;
@@ -37,7 +37,7 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
 /// of threads. It prints nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
-        if panic_is_caught() {
+        if is_panic_caught() {
             return;
         }
         let payload = info.payload();

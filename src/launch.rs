@@ -108,7 +108,9 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, true));
     let Some((rank, status)) = failure else { return Ok(()) };
     match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => Err(ReportedByOtherProcess { code }.into()),
+        Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => {
+            Err(ReportedByOtherProcess { code }.into())
+        }
         _ => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
     }
 }

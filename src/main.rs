@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }
-    reel_worker::use_workers(reel_worker::Program::this());
+    reel_worker::use_workers(reel_worker::WorkerProgram::of_current_executable());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());

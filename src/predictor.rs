@@ -207,7 +207,8 @@ impl<'c> Predictor<'c> {
     fn open_model(&self) -> Result<LoadedModel> {
         let (config, quantization) = (&self.bundle.config, self.quantize.quantization());
         let (adapter, device) = (self.adapter.as_deref(), &self.device);
-        let parallel = self.processes.dividing_model().map(|process| process.divide_model(config, device)).transpose()?;
+        let parallel =
+            self.processes.dividing_model().map(|process| process.divide_model(config, device)).transpose()?;
         let mut model = LoadedModel::open_on(
             device,
             &self.folder,

@@ -122,7 +122,7 @@ impl RunProcess {
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
             process.scratch = Some(scratch);
         }
-        process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail(&format!("{e:#}")))?;
+        process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail_job(&format!("{e:#}")))?;
         Ok(process)
     }
 
@@ -224,10 +224,15 @@ impl RunProcess {
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
                 let own = [interrupt::signal_exit_code().unwrap_or(0)];
                 let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
-                codes.into_iter().flatten().find(|code| *code > 0).into_iter().for_each(interrupt::set_exit_code_of_other_process);
+                codes
+                    .into_iter()
+                    .flatten()
+                    .find(|code| *code > 0)
+                    .into_iter()
+                    .for_each(interrupt::set_exit_code_of_other_process);
                 let _ = Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave);
             }
-            Err(e) => self.ranks.fail(&format!("{e:#}")),
+            Err(e) => self.ranks.fail_job(&format!("{e:#}")),
             Ok(_) => Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave)?,
         }
         done

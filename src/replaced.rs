@@ -145,8 +145,12 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
             };
             for source in sources {
                 match is_folder {
-                    true => refuse_run_folder_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?,
-                    false => refuse_output_file_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?,
+                    true => {
+                        refuse_run_folder_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?
+                    }
+                    false => {
+                        refuse_output_file_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?
+                    }
                 }
             }
         }

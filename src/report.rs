@@ -8,7 +8,7 @@ use clap::Args;
 use reel_report::run_page;
 
 use crate::common::CommonOptions;
-use crate::eval::page::{REPORT_PAGE_FILE, PageFlags, is_evaluation, read_run, write_page};
+use crate::eval::page::{PageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
 use crate::eval::results::tasks_of_output_folder;
 use crate::fail::usage_error;
 use crate::media::WorkerFlags;

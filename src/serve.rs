@@ -28,7 +28,7 @@ use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::profiler::FolderProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
-use crate::tensor_parallel::{TensorParallelProcess, TensorParallelFlag};
+use crate::tensor_parallel::{TensorParallelFlag, TensorParallelProcess};
 use crate::{interrupt, output};
 
 /// The options of `reel serve`.
@@ -288,7 +288,8 @@ impl ServeArgs {
             None => default_kv_bytes(),
         };
         // The engines of all processes must have the same number of blocks.
-        let kv_bytes = process.map_or(Ok(kv_bytes), |process| process.min_over_ranks("memory for the KV cache", kv_bytes))?;
+        let kv_bytes =
+            process.map_or(Ok(kv_bytes), |process| process.min_over_ranks("memory for the KV cache", kv_bytes))?;
         let mut names = self.listen.served_model_name.clone();
         if names.is_empty() {
             names = vec![folder_name(adapter.as_ref().unwrap_or(&folder))];

@@ -167,7 +167,7 @@ impl TensorParallelProcess {
                 return if prints { done } else { Ok(()) };
             }
             Err(_) if self.is_done.load(Ordering::Relaxed) => leave(self.ranks)?,
-            Err(e) => self.ranks.fail(&format!("{e:#}")),
+            Err(e) => self.ranks.fail_job(&format!("{e:#}")),
             Ok(()) => leave(self.ranks)?,
         }
         done

@@ -15,7 +15,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, Volume, World};
+use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_samples::sample::Sample;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, RunOptions};
@@ -171,7 +171,7 @@ fn on_ranks<T: Send>(
                     Ok(_) => drop(ranks.leave()),
                     Err(TrainError::Ranks(_)) => drop(ranks),
                     Err(e) if is_killed(e) => drop(ranks),
-                    Err(e) => ranks.fail(&e.to_string()),
+                    Err(e) => ranks.fail_job(&e.to_string()),
                 }
                 (done, traffic)
             })
@@ -209,7 +209,7 @@ fn launches_beside_exchanges(
     for (rank, (trained, traffic)) in all.into_iter().enumerate() {
         let name = format!("rank {rank} of {size}");
         assert_eq!(&trained.unwrap_or_else(|e| panic!("{name}: {e}")), alone, "{name}");
-        assert_eq!(traffic.all_to_all, Volume::default(), "{name}: tensors went through host memory");
+        assert_eq!(traffic.all_to_all, TrafficVolume::default(), "{name}: tensors went through host memory");
     }
     fakes.iter().for_each(|fake| assert_clean(fake, &format!("{size} ranks")));
     fakes.iter().map(FakeDriver::launches_beside_transfers).sum()

@@ -16,7 +16,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_ranks::{Launcher, Ranks, Timeouts, Volume, World};
+use reel_ranks::{Launcher, Ranks, Timeouts, TrafficVolume, World};
 use reel_runtime::Cx;
 use reel_train::step::shard_exchange;
 
@@ -90,7 +90,11 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
                     let ranks = Arc::new(ranks);
                     let (completions, memory) = generate(&device, dtype, Some(&ranks));
                     assert_eq!(&completions, wanted, "rank {rank}, {dtype}");
-                    assert_eq!(ranks.traffic().all_to_all, Volume::default(), "activations went through host memory");
+                    assert_eq!(
+                        ranks.traffic().all_to_all,
+                        TrafficVolume::default(),
+                        "activations went through host memory"
+                    );
                     assert_eq!(bytes(&memory, "kv_cache") * RANKS, bytes(whole, "kv_cache"));
                     // All weights but those that every rank has whole: the vision tower, the embedding table, norms.
                     let text = &config.text;

@@ -100,9 +100,9 @@ impl EndpointFlags {
             }
         }
         if self.max_cost.is_some() {
-            let without = models
-                .iter()
-                .find(|(stage, place)| matches!(place, ModelLocation::Url(_)) && of_stage(&self.price, *stage).is_none());
+            let without = models.iter().find(|(stage, place)| {
+                matches!(place, ModelLocation::Url(_)) && of_stage(&self.price, *stage).is_none()
+            });
             if let Some((stage, _)) = without {
                 let what = format!("needs the price of the endpoint of stage {stage}");
                 let help = format!("give --price {stage}=IN,OUT in dollars per million tokens; 0,0 is free");

@@ -8,7 +8,7 @@ use reel_eval::{Task, compare_runs, score_benchmark};
 use serde_json::json;
 
 use super::results::{ScoredBenchmark, error_if_rows_failed, predictions_file, read_predictions, write_json};
-use super::{EvalArgs, EvalRunFlags, EvalBenchmarkFlags, processes, run};
+use super::{EvalArgs, EvalBenchmarkFlags, EvalRunFlags, processes, run};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::output;

@@ -16,7 +16,7 @@ use crate::endpoint::model_name;
 use crate::fail::usage_error;
 use crate::media::MediaFlags;
 use crate::model::WeightLocation;
-use crate::predictor::{PredictionJob, Predictor, RunProcesses, typed_decimal, sampling_options};
+use crate::predictor::{PredictionJob, Predictor, RunProcesses, sampling_options, typed_decimal};
 use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
@@ -85,7 +85,11 @@ impl<'c> AnswerSource<'c> {
     }
 
     /// The options that influence the predictions of a run. A resumed run must have the same options.
-    pub(super) fn options_that_must_match(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+    pub(super) fn options_that_must_match(
+        &self,
+        sampling: &SamplingSettings,
+        media: &MediaOptions,
+    ) -> Map<String, Value> {
         match self {
             Self::Model(predictor) => predictor.options_that_must_match(sampling, media),
             Self::Server(server) => {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{EvalRunFlags, EvalBenchmarkFlags};
+use super::{EvalBenchmarkFlags, EvalRunFlags};
 use crate::common::CommonOptions;
 use crate::ranks::RunProcess;
 use crate::{hub, launch, ranks};

@@ -146,7 +146,11 @@ impl Protocol {
         let text: String = rows
             .iter()
             .enumerate()
-            .map(|(i, row)| if shard.is_none_or(|shard| shard.contains_row(i)) { format!("{row}\n") } else { "\n".into() })
+            .map(
+                |(i, row)| {
+                    if shard.is_none_or(|shard| shard.contains_row(i)) { format!("{row}\n") } else { "\n".into() }
+                },
+            )
             .collect();
         if text.trim().is_empty() {
             let what = format!("leaves this part without a row of {}", task.title);

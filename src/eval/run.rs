@@ -18,7 +18,7 @@ use super::answerer::AnswerSource;
 use super::page;
 use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
 use super::results::{self, ScoredBenchmark};
-use super::{EvalRunFlags, EvalBenchmarkFlags, processes};
+use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::media::TrainingMediaSettings;
@@ -58,7 +58,9 @@ pub(super) fn evaluate(
             refuse_data_in_outputs(benchmark, out)?;
             describe(benchmark, common);
         }
-        benchmarks.iter().try_for_each(|benchmark| results::write_custom_task_file(&benchmark.task, out, options.overwrite))?;
+        benchmarks
+            .iter()
+            .try_for_each(|benchmark| results::write_custom_task_file(&benchmark.task, out, options.overwrite))?;
     }
     let mut answerer = AnswerSource::open(options, common, process)?;
     let mut scored = Vec::new();

@@ -20,7 +20,9 @@ pub fn read_config_file(t: &mut Translation) {
     let file = match ConfigFile::read(Path::new(&path)) {
         Ok(file) => file,
         Err(_) if trains => return,
-        Err(e) => return t.refuse_option(&format!("--config {path}"), &e.to_string(), "check the file, or leave it out"),
+        Err(e) => {
+            return t.refuse_option(&format!("--config {path}"), &e.to_string(), "check the file, or leave it out");
+        }
     };
     let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or(path);
     let mut entries = Vec::new();
@@ -111,11 +113,19 @@ fn flatten(file: &str, key: &str, value: &Value, entries: &mut Vec<GivenOption>)
         }
         Value::Array(items) if items.iter().all(|item| !item.is_array() && !item.is_object()) => {
             let values = vec![items.iter().map(text).collect::<Vec<_>>().join(",")];
-            entries.push(GivenOption { name: option_names::field_name(key), written: format!("{file}: {key}"), values });
+            entries.push(GivenOption {
+                name: option_names::field_name(key),
+                written: format!("{file}: {key}"),
+                values,
+            });
         }
         value => {
             let values = vec![text(value)];
-            entries.push(GivenOption { name: option_names::field_name(key), written: format!("{file}: {key}"), values });
+            entries.push(GivenOption {
+                name: option_names::field_name(key),
+                written: format!("{file}: {key}"),
+                values,
+            });
         }
     }
 }

@@ -60,7 +60,8 @@ pub fn corrected_command(t: &Translation) -> String {
     let options =
         t.settings.iter().map(|s| option_words(t.parser(), &s.name, &shown(s))).filter(|words| !words.is_empty());
     let arguments = t.line.arguments.iter().map(|word| vec![word.clone()]);
-    let parts = options.chain(arguments).map(|words| words.iter().map(|w| quoted_for_shell(w)).collect::<Vec<_>>().join(" "));
+    let parts =
+        options.chain(arguments).map(|words| words.iter().map(|w| quoted_for_shell(w)).collect::<Vec<_>>().join(" "));
     let mut text = String::new();
     let mut line = format!("  {}", start.join(" "));
     for part in parts {

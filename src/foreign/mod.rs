@@ -66,7 +66,9 @@ pub enum TranslationOutcome {
 pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) -> TranslationOutcome {
     let asks_for_help =
         words.iter().take_while(|word| *word != "--").any(|word| ["--help", "-h"].contains(&word.as_str()));
-    let Some(line) = words::split_command_line(root, words).filter(|_| !asks_for_help) else { return TranslationOutcome::Unchanged };
+    let Some(line) = words::split_command_line(root, words).filter(|_| !asks_for_help) else {
+        return TranslationOutcome::Unchanged;
+    };
     let path = line.path.join(" ");
     // Other programs have no commands like the other measurements of `reel bench`. Their parsers lack the options that
     // all measurements share, such as --with, so these would be refused here.

@@ -97,7 +97,11 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
                 .map(option_names::field_name)
                 .collect();
             let Some(removed) = others.iter().find_map(|other| t.remove_option(other)) else { return false };
-            t.problems.push(RefusedOption { shown: removed.shown, what: format!("{option} {what}"), help: help.into() });
+            t.problems.push(RefusedOption {
+                shown: removed.shown,
+                what: format!("{option} {what}"),
+                help: help.into(),
+            });
             true
         }
     }

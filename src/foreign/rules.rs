@@ -22,7 +22,9 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> After
     let number = value.parse::<f64>().ok();
     match rule {
         // A negative number or 0 means "no limit", and "auto" is the default.
-        "no_limit" | "positive" => return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop },
+        "no_limit" | "positive" => {
+            return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop };
+        }
         "top_k" => {
             // -1 means all tokens, as 0 does.
             t.is_changed |= number == Some(-1.0);
@@ -30,11 +32,15 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> After
         }
         "max_model_len" => max_model_len(&value, given, t),
         "api_keys" => each(given, t, |key, t| t.set_option("api_key", vec![key], given)),
-        "allowed_origins" => listed_values(given).into_iter().for_each(|origin| t.set_option("allow_origin", vec![origin], given)),
+        "allowed_origins" => {
+            listed_values(given).into_iter().for_each(|origin| t.set_option("allow_origin", vec![origin], given))
+        }
         "lora_modules" => lora_modules(given, t),
         "served_names" => served_names(given, t),
-        _ if rules_train::apply_train_rule(rule, &value, given, t) || rules_eval::apply_eval_rule(rule, &value, given, t) => {}
-        _ if rules_data::apply_data_rule(rule, &value, given, t) || rules_serve::apply_serve_rule(rule, &value, given, t) => {}
+        _ if rules_train::apply_train_rule(rule, &value, given, t)
+            || rules_eval::apply_eval_rule(rule, &value, given, t) => {}
+        _ if rules_data::apply_data_rule(rule, &value, given, t)
+            || rules_serve::apply_serve_rule(rule, &value, given, t) => {}
         _ => debug_assert!(false, "the table names a rule {rule} that is not there"),
     }
     AfterRule::Stop
@@ -76,7 +82,11 @@ fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
     t.is_changed |= value.parse::<u64>().is_err();
     match tokens.filter(|tokens| *tokens >= 1.0) {
         Some(tokens) => t.set_option("max_model_len", vec![format!("{tokens}")], given),
-        None => t.refuse_option(&given.text_for_messages(), "is not a number of tokens", "give a number, such as 4096 or 32k"),
+        None => t.refuse_option(
+            &given.text_for_messages(),
+            "is not a number of tokens",
+            "give a number, such as 4096 or 32k",
+        ),
     }
 }
 

@@ -14,7 +14,10 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
         "dataset_part" => {
             let part = if given.name.ends_with("split") { "data_split" } else { "data_config" };
             t.parts.insert(part, listed_values(given).join(","));
-            t.parts.insert(if part == "data_split" { "data_split_shown" } else { "data_config_shown" }, given.text_for_messages());
+            t.parts.insert(
+                if part == "data_split" { "data_split_shown" } else { "data_config_shown" },
+                given.text_for_messages(),
+            );
         }
         // VLM-R1's files and their folders, with colons between them; its script then ignores --dataset-name.
         "data_files" => drop(t.parts.insert("data_files", value.replace(':', ","))),
@@ -23,7 +26,11 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
             folders.dedup();
             match folders[..] {
                 [folder] => t.set_option("media_root", vec![folder.to_string()], given),
-                _ => t.refuse_option(&given.text_for_messages(), "has several folders", "give one --media-root that all paths begin at"),
+                _ => t.refuse_option(
+                    &given.text_for_messages(),
+                    "has several folders",
+                    "give one --media-root that all paths begin at",
+                ),
             }
         }
         // A name beside the model is one of its names; alone, it is the model.
@@ -50,7 +57,11 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
         let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
             (Some(path), Some(_)) => {
                 let what = format!("names files of {path}");
-                t.refuse_option(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE, and leave it out");
+                t.refuse_option(
+                    &given.written,
+                    &what,
+                    "give them as --data hf://datasets/ORG/NAME/FILE, and leave it out",
+                );
                 continue;
             }
             (None, Some(Value::Array(files))) => {

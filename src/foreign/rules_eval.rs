@@ -72,7 +72,8 @@ fn model_args(value: &str, t: &mut Translation) {
     t.parts.insert("model_args", String::new());
     for pair in value.split(',').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
-        let part = GivenOption { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
+        let part =
+            GivenOption { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
         match name {
             "pretrained" | "model" => drop(t.parts.insert("pretrained", value.into())),
             "base_url" | "azure_openai_api_base" => t.set_option("endpoint", vec![value.into()], &part),
@@ -85,7 +86,9 @@ fn model_args(value: &str, t: &mut Translation) {
             "num_cpus" | "num_concurrent" | "concurrency" => t.set_option("concurrency", vec![value.into()], &part),
             "max_retries" => t.set_option("max_attempts", vec![value.into()], &part),
             "api_key" if value == "EMPTY" => {}
-            "api_key" => t.refuse_option("--model_args api_key", "is a key on the command line", "set OPENAI_API_KEY to it"),
+            "api_key" => {
+                t.refuse_option("--model_args api_key", "is a key on the command line", "set OPENAI_API_KEY to it")
+            }
             "tensor_parallel_size"
             | "gpu_memory_utilization"
             | "device_map"
@@ -103,7 +106,11 @@ fn model_args(value: &str, t: &mut Translation) {
                 t.harmless.push((part.written, "launch, memory and kernels"));
             }
             "reasoning_prompt" | "system_prompt" => {
-                t.refuse_option(&format!("--model_args {pair}"), "changes the prompt of the fixed protocol", "leave it out");
+                t.refuse_option(
+                    &format!("--model_args {pair}"),
+                    "changes the prompt of the fixed protocol",
+                    "leave it out",
+                );
             }
             _ => t.refuse_option(&format!("--model_args {pair}"), "is not known", "leave it out"),
         }

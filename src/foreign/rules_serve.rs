@@ -31,7 +31,9 @@ fn each_field(given: &GivenOption, t: &mut Translation, set: impl Fn(&str, &Valu
     let text = given.joined_values().unwrap_or_default();
     match serde_json::from_str::<Map<String, Value>>(&text) {
         Ok(fields) => fields.iter().for_each(|(name, value)| set(name, value, t)),
-        Err(_) => t.refuse_option(&given.text_for_messages(), "is not a JSON object", "give --max-pixels, --nframes or --fps"),
+        Err(_) => {
+            t.refuse_option(&given.text_for_messages(), "is not a JSON object", "give --max-pixels, --nframes or --fps")
+        }
     }
 }
 
@@ -54,7 +56,11 @@ fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translat
             t.set_option("nframes", vec![n.to_string()], given);
         }
         ("num_frames", Value::Number(_)) => {
-            t.refuse_option(&given.text_for_messages(), "takes all frames of a video", "give --fps, or --nframes with a number");
+            t.refuse_option(
+                &given.text_for_messages(),
+                "takes all frames of a video",
+                "give --fps, or --nframes with a number",
+            );
         }
         ("fps", Value::Number(n)) => t.set_option("fps", vec![n.to_string()], given),
         _ => refuse_field(given, &format!("{name} {value}"), t),

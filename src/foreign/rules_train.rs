@@ -24,7 +24,11 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             Some(share) if share > 0.0 && share < 1.0 => {
                 let help = "give --save-steps with a number of steps";
                 t.is_foreign = true;
-                t.refuse_option(&given.text_for_messages(), "is a share of all steps in transformers, and reel counts steps", help);
+                t.refuse_option(
+                    &given.text_for_messages(),
+                    "is a share of all steps in transformers, and reel counts steps",
+                    help,
+                );
             }
             _ => t.set_option("save_steps", vec![value.trim_end_matches(".0").into()], given),
         },
@@ -124,7 +128,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             // verl's estimator for the reward is not the one of the loss.
             let is_of_loss = given.name.ends_with("kl_loss_type");
             t.parts.insert(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string());
-            t.parts.insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.text_for_messages());
+            t.parts
+                .insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.text_for_messages());
         }
         "kl_in_reward" => {
             if is_true {
@@ -186,7 +191,10 @@ fn report_to(given: &GivenOption, t: &mut Translation) {
     }
     if names.iter().any(|name| SERVICES.contains(&name.as_str())) {
         t.is_foreign = true;
-        t.harmless.push((given.text_for_messages(), "reports to other services: --report-command sends them (examples/report.py)"));
+        t.harmless.push((
+            given.text_for_messages(),
+            "reports to other services: --report-command sends them (examples/report.py)",
+        ));
     }
     if places.is_empty() {
         places = vec!["tensorboard".into()];

@@ -138,7 +138,8 @@ fn name_and_value_are_judged_together() {
 
 #[test]
 fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
-    let grpo = |words: &str| expect_translated(outcome_of_line(&format!("grpo --model m --data d --out o {words}")), words);
+    let grpo =
+        |words: &str| expect_translated(outcome_of_line(&format!("grpo --model m --data d --out o {words}")), words);
     let (words, notes) = grpo("--use_vllm true --per_device_train_batch_size 1 --num_generations 8");
     assert!(
         words.ends_with("--per-device-train-batch-size 8 --num-generations 8 --gradient-accumulation-steps 1"),
@@ -156,10 +157,14 @@ fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
     assert!(words.ends_with(wanted), "{words}");
     let (words, _) = grpo("--reward_funcs accuracy format --reward_weights 1 0.5");
     assert!(words.ends_with("--reward-weights accuracy=1,format=0.5 --len-control false"), "{words}");
-    let message = expect_refused(outcome_of_line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
+    let message =
+        expect_refused(outcome_of_line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
     assert!(message.contains("has cosine, which is not a reward of reel"), "{message}");
     // Reel's own spelling keeps reel's own rule.
-    assert_eq!(outcome_of_line("grpo --model m --data d --out o --per-device-train-batch-size 1"), TranslationOutcome::Unchanged);
+    assert_eq!(
+        outcome_of_line("grpo --model m --data d --out o --per-device-train-batch-size 1"),
+        TranslationOutcome::Unchanged
+    );
 }
 
 #[test]
@@ -180,14 +185,19 @@ fn nested_keys_are_translated() {
     ] {
         assert!(got.contains(part), "{part}: {got}");
     }
-    let message =
-        expect_refused(outcome_of_line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"), "gae");
+    let message = expect_refused(
+        outcome_of_line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"),
+        "gae",
+    );
     assert!(message.contains("algorithm.adv_estimator=gae: reel's advantage is GRPO's"), "{message}");
 }
 
 #[test]
 fn servers_and_load_tests_are_translated() {
-    let (words, _) = expect_translated(outcome_of_line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"), "serve");
+    let (words, _) = expect_translated(
+        outcome_of_line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"),
+        "serve",
+    );
     assert_eq!(words, "serve --model m --max-model-len 4000 --tensor-parallel-size 1 --batch-size 8");
     let message = expect_refused(outcome_of_line("serve m --host 0.0.0.0"), "host");
     assert!(message.contains("--host 0.0.0.0: can be reached from other machines"), "{message}");
@@ -195,8 +205,10 @@ fn servers_and_load_tests_are_translated() {
     let key = [("VLLM_API_KEY".to_string(), "k".to_string())];
     let words: Vec<String> = "serve m --host 0.0.0.0".split(' ').map(String::from).collect();
     expect_translated(outcome_of_words(&words, &key), "with a key");
-    let (words, _) =
-        expect_translated(outcome_of_line("bench serve --host 0.0.0.0 --port 8001 --backend openai --random-input-len 9"), "bench");
+    let (words, _) = expect_translated(
+        outcome_of_line("bench serve --host 0.0.0.0 --port 8001 --backend openai --random-input-len 9"),
+        "bench",
+    );
     assert_eq!(words, "bench serve --prompt-tokens 9 --url http://127.0.0.1:8001 --endpoint completions");
 }
 
@@ -222,7 +234,9 @@ fn commands_of_reel_are_not_touched() {
 
 #[test]
 fn validation_rows_and_reward_functions_keep_their_meaning() {
-    let sft = |more: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o --bf16 true {more}")), more).0;
+    let sft = |more: &str| {
+        expect_translated(outcome_of_line(&format!("sft --model m --data d --out o --bf16 true {more}")), more).0
+    };
     let words = sft("--split_dataset_ratio 0.05 --eval_strategy steps --eval_steps 100 --save_steps 200");
     assert!(words.contains("--val-size 0.05") && words.contains("--eval-steps 100"), "{words}");
     assert!(!words.contains("--metric-for-best-model"), "{words}");
@@ -252,7 +266,10 @@ fn variables_of_the_environment_set_options() {
 
 #[test]
 fn defaults_of_the_program_are_stated_once() {
-    let (_, notes) = expect_translated(outcome_of_line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"), "trl");
+    let (_, notes) = expect_translated(
+        outcome_of_line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"),
+        "trl",
+    );
     let stated: Vec<_> = notes.iter().filter(|note| note.starts_with("note: not given, and TRL ")).collect();
     assert_eq!(stated.len(), 1, "{notes:?}");
     assert!(
@@ -265,7 +282,8 @@ fn defaults_of_the_program_are_stated_once() {
 /// Rows that are too long are cut, skipped or split as in the program that names the limit; packing takes its default.
 #[test]
 fn long_rows_are_treated_as_in_the_program() {
-    let sft = |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
+    let sft =
+        |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
     let cut = "--truncation-strategy right";
     assert!(sft("--max_seq_length 64").contains(cut));
     assert!(sft("--max_length 64 --dataset_num_proc 4 --use_liger_kernel").contains(cut));
@@ -280,7 +298,8 @@ fn long_rows_are_treated_as_in_the_program() {
 /// DeepSpeed's stage 3 divides the weights; the KL term and the second bound are judged by all options together.
 #[test]
 fn stages_divergence_and_bounds_are_read_together() {
-    let sft = |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
+    let sft =
+        |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
     for words in ["--deepspeed zero3", "--deepspeed scripts/zero3_offload.json", "--fsdp full_shard,auto_wrap"] {
         assert!(sft(words).contains("--zero-stage 3"), "{words}");
     }
@@ -308,7 +327,10 @@ fn stages_divergence_and_bounds_are_read_together() {
     let words = format!("{verl} {actor}.clip_ratio_c=3");
     let (_, notes) = expect_translated(outcome_of_line(&words), &words);
     assert!(notes.iter().any(|note| note.contains("clip_ratio_c (bounds of a ratio that is 1")), "{notes:?}");
-    expect_translated(outcome_of_line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")), "no KL term");
+    expect_translated(
+        outcome_of_line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")),
+        "no KL term",
+    );
 }
 
 /// The command line wins over a file that names the same option otherwise, and one note says so.
@@ -351,9 +373,11 @@ fn nested_values_are_translated() {
         sft("--dataset_name a/b --dataset_config c --dataset_train_split test"),
         "sft --model m --out o --data a/b#c@test"
     );
-    let (got, _) = expect_translated(outcome_of_line("sft trainer.logger=[console,wandb] --model m --data d --out o"), "hydra");
+    let (got, _) =
+        expect_translated(outcome_of_line("sft trainer.logger=[console,wandb] --model m --data d --out o"), "hydra");
     assert!(got.contains("--report-to wandb"), "{got}");
-    let (got, _) = expect_translated(outcome_of_line("serve m --model-name q --server-port 9 --session-len 64"), "LMDeploy");
+    let (got, _) =
+        expect_translated(outcome_of_line("serve m --model-name q --server-port 9 --session-len 64"), "LMDeploy");
     assert_eq!(got, "serve --model m --port 9 --max-model-len 64 --served-model-name q");
 }
 
@@ -384,7 +408,8 @@ fn the_table_names_rules_and_options_that_exist() {
             let line = words::split_command_line(root, &words).expect("a command");
             let surroundings = Surroundings { variable: &|_| None, processes: 1 };
             let mut translation = Translation::new(line, command.to_string(), &surroundings);
-            let given = words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
+            let given =
+                words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
             // A rule that is not there ends this test by an assertion.
             let _ = rules::apply_rule(rule, &given, &mut translation);
         }

@@ -328,7 +328,11 @@ fn server(t: &mut Translation) {
     let tokenizer = t.parts.remove("tokenizer");
     let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
     if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
-        t.refuse_option(&shown, "reel reads the tokenizer of the model folder", "put its files there, and leave it out");
+        t.refuse_option(
+            &shown,
+            "reel reads the tokenizer of the model folder",
+            "put its files there, and leave it out",
+        );
     }
     let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
@@ -349,7 +353,9 @@ fn evaluation(t: &mut Translation) {
         let endpoint = t.is_set("endpoint");
         match t.parts.remove("pretrained") {
             Some(model) if !endpoint => t.add_option("model", vec![model], "--model_args pretrained"),
-            Some(model) if !t.is_set("endpoint_model") => t.add_option("endpoint_model", vec![model], "--model_args model"),
+            Some(model) if !t.is_set("endpoint_model") => {
+                t.add_option("endpoint_model", vec![model], "--model_args model")
+            }
             _ => {}
         }
         if !endpoint {

@@ -176,7 +176,8 @@ impl<'a> Translation<'a> {
 
     /// Sets an option in place of an earlier value.
     pub fn replace_option(&mut self, name: &str, value: &str, shown: &str) {
-        let setting = OptionSetting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
+        let setting =
+            OptionSetting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
         match self.settings.iter_mut().find(|setting| setting.name == name) {
             Some(earlier) => *earlier = setting,
             None => self.settings.push(setting),
@@ -347,7 +348,11 @@ impl<'a> Translation<'a> {
             if only_if_unset {
                 let value = wanted.filter(|wanted| *wanted != "$").map(str::to_string).or(value.clone());
                 let values = value.into_iter().collect();
-                self.fallbacks.push(OptionSetting { name: target.to_string(), values, shown: given.text_for_messages() });
+                self.fallbacks.push(OptionSetting {
+                    name: target.to_string(),
+                    values,
+                    shown: given.text_for_messages(),
+                });
                 continue;
             }
             let value = match wanted {
@@ -372,7 +377,11 @@ impl<'a> Translation<'a> {
         let what = format!("is not an option of reel {path}");
         // An option of another command has no similar option here.
         if let Some(command) = foreign_options::command_with(&given.name, &self.command) {
-            return self.refuse_option(&given.text_for_messages(), &format!("{what} (it is one of reel {command})"), "leave it out");
+            return self.refuse_option(
+                &given.text_for_messages(),
+                &format!("{what} (it is one of reel {command})"),
+                "leave it out",
+            );
         }
         let value = given.joined_values();
         let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());
@@ -381,7 +390,11 @@ impl<'a> Translation<'a> {
         let similar = option_names::most_similar(&given.name, names.iter().map(String::as_str));
         match similar {
             Some(similar) => {
-                self.refuse_option(&given.text_for_messages(), &what, &format!("did you mean --{}?", similar.replace('_', "-")));
+                self.refuse_option(
+                    &given.text_for_messages(),
+                    &what,
+                    &format!("did you mean --{}?", similar.replace('_', "-")),
+                );
                 if !self.is_set(similar) {
                     self.add_option(similar, given.values.clone(), &given.text_for_messages());
                 }

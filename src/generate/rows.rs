@@ -83,7 +83,12 @@ impl RowFlags {
 impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process if
     /// several compute the model together.
-    pub(super) fn run_rows(&self, data: &Path, process: Option<&TensorParallelProcess>, common: &CommonOptions) -> Result<()> {
+    pub(super) fn run_rows(
+        &self,
+        data: &Path,
+        process: Option<&TensorParallelProcess>,
+        common: &CommonOptions,
+    ) -> Result<()> {
         let data = hub::local_data_path("--data", data)?;
         let data = data.as_path();
         let processes = process.map_or(RunProcesses::One, RunProcesses::DivideModel);

@@ -5,7 +5,7 @@ use reel_train::step::checkpointing::usable_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
-use super::search::{FittingSettings, SearchDimension, SearchResult, PlanOutcome, search};
+use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search};
 use super::table::format_duration;
 use crate::common::CommonOptions;
 use crate::output;
@@ -139,7 +139,12 @@ fn lines<S>(
 }
 
 /// Adds an option with a value to `options` if the value differs from `before`.
-pub fn push_changed_option<T: PartialEq + std::fmt::Display>(options: &mut Vec<String>, name: &str, before: &T, after: &T) {
+pub fn push_changed_option<T: PartialEq + std::fmt::Display>(
+    options: &mut Vec<String>,
+    name: &str,
+    before: &T,
+    after: &T,
+) {
     if before != after {
         options.push(format!("{name} {after}"));
     }

@@ -14,7 +14,7 @@ use reel_runtime::Cx;
 use serde_json::json;
 
 use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
-use super::search::{SettingsChange, SearchDimension, PlanOutcome};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::serve::load_model_part_of_rank;
 use super::table::{self, DryRunCounts};
 use super::{Sizes, refuse_new_tokens, request};
@@ -167,7 +167,8 @@ impl PlanGenerateArgs {
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
-        let (exchange, weights) = load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
+        let (exchange, weights) =
+            load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();
             device.reset_peak();

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::Sizes;
 use super::advice::PlanAdditions;
 use super::search::PlanOutcome;
-use super::table::{self, DryRunCounts, TrainingCounts, PredictionWording, format_duration};
+use super::table::{self, DryRunCounts, PredictionWording, TrainingCounts, format_duration};
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
 use crate::output;
@@ -158,7 +158,12 @@ struct Prediction {
 impl PlannedJob {
     /// The job's memory and speed; `None` if `counts` are not those of a training command. `fits` is whether a GPU has
     /// so many bytes.
-    pub fn outcome(&self, counts: &DryRunCounts, machine: &MachineSpec, fits: impl Fn(u64) -> bool) -> Option<PlanOutcome> {
+    pub fn outcome(
+        &self,
+        counts: &DryRunCounts,
+        machine: &MachineSpec,
+        fits: impl Fn(u64) -> bool,
+    ) -> Option<PlanOutcome> {
         let prediction = self.predict(counts, counts.training.as_ref()?, machine);
         let peak = prediction.peaks.iter().copied().max().unwrap_or(0);
         Some(PlanOutcome {

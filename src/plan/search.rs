@@ -217,7 +217,9 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
                 None => best.push((groups(set), choice)),
             }
         }
-        best.sort_by(|(_, a), (_, b)| b.outcome.tokens_per_second_per_gpu().total_cmp(&a.outcome.tokens_per_second_per_gpu()));
+        best.sort_by(|(_, a), (_, b)| {
+            b.outcome.tokens_per_second_per_gpu().total_cmp(&a.outcome.tokens_per_second_per_gpu())
+        });
         best.into_iter().map(|(_, choice)| choice).collect()
     }
 }
@@ -256,7 +258,8 @@ mod tests {
     }
 
     fn dimensions() -> Vec<SearchDimension<Settings>> {
-        let a: Vec<SettingsChange<Settings>> = vec![Box::new(|s| s.a = 10), Box::new(|s| s.a = 20), Box::new(|s| s.a = 30)];
+        let a: Vec<SettingsChange<Settings>> =
+            vec![Box::new(|s| s.a = 10), Box::new(|s| s.a = 20), Box::new(|s| s.a = 30)];
         let b: Vec<SettingsChange<Settings>> = vec![Box::new(|s| s.b = 25)];
         let gpus: Vec<SettingsChange<Settings>> = vec![Box::new(|s| s.gpus = 2), Box::new(|s| s.gpus = 4)];
         vec![

@@ -34,7 +34,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
-use super::search::{SettingsChange, SearchDimension, PlanOutcome};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::table::{self, DryRunCounts, PredictionWording, format_duration};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
@@ -109,7 +109,10 @@ impl ShardExchange for ExchangeCounter {
 impl ExchangeCounter {
     /// The bytes and exchanges since the last call.
     pub fn take_counts(&self) -> ExchangeCounts {
-        ExchangeCounts { bytes: self.bytes.swap(0, Ordering::Relaxed), exchanges: self.exchanges.swap(0, Ordering::Relaxed) }
+        ExchangeCounts {
+            bytes: self.bytes.swap(0, Ordering::Relaxed),
+            exchanges: self.exchanges.swap(0, Ordering::Relaxed),
+        }
     }
 }
 
@@ -342,7 +345,8 @@ impl PlanServeArgs {
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
-        let (exchange, weights) = load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
+        let (exchange, weights) =
+            load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
         let text = TensorParallel::own_sizes(&config.text, ranks);
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));

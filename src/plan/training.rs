@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option, shows_progress};
-use super::job::{PlannedJob, JobFlags};
-use super::search::{SettingsChange, SearchDimension, PlanOutcome, largest_that_fits};
+use super::job::{JobFlags, PlannedJob};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange, largest_that_fits};
 use super::table::{self, DryRunCounts};
 use super::{Counting, Sizes};
 use crate::common::CommonOptions;
@@ -178,7 +178,11 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         let mut all = vec![
             SearchDimension { name: "LoRA", group: "lora", levels: lora_levels(&settings.options) },
             SearchDimension { name: "smaller moments", group: "optim", levels: optimizer_levels(&settings.options) },
-            SearchDimension { name: "a smaller micro-batch", group: "batch", levels: micro_batch_levels(&settings.options) },
+            SearchDimension {
+                name: "a smaller micro-batch",
+                group: "batch",
+                levels: micro_batch_levels(&settings.options),
+            },
             SearchDimension {
                 name: "checkpointing",
                 group: "checkpointing",
@@ -359,7 +363,10 @@ fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<P
 
 /// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A run
 /// of several processes cannot answer requests (`--serve`).
-fn gpu_levels<O: MicroBatchOptions>(settings: &PlannedSettings<O>, zero_stage: u8) -> Vec<SettingsChange<PlannedSettings<O>>> {
+fn gpu_levels<O: MicroBatchOptions>(
+    settings: &PlannedSettings<O>,
+    zero_stage: u8,
+) -> Vec<SettingsChange<PlannedSettings<O>>> {
     let now = settings.job.ranks(&settings.options);
     let level = |ranks: u32| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 /// Upper bound of the tokens that a chat template adds: its own texts, and the special tokens around each message.
-pub const fn template_tokens(messages: u64) -> u64 {
+pub const fn max_template_tokens(messages: u64) -> u64 {
     64 + 16 * messages
 }
 
@@ -65,7 +65,7 @@ impl PromptSize {
     }
 
     fn fixed(&self, image_tokens: u32) -> u64 {
-        template_tokens(self.messages) + self.images * u64::from(image_tokens)
+        max_template_tokens(self.messages) + self.images * u64::from(image_tokens)
     }
 }
 

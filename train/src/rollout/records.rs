@@ -219,7 +219,7 @@ fn without_secrets(mut prompt: Value) -> Value {
     for part in parts.filter_map(Value::as_object_mut) {
         let media =
             part.iter_mut().filter(|(key, _)| ["image", "video", "image_url", "video_url"].contains(&key.as_str()));
-        media.for_each(|(_, value)| json::redact(value));
+        media.for_each(|(_, value)| json::redact_urls_in_json(value));
     }
     prompt
 }

@@ -75,7 +75,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     };
     let weights = t.model.parameters().filter(|p| reached.iter().any(|name| p.parameter_name() == Some(name)));
     let bytes = weights.map(|p| p.bytes() as u64).sum();
-    let volume = |now: reel_ranks::Volume, then: reel_ranks::Volume| reel_ranks::Volume {
+    let volume = |now: reel_ranks::TrafficVolume, then: reel_ranks::TrafficVolume| reel_ranks::TrafficVolume {
         sent: now.sent - then.sent,
         received: now.received - then.received,
     };
