@@ -25,7 +25,7 @@ use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::step::{grpo, sft};
 use reel_train::{Result, TrainError};
 
-use fake_gpu::{assert_clean, fake_cuda};
+use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
 /// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
@@ -143,7 +143,7 @@ fn train_alone(dtype: DType, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Resul
     assert!(changed > 20, "the step has changed {changed} of {} tensors", before.len());
     assert!(trained.result.loss.is_finite() && trained.result.grad_norm > 0.0, "{:?}", trained.result);
     drop(device);
-    assert_clean(&fake, "one process");
+    assert_no_violations_or_leaks(&fake, "one process");
     trained
 }
 
@@ -211,7 +211,7 @@ fn launches_beside_exchanges(
         assert_eq!(&trained.unwrap_or_else(|e| panic!("{name}: {e}")), alone, "{name}");
         assert_eq!(traffic.all_to_all, TrafficVolume::default(), "{name}: tensors went through host memory");
     }
-    fakes.iter().for_each(|fake| assert_clean(fake, &format!("{size} ranks")));
+    fakes.iter().for_each(|fake| assert_no_violations_or_leaks(fake, &format!("{size} ranks")));
     fakes.iter().map(FakeDriver::launches_beside_transfers).sum()
 }
 
@@ -296,7 +296,7 @@ fn ranks_on_fake_gpus_end_when_the_process_of_one_is_killed() {
             let said = e.to_string();
             assert!(CALLS.iter().any(|call| said.contains(&format!("'{call}'"))), "{name}: rank {rank}: {said}");
             assert!(share < 1.0 || said.contains("'weights': ncclRemoteError"), "{name}: rank {rank}: {said}");
-            assert_clean(&fakes[rank], &name);
+            assert_no_violations_or_leaks(&fakes[rank], &name);
         }
     }
 }

@@ -20,7 +20,7 @@ use reel_ranks::{Launcher, Ranks, Timeouts, TrafficVolume, World};
 use reel_runtime::Cx;
 use reel_train::step::shard_exchange;
 
-use fake_gpu::{assert_clean, fake_cuda};
+use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
 /// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
@@ -75,7 +75,7 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
         let (fake, device) = fake_cuda(GPU_BYTES);
         let (wanted, whole) = generate(&device, dtype, None);
         drop(device);
-        assert_clean(&fake, "one GPU");
+        assert_no_violations_or_leaks(&fake, "one GPU");
         let folder = tempfile::tempdir().expect("a folder");
         let (fakes, devices): (Vec<_>, Vec<_>) = (0..RANKS).map(|_| fake_cuda(GPU_BYTES)).unzip();
         std::thread::scope(|scope| {
@@ -111,6 +111,6 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
             // The scope waits for the threads.
             devices.into_iter().enumerate().for_each(|device| drop(start(device)));
         });
-        fakes.iter().for_each(|fake| assert_clean(fake, "two GPUs"));
+        fakes.iter().for_each(|fake| assert_no_violations_or_leaks(fake, "two GPUs"));
     }
 }
