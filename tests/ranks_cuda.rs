@@ -19,7 +19,7 @@ use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_samples::sample::Sample;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, RunOptions};
-use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
+use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::step::{grpo, sft};
@@ -107,14 +107,14 @@ fn sft_step_with(
 }
 
 /// Group `index` of a step of GRPO: a prompt of 3 or 4 tokens and two completions of 2 or 3.
-fn group(index: usize) -> Group {
+fn group(index: usize) -> RolloutGroup {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
         CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
     };
-    let prompt = Arc::new(Prompt::of_size(inputs(text(3 + index % 2, index))));
+    let prompt = Arc::new(Prompt::from_model_input(inputs(text(3 + index % 2, index))));
     let rewards = vec![index as f32, 2.0];
-    Group { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
+    RolloutGroup { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
 }
 
 /// A step of GRPO with a reference model, whose micro-batches have one group each.

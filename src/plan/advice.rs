@@ -1,7 +1,7 @@
 //! What would fit, if a planned command does not: choices that `search` has found, as options to set.
 
 use anyhow::Result;
-use reel_train::step::checkpointing::usable_share;
+use reel_train::step::checkpointing::usable_memory_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
@@ -22,7 +22,7 @@ impl UsableMemory {
     /// The memory of the planned machine; `None` if it is unknown.
     pub fn of(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
         let Some(all) = memory else { return Ok(None) };
-        Ok(Some(Self { all, share: usable_share(&sizes.device(common)?) }))
+        Ok(Some(Self { all, share: usable_memory_share(&sizes.device(common)?) }))
     }
 
     pub fn bytes(&self) -> u64 {

@@ -20,7 +20,7 @@ use crate::{Result, TrainError};
 /// The share of the free memory that a run may fill. In host memory (0.5), media workers and the copy of a checkpoint
 /// that is being written need the rest. In GPU memory (0.94), the driver and libraries need the rest, and gaps between
 /// allocated blocks are lost.
-pub fn usable_share(device: &Device) -> f64 {
+pub fn usable_memory_share(device: &Device) -> f64 {
     if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
 
@@ -75,7 +75,7 @@ impl CheckpointingPolicy {
     ) -> Result<Self> {
         let memory = match (setting, free) {
             (GradientCheckpointing::Auto, Some(free)) => Some(MemoryPlan {
-                limit: (free as f64 * usable_share(device)) as u64,
+                limit: (free as f64 * usable_memory_share(device)) as u64,
                 model: on_dry_device(&device.dry_like())?,
                 dtype,
                 grads: Grads::new(),

@@ -85,7 +85,7 @@ fn next_round(
     first: usize,
     next: &mut impl FnMut() -> Result<Option<Vec<Sample>>>,
 ) -> Result<Option<(usize, Option<Vec<Sample>>)>> {
-    let len = t.round_len().min(t.hyperparameters.gradient_accumulation_steps - first);
+    let len = t.micro_batches_per_round().min(t.hyperparameters.gradient_accumulation_steps - first);
     let (mut count, mut own) = (0, None);
     let _range = range(RangeName::Phase("data loading"));
     while count < len {
