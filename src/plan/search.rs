@@ -1,7 +1,7 @@
 //! Searches for the changes of a command with which it would fit: the fewest changes, then the least loss of speed.
 //!
-//! Each way to save memory is a [`SearchDimension`] with levels from the mildest to the strongest, such as checkpointing with
-//! `selective` and `full`. A choice sets some dimensions to a level:
+//! Each way to save memory is a [`SearchDimension`] with levels from the mildest to the strongest, such as
+//! checkpointing with `selective` and `full`. A choice sets some dimensions to a level:
 //!
 //! ```text
 //! for k in 1, 2, 3 changes, until there are three choices

@@ -5,8 +5,8 @@
 //!
 //! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`]
 //! makes text of unknown origin safe to print; [`catch_panic`] turns a panic in a library that reads such files into an
-//! error; [`resource_shortage_help`], [`failed_start_help`] and [`disk_full_help`] say which limit of the machine an error
-//! names; [`TemporaryPaths`] registers files that a signal must not leave behind.
+//! error; [`resource_shortage_help`], [`failed_start_help`] and [`disk_full_help`] say which limit of the machine an
+//! error names; [`TemporaryPaths`] registers files that a signal must not leave behind.
 
 mod diagnostic;
 pub mod input;

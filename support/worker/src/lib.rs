@@ -1,8 +1,8 @@
 //! Worker processes: this program, started again to do work that can crash, hang or take all memory, such as decoding
 //! a file from a stranger. Whatever happens to a worker, its caller goes on with one error.
 //!
-//! A worker is started with the hidden argument [`WORKER_ARGUMENT`] and the name of its [`WorkerKind`]. Its standard input is
-//! a socket to the caller:
+//! A worker is started with the hidden argument [`WORKER_ARGUMENT`] and the name of its [`WorkerKind`]. Its standard
+//! input is a socket to the caller:
 //! ```text
 //! caller                                         worker
 //! start the worker                          ---> wait for jobs
@@ -19,7 +19,8 @@
 //! difference.
 //!
 //! A worker that misses its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped. The
-//! caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a [`Pool`].
+//! caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
+//! [`Pool`].
 //!
 //! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller. If memory runs out,
 //! the kernel ends workers first.

@@ -3,7 +3,8 @@
 //!
 //! On device `cpu`, the policy's forward pass in a training step computes the same products as the preceding rollout,
 //! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
-//! ([`RolloutOutputStore::allocate_for_requests`]) and the forward pass reuses them ([`StoredRolloutOutputs::outputs_of_micro_batch`]).
+//! ([`RolloutOutputStore::allocate_for_requests`]) and the forward pass reuses them
+//! ([`StoredRolloutOutputs::outputs_of_micro_batch`]).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};

@@ -35,8 +35,8 @@ pub trait TensorExchange: Debug + Send {
     ) -> Result<PendingExchange>;
 
     /// Starts to send the tensors `send` to every other rank, and to fill the tensors `receive[from]` with what rank
-    /// `from` sends, as [`TensorExchange::start_all_to_all`] does. The list at the rank's own index may be empty; otherwise it
-    /// is filled, too.
+    /// `from` sends, as [`TensorExchange::start_all_to_all`] does. The list at the rank's own index may be empty;
+    /// otherwise it is filled, too.
     ///
     /// # Errors
     /// Another rank has failed; a device error.

@@ -109,8 +109,8 @@ pub struct BackwardTimes {
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
     /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
-    /// launches wait for the exchange [`MAX_PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The pass
-    /// ends with the last exchange.
+    /// launches wait for the exchange [`MAX_PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The
+    /// pass ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
         let mut pending = VecDeque::new();

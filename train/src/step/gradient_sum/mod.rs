@@ -306,8 +306,9 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Starts to exchange the next bucket. If [`MAX_PENDING_BUCKETS`] are pending, adds the gradients of the first of them
-    /// to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and added.
+    /// Starts to exchange the next bucket. If [`MAX_PENDING_BUCKETS`] are pending, adds the gradients of the first of
+    /// them to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and
+    /// added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
         if self.round.pending.len() == MAX_PENDING_BUCKETS {
             // The next bucket gets its buffers of received gradients.

@@ -196,7 +196,8 @@ impl WeightShards {
         Ok(NextExchange::Ready)
     }
 
-    /// Exchanges what is left of the round. After [`NextExchange::Ready`], no weights are gathered and the next round begins.
+    /// Exchanges what is left of the round. After [`NextExchange::Ready`], no weights are gathered and the next round
+    /// begins.
     ///
     /// # Errors
     /// The device is out of memory; another rank has failed.
