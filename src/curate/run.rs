@@ -21,7 +21,7 @@ use reel_train::rollout::siglip::SiglipScorer;
 
 use super::endpoints::ModelLocation;
 use super::local_server::LocalServer;
-use super::stage_value::of_stage;
+use super::stage_value::value_of_stage;
 use super::{CurateRunFlags, status};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
@@ -262,9 +262,9 @@ impl CurateRunFlags {
         let mut prompts = BTreeMap::new();
         for &stage in self.recipe.stages() {
             let own = StagePrompt::of_stage(stage);
-            let temperature = of_stage(&flags.temperature, stage).copied().unwrap_or(own.temperature);
-            let top_p = of_stage(&flags.top_p, stage).copied().unwrap_or(own.top_p);
-            let max_tokens = of_stage(&flags.max_tokens, stage).copied().unwrap_or(own.max_tokens);
+            let temperature = value_of_stage(&flags.temperature, stage).copied().unwrap_or(own.temperature);
+            let top_p = value_of_stage(&flags.top_p, stage).copied().unwrap_or(own.top_p);
+            let max_tokens = value_of_stage(&flags.max_tokens, stage).copied().unwrap_or(own.max_tokens);
             if !(0.0..=2.0).contains(&temperature) {
                 return Err(usage_error("--temperature", format!("is {temperature}"), "give 0 to 2"));
             }

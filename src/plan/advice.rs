@@ -20,7 +20,7 @@ pub struct UsableMemory {
 
 impl UsableMemory {
     /// The memory of the planned machine; `None` if it is unknown.
-    pub fn of(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
+    pub fn of_planned_machine(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
         let Some(all) = memory else { return Ok(None) };
         Ok(Some(Self { all, share: usable_memory_share(&sizes.device(common)?) }))
     }

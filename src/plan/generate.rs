@@ -55,7 +55,7 @@ impl PlanGenerateArgs {
         let machine = self.sizes.machine(common)?;
         let counted = self.count(common)?;
         let mut additions = self.gathers(&counted, &machine)?;
-        let usable = UsableMemory::of(&self.sizes, machine.memory, common)?;
+        let usable = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)?;
         let lacks_memory = table::fits_in_memory(&counted.counts, &machine) == Some(false);
         let advice = || match usable.filter(|_| lacks_memory) {
             Some(usable) => self.advice(common, &machine, usable, counted.counts.memory.peak as u64),

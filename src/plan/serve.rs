@@ -248,7 +248,7 @@ impl PlanServeArgs {
 
     /// Searches for what would fit.
     fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<PlanAdditions> {
-        let Some(usable) = UsableMemory::of(&self.sizes, machine.memory, common)? else {
+        let Some(usable) = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)? else {
             return Ok(PlanAdditions::default());
         };
         let options_of = |changed: &Self| {

@@ -112,7 +112,7 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
             return self.print(&settings, &planned, &machine, PlanAdditions::default());
         }
         let machine = self.sizes.machine(self.common)?;
-        let Some(usable) = UsableMemory::of(self.sizes, machine.memory, self.common)? else {
+        let Some(usable) = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)? else {
             return Err(usage_error("--find-batch-size", "the memory of this machine is unknown", "give --gpu NAME"));
         };
         let (settings, additions) = self.find_batch_size(settings, &machine, usable)?;
@@ -136,7 +136,7 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         machine: &MachineSpec,
         mut additions: PlanAdditions,
     ) -> Result<()> {
-        let usable = UsableMemory::of(self.sizes, machine.memory, self.common)?;
+        let usable = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)?;
         let outcome = planned.outcome(machine, None);
         // On a GPU a plan needs more than the tensors, so advice begins before all of the memory is filled.
         let is_gpu = self.sizes.plans_gpu(self.common);

@@ -64,7 +64,7 @@ impl SimMutantsArgs {
         let quotes = SourceQuotes::new(&case.program, &case.kernel.name, Path::new(&location), &case.ptx);
         for v in &verdicts {
             let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
-            let (place, text) = quotes.place_and_text(&line_of(&case, &v.mutant));
+            let (place, text) = quotes.location_and_text(&line_of(&case, &v.mutant));
             let text = text.map_or(String::new(), |text| format!(" | {text}"));
             output::print_line(format!("{outcome:28} {place}: {} {}{text}", v.mutant.opcode, v.mutant.change))?;
         }

@@ -200,7 +200,7 @@ impl ChatClient {
 
     /// The largest cost in dollars that one attempt of a request can have.
     pub fn max_cost(&self, request: &ChatRequest) -> f64 {
-        self.max_attempt_cost(PromptSize::of(&request.messages), request.max_tokens)
+        self.max_attempt_cost(PromptSize::of_messages(&request.messages), request.max_tokens)
     }
 
     /// Returns the answer to a request.
@@ -226,7 +226,7 @@ impl ChatClient {
         let model = self.model(stop)?;
         let mut running = Running {
             body: request.body(&model).to_string(),
-            size: PromptSize::of(&request.messages),
+            size: PromptSize::of_messages(&request.messages),
             max_tokens: request.max_tokens,
             begun: Instant::now(),
             attempts: 0,

@@ -36,7 +36,7 @@ pub(crate) struct PromptSize {
 }
 
 impl PromptSize {
-    pub fn of(messages: &[Value]) -> Self {
+    pub fn of_messages(messages: &[Value]) -> Self {
         let mut size = Self { messages: messages.len() as u64, ..Self::default() };
         messages.iter().for_each(|message| size.add(message));
         size
@@ -93,7 +93,7 @@ mod tests {
             json!({"role": "system", "content": "Answer."}),
             json!({"role": "user", "content": [{"type": "text", "text": "What is it?"}, image.clone(), image]}),
         ];
-        let size = PromptSize::of(&messages);
+        let size = PromptSize::of_messages(&messages);
         assert_eq!(size.images, 2);
         // Roles and the types of content parts count too, since the size is an upper bound.
         assert!((18..60).contains(&size.text_bytes), "{size:?}");

@@ -118,7 +118,7 @@ fn forward_and_backward(
     let packed = pack_on(&device)?; // S tokens, of which L are learned
     let mut choose = || {
         let size = (&packed.batch, packed.targets.count());
-        t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
+        t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
     };
     let mut kept = choose()?;
     if kept == Checkpointing::Full && set.products.take().is_some() {

@@ -24,7 +24,7 @@ use reel_runtime::ops::CuSeqlens;
 
 use crate::Result;
 use crate::rollout::group::RolloutGroup;
-use crate::step::checkpointing::LearnedTokens;
+use crate::step::checkpointing::BatchWithLearnedTokens;
 
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ pub struct PackedGroups {
 
 impl PackedGroups {
     /// Returns the micro-batch and the tokens from which its loss is computed.
-    pub fn learned_tokens(self) -> LearnedTokens {
-        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
+    pub fn learned_tokens(self) -> BatchWithLearnedTokens {
+        BatchWithLearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }
 

@@ -34,7 +34,8 @@ pub fn step(
             let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
             let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
             let size = (&packed.batch, packed.targets.count());
-            let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+            let kept =
+                t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
             let cx = t.training_cx(kept);
             let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
             let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]

@@ -21,7 +21,7 @@ use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, Run
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
-use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
+use crate::step::checkpointing::{BatchWithLearnedTokens, CheckpointingPolicy};
 use crate::step::gradient_sum::GradientSum;
 use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
@@ -455,7 +455,7 @@ impl MicroBatchInput {
     }
 
     /// Returns the micro-batch and the tokens from which its loss is computed.
-    pub fn learned_tokens(self) -> LearnedTokens {
-        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
+    pub fn learned_tokens(self) -> BatchWithLearnedTokens {
+        BatchWithLearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }

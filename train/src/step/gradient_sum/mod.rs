@@ -347,7 +347,7 @@ impl GradientSum {
             start += cell.range.len();
         }
         let exchange = self.exchange.borrow_mut().start_all_to_all("gradients", &send, &receive)?;
-        self.shards.iter().for_each(|shards| shards.started_bucket());
+        self.shards.iter().for_each(|shards| shards.record_bucket_start());
         self.round.pending.push_back(PendingBucket { exchange, added });
         for (index, cell) in bucket.iter().enumerate() {
             let (name, parameter) = &self.parameters[cell.parameter];

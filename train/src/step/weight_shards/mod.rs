@@ -221,7 +221,7 @@ impl WeightShards {
     }
 
     /// Takes note that the exchange of the next bucket was started.
-    pub(super) fn started_bucket(&self) {
+    pub(super) fn record_bucket_start(&self) {
         self.round.borrow_mut().schedule.advance();
     }
 
