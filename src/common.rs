@@ -33,7 +33,7 @@ pub struct CommonOptions {
     /// On device cuda: which code computes matrix products of bf16 operands [default: own where a kernel supports them,
     /// else cublaslt]
     #[arg(long, global = true, value_name = "CODE", display_order = 905)]
-    pub products: Option<ProductsName>,
+    pub products: Option<MatrixProductsName>,
     /// Print the result as JSON on stdout, and nothing else
     #[arg(long, global = true, display_order = 906)]
     #[serde(skip)]
@@ -63,7 +63,7 @@ pub struct CommonOptions {
 /// The implementation of matrix products on device cuda (`--products`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProductsName {
+pub enum MatrixProductsName {
     // The kernels of this program, on compute capability 9.0; the bits of a row's result do not depend on the other
     // rows.
     Own,
@@ -71,7 +71,7 @@ pub enum ProductsName {
     Cublaslt,
 }
 
-impl ProductsName {
+impl MatrixProductsName {
     /// Converts this name to the value that device `cuda` takes.
     pub fn to_products(self) -> MatmulImplementation {
         match self {

@@ -96,7 +96,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     Ok(vec![
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
         Finding::new(group, "threads", Some(threads(common.threads()?)), ""),
-        Finding::new(group, "processes", Some(ranks::description()), ""),
+        Finding::new(group, "processes", Some(ranks::describe_process()), ""),
         Finding::new(group, "instructions", Some(isa), ""),
         Finding::new(group, "bf16 products", Some(simd::isa().bf16_product_instructions().to_string()), ""),
     ])

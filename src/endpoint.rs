@@ -48,7 +48,7 @@ pub struct EndpointFlags {
     max_cost: Option<f64>,
     /// Price of the model in US dollars per million tokens of requests and of answers
     #[arg(long, value_name = "IN,OUT")]
-    price: Option<PriceValue>,
+    price: Option<PricesArgument>,
     /// Most tokens that the server counts for an image. The cost that --max-cost reserves depends on it
     #[arg(long, value_name = "N", default_value_t = 1500)]
     image_tokens: u32,
@@ -59,9 +59,9 @@ pub struct EndpointFlags {
 
 /// Prices `IN,OUT`: US dollars per million tokens of requests and of answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PriceValue(pub Prices);
+pub struct PricesArgument(pub Prices);
 
-impl FromStr for PriceValue {
+impl FromStr for PricesArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls};
+use reel_diagnostic::{Diagnostic, escape_controls, is_panic_caught, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_model::ModelError;
@@ -37,7 +37,7 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
 /// of threads. It prints nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
-        if panic_is_caught() {
+        if is_panic_caught() {
             return;
         }
         let payload = info.payload();
@@ -67,14 +67,14 @@ const SUCCESS: u8 = 0;
 /// The exit code after a failure.
 const FAILURE: u8 = 1;
 /// The exit code after an error in the command line.
-pub const WRONG_OPTIONS: u8 = 2;
+pub const USAGE_ERROR_EXIT_CODE: u8 = 2;
 /// A process that a signal has stopped has this exit code plus the number of the signal.
-pub const SIGNALS: u8 = 128;
+pub const SIGNAL_EXIT_CODE_BASE: u8 = 128;
 
 /// An error whose message another process has printed. The exit code is `code`.
 #[derive(Debug, thiserror::Error)]
 #[error("another process of the command has ended with exit code {code}")]
-pub struct ReportedElsewhere {
+pub struct ReportedByOtherProcess {
     pub code: u8,
 }
 
@@ -86,12 +86,12 @@ pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: 
 
 fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     let Err(e) = result else { return SUCCESS };
-    crate::interrupt::wait_if_ending();
+    crate::interrupt::block_if_process_is_ending();
     if closed_pipe(&e) {
         return SUCCESS;
     }
-    if let Some(ReportedElsewhere { code }) = e.downcast_ref() {
-        return crate::interrupt::exit_code().unwrap_or(*code);
+    if let Some(ReportedByOtherProcess { code }) = e.downcast_ref() {
+        return crate::interrupt::signal_exit_code().unwrap_or(*code);
     }
     let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
     if verbose {
@@ -105,7 +105,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
-    crate::interrupt::exit_code().unwrap_or(if wrong_options { WRONG_OPTIONS } else { FAILURE })
+    crate::interrupt::signal_exit_code().unwrap_or(if wrong_options { USAGE_ERROR_EXIT_CODE } else { FAILURE })
 }
 
 /// Prints an error of the argument parser in one line. Help and version texts are printed as they are, with exit code
@@ -117,11 +117,11 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
     }
     if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = e.print();
-        return ExitCode::from(WRONG_OPTIONS);
+        return ExitCode::from(USAGE_ERROR_EXIT_CODE);
     }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     reel_diagnostic::note!("error: {}", redact_urls(&usage_line(e, parser, words)));
-    ExitCode::from(WRONG_OPTIONS)
+    ExitCode::from(USAGE_ERROR_EXIT_CODE)
 }
 
 /// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line

@@ -21,7 +21,7 @@ const DATA_FILES: [&str; 8] = [".json", ".jsonl", ".parquet", ".arrow", ".csv", 
 
 /// Returns the folder of a model: a folder, `ORG/NAME` or `ORG/NAME@REVISION`, which is looked up in the hub cache and
 /// downloaded if it is not there.
-pub fn model_folder(model: &str) -> Result<PathBuf> {
+pub fn local_model_folder(model: &str) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
         return Ok(folder.to_path_buf());
@@ -38,7 +38,7 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
 /// Returns the folder or file with the data of benchmarks, the value of `option`: a path, or a data set of the hub
 /// (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if it is not
 /// there.
-pub fn benchmark_data(option: &str, data: &Path) -> Result<PathBuf> {
+pub fn local_benchmark_path(option: &str, data: &Path) -> Result<PathBuf> {
     let path = WeightedPath { path: data.to_path_buf(), weight: None };
     match dataset_of(&path).filter(|_| !data.exists()) {
         Some(reference) if reference.selection.is_empty() => local_path(&reference),
@@ -54,7 +54,7 @@ pub fn benchmark_data(option: &str, data: &Path) -> Result<PathBuf> {
 /// Replaces each data set of the hub in the value of the option `flag`, such as `--data` (`ORG/NAME`,
 /// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not there.
 /// Files and folders stay as they are.
-pub fn local_data(flag: &str, data: &Path) -> Result<PathBuf> {
+pub fn local_data_path(flag: &str, data: &Path) -> Result<PathBuf> {
     let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
     let references: Vec<_> = paths.iter().map(dataset_of).collect();
     let strange =
@@ -115,5 +115,5 @@ fn download(repository: &Repository) -> Result<PathBuf> {
         let (file, done) = (escape_controls(progress.file), progress.done as f64 / 1e6);
         let _ = write!(std::io::stderr(), "\rdownloading {file}: {done:.1}{of} MB{end}");
     };
-    Ok(hub.folder(repository, &mut progress)?)
+    Ok(hub.folder_or_download(repository, &mut progress)?)
 }

@@ -50,11 +50,11 @@ fn on_signal(signal: i32) {
     }
     // Exit without running exit handlers, because those of C libraries would free memory that other threads still
     // use.
-    signal_hook::low_level::exit(exit_code().map_or(1, i32::from));
+    signal_hook::low_level::exit(signal_exit_code().map_or(1, i32::from));
 }
 
 /// Returns the exit code of a command that a signal stopped; `None` if there was no signal.
-pub fn exit_code() -> Option<u8> {
+pub fn signal_exit_code() -> Option<u8> {
     match SIGNAL.load(Ordering::SeqCst) {
         0 => None,
         signal => Some(128 | signal),
@@ -63,7 +63,7 @@ pub fn exit_code() -> Option<u8> {
 
 /// Makes this process end with the exit code of another process of its job that a signal has stopped, unless it has
 /// received a signal itself.
-pub fn adopt_exit_code(code: u8) {
+pub fn set_exit_code_of_other_process(code: u8) {
     let _ = SIGNAL.compare_exchange(0, code & 127, Ordering::SeqCst, Ordering::SeqCst);
 }
 
@@ -93,7 +93,7 @@ pub fn save_flag() -> Arc<AtomicBool> {
 }
 
 /// Blocks forever if a signal is ending the process, so that errors caused by the ending are not printed.
-pub fn wait_if_ending() {
+pub fn block_if_process_is_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }

@@ -16,7 +16,7 @@ use reel_diagnostic::TemporaryPaths;
 use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fail::{self, ReportedElsewhere, failed};
+use crate::fail::{self, ReportedByOtherProcess, failed};
 use crate::{interrupt, output};
 
 /// The environment variable that names a folder for temporary files of the ranks. This process removes it at the end,
@@ -91,7 +91,7 @@ pub fn run(option: &str, count: usize) -> Result<()> {
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
             // The signal that has come, because a process may ignore another one: those that a shell script starts in
             // the background ignore SIGINT.
-            let number = interrupt::exit_code().map_or(0, |code| i32::from(code & 127));
+            let number = interrupt::signal_exit_code().map_or(0, |code| i32::from(code & 127));
             send_all(&processes, Signal::from_named_raw(number).unwrap_or(Signal::INT));
         }
         if save.swap(false, Ordering::SeqCst) {
@@ -108,7 +108,9 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, true));
     let Some((rank, status)) = failure else { return Ok(()) };
     match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(code) if code == fail::WRONG_OPTIONS || code > fail::SIGNALS => Err(ReportedElsewhere { code }.into()),
+        Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => {
+            Err(ReportedByOtherProcess { code }.into())
+        }
         _ => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
     }
 }
@@ -139,7 +141,7 @@ impl Process {
         let Some(status) = self.status.filter(|_| wait || self.printers.iter().all(JoinHandle::is_finished)) else {
             return;
         };
-        let is_usage = status.code() == Some(i32::from(fail::WRONG_OPTIONS));
+        let is_usage = status.code() == Some(i32::from(fail::USAGE_ERROR_EXIT_CODE));
         for line in self.printers.drain(..).filter_map(|printer| printer.join().ok().flatten()) {
             if !is_usage || usage_errors.insert(line.clone()) {
                 print_line(&line, self.rank, true);

@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }
-    reel_worker::use_workers(reel_worker::Program::this());
+    reel_worker::use_workers(reel_worker::WorkerProgram::of_current_executable());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
@@ -133,21 +133,21 @@ fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<
     };
     let is_first = world.as_ref().is_none_or(|world| world.rank == 0) && !is_child;
     match foreign::translate(parser, &texts, &surroundings) {
-        foreign::Outcome::Unchanged => Ok(words),
-        foreign::Outcome::Translated { words: translated, notes } => {
+        foreign::TranslationOutcome::Unchanged => Ok(words),
+        foreign::TranslationOutcome::Translated { words: translated, notes } => {
             let is_quiet = texts.iter().any(|word| ["--quiet", "--json"].contains(&word.as_str()));
             for note in notes.iter().filter(|_| is_first && !is_quiet) {
                 reel_diagnostic::note!("{}", reel_diagnostic::escape_controls(note));
             }
             Ok(words.into_iter().take(1).chain(translated.into_iter().map(OsString::from)).collect())
         }
-        foreign::Outcome::Refused { message } => {
+        foreign::TranslationOutcome::Refused { message } => {
             if is_first {
                 let lines: Vec<String> =
                     message.lines().map(|l| reel_diagnostic::escape_controls(l).to_string()).collect();
                 reel_diagnostic::note!("error: {}", lines.join("\n"));
             }
-            Err(ExitCode::from(fail::WRONG_OPTIONS))
+            Err(ExitCode::from(fail::USAGE_ERROR_EXIT_CODE))
         }
     }
 }

@@ -62,7 +62,7 @@ impl QuantizeFlag {
 
 /// Where the weights of an unquantised model are on a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WeightPlace {
+pub enum WeightLocation {
     /// In their files, which are memory-mapped: ready at once, and shared with other processes
     Mapped,
     /// In the process's own memory, on large pages and in the layout of the matrix products, which read them faster
@@ -91,7 +91,7 @@ impl LoadedModel {
         quantization: Quantization,
         common: &CommonOptions,
     ) -> Result<Self> {
-        let place = Some(WeightPlace::Mapped);
+        let place = Some(WeightLocation::Mapped);
         Self::open_on(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
     }
 
@@ -105,7 +105,7 @@ impl LoadedModel {
         adapter: Option<&Path>,
         config: &ModelConfig,
         quantization: Quantization,
-        place: Option<WeightPlace>,
+        place: Option<WeightLocation>,
         parallel: Option<&TensorParallel>,
         common: &CommonOptions,
     ) -> Result<Self> {
@@ -115,7 +115,7 @@ impl LoadedModel {
         let weights = trace::span("load", || -> Result<_> {
             let files = Checkpoint::open(folder)?;
             is_copied = match place {
-                Some(place) => place == WeightPlace::Copied,
+                Some(place) => place == WeightLocation::Copied,
                 // All processes of a machine share its memory, and together they have about one copy.
                 None => device.free_bytes().is_some_and(|free| files.bytes() <= free / 2),
             };
@@ -160,7 +160,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
     match device {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => {
-            let products = common.products.map(common::ProductsName::to_products);
+            let products = common.products.map(common::MatrixProductsName::to_products);
             Ok(Device::cuda_with_matmul_implementation(number, products.unwrap_or_default())?)
         }
         common::DeviceName::Sim => Ok(Device::sim(SimOptions {
@@ -184,7 +184,7 @@ pub fn default_batch_size(device: &Device) -> usize {
 
 /// Bytes for the keys and values of all sequences: half of the free memory. The other half is for the prefill of
 /// prompts: the activations of the decoder and of the vision tower.
-pub fn kv_bytes(device: &Device) -> u64 {
+pub fn default_kv_bytes(device: &Device) -> u64 {
     kv_bytes_of_free(device, device.free_bytes())
 }
 
@@ -202,7 +202,7 @@ pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, d
     half.min((tokens * token) as u64)
 }
 
-/// Like [`kv_bytes`], for a device with `free` bytes of free memory; `None` if they are unknown.
+/// Like [`default_kv_bytes`], for a device with `free` bytes of free memory; `None` if they are unknown.
 fn kv_bytes_of_free(device: &Device, free: Option<u64>) -> u64 {
     let half = free.map_or(DEFAULT_KV_BYTES, |free| free / 2);
     device.capabilities().max_kv_bytes.map_or(half, |most| most.min(half))

@@ -24,10 +24,10 @@ use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
-use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::ranks::{RunProcess, processes_on_device};
-use crate::tensor_parallel::DividedProcess;
+use crate::tensor_parallel::TensorParallelProcess;
 use crate::{generate, interrupt};
 
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
@@ -35,26 +35,26 @@ pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
 /// The processes of a run.
 #[derive(Clone, Copy)]
-pub enum Processes<'c> {
+pub enum RunProcesses<'c> {
     One,
     /// Several processes, each with a whole model, share the rows.
     ShareRows(&'c RunProcess),
     /// Several processes, each with a part of the model, answer all rows together.
-    DivideModel(&'c DividedProcess),
+    DivideModel(&'c TensorParallelProcess),
 }
 
-impl<'c> Processes<'c> {
+impl<'c> RunProcesses<'c> {
     fn sharing_rows(self) -> Option<&'c RunProcess> {
         match self {
-            Processes::ShareRows(process) => Some(process),
-            Processes::One | Processes::DivideModel(_) => None,
+            RunProcesses::ShareRows(process) => Some(process),
+            RunProcesses::One | RunProcesses::DivideModel(_) => None,
         }
     }
 
-    fn dividing_model(self) -> Option<&'c DividedProcess> {
+    fn dividing_model(self) -> Option<&'c TensorParallelProcess> {
         match self {
-            Processes::DivideModel(process) => Some(process),
-            Processes::One | Processes::ShareRows(_) => None,
+            RunProcesses::DivideModel(process) => Some(process),
+            RunProcesses::One | RunProcesses::ShareRows(_) => None,
         }
     }
 }
@@ -70,11 +70,11 @@ pub struct Predictor<'c> {
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
     /// Where the weights are stored on a CPU; `None` as in [`LoadedModel::open_on`].
-    place: Option<WeightPlace>,
+    place: Option<WeightLocation>,
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
-    processes: Processes<'c>,
+    processes: RunProcesses<'c>,
 }
 
 /// The rows of a run and how they are answered.
@@ -103,11 +103,11 @@ impl<'c> Predictor<'c> {
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
-        place: Option<WeightPlace>,
+        place: Option<WeightLocation>,
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
-        processes: Processes<'c>,
+        processes: RunProcesses<'c>,
     ) -> Result<Self> {
         let batch_size = checked_batch_size(batch_size, &device)?;
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
@@ -122,7 +122,7 @@ impl<'c> Predictor<'c> {
     }
 
     /// The options that influence the predictions of every run with a model.
-    pub fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+    pub fn options_that_must_match(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
         let mut options = sampling_options(sampling, media, self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
         if let Some(format) = self.quantize.name() {
@@ -173,9 +173,9 @@ impl<'c> Predictor<'c> {
         if divided.is_none() {
             engine = engine.interrupt_flag(stop);
         }
-        let kv_bytes = model::kv_bytes(&self.device) / self.processes_on_device();
+        let kv_bytes = model::default_kv_bytes(&self.device) / self.processes_on_device();
         let max_kv_bytes = match divided {
-            Some(process) => process.smallest("memory for the KV cache", kv_bytes)?,
+            Some(process) => process.min_over_ranks("memory for the KV cache", kv_bytes)?,
             None => kv_bytes,
         };
         let run = PredictionRun {
@@ -198,16 +198,17 @@ impl<'c> Predictor<'c> {
     /// The number of processes that share the memory of the device.
     fn processes_on_device(&self) -> u64 {
         match self.processes {
-            Processes::One => 1,
-            Processes::ShareRows(process) => process.processes_on_device(&self.device),
-            Processes::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
+            RunProcesses::One => 1,
+            RunProcesses::ShareRows(process) => process.processes_on_device(&self.device),
+            RunProcesses::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
         }
     }
 
     fn open_model(&self) -> Result<LoadedModel> {
         let (config, quantization) = (&self.bundle.config, self.quantize.quantization());
         let (adapter, device) = (self.adapter.as_deref(), &self.device);
-        let parallel = self.processes.dividing_model().map(|process| process.divide(config, device)).transpose()?;
+        let parallel =
+            self.processes.dividing_model().map(|process| process.divide_model(config, device)).transpose()?;
         let mut model = LoadedModel::open_on(
             device,
             &self.folder,
@@ -248,7 +249,7 @@ pub fn sampling_options(
 }
 
 /// Converts a number to the decimal that the user typed: 0.1 instead of the value of the nearest f32.
-pub fn decimal(number: f32) -> Value {
+pub fn typed_decimal(number: f32) -> Value {
     json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 

@@ -119,7 +119,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     {
         return Err(output::cannot_read(Path::new(model), e));
     }
-    hub::model_folder(model)
+    hub::local_model_folder(model)
 }
 
 impl MessageFlags {

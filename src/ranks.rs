@@ -48,11 +48,11 @@ pub fn refuse_several_processes(command: &str) -> Result<()> {
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
         return Ok(());
     }
-    world()?.map_or(Ok(()), |world| Err(one_process_only(command, &world)))
+    world()?.map_or(Ok(()), |world| Err(single_process_error(command, &world)))
 }
 
 /// The error of a command that runs as one process although a launcher has started several.
-pub fn one_process_only(command: &str, world: &World) -> anyhow::Error {
+pub fn single_process_error(command: &str, world: &World) -> anyhow::Error {
     let World { rank, size, launcher, .. } = world;
     let what = format!("runs as one process, but {launcher} has started {size}, of which this is rank {rank}");
     let help = match command {
@@ -63,14 +63,14 @@ pub fn one_process_only(command: &str, world: &World) -> anyhow::Error {
 }
 
 /// Refuses a value of `--gpus` that is not the number of processes of the launcher.
-pub fn refuse_other_count(gpus: Option<u32>, world: &World) -> Result<()> {
+pub fn refuse_wrong_gpu_count(gpus: Option<u32>, world: &World) -> Result<()> {
     let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) else { return Ok(()) };
     let what = format!("is {gpus}, but {} has started {} processes", world.launcher, world.size);
     Err(usage_error("--gpus", what, "leave it out"))
 }
 
 /// Describes this process's place in its job, for `reel doctor`.
-pub fn description() -> String {
+pub fn describe_process() -> String {
     match World::from_variables(|name| std::env::var(name).ok()) {
         Ok(None) => "one process: no launcher has set its environment variables".to_string(),
         Ok(Some(world)) => {
@@ -103,7 +103,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the command or the device is not one of several processes; rank 0 refuses OUT.
     pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
-        refuse_other_devices(common, &world)?;
+        refuse_unusable_devices(common, &world)?;
         if options.serve.is_some() {
             return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
         }
@@ -114,7 +114,7 @@ impl RunProcess {
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
         let mut process = Self::connect(world, &options.out, common)?;
-        if !process.prints() {
+        if !process.is_rank_0() {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
             let folder = std::env::var_os(launch::TEMPORARY_FOLDER).map_or_else(std::env::temp_dir, PathBuf::from);
             let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir_in(&folder);
@@ -122,7 +122,7 @@ impl RunProcess {
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
             process.scratch = Some(scratch);
         }
-        process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail(&format!("{e:#}")))?;
+        process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail_job(&format!("{e:#}")))?;
         Ok(process)
     }
 
@@ -131,7 +131,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the device is not one of several processes; `out` cannot be written.
     pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
-        refuse_other_devices(common, &world)?;
+        refuse_unusable_devices(common, &world)?;
         Self::connect(world, out, common)
     }
 
@@ -141,7 +141,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the device is not one of several processes; `folder` cannot be written.
     pub fn join_data_check(world: World, folder: &Path, common: &CommonOptions) -> Result<Self> {
-        refuse_other_devices(common, &world)?;
+        refuse_unusable_devices(common, &world)?;
         Self::connect(world, folder, common)
     }
 
@@ -197,7 +197,7 @@ impl RunProcess {
     }
 
     /// Makes the options of a run those of this rank: ranks other than 0 write nothing outside a folder of their own.
-    pub fn change_options(&self, run: &mut RunOptions) {
+    pub fn adapt_options_to_rank(&self, run: &mut RunOptions) {
         if let Some(scratch) = &self.scratch {
             run.out = scratch.path().join("out");
             run.resume_from_checkpoint.clone_from(&self.checkpoint);
@@ -211,7 +211,7 @@ impl RunProcess {
     }
 
     /// Whether this is rank 0, which writes OUT and prints the result.
-    pub fn prints(&self) -> bool {
+    pub fn is_rank_0(&self) -> bool {
         self.ranks.rank() == 0
     }
 
@@ -222,12 +222,17 @@ impl RunProcess {
             // All ranks have agreed to stop. Rank 0 may still write a checkpoint, so this rank must not report a
             // failure, which would end rank 0. The signal may have reached one rank only; all end with its exit code.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
-                let own = [interrupt::exit_code().unwrap_or(0)];
+                let own = [interrupt::signal_exit_code().unwrap_or(0)];
                 let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
-                codes.into_iter().flatten().find(|code| *code > 0).into_iter().for_each(interrupt::adopt_exit_code);
+                codes
+                    .into_iter()
+                    .flatten()
+                    .find(|code| *code > 0)
+                    .into_iter()
+                    .for_each(interrupt::set_exit_code_of_other_process);
                 let _ = Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave);
             }
-            Err(e) => self.ranks.fail(&format!("{e:#}")),
+            Err(e) => self.ranks.fail_job(&format!("{e:#}")),
             Ok(_) => Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave)?,
         }
         done
@@ -274,7 +279,7 @@ pub fn processes_on_device(ranks: &Ranks, device: &Device) -> u64 {
 }
 
 /// Refuses a device that several processes cannot use, and fewer GPUs than processes.
-pub fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
+pub fn refuse_unusable_devices(common: &CommonOptions, world: &World) -> Result<()> {
     let device = common.device()?;
     let World { local_size, .. } = *world;
     match device {

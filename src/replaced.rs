@@ -145,8 +145,12 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
             };
             for source in sources {
                 match is_folder {
-                    true => refuse_run_folder(&spelled(name, option), &path, &spelled(name, input), &source)?,
-                    false => refuse_file(&spelled(name, option), &path, &spelled(name, input), &source)?,
+                    true => {
+                        refuse_run_folder_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?
+                    }
+                    false => {
+                        refuse_output_file_over_input(&spelled(name, option), &path, &spelled(name, input), &source)?
+                    }
                 }
             }
         }
@@ -171,7 +175,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
 /// it.
 pub fn refuse_input_that_is_output(input: &Path, location: &str) -> Result<()> {
     let outputs = OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    outputs.iter().try_for_each(|output| refuse_file(&output.option, &output.path, location, input))
+    outputs.iter().try_for_each(|output| refuse_output_file_over_input(&output.option, &output.path, location, input))
 }
 
 /// Returns true if the command reads the folder that its argument `out` names: `reel replay OUT`.
@@ -224,7 +228,7 @@ fn spelled(name: &str, option: &str) -> String {
 
 /// Refuses an output file that is the input, or that exists in the input folder. Pages in an input folder may be
 /// replaced: `reel report` writes its page into the folder of the run.
-pub fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path) -> Result<()> {
+pub fn refuse_output_file_over_input(option: &str, output: &Path, input_option: &str, input: &Path) -> Result<()> {
     let (Some(written), Some(read)) = (identity(output), identity(input)) else { return Ok(()) };
     let help = "choose another file name";
     if written == read {
@@ -243,7 +247,7 @@ pub fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path
 
 /// Refuses an output folder that is also an input, or that contains an input file which a run in this folder would
 /// replace.
-pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input: &Path) -> Result<()> {
+pub fn refuse_run_folder_over_input(option: &str, folder: &Path, input_option: &str, input: &Path) -> Result<()> {
     if input_option == "--resume-from-checkpoint" {
         return Ok(());
     }

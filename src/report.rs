@@ -8,7 +8,7 @@ use clap::Args;
 use reel_report::run_page;
 
 use crate::common::CommonOptions;
-use crate::eval::page::{PAGE, PageFlags, is_evaluation, read_run, write_page};
+use crate::eval::page::{PageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
 use crate::eval::results::tasks_of_output_folder;
 use crate::fail::usage_error;
 use crate::media::WorkerFlags;
@@ -57,7 +57,7 @@ impl ReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         refuse_repeated_runs(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| match (&self.run[..], &self.against) {
-            ([run], None) => run.join(PAGE),
+            ([run], None) => run.join(REPORT_PAGE_FILE),
             _ => COMPARISON_PAGE.into(),
         });
         match self.run.iter().find(|run| is_evaluation(run)) {

@@ -25,10 +25,10 @@ use serde_json::{Map, Value, json};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
-use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::profiler::FolderProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
-use crate::tensor_parallel::{DividedProcess, TensorParallelFlag};
+use crate::tensor_parallel::{TensorParallelFlag, TensorParallelProcess};
 use crate::{interrupt, output};
 
 /// The options of `reel serve`.
@@ -52,7 +52,7 @@ pub struct ServeArgs {
     parallel: TensorParallelFlag,
     /// Where the weights are on a CPU [default: copied, if their files take at most half of the free memory]
     #[arg(long, value_name = "PLACE", value_enum)]
-    weights: Option<WeightPlace>,
+    weights: Option<WeightLocation>,
     #[command(flatten)]
     listen: ListenFlags,
     #[command(flatten)]
@@ -240,7 +240,7 @@ impl ServeArgs {
     }
 
     /// Serves the model. `process` is this process if several serve it together; only rank 0 listens.
-    fn serve(&self, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
+    fn serve(&self, process: Option<&TensorParallelProcess>, common: &CommonOptions) -> Result<()> {
         let address = self.listen.address()?;
         let api_keys = self.listen.api_keys(address.ip())?;
         self.listen.check_model_name()?;
@@ -258,7 +258,7 @@ impl ServeArgs {
         let quantization = self.quantize.quantization();
         let divided = match process {
             Some(process) => {
-                let parallel = process.divide(&bundle.config, &device)?;
+                let parallel = process.divide_model(&bundle.config, &device)?;
                 Some(DividedModel { parallel, ranks: process.ranks().clone() })
             }
             None => None,
@@ -288,7 +288,8 @@ impl ServeArgs {
             None => default_kv_bytes(),
         };
         // The engines of all processes must have the same number of blocks.
-        let kv_bytes = process.map_or(Ok(kv_bytes), |process| process.smallest("memory for the KV cache", kv_bytes))?;
+        let kv_bytes =
+            process.map_or(Ok(kv_bytes), |process| process.min_over_ranks("memory for the KV cache", kv_bytes))?;
         let mut names = self.listen.served_model_name.clone();
         if names.is_empty() {
             names = vec![folder_name(adapter.as_ref().unwrap_or(&folder))];
@@ -426,7 +427,8 @@ impl ListenFlags {
             && self.api_key_file.is_none()
             && let Some(key) = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty())
         {
-            check_key(&key).map_err(|what| usage_error(KEY_VARIABLE, what, "set this variable to a key, or unset it"))?;
+            check_key(&key)
+                .map_err(|what| usage_error(KEY_VARIABLE, what, "set this variable to a key, or unset it"))?;
             keys.push(key);
         }
         if let Some(file) = &self.api_key_file {

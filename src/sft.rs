@@ -39,7 +39,7 @@ impl SftArgs {
         let (options, access) = (&self.options, &self.access);
         let mut resolved = ResolvedOptions::new(options, &self.media, access, &self.worker, common, matches)?;
         if let Some(file) = &mut resolved.options.eval_file {
-            *file = hub::local_data("--eval-file", file)?;
+            *file = hub::local_data_path("--eval-file", file)?;
         }
         Ok(resolved)
     }

@@ -41,7 +41,7 @@ pub struct TensorParallelFlag {
 }
 
 /// This process, one of several that compute a model together.
-pub struct DividedProcess {
+pub struct TensorParallelProcess {
     ranks: Arc<Ranks>,
     /// Whether the common work is done: an error after it is not the failure of a rank.
     is_done: AtomicBool,
@@ -49,7 +49,7 @@ pub struct DividedProcess {
 
 impl TensorParallelFlag {
     /// Whether the model is divided among several processes.
-    pub fn is_several(self) -> bool {
+    pub fn uses_several_processes(self) -> bool {
         self.tensor_parallel_size.is_some_and(|size| size > 1)
     }
 
@@ -64,7 +64,7 @@ impl TensorParallelFlag {
         command: &str,
         model: &ModelFlags,
         common: &CommonOptions,
-        work: impl FnOnce(Option<&DividedProcess>, &CommonOptions) -> Result<()>,
+        work: impl FnOnce(Option<&TensorParallelProcess>, &CommonOptions) -> Result<()>,
     ) -> Result<()> {
         let size = self.tensor_parallel_size.map_or(1, |size| size as usize);
         match ranks::world()? {
@@ -73,12 +73,12 @@ impl TensorParallelFlag {
                 // Checked, and downloaded, once here and not in each process.
                 let (base, _) = model.base_model_and_adapter_folder()?;
                 TensorParallel::check(&ModelConfig::open(&find_or_download_model(&base)?)?, size)?;
-                ranks::refuse_other_devices(common, &processes_of_this_machine(size))?;
+                ranks::refuse_unusable_devices(common, &processes_of_this_machine(size))?;
                 launch::run(OPTION, size)
             }
-            Some(world) if size == 1 => Err(ranks::one_process_only(command, &world)),
+            Some(world) if size == 1 => Err(ranks::single_process_error(command, &world)),
             Some(world) => {
-                let process = DividedProcess::join(world, size, common)?;
+                let process = TensorParallelProcess::join(world, size, common)?;
                 let own = ranks::common_options(process.ranks.world(), common);
                 let done = work(Some(&process), &own);
                 process.finish(done)
@@ -93,7 +93,7 @@ fn processes_of_this_machine(size: usize) -> World {
     World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None }
 }
 
-impl DividedProcess {
+impl TensorParallelProcess {
     fn join(world: World, size: usize, common: &CommonOptions) -> Result<Self> {
         let World { launcher, size: started, local_size, .. } = &world;
         if *started != size {
@@ -104,7 +104,7 @@ impl DividedProcess {
             let what = format!("is {size}, but {launcher} has started {local_size} of the processes on this machine");
             return Err(usage_error(OPTION, what, "start all processes on one machine"));
         }
-        ranks::refuse_other_devices(common, &world)?;
+        ranks::refuse_unusable_devices(common, &world)?;
         if world.rank > 0 {
             trace::discard_trace();
         }
@@ -125,12 +125,12 @@ impl DividedProcess {
     }
 
     /// Records that the work that all processes share is done.
-    pub fn set_done(&self) {
+    pub fn set_common_work_done(&self) {
         self.is_done.store(true, Ordering::Relaxed);
     }
 
     /// Whether this is rank 0, which prints and writes files.
-    pub fn prints(&self) -> bool {
+    pub fn is_rank_0(&self) -> bool {
         self.ranks.rank() == 0
     }
 
@@ -138,7 +138,7 @@ impl DividedProcess {
     ///
     /// # Errors
     /// The model cannot be divided; NCCL is missing; another process has failed.
-    pub fn divide(&self, config: &ModelConfig, device: &Device) -> Result<TensorParallel> {
+    pub fn divide_model(&self, config: &ModelConfig, device: &Device) -> Result<TensorParallel> {
         Ok(TensorParallel::new(shard_exchange::connect(&self.ranks, device)?, config)?)
     }
 
@@ -146,7 +146,7 @@ impl DividedProcess {
     ///
     /// # Errors
     /// Another process has failed.
-    pub fn smallest(&self, name: &str, number: u64) -> Result<u64> {
+    pub fn min_over_ranks(&self, name: &str, number: u64) -> Result<u64> {
         let all = self.ranks.all_gather(name, &number.to_le_bytes())?;
         let of_rank = |bytes: &Vec<u8>| bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
         Ok(all.iter().filter_map(of_rank).min().unwrap_or(number))
@@ -156,18 +156,18 @@ impl DividedProcess {
     fn finish(self, done: Result<()>) -> Result<()> {
         match &done {
             // All processes have received the signal, and rank 0 has reported it.
-            Err(e) if ranks::is_of_another_rank(e) && interrupt::exit_code().is_some() && !self.prints() => {
+            Err(e) if ranks::is_of_another_rank(e) && interrupt::signal_exit_code().is_some() && !self.is_rank_0() => {
                 return Ok(());
             }
             Err(e) if ranks::is_of_another_rank(e) => {}
             // All processes have stopped before the same step, and rank 0 may still write its file.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
-                let prints = self.prints();
+                let prints = self.is_rank_0();
                 leave(self.ranks)?;
                 return if prints { done } else { Ok(()) };
             }
             Err(_) if self.is_done.load(Ordering::Relaxed) => leave(self.ranks)?,
-            Err(e) => self.ranks.fail(&format!("{e:#}")),
+            Err(e) => self.ranks.fail_job(&format!("{e:#}")),
             Ok(()) => leave(self.ranks)?,
         }
         done

@@ -84,7 +84,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.overwrite = options.overwrite || start.overwrite;
         run.profile_steps = options.profile_steps;
         resolved.has_default_rate = !in_file && !given("learning_rate");
-        run.data = hub::local_data("--data", &run.data)?;
+        run.data = hub::local_data_path("--data", &run.data)?;
         let CommonOptions { json, quiet, verbose, offline, .. } = *common;
         resolved.common = CommonOptions {
             json,
@@ -137,7 +137,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
         let profiler = self.options.profile_steps.map(|steps| {
             let default = || self.options.out.join(format!("trace-{steps}.json"));
-            let outputs = process.is_none_or(RunProcess::prints).then(|| TraceOutputs {
+            let outputs = process.is_none_or(RunProcess::is_rank_0).then(|| TraceOutputs {
                 trace: Some(self.common.trace.clone().unwrap_or_else(default)),
                 folded: self.common.folded.clone(),
             });
@@ -200,7 +200,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         let world = ranks::world()?;
         if let Some(world) = &world {
-            ranks::refuse_other_count(self.options.gpus, world)?;
+            ranks::refuse_wrong_gpu_count(self.options.gpus, world)?;
         }
         let is_check_only = self.options.is_check_only();
         if self.options.max_steps == Some(0) && !is_check_only && !self.common.quiet && !self.common.json {
@@ -247,10 +247,10 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         self.options.validate()?;
         let process = RunProcess::join(world, &self.options, &self.common)?;
         let mut own = self.clone();
-        process.change_options(&mut own.options);
+        process.adapt_options_to_rank(&mut own.options);
         own.common = process.common_options(&self.common);
         let done = own.with_setup(Some(&process), |setup| Ok(run(setup)?));
-        let prints = process.prints();
+        let prints = process.is_rank_0();
         let summary = process.finish(done)?;
         if prints { self.print(&summary) } else { Ok(()) }
     }
@@ -266,7 +266,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let process = RunProcess::join_data_check(world, list.parent().unwrap_or(Path::new("")), &self.common)?;
         let own = Self { common: process.common_options(&self.common), ..self.clone() };
         let done = own.with_setup(Some(&process), |setup| Ok(check(setup)?));
-        let prints = process.prints();
+        let prints = process.is_rank_0();
         let result = process.finish(done)?;
         if prints { self.print_check(result) } else { Ok(()) }
     }

@@ -78,7 +78,7 @@ impl RunEvaluator {
         let tasks = Task::from_names(own.eval_benchmark.as_deref().unwrap_or_default())?;
         let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
         let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
-        let data = hub::benchmark_data("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
+        let data = hub::local_benchmark_path("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
         let protocol = Protocol {
             media_root: own.eval_media_root.clone(),
             limit: own.eval_limit,
@@ -148,7 +148,7 @@ impl RunEvaluator {
                 prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone())),
                 engine,
                 sampling: self.sampling.clone(),
-                max_kv_bytes: model::kv_bytes(policy.device) / processes,
+                max_kv_bytes: model::default_kv_bytes(policy.device) / processes,
                 strict: false,
                 quiet: true,
                 stop: policy.stop,
@@ -158,7 +158,7 @@ impl RunEvaluator {
             run.run(output)?;
         }
         let score = || {
-            results::write_own_task(task, folder, true)?;
+            results::write_custom_task_file(task, folder, true)?;
             let report = results::score_and_write(task, folder, Extraction::default(), true)?.report;
             Ok(BenchmarkScore {
                 n: report.n,

@@ -11,18 +11,18 @@ use std::process::Command;
 
 use serde_json::json;
 use support::{FinishedRun, crc32, file_names_in, golden, run, run_in};
-use workspace::Workspace;
+use workspace::ModelWorkspace;
 
 #[test]
 fn invalid_inputs_files_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let run =
         |name: &str| run_in(s.dir.path(), ["score", "--model", "tiny", "--inputs", name, "--out", "s.safetensors"]);
-    run("none.safetensors").refused(1, &["none.safetensors"]);
+    run("none.safetensors").assert_refused(1, &["none.safetensors"]);
     fs::write(s.dir.path().join("junk.safetensors"), "junk").expect("written");
-    run("junk.safetensors").refused(1, &["junk.safetensors"]);
+    run("junk.safetensors").assert_refused(1, &["junk.safetensors"]);
     // This file is valid safetensors, but has weights instead of model inputs: the tensor `input_ids` is missing.
-    run("tiny/model.safetensors").refused(1, &["input_ids"]);
+    run("tiny/model.safetensors").assert_refused(1, &["input_ids"]);
     assert!(!s.dir.path().join("s.safetensors").exists());
 }
 
@@ -30,7 +30,7 @@ fn invalid_inputs_files_are_refused() {
 fn assert_video_refused(file: &Path, more: &[&str], words: &[&str]) {
     let dir = tempfile::tempdir().expect("a folder");
     let (video, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
-    run(support::with_options(&["frames", "--video", &video, "--out", &out], more)).refused(1, words);
+    run(support::with_options(&["frames", "--video", &video, "--out", &out], more)).assert_refused(1, words);
     assert!(file_names_in(dir.path()).is_empty(), "left behind: {:?}", file_names_in(dir.path()));
 }
 
@@ -57,7 +57,7 @@ fn pipes_and_videos_beyond_the_memory_limit_are_refused() {
 
 #[test]
 fn invalid_or_too_large_images_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     // A PNG file with a header that states 100 000 × 100 000 pixels.
     let side = 100_000u32.to_be_bytes();
@@ -69,13 +69,13 @@ fn invalid_or_too_large_images_are_refused() {
     for name in ["bomb.png", "text.png", "empty.png", "none.png"] {
         let got =
             run_in(dir, ["generate", "--model", "tiny", "--image", name, "--prompt", "?", "--max-new-tokens", "1"]);
-        got.refused(1, &[name]);
+        got.assert_refused(1, &[name]);
     }
 }
 
 #[test]
 fn malformed_messages_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     for (body, word) in [
         ("[{", "m.json"),
         ("{\"role\": \"user\"}", "m.json"),
@@ -91,7 +91,7 @@ fn malformed_messages_are_refused() {
         fs::write(s.dir.path().join("m.json"), body).expect("written");
         let got =
             run_in(s.dir.path(), ["preprocess", "--model", "tiny", "--messages", "m.json", "--out", "p.safetensors"]);
-        got.refused(1, &[word]);
+        got.assert_refused(1, &[word]);
         assert!(!s.dir.path().join("p.safetensors").exists());
     }
 }
@@ -105,12 +105,12 @@ fn replace_by_pipe(path: &Path) {
 /// Opening a pipe without a writer never returns, and a device such as `/dev/zero` never ends: such inputs are refused.
 #[test]
 fn pipes_devices_and_folders_are_no_inputs() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     let zero = "/dev/zero";
     let refused = |args: &[&str], word: &str| {
         let said = "is not a regular file; copy its content to a file";
-        run_in(dir, args).refused(1, &[word, said]);
+        run_in(dir, args).assert_refused(1, &[word, said]);
     };
     fs::write(dir.join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
     let score = ["score", "--model", "tiny", "--out", "s.safetensors"];
@@ -123,20 +123,21 @@ fn pipes_devices_and_folders_are_no_inputs() {
     refused(&["sft", "--model", "tiny", "--data", "m.json", "--config", zero, "--out", "o"], zero);
     refused(&["generate", "--model", "tiny", "--image", zero, "--prompt", "?"], zero);
     refused(&["generate", "--model", "tiny", "--video", zero, "--prompt", "?"], zero);
-    run_in(dir, [&score[..], &["--messages", "tiny"]].concat()).refused(1, &["tiny: is a folder, not a regular file"]);
+    run_in(dir, [&score[..], &["--messages", "tiny"]].concat())
+        .assert_refused(1, &["tiny: is a folder, not a regular file"]);
     let files = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"];
     for file in files.into_iter().chain(["tokenizer.json", "chat_template.jinja", "model.safetensors"]) {
-        let kept = fs::read(s.model(file)).ok();
-        replace_by_pipe(&s.model(file));
-        s.score().refused(1, &[file, "not a regular file"]);
-        fs::remove_file(s.model(file)).expect("removed");
-        let _ = kept.map(|bytes| fs::write(s.model(file), bytes).expect("written"));
+        let kept = fs::read(s.model_file(file)).ok();
+        replace_by_pipe(&s.model_file(file));
+        s.run_score().assert_refused(1, &[file, "not a regular file"]);
+        fs::remove_file(s.model_file(file)).expect("removed");
+        let _ = kept.map(|bytes| fs::write(s.model_file(file), bytes).expect("written"));
     }
     assert_eq!(file_names_in(dir), ["m.json", "tiny"]);
 }
 
 /// Writes chat messages with one image, and returns what `reel preprocess` says about them.
-fn preprocess_image(s: &Workspace, image: &str, more: &[&str]) -> FinishedRun {
+fn preprocess_image(s: &ModelWorkspace, image: &str, more: &[&str]) -> FinishedRun {
     let body = json!([{"role": "user", "content": [{"type": "image", "image": image}]}]);
     fs::write(s.dir.path().join("m.json"), body.to_string()).expect("written");
     let args = ["preprocess", "--model", "tiny", "--messages", "m.json", "--out", "p.safetensors"];
@@ -145,26 +146,26 @@ fn preprocess_image(s: &Workspace, image: &str, more: &[&str]) -> FinishedRun {
 
 #[test]
 fn media_of_other_networks_and_folders_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     let here = "http://user:password@127.0.0.1:1/x.png?key=secret";
     let got = preprocess_image(&s, here, &[]);
-    got.refused(1, &["http://127.0.0.1:1/x.png: is an address", "only with --allow-remote-media"]);
+    got.assert_refused(1, &["http://127.0.0.1:1/x.png: is an address", "only with --allow-remote-media"]);
     assert!(!got.stderr.contains("secret") && !got.stderr.contains("password"), "{}", got.stderr);
     let allowed = "--allow-remote-media";
-    preprocess_image(&s, here, &[allowed]).refused(1, &["127.0.0.1, which is not on the public internet"]);
+    preprocess_image(&s, here, &[allowed]).assert_refused(1, &["127.0.0.1, which is not on the public internet"]);
     preprocess_image(&s, "https://example.com/x.png", &[allowed, "--offline"])
-        .refused(1, &["because --offline is given"]);
+        .assert_refused(1, &["because --offline is given"]);
     // An address in a flag is allowed without `--allow-remote-media`, but it must not be in a private network either.
     for flag in ["--video", "--image"] {
         let ask = ["generate", "--model", "tiny", "--prompt", "?", flag, "http://127.0.0.1:1/x"];
-        run_in(dir, ask).refused(1, &["which is not on the public internet"]);
+        run_in(dir, ask).assert_refused(1, &["which is not on the public internet"]);
     }
     // Media in rows of training data are refused like media in messages.
     let row = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}], "images": [here]});
     fs::write(dir.join("rows.jsonl"), row.to_string()).expect("written");
     let sft = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "o", "--device", "cpu"];
-    run_in(dir, sft).refused(1, &["rows.jsonl:1", "only with --allow-remote-media"]);
+    run_in(dir, sft).assert_refused(1, &["rows.jsonl:1", "only with --allow-remote-media"]);
 
     fs::create_dir(dir.join("media")).expect("a folder");
     fs::copy(golden("pixels/00_png_rgb.png"), dir.join("media/a.png")).expect("copied");
@@ -175,28 +176,30 @@ fn media_of_other_networks_and_folders_are_refused() {
     preprocess_image(&s, "../b.png", &confined[..2]).ok();
     fs::remove_file(dir.join("p.safetensors")).expect("removed");
     for outside in ["../b.png", "link.png", "/etc/hostname"] {
-        preprocess_image(&s, outside, &confined).refused(1, &["lies outside of media", "--media-root"]);
+        preprocess_image(&s, outside, &confined).assert_refused(1, &["lies outside of media", "--media-root"]);
         let typed = ["generate", "--model", "tiny", "--prompt", "x", "--image", outside];
-        run_in(s.dir.path(), [&typed[..], &confined].concat()).refused(1, &["lies outside of media", "--media-root"]);
+        run_in(s.dir.path(), [&typed[..], &confined].concat())
+            .assert_refused(1, &["lies outside of media", "--media-root"]);
     }
     run_in(dir, ["score", "--model", "org/none", "--messages", "m.json", "--out", "s.safetensors"])
-        .refused(1, &["org/none", "HF_HUB_OFFLINE"]);
+        .assert_refused(1, &["org/none", "HF_HUB_OFFLINE"]);
     let mut offline = support::reel();
     offline.env_remove("HF_HUB_OFFLINE").args(["tokenize", "--model", "org/none", "--offline"]);
-    support::finished_run(offline.output().expect("it starts")).refused(1, &["org/none", "because --offline is set"]);
+    support::finished_run(offline.output().expect("it starts"))
+        .assert_refused(1, &["org/none", "because --offline is set"]);
 }
 
 /// Control characters in the text of files, models and rows must not reach the terminal.
 #[test]
 fn control_characters_are_printed_escaped() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let shown = "\\u{1b}[2Jname\\u{9b}.json";
     run_in(s.dir.path(), ["preprocess", "--model", "tiny", "--messages", "\u{1b}[2Jname\u{9b}.json", "--out", "p"])
-        .refused(1, &[shown]);
+        .assert_refused(1, &[shown]);
     let usage = run(["resize", "--height", "\u{1b}[2J\u{9b}", "--width", "1"]);
-    assert!(!usage.refused(2, &["--height"]).stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", usage.stderr);
-    s.edit("config.json", |c| c["model_type"] = json!("\u{1b}]0;title\u{7}"));
-    s.score().refused(1, &["\\u{1b}]0;title\\u{7}"]);
+    assert!(!usage.assert_refused(2, &["--height"]).stderr.contains(['\u{1b}', '\u{9b}']), "{:?}", usage.stderr);
+    s.edit_json("config.json", |c| c["model_type"] = json!("\u{1b}]0;title\u{7}"));
+    s.run_score().assert_refused(1, &["\\u{1b}]0;title\\u{7}"]);
     let row = json!({"problem_type": "numerical", "solution": "<answer>1</answer>", "output": "1", "category": "\u{1b}[1m\u{9b}"});
     fs::write(s.dir.path().join("p.jsonl"), row.to_string()).expect("written");
     let eval = ["eval", "--score-only", "--benchmark", "mmvu", "--predictions", "p.jsonl", "--out", "f.json"];
@@ -209,7 +212,7 @@ fn control_characters_are_printed_escaped() {
 
 #[test]
 fn errors_name_the_true_cause() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     std::os::unix::fs::symlink("loop", dir.join("loop")).expect("a link");
     fs::write(dir.join("m.json"), r#"[{"role": "user", "content": "x"}]"#).expect("written");
@@ -236,7 +239,7 @@ fn errors_name_the_true_cause() {
         ("frames --video m.json", 1, &["m.json: ", "FFmpeg finds no video in this file"]),
         ("generate --model tiny --prompt x --stop=", 2, &["--stop: is an empty text"]),
     ] {
-        run_in(dir, command.split(' ')).refused(code, words);
+        run_in(dir, command.split(' ')).assert_refused(code, words);
     }
     assert_eq!(file_names_in(dir), ["loop", "m.json", "tiny"]);
 }

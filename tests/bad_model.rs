@@ -8,44 +8,44 @@ use std::fs;
 
 use serde_json::{Value, json};
 use support::run_in;
-use workspace::Workspace;
+use workspace::ModelWorkspace;
 
 const NORM: &str = "model.norm.weight";
 
 #[test]
 fn intact_model_scores() {
-    Workspace::new().score().ok();
+    ModelWorkspace::new().run_score().ok();
 }
 
 #[test]
 fn missing_or_truncated_weights_are_refused() {
-    let s = Workspace::new();
-    let whole = fs::read(s.model("model.safetensors")).expect("weights");
+    let s = ModelWorkspace::new();
+    let whole = fs::read(s.model_file("model.safetensors")).expect("weights");
     for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
-        fs::write(s.model("model.safetensors"), &whole[..length]).expect("written");
-        s.score().refused(1, &["model.safetensors"]);
+        fs::write(s.model_file("model.safetensors"), &whole[..length]).expect("written");
+        s.run_score().assert_refused(1, &["model.safetensors"]);
     }
     let longer = [&whole[..], b"more"].concat();
-    fs::write(s.model("model.safetensors"), longer).expect("written");
-    s.score().refused(1, &["model.safetensors"]);
-    fs::remove_file(s.model("model.safetensors")).expect("removed");
-    s.score().refused(1, &["tiny"]);
+    fs::write(s.model_file("model.safetensors"), longer).expect("written");
+    s.run_score().assert_refused(1, &["model.safetensors"]);
+    fs::remove_file(s.model_file("model.safetensors")).expect("removed");
+    s.run_score().assert_refused(1, &["tiny"]);
 }
 
 #[test]
 fn corrupt_weight_headers_are_refused() {
-    let s = Workspace::new();
-    let whole = fs::read(s.model("model.safetensors")).expect("weights");
+    let s = ModelWorkspace::new();
+    let whole = fs::read(s.model_file("model.safetensors")).expect("weights");
     for length in [u64::MAX, whole.len() as u64, 1 << 40, 3] {
         let mut bytes = whole.clone();
         bytes[..8].copy_from_slice(&length.to_le_bytes());
-        fs::write(s.model("model.safetensors"), bytes).expect("written");
-        s.score().refused(1, &["model.safetensors"]);
+        fs::write(s.model_file("model.safetensors"), bytes).expect("written");
+        s.run_score().assert_refused(1, &["model.safetensors"]);
     }
     let mut bytes = whole.clone();
     bytes[8] = b'x';
-    fs::write(s.model("model.safetensors"), bytes).expect("written");
-    s.score().refused(1, &["model.safetensors"]);
+    fs::write(s.model_file("model.safetensors"), bytes).expect("written");
+    s.run_score().assert_refused(1, &["model.safetensors"]);
 }
 
 #[test]
@@ -68,18 +68,18 @@ fn wrong_offsets_dtypes_and_shapes_are_refused() {
         ("huge shape", |h, _| h[NORM]["shape"] = json!([u64::MAX, u64::MAX])),
     ];
     for (why, change) in changes {
-        let s = Workspace::new();
+        let s = ModelWorkspace::new();
         s.edit_weights(change);
-        let got = s.score();
+        let got = s.run_score();
         assert_eq!(got.code, Some(1), "{why}");
-        got.refused(1, &["model.safetensors"]);
+        got.assert_refused(1, &["model.safetensors"]);
     }
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     s.edit_weights(|h, _| {
         let taken = h.as_object_mut().and_then(|h| h.remove(NORM)).expect("there");
         h["model.other.weight"] = taken;
     });
-    s.score().refused(1, &["model.norm.weight"]);
+    s.run_score().assert_refused(1, &["model.norm.weight"]);
 }
 
 #[test]
@@ -95,37 +95,37 @@ fn invalid_configs_are_refused() {
         ("vocab_size", |c| c["vocab_size"] = json!("many")),
     ];
     for (key, change) in changes {
-        let s = Workspace::new();
-        s.edit("config.json", change);
-        s.score().refused(1, &["config.json", key]);
+        let s = ModelWorkspace::new();
+        s.edit_json("config.json", change);
+        s.run_score().assert_refused(1, &["config.json", key]);
     }
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     // The config now states more layers than the weights file has.
-    s.edit("config.json", |c| c["num_hidden_layers"] = json!(9));
-    s.score().refused(1, &["model.layers."]);
-    fs::write(s.model("config.json"), "{").expect("written");
-    s.score().refused(1, &["config.json"]);
-    fs::remove_file(s.model("config.json")).expect("removed");
-    s.score().refused(1, &["config.json"]);
+    s.edit_json("config.json", |c| c["num_hidden_layers"] = json!(9));
+    s.run_score().assert_refused(1, &["model.layers."]);
+    fs::write(s.model_file("config.json"), "{").expect("written");
+    s.run_score().assert_refused(1, &["config.json"]);
+    fs::remove_file(s.model_file("config.json")).expect("removed");
+    s.run_score().assert_refused(1, &["config.json"]);
 }
 
 #[test]
 fn mismatched_tokenizers_are_refused() {
-    let s = Workspace::new();
-    s.edit("config.json", |c| c["image_token_id"] = json!(3));
-    s.score().refused(1, &["tokenizer.json"]);
-    let s = Workspace::new();
-    fs::write(s.model("tokenizer.json"), "{}").expect("written");
-    s.score().refused(1, &["tokenizer.json"]);
-    fs::remove_file(s.model("tokenizer.json")).expect("removed");
-    s.score().refused(1, &["tokenizer.json"]);
+    let s = ModelWorkspace::new();
+    s.edit_json("config.json", |c| c["image_token_id"] = json!(3));
+    s.run_score().assert_refused(1, &["tokenizer.json"]);
+    let s = ModelWorkspace::new();
+    fs::write(s.model_file("tokenizer.json"), "{}").expect("written");
+    s.run_score().assert_refused(1, &["tokenizer.json"]);
+    fs::remove_file(s.model_file("tokenizer.json")).expect("removed");
+    s.run_score().assert_refused(1, &["tokenizer.json"]);
 }
 
 /// A chat template is a program, and a tokenizer's regular expression can take endless time. Both come with a model
 /// folder.
 #[test]
 fn hostile_templates_and_tokenizers_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     for (template, word) in [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it takes too many steps"),
         (
@@ -136,40 +136,42 @@ fn hostile_templates_and_tokenizers_are_refused() {
         ("{{ raise_exception('\u{1b}[31mred') }}", "\\u{1b}[31mred"),
         ("{{ 'a' * 70000 }}", "the prompt would be longer than 65"),
     ] {
-        fs::write(s.model("chat_template.jinja"), template).expect("written");
-        let got = s.score();
-        got.refused(1, &["tiny/chat_template.jinja: ", word]);
+        fs::write(s.model_file("chat_template.jinja"), template).expect("written");
+        let got = s.run_score();
+        got.assert_refused(1, &["tiny/chat_template.jinja: ", word]);
         assert!(!got.stderr.contains('\u{1b}'), "{:?}", got.stderr);
     }
-    fs::remove_file(s.model("chat_template.jinja")).expect("removed");
-    s.edit("tokenizer.json", |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(x+x+)+(?!y)"));
-    s.score().refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
+    fs::remove_file(s.model_file("chat_template.jinja")).expect("removed");
+    s.edit_json("tokenizer.json", |t| {
+        t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(x+x+)+(?!y)")
+    });
+    s.run_score().assert_refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
 }
 
 /// A fault that would make a command fail is reported before the command does work that would be lost.
 #[test]
 fn faults_of_the_model_folder_are_found_before_the_work() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     let row = r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#;
     fs::write(dir.join("rows.jsonl"), row).expect("written");
     let sft = "sft --model tiny --data rows.jsonl --out out --max-steps 1";
     // A file that only the first save reads.
-    std::os::unix::fs::symlink("/dev/zero", s.model("added_tokens.json")).expect("a link");
-    run_in(dir, sft.split(' ')).refused(1, &["tiny/added_tokens.json: is not a regular file"]);
+    std::os::unix::fs::symlink("/dev/zero", s.model_file("added_tokens.json")).expect("a link");
+    run_in(dir, sft.split(' ')).assert_refused(1, &["tiny/added_tokens.json: is not a regular file"]);
     assert!(!dir.join("out").exists());
-    fs::remove_file(s.model("added_tokens.json")).expect("removed");
+    fs::remove_file(s.model_file("added_tokens.json")).expect("removed");
     run_in(dir, format!("{sft} --media-root no-such-folder").split(' '))
-        .refused(1, &["--media-root: is no-such-folder, which is not a folder"]);
+        .assert_refused(1, &["--media-root: is no-such-folder, which is not a folder"]);
     s.set_positions(20);
     run_in(dir, ["generate", "--model", "tiny", "--prompt", "x"])
-        .refused(1, &["the prompt: has ", "which leave no room for an answer in the model's 20 positions"]);
+        .assert_refused(1, &["the prompt: has ", "which leave no room for an answer in the model's 20 positions"]);
 }
 
 /// An answer ends at the model's last position. A request for more tokens is refused, as by `reel serve`.
 #[test]
 fn answers_stay_within_the_positions_of_the_model() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     let body = |max_tokens: Value| json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": max_tokens});
     fs::write(dir.join("m.json"), body(json!(4)).to_string()).expect("written");
@@ -184,8 +186,8 @@ fn answers_stay_within_the_positions_of_the_model() {
     assert_eq!(generate(&[&prompt[..], &["--max-new-tokens", "3"]].concat()).json()["token_ids"], answer["token_ids"]);
     let what = format!("is 4, but the prompt takes {tokens} of the model's {} positions", tokens + 3);
     generate(&[&prompt[..], &["--max-new-tokens", "4"]].concat())
-        .refused(2, &[&format!("--max-new-tokens: {what}; give at most 3")]);
-    generate(&["--messages", "m.json"]).refused(1, &[&format!("max_tokens: {what}; give at most 3")]);
+        .assert_refused(2, &[&format!("--max-new-tokens: {what}; give at most 3")]);
+    generate(&["--messages", "m.json"]).assert_refused(1, &[&format!("max_tokens: {what}; give at most 3")]);
     let rows = ["--data", "rows.jsonl", "--out", "p.jsonl", "--max-new-tokens", "9"];
     generate(&rows).ok();
     let line = fs::read_to_string(dir.join("p.jsonl")).expect("predictions");
@@ -193,7 +195,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     assert_eq!((&line["output"], &line["generation"]["finish_reason"]), (&answer["text"], &json!("length")));
     s.set_positions(tokens);
     let what = format!("has {tokens} tokens, which leave no room for an answer in the model's {tokens} positions");
-    generate(&prompt).refused(1, &[&format!("the prompt: {what}")]);
+    generate(&prompt).assert_refused(1, &[&format!("the prompt: {what}")]);
     let refused = generate(&[&rows[..], &["--overwrite"]].concat());
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains(&format!("rows.jsonl:1: prompt: {what}")), "{}", refused.stderr);
@@ -202,18 +204,18 @@ fn answers_stay_within_the_positions_of_the_model() {
 /// If a weight is NaN and makes the logits NaN, the error names the weight.
 #[test]
 fn nan_weight_is_named_where_it_makes_logits_nan() {
-    let w = Workspace::new();
+    let w = ModelWorkspace::new();
     w.edit_weights(|header, data| {
         let begin = header[NORM]["data_offsets"][0].as_u64().expect("a number") as usize;
         data[begin + 4 * 5..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     let want = [NORM, "model.safetensors", "has a value that is NaN or infinite, at [5]"];
     let ask = ["generate", "--model", "tiny", "--prompt", "x", "--max-new-tokens", "2", "--json"];
-    run_in(w.dir.path(), ask).refused(1, &want);
+    run_in(w.dir.path(), ask).assert_refused(1, &want);
     let turn = |role: &str, text: &str| json!({"role": role, "content": text});
     let row = json!({"messages": [turn("user", "a"), turn("assistant", "b")]});
     fs::write(w.dir.path().join("rows.jsonl"), row.to_string()).expect("rows");
     let train = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "out", "--max-steps", "1", "--quiet"];
-    run_in(w.dir.path(), train).refused(1, &want);
+    run_in(w.dir.path(), train).assert_refused(1, &want);
     assert!(!w.dir.path().join("out").exists());
 }

@@ -50,12 +50,12 @@ fn prefill_with_a_video_counts_its_tokens_and_runs_the_vision_tower() {
     assert_eq!(number(&got, "/tokens"), 16.0 + 2.0 + 2.0 * 2.0 * 3.0);
     let ops = check_ops(&got);
     assert!(ops.iter().any(|op| op.starts_with("patch_embed")), "{ops:?}");
-    bench(&["--frames", "3", "--frame-size", "56x80"]).refused(2, &["--frame-size", "56x80", "28"]);
-    bench(&["--frames", "3", "--frame-size", "0x28"]).refused(2, &["--frame-size", "0x28"]);
-    bench(&["--frames", "3", "--frame-size", "56"]).refused(2, &["--frame-size", "HEIGHTxWIDTH"]);
-    bench(&["--frames", "60000", "--frame-size", "1400x1400"]).refused(2, &["--frames", "pixels in all"]);
-    bench(&["--frames", "0"]).refused(2, &["--frames", "0"]);
-    bench(&["--frame-size", "56x56"]).refused(2, &["--frames"]);
+    bench(&["--frames", "3", "--frame-size", "56x80"]).assert_refused(2, &["--frame-size", "56x80", "28"]);
+    bench(&["--frames", "3", "--frame-size", "0x28"]).assert_refused(2, &["--frame-size", "0x28"]);
+    bench(&["--frames", "3", "--frame-size", "56"]).assert_refused(2, &["--frame-size", "HEIGHTxWIDTH"]);
+    bench(&["--frames", "60000", "--frame-size", "1400x1400"]).assert_refused(2, &["--frames", "pixels in all"]);
+    bench(&["--frames", "0"]).assert_refused(2, &["--frames", "0"]);
+    bench(&["--frame-size", "56x56"]).assert_refused(2, &["--frames"]);
 }
 
 #[test]
@@ -109,19 +109,19 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
     assert_eq!(types["differs"], json!(["dtype: f32 and bf16"]));
     let moved = types["moved"].as_array().expect("ops");
     assert!(moved.iter().any(|m| m["op"] == "swiglu_fwd_bf16" && m["a"] == 0.0 && number(m, "/b") > 0.0), "{moved:?}");
-    compare("prefill-f32.json", "decode-f32.json").refused(1, &["decode-f32.json", "op"]);
-    compare("prefill-f32.json", "none.json").refused(1, &["none.json"]);
-    bench("prefill", &["--batch", "0"]).refused(2, &["--batch"]);
+    compare("prefill-f32.json", "decode-f32.json").assert_refused(1, &["decode-f32.json", "op"]);
+    compare("prefill-f32.json", "none.json").assert_refused(1, &["none.json"]);
+    bench("prefill", &["--batch", "0"]).assert_refused(2, &["--batch"]);
     let asked = |args: &[&str]| run_in(dir.path(), [&["bench"], args, &["--model", "tiny"]].concat());
     for op in ["prefill", "decode", "rollout"] {
-        asked(&[op, "--tokens", "18446744073709551615"]).refused(2, &["--tokens", "positions"]);
-        asked(&[op, "--batch", "100000000"]).refused(2, &["--batch"]);
+        asked(&[op, "--tokens", "18446744073709551615"]).assert_refused(2, &["--tokens", "positions"]);
+        asked(&[op, "--batch", "100000000"]).assert_refused(2, &["--batch"]);
     }
-    asked(&["prefill", "--batch", "4096", "--tokens", "100000"]).refused(2, &["--batch", "tokens in all"]);
-    bench("decode", &["--context", "18446744073709551615"]).refused(2, &["--tokens", "--context"]);
-    run(["bench", "--compare", "a.json"]).refused(2, &["--compare"]);
-    run(["bench", "--compare", "a.json", "b.json", "op", "grpo_loss"]).refused(2, &["--compare"]);
-    run(["bench"]).refused(2, &["prefill", "--compare"]);
+    asked(&["prefill", "--batch", "4096", "--tokens", "100000"]).assert_refused(2, &["--batch", "tokens in all"]);
+    bench("decode", &["--context", "18446744073709551615"]).assert_refused(2, &["--tokens", "--context"]);
+    run(["bench", "--compare", "a.json"]).assert_refused(2, &["--compare"]);
+    run(["bench", "--compare", "a.json", "b.json", "op", "grpo_loss"]).assert_refused(2, &["--compare"]);
+    run(["bench"]).assert_refused(2, &["prefill", "--compare"]);
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn rollout_results_have_parts_and_can_be_compared() {
     );
     let compared = run_in(dir.path(), ["bench", "--compare", "f32.json", "bf16.json", "--json"]).json();
     assert_eq!((&compared["op"], &compared["differs"]), (&"rollout".into(), &json!(["dtype: f32 and bf16"])));
-    bench(&["--tokens", "0"]).refused(2, &["--tokens"]);
-    bench(&["--batch", "0"]).refused(2, &["--batch"]);
-    bench(&["--batch", "18446744073709551615"]).refused(2, &["--batch", "4096"]);
-    bench(&["--tokens", "18446744073709551615"]).refused(2, &["--tokens", "positions"]);
-    bench(&["--context", "127999", "--tokens", "2"]).refused(2, &["--tokens", "positions"]);
+    bench(&["--tokens", "0"]).assert_refused(2, &["--tokens"]);
+    bench(&["--batch", "0"]).assert_refused(2, &["--batch"]);
+    bench(&["--batch", "18446744073709551615"]).assert_refused(2, &["--batch", "4096"]);
+    bench(&["--tokens", "18446744073709551615"]).assert_refused(2, &["--tokens", "positions"]);
+    bench(&["--context", "127999", "--tokens", "2"]).assert_refused(2, &["--tokens", "positions"]);
 }
 
 /// Writes a result file with these round times; returns its name.
@@ -201,10 +201,10 @@ fn compare_says_which_result_is_faster() {
     let without = r#"{"op": "decode", "tokens": 32, "batch": 1, "context": 64, "tokens_per_second": 5.0}"#;
     for (text, words) in [(without, "samples"), ("{", "JSON"), (&without.replace("decode", "train"), "op")] {
         fs::write(&old, text).expect("written");
-        compare("a.json", "old.json").refused(1, &["old.json", words]);
+        compare("a.json", "old.json").assert_refused(1, &["old.json", words]);
     }
     result(dir.path(), "bad.json", &[1.0, -1.0]);
-    compare("a.json", "bad.json").refused(1, &["bad.json", "samples"]);
+    compare("a.json", "bad.json").assert_refused(1, &["bad.json", "samples"]);
 }
 
 /// A program that reports much longer times than this one in each turn is slower; the error names a program that fails.
@@ -232,10 +232,10 @@ fn programs_are_compared_by_turns_of_processes() {
     let calls = fs::read_to_string(dir.path().join("calls")).expect("the calls");
     let words = "bench decode --model tiny --context 1 --tokens 1 --rounds 1 --json --quiet --json";
     assert!(calls.lines().count() == 10 && calls.lines().all(|line| line == words), "{calls}");
-    bench("--with ./broken").refused(1, &["./broken: failed", "no model"]);
-    bench("--with ./slow --turns 9").refused(2, &["--turns: is 9", "10 to 100"]);
-    bench("--with ./slow --html x.html").refused(2, &["--html: cannot be used with --with"]);
-    bench("--turns 10").refused(2, &["--with"]);
+    bench("--with ./broken").assert_refused(1, &["./broken: failed", "no model"]);
+    bench("--with ./slow --turns 9").assert_refused(2, &["--turns: is 9", "10 to 100"]);
+    bench("--with ./slow --html x.html").assert_refused(2, &["--html: cannot be used with --with"]);
+    bench("--turns 10").assert_refused(2, &["--with"]);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     let page = fs::read_to_string(dir.path().join("step.html")).expect("the page");
     assert!(page.contains(">optimizer</td>") && page.contains(">backward</td>"), "{page}");
     assert!(number(&kept, "/flops") < number(&got, "/flops"));
-    bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
+    bench(&["--tokens", "1"]).assert_refused(2, &["--tokens"]);
 }
 
 /// A decode step reads the weights and the keys of the tokens so far, not of all tokens that the block tables have room
@@ -343,8 +343,8 @@ fn kernels_are_timed_on_the_cpu() {
     fs::write(dir.path().join("a.json"), got.to_string()).expect("written");
     let same = run_in(dir.path(), ["bench", "--compare", "a.json", "a.json", "--json"]).json();
     assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
-    bench("no_such_kernel").refused(2, &["no_such_kernel", "grpo_loss"]);
-    run(["bench", "op", "grpo_loss", "--device", "sim"]).refused(2, &["--device"]);
+    bench("no_such_kernel").assert_refused(2, &["no_such_kernel", "grpo_loss"]);
+    run(["bench", "op", "grpo_loss", "--device", "sim"]).assert_refused(2, &["--device"]);
     // Without JSON a line on stderr says what is timed; stdout has the table only.
     let swiglu = "bench op swiglu --size tokens=4 --size intermediate=64 --device cpu --runs 1";
     let text = run(swiglu.split(' '));
@@ -405,10 +405,10 @@ fn ops_are_timed_at_given_sizes() {
         ("matmul", "m=-1", ["--size", "whole number"]),
         ("matmul_up", "m=1", ["matmul_up", "matmul"]),
     ] {
-        op(name, sizes, &[]).refused(2, &words);
+        op(name, sizes, &[]).assert_refused(2, &words);
     }
     for (name, sizes) in [("linear_log_prob_products", "tokens=2000000000"), ("adamw", "count=900000000000")] {
-        op(name, sizes, &[]).refused(1, &["GB", "smaller"]);
+        op(name, sizes, &[]).assert_refused(1, &["GB", "smaller"]);
     }
 }
 
@@ -641,6 +641,6 @@ fn a_failing_bench_op_prints_nothing_on_stdout() {
         (2, &["no_such_kernel", "--device", "cpu"]),
     ] {
         let got = bench(args);
-        assert_eq!(got.refused(code, &[]).stdout, "", "{args:?}");
+        assert_eq!(got.assert_refused(code, &[]).stdout, "", "{args:?}");
     }
 }

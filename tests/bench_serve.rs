@@ -36,7 +36,7 @@ fn scripted(answer: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static) 
                 let mut stream = stream.unwrap();
                 stream.set_nodelay(true).unwrap();
                 let Ok(Some(request)) = read_request(&mut BufReader::new(&stream)) else { return };
-                if request.is("GET", "/v1/models") {
+                if request.has_method_and_path("GET", "/v1/models") {
                     return plain(&mut stream, "200 OK", &json!({"data": [{"id": "scripted"}]}).to_string());
                 }
                 let (number, body) = (next.fetch_add(1, Ordering::SeqCst), request.json());
@@ -168,8 +168,8 @@ fn figures_of_a_real_server_add_up() {
 
     // The server refuses a wrong key and an unknown model.
     let wrong = run(["bench", "serve", "--url", &server.url]);
-    wrong.refused(1, &["/v1/models: ", "(status 401)", "--api-key-file"]);
-    bench(&["--model", "other"]).refused(1, &["(status 404)", "--model"]);
+    wrong.assert_refused(1, &["/v1/models: ", "(status 401)", "--api-key-file"]);
+    bench(&["--model", "other"]).assert_refused(1, &["(status 404)", "--model"]);
 }
 
 /// One grey pixel.
@@ -298,10 +298,10 @@ fn a_server_that_only_fails_is_an_error_that_names_the_cause() {
     for (script, words) in scripts {
         let url = scripted(script);
         // The first request is a warm-up, which must succeed.
-        bench(&url, &["--ignore-eos"]).refused(1, &[&["/v1/chat/completions: "], words].concat());
+        bench(&url, &["--ignore-eos"]).assert_refused(1, &[&["/v1/chat/completions: "], words].concat());
         // Without a warm-up, all requests are counted before the error.
         let run = bench(&url, &["--ignore-eos", "--warmup", "0", "--num-prompts", "3"]);
-        run.refused(1, &[&["all 3 requests failed; the first: "], words].concat());
+        run.assert_refused(1, &[&["all 3 requests failed; the first: "], words].concat());
         assert!(run.stdout.contains("Failed requests:                         3\n"), "{}", run.stdout);
         assert!(run.stdout.contains("no sample"), "{}", run.stdout);
     }
@@ -320,26 +320,26 @@ fn a_server_that_does_not_answer_is_given_up() {
     let begun = Instant::now();
     let settings = ["--warmup", "0", "--num-prompts", "4", "--timeout", "0.5"];
     let run = run(["bench", "serve", "--url", &url].iter().chain(&settings));
-    run.refused(1, &["all 4 requests failed", "no complete answer after 0.5 s (timeout)", "--timeout"]);
+    run.assert_refused(1, &["all 4 requests failed", "no complete answer after 0.5 s (timeout)", "--timeout"]);
     assert!(begun.elapsed() < Duration::from_secs(30));
     // The server never accepts the connection: it stays in the backlog of the listening socket.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let run = support::run(["bench", "serve", "--url", &url, "--timeout", "0.5"]);
-    run.refused(1, &["/v1/models: no complete answer after 0.5 s"]);
+    run.assert_refused(1, &["/v1/models: no complete answer after 0.5 s"]);
 }
 
 #[test]
 fn without_a_server_and_with_wrong_options_nothing_is_measured() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let unused = format!("http://{free}");
-    bench(&unused, &[]).refused(1, &["/v1/models: cannot connect", "--url"]);
-    bench(&unused, &["--model", "m"]).refused(1, &["/v1/chat/completions: cannot connect", "--url"]);
-    bench(&unused.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
+    bench(&unused, &[]).assert_refused(1, &["/v1/models: cannot connect", "--url"]);
+    bench(&unused, &["--model", "m"]).assert_refused(1, &["/v1/chat/completions: cannot connect", "--url"]);
+    bench(&unused.replace("http", "https"), &[]).assert_refused(1, &["cannot connect"]);
     let tls = scripted(|_, _| ());
-    bench(&tls.replace("http", "https"), &[]).refused(1, &["cannot connect"]);
+    bench(&tls.replace("http", "https"), &[]).assert_refused(1, &["cannot connect"]);
     for url in ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "", "http://a:b@host"] {
-        bench(url, &[]).refused(2, &["--url"]);
+        bench(url, &[]).assert_refused(2, &["--url"]);
     }
     for (args, words) in [
         (&["--num-prompts", "0"][..], &["--num-prompts: is 0"][..]),
@@ -359,19 +359,19 @@ fn without_a_server_and_with_wrong_options_nothing_is_measured() {
         (&["--extra-body", "{\"stream\": false}", "--model", "m"], &["--extra-body", "\"stream\""]),
         (&["--endpoint", "embeddings"], &["--endpoint", "completions"]),
     ] {
-        bench(&unused, args).refused(2, words);
+        bench(&unused, args).assert_refused(2, words);
     }
-    bench(&unused, &["--out", "no/such/folder/x.json"]).refused(1, &["no/such/folder"]);
+    bench(&unused, &["--out", "no/such/folder/x.json"]).assert_refused(1, &["no/such/folder"]);
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("empty"), "\n \n").unwrap();
     let in_folder = |args: &[&str]| run_in(folder.path(), ["bench", "serve", "--url", &unused].iter().chain(args));
-    in_folder(&["--api-key-file", "empty"]).refused(1, &["empty: has no API key"]);
-    in_folder(&["--api-key-file", "none"]).refused(1, &["none: cannot be read"]);
-    in_folder(&["--image", "none.png"]).refused(1, &["none.png: cannot be read"]);
+    in_folder(&["--api-key-file", "empty"]).assert_refused(1, &["empty: has no API key"]);
+    in_folder(&["--api-key-file", "none"]).assert_refused(1, &["none: cannot be read"]);
+    in_folder(&["--image", "none.png"]).assert_refused(1, &["none.png: cannot be read"]);
     std::fs::write(folder.path().join("a.png"), PNG).unwrap();
     in_folder(&["--image", "a.png", "--endpoint", "completions", "--model", "m"])
-        .refused(2, &["--endpoint completions"]);
-    in_folder(&["--image", "a.png", "--out", "a.png"]).refused(2, &["--out", "--image"]);
+        .assert_refused(2, &["--endpoint completions"]);
+    in_folder(&["--image", "a.png", "--out", "a.png"]).assert_refused(2, &["--out", "--image"]);
 }
 
 #[test]

@@ -19,29 +19,31 @@ fn version_and_help_exit_with_code_0() {
 
 #[test]
 fn bad_usage_is_one_line_and_exit_code_2() {
-    run(["frobnicate"]).refused(2, &["frobnicate", "--help"]);
-    run(["resize", "--hight", "3"]).refused(2, &["--hight", "--height"]);
-    run(["resize", "--height", "3"]).refused(2, &["--width"]);
-    run(["resize", "--height", "x", "--width", "3"]).refused(2, &["--height"]);
-    run(["frames"]).refused(2, &["--video"]);
-    run(["frames", "--total-frames", "9"]).refused(2, &["--video-fps"]);
-    run(["generate", "--model", "m"]).refused(2, &["--prompt"]);
+    run(["frobnicate"]).assert_refused(2, &["frobnicate", "--help"]);
+    run(["resize", "--hight", "3"]).assert_refused(2, &["--hight", "--height"]);
+    run(["resize", "--height", "3"]).assert_refused(2, &["--width"]);
+    run(["resize", "--height", "x", "--width", "3"]).assert_refused(2, &["--height"]);
+    run(["frames"]).assert_refused(2, &["--video"]);
+    run(["frames", "--total-frames", "9"]).assert_refused(2, &["--video-fps"]);
+    run(["generate", "--model", "m"]).assert_refused(2, &["--prompt"]);
     for n in ["0", "100000000"] {
-        run(["generate", "--model", "m", "--prompt", "x", "--n", n]).refused(2, &["--n", n]);
-        run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--n", n]).refused(2, &["--n", n]);
+        run(["generate", "--model", "m", "--prompt", "x", "--n", n]).assert_refused(2, &["--n", n]);
+        run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--n", n]).assert_refused(2, &["--n", n]);
     }
     for tokens in ["0", "99999999999999"] {
-        run(["plan", "sft", "--preset", "tiny", "--tokens", tokens]).refused(2, &["--tokens", tokens]);
+        run(["plan", "sft", "--preset", "tiny", "--tokens", tokens]).assert_refused(2, &["--tokens", tokens]);
     }
     run(["plan", "generate", "--preset", "tiny", "--tokens", "9", "--max-new-tokens", "999999999"])
-        .refused(2, &["--max-new-tokens", "999999999"]);
+        .assert_refused(2, &["--max-new-tokens", "999999999"]);
     for format in ["int4", "INT8 "] {
-        run(["generate", "--model", "m", "--prompt", "x", "--quantize", format]).refused(2, &["--quantize", "int8"]);
-        run(["serve", "--model", "m", "--quantize", format]).refused(2, &["--quantize", "int8"]);
+        run(["generate", "--model", "m", "--prompt", "x", "--quantize", format])
+            .assert_refused(2, &["--quantize", "int8"]);
+        run(["serve", "--model", "m", "--quantize", format]).assert_refused(2, &["--quantize", "int8"]);
     }
     // Quantised weights cannot be trained.
     for train in ["sft", "grpo"] {
-        run([train, "--model", "m", "--data", "d", "--out", "o", "--quantize", "int8"]).refused(2, &["--quantize"]);
+        run([train, "--model", "m", "--data", "d", "--out", "o", "--quantize", "int8"])
+            .assert_refused(2, &["--quantize"]);
     }
     for twice in [
         &["resize", "--height", "1", "--width", "56", "--height", "28"][..],
@@ -50,7 +52,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     ] {
         let option = twice.iter().rev().nth(usize::from(!twice[twice.len() - 1].contains('='))).expect("an option");
         let name = option.split('=').next().unwrap_or_default().replace('_', "-");
-        run(twice).refused(2, &[&format!("{name}: is given more than once; give it once")]);
+        run(twice).assert_refused(2, &[&format!("{name}: is given more than once; give it once")]);
     }
 }
 
@@ -87,7 +89,7 @@ fn errors_of_the_parser_name_the_option() {
     ] {
         let got = run(command.split(' '));
         assert!(got.stderr.starts_with(&format!("error: {message}")), "{command}: {}", got.stderr);
-        got.refused(2, &[]);
+        got.assert_refused(2, &[]);
     }
 }
 
@@ -100,7 +102,7 @@ fn paths_that_are_not_utf8_are_refused() {
     command.current_dir(&folder).args(["init", "--preset", "tiny", "--json", "--out"]);
     command.arg(std::ffi::OsStr::from_bytes(b"k\xff"));
     let got = support::finished_run(command.output().expect("the binary starts"));
-    got.refused(2, &["--out: is k\\xff, which is not UTF-8; rename the file or folder"]);
+    got.assert_refused(2, &["--out: is k\\xff, which is not UTF-8; rename the file or folder"]);
     assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 0);
 }
 
@@ -109,7 +111,7 @@ fn paths_that_are_not_utf8_are_refused() {
 fn help_needs_a_stdout_that_takes_it() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
     let got = reel().arg("--help").stdout(full).stderr(Stdio::piped()).output().expect("the binary starts");
-    support::finished_run(got).refused(1, &["stdout: cannot be written"]);
+    support::finished_run(got).assert_refused(1, &["stdout: cannot be written"]);
 }
 
 #[test]
@@ -121,24 +123,24 @@ fn errors_of_unavailable_devices_name_alternatives() {
         run(["generate", "--model", &model, "--prompt", "x", "--max-new-tokens", "1", "--device", device])
     };
     // The tests hide the machine's GPU, so device `cuda` cannot be opened.
-    generate("cuda").refused(1, &["cuda: ", "--device cpu"]);
-    generate("cuda:1").refused(1, &["cuda: ", "--device cpu"]);
-    generate("cuda:x").refused(2, &["--device", "cuda:N"]);
-    generate("dry").refused(2, &["--device", "reel plan"]);
-    generate("tpu").refused(2, &["--device", "tpu"]);
+    generate("cuda").assert_refused(1, &["cuda: ", "--device cpu"]);
+    generate("cuda:1").assert_refused(1, &["cuda: ", "--device cpu"]);
+    generate("cuda:x").assert_refused(2, &["--device", "cuda:N"]);
+    generate("dry").assert_refused(2, &["--device", "reel plan"]);
+    generate("tpu").assert_refused(2, &["--device", "tpu"]);
     generate("cpu").ok();
     // The error of a command that supports fewer devices advises only the devices that it supports.
     let kernels = |words: &[&str]| run([words, &["--device", "cuda"]].concat());
     let advice = |words: &[&str], advised: &str, other: &str| {
         let got = kernels(words);
-        assert!(!got.refused(1, &["cuda: ", advised]).stderr.contains(other), "{}", got.stderr);
+        assert!(!got.assert_refused(1, &["cuda: ", advised]).stderr.contains(other), "{}", got.stderr);
     };
     advice(&["kernels", "bench"], "reel bench op NAME --device cpu", "--device sim");
     advice(&["bench", "op", "swiglu"], "choose --device cpu", "--device sim");
     advice(&["kernels", "check", "--compare"], "give --device sim, and leave out --compare", "--device cpu");
-    kernels(&["kernels", "check"]).refused(1, &["choose --device cpu or --device sim"]);
+    kernels(&["kernels", "check"]).assert_refused(1, &["choose --device cpu or --device sim"]);
     // Without --device, `kernels bench` wants a GPU as well.
-    run(["kernels", "bench"]).refused(1, &["reel bench op NAME --device cpu"]);
+    run(["kernels", "bench"]).assert_refused(1, &["reel bench op NAME --device cpu"]);
 }
 
 /// The help text of --dtype states the default that the command uses.
@@ -159,13 +161,13 @@ fn help_of_init_has_the_dtypes_of_the_presets() {
 
 #[test]
 fn rejects_invalid_sizes_and_rates() {
-    run(["resize", "--height", "0", "--width", "10"]).refused(2, &["0 x 10"]);
-    run(["resize", "--height", "10", "--width", "9000"]).refused(2, &["ratio"]);
-    run(["frames", "--total-frames", "9", "--video-fps", "nan"]).refused(2, &["--video-fps"]);
+    run(["resize", "--height", "0", "--width", "10"]).assert_refused(2, &["0 x 10"]);
+    run(["resize", "--height", "10", "--width", "9000"]).assert_refused(2, &["ratio"]);
+    run(["frames", "--total-frames", "9", "--video-fps", "nan"]).assert_refused(2, &["--video-fps"]);
     run(["frames", "--total-frames", "9", "--video-fps", "25", "--profile", "nosuch"])
-        .refused(2, &["--profile", "nosuch", "videorft-eval"]);
+        .assert_refused(2, &["--profile", "nosuch", "videorft-eval"]);
     run(["frames", "--total-frames", "99", "--video-fps", "25", "--fps", "2", "--nframes", "4"])
-        .refused(2, &["--nframes"]);
+        .assert_refused(2, &["--nframes"]);
     // Without a video, the command shows the rules of qwen-vl-utils, which rounds an odd number and takes the minimum
     // number of frames at a rate of 0. With a video, such a value is an error.
     let selected = |flag: &str, value: &str| {
@@ -177,7 +179,7 @@ fn rejects_invalid_sizes_and_rates() {
     for (flag, value) in
         [("--nframes", "9"), ("--nframes", "1"), ("--fps", "0"), ("--fps", "-2"), ("--max-pixels", "9")]
     {
-        run(["frames", "--video", &video, flag, value]).refused(2, &[&format!("{flag}: is {value}, ")]);
+        run(["frames", "--video", &video, flag, value]).assert_refused(2, &[&format!("{flag}: is {value}, ")]);
     }
 }
 
@@ -223,7 +225,7 @@ fn without_ffmpeg_only_videos_are_refused() {
         let output = reel().env("LD_LIBRARY_PATH", folder.path()).args(args).output();
         support::finished_run(output.expect("the binary starts"))
     };
-    run(&["frames", "--video", &clip]).refused(1, &["h264_709.mp4", &library, "install the FFmpeg libraries"]);
+    run(&["frames", "--video", &clip]).assert_refused(1, &["h264_709.mp4", &library, "install the FFmpeg libraries"]);
     assert!(run(&["doctor"]).ok().contains(&library));
     run(&["frames", "--total-frames", "9", "--video-fps", "3"]).ok();
 }
@@ -233,7 +235,7 @@ fn verbose_adds_causes_of_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let tiny = support::tiny_model(folder.path()).display().to_string();
     let plain = run(["tokenize", "--model", &tiny, "--file", "no/such"]);
-    plain.refused(1, &["no/such"]);
+    plain.assert_refused(1, &["no/such"]);
     let verbose = run(["tokenize", "--model", &tiny, "--file", "no/such", "-v"]);
     assert!(verbose.stderr.starts_with(&plain.stderr) && verbose.stderr.contains("caused by: "), "{}", verbose.stderr);
 }
@@ -258,7 +260,7 @@ fn suggestions_know_the_field() {
         ("grpo --num_generationz 2", &["--num_generationz: ", "did you mean --num-generations?"]),
         ("plan sft --gradient-acumulation-steps 1", &["did you mean --gradient-accumulation-steps?"]),
     ] {
-        run(command.split(' ')).refused(2, words);
+        run(command.split(' ')).assert_refused(2, words);
     }
 }
 
@@ -270,11 +272,11 @@ fn common_options_are_checked_in_every_command() {
         ("--interleavings", "0", "--interleavings: is "),
         ("--dtype", "f8", "--dtype: \"f8\" is not a possible value; give one of f32, bf16"),
     ] {
-        run(["resize", "--height", "28", "--width", "28", option, value]).refused(2, &[words]);
+        run(["resize", "--height", "28", "--width", "28", option, value]).assert_refused(2, &[words]);
     }
     run(["resize", "--height", "28", "--width", "28", "--device", "cpu", "--threads", "2"]).ok();
     run("generate --model m --prompt x --device cuda --products nosuch".split(' '))
-        .refused(2, &["--products: \"nosuch\" is not a possible value"]);
+        .assert_refused(2, &["--products: \"nosuch\" is not a possible value"]);
     let help = |command: &str| run(command.split(' ').chain(["--help"])).ok().to_string();
     assert!(!help("resize").contains("--device") && help("generate").contains("--device"));
 }
@@ -283,12 +285,12 @@ fn common_options_are_checked_in_every_command() {
 fn help_completions_and_manual_pages_cover_every_command() {
     assert_eq!(run(["help", "sim", "run"]).ok(), run(["sim", "run", "--help"]).ok());
     assert_eq!(run(["help"]).ok(), run(["--help"]).ok());
-    run(["help", "frobnicate"]).refused(2, &["frobnicate", "sft"]);
+    run(["help", "frobnicate"]).assert_refused(2, &["frobnicate", "sft"]);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(["completions", shell]);
         assert!(script.ok().contains("per-device-train-batch-size"), "{shell}");
     }
-    run(["completions", "tcsh"]).refused(2, &["tcsh", "bash"]);
+    run(["completions", "tcsh"]).assert_refused(2, &["tcsh", "bash"]);
     let folder = tempfile::tempdir().expect("a folder");
     let said = run_in(folder.path(), ["man", "--out", "man1", "--json"]).json();
     let pages = support::file_names_in(&folder.path().join("man1"));
@@ -396,5 +398,5 @@ fn tokenize_error_names_file_and_line() {
     let tiny = support::tiny_model(folder.path());
     std::fs::write(folder.path().join("texts.jsonl"), "\"good\"\n\nnot json\n").expect("written");
     let got = run_in(folder.path(), ["tokenize", "--model", &tiny.display().to_string(), "--file", "texts.jsonl"]);
-    got.refused(1, &["texts.jsonl:3"]);
+    got.assert_refused(1, &["texts.jsonl:3"]);
 }

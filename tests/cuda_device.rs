@@ -27,7 +27,7 @@ use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use serde_json::Value;
 
-use fake_gpu::assert_clean;
+use fake_gpu::assert_no_violations_or_leaks;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
 use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
 
@@ -62,7 +62,7 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
             "{dtype}"
         );
         drop(device);
-        assert_clean(&fake, &dtype.to_string());
+        assert_no_violations_or_leaks(&fake, &dtype.to_string());
     }
 }
 
@@ -167,7 +167,7 @@ fn check_step_on_the_fake_driver(name: &str, step: impl Fn(&Device) -> Step) -> 
     assert!(algorithms.as_u64() > Some(20) && hash.as_str().is_some_and(|h| h.len() == 16), "{name}");
     assert_eq!(want.products, Value::Null);
     drop(device);
-    assert_clean(&fake, name);
+    assert_no_violations_or_leaks(&fake, name);
     got.products
 }
 
@@ -209,10 +209,10 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             println!("skipped: steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
             continue;
         }
-        let (fake, device) = fake_gpu::on_gpu(FakeDriver::of_version(arch, 512 << 20, version));
+        let (fake, device) = fake_gpu::cuda_device_of(FakeDriver::of_version(arch, 512 << 20, version));
         let steps = [sft_step(&device, DType::BF16, 4), grpo_step(&device, DType::BF16, true)];
         drop(device);
-        assert_clean(&fake, &format!("sm_{}, {version}", arch.sm));
+        assert_no_violations_or_leaks(&fake, &format!("sm_{}, {version}", arch.sm));
         let first = first.get_or_insert_with(|| steps.clone());
         assert!(
             first.iter().zip(&steps).all(|(a, b)| a == b),

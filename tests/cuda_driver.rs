@@ -72,9 +72,9 @@ fn a_driver_that_lacks_a_call_is_one_error() {
     let model = golden("model/image_hd128_bf16/model").display().to_string();
     let generate = ["generate", "--device", "cuda", "--model", &model, "--prompt", "x"];
     let driver = stub_driver(12_040, &["-DINCOMPLETE"]);
-    run(driver.path(), &generate).refused(1, &["reports CUDA 12.4 but lacks cuLaunchKernelEx", "--device cpu"]);
+    run(driver.path(), &generate).assert_refused(1, &["reports CUDA 12.4 but lacks cuLaunchKernelEx", "--device cpu"]);
     let driver = stub_driver(11_080, &[]);
-    run(driver.path(), &generate).refused(1, &["supports CUDA 11.8", "12.0 or newer"]);
+    run(driver.path(), &generate).assert_refused(1, &["supports CUDA 11.8", "12.0 or newer"]);
 }
 
 /// Every call that the program makes, from opening the GPU to captured decode steps, is in the library of CUDA 12.0,
@@ -92,7 +92,7 @@ fn generation_makes_only_calls_of_cuda_12_0() {
         let options = ["--device", "cuda", "--dtype", "bf16", "--model", &model];
         let score = run(driver.path(), &[&["score", "--inputs", &inputs, "--out", &out], &options[..]].concat());
         if version == 12_000 && !has_ptxas_12 {
-            score.refused(1, &["ptxas of CUDA 12 not found", "./x setup"]);
+            score.assert_refused(1, &["ptxas of CUDA 12 not found", "./x setup"]);
             continue;
         }
         score.ok();

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, PROMPT_TOKENS, Reply};
+use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, EndpointReply, PROMPT_TOKENS};
 use serde_json::{Value, json};
 use support::{FinishedRun, golden, reel, run, tiny_model};
 use tempfile::TempDir;
@@ -95,19 +95,19 @@ fn good((stage, i): (&str, usize)) -> String {
 /// Number of ways to fail.
 const FAULTS: usize = 11;
 
-fn fault(number: usize, good: String) -> Reply {
+fn fault(number: usize, good: String) -> EndpointReply {
     match number % FAULTS {
-        0 => Reply::Status(429, "retry-after: 0.05\r\n", "{\"error\": {\"message\": \"slow down\"}}"),
-        1 => Reply::Status(500, "", "{\"error\": {\"message\": \"scripted\"}}"),
-        2 => Reply::Late(Duration::from_millis(1200), good),
-        3 => Reply::Cut(good),
-        4 => Reply::Body("{\"choices\": [{\"message\": {\"cont".into()),
-        5 => Reply::Text("{\"video_caption\": 3, \"think\": true}".into()),
-        6 => Reply::Text(String::new()),
-        7 => Reply::Text(format!("<think>{}</think><answer>A</answer>", "long ".repeat(20_000))),
-        8 => Reply::Reset,
-        9 => Reply::Text(good[..good.len() / 2].into()),
-        _ => Reply::Text(format!("{good}{good}").replace("</answer>", "")),
+        0 => EndpointReply::Status(429, "retry-after: 0.05\r\n", "{\"error\": {\"message\": \"slow down\"}}"),
+        1 => EndpointReply::Status(500, "", "{\"error\": {\"message\": \"scripted\"}}"),
+        2 => EndpointReply::Late(Duration::from_millis(1200), good),
+        3 => EndpointReply::Cut(good),
+        4 => EndpointReply::Body("{\"choices\": [{\"message\": {\"cont".into()),
+        5 => EndpointReply::Text("{\"video_caption\": 3, \"think\": true}".into()),
+        6 => EndpointReply::Text(String::new()),
+        7 => EndpointReply::Text(format!("<think>{}</think><answer>A</answer>", "long ".repeat(20_000))),
+        8 => EndpointReply::Reset,
+        9 => EndpointReply::Text(good[..good.len() / 2].into()),
+        _ => EndpointReply::Text(format!("{good}{good}").replace("</answer>", "")),
     }
 }
 
@@ -192,11 +192,11 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
         match before {
             _ if fails => fault(5 + i, good((stage, i))),
             0 => fault(number, good((stage, i))),
-            _ => Reply::Text(good((stage, i))),
+            _ => EndpointReply::Text(good((stage, i))),
         }
     });
     let curation = Curation { folder: path, url: &endpoint.url };
-    curation.run(&[]).refused(1, &["list.jsonl:22: path: ", "none.png", "--skip-bad-rows"]);
+    curation.run(&[]).assert_refused(1, &["list.jsonl:22: path: ", "none.png", "--skip-bad-rows"]);
     assert_eq!(endpoint.count(), 0);
     let first = curation.run(&["--skip-bad-rows", "--json"]);
     assert_eq!(first.code, Some(1), "{}", first.stderr);
@@ -211,13 +211,13 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     let stages: Vec<&str> = failed.iter().map(|row| row["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["caption", "reason", "revise"]);
 
-    curation.run(&["--skip-bad-rows"]).refused(1, &["has a curation; ", "--resume"]);
+    curation.run(&["--skip-bad-rows"]).assert_refused(1, &["has a curation; ", "--resume"]);
     is_repaired.store(true, Ordering::SeqCst);
     let before = endpoint.count();
     let second = curation.run(&["--skip-bad-rows", "--resume", "--quiet"]);
     second.ok();
     assert_eq!(curation.counts(), [15, 7, 0]);
-    let again: BTreeSet<(&str, usize)> = endpoint.seen()[before..].iter().map(asked).collect();
+    let again: BTreeSet<(&str, usize)> = endpoint.received_requests()[before..].iter().map(asked).collect();
     let wanted = [("caption", 0), ("reason", 0), ("revise", 0), ("reason", 1), ("revise", 1), ("revise", 2)];
     assert_eq!(again, BTreeSet::from(wanted));
     let before = endpoint.count();
@@ -229,7 +229,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     fs::write(path.join("list.jsonl"), fs::read_to_string(path.join("list.jsonl")).unwrap() + &row(21).to_string())
         .unwrap();
     fs::copy(path.join("0.png"), path.join("21.png")).unwrap();
-    curation.run(&changed).refused(1, &["reason.jsonl: was made with the prompt reason-1-", "--redo reason"]);
+    curation.run(&changed).assert_refused(1, &["reason.jsonl: was made with the prompt reason-1-", "--redo reason"]);
     curation.run(&[&changed[..], &["--accept-changes", "--quiet"]].concat()).ok();
     assert_eq!(curation.counts(), [16, 7, 0]);
     let prompts: BTreeSet<String> = curation.lines("reason.jsonl").iter().map(|r| r["prompt"].to_string()).collect();
@@ -294,7 +294,7 @@ fn training_reads(dataset: &Path, folder: &Path) {
 #[test]
 fn status_leaves_out_answers_about_other_lists() {
     let folder = list(4);
-    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
+    let endpoint = ChatEndpoint::start(|body, _| EndpointReply::Text(good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--quiet"]).ok();
     curation.run(&["--quiet", "--resume", "--limit", "2"]).ok();
@@ -309,7 +309,7 @@ fn status_leaves_out_answers_about_other_lists() {
 #[test]
 fn kills_lose_no_finished_answer() {
     let folder = list(ROWS);
-    let endpoint = ChatEndpoint::start(|body, _| Reply::Late(Duration::from_millis(15), good(asked(body))));
+    let endpoint = ChatEndpoint::start(|body, _| EndpointReply::Late(Duration::from_millis(15), good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut kills = 0;
@@ -330,7 +330,7 @@ fn kills_lose_no_finished_answer() {
         child.kill().unwrap();
         child.wait().unwrap();
         let again: BTreeSet<_> =
-            endpoint.seen()[before..].iter().map(asked).filter(|key| known.contains(key)).collect();
+            endpoint.received_requests()[before..].iter().map(asked).filter(|key| known.contains(key)).collect();
         assert!(again.is_empty(), "asked twice: {again:?}");
         assert!(curation.accepted().is_superset(&known));
     }
@@ -339,7 +339,7 @@ fn kills_lose_no_finished_answer() {
     let before = endpoint.count();
     curation.run(&["--resume", "--quiet"]).ok();
     assert_eq!(curation.counts(), [15, 5, 0]);
-    let seen: Vec<_> = endpoint.seen()[before..].iter().map(asked).collect();
+    let seen: Vec<_> = endpoint.received_requests()[before..].iter().map(asked).collect();
     let rest: BTreeSet<_> = seen.iter().copied().collect();
     assert!(rest.is_disjoint(&known) && rest.len() == seen.len() && rest.len() + known.len() == 3 * ROWS, "{rest:?}");
 }
@@ -350,7 +350,11 @@ fn cap_on_cost_is_never_exceeded() {
     // The first answer about every third row is empty. It is refused, but costs money, too.
     let endpoint = ChatEndpoint::start(|body, before| {
         let key = asked(body);
-        if before == 0 && key.1.is_multiple_of(3) { Reply::Text(String::new()) } else { Reply::Text(good(key)) }
+        if before == 0 && key.1.is_multiple_of(3) {
+            EndpointReply::Text(String::new())
+        } else {
+            EndpointReply::Text(good(key))
+        }
     });
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     // A token of a prompt costs 1e-4 dollars, and a token of an answer 1e-3 dollars.
@@ -377,7 +381,7 @@ fn cap_on_cost_is_never_exceeded() {
     curation.run(&[&capped("1000")[..], &["--resume", "--quiet"]].concat()).ok();
     assert_eq!(curation.counts(), [15, 5, 0]);
     let e = curation.run(&["--max-cost", "1", "--resume"]);
-    e.refused(2, &["--max-cost: needs the price", "--price caption=IN,OUT"]);
+    e.assert_refused(2, &["--max-cost: needs the price", "--price caption=IN,OUT"]);
 }
 
 #[test]
@@ -386,8 +390,8 @@ fn a_wait_that_the_server_asks_for_is_printed() {
         let folder = list(1);
         let asks_to_wait = AtomicBool::new(true);
         let endpoint = ChatEndpoint::start(move |body, _| match asks_to_wait.swap(false, Ordering::SeqCst) {
-            true => Reply::Status(429, "retry-after: 2\r\n", ""),
-            false => Reply::Text(good(asked(body))),
+            true => EndpointReply::Status(429, "retry-after: 2\r\n", ""),
+            false => EndpointReply::Text(good(asked(body))),
         });
         let run = Curation { folder: folder.path(), url: &endpoint.url }.run(quiet);
         run.ok();
@@ -399,30 +403,30 @@ fn a_wait_that_the_server_asks_for_is_printed() {
 #[test]
 fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let folder = list(3);
-    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
+    let endpoint = ChatEndpoint::start(|body, _| EndpointReply::Text(good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     let down = Curation { folder: folder.path(), url: "http://127.0.0.1:1/v1" };
-    down.run(&[]).refused(1, &["--caption: http://127.0.0.1:1/v1: cannot be reached"]);
+    down.run(&[]).assert_refused(1, &["--caption: http://127.0.0.1:1/v1: cannot be reached"]);
     assert!(!folder.path().join("out").exists(), "nothing is left");
-    curation.run(&["--recipe", "video-r1"]).refused(2, &["--caption: has no effect with this --recipe"]);
-    curation.run(&["--api-key-env", "REEL_NO_SUCH_KEY"]).refused(2, &["REEL_NO_SUCH_KEY", "not set"]);
-    curation.run(&["--temperature", "revise=3"]).refused(2, &["--temperature: is 3"]);
+    curation.run(&["--recipe", "video-r1"]).assert_refused(2, &["--caption: has no effect with this --recipe"]);
+    curation.run(&["--api-key-env", "REEL_NO_SUCH_KEY"]).assert_refused(2, &["REEL_NO_SUCH_KEY", "not set"]);
+    curation.run(&["--temperature", "revise=3"]).assert_refused(2, &["--temperature: is 3"]);
     // A row about an open question needs SigLIP.
     let list = folder.path().join("list.jsonl");
     let text = fs::read_to_string(&list).unwrap();
     fs::write(&list, text.replace("multiple choice", "free-form")).unwrap();
-    curation.run(&[]).refused(2, &["--siglip: is missing", "--no-similarity"]);
+    curation.run(&[]).assert_refused(2, &["--siglip: is missing", "--no-similarity"]);
     fs::write(&list, "{\"problem\": \"Q0: ?\", \"data_type\": \"audio\"}\n").unwrap();
-    curation.run(&[]).refused(1, &["list.jsonl:1: data_type: is `audio`"]);
+    curation.run(&[]).assert_refused(1, &["list.jsonl:1: data_type: is `audio`"]);
     fs::write(&list, "{\"problem\": \n").unwrap();
-    curation.run(&[]).refused(1, &["list.jsonl:1: is not JSON"]);
+    curation.run(&[]).assert_refused(1, &["list.jsonl:1: is not JSON"]);
     assert_eq!(endpoint.count(), 0);
     fs::write(&list, &text).unwrap();
     let parquet = folder.path().join("list.parquet");
     run([Path::new("data"), Path::new("convert"), &list, &parquet]).ok();
     let bytes = fs::read(&parquet).unwrap();
     fs::write(&list, &bytes[..bytes.len() / 2]).unwrap();
-    curation.run(&[]).refused(1, &["list.jsonl", "Parquet"]);
+    curation.run(&[]).assert_refused(1, &["list.jsonl", "Parquet"]);
     // The same Parquet file, not cut short, is accepted as a list.
     fs::write(&list, &bytes).unwrap();
     curation.run(&["--quiet"]).ok();
@@ -430,17 +434,19 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let table = folder.path().join("out/reason.jsonl");
     let lines = fs::read_to_string(&table).unwrap().replacen("\"model\"", "\"modell\"", 1);
     fs::write(&table, lines).unwrap();
-    curation.run(&["--resume"]).refused(1, &["reason.jsonl:1: is not a record of this stage: unknown field `modell`"]);
+    curation
+        .run(&["--resume"])
+        .assert_refused(1, &["reason.jsonl:1: is not a record of this stage: unknown field `modell`"]);
     curation.run(&["--resume", "--redo", "reason", "--quiet"]).ok();
     fs::write(folder.path().join("list.jsonl"), text).unwrap();
     let other = Curation { folder: folder.path(), url: &endpoint.url };
-    other.run(&["--resume", "--recipe", "video-r1"]).refused(2, &["--recipe"]);
+    other.run(&["--resume", "--recipe", "video-r1"]).assert_refused(2, &["--recipe"]);
 }
 
 #[test]
 fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
     let folder = list(11);
-    let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));
+    let endpoint = ChatEndpoint::start(|body, _| EndpointReply::Text(good(asked(body))));
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--layout", "chat", "--keep-paths", "--quiet"]).ok();
     assert_eq!(curation.counts(), [6, 5, 0]);
@@ -470,21 +476,21 @@ fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
 /// The page of a curation at two widths, with chains that contain HTML and a very long word.
 #[test]
 fn page_is_read_in_the_browser() {
-    let Some(mut page) = page_checks::browser("page_is_read_in_the_browser") else { return };
+    let Some(mut page) = page_checks::start_browser("page_is_read_in_the_browser") else { return };
     let folder = list(ROWS);
     let endpoint = ChatEndpoint::start(|body, _| {
         let hostile = "<img src=x onerror='window.hacked=1'>".to_string() + &"m".repeat(400);
-        Reply::Text(good(asked(body)).replace("So it must be this.", &format!("So it must be this {hostile}.")))
+        EndpointReply::Text(good(asked(body)).replace("So it must be this.", &format!("So it must be this {hostile}.")))
     });
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--quiet"]).ok();
-    page_checks::open(&mut page, &folder.path().join("out/report.html"), "");
+    page_checks::open_page(&mut page, &folder.path().join("out/report.html"), "");
     for (width, height) in [(1280, 900), (390, 844)] {
         for scheme in ["light", "dark"] {
             page.prefer_colors(scheme);
             page.eval("scrollTo(0, 0)");
             page_checks::check_width(&mut page, width, height);
-            page_checks::picture(&mut page, &format!("curation-{scheme}-{width}"));
+            page_checks::save_screenshot(&mut page, &format!("curation-{scheme}-{width}"));
         }
     }
     page_checks::check_layout(&mut page);
@@ -528,7 +534,7 @@ fn video_r1_asks_one_model() {
         let text = body["messages"][0]["content"][1]["text"].as_str().unwrap();
         let i: usize = text.trim_start_matches('Q').split(':').next().unwrap().parse().unwrap();
         assert!((body["temperature"] == 1.0) && (body["top_p"] == 0.95) && (body["max_tokens"] == 512), "{body}");
-        Reply::Text(chain(i, if i == 0 { "no idea" } else { "this one" }))
+        EndpointReply::Text(chain(i, if i == 0 { "no idea" } else { "this one" }))
     });
     let siglip = golden("siglip/model").display().to_string();
     let curate = |args: &[&str]| {

@@ -88,11 +88,12 @@ fn formats_are_converted_and_files_are_not_replaced() {
     run_in(dir, ["data", "convert", "b.parquet", "c.json"]).ok();
     let rows = json_of(&fs::read_to_string(dir.join("c.json")).expect("a file"));
     assert_eq!(rows, json!([json_of(CHAT), json_of(CHAT)]));
-    run_in(dir, ["data", "convert", "a.jsonl", "c.json"]).refused(1, &["c.json: exists", "--overwrite"]);
+    run_in(dir, ["data", "convert", "a.jsonl", "c.json"]).assert_refused(1, &["c.json: exists", "--overwrite"]);
     run_in(dir, ["data", "convert", "a.jsonl", "c.json", "--overwrite"]).ok();
-    run_in(dir, ["data", "convert", "a.jsonl", "c.csv"]).refused(1, &["c.csv", ".parquet"]);
+    run_in(dir, ["data", "convert", "a.jsonl", "c.csv"]).assert_refused(1, &["c.csv", ".parquet"]);
     write(dir, "cut.parquet", &fs::read(dir.join("b.parquet")).expect("a file")[..100]);
-    run_in(dir, ["data", "convert", "cut.parquet", "d.json"]).refused(1, &["cut.parquet: is not a whole Parquet file"]);
+    run_in(dir, ["data", "convert", "cut.parquet", "d.json"])
+        .assert_refused(1, &["cut.parquet: is not a whole Parquet file"]);
     assert!(!dir.join("d.json").exists());
 }
 
@@ -111,7 +112,7 @@ fn stats_write_a_page() {
     );
     let page = fs::read_to_string(dir.join("s.html")).expect("a page");
     assert!(page.contains("Tokens per row") && page.contains("prefers-color-scheme"), "{page}");
-    run_in(dir, ["data", "stats", "set@dev"]).refused(1, &["set: has no split dev; it has test, train"]);
+    run_in(dir, ["data", "stats", "set@dev"]).assert_refused(1, &["set: has no split dev; it has test, train"]);
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn training_and_generation_read_every_format() {
     let dir = folder.path();
     let model = tiny_model(dir).display().to_string();
     write(dir, "a.jsonl", format!("{CHAT}\n{CHAT}\n"));
-    run_in(dir, ["data", "convert", "a.jsonl", "set/train.parquet"]).refused(1, &["set"]);
+    run_in(dir, ["data", "convert", "a.jsonl", "set/train.parquet"]).assert_refused(1, &["set"]);
     fs::create_dir(dir.join("set")).expect("created");
     run_in(dir, ["data", "convert", "a.jsonl", "set/train.parquet"]).ok();
     let sft = |data: &str, out: &str| {
@@ -129,13 +130,13 @@ fn training_and_generation_read_every_format() {
     sft("set:0.5,a.jsonl:0.5", "mixed").ok();
     let run = json_of(&fs::read_to_string(dir.join("mixed/run.json")).expect("a record"));
     assert_eq!(run["data_files"][1]["path"], "a.jsonl");
-    sft("a.jsonl:0,set:1", "none").refused(2, &["--data", "a.jsonl", "not a positive number"]);
+    sft("a.jsonl:0,set:1", "none").assert_refused(2, &["--data", "a.jsonl", "not a positive number"]);
     let generate = |data: &str, out: &str| {
         run_in(dir, ["generate", "--model", &model, "--data", data, "--out", out, "--max-new-tokens", "2"])
     };
     generate("set@train,a.jsonl", "p.jsonl").ok();
     assert_eq!(fs::read_to_string(dir.join("p.jsonl")).expect("predictions").lines().count(), 4);
-    generate("set:1,a.jsonl:1", "q.jsonl").refused(2, &["--data", "each row is used once"]);
+    generate("set:1,a.jsonl:1", "q.jsonl").assert_refused(2, &["--data", "each row is used once"]);
 }
 
 /// Files of the library `datasets` in which message contents have the type JSON, or in which each content part has null
@@ -215,13 +216,13 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     );
     check(&["--for", "grpo"]).ok();
     let words = ["2 of 2 rows cannot be used by reel sft", "rows.jsonl:1: has a prompt without an answer to learn"];
-    check(&["--for", "sft"]).refused(1, &words);
+    check(&["--for", "sft"]).assert_refused(1, &words);
     write(dir, "rows.jsonl", CHAT);
     check(&["--for", "sft"]).ok();
-    check(&["--for", "grpo"]).refused(1, &["rows.jsonl:1: ends with an answer of the assistant"]);
+    check(&["--for", "grpo"]).assert_refused(1, &["rows.jsonl:1: ends with an answer of the assistant"]);
     // In a list with all rows on one line, the error names the row.
     write(dir, "list.json", format!("[{CHAT}, {}]", CHAT.replace("2 + 2", "<image>")));
-    run_in(dir, ["data", "check", "list.json"]).refused(1, &["list.json: row 2: messages[0].content"]);
+    run_in(dir, ["data", "check", "list.json"]).assert_refused(1, &["list.json: row 2: messages[0].content"]);
 }
 
 #[test]
@@ -245,9 +246,9 @@ fn a_video_may_be_the_folder_of_its_frames() {
     assert_eq!(check("folder.jsonl").json()["tokens"], check("list.jsonl").json()["tokens"]);
     run_in(dir, ["data", "check", "--no-decode", "folder.jsonl"]).ok();
     frame("f11.png", "01_png_rgb.png");
-    check("folder.jsonl").refused(1, &["clip/f11.png: has ", "pixels, but the first frame of the folder has"]);
+    check("folder.jsonl").assert_refused(1, &["clip/f11.png: has ", "pixels, but the first frame of the folder has"]);
     fs::write(dir.join("clip/times.txt"), "0").expect("written");
-    check("folder.jsonl").refused(1, &["clip: is a folder with `times.txt`"]);
+    check("folder.jsonl").assert_refused(1, &["clip: is a folder with `times.txt`"]);
 }
 
 /// A data set of the hub is read from the local cache by its id, its split, its revision and the name of its file.
@@ -282,9 +283,9 @@ fn data_sets_of_the_hub_are_read_from_the_cache() {
         assert_eq!((got.code, got.stderr.as_str()), (Some(0), ""), "{data:?}");
         assert_eq!(json_of(&got.stdout)["rows"], wanted, "{data:?}: {}", got.stdout);
     }
-    rows(&["org/other"]).refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
+    rows(&["org/other"]).assert_refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
     rows(&["hf://datasets/org"])
-        .refused(2, &["--data: hf://datasets/org is not the address", "hf://datasets/ORG/NAME"]);
+        .assert_refused(2, &["--data: hf://datasets/org is not the address", "hf://datasets/ORG/NAME"]);
     // A file that does not exist is no data set.
-    rows(&["org/none.jsonl"]).refused(1, &["org/none.jsonl", "there is no such file"]);
+    rows(&["org/none.jsonl"]).assert_refused(1, &["org/none.jsonl", "there is no such file"]);
 }

@@ -133,18 +133,18 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert!(metrics.contains("rewards/accuracy") && !metrics.contains("rewards/temporal"), "{metrics}");
     let weights = |seed: &str| fs::read(seeds.join(seed).join("grpo/model.safetensors")).expect("weights");
     assert!(weights("seed-5") != weights("seed-6"));
-    demo(&["--seeds", "0"]).refused(2, &["--seeds"]);
-    demo(&["--held-out", "3"]).refused(2, &["--held-out"]);
+    demo(&["--seeds", "0"]).assert_refused(2, &["--seeds"]);
+    demo(&["--held-out", "3"]).assert_refused(2, &["--held-out"]);
 
     fs::create_dir(dir.path().join("mine")).expect("made");
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
-    demo(&["--out", "mine"]).refused(1, &["mine", "--out"]);
+    demo(&["--out", "mine"]).assert_refused(1, &["mine", "--out"]);
     assert_eq!(file_names_in(&dir.path().join("mine")), ["thesis.txt"]);
     // A folder is not a demo's folder just because it has sub-folders with the same names.
     for part in ["clips", "model"] {
         fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
     }
     fs::write(dir.path().join("work/model/weights"), "days of training").expect("written");
-    demo(&["--out", "work"]).refused(1, &["work", "--out"]);
+    demo(&["--out", "work"]).assert_refused(1, &["work", "--out"]);
     assert_eq!(file_names_in(&dir.path().join("work/model")), ["weights"]);
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, PROMPT_TOKENS, Reply};
+use chat_endpoint::{ANSWER_TOKENS, ChatEndpoint, EndpointReply, PROMPT_TOKENS};
 use serde_json::{Value, json};
 use serving::Server;
 use support::{golden, run_in, send_signal, tiny_model};
@@ -87,8 +87,8 @@ fn a_wait_that_the_server_asks_for_is_printed() {
     let folder = folder_with_questions(1);
     for (out, quiet) in [("said", false), ("quiet", true)] {
         let server = ChatEndpoint::start(|_, attempt| match attempt {
-            0 => Reply::Status(429, "retry-after: 2\r\n", ""),
-            _ => Reply::text("<answer>B</answer>"),
+            0 => EndpointReply::Status(429, "retry-after: 2\r\n", ""),
+            _ => EndpointReply::text("<answer>B</answer>"),
         });
         let shown = if quiet { EVAL.len() } else { EVAL.len() - 1 };
         let args = [&EVAL[..shown], &["--endpoint", &server.url, "--endpoint-model", "m", "--out", out]].concat();
@@ -102,14 +102,14 @@ fn a_wait_that_the_server_asks_for_is_printed() {
 fn frames_and_settings_are_in_the_requests() {
     let folder = folder_with_questions(2);
     let at = folder.path();
-    let server = ChatEndpoint::start(|_, _| Reply::text("<answer>B</answer>"));
+    let server = ChatEndpoint::start(|_, _| EndpointReply::text("<answer>B</answer>"));
     for (form, out) in [("images", "i"), ("vllm", "v"), ("reel", "r")] {
         let args = ["--endpoint", &server.url, "--endpoint-video", form, "--out", out];
         run_in(at, [&EVAL[..], &args].concat()).ok();
     }
     let more = ["--request-field", "max_tokens=null", "--request-field", "max_completion_tokens=7"];
     run_in(at, [&EVAL[..], &["--endpoint", &server.url, "--out", "f", "--endpoint-model", "m"], &more].concat()).ok();
-    let requests = server.seen();
+    let requests = server.received_requests();
     let parts = |i: usize| requests[i]["messages"][0]["content"].as_array().expect("parts").clone();
     let kinds = |i: usize| {
         parts(i).iter().map(|part| part["type"].as_str().unwrap_or_default().to_string()).collect::<Vec<_>>()
@@ -145,19 +145,19 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let folder = folder_with_questions(16);
     let at = folder.path();
     let say = |body: &Value| {
-        Reply::text(format!("<answer>{}</answer>", if number(body).is_multiple_of(3) { "A" } else { "B" }))
+        EndpointReply::text(format!("<answer>{}</answer>", if number(body).is_multiple_of(3) { "A" } else { "B" }))
     };
     let good = ChatEndpoint::start(move |body, _| say(body));
     let bad = ChatEndpoint::start(move |body, before| match (number(body), before) {
-        (3, 0..4) => Reply::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
-        (5, _) => Reply::Status(400, "", "{\"error\": {\"message\": \"too long\"}}"),
-        (0, 0) => Reply::Status(429, "retry-after: 0\r\n", ""),
-        (1, 0) => Reply::Silence,
-        (2, 0) => Reply::Cut("<answer>".into()),
-        (4, 0) => Reply::Reset,
-        (6, 0) => Reply::Body(String::new()),
-        (7, 0) => Reply::Body("{\"choices\": []}".into()),
-        (8, 0) => Reply::Status(503, "", "busy"),
+        (3, 0..4) => EndpointReply::Status(500, "", "{\"error\": {\"message\": \"no memory\"}}"),
+        (5, _) => EndpointReply::Status(400, "", "{\"error\": {\"message\": \"too long\"}}"),
+        (0, 0) => EndpointReply::Status(429, "retry-after: 0\r\n", ""),
+        (1, 0) => EndpointReply::Silence,
+        (2, 0) => EndpointReply::Cut("<answer>".into()),
+        (4, 0) => EndpointReply::Reset,
+        (6, 0) => EndpointReply::Body(String::new()),
+        (7, 0) => EndpointReply::Body("{\"choices\": []}".into()),
+        (8, 0) => EndpointReply::Status(503, "", "busy"),
         _ => say(body),
     });
     let settings = ["--first-wait", "0.01", "--timeout", "1", "--max-attempts", "2", "--out"];
@@ -167,16 +167,17 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     };
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
-    first.refused(1, &["has answers for 15 of 16 rows; 1 request(s) got no answer", "no memory", "--resume"]);
+    first.assert_refused(1, &["has answers for 15 of 16 rows; 1 request(s) got no answer", "no memory", "--resume"]);
     let asked = bad.count();
-    run_in(at, args(&bad, "bad", &[])).refused(1, &["unfinished output", "--resume"]);
-    run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"])).refused(2, &["--nframes: is 2, but it was 4"]);
+    run_in(at, args(&bad, "bad", &[])).assert_refused(1, &["unfinished output", "--resume"]);
+    run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"]))
+        .assert_refused(2, &["--nframes: is 2, but it was 4"]);
     // The second run asks for row 3 only, twice without success; the third run gets the row's answer.
-    run_in(at, args(&bad, "bad", &["--resume"])).refused(1, &["has answers for 15 of 16 rows"]);
+    run_in(at, args(&bad, "bad", &["--resume"])).assert_refused(1, &["has answers for 15 of 16 rows"]);
     let last = run_in(at, args(&bad, "bad", &["--resume"]));
     assert_eq!(last.code, Some(1), "{}", last.stderr);
     assert!(last.stderr.contains("1 of 16 rows of videoholmes have an error"), "{}", last.stderr);
-    let requests = bad.seen();
+    let requests = bad.received_requests();
     assert!(requests[asked..].iter().all(|body| number(body) == 3), "another row was asked again");
     assert_eq!(requests.len() - asked, 3);
     let [good, bad] = ["good", "bad"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
@@ -199,8 +200,9 @@ fn killed_run_resumes_without_asking_twice() {
     let at = folder.path();
     // Later rows are often answered before earlier ones.
     let wait = |body: &Value| Duration::from_millis(if number(body).is_multiple_of(7) { 60 } else { 5 });
-    let server =
-        ChatEndpoint::start(move |body, _| Reply::Late(wait(body), format!("<answer>{}</answer>", number(body))));
+    let server = ChatEndpoint::start(move |body, _| {
+        EndpointReply::Late(wait(body), format!("<answer>{}</answer>", number(body)))
+    });
     let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
     run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();
     let before = server.count();
@@ -234,7 +236,7 @@ fn killed_run_resumes_without_asking_twice() {
         assert!(a == b, "{name}: differs from that of the uninterrupted run");
     }
     let mut times: BTreeMap<usize, usize> = BTreeMap::new();
-    server.seen()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);
+    server.received_requests()[before..].iter().for_each(|body| *times.entry(number(body)).or_default() += 1);
     assert_eq!(times.len(), ROWS);
     let again: usize = times.values().map(|n| n - 1).sum();
     assert!(again <= kills * IN_FLIGHT, "{again} of {ROWS} rows were asked again in {kills} kills");
@@ -244,13 +246,13 @@ fn killed_run_resumes_without_asking_twice() {
 fn the_cap_on_cost_is_not_passed() {
     let folder = folder_with_questions(30);
     let at = folder.path();
-    let server = ChatEndpoint::start(|_, _| Reply::text("<answer>B</answer>"));
+    let server = ChatEndpoint::start(|_, _| EndpointReply::text("<answer>B</answer>"));
     // A request has 150 tokens and costs 0.15 cents. Its largest possible cost, by its bytes and its maximum of tokens,
     // is higher.
     let prices = ["--price", "10,10", "--max-cost", "0.02"];
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());
-    done.refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
+    done.assert_refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
     let spent = server.count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
     assert!((0.005..=0.02).contains(&spent), "{spent}");
     let rest = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a", "--resume"];
@@ -264,12 +266,13 @@ fn wrong_servers_and_options_are_refused() {
     let at = folder.path();
     let down = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
     let down = format!("http://{down}/v1");
-    let server = ChatEndpoint::start(|_, _| Reply::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
+    let server =
+        ChatEndpoint::start(|_, _| EndpointReply::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
     let url = server.url.as_str();
     let refused = |more: &[&str], code: i32, words: &[&str]| {
         let args = support::with_options(&EVAL, &["--out", "x", "--first-wait", "0"]);
         let done = run_in(at, support::with_options(&args, more));
-        done.refused(code, words);
+        done.assert_refused(code, words);
     };
     refused(&["--endpoint", &down], 1, &["cannot be reached"]);
     refused(&["--endpoint", url], 1, &["status 401: who are you", "check the API key"]);

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use browser::Browser;
-use page_checks::{browser, check_errors, check_layout, open, picture};
+use page_checks::{check_errors, check_layout, open_page, save_screenshot, start_browser};
 use serde_json::{Value, json};
 use support::{check_page, golden, run_in, tiny_model};
 
@@ -119,7 +119,7 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     write_run(at, "a", &rows);
     write_run(at, "b", &rows);
     let refused = |line: &str, code: i32, words: &[&str]| {
-        run_in(at, ["report"].into_iter().chain(line.split(' '))).refused(code, words);
+        run_in(at, ["report"].into_iter().chain(line.split(' '))).assert_refused(code, words);
     };
     run_in(at, ["report", "a", "--against", "b"]).ok();
     assert!(at.join("compare.html").exists() && at.join("a/report.html").exists());
@@ -166,12 +166,12 @@ fn set(page: &mut Browser, field: &str, value: &str) {
 /// Waits until the list has this number of answers.
 #[track_caller]
 fn wait_for_count(page: &mut Browser, count: usize) {
-    page.wait(&format!("document.getElementById('count').textContent.split(' ')[0] === '{count}'"));
+    page.wait_until(&format!("document.getElementById('count').textContent.split(' ')[0] === '{count}'"));
 }
 
 #[test]
 fn answers_are_found_and_read_in_the_browser() {
-    let Some(mut page) = browser("answers_are_found_and_read_in_the_browser") else { return };
+    let Some(mut page) = start_browser("answers_are_found_and_read_in_the_browser") else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     copy_clip(&at.join("media/clip.mp4"));
@@ -191,11 +191,11 @@ fn answers_are_found_and_read_in_the_browser() {
     write_run(at, "b", &b);
 
     let one = at.join("a/report.html");
-    open(&mut page, &one, "");
+    open_page(&mut page, &one, "");
     wait_for_count(&mut page, 300);
-    picture(&mut page, "eval-light");
+    save_screenshot(&mut page, "eval-light");
     assert!(page.count(".row") < 60, "the list has all rows in the document");
-    page.wait("[...document.querySelectorAll('.strip img')].every((image) => image.naturalWidth > 0)");
+    page.wait_until("[...document.querySelectorAll('.strip img')].every((image) => image.naturalWidth > 0)");
     assert_eq!(page.count(".strip img"), 8);
     assert_eq!(page.text("#detail .question"), "Question 0: why?");
     assert_eq!(page.text(".choices .truth small"), "correct · answered");
@@ -206,7 +206,7 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(page.text(".think .text"), "The ball is red. So A.");
     // Keys and the button open the next answers. HTML in the texts of models is shown as text.
     page.press("j", false);
-    page.wait("location.hash.includes('mmvu%3A2')");
+    page.wait_until("location.hash.includes('mmvu%3A2')");
     assert_eq!(
         page.eval("window.hacked === undefined && !document.querySelector('#detail script, #detail .text img')"),
         true
@@ -215,7 +215,9 @@ fn answers_are_found_and_read_in_the_browser() {
     assert!(shown.contains("</script><script>window.hacked=1</script><img") && shown.contains("\\u{202e}\\u{1b}[31m"));
     assert_eq!(page.text(".choices li:last-child span"), "C. <b>green</b>");
     page.click("[aria-label='next answer']");
-    page.wait("document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('cut')");
+    page.wait_until(
+        "document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('cut')",
+    );
     assert_eq!(page.eval("document.activeElement.ariaLabel"), "next answer", "the button has lost the focus");
     page.eval("document.getElementById('list').focus()");
     page.press("ArrowDown", false);
@@ -235,7 +237,7 @@ fn answers_are_found_and_read_in_the_browser() {
     wait_for_count(&mut page, 4);
     let address = page.eval("location.hash");
     assert_eq!(address, "#c=Art&show=wrong&q=question+29&r=mmvu%3A299");
-    open(&mut page, &one, address.as_str().expect("an address"));
+    open_page(&mut page, &one, address.as_str().expect("an address"));
     wait_for_count(&mut page, 4);
     assert_eq!(page.text("#detail .question"), "Question 298: why?");
     set(&mut page, "search", "no such text");
@@ -252,18 +254,18 @@ fn answers_are_found_and_read_in_the_browser() {
     let color = "getComputedStyle(document.body).backgroundColor";
     page.click("#theme");
     assert_eq!(page.eval(color), "rgb(16, 18, 22)");
-    open(&mut page, &one, "#r=mmvu:1");
+    open_page(&mut page, &one, "#r=mmvu:1");
     assert_eq!(page.eval(color), "rgb(16, 18, 22)");
-    picture(&mut page, "eval-dark");
+    save_screenshot(&mut page, "eval-dark");
     page.click("#theme");
     check_names(&mut page);
     check_layout(&mut page);
-    picture(&mut page, "eval-narrow");
+    save_screenshot(&mut page, "eval-narrow");
 
     // The page of two runs shows the answers on which the runs disagree.
     run_in(at, ["report", "a", "--against", "b", "--out", "ab.html"]).ok();
     page.resize(1200, 900);
-    open(&mut page, &at.join("ab.html"), "#runs=differ");
+    open_page(&mut page, &at.join("ab.html"), "#runs=differ");
     wait_for_count(&mut page, 2);
     assert_eq!(page.count(".outputs .answer"), 2);
     assert_eq!(page.text(".choices .truth small"), "correct · answered by B");
@@ -280,19 +282,19 @@ fn answers_are_found_and_read_in_the_browser() {
     tiny_model(at);
     run_in(at, ["data", "stats", "rows.jsonl", "--model", "tiny", "--html", "stats.html"]).ok();
     page.resize(1200, 900);
-    open(&mut page, &at.join("stats.html"), "");
-    picture(&mut page, "stats");
+    open_page(&mut page, &at.join("stats.html"), "");
+    save_screenshot(&mut page, "stats");
     let bars = "[...document.querySelectorAll('.bars i')].map((bar) => bar.getBoundingClientRect().width)";
     let widths: Vec<f64> = page.eval(bars).as_array().expect("bars").iter().filter_map(Value::as_f64).collect();
     assert!(widths.len() > 20 && widths.iter().any(|&width| width > 600.0), "{widths:?}");
     check_layout(&mut page);
-    picture(&mut page, "stats-narrow");
+    save_screenshot(&mut page, "stats-narrow");
     check_errors(&mut page);
 }
 
 /// Everything that can be operated has a name for assistive technology.
 fn check_names(page: &mut Browser) {
-    let tree = page.call("Accessibility.getFullAXTree", json!({}));
+    let tree = page.call_method("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().expect("nodes").iter().filter(|node| node["ignored"] == false);
     let roles =
         ["button", "combobox", "searchbox", "listbox", "option", "image", "region", "link", "DisclosureTriangle"];

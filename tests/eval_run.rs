@@ -127,9 +127,9 @@ fn benchmarks_are_answered_and_scored() {
     fs::remove_file(at.join("a/mmvu.json")).expect("removed");
     let again = run_in(at, [&args[..], &["--resume"]].concat());
     assert!(!again.stderr.contains("row/s") && at.join("a/mmvu.json").exists(), "{}", again.stderr);
-    run_in(at, [&args[..], &["--quiet"]].concat()).refused(1, &["a/mmvu.jsonl", "exists", "--resume"]);
+    run_in(at, [&args[..], &["--quiet"]].concat()).assert_refused(1, &["a/mmvu.jsonl", "exists", "--resume"]);
     let other = ["--resume", "--quiet", "--nframes", "8"];
-    run_in(at, support::with_options(&args, &other)).refused(2, &["--nframes: is 8, but it was 4"]);
+    run_in(at, support::with_options(&args, &other)).assert_refused(2, &["--nframes: is 8, but it was 4"]);
     // results.json has lm-evaluation-harness's schema: a group for the benchmark and a task for each category.
     let results = read(&at.join("a/results.json"));
     assert_eq!(results["group_subtasks"]["videoholmes"], json!(["videoholmes_SR", "videoholmes_TA"]));
@@ -155,7 +155,7 @@ fn batches_threads_parts_and_order_change_no_answer() {
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         let merged = run_in(at, ["eval", "merge", "parts"]);
         if part != "1/3" {
-            merged.refused(1, &["parts/", "is missing or not complete", "--shard"]);
+            merged.assert_refused(1, &["parts/", "is missing or not complete", "--shard"]);
         }
     }
     for name in
@@ -165,12 +165,13 @@ fn batches_threads_parts_and_order_change_no_answer() {
         assert!(a == b, "{name}");
     }
     run_in(at, ["eval", "merge", "parts"])
-        .refused(1, &["parts/mmvu.jsonl: already exists beside the files of the shards", "--overwrite"]);
-    run_in(at, [&args[..], &["parts", "--shard", "3/3"]].concat()).refused(2, &["--shard", "numbered from 0"]);
+        .assert_refused(1, &["parts/mmvu.jsonl: already exists beside the files of the shards", "--overwrite"]);
+    run_in(at, [&args[..], &["parts", "--shard", "3/3"]].concat()).assert_refused(2, &["--shard", "numbered from 0"]);
     run_in(at, [&args[..], &["parts", "--shard", "19/20"]].concat())
-        .refused(2, &["--shard: leaves this part without a row"]);
+        .assert_refused(2, &["--shard: leaves this part without a row"]);
     run_in(at, [&args[..], &["parts", "--shard", "0/4"]].concat());
-    run_in(at, ["eval", "merge", "parts", "--overwrite"]).refused(1, &["a run with 3 parts and from one with 4 parts"]);
+    run_in(at, ["eval", "merge", "parts", "--overwrite"])
+        .assert_refused(1, &["a run with 3 parts and from one with 4 parts"]);
     // Rows in another order have the same answers.
     let reversed: Vec<Value> = holmes_rows().into_iter().rev().collect();
     write_json(&at.join("data/videoholmes/test_Video-Holmes.json"), &json!(reversed));
@@ -252,11 +253,11 @@ fn runs_are_compared_row_by_row() {
     assert!(compared.ok().contains("McNemar p = "), "{}", compared.stdout);
     assert!(compared.stderr.contains("note: the runs differ in seed (1 and 2)"), "{}", compared.stderr);
     assert_eq!(read(&at.join("c.json")).as_array().map(Vec::len), Some(2));
-    run_in(at, ["eval", "compare", "a", "none"]).refused(1, &["none: does not exist"]);
-    run_in(at, ["eval", "compare", "nowhere", "a"]).refused(1, &["nowhere: does not exist"]);
-    run_in(at, ["eval", "compare", "data", "b"]).refused(1, &["data: has no predictions"]);
+    run_in(at, ["eval", "compare", "a", "none"]).assert_refused(1, &["none: does not exist"]);
+    run_in(at, ["eval", "compare", "nowhere", "a"]).assert_refused(1, &["nowhere: does not exist"]);
+    run_in(at, ["eval", "compare", "data", "b"]).assert_refused(1, &["data: has no predictions"]);
     run_in(at, ["eval", "compare", "a/mmvu.jsonl", "b/videoholmes.jsonl"])
-        .refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
+        .assert_refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
 }
 
 /// `reel eval ablate` does one run for each value of an option, and compares each run with the first one, row by row.
@@ -284,7 +285,7 @@ fn an_option_is_ablated() {
         ("nframes=4,x", "nframes=x"),
         ("nosuch=1,2", "nosuch"),
     ] {
-        run_in(at, args.iter().chain(&more).chain(&[option])).refused(2, &["--option", words]);
+        run_in(at, args.iter().chain(&more).chain(&[option])).assert_refused(2, &["--option", words]);
     }
 }
 
@@ -382,7 +383,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     fs::write(at.join("t/mine.toml"), "mine = 1").expect("written");
     let beside =
         ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", "t", "--text-only", "--quiet"];
-    run_in(at, beside).refused(1, &["mine.toml: exists", "--overwrite"]);
+    run_in(at, beside).assert_refused(1, &["mine.toml: exists", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
 }
@@ -413,8 +414,8 @@ fn benchmarks_are_read_from_a_data_set_of_the_hub() {
         evaluate(data, out).ok();
         assert!(fs::read(at.join(out).join("mmvu.jsonl")).expect("answers") == wanted, "{data}");
     }
-    evaluate("org/other", "c").refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
-    evaluate("org/name@test", "c").refused(2, &["--data: org/name@test names a part of a data set"]);
+    evaluate("org/other", "c").assert_refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
+    evaluate("org/name@test", "c").assert_refused(2, &["--data: org/name@test names a part of a data set"]);
 }
 
 #[test]
@@ -422,7 +423,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
     let folder = folder_with_benchmarks();
     let at = folder.path();
     let refused = |line: &str, code: i32, words: &[&str]| {
-        run_in(at, ["eval"].into_iter().chain(line.split(' '))).refused(code, words);
+        run_in(at, ["eval"].into_iter().chain(line.split(' '))).assert_refused(code, words);
     };
     refused("--benchmark mmvu --out o", 2, &["--model: is missing"]);
     refused("--benchmark mmvu --out o --model tiny", 2, &["--data: is missing"]);

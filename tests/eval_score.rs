@@ -91,14 +91,14 @@ fn malformed_predictions_are_refused_with_line_number() {
     {
         let mut bad = good.clone();
         bad[key] = value;
-        score(format!("{good}\n{bad}\n"), &[]).refused(1, &["p.jsonl:2: ", key]);
+        score(format!("{good}\n{bad}\n"), &[]).assert_refused(1, &["p.jsonl:2: ", key]);
     }
-    score("{\n", &[]).refused(1, &["p.jsonl:1: ", "JSON"]);
-    score("", &[]).refused(1, &["p.jsonl", "no rows"]);
-    score(good.to_string(), &["--benchmark", "nosuch"]).refused(2, &["nosuch", "vsibench"]);
-    score(good.to_string(), &["--benchmark", "all"]).refused(2, &["--benchmark: is all", "one benchmark"]);
-    score(good.to_string(), &["--out", "no/such/f.json"]).refused(1, &["no/such/f.json"]);
-    score(good.to_string(), &["--predictions", "gone.jsonl"]).refused(1, &["gone.jsonl"]);
+    score("{\n", &[]).assert_refused(1, &["p.jsonl:1: ", "JSON"]);
+    score("", &[]).assert_refused(1, &["p.jsonl", "no rows"]);
+    score(good.to_string(), &["--benchmark", "nosuch"]).assert_refused(2, &["nosuch", "vsibench"]);
+    score(good.to_string(), &["--benchmark", "all"]).assert_refused(2, &["--benchmark: is all", "one benchmark"]);
+    score(good.to_string(), &["--out", "no/such/f.json"]).assert_refused(1, &["no/such/f.json"]);
+    score(good.to_string(), &["--predictions", "gone.jsonl"]).assert_refused(1, &["gone.jsonl"]);
 }
 
 /// The first two rows of a benchmark as in its data file, without outputs. The videos are missing, so every row except
@@ -227,12 +227,13 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
         let kept = fs::read(at.join("p.jsonl.partial")).expect("the lines so far");
         assert!(kept.iter().filter(|&&b| b == b'\n').count() >= lines && whole.starts_with(&kept));
     }
-    let refused =
-        |more: &[&str], words: &[&str]| run_in(at, support::with_options(&GENERATE, more)).refused(2, words).code;
+    let refused = |more: &[&str], words: &[&str]| {
+        run_in(at, support::with_options(&GENERATE, more)).assert_refused(2, words).code
+    };
     refused(&["--resume", "--seed", "1"], &["--seed: is 1, but it was 0"]);
     refused(&["--resume", "--top-p", "0.5"], &["--top-p: is 0.5"]);
     refused(&["--resume", "--profile", "videorft-eval"], &["--profile: is \"videorft-eval\""]);
-    run_in(at, GENERATE).refused(1, &["p.jsonl.partial: is the unfinished output", "--resume"]);
+    run_in(at, GENERATE).assert_refused(1, &["p.jsonl.partial: is the unfinished output", "--resume"]);
     let resumed = run_in(at, GENERATE.iter().chain(&["--resume"]));
     assert!(resumed.ok().starts_with("p.jsonl: 60 rows") && resumed.stderr.starts_with("resuming after row "));
     let predictions = fs::read(at.join("p.jsonl")).expect("predictions");
@@ -255,7 +256,7 @@ fn wrong_use_of_generate_with_data_is_refused() {
     fs::hard_link(at.join("rows.jsonl"), at.join("p.jsonl.partial")).expect("a link");
     let refused = |line: &str, code, words: &[&str]| {
         let words_of_line = ["generate", "--model", "none"].into_iter().chain(line.split(' '));
-        run_in(at, words_of_line).refused(code, words);
+        run_in(at, words_of_line).assert_refused(code, words);
     };
     refused("--data rows.jsonl", 2, &["--out"]);
     for more in

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use own_task::TASK;
+use own_task::CUSTOM_TASK_TOML;
 use serde_json::{Value, json};
 use support::{check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model};
 
@@ -35,7 +35,7 @@ fn folder() -> tempfile::TempDir {
     write("bench/rows.jsonl", &mut (0..4).map(question));
     // A clip of nine frames: with a longer video the evaluations would take most of the test's time.
     fs::copy(golden("clips/h264_709.mp4"), at.join("bench/clip.mp4")).expect("copied");
-    fs::write(at.join("mine.toml"), TASK).expect("written");
+    fs::write(at.join("mine.toml"), CUSTOM_TASK_TOML).expect("written");
     folder
 }
 
@@ -298,7 +298,7 @@ fn wrong_use_is_refused_before_the_first_step() {
     let folder = folder();
     let at = folder.path();
     let refused = |more: &str, code: i32, expected: &[&str]| {
-        run_in(at, words(&[SFT, "--out o --quiet", more])).refused(code, expected);
+        run_in(at, words(&[SFT, "--out o --quiet", more])).assert_refused(code, expected);
         assert!(!at.join("o/metrics.jsonl").exists(), "{more}");
     };
     refused("--eval-steps 2", 2, &["--eval-benchmark: is missing", "--eval-steps"]);

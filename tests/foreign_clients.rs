@@ -138,7 +138,7 @@ impl ServedClips {
     /// Checks the answer to a request against that of `reel generate`, as the kits store it: without white space
     /// around it.
     fn check_answer(&self, messages: &Value, sampling: &[&str], answer: &str) {
-        let own = self.server.generated(messages, sampling);
+        let own = self.server.generate(messages, sampling);
         assert_eq!(stripped(answer), stripped(own["text"].as_str().unwrap()), "{messages}");
     }
 

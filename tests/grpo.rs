@@ -17,7 +17,7 @@ use std::process::Stdio;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use grpo_run::{grpo, training_folder};
+use grpo_run::{grpo_args, training_folder};
 use serde_json::{Value, json};
 use support::http::read_request;
 use support::{check_page, golden, metrics_without_times, read_metrics, reel, run, run_in};
@@ -55,7 +55,7 @@ fn outage_of_the_media_folder_loses_no_row() {
     // The reward command takes the folder away in the first step.
     let rewards = "[ -e taken ] || { touch taken; mv media gone; }; while read -r line; do echo ${#line}; done";
     let train = |more: &[&str]| {
-        let mut arguments = grpo(
+        let mut arguments = grpo_args(
             "out",
             &support::with_options(&["--max-steps", "24", "--save-steps", "100", "--media-root", "."], more),
         );
@@ -66,7 +66,7 @@ fn outage_of_the_media_folder_loses_no_row() {
     let resume = ["--resume-from-checkpoint", "last"];
     let words =
         "and now there is no such file; make the media available again; then resume with --resume-from-checkpoint last";
-    train(&[]).refused(1, &[words]);
+    train(&[]).assert_refused(1, &[words]);
     let done = read_metrics(&at.join("out")).len();
     assert!((1..24).contains(&done), "{done}");
     fs::rename(at.join("gone"), at.join("media")).expect("renamed");
@@ -81,13 +81,13 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     let at = folder.path();
     let more = ["--max-steps", "30", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
     let begun = Instant::now();
-    run_in(at, grpo("whole", &more)).ok();
+    run_in(at, grpo_args("whole", &more)).ok();
     let whole = begun.elapsed();
     let mut kills = 0;
     // The run is killed at moments that are spread over its whole duration, so that some of them lie within the writing
     // of a checkpoint.
     for i in 0u32.. {
-        let resumed = grpo("broken", &[&more[..], again(&at.join("broken"))].concat());
+        let resumed = grpo_args("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
         let life = if i < 20 { whole.mul_f64(0.08 + 0.013 * f64::from(i * 7 % 20)) } else { Duration::from_secs(600) };
         let born = Instant::now();
@@ -131,13 +131,13 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     let folder = training_folder();
     let at = folder.path();
     let more = ["--max-steps", "24", "--num-iterations", "2", "--save-steps", "2", "--save-total-limit", "2"];
-    run_in(at, grpo("whole", &more)).ok();
+    run_in(at, grpo_args("whole", &more)).ok();
     let (whole, broken) = (at.join("whole"), at.join("broken"));
     let (mut kills, mut left) = (0, 0);
     // Each run is killed while it writes its first, second or third checkpoint, so that some checkpoints are
     // complete.
     for life in 0..9 {
-        let resumed = grpo("broken", &[&more[..], again(&at.join("broken"))].concat());
+        let resumed = grpo_args("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
         // Incomplete checkpoints of killed runs. They do not count as checkpoints of this run, which removes them
         // when it starts.
@@ -160,7 +160,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
         kills >= 3 && left > 0,
         "{kills} runs were killed (3 are needed), and {left} left an incomplete checkpoint (1 is needed)"
     );
-    run_in(at, grpo("broken", &[&more[..], again(&broken)].concat())).ok();
+    run_in(at, grpo_args("broken", &[&more[..], again(&broken)].concat())).ok();
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
     assert_eq!(drafts(&broken), Vec::<String>::new());
     for file in
@@ -175,13 +175,13 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
 fn run_killed_in_its_first_step_leaves_the_earlier_run() {
     let folder = training_folder();
     let at = folder.path();
-    run_in(at, grpo("out", &["--max-steps", "2", "--save-steps", "1"])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "2", "--save-steps", "1"])).ok();
     let out = at.join("out");
     let (names, weights) = (support::file_names_in(&out), fs::read(out.join("model.safetensors")).expect("weights"));
     let slow = ["--max-steps", "2", "--overwrite", "--reward-command", "touch started; sleep 600"];
     let mut child = reel()
         .current_dir(at)
-        .args(&grpo("out", &[])[..5])
+        .args(&grpo_args("out", &[])[..5])
         .args("--data rows.jsonl --quiet".split(' '))
         .args(slow)
         .spawn()
@@ -194,13 +194,13 @@ fn run_killed_in_its_first_step_leaves_the_earlier_run() {
     assert!(!out.join("model.safetensors").exists(), "the earlier run is set aside");
     // A second process is refused; the error has the id of the first process.
     let holder = format!("out: is in use by process {}", child.id());
-    run_in(at, grpo("out", &["--overwrite"])).refused(1, &[&holder]);
+    run_in(at, grpo_args("out", &["--overwrite"])).assert_refused(1, &[&holder]);
     child.kill().expect("it is killed");
     child.wait().expect("it ends");
-    run_in(at, grpo("out", &[])).refused(1, &["out: is not empty"]);
+    run_in(at, grpo_args("out", &[])).assert_refused(1, &["out: is not empty"]);
     assert_eq!(support::file_names_in(&out), names);
     assert!(fs::read(out.join("model.safetensors")).expect("weights") == weights);
-    run_in(at, grpo("out", &["--max-steps", "3", "--resume-from-checkpoint", "last"])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "3", "--resume-from-checkpoint", "last"])).ok();
 }
 
 /// A reward server that gives each completion the length of its JSON row; returns its host and port. It does not answer
@@ -255,7 +255,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     fs::write(at.join("rows.jsonl"), format!("{row}\n{rows}")).expect("rows");
     let url = format!("http://user:SECRET@{}/reward?key=SECRET", reward_server(|_| false));
     let given = ["--reward-url", &url, "--report-to", "tensorboard,wandb", "--max-steps", "2", "--no-shuffle"];
-    let args = grpo("out", &given).into_iter().filter(|arg| arg != "--quiet");
+    let args = grpo_args("out", &given).into_iter().filter(|arg| arg != "--quiet");
     let command = "while read -r line; do echo ${#line}; done # https://user:SECRET@host/?token=SECRET";
     let args: Vec<String> = args.map(|arg| if arg.starts_with("while") { command.into() } else { arg }).collect();
     let run = run_in(at, args);
@@ -277,7 +277,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     }
     // A resumed run may have other secrets in an option (here a URL's query), and a replay needs no secrets.
     let other = url.replace("SECRET", "OTHER");
-    let resumed = grpo(
+    let resumed = grpo_args(
         "out",
         &[
             &given[2..4],
@@ -291,7 +291,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     assert!(run_in(at, ["replay", "out", "--step", "1"]).ok().contains("same bits"));
     // The command gets the variables that --reward-env names, and no others.
     let own = "while read -r line; do case $OTHER$NAMED in named) echo ${#line};; *) echo no; esac; done";
-    let args = grpo("env", &["--max-steps", "1", "--reward-env", "NAMED"]);
+    let args = grpo_args("env", &["--max-steps", "1", "--reward-env", "NAMED"]);
     let args = args.into_iter().map(|arg| if arg.starts_with("while") { own.into() } else { arg });
     let env = reel().current_dir(at).args(args).envs([("OTHER", "x"), ("NAMED", "named")]).output().expect("it runs");
     support::finished_run(env).ok();
@@ -308,7 +308,7 @@ fn reward_url_is_asked_again_only_if_the_run_was_stopped() {
         number == 0
     });
     let url = format!("http://{address}/reward");
-    let mut args = grpo("out", &["--max-steps", "1", "--reward-timeout", "1"]);
+    let mut args = grpo_args("out", &["--max-steps", "1", "--reward-timeout", "1"]);
     let command = args.iter().position(|arg| arg == "--reward-command").expect("the option");
     args.splice(command..command + 2, ["--reward-url".to_string(), url]);
     let mut child = reel().current_dir(&folder).args(args).stderr(Stdio::piped()).spawn().expect("it starts");
@@ -321,16 +321,17 @@ fn reward_url_is_asked_again_only_if_the_run_was_stopped() {
     assert_eq!(requests.try_iter().count(), 1, "the batch is sent once more");
 
     let address = reward_server(|_| true);
-    let mut args = grpo("hung", &["--max-steps", "1", "--reward-timeout", "0.5"]);
+    let mut args = grpo_args("hung", &["--max-steps", "1", "--reward-timeout", "0.5"]);
     args.splice(command..command + 2, ["--reward-url".to_string(), format!("http://{address}/reward")]);
-    run_in(folder.path(), args).refused(1, &["--reward-url", "timed out after 0.5 s; check that the server runs"]);
+    run_in(folder.path(), args)
+        .assert_refused(1, &["--reward-url", "timed out after 0.5 s; check that the server runs"]);
 }
 
 #[test]
 fn best_checkpoint_is_named_and_kept() {
     let folder = training_folder();
     let at = folder.path();
-    run_in(at, grpo("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "9", "--save-steps", "2", "--save-total-limit", "1"])).ok();
     let rewards: Vec<f64> =
         metrics_without_times(&at.join("out")).iter().map(|line| line["reward"].as_f64().expect("a reward")).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
@@ -371,7 +372,7 @@ fn the_recipes_bound_the_log_ratio_of_the_kl_term() {
 #[test]
 fn a_resumed_run_may_wait_longer_for_its_reward() {
     let w = training_folder();
-    let run = |more: &[&str]| run_in(w.path(), grpo("out", more));
+    let run = |more: &[&str]| run_in(w.path(), grpo_args("out", more));
     run(&["--max-steps", "1", "--reward-timeout", "30"]).ok();
     run(&["--max-steps", "2", "--reward-timeout", "60", "--resume-from-checkpoint", "last"]).ok();
 }
@@ -379,7 +380,8 @@ fn a_resumed_run_may_wait_longer_for_its_reward() {
 #[test]
 fn progress_lines_show_reward_and_remaining_time() {
     let folder = training_folder();
-    let args: Vec<String> = grpo("out", &["--max-steps", "2"]).into_iter().filter(|arg| arg != "--quiet").collect();
+    let args: Vec<String> =
+        grpo_args("out", &["--max-steps", "2"]).into_iter().filter(|arg| arg != "--quiet").collect();
     let run = run_in(folder.path(), args);
     let line =
         run.stderr.lines().find(|line| line.starts_with("step 1/2  ")).unwrap_or_else(|| panic!("{}", run.stderr));
@@ -392,7 +394,7 @@ fn progress_lines_show_reward_and_remaining_time() {
 fn replay_repeats_any_step_and_names_a_difference() {
     let folder = training_folder();
     let at = folder.path();
-    run_in(at, grpo("out", &["--max-steps", "5", "--save-steps", "3", "--num-iterations", "2"])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "5", "--save-steps", "3", "--num-iterations", "2"])).ok();
     let replay = |step: &str| run_in(at, ["replay", "out", "--step", step, "--json"]);
     for (step, from) in [("1", 0), ("3", 0), ("4", 3), ("5", 3)] {
         let said = replay(step).json();
@@ -406,7 +408,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
         let text = String::from_utf8_lossy(&before).replacen(from, to, 1);
         assert!(text.as_bytes() != before, "{name} has no {from}");
         fs::write(&path, text).expect("written");
-        replay(step).refused(1, &[&[name], words].concat());
+        replay(step).assert_refused(1, &[&[name], words].concat());
         fs::write(&path, before).expect("written");
     };
     let optimizer = "checkpoint-3/training/optimizer.safetensors";
@@ -415,7 +417,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
     let mut bytes = before.clone();
     *bytes.last_mut().expect("a byte") ^= 1;
     fs::write(&path, bytes).expect("written");
-    replay("4").refused(
+    replay("4").assert_refused(
         1,
         &[optimizer, "is damaged", "remove this checkpoint to repeat the step from the previous checkpoint"],
     );
@@ -431,7 +433,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
     let mut bytes = before.clone();
     *bytes.last_mut().expect("a byte") ^= 1;
     fs::write(&model, bytes).expect("written");
-    replay("1").refused(1, &["tiny: is not the model that the run was started with"]);
+    replay("1").assert_refused(1, &["tiny: is not the model that the run was started with"]);
     fs::write(&model, before).expect("written");
     // A run of an earlier version recorded no digests. Changed rewards are then noticed only by the different weights.
     let path = out.join("rollouts/000005.jsonl");
@@ -440,14 +442,14 @@ fn replay_repeats_any_step_and_names_a_difference() {
     line.as_object_mut().expect("an object").remove("digest");
     fs::write(&path, line.to_string()).expect("rollouts");
     let other = replay("5");
-    other.refused(1, &["out: step 5 gives different weights"]);
+    other.assert_refused(1, &["out: step 5 gives different weights"]);
     let said: Value = serde_json::from_str(&other.stdout).expect("JSON");
     assert!(said["same"] == json!(false) && said["tensor"].is_string(), "{said}");
-    replay("6").refused(2, &["--step: is 6", "give 1 to 5"]);
+    replay("6").assert_refused(2, &["--step: is 6", "give 1 to 5"]);
     run_in(at, ["replay", "none", "--step", "1"])
-        .refused(1, &["none: is not the output folder of a run", "give the --out"]);
+        .assert_refused(1, &["none: is not the output folder of a run", "give the --out"]);
     fs::remove_file(&path).expect("removed");
-    replay("5").refused(1, &["000005.jsonl"]);
+    replay("5").assert_refused(1, &["000005.jsonl"]);
 }
 
 #[test]
@@ -461,7 +463,7 @@ fn replay_repeats_steps_with_dynamic_sampling() {
     let more =
         ["--max-steps", "3", "--dynamic-sampling", "--scale-rewards", "batch", "--gradient-accumulation-steps", "3"];
     let more = [&more[..], &["--reward-command", own, "--save-steps", "0"]].concat();
-    run_in(at, grpo("out", &more)).ok();
+    run_in(at, grpo_args("out", &more)).ok();
     let text = fs::read_to_string(at.join("out/rollouts/000001.jsonl")).expect("rollouts");
     assert!(text.lines().count() > 3 && text.contains("\"used\":false"), "{text}");
     for step in ["1", "2", "3"] {
@@ -476,7 +478,7 @@ fn several_reward_commands_are_summed() {
     let folder = training_folder();
     let at = folder.path();
     let run = |steps: &str, second: &str, rest: &[&str]| {
-        let mut args = grpo(
+        let mut args = grpo_args(
             "out",
             &support::with_options(&["--max-steps", steps, "--reward-weights", "0.5,-3", "--save-steps", "1"], rest),
         );
@@ -486,7 +488,7 @@ fn several_reward_commands_are_summed() {
     let second = "while read -r line; do echo 2; done";
     run("2", second, &[]).ok();
     let resume = ["--resume-from-checkpoint", "last"];
-    run("3", "while read -r line; do echo 3; done", &resume).refused(2, &["--reward-command: is [", "echo 2"]);
+    run("3", "while read -r line; do echo 3; done", &resume).assert_refused(2, &["--reward-command: is [", "echo 2"]);
     run("3", second, &resume).ok();
     let lines = read_metrics(&at.join("out"));
     assert_eq!(lines.len(), 3);
@@ -508,7 +510,7 @@ fn replay_follows_changed_run_lengths() {
     // plan a step followed.
     let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
     let run = |steps: &str, rest: &[&str]| {
-        run_in(at, grpo("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
+        run_in(at, grpo_args("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
     };
     run("4", &[]);
     run("9", &["--resume-from-checkpoint", "last"]);
@@ -557,7 +559,7 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     let row = json!({"prompt": [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "Where <b>does</b> it go?"}]}],
         "solution": "<answer>left</answer>", "problem_type": "free-form"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
-    run_in(at, grpo("out", &["--max-steps", "3", "--temporal", "--save-steps", "0"])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "3", "--temporal", "--save-steps", "0"])).ok();
     assert!(at.join("out/rollouts/strips/000001.png").exists());
     let page = at.join("out/report.html");
     assert_eq!(run_in(at, ["report", "out"]).ok().trim(), "out/report.html");
@@ -578,7 +580,8 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     assert_eq!(html.matches("<article class=\"group\" data-run=\"0\" data-step=").count(), 3);
 
     // Two runs over each other.
-    run_in(at, grpo("two", &["--max-steps", "2", "--temporal", "--save-steps", "0", "--learning-rate", "1e-4"])).ok();
+    run_in(at, grpo_args("two", &["--max-steps", "2", "--temporal", "--save-steps", "0", "--learning-rate", "1e-4"]))
+        .ok();
     assert_eq!(run_in(at, ["report", "out", "two"]).ok().trim(), "compare.html");
     let html = fs::read_to_string(at.join("compare.html")).expect("the page");
     let losses = check_page(&html)
@@ -592,10 +595,11 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     assert!(
         html.contains("Options that differ") && html.contains(">learning_rate</td>") && html.contains("data-run=\"1\"")
     );
-    run_in(at, ["report", "out", "./out"]).refused(2, &["./out: is given twice"]);
-    run_in(at, ["report", "out", "two", "--out", "two/metrics.jsonl"]).refused(2, &["--out", "would be replaced"]);
-    run_in(at, ["report"]).refused(2, &["OUT"]);
-    run_in(at, ["report", "none"]).refused(1, &["none: ", "no such file or folder"]);
+    run_in(at, ["report", "out", "./out"]).assert_refused(2, &["./out: is given twice"]);
+    run_in(at, ["report", "out", "two", "--out", "two/metrics.jsonl"])
+        .assert_refused(2, &["--out", "would be replaced"]);
+    run_in(at, ["report"]).assert_refused(2, &["OUT"]);
+    run_in(at, ["report", "none"]).assert_refused(1, &["none: ", "no such file or folder"]);
 }
 
 #[test]
@@ -608,9 +612,9 @@ fn plan_and_run_agree_on_peak_bytes() {
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
         let more = support::with_options(&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more);
-        run_in(at, grpo("out", &more)).ok();
+        run_in(at, grpo_args("out", &more)).ok();
         let ran = metrics_without_times(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
-        let planned = [&["plan".to_string()][..], &grpo("out", &more)].concat();
+        let planned = [&["plan".to_string()][..], &grpo_args("out", &more)].concat();
         let planned = run_in(at, [&planned[..], &["--device".into(), "cpu".into(), "--json".into()]].concat()).json();
         assert_eq!(planned["peak_bytes"], ran, "{more:?}");
         assert_eq!(planned["command"], "grpo");
@@ -638,7 +642,7 @@ fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     );
     assert_eq!(plan(&[])["fits"], false, "the plan with f32 moments should not fit into 150.8 GB");
     let mistake = |args: &[&str], words: &[&str]| {
-        run([&["plan", "grpo"][..], args].concat()).refused(2, words);
+        run([&["plan", "grpo"][..], args].concat()).assert_refused(2, words);
     };
     mistake(&["--preset", "tiny"], &["--tokens", "is missing"]);
     mistake(&["--preset", "tiny", "--tokens", "9", "--num-generations", "1"], &["--num-generations"]);
@@ -656,7 +660,7 @@ fn invalid_options_are_refused_before_files_are_written() {
         (&["--reward-timeout", "0"], &["--reward-timeout"]),
         (&["--reward-env", "A=B"], &["--reward-env: is \"A=B\"", "none"]),
     ] {
-        run_in(at, grpo("out", more)).refused(2, words);
+        run_in(at, grpo_args("out", more)).assert_refused(2, words);
         assert!(!at.join("out").exists());
     }
 }

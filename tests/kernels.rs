@@ -33,8 +33,8 @@ fn show_prints_formula_and_least_time() {
     assert!((shown / floor - 1.0).abs() < 1e-3, "{shown} against {floor}");
     let text = run(["kernels", "show", "rms_norm"]);
     assert!(text.ok().contains("rms_norm_bwd_f32, 8192 tokens"), "{}", text.stdout);
-    run(["kernels", "show", "nosuch"]).refused(2, &["nosuch", "reel kernels list"]);
-    run(["kernels", "check", "--kernel", "nosuch"]).refused(2, &["nosuch"]);
+    run(["kernels", "show", "nosuch"]).assert_refused(2, &["nosuch", "reel kernels list"]);
+    run(["kernels", "check", "--kernel", "nosuch"]).assert_refused(2, &["nosuch"]);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn check_of_one_kernel_lists_its_functions() {
     assert!(functions.iter().all(|f| f["registers"].as_u64().unwrap() > 0 && f["spill_loads"] == 0));
     let one = run(["kernels", "check", "--kernel", "swiglu_fwd_f32", "--arch", "sm_80"]);
     assert!(one.ok().contains("swiglu_fwd_f32") && !one.stdout.contains("swiglu_bwd"), "{}", one.stdout);
-    run(["kernels", "check", "--arch", "sm_1"]).refused(2, &["sm_1", "sm_80"]);
+    run(["kernels", "check", "--arch", "sm_1"]).assert_refused(2, &["sm_1", "sm_80"]);
 }
 
 /// `reel kernels check` fails if a kernel spills registers; no kernel does. sm_86 and sm_89 are left out, because their
@@ -76,14 +76,14 @@ fn checks_pass_on_cpu_and_sim() {
         let launches: u64 = checks.iter().map(|c| c["launches"].as_u64().unwrap()).sum();
         assert!(launches > 0, "{result}");
     }
-    run(["kernels", "check", "--device", "dry"]).refused(2, &["--device", "dry"]);
-    run(["kernels", "check", "--device", "cuda:x"]).refused(2, &["cuda:x"]);
-    run(["kernels", "check", "--device", "sim", "--arch", "sm_80"]).refused(2, &["--arch"]);
-    run(["kernels", "check", "--device", "cpu", "--compare"]).refused(2, &["--compare", "cuda"]);
-    run(["kernels", "check", "--compare"]).refused(2, &["--compare", "cuda"]);
-    run(["kernels", "check", "--device", "cpu", "--kernel", "nosuch"]).refused(2, &["nosuch"]);
-    run(["kernels", "bench", "--device", "cpu"]).refused(2, &["--device", "cuda"]);
-    run(["kernels", "bench", "--kernel", "nosuch", "--device", "cuda:a"]).refused(2, &["cuda:a"]);
+    run(["kernels", "check", "--device", "dry"]).assert_refused(2, &["--device", "dry"]);
+    run(["kernels", "check", "--device", "cuda:x"]).assert_refused(2, &["cuda:x"]);
+    run(["kernels", "check", "--device", "sim", "--arch", "sm_80"]).assert_refused(2, &["--arch"]);
+    run(["kernels", "check", "--device", "cpu", "--compare"]).assert_refused(2, &["--compare", "cuda"]);
+    run(["kernels", "check", "--compare"]).assert_refused(2, &["--compare", "cuda"]);
+    run(["kernels", "check", "--device", "cpu", "--kernel", "nosuch"]).assert_refused(2, &["nosuch"]);
+    run(["kernels", "bench", "--device", "cpu"]).assert_refused(2, &["--device", "cuda"]);
+    run(["kernels", "bench", "--kernel", "nosuch", "--device", "cuda:a"]).assert_refused(2, &["cuda:a"]);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn report_writes_a_page_with_modelled_or_measured_times() {
 
     for (bad, what) in [("{", "JSON"), ("{}", "kernels"), (r#"{"kernels": [{"kernel": "a"}]}"#, "seconds")] {
         std::fs::write(times, bad).unwrap();
-        run(["kernels", "report", "--out", page, "--times", times, "--quiet"]).refused(1, &["times.json", what]);
+        run(["kernels", "report", "--out", page, "--times", times, "--quiet"]).assert_refused(1, &["times.json", what]);
     }
-    run(["kernels", "report", "--gpu", "abacus"]).refused(2, &["abacus", "h200"]);
+    run(["kernels", "report", "--gpu", "abacus"]).assert_refused(2, &["abacus", "h200"]);
 }

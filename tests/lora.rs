@@ -93,7 +93,7 @@ fn adapter_is_trained_used_and_merged() {
     assert_eq!(hash(&whole), hash(&parts));
     let other = ["--lora-r", "8", "--gradient-accumulation-steps", "1", "--max-steps", "6"];
     p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
-        .refused(2, &["--lora-r: is 8, but was 4"]);
+        .assert_refused(2, &["--lora-r: is 8, but was 4"]);
 
     // A step can be replayed from the base model and from a checkpoint.
     for step in ["1", "3"] {
@@ -152,39 +152,42 @@ fn invalid_input_gives_one_line_errors() {
     let golden = golden("lora/all_linear").display().to_string();
     let (base, out) = (p.base.clone(), p.path("out"));
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "q_proj,nope"])
-        .refused(2, &["--lora-target-modules: nope is not a linear layer", "q_proj, k_proj", "qkv"]);
+        .assert_refused(2, &["--lora-target-modules: nope is not a linear layer", "q_proj, k_proj", "qkv"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "qkv", "--freeze-vision"])
-        .refused(2, &["qkv is not a linear layer"]);
-    p.sft("x", &["--lora-alpha", "4"]).refused(2, &["--lora-alpha: is for LoRA"]);
-    p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).refused(2, &["--lora-alpha: is 0"]);
-    p.sft("x", &["--lora-r", "99999"]).refused(2, &["--lora-r: is 99999"]);
+        .assert_refused(2, &["qkv is not a linear layer"]);
+    p.sft("x", &["--lora-alpha", "4"]).assert_refused(2, &["--lora-alpha: is for LoRA"]);
+    p.sft("x", &["--lora-r", "4", "--lora-alpha", "0"]).assert_refused(2, &["--lora-alpha: is 0"]);
+    p.sft("x", &["--lora-r", "99999"]).assert_refused(2, &["--lora-r: is 99999"]);
     p.sft("x", &["--lora-r", "4", "--lora-target-modules", "all-linear,q_proj"])
-        .refused(2, &["combines all-linear with names of layers"]);
-    p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"]).refused(2, &["trains no layer of the vision tower"]);
+        .assert_refused(2, &["combines all-linear with names of layers"]);
+    p.sft("x", &["--lora-r", "4", "--learning-rate-vision", "1"])
+        .assert_refused(2, &["trains no layer of the vision tower"]);
     assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 
     // Errors: an adapter given as a model, a model given as an adapter, and an adapter that was trained on another
     // model.
-    run(["sft", "--model", &golden, "--data", "d.json", "--out", &out]).refused(1, &["is an adapter, not a model"]);
-    run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).refused(1, &["is not an adapter"]);
-    run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out]).refused(1, &["is an adapter, not a model"]);
+    run(["sft", "--model", &golden, "--data", "d.json", "--out", &out])
+        .assert_refused(1, &["is an adapter, not a model"]);
+    run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).assert_refused(1, &["is not an adapter"]);
+    run(["merge", "--model", &golden, "--adapter", &golden, "--out", &out])
+        .assert_refused(1, &["is an adapter, not a model"]);
     let tiny = support::tiny_model(p.dir.path()).display().to_string();
     run(["merge", "--model", &tiny, "--adapter", &golden, "--out", &out])
-        .refused(1, &["lora_", "the model that the adapter was trained on"]);
+        .assert_refused(1, &["lora_", "the model that the adapter was trained on"]);
     assert!(!Path::new(&out).exists());
-    run(["merge", "--model", &base, "--adapter", &golden, "--out", &tiny]).refused(1, &["tiny: is not empty"]);
+    run(["merge", "--model", &base, "--adapter", &golden, "--out", &tiny]).assert_refused(1, &["tiny: is not empty"]);
     let file = p.path("file");
     fs::write(&file, "x").expect("a file");
-    run(["merge", "--model", &base, "--adapter", &golden, "--out", &file]).refused(1, &["file: is a file"]);
+    run(["merge", "--model", &base, "--adapter", &golden, "--out", &file]).assert_refused(1, &["file: is a file"]);
     let ask = |more: &[&str]| run(support::with_options(&["generate", "--prompt", "x", "--max-new-tokens", "1"], more));
-    ask(&["--model", &golden, "--adapter", &golden]).refused(2, &["--model: is an adapter itself"]);
+    ask(&["--model", &golden, "--adapter", &golden]).assert_refused(2, &["--model: is an adapter itself"]);
     let moved = p.path("moved");
     fs::create_dir(&moved).expect("a folder");
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         let text = fs::read(Path::new(&golden).join(name)).expect("a file");
         fs::write(Path::new(&moved).join(name), text).expect("a file");
     }
-    ask(&["--model", &moved]).refused(
+    ask(&["--model", &moved]).assert_refused(
         1,
         &[
             "base_model_name_or_path: names ../../train/model_a, which is neither a folder nor in the hub cache",

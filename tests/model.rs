@@ -231,7 +231,7 @@ fn int8_completions_do_not_depend_on_threads_or_batch() {
     let base = ["generate", "--model", &model, "--data", &data, "--out", &out, "--max-new-tokens", "9"];
     run([&base[..], &["--temperature", "0", "--threads", "1", "--batch-size", "1", "--dtype", "f32", "--resume"]]
         .concat())
-    .refused(2, &["--quantize: is null, but it was \"int8\""]);
+    .assert_refused(2, &["--quantize: is null, but it was \"int8\""]);
 }
 
 #[test]
@@ -290,8 +290,9 @@ fn messages_may_be_stdin_or_a_request_body() {
     let piped = support::finished_run(child.wait_with_output().expect("it ends")).json();
     assert_eq!(ids(&piped[1]), ids(&by_flags[1]));
     for (flag, value) in [("--temperature", "-1"), ("--top-p", "0"), ("--repetition-penalty", "-1e-3"), ("--n", "-1")] {
-        run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value]).refused(2, &[&format!("{flag}: ")]);
+        run_in(at, ["generate", "--model", "tiny", "--prompt", "x", flag, value])
+            .assert_refused(2, &[&format!("{flag}: ")]);
     }
     std::fs::write(at.join("bad.json"), format!(r#"{{"messages": {messages}, "logprobs": 3}}"#)).expect("written");
-    run_in(at, ["generate", "--model", "tiny", "--messages", "bad.json"]).refused(1, &["bad.json: logprobs: "]);
+    run_in(at, ["generate", "--model", "tiny", "--messages", "bad.json"]).assert_refused(1, &["bad.json: logprobs: "]);
 }

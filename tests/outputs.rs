@@ -8,31 +8,31 @@ use std::fs;
 use std::process::Command;
 
 use support::{file_names_in, golden, run_in};
-use workspace::Workspace;
+use workspace::ModelWorkspace;
 
 #[test]
 fn unwritable_outputs_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let score = |out: &str| {
         fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
         run_in(s.dir.path(), ["score", "--model", "tiny", "--messages", "m.json", "--out", out])
     };
-    score("no/such/folder/s.safetensors").refused(1, &["no/such/folder/s.safetensors"]);
-    score("tiny").refused(2, &["--out", "the same folder as --model"]);
+    score("no/such/folder/s.safetensors").assert_refused(1, &["no/such/folder/s.safetensors"]);
+    score("tiny").assert_refused(2, &["--out", "the same folder as --model"]);
     fs::create_dir(s.dir.path().join("folder")).expect("a folder");
-    score("folder").refused(1, &["folder"]);
-    run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
+    score("folder").assert_refused(1, &["folder"]);
+    run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).assert_refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
-        .refused(2, &["huge", "tiny, 3b, 7b, 32b, 72b or siglip-tiny"]);
+        .assert_refused(2, &["huge", "tiny, 3b, 7b, 32b, 72b or siglip-tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "siglip-tiny", "--vocab", "9", "--out", "other"])
-        .refused(2, &["--vocab"]);
+        .assert_refused(2, &["--vocab"]);
     assert!(!s.dir.path().join("other").exists());
 }
 
 /// A file size limit makes writes fail half way, as a full disk does.
 #[test]
 fn failed_write_leaves_no_file() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     fs::write(s.dir.path().join("m.json"), "[{\"role\": \"user\", \"content\": \"x\"}]").expect("written");
     let reel = env!("CARGO_BIN_EXE_reel");
     for (command, out) in [
@@ -41,7 +41,7 @@ fn failed_write_leaves_no_file() {
     ] {
         let script = format!("ulimit -f 20; exec {command}");
         let got = Command::new("bash").args(["-c", &script]).current_dir(s.dir.path()).output().expect("bash starts");
-        support::finished_run(got).refused(1, &[out]);
+        support::finished_run(got).assert_refused(1, &[out]);
         let left = file_names_in(s.dir.path());
         assert!(!left.iter().any(|n| n.contains("s.safetensors") || n == "new"), "{left:?}");
     }
@@ -79,7 +79,7 @@ fn interrupted_init_leaves_no_file() {
         "SIGHUP ended the command, although it was started with SIGHUP ignored"
     );
     signal("-INT");
-    support::finished_run(child.wait_with_output().expect("it ends")).refused(130, &["interrupted"]);
+    support::finished_run(child.wait_with_output().expect("it ends")).assert_refused(130, &["interrupted"]);
     assert_eq!(file_names_in(dir.path()), Vec::<String>::new());
 }
 
@@ -115,7 +115,7 @@ fn signal_without_a_reader_of_stderr_ends_the_program() {
 /// An output that is also an input would destroy the input. The command is refused, and the input stays as it was.
 #[test]
 fn outputs_that_would_replace_an_input_are_refused() {
-    let s = Workspace::new();
+    let s = ModelWorkspace::new();
     let dir = s.dir.path();
     let files = [
         ("r.jsonl", r#"{"problem_type": "numerical", "solution": "<answer>4</answer>", "completion": "4"}"#),
@@ -147,7 +147,7 @@ fn outputs_that_would_replace_an_input_are_refused() {
         ("sft --model tiny --data p.jsonl --check-data --quarantine p.jsonl", &["--quarantine", "same file as --data"]),
         ("sft --model tiny --data p.jsonl --out tiny --overwrite", &["--out", "same folder as --model"]),
     ] {
-        run_in(dir, command.split(' ')).refused(2, words);
+        run_in(dir, command.split(' ')).assert_refused(2, words);
     }
     let after: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
     assert!(before == after, "an input changed");
@@ -178,7 +178,7 @@ fn outputs_that_would_replace_an_input_are_refused() {
         fs::create_dir_all(dir.join("old")).expect("a folder");
         let kept = |name: &str| fs::read(dir.join(name)).expect("a file");
         let before = ["c.toml", "rows.jsonl", "i.png"].map(kept);
-        run_in(dir, command.split(' ')).refused(2, words);
+        run_in(dir, command.split(' ')).assert_refused(2, words);
         assert!(before == ["c.toml", "rows.jsonl", "i.png"].map(kept), "{command}: an input changed");
         assert!(!dir.join("o").exists() && !dir.join("s").exists() && !dir.join("-").exists(), "{command}");
     }

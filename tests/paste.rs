@@ -170,7 +170,7 @@ fn frozen_parts_do_not_change_and_long_rows_are_cut() {
     assert_eq!(changed("a"), [true, true, false]);
     train("b", "--freeze-vision --freeze-merger false").ok();
     assert_eq!(changed("b"), [false, true, true]);
-    train("c", "--freeze-vision --freeze-llm").refused(2, &["--freeze-llm: leaves nothing to train"]);
+    train("c", "--freeze-vision --freeze-llm").assert_refused(2, &["--freeze-llm: leaves nothing to train"]);
     // The rows have more than 100 tokens, most of them of the image; cut before its end they are skipped.
     let long = train("d", "--max-length 20 --truncation-strategy right");
     assert!(long.code != Some(0) && long.stderr.contains("more than --max-length 20 allows"), "{}", long.stderr);
@@ -217,5 +217,5 @@ fn defaults_are_explained() {
     let done = run_in(folder.path(), ["grpo", "--explain-defaults", "verl"]);
     let text = done.ok();
     assert!(text.starts_with("Defaults of verl 0.8.0.dev") && text.contains("--top-p"), "{text}");
-    run_in(folder.path(), ["sft", "--explain-defaults", "nothing"]).refused(2, &["--explain-defaults"]);
+    run_in(folder.path(), ["sft", "--explain-defaults", "nothing"]).assert_refused(2, &["--explain-defaults"]);
 }

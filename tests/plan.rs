@@ -18,7 +18,7 @@ use reel_runs::plan;
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions};
 use serde_json::Value;
-use sft_rows::{sft, training_folder};
+use sft_rows::{run_sft, training_folder};
 use support::{check_page, read_metrics, run, run_in};
 
 #[test]
@@ -29,7 +29,7 @@ fn plan_and_run_agree_on_peak_bytes() {
         let options =
             format!("--dtype {dtype} --gradient-checkpointing {checkpointing} --no-shuffle --max-steps 3 --quiet");
         let options: Vec<&str> = options.split(' ').collect();
-        sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
+        run_sft(w.path(), "out", &[&options[..], &["--overwrite"]].concat()).ok();
         let ran = read_metrics(&w.path().join("out")).last().expect("a step")["peak_bytes"].as_f64().expect("a number");
         let base = ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--device", "cpu", "--json"];
         let planned = run_in(w.path(), [&base[..], &options].concat()).json()["peak_bytes"].as_f64().expect("a number");
@@ -118,7 +118,7 @@ fn plan_and_run_agree_on_the_peak_of_a_rank_that_divides_its_weights() {
                        --min-completion-length 8 --device cpu --dtype f32";
         let lora = format!("--lora-r {lora_r}");
         let more = options.split_whitespace().chain(lora.split(' ').filter(|_| lora_r > 0)).collect::<Vec<_>>();
-        run_in(w.path(), grpo_run::grpo(name, &more)).ok();
+        run_in(w.path(), grpo_run::grpo_args(name, &more)).ok();
         let steps = read_metrics(&w.path().join(name));
         let ran = steps.iter().filter_map(|step| step["peak_bytes"].as_f64()).fold(0.0, f64::max);
         let [of_passes, planned] = planned_peaks_of_a_rank(w.path(), lora_r);
@@ -402,7 +402,7 @@ fn impossible_jobs_are_refused() {
         ("--device cpu --world 8", "--world: plans GPUs and the links between them"),
         ("--gpu h200 --world 0", "--world: is 0; give 1 to 1024"),
     ] {
-        run(format!("{sizes} {more}").split(' ')).refused(2, &[words]);
+        run(format!("{sizes} {more}").split(' ')).assert_refused(2, &[words]);
     }
 }
 
@@ -435,7 +435,7 @@ fn figures_of_a_gpu_come_from_a_file() {
     assert_eq!(b200["capacity_bytes"], 180e9);
     let refused = |text: &str, words: &str| {
         std::fs::write(w.path().join("bad.toml"), text).expect("written");
-        run_in(w.path(), format!("plan {command} --gpu bad.toml").split(' ')).refused(1, &[words]);
+        run_in(w.path(), format!("plan {command} --gpu bad.toml").split(' ')).assert_refused(1, &[words]);
     };
     refused("name = \"mine\"\ncompute_capability = 8.9\n", "bad.toml: memory_gb: is missing; ");
     refused("name = \"h200\"", "bad.toml: compute_capability: is missing; ");
@@ -448,8 +448,8 @@ fn figures_of_a_gpu_come_from_a_file() {
     std::fs::write(w.path().join("example.toml"), example).expect("written");
     let plan = |gpu: &str| run_in(w.path(), format!("plan {command} --gpu {gpu}").split(' '));
     assert!(plan("example.toml").ok().contains(" of 24.0 GB: fits"));
-    plan("none.toml").refused(1, &["none.toml: cannot be read: "]);
-    plan("h300").refused(2, &["--gpu: there is no data sheet for a GPU named \"h300\"; give one of b200, "]);
+    plan("none.toml").assert_refused(1, &["none.toml: cannot be read: "]);
+    plan("h300").assert_refused(2, &["--gpu: there is no data sheet for a GPU named \"h300\"; give one of b200, "]);
 }
 
 /// Each choice that a plan names has, planned as a command, the memory and the time that the advice states, and fits.
@@ -517,7 +517,7 @@ fn advice_fits_when_it_is_planned() {
     // A server without room for one request fails, with the options that make room.
     let line = format!("plan {serve} --gpu {} --json", gpu_file(w.path(), 0.006));
     let refused = run(line.split_whitespace());
-    refused.refused(1, &["KV cache: has room for "]);
+    refused.assert_refused(1, &["KV cache: has room for "]);
     let plan: Value = serde_json::from_str(&refused.stdout).expect("JSON");
     let choices = plan["advice"]["choices"].as_array().expect("choices");
     assert!(!choices.is_empty(), "{plan}");
@@ -564,5 +564,5 @@ fn the_largest_micro_batch_fits_and_the_next_does_not() {
     let none = plan_on(w.path(), 0.01, "sft --preset tiny --tokens 2000", "--find-batch-size");
     assert!(none["find_batch_size"]["largest"].is_null() && none["advice"]["tried"].is_array(), "{none}");
     run("plan sft --preset tiny --data rows.jsonl --packing --max-length 9 --gpu h200 --find-batch-size".split(' '))
-        .refused(2, &["--find-batch-size: with --packing, rows of --data"]);
+        .assert_refused(2, &["--find-batch-size: with --packing, rows of --data"]);
 }

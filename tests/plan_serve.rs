@@ -73,9 +73,9 @@ fn the_gpus_of_a_divided_model_share_its_memory_and_gather_its_columns() {
     let (fast, slow) = ("/gathers/decode_seconds", number(&pcie, "/gathers/decode_seconds"));
     assert!((slow / number(&eight, fast) - 450.0 / 64.0).abs() < 1e-9);
     run("plan serve --preset 72b --tokens 9 --gpu h200 --link pcie5".split(' '))
-        .refused(2, &["--link: is for several"]);
+        .assert_refused(2, &["--link: is for several"]);
     let of_3b = "plan serve --preset 3b --tokens 9 --gpu h200 --tensor-parallel-size 4";
-    run(of_3b.split(' ')).refused(1, &["config.json: num_key_value_heads: is 2"]);
+    run(of_3b.split(' ')).assert_refused(1, &["config.json: num_key_value_heads: is 2"]);
 }
 
 #[test]
@@ -174,6 +174,6 @@ fn sizes_that_do_not_fit_are_refused() {
         ("--preset tiny --tokens 9 --device sim", 2, "--device"),
         ("--preset 7b --tokens 100000 --gpu rtx4090", 1, "KV cache"),
     ] {
-        run(format!("plan serve {line}").split(' ')).refused(code, &[words]);
+        run(format!("plan serve {line}").split(' ')).assert_refused(code, &[words]);
     }
 }

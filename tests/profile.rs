@@ -16,7 +16,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use server::{Server, question};
-use sft_rows::{about, media, sft, training_folder};
+use sft_rows::{copy_test_media, media_question_row, run_sft, training_folder};
 use support::{finished_run, metrics_without_times, reel, run_in};
 
 /// Makes the library of a tool for NVTX with the C compiler.
@@ -190,10 +190,10 @@ fn track(names: &BTreeMap<u64, String>, name: &str) -> u64 {
 #[test]
 fn trace_of_sft_is_nested_and_names_the_time_of_a_step() {
     let dir = training_folder(1);
-    media(dir.path());
-    fs::write(dir.path().join("rows.jsonl"), about("image", "good.png").repeat(4)).expect("rows");
+    copy_test_media(dir.path());
+    fs::write(dir.path().join("rows.jsonl"), media_question_row("image", "good.png").repeat(4)).expect("rows");
     let more = "--max-steps 2 --save-steps 1 --quiet --device cpu --gradient-checkpointing full --trace t.json";
-    sft(dir.path(), "out", &more.split(' ').collect::<Vec<_>>()).ok();
+    run_sft(dir.path(), "out", &more.split(' ').collect::<Vec<_>>()).ok();
     let (slices, names) = read_trace(&dir.path().join("t.json"));
     assert_eq!(steps(&slices), ["step 1", "step 2"]);
     let on_device = track(&names, "ranges on cpu");
@@ -226,7 +226,7 @@ fn trace_of_sft_is_nested_and_names_the_time_of_a_step() {
 fn trace_of_grpo_names_rollouts_and_rewards() {
     let dir = grpo_run::training_folder();
     let more = "--max-steps 2 --save-steps 2 --device cpu --trace t.json";
-    run_in(dir.path(), grpo_run::grpo("out", &more.split(' ').collect::<Vec<_>>())).ok();
+    run_in(dir.path(), grpo_run::grpo_args("out", &more.split(' ').collect::<Vec<_>>())).ok();
     let (slices, _) = read_trace(&dir.path().join("t.json"));
     assert_eq!(steps(&slices), ["step 1", "step 2"]);
     let step = ("step", "step 2");
@@ -252,7 +252,7 @@ fn trace_of_grpo_names_rollouts_and_rewards() {
 #[test]
 fn only_the_steps_of_profile_steps_are_traced() {
     let dir = training_folder(6);
-    let run = |out: &str, more: &str| sft(dir.path(), out, &more.split_whitespace().collect::<Vec<_>>());
+    let run = |out: &str, more: &str| run_sft(dir.path(), out, &more.split_whitespace().collect::<Vec<_>>());
     let fixed = "--max-steps 3 --quiet --device cpu";
     run("plain", fixed).ok();
     run("out", &format!("{fixed} --profile-steps 2-3")).ok();
@@ -273,7 +273,7 @@ fn only_the_steps_of_profile_steps_are_traced() {
     late.ok();
     let warning = "warning: --profile-steps: the run did no step of 7-9, so there is no trace";
     assert!(late.stderr.contains(warning), "{}", late.stderr);
-    run("wrong", "--profile-steps 3-2").refused(2, &["--profile-steps", "the first and the last step"]);
+    run("wrong", "--profile-steps 3-2").assert_refused(2, &["--profile-steps", "the first and the last step"]);
 }
 
 #[test]

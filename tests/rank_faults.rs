@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use rank_runs::{same_results, sft, train, wait_for_steps};
-use sft_rows::{about, media, training_folder};
+use rank_runs::{assert_same_results, run_sft, sft_command, wait_for_steps};
+use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_without_times, reel, send_signal};
 
 /// A fault that a test chooses at random.
@@ -52,7 +52,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
     let kills = std::env::var("REEL_TEST_KILLS").map_or(4, |text| text.parse().expect("a number of kills"));
     let w = training_folder(9);
     let options = |more: &[&'static str]| [&SHORT_STEPS[..], more].concat();
-    train(w.path(), "straight", &options(&["--max-steps", "16"])).ok();
+    run_sft(w.path(), "straight", &options(&["--max-steps", "16"])).ok();
     let mut longest = Duration::ZERO;
     for index in 0..kills {
         let fault = Fault::random(index);
@@ -60,7 +60,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
         let out = format!("killed{index}");
         let size = ["1", "2", "3", "4"].map(|size| ["--gpus", size]);
         let (before, after) = (size[fault.ranks - 1], size[fault.resumed - 1]);
-        let mut command = sft(w.path(), &out, &[&options(&["--max-steps", "400"])[..], &before].concat());
+        let mut command = sft_command(w.path(), &out, &[&options(&["--max-steps", "400"])[..], &before].concat());
         let temporary = w.path().join(format!("temporary{index}"));
         std::fs::create_dir(&temporary).expect("a folder");
         let child = command
@@ -87,8 +87,8 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
             assert!(names, "{fault:?}: {}", done.stderr);
         }
         let resumed = options(&["--max-steps", "16", "--resume-from-checkpoint", "last"]);
-        train(w.path(), &out, &[&resumed[..], &after].concat()).ok();
-        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-16");
+        run_sft(w.path(), &out, &[&resumed[..], &after].concat()).ok();
+        assert_same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-16");
     }
     println!("{kills} kills: the other ranks ended after {longest:?} at most");
 }
@@ -98,7 +98,7 @@ fn a_signal_stops_all_processes_after_the_same_step() {
     let w = training_folder(9);
     let_children_receive_sigint();
     for (name, signal, code) in [("interrupted", "-INT", 130), ("terminated", "-TERM", 143)] {
-        let mut command = sft(w.path(), name, &["--max-steps", "400", "--gpus", "2", "--save-steps", "100"]);
+        let mut command = sft_command(w.path(), name, &["--max-steps", "400", "--gpus", "2", "--save-steps", "100"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         wait_for_steps(&w.path().join(name), 3);
         send_signal(child.id(), signal);
@@ -118,8 +118,8 @@ fn a_signal_stops_all_processes_after_the_same_step() {
 #[test]
 fn a_signal_to_one_process_stops_a_check_of_data() {
     let w = training_folder(2);
-    media(w.path());
-    let rows = about("video", "good.mp4").repeat(6000);
+    copy_test_media(w.path());
+    let rows = media_question_row("video", "good.mp4").repeat(6000);
     std::fs::write(w.path().join("many.jsonl"), rows).expect("written");
     let_children_receive_sigint();
     let check = ["sft", "--model", "tiny", "--data", "many.jsonl", "--device", "cpu", "--check-data"];
@@ -174,7 +174,7 @@ fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
     ];
     for (name, gpus, target) in cases {
         let out = w.path().join(name);
-        let mut command = sft(w.path(), name, &["--max-steps", "4000", "--gpus", gpus, "--save-steps", "4000"]);
+        let mut command = sft_command(w.path(), name, &["--max-steps", "4000", "--gpus", gpus, "--save-steps", "4000"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         wait_for_steps(&out, 3);
         send_signal(target(&child), "-USR1");

@@ -10,16 +10,21 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rank_runs::{SFT, same_results, sft, train};
-use sft_rows::{about, media, training_folder};
+use rank_runs::{SFT_ARGS, assert_same_results, run_sft, sft_command};
+use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::{FinishedRun, file_names_in, finished_run, reel, run};
 
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
     let w = training_folder(9);
-    media(w.path());
+    copy_test_media(w.path());
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    let more = [about("video", "good.mp4"), about("image", "missing.png"), about("image", "good.png")].concat();
+    let more = [
+        media_question_row("video", "good.mp4"),
+        media_question_row("image", "missing.png"),
+        media_question_row("image", "good.png"),
+    ]
+    .concat();
     fs::write(w.path().join("media.jsonl"), text + &more).expect("written");
     let runs: [(&str, &[&str], &[&str]); 5] = [
         ("full", &[], &["2", "3", "4", "8"]),
@@ -32,12 +37,12 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     for (name, options, sizes) in runs {
         let options = [&["--max-steps", "2"], options].concat();
         let one = format!("{name}1");
-        let printed = train(w.path(), &one, &options);
+        let printed = run_sft(w.path(), &one, &options);
         for size in sizes {
             let out = format!("{name}{size}");
-            let done = train(w.path(), &out, &[&options[..], &["--gpus", size]].concat());
+            let done = run_sft(w.path(), &out, &[&options[..], &["--gpus", size]].concat());
             assert_eq!(done.ok(), printed.ok().replace(&one, &out), "{name}");
-            same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
+            assert_same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
             let skipped = |out: &str| fs::read_to_string(w.path().join(out).join("skipped.jsonl")).expect("a list");
             assert_eq!(skipped(&out), skipped(&one), "{name}");
             assert_eq!(skipped(&one).is_empty(), name != "media", "{name}: {}", skipped(&one));
@@ -50,18 +55,18 @@ fn any_number_of_processes_gives_the_bits_of_one() {
 #[test]
 fn a_run_changes_its_number_of_processes_at_a_resume() {
     let w = training_folder(9);
-    train(w.path(), "straight", &["--max-steps", "6"]).ok();
+    run_sft(w.path(), "straight", &["--max-steps", "6"]).ok();
     for (steps, gpus) in [("2", "2"), ("4", "1"), ("6", "3")] {
         let more: &[&str] = if steps == "2" { &[] } else { &["--resume-from-checkpoint", "last"] };
-        train(w.path(), "changing", &[&["--max-steps", steps, "--gpus", gpus], more].concat()).ok();
+        run_sft(w.path(), "changing", &[&["--max-steps", steps, "--gpus", gpus], more].concat()).ok();
     }
-    same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
+    assert_same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
 }
 
 /// Starts two processes with the variables that `variables(rank)` gives, and returns what they print.
 fn started_by(folder: &Path, out: &str, variables: impl Fn(usize) -> Vec<(&'static str, String)>) -> [FinishedRun; 2] {
     let start = |rank| {
-        let mut command = sft(folder, out, &["--max-steps", "2"]);
+        let mut command = sft_command(folder, out, &["--max-steps", "2"]);
         command.envs(variables(rank)).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the binary starts")
     };
@@ -71,7 +76,7 @@ fn started_by(folder: &Path, out: &str, variables: impl Fn(usize) -> Vec<(&'stat
 #[test]
 fn launchers_start_processes_by_their_variables() {
     let w = training_folder(9);
-    train(w.path(), "one", &["--max-steps", "2"]).ok();
+    run_sft(w.path(), "one", &["--max-steps", "2"]).ok();
     let text = |value: &str| value.to_string();
     let torchrun = |rank: usize| {
         let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)];
@@ -106,7 +111,7 @@ fn launchers_start_processes_by_their_variables() {
         let [first, second] = started_by(w.path(), name, variables);
         assert!(first.ok().starts_with(&format!("{name}: 2 steps, ")), "{}", first.stdout);
         assert_eq!((second.ok(), second.stderr.as_str()), ("", ""), "{name}");
-        same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
+        assert_same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
         let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
         assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
     }
@@ -116,18 +121,18 @@ fn launchers_start_processes_by_their_variables() {
 #[test]
 fn ranks_share_the_scan_before_a_packed_run() {
     let w = training_folder(9);
-    media(w.path());
+    copy_test_media(w.path());
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    let more = [about("image", "missing.png"), about("image", "good.png")].concat();
+    let more = [media_question_row("image", "missing.png"), media_question_row("image", "good.png")].concat();
     fs::write(w.path().join("media.jsonl"), more + &text).expect("written");
     let options = ["--data", "media.jsonl", "--packing", "--max-length", "60", "--num-train-epochs", "2"];
     let options = [&options[..], &["--gradient-accumulation-steps", "3", "--save-steps", "1"]].concat();
-    let printed = train(w.path(), "one", &options);
+    let printed = run_sft(w.path(), "one", &options);
     for size in ["2", "3"] {
-        let done = train(w.path(), size, &[&options[..], &["--gpus", size]].concat());
+        let done = run_sft(w.path(), size, &[&options[..], &["--gpus", size]].concat());
         assert_eq!(done.ok(), printed.ok().replace("one", size));
         assert!(done.stderr.contains("of 11 rows are skipped"), "{}", done.stderr);
-        same_results(&w.path().join("one"), &w.path().join(size), "checkpoint-2");
+        assert_same_results(&w.path().join("one"), &w.path().join(size), "checkpoint-2");
     }
 }
 
@@ -136,11 +141,16 @@ fn ranks_share_the_scan_before_a_packed_run() {
 fn ranks_share_a_check_of_data() {
     let w = training_folder(9);
     let at = w.path();
-    media(at);
+    copy_test_media(at);
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
-    let bad = [about("image", "missing.png"), about("video", "good.png"), "{\"messages\": []}\n".into()].concat();
-    let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
-    fs::write(at.join("media.jsonl"), bad + &text + &good + &about("video", "gone.mp4")).expect("written");
+    let bad = [
+        media_question_row("image", "missing.png"),
+        media_question_row("video", "good.png"),
+        "{\"messages\": []}\n".into(),
+    ]
+    .concat();
+    let good = [media_question_row("video", "good.mp4"), media_question_row("image", "good.png")].concat();
+    fs::write(at.join("media.jsonl"), bad + &text + &good + &media_question_row("video", "gone.mp4")).expect("written");
     let check = |list: &str, data: &str, gpus: &str| {
         let args = ["sft", "--model", "tiny", "--data", data, "--device", "cpu", "--check-data", "--quarantine", list];
         let gpus: &[&str] = if gpus == "1" { &[] } else { &["--gpus", gpus] };
@@ -163,10 +173,10 @@ fn ranks_share_a_check_of_data() {
     assert_eq!((one.ok(), list("a.jsonl")), (two.ok(), list("b.jsonl")));
     // A run checks its data first and then skips the unusable rows.
     for (out, gpus) in [("run1", "1"), ("run2", "2")] {
-        train(at, out, &["--check-data", "--data", "media.jsonl", "--max-steps", "2", "--gpus", gpus]).ok();
+        run_sft(at, out, &["--check-data", "--data", "media.jsonl", "--max-steps", "2", "--gpus", gpus]).ok();
         assert_eq!(list(&format!("{out}/quarantine.jsonl")), list("one.jsonl"));
     }
-    same_results(&at.join("run1"), &at.join("run2"), "checkpoint-2");
+    assert_same_results(&at.join("run1"), &at.join("run2"), "checkpoint-2");
 }
 
 /// A row that one rank prepares ends the run. Rank 0 saves the steps before it, as a single process does.
@@ -174,14 +184,14 @@ fn ranks_share_a_check_of_data() {
 fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
     let w = training_folder(9);
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    fs::write(w.path().join("strict.jsonl"), text + &about("image", "missing.png")).expect("written");
+    fs::write(w.path().join("strict.jsonl"), text + &media_question_row("image", "missing.png")).expect("written");
     let options = ["--data", "strict.jsonl", "--strict", "--no-shuffle", "--per-device-train-batch-size", "1"];
     let options = [&options[..], &["--gradient-accumulation-steps", "4", "--save-steps", "100"]].concat();
-    let one = train(w.path(), "one", &options);
+    let one = run_sft(w.path(), "one", &options);
     assert!(one.code == Some(1) && one.stderr.contains("strict.jsonl:10: "), "{}", one.stderr);
     let error = one.stderr.lines().find(|line| line.starts_with("error: ")).expect("an error");
     assert!(error.contains("resume with --resume-from-checkpoint last"), "{error}");
-    let several = train(w.path(), "several", &[&options[..], &["--gpus", "3"]].concat());
+    let several = run_sft(w.path(), "several", &[&options[..], &["--gpus", "3"]].concat());
     assert_eq!(several.code, Some(1));
     for rank in 0..3 {
         let start = format!("[rank {rank}] error: ");
@@ -189,22 +199,22 @@ fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
         assert!(line.contains("strict.jsonl:10: "), "{rank}: {}", several.stderr);
         assert!(rank > 0 || line.ends_with(error), "{}", several.stderr);
     }
-    same_results(&w.path().join("one"), &w.path().join("several"), "checkpoint-2");
+    assert_same_results(&w.path().join("one"), &w.path().join("several"), "checkpoint-2");
 }
 
 /// Open MPI's own mpirun starts the processes; `./x setup` installs it.
 #[test]
 fn mpirun_starts_the_processes() {
     let w = training_folder(9);
-    train(w.path(), "one", &["--max-steps", "2"]).ok();
-    let run = sft(w.path(), "two", &["--max-steps", "2"]);
+    run_sft(w.path(), "one", &["--max-steps", "2"]).ok();
+    let run = sft_command(w.path(), "two", &["--max-steps", "2"]);
     let mut mpirun = Command::new("mpirun");
     mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "plm", "isolated", "-n", "2"]);
     mpirun.arg(run.get_program()).args(run.get_args()).current_dir(w.path());
     mpirun.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let done = mpirun.output().expect("mpirun starts; ./x setup installs it (Debian's package openmpi-bin)");
     assert!(finished_run(done).ok().starts_with("two: 2 steps, "));
-    same_results(&w.path().join("one"), &w.path().join("two"), "checkpoint-2");
+    assert_same_results(&w.path().join("one"), &w.path().join("two"), "checkpoint-2");
 }
 
 #[test]
@@ -220,15 +230,15 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
     ];
     for (options, words) in more {
         // All ranks find the same wrong option; the command says it once, and ends with their exit code.
-        let done = train(w.path(), "out", options);
+        let done = run_sft(w.path(), "out", options);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         let said: Vec<&str> = done.stderr.lines().filter(|line| line.contains("error: ")).collect();
         assert_eq!(said.len(), 1, "{options:?}: {}", done.stderr);
         assert!(said[0].starts_with("[rank ") && words.iter().all(|word| said[0].contains(word)), "{}", done.stderr);
     }
     // OUT has files: rank 0 says so, and the others say that rank 0 did.
-    train(w.path(), "full", &["--max-steps", "1"]).ok();
-    let done = train(w.path(), "full", &["--max-steps", "1", "--gpus", "2"]);
+    run_sft(w.path(), "full", &["--max-steps", "1"]).ok();
+    let done = run_sft(w.path(), "full", &["--max-steps", "1", "--gpus", "2"]);
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     for words in [["[rank 0] error: ", "is not empty"], ["[rank 1] error: rank 0: ", "is not empty"]] {
         assert!(done.stderr.lines().any(|line| words.iter().all(|word| line.contains(word))), "{}", done.stderr);
@@ -245,7 +255,7 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
         &["generate", "--model", "tiny", "--prompt", "x"],
         &["reel generate: runs as one process", "rank 0", "torchrun"],
     );
-    refused(&[&SFT[..], &["--out", "x", "--gpus", "3"]].concat(), &["--gpus: is 3", "has started 2"]);
+    refused(&[&SFT_ARGS[..], &["--out", "x", "--gpus", "3"]].concat(), &["--gpus: is 3", "has started 2"]);
     let wrong = finished_run(
         reel().arg("doctor").envs([("RANK", "2")]).envs(of_two[1..].to_vec()).output().expect("the binary starts"),
     );

@@ -15,17 +15,17 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, Volume, World};
+use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, TrafficVolume, World};
 use reel_samples::sample::Sample;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, RunOptions};
-use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
+use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::step::{grpo, sft};
 use reel_train::{Result, TrainError};
 
-use fake_gpu::{assert_clean, fake_cuda};
+use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
 /// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
@@ -107,14 +107,14 @@ fn sft_step_with(
 }
 
 /// Group `index` of a step of GRPO: a prompt of 3 or 4 tokens and two completions of 2 or 3.
-fn group(index: usize) -> Group {
+fn group(index: usize) -> RolloutGroup {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
         CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
     };
-    let prompt = Arc::new(Prompt::of_size(inputs(text(3 + index % 2, index))));
+    let prompt = Arc::new(Prompt::from_model_input(inputs(text(3 + index % 2, index))));
     let rewards = vec![index as f32, 2.0];
-    Group { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
+    RolloutGroup { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
 }
 
 /// A step of GRPO with a reference model, whose micro-batches have one group each.
@@ -143,7 +143,7 @@ fn train_alone(dtype: DType, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Resul
     assert!(changed > 20, "the step has changed {changed} of {} tensors", before.len());
     assert!(trained.result.loss.is_finite() && trained.result.grad_norm > 0.0, "{:?}", trained.result);
     drop(device);
-    assert_clean(&fake, "one process");
+    assert_no_violations_or_leaks(&fake, "one process");
     trained
 }
 
@@ -171,7 +171,7 @@ fn on_ranks<T: Send>(
                     Ok(_) => drop(ranks.leave()),
                     Err(TrainError::Ranks(_)) => drop(ranks),
                     Err(e) if is_killed(e) => drop(ranks),
-                    Err(e) => ranks.fail(&e.to_string()),
+                    Err(e) => ranks.fail_job(&e.to_string()),
                 }
                 (done, traffic)
             })
@@ -209,9 +209,9 @@ fn launches_beside_exchanges(
     for (rank, (trained, traffic)) in all.into_iter().enumerate() {
         let name = format!("rank {rank} of {size}");
         assert_eq!(&trained.unwrap_or_else(|e| panic!("{name}: {e}")), alone, "{name}");
-        assert_eq!(traffic.all_to_all, Volume::default(), "{name}: tensors went through host memory");
+        assert_eq!(traffic.all_to_all, TrafficVolume::default(), "{name}: tensors went through host memory");
     }
-    fakes.iter().for_each(|fake| assert_clean(fake, &format!("{size} ranks")));
+    fakes.iter().for_each(|fake| assert_no_violations_or_leaks(fake, &format!("{size} ranks")));
     fakes.iter().map(FakeDriver::launches_beside_transfers).sum()
 }
 
@@ -296,7 +296,7 @@ fn ranks_on_fake_gpus_end_when_the_process_of_one_is_killed() {
             let said = e.to_string();
             assert!(CALLS.iter().any(|call| said.contains(&format!("'{call}'"))), "{name}: rank {rank}: {said}");
             assert!(share < 1.0 || said.contains("'weights': ncclRemoteError"), "{name}: rank {rank}: {said}");
-            assert_clean(&fakes[rank], &name);
+            assert_no_violations_or_leaks(&fakes[rank], &name);
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use own_task::TASK;
+use own_task::CUSTOM_TASK_TOML;
 use serde_json::{Value, json};
 use support::{
     FinishedRun, child_processes, file_names_in, finished_run, golden, metrics_without_times, reel, run_in,
@@ -221,7 +221,7 @@ fn folder_for_training() -> tempfile::TempDir {
     let video = |i: usize| if i == 1 { "clip" } else { "none" };
     write("bench/rows.jsonl", &|i| json!({"q": format!("Which {i}?"), "o": ["x", "y"], "a": i % 2, "v": video(i)}));
     fs::copy(golden("clips/h264_709.mp4"), at.join("bench/clip.mp4")).expect("copied");
-    fs::write(at.join("mine.toml"), TASK).expect("written");
+    fs::write(at.join("mine.toml"), CUSTOM_TASK_TOML).expect("written");
     folder
 }
 
@@ -290,7 +290,7 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
     let of_two = [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")];
     let refused = |args: &[&str], code: i32, words: &[&str]| {
         let done = reel().current_dir(at).args(args).envs(of_two).output().expect("the binary starts");
-        finished_run(done).refused(code, words);
+        finished_run(done).assert_refused(code, words);
     };
     let endpoint = ["eval", "--endpoint", "http://127.0.0.1:1/v1", "--benchmark", "videoholmes", "--data", "data"];
     refused(&[&endpoint[..], &["--out", "x"]].concat(), 1, &["reel eval --endpoint: runs as one process", "rank 0"]);
@@ -298,10 +298,10 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
     refused(&["eval", "compare", "x", "y"], 1, &["reel eval compare: runs as one process"]);
     refused(&with_options(&EVAL, &["--out", "x", "--gpus", "3"]), 2, &["--gpus: is 3", "has started 2"]);
     refused(&with_options(&EVAL, &["--out", "x", "--device", "sim"]), 2, &["--device", "CPUs"]);
-    run_in(at, [&endpoint[..], &["--out", "x", "--gpus", "2"]].concat()).refused(2, &["--endpoint", "--gpus"]);
-    eval(at, &["--out", "x", "--gpus", "2", "--limit", "0"]).refused(2, &["--limit: is 0"]);
+    run_in(at, [&endpoint[..], &["--out", "x", "--gpus", "2"]].concat()).assert_refused(2, &["--endpoint", "--gpus"]);
+    eval(at, &["--out", "x", "--gpus", "2", "--limit", "0"]).assert_refused(2, &["--limit: is 0"]);
     let score = ["eval", "--score-only", "--benchmark", "videoholmes", "--predictions", "p", "--out", "s"];
-    run_in(at, [&score[..], &["--gpus", "2"]].concat()).refused(2, &["--gpus: has no effect with --score-only"]);
+    run_in(at, [&score[..], &["--gpus", "2"]].concat()).assert_refused(2, &["--gpus: has no effect with --score-only"]);
     assert!(!at.join("x").exists());
 }
 
@@ -319,6 +319,6 @@ fn ranks_with_different_models_are_refused() {
     let [first, second] = [("0", "tiny"), ("1", "other")].map(start);
     let words = "--model: differs between this rank and rank 0";
     for (child, words) in [(first, format!("rank 1: {words}")), (second, words.to_string())] {
-        finished_run(child.wait_with_output().expect("it ends")).refused(1, &[&words]);
+        finished_run(child.wait_with_output().expect("it ends")).assert_refused(1, &[&words]);
     }
 }

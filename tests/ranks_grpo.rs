@@ -10,9 +10,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rank_runs::{same_results, wait_for_steps};
+use rank_runs::{assert_same_results, wait_for_steps};
 use serde_json::{Value, json};
-use sft_rows::media;
+use sft_rows::copy_test_media;
 use support::{FinishedRun, file_names_in, finished_run, golden, read_metrics, reel, run_in, tiny_model, with_options};
 
 const GRPO: &str = "grpo --model tiny --data rows.jsonl --device cpu --num-generations 2 --per-device-train-batch-size 2 \
@@ -50,7 +50,7 @@ fn row(i: usize, media: &[Value]) -> String {
 fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
-    media(folder.path());
+    copy_test_media(folder.path());
     fs::write(folder.path().join("bad.png"), "no image").expect("written");
     fs::write(folder.path().join("rows.jsonl"), (0..11).map(|i| row(i, &[])).collect::<String>()).expect("written");
     let video = || json!({"type": "video", "video": "good.mp4"});
@@ -80,7 +80,7 @@ fn rollouts(out: &Path) -> Vec<(String, Vec<u8>)> {
 /// Asserts that two runs have the same metrics, rollouts and skipped rows, and the same checkpoint.
 #[track_caller]
 fn same_runs(a: &Path, b: &Path, checkpoint: &str) {
-    same_results(a, b, checkpoint);
+    assert_same_results(a, b, checkpoint);
     assert!(!rollouts(a).is_empty(), "{}", a.display());
     let differing: Vec<String> =
         rollouts(a).into_iter().zip(rollouts(b)).filter(|(a, b)| a != b).map(|(a, _)| a.0).collect();
@@ -156,7 +156,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let given = ["--rollouts", "iterations8/rollouts/000001.jsonl", "--max-steps", "2"];
     train(at, "given1", &given).ok();
     train(at, "given4", &[&given[..], &["--gpus", "4"]].concat()).ok();
-    same_results(&at.join("given1"), &at.join("given4"), "checkpoint-2");
+    assert_same_results(&at.join("given1"), &at.join("given4"), "checkpoint-2");
     for step in ["2", "3"] {
         assert!(run_in(at, ["replay", "iterations8", "--step", step]).ok().contains("same bits"));
     }

@@ -9,8 +9,8 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use rank_runs::{same_results, train};
-use sft_rows::{about, media, training_folder};
+use rank_runs::{assert_same_results, run_sft};
+use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::file_names_in;
 
 /// Asserts that two runs have the same files of the trained model, except for the name of the base model in an adapter's
@@ -32,9 +32,14 @@ const ZERO_3: [&str; 2] = ["--zero-stage", "3"];
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
     let w = training_folder(9);
-    media(w.path());
+    copy_test_media(w.path());
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    let more = [about("video", "good.mp4"), about("image", "missing.png"), about("image", "good.png")].concat();
+    let more = [
+        media_question_row("video", "good.mp4"),
+        media_question_row("image", "missing.png"),
+        media_question_row("image", "good.png"),
+    ]
+    .concat();
     fs::write(w.path().join("media.jsonl"), text + &more).expect("written");
     let lora = ["--lora-r", "4", "--lora-target-modules", "all-linear", "--gradient-checkpointing", "full"];
     let with_media = ["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12544"];
@@ -54,12 +59,12 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     for (name, options, sizes) in runs {
         let options = [&["--max-steps", "2"], options].concat();
         let one = format!("{name}1");
-        let printed = train(w.path(), &one, &options);
+        let printed = run_sft(w.path(), &one, &options);
         for size in sizes {
             let out = format!("{name}_{size}");
-            let done = train(w.path(), &out, &[&options[..], &ZERO_3, &["--gpus", size]].concat());
+            let done = run_sft(w.path(), &out, &[&options[..], &ZERO_3, &["--gpus", size]].concat());
             assert_eq!(done.ok(), printed.ok().replace(&one, &out), "{name}");
-            same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
+            assert_same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
             same_final_model(&w.path().join(&one), &w.path().join(&out));
         }
     }
@@ -69,20 +74,20 @@ fn any_number_of_processes_gives_the_bits_of_one() {
 fn a_run_changes_stage_and_number_of_processes_at_a_resume() {
     let w = training_folder(9);
     let bf16 = ["--dtype", "bf16", "--optim", "adamw-bf16"];
-    train(w.path(), "straight", &[&["--max-steps", "8"], &bf16[..]].concat()).ok();
+    run_sft(w.path(), "straight", &[&["--max-steps", "8"], &bf16[..]].concat()).ok();
     for (steps, gpus, stage) in [("2", "2", "2"), ("4", "3", "3"), ("6", "1", "3"), ("8", "2", "3")] {
         let more: &[&str] = if steps == "2" { &[] } else { &["--resume-from-checkpoint", "last"] };
         let options = ["--max-steps", steps, "--gpus", gpus, "--zero-stage", stage];
-        train(w.path(), "changing", &[&options, &bf16[..], more].concat()).ok();
+        run_sft(w.path(), "changing", &[&options, &bf16[..], more].concat()).ok();
     }
-    same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-8");
+    assert_same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-8");
     same_final_model(&w.path().join("straight"), &w.path().join("changing"));
 }
 
 #[test]
 fn other_stages_are_refused() {
     let w = training_folder(9);
-    let done = train(w.path(), "out", &["--zero-stage", "1"]);
+    let done = run_sft(w.path(), "out", &["--zero-stage", "1"]);
     assert_eq!(done.code, Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("--zero-stage"), "{}", done.stderr);
 }

@@ -180,12 +180,12 @@ fn unusable_siglip_folder_or_frame_is_refused() {
     let model = golden("siglip/model");
     let model = model.to_str().expect("UTF-8");
     let siglip = |folder: &str, words: &[&str]| {
-        workspace.reward(&input, &["--siglip", folder]).refused(1, words);
+        workspace.reward(&input, &["--siglip", folder]).assert_refused(1, words);
         assert!(!workspace.path("out.jsonl").exists());
     };
     siglip("nowhere", &["nowhere", "config.json"]);
     siglip(golden("model/text_multiturn/model").to_str().expect("UTF-8"), &["model_type", "qwen2_5_vl", "not siglip"]);
-    workspace.reward(&input, &["--siglip", model, "--device", "dry"]).refused(2, &["--device"]);
+    workspace.reward(&input, &["--siglip", model, "--device", "dry"]).assert_refused(2, &["--device"]);
     fs::write(workspace.path("frames/v0_1.png"), "not an image").expect("written");
     siglip(model, &["v0_1.png", "image"]);
     fs::remove_file(workspace.path("frames/v0_1.png")).expect("removed");
@@ -235,16 +235,16 @@ fn one_malformed_line_refuses_the_file() {
     ] {
         let workspace = Workspace::new();
         let got = workspace.reward(format!("{}\n\n{bad}\n{}\n", row(), row()), &[]);
-        got.refused(1, &words).refused(1, &["in.jsonl:3: "]);
+        got.assert_refused(1, &words).assert_refused(1, &["in.jsonl:3: "]);
         assert_eq!(file_names_in(workspace.0.path()), ["in.jsonl"], "{bad:.80}");
     }
     let workspace = Workspace::new();
-    workspace.reward(b"{}\n\xff\n", &[]).refused(1, &["in.jsonl:2: ", "UTF-8"]);
-    workspace.reward("\n \n", &[]).refused(1, &["in.jsonl", "no rows"]);
-    workspace.reward(row().to_string(), &["--parity", "nosuch"]).refused(2, &["--parity"]);
-    workspace.reward(row().to_string(), &["--output", "no/such/folder/o"]).refused(1, &["no/such/folder"]);
-    run(["reward", "--input", "no/such", "--output", "o"]).refused(1, &["no/such"]);
-    run(["reward", "--input", "."]).refused(2, &["--output"]);
+    workspace.reward(b"{}\n\xff\n", &[]).assert_refused(1, &["in.jsonl:2: ", "UTF-8"]);
+    workspace.reward("\n \n", &[]).assert_refused(1, &["in.jsonl", "no rows"]);
+    workspace.reward(row().to_string(), &["--parity", "nosuch"]).assert_refused(2, &["--parity"]);
+    workspace.reward(row().to_string(), &["--output", "no/such/folder/o"]).assert_refused(1, &["no/such/folder"]);
+    run(["reward", "--input", "no/such", "--output", "o"]).assert_refused(1, &["no/such"]);
+    run(["reward", "--input", "."]).assert_refused(2, &["--output"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use grpo_run::{grpo, training_folder};
+use grpo_run::{grpo_args, training_folder};
 use serde_json::Value;
 use support::{FinishedRun, read_metrics, run_in};
 
@@ -35,9 +35,9 @@ fn has_python(test: &str) -> bool {
     found.is_ok()
 }
 
-/// Runs `reel grpo` without the reward command of [`grpo`] and without `--quiet`.
+/// Runs `reel grpo` without the reward command of [`grpo_args`] and without `--quiet`.
 fn run(at: &Path, out: &str, functions: &[&str], more: &[&str]) -> FinishedRun {
-    let mut args = grpo(out, more);
+    let mut args = grpo_args(out, more);
     let command = args.iter().position(|arg| arg == "--reward-command").expect("a reward command");
     args.drain(command..command + 2);
     args.retain(|arg| arg != "--quiet");
@@ -109,12 +109,14 @@ fn errors_of_functions_name_file_and_line() {
     fs::write(at.join("broken.py"), "def f(completions, **columns):\n    return [1.0 for x in\n").expect("written");
     let one = ["--max-steps", "1"];
     let failed = run(at, "out", &["my.py:fails"], &one);
-    failed
-        .refused(1, &["--reward-funcs `my.py:fails`", "my.py:11: ValueError: no such colour: assistant", "reward.log"]);
+    failed.assert_refused(
+        1,
+        &["--reward-funcs `my.py:fails`", "my.py:11: ValueError: no such colour: assistant", "reward.log"],
+    );
     assert!(log(at, "out").contains("Traceback"), "{}", log(at, "out"));
-    run(at, "b", &["broken.py:f"], &one).refused(1, &["broken.py:2: SyntaxError"]);
-    run(at, "c", &["my.py:none"], &one).refused(1, &["my.py: has no function none"]);
-    run(at, "d", &["none.py:f"], &one).refused(2, &["--reward-funcs: there is no file none.py"]);
+    run(at, "b", &["broken.py:f"], &one).assert_refused(1, &["broken.py:2: SyntaxError"]);
+    run(at, "c", &["my.py:none"], &one).assert_refused(1, &["my.py: has no function none"]);
+    run(at, "d", &["none.py:f"], &one).assert_refused(2, &["--reward-funcs: there is no file none.py"]);
     assert!(!at.join("d").exists());
 }
 
@@ -123,10 +125,10 @@ fn standard_error_of_a_command_is_logged() {
     let folder = training_folder();
     let at = folder.path();
     let command = "echo started >&2; while read -r line; do echo ${#line}; done";
-    run_in(at, grpo("out", &["--max-steps", "1", "--reward-command", command])).ok();
+    run_in(at, grpo_args("out", &["--max-steps", "1", "--reward-command", command])).ok();
     assert_eq!(log(at, "out"), "started\n");
     let ranks = ["--max-steps", "1", "--reward-command", command, "--gpus", "2", "--gradient-accumulation-steps", "2"];
-    run_in(at, grpo("two", &ranks)).ok();
+    run_in(at, grpo_args("two", &ranks)).ok();
     let text = log(at, "two");
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{PATIENCE, Reply, Server, question, serve_command, text, write_request};
+use server::{REQUEST_TIMEOUT, Reply, Server, question, serve_command, text, write_request};
 use support::{reel, reel_with_address_space, run};
 use tempfile::TempDir;
 
@@ -20,7 +20,7 @@ fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
     let wanted: Vec<Value> = prompts
         .iter()
         .enumerate()
-        .map(|(i, prompt)| server.generated(&question(prompt), &["--max-new-tokens", &format!("{}", 3 + 2 * i)]))
+        .map(|(i, prompt)| server.generate(&question(prompt), &["--max-new-tokens", &format!("{}", 3 + 2 * i)]))
         .collect();
     let body = |i: usize, stream: bool| {
         let options = if stream { json!({"include_usage": true}) } else { Value::Null };
@@ -70,7 +70,7 @@ fn samples_stop_strings_and_several_completions_as_generate_does() {
     let server = Server::start(&[]);
     let messages = question("Tell me a story.");
     let wanted =
-        server.generated(&messages, &["--n", "3", "--temperature", "1.5", "--seed", "9", "--max-new-tokens", "24"]);
+        server.generate(&messages, &["--n", "3", "--temperature", "1.5", "--seed", "9", "--max-new-tokens", "24"]);
     let body = json!({"messages": messages, "n": 3, "temperature": 1.5, "seed": 9, "max_completion_tokens": 24});
     let answer = server.chat(&body).ok();
     let texts = |list: &Value, path: &str| -> Vec<String> {
@@ -106,7 +106,7 @@ fn the_memory_of_keys_and_values_is_taken_at_the_start() {
     };
     let begun = Instant::now();
     while resident_kib() < 200 << 10 {
-        assert!(begun.elapsed() < PATIENCE, "{} KiB are resident", resident_kib());
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "{} KiB are resident", resident_kib());
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -190,7 +190,7 @@ fn an_image_in_a_data_uri_gives_the_answer_of_generate() {
         {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{png}")}},
         {"type": "text", "text": "What is this?"},
     ]}]);
-    let wanted = server.generated(&messages, &["--max-new-tokens", "8"]);
+    let wanted = server.generate(&messages, &["--max-new-tokens", "8"]);
     let answer = server.chat(&json!({"messages": messages, "max_tokens": 8})).ok();
     assert_eq!(answer["choices"][0]["message"]["content"], wanted["text"]);
     assert_eq!(answer["usage"]["prompt_tokens"], wanted["prompt_tokens"]);
@@ -261,7 +261,7 @@ fn a_client_that_is_gone_frees_its_request() {
     drop(stream);
     let begun = Instant::now();
     while server.chat(&short).status != 200 {
-        assert!(begun.elapsed() < PATIENCE, "the request of a client that is gone still runs");
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "the request of a client that is gone still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -293,5 +293,5 @@ fn answers_do_not_depend_on_where_the_weights_are() {
         server.chat(&body).ok()["choices"].take()
     });
     assert!(answers[0] == answers[1] && answers[1] == answers[2], "{answers:?}");
-    run(["serve", "--model", text(&model), "--weights", "lent"]).refused(2, &["--weights", "lent"]);
+    run(["serve", "--model", text(&model), "--weights", "lent"]).assert_refused(2, &["--weights", "lent"]);
 }

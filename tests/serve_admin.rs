@@ -12,7 +12,7 @@ use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use server::{PATIENCE, Reply, Server, question, read_reply, text, write_request};
+use server::{REQUEST_TIMEOUT, Reply, Server, question, read_reply, text, write_request};
 use support::{golden, run};
 use tempfile::TempDir;
 
@@ -130,7 +130,7 @@ fn requests_in_flight_finish_with_the_new_weights() {
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.contains("\"completion_tokens\":1500") && rest.contains("data: [DONE]"), "{i}: {rest}");
     }
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn only_local_clients_with_a_key_may_replace_weights() {
     if let Some(own) = own_address() {
         for headers in [key, ""] {
             let mut stream = TcpStream::connect((own, server.address.port())).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(REQUEST_TIMEOUT)).unwrap();
             write_request(&mut stream, "POST", WEIGHTS, headers, &body);
             let error = read_reply(&mut stream).error(403);
             assert!(error["message"].as_str().unwrap().contains("server's machine"), "{error}");

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{PATIENCE, Reply, Server, question, serve_command, write_request};
+use server::{REQUEST_TIMEOUT, Reply, Server, question, serve_command, write_request};
 
 fn chunks(reply: &Reply) -> Vec<Value> {
     let mut events = reply.events();
@@ -401,7 +401,7 @@ fn metrics_count_tokens_ends_and_times() {
     drop(stream);
     let begun = Instant::now();
     while value("vllm:request_success_total{finished_reason=\"abort\"") != 1.0 {
-        assert!(begun.elapsed() < PATIENCE, "the request of a client that is gone still runs");
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "the request of a client that is gone still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -433,7 +433,7 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
     assert!(!head.to_ascii_lowercase().contains("access-control"), "{head}");
     for origin in ["example.org", "https://a/b", "https://A", "null", ""] {
         let run = support::finished_run(serve_command(&server.model, &["--allow-origin", origin]).output().unwrap());
-        run.refused(2, &["--allow-origin", "is not an origin"]);
+        run.assert_refused(2, &["--allow-origin", "is not an origin"]);
     }
 }
 
@@ -537,7 +537,7 @@ fn log_probabilities_of_the_prompt_come_in_vllms_form() {
         let better = entries.values().filter(|other| other["logprob"].as_f64().unwrap() > log_prob).count() as u64;
         assert_eq!(better, (rank - 1).min(2), "{token}");
     }
-    let generated = server.generated(&body(false, 1), &[]);
+    let generated = server.generate(&body(false, 1), &[]);
     for (served, token) in tokens[1..].iter().zip(generated["prompt_logprobs"].as_array().unwrap()) {
         let entry = &served[token["token_id"].to_string()];
         assert_eq!((&entry["logprob"], &entry["rank"]), (&token["logprob"], &token["rank"]));

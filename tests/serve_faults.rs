@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::json;
-use server::{PATIENCE, Server, question, read_reply, serve_command, wait, write_request};
+use server::{REQUEST_TIMEOUT, Server, question, read_reply, serve_command, wait, write_request};
 use tempfile::TempDir;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -66,9 +66,9 @@ fn bodies_that_are_no_request_are_refused() {
         let mut stream = server.connect();
         stream.write_all(bytes.as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        closed_within(&mut stream, PATIENCE);
+        closed_within(&mut stream, REQUEST_TIMEOUT);
     }
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -92,10 +92,10 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
         let mut stream = server.connect();
         stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n{damage}").as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let answer = closed_within(&mut stream, PATIENCE);
+        let answer = closed_within(&mut stream, REQUEST_TIMEOUT);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn bodies_together_take_a_limited_memory() {
     // A busy machine answers late, so all are asked until one is refused, and then once more.
     let (begun, mut refused) = (Instant::now(), 0);
     while refused == 0 {
-        assert!(begun.elapsed() < PATIENCE, "no request is refused");
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "no request is refused");
         refused = count_refused(&mut held);
     }
     refused += count_refused(&mut held);
@@ -134,7 +134,7 @@ fn bodies_together_take_a_limited_memory() {
     drop(held);
     let begun = Instant::now();
     while server.chat(&json!({"messages": question(&"x".repeat(1000)), "max_tokens": 1})).status != 200 {
-        assert!(begun.elapsed() < PATIENCE, "the memory of bodies whose clients are gone is not free");
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "the memory of bodies whose clients are gone is not free");
     }
 }
 
@@ -168,7 +168,7 @@ fn clients_that_send_slowly_are_given_up() {
     let mut idle = server.connect();
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert!(closed_within(&mut idle, Duration::from_secs(10)).starts_with("HTTP/1.1 200"));
-    server.answers();
+    server.assert_answers();
 }
 
 /// Starts a long streamed answer that the client does not read.
@@ -190,7 +190,7 @@ fn a_client_that_reads_nothing_is_given_up_and_frees_its_request() {
     server.chat(&short).error(503);
     let begun = Instant::now();
     while server.chat(&short).status != 200 {
-        assert!(begun.elapsed() < PATIENCE, "the request of a client that reads nothing still runs");
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "the request of a client that reads nothing still runs");
         std::thread::sleep(Duration::from_millis(100));
     }
     drop(stream);
@@ -275,16 +275,16 @@ fn a_killed_server_can_start_again_at_the_same_port() {
     let model = support::tiny_model(folder.path());
     assert_eq!(first.stop(9), None);
     let _ = stream.read_to_end(&mut Vec::new());
-    Server::start_with(folder, model, &["--port", &port]).answers();
+    Server::start_with(folder, model, &["--port", &port]).assert_answers();
 }
 
 #[test]
 fn idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "3000"]);
     let idle: Vec<TcpStream> = (0..2000).map(|_| server.connect()).collect();
-    server.answers();
+    server.assert_answers();
     drop(idle);
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -292,9 +292,9 @@ fn idle_connections_do_not_hinder_requests() {
 fn ten_thousand_idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "12000"]);
     let idle: Vec<TcpStream> = (0..10_000).map(|_| server.connect()).collect();
-    server.answers();
+    server.assert_answers();
     drop(idle);
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn clients_above_the_limit_wait_until_a_connection_is_closed() {
     let server = Server::start(&["--max-connections", "4", "--read-timeout", "1"]);
     let _idle: Vec<TcpStream> = (0..8).map(|_| server.connect()).collect();
     let begun = Instant::now();
-    server.answers();
+    server.assert_answers();
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
@@ -322,7 +322,7 @@ fn a_thousand_requests_are_answered_or_refused() {
     }
     assert_eq!(answered + refused, 1000);
     assert!(answered >= 900, "{answered}");
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn a_prompt_beyond_the_context_is_refused() {
         let error = server.send("POST", path, "", &body.to_string()).error(400);
         assert!(error["message"].as_str().unwrap().contains("bytes of text"), "{error}");
     }
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
-    server.answers();
+    assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
+    server.assert_answers();
 }
 
 #[test]
@@ -355,6 +355,6 @@ fn time_limits_and_numbers_of_connections_are_checked() {
         (["--write-timeout", "nan"], "--write-timeout: NaN is not a time limit"),
         (["--max-connections", "0"], "--max-connections"),
     ] {
-        support::finished_run(serve_command(&model, &args).output().unwrap()).refused(2, &[words]);
+        support::finished_run(serve_command(&model, &args).output().unwrap()).assert_refused(2, &[words]);
     }
 }

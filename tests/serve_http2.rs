@@ -16,7 +16,7 @@ use http::Request;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
-use server::{PATIENCE, Server, question, text, wait};
+use server::{REQUEST_TIMEOUT, Server, question, text, wait};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -74,7 +74,7 @@ impl Client {
 
 /// Runs a test of clients.
 fn block_on<T>(test: impl Future<Output = T>) -> T {
-    Runtime::new().unwrap().block_on(async { timeout(2 * PATIENCE, test).await.expect("the test hangs") })
+    Runtime::new().unwrap().block_on(async { timeout(2 * REQUEST_TIMEOUT, test).await.expect("the test hangs") })
 }
 
 /// The status and the whole body of an answer.
@@ -211,7 +211,7 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         let (answer, _unsent) = client.send.send_request(announced.body(()).unwrap(), false).unwrap();
         assert_eq!(read(answer).await.unwrap().0, 413);
     });
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn idle_and_slow_clients_are_closed() {
         let (status, error) = read(slow).await.unwrap();
         assert!(status == 408 && error.contains("makes no progress"), "{status} {error}");
     });
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -367,7 +367,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
     let is_freed = async |client: &mut Client| {
         let begun = Instant::now();
         while read(client.chat(&long_request(1)).await).await.unwrap().0 != 200 {
-            assert!(begun.elapsed() < PATIENCE, "the request of a client that takes nothing still runs");
+            assert!(begun.elapsed() < REQUEST_TIMEOUT, "the request of a client that takes nothing still runs");
             sleep(Duration::from_millis(50)).await;
         }
     };
@@ -458,7 +458,7 @@ fn floods_of_frames_end_their_connection() {
         assert_eq!(answer.await.unwrap().status().as_u16(), 431);
         assert_eq!(read(client.send("GET", "/health", "").await).await.unwrap().0, 200);
     });
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -478,17 +478,17 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
         }
         let idle = Client::connect(&server).await;
         support::send_signal(server.child.id(), "-TERM");
-        idle.closed_within(PATIENCE).await;
+        idle.closed_within(REQUEST_TIMEOUT).await;
         let mut late = Client::connect(&server).await;
         assert_eq!(read(late.chat(&long_request(1)).await).await.unwrap().0, 503);
-        late.closed_within(PATIENCE).await;
+        late.closed_within(REQUEST_TIMEOUT).await;
         let answers: Vec<_> = unread.into_iter().map(|answer| tokio::spawn(read_body(answer))).collect();
         let mut whole = Vec::new();
         for answer in answers {
             whole.push(answer_text(&answer.await.unwrap().unwrap()));
         }
         assert!(whole.iter().all(|text| !text.is_empty() && text == &whole[0]));
-        client.closed_within(PATIENCE).await;
+        client.closed_within(REQUEST_TIMEOUT).await;
     });
     assert_eq!(wait(&mut server.child), Some(0));
 }
@@ -547,14 +547,14 @@ fn open_streams_are_limited() {
     let refused: Vec<usize> = connections.iter_mut().map(resets).collect();
     assert_eq!(refused.iter().sum::<usize>(), 9 * 129 - 1024, "{refused:?}");
     assert!(refused.iter().all(|&count| count >= 1), "{refused:?}");
-    server.answers();
+    server.assert_answers();
     // Their end makes room.
     drop(connections);
     block_on(async {
         let mut client = Client::connect(&server).await;
         let begun = Instant::now();
         while read(client.chat(&long_request(1)).await).await.is_err() {
-            assert!(begun.elapsed() < PATIENCE, "the streams of closed connections are still open");
+            assert!(begun.elapsed() < REQUEST_TIMEOUT, "the streams of closed connections are still open");
         }
     });
 }

@@ -76,7 +76,7 @@ fn requests_choose_an_adapter_by_its_name() {
         alone.push(wanted);
     }
     assert!(alone[0] != alone[1] && alone[1] != alone[2] && alone[0] != alone[2]);
-    let generated = server.generated_by(&large, &body("large", "a b"));
+    let generated = server.generate_with_adapter(&large, &body("large", "a b"));
     assert_eq!(generated["text"], alone[2]["message"]["content"]);
 
     // All at the same time.
@@ -150,7 +150,7 @@ fn what_cannot_be_loaded_changes_nothing() {
     let other = Server::start(&[]);
     let reply = other.send("POST", load, "", &json!({"lora_name": "a", "lora_path": of_another}).to_string());
     assert!(reply.status == 400 && reply.body.contains("adapter_model.safetensors"), "{}", reply.body);
-    other.answers();
+    other.assert_answers();
     assert_eq!(send(load, "X-Forwarded-For: 10.0.0.1\r\n", &fine).status, 403);
     assert_eq!(server.send("POST", load, "", &fine.to_string()).status, 401);
     let list = server.send("GET", "/v1/models", "Authorization: Bearer secret\r\n", "").ok();
@@ -164,7 +164,7 @@ fn what_cannot_be_loaded_changes_nothing() {
         "{}",
         reply.body
     );
-    adapted.answers();
+    adapted.assert_answers();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use server::{PATIENCE, Server, text};
+use server::{REQUEST_TIMEOUT, Server, text};
 use tempfile::TempDir;
 
 fn image(address: &str) -> Value {
@@ -59,7 +59,7 @@ fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
     };
-    server.answers();
+    server.assert_answers();
     let before = peak_mib();
     // Images whose headers state very many pixels (PNG: 60 000 x 60 000, GIF: 65 535 x 65 535), with little data or
     // none.
@@ -81,7 +81,7 @@ fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
         assert!(message.contains("; ") && message.len() < 3000, "{message}");
     }
     assert!(peak_mib() - before < 1500, "{} MiB after {before} MiB", peak_mib());
-    server.answers();
+    server.assert_answers();
 }
 
 /// A zlib stream of stored blocks that repeat zeros; cut off after 1 MiB.
@@ -142,7 +142,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
     for address in &outside {
         assert!(no_files.chat(&image(address)).error(400)["message"].as_str().unwrap().contains("--media-root"));
     }
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn addresses_of_this_machine_are_never_downloaded() {
         let error = server.chat(&image(address)).error(400);
         assert!(!error.to_string().contains("SECRET"), "{error}");
     }
-    server.answers();
+    server.assert_answers();
 }
 
 /// An animated GIF of 1 x 1 pixel frames on a canvas of `side` x `side` pixels. FFmpeg copies the canvas for each
@@ -216,7 +216,7 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         let mut decoders = BTreeSet::new();
         let mut answered = 0;
         while !asked.is_finished() {
-            server.answers();
+            server.assert_answers();
             answered += usize::from(!asked.is_finished());
             decoders.extend(descendants(server.child.id()));
         }
@@ -225,16 +225,16 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         assert!(message.contains("timed out after 2 s") && message.contains("--media-timeout"), "{message}");
         // After the time-out a new worker tries once more, because the machine may be busy.
         assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
-        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
         assert!(answered >= 3, "{answered} other requests were answered meanwhile");
         assert!(!decoders.is_empty(), "no process decoded the video");
         while !decoders.is_disjoint(&descendants(server.child.id())) {
-            assert!(begun.elapsed() < PATIENCE, "the process of the video still runs");
+            assert!(begun.elapsed() < REQUEST_TIMEOUT, "the process of the video still runs");
             std::thread::sleep(Duration::from_millis(50));
         }
     });
     server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]

@@ -15,9 +15,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use browser::{Browser, find_browser};
-use scripted_server::{ScriptedServer, Step};
+use scripted_server::{ScriptedServer, ScriptedStep};
 use serde_json::{Value, json};
-use serving::{CHAT, PIXEL, PREVIEW, Server, agent, data_uri, reply, user, write_clip};
+use serving::{
+    CHAT_PATH, GREY_PIXEL_PNG_BASE64, PREVIEW_PATH, Server, data_uri, http_agent, one_token_request, read_reply,
+    write_clip,
+};
 
 #[test]
 fn the_page_and_all_its_files_are_served_with_a_policy() {
@@ -62,9 +65,10 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
     server.get("/page/none.js").error(404);
     server.post("/", "{}").error(405);
     // The page needs no API key, but the requests that it sends do.
-    server.post(PREVIEW, &user(json!("x")).to_string()).error(401);
-    let with_key = agent().post(format!("{}{PREVIEW}", server.address)).header("Authorization", "Bearer secret");
-    assert_eq!(reply(with_key.send(user(json!("x")).to_string())).status, 200);
+    server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).error(401);
+    let with_key =
+        http_agent().post(format!("{}{PREVIEW_PATH}", server.address)).header("Authorization", "Bearer secret");
+    assert_eq!(read_reply(with_key.send(one_token_request(json!("x")).to_string())).status, 200);
 }
 
 /// Starts a browser with a window of 1200 × 800. Without a browser, prints that the test is skipped and returns `None`.
@@ -88,7 +92,7 @@ fn ask(page: &mut Browser, question: &str) {
 /// Waits until no answer streams.
 #[track_caller]
 fn wait_for_end(page: &mut Browser) {
-    page.wait("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
+    page.wait_until("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
 }
 
 /// Sets a field of the settings.
@@ -114,16 +118,16 @@ fn a_video_is_asked_about_in_the_browser() {
     let clip = server.file("it's $HOME`x`.mp4");
     write_clip(&clip);
     page.open(&format!("{}/", server.address));
-    page.wait("document.getElementById('model').textContent === 'tiny'");
+    page.wait_until("document.getElementById('model').textContent === 'tiny'");
 
     // A dropped clip shows its frames with their times before a question is asked.
     page.drop_file(&clip);
-    page.wait("document.querySelectorAll('.attached .frames img').length === 4");
-    page.wait("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
+    page.wait_until("document.querySelectorAll('.attached .frames img').length === 4");
+    page.wait_until("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
     assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
     // Other settings give other frames.
     set(&mut page, "nframes", "8");
-    page.wait("document.querySelectorAll('.attached .frames img').length === 8");
+    page.wait_until("document.querySelectorAll('.attached .frames img').length === 8");
     assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
     set(&mut page, "max_completion_tokens", "2000");
     set(&mut page, "temperature", "0");
@@ -134,9 +138,9 @@ fn a_video_is_asked_about_in_the_browser() {
     page.press("Enter", true);
     page.type_text("is this?");
     page.press("Enter", false);
-    page.wait("document.querySelector('.answer[aria-busy=true] .parts')?.textContent.length > 5");
+    page.wait_until("document.querySelector('.answer[aria-busy=true] .parts')?.textContent.length > 5");
     let begun = page.text(".parts").len();
-    page.wait(&format!("document.querySelector('.parts').innerText.length > {}", begun + 20));
+    page.wait_until(&format!("document.querySelector('.parts').innerText.length > {}", begun + 20));
     assert!(page.count(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
     wait_for_end(&mut page);
     assert_eq!(page.text(".question"), "What\nis this?");
@@ -145,7 +149,7 @@ fn a_video_is_asked_about_in_the_browser() {
     let body = json!({"messages": [{"role": "user", "content": [
         {"type": "video_url", "video_url": {"url": data_uri(&clip)}, "nframes": 8},
         {"type": "text", "text": "What\nis this?"}]}], "max_completion_tokens": 2000, "temperature": 0});
-    let wanted = server.ok(CHAT, &body);
+    let wanted = server.ok(CHAT_PATH, &body);
     let raw = page.eval("document.querySelector('.actions button:nth-child(3)').click()").is_null();
     assert!(raw && page.text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim());
     // The page groups digits by thin spaces, and shows no speed if the answer took less than 0.1 s.
@@ -174,9 +178,9 @@ fn a_video_is_asked_about_in_the_browser() {
     // The conversation is there after a reload, with its frames, and goes on with its video.
     page.open("about:blank");
     page.open(&format!("{}/", server.address));
-    page.wait("document.querySelectorAll('#conversations li').length === 1");
+    page.wait_until("document.querySelectorAll('#conversations li').length === 1");
     page.click("#conversations .open");
-    page.wait("document.querySelectorAll('.exchange').length === 2");
+    page.wait_until("document.querySelectorAll('.exchange').length === 2");
     assert_eq!(page.count(".exchange .frames img"), 8);
     let before = page.text(".exchange:last-child .measures");
     ask(&mut page, "Go on");
@@ -188,34 +192,34 @@ fn a_video_is_asked_about_in_the_browser() {
     let notes = server.file("notes.txt");
     std::fs::write(&notes, "no video").unwrap();
     page.choose_files("#file", &[&notes]);
-    page.wait("document.getElementById('notice').textContent.includes('notes.txt is neither')");
+    page.wait_until("document.getElementById('notice').textContent.includes('notes.txt is neither')");
     let broken = server.file("broken.mp4");
     std::fs::write(&broken, "no video either").unwrap();
     page.choose_files("#file", &[&broken]);
-    page.wait("document.querySelector('.attached .error')?.textContent.length > 10");
-    page.wait("!document.querySelector('.attached video')");
+    page.wait_until("document.querySelector('.attached .error')?.textContent.length > 10");
+    page.wait_until("!document.querySelector('.attached video')");
     page.click(".attached .head button");
-    page.wait("!document.querySelector('.attached .medium')");
+    page.wait_until("!document.querySelector('.attached .medium')");
     // A pasted image.
     let paste = format!(
-        "const bytes = Uint8Array.from(atob('{PIXEL}'), (c) => c.charCodeAt(0)); const data = new DataTransfer();
+        "const bytes = Uint8Array.from(atob('{GREY_PIXEL_PNG_BASE64}'), (c) => c.charCodeAt(0)); const data = new DataTransfer();
         data.items.add(new File([bytes], 'grey.png', {{type: 'image/png'}}));
         document.dispatchEvent(new ClipboardEvent('paste', {{clipboardData: data, cancelable: true}}));"
     );
     page.eval(&paste);
-    page.wait("document.querySelectorAll('.attached .frames img').length === 1");
+    page.wait_until("document.querySelectorAll('.attached .frames img').length === 1");
 
     // Edit puts the newest question and its media back into the field.
     ask(&mut page, "How grey?");
     wait_for_end(&mut page);
     page.click(".exchange:last-child .actions button:nth-child(5)");
-    page.wait("document.querySelectorAll('.exchange').length === 3");
+    page.wait_until("document.querySelectorAll('.exchange').length === 3");
     assert_eq!(page.eval("document.getElementById('question').value"), "How grey?");
     assert_eq!(page.count(".attached .frames img"), 1);
 
     // A click on a frame moves the player to its time.
     page.eval("document.querySelector('.exchange .frames li:nth-child(5) button').click()");
-    page.wait("document.querySelector('.exchange video')?.currentTime === 1");
+    page.wait_until("document.querySelector('.exchange video')?.currentTime === 1");
 
     check_names(&mut page);
     check_layout(&mut page);
@@ -223,7 +227,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.resize(1200, 800);
     page.click("#clear");
     page.click("#clear");
-    page.wait("document.querySelectorAll('#conversations li, .exchange').length === 0");
+    page.wait_until("document.querySelectorAll('#conversations li, .exchange').length === 0");
     check_errors(&mut page, &["400"]);
 }
 
@@ -238,7 +242,7 @@ fn prompt_tokens(shown: &str) -> u64 {
 fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     page.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
     page.click(".exchange .actions button:nth-child(2)");
-    page.wait("window.copied");
+    page.wait_until("window.copied");
     let command = page.eval("window.copied");
     let out = Command::new("sh").args(["-c", command.as_str().unwrap()]).current_dir(server.folder.path()).output();
     let out = out.unwrap();
@@ -251,7 +255,7 @@ fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
 
 /// Checks that every element that can be operated has a name for assistive technology.
 fn check_names(page: &mut Browser) {
-    let tree = page.call("Accessibility.getFullAXTree", json!({}));
+    let tree = page.call_method("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false);
     let roles = ["button", "textbox", "spinbutton", "Video", "image", "region", "list", "DisclosureTriangle"];
     let operated: Vec<&Value> = nodes.filter(|node| roles.iter().any(|role| node["role"]["value"] == *role)).collect();
@@ -277,10 +281,10 @@ fn check_layout(page: &mut Browser) {
     assert_eq!(page.eval(outside), json!([]));
     for panel in ["history", "settings"] {
         page.click(&format!("#open-{panel}"));
-        page.wait(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'visible'"));
+        page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'visible'"));
         assert_eq!((page.eval(widths), page.eval(outside)), (json!([390, 390, 0]), json!([])), "{panel}");
         page.press("Escape", false);
-        page.wait(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'hidden'"));
+        page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'hidden'"));
     }
     page.click("#theme");
     assert_eq!(page.eval(color), light, "the button chooses light");
@@ -298,7 +302,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     let real = Server::start(&[]);
     let server = ScriptedServer::start(&real.address);
     page.open(&format!("{}/", server.address));
-    page.wait("document.getElementById('model').textContent === 'tiny'");
+    page.wait_until("document.getElementById('model').textContent === 'tiny'");
     page.eval(
         "document.getElementById('system').value = 'Be brief.'; \
         document.getElementById('system').dispatchEvent(new Event('input')); 0",
@@ -312,17 +316,19 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
         json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": markup}])
     );
     // The thinking is open while it streams. A tag of which only a part has come is not shown.
-    server.step(Step::Piece("<think>The ball starts"));
-    page.wait("document.querySelector('.think[open] .prose')?.textContent === 'The ball starts'");
-    server.step(Step::Piece(" left <b>.</thi"));
-    page.wait("document.querySelector('.think[open] .prose').textContent === 'The ball starts left <b>.'");
-    server.step(Step::Piece("nk><answ"));
-    page.wait("document.querySelector('.think:not([open]) summary')?.textContent.includes('5 words')");
+    server.do_step(ScriptedStep::Piece("<think>The ball starts"));
+    page.wait_until("document.querySelector('.think[open] .prose')?.textContent === 'The ball starts'");
+    server.do_step(ScriptedStep::Piece(" left <b>.</thi"));
+    page.wait_until("document.querySelector('.think[open] .prose').textContent === 'The ball starts left <b>.'");
+    server.do_step(ScriptedStep::Piece("nk><answ"));
+    page.wait_until("document.querySelector('.think:not([open]) summary')?.textContent.includes('5 words')");
     assert_eq!(page.count(".final"), 0);
-    server.step(Step::Piece("er>right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>"));
-    page.wait("document.querySelector('.final')?.textContent.includes('right')");
-    server.step(Step::Piece("\n```py\na < b\n```\n</answer>"));
-    server.step(Step::End);
+    server.do_step(ScriptedStep::Piece(
+        "er>right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>",
+    ));
+    page.wait_until("document.querySelector('.final')?.textContent.includes('right')");
+    server.do_step(ScriptedStep::Piece("\n```py\na < b\n```\n</answer>"));
+    server.do_step(ScriptedStep::End);
     wait_for_end(&mut page);
     assert_eq!(page.text(".final p"), "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>");
     assert_eq!(page.text(".final pre"), "a < b");
@@ -333,7 +339,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     assert!(shown.contains("7 tokens") && shown.contains("5 tokens") && shown.contains("first token"), "{shown}");
     assert!(page.text(".context").starts_with("12 / "));
     page.click(".think summary");
-    page.wait("document.querySelector('.think').open");
+    page.wait_until("document.querySelector('.think').open");
 
     // Esc ends the request: the server sees a closed connection. The text so far stays.
     ask(&mut page, "And then?");
@@ -341,8 +347,8 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     let earlier: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(earlier, ["system", "user", "assistant", "user"]);
     assert!(body["messages"][2]["content"].as_str().unwrap().starts_with("<think>The ball starts left"));
-    server.step(Step::Piece("It goes"));
-    page.wait("document.querySelector('.exchange:last-child .parts').textContent === 'It goes'");
+    server.do_step(ScriptedStep::Piece("It goes"));
+    page.wait_until("document.querySelector('.exchange:last-child .parts').textContent === 'It goes'");
     assert!(page.eval("document.getElementById('send').hidden") == true);
     page.press("Escape", false);
     server.wait_until_gone();
@@ -352,7 +358,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     // The stop button does the same as Esc, also before the first token.
     ask(&mut page, "And?");
     server.next_chat();
-    page.wait("!document.getElementById('stop').hidden");
+    page.wait_until("!document.getElementById('stop').hidden");
     page.click("#stop");
     server.wait_until_gone();
     wait_for_end(&mut page);
@@ -360,15 +366,15 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     // Errors in the middle of a streamed answer are shown below its text.
     ask(&mut page, "Fail");
     server.next_chat();
-    server.step(Step::Piece("half"));
-    server.step(Step::Error("the engine has <b>ended</b>"));
+    server.do_step(ScriptedStep::Piece("half"));
+    server.do_step(ScriptedStep::Error("the engine has <b>ended</b>"));
     wait_for_end(&mut page);
     assert!(page.text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
     assert_eq!(page.text(".exchange:last-child .parts"), "half");
     ask(&mut page, "Break");
     server.next_chat();
-    server.step(Step::Piece("half"));
-    server.step(Step::Hang);
+    server.do_step(ScriptedStep::Piece("half"));
+    server.do_step(ScriptedStep::Hang);
     wait_for_end(&mut page);
     assert!(page.text(".exchange:last-child .error").starts_with("the connection ended"));
     check_errors(&mut page, &[]);
@@ -380,24 +386,24 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     let Some(mut page) = browser(name) else { return };
     let server = Server::start(&["--api-key", "secret", "--max-body", "1"]);
     page.open(&format!("{}/", server.address));
-    page.wait("!document.getElementById('key-form').hidden");
+    page.wait_until("!document.getElementById('key-form').hidden");
     for (key, works) in [("wrong", false), ("secret", true)] {
         page.eval("document.getElementById('key-now').focus()");
         page.type_text(key);
         page.press("Enter", false);
-        page.wait(&format!("(document.getElementById('model').textContent === 'tiny') === {works}"));
-        page.wait(&format!("document.getElementById('key-form').hidden === {works}"));
+        page.wait_until(&format!("(document.getElementById('model').textContent === 'tiny') === {works}"));
+        page.wait_until(&format!("document.getElementById('key-form').hidden === {works}"));
     }
     set(&mut page, "max_completion_tokens", "4");
     ask(&mut page, "Hello");
-    page.wait("document.querySelector('.measures')?.textContent.includes('4 tokens')");
+    page.wait_until("document.querySelector('.measures')?.textContent.includes('4 tokens')");
     // The key is not stored beyond the session of the tab.
     assert_eq!(page.eval("JSON.stringify(localStorage).includes('secret')"), false);
     // The page does not send a file that is larger than the server's limit.
     let large = server.file("large.mp4");
     std::fs::write(&large, vec![0; 1 << 20]).unwrap();
     page.choose_files("#file", &[&large]);
-    page.wait("document.querySelector('.attached .error')?.textContent.includes('1.3 MiB')");
+    page.wait_until("document.querySelector('.attached .error')?.textContent.includes('1.3 MiB')");
     assert!(page.text(".attached .error").contains("--max-body"));
     check_errors(&mut page, &["401"]);
 }

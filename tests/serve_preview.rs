@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use reel_media::image::RgbImage;
 use reel_showcase::clips::CLIP_SIDE;
 use serde_json::{Value, json};
-use serving::{CHAT, PIXEL, PREVIEW, Server, data_uri, image_part, user, write_clip};
+use serving::{
+    CHAT_PATH, GREY_PIXEL_PNG_BASE64, PREVIEW_PATH, Server, data_uri, image_part, one_token_request, write_clip,
+};
 
 #[test]
 fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
@@ -27,13 +29,18 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
     let text = json!({"type": "text", "text": "What is this?"});
     let keys = json!({"nframes": 4, "resized_height": 224, "resized_width": 224});
     let bodies = [
-        user(json!("only text")),
-        user(json!([video(json!({})), text])),
-        user(json!([video(keys), image_part(PIXEL), video(json!({"fps": 1, "max_pixels": 3136})), text])),
+        one_token_request(json!("only text")),
+        one_token_request(json!([video(json!({})), text])),
+        one_token_request(json!([
+            video(keys),
+            image_part(GREY_PIXEL_PNG_BASE64),
+            video(json!({"fps": 1, "max_pixels": 3136})),
+            text
+        ])),
     ];
-    let previews: Vec<Value> = bodies.iter().map(|body| server.ok(PREVIEW, body)).collect();
+    let previews: Vec<Value> = bodies.iter().map(|body| server.ok(PREVIEW_PATH, body)).collect();
     for (body, preview) in bodies.iter().zip(&previews) {
-        assert_eq!(preview["prompt_tokens"], server.ok(CHAT, body)["usage"]["prompt_tokens"]);
+        assert_eq!(preview["prompt_tokens"], server.ok(CHAT_PATH, body)["usage"]["prompt_tokens"]);
         assert_eq!((&preview["object"], &preview["model"]), (&json!("preview"), &json!("tiny")));
         assert!(preview["max_model_len"].as_u64() > preview["prompt_tokens"].as_u64());
         for medium in preview["media"].as_array().unwrap() {
@@ -55,7 +62,7 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
     }
     // The prompt consists of vision tokens and text tokens: without the media it is shorter by the tokens of the media
     // and by the two marker tokens around each of them.
-    let plain = server.ok(PREVIEW, &user(json!([text])))["prompt_tokens"].as_u64().unwrap();
+    let plain = server.ok(PREVIEW_PATH, &one_token_request(json!([text])))["prompt_tokens"].as_u64().unwrap();
     let vision: u64 = media.iter().map(|medium| medium["vision_tokens"].as_u64().unwrap() + 2).sum();
     assert_eq!(previews[2]["prompt_tokens"].as_u64().unwrap(), plain + vision);
 }
@@ -103,9 +110,9 @@ fn mean(pixels: &[u8]) -> [f64; 3] {
 #[test]
 fn a_preview_of_many_frames_shows_64_of_them() {
     let server = Server::start(&[]);
-    let frame = format!("data:image/png;base64,{PIXEL}");
+    let frame = format!("data:image/png;base64,{GREY_PIXEL_PNG_BASE64}");
     let frames = json!({"type": "video", "video": vec![frame; 70], "fps": 10, "max_pixels": 784});
-    let preview = server.ok(PREVIEW, &user(json!([frames])));
+    let preview = server.ok(PREVIEW_PATH, &one_token_request(json!([frames])));
     let medium = &preview["media"][0];
     assert_eq!((&medium["frames"], medium["thumbnails"].as_array().unwrap().len()), (&json!(70), 64));
     assert_eq!(medium["thumbnails"][63]["frame"], 69);
@@ -115,41 +122,41 @@ fn a_preview_of_many_frames_shows_64_of_them() {
 #[test]
 fn a_wrong_preview_gets_the_error_of_the_chat() {
     let server = Server::start(&["--max-body", "1", "--max-requests", "1"]);
-    let mut wrong = user(json!("x"));
+    let mut wrong = one_token_request(json!("x"));
     wrong["best_of"] = json!(3);
-    let mut other_model = user(json!("x"));
+    let mut other_model = one_token_request(json!("x"));
     other_model["model"] = json!("gpt-4o");
     let bodies = [
         wrong,
         other_model,
-        user(json!([image_part("!!!")])),
-        user(json!([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}])),
-        user(json!([{"type": "image", "image": "/etc/passwd"}])),
+        one_token_request(json!([image_part("!!!")])),
+        one_token_request(json!([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}])),
+        one_token_request(json!([{"type": "image", "image": "/etc/passwd"}])),
         json!([{"role": "user", "content": "a list"}]),
         json!({"messages": []}),
         json!({"model": 5, "messages": []}),
     ];
-    let both = |body: &str| [CHAT, PREVIEW].map(|path| server.post(path, body));
+    let both = |body: &str| [CHAT_PATH, PREVIEW_PATH].map(|path| server.post(path, body));
     for body in bodies.map(|body| body.to_string()).iter().chain(&["{".to_string(), "x".repeat(2 << 20)]) {
         let [chat, preview] = both(body);
         assert_ne!(chat.status, 200);
         assert_eq!(preview.error(chat.status), chat.error(preview.status), "{}", &body[..body.len().min(200)]);
     }
-    server.get(PREVIEW).error(405);
+    server.get(PREVIEW_PATH).error(405);
     // The server allows one request at a time; while it runs, a preview is refused, too.
     let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000, "temperature": 0,
         "stream": true})
     .to_string();
     let mut stream = TcpStream::connect(server.address.trim_start_matches("http://")).unwrap();
-    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let head = format!("POST {CHAT_PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     stream.write_all(head.as_bytes()).unwrap();
     stream.read_exact(&mut [0; 64]).unwrap();
-    assert_eq!(server.post(PREVIEW, &user(json!("x")).to_string()).error(503)["code"], "unavailable");
+    assert_eq!(server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).error(503)["code"], "unavailable");
     drop(stream);
     // A preview also frees its place when it has been answered.
     let begun = Instant::now();
-    while server.post(PREVIEW, &user(json!("x")).to_string()).status != 200 {
+    while server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).status != 200 {
         assert!(begun.elapsed() < Duration::from_secs(60), "the server still counts the preview as running");
     }
-    server.ok(PREVIEW, &user(json!("x")));
+    server.ok(PREVIEW_PATH, &one_token_request(json!("x")));
 }

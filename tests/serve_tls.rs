@@ -82,13 +82,13 @@ fn wrong_certificates_are_refused_by_the_name_of_their_file() {
         support::finished_run(command.stdin(Stdio::null()).output().unwrap())
     };
     let (certificate, key) = (pair.path("cert.pem"), pair.path("key.pem"));
-    run("/no/cert.pem", &key).refused(1, &["/no/cert.pem"]);
-    run(&certificate, "/no/key.pem").refused(1, &["/no/key.pem"]);
-    run(&pair.path("empty.pem"), &key).refused(1, &["empty.pem: has no certificate"]);
-    run(&pair.path("cut.pem"), &key).refused(1, &["cut.pem: is not PEM"]);
-    run(&certificate, &pair.path("empty.pem")).refused(1, &["empty.pem: has no private key"]);
-    run(&certificate, &certificate).refused(1, &["cert.pem: has no private key"]);
-    run(&certificate, &other.path("key.pem")).refused(1, &["cert.pem: and ", "cannot be used together"]);
+    run("/no/cert.pem", &key).assert_refused(1, &["/no/cert.pem"]);
+    run(&certificate, "/no/key.pem").assert_refused(1, &["/no/key.pem"]);
+    run(&pair.path("empty.pem"), &key).assert_refused(1, &["empty.pem: has no certificate"]);
+    run(&pair.path("cut.pem"), &key).assert_refused(1, &["cut.pem: is not PEM"]);
+    run(&certificate, &pair.path("empty.pem")).assert_refused(1, &["empty.pem: has no private key"]);
+    run(&certificate, &certificate).assert_refused(1, &["cert.pem: has no private key"]);
+    run(&certificate, &other.path("key.pem")).assert_refused(1, &["cert.pem: and ", "cannot be used together"]);
     let mut alone = serve_command(&model, &["--tls-cert", &certificate]);
-    support::finished_run(alone.output().unwrap()).refused(2, &["--tls-key"]);
+    support::finished_run(alone.output().unwrap()).assert_refused(2, &["--tls-key"]);
 }

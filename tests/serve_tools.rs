@@ -279,7 +279,7 @@ fn results_of_tools_go_back_into_the_prompt() {
     assert!(second[0]["message"]["content"].is_string(), "{second:?}");
     // `reel generate` reads the same request.
     let request = body(json!({"messages": messages, "tool_choice": "none", "temperature": 0, "max_tokens": 6}));
-    let wanted = server.generated(&request, &[]);
+    let wanted = server.generate(&request, &[]);
     let answer = server.chat(&request).ok();
     assert_eq!(answer["choices"][0]["message"]["content"], wanted["text"]);
     assert_eq!(answer["usage"]["prompt_tokens"], wanted["prompt_tokens"]);
@@ -323,7 +323,7 @@ fn wrong_requests_with_tools_are_refused_by_name() {
     ] {
         assert_eq!(server.send("POST", path, "", &fields.to_string()).error(400)["param"], param, "{path}");
     }
-    server.answers();
+    server.assert_answers();
 }
 
 #[test]
@@ -350,5 +350,5 @@ fn a_model_folder_without_a_template_for_tools_is_named() {
     let error = server.chat(&body(json!({}))).error(400);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("chat_template.json: has no chat template that mentions `tools`"), "{message}");
-    server.answers();
+    server.assert_answers();
 }

@@ -82,7 +82,7 @@ fn products_are_chosen_on_device_cuda_only() {
     let model = tiny_model(folder.path()).display().to_string();
     for device in ["cpu", "sim"] {
         let ask = ["generate", "--model", &model, "--prompt", "Hi", "--device", device, "--products", "own"];
-        run(ask).refused(2, &["--products: ", "--device cuda"]);
+        run(ask).assert_refused(2, &["--products: ", "--device cuda"]);
     }
 }
 

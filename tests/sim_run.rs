@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use sim_kernels::{HEAD, SAXPY, SHIFT, TENSOR, UNPACK};
+use sim_kernels::{PTX_HEADER, RACY_SHIFT_PTX, SAXPY_PTX, TENSOR_LOAD_PTX, UNPACK_STRUCT_PTX};
 use support::{FinishedRun, check_page, run_in};
 
 fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
@@ -44,7 +44,7 @@ fn stored(dir: &Path, file: &str, name: &str) -> Vec<f64> {
 
 #[test]
 fn correct_kernel_has_results_counts_and_no_findings() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}"))]);
     let args = "--grid 3 --block 128 --arg buf:f32:300:arange --arg buf:f32:300:random --arg f32:-2.5 --arg u32:300";
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
     let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
@@ -76,13 +76,13 @@ fn correct_kernel_has_results_counts_and_no_findings() {
 
 #[test]
 fn results_depend_on_the_seed_but_not_on_threads() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{RACY_SHIFT_PTX}"))]);
     let of = |more: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 64 --arg buf:u32:64 --json {more}")).stdout;
     let one = of("--threads 1");
     assert!(one.starts_with("{\"ok\":false"), "{one}");
     assert_eq!(of("--threads 2"), one);
     assert_eq!(of("--threads 7"), one);
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}"))]);
     let y = |seed: u32| {
         let args = "--grid 1 --block 64 --arg buf:f32:64 --arg buf:f32:64:random --arg f32:1 --arg u32:64";
         sim(dir.path(), &format!("k.ptx {args} --seed {seed} --out r.safetensors")).ok();
@@ -94,12 +94,12 @@ fn results_depend_on_the_seed_but_not_on_threads() {
 
 #[test]
 fn race_is_reported_with_its_line_and_fails() {
-    let text = format!("{HEAD}{SHIFT}");
+    let text = format!("{PTX_HEADER}{RACY_SHIFT_PTX}");
     let line = |what: &str| text.lines().position(|l| l.contains(what)).unwrap() + 1;
     let dir = folder(&[("k.ptx", text.clone())]);
     let args = "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --out r.safetensors";
     let got = sim(dir.path(), &format!("{args} --json"));
-    got.refused(1, &["k.ptx", &format!("race at line {}", line("ld.shared"))]);
+    got.assert_refused(1, &["k.ptx", &format!("race at line {}", line("ld.shared"))]);
     let result: Value = serde_json::from_str(&got.stdout).expect("one line of JSON");
     assert_eq!(result["findings"].as_array().map(Vec::len), Some(1), "{result}");
     let finding = &result["findings"][0];
@@ -156,7 +156,7 @@ DONE:
 /// Lines that waste time are named, with what they take and what they need.
 #[test]
 fn slow_lines_are_remarked() {
-    let text = format!("{HEAD}{WASTEFUL}");
+    let text = format!("{PTX_HEADER}{WASTEFUL}");
     let line = |what: &str| text.lines().position(|l| l.contains(what)).unwrap() + 1;
     let dir = folder(&[("k.ptx", text.clone())]);
     let args = "k.ptx --grid 1 --block 32 --arg buf:u32:1024";
@@ -192,7 +192,8 @@ fn slow_lines_are_remarked() {
 /// A mutant names the line of the CUDA file if the PTX has line information, else the line of the PTX.
 #[test]
 fn mutants_name_the_source_line() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}").replace("xor.b32", "bar.sync 0;\n    xor.b32"))]);
+    let dir =
+        folder(&[("k.ptx", format!("{PTX_HEADER}{RACY_SHIFT_PTX}").replace("xor.b32", "bar.sync 0;\n    xor.b32"))]);
     let mutants = |line: &str| run_in(dir.path(), ["sim", "mutants"].into_iter().chain(line.split_whitespace()));
     let got = mutants("k.ptx --grid 1 --block 64 --arg buf:u32:64");
     let barrier = fs::read_to_string(dir.path().join("k.ptx")).unwrap();
@@ -215,7 +216,7 @@ fn mutants_name_the_source_line() {
 
 #[test]
 fn structs_have_c_layout() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{UNPACK_STRUCT_PTX}"))]);
     let run = |s: &str| {
         sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg struct:{s} --arg buf:u64:4 --out r.safetensors"))
     };
@@ -227,13 +228,13 @@ fn structs_have_c_layout() {
     assert_eq!(out[1], 1.5f64.to_bits() as f64);
     assert_eq!((out[2], out[3]), (0.0, 65535.0));
     assert_eq!(stored(dir.path(), "r.safetensors", "arg0.3"), [0.0]);
-    run("u8=7").refused(2, &["struct:u8=7", "1 bytes", "32"]);
-    run("00").refused(2, &["struct:00"]);
+    run("u8=7").assert_refused(2, &["struct:u8=7", "1 bytes", "32"]);
+    run("00").assert_refused(2, &["struct:00"]);
 }
 
 #[test]
 fn reads_buffers_from_safetensors_files() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}"))]);
     let values: Vec<u8> = (0..8).flat_map(|i| (i as f32 * 0.25).to_le_bytes()).collect();
     let half = [0u8; 16];
     let views = [
@@ -251,16 +252,16 @@ fn reads_buffers_from_safetensors_files() {
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
     // The buffer's type may differ from the stored tensor's type of the same width; then its bits are read unchanged.
     run("buf:u32:8:@w.safetensors#w").ok();
-    run("buf:f32:8:@w.safetensors#h").refused(1, &["w.safetensors#h", "BF16", "f32"]);
-    run("buf:f32:9:@w.safetensors#w").refused(1, &["w.safetensors#w", "8 elements", "9"]);
-    run("buf:f32:8:@w.safetensors#v").refused(1, &["w.safetensors#v", "no such tensor"]);
-    run("buf:f32:8:@v.safetensors#w").refused(1, &["v.safetensors", "no such file"]);
-    run("buf:f32:8:@k.ptx#w").refused(1, &["k.ptx", "not a safetensors file"]);
+    run("buf:f32:8:@w.safetensors#h").assert_refused(1, &["w.safetensors#h", "BF16", "f32"]);
+    run("buf:f32:9:@w.safetensors#w").assert_refused(1, &["w.safetensors#w", "8 elements", "9"]);
+    run("buf:f32:8:@w.safetensors#v").assert_refused(1, &["w.safetensors#v", "no such tensor"]);
+    run("buf:f32:8:@v.safetensors#w").assert_refused(1, &["v.safetensors", "no such file"]);
+    run("buf:f32:8:@k.ptx#w").assert_refused(1, &["k.ptx", "not a safetensors file"]);
 }
 
 #[test]
 fn tensor_maps_load_boxes() {
-    let dir = folder(&[("k.ptx", TENSOR.to_string())]);
+    let dir = folder(&[("k.ptx", TENSOR_LOAD_PTX.to_string())]);
     let run = |map: &str| {
         sim(
             dir.path(),
@@ -278,13 +279,13 @@ fn tensor_maps_load_boxes() {
     run("tmap:1:u32:12,12:64:8,4:none").ok();
     let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    run("tmap:0:u32:16,12:64:8,4:none").refused(2, &["tmap:0", "not a buffer"]);
-    run("tmap:1:u32:16,12:60:8,4:none").refused(2, &["tmap:1", "globalStrides"]);
+    run("tmap:0:u32:16,12:64:8,4:none").assert_refused(2, &["tmap:0", "not a buffer"]);
+    run("tmap:1:u32:16,12:60:8,4:none").assert_refused(2, &["tmap:1", "globalStrides"]);
 }
 
 #[test]
 fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
-    let dir = folder(&[("k.ptx", TENSOR.replace(" .param .u64 src,", ""))]);
+    let dir = folder(&[("k.ptx", TENSOR_LOAD_PTX.replace(" .param .u64 src,", ""))]);
     let run = |more: &str| {
         let line =
             "k.ptx --entry tensor --grid 1 --block 32 --arg tmap:2:u32:16,12:64:8,4:none --arg buf:u32:32:uninit";
@@ -293,58 +294,60 @@ fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
     run("--arg buf:u32:192:arange").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), want);
-    run("").refused(2, &["tmap:2", "not a buffer"]);
-    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").refused(2, &["--arg", "got 4 arguments", "tensor"]);
-    run("--arg u32:5").refused(2, &["--arg", "got 3 arguments", "tensor"]);
+    run("").assert_refused(2, &["tmap:2", "not a buffer"]);
+    run("--arg buf:u32:192:arange --arg buf:u32:8:zeros").assert_refused(2, &["--arg", "got 4 arguments", "tensor"]);
+    run("--arg u32:5").assert_refused(2, &["--arg", "got 3 arguments", "tensor"]);
 }
 
 #[test]
 fn rejects_wrong_command_lines() {
-    let two = format!("{HEAD}{SAXPY}{SHIFT}");
-    let head = HEAD.trim().replace("sm_90a", "sm_80");
+    let two = format!("{PTX_HEADER}{SAXPY_PTX}{RACY_SHIFT_PTX}");
+    let head = PTX_HEADER.trim().replace("sm_90a", "sm_80");
     let later = format!("{head}\n.visible .entry k() {{\nbarrier.cluster.arrive;\nret;\n}}\n");
-    let files = [("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into()), ("later.ptx", later)];
+    let files = [("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", PTX_HEADER.into()), ("later.ptx", later)];
     let dir = folder(&files);
     let run = |line: &str| sim(dir.path(), line);
     let shift = "k.ptx --entry shift --grid 1";
     run("k.ptx --grid 1 --block 1")
-        .refused(2, &["--entry", "saxpy(float const*, float*, float, unsigned int)", "shift"]);
-    run("k.ptx --entry none --grid 1 --block 1").refused(2, &["--entry", "none"]);
-    run(&format!("{shift} --block 64")).refused(2, &["--arg", "got 0 arguments", "shift"]);
-    run(&format!("{shift} --block 64 --arg i32:1")).refused(2, &["i32:1", "4 bytes", "8"]);
-    run(&format!("{shift} --block 64 --arg buf:f99:1")).refused(2, &["f99"]);
-    run(&format!("{shift} --block 2000 --arg buf:u32:64")).refused(2, &["--block", "1024"]);
-    run(&format!("{shift} --block 64 --smem 999999 --arg buf:u32:64")).refused(2, &["--smem"]);
-    run(&format!("{shift} --block 0 --arg buf:u32:64")).refused(2, &["--block"]);
-    run(&format!("{shift} --block 64 --cluster 2 --arg buf:u32:64")).refused(2, &["--cluster"]);
-    run(&format!("{shift} --block 64 --arch sm_70 --arg buf:u32:64")).refused(2, &["--arch", "sm_70"]);
-    run("k.ptx --grid 1,2,3,4 --block 1").refused(2, &["--grid"]);
-    run(&format!("{shift}048577 --block 64 --arg buf:u32:64"))
-        .refused(2, &["--grid: 1048577 blocks are more than the 1048576 that can be simulated; give fewer blocks"]);
+        .assert_refused(2, &["--entry", "saxpy(float const*, float*, float, unsigned int)", "shift"]);
+    run("k.ptx --entry none --grid 1 --block 1").assert_refused(2, &["--entry", "none"]);
+    run(&format!("{shift} --block 64")).assert_refused(2, &["--arg", "got 0 arguments", "shift"]);
+    run(&format!("{shift} --block 64 --arg i32:1")).assert_refused(2, &["i32:1", "4 bytes", "8"]);
+    run(&format!("{shift} --block 64 --arg buf:f99:1")).assert_refused(2, &["f99"]);
+    run(&format!("{shift} --block 2000 --arg buf:u32:64")).assert_refused(2, &["--block", "1024"]);
+    run(&format!("{shift} --block 64 --smem 999999 --arg buf:u32:64")).assert_refused(2, &["--smem"]);
+    run(&format!("{shift} --block 0 --arg buf:u32:64")).assert_refused(2, &["--block"]);
+    run(&format!("{shift} --block 64 --cluster 2 --arg buf:u32:64")).assert_refused(2, &["--cluster"]);
+    run(&format!("{shift} --block 64 --arch sm_70 --arg buf:u32:64")).assert_refused(2, &["--arch", "sm_70"]);
+    run("k.ptx --grid 1,2,3,4 --block 1").assert_refused(2, &["--grid"]);
+    run(&format!("{shift}048577 --block 64 --arg buf:u32:64")).assert_refused(
+        2,
+        &["--grid: 1048577 blocks are more than the 1048576 that can be simulated; give fewer blocks"],
+    );
     run(&format!("{shift} --block 64 --arg buf:u32:64 --max-seconds 0"))
-        .refused(2, &["--max-seconds: is 0; give a positive number of seconds"]);
-    run("k.ptx --grid 1 --block 1 --interleavings 0").refused(2, &["--interleavings"]);
-    run("bad.ptx --grid 1 --block 1").refused(1, &["bad.ptx"]);
+        .assert_refused(2, &["--max-seconds: is 0; give a positive number of seconds"]);
+    run("k.ptx --grid 1 --block 1 --interleavings 0").assert_refused(2, &["--interleavings"]);
+    run("bad.ptx --grid 1 --block 1").assert_refused(1, &["bad.ptx"]);
     run("later.ptx --grid 1 --block 1")
-        .refused(1, &["later.ptx: line 5: barrier.cluster.arrive needs sm_90", "; compile it for sm_90"]);
-    run("empty.ptx --grid 1 --block 1").refused(2, &["empty.ptx", "no kernel"]);
-    run("none.ptx --grid 1 --block 1").refused(1, &["none.ptx", "no such file"]);
-    run("/dev/zero --grid 1 --block 1").refused(1, &["/dev/zero", "regular file"]);
+        .assert_refused(1, &["later.ptx: line 5: barrier.cluster.arrive needs sm_90", "; compile it for sm_90"]);
+    run("empty.ptx --grid 1 --block 1").assert_refused(2, &["empty.ptx", "no kernel"]);
+    run("none.ptx --grid 1 --block 1").assert_refused(1, &["none.ptx", "no such file"]);
+    run("/dev/zero --grid 1 --block 1").assert_refused(1, &["/dev/zero", "regular file"]);
 }
 
 /// A finding quotes the source file that the PTX names. A device such as /dev/zero never ends and a pipe blocks, so
 /// only a regular file is read.
 #[test]
 fn a_device_as_source_file_is_not_read() {
-    let located = SHIFT.replace("    ld.shared", "    .loc 1 1 1\n    ld.shared");
-    let dir = folder(&[("k.ptx", format!("{HEAD}.file 1 \"/dev/zero\"\n{located}"))]);
+    let located = RACY_SHIFT_PTX.replace("    ld.shared", "    .loc 1 1 1\n    ld.shared");
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}.file 1 \"/dev/zero\"\n{located}"))]);
     let got = sim(dir.path(), "k.ptx --grid 1 --block 64 --arg buf:u32:64");
     assert!(got.stdout.contains("race: /dev/zero:1: block (0,0,0)"), "{}", got.stdout);
 }
 
 #[test]
 fn count_only_makes_one_run() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{RACY_SHIFT_PTX}"))]);
     let got = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only --json").json();
     assert_eq!(got["interleavings"], 1);
     assert_eq!(got["counters"]["counted"]["by_class"]["shared"], serde_json::json!({"warps": 16, "threads": 512}));
@@ -366,7 +369,7 @@ fn compiles_cuda_and_reports_source_lines() {
         assert_eq!(stored(dir.path(), "r.safetensors", "arg0")[..3], [63.0, 62.0, 61.0]);
     }
     let bad = sim(dir.path(), &format!("bad.cu {args} --json"));
-    bad.refused(1, &["bad.cu: race at line "]);
+    bad.assert_refused(1, &["bad.cu: race at line "]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     let findings = result["findings"].as_array().expect("a list");
     // In some interleavings the load runs before the store of the other thread. This is the same race and is reported
@@ -378,7 +381,7 @@ fn compiles_cuda_and_reports_source_lines() {
     let shown = sim(dir.path(), &format!("bad.cu {args}")).stdout;
     assert!(shown.contains(&format!("bad.cu:{here}:")) && shown.contains("threadIdx.x] = "), "{shown}");
     let dir = folder(&[("wrong.cu", "__global__ void k() { y = 1; }\n".into())]);
-    sim(dir.path(), "wrong.cu --grid 1 --block 1").refused(1, &["wrong.cu:1"]);
+    sim(dir.path(), "wrong.cu --grid 1 --block 1").assert_refused(1, &["wrong.cu:1"]);
 }
 
 /// PTX of a kernel that adds 1 to a word for ever.
@@ -395,51 +398,52 @@ AGAIN:
 
 #[test]
 fn kernels_without_an_end_are_stopped_at_their_line() {
-    let text = format!("{HEAD}{ENDLESS}");
+    let text = format!("{PTX_HEADER}{ENDLESS}");
     let first = text.lines().position(|l| l.contains("ld.global")).unwrap() + 1;
     let dir = folder(&[("k.ptx", text)]);
     let run = |limit: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 1 --arg buf:u32:1 {limit}"));
     let stopped = run("--max-instructions 200000 --json");
-    stopped.refused(1, &["k.ptx", "deadlock at line"]);
+    stopped.assert_refused(1, &["k.ptx", "deadlock at line"]);
     let result: Value = serde_json::from_str(&stopped.stdout).expect("JSON");
     let message = result["findings"][0]["message"].as_str().expect("a message");
     assert!(message.contains(&format!("lines {first}, {}, ", first + 1)), "{message}");
     assert_eq!(result["interleavings"], 1);
-    run("--max-seconds 0.05").refused(1, &["k.ptx:", "0.05 s", "block (0,0,0)", "--max-seconds"]);
-    run("--max-seconds 0").refused(2, &["--max-seconds"]);
-    run("--max-instructions 0").refused(2, &["--max-instructions"]);
+    run("--max-seconds 0.05").assert_refused(1, &["k.ptx:", "0.05 s", "block (0,0,0)", "--max-seconds"]);
+    run("--max-seconds 0").assert_refused(2, &["--max-seconds"]);
+    run("--max-instructions 0").assert_refused(2, &["--max-instructions"]);
 }
 
 #[test]
 fn memory_is_limited() {
-    let huge = format!("{HEAD}.global .b8 table[1099511627776];\n.visible .entry k(.param .u64 p) {{ ret; }}");
-    let dir = folder(&[("k.ptx", huge), ("e.ptx", format!("{HEAD}{ENDLESS}"))]);
+    let huge = format!("{PTX_HEADER}.global .b8 table[1099511627776];\n.visible .entry k(.param .u64 p) {{ ret; }}");
+    let dir = folder(&[("k.ptx", huge), ("e.ptx", format!("{PTX_HEADER}{ENDLESS}"))]);
     let run = |line: &str| sim(dir.path(), line);
-    run("k.ptx --grid 1 --block 1 --arg buf:u8:1").refused(1, &["k.ptx", "table", "1099511627776", "--max-memory"]);
+    run("k.ptx --grid 1 --block 1 --arg buf:u8:1")
+        .assert_refused(1, &["k.ptx", "table", "1099511627776", "--max-memory"]);
     let two_gib = "e.ptx --grid 1 --block 1 --arg buf:u8:2147483648";
-    run(two_gib).refused(2, &["--arg", "2147483648 bytes", "1024 MiB", "--max-memory"]);
-    run("e.ptx --grid 1 --block 1 --arg buf:u8:1 --max-memory 0").refused(2, &["--max-memory"]);
+    run(two_gib).assert_refused(2, &["--arg", "2147483648 bytes", "1024 MiB", "--max-memory"]);
+    run("e.ptx --grid 1 --block 1 --arg buf:u8:1 --max-memory 0").assert_refused(2, &["--max-memory"]);
 }
 
 #[test]
 fn structs_have_arrays_and_padding_and_buffers_a_constant() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{UNPACK}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{UNPACK_STRUCT_PTX}"))]);
     let line = "k.ptx --grid 1 --block 1 --arg struct:u16[4]=1,2,3,4,pad=8,buf=u64:1:fill=77,u8[8]=1";
     sim(dir.path(), &format!("{line} --arg buf:u64:4 --out r.safetensors")).ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
     assert_eq!(out, [0x0004_0003_0002_0001u64 as f64, 0.0, 77.0, 0x0101_0101_0101_0101u64 as f64]);
     let wrong = line.replace("u16[4]=1,2,3,4", "u16[4]=1,2,3");
-    sim(dir.path(), &format!("{wrong} --arg buf:u64:4")).refused(2, &["u16[4]", "3 values"]);
+    sim(dir.path(), &format!("{wrong} --arg buf:u64:4")).assert_refused(2, &["u16[4]", "3 values"]);
 }
 
 #[test]
 fn messages_name_what_the_user_knows() {
-    let shift = SHIFT
+    let shift = RACY_SHIFT_PTX
         .replace(".shared .align 4 .b8 tile[256];", "")
         .replace(".visible", ".extern .shared .align 4 .b8 tile[];\n.visible");
     let wait = "\n.visible .entry wait(.param .u64 px) { .reg .b32 %r<2>; .reg .pred %p; mov.u32 %r0, %tid.x;
         setp.lt.u32 %p, %r0, 32; @%p bar.sync 1, 256; @!%p bar.sync 2, 256; ret; }";
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}{shift}{wait}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}{shift}{wait}"))]);
     let run = |line: &str| sim(dir.path(), &format!("k.ptx --grid 1 {line}"));
     // Without dynamic shared memory the message says what is missing.
     let got = run("--entry shift --block 64 --arg buf:u32:64");
@@ -456,14 +460,15 @@ fn messages_name_what_the_user_knows() {
     let got = run("--entry wait --block 256 --arg buf:u32:1");
     let waits: Vec<&str> = got.stdout.lines().filter(|l| l.contains("at barrier")).collect();
     assert!(waits.len() == 2 && waits[1].contains("warps 1 to 7 wait"), "{}", got.stdout);
-    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_100").refused(2, &["--arch", "sm_80"]);
-    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_86").refused(2, &["--arch", "sm_80"]);
+    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_100").assert_refused(2, &["--arch", "sm_80"]);
+    run("--entry shift --block 64 --arg buf:u32:64 --arch sm_86").assert_refused(2, &["--arch", "sm_80"]);
 }
 
 #[test]
 fn page_shows_source_counts_findings_and_roofline() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}{SHIFT}"))]);
-    sim(dir.path(), "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --html k.html").refused(1, &["race"]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}{RACY_SHIFT_PTX}"))]);
+    sim(dir.path(), "k.ptx --entry shift --grid 1 --block 64 --arg buf:u32:64 --html k.html")
+        .assert_refused(1, &["race"]);
     let page = fs::read_to_string(dir.path().join("k.html")).expect("a page");
     for part in
         ["<title>shift: 1 finding in 8 interleavings", "st.shared.u32 [%r4], %r1;", ">race<", "H200", "class=\"bad\""]
@@ -480,7 +485,7 @@ fn page_shows_source_counts_findings_and_roofline() {
 
 #[test]
 fn closed_pipes_do_not_abort() {
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SHIFT}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{RACY_SHIFT_PTX}"))]);
     let mut command = support::reel();
     command.current_dir(dir.path()).args([
         "sim",
@@ -511,40 +516,42 @@ fn compiler_options_reach_the_compiler() {
     let bytes = fs::read(dir.path().join("r.safetensors")).unwrap();
     let all = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(all.tensor("arg0").unwrap().data()[..4], 42i32.to_le_bytes());
-    sim(dir.path(), &line.replace("c++20", "c++99")).refused(2, &["c++17"]);
-    sim(dir.path(), &line.replace("-DMORE=2", "")).refused(1, &["k.cu:5", "MORE"]);
+    sim(dir.path(), &line.replace("c++20", "c++99")).assert_refused(2, &["c++17"]);
+    sim(dir.path(), &line.replace("-DMORE=2", "")).assert_refused(1, &["k.cu:5", "MORE"]);
 }
 
 #[test]
 fn arguments_of_another_kind_are_refused() {
-    // The argument types of SAXPY are in its symbol, those of `plain` only in the PTX.
+    // The argument types of SAXPY_PTX are in its symbol, those of `plain` only in the PTX.
     let plain =
         ".visible .entry plain(.param .u64 px, .param .u32 n, .param .f64 a, .param .align 4 .b8 s[12]) { ret; }";
-    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}\n{plain}"))]);
+    let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}\n{plain}"))]);
     let run = |line: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 32 {line}"));
     let saxpy = |a: &str, n: &str| run(&format!("--entry saxpy --arg buf:f32:32 --arg buf:f32:32 --arg {a} --arg {n}"));
     saxpy("f32:2", "u32:32").ok();
     saxpy("f32:2", "i32:32").ok();
-    saxpy("f32:2", "f32:4096").refused(
+    saxpy("f32:2", "f32:4096").assert_refused(
         2,
         &[
             "--arg f32:4096: is a floating-point number, but parameter 3 (pn: unsigned int, .u32) of kernel saxpy(float \
              const*, float*, float, unsigned int); write i32:4096 or u32:4096",
         ],
     );
-    saxpy("f32:2", "f32:0.5").refused(2, &["--arg f32:0.5", "pn", "write i32:VALUE or u32:VALUE"]);
-    saxpy("i32:2", "u32:32").refused(2, &["--arg i32:2: is an integer", "pa: float, .f32", "; write f32:2"]);
-    saxpy("f64:2", "u32:32").refused(2, &["--arg f64:2", "another type", "; write f32:2"]);
-    saxpy("buf:f32:1", "u32:32").refused(2, &["--arg buf:f32:1: is a pointer", "pa", "; write f32:VALUE"]);
-    saxpy("f32:2", "u64:32").refused(2, &["--arg u64:32: has 8 bytes", "pn", "has 4; write i32:32 or u32:32"]);
+    saxpy("f32:2", "f32:0.5").assert_refused(2, &["--arg f32:0.5", "pn", "write i32:VALUE or u32:VALUE"]);
+    saxpy("i32:2", "u32:32").assert_refused(2, &["--arg i32:2: is an integer", "pa: float, .f32", "; write f32:2"]);
+    saxpy("f64:2", "u32:32").assert_refused(2, &["--arg f64:2", "another type", "; write f32:2"]);
+    saxpy("buf:f32:1", "u32:32").assert_refused(2, &["--arg buf:f32:1: is a pointer", "pa", "; write f32:VALUE"]);
+    saxpy("f32:2", "u64:32").assert_refused(2, &["--arg u64:32: has 8 bytes", "pn", "has 4; write i32:32 or u32:32"]);
     let plain = |x: &str, n: &str, a: &str| {
         run(&format!("--entry plain --arg {x} --arg {n} --arg {a} --arg struct:u32=1,f32=2,u32=3"))
     };
     plain("buf:f32:4", "u32:1", "f64:1").ok();
     plain("u64:0", "i32:1", "f64:1").ok();
-    plain("f64:0", "u32:1", "f64:1").refused(2, &["--arg f64:0", "parameter 0 (px: .u64) of kernel plain", "buf:TYPE"]);
-    plain("buf:f32:4", "f32:1", "f64:1").refused(2, &["--arg f32:1", "parameter 1 (n: .u32)", "write i32:1 or u32:1"]);
-    plain("buf:f32:4", "u32:1", "u64:1").refused(2, &["--arg u64:1", "parameter 2 (a: .f64)", "write f64:1"]);
+    plain("f64:0", "u32:1", "f64:1")
+        .assert_refused(2, &["--arg f64:0", "parameter 0 (px: .u64) of kernel plain", "buf:TYPE"]);
+    plain("buf:f32:4", "f32:1", "f64:1")
+        .assert_refused(2, &["--arg f32:1", "parameter 1 (n: .u32)", "write i32:1 or u32:1"]);
+    plain("buf:f32:4", "u32:1", "u64:1").assert_refused(2, &["--arg u64:1", "parameter 2 (a: .f64)", "write f64:1"]);
 }
 
 /// A PTX file with a statement of `braces.txt` in kernel `k`.

@@ -32,8 +32,8 @@ fn crates() -> Vec<PathBuf> {
 fn no_circle_runs_through_several_parts_of_a_crate() {
     let mut wrong = Vec::new();
     for folder in crates() {
-        for root in modules::roots(&repository(), &folder) {
-            wrong.extend(circles::shortest(&modules::arrows(&repository(), &root)));
+        for root in modules::crate_root_files(&repository(), &folder) {
+            wrong.extend(circles::describe_shortest_circle(&modules::file_dependencies(&repository(), &root)));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
@@ -42,7 +42,7 @@ fn no_circle_runs_through_several_parts_of_a_crate() {
 #[test]
 fn crates_use_those_that_the_design_page_allows() {
     let page = std::fs::read_to_string(repository().join("docs/design.md")).expect("the design page");
-    let wrong = layers::violations(&layers::rows(&page), &crates(), |folder| {
+    let wrong = layers::violations(&layers::layers_of_table(&page), &crates(), |folder| {
         std::fs::read_to_string(repository().join(folder).join("Cargo.toml")).expect("a manifest")
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -75,7 +75,7 @@ mod parser {
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
             std::fs::write(path, text).expect("written");
         }
-        modules::arrows(dir.path(), Path::new("src/lib.rs"))
+        modules::file_dependencies(dir.path(), Path::new("src/lib.rs"))
     }
 
     #[test]
@@ -94,7 +94,7 @@ mod parser {
             ),
         ]);
         let want = ["src/a/mod.rs -> src/a/deep.rs", "src/b.rs -> src/a/deep.rs", "src/b.rs -> src/c.rs"];
-        assert_eq!(graph.names(), [&want[..], &["src/c.rs -> src/a/mod.rs"]].concat());
+        assert_eq!(graph.dependency_names(), [&want[..], &["src/c.rs -> src/a/mod.rs"]].concat());
     }
 
     #[test]
@@ -106,13 +106,13 @@ mod parser {
             ("src/a/y.rs", "use super::x::X;\npub struct Y(X);\n"),
             ("src/b.rs", "use crate::a;\n"),
         ]);
-        assert!(circles::shortest(&graph).is_none(), "a dependency cycle inside one folder is allowed");
+        assert!(circles::describe_shortest_circle(&graph).is_none(), "a dependency cycle inside one folder is allowed");
         let graph = self::graph(&[
             ("src/lib.rs", "mod a;\nmod b;\n"),
             ("src/a.rs", "\nuse crate::b::B;\npub struct A(B);\n"),
             ("src/b.rs", "pub struct B(crate::a::A);\n"),
         ]);
-        let found = circles::shortest(&graph).expect("a circle");
+        let found = circles::describe_shortest_circle(&graph).expect("a circle");
         assert!(found.contains("src/a.rs:2 names B of src/b.rs") && found.contains("src/b.rs:1 names A of src/a.rs"));
     }
 
@@ -125,7 +125,7 @@ mod parser {
             _ => String::new(),
         };
         let folders = ["low", "high", "top", "new"].map(PathBuf::from);
-        let wrong = layers::violations(&layers::rows(page), &folders, manifest);
+        let wrong = layers::violations(&layers::layers_of_table(page), &folders, manifest);
         assert_eq!(wrong.len(), 2, "{wrong:?}");
         assert!(wrong[0].starts_with("low/Cargo.toml: uses high") && wrong[1].starts_with("new: "), "{wrong:?}");
     }
@@ -138,7 +138,7 @@ mod parser {
             _ => String::new(),
         };
         let folders = ["apps/serve", "train", "apps/demo"].map(PathBuf::from);
-        let wrong = layers::violations(&layers::rows(page), &folders, manifest);
+        let wrong = layers::violations(&layers::layers_of_table(page), &folders, manifest);
         assert_eq!(wrong, ["train/Cargo.toml: uses apps/serve, a crate of an outer ring"]);
     }
 }

@@ -166,13 +166,14 @@ fn ctrl_c_stops_all_processes_and_another_number_of_them_continues() {
 fn a_number_of_processes_that_the_model_does_not_allow_is_refused_in_one_line() {
     let folder = folder();
     let refused = |size: &str| generate(folder.path(), "four", &["--prompt", "x", "--tensor-parallel-size", size]);
-    refused("3").refused(1, &["config.json: num_attention_heads: is 8", "give --tensor-parallel-size 1 or 2 or 4"]);
-    refused("8").refused(1, &["config.json: num_key_value_heads: is 4", "which 8 processes cannot share"]);
-    refused("0").refused(2, &["--tensor-parallel-size"]);
+    refused("3")
+        .assert_refused(1, &["config.json: num_attention_heads: is 8", "give --tensor-parallel-size 1 or 2 or 4"]);
+    refused("8").assert_refused(1, &["config.json: num_key_value_heads: is 4", "which 8 processes cannot share"]);
+    refused("0").assert_refused(2, &["--tensor-parallel-size"]);
     let options = ["--messages", "-", "--tensor-parallel-size", "2"];
-    generate(folder.path(), "four", &options).refused(2, &["--messages: is standard input"]);
+    generate(folder.path(), "four", &options).assert_refused(2, &["--messages: is standard input"]);
     let sim = ["--prompt", "x", "--tensor-parallel-size", "2", "--device", "sim"];
-    generate(folder.path(), "four", &sim).refused(2, &["--device: is not possible with several processes"]);
+    generate(folder.path(), "four", &sim).assert_refused(2, &["--device: is not possible with several processes"]);
     // A launcher has started another number of processes.
     let launched = |size: &str| {
         let mut command = reel();
@@ -181,8 +182,8 @@ fn a_number_of_processes_that_the_model_does_not_allow_is_refused_in_one_line() 
         command.args(["generate", "--model", text(&model), "--prompt", "x", "--tensor-parallel-size", size]);
         finished_run(command.output().expect("the binary starts"))
     };
-    launched("2").refused(2, &["--tensor-parallel-size: is 2, but ", "has started 3 processes"]);
-    launched("1").refused(1, &["reel generate: runs as one process", "or give --tensor-parallel-size 3"]);
+    launched("2").assert_refused(2, &["--tensor-parallel-size: is 2, but ", "has started 3 processes"]);
+    launched("1").assert_refused(1, &["reel generate: runs as one process", "or give --tensor-parallel-size 3"]);
 }
 
 /// A server of the model `four`, of two processes unless `args` say otherwise.

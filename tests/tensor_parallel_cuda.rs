@@ -16,11 +16,11 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
-use reel_ranks::{Launcher, Ranks, Timeouts, Volume, World};
+use reel_ranks::{Launcher, Ranks, Timeouts, TrafficVolume, World};
 use reel_runtime::Cx;
 use reel_train::step::shard_exchange;
 
-use fake_gpu::{assert_clean, fake_cuda};
+use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
 /// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
@@ -75,7 +75,7 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
         let (fake, device) = fake_cuda(GPU_BYTES);
         let (wanted, whole) = generate(&device, dtype, None);
         drop(device);
-        assert_clean(&fake, "one GPU");
+        assert_no_violations_or_leaks(&fake, "one GPU");
         let folder = tempfile::tempdir().expect("a folder");
         let (fakes, devices): (Vec<_>, Vec<_>) = (0..RANKS).map(|_| fake_cuda(GPU_BYTES)).unzip();
         std::thread::scope(|scope| {
@@ -90,7 +90,11 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
                     let ranks = Arc::new(ranks);
                     let (completions, memory) = generate(&device, dtype, Some(&ranks));
                     assert_eq!(&completions, wanted, "rank {rank}, {dtype}");
-                    assert_eq!(ranks.traffic().all_to_all, Volume::default(), "activations went through host memory");
+                    assert_eq!(
+                        ranks.traffic().all_to_all,
+                        TrafficVolume::default(),
+                        "activations went through host memory"
+                    );
                     assert_eq!(bytes(&memory, "kv_cache") * RANKS, bytes(whole, "kv_cache"));
                     // All weights but those that every rank has whole: the vision tower, the embedding table, norms.
                     let text = &config.text;
@@ -107,6 +111,6 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
             // The scope waits for the threads.
             devices.into_iter().enumerate().for_each(|device| drop(start(device)));
         });
-        fakes.iter().for_each(|fake| assert_clean(fake, "two GPUs"));
+        fakes.iter().for_each(|fake| assert_no_violations_or_leaks(fake, "two GPUs"));
     }
 }

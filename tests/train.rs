@@ -11,7 +11,7 @@ mod training;
 use std::fs;
 
 use serde_json::Value;
-use sft_rows::{about, media, same_results, sft, training_folder};
+use sft_rows::{assert_same_results, copy_test_media, media_question_row, run_sft, training_folder};
 use support::{golden, metrics_without_times, read_metrics, reel, run_in};
 use training::check_training_case;
 #[test]
@@ -38,7 +38,7 @@ fn sft_videorft_rows() {
 #[test]
 fn trained_folders_carry_their_frame_settings() {
     let w = training_folder(2);
-    sft(w.path(), "out", &["--max-steps", "1", "--nframes", "6", "--max-pixels", "3136"]).ok();
+    run_sft(w.path(), "out", &["--max-steps", "1", "--nframes", "6", "--max-pixels", "3136"]).ok();
     let video = golden("clips/h264_709.mp4").display().to_string();
     let messages = format!(r#"[{{"role": "user", "content": [{{"type": "video", "video": {video:?}}}]}}]"#);
     fs::write(w.path().join("m.json"), messages).expect("written");
@@ -67,9 +67,9 @@ fn trained_folders_carry_their_frame_settings() {
 fn results_depend_on_the_seed_only() {
     let w = training_folder(7);
     for (out, seed) in [("a", "3"), ("b", "3"), ("c", "4")] {
-        sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
+        run_sft(w.path(), out, &["--max-steps", "6", "--seed", seed]).ok();
     }
-    same_results(&w.path().join("a"), &w.path().join("b"), "checkpoint-6");
+    assert_same_results(&w.path().join("a"), &w.path().join("b"), "checkpoint-6");
     assert_ne!(metrics_without_times(&w.path().join("a")), metrics_without_times(&w.path().join("c")));
 }
 
@@ -77,9 +77,9 @@ fn results_depend_on_the_seed_only() {
 fn thread_count_changes_no_bit() {
     let w = training_folder(5);
     for (out, threads) in [("one", "1"), ("three", "3")] {
-        sft(w.path(), out, &["--max-steps", "4", "--threads", threads, "--dtype", "bf16"]).ok();
+        run_sft(w.path(), out, &["--max-steps", "4", "--threads", threads, "--dtype", "bf16"]).ok();
     }
-    same_results(&w.path().join("one"), &w.path().join("three"), "checkpoint-4");
+    assert_same_results(&w.path().join("one"), &w.path().join("three"), "checkpoint-4");
 }
 
 #[test]
@@ -87,30 +87,30 @@ fn config_file_sets_options_and_flags_win() {
     let w = training_folder(4);
     fs::write(w.path().join("c.toml"), "max-steps = 3\nlearning-rate = 0.5\nseed = 9\ndtype = \"bf16\"\n")
         .expect("written");
-    sft(w.path(), "out", &["--config", "c.toml"]).ok();
+    run_sft(w.path(), "out", &["--config", "c.toml"]).ok();
     let text = fs::read_to_string(w.path().join("out/run.json")).expect("run.json");
     let run: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((&run["steps"], &run["seed"], &run["dtype"]), (&3.into(), &9.into(), &"bf16".into()));
     assert_eq!(run["options"]["learning_rate"], 1e-3);
     fs::write(w.path().join("bad.toml"), "learning-rat = 1\n").expect("written");
-    sft(w.path(), "other", &["--config", "bad.toml"]).refused(2, &["bad.toml", "learning-rat"]);
+    run_sft(w.path(), "other", &["--config", "bad.toml"]).assert_refused(2, &["bad.toml", "learning-rat"]);
     assert!(!w.path().join("other").exists());
-    sft(w.path(), "out", &["--config", "c.toml"]).refused(1, &["out", "--overwrite"]);
+    run_sft(w.path(), "out", &["--config", "c.toml"]).assert_refused(1, &["out", "--overwrite"]);
     fs::write(w.path().join("again.toml"), "max-steps = 2\noverwrite = true\n").expect("written");
-    sft(w.path(), "out", &["--config", "again.toml"]).ok();
+    run_sft(w.path(), "out", &["--config", "again.toml"]).ok();
     fs::write(w.path().join("on.toml"), "max-steps = 3\nresume-from-checkpoint = \"last\"\n").expect("written");
-    sft(w.path(), "out", &["--config", "on.toml"]).ok();
+    run_sft(w.path(), "out", &["--config", "on.toml"]).ok();
     assert_eq!(read_metrics(&w.path().join("out")).len(), 3);
     let many = ["--per-device-train-batch-size", "20000000"];
-    sft(w.path(), "more", &many).refused(2, &["--per-device-train-batch-size", "65536"]);
+    run_sft(w.path(), "more", &many).assert_refused(2, &["--per-device-train-batch-size", "65536"]);
 }
 
 /// A refused command leaves no output folder that would be in the way of the corrected command.
 #[test]
 fn refused_options_leave_no_folder() {
     let w = training_folder(2);
-    media(w.path());
-    fs::write(w.path().join("rows.jsonl"), about("video", "good.mp4")).expect("written");
+    copy_test_media(w.path());
+    fs::write(w.path().join("rows.jsonl"), media_question_row("video", "good.mp4")).expect("written");
     for (options, words) in [
         ("--fps 0", &["--fps: is 0, "][..]),
         ("--fps -1 --profile qwen", &["--fps: is -1, "]),
@@ -128,12 +128,12 @@ fn refused_options_leave_no_folder() {
         ("--threads 0", &["--threads: is 0"]),
         ("--learning-rate -1", &["--learning-rate: is -1; "]),
     ] {
-        sft(w.path(), "out", &options.split(' ').collect::<Vec<_>>()).refused(2, words);
+        run_sft(w.path(), "out", &options.split(' ').collect::<Vec<_>>()).assert_refused(2, words);
         assert!(!w.path().join("out").exists(), "{options}");
     }
     fs::write(w.path().join("c.toml"), "nframes = 7\n").expect("written");
-    sft(w.path(), "out", &["--config", "c.toml"]).refused(2, &["--nframes: is 7, "]);
-    sft(w.path(), "out", &["--max-steps", "1", "--nframes", "4", "--max-pixels", "12544", "--quiet"]).ok();
+    run_sft(w.path(), "out", &["--config", "c.toml"]).assert_refused(2, &["--nframes: is 7, "]);
+    run_sft(w.path(), "out", &["--max-steps", "1", "--nframes", "4", "--max-pixels", "12544", "--quiet"]).ok();
 }
 
 #[test]
@@ -150,9 +150,9 @@ fn config_files_may_be_yaml_or_json_with_names_of_trl() {
         assert_eq!(read_metrics(&at.join(out)).len(), 1, "{out}");
     }
     fs::write(at.join("bad.yaml"), "max_steps: 1\nlearning_ratee: 3\n").expect("written");
-    run_in(at, ["sft", "--config", "bad.yaml"]).refused(2, &["bad.yaml: learning_ratee: "]);
+    run_in(at, ["sft", "--config", "bad.yaml"]).assert_refused(2, &["bad.yaml: learning_ratee: "]);
     fs::write(at.join("bad.json"), "{\"max_steps\": }").expect("written");
-    run_in(at, ["sft", "--config", "bad.json"]).refused(2, &["bad.json:1: is not a JSON object"]);
+    run_in(at, ["sft", "--config", "bad.json"]).assert_refused(2, &["bad.json:1: is not a JSON object"]);
     let trl = "sft --model_name_or_path tiny --dataset_name rows.jsonl --output_dir trl --max_steps 1 --gradient_checkpointing true \
                --overwrite_output_dir true --torch_dtype float32 --optim adamw_torch --quiet";
     run_in(at, trl.split_whitespace()).ok();

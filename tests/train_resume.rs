@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sft_rows::{about, media, same_results, sft, training_folder};
+use sft_rows::{assert_same_results, copy_test_media, media_question_row, run_sft, training_folder};
 use support::{file_names_in, reel, run_in};
 
 /// Starts a run of `steps` steps, with a checkpoint every 20 steps.
@@ -65,8 +65,8 @@ fn resumed_run_equals_uninterrupted_run() {
 
     for out in ["stopped", "killed"] {
         let more = ["--max-steps", "120", "--save-steps", "20", "--resume-from-checkpoint", "last"];
-        sft(w.path(), out, &more).ok();
-        same_results(&straight, &w.path().join(out), "checkpoint-120");
+        run_sft(w.path(), out, &more).ok();
+        assert_same_results(&straight, &w.path().join(out), "checkpoint-120");
     }
 }
 
@@ -84,7 +84,7 @@ fn progress_that_nobody_can_read_does_not_end_a_run() {
     assert!(closed.wait().expect("it ends").success());
     let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     assert!(run("full", full.into()).wait().expect("it ends").success());
-    same_results(&w.path().join("closed"), &w.path().join("full"), "checkpoint-12");
+    assert_same_results(&w.path().join("closed"), &w.path().join("full"), "checkpoint-12");
 }
 
 #[test]
@@ -95,16 +95,16 @@ fn second_run_in_a_folder_is_refused() {
     wait_for_steps(&out, 1);
     let holder = format!("--out out: is in use by process {}; ", first.id());
     for more in [&["--overwrite"][..], &["--resume-from-checkpoint", "last"], &["--check-data"], &[]] {
-        sft(w.path(), "out", more).refused(1, &[&holder]);
+        run_sft(w.path(), "out", more).assert_refused(1, &[&holder]);
     }
     let holder = format!("out: is being written by process {}; ", first.id());
-    run_in(w.path(), ["demo", "--out", "out"]).refused(1, &[&holder]);
-    run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).refused(1, &[&holder]);
+    run_in(w.path(), ["demo", "--out", "out"]).assert_refused(1, &[&holder]);
+    run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).assert_refused(1, &[&holder]);
     // The lock file of a killed process is left, but does not prevent the next run.
     first.kill().expect("killed");
     first.wait().expect("it ends");
     assert!(out.join(".reel.lock").exists());
-    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    run_sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
     assert!(!out.join(".reel.lock").exists());
 }
 
@@ -138,46 +138,50 @@ fn instruction_set_is_recorded_and_compared() {
             assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects that of the run"), "{said}");
         }
     }
-    run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx, amx-f32"]);
+    run("sse9", &["doctor"])
+        .assert_refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx, amx-f32"]);
     assert!(doctor.stdout.contains("bf16 products") && doctor.stdout.contains("f32 multiply-adds of widened bf16"));
     // AMX is used by default on a machine that has it; on another machine it is refused with a reason.
     let by_default = run("", &["doctor"]);
     if by_default.ok().contains("amx-f32: AVX-512, and AMX for matrix products; the best of this machine") {
         assert!(run("amx", &["doctor"]).ok().contains("AMX tiles (tdpbf16ps)"));
     } else {
-        run("amx", &["doctor"]).refused(2, &["REEL_CPU: is amx, which this machine does not have (", "its best is"]);
+        run("amx", &["doctor"])
+            .assert_refused(2, &["REEL_CPU: is amx, which this machine does not have (", "its best is"]);
     }
 }
 
 #[test]
 fn non_empty_folder_needs_overwrite() {
     let w = training_folder(2);
-    sft(w.path(), "out", &["--max-steps", "1"]).ok();
-    sft(w.path(), "out", &["--max-steps", "1"]).refused(1, &["out", "--overwrite"]);
-    sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
-    sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).refused(1, &["checkpoint-7"]);
+    run_sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    run_sft(w.path(), "out", &["--max-steps", "1"]).assert_refused(1, &["out", "--overwrite"]);
+    run_sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]).ok();
+    run_sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).assert_refused(1, &["checkpoint-7"]);
 }
 
 /// A file of the base model that was changed since the run started is named by a resume and by a replay.
 #[test]
 fn changed_file_of_the_base_model_is_named() {
     let w = training_folder(3);
-    sft(w.path(), "out", &["--max-steps", "1"]).ok();
+    run_sft(w.path(), "out", &["--max-steps", "1"]).ok();
     let file = w.path().join("tiny/vocab.json");
     let changed = fs::read_to_string(&file).expect("a vocabulary").replace("\"!\":", "\"?!\":");
     fs::write(&file, changed).expect("written");
-    let resumed = sft(w.path(), "out", &["--max-steps", "2", "--resume-from-checkpoint", "last"]);
-    resumed.refused(2, &["--model: is not the model of the run that wrote out/checkpoint-1 (vocab.json differs)"]);
-    run_in(w.path(), ["replay", "out", "--step", "1"]).refused(1, &["tiny: is not the model", "(vocab.json differs)"]);
+    let resumed = run_sft(w.path(), "out", &["--max-steps", "2", "--resume-from-checkpoint", "last"]);
+    resumed
+        .assert_refused(2, &["--model: is not the model of the run that wrote out/checkpoint-1 (vocab.json differs)"]);
+    run_in(w.path(), ["replay", "out", "--step", "1"])
+        .assert_refused(1, &["tiny: is not the model", "(vocab.json differs)"]);
 }
 
 #[test]
 fn killed_check_continues() {
     let w = training_folder(1);
     let at = w.path();
-    media(at);
+    copy_test_media(at);
     fs::write(at.join("cut.mp4"), b"").expect("written");
-    let row = |i: usize| about("video", if i % 3 == 1 { "cut.mp4" } else { "good.mp4" });
+    let row = |i: usize| media_question_row("video", if i % 3 == 1 { "cut.mp4" } else { "good.mp4" });
     fs::write(at.join("rows.jsonl"), (0..40).map(row).collect::<String>()).expect("written");
     let check = |list: &str| {
         let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quarantine", list];
@@ -211,8 +215,8 @@ fn killed_check_continues() {
 #[test]
 fn non_finite_loss_stops_the_run() {
     let w = training_folder(4);
-    let got = sft(w.path(), "out", &["--learning-rate", "1e30", "--max-steps", "20", "--quiet"]);
-    got.refused(1, &["step", "rows.jsonl"]);
+    let got = run_sft(w.path(), "out", &["--learning-rate", "1e30", "--max-steps", "20", "--quiet"]);
+    got.assert_refused(1, &["step", "rows.jsonl"]);
     assert!(!w.path().join("out/model.safetensors").exists(), "non-finite weights were saved");
 }
 
@@ -225,7 +229,7 @@ fn failed_write_leaves_no_incomplete_files() {
         env!("CARGO_BIN_EXE_reel")
     );
     let out = Command::new("bash").args(["-c", &script]).current_dir(w.path()).output().expect("bash starts");
-    support::finished_run(out).refused(1, &["out"]);
+    support::finished_run(out).assert_refused(1, &["out"]);
     let left = file_names_in(&w.path().join("out"));
     assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
 }
@@ -273,8 +277,8 @@ fn checkpoint_above_the_limit_on_file_sizes_says_how_to_go_on() {
     };
     let words = "out/checkpoint-1/training/optimizer.safetensors: cannot be written: it would be larger than the limit on file \
                  sizes; raise the limit on file sizes (ulimit -f), then start the run again with --overwrite";
-    limited(&["--max-steps", "2"]).refused(1, &[words]);
-    sft(w.path(), "out", &["--max-steps", "1", "--save-steps", "1", "--overwrite"]).ok();
+    limited(&["--max-steps", "2"]).assert_refused(1, &[words]);
+    run_sft(w.path(), "out", &["--max-steps", "1", "--save-steps", "1", "--overwrite"]).ok();
     let resume = ["--max-steps", "2", "--resume-from-checkpoint", "last"];
     let done = limited(&resume);
     assert!(done.stderr.contains("then resume with --resume-from-checkpoint last"), "{}", done.stderr);

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use serde_json::Value;
-use sft_rows::{about, media, sft, training_folder};
+use sft_rows::{copy_test_media, media_question_row, run_sft, training_folder};
 use support::{golden, read_metrics, run_in};
 /// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, train like rows with the files in their messages.
 #[test]
@@ -28,7 +28,7 @@ fn media_columns_equal_media_in_messages() {
         [("inline", inline.as_str()), ("columns", &columns), ("unmarked", &unmarked), ("sharegpt", sharegpt)]
     {
         fs::write(w.path().join("rows.jsonl"), row).expect("written");
-        sft(w.path(), out, &["--max-steps", "1"]).ok();
+        run_sft(w.path(), out, &["--max-steps", "1"]).ok();
         seen.push(read_metrics(&w.path().join(out))[0]["hash"].clone());
     }
     assert!(seen[0].is_string() && seen.iter().all(|hash| *hash == seen[0]), "{seen:?}");
@@ -38,7 +38,7 @@ fn media_columns_equal_media_in_messages() {
         (columns.replace("images", "audios").replace("<image>", ""), "audios"),
     ] {
         fs::write(w.path().join("rows.jsonl"), row).expect("written");
-        sft(w.path(), "refused", &[]).refused(1, &["rows.jsonl:1", &format!("{field}: ")]);
+        run_sft(w.path(), "refused", &[]).assert_refused(1, &["rows.jsonl:1", &format!("{field}: ")]);
     }
 }
 
@@ -53,10 +53,11 @@ fn errors_name_the_malformed_row() {
         ("", &["rows.jsonl"]),
     ] {
         fs::write(w.path().join("rows.jsonl"), rows).expect("written");
-        sft(w.path(), "out", &["--max-steps", "1"]).refused(1, words);
+        run_sft(w.path(), "out", &["--max-steps", "1"]).assert_refused(1, words);
         assert!(!w.path().join("out/model.safetensors").exists());
     }
-    run_in(w.path(), ["sft", "--model", "tiny", "--data", "none.jsonl", "--out", "out"]).refused(1, &["none.jsonl"]);
+    run_in(w.path(), ["sft", "--model", "tiny", "--data", "none.jsonl", "--out", "out"])
+        .assert_refused(1, &["none.jsonl"]);
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
     let video = "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"video\", \"video\": \"gone.mp4\"}, {\"type\": \"text\", \
                 \"text\": \"?\"}]}, {\"role\": \"assistant\", \"content\": \"x\"}]}\n";
     fs::write(w.path().join("rows.jsonl"), format!("{good}{video}")).expect("written");
-    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
+    let said = run_sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 1);
     assert_eq!(said["skipped_by_cause"], serde_json::json!({"media": 1}));
     let skipped = fs::read_to_string(w.path().join("out/skipped.jsonl")).expect("skipped.jsonl");
@@ -76,21 +77,21 @@ fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
     );
     let one_row_a_step =
         ["--no-shuffle", "--num-train-epochs", "1", "--gradient-accumulation-steps", "1", "--overwrite"];
-    let said = sft(w.path(), "out", &one_row_a_step);
+    let said = run_sft(w.path(), "out", &one_row_a_step);
     assert!(said.ok().contains("out: 3 of 4 planned steps: the data ended, last loss "), "{}", said.stdout);
     assert!(said.ok().contains("1 rows skipped (1 unreadable media, see out/skipped.jsonl)"), "{}", said.stdout);
-    sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
+    run_sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).assert_refused(1, &["gone.mp4"]);
 }
 
 #[test]
 fn a_step_without_media_leaves_the_vision_tower_alone() {
     let w = training_folder(2);
-    media(w.path());
+    copy_test_media(w.path());
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    fs::write(w.path().join("rows.jsonl"), about("image", "good.png") + &text).expect("written");
+    fs::write(w.path().join("rows.jsonl"), media_question_row("image", "good.png") + &text).expect("written");
     let options = "--no-shuffle --gradient-accumulation-steps 1 --max-steps 3 --media-root . --lora-r 2 \
                    --lora-target-modules qkv";
-    sft(w.path(), "out", &options.split_whitespace().collect::<Vec<_>>()).ok();
+    run_sft(w.path(), "out", &options.split_whitespace().collect::<Vec<_>>()).ok();
     let steps = read_metrics(&w.path().join("out"));
     let norms: Vec<f64> = steps.iter().map(|step| step["grad_norm"].as_f64().expect("a norm")).collect();
     assert!(norms[0] > 0.0 && norms[1..] == [0.0, 0.0], "{norms:?}");
@@ -101,7 +102,7 @@ fn a_step_without_media_leaves_the_vision_tower_alone() {
 fn check_data_lists_unusable_rows_and_a_run_skips_them() {
     let w = training_folder(2);
     let at = w.path();
-    media(at);
+    copy_test_media(at);
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
     for name in ["good.mp4", "good.png"] {
         let bytes = fs::read(at.join(name)).expect("media");
@@ -121,8 +122,8 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
         ("image", "text.png"),
         ("image", "gone.png"),
     ];
-    let bad_rows: String = bad.map(|(kind, path)| about(kind, path)).concat();
-    let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
+    let bad_rows: String = bad.map(|(kind, path)| media_question_row(kind, path)).concat();
+    let good = [media_question_row("video", "good.mp4"), media_question_row("image", "good.png")].concat();
     fs::write(at.join("rows.jsonl"), format!("{text}{bad_rows}{good}")).expect("written");
     let check = |more: &[&str]| {
         run_in(
@@ -130,8 +131,8 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
             support::with_options(&["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quiet"], more),
         )
     };
-    check(&[]).refused(2, &["--quarantine", "is missing"]);
-    check(&["--quarantine", "q.jsonl"]).refused(1, &["rows.jsonl: 9 of 13 rows cannot be used", "q.jsonl"]);
+    check(&[]).assert_refused(2, &["--quarantine", "is missing"]);
+    check(&["--quarantine", "q.jsonl"]).assert_refused(1, &["rows.jsonl: 9 of 13 rows cannot be used", "q.jsonl"]);
     let list = fs::read_to_string(at.join("q.jsonl")).expect("the list");
     let listed: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(listed.len(), bad.len(), "{list}");
@@ -142,16 +143,17 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
     assert!(!at.join("q.jsonl.journal").exists());
     // Rows in the quarantine list are skipped without being read, even if their missing file exists by now.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
-    let said = sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
+    let said = run_sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);
     assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
-    sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
+    run_sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
     // A check before a run writes its list of unusable rows to OUT. A list made for other data is refused.
-    let said = sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
+    let said = run_sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
     assert_eq!(said["skipped"], 8);
     assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);
     fs::write(at.join("rows.jsonl"), &text).expect("written");
-    sft(at, "other", &["--quarantine", "q.jsonl"]).refused(2, &["--quarantine: q.jsonl:1: lists row 2 at line 3"]);
+    run_sft(at, "other", &["--quarantine", "q.jsonl"])
+        .assert_refused(2, &["--quarantine: q.jsonl:1: lists row 2 at line 3"]);
     let said = check(&["--quarantine", "q.jsonl", "--json"]).json();
     assert_eq!((&said["rows"], &said["bad"]), (&2.into(), &0.into()));
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use grpo_run::{grpo, training_folder};
+use grpo_run::{grpo_args, training_folder};
 use serde_json::{Value, json};
 use server::{Server, question, text, wait, write_request};
 use support::{golden, metrics_without_times, reel, reel_with_address_space, run, run_in};
@@ -32,7 +32,7 @@ fn command_in(folder: &Path, args: impl IntoIterator<Item = String>) -> Command 
 /// A GRPO run whose reward command waits in every step while the file `held` exists; meanwhile the device is lent to
 /// the server. The reward command makes the file; [`in_held_steps`] removes it.
 fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
-    let mut args = grpo(out, more);
+    let mut args = grpo_args(out, more);
     let reward = args.iter().position(|arg| arg == "--reward-command").expect("a reward") + 1;
     let hold = "case $line in *'\"index\":0'*) touch held; while [ -e held ]; do sleep 0.01; done;; esac";
     let held = args[reward].replace("do echo", &format!("do {hold}; echo"));
@@ -78,9 +78,9 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
     let more = ["--max-steps", "6", "--save-steps", "1"];
-    run_in(&at, grpo("alone", &more)).ok();
+    run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
+    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
     let mut answers: BTreeMap<u64, Value> = BTreeMap::new();
     in_held_steps(&mut server, &at, 6, |server, step| {
         assert_eq!(step_in_service(server), Some(step));
@@ -120,9 +120,9 @@ fn requests_are_answered_during_an_evaluation_and_change_no_score() {
     let evaluated = "--max-steps 1 --save-steps 1 --eval-steps 1 --eval-benchmark mine.toml --eval-data bench \
                      --eval-max-new-tokens 32 --eval-batch-size 1";
     let more: Vec<&str> = evaluated.split_whitespace().collect();
-    run_in(&at, grpo("alone", &more)).ok();
+    run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, grpo("served", &more)));
+    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("served", &more)));
     let is_evaluating = || at.join("served/eval/step-1/mine.jsonl.partial").exists();
     let mut answers = 0;
     while answers < 2 {
@@ -146,7 +146,7 @@ fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
     let more = ["--max-steps", "100000", "--serve", "0"];
-    let mut server = Server::of_run(folder, at.join("tiny"), command_in(&at, grpo("out", &more)));
+    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("out", &more)));
     let body = json!({"messages": question("x"), "max_tokens": 5_000, "temperature": 0, "stream": true,
         "ignore_eos": true, "stream_options": {"include_usage": true}});
     let mut stream = server.connect();
@@ -183,7 +183,7 @@ fn fine_tuning_serves_too() {
     // The system gives no port below 32768 to programs that ask for any free port.
     let port = (20_000..30_000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port");
     let more = ["--serve", &port.to_string(), "--serve-share", "0.9"];
-    let mut server = Server::of_run(folder, base.clone(), command_in(&at, sft("served", &more)));
+    let mut server = Server::of_training_run(folder, base.clone(), command_in(&at, sft("served", &more)));
     let answered = (0..3).filter(|_| ask(&server)["finish_reason"].is_string()).count();
     assert_eq!(answered, 3);
     assert_eq!(wait(&mut server.child), Some(0));
@@ -208,7 +208,7 @@ fn wrong_options_are_refused_before_the_run_begins() {
         (vec!["--serve", "0", "--serve-kv-memory", "0"], "error: --serve-kv-memory: is 0"),
     ];
     for (more, wanted) in refused {
-        let output = command_in(at, grpo("out", &more)).output().unwrap();
+        let output = command_in(at, grpo_args("out", &more)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
         assert!(said.lines().any(|line| line.starts_with(wanted)), "{more:?}: {said}");
@@ -226,7 +226,7 @@ fn a_server_without_memory_ends_the_run_before_its_first_step() {
     // The KV cache for the server's 16 sequences takes 2.9 GiB, more than the limit of the address space.
     let more = ["--max-steps", "1", "--serve", "0", "--serve-kv-memory", "100000"];
     let mut command = reel_with_address_space(2_500_000);
-    command.current_dir(at).args(grpo("out", &more));
+    command.current_dir(at).args(grpo_args("out", &more));
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -240,9 +240,9 @@ fn the_plan_counts_the_memory_of_a_server_without_requests() {
     let folder = training_folder();
     let at = folder.path();
     let more = ["--max-steps", "1", "--serve", "0", "--serve-kv-memory", "3"];
-    run_in(at, grpo("out", &more)).ok();
+    run_in(at, grpo_args("out", &more)).ok();
     let planned = |more: &[&str]| {
-        let args = grpo("out", more);
+        let args = grpo_args("out", more);
         let plan = run_in(at, [&["plan".to_string()], &args[..], &["--json".to_string()]].concat());
         serde_json::from_str::<Value>(plan.ok()).unwrap()["peak_bytes"].as_u64().unwrap()
     };

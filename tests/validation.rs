@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use sft_rows::{about, media, training_folder};
+use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::{FinishedRun, check_page, file_names_in, metrics_without_times, read_metrics, run_in, with_options};
 
 const SFT: [&str; 15] = [
@@ -121,14 +121,19 @@ fn loss_is_that_of_training_and_training_is_unchanged() {
 fn any_number_of_processes_gives_the_bits_of_one() {
     let folder = training_folder(9);
     let at = folder.path();
-    media(at);
+    copy_test_media(at);
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
-    let more = [about("video", "good.mp4"), about("image", "missing.png"), about("image", "good.png")].concat();
+    let more = [
+        media_question_row("video", "good.mp4"),
+        media_question_row("image", "missing.png"),
+        media_question_row("image", "good.png"),
+    ]
+    .concat();
     fs::write(at.join("media.jsonl"), text + &more).expect("written");
     fs::create_dir(at.join("bench")).expect("a folder");
     fs::write(at.join("bench/rows.jsonl"), r#"{"q": "Which?", "o": ["x", "y"], "a": 0, "v": "none"}"#)
         .expect("written");
-    fs::write(at.join("mine.toml"), own_task::TASK).expect("written");
+    fs::write(at.join("mine.toml"), own_task::CUSTOM_TASK_TOML).expect("written");
     let benchmark = ["--eval-benchmark", "mine.toml", "--eval-data", "bench", "--eval-max-new-tokens", "2"];
     let lora = ["--lora-r", "4", "--dtype", "bf16"];
     let with_media =
@@ -178,7 +183,7 @@ fn held_out_rows_stay_and_the_best_checkpoint_has_the_lowest_loss() {
     sft(at, "parts", &[&held_out[..], &["--max-steps", "3"]].concat()).ok();
     let resume = ["--resume-from-checkpoint", "last", "--max-steps", "6"];
     let other = sft(at, "parts", &[&resume[..], &["--val-size", "4"]].concat());
-    other.refused(2, &["--val-size: is 4.0, but was 5.0 in", "start a new run"]);
+    other.assert_refused(2, &["--val-size: is 4.0, but was 5.0 in", "start a new run"]);
     sft(at, "parts", &[&held_out[..], &resume].concat()).ok();
     let of_steps = |lines: Vec<Value>| lines.into_iter().filter(|line| line["step"] != 3).collect::<Vec<_>>();
     // The run planned 3 steps first, which gives other learning rates, so only the rows are compared.
@@ -213,7 +218,7 @@ fn evaluation_at_an_early_end_of_the_data_is_in_the_checkpoint() {
     let folder = training_folder(4);
     let at = folder.path();
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
-    fs::write(at.join("five.jsonl"), text + &about("image", "missing.png")).expect("written");
+    fs::write(at.join("five.jsonl"), text + &media_question_row("image", "missing.png")).expect("written");
     let epoch = ["--data", "five.jsonl", "--max-steps", "0", "--num-train-epochs", "1"];
     let steps = ["--gradient-accumulation-steps", "1", "--save-steps", "4", "--eval-steps", "3"];
     let options = [&epoch[..], &steps, &["--eval-file", "rows.jsonl", "--metric-for-best-model", "none"]].concat();
@@ -234,12 +239,12 @@ fn evaluation_at_an_early_end_of_the_data_is_in_the_checkpoint() {
 fn training_rows_without_media_are_refused_also_if_rows_are_held_out() {
     let folder = training_folder(1);
     let at = folder.path();
-    fs::write(at.join("lost.jsonl"), about("image", "missing.png").repeat(4)).expect("written");
+    fs::write(at.join("lost.jsonl"), media_question_row("image", "missing.png").repeat(4)).expect("written");
     let lost = ["--data", "lost.jsonl", "--val-size", "2", "--quiet"];
     let packed = ["--max-steps", "0", "--num-train-epochs", "1", "--packing", "--max-length", "80"];
     let cases: [(&str, &[&str]); 3] = [("steps", &[]), ("epochs", &packed[..4]), ("packed", &packed)];
     for (out, more) in cases {
-        sft(at, out, &[&lost[..], more].concat()).refused(1, &["no row of the file can be used", "missing.png"]);
+        sft(at, out, &[&lost[..], more].concat()).assert_refused(1, &["no row of the file can be used", "missing.png"]);
         assert!(!at.join(out).join("model.safetensors").exists(), "{out}");
     }
 }
@@ -248,25 +253,28 @@ fn training_rows_without_media_are_refused_also_if_rows_are_held_out() {
 fn unusable_validation_rows_are_skipped_and_counted_or_refused() {
     let folder = training_folder(4);
     let at = folder.path();
-    fs::write(at.join("bad.jsonl"), about("image", "missing.png")).expect("written");
+    fs::write(at.join("bad.jsonl"), media_question_row("image", "missing.png")).expect("written");
     let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
-    fs::write(at.join("some.jsonl"), format!("{{\"messages\": 1}}\n{text}{}", about("image", "missing.png")))
-        .expect("written");
+    fs::write(
+        at.join("some.jsonl"),
+        format!("{{\"messages\": 1}}\n{text}{}", media_question_row("image", "missing.png")),
+    )
+    .expect("written");
     let said = sft(at, "some", &["--eval-file", "some.jsonl", "--max-steps", "2"]);
     said.ok();
     assert!(said.stderr.contains("2 of 6 validation rows are skipped; the first: some.jsonl:1"), "{}", said.stderr);
     assert!(said.stderr.contains(" of 4 rows, 2 skipped)"), "{}", said.stderr);
     let checked = sft(at, "checked", &["--eval-file", "some.jsonl", "--check-data", "--quarantine", "list.jsonl"]);
     let found = ["--eval-file: 2 of 6 rows cannot be used", "note: --eval-file: some.jsonl:1", "missing.png"];
-    checked.refused(1, &found);
+    checked.assert_refused(1, &found);
     assert!(checked.stdout.contains("rows.jsonl: all 4 rows can be used"), "{}", checked.stdout);
-    sft(at, "strict", &["--eval-file", "some.jsonl", "--strict"]).refused(1, &["some.jsonl:1", "messages"]);
+    sft(at, "strict", &["--eval-file", "some.jsonl", "--strict"]).assert_refused(1, &["some.jsonl:1", "messages"]);
     sft(at, "none", &["--eval-file", "bad.jsonl", "--max-steps", "2", "--quiet"])
-        .refused(1, &["--eval-file: bad.jsonl:1", "no row of the file can be used", "missing.png"]);
-    sft(at, "x", &["--eval-file", "no.jsonl"]).refused(1, &["no.jsonl"]);
+        .assert_refused(1, &["--eval-file: bad.jsonl:1", "no row of the file can be used", "missing.png"]);
+    sft(at, "x", &["--eval-file", "no.jsonl"]).assert_refused(1, &["no.jsonl"]);
     sft(at, "x", &["--eval-file", "rows.jsonl:0.5,bad.jsonl:0.5"])
-        .refused(2, &["--eval-file", "leave the weights out"]);
-    sft(at, "x", &["--val-size", "4"]).refused(2, &["--val-size: is 4", "none of the 4 rows"]);
+        .assert_refused(2, &["--eval-file", "leave the weights out"]);
+    sft(at, "x", &["--val-size", "4"]).assert_refused(2, &["--val-size: is 4", "none of the 4 rows"]);
     assert!(!at.join("x").exists());
     run_in(at, ["plan", "sft", "--model", "tiny", "--data", "rows.jsonl", "--val-size", "0.5", "--max-steps", "1"])
         .ok();

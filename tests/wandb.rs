@@ -260,7 +260,7 @@ fn invalid_options_are_refused() {
     let folder = training_folder();
     let at = folder.path();
     let bad = |more: &[&str], words: &[&str]| {
-        train(at, "sft", "out", more).refused(2, words);
+        train(at, "sft", "out", more).assert_refused(2, words);
         assert!(!at.join("out").exists());
     };
     let refused = train(at, "sft", "out", &["--report-to", "foo"]);
@@ -274,6 +274,6 @@ fn invalid_options_are_refused() {
     fs::create_dir(at.join("out")).expect("a folder");
     fs::write(at.join("out/wandb"), "a file").expect("written");
     let more = ["--report-to", "wandb", "--overwrite", "--max-steps", "1"];
-    train(at, "sft", "out", &more).refused(1, &["out/wandb", "cannot be written"]);
+    train(at, "sft", "out", &more).assert_refused(1, &["out/wandb", "cannot be written"]);
     assert_eq!(fs::read_to_string(at.join("out/wandb")).expect("the file"), "a file");
 }

@@ -35,7 +35,7 @@ pub enum InputError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// How the user can make room ([`reel_diagnostic::no_room_help`]).
+        /// How the user can make room ([`reel_diagnostic::disk_full_help`]).
         remedy: &'static str,
     },
     /// An image or a video could not be decoded, or its size or frame limits contradict each other.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, help_for_failed_start, shortage_help};
+use reel_diagnostic::{Diagnostic, failed_start_help, resource_shortage_help};
 use serde::{Deserialize, Serialize};
 
 /// The result of a function of this crate.
@@ -62,19 +62,19 @@ impl MediaError {
     /// open files.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_read(path, error);
-        if shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
+        if resource_shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
     }
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
         let what = format!("cannot be started as the process that decodes media: {error}");
-        let help = help_for_failed_start(error).unwrap_or("check that the program exists and may be executed");
+        let help = failed_start_help(error).unwrap_or("check that the program exists and may be executed");
         Self::Worker(Diagnostic::new(program.display().to_string(), what, help))
     }
 
     /// A [`MediaError::Worker`]: the `operation` on a file failed because this machine could not create threads.
     pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Self {
         let what = format!("{operation} failed because threads cannot be created: {error}");
-        let help = help_for_failed_start(error).unwrap_or("check the limits of this process (ulimit -a)");
+        let help = failed_start_help(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::Worker(Diagnostic::new(path.display().to_string(), what, help))
     }
 

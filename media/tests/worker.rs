@@ -16,7 +16,7 @@ use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
 use reel_media::worker::{self, DecodeWorker, FrameCache, WORKER, WorkerRequest};
-use reel_worker::{Program, Replies};
+use reel_worker::{Replies, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -174,7 +174,7 @@ fn clip(name: &str) -> PathBuf {
 /// Returns a `DecodeWorker` that starts this program with the arguments `args`.
 fn with_args<const N: usize>(args: [&str; N]) -> DecodeWorker {
     let args = args.map(str::to_owned).to_vec();
-    DecodeWorker { program: Program { args, ..Program::new(me()) }, ..DecodeWorker::new(me()) }
+    DecodeWorker { program: WorkerProgram { args, ..WorkerProgram::new(me()) }, ..DecodeWorker::new(me()) }
 }
 
 /// Returns a `DecodeWorker` whose worker process is broken in the way that `part` names (see [`play`]).
@@ -473,7 +473,7 @@ fn kept_frames_need_no_worker() {
     let (path, profile) = (clip("vp9.webm"), MediaProfile::Qwen);
     let first = decoder.decode_resized(&path, profile, &o).unwrap();
     same(&first, &DecodeWorker::new(me()).decode_resized(&path, profile, &o).unwrap());
-    let nowhere = DecodeWorker { program: Program::new("/no/such/program"), ..decoder };
+    let nowhere = DecodeWorker { program: WorkerProgram::new("/no/such/program"), ..decoder };
     same(&first, &nowhere.decode_resized(&path, profile, &o).unwrap());
     let refused = |decoded: reel_media::Result<DecodedVideo>| one_line(decoded.unwrap_err(), &["/no/such/program"]);
     refused(nowhere.decode(&path, profile, &o));

@@ -45,7 +45,7 @@ pub enum SampleError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// How the user can free disk space or raise the limit (a text of [`reel_diagnostic::no_room_help`]).
+        /// How the user can free disk space or raise the limit (a text of [`reel_diagnostic::disk_full_help`]).
         remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that

@@ -33,7 +33,7 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{failed, usage_error};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
-use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
+use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::{output, prompt};
 use progress::{Progress, timing_line};
 
@@ -52,7 +52,7 @@ pub struct BenchArgs {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
-    turns: turns::TurnsArgs,
+    turns: turns::ProgramComparisonArgs,
     /// Instead of measuring: say whether result B is faster than result A
     ///
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
@@ -169,8 +169,8 @@ struct RoundsArgs {
     #[arg(long, value_name = "N", default_value_t = 7)]
     rounds: usize,
     /// Where the weights are on a CPU; reel serve copies them
-    #[arg(long, value_name = "PLACE", value_enum, default_value_t = WeightPlace::Mapped)]
-    weights: WeightPlace,
+    #[arg(long, value_name = "PLACE", value_enum, default_value_t = WeightLocation::Mapped)]
+    weights: WeightLocation,
     /// Also write an HTML page: time by op, GPU clocks and power, memory over time
     #[arg(long, value_name = "OUT.html")]
     html: Option<PathBuf>,

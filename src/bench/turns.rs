@@ -16,7 +16,7 @@ use crate::output;
 
 /// How two programs are compared.
 #[derive(Args, Debug)]
-pub struct TurnsArgs {
+pub struct ProgramComparisonArgs {
     /// Say whether PROGRAM, another build of reel, is faster than this one at the measurement
     ///
     /// Each turn runs one process of either program with the same command; the order changes from turn to turn (A B,
@@ -32,7 +32,7 @@ pub struct TurnsArgs {
 /// Maximum number of turns: the cost of the exact test grows with the cube of this number.
 const MAX_TURNS: usize = 100;
 
-impl TurnsArgs {
+impl ProgramComparisonArgs {
     /// Whether another program is given (`--with`).
     pub fn is_given(&self) -> bool {
         self.with.is_some()

@@ -10,8 +10,8 @@ use reel_client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, P
 use reel_curate::{CurateError, CurationRecipe, Endpoint, StageName};
 use reel_diagnostic::Diagnostic;
 
-use super::stage_value::{StageValue, of_stage};
-use crate::endpoint::PriceValue;
+use super::stage_value::{StageValue, value_of_stage};
+use crate::endpoint::PricesArgument;
 use crate::fail::usage_error;
 
 /// Options of the models.
@@ -38,7 +38,7 @@ pub struct EndpointFlags {
     api_key_env: Vec<StageValue<String>>,
     /// Price of an endpoint in US dollars per million tokens of requests and of answers
     #[arg(long, value_name = "[STAGE=]IN,OUT")]
-    price: Vec<StageValue<PriceValue>>,
+    price: Vec<StageValue<PricesArgument>>,
     /// Maximum cost of the whole curation in US dollars, earlier runs included; it is never exceeded
     #[arg(long, value_name = "USD")]
     max_cost: Option<f64>,
@@ -69,7 +69,7 @@ pub struct EndpointFlags {
 
 /// The place of a stage's model: an endpoint or this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelPlace {
+pub enum ModelLocation {
     /// At an endpoint with this URL.
     Url(String),
     /// In this folder, or on the Hugging Face hub under this id.
@@ -81,7 +81,7 @@ const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
 impl EndpointFlags {
     /// Checks all options and returns the model of each stage of a recipe.
-    pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelPlace)>> {
+    pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelLocation)>> {
         self.check()?;
         let mut models = Vec::new();
         for stage in StageName::ALL {
@@ -100,9 +100,9 @@ impl EndpointFlags {
             }
         }
         if self.max_cost.is_some() {
-            let without = models
-                .iter()
-                .find(|(stage, place)| matches!(place, ModelPlace::Url(_)) && of_stage(&self.price, *stage).is_none());
+            let without = models.iter().find(|(stage, place)| {
+                matches!(place, ModelLocation::Url(_)) && value_of_stage(&self.price, *stage).is_none()
+            });
             if let Some((stage, _)) = without {
                 let what = format!("needs the price of the endpoint of stage {stage}");
                 let help = format!("give --price {stage}=IN,OUT in dollars per million tokens; 0,0 is free");
@@ -133,7 +133,7 @@ impl EndpointFlags {
         let rates =
             [("--requests-per-minute", &self.requests_per_minute), ("--tokens-per-minute", &self.tokens_per_minute)];
         for (option, values) in rates {
-            let of_stages = StageName::ALL.into_iter().filter_map(|stage| of_stage(values, stage));
+            let of_stages = StageName::ALL.into_iter().filter_map(|stage| value_of_stage(values, stage));
             if let Some(rate) = of_stages.into_iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
                 return Err(usage_error(option, format!("is {rate}"), "give a number above 0"));
             }
@@ -152,16 +152,16 @@ impl EndpointFlags {
     }
 
     /// The prices of a stage's model; a local model is free.
-    pub fn prices(&self, stage: StageName, place: &ModelPlace) -> Prices {
+    pub fn prices(&self, stage: StageName, place: &ModelLocation) -> Prices {
         match place {
-            ModelPlace::Url(_) => of_stage(&self.price, stage).map(|price| price.0).unwrap_or_default(),
-            ModelPlace::Local(_) => Prices::default(),
+            ModelLocation::Url(_) => value_of_stage(&self.price, stage).map(|price| price.0).unwrap_or_default(),
+            ModelLocation::Local(_) => Prices::default(),
         }
     }
 
     /// Maximum number of tokens that a stage's endpoint counts for one image.
     pub fn image_tokens(&self, stage: StageName) -> u32 {
-        of_stage(&self.image_tokens, stage).copied().unwrap_or(DEFAULT_IMAGE_TOKENS)
+        value_of_stage(&self.image_tokens, stage).copied().unwrap_or(DEFAULT_IMAGE_TOKENS)
     }
 
     /// Connects to the server at `url` for the model of a stage. `place` is the model as the options name it: for a
@@ -170,22 +170,22 @@ impl EndpointFlags {
     pub fn connect(
         &self,
         stage: StageName,
-        place: &ModelPlace,
+        place: &ModelLocation,
         url: &str,
         budget: &Arc<Budget>,
         stop: &AtomicBool,
         quiet: bool,
     ) -> Result<Endpoint> {
-        let is_local = matches!(place, ModelPlace::Local(_));
+        let is_local = matches!(place, ModelLocation::Local(_));
         let seconds = Duration::from_secs_f64;
         let options = ClientOptions {
             api_key: if is_local { None } else { self.api_key(stage)? },
-            model: of_stage(&self.name, stage).filter(|_| !is_local).cloned(),
+            model: value_of_stage(&self.name, stage).filter(|_| !is_local).cloned(),
             timeout: seconds(self.timeout),
             max_attempts: self.max_attempts,
             first_wait: seconds(self.first_wait),
-            requests_per_minute: of_stage(&self.requests_per_minute, stage).copied(),
-            tokens_per_minute: of_stage(&self.tokens_per_minute, stage).copied(),
+            requests_per_minute: value_of_stage(&self.requests_per_minute, stage).copied(),
+            tokens_per_minute: value_of_stage(&self.tokens_per_minute, stage).copied(),
             prices: self.prices(stage, place),
             budget: Arc::clone(budget),
             image_tokens: self.image_tokens(stage),
@@ -197,7 +197,7 @@ impl EndpointFlags {
     }
 
     fn api_key(&self, stage: StageName) -> Result<Option<String>> {
-        let Some(variable) = of_stage(&self.api_key_env, stage) else { return Ok(None) };
+        let Some(variable) = value_of_stage(&self.api_key_env, stage) else { return Ok(None) };
         match std::env::var(variable) {
             Ok(key) if !key.is_empty() => Ok(Some(key)),
             _ => {
@@ -208,10 +208,10 @@ impl EndpointFlags {
     }
 }
 
-fn place(model: &str) -> ModelPlace {
+fn place(model: &str) -> ModelLocation {
     match model.starts_with("http://") || model.starts_with("https://") {
-        true => ModelPlace::Url(model.into()),
-        false => ModelPlace::Local(model.into()),
+        true => ModelLocation::Url(model.into()),
+        false => ModelLocation::Local(model.into()),
     }
 }
 

@@ -41,7 +41,7 @@ pub struct CurateArgs {
     #[command(subcommand)]
     command: Option<CurateCommand>,
     #[command(flatten)]
-    run: CurateRun,
+    run: CurateRunFlags,
 }
 
 #[derive(Subcommand, Debug)]
@@ -52,7 +52,7 @@ enum CurateCommand {
 
 /// The options of a curation.
 #[derive(Args, Clone, Debug)]
-pub struct CurateRun {
+pub struct CurateRunFlags {
     /// Questions: a data file with VideoRFT's fields (problem, data_type, problem_type, options, solution, path), one
     /// row per question
     #[arg(long, value_name = "LIST", required = true)]

@@ -19,10 +19,10 @@ use reel_report::curation::curation_page_html;
 use reel_serve::folder_name;
 use reel_train::rollout::siglip::SiglipScorer;
 
-use super::endpoints::ModelPlace;
+use super::endpoints::ModelLocation;
 use super::local_server::LocalServer;
-use super::stage_value::of_stage;
-use super::{CurateRun, status};
+use super::stage_value::value_of_stage;
+use super::{CurateRunFlags, status};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::{hub, interrupt, model, output};
@@ -33,7 +33,7 @@ const REPORT_FILE: &str = "report.html";
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) fn run(flags: &CurateRun, common: &CommonOptions) -> Result<()> {
+pub(super) fn run(flags: &CurateRunFlags, common: &CommonOptions) -> Result<()> {
     let models = flags.endpoints.models(flags.recipe)?;
     let options = flags.curation_options(common)?;
     refuse_list_in_output(&options)?;
@@ -49,7 +49,7 @@ pub(super) fn run(flags: &CurateRun, common: &CommonOptions) -> Result<()> {
 
 /// A curation whose options are all checked.
 struct Run<'a> {
-    flags: &'a CurateRun,
+    flags: &'a CurateRunFlags,
     common: &'a CommonOptions,
     budget: Arc<Budget>,
     curation: Curation,
@@ -57,7 +57,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Runs all stages. Returns false if the limit on cost (`--max-cost`) was reached.
-    fn ask(&self, models: &[(StageName, ModelPlace)]) -> Result<bool> {
+    fn ask(&self, models: &[(StageName, ModelLocation)]) -> Result<bool> {
         let (endpoints, stop) = (&self.flags.endpoints, interrupt::stop_flag());
         let needed = models.iter().filter(|(stage, _)| !self.curation.pending(*stage, true).is_empty());
         let needed: Vec<_> = needed.collect();
@@ -65,13 +65,13 @@ impl Run<'_> {
         let mut connected: BTreeMap<StageName, Endpoint> = BTreeMap::new();
         for (stage, place) in &needed {
             let name = match place {
-                ModelPlace::Url(url) => {
+                ModelLocation::Url(url) => {
                     let endpoint = endpoints.connect(*stage, place, url, &self.budget, &stop, self.common.quiet)?;
                     let name = endpoint.name().to_string();
                     connected.insert(*stage, endpoint);
                     name
                 }
-                ModelPlace::Local(model) => folder_name(&crate::prompt::find_or_download_model(model)?),
+                ModelLocation::Local(model) => folder_name(&crate::prompt::find_or_download_model(model)?),
             };
             self.curation.check_unchanged(*stage, &name)?;
         }
@@ -83,11 +83,11 @@ impl Run<'_> {
                 continue;
             }
             let end = match place {
-                ModelPlace::Url(url) => match connected.get(stage) {
+                ModelLocation::Url(url) => match connected.get(stage) {
                     Some(endpoint) => self.run_stage(*stage, endpoint, url, pending)?,
                     None => continue,
                 },
-                ModelPlace::Local(model) => {
+                ModelLocation::Local(model) => {
                     let server = LocalServer::start(model, endpoints.concurrency(), &self.flags.worker, self.common)?;
                     let endpoint =
                         endpoints.connect(*stage, place, &server.url, &self.budget, &stop, self.common.quiet)?;
@@ -179,9 +179,9 @@ impl Run<'_> {
 
 /// `--dry-run`: prints how many requests each stage would send, and their maximum cost.
 fn plan(
-    flags: &CurateRun,
+    flags: &CurateRunFlags,
     options: CurationOptions,
-    models: &[(StageName, ModelPlace)],
+    models: &[(StageName, ModelLocation)],
     common: &CommonOptions,
 ) -> Result<()> {
     let curation = Curation::open(options, true)?;
@@ -213,9 +213,9 @@ fn plan(
     })
 }
 
-impl CurateRun {
+impl CurateRunFlags {
     fn curation_options(&self, common: &CommonOptions) -> Result<CurationOptions> {
-        let list = hub::local_data("--videos", self.videos.as_deref().unwrap_or(Path::new("")))?;
+        let list = hub::local_data_path("--videos", self.videos.as_deref().unwrap_or(Path::new("")))?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&list));
         if self.limit == Some(0) {
             return Err(usage_error("--limit", "is 0", "give 1 or more"));
@@ -263,9 +263,9 @@ impl CurateRun {
         let mut prompts = BTreeMap::new();
         for &stage in self.recipe.stages() {
             let own = StagePrompt::of_stage(stage);
-            let temperature = of_stage(&flags.temperature, stage).copied().unwrap_or(own.temperature);
-            let top_p = of_stage(&flags.top_p, stage).copied().unwrap_or(own.top_p);
-            let max_tokens = of_stage(&flags.max_tokens, stage).copied().unwrap_or(own.max_tokens);
+            let temperature = value_of_stage(&flags.temperature, stage).copied().unwrap_or(own.temperature);
+            let top_p = value_of_stage(&flags.top_p, stage).copied().unwrap_or(own.top_p);
+            let max_tokens = value_of_stage(&flags.max_tokens, stage).copied().unwrap_or(own.max_tokens);
             if !(0.0..=2.0).contains(&temperature) {
                 return Err(usage_error("--temperature", format!("is {temperature}"), "give 0 to 2"));
             }

@@ -25,7 +25,7 @@ where
 }
 
 /// The value for a stage: the last one given for this stage, else the last one given for all stages.
-pub fn of_stage<T>(values: &[StageValue<T>], stage: StageName) -> Option<&T> {
+pub fn value_of_stage<T>(values: &[StageValue<T>], stage: StageName) -> Option<&T> {
     let last = |wanted| values.iter().rev().find(|own| own.stage == wanted).map(|own| &own.value);
     last(Some(stage)).or_else(|| last(None))
 }
@@ -37,12 +37,12 @@ mod tests {
     #[test]
     fn value_of_the_stage_wins_over_one_for_all() {
         let values: Vec<StageValue<f64>> = ["caption=0.5", "1", "0.25"].map(|text| text.parse().unwrap()).into();
-        assert_eq!(of_stage(&values, StageName::Caption), Some(&0.5));
-        assert_eq!(of_stage(&values, StageName::Reason), Some(&0.25));
-        assert_eq!(of_stage::<f64>(&[], StageName::Reason), None);
+        assert_eq!(value_of_stage(&values, StageName::Caption), Some(&0.5));
+        assert_eq!(value_of_stage(&values, StageName::Reason), Some(&0.25));
+        assert_eq!(value_of_stage::<f64>(&[], StageName::Reason), None);
         assert!("caption=x".parse::<StageValue<f64>>().is_err() && "captions=1".parse::<StageValue<f64>>().is_err());
         // The value itself may contain an equals sign.
         let name: StageValue<String> = "a=b".parse().unwrap();
-        assert_eq!(of_stage(&[name], StageName::Revise).map(String::as_str), Some("a=b"));
+        assert_eq!(value_of_stage(&[name], StageName::Revise).map(String::as_str), Some("a=b"));
     }
 }

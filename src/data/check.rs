@@ -91,7 +91,7 @@ impl CheckArgs {
             }
         }
         for (name, unit, distribution) in super::stats::distributions(stats) {
-            output::print_line(super::stats::line(name, unit, distribution))?;
+            output::print_line(super::stats::distribution_line(name, unit, distribution))?;
         }
         if stats.problems.is_empty() { output::print_line("no problem found") } else { Ok(()) }
     }

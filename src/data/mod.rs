@@ -87,7 +87,7 @@ impl InspectFlags {
 
     /// Inspects all rows: whether `command` can use each row, or, if it is `None`, any training command.
     fn inspect(&self, common: &CommonOptions, command: Option<TrainingCommand>) -> Result<DataStats> {
-        let data = hub::local_data("--data", &self.data())?;
+        let data = hub::local_data_path("--data", &self.data())?;
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
         let media = MediaOptions {

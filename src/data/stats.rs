@@ -43,7 +43,7 @@ pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static st
 }
 
 /// A distribution in one line.
-pub(super) fn line(name: &str, unit: &str, d: &Distribution) -> String {
+pub(super) fn distribution_line(name: &str, unit: &str, d: &Distribution) -> String {
     let number = |value: f64| if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.2}") };
     let [min, p50, p90, p99, max, mean] = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);
     format!("{name} ({unit}): min {min}, p50 {p50}, p90 {p90}, p99 {p99}, max {max}, mean {mean}")
@@ -71,7 +71,7 @@ impl StatsArgs {
             output::print_line(escape_controls(&text))?;
         }
         for (name, unit, distribution) in distributions(&stats) {
-            output::print_line(line(name, unit, distribution))?;
+            output::print_line(distribution_line(name, unit, distribution))?;
         }
         match &self.html {
             Some(page) if !common.quiet => output::print_line(page.display()),

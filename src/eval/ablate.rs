@@ -7,8 +7,8 @@ use clap::{Args, Command, FromArgMatches};
 use reel_eval::{Task, compare_runs, score_benchmark};
 use serde_json::json;
 
-use super::results::{Scored, error_if_rows_failed, predictions_file, read_predictions, write_json};
-use super::{EvalArgs, EvalRun, EvalWhat, processes, run};
+use super::results::{ScoredBenchmark, error_if_rows_failed, predictions_file, read_predictions, write_json};
+use super::{EvalArgs, EvalBenchmarkFlags, EvalRunFlags, processes, run};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::output;
@@ -30,9 +30,9 @@ pub struct AblateArgs {
     #[arg(long, value_name = "NAME=V1,V2", required = true)]
     option: Option<String>,
     #[command(flatten)]
-    what: EvalWhat,
+    what: EvalBenchmarkFlags,
     #[command(flatten)]
-    run: EvalRun,
+    run: EvalRunFlags,
 }
 
 /// A value of the option and the folder of its run.
@@ -57,14 +57,14 @@ impl AblateArgs {
             }
             Ok(scored)
         };
-        match processes::run(&self.what, &self.run, common, evaluate_all)? {
+        match processes::run_evaluation_processes(&self.what, &self.run, common, evaluate_all)? {
             Some(scored) => self.compare(&variants, &scored, common),
             None => Ok(()),
         }
     }
 
     /// Writes and prints the scores of the runs, with their differences to the first one.
-    fn compare(&self, variants: &[Variant], scored: &[Scored], common: &CommonOptions) -> Result<()> {
+    fn compare(&self, variants: &[Variant], scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
         let tasks = Task::from_names(self.what.benchmark.as_deref().unwrap_or_default())?;
         let mut table = Vec::new();
         for task in &tasks {

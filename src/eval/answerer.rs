@@ -10,13 +10,13 @@ use reel_input::fetch::MediaAccess;
 use reel_predict::{ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings};
 use serde_json::{Map, Value, json};
 
-use super::EvalRun;
+use super::EvalRunFlags;
 use crate::common::CommonOptions;
 use crate::endpoint::model_name;
 use crate::fail::usage_error;
 use crate::media::MediaFlags;
-use crate::model::WeightPlace;
-use crate::predictor::{PredictionJob, Predictor, Processes, decimal, sampling_options};
+use crate::model::WeightLocation;
+use crate::predictor::{PredictionJob, Predictor, RunProcesses, sampling_options, typed_decimal};
 use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
@@ -33,7 +33,7 @@ pub(super) struct Server<'c> {
     url: String,
     /// The name of the model in the server's list of models.
     model: String,
-    options: &'c EvalRun,
+    options: &'c EvalRunFlags,
     common: &'c CommonOptions,
 }
 
@@ -41,7 +41,7 @@ impl<'c> AnswerSource<'c> {
     /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model. `process` is this
     /// process, if several share the rows.
     pub(super) fn open(
-        options: &'c EvalRun,
+        options: &'c EvalRunFlags,
         common: &'c CommonOptions,
         process: Option<&'c RunProcess>,
     ) -> Result<Self> {
@@ -52,8 +52,8 @@ impl<'c> AnswerSource<'c> {
                 // The parts of an evaluation (`--shard`) and its processes may run at the same time on one machine, so
                 // they share the memory-mapped files.
                 let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
-                let place = has_others.then_some(WeightPlace::Mapped);
-                let processes = process.map_or(Processes::One, Processes::ShareRows);
+                let place = has_others.then_some(WeightLocation::Mapped);
+                let processes = process.map_or(RunProcesses::One, RunProcesses::ShareRows);
                 let (quantize, batch) = (options.quantize, options.batch_size);
                 let predictor = Predictor::open(&flags, quantize, place, device, batch, common, processes)?;
                 Ok(Self::Model(Box::new(predictor)))
@@ -74,7 +74,7 @@ impl<'c> AnswerSource<'c> {
         &self,
         flags: &MediaFlags,
         access: MediaAccess,
-        options: &EvalRun,
+        options: &EvalRunFlags,
         common: &CommonOptions,
     ) -> Result<MediaOptions> {
         let trained_folder = match self {
@@ -85,9 +85,13 @@ impl<'c> AnswerSource<'c> {
     }
 
     /// The options that influence the predictions of a run. A resumed run must have the same options.
-    pub(super) fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
+    pub(super) fn options_that_must_match(
+        &self,
+        sampling: &SamplingSettings,
+        media: &MediaOptions,
+    ) -> Map<String, Value> {
         match self {
-            Self::Model(predictor) => predictor.compared_options(sampling, media),
+            Self::Model(predictor) => predictor.options_that_must_match(sampling, media),
             Self::Server(server) => {
                 let mut options = sampling_options(sampling, media, server.common);
                 options.insert("endpoint_video".into(), json!(server.options.endpoint_video));
@@ -146,13 +150,13 @@ impl Server<'_> {
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();
-        params.insert("temperature".into(), decimal(of.temperature));
-        params.insert("top_p".into(), decimal(of.top_p));
+        params.insert("temperature".into(), typed_decimal(of.temperature));
+        params.insert("top_p".into(), typed_decimal(of.top_p));
         if of.top_k != 0 {
             params.insert("top_k".into(), json!(of.top_k));
         }
         if of.repetition_penalty != 1.0 {
-            params.insert("repetition_penalty".into(), decimal(of.repetition_penalty));
+            params.insert("repetition_penalty".into(), typed_decimal(of.repetition_penalty));
         }
         params.extend(self.options.server.request_fields());
         params

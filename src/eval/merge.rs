@@ -71,7 +71,7 @@ impl MergeArgs {
             }
             scored.push(results::score_and_write(task, &self.folder, self.extraction, common.quiet)?);
         }
-        results::write_lm_eval(&self.folder, &scored)?;
+        results::write_lm_eval_results(&self.folder, &scored)?;
         let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
         page::write_page(
             &page::page_path(&self.folder),
@@ -113,7 +113,7 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
     let mut parts: Vec<Part> = Vec::new();
     for index in 0..count {
         let shard = Shard { index, count };
-        let file = shard.file(folder, &task.name);
+        let file = shard.predictions_file(folder, &task.name);
         if !file.exists() {
             let what = format!("is missing or not complete: part {shard} of {}", task.title);
             return Err(failed(file.display(), what, format!("run this part with --shard {shard} --resume")));

@@ -48,9 +48,9 @@ pub struct EvalArgs {
     #[command(subcommand)]
     command: Option<EvalCommand>,
     #[command(flatten)]
-    what: EvalWhat,
+    what: EvalBenchmarkFlags,
     #[command(flatten)]
-    run: EvalRun,
+    run: EvalRunFlags,
 }
 
 /// What `reel eval` does besides running a model.
@@ -68,7 +68,7 @@ enum EvalCommand {
 
 /// Which answers are scored, and where the scores go.
 #[derive(Args, Clone, Debug)]
-pub struct EvalWhat {
+pub struct EvalBenchmarkFlags {
     /// Benchmarks, separated by commas: all (the first six), vsibench, videommmu, mmvu, mvbench, tempcompass, videomme,
     /// videoholmes, or a task file (.toml)
     #[arg(long, value_name = "NAME", required = true)]
@@ -90,7 +90,7 @@ pub struct EvalWhat {
 
 /// How a model is run over benchmarks.
 #[derive(Args, Clone, Debug)]
-pub struct EvalRun {
+pub struct EvalRunFlags {
     /// Model folder, Hugging Face model id, or folder of a LoRA adapter that names its base model
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,

@@ -20,7 +20,7 @@ use crate::media::WorkerFlags;
 use crate::{lines, output};
 
 /// File name of the page in the output folder of a run.
-pub const PAGE: &str = "report.html";
+pub const REPORT_PAGE_FILE: &str = "report.html";
 /// Maximum number of videos that are decoded at the same time.
 const MAX_DECODERS: usize = 8;
 /// Allowed difference between two means whose sums were computed in different orders.
@@ -131,5 +131,5 @@ pub fn is_evaluation(folder: &Path) -> bool {
 
 /// The path of the page of the run in the folder `out`.
 pub fn page_path(out: &Path) -> PathBuf {
-    out.join(PAGE)
+    out.join(REPORT_PAGE_FILE)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{EvalRun, EvalWhat};
+use super::{EvalBenchmarkFlags, EvalRunFlags};
 use crate::common::CommonOptions;
 use crate::ranks::RunProcess;
 use crate::{hub, launch, ranks};
@@ -12,9 +12,9 @@ use crate::{hub, launch, ranks};
 /// Calls `evaluate` with the options of this process and, if it is one of several, with the process. With `--gpus N`
 /// and no launcher, starts N processes instead and waits for them. Returns the result of `evaluate` on the process that
 /// prints, else `None`.
-pub(super) fn run<T>(
-    what: &EvalWhat,
-    options: &EvalRun,
+pub(super) fn run_evaluation_processes<T>(
+    what: &EvalBenchmarkFlags,
+    options: &EvalRunFlags,
     common: &CommonOptions,
     evaluate: impl FnOnce(Option<&RunProcess>, &CommonOptions) -> Result<T>,
 ) -> Result<Option<T>> {
@@ -23,18 +23,18 @@ pub(super) fn run<T>(
     }
     match (ranks::world()?, options.gpus) {
         (Some(world), gpus) => {
-            ranks::refuse_other_count(gpus, &world)?;
+            ranks::refuse_wrong_gpu_count(gpus, &world)?;
             options.validate(what)?;
             let out = what.out.as_deref().unwrap_or(Path::new(""));
             let process = RunProcess::join_evaluation(world, out, common)?;
-            let prints = process.prints();
+            let prints = process.is_rank_0();
             let done = evaluate(Some(&process), &process.common_options(common));
             process.finish(done).map(|done| prints.then_some(done))
         }
         (None, Some(count @ 2..)) => {
             let (data, _) = options.validate(what)?;
             // Downloaded once here, and then found by each process.
-            hub::benchmark_data("--data", data)?;
+            hub::local_benchmark_path("--data", data)?;
             launch::run("--gpus", count as usize).map(|()| None)
         }
         (None, _) => evaluate(None, common).map(Some),

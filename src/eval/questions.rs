@@ -22,7 +22,7 @@ use super::results;
 use super::shard::Shard;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, media_error_to_usage_error};
-use crate::predictor::decimal;
+use crate::predictor::typed_decimal;
 
 /// The profile of frame and pixel limits in the evaluations of VideoRFT, which `--profile` replaces.
 const DEFAULT_PROFILE: &str = "videorft-eval";
@@ -146,16 +146,20 @@ impl Protocol {
         let text: String = rows
             .iter()
             .enumerate()
-            .map(|(i, row)| if shard.is_none_or(|shard| shard.has(i)) { format!("{row}\n") } else { "\n".into() })
+            .map(
+                |(i, row)| {
+                    if shard.is_none_or(|shard| shard.contains_row(i)) { format!("{row}\n") } else { "\n".into() }
+                },
+            )
             .collect();
         if text.trim().is_empty() {
             let what = format!("leaves this part without a row of {}", task.title);
             return Err(usage_error("--shard", what, format!("use at most {} parts", rows.len())));
         }
         let params = &self.sampling.params;
-        options.insert("temperature".into(), decimal(params.temperature));
-        options.insert("top_p".into(), decimal(params.top_p));
-        options.insert("repetition_penalty".into(), decimal(params.repetition_penalty));
+        options.insert("temperature".into(), typed_decimal(params.temperature));
+        options.insert("top_p".into(), typed_decimal(params.top_p));
+        options.insert("repetition_penalty".into(), typed_decimal(params.repetition_penalty));
         options.insert("parity".into(), json!(self.parity));
         options.insert("benchmark".into(), json!(task.name));
         options.insert("task_version".into(), json!(task.version));

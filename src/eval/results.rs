@@ -21,7 +21,7 @@ use crate::fail::failed;
 use crate::{lines, output};
 
 /// The scores of a benchmark and the settings of the run that made its predictions.
-pub struct Scored {
+pub struct ScoredBenchmark {
     pub report: BenchmarkReport,
     protocol: Value,
 }
@@ -76,19 +76,19 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
 }
 
 /// Scores the predictions in `OUT/NAME.jsonl` and writes `OUT/NAME.json`.
-pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<Scored> {
+pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<ScoredBenchmark> {
     let file = predictions_file(out, &task.name);
     let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
     let protocol = read_settings(&file)?;
     let mut result = serde_json::to_value(&report)?;
     result["protocol"] = protocol.clone();
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
-    Ok(Scored { report, protocol })
+    Ok(ScoredBenchmark { report, protocol })
 }
 
 /// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the
 /// answers. Refuses to replace a different file of this name, unless `overwrite` is true.
-pub fn write_own_task(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
+pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
     let Some(text) = &task.user_file_text else { return Ok(()) };
     let file = out.join(format!("{}.toml", task.name));
     match std::fs::read(&file) {
@@ -122,7 +122,7 @@ pub fn read_settings(predictions: &Path) -> Result<Value> {
 }
 
 /// Writes `OUT/results.json`.
-pub fn write_lm_eval(out: &Path, scored: &[Scored]) -> Result<()> {
+pub fn write_lm_eval_results(out: &Path, scored: &[ScoredBenchmark]) -> Result<()> {
     let empty = Map::new();
     let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);
     let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -144,7 +144,7 @@ pub fn write_json(file: &Path, value: &Value) -> Result<()> {
 }
 
 /// Prints the scores of benchmarks: as a list of JSON objects, or as tables in percent.
-pub fn print_reports(scored: &[Scored], as_json: bool, quiet: bool) -> Result<()> {
+pub fn print_reports(scored: &[ScoredBenchmark], as_json: bool, quiet: bool) -> Result<()> {
     if as_json {
         return output::print_json(&scored.iter().map(|scored| &scored.report).collect::<Vec<_>>());
     }
@@ -177,7 +177,7 @@ pub fn print_report(report: &BenchmarkReport) -> Result<()> {
 }
 
 /// Returns an error if rows of the run have an error instead of an output.
-pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
+pub fn error_if_rows_failed(scored: &[ScoredBenchmark], out: &Path) -> Result<()> {
     let failed_rows: Vec<String> = scored
         .iter()
         .filter(|scored| scored.report.errors > 0)

@@ -17,8 +17,8 @@ use reel_predict::{ExistingOutput, SamplingSettings, companion_paths};
 use super::answerer::AnswerSource;
 use super::page;
 use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
-use super::results::{self, Scored};
-use super::{EvalRun, EvalWhat, processes};
+use super::results::{self, ScoredBenchmark};
+use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::media::TrainingMediaSettings;
@@ -29,10 +29,10 @@ use crate::{hub, output, replaced};
 /// The command's name in settings files.
 pub const COMMAND: &str = "eval";
 
-pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<()> {
+pub(super) fn run(what: &EvalBenchmarkFlags, options: &EvalRunFlags, common: &CommonOptions) -> Result<()> {
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let evaluate = |process: Option<&RunProcess>, common: &CommonOptions| evaluate(what, options, common, process);
-    match processes::run(what, options, common, evaluate)? {
+    match processes::run_evaluation_processes(what, options, common, evaluate)? {
         Some(scored) => results::error_if_rows_failed(&scored, out),
         None => Ok(()),
     }
@@ -42,15 +42,15 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
 /// several processes share the rows, all of them call this with their `process`: each answers its share of the
 /// questions, and rank 0 writes and prints.
 pub(super) fn evaluate(
-    what: &EvalWhat,
-    options: &EvalRun,
+    what: &EvalBenchmarkFlags,
+    options: &EvalRunFlags,
     common: &CommonOptions,
     process: Option<&RunProcess>,
-) -> Result<Vec<Scored>> {
-    let writes = process.is_none_or(RunProcess::prints);
+) -> Result<Vec<ScoredBenchmark>> {
+    let writes = process.is_none_or(RunProcess::is_rank_0);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
-    let protocol = options.protocol(&hub::benchmark_data("--data", data)?, options.sampling()?);
+    let protocol = options.protocol(&hub::local_benchmark_path("--data", data)?, options.sampling()?);
     let benchmarks = protocol.load(tasks, common.quiet)?;
     if writes {
         std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
@@ -58,7 +58,9 @@ pub(super) fn evaluate(
             refuse_data_in_outputs(benchmark, out)?;
             describe(benchmark, common);
         }
-        benchmarks.iter().try_for_each(|benchmark| results::write_own_task(&benchmark.task, out, options.overwrite))?;
+        benchmarks
+            .iter()
+            .try_for_each(|benchmark| results::write_custom_task_file(&benchmark.task, out, options.overwrite))?;
     }
     let mut answerer = AnswerSource::open(options, common, process)?;
     let mut scored = Vec::new();
@@ -72,7 +74,7 @@ pub(super) fn evaluate(
         }
     }
     if writes && options.shard.is_none() {
-        results::write_lm_eval(out, &scored)?;
+        results::write_lm_eval_results(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
         page::write_page(&page::page_path(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
@@ -81,9 +83,9 @@ pub(super) fn evaluate(
     Ok(scored)
 }
 
-impl EvalRun {
+impl EvalRunFlags {
     /// Checks what can be checked without reading a file. Returns the folder of the benchmarks' data and the tasks.
-    pub(super) fn validate(&self, what: &EvalWhat) -> Result<(&Path, Vec<Task>)> {
+    pub(super) fn validate(&self, what: &EvalBenchmarkFlags) -> Result<(&Path, Vec<Task>)> {
         let missing = |option: &str, help: &str| usage_error(option, "is missing", help);
         if self.model.is_none() && self.endpoint.is_none() {
             let help = "give the model to evaluate, --endpoint to ask a server, or --score-only --predictions to score \
@@ -154,17 +156,17 @@ fn answer(
     protocol: &Protocol,
     answerer: &mut AnswerSource<'_>,
     out: &Path,
-    options: &EvalRun,
+    options: &EvalRunFlags,
     common: &CommonOptions,
 ) -> Result<PathBuf> {
     let Benchmark { task, loaded } = benchmark;
     let access = options.access.media_access(&loaded.media_root);
     let media = answerer.media_options(&protocol.media, access, options, common)?;
-    let compared = answerer.compared_options(&protocol.sampling, &media);
+    let compared = answerer.options_that_must_match(&protocol.sampling, &media);
     let Questions { rows, fingerprint, options: settings } =
         protocol.questions(benchmark, media, compared, common.seed(), options.shard)?;
     let file = match options.shard {
-        Some(shard) => shard.file(out, &task.name),
+        Some(shard) => shard.predictions_file(out, &task.name),
         None => results::predictions_file(out, &task.name),
     };
     let name = PathBuf::from(&task.name);
@@ -189,7 +191,7 @@ fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let outputs = companion_paths(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {
-            replaced::refuse_file("--out", &output, "--data", &file.path)?;
+            replaced::refuse_output_file_over_input("--out", &output, "--data", &file.path)?;
         }
     }
     Ok(())

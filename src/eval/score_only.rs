@@ -3,12 +3,12 @@
 use anyhow::Result;
 use reel_eval::{Task, score_benchmark};
 
-use super::{EvalWhat, results};
+use super::{EvalBenchmarkFlags, results};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::output;
 
-pub(super) fn run(what: &EvalWhat, common: &CommonOptions) -> Result<()> {
+pub(super) fn run(what: &EvalBenchmarkFlags, common: &CommonOptions) -> Result<()> {
     let names = what.benchmark.as_deref().unwrap_or_default();
     let tasks = Task::from_names(names)?;
     let [task] = &tasks[..] else {

@@ -19,12 +19,12 @@ const MAX_COUNT: usize = 10_000;
 
 impl Shard {
     /// Whether the row `row`, counted from 0, belongs to this part.
-    pub fn has(self, row: usize) -> bool {
+    pub fn contains_row(self, row: usize) -> bool {
         row % self.count == self.index
     }
 
     /// The predictions file of this part: `NAME.0-of-4.jsonl`.
-    pub fn file(self, out: &Path, benchmark: &str) -> PathBuf {
+    pub fn predictions_file(self, out: &Path, benchmark: &str) -> PathBuf {
         out.join(format!("{benchmark}.{}-of-{}.jsonl", self.index, self.count))
     }
 }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn each_row_belongs_to_one_part() {
         for row in 0..20 {
-            let owners = (0..3).filter(|&index| Shard { index, count: 3 }.has(row)).count();
+            let owners = (0..3).filter(|&index| Shard { index, count: 3 }.contains_row(row)).count();
             assert_eq!(owners, 1);
         }
     }

@@ -2,7 +2,7 @@
 //! processes.
 
 use super::translation::Translation;
-use super::{Outcome, message, peers, totals};
+use super::{TranslationOutcome, message, peers, totals};
 
 /// Variables of ms-swift and qwen-vl-utils, and the options that stand for them.
 const VARIABLES: [(&str, &str); 9] = [
@@ -21,7 +21,7 @@ const VARIABLES: [(&str, &str); 9] = [
 const READERS: [&str; 5] = ["sft", "grpo", "serve", "eval", "generate"];
 
 /// Takes the options of [`VARIABLES`] that are not given.
-pub fn apply(t: &mut Translation) {
+pub fn add_environment_options(t: &mut Translation) {
     let path = t.line.path.join(" ");
     if !READERS.contains(&path.strip_prefix("plan ").unwrap_or(&path)) {
         return;
@@ -42,7 +42,7 @@ pub fn apply(t: &mut Translation) {
         if other.is_some_and(|other| t.is_set(other)) {
             continue;
         }
-        t.add(option, vec![value.clone()], variable);
+        t.add_option(option, vec![value.clone()], variable);
         taken.push(format!("--{} {value} ({variable})", option.replace('_', "-")));
     }
     if !taken.is_empty() {
@@ -51,24 +51,24 @@ pub fn apply(t: &mut Translation) {
 }
 
 /// The outcome for a command whose options are all reel's: only the environment may add some.
-pub fn only_variables(mut t: Translation) -> Outcome {
+pub fn outcome_with_variables_only(mut t: Translation) -> TranslationOutcome {
     if !t.problems.is_empty() {
-        return Outcome::Unchanged;
+        return TranslationOutcome::Unchanged;
     }
     let before = t.settings.len();
-    apply(&mut t);
+    add_environment_options(&mut t);
     if t.settings.len() == before && !t.is_changed {
-        return Outcome::Unchanged;
+        return TranslationOutcome::Unchanged;
     }
-    totals::apply(&mut t);
-    message::outcome(&t)
+    totals::combine_options(&mut t);
+    message::translation_outcome(&t)
 }
 
 /// The size of a batch. In reel, as in TRL, `--per-device-train-batch-size` of GRPO counts completions, whole groups of
 /// them, and the accumulation counts the micro-batches of all processes. Other programs count prompts, or have groups
 /// that span several processes.
-pub fn batch(t: &mut Translation) {
-    let program = peers::program(t);
+pub fn translate_batch_size(t: &mut Translation) {
+    let program = peers::most_likely_program(t);
     if t.command == "grpo" {
         group_batch(t, program);
     }
@@ -76,9 +76,9 @@ pub fn batch(t: &mut Translation) {
         // verl's default is four rows for a micro-batch.
         let rows_per_micro_batch = t.number_of("per_device_train_batch_size").unwrap_or(4.0).max(1.0) as u64;
         t.parts.insert("processes_counted", String::new());
-        t.replace("per_device_train_batch_size", &rows_per_micro_batch.to_string(), "batch");
+        t.replace_option("per_device_train_batch_size", &rows_per_micro_batch.to_string(), "batch");
         let steps = rows.div_ceil(rows_per_micro_batch).max(1);
-        t.replace("gradient_accumulation_steps", &steps.to_string(), "batch");
+        t.replace_option("gradient_accumulation_steps", &steps.to_string(), "batch");
         t.notes.push(format!(
             "note: a step has {rows} rows: --per-device-train-batch-size {rows_per_micro_batch} \
              --gradient-accumulation-steps {steps}"
@@ -90,7 +90,7 @@ pub fn batch(t: &mut Translation) {
     if t.is_foreign && processes > 1 && !t.parts.contains_key("processes_counted") {
         let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let all = steps * processes;
-        t.replace("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
+        t.replace_option("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
         t.notes.push(format!(
             "note: --gradient-accumulation-steps is {all}, {steps} for each of {processes} processes: reel counts the \
              micro-batches of all processes"
@@ -116,7 +116,7 @@ fn group_batch(t: &mut Translation, program: &'static str) {
         if let Some(rollout) = rollout.filter(|rollout| *rollout != prompts) {
             let what = format!("samples {rollout} prompts at once for {} steps", rollout.div_ceil(prompts.max(1)));
             let help = format!("leave this option out: reel samples before each step, here {prompts} prompts");
-            t.refuse(&shown, &what, &help);
+            t.refuse_option(&shown, &what, &help);
         }
         return set_groups(t, group, prompts);
     }
@@ -146,8 +146,8 @@ fn group_batch(t: &mut Translation, program: &'static str) {
     let accumulation = if program == "video-r1" { steps } else { prompts };
     let per_micro_batch = if program == "video-r1" { rows } else { 1 };
     let rows_text = given.map_or("the default batch".to_string(), |rows| format!("a batch of {rows}"));
-    t.replace("per_device_train_batch_size", &(per_micro_batch * group).to_string(), "batch");
-    t.replace("gradient_accumulation_steps", &accumulation.to_string(), "batch");
+    t.replace_option("per_device_train_batch_size", &(per_micro_batch * group).to_string(), "batch");
+    t.replace_option("gradient_accumulation_steps", &accumulation.to_string(), "batch");
     t.notes.push(format!(
         "note: {rows_text} with {group} generations ({meaning}) is a step of {prompts} prompts with {group} completions \
          each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}",
@@ -158,8 +158,8 @@ fn group_batch(t: &mut Translation, program: &'static str) {
 /// A step of `prompts` prompts: micro-batches of one group.
 fn set_groups(t: &mut Translation, group: u64, prompts: u64) {
     t.parts.insert("processes_counted", String::new());
-    t.replace("per_device_train_batch_size", &group.to_string(), "batch");
-    t.replace("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");
+    t.replace_option("per_device_train_batch_size", &group.to_string(), "batch");
+    t.replace_option("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");
     t.notes.push(format!(
         "note: a step has {prompts} prompts with {group} completions each (--per-device-train-batch-size {group} \
          --gradient-accumulation-steps {prompts})"

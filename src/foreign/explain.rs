@@ -3,7 +3,7 @@
 use clap::{Arg, ArgMatches, Command};
 use reel_runs::foreign_options::{PROGRAMS, foreign_defaults};
 
-use super::words::own_argument;
+use super::words::reel_argument;
 
 /// The name of the option.
 const OPTION: &str = "explain_defaults";
@@ -39,7 +39,7 @@ pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> 
             if at == 0 {
                 text += &format!("\nreel {path}\n  {:<32} {:<16} {program}\n", "option", "reel");
             }
-            let own = command.and_then(|c| own_argument(c, row.option)).map(default_text).unwrap_or_default();
+            let own = command.and_then(|c| reel_argument(c, row.option)).map(default_text).unwrap_or_default();
             let option = if row.option == "-" { "-".into() } else { format!("--{}", row.option.replace('_', "-")) };
             text += &format!("  {option:<32} {own:<16} {}\n", row.words);
         }

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use super::Outcome;
-use super::translation::{Setting, Translation};
-use super::words::{option_words, quoted};
+use super::TranslationOutcome;
+use super::translation::{OptionSetting, Translation};
+use super::words::{option_words, quoted_for_shell};
 
 /// The width that the corrected command is broken at.
 const WIDTH: usize = 100;
 
 /// The outcome of a translation.
-pub fn outcome(t: &Translation) -> Outcome {
+pub fn translation_outcome(t: &Translation) -> TranslationOutcome {
     if !t.problems.is_empty() {
-        return Outcome::Refused { message: refusal(t) };
+        return TranslationOutcome::Refused { message: refusal(t) };
     }
-    Outcome::Translated { words: t.words(), notes: notes(t) }
+    TranslationOutcome::Translated { words: t.translated_words(), notes: notes(t) }
 }
 
 /// All notes; the options without effect are one note, by groups.
@@ -53,14 +53,15 @@ fn refusal(t: &Translation) -> String {
 /// The corrected command, ready to paste into a shell.
 pub fn corrected_command(t: &Translation) -> String {
     let start: Vec<String> = std::iter::once("reel".to_string())
-        .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted(word)))
+        .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted_for_shell(word)))
         .collect();
     // Messages do not contain keys.
-    let shown = |s: &Setting| if s.name == "api_key" { vec!["KEY".to_string()] } else { s.values.clone() };
+    let shown = |s: &OptionSetting| if s.name == "api_key" { vec!["KEY".to_string()] } else { s.values.clone() };
     let options =
         t.settings.iter().map(|s| option_words(t.parser(), &s.name, &shown(s))).filter(|words| !words.is_empty());
     let arguments = t.line.arguments.iter().map(|word| vec![word.clone()]);
-    let parts = options.chain(arguments).map(|words| words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "));
+    let parts =
+        options.chain(arguments).map(|words| words.iter().map(|w| quoted_for_shell(w)).collect::<Vec<_>>().join(" "));
     let mut text = String::new();
     let mut line = format!("  {}", start.join(" "));
     for part in parts {

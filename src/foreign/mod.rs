@@ -45,7 +45,7 @@ pub struct Surroundings<'a> {
 
 /// The result of reading a command that may be one of another program.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TranslationOutcome {
     /// The command has only options of reel.
     Unchanged,
     /// The command in reel's options, with notes to print.
@@ -63,28 +63,30 @@ pub enum Outcome {
 }
 
 /// Translates the words of a command line after the program's name into options of reel.
-pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) -> Outcome {
+pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) -> TranslationOutcome {
     let asks_for_help =
         words.iter().take_while(|word| *word != "--").any(|word| ["--help", "-h"].contains(&word.as_str()));
-    let Some(line) = words::split(root, words).filter(|_| !asks_for_help) else { return Outcome::Unchanged };
+    let Some(line) = words::split_command_line(root, words).filter(|_| !asks_for_help) else {
+        return TranslationOutcome::Unchanged;
+    };
     let path = line.path.join(" ");
     // Other programs have no commands like the other measurements of `reel bench`. Their parsers lack the options that
     // all measurements share, such as --with, so these would be refused here.
     if path.starts_with("bench") && path != "bench serve" {
-        return Outcome::Unchanged;
+        return TranslationOutcome::Unchanged;
     }
     let mut translation = Translation::new(line, command_of(&path).to_string(), surroundings);
     translation.read_options();
     let is_plain = !translation.is_foreign && translation.problems.len() < 2;
     let trains = ["sft", "grpo"].contains(&translation.command.as_str()) && !path.starts_with("plan");
     if is_plain && !(trains && translation.has_underscores && translation.problems.is_empty()) {
-        return environment::only_variables(translation);
+        return environment::outcome_with_variables_only(translation);
     }
-    environment::apply(&mut translation);
-    totals::apply(&mut translation);
+    environment::add_environment_options(&mut translation);
+    totals::combine_options(&mut translation);
     if translation.is_foreign {
-        repair::apply(&mut translation, root);
+        repair::repair_until_accepted(&mut translation, root);
     }
-    peers::state_defaults(&mut translation);
-    message::outcome(&translation)
+    peers::note_different_defaults(&mut translation);
+    message::translation_outcome(&translation)
 }

@@ -3,10 +3,10 @@
 use reel_runs::foreign_options::{ForeignDefault, PROGRAMS, foreign_defaults};
 
 use super::translation::Translation;
-use super::words::own_argument;
+use super::words::reel_argument;
 
 /// The program that has the most of the given options; the first one if several have as many.
-pub fn program(t: &Translation) -> &'static str {
+pub fn most_likely_program(t: &Translation) -> &'static str {
     const ORDER: [&str; 15] = [
         "trl",
         "video-r1",
@@ -41,12 +41,12 @@ pub fn program(t: &Translation) -> &'static str {
 }
 
 /// Gives the output folder its default in another program.
-pub fn name_output(t: &mut Translation) {
+pub fn set_default_output_folder(t: &mut Translation) {
     if t.is_set("out") || t.is_set("config") || t.is_set("check_data") {
         return;
     }
     let name = t.parts.remove("experiment_name");
-    let folder = match program(t) {
+    let folder = match most_likely_program(t) {
         "swift" => "output".to_string(),
         "trl" => "trainer_output".to_string(),
         "verl" | "easyr1" => {
@@ -56,16 +56,16 @@ pub fn name_output(t: &mut Translation) {
         _ => return,
     };
     t.notes.push(format!("note: --out {folder} (the other program's default)"));
-    t.add("out", vec![folder], "the program's output folder");
+    t.add_option("out", vec![folder], "the program's output folder");
 }
 
 /// Adds a note with the defaults of the other program that differ from reel's and are not given.
-pub fn state_defaults(t: &mut Translation) {
-    let program = program(t);
+pub fn note_different_defaults(t: &mut Translation) {
+    let program = most_likely_program(t);
     let Some((_, version)) = PROGRAMS.iter().find(|(name, _)| *name == program).filter(|_| t.is_foreign) else {
         return;
     };
-    let own = |option: &str| own_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
+    let own = |option: &str| reel_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
     let stated = |d: &ForeignDefault| match d.option {
         "-" => format!("no such option ({})", d.words),
         option => format!("--{} {} ({})", option.replace('_', "-"), own(option), d.words),

@@ -7,8 +7,8 @@ use std::path::Path;
 use reel_runs::foreign_options;
 use serde_json::Value;
 
-use super::tests::{accepted, check_corrected, line, parser, refused, translated};
-use super::words::own_argument;
+use super::tests::{check_corrected, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser};
+use super::words::reel_argument;
 use super::*;
 
 /// A published command: `tests/paste/commands.json` (`tests/paste/README.md` says how it was made).
@@ -65,10 +65,10 @@ fn published(commands: &str, folder: &Path) -> Vec<Published> {
 fn accepted_at_once(commands: &[Published]) -> String {
     let mut at_once = Vec::new();
     for command in commands {
-        match translated(&command.words, &command.environment) {
-            Outcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
-            Outcome::Unchanged => at_once.push(command.id.as_str()),
-            Outcome::Translated { words, .. } => {
+        match outcome_of_words(&command.words, &command.environment) {
+            TranslationOutcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
+            TranslationOutcome::Unchanged => at_once.push(command.id.as_str()),
+            TranslationOutcome::Translated { words, .. } => {
                 let words = std::iter::once("reel".to_string()).chain(words);
                 let parsed = parser().clone().try_get_matches_from(words);
                 assert!(parsed.is_ok(), "{}: {}", command.id, parsed.unwrap_err());
@@ -119,7 +119,7 @@ fn parts_of_published_commands_are_refused_at_most_once() {
             // A model stands first, as a word behind a switch would be its value.
             part.sort_by_key(|group| group[0].starts_with("--"));
             let words: Vec<String> = command.words[..path].iter().cloned().chain(part.concat()).collect();
-            if let Outcome::Refused { message } = translated(&words, &command.environment) {
+            if let TranslationOutcome::Refused { message } = outcome_of_words(&words, &command.environment) {
                 check_corrected(&format!("{} {words:?}", command.id), &message, &command.environment);
             }
             tried += 1;
@@ -138,7 +138,7 @@ fn every_option_of_the_peers_is_known() {
         let own = parser().find_subcommand(command).expect("a command");
         for name in names.split(' ') {
             let has_row = foreign_options::is_foreign_option(name, command);
-            match own_argument(own, name).is_some() || has_row {
+            match reel_argument(own, name).is_some() || has_row {
                 true => known += 1,
                 false => unknown.push(format!("{command} {name}")),
             }
@@ -161,7 +161,7 @@ fn advice_is_of_the_same_kind() {
         ("serve m --gpu_memory_utilisation 0.5 --api-key k", "nor known as an option of another program"),
         ("serve m --max-model-lens 5 --api-key k", "did you mean --max-model-len?"),
     ] {
-        let message = refused(line(words), words);
+        let message = expect_refused(outcome_of_line(words), words);
         assert!(message.contains(wanted), "{words}: {message}");
         check_corrected(words, &message, &[]);
     }
@@ -170,6 +170,6 @@ fn advice_is_of_the_same_kind() {
         "sft --model m --data d --out o --bf16 false --freeze_llm true",
         "grpo --model m --data d --out o --use_vllm --bf16 false",
     ] {
-        accepted(line(words), words);
+        expect_translated(outcome_of_line(words), words);
     }
 }

@@ -7,16 +7,16 @@ use reel_runs::option_names;
 use reel_train::TrainError;
 use reel_train::options::{GrpoOptions, SftOptions, TrainingOptions};
 
-use super::translation::{Problem, Translation};
+use super::translation::{RefusedOption, Translation};
 use crate::fail;
 
 /// The most problems of one command that are looked for.
 const MAX_PROBLEMS: usize = 40;
 
 /// Parses the command as reel would, and mends it until it is accepted.
-pub fn apply(t: &mut Translation, root: &Command) {
+pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
     for _ in 0..MAX_PROBLEMS {
-        let words: Vec<String> = std::iter::once("reel".to_string()).chain(t.words()).collect();
+        let words: Vec<String> = std::iter::once("reel".to_string()).chain(t.translated_words()).collect();
         let mended = match root.clone().try_get_matches_from(&words) {
             Err(e) => mend_usage(t, &e, root, &words[1..]),
             Ok(matches) => match validation_error(t, &matches) {
@@ -43,8 +43,12 @@ fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[Str
                 let name = option_names::field_name(option);
                 if option.starts_with("--") && !t.is_set(&name) {
                     let placeholder = placeholder.trim_matches(['<', '>', '[', ']']);
-                    t.refuse(option, "is missing", "give the value in place of the placeholder in the command below");
-                    t.add(&name, vec![placeholder.to_string()], option);
+                    t.refuse_option(
+                        option,
+                        "is missing",
+                        "give the value in place of the placeholder in the command below",
+                    );
+                    t.add_option(&name, vec![placeholder.to_string()], option);
                     mended = true;
                 }
             }
@@ -63,19 +67,19 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
     if what == "is missing" {
         let placeholder = if name == "data" { "DATA" } else { "MODEL" };
         let placeholder = if name == "out" { "OUT" } else { placeholder };
-        t.refuse(option, what, help);
-        t.replace(&name, placeholder, option);
+        t.refuse_option(option, what, help);
+        t.replace_option(&name, placeholder, option);
         return true;
     }
     // A group of one becomes the smallest one: the batch consists of whole groups.
     if name == "num_generations" && t.number_of(&name).is_some_and(|n| n < 2.0) {
         let shown = t.settings.iter().find(|setting| setting.name == name).map(|setting| setting.shown.clone());
-        t.refuse(&shown.unwrap_or_default(), what, help);
-        t.replace(&name, "2", option);
+        t.refuse_option(&shown.unwrap_or_default(), what, help);
+        t.replace_option(&name, "2", option);
         return true;
     }
-    let Some(removed) = t.remove(&name) else { return mend_by_combination(t, &name, option, what, help) };
-    t.problems.push(Problem { shown: removed.shown, what: what.into(), help: help.into() });
+    let Some(removed) = t.remove_option(&name) else { return mend_by_combination(t, &name, option, what, help) };
+    t.problems.push(RefusedOption { shown: removed.shown, what: what.into(), help: help.into() });
     true
 }
 
@@ -84,8 +88,8 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
     let group = t.value_of("num_generations").unwrap_or("8").to_string();
     match name {
         "per_device_train_batch_size" => {
-            t.refuse(option, what, help);
-            t.replace(name, &group, option);
+            t.refuse_option(option, what, help);
+            t.replace_option(name, &group, option);
             true
         }
         _ => {
@@ -96,8 +100,12 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
                 .filter(|word| word.starts_with("--"))
                 .map(option_names::field_name)
                 .collect();
-            let Some(removed) = others.iter().find_map(|other| t.remove(other)) else { return false };
-            t.problems.push(Problem { shown: removed.shown, what: format!("{option} {what}"), help: help.into() });
+            let Some(removed) = others.iter().find_map(|other| t.remove_option(other)) else { return false };
+            t.problems.push(RefusedOption {
+                shown: removed.shown,
+                what: format!("{option} {what}"),
+                help: help.into(),
+            });
             true
         }
     }

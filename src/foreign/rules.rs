@@ -4,12 +4,12 @@
 use serde_json::Value;
 
 use super::translation::Translation;
-use super::words::Given;
+use super::words::GivenOption;
 use super::{rules_data, rules_eval, rules_serve, rules_train};
 
 /// What happens to the rest of a row after a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum AfterRule {
     /// The rule has done all.
     Stop,
     /// The options after the rule are set.
@@ -17,31 +17,37 @@ pub enum Next {
 }
 
 /// Applies the rule `rule` to an option.
-pub fn apply(rule: &str, given: &Given, t: &mut Translation) -> Next {
-    let value = given.value().unwrap_or_else(|| "true".into());
+pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> AfterRule {
+    let value = given.joined_values().unwrap_or_else(|| "true".into());
     let number = value.parse::<f64>().ok();
     match rule {
         // A negative number or 0 means "no limit", and "auto" is the default.
-        "no_limit" | "positive" => return if number.is_some_and(|n| n > 0.0) { Next::Continue } else { Next::Stop },
+        "no_limit" | "positive" => {
+            return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop };
+        }
         "top_k" => {
             // -1 means all tokens, as 0 does.
             t.is_changed |= number == Some(-1.0);
-            t.set("top_k", vec![if number == Some(-1.0) { "0".into() } else { value }], given);
+            t.set_option("top_k", vec![if number == Some(-1.0) { "0".into() } else { value }], given);
         }
         "max_model_len" => max_model_len(&value, given, t),
-        "api_keys" => each(given, t, |key, t| t.set("api_key", vec![key], given)),
-        "allowed_origins" => list(given).into_iter().for_each(|origin| t.set("allow_origin", vec![origin], given)),
+        "api_keys" => each(given, t, |key, t| t.set_option("api_key", vec![key], given)),
+        "allowed_origins" => {
+            listed_values(given).into_iter().for_each(|origin| t.set_option("allow_origin", vec![origin], given))
+        }
         "lora_modules" => lora_modules(given, t),
         "served_names" => served_names(given, t),
-        _ if rules_train::apply(rule, &value, given, t) || rules_eval::apply(rule, &value, given, t) => {}
-        _ if rules_data::apply(rule, &value, given, t) || rules_serve::apply(rule, &value, given, t) => {}
+        _ if rules_train::apply_train_rule(rule, &value, given, t)
+            || rules_eval::apply_eval_rule(rule, &value, given, t) => {}
+        _ if rules_data::apply_data_rule(rule, &value, given, t)
+            || rules_serve::apply_serve_rule(rule, &value, given, t) => {}
         _ => debug_assert!(false, "the table names the rule {rule}, which does not exist"),
     }
-    Next::Stop
+    AfterRule::Stop
 }
 
 /// The texts of an option with several values, or with a list of JSON or Python.
-pub fn list(given: &Given) -> Vec<String> {
+pub fn listed_values(given: &GivenOption) -> Vec<String> {
     let one = |text: &str| match serde_json::from_str::<Value>(&text.replace('\'', "\"")) {
         Ok(Value::Array(items)) => items.iter().map(|v| v.as_str().map_or(v.to_string(), String::from)).collect(),
         // A shell removes the quotes of hydra's ['console','wandb'].
@@ -54,13 +60,13 @@ pub fn list(given: &Given) -> Vec<String> {
     given.values.iter().flat_map(|text| one(text)).filter(|text| !text.is_empty()).collect()
 }
 
-fn each(given: &Given, t: &mut Translation, set: impl Fn(String, &mut Translation)) {
+fn each(given: &GivenOption, t: &mut Translation, set: impl Fn(String, &mut Translation)) {
     t.is_changed |= given.values.len() > 1;
     given.values.iter().for_each(|value| set(value.clone(), t));
 }
 
 /// vLLM's `--max-model-len`: a number of tokens, with `k` (1000) or `K` (1024) behind it, or `auto` (-1).
-fn max_model_len(value: &str, given: &Given, t: &mut Translation) {
+fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
     let scaled = |text: &str, factor: f64| text.parse::<f64>().ok().map(|n| (n * factor).round());
     let tokens = match value {
         "auto" | "-1" => {
@@ -75,27 +81,31 @@ fn max_model_len(value: &str, given: &Given, t: &mut Translation) {
     };
     t.is_changed |= value.parse::<u64>().is_err();
     match tokens.filter(|tokens| *tokens >= 1.0) {
-        Some(tokens) => t.set("max_model_len", vec![format!("{tokens}")], given),
-        None => t.refuse(&given.shown(), "is not a number of tokens", "give a number, such as 4096 or 32k"),
+        Some(tokens) => t.set_option("max_model_len", vec![format!("{tokens}")], given),
+        None => t.refuse_option(
+            &given.text_for_messages(),
+            "is not a number of tokens",
+            "give a number, such as 4096 or 32k",
+        ),
     }
 }
 
 /// vLLM's LoRA adapters: `NAME=PATH`, or a JSON object with `name` and `path`.
-fn lora_modules(given: &Given, t: &mut Translation) {
-    for text in list(given) {
+fn lora_modules(given: &GivenOption, t: &mut Translation) {
+    for text in listed_values(given) {
         let object: Option<Value> = serde_json::from_str(&text).ok();
         let field = |name: &str| Some(object.as_ref()?.get(name)?.as_str()?.to_string());
         match field("name").zip(field("path")) {
-            Some((name, path)) => t.set("lora", vec![format!("{name}={path}")], given),
-            None => t.set("lora", vec![text], given),
+            Some((name, path)) => t.set_option("lora", vec![format!("{name}={path}")], given),
+            None => t.set_option("lora", vec![text], given),
         }
     }
 }
 
 /// vLLM's `--served-model-name` takes several names.
-fn served_names(given: &Given, t: &mut Translation) {
+fn served_names(given: &GivenOption, t: &mut Translation) {
     t.is_changed |= given.values.len() > 1;
     for name in given.values.clone() {
-        t.set("served_model_name", vec![name], given);
+        t.set_option("served_model_name", vec![name], given);
     }
 }

@@ -2,19 +2,22 @@
 
 use serde_json::Value;
 
-use super::rules::list;
+use super::rules::listed_values;
 use super::translation::Translation;
-use super::words::Given;
+use super::words::GivenOption;
 
 /// Applies a rule; `false` if the rule is not one of these.
-pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> bool {
+pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     match rule {
         "datasets" => data_sets(value, given, t),
         // The data that they are parts of may stand behind them.
         "dataset_part" => {
             let part = if given.name.ends_with("split") { "data_split" } else { "data_config" };
-            t.parts.insert(part, list(given).join(","));
-            t.parts.insert(if part == "data_split" { "data_split_shown" } else { "data_config_shown" }, given.shown());
+            t.parts.insert(part, listed_values(given).join(","));
+            t.parts.insert(
+                if part == "data_split" { "data_split_shown" } else { "data_config_shown" },
+                given.text_for_messages(),
+            );
         }
         // VLM-R1's files and their folders, with colons between them; its script then ignores --dataset-name.
         "data_files" => drop(t.parts.insert("data_files", value.replace(':', ","))),
@@ -22,17 +25,17 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             let mut folders: Vec<&str> = value.split(':').collect();
             folders.dedup();
             match folders[..] {
-                [folder] => t.set("media_root", vec![folder.to_string()], given),
+                [folder] => t.set_option("media_root", vec![folder.to_string()], given),
                 _ => {
                     let help = "give one --media-root, the folder that all media paths are relative to";
-                    t.refuse(&given.shown(), "has several folders", help);
+                    t.refuse_option(&given.text_for_messages(), "has several folders", help);
                 }
             }
         }
         // A name beside the model is one of its names; alone, it is the model.
         "model_name" => {
             t.parts.insert("model_name", value.to_string());
-            t.parts.insert("model_name_shown", given.shown());
+            t.parts.insert("model_name_shown", given.text_for_messages());
         }
         _ => return false,
     }
@@ -40,10 +43,10 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
 }
 
 /// The data sets of a configuration file of Axolotl or TRL: objects with `path`, `name` and `split`.
-fn data_sets(value: &str, given: &Given, t: &mut Translation) {
+fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     let entries: Vec<Value> = match serde_json::from_str(value) {
         Ok(Value::Array(entries)) => entries,
-        _ => return t.set("data", vec![value.to_string()], given),
+        _ => return t.set_option("data", vec![value.to_string()], given),
     };
     let mut places = Vec::new();
     for entry in &entries {
@@ -53,18 +56,18 @@ fn data_sets(value: &str, given: &Given, t: &mut Translation) {
         let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
             (Some(path), Some(_)) => {
                 let what = format!("names files of {path}");
-                t.refuse(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE instead");
+                t.refuse_option(&given.written, &what, "give them as --data hf://datasets/ORG/NAME/FILE instead");
                 continue;
             }
             (None, Some(Value::Array(files))) => {
                 let what = format!("has {} files in one data set", files.len());
-                t.refuse(&given.written, &what, "give them as --data FILE,FILE instead");
+                t.refuse_option(&given.written, &what, "give them as --data FILE,FILE instead");
                 continue;
             }
             (path, files) => path.or(files.and_then(Value::as_str)).or(entry.as_str()),
         };
         let Some(path) = path else {
-            t.refuse(&given.written, "has a data set without a path", "give its file as --data");
+            t.refuse_option(&given.written, "has a data set without a path", "give its file as --data");
             continue;
         };
         let known = ["path", "name", "split", "type", "ds_type", "data_files", "trust_remote_code"];
@@ -72,16 +75,16 @@ fn data_sets(value: &str, given: &Given, t: &mut Translation) {
         let others: Vec<&str> = others.filter(|name| !known.contains(name)).collect();
         if !others.is_empty() {
             let what = format!("has {} for {path}, which reel does not read", others.join(", "));
-            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave these fields out");
+            t.refuse_option(&given.written, &what, "convert the rows (docs/data.md), and leave these fields out");
         }
         let kind = entry.get("type").filter(|kind| !["chat_template", "sharegpt"].map(Value::from).contains(kind));
         if let Some(kind) = kind {
             let what = format!("has type {kind} for {path}, but reel reads chat messages");
-            t.refuse(&given.written, &what, "convert the rows (docs/data.md), and leave the type out");
+            t.refuse_option(&given.written, &what, "convert the rows (docs/data.md), and leave the type out");
         }
         places.push(with_parts(path, field("name"), field("split"), &given.written, t));
     }
-    t.set("data", vec![places.join(",")], given);
+    t.set_option("data", vec![places.join(",")], given);
 }
 
 /// The place of a data set as reel writes it: `PATH#CONFIG@SPLIT`. A part of a split, such as `train[:1%]`, is refused.
@@ -92,7 +95,7 @@ fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str
     });
     if let Some(slice) = slice {
         let what = format!("takes a part of the split ([{slice}) of {path}");
-        t.refuse(shown, &what, "give --max-samples N, the number of rows");
+        t.refuse_option(shown, &what, "give --max-samples N, the number of rows");
     }
     let config = config.map(|config| format!("#{config}")).unwrap_or_default();
     let split = split.filter(|split| *split != "train").map(|split| format!("@{split}")).unwrap_or_default();
@@ -100,9 +103,9 @@ fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str
 }
 
 /// Combines the data with the configuration and the split that other options name, and the model with its names.
-pub fn apply_parts(t: &mut Translation) {
+pub fn combine_data_parts(t: &mut Translation) {
     if let Some(files) = t.parts.remove("data_files") {
-        t.replace("data", &files, "--data_file_paths");
+        t.replace_option("data", &files, "--data_file_paths");
     }
     let (config, split) = (t.parts.remove("data_config"), t.parts.remove("data_split"));
     let shown = t.parts.remove("data_split_shown").or(t.parts.remove("data_config_shown")).unwrap_or_default();
@@ -112,20 +115,20 @@ pub fn apply_parts(t: &mut Translation) {
         let path = data.as_ref().map(|data| data.values.join(",")).unwrap_or_default();
         if path.is_empty() || path.contains([',', '#', '@']) || std::path::Path::new(&path).is_file() {
             let help = "leave this option out, or write its value after the path: --data DIR#CONFIG@SPLIT";
-            t.refuse(&shown, "names a part of a data set, but --data is not one data set", help);
+            t.refuse_option(&shown, "names a part of a data set, but --data is not one data set", help);
         } else if let Some(data) = data {
             let place = with_parts(&path, config.as_deref(), split.as_deref(), &shown, t);
-            t.replace("data", &place, &data.shown);
+            t.replace_option("data", &place, &data.shown);
         }
     }
     let Some(name) = t.parts.remove("model_name") else { return };
     let shown = t.parts.remove("model_name_shown").unwrap_or_default();
     match t.command.as_str() {
-        _ if !t.is_set("model") => t.add("model", vec![name], &shown),
-        "serve" => t.add("served_model_name", vec![name], &shown),
+        _ if !t.is_set("model") => t.add_option("model", vec![name], &shown),
+        "serve" => t.add_option("served_model_name", vec![name], &shown),
         _ => {
             let help = "write the name into the rows, and leave this option out";
-            t.refuse(&shown, "fills placeholders in the rows of a data set", help);
+            t.refuse_option(&shown, "fills placeholders in the rows of a data set", help);
         }
     }
 }

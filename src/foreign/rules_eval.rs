@@ -1,9 +1,9 @@
 //! Rules for the options of `reel eval` (lmms-eval, VLMEvalKit, the scripts of Video-R1) and `reel bench serve` (vLLM's
 //! load generator).
 
-use super::rules::list;
+use super::rules::listed_values;
 use super::translation::Translation;
-use super::words::Given;
+use super::words::GivenOption;
 
 /// reel's benchmarks, and what the names of other programs for them begin with (small letters and digits alone).
 const BENCHMARKS: [(&str, &str); 7] = [
@@ -17,19 +17,19 @@ const BENCHMARKS: [(&str, &str); 7] = [
 ];
 
 /// Applies a rule; `false` if the rule is not one of these.
-pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> bool {
+pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     match rule {
         // The scripts of VideoRFT and Video-R1 ask six benchmarks, read from this folder.
         "eval_file_name" => {
-            t.set("out", vec![format!("eval_results/{value}")], given);
-            t.set("benchmark", vec!["all".into()], given);
+            t.set_option("out", vec![format!("eval_results/{value}")], given);
+            t.set_option("benchmark", vec!["all".into()], given);
             t.parts.insert("eval_data", "src/r1-v/Evaluation".into());
-            t.vote(&["video-r1"]);
+            t.vote_for_programs(&["video-r1"]);
         }
         "model_args" => model_args(value, t),
-        "tasks" => benchmarks(&list(given).join(","), given, t),
+        "tasks" => benchmarks(&listed_values(given).join(","), given, t),
         "vlmevalkit_data" => vlmevalkit_data(given, t),
-        "reuse" => t.set("resume", Vec::new(), given),
+        "reuse" => t.set_option("resume", Vec::new(), given),
         "bench_host" | "bench_port" => {
             t.parts.insert(if rule == "bench_host" { "host" } else { "port" }, value.to_string());
         }
@@ -53,17 +53,17 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             t.parts.insert(key, value.to_string());
         }
         "extra_body" => {
-            let before = t.remove("extra_body").and_then(|setting| setting.values.first().cloned());
+            let before = t.remove_option("extra_body").and_then(|setting| setting.values.first().cloned());
             let start = before.map_or("{".to_string(), |text| text.trim_end_matches('}').to_string() + ", ");
-            t.set("extra_body", vec![format!("{start}\"{}\": {value}}}", given.name)], given);
+            t.set_option("extra_body", vec![format!("{start}\"{}\": {value}}}", given.name)], given);
         }
         _ => return false,
     }
     true
 }
 
-fn refuse(t: &mut Translation, given: &Given, what: &str, help: &str) -> bool {
-    t.refuse(&given.shown(), what, help);
+fn refuse(t: &mut Translation, given: &GivenOption, what: &str, help: &str) -> bool {
+    t.refuse_option(&given.text_for_messages(), what, help);
     true
 }
 
@@ -72,21 +72,26 @@ fn model_args(value: &str, t: &mut Translation) {
     t.parts.insert("model_args", String::new());
     for pair in value.split(',').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
-        let part = Given { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
+        let part =
+            GivenOption { name: name.into(), written: format!("--model_args {name}"), values: vec![value.into()] };
         match name {
             "pretrained" | "model" => drop(t.parts.insert("pretrained", value.into())),
-            "base_url" | "azure_openai_api_base" => t.set("endpoint", vec![value.into()], &part),
-            "model_version" | "model_name" => t.set("endpoint_model", vec![value.into()], &part),
-            "max_num_frames" | "nframes" | "num_frames" => t.set("nframes", vec![value.into()], &part),
-            "fps" => t.set("fps", vec![value.into()], &part),
-            "max_pixels" => t.set("max_pixels", vec![value.into()], &part),
-            "min_pixels" => t.set("min_pixels", vec![value.into()], &part),
-            "timeout" => t.set("timeout", vec![value.into()], &part),
-            "num_cpus" | "num_concurrent" | "concurrency" => t.set("concurrency", vec![value.into()], &part),
-            "max_retries" => t.set("max_attempts", vec![value.into()], &part),
+            "base_url" | "azure_openai_api_base" => t.set_option("endpoint", vec![value.into()], &part),
+            "model_version" | "model_name" => t.set_option("endpoint_model", vec![value.into()], &part),
+            "max_num_frames" | "nframes" | "num_frames" => t.set_option("nframes", vec![value.into()], &part),
+            "fps" => t.set_option("fps", vec![value.into()], &part),
+            "max_pixels" => t.set_option("max_pixels", vec![value.into()], &part),
+            "min_pixels" => t.set_option("min_pixels", vec![value.into()], &part),
+            "timeout" => t.set_option("timeout", vec![value.into()], &part),
+            "num_cpus" | "num_concurrent" | "concurrency" => t.set_option("concurrency", vec![value.into()], &part),
+            "max_retries" => t.set_option("max_attempts", vec![value.into()], &part),
             "api_key" if value == "EMPTY" => {}
             "api_key" => {
-                t.refuse("--model_args api_key", "gives a key on the command line", "set OPENAI_API_KEY to this key");
+                t.refuse_option(
+                    "--model_args api_key",
+                    "gives a key on the command line",
+                    "set OPENAI_API_KEY to this key",
+                );
             }
             "tensor_parallel_size"
             | "gpu_memory_utilization"
@@ -106,15 +111,15 @@ fn model_args(value: &str, t: &mut Translation) {
             }
             "reasoning_prompt" | "system_prompt" => {
                 let what = "changes the prompt, which the benchmark's protocol fixes";
-                t.refuse(&format!("--model_args {pair}"), what, "leave it out");
+                t.refuse_option(&format!("--model_args {pair}"), what, "leave it out");
             }
-            _ => t.refuse(&format!("--model_args {pair}"), "is not known", "leave it out"),
+            _ => t.refuse_option(&format!("--model_args {pair}"), "is not known", "leave it out"),
         }
     }
 }
 
 /// Sets `--benchmark` to the benchmarks that names of another program mean. Refuses the others.
-fn benchmarks(names: &str, given: &Given, t: &mut Translation) {
+fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
     let mut found: Vec<&str> = Vec::new();
     for name in names.split(',').filter(|name| !name.is_empty()) {
         let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
@@ -123,33 +128,33 @@ fn benchmarks(names: &str, given: &Given, t: &mut Translation) {
             None => {
                 let all = BENCHMARKS.map(|(own, _)| own).join(", ");
                 let help = format!("use one of {all}, or all (the first six, as in the command below)");
-                t.refuse(&format!("{} {name}", given.written), "is not a benchmark of reel", &help);
+                t.refuse_option(&format!("{} {name}", given.written), "is not a benchmark of reel", &help);
             }
         }
     }
     found.dedup();
     let benchmark = if found.is_empty() { "all".to_string() } else { found.join(",") };
-    t.set("benchmark", vec![benchmark], given);
+    t.set_option("benchmark", vec![benchmark], given);
 }
 
 /// VLMEvalKit's `--data` names benchmarks with their number of frames (`Video-MME_8frame`, `MMBench-Video_1fps`);
 /// reel's names a folder.
-fn vlmevalkit_data(given: &Given, t: &mut Translation) {
-    let text = list(given).join(",");
+fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
+    let text = listed_values(given).join(",");
     let is_folder =
         given.values.iter().all(|path| path.contains('/') || path == "." || std::path::Path::new(path).exists());
     if is_folder || t.parts.contains_key("benchmark_given") {
-        return t.set("data", given.values.clone(), given);
+        return t.set_option("data", given.values.clone(), given);
     }
     t.is_foreign = true;
-    t.vote(&["vlmevalkit"]);
+    t.vote_for_programs(&["vlmevalkit"]);
     for part in text.split([',', '_']) {
         let number = |end: &str| part.strip_suffix(end).filter(|n| n.parse::<f64>().is_ok()).map(str::to_string);
         if let Some(frames) = number("frame").or(number("frames")).filter(|_| !t.is_set("nframes")) {
-            t.set("nframes", vec![frames], given);
+            t.set_option("nframes", vec![frames], given);
         }
         if let Some(rate) = number("fps").filter(|_| !t.is_set("fps")) {
-            t.set("fps", vec![rate], given);
+            t.set_option("fps", vec![rate], given);
         }
     }
     benchmarks(&text, given, t);

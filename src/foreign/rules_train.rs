@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use super::rules::list;
-use super::translation::{Setting, Translation};
-use super::words::Given;
+use super::rules::listed_values;
+use super::translation::{OptionSetting, Translation};
+use super::words::GivenOption;
 
 /// Applies a rule; `false` if the rule is not one of these.
-pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> bool {
+pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     let number = value.parse::<f64>().ok();
     let is_true = is_true(value);
     match rule {
@@ -15,22 +15,26 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         "warmup_steps" => match number {
             Some(share) if share > 0.0 && share < 1.0 => {
                 t.is_changed = true;
-                t.set("warmup_ratio", vec![value.into()], given);
+                t.set_option("warmup_ratio", vec![value.into()], given);
             }
-            Some(steps) if steps >= 0.0 => t.set("warmup_steps", vec![format!("{steps}")], given),
-            _ => t.set("warmup_steps", vec![value.into()], given),
+            Some(steps) if steps >= 0.0 => t.set_option("warmup_steps", vec![format!("{steps}")], given),
+            _ => t.set_option("warmup_steps", vec![value.into()], given),
         },
         "save_steps" => match number {
             Some(share) if share > 0.0 && share < 1.0 => {
                 let help = "give --save-steps with a number of steps";
                 t.is_foreign = true;
-                t.refuse(&given.shown(), "is a share of all steps in transformers, and reel counts steps", help);
+                t.refuse_option(
+                    &given.text_for_messages(),
+                    "is a share of all steps in transformers, and reel counts steps",
+                    help,
+                );
             }
-            _ => t.set("save_steps", vec![value.trim_end_matches(".0").into()], given),
+            _ => t.set_option("save_steps", vec![value.trim_end_matches(".0").into()], given),
         },
         "save_freq" => match number {
-            Some(steps) if steps <= 0.0 => t.set("save_steps", vec!["0".into()], given),
-            _ => t.set("save_steps", vec![value.into()], given),
+            Some(steps) if steps <= 0.0 => t.set_option("save_steps", vec!["0".into()], given),
+            _ => t.set_option("save_steps", vec![value.into()], given),
         },
         // One checkpoint for each epoch: the run's end has one, and the number of steps is not known here.
         "save_each_epoch" => {
@@ -42,7 +46,7 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
                 t.is_foreign = true;
                 t.harmless.push((given.written.clone(), "logging and progress: OUT has the metrics of every step"));
             }
-            _ => t.set("logging_steps", vec![value.trim_end_matches(".0").into()], given),
+            _ => t.set_option("logging_steps", vec![value.trim_end_matches(".0").into()], given),
         },
         "eval_steps" => {
             t.parts.insert("eval_steps", value.to_string());
@@ -50,14 +54,14 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         }
         "report_to" => report_to(given, t),
         "experiment_name" => {
-            t.set("run_name", vec![value.into()], given);
+            t.set_option("run_name", vec![value.into()], given);
             t.parts.insert("experiment_name", value.to_string());
         }
         "lora" => t.weights.lora = Some(is_true || value.eq_ignore_ascii_case("lora") || given.name.ends_with("type")),
         "full" => t.weights.lora = Some(false),
         "lora_targets" => lora_targets(given, t),
         "all_linear" => {
-            t.parts.insert("all_linear", given.shown());
+            t.parts.insert("all_linear", given.text_for_messages());
             t.parts.insert("all_linear_own", String::new());
         }
         "lora_exclusions" => {
@@ -65,8 +69,8 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
             let excluded = ["lm_head", "embed_tokens", "visual", "-1"];
             match excluded.iter().any(|name| value.contains(name)) {
                 true => t.harmless.push((given.written.clone(), "layers that never get an adapter in reel")),
-                false => t.refuse(
-                    &given.shown(),
+                false => t.refuse_option(
+                    &given.text_for_messages(),
                     "excludes layers from LoRA",
                     "name the layers that get an adapter in --lora-target-modules",
                 ),
@@ -74,35 +78,35 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         }
         "vision_lora" => {
             if is_true {
-                t.set("lora_target_modules", vec!["all-linear".into()], given);
+                t.set_option("lora_target_modules", vec!["all-linear".into()], given);
             }
         }
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
             let before = t.parts.remove("reward_funcs").map(|names| names + ",").unwrap_or_default();
-            t.parts.insert("reward_funcs", before + &list(given).join(","));
-            t.parts.insert("reward_funcs_shown", given.shown());
+            t.parts.insert("reward_funcs", before + &listed_values(given).join(","));
+            t.parts.insert("reward_funcs_shown", given.text_for_messages());
         }
         "reward_weights" => {
             t.is_changed |= given.values.len() > 1;
-            t.parts.insert("reward_weights", list(given).join(","));
-            t.parts.insert("reward_weights_shown", given.shown());
+            t.parts.insert("reward_weights", listed_values(given).join(","));
+            t.parts.insert("reward_weights_shown", given.text_for_messages());
         }
         "checkpointing" => {
-            t.set("gradient_checkpointing", vec![if is_true { "full" } else { "none" }.into()], given);
+            t.set_option("gradient_checkpointing", vec![if is_true { "full" } else { "none" }.into()], given);
         }
         "scheduler" => match value {
-            "constant" | "linear" => t.set("lr_scheduler_type", vec![value.into()], given),
-            "cosine" | "null" => t.set("lr_scheduler_type", vec!["cosine".into()], given),
-            _ => t.refuse(
-                &given.shown(),
+            "constant" | "linear" => t.set_option("lr_scheduler_type", vec![value.into()], given),
+            "cosine" | "null" => t.set_option("lr_scheduler_type", vec!["cosine".into()], given),
+            _ => t.refuse_option(
+                &given.text_for_messages(),
                 "is a schedule that reel does not have",
                 "use --lr-scheduler-type linear, cosine or constant",
             ),
         },
         "prompts_per_rollout" => {
             t.parts.insert("prompts_per_rollout", value.to_string());
-            t.parts.insert("prompts_per_rollout_shown", given.shown());
+            t.parts.insert("prompts_per_rollout_shown", given.text_for_messages());
         }
         "prompts_per_step" => {
             t.parts.insert("prompts_per_step", value.to_string());
@@ -113,32 +117,33 @@ pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> boo
         }
         "zero_stage" => zero_stage(value, given, t),
         "dual_clip" => {
-            t.parts.insert("dual_clip", given.shown());
+            t.parts.insert("dual_clip", given.text_for_messages());
             t.parts.insert("dual_clip_name", given.written.clone());
         }
         "use_kl_loss" => {
             t.parts.insert("use_kl_loss", is_true.to_string());
-            t.parts.insert("use_kl_loss_shown", given.shown());
+            t.parts.insert("use_kl_loss_shown", given.text_for_messages());
         }
         "kl_penalty" => {
             // verl's estimator for the reward is not the one of the loss.
             let is_of_loss = given.name.ends_with("kl_loss_type");
             t.parts.insert(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string());
-            t.parts.insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.shown());
+            t.parts
+                .insert(if is_of_loss { "kl_loss_type_shown" } else { "kl_penalty_shown" }, given.text_for_messages());
         }
         "kl_in_reward" => {
             if is_true {
-                t.refuse(&given.shown(), "reel has the KL term in the loss", "use --beta");
+                t.refuse_option(&given.text_for_messages(), "reel has the KL term in the loss", "use --beta");
             }
         }
         "kl_coef" => {
             t.parts.insert("kl_coef", value.to_string());
-            t.parts.insert("kl_coef_shown", given.shown());
+            t.parts.insert("kl_coef_shown", given.text_for_messages());
         }
         "disable_kl" => {
             let switches_off = is_true == given.name.ends_with("disable_kl");
             if switches_off {
-                t.parts.insert("no_kl", given.shown());
+                t.parts.insert("no_kl", given.text_for_messages());
             }
         }
         _ => return false,
@@ -169,13 +174,13 @@ const SERVICES: [&str; 13] = [
 ];
 
 /// Services that reel does not report to are left out, with a note. Any other name is refused by the parser.
-fn report_to(given: &Given, t: &mut Translation) {
-    let names = list(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
+fn report_to(given: &GivenOption, t: &mut Translation) {
+    let names = listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
     let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
     // verl's and EasyR1's console and file are what reel always does.
     let always = |name: &str| ["all", "console", "file"].contains(&name);
     if names.iter().any(|name| !known(&name) && !always(name) && !SERVICES.contains(&name.as_str())) {
-        return t.set("report_to", vec![names.join(",")], given);
+        return t.set_option("report_to", vec![names.join(",")], given);
     }
     let mut places: Vec<String> = names.iter().filter(known).cloned().collect();
     if names.iter().any(|name| name == "all") || given.values.len() > 1 {
@@ -186,22 +191,25 @@ fn report_to(given: &Given, t: &mut Translation) {
     }
     if names.iter().any(|name| SERVICES.contains(&name.as_str())) {
         t.is_foreign = true;
-        t.harmless.push((given.shown(), "reports to other services: --report-command sends them (examples/report.py)"));
+        t.harmless.push((
+            given.text_for_messages(),
+            "reports to other services: --report-command sends them (examples/report.py)",
+        ));
     }
     if places.is_empty() {
         places = vec!["tensorboard".into()];
     }
-    t.set("report_to", vec![places.join(",")], given);
+    t.set_option("report_to", vec![places.join(",")], given);
 }
 
 /// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where it
 /// is frozen, which is their default: these are the layers that reel adapts without a list.
-fn lora_targets(given: &Given, t: &mut Translation) {
+fn lora_targets(given: &GivenOption, t: &mut Translation) {
     let names: Vec<String> =
-        list(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
+        listed_values(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
     if names.iter().any(|name| ["all", "all-linear", "all_linear"].contains(&name.as_str())) {
         // Whether the tower is frozen is known when all options are read.
-        t.parts.insert("all_linear", given.shown());
+        t.parts.insert("all_linear", given.text_for_messages());
         if given.name == "lora_target_modules" && given.written.starts_with("--lora-") {
             t.parts.insert("all_linear_own", String::new());
         }
@@ -210,26 +218,26 @@ fn lora_targets(given: &Given, t: &mut Translation) {
     if names.iter().any(|name| name.contains(['[', '(', '|', '*', '+', '^', '$', '\\'])) {
         let help =
             "name the layers, such as q_proj,v_proj; without the option all linear layers of the decoder are adapted";
-        t.refuse(&given.shown(), "is a regular expression", help);
+        t.refuse_option(&given.text_for_messages(), "is a regular expression", help);
         return;
     }
     t.is_changed |= given.values.len() > 1;
-    t.set("lora_target_modules", vec![names.join(",")], given);
+    t.set_option("lora_target_modules", vec![names.join(",")], given);
 }
 
 /// Which parts of the model are frozen, under the names of several programs.
-fn freezing(given: &Given, is_true: bool, t: &mut Translation) {
+fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
     let name = given.name.as_str();
     let frozen = if name.starts_with("tune_") || name.starts_with("unfreeze_") { !is_true } else { is_true };
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
     if ends(&["llm", "language_model"]) {
         t.weights.decoder_frozen = Some(frozen);
-        t.weights.decoder_shown = given.shown();
+        t.weights.decoder_shown = given.text_for_messages();
     } else if ends(&["aligner", "merger", "projector", "mlp"]) {
         t.weights.merger_frozen = Some(frozen);
     } else {
         t.weights.tower_frozen = Some(frozen);
-        t.weights.tower_shown = given.shown();
+        t.weights.tower_shown = given.text_for_messages();
     }
     if name == "freeze_vision" {
         // reel's own switch is for the tower and its merger.
@@ -239,7 +247,7 @@ fn freezing(given: &Given, is_true: bool, t: &mut Translation) {
 
 /// DeepSpeed's configuration and FSDP's sharding: a stage that divides the weights is ZeRO-3. The other stages and
 /// offloading have no counterpart that must be named.
-fn zero_stage(value: &str, given: &Given, t: &mut Translation) {
+fn zero_stage(value: &str, given: &GivenOption, t: &mut Translation) {
     let text = value.to_ascii_lowercase();
     let file = std::fs::read_to_string(value).ok();
     let of_file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
@@ -251,6 +259,6 @@ fn zero_stage(value: &str, given: &Given, t: &mut Translation) {
     };
     if divides_weights {
         let values = vec!["3".to_string()];
-        t.fallbacks.push(Setting { name: "zero_stage".into(), values, shown: given.shown() });
+        t.fallbacks.push(OptionSetting { name: "zero_stage".into(), values, shown: given.text_for_messages() });
     }
 }

@@ -11,34 +11,34 @@ pub(super) fn parser() -> &'static Command {
     &PARSER
 }
 
-pub(super) fn translated(words: &[String], environment: &[(String, String)]) -> Outcome {
+pub(super) fn outcome_of_words(words: &[String], environment: &[(String, String)]) -> TranslationOutcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
     translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
 }
 
-pub(super) fn line(words: &str) -> Outcome {
-    translated(&words.split(' ').map(String::from).collect::<Vec<_>>(), &[])
+pub(super) fn outcome_of_line(words: &str) -> TranslationOutcome {
+    outcome_of_words(&words.split(' ').map(String::from).collect::<Vec<_>>(), &[])
 }
 
 /// The words that a translated command has; panics if it is refused.
-pub(super) fn accepted(outcome: Outcome, shown: &str) -> (String, Vec<String>) {
+pub(super) fn expect_translated(outcome: TranslationOutcome, shown: &str) -> (String, Vec<String>) {
     match outcome {
-        Outcome::Translated { words, notes } => (words.join(" "), notes),
-        Outcome::Unchanged => panic!("unchanged: {shown}"),
-        Outcome::Refused { message } => panic!("{shown}: {message}"),
+        TranslationOutcome::Translated { words, notes } => (words.join(" "), notes),
+        TranslationOutcome::Unchanged => panic!("unchanged: {shown}"),
+        TranslationOutcome::Refused { message } => panic!("{shown}: {message}"),
     }
 }
 
 /// The message of a refused command.
-pub(super) fn refused(outcome: Outcome, shown: &str) -> String {
+pub(super) fn expect_refused(outcome: TranslationOutcome, shown: &str) -> String {
     match outcome {
-        Outcome::Refused { message } => message,
+        TranslationOutcome::Refused { message } => message,
         other => panic!("{shown}: {other:?}"),
     }
 }
 
 /// The words of the corrected command in a message, after the program's name, as a shell splits them.
-pub(super) fn corrected(message: &str) -> Vec<String> {
+pub(super) fn corrected_words(message: &str) -> Vec<String> {
     let start = message.find("\n  reel ").expect("a corrected command") + 3;
     let text = message[start..].split("\nnote: ").next().unwrap_or_default().replace("\\\n", " ");
     let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
@@ -64,16 +64,16 @@ pub(super) fn corrected(message: &str) -> Vec<String> {
 
 /// A corrected command is accepted as it is, and has options of reel alone.
 pub(super) fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
-    let words = corrected(message);
-    let again = translated(&words, environment);
-    assert!(!matches!(again, Outcome::Refused { .. }), "{id}: {message}\n{again:?}");
+    let words = corrected_words(message);
+    let again = outcome_of_words(&words, environment);
+    assert!(!matches!(again, TranslationOutcome::Refused { .. }), "{id}: {message}\n{again:?}");
     let parsed = parser().clone().try_get_matches_from(std::iter::once("reel".to_string()).chain(words));
     assert!(parsed.is_ok(), "{id}: {message}\n{}", parsed.unwrap_err());
 }
 
 #[test]
 fn name_and_value_are_judged_together() {
-    let sft = |words: &str| line(&format!("sft --model m --data d --out o {words}"));
+    let sft = |words: &str| outcome_of_line(&format!("sft --model m --data d --out o {words}"));
     for (words, wanted) in [
         ("--finetuning_type full", ""),
         ("--finetuning_type lora --lora_rank 8", "--lora-r 8"),
@@ -103,18 +103,18 @@ fn name_and_value_are_judged_together() {
             "--lora-r 8 --lora-target-modules q_proj,v_proj",
         ),
     ] {
-        let (got, _) = accepted(sft(words), words);
+        let (got, _) = expect_translated(sft(words), words);
         let got = got.replacen("sft --model m --data d --out o", "", 1);
         assert_eq!(got.trim(), wanted, "{words}");
     }
-    let (words, notes) = accepted(sft("--resume_from_checkpoint True"), "resume");
+    let (words, notes) = expect_translated(sft("--resume_from_checkpoint True"), "resume");
     assert!(!words.contains("resume"), "{words}");
     assert!(notes.iter().any(|note| note.contains("--out has no checkpoint")), "{notes:?}");
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("checkpoint-1")).unwrap();
     let words =
         format!("sft --model m --data d --output_dir {} --resume_from_checkpoint True", folder.path().display());
-    assert!(accepted(line(&words), &words).0.ends_with("--resume-from-checkpoint last"));
+    assert!(expect_translated(outcome_of_line(&words), &words).0.ends_with("--resume-from-checkpoint last"));
     for (words, problem) in [
         ("--finetuning_type freeze", "--finetuning_type freeze: reel trains all weights, or LoRA adapters"),
         ("--fp16 True", "--fp16 True: reel computes in bf16 or f32; use --dtype bf16"),
@@ -130,7 +130,7 @@ fn name_and_value_are_judged_together() {
         ("--bf16 --frobnicate 3", "--frobnicate 3: is not an option of reel sft, nor known"),
         ("--bf16 --learning_rat 3", "--learning_rat 3: is not an option of reel sft; did you mean --learning-rate?"),
     ] {
-        let message = refused(sft(words), words);
+        let message = expect_refused(sft(words), words);
         assert!(message.contains(&format!("\n  {problem}")), "{words}: {message}");
         check_corrected(words, &message, &[]);
     }
@@ -138,7 +138,8 @@ fn name_and_value_are_judged_together() {
 
 #[test]
 fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
-    let grpo = |words: &str| accepted(line(&format!("grpo --model m --data d --out o {words}")), words);
+    let grpo =
+        |words: &str| expect_translated(outcome_of_line(&format!("grpo --model m --data d --out o {words}")), words);
     let (words, notes) = grpo("--use_vllm true --per_device_train_batch_size 1 --num_generations 8");
     assert!(
         words.ends_with("--per-device-train-batch-size 8 --num-generations 8 --gradient-accumulation-steps 1"),
@@ -156,10 +157,14 @@ fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
     assert!(words.ends_with(wanted), "{words}");
     let (words, _) = grpo("--reward_funcs accuracy format --reward_weights 1 0.5");
     assert!(words.ends_with("--reward-weights accuracy=1,format=0.5 --len-control false"), "{words}");
-    let message = refused(line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
+    let message =
+        expect_refused(outcome_of_line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
     assert!(message.contains("has cosine, which is not a reward of reel"), "{message}");
     // Reel's own spelling keeps reel's own rule.
-    assert_eq!(line("grpo --model m --data d --out o --per-device-train-batch-size 1"), Outcome::Unchanged);
+    assert_eq!(
+        outcome_of_line("grpo --model m --data d --out o --per-device-train-batch-size 1"),
+        TranslationOutcome::Unchanged
+    );
 }
 
 #[test]
@@ -167,7 +172,7 @@ fn nested_keys_are_translated() {
     let words = "grpo data.train_files=d actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=4 \
                  actor_rollout_ref.actor.ppo_mini_batch_size=3 algorithm.adv_estimator=grpo trainer.logger=['console','wandb'] \
                  actor_rollout_ref.actor.use_kl_loss=False trainer.save_freq=-1 +trainer.nnodes=1";
-    let (got, _) = accepted(line(words), words);
+    let (got, _) = expect_translated(outcome_of_line(words), words);
     for part in [
         "--data d",
         "--model m",
@@ -180,23 +185,30 @@ fn nested_keys_are_translated() {
     ] {
         assert!(got.contains(part), "{part}: {got}");
     }
-    let message =
-        refused(line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"), "gae");
+    let message = expect_refused(
+        outcome_of_line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"),
+        "gae",
+    );
     assert!(message.contains("algorithm.adv_estimator=gae: reel's advantage is GRPO's"), "{message}");
 }
 
 #[test]
 fn servers_and_load_tests_are_translated() {
-    let (words, _) = accepted(line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"), "serve");
+    let (words, _) = expect_translated(
+        outcome_of_line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"),
+        "serve",
+    );
     assert_eq!(words, "serve --model m --max-model-len 4000 --tensor-parallel-size 1 --batch-size 8");
-    let message = refused(line("serve m --host 0.0.0.0"), "host");
+    let message = expect_refused(outcome_of_line("serve m --host 0.0.0.0"), "host");
     assert!(message.contains("--host 0.0.0.0: can be reached from other machines"), "{message}");
-    assert!(corrected(&message).contains(&"--no-auth".to_string()), "{message}");
+    assert!(corrected_words(&message).contains(&"--no-auth".to_string()), "{message}");
     let key = [("VLLM_API_KEY".to_string(), "k".to_string())];
     let words: Vec<String> = "serve m --host 0.0.0.0".split(' ').map(String::from).collect();
-    accepted(translated(&words, &key), "with a key");
-    let (words, _) =
-        accepted(line("bench serve --host 0.0.0.0 --port 8001 --backend openai --random-input-len 9"), "bench");
+    expect_translated(outcome_of_words(&words, &key), "with a key");
+    let (words, _) = expect_translated(
+        outcome_of_line("bench serve --host 0.0.0.0 --port 8001 --backend openai --random-input-len 9"),
+        "bench",
+    );
     assert_eq!(words, "bench serve --prompt-tokens 9 --url http://127.0.0.1:8001 --endpoint completions");
 }
 
@@ -216,13 +228,15 @@ fn commands_of_reel_are_not_touched() {
         "sft --help --use_vllm",
         "frobnicate",
     ] {
-        assert_eq!(line(words), Outcome::Unchanged, "{words}");
+        assert_eq!(outcome_of_line(words), TranslationOutcome::Unchanged, "{words}");
     }
 }
 
 #[test]
 fn validation_rows_and_reward_functions_keep_their_meaning() {
-    let sft = |more: &str| accepted(line(&format!("sft --model m --data d --out o --bf16 true {more}")), more).0;
+    let sft = |more: &str| {
+        expect_translated(outcome_of_line(&format!("sft --model m --data d --out o --bf16 true {more}")), more).0
+    };
     let words = sft("--split_dataset_ratio 0.05 --eval_strategy steps --eval_steps 100 --save_steps 200");
     assert!(words.contains("--val-size 0.05") && words.contains("--eval-steps 100"), "{words}");
     assert!(!words.contains("--metric-for-best-model"), "{words}");
@@ -232,7 +246,7 @@ fn validation_rows_and_reward_functions_keep_their_meaning() {
     assert!(words.contains("--eval-file v.jsonl") && words.contains("--metric-for-best-model eval_loss"), "{words}");
     assert!(!sft("--eval_steps 300").contains("--eval-steps"), "no rows to evaluate");
     let line_of_grpo = "grpo --model m --data d --out o --reward_funcs my.py:f accuracy_reward --reward_weights 1 0.5";
-    let (words, _) = accepted(line(line_of_grpo), "grpo");
+    let (words, _) = expect_translated(outcome_of_line(line_of_grpo), "grpo");
     assert!(words.contains("--reward-funcs my.py:f,accuracy --reward-weights 1,0.5"), "{words}");
 }
 
@@ -241,18 +255,21 @@ fn variables_of_the_environment_set_options() {
     let set = [("VIDEO_MAX_PIXELS", "50176"), ("FPS_MAX_FRAMES", "12"), ("NFRAMES", "x"), ("NPROC_PER_NODE", "8")];
     let set = set.map(|(name, value)| (name.to_string(), value.to_string()));
     let words: Vec<String> = "sft --model m --data d --out o --max-frames 6".split(' ').map(String::from).collect();
-    let (got, notes) = accepted(translated(&words, &set), "variables");
+    let (got, notes) = expect_translated(outcome_of_words(&words, &set), "variables");
     assert!(got.ends_with("--max-frames 6 --video-max-pixels 50176"), "{got}");
     assert_eq!(notes, ["note: taken from environment variables: --video-max-pixels 50176 (VIDEO_MAX_PIXELS)"]);
     let words: Vec<String> = [words, vec!["--tf32".into()]].concat();
-    let (_, notes) = accepted(translated(&words, &set), "processes");
+    let (_, notes) = expect_translated(outcome_of_words(&words, &set), "processes");
     let wanted = "--gpus 8; with any number of them --gradient-accumulation-steps 8 keeps";
     assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
 }
 
 #[test]
 fn defaults_of_the_program_are_stated_once() {
-    let (_, notes) = accepted(line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"), "trl");
+    let (_, notes) = expect_translated(
+        outcome_of_line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"),
+        "trl",
+    );
     let stated: Vec<_> = notes.iter().filter(|note| note.contains(" have another default in TRL: ")).collect();
     assert_eq!(stated.len(), 1, "{notes:?}");
     assert!(
@@ -265,7 +282,8 @@ fn defaults_of_the_program_are_stated_once() {
 /// Rows that are too long are cut, skipped or split as in the program that names the limit; packing takes its default.
 #[test]
 fn long_rows_are_treated_as_in_the_program() {
-    let sft = |words: &str| accepted(line(&format!("sft --model m --data d --out o {words}")), words).0;
+    let sft =
+        |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
     let cut = "--truncation-strategy right";
     assert!(sft("--max_seq_length 64").contains(cut));
     assert!(sft("--max_length 64 --dataset_num_proc 4 --use_liger_kernel").contains(cut));
@@ -280,14 +298,15 @@ fn long_rows_are_treated_as_in_the_program() {
 /// DeepSpeed's stage 3 divides the weights; the KL term and the second bound are judged by all options together.
 #[test]
 fn stages_divergence_and_bounds_are_read_together() {
-    let sft = |words: &str| accepted(line(&format!("sft --model m --data d --out o {words}")), words).0;
+    let sft =
+        |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --data d --out o {words}")), words).0;
     for words in ["--deepspeed zero3", "--deepspeed scripts/zero3_offload.json", "--fsdp full_shard,auto_wrap"] {
         assert!(sft(words).contains("--zero-stage 3"), "{words}");
     }
     assert!(!sft("--deepspeed scripts/zero2.json").contains("zero-stage"));
     let verl = "grpo data.train_files=d actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=4";
     let actor = "actor_rollout_ref.actor";
-    let accepted_verl = |more: &str| accepted(line(&format!("{verl} {more}")), more).0;
+    let accepted_verl = |more: &str| expect_translated(outcome_of_line(&format!("{verl} {more}")), more).0;
     assert!(accepted_verl(&format!("{actor}.kl_loss_coef=0.01")).contains("--beta 0"));
     let with_kl = accepted_verl(&format!("{actor}.use_kl_loss=True {actor}.kl_loss_coef=0.01"));
     assert!(with_kl.contains("--beta 0.01"), "{with_kl}");
@@ -301,15 +320,18 @@ fn stages_divergence_and_bounds_are_read_together() {
         (format!("{easyr1} algorithm.use_kl_loss=false"), "use_kl_loss=false: puts the KL term into the reward"),
         (format!("{verl} {actor}.clip_ratio_c=3 {actor}.ppo_epochs=2"), "clip_ratio_c=3: is a second bound"),
     ] {
-        let message = refused(line(&words), &words);
+        let message = expect_refused(outcome_of_line(&words), &words);
         assert!(message.contains(problem), "{words}: {message}");
         check_corrected(&words, &message, &[]);
     }
     let words = format!("{verl} {actor}.clip_ratio_c=3");
-    let (_, notes) = accepted(line(&words), &words);
+    let (_, notes) = expect_translated(outcome_of_line(&words), &words);
     let wanted = "clip_ratio_c (bounds of the probability ratio, which is 1";
     assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
-    accepted(line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")), "no KL term");
+    expect_translated(
+        outcome_of_line(&format!("{easyr1} algorithm.disable_kl=true algorithm.use_kl_loss=false")),
+        "no KL term",
+    );
 }
 
 /// The command line wins over a file that names the same option otherwise, and one note says so.
@@ -323,7 +345,7 @@ fn the_command_line_wins_over_the_file() {
     )
     .unwrap();
     let words = format!("sft --model m --data d --out o --config {} --lr 2e-5 --freeze_vit false", file.display());
-    let (got, notes) = accepted(line(&words), &words);
+    let (got, notes) = expect_translated(outcome_of_line(&words), &words);
     assert!(got.contains("--learning-rate 2e-5") && got.contains("--lora-r 8") && got.contains("--seed 1"), "{got}");
     assert!(!got.contains("--freeze-vision"), "{got}");
     let wanted = "note: the command line overrides run.yaml: learning_rate: 0.0001, freeze_vision_tower: true";
@@ -338,23 +360,25 @@ fn nested_values_are_translated() {
         .chain(["{\"video\": {\"num_frames\": 16}}", "--language-model-only", "--tokenizer", "m"])
         .map(String::from)
         .collect();
-    let (got, _) = accepted(translated(&words, &[]), "vLLM");
+    let (got, _) = expect_translated(outcome_of_words(&words, &[]), "vLLM");
     assert_eq!(got, "serve --model m --max-pixels 50176 --nframes 16 --limit-mm-per-prompt image=0,video=0");
-    let message = refused(line("serve m --tokenizer other"), "tokenizer");
+    let message = expect_refused(outcome_of_line("serve m --tokenizer other"), "tokenizer");
     assert!(message.contains("--tokenizer other: reel reads the tokenizer of the model folder"), "{message}");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vllm.yaml");
     fs::write(&file, "model: m\nport: 8001\nmax-model-len: 4k\n").unwrap();
-    let (got, _) = accepted(line(&format!("serve --config {}", file.display())), "file");
+    let (got, _) = expect_translated(outcome_of_line(&format!("serve --config {}", file.display())), "file");
     assert_eq!(got, "serve --model m --port 8001 --max-model-len 4000");
-    let sft = |words: &str| accepted(line(&format!("sft --model m --out o {words}")), words).0;
+    let sft = |words: &str| expect_translated(outcome_of_line(&format!("sft --model m --out o {words}")), words).0;
     assert_eq!(
         sft("--dataset_name a/b --dataset_config c --dataset_train_split test"),
         "sft --model m --out o --data a/b#c@test"
     );
-    let (got, _) = accepted(line("sft trainer.logger=[console,wandb] --model m --data d --out o"), "hydra");
+    let (got, _) =
+        expect_translated(outcome_of_line("sft trainer.logger=[console,wandb] --model m --data d --out o"), "hydra");
     assert!(got.contains("--report-to wandb"), "{got}");
-    let (got, _) = accepted(line("serve m --model-name q --server-port 9 --session-len 64"), "LMDeploy");
+    let (got, _) =
+        expect_translated(outcome_of_line("serve m --model-name q --server-port 9 --session-len 64"), "LMDeploy");
     assert_eq!(got, "serve --model m --port 9 --max-model-len 64 --served-model-name q");
 }
 
@@ -372,7 +396,7 @@ fn the_table_names_rules_and_options_that_exist() {
             };
             let has = |path: &str, option: &str| {
                 let parser = path.split(' ').fold(root, |parser, name| parser.find_subcommand(name).expect(path));
-                words::own_argument(parser, option).is_some()
+                words::reel_argument(parser, option).is_some()
             };
             for target in row.targets() {
                 assert!(paths.iter().any(|path| has(path, target)), "{:?}: {target}", row.names);
@@ -382,12 +406,13 @@ fn the_table_names_rules_and_options_that_exist() {
             let command = if row.commands.contains(&"train") { "grpo" } else { row.commands[0] };
             let path = if command == "bench" { "bench serve" } else { command };
             let words: Vec<String> = path.split(' ').map(String::from).collect();
-            let line = words::split(root, &words).expect("a command");
+            let line = words::split_command_line(root, &words).expect("a command");
             let surroundings = Surroundings { variable: &|_| None, processes: 1 };
             let mut translation = Translation::new(line, command.to_string(), &surroundings);
-            let given = words::Given { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
+            let given =
+                words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
             // A rule that is not there ends this test by an assertion.
-            let _ = rules::apply(rule, &given, &mut translation);
+            let _ = rules::apply_rule(rule, &given, &mut translation);
         }
     }
 }

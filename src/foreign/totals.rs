@@ -7,19 +7,19 @@ use super::translation::Translation;
 use super::{environment, peers, rules_data};
 
 /// Combines the options.
-pub fn apply(t: &mut Translation) {
+pub fn combine_options(t: &mut Translation) {
     for fallback in std::mem::take(&mut t.fallbacks) {
         if !t.is_set(&fallback.name) {
-            t.add(&fallback.name, fallback.values, &fallback.shown);
+            t.add_option(&fallback.name, fallback.values, &fallback.shown);
         }
     }
     match t.command.as_str() {
         "sft" | "grpo" => {
             evaluation_of_training(t);
-            rules_data::apply_parts(t);
+            rules_data::combine_data_parts(t);
             if t.is_foreign {
                 data(t);
-                peers::name_output(t);
+                peers::set_default_output_folder(t);
             }
             resume(t);
             trained_weights(t);
@@ -31,10 +31,10 @@ pub fn apply(t: &mut Translation) {
             } else if t.is_foreign {
                 long_rows(t);
             }
-            environment::batch(t);
+            environment::translate_batch_size(t);
         }
         "serve" if t.is_foreign => {
-            rules_data::apply_parts(t);
+            rules_data::combine_data_parts(t);
             server(t);
         }
         "eval" if t.is_foreign => evaluation(t),
@@ -49,7 +49,7 @@ fn data(t: &mut Translation) {
     let path = setting.values.join(",");
     let exists = |path: &str| std::path::Path::new(path).exists();
     if exists(&path) {
-        return t.replace("data", &path, &setting.shown);
+        return t.replace_option("data", &path, &setting.shown);
     }
     let (mut counts, mut files) = (BTreeSet::new(), Vec::new());
     for part in path.split(',') {
@@ -59,12 +59,12 @@ fn data(t: &mut Translation) {
         counts.insert(rows);
         files.push(if exists(file) { file } else { file.strip_suffix(":all").unwrap_or(file) });
     }
-    t.replace("data", &files.join(","), &setting.shown);
+    t.replace_option("data", &files.join(","), &setting.shown);
     if counts.len() > 1 {
         let help = "give --max-samples N, the number of rows of all data sets together";
-        t.refuse(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
+        t.refuse_option(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
     } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
-        t.add("max_samples", vec![rows.to_string()], &setting.shown);
+        t.add_option("max_samples", vec![rows.to_string()], &setting.shown);
     }
 }
 
@@ -79,7 +79,7 @@ fn resume(t: &mut Translation) {
     }
     let shown = t.settings.iter().find(|s| s.name == "resume_from_checkpoint").map(|s| s.shown.clone());
     if let Some(shown) = shown.filter(|shown| !shown.ends_with(" last")) {
-        t.remove("resume_from_checkpoint");
+        t.remove_option("resume_from_checkpoint");
         t.notes.push(format!("note: {shown}: --out has no checkpoint, so the run starts with its first step"));
     }
 }
@@ -99,9 +99,9 @@ fn evaluation_of_training(t: &mut Translation) {
             let divides = |saves: f64| steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && saves % steps == 0.0);
             let is_compared = t.is_foreign && validates && !t.is_set("metric_for_best_model");
             if is_compared && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
-                t.add("metric_for_best_model", vec!["none".into()], &shown);
+                t.add_option("metric_for_best_model", vec!["none".into()], &shown);
             }
-            t.add("eval_steps", vec![steps], &shown);
+            t.add_option("eval_steps", vec![steps], &shown);
         }
         false => t.harmless.push((shown, "evaluation during training: it does not change the weights")),
     }
@@ -110,21 +110,21 @@ fn evaluation_of_training(t: &mut Translation) {
 /// LoRA or all weights, and which parts of the model are frozen.
 fn trained_weights(t: &mut Translation) {
     let weights = t.weights.clone();
-    let program = peers::program(t);
+    let program = peers::most_likely_program(t);
     let all_linear = t.parts.remove("all_linear");
     let adapter_options = ["lora_r", "lora_alpha", "lora_target_modules"];
     if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
         for name in adapter_options {
-            t.remove(name);
+            t.remove_option(name);
         }
     }
     let names_an_adapter = t.is_set("lora_r") || t.is_set("lora_alpha") || t.is_set("lora_target_modules");
     let wants = weights.lora == Some(true) || (t.is_foreign && weights.lora.is_none() && names_an_adapter);
     if wants && !t.is_set("lora_r") {
         let (rank, alpha) = if program == "trl" { ("16", "32") } else { ("8", "32") };
-        t.add("lora_r", vec![rank.into()], "LoRA");
+        t.add_option("lora_r", vec![rank.into()], "LoRA");
         if !t.is_set("lora_alpha") && program != "llamafactory" {
-            t.add("lora_alpha", vec![alpha.into()], "LoRA");
+            t.add_option("lora_alpha", vec![alpha.into()], "LoRA");
         }
     }
     let is_adapter = t.is_set("lora_r");
@@ -133,7 +133,7 @@ fn trained_weights(t: &mut Translation) {
         let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
         let with_tower = weights.tower_frozen == Some(false) || (own && weights.tower_frozen.is_none());
         if with_tower && !t.is_set("lora_target_modules") {
-            t.add("lora_target_modules", vec!["all-linear".into()], &shown);
+            t.add_option("lora_target_modules", vec!["all-linear".into()], &shown);
         }
     }
     if is_adapter { frozen_beside_an_adapter(t, program) } else { frozen_parts(t) }
@@ -143,27 +143,27 @@ fn trained_weights(t: &mut Translation) {
 fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
     let weights = t.weights.clone();
     if weights.tower_frozen == Some(true) {
-        t.add("freeze_vision", vec!["true".into()], &weights.tower_shown);
+        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
     }
     let has_rates = t.is_set("learning_rate_vision") || t.is_set("learning_rate_merger");
     if weights.tower_frozen == Some(false) && program == "qwen-finetune" {
         let what = "trains the tower's own weights beside an adapter of the decoder, which reel cannot do";
         let help = "leave this option out: the tower is frozen; or train all weights (no LoRA), or adapt the tower too \
                     with --lora-target-modules all-linear";
-        t.refuse(&weights.tower_shown, what, help);
+        t.refuse_option(&weights.tower_shown, what, help);
     }
     if has_rates && t.is_foreign && !t.is_set("lora_target_modules") {
         for name in ["learning_rate_vision", "learning_rate_merger"] {
-            if let Some(setting) = t.remove(name) {
+            if let Some(setting) = t.remove_option(name) {
                 let what = "is a learning rate of weights that have no adapter";
                 let help = "leave this option out, or name the layers of these weights in --lora-target-modules";
-                t.refuse(&setting.shown, what, help);
+                t.refuse_option(&setting.shown, what, help);
             }
         }
     }
     if weights.decoder_frozen == Some(true) && program != "qwen-finetune" {
         let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
-        t.refuse(&weights.decoder_shown, "leaves the decoder without an adapter", help);
+        t.refuse_option(&weights.decoder_shown, "leaves the decoder without an adapter", help);
     }
 }
 
@@ -172,19 +172,19 @@ fn frozen_parts(t: &mut Translation) {
     let weights = t.weights.clone();
     let tower = weights.tower_frozen.unwrap_or(false);
     if tower {
-        t.add("freeze_vision", vec!["true".into()], &weights.tower_shown);
+        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
     }
     if let Some(merger) = weights.merger_frozen.filter(|merger| *merger != tower) {
-        t.add("freeze_merger", vec![merger.to_string()], "the merger");
+        t.add_option("freeze_merger", vec![merger.to_string()], "the merger");
     }
     if weights.decoder_frozen == Some(true) {
-        t.add("freeze_llm", vec!["true".into()], &weights.decoder_shown);
+        t.add_option("freeze_llm", vec!["true".into()], &weights.decoder_shown);
     }
     let merger = weights.merger_frozen.unwrap_or(tower);
     for (frozen, name) in [(tower, "learning_rate_vision"), (merger, "learning_rate_merger")] {
         if frozen
             && t.is_foreign
-            && let Some(setting) = t.remove(name)
+            && let Some(setting) = t.remove_option(name)
         {
             t.harmless.push((setting.shown, "learning rates of frozen weights"));
         }
@@ -197,7 +197,7 @@ fn rewards(t: &mut Translation) {
     let weights_shown = t.parts.remove("reward_weights_shown").unwrap_or_default();
     let Some(names) = t.parts.remove("reward_funcs") else {
         if let Some(weights) = weights {
-            t.add("reward_weights", vec![weights], &weights_shown);
+            t.add_option("reward_weights", vec![weights], &weights_shown);
         }
         return;
     };
@@ -205,9 +205,9 @@ fn rewards(t: &mut Translation) {
     if names.contains(':') {
         // Functions of Python files, perhaps with rewards of reel among them.
         let names: Vec<&str> = names.split(',').map(|name| own_reward(name).unwrap_or(name)).collect();
-        t.add("reward_funcs", vec![names.join(",")], &shown);
+        t.add_option("reward_funcs", vec![names.join(",")], &shown);
         if let Some(weights) = weights {
-            t.add("reward_weights", vec![weights], &weights_shown);
+            t.add_option("reward_weights", vec![weights], &weights_shown);
         }
         return;
     }
@@ -219,7 +219,7 @@ fn rewards(t: &mut Translation) {
             Some(own) => chosen.push((own, weight)),
             None => {
                 let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
-                t.refuse(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
+                t.refuse_option(&shown, &what, "give --reward-funcs FILE.py:NAME, a function written for TRL");
             }
         }
     }
@@ -227,10 +227,10 @@ fn rewards(t: &mut Translation) {
     let all = format!("accuracy={},format={}", weight("accuracy"), weight("format"));
     if !chosen.is_empty() && !t.is_set("reward_command") {
         if all != "accuracy=1,format=1" {
-            t.add("reward_weights", vec![all], &shown);
+            t.add_option("reward_weights", vec![all], &shown);
         }
         if !t.is_set("len_control") {
-            t.add("len_control", vec!["false".into()], &shown);
+            t.add_option("len_control", vec!["false".into()], &shown);
         }
     }
 }
@@ -246,7 +246,7 @@ fn own_reward(name: &str) -> Option<&'static str> {
 
 /// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its estimator.
 fn divergence(t: &mut Translation) {
-    let is_easyr1 = peers::program(t) == "easyr1";
+    let is_easyr1 = peers::most_likely_program(t) == "easyr1";
     let coefficient = t.parts.remove("kl_coef");
     let shown = t.parts.remove("kl_coef_shown").unwrap_or_default();
     let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
@@ -257,7 +257,7 @@ fn divergence(t: &mut Translation) {
     let off = off.or((in_loss.is_none() && !is_easyr1 && coefficient.is_some()).then(|| shown.clone()));
     let in_reward = is_easyr1 && no_kl.is_none() && in_loss == Some(false);
     if in_reward {
-        t.refuse(&in_loss_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
+        t.refuse_option(&in_loss_shown, "puts the KL term into the reward, but reel has it in the loss", "use --beta");
     }
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
     let of_loss_shown = t.parts.remove("kl_loss_type_shown");
@@ -267,18 +267,18 @@ fn divergence(t: &mut Translation) {
     if off.is_none() && !in_reward && is_other {
         let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
         let help = "leave this option out, or use --beta 0 for no KL term";
-        t.refuse(&estimator_shown.unwrap_or_default(), what, help);
+        t.refuse_option(&estimator_shown.unwrap_or_default(), what, help);
     }
     match (off, coefficient) {
-        (Some(shown), _) if !t.is_set("beta") => t.add("beta", vec!["0".into()], &shown),
-        (None, Some(value)) if !t.is_set("beta") => t.add("beta", vec![value], &shown),
+        (Some(shown), _) if !t.is_set("beta") => t.add_option("beta", vec!["0".into()], &shown),
+        (None, Some(value)) if !t.is_set("beta") => t.add_option("beta", vec![value], &shown),
         _ => {}
     }
 }
 
 /// A prompt that is too long is skipped in reel, and loses its beginning in TRL's trainer and those made from it.
 fn long_prompts(t: &mut Translation) {
-    if ["trl", "video-r1"].contains(&peers::program(t)) && t.is_set("max_prompt_length") {
+    if ["trl", "video-r1"].contains(&peers::most_likely_program(t)) && t.is_set("max_prompt_length") {
         let note = "note: --max-prompt-length skips rows with a longer prompt; the other program cuts the beginning of \
                     such a prompt";
         t.notes.push(note.into());
@@ -293,7 +293,7 @@ fn second_bound(t: &mut Translation) {
     match t.number_of("num_iterations").is_some_and(|n| n > 1.0) {
         true => {
             let what = "is a second bound of the probability ratio, which changes a loss if --num-iterations exceeds 1";
-            t.refuse(&shown, what, "leave this option out: --epsilon and --epsilon-high are the bounds of reel");
+            t.refuse_option(&shown, what, "leave this option out: --epsilon and --epsilon-high are the bounds of reel");
         }
         false => t.harmless.push((name, "bounds of the probability ratio, which is 1: each rollout has one step")),
     }
@@ -301,7 +301,7 @@ fn second_bound(t: &mut Translation) {
 
 /// The most tokens of a row: what happens to longer rows, and how many a packed batch has, as in the other program.
 fn long_rows(t: &mut Translation) {
-    let program = peers::program(t);
+    let program = peers::most_likely_program(t);
     let default = match program {
         "trl" => "1024",
         "llamafactory" => "2048",
@@ -312,10 +312,10 @@ fn long_rows(t: &mut Translation) {
         || t.settings.iter().any(|setting| setting.name == "packing" && setting.values.is_empty());
     if packs && !t.is_set("max_length") && !t.is_set("config") && !default.is_empty() {
         t.notes.push(format!("note: --max-length {default} (the other program's default; packing needs such a limit)"));
-        t.add("max_length", vec![default.to_string()], "packing");
+        t.add_option("max_length", vec![default.to_string()], "packing");
     }
     if program == "trl" && t.is_set("max_length") && !t.is_set("truncation_strategy") {
-        t.add("truncation_strategy", vec!["right".into()], "max_length");
+        t.add_option("truncation_strategy", vec!["right".into()], "max_length");
     }
 }
 
@@ -326,14 +326,14 @@ fn server(t: &mut Translation) {
         let path = |text: &str| text.contains('/') || std::path::Path::new(text).exists();
         let found = t.harmless_values.iter().find(|value| path(value)).cloned();
         if let Some(model) = found {
-            t.add("model", vec![model], "model");
+            t.add_option("model", vec![model], "model");
         }
     }
     let tokenizer = t.parts.remove("tokenizer");
     let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
     if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
         let help = "put the tokenizer's files there, and leave this option out";
-        t.refuse(&shown, "reel reads the tokenizer of the model folder", help);
+        t.refuse_option(&shown, "reel reads the tokenizer of the model folder", help);
     }
     let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
@@ -342,23 +342,25 @@ fn server(t: &mut Translation) {
     if !is_local && !has_key && !t.is_set("no_auth") {
         let what = "can be reached from other machines, and there is no API key";
         let help = "give --api-key-file FILE (or set VLLM_API_KEY), or --no-auth to serve everybody, as vLLM does";
-        t.refuse(&format!("--host {host}"), what, help);
-        t.add("no_auth", Vec::new(), "--host");
+        t.refuse_option(&format!("--host {host}"), what, help);
+        t.add_option("no_auth", Vec::new(), "--host");
     }
 }
 
 fn evaluation(t: &mut Translation) {
     if t.parts.contains_key("model_args") {
         // `--model` of lmms-eval names the class that runs the model.
-        t.remove("model");
+        t.remove_option("model");
         let endpoint = t.is_set("endpoint");
         match t.parts.remove("pretrained") {
-            Some(model) if !endpoint => t.add("model", vec![model], "--model_args pretrained"),
-            Some(model) if !t.is_set("endpoint_model") => t.add("endpoint_model", vec![model], "--model_args model"),
+            Some(model) if !endpoint => t.add_option("model", vec![model], "--model_args pretrained"),
+            Some(model) if !t.is_set("endpoint_model") => {
+                t.add_option("endpoint_model", vec![model], "--model_args model")
+            }
             _ => {}
         }
         if !endpoint {
-            t.remove("endpoint_model");
+            t.remove_option("endpoint_model");
         }
     }
     let variable = |name: &str| (t.surroundings.variable)(name).filter(|value| !value.is_empty());
@@ -370,28 +372,28 @@ fn evaluation(t: &mut Translation) {
             .iter()
             .any(|start| model.to_ascii_lowercase().starts_with(start));
         if is_served {
-            t.remove("model");
+            t.remove_option("model");
             let url = base.unwrap_or_else(|| "http://127.0.0.1:8000/v1".into());
-            t.add("endpoint", vec![url.trim_end_matches("/chat/completions").to_string()], "OPENAI_API_BASE");
-            t.add("endpoint_model", vec![model], "--model");
+            t.add_option("endpoint", vec![url.trim_end_matches("/chat/completions").to_string()], "OPENAI_API_BASE");
+            t.add_option("endpoint_model", vec![model], "--model");
         } else if model.starts_with("Qwen2.5-VL-") && !std::path::Path::new(&model).exists() {
-            t.replace("model", &format!("Qwen/{model}"), "--model");
+            t.replace_option("model", &format!("Qwen/{model}"), "--model");
         }
         if !t.is_set("out") {
-            t.add("out", vec!["outputs".into()], "VLMEvalKit's folder for results");
+            t.add_option("out", vec!["outputs".into()], "VLMEvalKit's folder for results");
         }
         t.parts.entry("eval_data").or_insert(data.unwrap_or_else(|| "LMUData".into()));
     }
     let needs_data = !t.is_set("data") && !t.is_set("score_only");
     if needs_data && !t.parts.contains_key("eval_data") {
-        t.refuse("--data", "is missing", "give the folder with the benchmarks' own files, as published");
-        t.add("data", vec!["DATA".into()], "--data");
+        t.refuse_option("--data", "is missing", "give the folder with the benchmarks' own files, as published");
+        t.add_option("data", vec!["DATA".into()], "--data");
     }
     if let Some(folder) = t.parts.remove("eval_data").filter(|_| needs_data) {
-        t.add("data", vec![folder.clone()], "the program's folder of data");
+        t.add_option("data", vec![folder.clone()], "the program's folder of data");
         if !std::path::Path::new(&folder).exists() {
             let what = format!("is missing: the other program downloads benchmarks, or reads them from {folder}");
-            t.refuse("--data", &what, "give the folder with the benchmarks' own files, as published");
+            t.refuse_option("--data", &what, "give the folder with the benchmarks' own files, as published");
         }
     }
 }
@@ -402,10 +404,10 @@ fn load_test(t: &mut Translation) {
     if (host.is_some() || port.is_some()) && !t.is_set("url") {
         // A client cannot reach the address that means all addresses of a server.
         let host = host.filter(|host| !["0.0.0.0", "::"].contains(&host.as_str())).unwrap_or("127.0.0.1".into());
-        t.add("url", vec![format!("http://{host}:{}", port.unwrap_or("8000".into()))], "--host, --port");
+        t.add_option("url", vec![format!("http://{host}:{}", port.unwrap_or("8000".into()))], "--host, --port");
     }
     if let Some(api) = t.parts.remove("endpoint").filter(|_| !t.is_set("endpoint")) {
-        t.add("endpoint", vec![api], "--backend");
+        t.add_option("endpoint", vec![api], "--backend");
     }
     let (folder, file) = (t.parts.remove("result_dir"), t.parts.remove("result_filename"));
     if t.parts.remove("save_result").is_some() && !t.is_set("out") {
@@ -418,6 +420,6 @@ fn load_test(t: &mut Translation) {
             None => (file, String::new()),
         };
         t.notes.push(format!("note: the result goes to {path} (--out){missing}"));
-        t.add("out", vec![path], "--save-result");
+        t.add_option("out", vec![path], "--save-result");
     }
 }

@@ -6,13 +6,13 @@ use clap::{ArgAction, Command};
 use reel_runs::foreign_options::{self, OptionClass, OptionRow};
 use reel_runs::option_names;
 
-use super::words::{CommandLine, Given, option_words, own_argument};
+use super::words::{CommandLine, GivenOption, option_words, reel_argument};
 use super::{Surroundings, config, rules, rules_train};
 use crate::number_kind::number_kind;
 
 /// An option of reel with its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub struct OptionSetting {
     /// The field name.
     pub name: String,
     /// The values; none for a switch.
@@ -23,7 +23,7 @@ pub struct Setting {
 
 /// An option that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct RefusedOption {
     /// The option as it was given.
     pub shown: String,
     /// What is wrong.
@@ -52,7 +52,7 @@ pub struct TrainedWeights {
 impl TrainedWeights {
     /// What these options and, where they are silent, those of `below` say. `lost` gets the options of `below` that say
     /// something else.
-    pub fn over(self, below: Self, lost: &mut Vec<String>) -> Self {
+    pub fn with_fallback(self, below: Self, lost: &mut Vec<String>) -> Self {
         let differs = |a: Option<bool>, b: Option<bool>| a.is_some() && b.is_some() && a != b;
         if differs(self.lora, below.lora) {
             lost.push("LoRA or all weights".into());
@@ -87,8 +87,8 @@ pub struct Translation<'a> {
     pub is_foreign: bool,
     /// Whether a value of one of reel's options was written as another program writes it.
     pub is_changed: bool,
-    pub settings: Vec<Setting>,
-    pub problems: Vec<Problem>,
+    pub settings: Vec<OptionSetting>,
+    pub problems: Vec<RefusedOption>,
     /// Options without effect, each with its group.
     pub harmless: Vec<(String, &'static str)>,
     /// The last value of each option without effect: it may be an argument behind a switch.
@@ -102,7 +102,7 @@ pub struct Translation<'a> {
     /// The names and values of all options that were read.
     pub read: Vec<(String, Option<String>)>,
     /// Values of options that are set if the command does not set them.
-    pub fallbacks: Vec<Setting>,
+    pub fallbacks: Vec<OptionSetting>,
     /// The options that the configuration file sets, if it stays a file.
     pub set_by_file: Vec<String>,
     /// The options that were given by their own names.
@@ -146,13 +146,13 @@ impl<'a> Translation<'a> {
         if all_given.iter().any(|given| ["benchmark", "score_only"].contains(&given.name.as_str())) {
             self.parts.insert("benchmark_given", String::new());
         }
-        all_given.iter().for_each(|given| self.read(given));
-        config::read_file(self);
+        all_given.iter().for_each(|given| self.read_option(given));
+        config::read_config_file(self);
     }
 
     /// Whether the command has the option `name`, a field name.
     pub fn has_option(&self, name: &str) -> bool {
-        own_argument(self.line.command, name).is_some()
+        reel_argument(self.line.command, name).is_some()
     }
 
     pub fn is_set(&self, name: &str) -> bool {
@@ -169,50 +169,51 @@ impl<'a> Translation<'a> {
     }
 
     /// Removes an option, and returns it.
-    pub fn remove(&mut self, name: &str) -> Option<Setting> {
+    pub fn remove_option(&mut self, name: &str) -> Option<OptionSetting> {
         let at = self.settings.iter().position(|setting| setting.name == name)?;
         Some(self.settings.remove(at))
     }
 
     /// Sets an option in place of an earlier value.
-    pub fn replace(&mut self, name: &str, value: &str, shown: &str) {
-        let setting = Setting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
+    pub fn replace_option(&mut self, name: &str, value: &str, shown: &str) {
+        let setting =
+            OptionSetting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
         match self.settings.iter_mut().find(|setting| setting.name == name) {
             Some(earlier) => *earlier = setting,
             None => self.settings.push(setting),
         }
     }
 
-    pub fn add(&mut self, name: &str, values: Vec<String>, shown: &str) {
-        self.settings.push(Setting { name: name.to_string(), values, shown: shown.to_string() });
+    pub fn add_option(&mut self, name: &str, values: Vec<String>, shown: &str) {
+        self.settings.push(OptionSetting { name: name.to_string(), values, shown: shown.to_string() });
     }
 
-    pub fn refuse(&mut self, shown: &str, what: &str, help: &str) {
-        self.problems.push(Problem { shown: shown.to_string(), what: what.to_string(), help: help.to_string() });
+    pub fn refuse_option(&mut self, shown: &str, what: &str, help: &str) {
+        self.problems.push(RefusedOption { shown: shown.to_string(), what: what.to_string(), help: help.to_string() });
     }
 
     /// Whether an option of the command can be given several times.
     fn is_list(&self, name: &str) -> bool {
-        own_argument(self.line.command, name).is_some_and(|a| matches!(a.get_action(), ArgAction::Append))
+        reel_argument(self.line.command, name).is_some_and(|a| matches!(a.get_action(), ArgAction::Append))
     }
 
     /// Sets an option of reel. A second value for the same option is refused, unless it is the same one.
-    pub fn set(&mut self, name: &str, values: Vec<String>, given: &Given) {
+    pub fn set_option(&mut self, name: &str, values: Vec<String>, given: &GivenOption) {
         let earlier = self.settings.iter().find(|setting| setting.name == name).cloned();
         match earlier.filter(|_| !self.is_list(name)) {
             Some(_) if given.name == name && self.own_names.contains(&given.name) => {
-                self.refuse(&given.written, "is given more than once", "give it once");
+                self.refuse_option(&given.written, "is given more than once", "give it once");
             }
             Some(earlier) if earlier.values == values => {}
             Some(earlier) => {
                 let what = format!("sets the same option as {}", earlier.shown);
-                self.refuse(
-                    &given.shown(),
+                self.refuse_option(
+                    &given.text_for_messages(),
                     &what,
                     &format!("keep one of the two (the command below has {})", earlier.shown),
                 );
             }
-            None => self.add(name, values, &given.shown()),
+            None => self.add_option(name, values, &given.text_for_messages()),
         }
         if option_names::field_name(&given.written) == name {
             self.own_names.push(name.to_string());
@@ -230,16 +231,16 @@ impl<'a> Translation<'a> {
                 Some(("config", value)) if trains => self.given_as_argument("config", &word, value),
                 Some((key, value)) if trains && key.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) => {
                     let written = key.to_string();
-                    let given = Given { name: key.to_string(), written, values: vec![value.to_string()] };
+                    let given = GivenOption { name: key.to_string(), written, values: vec![value.to_string()] };
                     self.is_foreign = true;
-                    self.read(&given);
+                    self.read_option(&given);
                 }
                 _ if trains && [".yaml", ".yml"].iter().any(|end| word.ends_with(end)) => {
                     self.given_as_argument("config", &word, &word);
                 }
                 _ if self.command == "serve" && positionals == 0 && !self.is_set("model") => {
                     self.given_as_argument("model", &word, &word);
-                    self.vote(&["vllm"]);
+                    self.vote_for_programs(&["vllm"]);
                 }
                 _ => others.push(word),
             }
@@ -249,20 +250,20 @@ impl<'a> Translation<'a> {
 
     fn given_as_argument(&mut self, name: &str, word: &str, value: &str) {
         self.is_foreign = true;
-        self.add(name, vec![value.to_string()], word);
+        self.add_option(name, vec![value.to_string()], word);
     }
 
-    pub fn vote(&mut self, programs: &[&'static str]) {
+    pub fn vote_for_programs(&mut self, programs: &[&'static str]) {
         for program in programs.iter().filter(|program| **program != "guess") {
             *self.votes.entry(program).or_default() += 1;
         }
     }
 
     /// Reads one option: one of reel's, or one that the table has.
-    pub fn read(&mut self, given: &Given) {
-        self.read.push((given.name.clone(), given.value()));
+    pub fn read_option(&mut self, given: &GivenOption) {
+        self.read.push((given.name.clone(), given.joined_values()));
         let is_own = self.has_option(&given.name);
-        let value = given.value();
+        let value = given.joined_values();
         let name = given.name.clone();
         let usable = |row: &OptionRow, wanted: Option<&str>| {
             let has_rule = row.becomes.first().is_some_and(|becomes| becomes.starts_with('@'));
@@ -277,36 +278,36 @@ impl<'a> Translation<'a> {
         }
     }
 
-    fn read_own(&mut self, given: &Given) {
-        let argument = own_argument(self.line.command, &given.name);
+    fn read_own(&mut self, given: &GivenOption) {
+        let argument = reel_argument(self.line.command, &given.name);
         let takes_none = argument.is_some_and(|a| {
             let names = a.get_possible_values();
             let is = |value: &String| names.iter().any(|own| own.matches(value, true));
             number_kind(a.get_value_parser()).is_some() || (!names.is_empty() && !given.values.iter().any(is))
         });
         let is_none =
-            given.value().is_some_and(|value| ["none", "null"].contains(&value.to_ascii_lowercase().as_str()));
+            given.joined_values().is_some_and(|value| ["none", "null"].contains(&value.to_ascii_lowercase().as_str()));
         if takes_none && is_none {
             self.is_changed = true;
             return;
         }
         let is_one_list = argument.is_some_and(|a| a.get_value_delimiter().is_some());
-        let values = match given.value().filter(|_| is_one_list && given.values.len() > 1) {
+        let values = match given.joined_values().filter(|_| is_one_list && given.values.len() > 1) {
             Some(joined) => {
                 self.is_changed = true;
                 vec![joined]
             }
             None => given.values.clone(),
         };
-        self.set(&given.name, values, given);
+        self.set_option(&given.name, values, given);
     }
 
-    fn read_row(&mut self, row: &'static OptionRow, given: &Given, is_own: bool) {
-        let value = given.value();
+    fn read_row(&mut self, row: &'static OptionRow, given: &GivenOption, is_own: bool) {
+        let value = given.joined_values();
         let is_off = value.as_deref().is_some_and(|value| OFF.contains(&value.to_ascii_lowercase().as_str()));
         if !is_own {
             self.is_foreign = true;
-            self.vote(&row.programs);
+            self.vote_for_programs(&row.programs);
         } else if row.class != OptionClass::Same {
             self.is_foreign = true;
         } else {
@@ -324,7 +325,7 @@ impl<'a> Translation<'a> {
             }
             OptionClass::Result => {
                 let (what, help) = row.problem_and_help();
-                self.refuse(&given.shown(), what, help);
+                self.refuse_option(&given.text_for_messages(), what, help);
                 self.set_targets(row, given);
             }
             OptionClass::Same => self.set_targets(row, given),
@@ -332,13 +333,13 @@ impl<'a> Translation<'a> {
     }
 
     /// Sets the options that a row names.
-    fn set_targets(&mut self, row: &'static OptionRow, given: &Given) {
-        let value = given.value();
+    fn set_targets(&mut self, row: &'static OptionRow, given: &GivenOption) {
+        let value = given.joined_values();
         for becomes in &row.becomes {
             if let Some(rule) = becomes.strip_prefix('@') {
-                match rules::apply(rule, given, self) {
-                    rules::Next::Stop => return,
-                    rules::Next::Continue => continue,
+                match rules::apply_rule(rule, given, self) {
+                    rules::AfterRule::Stop => return,
+                    rules::AfterRule::Continue => continue,
                 }
             }
             let (target, wanted) =
@@ -347,7 +348,11 @@ impl<'a> Translation<'a> {
             if only_if_unset {
                 let value = wanted.filter(|wanted| *wanted != "$").map(str::to_string).or(value.clone());
                 let values = value.into_iter().collect();
-                self.fallbacks.push(Setting { name: target.to_string(), values, shown: given.shown() });
+                self.fallbacks.push(OptionSetting {
+                    name: target.to_string(),
+                    values,
+                    shown: given.text_for_messages(),
+                });
                 continue;
             }
             let value = match wanted {
@@ -356,39 +361,43 @@ impl<'a> Translation<'a> {
             };
             // An option of reel that is reached by another name has rules and values of its own.
             match value {
-                Some(value) if target != given.name && wanted == Some("$") && is_absent(&value) => {}
+                Some(value) if target != given.name && wanted == Some("$") && means_not_given(&value) => {}
                 Some(value) if target != given.name && wanted == Some("$") => {
                     let renamed =
-                        Given { name: target.to_string(), written: given.written.clone(), values: vec![value] };
-                    self.read(&renamed);
+                        GivenOption { name: target.to_string(), written: given.written.clone(), values: vec![value] };
+                    self.read_option(&renamed);
                 }
-                value => self.set(target, value.into_iter().collect(), given),
+                value => self.set_option(target, value.into_iter().collect(), given),
             }
         }
     }
 
-    fn read_unknown(&mut self, given: &Given) {
+    fn read_unknown(&mut self, given: &GivenOption) {
         let path = self.line.path.join(" ");
         let what = format!("is not an option of reel {path}");
         // An option of another command has no similar option here.
         if let Some(command) = foreign_options::other_command_with(&given.name, &self.command) {
             let what = format!("{what} (it is an option of reel {command})");
-            return self.refuse(&given.shown(), &what, "leave it out");
+            return self.refuse_option(&given.text_for_messages(), &what, "leave it out");
         }
-        let value = given.value();
+        let value = given.joined_values();
         let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());
         let longs = self.line.command.get_arguments().filter(fits).filter_map(clap::Arg::get_long);
         let names: Vec<String> = longs.map(|long| long.replace('-', "_")).collect();
         let similar = option_names::most_similar(&given.name, names.iter().map(String::as_str));
         match similar {
             Some(similar) => {
-                self.refuse(&given.shown(), &what, &format!("did you mean --{}?", similar.replace('_', "-")));
+                self.refuse_option(
+                    &given.text_for_messages(),
+                    &what,
+                    &format!("did you mean --{}?", similar.replace('_', "-")),
+                );
                 if !self.is_set(similar) {
-                    self.add(similar, given.values.clone(), &given.shown());
+                    self.add_option(similar, given.values.clone(), &given.text_for_messages());
                 }
             }
-            None => self.refuse(
-                &given.shown(),
+            None => self.refuse_option(
+                &given.text_for_messages(),
                 &format!("{what}, nor known as an option of another program"),
                 "leave it out",
             ),
@@ -396,7 +405,7 @@ impl<'a> Translation<'a> {
     }
 
     /// The words of the translated command after the program's name.
-    pub fn words(&self) -> Vec<String> {
+    pub fn translated_words(&self) -> Vec<String> {
         let options = self.settings.iter().flat_map(|s| option_words(self.line.command, &s.name, &s.values));
         let own = self.line.before.iter().chain(&self.line.path).cloned();
         own.chain(options).chain(self.line.arguments.iter().cloned()).collect()
@@ -425,6 +434,6 @@ fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
 }
 
 /// Whether a value means that the option is not given.
-pub fn is_absent(value: &str) -> bool {
+pub fn means_not_given(value: &str) -> bool {
     ["none", "null", ""].contains(&value.to_ascii_lowercase().as_str())
 }

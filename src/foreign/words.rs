@@ -5,7 +5,7 @@ use reel_runs::option_names;
 
 /// An option as it was given, before it is known whether reel has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
+pub struct GivenOption {
     /// The field name: `learning_rate` for `--learning-rate`; the whole key for `data.train_files=…`.
     pub name: String,
     /// The name as it was written, for messages: `--use_vllm`, or `run.yaml: use_vllm`.
@@ -24,14 +24,14 @@ pub struct CommandLine<'a> {
     /// The parser of the command.
     pub command: &'a Command,
     /// The options, in order.
-    pub given: Vec<Given>,
+    pub given: Vec<GivenOption>,
     /// Arguments that are not options.
     pub arguments: Vec<String>,
 }
 
-impl Given {
+impl GivenOption {
     /// All values as one text, with commas between them; `None` for a switch without a value.
-    pub fn value(&self) -> Option<String> {
+    pub fn joined_values(&self) -> Option<String> {
         match &self.values[..] {
             [] => None,
             [one] => Some(one.clone()),
@@ -43,8 +43,8 @@ impl Given {
     }
 
     /// The option with its values, as a message shows it.
-    pub fn shown(&self) -> String {
-        match self.value() {
+    pub fn text_for_messages(&self) -> String {
+        match self.joined_values() {
             // Messages do not contain keys.
             Some(_) if ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end)) => {
                 format!("{} …", self.written)
@@ -75,7 +75,7 @@ fn is_option(word: &str) -> bool {
 }
 
 /// The argument of `command` with the long name or its alias `name`, a field name.
-pub fn own_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| long.replace('-', "_") == name))
 }
 
@@ -92,7 +92,7 @@ fn max_values(argument: &Arg, path: &[String]) -> usize {
 }
 
 /// Splits the words of a command line after the program's name. `None` if they name no command, or a group of commands.
-pub fn split<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>> {
+pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>> {
     let start = words.iter().position(|word| root.find_subcommand(word).is_some())?;
     let (mut command, mut path, mut at) = (root, Vec::new(), start);
     while let Some(inner) = words.get(at).and_then(|word| command.find_subcommand(word)) {
@@ -129,12 +129,12 @@ pub fn split<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>>
         let name = option_names::field_name(written);
         let mut values: Vec<String> = joined.into_iter().collect();
         let has_joined_value = !values.is_empty();
-        let most = own_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
+        let most = reel_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
         while !has_joined_value && values.len() < most && words.get(at).is_some_and(|next| !is_option(next)) {
             values.push(words[at].clone());
             at += 1;
         }
-        line.given.push(Given { name, written: written.to_string(), values });
+        line.given.push(GivenOption { name, written: written.to_string(), values });
     }
     Some(line)
 }
@@ -142,7 +142,7 @@ pub fn split<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>>
 /// Writes an option of reel with its values as words.
 pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<String> {
     let long = format!("--{}", name.replace('_', "-"));
-    let argument = own_argument(command, name);
+    let argument = reel_argument(command, name);
     let is_switch =
         argument.is_some_and(|argument| matches!(argument.get_action(), ArgAction::SetTrue | ArgAction::Count));
     match values {
@@ -157,7 +157,7 @@ pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<Str
 }
 
 /// Quotes a word for a shell, if it needs it.
-pub fn quoted(word: &str) -> String {
+pub fn quoted_for_shell(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
         true => word.to_string(),

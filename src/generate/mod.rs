@@ -113,7 +113,7 @@ impl SamplingFlags {
 pub use reel_input::request::MAX_COMPLETIONS;
 
 /// Refuses an `--n` outside `1..=MAX_COMPLETIONS`.
-pub fn refuse_completion_count(n: usize) -> Result<()> {
+pub fn check_completion_count(n: usize) -> Result<()> {
     match n {
         1..=MAX_COMPLETIONS => Ok(()),
         _ => {
@@ -125,7 +125,7 @@ pub fn refuse_completion_count(n: usize) -> Result<()> {
 
 impl GenerateArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        self.n.map_or(Ok(()), refuse_completion_count)?;
+        self.n.map_or(Ok(()), check_completion_count)?;
         self.sampling.validate()?;
         if self.rows.data.is_none() {
             self.rows.refuse_without_data()?;
@@ -139,7 +139,7 @@ impl GenerateArgs {
 
     /// Refuses messages from standard input if several processes would have to read it.
     fn refuse_standard_input_of_several(&self) -> Result<()> {
-        match self.parallel.is_several() && self.messages.reads_standard_input() {
+        match self.parallel.uses_several_processes() && self.messages.reads_standard_input() {
             true => {
                 Err(usage_error("--messages", "is standard input, which several processes cannot read", "give a file"))
             }

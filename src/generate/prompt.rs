@@ -14,12 +14,12 @@ use reel_measure::trace;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{GenerateArgs, refuse_completion_count};
+use super::{GenerateArgs, check_completion_count};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::model::{self, LoadedModel, WeightPlace};
+use crate::model::{self, LoadedModel, WeightLocation};
 use crate::prompt::EncodedPrompt;
-use crate::tensor_parallel::DividedProcess;
+use crate::tensor_parallel::TensorParallelProcess;
 use crate::{interrupt, output};
 
 /// Default of the maximum number of tokens of an answer.
@@ -39,28 +39,28 @@ struct Timing {
 impl GenerateArgs {
     /// Generates and prints the completions. A single completion is printed while it is generated. `process` is this
     /// process if several compute the model together.
-    pub(super) fn run_prompt(&self, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
+    pub(super) fn run_prompt(&self, process: Option<&TensorParallelProcess>, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
         let settings = self.sampling.settings(&prompt.settings, common.seed);
         let n = self.n.or(settings.n).unwrap_or(1);
-        refuse_completion_count(n)?;
+        check_completion_count(n)?;
         let max_new_tokens = Some(self.new_tokens(&prompt, settings.max_new_tokens)?);
         let settings = RequestSettings { n: Some(n), max_new_tokens, ..settings };
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let device = model::open_device(common)?;
-        let parallel = process.map(|process| process.divide(config, &device)).transpose()?;
+        let parallel = process.map(|process| process.divide_model(config, &device)).transpose()?;
         let model = LoadedModel::open_on(
             &device,
             &prompt.folder,
             adapter.as_deref(),
             config,
             quantization,
-            Some(WeightPlace::Mapped),
+            Some(WeightLocation::Mapped),
             parallel.as_ref(),
             common,
         )?;
-        let prints = process.is_none_or(DividedProcess::prints);
+        let prints = process.is_none_or(TensorParallelProcess::is_rank_0);
         let mut printer = Printer::new(&prompt.bundle, &settings.stop, prints && n == 1 && !common.json);
         let (completions, timing) = complete(&prompt, &model, &settings, prints, |id| printer.push(id))?;
         printer.finish()?;

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use super::GenerateArgs;
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::predictor::{self, PredictionJob, Predictor, Processes};
+use crate::predictor::{self, PredictionJob, Predictor, RunProcesses};
 use crate::prompt::media_files;
-use crate::tensor_parallel::DividedProcess;
+use crate::tensor_parallel::TensorParallelProcess;
 use crate::{hub, model, output, replaced};
 
 /// Options for generating answers to the rows of a data file.
@@ -83,17 +83,22 @@ impl RowFlags {
 impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process if
     /// several compute the model together.
-    pub(super) fn run_rows(&self, data: &Path, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
-        let data = hub::local_data("--data", data)?;
+    pub(super) fn run_rows(
+        &self,
+        data: &Path,
+        process: Option<&TensorParallelProcess>,
+        common: &CommonOptions,
+    ) -> Result<()> {
+        let data = hub::local_data_path("--data", data)?;
         let data = data.as_path();
-        let processes = process.map_or(Processes::One, Processes::DivideModel);
+        let processes = process.map_or(RunProcesses::One, RunProcesses::DivideModel);
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;
         predictor::checked_batch_size(self.rows.batch_size, &device)?;
         for own in reel_predict::companion_paths(out) {
             for input in reel_data::input_paths(data) {
-                replaced::refuse_file("--out", &own, "--data", &input)?;
+                replaced::refuse_output_file_over_input("--out", &own, "--data", &input)?;
             }
         }
         let dataset = Dataset::open(data)?;
@@ -113,7 +118,7 @@ impl GenerateArgs {
             stop: self.sampling.stop.clone(),
         };
         let rules = (self.messages.parity, self.rows.question_template.unwrap_or_default());
-        let mut options = predictor.compared_options(&sampling, &media);
+        let mut options = predictor.options_that_must_match(&sampling, &media);
         options.insert("parity".into(), json!(rules.0));
         options.insert("question_template".into(), json!(rules.1));
         let rows = Arc::new(RowConversations::new(dataset, media, media_root, rules, common.seed()));
@@ -133,7 +138,7 @@ impl GenerateArgs {
             strict,
         })?;
         // Rows without an output are an error of the command, not of a process.
-        process.into_iter().for_each(DividedProcess::set_done);
+        process.into_iter().for_each(TensorParallelProcess::set_common_work_done);
         summary.map_or(Ok(()), |summary| report(out, &summary, common))
     }
 

@@ -1,12 +1,12 @@
 //! What would fit, if a planned command does not: choices that `search` has found, as options to set.
 
 use anyhow::Result;
-use reel_train::step::checkpointing::usable_share;
+use reel_train::step::checkpointing::usable_memory_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
-use super::search::{Choice, Dimension, Found, Outcome, search};
-use super::table::duration;
+use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search};
+use super::table::format_duration;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -20,9 +20,9 @@ pub struct UsableMemory {
 
 impl UsableMemory {
     /// The memory of the planned machine; `None` if it is unknown.
-    pub fn of(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
+    pub fn of_planned_machine(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
         let Some(all) = memory else { return Ok(None) };
-        Ok(Some(Self { all, share: usable_share(&sizes.device(common)?) }))
+        Ok(Some(Self { all, share: usable_memory_share(&sizes.device(common)?) }))
     }
 
     pub fn bytes(&self) -> u64 {
@@ -32,12 +32,12 @@ impl UsableMemory {
 
 /// More results of a plan: fields of its JSON, and lines after its text.
 #[derive(Debug, Default)]
-pub struct Additions {
+pub struct PlanAdditions {
     pub fields: Map<String, Value>,
     pub lines: Vec<String>,
 }
 
-impl Additions {
+impl PlanAdditions {
     /// Adds the fields to the JSON of a plan.
     pub fn merge_into(self, plan: &mut Value) {
         if let Some(map) = plan.as_object_mut() {
@@ -59,18 +59,18 @@ pub fn shows_progress(common: &CommonOptions) -> bool {
 /// settings. `peak` is the peak of `start` in bytes, if it is known.
 pub fn advise<S: Clone>(
     start: &S,
-    dimensions: &[Dimension<S>],
+    dimensions: &[SearchDimension<S>],
     common: &CommonOptions,
     usable: UsableMemory,
     peak: Option<u64>,
     options_of: impl Fn(&S) -> String,
-    plan: impl FnMut(&S) -> Result<Outcome>,
-) -> Additions {
+    plan: impl FnMut(&S) -> Result<PlanOutcome>,
+) -> PlanAdditions {
     let found = search(start, dimensions, shows_progress(common), plan);
-    let choices: Vec<(String, Outcome, u32)> = found
+    let choices: Vec<(String, PlanOutcome, u32)> = found
         .choices
         .iter()
-        .map(|Choice { settings, changes, outcome }| (options_of(settings), *outcome, *changes))
+        .map(|FittingSettings { settings, changes, outcome }| (options_of(settings), *outcome, *changes))
         .collect();
     let json: Vec<Value> = choices
         .iter()
@@ -88,13 +88,13 @@ pub fn advise<S: Clone>(
             "dry_runs": found.runs, "is_cut_short": found.is_cut_short,
         }
     });
-    let Value::Object(fields) = fields else { return Additions::default() };
-    Additions { fields, lines: lines(&choices, &found, usable, peak, &names) }
+    let Value::Object(fields) = fields else { return PlanAdditions::default() };
+    PlanAdditions { fields, lines: lines(&choices, &found, usable, peak, &names) }
 }
 
 fn lines<S>(
-    choices: &[(String, Outcome, u32)],
-    found: &Found<S>,
+    choices: &[(String, PlanOutcome, u32)],
+    found: &SearchResult<S>,
     usable: UsableMemory,
     peak: Option<u64>,
     names: &[&str],
@@ -128,7 +128,7 @@ fn lines<S>(
             format!(
                 "  {options:width$}  {:>9.3} GB, {:>9}, {:.0} tokens/s{gpus}",
                 gb(o.peak),
-                duration(o.seconds),
+                format_duration(o.seconds),
                 o.tokens_per_second
             )
         }));
@@ -141,7 +141,12 @@ fn lines<S>(
 }
 
 /// Adds an option with a value to `options` if the value differs from `before`.
-pub fn push_changed<T: PartialEq + std::fmt::Display>(options: &mut Vec<String>, name: &str, before: &T, after: &T) {
+pub fn push_changed_option<T: PartialEq + std::fmt::Display>(
+    options: &mut Vec<String>,
+    name: &str,
+    before: &T,
+    after: &T,
+) {
     if before != after {
         options.push(format!("{name} {after}"));
     }

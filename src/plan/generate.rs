@@ -13,9 +13,9 @@ use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::Cx;
 use serde_json::json;
 
-use super::advice::{Additions, UsableMemory, advise, push_changed};
-use super::search::{Change, Dimension, Outcome};
-use super::serve::load_rank;
+use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange};
+use super::serve::load_model_part_of_rank;
 use super::table::{self, DryRunCounts};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
@@ -55,11 +55,11 @@ impl PlanGenerateArgs {
         let machine = self.sizes.machine(common)?;
         let counted = self.count(common)?;
         let mut additions = self.gathers(&counted, &machine)?;
-        let usable = UsableMemory::of(&self.sizes, machine.memory, common)?;
-        let lacks_memory = table::fits(&counted.counts, &machine) == Some(false);
+        let usable = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)?;
+        let lacks_memory = table::fits_in_memory(&counted.counts, &machine) == Some(false);
         let advice = || match usable.filter(|_| lacks_memory) {
             Some(usable) => self.advice(common, &machine, usable, counted.counts.memory.peak as u64),
-            None => Ok(Additions::default()),
+            None => Ok(PlanAdditions::default()),
         };
         if common.json {
             additions.fields.extend(advice()?.fields);
@@ -77,15 +77,15 @@ impl PlanGenerateArgs {
         machine: &MachineSpec,
         usable: UsableMemory,
         peak: u64,
-    ) -> Result<Additions> {
+    ) -> Result<PlanAdditions> {
         let options_of = |changed: &Self| {
             let mut options = Vec::new();
             if self.quantize.name() != changed.quantize.name() {
                 options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
             }
-            push_changed(&mut options, "--max-new-tokens", &self.max_new_tokens, &changed.max_new_tokens);
+            push_changed_option(&mut options, "--max-new-tokens", &self.max_new_tokens, &changed.max_new_tokens);
             let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
-            push_changed(&mut options, "--tensor-parallel-size", before, now);
+            push_changed_option(&mut options, "--tensor-parallel-size", before, now);
             options.join(" ")
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
@@ -94,56 +94,56 @@ impl PlanGenerateArgs {
     }
 
     /// What the GPUs of a divided model exchange.
-    fn gathers(&self, counted: &Counted, machine: &MachineSpec) -> Result<Additions> {
+    fn gathers(&self, counted: &Counted, machine: &MachineSpec) -> Result<PlanAdditions> {
         let ranks = self.tensor_parallel_size;
         if ranks == 1 {
-            return Ok(Additions::default());
+            return Ok(PlanAdditions::default());
         }
         let link = Links::new(machine, &[])?.within_node;
         let (bytes, seconds) = (counted.received, link.seconds(counted.received));
         let serde_json::Value::Object(fields) = json!({
             "tensor_parallel_size": ranks, "gathers": {"link": link.name, "bytes": bytes, "seconds": seconds},
         }) else {
-            return Ok(Additions::default());
+            return Ok(PlanAdditions::default());
         };
         let line = format!(
             "\nthe model is divided among {ranks} GPUs, and all figures are those of each: in the call it also receives \
              {:.3} GB over {}, which takes {}; the latency of exchanges is not counted",
             bytes as f64 / 1e9,
             link.title,
-            table::duration(seconds)
+            table::format_duration(seconds)
         );
-        Ok(Additions { fields, lines: vec![line] })
+        Ok(PlanAdditions { fields, lines: vec![line] })
     }
 
     /// The ways to save memory that are left.
-    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<Dimension<Self>> {
-        let int8: Vec<Change<Self>> = match self.quantize.name() {
+    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<SearchDimension<Self>> {
+        let int8: Vec<SettingsChange<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
         };
         let lengths = (1..8).map(|power| self.max_new_tokens >> power).take_while(|tokens| *tokens >= 16);
-        let shorter = |tokens: usize| -> Change<Self> { Box::new(move |args| args.max_new_tokens = tokens) };
+        let shorter = |tokens: usize| -> SettingsChange<Self> { Box::new(move |args| args.max_new_tokens = tokens) };
         let mut all = vec![
-            Dimension { name: "int8 weights", group: "int8", levels: int8 },
-            Dimension { name: "fewer new tokens", group: "length", levels: lengths.map(shorter).collect() },
+            SearchDimension { name: "int8 weights", group: "int8", levels: int8 },
+            SearchDimension { name: "fewer new tokens", group: "length", levels: lengths.map(shorter).collect() },
         ];
         if self.sizes.plans_gpu(common) {
             let can_share = |n: &u32| TensorParallel::check(config, *n as usize).is_ok();
             let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size).filter(can_share);
-            let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
-            all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
+            let level = |n: u32| -> SettingsChange<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
+            all.push(SearchDimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
         }
         all.retain(|dimension| !dimension.levels.is_empty());
         all
     }
 
-    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<Outcome> {
+    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let Counted { counts, received } = self.count(common)?;
         let compute: f64 = table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| seconds).sum();
         let exchange = if received > 0 { Links::new(machine, &[])?.within_node.seconds(received) } else { 0.0 };
         let (seconds, peak) = (compute + exchange, counts.memory.peak as u64);
-        Ok(Outcome {
+        Ok(PlanOutcome {
             peak,
             seconds,
             tokens_per_second: counts.tokens as f64 / seconds,
@@ -163,15 +163,16 @@ impl PlanGenerateArgs {
         }
         // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
         refuse_new_tokens(self.max_new_tokens, &config)?;
-        generate::refuse_completion_count(self.n)?;
+        generate::check_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
-        let (exchange, weights) = load_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
+        let (exchange, weights) =
+            load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
         let count = |new: usize| -> Result<plan::OpCosts> {
             device.profiler().clear();
             device.reset_peak();
-            exchange.take();
+            exchange.take_counts();
             generate_on(&device, &weights, dtype, &shape, new, self.n)?;
             Ok(device.profiler().totals()?)
         };
@@ -192,7 +193,7 @@ impl PlanGenerateArgs {
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
             training: None,
         };
-        Ok(Counted { counts, received: exchange.take().bytes })
+        Ok(Counted { counts, received: exchange.take_counts().bytes })
     }
 }
 

@@ -19,9 +19,9 @@ use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use super::Sizes;
-use super::advice::Additions;
-use super::search::Outcome;
-use super::table::{self, DryRunCounts, TrainingCounts, Wording, duration};
+use super::advice::PlanAdditions;
+use super::search::PlanOutcome;
+use super::table::{self, DryRunCounts, PredictionWording, TrainingCounts, format_duration};
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
 use crate::output;
@@ -46,7 +46,7 @@ pub struct JobFlags {
 }
 
 /// A job to plan.
-pub struct Job {
+pub struct PlannedJob {
     shape: JobShape,
     /// Whether the ranks divide the weights (ZeRO-3).
     divides_weights: bool,
@@ -60,12 +60,12 @@ impl JobFlags {
     ///
     /// # Errors
     /// The GPU is not known, the numbers contradict each other, or the GPU does not have the links.
-    pub fn take_one_rank(
+    pub fn reduce_to_one_rank(
         &self,
         options: &mut RunOptions,
         sizes: &Sizes,
         common: &CommonOptions,
-    ) -> Result<Option<Job>> {
+    ) -> Result<Option<PlannedJob>> {
         let (option, ranks) = match (self.world, options.gpus) {
             (Some(world), Some(gpus)) if world != gpus => {
                 return Err(usage_error("--gpus", format!("is {gpus}, but --world is {world}"), "leave out --gpus"));
@@ -105,7 +105,7 @@ impl JobFlags {
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
         options.gradient_accumulation_steps = shape.rounds();
         let divides_weights = options.zero_stage == 3;
-        Ok(Some(Job { shape, divides_weights, links, html: self.html.clone() }))
+        Ok(Some(PlannedJob { shape, divides_weights, links, html: self.html.clone() }))
     }
 }
 
@@ -128,7 +128,7 @@ impl JobFlags {
     }
 
     /// The options that turn `before` into these flags, with the options of the command before and now.
-    pub fn options_since(&self, before: &Self, old: &RunOptions, new: &RunOptions) -> Vec<String> {
+    pub fn changed_options(&self, before: &Self, old: &RunOptions, new: &RunOptions) -> Vec<String> {
         let changes = [("--world", before.world, self.world), ("--gpus", old.gpus, new.gpus)];
         let changes = changes.into_iter().chain([("--nodes", before.nodes, self.nodes)]);
         changes
@@ -155,13 +155,18 @@ struct Prediction {
     scaling: Vec<ScalingPoint>,
 }
 
-impl Job {
+impl PlannedJob {
     /// The job's memory and speed; `None` if `counts` are not those of a training command. `fits` is whether a GPU has
     /// so many bytes.
-    pub fn outcome(&self, counts: &DryRunCounts, machine: &MachineSpec, fits: impl Fn(u64) -> bool) -> Option<Outcome> {
+    pub fn outcome(
+        &self,
+        counts: &DryRunCounts,
+        machine: &MachineSpec,
+        fits: impl Fn(u64) -> bool,
+    ) -> Option<PlanOutcome> {
         let prediction = self.predict(counts, counts.training.as_ref()?, machine);
         let peak = prediction.peaks.iter().copied().max().unwrap_or(0);
-        Some(Outcome {
+        Some(PlanOutcome {
             peak,
             seconds: prediction.time.total(),
             tokens_per_second: prediction.tokens_per_second,
@@ -177,7 +182,7 @@ impl Job {
         common: &CommonOptions,
         counts: &DryRunCounts,
         machine: &MachineSpec,
-        additions: Additions,
+        additions: PlanAdditions,
     ) -> Result<()> {
         let Some(training) = &counts.training else {
             return table::print_plan_with(common, counts, machine, additions);
@@ -310,25 +315,25 @@ impl Job {
         table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
         table::print_checkpoint(training, ranks)?;
         self.print_traffic(prediction)?;
-        let Wording { time: about, rate } = Wording::for_machine(machine);
+        let PredictionWording { time: about, rate } = PredictionWording::for_machine(machine);
         let time = prediction.time;
         output::print_line(format!(
             "\none step on {ranks} {}: takes {about} {}; {rate} {:.0} tokens/s",
             machine.name,
-            duration(time.total()),
+            format_duration(time.total()),
             prediction.tokens_per_second
         ))?;
         output::print_line(format!(
             "of which computing {}, optimizer {}, exposed exchange {}; the exchange takes {} for gradients, of which {} \
              are hidden behind the backward pass, and {} for weights",
-            duration(time.compute),
-            duration(time.optimizer),
-            duration(time.exposed_seconds()),
-            duration(time.gradients),
-            duration(time.hidden_seconds()),
-            duration(time.weights)
+            format_duration(time.compute),
+            format_duration(time.optimizer),
+            format_duration(time.exposed_seconds()),
+            format_duration(time.gradients),
+            format_duration(time.hidden_seconds()),
+            format_duration(time.weights)
         ))?;
-        table::print_basis(counts, machine)?;
+        table::print_prediction_basis(counts, machine)?;
         output::print_line("")?;
         self.notes().iter().try_for_each(output::print_line)?;
         print_scaling(&prediction.scaling, machine)
@@ -362,7 +367,7 @@ impl Job {
             let (received, seconds) = (gb(received), evaluation.seconds(&self.links));
             output::print_line(format!(
                 "before an evaluation, a GPU receives {received:.3} GB of weights in {}",
-                duration(seconds)
+                format_duration(seconds)
             ))?;
         }
         Ok(())
@@ -379,7 +384,7 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
         "\n  {:>5} {:>6} {:>10} {:>10} {:>10} {:>11} {:>12} {:>12}",
         "GPUs", "nodes", "step", "exposed", "hidden", "efficiency", "tokens/s", "memory"
     ))?;
-    let seconds = |seconds: f64| if seconds > 0.0 { duration(seconds) } else { "-".to_string() };
+    let seconds = |seconds: f64| if seconds > 0.0 { format_duration(seconds) } else { "-".to_string() };
     for ScalingPoint { shape, time, efficiency, peak_bytes, tokens_per_second } in points {
         let peak = *peak_bytes as f64;
         let fits = if machine.memory.is_some_and(|all| peak > all) { "  DOES NOT FIT" } else { "" };

@@ -41,7 +41,7 @@ use generate::PlanGenerateArgs;
 use job::JobFlags;
 use serve::PlanServeArgs;
 use table::{DryRunCounts, TrainingCounts};
-use training::{Settings, TrainingPlanner};
+use training::{PlannedSettings, TrainingPlanner};
 
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
 /// without weights.
@@ -361,7 +361,7 @@ impl PlanSftArgs {
         let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
         let (sizes, rows, unit) = (&self.sizes, "rows", "micro-batch");
         let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
-        let settings = Settings { options: resolved.options.clone(), job: self.job.clone() };
+        let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }
@@ -374,7 +374,7 @@ impl PlanGrpoArgs {
         let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
         let (sizes, rows, unit) = (&self.sizes, "prompts", "step");
         let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
-        let settings = Settings { options: resolved.options.clone(), job: self.job.clone() };
+        let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }

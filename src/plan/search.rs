@@ -1,7 +1,7 @@
 //! Searches for the changes of a command with which it would fit: the fewest changes, then the least loss of speed.
 //!
-//! Each way to save memory is a [`Dimension`] with levels from the mildest to the strongest, such as checkpointing with
-//! `selective` and `full`. A choice sets some dimensions to a level:
+//! Each way to save memory is a [`SearchDimension`] with levels from the mildest to the strongest, such as
+//! checkpointing with `selective` and `full`. A choice sets some dimensions to a level:
 //!
 //! ```text
 //! for k in 1, 2, 3 changes, until there are three choices
@@ -27,7 +27,7 @@ const MAX_CHANGES: u32 = 3;
 
 /// What the plan of some settings says.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Outcome {
+pub struct PlanOutcome {
     /// Peak bytes of a GPU (or of the CPU).
     pub peak: u64,
     /// Seconds of a step or call.
@@ -39,40 +39,40 @@ pub struct Outcome {
     pub fits: bool,
 }
 
-impl Outcome {
+impl PlanOutcome {
     /// Tokens per second of each GPU.
-    pub fn speed(&self) -> f64 {
+    pub fn tokens_per_second_per_gpu(&self) -> f64 {
         self.tokens_per_second / self.gpus as f64
     }
 }
 
 /// A change of a command's settings `S`.
-pub type Change<S> = Box<dyn Fn(&mut S)>;
+pub type SettingsChange<S> = Box<dyn Fn(&mut S)>;
 
 /// A way to save memory.
-pub struct Dimension<S> {
+pub struct SearchDimension<S> {
     /// What it is, in words, such as `gradient checkpointing`.
     pub name: &'static str,
     /// Dimensions of the same group exclude each other.
     pub group: &'static str,
     /// Changes from the mildest to the strongest, at least one.
-    pub levels: Vec<Change<S>>,
+    pub levels: Vec<SettingsChange<S>>,
 }
 
 /// A set of changes with which the command fits.
 #[derive(Clone, Debug)]
-pub struct Choice<S> {
+pub struct FittingSettings<S> {
     /// The settings with the changes.
     pub settings: S,
     pub changes: u32,
-    pub outcome: Outcome,
+    pub outcome: PlanOutcome,
 }
 
 /// The result of a search.
 #[derive(Debug)]
-pub struct Found<S> {
+pub struct SearchResult<S> {
     /// At most [`MAX_CHOICES`] choices, the nearest first.
-    pub choices: Vec<Choice<S>>,
+    pub choices: Vec<FittingSettings<S>>,
     /// The smallest peak that was planned, in bytes.
     pub smallest_peak: Option<u64>,
     /// Number of runs on device `dry`.
@@ -85,10 +85,10 @@ pub struct Found<S> {
 /// whether to show progress on a terminal.
 pub fn search<S: Clone>(
     start: &S,
-    dimensions: &[Dimension<S>],
+    dimensions: &[SearchDimension<S>],
     shows_progress: bool,
-    plan: impl FnMut(&S) -> Result<Outcome>,
-) -> Found<S> {
+    plan: impl FnMut(&S) -> Result<PlanOutcome>,
+) -> SearchResult<S> {
     let known = HashMap::new();
     let mut search =
         Search { start, dimensions, plan, known, runs: 0, smallest_peak: None, is_cut_short: false, shows_progress };
@@ -97,7 +97,7 @@ pub fn search<S: Clone>(
         eprint!("\r\x1b[K");
     }
     let Search { runs, smallest_peak, is_cut_short, .. } = search;
-    Found { choices, smallest_peak, runs, is_cut_short }
+    SearchResult { choices, smallest_peak, runs, is_cut_short }
 }
 
 /// The level of each dimension, from 1; 0 is unchanged.
@@ -105,19 +105,19 @@ type Levels = Vec<usize>;
 
 struct Search<'a, S, P> {
     start: &'a S,
-    dimensions: &'a [Dimension<S>],
+    dimensions: &'a [SearchDimension<S>],
     plan: P,
     /// Outcomes that are known; `None` if the settings cannot be planned.
-    known: HashMap<Levels, Option<Outcome>>,
+    known: HashMap<Levels, Option<PlanOutcome>>,
     runs: usize,
     smallest_peak: Option<u64>,
     is_cut_short: bool,
     shows_progress: bool,
 }
 
-impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
-    fn choices(&mut self) -> Vec<Choice<S>> {
-        let (mut fitting, mut choices): (Vec<u32>, Vec<Choice<S>>) = (Vec::new(), Vec::new());
+impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
+    fn choices(&mut self) -> Vec<FittingSettings<S>> {
+        let (mut fitting, mut choices): (Vec<u32>, Vec<FittingSettings<S>>) = (Vec::new(), Vec::new());
         for changes in 1..=MAX_CHANGES {
             let mut found = Vec::new();
             for set in self.sets(changes) {
@@ -127,7 +127,7 @@ impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
                 }
                 if let Some((levels, outcome)) = self.mildest(set) {
                     fitting.push(set);
-                    found.push((set, Choice { settings: self.settings(&levels), changes, outcome }));
+                    found.push((set, FittingSettings { settings: self.settings(&levels), changes, outcome }));
                 }
             }
             choices.extend(self.best_of_groups(found));
@@ -149,7 +149,7 @@ impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
     }
 
     /// The mildest levels of a set of dimensions with which the command fits; `None` if it does not.
-    fn mildest(&mut self, set: u32) -> Option<(Levels, Outcome)> {
+    fn mildest(&mut self, set: u32) -> Option<(Levels, PlanOutcome)> {
         let strongest = |at: usize| if set >> at & 1 == 1 { self.dimensions[at].levels.len() } else { 0 };
         let mut levels: Levels = (0..self.dimensions.len()).map(strongest).collect();
         let mut outcome = self.fitting(&levels)?;
@@ -179,7 +179,7 @@ impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
     }
 
     /// The outcome of settings that fit; `None` if they do not, or if the search has ended.
-    fn fitting(&mut self, levels: &Levels) -> Option<Outcome> {
+    fn fitting(&mut self, levels: &Levels) -> Option<PlanOutcome> {
         if let Some(known) = self.known.get(levels) {
             return known.filter(|outcome| outcome.fits);
         }
@@ -203,21 +203,23 @@ impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
 
     /// Sorts choices by speed. Of those that differ only by the dimensions of one group, keeps the one with the fewest
     /// GPUs, or the fastest of these.
-    fn best_of_groups(&self, found: Vec<(u32, Choice<S>)>) -> Vec<Choice<S>> {
+    fn best_of_groups(&self, found: Vec<(u32, FittingSettings<S>)>) -> Vec<FittingSettings<S>> {
         let groups = |set: u32| -> Vec<&str> {
             let of = (0..self.dimensions.len()).filter(|at| set >> at & 1 == 1);
             of.map(|at| self.dimensions[at].group).collect()
         };
-        let mut best: Vec<(Vec<&str>, Choice<S>)> = Vec::new();
+        let mut best: Vec<(Vec<&str>, FittingSettings<S>)> = Vec::new();
         for (set, choice) in found {
-            let key = |c: &Choice<S>| (c.outcome.gpus, -c.outcome.speed());
+            let key = |c: &FittingSettings<S>| (c.outcome.gpus, -c.outcome.tokens_per_second_per_gpu());
             match best.iter_mut().find(|(of, _)| *of == groups(set)) {
                 Some((_, other)) if key(&choice) < key(other) => *other = choice,
                 Some(_) => {}
                 None => best.push((groups(set), choice)),
             }
         }
-        best.sort_by(|(_, a), (_, b)| b.outcome.speed().total_cmp(&a.outcome.speed()));
+        best.sort_by(|(_, a), (_, b)| {
+            b.outcome.tokens_per_second_per_gpu().total_cmp(&a.outcome.tokens_per_second_per_gpu())
+        });
         best.into_iter().map(|(_, choice)| choice).collect()
     }
 }
@@ -255,23 +257,24 @@ mod tests {
         gpus: u64,
     }
 
-    fn dimensions() -> Vec<Dimension<Settings>> {
-        let a: Vec<Change<Settings>> = vec![Box::new(|s| s.a = 10), Box::new(|s| s.a = 20), Box::new(|s| s.a = 30)];
-        let b: Vec<Change<Settings>> = vec![Box::new(|s| s.b = 25)];
-        let gpus: Vec<Change<Settings>> = vec![Box::new(|s| s.gpus = 2), Box::new(|s| s.gpus = 4)];
+    fn dimensions() -> Vec<SearchDimension<Settings>> {
+        let a: Vec<SettingsChange<Settings>> =
+            vec![Box::new(|s| s.a = 10), Box::new(|s| s.a = 20), Box::new(|s| s.a = 30)];
+        let b: Vec<SettingsChange<Settings>> = vec![Box::new(|s| s.b = 25)];
+        let gpus: Vec<SettingsChange<Settings>> = vec![Box::new(|s| s.gpus = 2), Box::new(|s| s.gpus = 4)];
         vec![
-            Dimension { name: "a", group: "a", levels: a },
-            Dimension { name: "b", group: "b", levels: b },
-            Dimension { name: "gpus", group: "gpus", levels: gpus },
+            SearchDimension { name: "a", group: "a", levels: a },
+            SearchDimension { name: "b", group: "b", levels: b },
+            SearchDimension { name: "gpus", group: "gpus", levels: gpus },
         ]
     }
 
-    fn found(memory: u64) -> Found<Settings> {
+    fn found(memory: u64) -> SearchResult<Settings> {
         search(&Settings::default(), &dimensions(), false, |s| {
             let gpus = s.gpus.max(1);
             let peak = (100 - s.a - s.b) / gpus;
             let seconds = 1.0 + s.a as f64;
-            Ok(Outcome { peak, seconds, tokens_per_second: gpus as f64 / seconds, gpus, fits: peak <= memory })
+            Ok(PlanOutcome { peak, seconds, tokens_per_second: gpus as f64 / seconds, gpus, fits: peak <= memory })
         })
     }
 
@@ -294,16 +297,16 @@ mod tests {
 
     #[test]
     fn a_search_ends_at_its_limit_of_runs() {
-        let levels = || -> Vec<Change<u64>> {
-            (1..40u64).map(|n| Box::new(move |s: &mut u64| *s += n) as Change<u64>).collect()
+        let levels = || -> Vec<SettingsChange<u64>> {
+            (1..40u64).map(|n| Box::new(move |s: &mut u64| *s += n) as SettingsChange<u64>).collect()
         };
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
-        let dimensions = names.map(|name| Dimension { name, group: name, levels: levels() });
+        let dimensions = names.map(|name| SearchDimension { name, group: name, levels: levels() });
         let mut runs = 0;
         let found = search(&0, &dimensions, false, |sum| {
             runs += 1;
             let fits = *sum > 70;
-            Ok(Outcome { peak: 1000 - sum, seconds: 1.0, tokens_per_second: 1.0, gpus: 1, fits })
+            Ok(PlanOutcome { peak: 1000 - sum, seconds: 1.0, tokens_per_second: 1.0, gpus: 1, fits })
         });
         assert!(found.is_cut_short && runs == MAX_RUNS && found.runs == MAX_RUNS, "{found:?}");
         assert!(found.choices.iter().all(|choice| choice.settings > 70 && choice.changes == 2));

@@ -33,9 +33,9 @@ use reel_runtime::{Cx, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
-use super::advice::{Additions, UsableMemory, advise, push_changed};
-use super::search::{Change, Dimension, Outcome};
-use super::table::{self, DryRunCounts, Wording, duration};
+use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange};
+use super::table::{self, DryRunCounts, PredictionWording, format_duration};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
@@ -84,13 +84,13 @@ pub struct PlanServeArgs {
 
 /// Counts what a rank of a divided model receives from the others, on device `dry`.
 #[derive(Debug)]
-pub struct CountedExchange {
+pub struct ExchangeCounter {
     ranks: usize,
     bytes: AtomicU64,
     exchanges: AtomicU64,
 }
 
-impl ShardExchange for CountedExchange {
+impl ShardExchange for ExchangeCounter {
     fn rank(&self) -> usize {
         0
     }
@@ -106,16 +106,19 @@ impl ShardExchange for CountedExchange {
     }
 }
 
-impl CountedExchange {
+impl ExchangeCounter {
     /// The bytes and exchanges since the last call.
-    pub fn take(&self) -> Gathers {
-        Gathers { bytes: self.bytes.swap(0, Ordering::Relaxed), exchanges: self.exchanges.swap(0, Ordering::Relaxed) }
+    pub fn take_counts(&self) -> ExchangeCounts {
+        ExchangeCounts {
+            bytes: self.bytes.swap(0, Ordering::Relaxed),
+            exchanges: self.exchanges.swap(0, Ordering::Relaxed),
+        }
     }
 }
 
 /// What each rank receives in a phase.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Gathers {
+pub struct ExchangeCounts {
     pub bytes: u64,
     pub exchanges: u64,
 }
@@ -130,19 +133,19 @@ struct ServingPlan {
     /// Number of sequences in the decode step whose costs are counted.
     decoding: usize,
     /// What a rank of a divided model receives for a prompt and in a decode step.
-    gathers: [Gathers; 2],
+    gathers: [ExchangeCounts; 2],
 }
 
 /// The part of a model that a GPU of `ranks` GPUs has, without values, and the counts of what it receives.
-pub fn load_rank(
+pub fn load_model_part_of_rank(
     device: &Device,
     files: StoredDType,
     config: &ModelConfig,
     dtype: DType,
     quantization: Quantization,
     ranks: usize,
-) -> Result<(Arc<CountedExchange>, Qwen25Vl)> {
-    let exchange = Arc::new(CountedExchange { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
+) -> Result<(Arc<ExchangeCounter>, Qwen25Vl)> {
+    let exchange = Arc::new(ExchangeCounter { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
     let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), config)?) } else { None };
     let source = WeightSource::Uninitialised(files);
     let from =
@@ -163,8 +166,8 @@ impl PlanServeArgs {
             Err(e) if is_out_of_memory(&e) => return self.refuse_with_advice(common, &machine, e),
             counted => counted?,
         };
-        let mut additions = Additions::default();
-        if table::fits(&counts, &machine) == Some(false) {
+        let mut additions = PlanAdditions::default();
+        if table::fits_in_memory(&counts, &machine) == Some(false) {
             additions = self.advice(common, &machine, Some(counts.memory.peak as u64))?;
         }
         let seconds: BTreeMap<&str, f64> = table::phase_seconds(&counts, &machine).into_iter().collect();
@@ -184,12 +187,12 @@ impl PlanServeArgs {
                 "command": "serve", "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
                 "peak_bytes": counts.memory.peak,
                 "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-                "capacity_bytes": machine.memory, "fits": table::fits(&counts, &machine),
+                "capacity_bytes": machine.memory, "fits": table::fits_in_memory(&counts, &machine),
                 "kv_bytes": kv_bytes, "kv_blocks": blocks, "kv_tokens": blocks * KvPages::BLOCK_TOKENS,
                 "batch_size": batch, "sequences_that_fit": sequences, "decoding": decoding,
                 "time_to_first_token_seconds": prompt, "inter_token_seconds": step, "tokens_per_second": rate,
                 "ops": table::ops_json(&counts, &machine),
-                "phases_by_basis": table::phases_by_basis_json(&counts, &machine),
+                "phases_by_basis": table::phase_seconds_by_basis_json(&counts, &machine),
                 "ceilings": table::ceilings_json(&machine),
             });
             additions.merge_into(&mut all);
@@ -215,16 +218,16 @@ impl PlanServeArgs {
                 step.exchanges,
                 link.title,
                 100.0 * ATTAINABLE_BANDWIDTH_SHARE,
-                duration(of_prompt),
-                duration(of_step),
+                format_duration(of_prompt),
+                format_duration(of_step),
             ))?;
         }
-        let Wording { time, rate: about } = Wording::for_machine(&machine);
+        let PredictionWording { time, rate: about } = PredictionWording::for_machine(&machine);
         output::print_line(format!(
             "time to first token of one request {time} {}; between two tokens of {decoding} {time} {} in the middle of \
              their answers: {about} {rate:.0} tokens/s",
-            duration(prompt),
-            duration(step),
+            format_duration(prompt),
+            format_duration(step),
         ))?;
         table::print_ops(&counts, &machine, common.verbose)?;
         additions.print_lines()
@@ -244,9 +247,9 @@ impl PlanServeArgs {
     }
 
     /// Searches for what would fit.
-    fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<Additions> {
-        let Some(usable) = UsableMemory::of(&self.sizes, machine.memory, common)? else {
-            return Ok(Additions::default());
+    fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<PlanAdditions> {
+        let Some(usable) = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)? else {
+            return Ok(PlanAdditions::default());
         };
         let options_of = |changed: &Self| {
             let mut options = Vec::new();
@@ -254,9 +257,9 @@ impl PlanServeArgs {
                 options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
             }
             let length = |args: &Self| args.max_model_len.unwrap_or(0);
-            push_changed(&mut options, "--max-model-len", &length(self), &length(changed));
+            push_changed_option(&mut options, "--max-model-len", &length(self), &length(changed));
             let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
-            push_changed(&mut options, "--tensor-parallel-size", before, now);
+            push_changed_option(&mut options, "--tensor-parallel-size", before, now);
             options.join(" ")
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
@@ -265,40 +268,40 @@ impl PlanServeArgs {
     }
 
     /// The ways to save memory that are left.
-    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<Dimension<Self>> {
-        let int8: Vec<Change<Self>> = match self.quantize.name() {
+    fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<SearchDimension<Self>> {
+        let int8: Vec<SettingsChange<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
         };
         // Halves of the planned length, as long as half of it is left for the prompt.
         let now = self.prompt_and_answer();
         let lengths = (1..16).map(|power| now >> power).take_while(|length| *length >= 2 * self.max_new_tokens);
-        let shorter = |length: usize| -> Change<Self> {
+        let shorter = |length: usize| -> SettingsChange<Self> {
             Box::new(move |args| args.max_model_len = Some(length.next_multiple_of(KvPages::BLOCK_TOKENS) as u32))
         };
         let lengths = lengths.filter(|length| length.next_multiple_of(KvPages::BLOCK_TOKENS) < now);
         let mut all = vec![
-            Dimension { name: "int8 weights", group: "int8", levels: int8 },
-            Dimension { name: "shorter requests", group: "length", levels: lengths.map(shorter).collect() },
+            SearchDimension { name: "int8 weights", group: "int8", levels: int8 },
+            SearchDimension { name: "shorter requests", group: "length", levels: lengths.map(shorter).collect() },
         ];
         if self.sizes.plans_gpu(common) {
             let can_share = |n: &u32| TensorParallel::check(config, *n as usize).is_ok();
             let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size).filter(can_share);
-            let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
-            all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
+            let level = |n: u32| -> SettingsChange<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
+            all.push(SearchDimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
         }
         all.retain(|dimension| !dimension.levels.is_empty());
         all
     }
 
     /// What a decode step of all sequences needs.
-    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<Outcome> {
+    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let (counts, plan) = self.count(common, machine.memory)?;
         let compute: f64 =
             table::phase_seconds(&counts, machine).iter().filter(|(name, _)| *name == "decode").map(|(_, s)| s).sum();
         let seconds = compute + self.links(machine)?.within_node.seconds(plan.gathers[1].bytes);
         let peak = counts.memory.peak as u64;
-        Ok(Outcome {
+        Ok(PlanOutcome {
             peak,
             seconds,
             tokens_per_second: plan.decoding as f64 / seconds,
@@ -342,7 +345,8 @@ impl PlanServeArgs {
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
-        let (exchange, weights) = load_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
+        let (exchange, weights) =
+            load_model_part_of_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
         let text = TensorParallel::config_of_one_rank(&config.text, ranks);
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
@@ -361,16 +365,16 @@ impl PlanServeArgs {
             running.step(&mut |_| {})?;
         }
         let prefill = device.profiler().totals()?;
-        let of_prompt = exchange.take();
+        let of_prompt = exchange.take_counts();
         // Completions of one prompt have the same decode costs as completions of different prompts.
         running.add(1, request(&config, &shape, planned, decoding))?;
         while running.stats().running < decoding && !running.is_idle() {
             running.step(&mut |_| {})?;
         }
         device.profiler().clear();
-        exchange.take();
+        exchange.take_counts();
         running.step(&mut |_| {})?;
-        let gathers = [of_prompt, exchange.take()];
+        let gathers = [of_prompt, exchange.take_counts()];
         let mut decode = device.profiler().totals()?;
         let keys = decoding as f64 * (tokens as f64 + *new as f64 / 2.0);
         count_keys(&mut decode, &text, dtype, keys);

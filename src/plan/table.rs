@@ -11,7 +11,7 @@ use reel_measure::pricing::{PredictedTime, PredictionBasis, record_of_gpu};
 use reel_runs::plan::{BackwardPass, PhaseCosts, ShardedWeights, TrainedParameterSize};
 use serde_json::{Value, json};
 
-use super::advice::Additions;
+use super::advice::PlanAdditions;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -82,19 +82,19 @@ fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpe
 }
 
 /// Words in front of predicted numbers: a bound if the prediction uses the ceilings alone, else an estimate.
-pub struct Wording {
+pub struct PredictionWording {
     /// Before a time: `at least` or `about`.
     pub time: &'static str,
     /// Before a rate: `at most` or `about`.
     pub rate: &'static str,
 }
 
-impl Wording {
+impl PredictionWording {
     /// The words for a plan for `machine`.
-    pub fn for_machine(machine: &MachineSpec) -> Wording {
+    pub fn for_machine(machine: &MachineSpec) -> PredictionWording {
         match record_of_gpu(&machine.name) {
-            Some(_) => Wording { time: "about", rate: "about" },
-            None => Wording { time: "at least", rate: "at most" },
+            Some(_) => PredictionWording { time: "about", rate: "about" },
+            None => PredictionWording { time: "at least", rate: "at most" },
         }
     }
 }
@@ -127,7 +127,7 @@ pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine:
 }
 
 /// Whether the peak memory fits the machine; `None` if the machine's memory is unknown.
-pub fn fits(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
+pub fn fits_in_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
     machine.memory.map(|all| counts.memory.peak as f64 <= all)
 }
 
@@ -170,7 +170,7 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
 
 /// The times of each phase in seconds if every op were predicted by one basis alone (ceilings, record or model), as
 /// JSON.
-pub fn phases_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
+pub fn phase_seconds_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let lines = lines(&counts.phases, counts, machine);
     let phases = counts.phases.0.iter().map(|(phase, _)| {
         let [ceiling, record, model] = BASES.map(|basis| seconds_by(&lines, phase, basis));
@@ -209,11 +209,11 @@ pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     json!({
         "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
         "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-        "capacity_bytes": machine.memory, "fits": fits(counts, machine),
+        "capacity_bytes": machine.memory, "fits": fits_in_memory(counts, machine),
         "checkpoint_bytes": counts.training.as_ref().map(|training| training.checkpoint),
         "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
         "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
-        "phases_by_basis": phases_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
+        "phases_by_basis": phase_seconds_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
     })
 }
 
@@ -222,7 +222,7 @@ pub fn print_plan_with(
     common: &CommonOptions,
     counts: &DryRunCounts,
     machine: &MachineSpec,
-    additions: Additions,
+    additions: PlanAdditions,
 ) -> Result<()> {
     if common.json {
         let mut plan = plan_json(counts, machine);
@@ -241,18 +241,18 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     if let Some(training) = &counts.training {
         print_checkpoint(training, 1)?;
     }
-    let Wording { time, rate } = Wording::for_machine(machine);
+    let PredictionWording { time, rate } = PredictionWording::for_machine(machine);
     output::print_line(format!(
         "\none {} on {}: takes {time} {}, computes {:.3} TFLOP, moves {:.3} GB; {rate} {:.0} tokens/s",
         counts.unit,
         machine.name,
-        duration(seconds),
+        format_duration(seconds),
         flops / 1e12,
         bytes / 1e9,
         tokens / seconds
     ))?;
     if phases.len() > 1 {
-        let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
+        let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", format_duration(*s))).collect();
         output::print_line(format!("of which {}", texts.join(", ")))?;
     }
     print_ops(counts, machine, all)
@@ -294,7 +294,7 @@ pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> 
 /// Prints the ceilings, the basis of the predicted times, and the table of ops. Ops below [`MIN_SHOWN_SHARE`] of the time
 /// are one line, unless `all` are shown.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result<()> {
-    print_basis(counts, machine)?;
+    print_prediction_basis(counts, machine)?;
     let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
         "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
@@ -303,7 +303,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
     let least = MIN_SHOWN_SHARE * lines.iter().map(|l| l.price.seconds).sum::<f64>();
     let (shown, hidden): (Vec<&Line>, Vec<&Line>) = lines.iter().partition(|l| all || l.price.seconds >= least);
     for l in shown {
-        let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), duration);
+        let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), format_duration);
         output::print_line(format!(
             "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>10} {:>10} {:>10} {:>6.2}  {:10}  {}",
             l.phase,
@@ -311,8 +311,8 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
             l.launches,
             l.flops / 1e12,
             l.bytes / 1e9,
-            duration(l.price.seconds),
-            duration(l.price.floor_seconds),
+            format_duration(l.price.seconds),
+            format_duration(l.price.floor_seconds),
             of_basis(l.price.recorded.as_ref().map(|r| r.seconds)),
             of_basis(l.price.modelled.as_ref().map(|m| m.seconds)),
             l.price.share(),
@@ -325,7 +325,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
 }
 
 /// Prints the ceilings and the basis of the predicted times.
-pub fn print_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+pub fn print_prediction_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
         "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
@@ -337,12 +337,12 @@ pub fn print_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     output::print_line(assumptions(&lines, machine))?;
     if record_of_gpu(&machine.name).is_some() {
         for (phase, _) in &counts.phases.0 {
-            let [ceiling, record, model] = BASES.map(|basis| duration(seconds_by(&lines, phase, basis)));
+            let [ceiling, record, model] = BASES.map(|basis| format_duration(seconds_by(&lines, phase, basis)));
             let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
             output::print_line(format!(
                 "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by \
                  the model {model}",
-                duration(predicted)
+                format_duration(predicted)
             ))?;
         }
     }
@@ -380,7 +380,7 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
 }
 
 /// Formats a duration in s, ms or us.
-pub fn duration(seconds: f64) -> String {
+pub fn format_duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),

@@ -9,9 +9,9 @@ use reel_train::options::{GradientCheckpointing, GrpoOptions, Optim, RunOptions,
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::advice::{Additions, UsableMemory, advise, push_changed, shows_progress};
-use super::job::{Job, JobFlags};
-use super::search::{Change, Dimension, Outcome, largest_that_fits};
+use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option, shows_progress};
+use super::job::{JobFlags, PlannedJob};
+use super::search::{PlanOutcome, SearchDimension, SettingsChange, largest_that_fits};
 use super::table::{self, DryRunCounts};
 use super::{Counting, Sizes};
 use crate::common::CommonOptions;
@@ -29,7 +29,7 @@ const MAX_TOKENS: usize = 1 << 22;
 const MAX_ROWS_OF_DATA: usize = 256;
 
 /// Options of a training command whose micro-batch `reel plan` changes.
-pub trait MicroBatch: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned {
+pub trait MicroBatchOptions: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned {
     /// Number of rows by which a micro-batch grows.
     fn rows_of_unit(&self) -> usize;
 
@@ -40,7 +40,7 @@ pub trait MicroBatch: TrainingOptions + DerefMut<Target = RunOptions> + Clone + 
     fn subject(&self) -> String;
 }
 
-impl MicroBatch for SftOptions {
+impl MicroBatchOptions for SftOptions {
     fn rows_of_unit(&self) -> usize {
         1
     }
@@ -54,7 +54,7 @@ impl MicroBatch for SftOptions {
     }
 }
 
-impl MicroBatch for GrpoOptions {
+impl MicroBatchOptions for GrpoOptions {
     fn rows_of_unit(&self) -> usize {
         self.num_generations.max(1)
     }
@@ -72,7 +72,7 @@ impl MicroBatch for GrpoOptions {
 
 /// What `reel plan` plans: the options of the command, and those of the job.
 #[derive(Clone, Debug)]
-pub struct Settings<O> {
+pub struct PlannedSettings<O> {
     pub options: O,
     pub job: JobFlags,
 }
@@ -87,11 +87,11 @@ pub struct TrainingPlanner<'a, O> {
 /// A plan: the counts of the process of one rank, and the job if there is one.
 struct Planned {
     counts: DryRunCounts,
-    job: Option<Job>,
+    job: Option<PlannedJob>,
 }
 
 impl Planned {
-    fn outcome(&self, machine: &MachineSpec, usable: Option<UsableMemory>) -> Outcome {
+    fn outcome(&self, machine: &MachineSpec, usable: Option<UsableMemory>) -> PlanOutcome {
         let fits = |peak: u64| usable.is_none_or(|usable| peak <= usable.bytes());
         if let Some(outcome) = self.job.as_ref().and_then(|job| job.outcome(&self.counts, machine, fits)) {
             return outcome;
@@ -99,29 +99,29 @@ impl Planned {
         let seconds: f64 = table::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| seconds).sum();
         let tokens_per_second = self.counts.tokens as f64 / self.counts.units as f64 / seconds;
         let peak = self.counts.memory.peak as u64;
-        Outcome { peak, seconds, tokens_per_second, gpus: 1, fits: fits(peak) }
+        PlanOutcome { peak, seconds, tokens_per_second, gpus: 1, fits: fits(peak) }
     }
 }
 
-impl<O: MicroBatch> TrainingPlanner<'_, O> {
+impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
     /// Plans and prints; `finds_batch_size` is the option `--find-batch-size`.
-    pub fn run(&self, settings: Settings<O>, finds_batch_size: bool) -> Result<()> {
+    pub fn run(&self, settings: PlannedSettings<O>, finds_batch_size: bool) -> Result<()> {
         if !finds_batch_size {
             let planned = self.plan(&settings)?;
             let machine = self.sizes.machine(self.common)?;
-            return self.print(&settings, &planned, &machine, Additions::default());
+            return self.print(&settings, &planned, &machine, PlanAdditions::default());
         }
         let machine = self.sizes.machine(self.common)?;
-        let Some(usable) = UsableMemory::of(self.sizes, machine.memory, self.common)? else {
+        let Some(usable) = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)? else {
             return Err(usage_error("--find-batch-size", "the memory of this machine is unknown", "give --gpu NAME"));
         };
         let (settings, additions) = self.find_batch_size(settings, &machine, usable)?;
         self.print(&settings, &self.plan(&settings)?, &machine, additions)
     }
 
-    fn plan(&self, settings: &Settings<O>) -> Result<Planned> {
+    fn plan(&self, settings: &PlannedSettings<O>) -> Result<Planned> {
         let mut options = settings.options.clone();
-        let job = settings.job.take_one_rank(&mut options, self.sizes, self.common)?;
+        let job = settings.job.reduce_to_one_rank(&mut options, self.sizes, self.common)?;
         let mut counts = self.counting.count(self.common, &options)?;
         counts.subject += &options.subject();
         Ok(Planned { counts, job })
@@ -131,12 +131,12 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
     /// the search.
     fn print(
         &self,
-        settings: &Settings<O>,
+        settings: &PlannedSettings<O>,
         planned: &Planned,
         machine: &MachineSpec,
-        mut additions: Additions,
+        mut additions: PlanAdditions,
     ) -> Result<()> {
-        let usable = UsableMemory::of(self.sizes, machine.memory, self.common)?;
+        let usable = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)?;
         let outcome = planned.outcome(machine, None);
         // On a GPU a plan needs more than the tensors, so advice begins before all of the memory is filled.
         let is_gpu = self.sizes.plans_gpu(self.common);
@@ -145,7 +145,7 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
         // Settings that the command itself would refuse are no advice.
         let is_valid = settings.options.validate_values().is_ok();
         let advice = || match usable.filter(lacks_memory) {
-            None => Additions::default(),
+            None => PlanAdditions::default(),
             Some(usable) => advise(
                 settings,
                 &self.dimensions(settings),
@@ -174,12 +174,16 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
     }
 
     /// The ways to save memory that are left. A search weakens the last ones first.
-    fn dimensions(&self, settings: &Settings<O>) -> Vec<Dimension<Settings<O>>> {
+    fn dimensions(&self, settings: &PlannedSettings<O>) -> Vec<SearchDimension<PlannedSettings<O>>> {
         let mut all = vec![
-            Dimension { name: "LoRA", group: "lora", levels: lora_levels(&settings.options) },
-            Dimension { name: "smaller moments", group: "optim", levels: optimizer_levels(&settings.options) },
-            Dimension { name: "a smaller micro-batch", group: "batch", levels: micro_batch_levels(&settings.options) },
-            Dimension {
+            SearchDimension { name: "LoRA", group: "lora", levels: lora_levels(&settings.options) },
+            SearchDimension { name: "smaller moments", group: "optim", levels: optimizer_levels(&settings.options) },
+            SearchDimension {
+                name: "a smaller micro-batch",
+                group: "batch",
+                levels: micro_batch_levels(&settings.options),
+            },
+            SearchDimension {
                 name: "checkpointing",
                 group: "checkpointing",
                 levels: checkpointing_levels(&settings.options),
@@ -187,9 +191,9 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
         ];
         if self.sizes.plans_gpu(self.common) {
             let levels = |stage| gpu_levels(settings, stage);
-            all.push(Dimension { name: "more GPUs (ZeRO-3)", group: "gpus", levels: levels(3) });
+            all.push(SearchDimension { name: "more GPUs (ZeRO-3)", group: "gpus", levels: levels(3) });
             if settings.options.zero_stage == 2 {
-                all.push(Dimension { name: "more GPUs (ZeRO-2)", group: "gpus", levels: levels(2) });
+                all.push(SearchDimension { name: "more GPUs (ZeRO-2)", group: "gpus", levels: levels(2) });
             }
         }
         all.retain(|dimension| !dimension.levels.is_empty());
@@ -199,12 +203,12 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
     /// Finds the largest micro-batch that fits. Returns the settings with it, or with the smallest one if none fits.
     fn find_batch_size(
         &self,
-        settings: Settings<O>,
+        settings: PlannedSettings<O>,
         machine: &MachineSpec,
         usable: UsableMemory,
-    ) -> Result<(Settings<O>, Additions)> {
+    ) -> Result<(PlannedSettings<O>, PlanAdditions)> {
         let unit = BatchUnit::of(&settings.options, self.sizes)?;
-        let mut planned: BTreeMap<u64, Outcome> = BTreeMap::new();
+        let mut planned: BTreeMap<u64, PlanOutcome> = BTreeMap::new();
         let with = |n: u64| {
             let mut changed = settings.clone();
             unit.set(&mut changed.options, n as usize);
@@ -265,11 +269,11 @@ impl<O: MicroBatch> TrainingPlanner<'_, O> {
                     unit.option,
                     value(n),
                     peak(n),
-                    table::duration(time)
+                    table::format_duration(time)
                 )
             }
         };
-        Ok((with(largest.unwrap_or(1)), Additions { fields, lines: vec![line] }))
+        Ok((with(largest.unwrap_or(1)), PlanAdditions { fields, lines: vec![line] }))
     }
 }
 
@@ -283,7 +287,7 @@ struct BatchUnit {
 }
 
 impl BatchUnit {
-    fn of<O: MicroBatch>(options: &O, sizes: &Sizes) -> Result<Self> {
+    fn of<O: MicroBatchOptions>(options: &O, sizes: &Sizes) -> Result<Self> {
         let mut options = options.clone();
         let rows_of_unit = options.rows_of_unit();
         let most = |tokens: usize, rows: usize| MAX_ROWS.min(MAX_TOKENS / tokens.max(1) / rows).max(1);
@@ -301,7 +305,7 @@ impl BatchUnit {
         }
     }
 
-    fn set<O: MicroBatch>(&self, options: &mut O, units: usize) {
+    fn set<O: MicroBatchOptions>(&self, options: &mut O, units: usize) {
         let value = units * self.size;
         match options.packed_tokens() {
             Some(tokens) => *tokens = Some(value),
@@ -310,45 +314,45 @@ impl BatchUnit {
     }
 }
 
-fn lora_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+fn lora_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     match options.lora_r {
-        0 if !options.freeze_llm => vec![Box::new(|s: &mut Settings<O>| s.options.lora_r = LORA_RANK)],
+        0 if !options.freeze_llm => vec![Box::new(|s: &mut PlannedSettings<O>| s.options.lora_r = LORA_RANK)],
         _ => Vec::new(),
     }
 }
 
-fn optimizer_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+fn optimizer_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     let smaller: &[Optim] = match options.optim {
         Optim::Adamw => &[Optim::AdamwBf16, Optim::Adamw8bit],
         Optim::AdamwBf16 => &[Optim::Adamw8bit],
         Optim::Adamw8bit => &[],
     };
-    let level = |&optim: &Optim| -> Change<Settings<O>> { Box::new(move |s| s.options.optim = optim) };
+    let level = |&optim: &Optim| -> SettingsChange<PlannedSettings<O>> { Box::new(move |s| s.options.optim = optim) };
     smaller.iter().map(level).collect()
 }
 
 /// `auto` has recomputed every layer already if the plan does not fit.
-fn checkpointing_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+fn checkpointing_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     use GradientCheckpointing::{Auto, Full, None, Selective};
     let stronger: &[GradientCheckpointing] = match options.gradient_checkpointing {
         None => &[Selective, Full],
         Selective => &[Full],
         Auto | Full => &[],
     };
-    let level = |&mode: &GradientCheckpointing| -> Change<Settings<O>> {
+    let level = |&mode: &GradientCheckpointing| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| s.options.gradient_checkpointing = mode)
     };
     stronger.iter().map(level).collect()
 }
 
 /// Smaller micro-batches of which a whole number has the rows of the present one, so that a step keeps its rows.
-fn micro_batch_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     let (rows, unit) = (options.per_device_train_batch_size, options.rows_of_unit());
     if options.clone().packed_tokens().is_some() {
         return Vec::new();
     }
     let units = rows / unit;
-    let level = |n: usize| -> Change<Settings<O>> {
+    let level = |n: usize| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| {
             s.options.per_device_train_batch_size = n * unit;
             s.options.gradient_accumulation_steps *= units / n;
@@ -359,9 +363,12 @@ fn micro_batch_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
 
 /// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A run
 /// of several processes cannot answer requests (`--serve`).
-fn gpu_levels<O: MicroBatch>(settings: &Settings<O>, zero_stage: u8) -> Vec<Change<Settings<O>>> {
+fn gpu_levels<O: MicroBatchOptions>(
+    settings: &PlannedSettings<O>,
+    zero_stage: u8,
+) -> Vec<SettingsChange<PlannedSettings<O>>> {
     let now = settings.job.ranks(&settings.options);
-    let level = |ranks: u32| -> Change<Settings<O>> {
+    let level = |ranks: u32| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| {
             s.job.set_ranks(&mut s.options, ranks);
             s.options.zero_stage = zero_stage;
@@ -377,29 +384,29 @@ fn gpu_levels<O: MicroBatch>(settings: &Settings<O>, zero_stage: u8) -> Vec<Chan
 }
 
 /// The options that turn `before` into `after`.
-fn options_between<O: MicroBatch>(before: &Settings<O>, after: &Settings<O>) -> String {
+fn options_between<O: MicroBatchOptions>(before: &PlannedSettings<O>, after: &PlannedSettings<O>) -> String {
     let mut options = Vec::new();
     let (old, new): (&RunOptions, &RunOptions) = (&before.options, &after.options);
-    push_changed(&mut options, "--lora-r", &old.lora_r, &new.lora_r);
+    push_changed_option(&mut options, "--lora-r", &old.lora_r, &new.lora_r);
     if old.optim != new.optim {
         let name = serde_json::to_value(new.optim).ok();
         options.extend(name.as_ref().and_then(Value::as_str).map(|name| format!("--optim {name}")));
     }
-    push_changed(
+    push_changed_option(
         &mut options,
         "--gradient-checkpointing",
         &old.gradient_checkpointing.to_string(),
         &new.gradient_checkpointing.to_string(),
     );
-    push_changed(
+    push_changed_option(
         &mut options,
         "--per-device-train-batch-size",
         &old.per_device_train_batch_size,
         &new.per_device_train_batch_size,
     );
-    options.extend(after.job.options_since(&before.job, old, new));
-    push_changed(&mut options, "--zero-stage", &old.zero_stage, &new.zero_stage);
-    push_changed(
+    options.extend(after.job.changed_options(&before.job, old, new));
+    push_changed_option(&mut options, "--zero-stage", &old.zero_stage, &new.zero_stage);
+    push_changed_option(
         &mut options,
         "--gradient-accumulation-steps",
         &old.gradient_accumulation_steps,

@@ -87,7 +87,7 @@ pub fn bind_arguments(
             bytes = bound.memory.alloc(bytes).to_le_bytes().to_vec();
         }
         if bytes.len() != size as usize {
-            return Err(parameter.refuse_size(text, bytes.len()));
+            return Err(parameter.wrong_size_error(text, bytes.len()));
         }
         bound.params[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
     }

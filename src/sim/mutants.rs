@@ -41,7 +41,7 @@ impl SimMutantsArgs {
         let case = self.run.prepare_case(common)?;
         let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
-        self.run.refuse_stopped(&whole)?;
+        self.run.error_if_stopped_early(&whole)?;
         if let Some(first) = whole.findings.iter().flatten().next() {
             let what =
                 format!("the unchanged kernel already has a finding: {} at line {}", first.kind.name(), first.line);
@@ -53,7 +53,7 @@ impl SimMutantsArgs {
         let options = ExecOptions { patience: MAX_IDLE_INSTRUCTIONS, until_finding: true, ..case.options.clone() };
         let verdicts = mutate::run_mutants::<anyhow::Error>(&case.program, &mutants, |program| {
             let report = case.check_kernel(program, options.clone())?;
-            self.run.refuse_stopped(&report)?;
+            self.run.error_if_stopped_early(&report)?;
             Ok(report.findings.iter().flatten().next().map(|f| f.kind))
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();
@@ -64,7 +64,7 @@ impl SimMutantsArgs {
         let quotes = SourceQuotes::new(&case.program, &case.kernel.name, Path::new(&location), &case.ptx);
         for v in &verdicts {
             let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
-            let (place, text) = quotes.place_and_text(&line_of(&case, &v.mutant));
+            let (place, text) = quotes.location_and_text(&line_of(&case, &v.mutant));
             let text = text.map_or(String::new(), |text| format!(" | {text}"));
             output::print_line(format!("{outcome:28} {place}: {} {}{text}", v.mutant.opcode, v.mutant.change))?;
         }

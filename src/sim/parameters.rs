@@ -115,7 +115,7 @@ impl KernelParameter {
     }
 
     /// Makes the error for an argument that has `given` bytes instead of the parameter's number of bytes.
-    pub fn refuse_size(&self, text: &str, given: usize) -> anyhow::Error {
+    pub fn wrong_size_error(&self, text: &str, given: usize) -> anyhow::Error {
         let what = format!("has {given} bytes, but {} has {}", self.describe(), self.bytes);
         usage_error(&format!("--arg {text}"), what, self.help(text))
     }

@@ -43,7 +43,7 @@ impl SourceQuotes {
 
     /// Returns the place of a line as `file:line`, and its text if the line is in this file. The file of a PTX line of
     /// a kernel with line information is `ptx`.
-    pub fn place_and_text(&self, line: &SourceLine) -> (String, Option<&str>) {
+    pub fn location_and_text(&self, line: &SourceLine) -> (String, Option<&str>) {
         match &line.file {
             Some(file) => (format!("{file}:{}", line.line), None),
             None if line.cuda == self.cuda => (format!("{}:{}", self.name, line.line), self.source_line(line.line)),

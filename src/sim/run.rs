@@ -161,7 +161,7 @@ impl SimRunArgs {
             output::print_text(&report.printed)
                 .and_then(|()| output::print_text(&shown.text(common.quiet, common.verbose)))
         };
-        self.refuse_stopped(&report)?;
+        self.error_if_stopped_early(&report)?;
         let causes = causes(shown.findings());
         let Some(first) = causes.first().map(|cause| cause.finding) else { return printed };
         let more = match causes.len() - 1 {
@@ -173,7 +173,7 @@ impl SimRunArgs {
     }
 
     /// Fails if a limit of time or memory has stopped the check.
-    pub fn refuse_stopped(&self, report: &CheckReport) -> Result<()> {
+    pub fn error_if_stopped_early(&self, report: &CheckReport) -> Result<()> {
         let error = |stop| self.limits.error_of_stop(&self.displayed_path(), stop);
         report.stopped.as_ref().and_then(error).map_or(Ok(()), Err)
     }

@@ -143,7 +143,7 @@ impl RunDisplay<'_> {
     }
 
     fn add_remark(&self, out: &mut String, remark: &Remark) {
-        let (place, quote) = self.quotes.place_and_text(&remark.line);
+        let (place, quote) = self.quotes.location_and_text(&remark.line);
         *out += &format!("{}: {place}: {}\n", remark.kind, remark.message);
         if let Some(text) = quote {
             *out += &format!("  {:>5} | {text}\n", remark.line.line);

@@ -40,7 +40,7 @@ const SIZES: [(&str, &str); 17] = [
 ];
 
 /// What a command did.
-pub struct Report {
+pub struct CommandReport {
     /// The number of messages before the command ran.
     pub rounds: usize,
     pub what: String,
@@ -75,7 +75,7 @@ fn shorten_file(path: &Path) -> bool {
 }
 
 /// Runs a published command, or the corrected command of its one message.
-pub fn run_published(id: &str) -> Report {
+pub fn run_published(id: &str) -> CommandReport {
     let folder = workshop();
     let at = folder.path();
     let (words, environment) = published(at, id);
@@ -96,7 +96,7 @@ pub fn run_published(id: &str) -> Report {
                 }
             }
             let (rounds, done) = finish(at, &words, &environment);
-            Report { rounds, what: trained(at, &done) }
+            CommandReport { rounds, what: trained(at, &done) }
         }
         "serve" => served(at, words, &environment),
         _ => measured(at, words, environment),
@@ -146,7 +146,7 @@ fn published_model(at: &Path) -> PathBuf {
 }
 
 /// Starts a server, and asks it with the published name of the model.
-fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> Report {
+fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> CommandReport {
     published_model(at);
     let on_free_port = |word: String| match word.as_str() {
         "8000" => "0".to_string(),
@@ -171,7 +171,7 @@ fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> Re
     server::write_request(&mut stream, "POST", "/v1/chat/completions", "", &body.to_string());
     let reply = server::read_reply(&mut stream);
     assert_eq!(reply.status, 200, "{words:?}: {}", reply.body);
-    Report { rounds, what: format!("answered a request for {PUBLISHED_MODEL}") }
+    CommandReport { rounds, what: format!("answered a request for {PUBLISHED_MODEL}") }
 }
 
 /// A server that is killed when it is dropped.
@@ -205,7 +205,7 @@ impl Drop for Running {
 }
 
 /// An evaluation of one question of each benchmark, or a load test, against a server where the command names one.
-fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, String)>) -> Report {
+fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, String)>) -> CommandReport {
     published_model(at);
     let names = [PUBLISHED_MODEL, "Qwen/Qwen3-VL-4B-Instruct", "GPT4o"].map(|name| ["--served-model-name", name]);
     let server = Server::start(&names.concat());
@@ -237,7 +237,7 @@ fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, Str
     let is_result =
         |line: &&str| line.contains("Successful requests:") || (words[0] == "eval" && line.contains("rows"));
     let result = done.ok().lines().find(is_result).unwrap_or_else(|| panic!("{words:?}: {}", done.stdout));
-    Report { rounds, what: result.split_whitespace().collect::<Vec<_>>().join(" ") }
+    CommandReport { rounds, what: result.split_whitespace().collect::<Vec<_>>().join(" ") }
 }
 
 /// One question of each benchmark, in the files of VideoRFT and Video-R1.

@@ -46,7 +46,7 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
 
 /// Describes the shortest circle between parts of the crate, and how many files are in such circles. Returns `None` if
 /// the crate has no circle.
-pub fn shortest(graph: &Graph) -> Option<String> {
+pub fn describe_shortest_circle(graph: &Graph) -> Option<String> {
     let all = circles(graph);
     let files: BTreeSet<&String> = all.iter().flatten().collect();
     let circle = all.iter().min_by_key(|circle| circle.len())?;

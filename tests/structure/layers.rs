@@ -31,7 +31,7 @@ fn ring(folder: &str) -> usize {
 }
 
 /// The rows of the table of layers, from the lowest up.
-pub fn rows(page: &str) -> Vec<Layer> {
+pub fn layers_of_table(page: &str) -> Vec<Layer> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.strip_prefix("| `")?.trim_end_matches(" |").split(" | ").collect();
         let [folder, .., may_use] = cells.as_slice() else { return None };

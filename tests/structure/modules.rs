@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::tokens::{Token, group_end, tokens};
+use crate::tokens::{Token, index_after_brackets, tokens};
 
 /// The first place where a file names an item of another file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Graph(pub BTreeMap<String, BTreeMap<String, Mention>>);
 
 impl Graph {
     /// The arrows as `from -> to`, sorted.
-    pub fn names(&self) -> Vec<String> {
+    pub fn dependency_names(&self) -> Vec<String> {
         let of_file = |(from, to): (&String, &BTreeMap<String, Mention>)| -> Vec<String> {
             to.keys().map(|to| format!("{from} -> {to}")).collect()
         };
@@ -47,7 +47,7 @@ pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The root files of the library and the programs of the crate in `folder`, relative to the repository.
-pub fn roots(repository: &Path, folder: &Path) -> Vec<PathBuf> {
+pub fn crate_root_files(repository: &Path, folder: &Path) -> Vec<PathBuf> {
     let bins = rust_files(&repository.join(folder).join("src/bin"));
     let bins = bins.iter().map(|path| path.strip_prefix(repository).expect("a path in the repository").to_path_buf());
     let roots = ["src/lib.rs", "src/main.rs"].map(|name| folder.join(name));
@@ -55,7 +55,7 @@ pub fn roots(repository: &Path, folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The arrows between the files of the crate whose root file is `root`, relative to `repository`.
-pub fn arrows(repository: &Path, root: &Path) -> Graph {
+pub fn file_dependencies(repository: &Path, root: &Path) -> Graph {
     let mut tree = Modules { repository: repository.to_path_buf(), ..Modules::default() };
     let folder = root.parent().expect("a folder").to_path_buf();
     tree.add_file(None, root.to_path_buf(), folder);
@@ -135,7 +135,7 @@ impl Modules {
                     at += 3;
                 }
                 ("mod", name, "{") => {
-                    let end = group_end(code, at + 2);
+                    let end = index_after_brackets(code, at + 2);
                     let folder = self.modules[id].folder.join(name);
                     let child = self.add(Some(id), self.modules[id].file.clone(), folder);
                     self.modules[id].children.insert(name.to_string(), child);
@@ -153,7 +153,7 @@ impl Modules {
                 }
                 // A macro may declare the modules that it lists.
                 (_, "!", "{") => {
-                    let end = group_end(code, at + 2);
+                    let end = index_after_brackets(code, at + 2);
                     for listed in &code[at + 3..end - 1] {
                         if self.file_of_child(id, &listed.text).is_some() {
                             self.add_child_file(id, &listed.text);
@@ -196,7 +196,7 @@ impl Modules {
         for (i, token) in code.iter().enumerate() {
             match token.text.as_str() {
                 "{" => {
-                    let inner = &code[i + 1..group_end(code, i) - 1];
+                    let inner = &code[i + 1..index_after_brackets(code, i) - 1];
                     for part in split_at_commas(inner) {
                         self.read_use_tree(id, prefix.clone(), part);
                     }

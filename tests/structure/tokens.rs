@@ -106,13 +106,13 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
 /// The index after the item that begins at `at` with its attributes.
 fn item_end(tokens: &[Token], mut at: usize) -> usize {
     while tokens.get(at).is_some_and(|token| token.text == "#") {
-        at = group_end(tokens, at + 1);
+        at = index_after_brackets(tokens, at + 1);
     }
     while let Some(token) = tokens.get(at) {
         match token.text.as_str() {
             ";" | "," => return at + 1,
-            "{" => return group_end(tokens, at),
-            "(" | "[" => at = group_end(tokens, at),
+            "{" => return index_after_brackets(tokens, at),
+            "(" | "[" => at = index_after_brackets(tokens, at),
             _ => at += 1,
         }
     }
@@ -120,7 +120,7 @@ fn item_end(tokens: &[Token], mut at: usize) -> usize {
 }
 
 /// The index after the group of brackets that opens at `at`.
-pub fn group_end(tokens: &[Token], at: usize) -> usize {
+pub fn index_after_brackets(tokens: &[Token], at: usize) -> usize {
     let mut depth = 0;
     for (i, token) in tokens.iter().enumerate().skip(at) {
         match token.text.as_str() {

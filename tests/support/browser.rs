@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Time limit of a wait for the page to show something.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time limit for the browser to end by itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Names of the browser's program. The first one that is in PATH is used.
@@ -66,12 +66,12 @@ impl Browser {
         let answers = read_messages(child.stdout.take().unwrap());
         let mut browser =
             Browser { child, commands, answers, session: None, next: 0, errors: Vec::new(), _profile: profile };
-        let page = browser.call("Target.createTarget", json!({"url": "about:blank"}));
+        let page = browser.call_method("Target.createTarget", json!({"url": "about:blank"}));
         let target = json!({"targetId": page["targetId"], "flatten": true});
-        let attached = browser.call("Target.attachToTarget", target);
+        let attached = browser.call_method("Target.attachToTarget", target);
         browser.session = attached["sessionId"].as_str().map(String::from);
         for domain in ["Page", "Runtime", "Log", "DOM"] {
-            browser.call(&format!("{domain}.enable"), json!({}));
+            browser.call_method(&format!("{domain}.enable"), json!({}));
         }
         browser.resize(width, height);
         browser
@@ -79,7 +79,7 @@ impl Browser {
 
     /// Calls a method of the protocol and returns its result.
     #[track_caller]
-    pub fn call(&mut self, method: &str, params: Value) -> Value {
+    pub fn call_method(&mut self, method: &str, params: Value) -> Value {
         self.next += 1;
         let mut message = json!({"id": self.next, "method": method, "params": params});
         if let Some(session) = &self.session {
@@ -89,7 +89,7 @@ impl Browser {
         loop {
             let mut answer = self
                 .answers
-                .recv_timeout(PATIENCE)
+                .recv_timeout(REQUEST_TIMEOUT)
                 .unwrap_or_else(|e| panic!("{method}: no answer of the browser: {e}"));
             if answer["id"] == self.next {
                 assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
@@ -114,16 +114,16 @@ impl Browser {
     /// Opens an address and waits until it has loaded.
     #[track_caller]
     pub fn open(&mut self, address: &str) {
-        let opened = self.call("Page.navigate", json!({"url": address}));
+        let opened = self.call_method("Page.navigate", json!({"url": address}));
         assert!(opened["errorText"].is_null(), "{opened}");
-        self.wait(&format!("location.href === '{address}' && document.readyState === 'complete'"));
+        self.wait_until(&format!("location.href === '{address}' && document.readyState === 'complete'"));
     }
 
     /// The value of a JavaScript expression.
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let mut answer = self.call("Runtime.evaluate", params);
+        let mut answer = self.call_method("Runtime.evaluate", params);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {}", answer["exceptionDetails"]);
         answer["result"]["value"].take()
     }
@@ -144,10 +144,10 @@ impl Browser {
 
     /// Waits until a JavaScript expression is true.
     #[track_caller]
-    pub fn wait(&mut self, condition: &str) {
+    pub fn wait_until(&mut self, condition: &str) {
         let begun = Instant::now();
         while self.eval(&format!("Boolean({condition})")) != true {
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > REQUEST_TIMEOUT {
                 let page = self.eval("document.body.innerText");
                 panic!("this did not become true in time: {condition}\nerrors: {:#?}\npage: {page}", self.errors);
             }
@@ -175,13 +175,13 @@ impl Browser {
         ));
         for kind in ["mousePressed", "mouseReleased"] {
             let click = json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
-            self.call("Input.dispatchMouseEvent", click);
+            self.call_method("Input.dispatchMouseEvent", click);
         }
     }
 
     /// Puts text into the element that has the focus, as if typed.
     pub fn type_text(&mut self, text: &str) {
-        self.call("Input.insertText", json!({"text": text}));
+        self.call_method("Input.insertText", json!({"text": text}));
     }
 
     /// Presses a key: `Enter`, `Escape`, an arrow, `End`, a letter, or with `shift` Shift and the key.
@@ -200,29 +200,29 @@ impl Browser {
             if !text.is_empty() {
                 event["text"] = json!(text);
             }
-            self.call("Input.dispatchKeyEvent", event);
+            self.call_method("Input.dispatchKeyEvent", event);
         }
     }
 
     /// Chooses files in a file input.
     pub fn choose_files(&mut self, selector: &str, files: &[&Path]) {
-        let document = self.call("DOM.getDocument", json!({}));
+        let document = self.call_method("DOM.getDocument", json!({}));
         let find = json!({"nodeId": document["root"]["nodeId"], "selector": selector});
-        let input = self.call("DOM.querySelector", find);
-        self.call("DOM.setFileInputFiles", json!({"nodeId": input["nodeId"], "files": files}));
+        let input = self.call_method("DOM.querySelector", find);
+        self.call_method("DOM.setFileInputFiles", json!({"nodeId": input["nodeId"], "files": files}));
     }
 
     /// Drops a file onto the middle of the page.
     pub fn drop_file(&mut self, file: &Path) {
         let data = json!({"items": [], "files": [file], "dragOperationsMask": 1});
         for kind in ["dragEnter", "dragOver", "drop"] {
-            self.call("Input.dispatchDragEvent", json!({"type": kind, "x": 200, "y": 200, "data": data}));
+            self.call_method("Input.dispatchDragEvent", json!({"type": kind, "x": 200, "y": 200, "data": data}));
         }
     }
 
     /// Writes what the window shows as a PNG file.
     pub fn screenshot(&mut self, file: &Path) {
-        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let shot = self.call_method("Page.captureScreenshot", json!({"format": "png"}));
         let bytes = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
         std::fs::write(file, bytes).unwrap();
     }
@@ -230,13 +230,13 @@ impl Browser {
     /// Sets the size of the page.
     pub fn resize(&mut self, width: u32, height: u32) {
         let size = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
-        self.call("Emulation.setDeviceMetricsOverride", size);
+        self.call_method("Emulation.setDeviceMetricsOverride", size);
     }
 
     /// Sets the colour scheme that the system asks for.
     pub fn prefer_colors(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.call("Emulation.setEmulatedMedia", json!({"features": features}));
+        self.call_method("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 }
 

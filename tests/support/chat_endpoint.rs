@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// What the endpoint does with a request.
 #[derive(Clone, Debug)]
-pub enum Reply {
+pub enum EndpointReply {
     /// Answers with this text.
     Text(String),
     /// Answers with this text after this time.
@@ -37,7 +37,7 @@ pub enum Reply {
     Silence,
 }
 
-impl Reply {
+impl EndpointReply {
     /// An answer with a text.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
@@ -54,7 +54,7 @@ pub struct ChatEndpoint {
 impl ChatEndpoint {
     /// Starts an endpoint that answers a chat request with `decide(body, n)`; `n` is the number of equal requests
     /// before it.
-    pub fn start(decide: impl Fn(&Value, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub fn start(decide: impl Fn(&Value, usize) -> EndpointReply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let seen: Arc<Mutex<Vec<Value>>> = Arc::default();
@@ -70,7 +70,7 @@ impl ChatEndpoint {
     }
 
     /// The bodies of all chat requests so far.
-    pub fn seen(&self) -> Vec<Value> {
+    pub fn received_requests(&self) -> Vec<Value> {
         self.seen.lock().unwrap().clone()
     }
 
@@ -81,14 +81,18 @@ impl ChatEndpoint {
 }
 
 /// Answers the requests of a connection, of which a client may send several.
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &dyn Fn(&Value, usize) -> Reply) -> Result<()> {
+fn serve(
+    mut stream: TcpStream,
+    log: &Mutex<Vec<Value>>,
+    decide: &dyn Fn(&Value, usize) -> EndpointReply,
+) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = read_request(&mut reader)? {
-        if request.is("GET", "/v1/models") {
+        if request.has_method_and_path("GET", "/v1/models") {
             send(&mut stream, 200, "", &json!({"data": [{"id": "scripted"}]}).to_string())?;
             continue;
         }
-        assert!(request.is("POST", "/v1/chat/completions"), "{}", request.head);
+        assert!(request.has_method_and_path("POST", "/v1/chat/completions"), "{}", request.head);
         let body = request.json();
         let before = {
             let mut log = log.lock().unwrap();
@@ -97,21 +101,21 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &dyn Fn(&Value,
             before
         };
         match decide(&body, before) {
-            Reply::Text(text) => send(&mut stream, 200, "", &completion(&text))?,
-            Reply::Late(time, text) => {
+            EndpointReply::Text(text) => send(&mut stream, 200, "", &completion(&text))?,
+            EndpointReply::Late(time, text) => {
                 thread::sleep(time);
                 send(&mut stream, 200, "", &completion(&text))?;
             }
-            Reply::Status(status, headers, body) => send(&mut stream, status, headers, body)?,
-            Reply::Body(body) => send(&mut stream, 200, "", &body)?,
-            Reply::Cut(text) => {
+            EndpointReply::Status(status, headers, body) => send(&mut stream, status, headers, body)?,
+            EndpointReply::Body(body) => send(&mut stream, 200, "", &body)?,
+            EndpointReply::Cut(text) => {
                 let body = completion(&text);
                 let head = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", body.len());
                 stream.write_all(head.as_bytes())?;
                 return stream.write_all(&body.as_bytes()[..body.len() / 2]);
             }
-            Reply::Reset => return Ok(()),
-            Reply::Silence => {
+            EndpointReply::Reset => return Ok(()),
+            EndpointReply::Silence => {
                 thread::sleep(SILENCE);
                 return Ok(());
             }

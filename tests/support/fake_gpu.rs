@@ -8,11 +8,11 @@ use reel_device::{Arch, Device};
 
 /// A fake GPU with `memory` bytes, and a device `cuda` on it.
 pub fn fake_cuda(memory: u64) -> (FakeDriver, Device) {
-    on_gpu(FakeDriver::new(Arch::A100, memory))
+    cuda_device_of(FakeDriver::new(Arch::A100, memory))
 }
 
 /// A device `cuda` on a fake GPU.
-pub fn on_gpu(fake: FakeDriver) -> (FakeDriver, Device) {
+pub fn cuda_device_of(fake: FakeDriver) -> (FakeDriver, Device) {
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))
 }
@@ -20,6 +20,6 @@ pub fn on_gpu(fake: FakeDriver) -> (FakeDriver, Device) {
 /// Checks that no rule of the driver API and of NCCL was broken, and that everything was freed. Call it after the
 /// device was dropped.
 #[track_caller]
-pub fn assert_clean(fake: &FakeDriver, name: &str) {
+pub fn assert_no_violations_or_leaks(fake: &FakeDriver, name: &str) {
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()), "{name}");
 }

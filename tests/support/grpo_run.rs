@@ -22,7 +22,7 @@ pub fn training_folder() -> tempfile::TempDir {
 
 /// The arguments of a run that rewards each completion by the length of its JSON line. Options of `more` replace others
 /// of the same name.
-pub fn grpo(out: &str, more: &[&str]) -> Vec<String> {
+pub fn grpo_args(out: &str, more: &[&str]) -> Vec<String> {
     let own =
         ["grpo", "--model", "tiny", "--out", out, "--reward-command", "while read -r line; do echo ${#line}; done"];
     let fixed = "--data rows.jsonl --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 8 \

@@ -13,7 +13,7 @@ pub struct HttpRequest {
 
 impl HttpRequest {
     /// Whether the request has this method and this path.
-    pub fn is(&self, method: &str, path: &str) -> bool {
+    pub fn has_method_and_path(&self, method: &str, path: &str) -> bool {
         self.head.starts_with(&format!("{method} {path} "))
     }
 

@@ -97,7 +97,7 @@ impl FinishedRun {
     /// Checks that the command failed with exit code `code`, and with a one-line error that contains each of `words`
     /// and says what to do.
     #[track_caller]
-    pub fn refused(&self, code: i32, words: &[&str]) -> &Self {
+    pub fn assert_refused(&self, code: i32, words: &[&str]) -> &Self {
         assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         assert_eq!(self.stderr.trim_end().lines().count(), 1, "not one line: {}", self.stderr);
         assert!(self.stderr.starts_with("error: "), "{}", self.stderr);

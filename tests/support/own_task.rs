@@ -1,7 +1,7 @@
 //! A benchmark of the user's own.
 
 /// A task file for rows of text and of videos.
-pub const TASK: &str = r#"
+pub const CUSTOM_TASK_TOML: &str = r#"
 name = "mine"
 title = "Mine"
 version = 1

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::browser::{Browser, find_browser};
 
 /// Starts a browser with a window of 1200 × 900. Without a browser, prints that the test is skipped and returns `None`.
-pub fn browser(test: &str) -> Option<Browser> {
+pub fn start_browser(test: &str) -> Option<Browser> {
     let found = find_browser();
     if found.is_none() {
         println!(
@@ -22,13 +22,13 @@ pub fn browser(test: &str) -> Option<Browser> {
 }
 
 /// Opens an HTML file; `state` is appended to its address.
-pub fn open(page: &mut Browser, file: &Path, state: &str) {
+pub fn open_page(page: &mut Browser, file: &Path, state: &str) {
     page.open("about:blank");
     page.open(&format!("file://{}{state}", file.display()));
 }
 
 /// Writes a screenshot of the page, if REEL_SCREENSHOTS names a folder for it.
-pub fn picture(page: &mut Browser, name: &str) {
+pub fn save_screenshot(page: &mut Browser, name: &str) {
     if let Some(folder) = std::env::var_os("REEL_SCREENSHOTS") {
         page.screenshot(&Path::new(&folder).join(format!("{name}.png")));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, with_options};
 
 /// A command line of `reel sft` that several ranks can run.
-pub const SFT: [&str; 15] = [
+pub const SFT_ARGS: [&str; 15] = [
     "sft",
     "--model",
     "tiny",
@@ -28,18 +28,18 @@ pub const SFT: [&str; 15] = [
 ];
 
 /// A command that trains in `folder`, with more options, which replace others of the same name.
-pub fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
+pub fn sft_command(folder: &Path, out: &str, more: &[&str]) -> Command {
     let mut command = reel();
-    command.current_dir(folder).args(with_options(&SFT, more)).args(["--out", out]);
+    command.current_dir(folder).args(with_options(&SFT_ARGS, more)).args(["--out", out]);
     command
 }
 
-pub fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
-    finished_run(sft(folder, out, more).output().expect("the binary starts"))
+pub fn run_sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+    finished_run(sft_command(folder, out, more).output().expect("the binary starts"))
 }
 
 /// The metrics of a run, without the values that depend on the clock or on the number of processes.
-pub fn metrics(out: &Path) -> Vec<serde_json::Value> {
+pub fn comparable_metrics(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = metrics_without_times(out);
     for line in lines.iter_mut().filter_map(|line| line.as_object_mut()) {
         line.retain(|name, _| name != "peak_bytes" && name != "frames_encoded");
@@ -49,8 +49,8 @@ pub fn metrics(out: &Path) -> Vec<serde_json::Value> {
 
 /// Asserts that two runs have the same metrics, and a checkpoint with the same weights and optimizer state.
 #[track_caller]
-pub fn same_results(a: &Path, b: &Path, checkpoint: &str) {
-    assert_eq!(metrics(a), metrics(b));
+pub fn assert_same_results(a: &Path, b: &Path, checkpoint: &str) {
+    assert_eq!(comparable_metrics(a), comparable_metrics(b));
     for folder in [checkpoint.to_string(), format!("{checkpoint}/training")] {
         let files = file_names_in(&a.join(&folder));
         assert_eq!(files, file_names_in(&b.join(&folder)));

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::serving::{agent, reply};
+use super::serving::{http_agent, read_reply};
 use super::support::http::read_request;
 
 /// Time limit of a wait for the page to send or to end a request.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the server does next with the answer that it streams.
-pub enum Step {
+pub enum ScriptedStep {
     /// Sends a piece of text.
     Piece(&'static str),
     /// Sends the end of the answer, with a usage of 7 prompt tokens and 5 completion tokens.
@@ -29,7 +29,7 @@ pub enum Step {
 
 /// What the server has seen.
 #[derive(Debug)]
-pub enum Seen {
+pub enum ServerEvent {
     /// A chat request with this body.
     Chat(Value),
     /// The client has closed the connection before the end of the answer.
@@ -39,8 +39,8 @@ pub enum Seen {
 pub struct ScriptedServer {
     /// `http://ADDRESS`
     pub address: String,
-    steps: Sender<Step>,
-    seen: Receiver<Seen>,
+    steps: Sender<ScriptedStep>,
+    seen: Receiver<ServerEvent>,
 }
 
 impl ScriptedServer {
@@ -63,15 +63,15 @@ impl ScriptedServer {
     }
 
     /// Does the next step.
-    pub fn step(&self, step: Step) {
+    pub fn do_step(&self, step: ScriptedStep) {
         self.steps.send(step).unwrap();
     }
 
     /// The next chat request.
     #[track_caller]
     pub fn next_chat(&self) -> Value {
-        match self.seen.recv_timeout(PATIENCE) {
-            Ok(Seen::Chat(body)) => body,
+        match self.seen.recv_timeout(REQUEST_TIMEOUT) {
+            Ok(ServerEvent::Chat(body)) => body,
             other => panic!("no chat request: {other:?}"),
         }
     }
@@ -79,27 +79,30 @@ impl ScriptedServer {
     /// Waits until the client has closed the connection.
     #[track_caller]
     pub fn wait_until_gone(&self) {
-        let seen = self.seen.recv_timeout(PATIENCE);
-        assert!(matches!(seen, Ok(Seen::Gone)), "the client is still connected: {seen:?}");
+        let seen = self.seen.recv_timeout(REQUEST_TIMEOUT);
+        assert!(matches!(seen, Ok(ServerEvent::Gone)), "the client is still connected: {seen:?}");
     }
 }
 
 fn answer(
     mut stream: TcpStream,
     real: &str,
-    script: &Mutex<Receiver<Step>>,
-    seen: &Sender<Seen>,
+    script: &Mutex<Receiver<ScriptedStep>>,
+    seen: &Sender<ServerEvent>,
 ) -> std::io::Result<()> {
     let Some(request) = read_request(&mut BufReader::new(&stream))? else { return Ok(()) };
     let mut words = request.head.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if path == "/v1/chat/completions" {
-        let _ = seen.send(Seen::Chat(request.json()));
+        let _ = seen.send(ServerEvent::Chat(request.json()));
         return stream_answer(&mut stream, &script.lock().unwrap(), seen);
     }
     let url = format!("{real}{path}");
-    let forwarded =
-        reply(if method == "POST" { agent().post(url).send(&request.body[..]) } else { agent().get(url).call() });
+    let forwarded = read_reply(if method == "POST" {
+        http_agent().post(url).send(&request.body[..])
+    } else {
+        http_agent().get(url).call()
+    });
     let mut head = format!("HTTP/1.1 {} Forwarded\r\nConnection: close\r\n", forwarded.status);
     for name in ["content-type", "content-security-policy"] {
         head += &format!("{name}: {}\r\n", forwarded.header(name));
@@ -110,7 +113,11 @@ fn answer(
 }
 
 /// Streams an answer as the script says.
-fn stream_answer(stream: &mut TcpStream, script: &Receiver<Step>, seen: &Sender<Seen>) -> std::io::Result<()> {
+fn stream_answer(
+    stream: &mut TcpStream,
+    script: &Receiver<ScriptedStep>,
+    seen: &Sender<ServerEvent>,
+) -> std::io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n")?;
     stream.set_read_timeout(Some(Duration::from_millis(1)))?;
     let choice = |delta: Value, reason: Value| {
@@ -120,24 +127,24 @@ fn stream_answer(stream: &mut TcpStream, script: &Receiver<Step>, seen: &Sender<
     send(stream, &choice(json!({"role": "assistant", "content": ""}), Value::Null))?;
     loop {
         match script.recv_timeout(Duration::from_millis(20)) {
-            Ok(Step::Piece(text)) => send(stream, &choice(json!({"content": text}), Value::Null))?,
-            Ok(Step::End) => {
+            Ok(ScriptedStep::Piece(text)) => send(stream, &choice(json!({"content": text}), Value::Null))?,
+            Ok(ScriptedStep::End) => {
                 send(stream, &choice(json!({}), json!("stop")))?;
                 let usage = json!({"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12});
                 send(stream, &json!({"choices": [], "usage": usage}))?;
                 return stream.write_all(DONE);
             }
-            Ok(Step::Error(message)) => {
+            Ok(ScriptedStep::Error(message)) => {
                 let error = json!({"message": message, "type": "server_error", "code": "internal_error"});
                 send(stream, &json!({"error": error}))?;
                 return stream.write_all(DONE);
             }
-            Ok(Step::Hang) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(ScriptedStep::Hang) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
         // A closed connection reads as 0 bytes; from an open connection there is nothing to read.
         if matches!(stream.peek(&mut [0]), Ok(0)) {
-            let _ = seen.send(Seen::Gone);
+            let _ = seen.send(ServerEvent::Gone);
             return Ok(());
         }
     }

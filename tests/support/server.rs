@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::{reel, run, tiny_model, with_options};
 
 /// Time limit of every request of these tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running server; it is killed when it is dropped.
 pub struct Server {
@@ -62,7 +62,7 @@ impl Server {
     }
 
     /// The server of a training run with `--serve`, whose first lines on stderr have its address.
-    pub fn of_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
+    pub fn of_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
@@ -80,7 +80,7 @@ impl Server {
 
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(REQUEST_TIMEOUT)).unwrap();
         stream
     }
 
@@ -90,14 +90,14 @@ impl Server {
 
     /// Checks that the server answers a plain request in time.
     #[track_caller]
-    pub fn answers(&self) {
+    pub fn assert_answers(&self) {
         let begun = Instant::now();
         self.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
         assert!(begun.elapsed() < Duration::from_secs(20), "an answer took {:?}", begun.elapsed());
     }
 
     /// What `reel generate` answers to the messages file `messages` with the options `args`.
-    pub fn generated(&self, messages: &Value, args: &[&str]) -> Value {
+    pub fn generate(&self, messages: &Value, args: &[&str]) -> Value {
         let file = self.model.with_extension("messages.json");
         std::fs::write(&file, messages.to_string()).unwrap();
         let all = ["generate", "--model", text(&self.model), "--messages", text(&file), "--device", "cpu", "--json"];
@@ -105,9 +105,9 @@ impl Server {
     }
 
     /// What `reel generate` answers to the request `body` with the LoRA adapter in `adapter`.
-    pub fn generated_by(&self, adapter: &Path, body: &Value) -> Value {
+    pub fn generate_with_adapter(&self, adapter: &Path, body: &Value) -> Value {
         let adapter = ["--adapter", text(adapter)];
-        self.generated(body, &adapter)
+        self.generate(body, &adapter)
     }
 
     pub fn stop(mut self, signal: i32) -> Option<i32> {
@@ -137,7 +137,7 @@ pub fn serve_command(model: &Path, args: &[&str]) -> Command {
 
 pub fn wait(child: &mut Child) -> Option<i32> {
     let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
+    while begun.elapsed() < REQUEST_TIMEOUT {
         if let Some(status) = child.try_wait().unwrap() {
             return status.code();
         }

@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use super::support::{reel, tiny_model};
 
 /// Path of the chat endpoint.
-pub const CHAT: &str = "/v1/chat/completions";
+pub const CHAT_PATH: &str = "/v1/chat/completions";
 /// Path of the endpoint that shows what the model sees.
-pub const PREVIEW: &str = "/v1/preview";
+pub const PREVIEW_PATH: &str = "/v1/preview";
 
 /// A running server with a tiny model; it is killed when it is dropped.
 pub struct Server {
@@ -57,12 +57,12 @@ impl Server {
 
     /// `GET path`
     pub fn get(&self, path: &str) -> Reply {
-        reply(agent().get(format!("{}{path}", self.address)).call())
+        read_reply(http_agent().get(format!("{}{path}", self.address)).call())
     }
 
     /// `POST path` with this body.
     pub fn post(&self, path: &str, body: &str) -> Reply {
-        reply(agent().post(format!("{}{path}", self.address)).send(body))
+        read_reply(http_agent().post(format!("{}{path}", self.address)).send(body))
     }
 
     /// The answer to a request that must succeed.
@@ -98,19 +98,20 @@ impl Reply {
 }
 
 /// A client that returns answers of every status.
-pub fn agent() -> ureq::Agent {
+pub fn http_agent() -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into()
 }
 
 /// Reads a whole answer.
-pub fn reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
+pub fn read_reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
     let mut answer = answer.unwrap();
     let body = answer.body_mut().with_config().limit(1 << 30).read_to_string().unwrap();
     Reply { status: answer.status().into(), headers: answer.headers().clone(), body }
 }
 
 /// A PNG of one grey pixel.
-pub const PIXEL: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
+pub const GREY_PIXEL_PNG_BASE64: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
 
 /// A synthetic clip of the demo, 8 frames of 224 × 224 pixels at 4 frames per second, written to `path`.
 pub fn write_clip(path: &Path) -> Clip {
@@ -127,7 +128,7 @@ pub fn data_uri(path: &Path) -> String {
 }
 
 /// A request for one token with one user message.
-pub fn user(content: Value) -> Value {
+pub fn one_token_request(content: Value) -> Value {
     json!({"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0})
 }
 

@@ -21,13 +21,13 @@ pub fn training_folder(rows: usize) -> tempfile::TempDir {
 }
 
 /// Runs `reel sft` in this folder on `rows.jsonl` with more options, which replace others of the same name.
-pub fn sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+pub fn run_sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"];
     run_in(folder, with_options(&args, more))
 }
 
 /// A row with a question about a video or an image.
-pub fn about(kind: &str, path: &str) -> String {
+pub fn media_question_row(kind: &str, path: &str) -> String {
     format!(
         "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
          \"text\": \"?\"}}]}}, {{\"role\": \"assistant\", \"content\": \"x\"}}]}}\n"
@@ -35,7 +35,7 @@ pub fn about(kind: &str, path: &str) -> String {
 }
 
 /// Copies a video and an image of the golden cases into a folder.
-pub fn media(folder: &Path) {
+pub fn copy_test_media(folder: &Path) {
     let video = golden("train").join("sft_videorft_mp4/media/clip.mp4");
     let image = golden("grpo/grpo_clip_iter2/media/b.png");
     for (from, to) in [(video, "good.mp4"), (image, "good.png")] {
@@ -45,7 +45,7 @@ pub fn media(folder: &Path) {
 
 /// Asserts that two runs have the same metrics, the same files in a checkpoint, and the same weights.
 #[track_caller]
-pub fn same_results(a: &Path, b: &Path, checkpoint: &str) {
+pub fn assert_same_results(a: &Path, b: &Path, checkpoint: &str) {
     assert_eq!(metrics_without_times(a), metrics_without_times(b));
     let files = file_names_in(&a.join(checkpoint));
     assert_eq!(files, file_names_in(&b.join(checkpoint)));

@@ -1,10 +1,10 @@
 //! The PTX of the kernels that the tests of `reel sim run` run.
 
 /// The head of a module for sm_80.
-pub const HEAD: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
+pub const PTX_HEADER: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
 /// PTX of y[i] = a·x[i] + y[i] for i < n; the kernel's symbol is the one that nvcc gives it.
-pub const SAXPY: &str = "
+pub const SAXPY_PTX: &str = "
 .visible .entry _Z5saxpyPKfPffj(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn) {
     .reg .pred %p<2>; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<5>;
     ld.param.u64 %rd1, [px];
@@ -30,7 +30,7 @@ DONE:
 
 /// PTX of a kernel with a race: each thread writes its word of shared memory and, without a barrier, reads the word
 /// of its neighbour.
-pub const SHIFT: &str = "
+pub const RACY_SHIFT_PTX: &str = "
 .visible .entry shift(.param .u64 px) {
     .reg .b32 %r<6>; .reg .b64 %rd<4>;
     .shared .align 4 .b8 tile[256];
@@ -50,7 +50,7 @@ pub const SHIFT: &str = "
 }";
 
 /// PTX of a kernel that copies the bytes of its struct parameter to a buffer.
-pub const UNPACK: &str = "
+pub const UNPACK_STRUCT_PTX: &str = "
 .visible .entry unpack(.param .align 8 .b8 s[32], .param .u64 out) {
     .reg .b64 %rd<6>;
     ld.param.u64 %rd1, [out];
@@ -68,7 +68,7 @@ pub const UNPACK: &str = "
 
 /// PTX of a kernel that loads a box of a tensor through a tensor map. The box has 4 rows of 8 words and begins at
 /// word 8 of row 2. The kernel stores it row by row.
-pub const TENSOR: &str = "
+pub const TENSOR_LOAD_PTX: &str = "
 .version 9.0
 .target sm_90a
 .address_size 64

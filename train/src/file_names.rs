@@ -5,7 +5,7 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The log of unusable rows in OUT.
 pub const SKIPPED_FILE: &str = "skipped.jsonl";
 /// The file in OUT that lists the rows which a stopped run skipped after the checkpoint from which it is resumed.
-pub const LATER_SKIPPED_FILE: &str = ".skipped-later.jsonl";
+pub const SKIPPED_AFTER_CHECKPOINT_FILE: &str = ".skipped-later.jsonl";
 /// The file in OUT in which a run records its options, data and weights.
 pub const RUN_FILE: &str = "run.json";
 /// The file in OUT that names the best checkpoint.

@@ -45,7 +45,7 @@ pub struct HardwareMetrics {
 impl HardwareMetrics {
     /// Summarizes the readings of a GPU during a step. `gpu_idle` is not a reason for throttling: it is what a GPU
     /// reports that has nothing to do.
-    pub fn of_gpu(readings: &[GpuReading]) -> Self {
+    pub fn from_gpu_readings(readings: &[GpuReading]) -> Self {
         let values = |value: fn(&GpuReading) -> Option<f64>| readings.iter().filter_map(value).collect::<Vec<f64>>();
         let mean = |value: fn(&GpuReading) -> Option<f64>| {
             let values = values(value);
@@ -109,11 +109,11 @@ mod tests {
             reading(Some(700.0), 3e9, &["sw_power_cap", "hw_slowdown"]),
             reading(Some(500.0), 1e9, &[]),
         ];
-        let metrics = HardwareMetrics::of_gpu(&readings);
+        let metrics = HardwareMetrics::from_gpu_readings(&readings);
         let line = serde_json::to_string(&metrics).unwrap();
         let want = r#"{"gpu_power_watts":500.0,"gpu_memory_used_bytes":5000000000.0,"gpu_throttled/hw_slowdown":0.25,"gpu_throttled/sw_power_cap":0.5}"#;
         assert_eq!(line, want);
         assert_eq!(serde_json::from_str::<HardwareMetrics>(&line).unwrap(), metrics);
-        assert_eq!(serde_json::to_string(&HardwareMetrics::of_gpu(&[])).unwrap(), "{}");
+        assert_eq!(serde_json::to_string(&HardwareMetrics::from_gpu_readings(&[])).unwrap(), "{}");
     }
 }

@@ -35,7 +35,7 @@ pub struct DeviceLender<'a>(pub Option<&'a dyn LiveServer>);
 
 impl DeviceLender<'_> {
     /// Lets the server use the device for the server's share of the time. Called where the run holds no activations.
-    pub fn lend(&self) {
+    pub fn lend_to_server(&self) {
         if let Some(server) = self.0 {
             let _range = range(RangeName::Phase("serving"));
             server.lend_device();
@@ -43,7 +43,7 @@ impl DeviceLender<'_> {
     }
 
     /// Runs `host_work`, which needs no device, and lets the server use the device meanwhile.
-    pub fn during<T>(&self, host_work: impl FnOnce() -> T) -> T {
+    pub fn lend_during<T>(&self, host_work: impl FnOnce() -> T) -> T {
         let Some(server) = self.0 else { return host_work() };
         server.begin_host_work();
         let done = host_work();

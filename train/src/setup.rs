@@ -95,14 +95,14 @@ impl RunRanks<'_> {
         let bytes = value.as_ref().map(|value| serde_json::to_vec(value).unwrap_or_default());
         let bytes = self.ranks.broadcast(name, 0, bytes)?;
         // Rank 0 keeps its own value, because a number may change in its last bit when it is written and read.
-        value.map_or_else(|| Self::parse(0, &bytes), Ok)
+        value.map_or_else(|| Self::parse_message_of_rank(0, &bytes), Ok)
     }
 
     /// Parses a value that rank `rank` has sent as JSON.
     ///
     /// # Errors
     /// The rank runs another version of the program.
-    pub fn parse<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
+    pub fn parse_message_of_rank<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|e| {
             let help = "start all ranks with the same version of the program";
             TrainError::output(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)

@@ -1,7 +1,7 @@
 //! What a stage would send: the number of its requests, and the most that they can cost if each request is answered at
 //! the first attempt.
 
-use reel_client::{Prices, template_tokens};
+use reel_client::{Prices, max_template_tokens};
 use serde::Serialize;
 
 use crate::curation::Curation;
@@ -43,7 +43,7 @@ pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_
             (_, true) => (u64::from(options.frames.max_frames), 24 * u64::from(options.frames.max_frames)),
             (_, false) => (1, 0),
         };
-        let texts = (text + prompt.system.len()) as u64 + time_lines + template_tokens(MESSAGES);
+        let texts = (text + prompt.system.len()) as u64 + time_lines + max_template_tokens(MESSAGES);
         prompt_tokens += texts + frames * u64::from(image_tokens) + before;
     }
     let completion_tokens = tasks.len() as u64 * u64::from(prompt.max_tokens);

@@ -499,7 +499,11 @@ mod tests {
         let k = record.kernels.iter().find(|k| k.kernel == "matmul_dx").unwrap();
         let price = h200("matmul_dx", Cost { flops: k.flops, bytes: k.bytes });
         assert!((k.seconds / price.seconds - 1.037).abs() < 1e-3, "{price:?}");
-        assert!(price.basis_text().ends_with("of cuBLASLt; the prototypes are 1.037 times as fast"), "{}", price.basis_text());
+        assert!(
+            price.basis_text().ends_with("of cuBLASLt; the prototypes are 1.037 times as fast"),
+            "{}",
+            price.basis_text()
+        );
     }
 
     #[test]

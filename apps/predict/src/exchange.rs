@@ -176,7 +176,7 @@ impl Exchange<'_> {
         // Serialization cannot fail: all fields are strings, numbers or flags.
         let bytes = serde_json::to_vec(&mine).unwrap_or_default();
         let all = self.run.ranks.all_gather("answers", &bytes)?;
-        all.iter().enumerate().map(|(rank, bytes)| RunRanks::parse(rank, bytes)).collect()
+        all.iter().enumerate().map(|(rank, bytes)| RunRanks::parse_message_of_rank(rank, bytes)).collect()
     }
 }
 

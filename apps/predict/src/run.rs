@@ -305,7 +305,7 @@ impl RowsInProgress<'_, '_> {
         self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
-        DeviceLender(self.run.server).lend();
+        DeviceLender(self.run.server).lend_to_server();
         for (row, e) in failed {
             self.fail_running_row(row, e, lines)?;
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reel_diagnostic::{input, redact_urls};
 use reel_files::digest::ModelFiles;
-use reel_files::json::redact;
+use reel_files::json::redact_urls_in_json;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -69,7 +69,7 @@ impl PredictionSettings {
             let files = ModelFiles::read(path)?;
             Ok::<_, TrainError>(input(path, files.fingerprint(), files))
         };
-        options.values_mut().for_each(redact);
+        options.values_mut().for_each(redact_urls_in_json);
         Ok(Self {
             command: command.into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -94,7 +94,7 @@ impl PredictionSettings {
         mut options: Map<String, Value>,
     ) -> Self {
         let input = |path: String, fingerprint| FingerprintedInput { path, fingerprint, files: ModelFiles::default() };
-        options.values_mut().for_each(redact);
+        options.values_mut().for_each(redact_urls_in_json);
         Self {
             command: command.into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -126,7 +126,7 @@ impl PredictionSettings {
             fingerprint,
             files: ModelFiles::default(),
         };
-        options.values_mut().for_each(redact);
+        options.values_mut().for_each(redact_urls_in_json);
         Self {
             command: command.into(),
             version: env!("CARGO_PKG_VERSION").into(),

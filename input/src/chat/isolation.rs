@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reel_worker::{Failure, Kind, Program, Worker};
+use reel_worker::{Worker, WorkerFailure, WorkerKind, WorkerProgram};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,7 +18,7 @@ use super::engine::{CompiledTemplate, RenderInput};
 use super::limits;
 
 /// The kind of worker that renders templates.
-pub const TEMPLATE_WORKER: Kind = Kind { name: "template", malloc_arenas: "1", main: worker_main };
+pub const TEMPLATE_WORKER: WorkerKind = WorkerKind { name: "template", malloc_arenas: "1", main: worker_main };
 
 /// The memory limit of a worker in bytes, without the program itself but with a stack of 256 MiB.
 const MEMORY_BYTES: u64 = 448 << 20;
@@ -52,7 +52,7 @@ pub(super) struct WorkerTemplate {
 /// Renders a template in worker processes, one after the other.
 #[derive(Debug)]
 pub(super) struct IsolatedTemplate {
-    program: Program,
+    program: WorkerProgram,
     setup: WorkerTemplate,
     state: Mutex<State>,
 }
@@ -73,7 +73,7 @@ enum Job<S, R> {
 
 impl IsolatedTemplate {
     /// Starts a worker, which compiles the template. The error says what is wrong with the template.
-    pub(super) fn compile(program: Program, setup: WorkerTemplate) -> Result<Self, String> {
+    pub(super) fn compile(program: WorkerProgram, setup: WorkerTemplate) -> Result<Self, String> {
         limits::check_template_text(&setup.text)?;
         let worker = start(&program, &setup).map_err(|how| format!("cannot be compiled: {how}"))??;
         Ok(Self { program, setup, state: Mutex::new(State { worker: Some(worker), failures: 0 }) })
@@ -116,7 +116,7 @@ impl IsolatedTemplate {
 
 /// Starts a worker and lets it compile the template. The inner error is about the template; the outer error says how
 /// the worker ended.
-fn start(program: &Program, setup: &WorkerTemplate) -> Result<Result<Worker, String>, String> {
+fn start(program: &WorkerProgram, setup: &WorkerTemplate) -> Result<Result<Worker, String>, String> {
     let started = Worker::start(program, &TEMPLATE_WORKER);
     let mut worker =
         started.map_err(|e| format!("the worker process that renders the template cannot be started: {e}"))?;
@@ -134,9 +134,11 @@ fn ask(worker: &mut Worker, job: &impl Serialize) -> Result<Result<String, Strin
     let sent = worker.send(job, None, REPLY_TIMEOUT);
     match sent.and_then(|()| worker.receive::<Result<(), String>>(MAX_REPLY_BYTES, &mut prompt)) {
         Ok(reply) => Ok(reply.map(|()| String::from_utf8_lossy(&prompt).into_owned())),
-        Err(Failure::Invalid) => Err("the worker process that renders the template sent an invalid reply".to_string()),
-        Err(Failure::Timeout) => Err(format!("it takes more than {} s", REPLY_TIMEOUT.as_secs())),
-        Err(Failure::Ended(end)) => Err(match end.signal {
+        Err(WorkerFailure::Invalid) => {
+            Err("the worker process that renders the template sent an invalid reply".to_string())
+        }
+        Err(WorkerFailure::Timeout) => Err(format!("it takes more than {} s", REPLY_TIMEOUT.as_secs())),
+        Err(WorkerFailure::Ended(end)) => Err(match end.signal {
             Some(SIGXCPU | SIGKILL) => format!("it takes more than {CPU_SECONDS} s of processor time"),
             // A stack overflow and a failed allocation both end in abort (6) or a segmentation fault (11).
             Some(_) => format!("it needs more than {} MiB of memory", MEMORY_BYTES >> 20),

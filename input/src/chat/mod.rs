@@ -229,7 +229,7 @@ impl Source {
         let Source { location, text, tokens } = self;
         let refused = |what: String| InputError::template(&location, what, HELP);
         let (is_trusted, own_text) = (is_known(&text), text.clone());
-        let renderer = match reel_worker::program() {
+        let renderer = match reel_worker::worker_program() {
             Some(program) if !is_trusted => Renderer::InWorker(
                 IsolatedTemplate::compile(program, WorkerTemplate { text, tokens }).map_err(refused)?,
             ),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use memmap2::Mmap;
 use reel_diagnostic::Diagnostic;
 use reel_diagnostic::input::UnsuitableFile;
-use reel_worker::{Failure, Pool, Program, Worker};
+use reel_worker::{Pool, Worker, WorkerFailure, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
@@ -28,7 +28,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct DecodeWorker {
     /// The program to run as worker, and the time limit for one video.
-    pub program: Program,
+    pub program: WorkerProgram,
     /// Memory in MiB that the worker may allocate, including the frames but not the program itself.
     pub memory_mib: u64,
     /// Number of decoding threads.
@@ -41,7 +41,7 @@ impl DecodeWorker {
     /// Creates a decoder that starts the program at `path` as its worker, with the default limits.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
-            program: Program::new(path),
+            program: WorkerProgram::new(path),
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
             cache: None,
@@ -146,14 +146,14 @@ impl DecodeWorker {
         let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|e| cannot_start(e.into()))?
             .into();
-        let mut worker = match IDLE.take(&self.program, 0) {
+        let mut worker = match IDLE.take_idle_worker(&self.program, 0) {
             Some(worker) => worker,
             None => Worker::start(&self.program, &WORKER).map_err(cannot_start)?,
         };
         let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
         let reply = sent.and_then(|()| worker.receive(0, &mut Vec::new()));
         let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
-        IDLE.put(worker, 0);
+        IDLE.return_worker(worker, 0);
         match reply {
             WorkerReply::Failed(error) => Err(error),
             WorkerReply::Panicked(message) => Err(decoder_panicked(path, &message)),
@@ -165,25 +165,25 @@ impl DecodeWorker {
     /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaError::Killed`]).
     /// An exit code does not come from a damaged file ([`MediaError::Worker`]), because a worker reports damage in a
     /// reply.
-    fn worker_failed(&self, path: &Path, failure: Failure) -> MediaError {
+    fn worker_failed(&self, path: &Path, failure: WorkerFailure) -> MediaError {
         let end = match failure {
-            Failure::Timeout => {
+            WorkerFailure::Timeout => {
                 return MediaError::Timeout(Diagnostic::new(
                     path.display().to_string(),
                     format!("decoding timed out after {} s", self.program.timeout.as_secs_f64()),
                     "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
                 ));
             }
-            Failure::Invalid => return invalid_reply(path),
-            Failure::Ended(end) if end.is_out_of_memory() => return self.memory_limit_exceeded(path),
-            Failure::Ended(end) => end,
+            WorkerFailure::Invalid => return invalid_reply(path),
+            WorkerFailure::Ended(end) if end.is_out_of_memory() => return self.memory_limit_exceeded(path),
+            WorkerFailure::Ended(end) => end,
         };
         let how = match (end.signal, end.code) {
             (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
             (None, Some(code)) => format!("exited with code {code}"),
             (None, None) => "ended without an exit status".to_owned(),
         };
-        let what = format!("the decoding worker {how}{}", end.detail());
+        let what = format!("the decoding worker {how}{}", end.stderr_detail());
         let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
         match end.signal {
             Some(9 | 15) => MediaError::Killed(diagnostic(

@@ -19,7 +19,7 @@ mod serve;
 
 use std::ffi::OsString;
 
-use reel_worker::Kind;
+use reel_worker::WorkerKind;
 use serde::{Deserialize, Serialize};
 
 use crate::MediaError;
@@ -31,7 +31,7 @@ pub use frame_cache::FrameCache;
 pub use serve::run_job;
 
 /// The kind of worker that decodes videos.
-pub const WORKER: Kind = Kind { name: "video", malloc_arenas: "2", main: serve::worker_main };
+pub const WORKER: WorkerKind = WorkerKind { name: "video", malloc_arenas: "2", main: serve::worker_main };
 
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]

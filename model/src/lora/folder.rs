@@ -96,7 +96,7 @@ impl Adapter {
         let Some(base) = self.base_model() else {
             return Err(ModelError::config(location, "is missing", help));
         };
-        let cached = || Hub::from_environment().cached(&Repository::parse_model(base)?);
+        let cached = || Hub::from_environment().cached_folder(&Repository::parse_model(base)?);
         let local = Path::new(base).is_dir().then(|| PathBuf::from(base)).or_else(cached);
         local.ok_or_else(|| {
             let what = format!("names {base}, which is neither a folder nor in the hub cache");

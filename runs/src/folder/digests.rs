@@ -15,7 +15,7 @@ use std::path::Path;
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::digest::file_fingerprint;
-use reel_files::json::{OWN_DIGEST, has_its_own_digest, with_own_digest};
+use reel_files::json::{DIGEST_KEY, has_its_own_digest, with_own_digest};
 use reel_files::log::{LogDigest, RunningDigest};
 use reel_files::write_synced;
 use reel_model::lora::ADAPTER_CONFIG_FILE;
@@ -91,7 +91,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
         }
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     };
-    let list = serde_json::from_slice::<Value>(&text).ok().filter(|list| list.get(OWN_DIGEST).is_some());
+    let list = serde_json::from_slice::<Value>(&text).ok().filter(|list| list.get(DIGEST_KEY).is_some());
     let list = list.filter(has_its_own_digest).and_then(|list| serde_json::from_value::<CheckpointDigests>(list).ok());
     let Some(list) = list else {
         return Err(damaged_file_error(folder, DIGESTS_FILE, "is damaged: it is not what the run wrote"));
@@ -130,7 +130,7 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     }
-    if RunningDigest::of(&bytes).digest() == *digest {
+    if RunningDigest::from_bytes(&bytes).digest() == *digest {
         return Ok(());
     }
     let what =
@@ -218,7 +218,7 @@ mod tests {
         fn any_flipped_bit_is_noticed(file in 0usize..5, at in 0.0f64..1.0, bit in 0u8..8) {
             let dir = tempfile::tempdir().unwrap();
             let folder = checkpoint_folder(dir.path(), 4);
-            let logs = [("metrics.jsonl".to_string(), RunningDigest::of(b"{}\n").digest())];
+            let logs = [("metrics.jsonl".to_string(), RunningDigest::from_bytes(b"{}\n").digest())];
             write(&folder, logs.into_iter().collect()).unwrap();
             let names = ["model.safetensors", "training/optimizer.safetensors", "training/set.json", RUN_STATE_FILE];
             let path = folder.join(names.get(file).unwrap_or(&DIGESTS_FILE));
@@ -243,7 +243,7 @@ mod tests {
             let mut running = RunningDigest::default();
             pieces.iter().for_each(|piece| running.update(piece));
             let whole = pieces.concat();
-            prop_assert_eq!(running.digest(), RunningDigest::of(&whole).digest());
+            prop_assert_eq!(running.digest(), RunningDigest::from_bytes(&whole).digest());
             let logs = [("log".to_string(), running.digest())].into_iter().collect();
             let list = CheckpointDigests { logs, ..Default::default() };
             let check = |bytes: &[u8]| {

@@ -36,7 +36,7 @@ impl TensorHashLog {
         let part = out.join(format!(".{HASHES_FILE}.part"));
         std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
-        Ok(Self { file, path, digest: RunningDigest::of(&kept) })
+        Ok(Self { file, path, digest: RunningDigest::from_bytes(&kept) })
     }
 
     /// Appends the hashes of a step.

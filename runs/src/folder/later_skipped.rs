@@ -11,7 +11,7 @@ use std::{fs, io};
 
 use reel_files::log::{self, JsonlLog};
 use reel_samples::skipped_row::SkippedRow;
-use reel_train::file_names::{LATER_SKIPPED_FILE, SKIPPED_FILE};
+use reel_train::file_names::{SKIPPED_AFTER_CHECKPOINT_FILE, SKIPPED_FILE};
 use reel_train::{Result, TrainError};
 
 /// Returns the rows that the run in `home` skipped after a checkpoint. `known` are the rows skipped before the
@@ -22,7 +22,7 @@ use reel_train::{Result, TrainError};
 pub fn read(home: &Path, known: &[usize]) -> Result<Vec<SkippedRow>> {
     let known: BTreeSet<usize> = known.iter().copied().collect();
     let mut rows: BTreeMap<usize, SkippedRow> = BTreeMap::new();
-    for file in [LATER_SKIPPED_FILE, SKIPPED_FILE] {
+    for file in [SKIPPED_AFTER_CHECKPOINT_FILE, SKIPPED_FILE] {
         for line in log::read_matching_lines(&home.join(file), |row: &SkippedRow| !known.contains(&row.row))? {
             if let Ok(row) = serde_json::from_str::<SkippedRow>(&line) {
                 rows.insert(row.row, row);
@@ -41,9 +41,9 @@ pub fn write(out: &Path, rows: &[SkippedRow]) -> Result<()> {
     if rows.is_empty() {
         return remove(out);
     }
-    let failed = |e: serde_json::Error| TrainError::cannot_write(out.join(LATER_SKIPPED_FILE), e.into());
+    let failed = |e: serde_json::Error| TrainError::cannot_write(out.join(SKIPPED_AFTER_CHECKPOINT_FILE), e.into());
     let lines = rows.iter().map(|row| serde_json::to_string(row).map_err(failed)).collect::<Result<Vec<_>>>()?;
-    JsonlLog::resume(&out.join(LATER_SKIPPED_FILE), &lines)?;
+    JsonlLog::resume(&out.join(SKIPPED_AFTER_CHECKPOINT_FILE), &lines)?;
     Ok(())
 }
 
@@ -52,7 +52,7 @@ pub fn write(out: &Path, rows: &[SkippedRow]) -> Result<()> {
 /// # Errors
 /// The file cannot be removed.
 pub fn remove(out: &Path) -> Result<()> {
-    let path = out.join(LATER_SKIPPED_FILE);
+    let path = out.join(SKIPPED_AFTER_CHECKPOINT_FILE);
     match fs::remove_file(&path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(TrainError::cannot_write(&path, e)),
         _ => Ok(()),

@@ -112,7 +112,7 @@ fn is_check_file(path: &Path) -> bool {
     let own =
         [list.to_path_buf(), quarantine::journal_path(list), quarantine::lock_path(list), FOLDER_LOCK_FILE.into()];
     path.file_name().is_some_and(|name| {
-        own.iter().any(|own| own == Path::new(name)) || reel_ranks::is_meeting_file(&name.to_string_lossy())
+        own.iter().any(|own| own == Path::new(name)) || reel_ranks::is_rendezvous_file(&name.to_string_lossy())
     })
 }
 

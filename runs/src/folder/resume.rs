@@ -8,7 +8,7 @@ use std::path::Path;
 use reel_diagnostic::input;
 use reel_files::digest::{self, ModelFiles};
 use reel_files::fingerprint::bytes_fingerprint;
-use reel_files::json::redact;
+use reel_files::json::redact_urls_in_json;
 use reel_samples::dataset::{DataFile, differences_from};
 use reel_samples::feed::DataPosition;
 use reel_samples::skipped_row::SkippedRow;
@@ -149,7 +149,7 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all.insert("dtype".into(), json!(setup.dtype.name()));
     all.insert("profile".into(), json!(setup.media.profile));
     all.insert("media".into(), json!(setup.media.overrides));
-    all.values_mut().for_each(redact);
+    all.values_mut().for_each(redact_urls_in_json);
     all
 }
 
@@ -160,7 +160,7 @@ fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<Str
     all.retain(|name, _| now.contains_key(name) && !stored.contains_key(name));
     all.extend(stored.clone());
     NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
-    all.values_mut().for_each(redact);
+    all.values_mut().for_each(redact_urls_in_json);
     all
 }
 

@@ -3,7 +3,7 @@
 use reel_samples::sample::Sample;
 use reel_train::Result;
 use reel_train::step::trainer::Trainer;
-use reel_train::step::validation::LossPass;
+use reel_train::step::validation::ValidationLossPass;
 
 use super::Plan;
 
@@ -15,7 +15,7 @@ pub(super) fn with_validation(
     mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,
 ) -> Result<Plan> {
     trainer.device.reset_peak();
-    let mut pass = LossPass::new(trainer);
+    let mut pass = ValidationLossPass::new(trainer);
     while let Some(samples) = next()? {
         pass.add(&samples)?;
         pass.end_round()?;

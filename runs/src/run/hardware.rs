@@ -45,7 +45,7 @@ impl HardwareWatch {
     pub(super) fn metrics_of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
         let seconds = result.grpo.train_seconds.unwrap_or(step_seconds);
         let mfu = self.peak_flops_per_second.map(|peak| result.model_flops / (seconds.max(1e-9) * peak));
-        let gpu = self.gpu.as_mut().map(|gpu| HardwareMetrics::of_gpu(&gpu.take_readings()));
+        let gpu = self.gpu.as_mut().map(|gpu| HardwareMetrics::from_gpu_readings(&gpu.take_readings()));
         HardwareMetrics { mfu, host_memory_bytes: resident_host_bytes(), ..gpu.unwrap_or_default() }
     }
 }

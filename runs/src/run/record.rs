@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use reel_device::MatmulLibrary;
 use reel_files::fingerprint::bytes_fingerprint;
-use reel_files::json::redact;
+use reel_files::json::redact_urls_in_json;
 use reel_train::Result;
 use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
@@ -87,7 +87,7 @@ impl RunJsonExtras {
         if !code.is_empty() {
             run["code_files"] = json!(code);
         }
-        redact(&mut run);
+        redact_urls_in_json(&mut run);
         run
     }
 }

@@ -20,7 +20,7 @@ use reel_train::live_server::DeviceLender;
 use reel_train::metrics::ValidationLoss;
 use reel_train::setup::SftSetup;
 use reel_train::step::trainer::Trainer;
-use reel_train::step::validation::{LossPass, RowLoss, validation_loss};
+use reel_train::step::validation::{RowLoss, ValidationLossPass, validation_loss};
 use reel_train::{Result, TrainError};
 
 use super::validate::{ValidationCheckResult, unusable_rows_among};
@@ -108,7 +108,7 @@ impl<'a> Validation<'a> {
     /// run, a row cannot be used; the loss of a row is not finite.
     pub fn loss(&self, trainer: &Trainer, print: &dyn Fn(&str)) -> Result<ValidationLoss> {
         let (rank, size) = self.setup.ranks.map_or((0, 1), |run| (run.ranks.rank(), run.ranks.size()));
-        let (mut feed, mut pass) = (self.feed(), LossPass::new(trainer));
+        let (mut feed, mut pass) = (self.feed(), ValidationLossPass::new(trainer));
         let lender = DeviceLender(self.setup.server);
         let (mut used, mut skipped) = (Vec::new(), self.unusable.clone());
         let mut shown = Instant::now();
@@ -119,14 +119,14 @@ impl<'a> Validation<'a> {
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let next = lender.during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
+                let next = lender.lend_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
                 let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;
                 used.extend(batch.rows);
                 skipped.append(&mut batch.skipped);
                 if batch.rank == rank && !batch.samples.is_empty() {
-                    lender.lend();
+                    lender.lend_to_server();
                     pass.add(&batch.samples)?;
                 }
             }

@@ -159,7 +159,12 @@ pub fn buffer_floats(memory: &SimMemory, n: usize) -> Vec<f32> {
 
 /// Sets up a launch of one block. The kernel's parameters are an input buffer of `words_in` distinct words, an output
 /// buffer of `words_out` words, and the number `n`.
-pub fn words_setup(words_in: usize, words_out: usize, threads: u32, n: i32) -> impl Fn(&mut SimMemory) -> LaunchConfig {
+pub fn word_buffers_setup(
+    words_in: usize,
+    words_out: usize,
+    threads: u32,
+    n: i32,
+) -> impl Fn(&mut SimMemory) -> LaunchConfig {
     move |memory| {
         let input = memory.alloc(le_bytes(&distinct_words(words_in)));
         let output = memory.alloc_uninitialized(4 * words_out);

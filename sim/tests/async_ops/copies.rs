@@ -7,7 +7,7 @@ const FILE: &str = "cp_async";
 
 #[test]
 fn staged_copies() {
-    let setup = words_setup(512, 512, 128, 0);
+    let setup = word_buffers_setup(512, 512, 128, 0);
     let from = distinct_words(512);
     assert_no_finding(FILE, "stage_0", &setup, &|memory| {
         let want: Vec<u32> = (0..512).map(|i| from[4 * ((i / 4 + 33) % 128) + i % 4]).collect();
@@ -18,7 +18,7 @@ fn staged_copies() {
 
 #[test]
 fn pipelined_copies() {
-    let setup = words_setup(128 * 7, 128, 128, 7);
+    let setup = word_buffers_setup(128 * 7, 128, 128, 7);
     let from = distinct_words(128 * 7);
     assert_no_finding(FILE, "pipeline_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[128 * i + (t ^ 37)]));
@@ -48,7 +48,7 @@ fn partial_rows_are_filled_with_zeros() {
 
 #[test]
 fn copies_arrive_on_an_mbarrier() {
-    let setup = words_setup(256, 256, 128, 0);
+    let setup = word_buffers_setup(256, 256, 128, 0);
     let from = distinct_words(256);
     let check = |memory: &SimMemory| {
         let want: Vec<u32> = (0..256).map(|i| from[(i + 66) % 256]).collect();
@@ -61,7 +61,7 @@ fn copies_arrive_on_an_mbarrier() {
 
 #[test]
 fn reports_overwriting_the_source_of_a_pending_copy() {
-    let setup = words_setup(128, 128, 128, 0);
+    let setup = word_buffers_setup(128, 128, 128, 0);
     assert_no_finding(FILE, "overwrite_0", &setup, &|memory| {
         assert_eq!(output_words(memory), (0..128).collect::<Vec<u32>>())
     });

@@ -10,7 +10,7 @@ const FILE: &str = "mbarrier";
 
 #[test]
 fn bulk_loads() {
-    let setup = words_setup(256, 256, 256, 0);
+    let setup = word_buffers_setup(256, 256, 256, 0);
     let from = distinct_words(256);
     assert_no_finding(FILE, "load_0", &setup, &|memory| {
         assert_eq!(output_words(memory), (0..256).map(|i| from[i ^ 5]).collect::<Vec<u32>>());
@@ -20,7 +20,7 @@ fn bulk_loads() {
 
 #[test]
 fn mbarrier_phases() {
-    let setup = words_setup(512, 256, 256, 0);
+    let setup = word_buffers_setup(512, 256, 256, 0);
     let from = distinct_words(512);
     assert_no_finding(FILE, "twice_0", &setup, &|memory| {
         let want: Vec<u32> = (0..256).map(|i| from[i].wrapping_mul(3).wrapping_add(from[256 + i])).collect();
@@ -30,7 +30,7 @@ fn mbarrier_phases() {
 
 #[test]
 fn ring_of_stages() {
-    let setup = words_setup(96 * 7, 96, 128, 7);
+    let setup = word_buffers_setup(96 * 7, 96, 128, 7);
     let from = distinct_words(96 * 7);
     assert_no_finding(FILE, "ring_0", &setup, &|memory| {
         let sum = |t: usize| (0..7).fold(0u32, |sum, i| sum.wrapping_mul(3).wrapping_add(from[96 * i + 95 - t]));
@@ -41,7 +41,7 @@ fn ring_of_stages() {
 
 #[test]
 fn waits_on_mbarrier_states() {
-    let setup = words_setup(64, 128, 64, 0);
+    let setup = word_buffers_setup(64, 128, 64, 0);
     let from = distinct_words(64);
     assert_no_finding(FILE, "states", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| if i < 64 { from[63 - i] } else { 1 }).collect();
@@ -51,7 +51,7 @@ fn waits_on_mbarrier_states() {
 
 #[test]
 fn bulk_stores() {
-    let setup = words_setup(512, 512, 256, 0);
+    let setup = word_buffers_setup(512, 512, 256, 0);
     let from = distinct_words(512);
     assert_no_finding(FILE, "store_0", &setup, &|memory| {
         assert_eq!(output_words(memory), from.iter().map(|w| w.wrapping_add(1)).collect::<Vec<u32>>());
@@ -78,7 +78,7 @@ fn bulk_reductions() {
 
 #[test]
 fn reloading_a_stage_needs_order() {
-    let setup = words_setup(128, 256, 128, 0);
+    let setup = word_buffers_setup(128, 256, 128, 0);
     let from = distinct_words(128);
     assert_no_finding(FILE, "reload_0", &setup, &|memory| {
         let want: Vec<u32> = (0..128).map(|i| from[i ^ 3].wrapping_mul(3)).collect();
@@ -89,7 +89,7 @@ fn reloading_a_stage_needs_order() {
 
 #[test]
 fn exit_before_a_bulk_store_has_read_its_source() {
-    let setup = words_setup(256, 256, 256, 0);
+    let setup = word_buffers_setup(256, 256, 256, 0);
     assert_no_finding(FILE, "abandon_0", &setup, &|memory| assert_eq!(output_words(memory), distinct_words(256)));
     assert_planted_bug_is_reported(FILE, "abandon", 1, &setup);
 }
@@ -99,7 +99,7 @@ fn reads_before_asynchronous_writes() {
     let program = load_program(FILE);
     for strict_proxy in [false, true] {
         let options = ExecOptions { strict_proxy, ..early_deadlock_options() };
-        let (outcome, _) = run_once(&program, "twice_0", &options, &words_setup(512, 256, 256, 0));
+        let (outcome, _) = run_once(&program, "twice_0", &options, &word_buffers_setup(512, 256, 256, 0));
         assert_eq!(outcome.findings.contains_kind(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("overwrites")), !strict_proxy);
     }
@@ -111,7 +111,7 @@ fn a_copy_on_an_mbarrier_that_was_initialised_without_a_fence() {
     let program = Program::parse(&text).expect("the changed corpus parses");
     for strict_proxy in [false, true] {
         let options = ExecOptions { strict_proxy, ..early_deadlock_options() };
-        let (outcome, _) = run_once(&program, "load_0", &options, &words_setup(256, 256, 256, 0));
+        let (outcome, _) = run_once(&program, "load_0", &options, &word_buffers_setup(256, 256, 256, 0));
         assert_eq!(outcome.findings.contains_kind(FindingKind::AsyncProxy), strict_proxy);
         assert_eq!(outcome.notes.iter().any(|n| n.contains("initialisation")), !strict_proxy);
     }

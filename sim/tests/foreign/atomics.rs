@@ -17,7 +17,8 @@ fn cleared_by_exchange(exchange: &str, after: &str, barrier: &str) -> Case {
 
 #[test]
 fn exchange_clears_memory_that_nothing_has_written() {
-    let kinds = |exchange: &str, after: &str, barrier: &str| cleared_by_exchange(exchange, after, barrier).kinds();
+    let kinds =
+        |exchange: &str, after: &str, barrier: &str| cleared_by_exchange(exchange, after, barrier).finding_kinds();
     let (exchange, barrier) = ("atom.shared.exch.b32 %r1, [s], 0;", "bar.sync 0;");
     assert_eq!(kinds(exchange, "", barrier), [""; 0]);
     assert_eq!(kinds("atom.shared.exch.b64 %d3, [s], %d2;", "", barrier), [""; 0]);
@@ -75,13 +76,13 @@ fn unordered_strong_accesses_of_different_sizes_race() {
         }
     }
     for same in ["ld.relaxed.gpu.global.u64 %d2, [%d0];", "red.global.add.u32 [%d0+8], %r1;"] {
-        assert_eq!(unordered(whole, same).kinds(), [""; 0], "{same}");
+        assert_eq!(unordered(whole, same).finding_kinds(), [""; 0], "{same}");
     }
     // An access to a vector counts as one access per element, and an access to a packed type as one access per half.
     let vector = "st.relaxed.gpu.global.v2.u32 [%d0], {%r1, %r2};";
-    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u32 %r3, [%d0+4];").kinds(), [""; 0]);
-    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u64 %d2, [%d0];").kinds(), ["race"]);
+    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u32 %r3, [%d0+4];").finding_kinds(), [""; 0]);
+    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u64 %d2, [%d0];").finding_kinds(), ["race"]);
     let packed = "red.global.add.noftz.f16x2 [%d0], %r1;";
-    assert_eq!(unordered(packed, "red.global.add.noftz.f16 [%d0+2], %h;").kinds(), [""; 0]);
-    assert_eq!(unordered(packed, "ld.relaxed.gpu.global.u32 %r3, [%d0];").kinds(), ["race"]);
+    assert_eq!(unordered(packed, "red.global.add.noftz.f16 [%d0+2], %h;").finding_kinds(), [""; 0]);
+    assert_eq!(unordered(packed, "ld.relaxed.gpu.global.u32 %r3, [%d0];").finding_kinds(), ["race"]);
 }

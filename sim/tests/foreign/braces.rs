@@ -2,7 +2,7 @@
 //! forms with ptxas's verdict; a test of `reel sim run` compares the list with ptxas if ptxas is installed. A form with
 //! the verdict `unstable` is accepted by ptxas in most runs and crashes it in the others.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 use reel_sim::program::Program;
 use reel_sim::program::op::Op;
 
@@ -50,11 +50,11 @@ fn scalar_loads_and_stores_in_braces_copy() {
         mov.b32 { %r3 }, %r2;
         @%p1 st.global.b32 [ %rd4 + 512 ], { %r3 };
         ret;";
-    let mut buffer = words(1..33);
+    let mut buffer = bytes_of_words(1..33);
     buffer.resize(1024, 0);
     let report = Case { buffers: vec![buffer], ..Case::new("sm_80", 32, text) }.run();
     assert_eq!(report.findings.concat(), []);
     let base = report.memory.iter().next().unwrap().base;
     let after = &report.memory.buffer_bytes(base).unwrap()[512..640];
-    assert_eq!(after, words((1..33).map(|i| if i <= 20 { i } else { 0 })));
+    assert_eq!(after, bytes_of_words((1..33).map(|i| if i <= 20 { i } else { 0 })));
 }

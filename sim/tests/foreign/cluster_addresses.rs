@@ -1,6 +1,6 @@
 //! Shared addresses in clusters, as an H200 has them: a block's own addresses contain its rank.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// Runs one warp in each of two blocks of a cluster. Each block stores 100 plus its rank in `word`, and after the
 /// barrier runs `body`, whose result `%r9` goes to the word of the block's rank in the buffer. `%r0` is the rank, `%r1`
@@ -91,5 +91,5 @@ fn blocks_without_a_cluster_have_addresses_without_a_rank() {
         mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; mov.u32 %r1, word; st.global.u32 [%d1], %r1; ret;";
     let report = Case { blocks: 2, ..Case::new("sm_90a", 1, text) }.run();
     let buffer = report.memory.iter().next().unwrap().base;
-    assert_eq!(report.memory.buffer_bytes(buffer).unwrap()[..8], words([0x400, 0x400]));
+    assert_eq!(report.memory.buffer_bytes(buffer).unwrap()[..8], bytes_of_words([0x400, 0x400]));
 }

@@ -27,15 +27,21 @@ fn structs(then: &str) -> Case {
 fn copied_padding_is_no_finding_and_its_use_is() {
     let field = "ld.local.u8 %r9, [b]; add.u32 %r9, %r9, 1;";
     let padding = "ld.local.u8 %r9, [b+1]; add.u32 %r9, %r9, 1;";
-    assert_eq!(structs("").kinds(), [""; 0]);
-    assert_eq!(structs(field).kinds(), [""; 0]);
-    assert_eq!(structs(padding).kinds(), ["uninitialized"]);
+    assert_eq!(structs("").finding_kinds(), [""; 0]);
+    assert_eq!(structs(field).finding_kinds(), [""; 0]);
+    assert_eq!(structs(padding).finding_kinds(), ["uninitialized"]);
     // A branch depends on a word that contains padding.
-    assert_eq!(structs("ld.local.u32 %r4, [b]; setp.eq.u32 %p, %r4, 5; @%p bra END; END:").kinds(), ["uninitialized"]);
+    assert_eq!(
+        structs("ld.local.u32 %r4, [b]; setp.eq.u32 %p, %r4, 5; @%p bra END; END:").finding_kinds(),
+        ["uninitialized"]
+    );
     // The struct is copied byte by byte, as compilers copy large structs.
     let bytes = "ld.local.u8 %r4, [a+1]; st.local.u8 [b+2], %r4; ld.local.u8 %r5, [a]; st.local.u8 [b+1], %r5;";
-    assert_eq!(structs(&format!("{bytes} {padding}")).kinds(), [""; 0]);
-    assert_eq!(structs(&format!("{bytes} ld.local.u8 %r9, [b+2]; add.u32 %r9, %r9, 1;")).kinds(), ["uninitialized"]);
+    assert_eq!(structs(&format!("{bytes} {padding}")).finding_kinds(), [""; 0]);
+    assert_eq!(
+        structs(&format!("{bytes} ld.local.u8 %r9, [b+2]; add.u32 %r9, %r9, 1;")).finding_kinds(),
+        ["uninitialized"]
+    );
 }
 
 #[test]
@@ -44,15 +50,18 @@ fn copied_padding_stays_unwritten_in_shared_and_global_memory() {
         let copy = format!(
             "ld.local.u32 %r4, [b]; st.{space}.u32 [{base}], %r4; ld.local.u32 %r5, [b+4]; st.{space}.u32 [{base}+4], %r5;"
         );
-        assert_eq!(structs(&copy).kinds(), [""; 0], "{space}");
+        assert_eq!(structs(&copy).finding_kinds(), [""; 0], "{space}");
         let use_of = |at: u32| format!("{copy} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;");
-        assert_eq!(structs(&use_of(0)).kinds(), [""; 0], "{space}");
+        assert_eq!(structs(&use_of(0)).finding_kinds(), [""; 0], "{space}");
         // The host has written the buffer, but the copied padding makes the bytes that it overwrites uninitialised
         // again.
-        assert_eq!(structs(&use_of(2)).kinds(), ["uninitialized"], "{space}");
+        assert_eq!(structs(&use_of(2)).finding_kinds(), ["uninitialized"], "{space}");
         let back = format!("{copy} ld.{space}.u32 %r6, [{base}]; st.local.u32 [a], %r6;");
-        assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a]; add.u32 %r9, %r9, 1;")).kinds(), [""; 0]);
-        assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a+3]; add.u32 %r9, %r9, 1;")).kinds(), ["uninitialized"]);
+        assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a]; add.u32 %r9, %r9, 1;")).finding_kinds(), [""; 0]);
+        assert_eq!(
+            structs(&format!("{back} ld.local.u8 %r9, [a+3]; add.u32 %r9, %r9, 1;")).finding_kinds(),
+            ["uninitialized"]
+        );
     }
 }
 
@@ -60,15 +69,15 @@ fn copied_padding_stays_unwritten_in_shared_and_global_memory() {
 fn unwritten_words_that_become_results_are_findings() {
     // The whole word is unwritten, so it does not count as padding.
     let word = ".local .align 4 .b8 c[4]; ld.local.u32 %r9, [c];";
-    assert_eq!(structs(word).kinds(), ["uninitialized"]);
+    assert_eq!(structs(word).finding_kinds(), ["uninitialized"]);
     let moved = ".local .align 4 .b8 c[4]; ld.local.u32 %r8, [c]; mov.b32 %r9, %r8;";
-    assert_eq!(structs(moved).kinds(), ["uninitialized"]);
+    assert_eq!(structs(moved).finding_kinds(), ["uninitialized"]);
     // Unwritten bytes in shared memory do not count as padding of a struct.
-    assert_eq!(structs("st.shared.u8 [%r11], %r0; ld.shared.u32 %r9, [%r11];").kinds(), ["uninitialized"]);
+    assert_eq!(structs("st.shared.u8 [%r11], %r0; ld.shared.u32 %r9, [%r11];").finding_kinds(), ["uninitialized"]);
     // A copy within shared memory passes the unwritten bytes on.
     let copy = "ld.shared.u32 %r4, [%r11]; st.shared.u32 [%r11+4], %r4;";
-    assert_eq!(structs(copy).kinds(), [""; 0]);
-    assert_eq!(structs(&format!("{copy} ld.shared.u32 %r9, [%r11+4];")).kinds(), ["uninitialized"]);
+    assert_eq!(structs(copy).finding_kinds(), [""; 0]);
+    assert_eq!(structs(&format!("{copy} ld.shared.u32 %r9, [%r11+4];")).finding_kinds(), ["uninitialized"]);
 }
 
 /// Lane 0 writes the first word of an array in local memory; all lanes load the word, pass it to `%r9` by `exchange`
@@ -78,7 +87,7 @@ fn array_set_by_one_lane(exchange: &str) -> Vec<&'static str> {
         ".local .align 4 .b8 c[4]; setp.ne.u32 %p, %r10, 0; @%p bra SET; st.local.u32 [c], 3;
         SET: ld.local.u32 %r8, [c]; {exchange}"
     ))
-    .kinds()
+    .finding_kinds()
 }
 
 #[test]
@@ -119,10 +128,10 @@ fn the_compiler_may_declare_bytes_as_padding() {
             ld.local.u32 %r4, [c]; st.global.u32 [%d0], %r4;"
         )
     };
-    assert_eq!(structs(&copy("0")).kinds(), [""; 0]);
-    assert_eq!(structs(&copy("15")).kinds(), ["uninitialized"]);
+    assert_eq!(structs(&copy("0")).finding_kinds(), [""; 0]);
+    assert_eq!(structs(&copy("15")).finding_kinds(), ["uninitialized"]);
     assert_eq!(
-        structs(&format!("{} ld.global.u32 %r9, [%d0]; add.u32 %r9, %r9, 1;", copy("0"))).kinds(),
+        structs(&format!("{} ld.global.u32 %r9, [%d0]; add.u32 %r9, %r9, 1;", copy("0"))).finding_kinds(),
         ["uninitialized"]
     );
     // The pragma applies only to the next instruction. That may be a load whose value is used in a computation.
@@ -134,8 +143,12 @@ fn the_compiler_may_declare_bytes_as_padding() {
     };
     for (space, base) in [("shared", "%r11"), ("local", "c")] {
         let declare = if space == "local" { ".local .align 4 .b8 c[4];" } else { "" };
-        assert_eq!(structs(&format!("{declare} {}", compute("0x1", space, base))).kinds(), [""; 0], "{space}");
-        assert_eq!(structs(&format!("{declare} {}", compute("3", space, base))).kinds(), ["uninitialized"], "{space}");
+        assert_eq!(structs(&format!("{declare} {}", compute("0x1", space, base))).finding_kinds(), [""; 0], "{space}");
+        assert_eq!(
+            structs(&format!("{declare} {}", compute("3", space, base))).finding_kinds(),
+            ["uninitialized"],
+            "{space}"
+        );
     }
 }
 
@@ -152,7 +165,7 @@ fn bytes_of_a_loaded_word_that_no_result_depends_on_may_be_unwritten() {
         );
         // Storing the unwritten word to global memory is already a finding.
         let copy = if space == "global" { vec!["uninitialized"] } else { vec![] };
-        let kinds = |then: &str| structs(&format!("{load} {then} cvt.u32.u16 %r9, %h2;")).kinds();
+        let kinds = |then: &str| structs(&format!("{load} {then} cvt.u32.u16 %r9, %h2;")).finding_kinds();
         assert_eq!(kinds(&format!("{exchange} and.b16 %h2, %h1, 255;")), copy, "{space}");
         assert_eq!(kinds("cvt.u16.u64 %h1, %d2; and.b16 %h2, %h1, 1;"), copy, "{space}");
         assert_eq!(kinds(&format!("{exchange} and.b16 %h2, %h1, 256;")), ["uninitialized"], "{space}");
@@ -177,7 +190,7 @@ fn bit_fields_of_an_unwritten_word_may_be_set() {
             st.{space}.u32 [{base}], %r6;"
         );
         let use_of =
-            |at: u32| structs(&format!("{set} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;")).kinds();
+            |at: u32| structs(&format!("{set} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;")).finding_kinds();
         assert_eq!(use_of(0), [""; 0], "{space}");
         assert_eq!(use_of(1), ["uninitialized"], "{space}");
     }
@@ -196,7 +209,7 @@ fn copied_padding_passes_through_arguments() {
             ld.param.b32 %r0, [q]; st.local.b32 [c], %r0; ld.param.b32 %r1, [q+4]; st.local.b32 [c+4], %r1;
             ld.local.u8 %r2, [c+{byte}]; add.u32 %r2, %r2, 1; st.param.b32 [out], %r2; ret; }}\n.visible .entry"
         );
-        case.replace(".visible .entry", &function).kinds()
+        case.replace(".visible .entry", &function).finding_kinds()
     };
     for byte in [0, 4, 7] {
         assert_eq!(call(byte), [""; 0], "{byte}");
@@ -219,7 +232,7 @@ fn exchange_of_a_part_of_a_tile(use_of: &str) -> Vec<&'static str> {
         {use_of}
         END: ret;"
     );
-    Case::new("sm_80", 64, &body).kinds()
+    Case::new("sm_80", 64, &body).finding_kinds()
 }
 
 #[test]

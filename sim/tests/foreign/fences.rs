@@ -18,7 +18,7 @@ fn flag(release: &str, acquire: &str) -> Case {
 
 #[test]
 fn fences_of_one_direction_order_only_that_direction() {
-    let kinds = |release: &str, acquire: &str| flag(release, acquire).kinds();
+    let kinds = |release: &str, acquire: &str| flag(release, acquire).finding_kinds();
     assert_eq!(kinds("fence.release.gpu;", "fence.acquire.gpu;"), [""; 0]);
     assert_eq!(kinds("fence.acq_rel.gpu;", "fence.acquire.gpu;"), [""; 0]);
     assert_eq!(kinds("fence.acquire.gpu;", "fence.acquire.gpu;"), ["race"]);
@@ -52,12 +52,12 @@ fn sync_restrict_orders_only_shared_memory() {
         [(release, acquire), (release, "fence.acquire.cluster;"), ("fence.release.cluster;", acquire)]
     {
         let shared = cluster_flag("ld.shared::cluster.u32 %r2, [%r4];", release, acquire);
-        assert_eq!(shared.kinds(), [""; 0], "{release} {acquire}");
+        assert_eq!(shared.finding_kinds(), [""; 0], "{release} {acquire}");
         let global = cluster_flag("ld.global.u32 %r2, [%d0];", release, acquire);
-        assert_eq!(global.kinds(), ["race"], "{release} {acquire}");
+        assert_eq!(global.finding_kinds(), ["race"], "{release} {acquire}");
     }
     let unfenced = cluster_flag("ld.shared::cluster.u32 %r2, [%r4];", "", acquire);
-    assert_eq!(unfenced.kinds(), ["race"]);
+    assert_eq!(unfenced.finding_kinds(), ["race"]);
 }
 
 /// Block 1 of a cluster stores to shared memory of block 0 and arrives at an mbarrier there, for which block 0 waits.
@@ -85,7 +85,7 @@ fn remote_arrival(arrive: &str, wait: &str) -> Case {
 fn mbarriers_order_blocks_only_at_cluster_scope() {
     let arrive = |qualifiers: &str| format!("mbarrier.arrive{qualifiers}.shared::cluster.b64 _, [%r3];");
     let wait = |qualifiers: &str| format!("mbarrier.try_wait.parity{qualifiers}.shared::cta.b64 %p1, [%r3], 0;");
-    let kinds = |a: &str, w: &str| remote_arrival(&arrive(a), &wait(w)).kinds();
+    let kinds = |a: &str, w: &str| remote_arrival(&arrive(a), &wait(w)).finding_kinds();
     assert_eq!(kinds(".release.cluster", ".acquire.cluster"), [""; 0]);
     assert_eq!(kinds(".release.cluster", ".acquire.cta"), ["race"]);
     assert_eq!(kinds(".release.cta", ".acquire.cluster"), ["race"]);
@@ -94,11 +94,11 @@ fn mbarriers_order_blocks_only_at_cluster_scope() {
     assert_eq!(kinds(".relaxed.cluster", ".acquire.cluster"), ["race"]);
     // A relaxed arrival passes on what a fence before it covers, and a fence after a relaxed wait acquires it.
     let fenced = format!("fence.release.cluster; {}", arrive(".relaxed.cluster"));
-    assert_eq!(remote_arrival(&fenced, &wait(".acquire.cluster")).kinds(), [""; 0]);
-    assert_eq!(remote_arrival(&fenced, &wait(".relaxed.cluster")).kinds(), [""; 0]);
+    assert_eq!(remote_arrival(&fenced, &wait(".acquire.cluster")).finding_kinds(), [""; 0]);
+    assert_eq!(remote_arrival(&fenced, &wait(".relaxed.cluster")).finding_kinds(), [""; 0]);
     let fence = "fence.acquire.cluster;";
     let unfenced = remote_arrival(&fenced, &wait(".relaxed.cluster")).replace(fence, "");
-    assert_eq!(unfenced.kinds(), ["race"]);
+    assert_eq!(unfenced.finding_kinds(), ["race"]);
 }
 
 /// A bulk copy reads shared memory that a thread has written before a fence; the fence must be one of the async proxy.
@@ -115,10 +115,10 @@ fn fences_of_the_tensormap_proxy_are_no_fences_of_the_async_proxy() {
         cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; ret;",
     )
     .replace("mov.u32 %r0, s;", "mov.u32 %r0, s; mov.u32 %r1, 3;");
-    assert_eq!(case.kinds(), [""; 0]);
+    assert_eq!(case.finding_kinds(), [""; 0]);
     for fence in
         ["fence.proxy.tensormap::generic.release.gpu;", "fence.proxy.tensormap::generic.acquire.gpu [%d0], 128;"]
     {
-        assert_eq!(case.replace("fence.proxy.async;", fence).kinds(), ["async-proxy"], "{fence}");
+        assert_eq!(case.replace("fence.proxy.async;", fence).finding_kinds(), ["async-proxy"], "{fence}");
     }
 }

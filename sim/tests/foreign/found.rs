@@ -1,7 +1,7 @@
 //! Reduced kernels with the defects that `docs/found.md` describes in the kernels of cuda-samples and llm.c, each with
 //! and without its fix.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// Copies 12 tiles through two buffers by `cp.async`; `ahead` tiles are loaded before the first is used.
 fn multi_stage(ahead: u32, barrier: &str) -> Case {
@@ -33,15 +33,15 @@ fn multi_stage(ahead: u32, barrier: &str) -> Case {
         ret;",
         ahead - 1
     );
-    Case { buffers: vec![words(0..2048)], ..Case::new("sm_80", 64, &body) }
+    Case { buffers: vec![bytes_of_words(0..2048)], ..Case::new("sm_80", 64, &body) }
 }
 
 #[test]
 fn cuda_samples_multi_stage_loads_one_stage_too_many() {
-    assert_eq!(multi_stage(2, "bar.sync 0;").kinds(), [""; 0]);
-    assert!(multi_stage(3, "bar.sync 0;").kinds().contains(&"async-not-waited"));
+    assert_eq!(multi_stage(2, "bar.sync 0;").finding_kinds(), [""; 0]);
+    assert!(multi_stage(3, "bar.sync 0;").finding_kinds().contains(&"async-not-waited"));
     // With the right number of stages, the barrier before a buffer is loaded again is still needed.
-    assert!(multi_stage(2, "").kinds().contains(&"race"));
+    assert!(multi_stage(2, "").finding_kinds().contains(&"race"));
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn cuda_samples_arrive_wait_barrier_is_initialised_by_a_column_of_threads() {
             WAIT: mbarrier.test_wait.shared.b64 %p1, [%r2], %d; @!%p1 bra WAIT;
             ret;"
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     assert_eq!(case("mov.u32 %r1, %r0;"), [""; 0]);
     assert_eq!(case("and.b32 %r1, %r0, 15;"), ["mbarrier"]);
@@ -86,8 +86,8 @@ fn two_reductions(between: &str) -> Case {
 
 #[test]
 fn llm_c_softmax_reuses_shared_memory_without_a_barrier() {
-    assert_eq!(two_reductions("bar.sync 0;").kinds(), [""; 0]);
-    assert_eq!(two_reductions("").kinds(), ["race"]);
+    assert_eq!(two_reductions("bar.sync 0;").finding_kinds(), [""; 0]);
+    assert_eq!(two_reductions("").finding_kinds(), ["race"]);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn llm_c_softmax_shuffles_from_threads_that_have_exited() {
             shfl.sync.down.b32 %r1, %r0, 16, 31, -1; setp.gt.u32 %p1, %r1, %r0;
             mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; @!%p1 bra END; st.global.u32 [%d1], %r0; END: ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     assert_eq!(case(32), [""; 0]);
     assert_eq!(case(20), ["uninitialized"]);
@@ -121,7 +121,7 @@ fn llm_c_layernorm_publishes_sums_without_a_fence() {
             ld.global.u32 %r3, [%d1+64]; st.global.u32 [%d1+512], %r3;
             END: ret;"
         );
-        Case { blocks: 2, ..Case::new("sm_80", 64, &body) }.kinds()
+        Case { blocks: 2, ..Case::new("sm_80", 64, &body) }.finding_kinds()
     };
     assert_eq!(case("membar.gl;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -147,9 +147,9 @@ fn last_block(before: &str, after: &str) -> Case {
 
 #[test]
 fn cuda_samples_last_block_reads_without_a_fence() {
-    assert_eq!(last_block("membar.gl;", "membar.gl;").kinds(), [""; 0]);
-    assert_eq!(last_block("membar.gl;", "").kinds(), ["race"]);
-    assert_eq!(last_block("", "membar.gl;").kinds(), ["race"]);
+    assert_eq!(last_block("membar.gl;", "membar.gl;").finding_kinds(), [""; 0]);
+    assert_eq!(last_block("membar.gl;", "").finding_kinds(), ["race"]);
+    assert_eq!(last_block("", "membar.gl;").finding_kinds(), ["race"]);
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn cuda_samples_reduction_shuffles_from_lanes_that_do_not_exist() {
             activemask.b32 %r3; shfl.sync.down.b32 %r1, %r0, {offset}, 31, %r3; add.u32 %r2, %r0, %r1;
             setp.ne.u32 %p, %r0, 0; @%p bra END; st.global.u32 [%d], %r2; END: ret;"
         );
-        Case::new("sm_80", threads, &body).kinds()
+        Case::new("sm_80", threads, &body).finding_kinds()
     };
     assert_eq!(case(32, 16), [""; 0]);
     assert_eq!(case(8, 4), [""; 0]);
@@ -180,7 +180,7 @@ fn llm_c_attention_clears_shared_sums_while_other_warps_write_them() {
             WRITTEN: bar.sync 0;
             ld.shared.u32 %r7, [%r4]; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r7; ret;"
         );
-        Case::new("sm_80", 96, &body).kinds()
+        Case::new("sm_80", 96, &body).finding_kinds()
     };
     assert_eq!(case("bar.sync 0;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -197,7 +197,7 @@ fn llm_c_classifier_compares_a_negative_index_as_an_unsigned_number() {
             @%p bra END; add.s32 %r1, %r1, -64; bra NEXT; END: ret;",
             elements as i32 / 8 - 64
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     assert_eq!(case("s64", 40), [""; 0]);
     assert_eq!(case("u64", 512), [""; 0]);
@@ -215,7 +215,7 @@ fn llm_c_bias_shuffles_in_a_loop_that_some_lanes_do_not_enter() {
             add.u32 %r2, %r2, %r3; add.u32 %r1, %r1, 4; bra NEXT;
             ADDED: mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r2; ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     assert_eq!(case(8), [""; 0]);
     assert_eq!(case(1), ["barrier", "uninitialized"]);
@@ -232,7 +232,7 @@ fn cuda_samples_large_chunk_reads_b_with_the_row_length_of_a() {
             ld.global.u32 %r3, [%d2]; shl.b32 %r4, %r0, 2; mov.u32 %r2, tile; add.u32 %r2, %r2, %r4;
             st.shared.u32 [%r2], %r3; ret;"
         );
-        Case { buffers: vec![words(0..64)], ..Case::new("sm_80", 128, &body) }.kinds()
+        Case { buffers: vec![bytes_of_words(0..64)], ..Case::new("sm_80", 128, &body) }.finding_kinds()
     };
     assert_eq!(case(4), [""; 0]);
     assert_eq!(case(16), ["out-of-bounds"]);
@@ -247,7 +247,7 @@ fn llm_c_classifier_overwrites_the_logit_that_another_thread_reads() {
             ld.global.u32 %r1, [%d0+160]; st.global.u32 [%d0+512], %r1;
             REST: {between} ld.global.u32 %r2, [%d1]; add.u32 %r2, %r2, 1; st.global.u32 [%d1], %r2; ret;"
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     assert_eq!(case("bar.sync 0;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -266,7 +266,7 @@ fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
             {update} red.shared.add.u32 [hit], 1; bra AGAIN;
             END: ret;"
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     let plain = "ld.global.u32 %r4, [%d2]; add.u32 %r4, %r4, 1; st.global.u32 [%d2], %r4;";
     let (relaxed, atomic) = ("ld.relaxed.cta.shared.u32", "red.global.add.u32 [%d2], 1;");
@@ -287,7 +287,7 @@ fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
             atom.shared.add.u32 %r2, [top], -1; setp.lt.s32 %p1, %r2, 0; @%p1 bra END; st.global.u32 [%d1], %r2;
             END: ret;"
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     assert_eq!(case("ld.relaxed.cta.shared.u32"), [""; 0]);
     assert_eq!(case("ld.shared.u32"), ["race"]);
@@ -298,14 +298,14 @@ fn cuda_samples_mandelbrot_compares_pixels_that_other_threads_overwrite() {
     // Each thread compares its pixel with the next one and, if they differ, stores a new pixel `out` bytes behind its
     // own.
     let case = |out: u32| {
-        let pixels = words((0..64).map(|n| n / 3));
+        let pixels = bytes_of_words((0..64).map(|n| n / 3));
         let body = format!(
             ".reg .b32 %r<4>; .reg .b64 %d<3>; .reg .pred %p<2>;
             ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; setp.ge.u32 %p0, %r0, 63; @%p0 bra END;
             mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1; ld.global.u32 %r1, [%d1]; ld.global.u32 %r2, [%d1+4];
             setp.eq.u32 %p1, %r1, %r2; @%p1 bra END; add.u32 %r3, %r1, %r0; st.global.u32 [%d1+{out}], %r3; END: ret;"
         );
-        Case { buffers: vec![[pixels, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.kinds()
+        Case { buffers: vec![[pixels, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.finding_kinds()
     };
     assert_eq!(case(512), [""; 0]);
     assert_eq!(case(0), ["race"]);
@@ -331,7 +331,7 @@ fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
             st.shared.u32 [%r2], %r0; bar.warp.sync 0xffff; {steps} ld.shared.u32 %r7, [%r2];
             cvt.u64.u32 %d1, %r1; add.u64 %d2, %d0, %d1; st.global.u32 [%d2], %r7; ret;"
         );
-        Case::new("sm_80", 16, &body).kinds()
+        Case::new("sm_80", 16, &body).finding_kinds()
     };
     assert_eq!(case("bar.warp.sync 0xffff;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -342,7 +342,7 @@ fn cuda_samples_segmentation_removes_cycles_while_other_threads_follow_them() {
     // Each thread looks up the successor of its vertex's successor. If two vertices point at each other, the lower one
     // becomes a root: its new successor is stored `out` bytes behind the old one.
     let case = |out: u32| {
-        let successors = words((0..64).map(|n| n ^ 1));
+        let successors = bytes_of_words((0..64).map(|n| n ^ 1));
         let body = format!(
             ".reg .b32 %r<4>; .reg .b64 %d<5>; .reg .pred %p<2>;
             ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mul.wide.u32 %d1, %r0, 4; add.u64 %d2, %d0, %d1;
@@ -350,7 +350,7 @@ fn cuda_samples_segmentation_removes_cycles_while_other_threads_follow_them() {
             setp.ne.u32 %p0, %r2, %r0; @%p0 bra END; setp.gt.u32 %p1, %r0, %r1; @%p1 bra END;
             st.global.u32 [%d2+{out}], %r0; END: ret;"
         );
-        Case { buffers: vec![[successors, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.kinds()
+        Case { buffers: vec![[successors, vec![0; 768]].concat()], ..Case::new("sm_80", 64, &body) }.finding_kinds()
     };
     assert_eq!(case(512), [""; 0]);
     assert_eq!(case(0), ["race"]);

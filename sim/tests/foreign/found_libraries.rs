@@ -15,7 +15,7 @@ fn thunder_kittens_gives_two_warpgroups_the_same_barrier() {
             xor.b32 %r2, %r2, 256; add.u32 %r3, %r1, %r2; ld.shared.u32 %r4, [%r3];
             cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r4; ret;"
         );
-        Case::new("sm_80", 256, &body).kinds()
+        Case::new("sm_80", 256, &body).finding_kinds()
     };
     assert_eq!(case("add.u32 %r5, %r4, 4;"), [""; 0]);
     assert_eq!(case("mov.u32 %r5, 4;"), ["race"]);
@@ -33,7 +33,7 @@ fn fast_cu_blocks_exit_while_their_cluster_signals_them() {
             mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r3];
             END: {end} ret;"
         );
-        Case { blocks: 2, cluster: 2, ..Case::new("sm_90a", 32, &body) }.kinds()
+        Case { blocks: 2, cluster: 2, ..Case::new("sm_90a", 32, &body) }.finding_kinds()
     };
     assert_eq!(case("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"), [""; 0]);
     assert_eq!(case(""), ["out-of-bounds"]);
@@ -57,16 +57,16 @@ fn stored_tiles(fence: &str, last_wait: &str) -> Case {
 #[test]
 fn deep_gemm_and_fast_cu_do_not_wait_for_the_last_store() {
     let (fence, wait) = ("fence.proxy.async.shared::cta;", "cp.async.bulk.wait_group.read 0;");
-    assert_eq!(stored_tiles(fence, wait).kinds(), [""; 0]);
-    assert_eq!(stored_tiles(fence, "").kinds(), ["async-not-waited"]);
-    assert_eq!(stored_tiles("", wait).kinds(), ["async-proxy"]);
+    assert_eq!(stored_tiles(fence, wait).finding_kinds(), [""; 0]);
+    assert_eq!(stored_tiles(fence, "").finding_kinds(), ["async-not-waited"]);
+    assert_eq!(stored_tiles("", wait).finding_kinds(), ["async-proxy"]);
 }
 
 #[test]
 fn fast_cu_overwrites_the_source_of_a_store_that_another_thread_waits_for() {
     let (fence, wait) = ("fence.proxy.async.shared::cta;", "cp.async.bulk.wait_group.read 0;");
     let case = stored_tiles(fence, wait).replace("FREE: bar.sync 0;", "FREE:");
-    assert!(case.kinds().contains(&"async-not-waited"));
+    assert!(case.finding_kinds().contains(&"async-not-waited"));
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn deep_gemm_reads_prefix_sums_of_other_lanes_without_a_warp_barrier() {
             {between} xor.b32 %r4, %r2, 64; add.u32 %r4, %r1, %r4; ld.shared.u32 %r4, [%r4]; add.u32 %r4, %r4, %r5;
             cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1; st.global.u32 [%d1], %r4; ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -95,7 +95,7 @@ fn deep_gemm_changes_the_register_count_of_one_lane() {
         );
         let case = Case::new("sm_90a", 128, "");
         let ptx = case.ptx.replace("{\n\n}", &body);
-        Case { ptx, ..case }.kinds()
+        Case { ptx, ..case }.finding_kinds()
     };
     assert_eq!(case(""), [""; 0]);
     assert_eq!(case("@%p bra END;"), ["setmaxnreg"]);
@@ -118,8 +118,8 @@ fn tile_read_by_another_warp(end: &str) -> Case {
 
 #[test]
 fn thunder_kittens_overwrites_a_tile_that_another_warpgroup_reads() {
-    assert_eq!(tile_read_by_another_warp("bar.sync 0;").kinds(), [""; 0]);
-    assert!(tile_read_by_another_warp("").kinds().contains(&"async-not-waited"));
+    assert_eq!(tile_read_by_another_warp("bar.sync 0;").finding_kinds(), [""; 0]);
+    assert!(tile_read_by_another_warp("").finding_kinds().contains(&"async-not-waited"));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn thunder_kittens_exits_before_its_last_load_arrives() {
             cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%d], 128, [%r2];
             {wait} END: ret;"
         );
-        Case::new("sm_90a", 32, &body).kinds()
+        Case::new("sm_90a", 32, &body).finding_kinds()
     };
     assert_eq!(case("WAIT: mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r2], 0; @!%p1 bra WAIT;"), [""; 0]);
     assert_eq!(case(""), ["async-not-waited"]);
@@ -149,7 +149,7 @@ fn thunder_kittens_initialises_mbarriers_in_all_lanes_of_a_warp() {
             READY: bar.sync 0; mbarrier.arrive.shared::cta.b64 %d, [%r1];
             WAIT: mbarrier.try_wait.shared::cta.b64 %p1, [%r1], %d; @!%p1 bra WAIT; ret;"
         );
-        Case::new("sm_90a", 64, &body).kinds()
+        Case::new("sm_90a", 64, &body).finding_kinds()
     };
     assert_eq!(case("setp.ne.u32 %p0, %r0, 0;"), [""; 0]);
     assert_eq!(case("setp.ge.u32 %p0, %r0, 32;"), ["mbarrier"]);
@@ -170,7 +170,7 @@ fn thunder_kittens_signals_before_the_other_lanes_have_loaded() {
             PRODUCE: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r1], 0; @!%p2 bra PRODUCE;
             add.u32 %r4, %r2, %r3; st.shared.u32 [%r4+-128], 7; ret;"
         );
-        Case::new("sm_90a", 64, &body).kinds()
+        Case::new("sm_90a", 64, &body).finding_kinds()
     };
     assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -196,7 +196,7 @@ fn thunder_kittens_polls_phases_that_two_later_phases_hide() {
             mbarrier.arrive.shared::cta.b64 %d, [%r2];
             ADVANCE: add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, 30; @%p1 bra NEXT; ret;"
         );
-        Case::new("sm_90a", 96, &body).kinds()
+        Case::new("sm_90a", 96, &body).finding_kinds()
     };
     assert_eq!(case("bar.sync 1, 64;"), [""; 0]);
     assert_eq!(case(""), ["deadlock"]);
@@ -225,7 +225,7 @@ fn thunder_kittens_completes_a_phase_before_all_warps_have_seen_the_last_one() {
             mul.wide.u32 %d4, %r0, 16; add.u64 %d4, %d0, %d4;
             st.global.v4.f32 [%d4], {{%f0, %f1, %f2, %f3}}; ret;"
         );
-        Case { buffers: vec![vec![0; 4096]], ..Case::new("sm_90a", 128, &body) }.kinds()
+        Case { buffers: vec![vec![0; 4096]], ..Case::new("sm_90a", 128, &body) }.finding_kinds()
     };
     assert_eq!(case("bar.sync 0;"), [""; 0]);
     assert_eq!(case(""), ["deadlock"]);
@@ -253,7 +253,7 @@ fn cutlass_multiplies_tiles_that_cp_async_wrote_without_a_proxy_fence() {
             mul.wide.u32 %d4, %r0, 16; add.u64 %d4, %d0, %d4;
             st.global.v4.f32 [%d4+4096], {{%f0, %f1, %f2, %f3}}; ret;"
         );
-        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 256, &body) }.kinds()
+        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 256, &body) }.finding_kinds()
     };
     assert_eq!(case("fence.proxy.async.shared::cta;"), [""; 0]);
     assert_eq!(case(""), ["async-proxy"]);
@@ -272,7 +272,7 @@ fn thunder_kittens_layernorm_stores_elements_that_other_lanes_write() {
             ld.shared.v4.u32 {{%r5, %r6, %r7, %r8}}, [%r4]; cvt.u64.u32 %d1, %r3; add.u64 %d1, %d0, %d1;
             st.global.v4.u32 [%d1], {{%r5, %r6, %r7, %r8}}; ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     assert_eq!(case("bar.warp.sync -1;"), [""; 0]);
     assert_eq!(case(""), ["race"]);
@@ -295,7 +295,7 @@ fn cute_multiplies_tiles_that_other_threads_still_copy() {
             wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
             st.global.v4.f32 [%d1+4096], {{%f0, %f1, %f2, %f3}}; ret;"
         );
-        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 128, &body) }.kinds()
+        Case { buffers: vec![vec![0; 8192]], ..Case::new("sm_90a", 128, &body) }.finding_kinds()
     };
     assert_eq!(case("fence.proxy.async.shared::cta; bar.sync 0;"), [""; 0]);
     assert!(case("fence.proxy.async.shared::cta;").contains(&"async-not-waited"));
@@ -311,7 +311,7 @@ fn cutlass_reference_multiplies_unwritten_elements_by_zero() {
             mul.wide.u32 %d1, %r, 4; add.u64 %d1, %d0, %d1; cvt.rn.f32.u32 %f0, %r; mov.f32 %f1, 0f00000000; {load}
             fma.rn.f32 %f2, %f1, 0f00000000, %f0; st.global.f32 [%d1], %f2; ret;"
         );
-        Case { unwritten: true, ..Case::new("sm_80", 32, &body) }.kinds()
+        Case { unwritten: true, ..Case::new("sm_80", 32, &body) }.finding_kinds()
     };
     assert_eq!(case(""), [""; 0]);
     assert_eq!(case("ld.global.f32 %f1, [%d1];"), ["uninitialized"]);
@@ -329,7 +329,7 @@ fn cutlass_enables_the_loads_after_the_last_tile_again() {
             add.u64 %d2, %d1, %d2; mov.u32 %r3, 0; @!%p0 ld.global.u32 %r3, [%d2+512]; add.u32 %r4, %r4, %r3;
             add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 4; @%p1 bra NEXT; st.global.u32 [%d1], %r4; ret;"
         );
-        Case::new("sm_80", 64, &body).kinds()
+        Case::new("sm_80", 64, &body).finding_kinds()
     };
     assert_eq!(case("le"), [""; 0]);
     assert_eq!(case("eq"), ["out-of-bounds"]);

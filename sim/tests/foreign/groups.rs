@@ -1,6 +1,6 @@
 //! Compare-and-swap loops, and barriers of cooperative groups in divergent code.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// 64 threads of two blocks add to one word by compare-and-swap, as an `atomicAdd` of a type that the hardware does not
 /// support.
@@ -25,21 +25,24 @@ fn the_first_read_of_a_cas_loop_is_a_note() {
     assert_eq!(report.findings.concat(), []);
     assert!(report.notes.iter().any(|n| n.contains("compare-and-swap loop")), "{:?}", report.notes);
     let sum = report.memory.iter().next().map(|b| b.data[..4].to_vec());
-    assert_eq!(sum, Some(words([128 * 3])));
+    assert_eq!(sum, Some(bytes_of_words([128 * 3])));
     // A relaxed load gives no note, because it does not race.
     let relaxed = cas_loop("ld.relaxed.gpu.global.u32 %r1, [%d1];", SWAP).run();
     assert!(relaxed.has_no_findings() && relaxed.notes.is_empty(), "{:?}", relaxed.notes);
     // Plain accesses to another word, to which each thread stores the loaded value, are a race.
     let other = "ld.global.u32 %r1, [%d1]; ld.global.u32 %r4, [%d1+4]; st.global.u32 [%d1+4], %r1;";
-    assert_eq!(cas_loop(other, SWAP).kinds(), ["race"]);
+    assert_eq!(cas_loop(other, SWAP).finding_kinds(), ["race"]);
     // A plain store instead of the swap is a race.
-    assert_eq!(cas_loop("ld.global.u32 %r1, [%d1];", "st.global.u32 [%d1], %r2; mov.b32 %r3, %r1;").kinds(), ["race"]);
+    assert_eq!(
+        cas_loop("ld.global.u32 %r1, [%d1];", "st.global.u32 [%d1], %r2; mov.b32 %r3, %r1;").finding_kinds(),
+        ["race"]
+    );
 }
 
 #[test]
 fn a_plain_read_after_a_cas_loop_is_a_race() {
     let swap = format!("{SWAP} ld.global.u32 %r5, [%d1]; st.global.u32 [%d1+64], %r5;");
-    assert!(cas_loop("ld.global.u32 %r0, [%d1]; mov.b32 %r1, %r0;", &swap).kinds().contains(&"race"));
+    assert!(cas_loop("ld.global.u32 %r0, [%d1]; mov.b32 %r1, %r0;", &swap).finding_kinds().contains(&"race"));
 }
 
 #[test]
@@ -68,11 +71,11 @@ fn divergent_arrival_at_a_group_barrier_is_a_note() {
     let report = divergent("barrier.sync 0;").run();
     assert_eq!(report.findings.concat(), []);
     assert!(report.notes.iter().any(|n| n.contains("programming guide asks")), "{:?}", report.notes);
-    assert_eq!(divergent("bar.warp.sync 0xffff0000;").kinds(), [""; 0]);
+    assert_eq!(divergent("bar.warp.sync 0xffff0000;").finding_kinds(), [""; 0]);
     // The aligned form, __syncthreads(), is a finding, and so are threads that wait at another barrier.
     let aligned = divergent("bar.sync 0;").replace("bra OTHER; barrier.sync", "bra OTHER; bar.sync");
-    assert_eq!(aligned.kinds(), ["barrier"]);
-    assert!(!divergent("barrier.sync 1;").kinds().is_empty());
+    assert_eq!(aligned.finding_kinds(), ["barrier"]);
+    assert!(!divergent("barrier.sync 1;").finding_kinds().is_empty());
     let together = Case::new("sm_80", 64, "barrier.sync 0; ret;").run();
     assert!(together.has_no_findings() && together.notes.is_empty());
 }

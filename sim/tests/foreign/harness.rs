@@ -33,7 +33,7 @@ impl Case {
     }
 
     /// Returns the case without the lines that end in `// mark`.
-    pub fn without(&self, mark: &str) -> Case {
+    pub fn without_lines_marked(&self, mark: &str) -> Case {
         let end = format!("// {mark}");
         let kept: Vec<&str> = self.ptx.lines().filter(|line| !line.trim_end().ends_with(&end)).collect();
         assert!(kept.len() < self.ptx.lines().count(), "no line is marked {mark}");
@@ -51,7 +51,7 @@ impl Case {
     }
 
     /// Returns the kinds of the findings.
-    pub fn kinds(&self) -> Vec<&'static str> {
+    pub fn finding_kinds(&self) -> Vec<&'static str> {
         let mut kinds: Vec<_> = self.run().findings.iter().flatten().map(|f| f.kind.name()).collect();
         kinds.dedup();
         kinds
@@ -78,7 +78,7 @@ impl Case {
 
     /// Checks that the kernel has no finding, and runs every mutant (a barrier, fence, wait, phase or count removed or
     /// changed). Returns the mutants without a finding.
-    pub fn survivors(&self) -> Vec<String> {
+    pub fn surviving_mutants(&self) -> Vec<String> {
         let program = Program::parse(&self.ptx).unwrap();
         let whole = self.run_program(&program, 9);
         assert_eq!(whole.findings.concat(), [], "{}", self.ptx);
@@ -98,6 +98,6 @@ impl Case {
 }
 
 /// Returns the bytes of 32-bit words.
-pub fn words(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
+pub fn bytes_of_words(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
     words.into_iter().flat_map(u32::to_le_bytes).collect()
 }

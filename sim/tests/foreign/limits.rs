@@ -75,7 +75,7 @@ fn waiting_for_a_clock_ends() {
         }
     }
     let endless = wait_for_time("%clock64", "").replace("@%p bra", "bra");
-    assert_eq!(endless.kinds(), ["deadlock"]);
+    assert_eq!(endless.finding_kinds(), ["deadlock"]);
 }
 
 /// A warp gives up (`trap`) if it has waited for a flag for `cycles`. The other warp computes without a store before
@@ -94,7 +94,7 @@ fn computing_warps_are_not_given_up_early() {
         );
         let mut case = limited(64, &body);
         (case.options.patience, case.options.limits.idle_steps) = (10_000_000, 60_000_000);
-        case.kinds()
+        case.finding_kinds()
     };
     assert_eq!(kinds(2_000_000_000, "1"), [""; 0]);
     assert_eq!(kinds(2_000_000, "0"), ["trap"]);
@@ -153,8 +153,9 @@ fn endless_recursion_and_large_frames_overflow_the_stack() {
         let message = &report.findings[0][0].message;
         assert!(message.starts_with("stack overflow") && message.contains("cudaLimitStackSize"), "{message}");
     }
-    let alloca =
-        |bytes: &str| limited(32, &format!(".reg .b64 %d<2>; mov.u64 %d0, {bytes}; alloca.u64 %d1, %d0; ret;")).kinds();
+    let alloca = |bytes: &str| {
+        limited(32, &format!(".reg .b64 %d<2>; mov.u64 %d0, {bytes}; alloca.u64 %d1, %d0; ret;")).finding_kinds()
+    };
     assert_eq!(alloca("4096"), [""; 0]);
     assert_eq!(alloca("1000000"), ["out-of-bounds"]);
     assert_eq!(alloca("0x100000010"), ["out-of-bounds"]);
@@ -168,7 +169,7 @@ fn wrong_function_pointers_are_findings_and_end_the_thread() {
             ".reg .b64 %d<3>; {target} {{ .param .b32 q; st.param.b32 [q], 1;
             PROTO: .callprototype ()_ (.param .b32 _); call %d0, (q), PROTO; }} mov.u64 %d1, other; ret;"
         );
-        limited(32, &body).replace(".visible .entry", functions).kinds()
+        limited(32, &body).replace(".visible .entry", functions).finding_kinds()
     };
     assert_eq!(call("mov.u64 %d0, good;"), [""; 0]);
     for wrong in

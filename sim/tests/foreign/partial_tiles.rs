@@ -74,7 +74,7 @@ fn product(extent: Extent, trans: bool, then: &str) -> Case {
 #[test]
 fn rows_and_columns_that_no_result_depends_on_may_be_unwritten() {
     for trans in [false, true] {
-        let kinds = |extent: Extent| product(extent, trans, "").kinds();
+        let kinds = |extent: Extent| product(extent, trans, "").finding_kinds();
         assert_eq!(kinds(WHOLE), [""; 0]);
         assert_eq!(kinds(Extent { loaded: (10, 4), stored: (10, 4) }), [""; 0]);
         assert_eq!(kinds(Extent { loaded: (5, 8), stored: (5, 8) }), [""; 0]);
@@ -82,7 +82,7 @@ fn rows_and_columns_that_no_result_depends_on_may_be_unwritten() {
         assert_eq!(kinds(Extent { loaded: (16, 4), stored: (16, 8) }), ["uninitialized"]);
     }
     let partial = Extent { loaded: (10, 4), stored: (10, 4) };
-    assert_eq!(product(partial, false, "").survivors(), [""; 0]);
+    assert_eq!(product(partial, false, "").surviving_mutants(), [""; 0]);
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_result_that_depends_on_unwritten_memory_is_reported_at_the_load() {
 #[test]
 fn unwritten_elements_may_be_selected_away_and_not_decide_or_leave_their_thread() {
     let partial = Extent { loaded: (10, 8), stored: (16, 8) };
-    let kinds = |then: &str| product(partial, false, then).kinds();
+    let kinds = |then: &str| product(partial, false, then).finding_kinds();
     // Rows that depend on unwritten rows of A become zero.
     let zero: String = (0..4).map(|n| format!("selp.f32 %f{n}, %f{n}, 0f00000000, %p5; ")).collect::<Vec<_>>().concat();
     assert_eq!(kinds(&format!("setp.lt.u32 %p5, %r1, 10; {zero}")), [""; 0]);
@@ -107,7 +107,7 @@ fn unwritten_elements_may_be_selected_away_and_not_decide_or_leave_their_thread(
     // A shuffle exchanges elements within a row of the product, or passes elements of unwritten rows to threads that
     // store.
     let stored = Extent { loaded: (10, 8), stored: (10, 8) };
-    let kinds = |then: &str| product(stored, false, then).kinds();
+    let kinds = |then: &str| product(stored, false, then).finding_kinds();
     assert_eq!(kinds("shfl.sync.bfly.b32 %f0, %f0, 1, 31, -1;"), [""; 0]);
     assert_eq!(kinds("shfl.sync.bfly.b32 %f0, %f0, 16, 31, -1;"), ["uninitialized"]);
     // An element decides about a branch, is an address, or is an operand of an atomic operation.
@@ -129,7 +129,7 @@ fn unwritten_words_that_no_result_depends_on_may_be_added() {
             setp.lt.u32 %p1, %r0, {stored}; mul.wide.u32 %d1, %r0, 4; add.u64 %d1, %d0, %d1;
             @%p1 st.global.u32 [%d1], %r3; ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     assert_eq!(kinds(20), [""; 0]);
     assert_eq!(kinds(21), ["uninitialized"]);
@@ -148,7 +148,7 @@ fn a_warp_stores_a_tile_in_place_after_loading_it() {
             bar.warp.sync -1; ld.shared.u32 %r6, [%r3]; cvt.u64.u32 %d1, %r2; add.u64 %d1, %d0, %d1;
             st.global.u32 [%d1], %r6; ret;"
         );
-        Case::new("sm_90a", 32, &body).kinds()
+        Case::new("sm_90a", 32, &body).finding_kinds()
     };
     let together = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r4], {%r5};";
     assert_eq!(case(together, ""), [""; 0]);
@@ -170,7 +170,7 @@ fn the_halves_of_a_packed_register_are_defined_one_by_one() {
             ld.shared.f32 %f0, [%r3]; add.f32 %f0, %f0, %f0; ld.shared.f32 %f1, [%r3+128]; add.f32 %f1, %f1, %f1;
             {uses} ret;"
         );
-        Case::new("sm_80", 32, &body).kinds()
+        Case::new("sm_80", 32, &body).finding_kinds()
     };
     let low_is_defined = ["cvt.rn.bf16x2.f32 %r4, %f1, %f0;", "cvt.rn.f16x2.f32 %r4, %f1, %f0;"];
     let high_is_defined = ["cvt.rn.bf16x2.f32 %r4, %f0, %f1;", "cvt.rn.f16x2.f32 %r4, %f0, %f1;"];

@@ -1,7 +1,7 @@
 //! Synchronisation patterns of public kernels: each kernel is correct, and each of its mutants (a fence, wait, phase or
 //! count removed or changed) has a finding.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// Both blocks of a cluster initialise an mbarrier, fence the initialisation, and meet at a relaxed cluster barrier;
 /// then each block's first thread arrives at both mbarriers. CUTLASS and Triton start their pipelines like this.
@@ -30,20 +30,21 @@ fn relaxed_cluster_barrier() -> Case {
 #[test]
 fn a_fenced_mbarrier_initialisation_passes_a_relaxed_cluster_barrier() {
     let case = relaxed_cluster_barrier();
-    assert_eq!(case.kinds(), [""; 0]);
+    assert_eq!(case.finding_kinds(), [""; 0]);
     let report = case.run();
     assert!(report.notes.is_empty(), "{:?}", report.notes);
-    assert_eq!(case.without("fence").kinds(), ["mbarrier"]);
+    assert_eq!(case.without_lines_marked("fence").finding_kinds(), ["mbarrier"]);
     // The fence covers only the initialisations that its own thread executed before it.
     let init = "mbarrier.init.shared::cta.b64 [%r2], 2;";
     let late = case.replace(init, "").replace("READY:\n", &format!("@!%p0 {init} READY:\n"));
-    assert_eq!(late.kinds(), ["mbarrier"]);
-    let elsewhere = case.without("fence").replace("READY:\n", "READY: @%p0 fence.mbarrier_init.release.cluster;\n");
-    assert_eq!(elsewhere.kinds(), ["mbarrier"]);
+    assert_eq!(late.finding_kinds(), ["mbarrier"]);
+    let elsewhere =
+        case.without_lines_marked("fence").replace("READY:\n", "READY: @%p0 fence.mbarrier_init.release.cluster;\n");
+    assert_eq!(elsewhere.finding_kinds(), ["mbarrier"]);
     let threads_of_the_block_see_it =
         case.replace("barrier.cluster.arrive.relaxed.aligned;", "bar.sync 0; barrier.cluster.arrive.relaxed.aligned;");
-    assert_eq!(threads_of_the_block_see_it.kinds(), [""; 0]);
-    assert_eq!(case.survivors(), Vec::<String>::new());
+    assert_eq!(threads_of_the_block_see_it.finding_kinds(), [""; 0]);
+    assert_eq!(case.surviving_mutants(), Vec::<String>::new());
 }
 
 /// Threads write shared memory that the other block of the cluster reads after a relaxed cluster barrier.
@@ -67,11 +68,11 @@ fn fenced_cluster_data() -> Case {
 #[test]
 fn a_memory_fence_passes_data_through_a_relaxed_cluster_barrier() {
     let case = fenced_cluster_data();
-    assert_eq!(case.kinds(), [""; 0]);
-    assert_eq!(case.without("fence").kinds(), ["race"]);
-    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.acq_rel.cta").kinds(), ["race"]);
-    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.mbarrier_init.release.cluster").kinds(), ["race"]);
-    assert_eq!(case.survivors(), Vec::<String>::new());
+    assert_eq!(case.finding_kinds(), [""; 0]);
+    assert_eq!(case.without_lines_marked("fence").finding_kinds(), ["race"]);
+    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.acq_rel.cta").finding_kinds(), ["race"]);
+    assert_eq!(case.replace("fence.acq_rel.cluster", "fence.mbarrier_init.release.cluster").finding_kinds(), ["race"]);
+    assert_eq!(case.surviving_mutants(), Vec::<String>::new());
 }
 
 /// A producer warp fills two stages by bulk copies, each of them five times, and a consumer warp empties them.
@@ -116,17 +117,17 @@ fn ring_of_stages() -> Case {
         @%p3 bra CONSUME;
         cvt.u64.u32 %d2, %r14; add.u64 %d1, %d1, %d2; st.global.u32 [%d1+1280], %r20;
         END: ret;";
-    Case { buffers: vec![words(0..512)], ..Case::new("sm_90a", 64, body) }
+    Case { buffers: vec![bytes_of_words(0..512)], ..Case::new("sm_90a", 64, body) }
 }
 
 #[test]
 fn a_ring_of_bulk_copies_needs_every_wait_phase_and_count() {
     let case = ring_of_stages();
-    let survivors = case.survivors();
+    let survivors = case.surviving_mutants();
     // The block barrier orders the initialisation, so a missing `fence.mbarrier_init` gives only a note.
     assert!(survivors.iter().all(|m| m.contains("fence.mbarrier_init")), "{survivors:?}");
-    assert!(!case.replace("[%r2], 32", "[%r2], 31").kinds().is_empty());
-    assert!(!case.replace("xor.b32 %r7, %r6, 1;", "mov.u32 %r7, %r6;").kinds().is_empty());
+    assert!(!case.replace("[%r2], 32", "[%r2], 31").finding_kinds().is_empty());
+    assert!(!case.replace("xor.b32 %r7, %r6, 1;", "mov.u32 %r7, %r6;").finding_kinds().is_empty());
 }
 
 /// Threads fill a tile three times; each time, one thread stores the tile by a bulk copy.
@@ -154,8 +155,8 @@ fn ordered_bulk_store() -> Case {
 #[test]
 fn an_ordered_bulk_store_needs_fence_and_wait() {
     let case = ordered_bulk_store();
-    assert_eq!(case.survivors(), Vec::<String>::new());
-    assert_eq!(case.replace("wait_group.read 0", "wait_group.read 1").kinds(), ["async-not-waited"]);
+    assert_eq!(case.surviving_mutants(), Vec::<String>::new());
+    assert_eq!(case.replace("wait_group.read 0", "wait_group.read 1").finding_kinds(), ["async-not-waited"]);
 }
 
 #[test]
@@ -168,12 +169,12 @@ fn lanes_may_issue_the_same_bulk_store() {
     // The copies of all lanes read the tile, so each lane must wait for its own copy.
     let wait = "cp.async.bulk.wait_group.read 0;";
     let one_waits = format!("setp.ne.u32 %p1, %r0, 0; @%p1 bra STORED; {wait}");
-    assert_eq!(case.replace(wait, &one_waits).kinds(), ["async-not-waited"]);
+    assert_eq!(case.replace(wait, &one_waits).finding_kinds(), ["async-not-waited"]);
     // Lanes that store different bytes to the same address are reported.
     let store = "cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 256;";
     let pieces = "and.b32 %r5, %r0, 15; shl.b32 %r5, %r5, 4; add.u32 %r5, %r1, %r5;
         cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r5], 16;";
-    assert_eq!(case.replace(store, pieces).kinds(), ["async-not-waited"]);
+    assert_eq!(case.replace(store, pieces).finding_kinds(), ["async-not-waited"]);
 }
 
 /// Warp 1 writes a shared word and then executes `leave`; warp 0 waits at `barrier` and reads the word.
@@ -196,9 +197,9 @@ fn a_barrier_that_an_exit_completes_is_a_note() {
     assert_eq!(report.findings.concat(), []);
     assert!(report.notes.iter().any(|n| n.contains("threads that have exited")), "{:?}", report.notes);
     // Without a barrier, warp 0 may read before warp 1 writes.
-    assert!(early_exit("ret;", "").kinds().contains(&"race"));
+    assert!(early_exit("ret;", "").finding_kinds().contains(&"race"));
     // A barrier of 32 threads does not wait for warp 1.
-    assert!(early_exit("ret;", "bar.sync 0, 32;").kinds().contains(&"race"));
+    assert!(early_exit("ret;", "bar.sync 0, 32;").finding_kinds().contains(&"race"));
     // With all threads at the barrier there is no note.
     let both = early_exit("bar.sync 0; ret;", "bar.sync 0;").run();
     assert!(both.has_no_findings() && both.notes.is_empty(), "{:?}", both.notes);
@@ -238,9 +239,9 @@ fn polling_barrier() -> Case {
 #[test]
 fn a_polled_mbarrier_needs_its_wait_and_count() {
     let case = polling_barrier();
-    assert_eq!(case.survivors(), Vec::<String>::new());
-    assert!(!case.replace("[%r1], 96", "[%r1], 128").kinds().is_empty());
-    assert!(!case.replace("[%r1], 96", "[%r1], 64").kinds().is_empty());
+    assert_eq!(case.surviving_mutants(), Vec::<String>::new());
+    assert!(!case.replace("[%r1], 96", "[%r1], 128").finding_kinds().is_empty());
+    assert!(!case.replace("[%r1], 96", "[%r1], 64").finding_kinds().is_empty());
 }
 
 /// A block writes data and then a flag; the other block polls the flag and reads the data.
@@ -270,10 +271,10 @@ fn flag_between_blocks() -> Case {
 #[test]
 fn a_flag_between_blocks_needs_release_acquire_and_barriers() {
     let case = flag_between_blocks();
-    assert_eq!(case.survivors(), Vec::<String>::new());
+    assert_eq!(case.surviving_mutants(), Vec::<String>::new());
     for (from, to) in [("st.release", "st.relaxed"), ("ld.acquire", "ld.relaxed"), ("st.release.gpu", "st.release.cta")]
     {
-        assert_eq!(case.replace(from, to).kinds(), ["race"], "{to}");
+        assert_eq!(case.replace(from, to).finding_kinds(), ["race"], "{to}");
     }
 }
 
@@ -311,15 +312,15 @@ fn wgmma_fence_completes_the_loads_of_its_warp_but_not_the_stores() {
         COPY: mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r7], 0; @!%p2 bra COPY;";
     for reuse in ["st.shared.u32 [%r3+4], 7;", bulk] {
         let case = signal_by_one_lane(load, reuse);
-        assert_eq!(case.kinds(), [""; 0], "{reuse}");
-        assert_eq!(case.without("fence").kinds()[0], "race", "{reuse}");
+        assert_eq!(case.finding_kinds(), [""; 0], "{reuse}");
+        assert_eq!(case.without_lines_marked("fence").finding_kinds()[0], "race", "{reuse}");
         // A load after the fence may not be complete when the lane signals.
         let late = signal_by_one_lane("", reuse).replace("// fence", &format!("{load} // fence"));
-        assert_eq!(late.kinds()[0], "race", "{reuse}");
+        assert_eq!(late.finding_kinds()[0], "race", "{reuse}");
     }
     // `wgmma.fence` does not order stores, so these accesses race: they need a barrier.
-    assert_eq!(signal_by_one_lane(store, "ld.shared.u32 %r6, [%r3+8];").kinds(), ["race"]);
-    assert_eq!(signal_by_one_lane(store, "st.shared.u32 [%r3+8], 7;").kinds(), ["race"]);
+    assert_eq!(signal_by_one_lane(store, "ld.shared.u32 %r6, [%r3+8];").finding_kinds(), ["race"]);
+    assert_eq!(signal_by_one_lane(store, "st.shared.u32 [%r3+8], 7;").finding_kinds(), ["race"]);
 }
 
 /// Lane 0 of warp 0 sets a shared variable, which only warp 0 uses. The compiler has moved the load ahead of the test
@@ -341,18 +342,18 @@ fn loads_ahead_of_a_branch_count_only_where_the_value_is_used() {
     let both = "setp.eq.u32 %p2, %r1, 5; and.pred %p3, %p2, %p1; @%p3 bra END; st.global.u32 [%d2], 1;";
     let either = "setp.eq.u32 %p2, %r1, 5; setp.ge.u32 %p4, %r0, 32; or.pred %p3, %p4, %p2; @%p3 bra END; trap;";
     for case in [select.clone(), variable_of_one_warp(both), variable_of_one_warp(either)] {
-        assert_eq!(case.kinds(), [""; 0], "{}", case.ptx);
+        assert_eq!(case.finding_kinds(), [""; 0], "{}", case.ptx);
         // Without the warp barrier, the accesses of warp 0 race.
-        assert_eq!(case.replace("bar.warp.sync -1;", "").kinds()[0], "race");
+        assert_eq!(case.replace("bar.warp.sync -1;", "").finding_kinds()[0], "race");
     }
     // If warp 1 uses the value, its load races with the store of warp 0.
     for wrong in
         [select.replace("%r1, 7, %p1", "7, %r1, %p1"), variable_of_one_warp(&both.replace("%p2, %p1", "%p2, !%p1"))]
     {
-        assert_eq!(wrong.kinds()[0], "race", "{}", wrong.ptx);
+        assert_eq!(wrong.finding_kinds()[0], "race", "{}", wrong.ptx);
     }
     let also = variable_of_one_warp("selp.b32 %r2, %r1, 7, %p1; st.global.u32 [%d2], %r1;");
-    assert_eq!(also.kinds()[0], "race");
+    assert_eq!(also.finding_kinds()[0], "race");
 }
 
 /// Threads 40 to 63 skip the barrier. `early` decides whether they then return by a `ret` of their own or by the `ret`
@@ -368,8 +369,8 @@ fn threads_that_only_return_need_no_barrier() {
         );
         Case::new("sm_80", 64, &body)
     };
-    assert_eq!(case("ret; EARLY:").kinds(), [""; 0]);
-    assert_eq!(case("bra END; EARLY:").kinds(), [""; 0]);
+    assert_eq!(case("ret; EARLY:").finding_kinds(), [""; 0]);
+    assert_eq!(case("bra END; EARLY:").finding_kinds(), [""; 0]);
     // Threads that skip the barrier and then execute the same stores as the other threads are reported.
-    assert_eq!(case("EARLY:").kinds(), ["barrier"]);
+    assert_eq!(case("EARLY:").finding_kinds(), ["barrier"]);
 }

@@ -1,7 +1,7 @@
 //! Blocks that wait for later blocks of the grid. A GPU runs all blocks that fit on it at once, in any order, so each
 //! block must make progress, whatever the waiting blocks execute in their loops.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// Each block of 64 threads publishes its number plus 1 in `part` and adds 1 to `count`; `poll` waits until `count` is
 /// the number of blocks, `%r2`. Then each block writes its successor's number to `out`. In `poll`, `%d0` is the address
@@ -54,7 +54,7 @@ fn assert_ends(blocks: u32, case: &Case) {
     let report = case.run();
     assert_eq!(report.findings.concat(), [], "{}", case.ptx);
     let out = report.memory.iter().nth(2).unwrap().base;
-    let want = words((0..blocks).map(|i| (i + 1) % blocks + 1));
+    let want = bytes_of_words((0..blocks).map(|i| (i + 1) % blocks + 1));
     assert_eq!(report.memory.buffer_bytes(out).unwrap(), want);
 }
 

@@ -7,7 +7,7 @@ use super::harness::Case;
 fn kinds(body: &str) -> Vec<&'static str> {
     let declarations =
         ".reg .b32 %r<6>; .reg .b64 %d<4>; .reg .pred %p<3>; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;";
-    Case::new("sm_90a", 32, &format!("{declarations} {body} ret;")).kinds()
+    Case::new("sm_90a", 32, &format!("{declarations} {body} ret;")).finding_kinds()
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn address_spaces_of_constants_and_parameters() {
         mov.u64 %d2, table; cvta.const.u64 %d2, %d2; isspacep.const %p0, %d2; @!%p0 trap;";
     let case =
         Case::new("sm_90a", 32, &format!(".reg .b64 %d<4>; .reg .pred %p<3>; ld.param.u64 %d0, [p]; {body} ret;"));
-    assert_eq!(case.replace(".visible", ".const .u32 table = 5;\n.visible").kinds(), [""; 0]);
+    assert_eq!(case.replace(".visible", ".const .u32 table = 5;\n.visible").finding_kinds(), [""; 0]);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_barrier_is_used_by_reductions_or_not() {
             @%p0 bra B; bar.red.and.pred %p2, 1, 64, %p1; bra E; B: {other} E: ret;"
         )
     };
-    let case = |other: &str| Case::new("sm_80", 64, &body(other)).kinds();
+    let case = |other: &str| Case::new("sm_80", 64, &body(other)).finding_kinds();
     assert_eq!(case("bar.red.and.pred %p2, 1, 64, %p1;"), [""; 0]);
     assert_eq!(case("bar.sync 1, 64;"), ["barrier"]);
 }
@@ -184,7 +184,7 @@ fn an_mbarrier_that_is_used_before_its_initialisation_is_one_finding_per_use() {
             ),
         )
     };
-    assert_eq!(case("bar.sync 0;").kinds(), [""; 0]);
+    assert_eq!(case("bar.sync 0;").finding_kinds(), [""; 0]);
     let mut lines: Vec<u32> = case("").run().findings.concat().iter().map(|f| f.line).collect();
     let found = lines.len();
     lines.dedup();

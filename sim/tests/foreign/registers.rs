@@ -25,12 +25,12 @@ fn launch_bounds_alone_give_no_setmaxnreg_finding() {
     let inc = |n: u32| format!("inc.sync.aligned.u32 {n}");
     // ptxas may assign any count up to 255 to this kernel.
     for (first, second) in [(dec(40), inc(232)), (dec(24), inc(160)), (dec(200), inc(240)), (inc(64), inc(64))] {
-        assert_eq!(pool(BOUNDS, &first, &second).kinds(), [""; 0], "{first} {second}");
+        assert_eq!(pool(BOUNDS, &first, &second).finding_kinds(), [""; 0], "{first} {second}");
     }
     // The launch has three warpgroups, which ask for 3 · 128 · 256 registers. A multiprocessor has 65 536.
     let case = pool(".maxntid 512, 1, 1", &inc(256), &inc(256));
     let twice = Case { threads: 384, ..case };
-    assert_eq!(twice.kinds(), ["setmaxnreg"]);
+    assert_eq!(twice.finding_kinds(), ["setmaxnreg"]);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
     let with = |registers: u32, first: &str, second: &str| {
         let mut case = pool(BOUNDS, first, second);
         case.options.registers = Some(registers);
-        case.kinds()
+        case.finding_kinds()
     };
     let (dec, inc) = ("dec.sync.aligned.u32 40", "inc.sync.aligned.u32 216");
     assert_eq!(with(128, dec, inc), [""; 0]);
@@ -46,7 +46,7 @@ fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
     assert_eq!(with(128, dec, "inc.sync.aligned.u32 120"), ["setmaxnreg"]);
     assert_eq!(with(128, "dec.sync.aligned.u32 48", inc), ["setmaxnreg"]);
     // A `.maxnreg` directive counts like a register count that ptxas reports.
-    let declared = |second: &str| pool(&format!("{BOUNDS} .maxnreg 128"), dec, second).kinds();
+    let declared = |second: &str| pool(&format!("{BOUNDS} .maxnreg 128"), dec, second).finding_kinds();
     assert_eq!(declared(inc), [""; 0]);
     assert_eq!(declared("inc.sync.aligned.u32 224"), ["setmaxnreg"]);
 }
@@ -59,7 +59,7 @@ fn the_warps_of_a_warpgroup_synchronise_between_two_setmaxnreg() {
             setmaxnreg.inc.sync.aligned.u32 64; ret;"
         );
         let case = Case::new("sm_90a", 128, &body);
-        case.replace("(.param .u64 p) {", "(.param .u64 p) .maxntid 128, 1, 1 .maxnreg 128 {").kinds()
+        case.replace("(.param .u64 p) {", "(.param .u64 p) .maxntid 128, 1, 1 .maxnreg 128 {").finding_kinds()
     };
     assert_eq!(twice("bar.sync 0;"), [""; 0]);
     assert_eq!(twice("bar.sync 1, 128;"), [""; 0]);

@@ -1,6 +1,6 @@
 //! Stores of the same value by lanes that are ordered after different accesses.
 
-use super::harness::{Case, words};
+use super::harness::{Case, bytes_of_words};
 
 /// Lanes for which `%p0` is true execute `some`; then every lane stores `value` to one word, which holds 1.
 fn store_by_all_lanes(some: &str, value: &str) -> Case {
@@ -13,7 +13,7 @@ fn store_by_all_lanes(some: &str, value: &str) -> Case {
         st.global.u32 [%d0], %r1;
         ret;"
     );
-    Case { buffers: vec![words([1; 8])], ..Case::new("sm_80", 32, &body) }
+    Case { buffers: vec![bytes_of_words([1; 8])], ..Case::new("sm_80", 32, &body) }
 }
 
 const HALF_WARP_SYNC: &str = "setp.lt.u32 %p0, %r0, 16; @!%p0 bra J; bar.warp.sync 0xffff; J:";
@@ -23,7 +23,7 @@ const LANE_0_ACQUIRES: &str = "setp.eq.u32 %p0, %r0, 0; @!%p0 bra J; bar.warp.sy
 fn equal_values_are_a_note_although_the_lanes_have_different_clocks() {
     for some in [HALF_WARP_SYNC, LANE_0_ACQUIRES] {
         for old in [0, 1, 7] {
-            let case = Case { buffers: vec![words([old; 8])], ..store_by_all_lanes(some, "") };
+            let case = Case { buffers: vec![bytes_of_words([old; 8])], ..store_by_all_lanes(some, "") };
             let report = case.run();
             assert_eq!(report.findings.concat(), [], "{some}");
             assert!(report.notes.iter().any(|n| n.contains("the same value")), "{:?}", report.notes);
@@ -35,6 +35,6 @@ fn equal_values_are_a_note_although_the_lanes_have_different_clocks() {
 fn different_values_are_a_race_although_one_of_them_is_in_memory() {
     let other_value = "setp.eq.u32 %p1, %r0, 0; selp.b32 %r1, 1, 2, %p1;";
     for some in [HALF_WARP_SYNC, LANE_0_ACQUIRES] {
-        assert_eq!(store_by_all_lanes(some, other_value).kinds(), ["race"], "{some}");
+        assert_eq!(store_by_all_lanes(some, other_value).finding_kinds(), ["race"], "{some}");
     }
 }

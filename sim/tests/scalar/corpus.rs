@@ -2,8 +2,8 @@
 //! seeds, all completion policies, both architectures, with and without line information.
 
 use crate::harness::{
-    ARCHITECTURES, COMPLETIONS, KernelCase, SEEDS, cuda_lines_of_ptx_line, cuda_source, kernel_cases, ptx_source, run,
-    without_line_info,
+    ARCHITECTURES, COMPLETION_TIMINGS, KernelCase, SEEDS, cuda_lines_of_ptx_line, cuda_source, kernel_cases,
+    ptx_source, run, without_line_info,
 };
 use reel_sim::finding::Finding;
 use reel_sim::program::Program;
@@ -32,7 +32,7 @@ fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<Str
 fn check_case(program: &Program, case: &KernelCase, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);
     let (mut wrong, mut count) = (String::new(), 0);
-    for (seed, completion) in SEEDS.flat_map(|s| COMPLETIONS.map(|c| (s, c))) {
+    for (seed, completion) in SEEDS.flat_map(|s| COMPLETION_TIMINGS.map(|c| (s, c))) {
         let ran = run(program, case, seed, completion);
         let found = ran.findings();
         found_once |= !found.is_empty();
@@ -53,7 +53,7 @@ fn check_case(program: &Program, case: &KernelCase, lined: Option<&str>) -> Stri
             }
         }
     }
-    let [once, again] = [0, 1].map(|_| run(program, case, 3, COMPLETIONS[2]));
+    let [once, again] = [0, 1].map(|_| run(program, case, 3, COMPLETION_TIMINGS[2]));
     if once.findings() != again.findings() || once.outcome.counters != again.outcome.counters {
         let _ = writeln!(wrong, "two runs of one seed differ");
     }

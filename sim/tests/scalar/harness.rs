@@ -13,7 +13,7 @@ pub const SEEDS: std::ops::Range<u64> = 0..8;
 /// `.target` line, which names the first one, is replaced.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// The completion policies of asynchronous operations.
-pub const COMPLETIONS: [CompletionTiming; 3] =
+pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 
 fn read(name: &str) -> String {

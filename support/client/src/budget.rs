@@ -30,7 +30,7 @@ struct Amounts {
 
 /// The reason why nothing was reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotReserved {
+pub(crate) enum ReservationError {
     /// The request may cost more than what is left.
     CapReached,
     Stopped,
@@ -66,15 +66,15 @@ impl Budget {
     }
 
     /// Reserves `amount` dollars. Waits while requests in flight hold money that they may give back.
-    pub(crate) fn reserve(&self, amount: f64, stop: &AtomicBool) -> Result<Reservation<'_>, NotReserved> {
+    pub(crate) fn reserve(&self, amount: f64, stop: &AtomicBool) -> Result<Reservation<'_>, ReservationError> {
         let Some(cap) = self.cap else { return Ok(Reservation { budget: self, amount: 0.0 }) };
         let mut amounts = self.amounts();
         loop {
             if stop.load(Ordering::Relaxed) {
-                return Err(NotReserved::Stopped);
+                return Err(ReservationError::Stopped);
             }
             if amounts.spent + amount > cap {
-                return Err(NotReserved::CapReached);
+                return Err(ReservationError::CapReached);
             }
             if amounts.spent + amounts.reserved + amount <= cap {
                 amounts.reserved += amount;
@@ -118,7 +118,7 @@ mod tests {
     fn a_reservation_waits_for_money_in_flight_and_fails_if_it_can_never_fit() {
         let budget = Budget::new(Some(1.0));
         let first = budget.reserve(0.75, &GO).unwrap();
-        assert_eq!(budget.reserve(1.5, &GO).map(drop), Err(NotReserved::CapReached));
+        assert_eq!(budget.reserve(1.5, &GO).map(drop), Err(ReservationError::CapReached));
         std::thread::scope(|scope| {
             let second = scope.spawn(|| budget.reserve(0.75, &GO).map(|second| second.charge(0.5)));
             std::thread::sleep(Duration::from_millis(20));
@@ -127,9 +127,9 @@ mod tests {
             assert_eq!(second.join().unwrap(), Ok(()));
         });
         assert_eq!(budget.spent(), 0.75);
-        assert_eq!(budget.reserve(0.5, &GO).map(drop), Err(NotReserved::CapReached));
+        assert_eq!(budget.reserve(0.5, &GO).map(drop), Err(ReservationError::CapReached));
         assert_eq!(budget.reserve(0.25, &GO).map(drop), Ok(()));
-        assert_eq!(budget.reserve(0.25, &AtomicBool::new(true)).map(drop), Err(NotReserved::Stopped));
+        assert_eq!(budget.reserve(0.25, &AtomicBool::new(true)).map(drop), Err(ReservationError::Stopped));
     }
 
     proptest! {

@@ -10,8 +10,8 @@ use reel_diagnostic::{Diagnostic, redact_urls};
 use serde_json::Value;
 use ureq::Agent;
 
-use crate::budget::NotReserved;
-use crate::pace::{Pace, sleep};
+use crate::budget::ReservationError;
+use crate::pace::{RateLimiter, sleep};
 use crate::reply::{ReplyAnswer, describe_error, parse_answer};
 use crate::request::PromptSize;
 use crate::retry::{back_off, is_retryable, retry_after};
@@ -100,7 +100,7 @@ pub struct ChatClient {
     /// `URL/chat/completions`
     address: String,
     agent: Agent,
-    pace: Pace,
+    pace: RateLimiter,
     /// The model's name, once it is known.
     model: Mutex<Option<String>>,
     /// Number of consecutive requests that did not reach the server in any attempt.
@@ -174,7 +174,7 @@ impl ChatClient {
         Ok(Self {
             address: format!("{}/chat/completions", options.url.trim_end_matches('/')),
             agent: config.build().into(),
-            pace: Pace::new(options.requests_per_minute, options.tokens_per_minute),
+            pace: RateLimiter::new(options.requests_per_minute, options.tokens_per_minute),
             model: Mutex::new(options.model.clone()),
             unreached: AtomicU32::new(0),
             failed: AtomicU32::new(0),
@@ -200,7 +200,7 @@ impl ChatClient {
 
     /// The largest cost in dollars that one attempt of a request can have.
     pub fn max_cost(&self, request: &ChatRequest) -> f64 {
-        self.max_attempt_cost(PromptSize::of(&request.messages), request.max_tokens)
+        self.max_attempt_cost(PromptSize::of_messages(&request.messages), request.max_tokens)
     }
 
     /// Returns the answer to a request.
@@ -226,7 +226,7 @@ impl ChatClient {
         let model = self.model(stop)?;
         let mut running = Running {
             body: request.body(&model).to_string(),
-            size: PromptSize::of(&request.messages),
+            size: PromptSize::of_messages(&request.messages),
             max_tokens: request.max_tokens,
             begun: Instant::now(),
             attempts: 0,
@@ -282,12 +282,12 @@ impl ChatClient {
         let options = &self.options;
         let bound = self.max_attempt_cost(running.size, running.max_tokens);
         let tokens = running.size.estimated_tokens(options.image_tokens) + u64::from(running.max_tokens);
-        if !self.pace.wait(tokens as f64, running.stop) {
+        if !self.pace.wait_for_permission(tokens as f64, running.stop) {
             return Err(self.stopped(running));
         }
         let reservation = options.budget.reserve(bound, running.stop).map_err(|reason| match reason {
-            NotReserved::Stopped => self.stopped(running),
-            NotReserved::CapReached => {
+            ReservationError::Stopped => self.stopped(running),
+            ReservationError::CapReached => {
                 let (spent, cap) = (options.budget.spent(), options.budget.cap().unwrap_or_default());
                 let what =
                     format!("gets no further request: of ${cap}, ${spent:.6} are spent, and the next request may cost up to ${bound:.6}");
@@ -303,7 +303,7 @@ impl ChatClient {
         let cost = match &attempt {
             Attempt::Answer(reply) => match reply.usage {
                 Some((prompt, completion)) => {
-                    self.pace.correct(tokens as f64, (prompt + completion) as f64);
+                    self.pace.correct_token_estimate(tokens as f64, (prompt + completion) as f64);
                     self.note_prompt_tokens(running.size, prompt);
                     options.prices.cost(prompt, completion)
                 }
@@ -311,7 +311,7 @@ impl ChatClient {
             },
             Attempt::Retry { may_be_charged: true, .. } => bound,
             Attempt::Retry { .. } | Attempt::Fail { .. } => {
-                self.pace.correct(tokens as f64, 0.0);
+                self.pace.correct_token_estimate(tokens as f64, 0.0);
                 0.0
             }
         };

@@ -27,5 +27,5 @@ mod url;
 pub use budget::Budget;
 pub use chat::{ChatAnswer, ChatClient, ChatFailure, FailureKind};
 pub use options::{ClientOptions, Prices};
-pub use request::{ChatRequest, image_part, template_tokens};
+pub use request::{ChatRequest, image_part, max_template_tokens};
 pub use url::check_http_url;

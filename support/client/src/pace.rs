@@ -11,7 +11,7 @@ const TOKEN_BURST_SECONDS: f64 = 10.0;
 
 /// The rate limits of one server, and the pause that the server has asked for.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimiter {
     limits: Mutex<Limits>,
 }
 
@@ -50,7 +50,7 @@ impl Allowance {
     }
 }
 
-impl Pace {
+impl RateLimiter {
     pub fn new(requests_per_minute: Option<f64>, tokens_per_minute: Option<f64>) -> Self {
         // Requests are spread evenly: an idle time saves up almost nothing for a burst.
         let requests = requests_per_minute.map(|rate| Allowance::new(rate, |_| 1e-3));
@@ -59,7 +59,7 @@ impl Pace {
     }
 
     /// Waits until an attempt of about `tokens` tokens may be sent. Returns false if `stop` was set.
-    pub fn wait(&self, tokens: f64, stop: &AtomicBool) -> bool {
+    pub fn wait_for_permission(&self, tokens: f64, stop: &AtomicBool) -> bool {
         loop {
             let left = self.take(tokens, Instant::now());
             if left.is_zero() {
@@ -92,7 +92,7 @@ impl Pace {
 
     /// Corrects the token limit after an attempt: `estimated` tokens were subtracted from it, but the attempt used
     /// `used` tokens.
-    pub fn correct(&self, estimated: f64, used: f64) {
+    pub fn correct_token_estimate(&self, estimated: f64, used: f64) {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokens) = &mut limits.tokens {
             tokens.available += estimated - used;
@@ -132,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// The times in seconds at which requests with these numbers of tokens are sent, each as early as the limits allow.
-    fn times(pace: &Pace, tokens: &[f64]) -> Vec<f64> {
+    fn times(pace: &RateLimiter, tokens: &[f64]) -> Vec<f64> {
         let start = Instant::now();
         let mut now = start;
         tokens
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn requests_are_spread_evenly() {
-        let sent = times(&Pace::new(Some(120.0), None), &[0.0; 5]);
+        let sent = times(&RateLimiter::new(Some(120.0), None), &[0.0; 5]);
         for (i, time) in sent.iter().enumerate() {
             assert!((time - 0.5 * i as f64).abs() < 0.01, "{sent:?}");
         }
@@ -159,21 +159,21 @@ mod tests {
 
     #[test]
     fn a_pause_holds_back_all_requests() {
-        let pace = Pace::new(None, None);
+        let pace = RateLimiter::new(None, None);
         assert!(pace.take(1.0, Instant::now()).is_zero());
         pace.pause(Duration::from_secs(5));
         pace.pause(Duration::from_secs(1));
         assert!(pace.take(1.0, Instant::now()) > Duration::from_secs(4));
         assert!(pace.take(1.0, Instant::now() + Duration::from_secs(6)).is_zero());
-        assert!(!pace.wait(1.0, &AtomicBool::new(true)));
+        assert!(!pace.wait_for_permission(1.0, &AtomicBool::new(true)));
     }
 
     #[test]
     fn corrected_tokens_count() {
-        let pace = Pace::new(None, Some(600.0));
+        let pace = RateLimiter::new(None, Some(600.0));
         assert!(pace.take(1000.0, Instant::now()).is_zero());
         assert!(pace.take(1.0, Instant::now()) > Duration::from_secs(60));
-        pace.correct(1000.0, 10.0);
+        pace.correct_token_estimate(1000.0, 10.0);
         assert!(pace.take(1.0, Instant::now()).is_zero());
     }
 
@@ -182,7 +182,7 @@ mod tests {
         /// passed.
         #[test]
         fn the_token_limit_holds(tokens in proptest::collection::vec(1.0f64..5000.0, 1..30)) {
-            let sent = times(&Pace::new(None, Some(60_000.0)), &tokens);
+            let sent = times(&RateLimiter::new(None, Some(60_000.0)), &tokens);
             let mut before = 0.0;
             for (time, tokens) in sent.iter().zip(&tokens) {
                 prop_assert!(before <= 1000.0 * (time + TOKEN_BURST_SECONDS) + 1.0, "{sent:?}");

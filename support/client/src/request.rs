@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 /// Upper bound of the tokens that a chat template adds: its own texts, and the special tokens around each message.
-pub const fn template_tokens(messages: u64) -> u64 {
+pub const fn max_template_tokens(messages: u64) -> u64 {
     64 + 16 * messages
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct PromptSize {
 }
 
 impl PromptSize {
-    pub fn of(messages: &[Value]) -> Self {
+    pub fn of_messages(messages: &[Value]) -> Self {
         let mut size = Self { messages: messages.len() as u64, ..Self::default() };
         messages.iter().for_each(|message| size.add(message));
         size
@@ -65,7 +65,7 @@ impl PromptSize {
     }
 
     fn fixed(&self, image_tokens: u32) -> u64 {
-        template_tokens(self.messages) + self.images * u64::from(image_tokens)
+        max_template_tokens(self.messages) + self.images * u64::from(image_tokens)
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
             json!({"role": "system", "content": "Answer."}),
             json!({"role": "user", "content": [{"type": "text", "text": "What is it?"}, image.clone(), image]}),
         ];
-        let size = PromptSize::of(&messages);
+        let size = PromptSize::of_messages(&messages);
         assert_eq!(size.images, 2);
         // Roles and the types of content parts count too, since the size is an upper bound.
         assert!((18..60).contains(&size.text_bytes), "{size:?}");

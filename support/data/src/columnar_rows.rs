@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::fingerprint;
-use reel_worker::Program;
+use reel_worker::WorkerProgram;
 use serde_json::{Map, Value};
 
 #[cfg(test)]
@@ -43,7 +43,7 @@ impl ColumnarRows {
     /// # Errors
     /// The file cannot be read, is cut short, damaged or encrypted, has no rows, or has a column whose type has no JSON
     /// form.
-    pub(crate) fn open(path: &Path, format: ColumnarFormat, program: Option<&Program>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, format: ColumnarFormat, program: Option<&WorkerProgram>) -> Result<Self> {
         let cannot_read = |e| DataError::cannot_read(path, &e);
         let file = input::open_regular_file(path).map_err(cannot_read)?;
         let hashed = file.try_clone().map_err(cannot_read)?;
@@ -107,8 +107,9 @@ impl ColumnarRows {
     }
 
     fn parse(&self, index: usize, text: &[u8]) -> Result<Map<String, Value>> {
-        serde_json::from_slice(text)
-            .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_help()))
+        serde_json::from_slice(text).map_err(|e| {
+            DataError::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
+        })
     }
 
     /// `FILE: row N`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::Diagnostic;
 
-use crate::folder::FolderPath;
+use crate::folder::DatasetFolder;
 
 /// A file or folder of data, and its weight in a mixture.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,7 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
 pub fn media_root(data: &Path) -> PathBuf {
     let first = parse_data_paths(data).ok().and_then(|paths| paths.into_iter().next());
     let path = first.map_or_else(|| data.to_path_buf(), |first| first.path);
-    match FolderPath::parse(&path) {
+    match DatasetFolder::parse(&path) {
         Some(folder) => folder.folder,
         None => path.parent().map(PathBuf::from).unwrap_or_default(),
     }
@@ -56,7 +56,7 @@ pub fn media_root(data: &Path) -> PathBuf {
 /// The files and folders on disk that the value of `--data` names, without weights and splits.
 pub fn input_paths(data: &Path) -> Vec<PathBuf> {
     let paths = parse_data_paths(data).unwrap_or_default().into_iter().map(|weighted| weighted.path);
-    paths.map(|path| FolderPath::parse(&path).map_or(path, |folder| folder.folder)).collect()
+    paths.map(|path| DatasetFolder::parse(&path).map_or(path, |folder| folder.folder)).collect()
 }
 
 /// Splits `PATH:WEIGHT` into path and weight; `None` if the path does not exist.
@@ -88,7 +88,7 @@ fn parse_one(text: &str) -> Result<WeightedPath, Diagnostic> {
 }
 
 fn exists(path: &Path) -> bool {
-    path.exists() || FolderPath::parse(path).is_some()
+    path.exists() || DatasetFolder::parse(path).is_some()
 }
 
 #[cfg(test)]

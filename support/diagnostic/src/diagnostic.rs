@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::input;
 use crate::printable::{escape_controls, one_line};
 use crate::redact::redact_urls;
-use crate::shortage::{help_for_failed_start, no_room_help, shortage_help};
+use crate::shortage::{disk_full_help, failed_start_help, resource_shortage_help};
 
 /// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
 /// URLs are not printed ([`redact_urls`]), and of a text longer than 2000 characters the middle is left out.
@@ -41,7 +41,7 @@ impl Diagnostic {
             io::ErrorKind::PermissionDenied => "make it readable for this user",
             io::ErrorKind::InvalidData => "save the file as UTF-8",
             _ if is_link_loop(error) => LOOP_HELP,
-            _ => shortage_help(error).unwrap_or("check the file and the disk it is on"),
+            _ => resource_shortage_help(error).unwrap_or("check the file and the disk it is on"),
         };
         Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
     }
@@ -57,7 +57,7 @@ impl Diagnostic {
         // error of following the path is then the true cause.
         let not_followed = std::fs::metadata(path).err().filter(|_| error.kind() == io::ErrorKind::AlreadyExists);
         let error = not_followed.as_ref().unwrap_or(error);
-        if let Some(help) = no_room_help(error.kind()) {
+        if let Some(help) = disk_full_help(error.kind()) {
             let what = format!("cannot be written: {}", io_cause(error));
             return Self::new(path.display().to_string(), what, format!("{help}, or choose another folder"));
         }
@@ -68,14 +68,14 @@ impl Diagnostic {
             io::ErrorKind::IsADirectory => "give the name of a file",
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "choose another name",
             _ if is_link_loop(error) => LOOP_HELP,
-            _ => shortage_help(error).unwrap_or("check the folder and the disk it is on"),
+            _ => resource_shortage_help(error).unwrap_or("check the folder and the disk it is on"),
         };
         Self::new(path.display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
     /// Creates the diagnostic of a thread that could not be started; `purpose` says what the thread is for.
     pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
-        let help = help_for_failed_start(error).unwrap_or("check the limits of this process (ulimit -a)");
+        let help = failed_start_help(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::new(purpose, format!("a thread cannot be created: {error}"), help)
     }
 

@@ -5,8 +5,8 @@
 //!
 //! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`]
 //! makes text of unknown origin safe to print; [`catch_panic`] turns a panic in a library that reads such files into an
-//! error; [`shortage_help`], [`help_for_failed_start`] and [`no_room_help`] say which limit of the machine an error
-//! names; [`TemporaryPaths`] registers files that a signal must not leave behind.
+//! error; [`resource_shortage_help`], [`failed_start_help`] and [`disk_full_help`] say which limit of the machine an
+//! error names; [`TemporaryPaths`] registers files that a signal must not leave behind.
 
 mod diagnostic;
 pub mod input;
@@ -19,8 +19,8 @@ mod unfinished;
 
 pub use diagnostic::Diagnostic;
 pub use notes::{note_once, print_note};
-pub use panics::{catch_panic, panic_is_caught};
+pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};
 pub use redact::redact_urls;
-pub use shortage::{help_for_failed_start, no_room_help, shortage_help};
+pub use shortage::{disk_full_help, failed_start_help, resource_shortage_help};
 pub use unfinished::{TemporaryPaths, remove_unfinished_files};

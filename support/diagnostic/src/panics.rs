@@ -18,7 +18,7 @@ thread_local! {
 /// when `work` joins the thread, but is printed.
 ///
 /// The panic hook belongs to the whole process, so this function does not change it. The program's hook calls
-/// [`panic_is_caught`] and prints nothing if it returns true.
+/// [`is_panic_caught`] and prints nothing if it returns true.
 ///
 /// # Errors
 /// The message of the panic, in one line.
@@ -39,7 +39,7 @@ pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Returns true while the current thread runs the `work` of [`catch_panic`]: a panic hook then prints nothing.
-pub fn panic_is_caught() -> bool {
+pub fn is_panic_caught() -> bool {
     DEPTH.get() > 0
 }
 
@@ -53,14 +53,14 @@ mod tests {
         for _ in 0..2 {
             let caught = catch_panic(|| {
                 assert_eq!(catch_panic(|| panic!("inner")), Err::<(), _>("inner".into()));
-                assert!(panic_is_caught());
+                assert!(is_panic_caught());
                 // Whether panics are caught is a property of the thread: a panic of another thread is not caught.
-                assert!(!std::thread::spawn(panic_is_caught).join().expect("it ends"));
+                assert!(!std::thread::spawn(is_panic_caught).join().expect("it ends"));
                 let damaged: Vec<u8> = Vec::new();
                 damaged[damaged.len()]
             });
             assert!(caught.expect_err("it panics").contains("index out of bounds"));
-            assert!(!panic_is_caught());
+            assert!(!is_panic_caught());
         }
         assert_eq!(catch_panic(|| std::panic::panic_any(7)), Err::<(), _>("no message".into()));
         assert_eq!(catch_panic(|| panic!("two\nlines")), Err::<(), _>("two lines".into()));

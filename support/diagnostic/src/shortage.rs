@@ -10,7 +10,7 @@ const EMFILE: i32 = 24;
 
 /// What to do about an error that is not the fault of the file or program: this process or this machine has no open
 /// file or no memory left. `None` for other errors.
-pub fn shortage_help(error: &io::Error) -> Option<&'static str> {
+pub fn resource_shortage_help(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EMFILE => Some("raise the limit of open files (ulimit -n)"),
         ENFILE => Some("close other programs, or raise the machine's limit of open files (sysctl fs.file-max)"),
@@ -20,20 +20,20 @@ pub fn shortage_help(error: &io::Error) -> Option<&'static str> {
 }
 
 /// What to do if starting a process or a thread failed because a resource is used up: open files or memory as in
-/// [`shortage_help`], or the number of processes and threads. `None` for other errors.
-pub fn help_for_failed_start(error: &io::Error) -> Option<&'static str> {
+/// [`resource_shortage_help`], or the number of processes and threads. `None` for other errors.
+pub fn failed_start_help(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EAGAIN => Some(
             "raise the limit of processes and threads (ulimit -u, or the pids limit of the container), or end other \
              programs",
         ),
-        _ => shortage_help(error),
+        _ => resource_shortage_help(error),
     }
 }
 
 /// What to do if a file could not be written because the disk is full, or because the file would exceed the limit on
 /// file sizes. `None` for other errors.
-pub fn no_room_help(kind: io::ErrorKind) -> Option<&'static str> {
+pub fn disk_full_help(kind: io::ErrorKind) -> Option<&'static str> {
     match kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free space on that disk"),
         io::ErrorKind::FileTooLarge => Some("raise the limit on file sizes (ulimit -f)"),
@@ -61,6 +61,6 @@ mod tests {
         assert!(thread.to_string().starts_with("the server: a thread cannot be created: "), "{thread}");
         assert!(thread.help.contains("ulimit -u") && thread.help.contains("pids limit"), "{thread}");
         // EAGAIN means a lack of threads or processes only when one is started; reading a file does not start any.
-        assert_eq!(shortage_help(&error(EAGAIN)), None);
+        assert_eq!(resource_shortage_help(&error(EAGAIN)), None);
     }
 }

@@ -57,7 +57,7 @@ impl AtomicFile {
 
     /// Closes the file without waiting for the disk. The caller syncs the file system before it renames the file: for
     /// thousands of small files this takes much less time than [`AtomicFile::finish`].
-    pub fn close(mut self) -> Result<FinishedFile, FileError> {
+    pub fn close_without_sync(mut self) -> Result<FinishedFile, FileError> {
         self.flushed()?;
         Ok(FinishedFile { file: self })
     }

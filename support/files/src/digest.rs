@@ -46,7 +46,7 @@ impl FingerprintBuilder {
 
     /// The fingerprint of all pieces.
     pub fn finish(self) -> String {
-        fingerprint::hex(fingerprint::fold(&self.0))
+        fingerprint::hash_to_hex(fingerprint::combine_hashes(&self.0))
     }
 }
 

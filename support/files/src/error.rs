@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, no_room_help};
+use reel_diagnostic::{Diagnostic, disk_full_help};
 
 /// A file or folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ use reel_diagnostic::{Diagnostic, no_room_help};
 pub struct FileError {
     /// The file, what is wrong, and what to do.
     pub diagnostic: Diagnostic,
-    /// What makes room ([`no_room_help`]) if the disk is full, or the file would exceed the limit on file sizes; else
+    /// What makes room ([`disk_full_help`]) if the disk is full, or the file would exceed the limit on file sizes; else
     /// `None`.
     pub remedy: Option<&'static str>,
 }
@@ -27,6 +27,6 @@ impl FileError {
 
     /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: &io::Error) -> Self {
-        Self { diagnostic: Diagnostic::cannot_write(path, source), remedy: no_room_help(source.kind()) }
+        Self { diagnostic: Diagnostic::cannot_write(path, source), remedy: disk_full_help(source.kind()) }
     }
 }

@@ -6,14 +6,14 @@ use serde_json::Value;
 use crate::fingerprint::bytes_fingerprint;
 
 /// The key of a JSON object with the fingerprint of its other keys.
-pub const OWN_DIGEST: &str = "digest";
+pub const DIGEST_KEY: &str = "digest";
 
 /// Adds to a JSON object its own fingerprint, under the key `digest`.
 pub fn with_own_digest(mut object: Value) -> Value {
     if let Value::Object(map) = &mut object {
-        map.shift_remove(OWN_DIGEST);
+        map.shift_remove(DIGEST_KEY);
         let digest = bytes_fingerprint(Value::Object(map.clone()).to_string().as_bytes());
-        map.insert(OWN_DIGEST.into(), Value::String(digest));
+        map.insert(DIGEST_KEY.into(), Value::String(digest));
     }
     object
 }
@@ -21,15 +21,15 @@ pub fn with_own_digest(mut object: Value) -> Value {
 /// Whether the keys of a JSON object have the fingerprint under its key `digest`. True if it lacks that key, because
 /// earlier versions wrote none.
 pub fn has_its_own_digest(object: &Value) -> bool {
-    object.get(OWN_DIGEST).is_none() || with_own_digest(object.clone())[OWN_DIGEST] == object[OWN_DIGEST]
+    object.get(DIGEST_KEY).is_none() || with_own_digest(object.clone())[DIGEST_KEY] == object[DIGEST_KEY]
 }
 
 /// Removes user names, passwords and queries from the URLs in all texts of a JSON value.
-pub fn redact(value: &mut Value) {
+pub fn redact_urls_in_json(value: &mut Value) {
     match value {
         Value::String(text) => *text = redact_urls(text),
-        Value::Array(list) => list.iter_mut().for_each(redact),
-        Value::Object(map) => map.values_mut().for_each(redact),
+        Value::Array(list) => list.iter_mut().for_each(redact_urls_in_json),
+        Value::Object(map) => map.values_mut().for_each(redact_urls_in_json),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

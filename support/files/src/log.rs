@@ -38,7 +38,7 @@ impl std::fmt::Debug for RunningDigest {
 
 impl RunningDigest {
     /// The digest of a file with these bytes, to which more are added later.
-    pub fn of(bytes: &[u8]) -> Self {
+    pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut digest = Self::default();
         digest.update(bytes);
         digest
@@ -85,7 +85,7 @@ impl JsonlLog {
             .map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::of(text.as_bytes()) })
+        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::from_bytes(text.as_bytes()) })
     }
 
     /// Length and fingerprint of the lines so far.

@@ -130,14 +130,14 @@ impl Unpacker<'_> {
         let written = io::copy(&mut content.take(bytes.saturating_add(1)), &mut out);
         match written {
             Ok(written) if written == bytes => {
-                self.unnamed.insert(target, out.close()?);
+                self.unnamed.insert(target, out.close_without_sync()?);
                 self.bytes += bytes;
             }
             Ok(_) => {
                 let what = format!("is damaged: {} does not have its stated size", name.display());
                 return Err(damaged(self.archive, what));
             }
-            Err(e) if reel_diagnostic::no_room_help(e.kind()).is_some() => {
+            Err(e) if reel_diagnostic::disk_full_help(e.kind()).is_some() => {
                 return Err(HubError::cannot_write(&target, &e));
             }
             Err(e) => return Err(damaged(self.archive, format!("is damaged at {} ({e})", name.display()))),

@@ -13,7 +13,7 @@ use crate::listing::{Checksum, RemoteFile};
 ///
 /// # Errors
 /// The file cannot be read.
-pub(crate) fn difference(path: &Path, remote: &RemoteFile) -> io::Result<Option<String>> {
+pub(crate) fn difference_from_remote(path: &Path, remote: &RemoteFile) -> io::Result<Option<String>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     if let Some(bytes) = remote.bytes.filter(|&bytes| bytes != length) {
@@ -53,13 +53,13 @@ mod tests {
         let sha = Checksum::Sha256("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".into());
         let remote = |bytes, checksum| RemoteFile { path: "x".into(), bytes, checksum };
         for checksum in [None, Some(blob), Some(sha)] {
-            assert_eq!(difference(&path, &remote(Some(6), checksum.clone())).unwrap(), None);
-            assert!(difference(&path, &remote(Some(7), checksum)).unwrap().unwrap().contains("6 bytes"));
+            assert_eq!(difference_from_remote(&path, &remote(Some(6), checksum.clone())).unwrap(), None);
+            assert!(difference_from_remote(&path, &remote(Some(7), checksum)).unwrap().unwrap().contains("6 bytes"));
         }
         for (checksum, name) in
             [(Checksum::GitBlob("0".repeat(40)), "SHA-1"), (Checksum::Sha256("0".repeat(64)), "SHA-256")]
         {
-            assert!(difference(&path, &remote(None, Some(checksum))).unwrap().unwrap().contains(name));
+            assert!(difference_from_remote(&path, &remote(None, Some(checksum))).unwrap().unwrap().contains(name));
         }
     }
 }

@@ -85,7 +85,7 @@ pub(crate) struct Downloader<'a> {
 }
 
 /// How much of a file is there.
-pub(crate) struct Received {
+pub(crate) struct ReceivedBytes {
     /// In bytes.
     pub(crate) done: u64,
     /// The size of the file in bytes, if known.
@@ -104,7 +104,12 @@ impl<'a> Downloader<'a> {
 
     /// Downloads the file `path`, and returns the name under which it is complete: `target` with `.incomplete` after it.
     /// Continues where an earlier attempt stopped.
-    pub(crate) fn download(&self, path: &str, target: &Path, progress: &mut dyn FnMut(Received)) -> Result<PathBuf> {
+    pub(crate) fn download(
+        &self,
+        path: &str,
+        target: &Path,
+        progress: &mut dyn FnMut(ReceivedBytes),
+    ) -> Result<PathBuf> {
         let mut part = target.as_os_str().to_owned();
         part.push(".incomplete");
         let part = PathBuf::from(part);
@@ -118,7 +123,7 @@ impl<'a> Downloader<'a> {
                 Ok(Piece { bytes, total }) => {
                     failures = 0;
                     done += bytes;
-                    progress(Received { done, total });
+                    progress(ReceivedBytes { done, total });
                     if total.is_none_or(|total| done >= total) {
                         break;
                     }

@@ -12,11 +12,11 @@ use reel_files::{FileLock, LockError};
 
 use crate::archives;
 use crate::checksum;
-use crate::download::{DownloadProgress, Downloader, Received};
+use crate::download::{DownloadProgress, Downloader, ReceivedBytes};
 use crate::environment::Hub;
 use crate::error::{HubError, Result};
 use crate::listing::RemoteFile;
-use crate::reference::{Kind, Repository};
+use crate::reference::{Repository, RepositoryKind};
 use crate::{COMPLETE_FILE, is_whole_model};
 
 /// How many files are downloaded at a time.
@@ -34,13 +34,13 @@ impl Hub {
         // The processes of one job ask for the same files.
         let _lock = wait_for_lock(&store, repository)?;
         // Another process may have finished meanwhile; its archives are not read again.
-        if let Some(done) = self.cached(repository) {
+        if let Some(done) = self.cached_folder(repository) {
             return Ok(done);
         }
         let wanted: Vec<RemoteFile> = listing
             .files
             .into_iter()
-            .filter(|file| repository.kind == Kind::Dataset || is_model_file(&file.path))
+            .filter(|file| repository.kind == RepositoryKind::Dataset || is_model_file(&file.path))
             .collect();
         let mut missing = Vec::new();
         for file in &wanted {
@@ -53,12 +53,12 @@ impl Hub {
         let address = format!("{}/{prefix}{}/resolve/{}", self.endpoint, repository.id, listing.commit);
         self.download_all(&address, &snapshot, &missing, progress)?;
         match repository.kind {
-            Kind::Model if !is_whole_model(&snapshot) => {
+            RepositoryKind::Model if !is_whole_model(&snapshot) => {
                 let what = "lacks config.json, tokenizer.json or weights in *.safetensors";
                 return Err(HubError::new(repository.name(), what, "use a model in the safetensors format"));
             }
-            Kind::Model => {}
-            Kind::Dataset => {
+            RepositoryKind::Model => {}
+            RepositoryKind::Dataset => {
                 for file in wanted.iter().filter(|file| archives::is_archive(&file.path)) {
                     let archive = snapshot.join(&file.path);
                     reel_diagnostic::note!("unpacking {}", archive.display());
@@ -106,7 +106,7 @@ impl Hub {
             let mut failure = Ok(());
             for event in events {
                 match event {
-                    Event::Received(path, Received { done, total }) => {
+                    Event::Received(path, ReceivedBytes { done, total }) => {
                         progress(DownloadProgress { file: &path, done, total });
                     }
                     Event::Ended(result) => failure = failure.and(result),
@@ -118,7 +118,7 @@ impl Hub {
 }
 
 enum Event {
-    Received(String, Received),
+    Received(String, ReceivedBytes),
     Ended(Result<()>),
 }
 
@@ -133,7 +133,7 @@ fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, event
         let part = downloader.download(&file.path, &target, &mut |received| {
             let _ = events.send(Event::Received(file.path.clone(), received));
         })?;
-        difference = checksum::difference(&part, file).map_err(|e| HubError::cannot_read(&part, &e))?;
+        difference = checksum::difference_from_remote(&part, file).map_err(|e| HubError::cannot_read(&part, &e))?;
         if difference.is_none() {
             return fs::rename(&part, &target).map_err(|e| HubError::cannot_write(&target, &e));
         }

@@ -25,7 +25,7 @@ use serde_json::Value;
 pub use download::DownloadProgress;
 pub use environment::Hub;
 pub use error::{HubError, Result};
-pub use reference::{DatasetReference, Kind, Repository};
+pub use reference::{DatasetReference, Repository, RepositoryKind};
 
 /// The file in the snapshot of a data set that says that all its files are there and its archives are unpacked.
 const COMPLETE_FILE: &str = ".reel-complete";
@@ -37,13 +37,17 @@ impl Hub {
     /// # Errors
     /// Files are missing and must not or cannot be downloaded; a file differs from the hub's checksum; an archive cannot
     /// be unpacked; the disk has no room.
-    pub fn folder(&self, repository: &Repository, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
-        if let Some(snapshot) = self.cached(repository) {
+    pub fn folder_or_download(
+        &self,
+        repository: &Repository,
+        progress: &mut dyn FnMut(DownloadProgress),
+    ) -> Result<PathBuf> {
+        if let Some(snapshot) = self.cached_folder(repository) {
             return Ok(snapshot);
         }
         let Some(cause) = self.offline else { return self.fetch(repository, progress) };
         // Other clients write no file that says whether the snapshot is whole.
-        if repository.kind == Kind::Dataset
+        if repository.kind == RepositoryKind::Dataset
             && let Some(snapshot) = self.snapshot(repository).filter(|snapshot| snapshot.is_dir())
         {
             let (name, folder) = (repository.name(), snapshot.display());
@@ -56,10 +60,10 @@ impl Hub {
     }
 
     /// The folder of a model or a data set that is complete in the cache.
-    pub fn cached(&self, repository: &Repository) -> Option<PathBuf> {
+    pub fn cached_folder(&self, repository: &Repository) -> Option<PathBuf> {
         self.snapshot(repository).filter(|snapshot| match repository.kind {
-            Kind::Model => is_whole_model(snapshot),
-            Kind::Dataset => snapshot.join(COMPLETE_FILE).is_file(),
+            RepositoryKind::Model => is_whole_model(snapshot),
+            RepositoryKind::Dataset => snapshot.join(COMPLETE_FILE).is_file(),
         })
     }
 

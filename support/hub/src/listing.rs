@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::download;
 use crate::environment::Hub;
 use crate::error::{HubError, Result};
-use crate::reference::{Kind, Repository, is_commit, is_safe_path};
+use crate::reference::{Repository, RepositoryKind, is_commit, is_safe_path};
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ impl Hub {
         let address = format!("{}/api/{}/{id}/revision/{revision}?blobs=true", self.endpoint, kind.plural());
         let text = download::download_text(&address, self.token.as_deref()).map_err(|failure| {
             let of_folder = match kind {
-                Kind::Model => "is not a folder, is",
-                Kind::Dataset => "is neither a file nor a folder, is",
+                RepositoryKind::Model => "is not a folder, is",
+                RepositoryKind::Dataset => "is neither a file nor a folder, is",
             };
             let what = format!("{of_folder} not in the hub cache {}, and {}", self.cache.display(), failure.phrase);
             let help = if failure.is_refused {

@@ -8,14 +8,14 @@ const DATASET_SCHEME: &str = "hf://datasets/";
 
 /// Whether a repository of the hub holds a model or a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RepositoryKind {
     /// A model.
     Model,
     /// A data set.
     Dataset,
 }
 
-impl Kind {
+impl RepositoryKind {
     /// What addresses of the hub's API have between `api/` and the id, and names of folders in the cache before `--`.
     pub(crate) fn plural(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
     /// Whether it is a model or a data set.
-    pub kind: Kind,
+    pub kind: RepositoryKind,
     /// `ORG/NAME`.
     pub id: String,
     /// A branch, a tag, a reference such as `refs/pr/1`, or a commit in 40 hexadecimal digits.
@@ -48,7 +48,7 @@ impl Repository {
     /// Parses `ORG/NAME` or `ORG/NAME@REVISION` as a model; `None` if the text is neither.
     pub fn parse_model(text: &str) -> Option<Self> {
         let (id, revision) = split_revision(text)?;
-        Some(Self { kind: Kind::Model, id, revision })
+        Some(Self { kind: RepositoryKind::Model, id, revision })
     }
 
     /// The id, and the revision unless it is the default.
@@ -105,7 +105,7 @@ impl DatasetReference {
         if file.is_some_and(|file| !is_safe_path(file)) {
             return None;
         }
-        let repository = Repository { kind: Kind::Dataset, id, revision };
+        let repository = Repository { kind: RepositoryKind::Dataset, id, revision };
         Some(Self { repository, file: file.map(str::to_string), selection: selection.to_string() })
     }
 }

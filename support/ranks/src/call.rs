@@ -12,7 +12,7 @@ const MAX_NAME_BYTES: usize = 256;
 
 /// The kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Kind {
+pub(crate) enum CallKind {
     Barrier,
     Broadcast,
     AllGather,
@@ -22,12 +22,12 @@ pub(crate) enum Kind {
     Leave,
 }
 
-impl Kind {
+impl CallKind {
     pub const ALL: [Self; 7] =
         [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Send, Self::Receive, Self::Leave];
 
     /// The kind of call that sends the messages which this kind of call receives.
-    pub fn of_sender(self) -> Self {
+    pub fn matching_sender_kind(self) -> Self {
         if self == Self::Receive { Self::Send } else { self }
     }
 
@@ -52,7 +52,7 @@ impl Kind {
 /// A call of a rank. Prints as `barrier 'step 5'` or `send 'samples' to rank 2`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {
-    pub kind: Kind,
+    pub kind: CallKind,
     /// The name that the caller gives it.
     pub name: String,
     /// Counts the collectives of the job. Of a send or receive: counts the messages of this sender to this receiver.
@@ -62,7 +62,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    pub fn new(kind: Kind, name: &str, sequence: u64, peer: Option<usize>) -> Self {
+    pub fn new(kind: CallKind, name: &str, sequence: u64, peer: Option<usize>) -> Self {
         let mut end = name.len().min(MAX_NAME_BYTES);
         while !name.is_char_boundary(end) {
             end -= 1;
@@ -72,7 +72,7 @@ impl Call {
 
     /// Whether all ranks make this call.
     pub fn is_collective(&self) -> bool {
-        self.peer.is_none() && self.kind != Kind::Leave
+        self.peer.is_none() && self.kind != CallKind::Leave
     }
 }
 
@@ -83,7 +83,7 @@ impl fmt::Display for Call {
             write!(f, " '{}'", self.name)?;
         }
         match (self.kind, self.peer) {
-            (Kind::Send, Some(peer)) => write!(f, " to rank {peer}"),
+            (CallKind::Send, Some(peer)) => write!(f, " to rank {peer}"),
             (_, Some(peer)) => write!(f, " from rank {peer}"),
             (_, None) => Ok(()),
         }
@@ -102,7 +102,7 @@ pub(crate) struct Activity {
 }
 
 /// The help of errors of ranks that make different calls.
-pub(crate) const SAME_START: &str =
+pub(crate) const SAME_CALLS_HELP: &str =
     "all ranks must make the same calls: start them with the same program, options and data";
 
 /// The error of two ranks whose calls do not match.
@@ -113,5 +113,5 @@ pub(crate) fn mismatched_calls(first: (usize, &Call), second: (usize, &Call)) ->
     };
     let (one, two) = (named(first.1, second.1), named(second.1, first.1));
     let what = format!("is in {one}, but rank {} is in {two}", second.0);
-    RankError { diagnostic: Diagnostic::new(format!("rank {}", first.0), what, SAME_START), rank: None }
+    RankError { diagnostic: Diagnostic::new(format!("rank {}", first.0), what, SAME_CALLS_HELP), rank: None }
 }

@@ -23,7 +23,7 @@ impl From<Diagnostic> for RankError {
 }
 
 /// Formats ranks as `3, 5`. Of more than ten, shows the first eight and the number of others.
-pub(crate) fn list(ranks: &[usize]) -> String {
+pub(crate) fn format_rank_list(ranks: &[usize]) -> String {
     let shown = if ranks.len() > 10 { 8 } else { ranks.len() };
     let mut text = ranks[..shown].iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if shown < ranks.len() {
@@ -33,6 +33,6 @@ pub(crate) fn list(ranks: &[usize]) -> String {
 }
 
 /// Formats ranks as `rank 3` or `ranks 3, 5`.
-pub(crate) fn named(ranks: &[usize]) -> String {
-    format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, list(ranks))
+pub(crate) fn format_ranks(ranks: &[usize]) -> String {
+    format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, format_rank_list(ranks))
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 use reel_diagnostic::Diagnostic;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::call::{Call, Kind, SAME_START, mismatched_calls};
+use crate::call::{Call, CallKind, SAME_CALLS_HELP, mismatched_calls};
 use crate::control::wait_for;
 use crate::error::RankError;
-use crate::message::{Header, Message, Outgoing, SocketError, receive_into};
-use crate::shared::Shared;
+use crate::message::{Header, IncomingMessage, OutgoingMessage, SocketError, receive_into};
+use crate::shared::RankState;
 
 /// How often a waiting send or receive checks whether other ranks have connected.
 const CONNECTION_CHECK: Duration = Duration::from_millis(10);
@@ -41,7 +41,7 @@ pub(crate) struct DataConnection {
     /// `None` until a call needs the connection.
     pub stream: Option<TcpStream>,
     /// Messages that no call has taken yet, in the order of their arrival. Only the last one may be incomplete.
-    messages: VecDeque<Message>,
+    messages: VecDeque<IncomingMessage>,
     /// Set if the connection closed while messages were received early.
     is_closed: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) struct DataConnection {
 pub(crate) struct Transfer<'a> {
     pub peer: usize,
     /// `None` when all is sent.
-    send: Option<Outgoing<'a>>,
+    send: Option<OutgoingMessage<'a>>,
     /// `None` when all is received.
     receive: Option<Target<'a>>,
     received: Vec<u8>,
@@ -76,7 +76,7 @@ impl<'a> Transfer<'a> {
 
     /// Also sends these data.
     pub fn sending(mut self, call: &Call, data: &'a [u8]) -> Self {
-        self.send = Some(Outgoing::new(call, data));
+        self.send = Some(OutgoingMessage::new(call, data));
         self
     }
 
@@ -124,7 +124,7 @@ impl<'a> Transfer<'a> {
         let failed = |error| no_progress(error, self.peer, here, call);
         let Some(stream) = &connection.stream else { return failed(SocketError::Closed) };
         if connection.messages.is_empty() {
-            connection.messages.push_back(Message::default());
+            connection.messages.push_back(IncomingMessage::default());
         }
         let Some(message) = connection.messages.front_mut() else { return Ok(false) };
         let Some(header) = &message.header else {
@@ -154,7 +154,7 @@ impl<'a> Transfer<'a> {
         Ok(true)
     }
 
-    fn finish(&mut self, message: Message) {
+    fn finish(&mut self, message: IncomingMessage) {
         match self.receive.take() {
             // The message was received early.
             Some(Target::Given(buffer, 0)) => buffer.copy_from_slice(&message.into_data()),
@@ -166,14 +166,14 @@ impl<'a> Transfer<'a> {
     /// Compares the header of a message with the call of this rank.
     fn check(&self, header: &Header, here: usize, call: &Call) -> Result<(), RankError> {
         let Header { call: theirs, length } = header;
-        let has_kind = theirs.kind == call.kind.of_sender();
+        let has_kind = theirs.kind == call.kind.matching_sender_kind();
         if !has_kind || theirs.name != call.name || theirs.sequence != call.sequence {
             return Err(mismatched_calls((self.peer, theirs), (here, call)));
         }
         match &self.receive {
             Some(Target::Given(buffer, _)) if buffer.len() != *length => {
                 let what = format!("sends {length} bytes to rank {here}, which expects {} in {call}", buffer.len());
-                Err(invalid_message(self.peer, what, SAME_START))
+                Err(invalid_message(self.peer, what, SAME_CALLS_HELP))
             }
             _ => Ok(()),
         }
@@ -184,8 +184,8 @@ impl DataConnection {
     /// Receives once, for a later call. Returns whether anything has arrived.
     fn receive_early(&mut self) -> Result<bool, SocketError> {
         let Some(stream) = self.stream.as_ref().filter(|_| !self.is_closed) else { return Ok(false) };
-        if self.messages.back().is_none_or(Message::is_complete) {
-            self.messages.push_back(Message::default());
+        if self.messages.back().is_none_or(IncomingMessage::is_complete) {
+            self.messages.push_back(IncomingMessage::default());
         }
         match self.messages.back_mut().map_or(Ok(()), |message| message.receive(stream)) {
             Err(SocketError::WouldBlock) => Ok(false),
@@ -227,7 +227,7 @@ pub(crate) fn exchange(
     call: &Call,
     connections: &mut [DataConnection],
     transfers: &mut [Transfer<'_>],
-    shared: &Shared,
+    shared: &RankState,
 ) -> Result<(), ExchangeError> {
     loop {
         let mut has_progress = false;
@@ -253,7 +253,7 @@ fn receive_early_messages(
     here: usize,
     call: &Call,
     connections: &mut [DataConnection],
-    shared: &Shared,
+    shared: &RankState,
 ) -> Result<bool, ExchangeError> {
     let Some(needed) = call.peer else { return Ok(false) };
     let mut has_progress = false;
@@ -262,7 +262,7 @@ fn receive_early_messages(
             connection.stream = shared.try_take_connection(peer);
         }
         // In a receive, the transfer itself receives from the needed rank.
-        if peer != needed || call.kind == Kind::Send {
+        if peer != needed || call.kind == CallKind::Send {
             has_progress |= connection.receive_early().or_else(|error| no_progress(error, peer, here, call))?;
         }
     }
@@ -270,8 +270,8 @@ fn receive_early_messages(
 }
 
 /// Waits until a socket is ready or the job fails.
-fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &Shared) {
-    let mut events = vec![PollFd::from_borrowed_fd(shared.failed(), PollFlags::IN)];
+fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &RankState) {
+    let mut events = vec![PollFd::from_borrowed_fd(shared.failed_event(), PollFlags::IN)];
     for transfer in transfers.iter().filter(|transfer| !transfer.is_done()) {
         let stream = connections[transfer.peer].stream.as_ref();
         events.extend(stream.map(|stream| PollFd::new(stream, transfer.poll_flags())));

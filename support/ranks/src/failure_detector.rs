@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
 
-use crate::call::{Activity, Call, Kind, mismatched_calls};
-use crate::error::{RankError, list, named};
+use crate::call::{Activity, Call, CallKind, mismatched_calls};
+use crate::error::{RankError, format_rank_list, format_ranks};
 use crate::member::Member;
 use crate::timeouts::Timeouts;
 
@@ -74,7 +74,7 @@ impl FailureDetector {
 
     /// The failure that a closed control connection means: none if the rank has left.
     pub fn failure_of_closed_connection(&self, rank: usize) -> Option<RankError> {
-        (!self.peers[rank].has_left).then(|| ended(&self.members[rank]))
+        (!self.peers[rank].has_left).then(|| process_ended_error(&self.members[rank]))
     }
 
     /// Whether all ranks but rank 0 have left.
@@ -91,7 +91,7 @@ impl FailureDetector {
     fn silence(&self, now: Instant) -> Option<RankError> {
         let is_silent = |peer: &Peer| !peer.has_left && now.duration_since(peer.last_received) > self.timeouts.silence;
         let rank = (1..self.peers.len()).find(|rank| is_silent(&self.peers[*rank]))?;
-        Some(silent(&self.members[rank], self.timeouts.silence))
+        Some(silent_rank_error(&self.members[rank], self.timeouts.silence))
     }
 
     /// A rank that another one cannot reach.
@@ -138,8 +138,8 @@ impl FailureDetector {
     /// The ranks that have not made a call in which rank `by` waits for them.
     fn missing(&self, by: usize, call: &Call) -> Vec<usize> {
         let has_called = |rank: usize| match call.kind {
-            Kind::Send | Kind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
-            Kind::Leave => self.peers[rank].has_left,
+            CallKind::Send | CallKind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
+            CallKind::Leave => self.peers[rank].has_left,
             _ => self.peers[rank].activity.collectives > call.sequence,
         };
         (0..self.peers.len()).filter(|rank| *rank != by && !has_called(*rank)).collect()
@@ -171,10 +171,14 @@ impl FailureDetector {
             let what = format!("has moved no data for {seconds} s in {call}, although no rank is missing");
             return failure(&self.members[by], what, "check the network between the machines");
         };
-        let others = if missing.len() > 1 { format!(", as are ranks {}", list(&missing[1..])) } else { String::new() };
+        let others = if missing.len() > 1 {
+            format!(", as are ranks {}", format_rank_list(&missing[1..]))
+        } else {
+            String::new()
+        };
         let waiting = format!("rank {by} has waited {seconds} s for it in {call}");
         let what = format!("is missing{others}: {waiting}, and {}", self.last_call(*first));
-        let help = format!("look at the output of {}, which may wait for something else", named(missing));
+        let help = format!("look at the output of {}, which may wait for something else", format_ranks(missing));
         failure(&self.members[*first], what, &help)
     }
 
@@ -193,14 +197,14 @@ fn failure(member: &Member, what: String, help: &str) -> RankError {
 }
 
 /// The failure of a rank whose connection has closed.
-pub(crate) fn ended(member: &Member) -> RankError {
+pub(crate) fn process_ended_error(member: &Member) -> RankError {
     let help = "look at the output of this rank; if it shows no error, the kernel may have killed the rank for lack of \
                 memory (dmesg)";
     failure(member, "ended".into(), help)
 }
 
 /// The failure of a rank that has sent no heartbeats for this time.
-pub(crate) fn silent(member: &Member, time: Duration) -> RankError {
+pub(crate) fn silent_rank_error(member: &Member, time: Duration) -> RankError {
     let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
     let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";
     failure(member, what, help)
@@ -227,7 +231,7 @@ mod tests {
     }
 
     fn barrier(sequence: u64) -> Call {
-        Call::new(Kind::Barrier, &format!("step {sequence}"), sequence, None)
+        Call::new(CallKind::Barrier, &format!("step {sequence}"), sequence, None)
     }
 
     fn waits(call: Call, collectives: u64, time: Duration) -> Activity {
@@ -296,10 +300,10 @@ mod tests {
     fn ranks_in_different_calls_of_one_number_are_named() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        let gather = Call::new(Kind::AllGather, "metrics", 3, None);
+        let gather = Call::new(CallKind::AllGather, "metrics", 3, None);
         detector.record_activity(0, waits(barrier(3), 4, seconds(0)));
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
-        detector.record_activity(2, waits(Call::new(Kind::Receive, "x", 3, Some(0)), 3, seconds(0)));
+        detector.record_activity(2, waits(Call::new(CallKind::Receive, "x", 3, Some(0)), 3, seconds(0)));
         assert_eq!(detector.failure(now), None);
         detector.record_activity(2, waits(gather, 4, seconds(0)));
         let error = detector.failure(now).expect("a failure").to_string();
@@ -320,7 +324,7 @@ mod tests {
         assert_eq!(detector.failure(now), None, "the bytes of the rank that has left may still arrive");
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
         assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));
-        let receive = Call::new(Kind::Receive, "x", 0, Some(2));
+        let receive = Call::new(CallKind::Receive, "x", 0, Some(2));
         detector.record_activity(1, waits(receive.clone(), 4, seconds(9)));
         assert_eq!(detector.failure(now), None);
         detector.record_activity(1, waits(receive, 4, seconds(11)));

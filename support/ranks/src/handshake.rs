@@ -89,12 +89,12 @@ pub(crate) struct Hello {
     /// The number of ranks that the sender counts.
     pub size: usize,
     /// What the connection is for.
-    pub purpose: Purpose,
+    pub purpose: ConnectionPurpose,
 }
 
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Purpose {
+pub(crate) enum ConnectionPurpose {
     /// Joining the job, at rank 0. Control messages follow.
     Join(Member),
     /// Exchanging data.
@@ -305,11 +305,11 @@ mod tests {
     fn other_machines_connect_at_any_address_of_this_one() {
         let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();
         let token = acceptor.token();
-        let mut member = Member::this(0, acceptor.port().unwrap(), false);
+        let mut member = Member::of_this_process(0, acceptor.port().unwrap(), false);
         member.machine = "another machine".into();
         member.addresses.retain(|address| address.is_ipv4());
         member.addresses.push(Ipv4Addr::LOCALHOST.into());
-        let hello = Hello { from: 1, to: 0, size: 2, purpose: Purpose::Data };
+        let hello = Hello { from: 1, to: 0, size: 2, purpose: ConnectionPurpose::Data };
         for address in member.socket_addresses(None) {
             std::thread::scope(|scope| {
                 let connecting = scope.spawn(|| connect_to(address, token, &hello, Duration::from_secs(5), || true));

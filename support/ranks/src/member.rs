@@ -31,7 +31,7 @@ impl fmt::Display for Member {
 
 impl Member {
     /// This process. `is_local`: all ranks run on this machine, so its addresses are not needed.
-    pub fn this(rank: usize, port: u16, is_local: bool) -> Self {
+    pub fn of_this_process(rank: usize, port: u16, is_local: bool) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let host = read("/proc/sys/kernel/hostname").trim().to_string();
         let mut addresses = Vec::new();
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn other_machines_are_reached_at_each_address_once_and_the_given_one_first() {
-        let mut member = Member::this(3, 4000, false);
+        let mut member = Member::of_this_process(3, 4000, false);
         let local = [SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))];
         assert_eq!(member.socket_addresses(Some("10.9.9.9")), local, "this machine is reached at its loopback address");
         member.machine = "another".into();

@@ -4,11 +4,11 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::call::{Call, Kind};
+use crate::call::{Call, CallKind};
 use crate::exchange::{DataConnection, ExchangeError, Transfer, exchange};
-use crate::handshake::{Hello, Purpose, Token, connect_to};
+use crate::handshake::{ConnectionPurpose, Hello, Token, connect_to};
 use crate::member::Member;
-use crate::shared::Shared;
+use crate::shared::RankState;
 use crate::timeouts::Timeouts;
 
 /// How long a rank tries to connect to one that refuses. A rank refuses for a moment when very many connect at once.
@@ -28,9 +28,9 @@ pub(crate) struct Mesh {
     connections: Vec<DataConnection>,
     /// The number of collectives.
     collectives: u64,
-    /// By rank: the number of [`Kind::Send`] calls to it.
+    /// By rank: the number of [`CallKind::Send`] calls to it.
     sent: Vec<u64>,
-    /// By rank: the number of [`Kind::Receive`] calls from it.
+    /// By rank: the number of [`CallKind::Receive`] calls from it.
     received: Vec<u64>,
 }
 
@@ -42,10 +42,10 @@ impl Mesh {
     }
 
     /// Numbers the next call of this kind.
-    pub fn next_call(&mut self, kind: Kind, name: &str, peer: Option<usize>) -> Call {
+    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
         let count = match (kind, peer) {
-            (Kind::Send, Some(peer)) => &mut self.sent[peer],
-            (Kind::Receive, Some(peer)) => &mut self.received[peer],
+            (CallKind::Send, Some(peer)) => &mut self.sent[peer],
+            (CallKind::Receive, Some(peer)) => &mut self.received[peer],
             _ => &mut self.collectives,
         };
         *count += 1;
@@ -55,7 +55,7 @@ impl Mesh {
     /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
     pub fn exchange(
         &mut self,
-        shared: &Shared,
+        shared: &RankState,
         call: &Call,
         mut transfers: Vec<Transfer<'_>>,
     ) -> Result<Vec<Vec<u8>>, ExchangeError> {
@@ -66,7 +66,7 @@ impl Mesh {
 
     /// Makes the missing connections. First this rank connects to lower ranks, whose watching threads accept at any
     /// time; then it waits for higher ranks. So no two ranks wait for each other.
-    fn connect(&mut self, shared: &Shared, transfers: &[Transfer<'_>]) -> Result<(), ExchangeError> {
+    fn connect(&mut self, shared: &RankState, transfers: &[Transfer<'_>]) -> Result<(), ExchangeError> {
         let peers = || transfers.iter().map(|transfer| transfer.peer);
         for peer in peers().filter(|peer| *peer < self.rank) {
             if self.connections[peer].stream.is_none() {
@@ -82,8 +82,8 @@ impl Mesh {
         Ok(())
     }
 
-    fn connect_to_peer(&self, shared: &Shared, peer: usize) -> Result<TcpStream, ExchangeError> {
-        let hello = Hello { from: self.rank, to: peer, size: self.members.len(), purpose: Purpose::Data };
+    fn connect_to_peer(&self, shared: &RankState, peer: usize) -> Result<TcpStream, ExchangeError> {
+        let hello = Hello { from: self.rank, to: peer, size: self.members.len(), purpose: ConnectionPurpose::Data };
         let may_continue = || !shared.has_failed();
         let start = Instant::now();
         loop {

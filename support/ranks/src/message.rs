@@ -18,14 +18,14 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
-use crate::call::{Call, Kind};
+use crate::call::{Call, CallKind};
 
 const MAGIC: [u8; 4] = *b"reel";
 const HEADER_BYTES: usize = 24;
 
 /// A message to send.
 #[derive(Debug)]
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct OutgoingMessage<'a> {
     /// Header and name.
     head: Vec<u8>,
     data: &'a [u8],
@@ -36,7 +36,7 @@ pub(crate) struct Outgoing<'a> {
 /// A message that is received, as far as it has arrived. Its data are in a buffer of its own, unless the caller
 /// receives them from the socket into another one.
 #[derive(Debug, Default)]
-pub(crate) struct Message {
+pub(crate) struct IncomingMessage {
     head: Vec<u8>,
     /// `None` until header and name have arrived.
     pub header: Option<Header>,
@@ -71,7 +71,7 @@ impl From<Errno> for SocketError {
     }
 }
 
-impl<'a> Outgoing<'a> {
+impl<'a> OutgoingMessage<'a> {
     pub fn new(call: &Call, data: &'a [u8]) -> Self {
         Self { head: encode_head(call, data.len()), data, sent: 0 }
     }
@@ -90,7 +90,7 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-impl Message {
+impl IncomingMessage {
     pub fn is_complete(&self) -> bool {
         self.header.as_ref().is_some_and(|header| self.data.len() == header.length)
     }
@@ -148,7 +148,7 @@ fn not_closed(received: usize) -> Result<usize, SocketError> {
 fn encode_head(call: &Call, length: usize) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEADER_BYTES + call.name.len());
     head.extend(MAGIC);
-    head.extend([call.kind.of_sender().code(), 0]);
+    head.extend([call.kind.matching_sender_kind().code(), 0]);
     head.extend((call.name.len() as u16).to_le_bytes());
     head.extend(call.sequence.to_le_bytes());
     head.extend((length as u64).to_le_bytes());
@@ -169,7 +169,7 @@ fn decode_head(head: &[u8]) -> Option<Header> {
     if header[..4] != MAGIC {
         return None;
     }
-    let kind = Kind::ALL.into_iter().find(|kind| kind.code() == header[4])?;
+    let kind = CallKind::ALL.into_iter().find(|kind| kind.code() == header[4])?;
     let call = Call { kind, name: String::from_utf8(name.to_vec()).ok()?, sequence: number(8)?, peer: None };
     Some(Header { call, length: usize::try_from(number(16)?).ok()? })
 }
@@ -186,7 +186,7 @@ mod tests {
             kind in 0..5usize, name in ".{0,40}", sequence: u64, length: u32,
             at in any::<prop::sample::Index>(), value: u8,
         ) {
-            let call = Call::new(Kind::ALL[kind], &name, sequence, None);
+            let call = Call::new(CallKind::ALL[kind], &name, sequence, None);
             let mut bytes = encode_head(&call, length as usize);
             prop_assert_eq!(head_length(&bytes), bytes.len());
             prop_assert_eq!(decode_head(&bytes), Some(Header { call, length: length as usize }));
@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn long_names_are_cut_between_characters() {
-        let call = Call::new(Kind::Barrier, &"é".repeat(1000), 0, None);
+        let call = Call::new(CallKind::Barrier, &"é".repeat(1000), 0, None);
         assert_eq!(call.name, "é".repeat(128));
-        assert_eq!(Call::new(Kind::Barrier, &format!("x{}", "é".repeat(1000)), 0, None).name.len(), 255);
+        assert_eq!(Call::new(CallKind::Barrier, &format!("x{}", "é".repeat(1000)), 0, None).name.len(), 255);
     }
 }

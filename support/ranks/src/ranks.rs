@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use reel_diagnostic::{Diagnostic, shortage_help};
+use reel_diagnostic::{Diagnostic, resource_shortage_help};
 
-use crate::call::{Call, Kind};
+use crate::call::{Call, CallKind};
 use crate::error::{RankError, Result};
 use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::World;
 use crate::member::Member;
 use crate::mesh::Mesh;
 use crate::rendezvous;
-use crate::shared::{Request, Shared};
+use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
-use crate::traffic::{Counters, Traffic};
+use crate::traffic::{Traffic, TrafficCounters};
 use crate::watch::{self, OnFailure};
 
-/// The longest time that [`Ranks::fail`] waits until the other ranks know.
+/// The longest time that [`Ranks::fail_job`] waits until the other ranks know.
 const FAIL_TIME: Duration = Duration::from_secs(5);
 
 /// All ranks of a job, as one of them sees them.
@@ -36,13 +36,13 @@ const FAIL_TIME: Duration = Duration::from_secs(5);
 /// - if a rank ends without leaving, or sends no heartbeats for [`Timeouts::silence`];
 /// - if a call waits for a rank that has left, or longer than [`Timeouts::call`] for one that is alive;
 /// - if ranks make different calls, or one gives data of an unexpected length;
-/// - if a rank calls [`Ranks::fail`].
+/// - if a rank calls [`Ranks::fail_job`].
 #[derive(Debug)]
 pub struct Ranks {
     world: World,
     /// `None` if this is the only rank.
     job: Option<Job>,
-    counters: Counters,
+    counters: TrafficCounters,
 }
 
 #[derive(Debug)]
@@ -50,7 +50,7 @@ struct Job {
     rank: usize,
     members: Vec<Member>,
     timeouts: Timeouts,
-    shared: Arc<Shared>,
+    shared: Arc<RankState>,
     /// `None` after this rank has left.
     mesh: Mutex<Option<Mesh>>,
     /// `None` after this rank has left.
@@ -73,14 +73,14 @@ impl Ranks {
     ///
     /// All ranks that have connected to rank 0 get its error.
     pub fn join(world: World, folder: &Path, timeouts: Timeouts, on_failure: OnFailure) -> Result<Self> {
-        let counters = Counters::default();
+        let counters = TrafficCounters::default();
         if world.size == 1 {
             return Ok(Self { world, job: None, counters });
         }
         let joined = rendezvous::join(&world, folder, &timeouts)?;
         let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
-        let shared = Arc::new(Shared::new(world.size).map_err(|e| no_event(&e))?);
-        let watcher = Some(watch::start(rank, joined, &shared, &timeouts, on_failure)?);
+        let shared = Arc::new(RankState::new(world.size).map_err(|e| no_event(&e))?);
+        let watcher = Some(watch::start_watching_thread(rank, joined, &shared, &timeouts, on_failure)?);
         let mesh = Mutex::new(Some(Mesh::new(rank, members.clone(), token, timeouts)));
         Ok(Self { world, job: Some(Job { rank, members, timeouts, shared, mesh, watcher }), counters })
     }
@@ -119,7 +119,7 @@ impl Ranks {
     /// The job fails, see [`Ranks`].
     pub fn barrier(&self, name: &str) -> Result<()> {
         let Some(job) = &self.job else { return Ok(()) };
-        job.call(Kind::Barrier, name, None, |mesh, call| {
+        job.call(CallKind::Barrier, name, None, |mesh, call| {
             let notify = |peer| Transfer::new(peer).sending(call, &[]);
             let wait = |peer| Transfer::new(peer).receiving();
             // Rank 0 waits for all others and then notifies them.
@@ -148,7 +148,7 @@ impl Ranks {
             "broadcast '{name}': the root, and only the root, passes bytes"
         );
         let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
-        let received = job.call(Kind::Broadcast, name, None, |mesh, call| {
+        let received = job.call(CallKind::Broadcast, name, None, |mesh, call| {
             let transfers = match &bytes {
                 Some(bytes) => job.others().map(|peer| Transfer::new(peer).sending(call, bytes)).collect(),
                 None => vec![Transfer::new(root).receiving()],
@@ -157,10 +157,10 @@ impl Ranks {
         })?;
         let Some(bytes) = bytes else {
             let bytes = received.into_iter().next().unwrap_or_default();
-            self.counters.add(Kind::Broadcast, 0, bytes.len());
+            self.counters.add(CallKind::Broadcast, 0, bytes.len());
             return Ok(bytes);
         };
-        self.counters.add(Kind::Broadcast, bytes.len() * (self.size() - 1), 0);
+        self.counters.add(CallKind::Broadcast, bytes.len() * (self.size() - 1), 0);
         Ok(bytes)
     }
 
@@ -169,7 +169,7 @@ impl Ranks {
     /// # Errors
     /// The job fails, see [`Ranks`].
     pub fn all_gather(&self, name: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.exchange_all(Kind::AllGather, name, &vec![mine; self.size()])
+        self.exchange_all(CallKind::AllGather, name, &vec![mine; self.size()])
     }
 
     /// Sends `send[r]` to each rank r. Returns the bytes that each rank has sent to this one, by rank.
@@ -181,10 +181,10 @@ impl Ranks {
     /// The length of `send` is not the number of ranks.
     pub fn all_to_all(&self, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
         assert_eq!(send.len(), self.size(), "all_to_all '{name}': parts to send");
-        self.exchange_all(Kind::AllToAll, name, send)
+        self.exchange_all(CallKind::AllToAll, name, send)
     }
 
-    fn exchange_all(&self, kind: Kind, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+    fn exchange_all(&self, kind: CallKind, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
         let here = self.rank();
         let mut received = match &self.job {
             None => Vec::new(),
@@ -213,18 +213,18 @@ impl Ranks {
         receive[here].copy_from_slice(send[here]);
         let Some(job) = &self.job else { return Ok(()) };
         let bytes = receive.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
-        job.call(Kind::AllToAll, name, None, |mesh, call| {
+        job.call(CallKind::AllToAll, name, None, |mesh, call| {
             let mut transfers = Vec::with_capacity(send.len());
             for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
                 transfers.push(Transfer::new(peer).sending(call, send[peer]).receiving_into(buffer));
             }
             mesh.exchange(&job.shared, call, transfers)
         })?;
-        self.count(Kind::AllToAll, send, bytes);
+        self.count(CallKind::AllToAll, send, bytes);
         Ok(())
     }
 
-    fn count(&self, kind: Kind, send: &[&[u8]], received: usize) {
+    fn count(&self, kind: CallKind, send: &[&[u8]], received: usize) {
         let sent = send.iter().map(|part| part.len()).sum::<usize>() - send[self.rank()].len();
         self.counters.add(kind, sent, received);
     }
@@ -240,10 +240,10 @@ impl Ranks {
     pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
         self.check_peer("send", name, to);
         let Some(job) = &self.job else { return Ok(()) };
-        job.call(Kind::Send, name, Some(to), |mesh, call| {
+        job.call(CallKind::Send, name, Some(to), |mesh, call| {
             mesh.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
         })?;
-        self.counters.add(Kind::Send, bytes.len(), 0);
+        self.counters.add(CallKind::Send, bytes.len(), 0);
         Ok(())
     }
 
@@ -257,11 +257,11 @@ impl Ranks {
     pub fn receive(&self, name: &str, from: usize) -> Result<Vec<u8>> {
         self.check_peer("receive", name, from);
         let Some(job) = &self.job else { return Ok(Vec::new()) };
-        let received = job.call(Kind::Receive, name, Some(from), |mesh, call| {
+        let received = job.call(CallKind::Receive, name, Some(from), |mesh, call| {
             mesh.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
         })?;
         let bytes = received.into_iter().next().unwrap_or_default();
-        self.counters.add(Kind::Receive, 0, bytes.len());
+        self.counters.add(CallKind::Receive, 0, bytes.len());
         Ok(bytes)
     }
 
@@ -271,7 +271,7 @@ impl Ranks {
 
     /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank 0
     /// has told the others. Does nothing if the job has failed already.
-    pub fn fail(&self, text: &str) {
+    pub fn fail_job(&self, text: &str) {
         if let Some(job) = &self.job {
             job.fail(text);
         }
@@ -282,7 +282,7 @@ impl Ranks {
     /// error. If a thread drops it while it panics, the job fails.
     ///
     /// If another rank then waits for this one in a call, the job fails and the error names this rank. A rank that
-    /// leaves because of an error should call [`Ranks::fail`] before, so that the others print the reason.
+    /// leaves because of an error should call [`Ranks::fail_job`] before, so that the others print the reason.
     ///
     /// # Errors
     /// The job fails before this rank has left, or has failed.
@@ -300,7 +300,7 @@ impl Job {
     /// Runs a call. `work` exchanges its data.
     fn call<T>(
         &self,
-        kind: Kind,
+        kind: CallKind,
         name: &str,
         peer: Option<usize>,
         work: impl FnOnce(&mut Mesh, &Call) -> Result<T, ExchangeError>,
@@ -324,10 +324,12 @@ impl Job {
         // Rank 0 answers within seconds. If it has ended, the watching thread notices within the time of silence.
         let limit = self.timeouts.silence + FAIL_TIME;
         match error {
-            ExchangeError::Invalid(error) => self.shared.request_failure(Request::Report(error.clone()), limit, error),
+            ExchangeError::Invalid(error) => {
+                self.shared.request_failure(WatcherRequest::Report(error.clone()), limit, error)
+            }
             ExchangeError::Unreachable(about) => {
                 let otherwise = self.error_of(about, &format!("has closed its connection to rank {}", self.rank));
-                let request = Request::Suspicion { about, call: call.clone() };
+                let request = WatcherRequest::Suspicion { about, call: call.clone() };
                 self.shared.request_failure(request, limit, otherwise)
             }
             ExchangeError::JobFailed => match self.shared.check() {
@@ -346,7 +348,7 @@ impl Job {
         let error =
             RankError { diagnostic: Diagnostic::new(format!("rank {}", self.rank), text, ""), rank: Some(self.rank) };
         if self.shared.check().is_ok() {
-            self.shared.request_failure(Request::Report(error.clone()), FAIL_TIME, error);
+            self.shared.request_failure(WatcherRequest::Report(error.clone()), FAIL_TIME, error);
         }
     }
 
@@ -355,7 +357,7 @@ impl Job {
         // Closes the connections, so that ranks that wait for this one notice.
         *self.mesh() = None;
         if self.rank == 0 {
-            self.shared.begin_call(&Call::new(Kind::Leave, "", 0, None));
+            self.shared.begin_call(&Call::new(CallKind::Leave, "", 0, None));
         }
         self.shared.leave();
         // If the watching thread has panicked, its panic has been printed.
@@ -374,6 +376,6 @@ impl Drop for Job {
 }
 
 fn no_event(error: &std::io::Error) -> RankError {
-    let help = shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+    let help = resource_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
     Diagnostic::new("", format!("an event for the ranks of the job cannot be created: {error}"), help).into()
 }

@@ -18,8 +18,8 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{ControlConnection, ControlMessage, wait_for, wait_until};
-use crate::error::{RankError, Result, named};
-use crate::handshake::{Acceptor, Hello, Purpose, Token, connect_to};
+use crate::error::{RankError, Result, format_ranks};
+use crate::handshake::{Acceptor, ConnectionPurpose, Hello, Token, connect_to};
 use crate::launch::World;
 use crate::member::Member;
 use crate::timeouts::Timeouts;
@@ -39,7 +39,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// The connections of a rank that has joined its job.
 #[derive(Debug)]
-pub(crate) struct Joined {
+pub(crate) struct JobConnections {
     /// By rank.
     pub members: Vec<Member>,
     /// Accepts connections for data.
@@ -65,7 +65,7 @@ impl RendezvousInfo {
 }
 
 /// Whether a file of this name is one by which ranks meet in a folder. A killed job may leave it there.
-pub fn is_meeting_file(name: &str) -> bool {
+pub fn is_rendezvous_file(name: &str) -> bool {
     name.strip_prefix("ranks-").is_some_and(|rest| rest.ends_with(".json"))
 }
 
@@ -74,13 +74,13 @@ pub fn is_meeting_file(name: &str) -> bool {
 /// # Errors
 /// A rank is missing when the time limit is over, or has ended; two processes have the same rank, or differ in the
 /// number of ranks; no port is free; rank 0 cannot write the folder.
-pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<Joined> {
+pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<JobConnections> {
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
     let path = folder.join(format!("ranks-{}.json", job.finish()));
     let acceptor = Acceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
     let port = acceptor.port().map_err(cannot_listen)?;
-    let member = Member::this(world.rank, port, world.is_on_one_machine());
+    let member = Member::of_this_process(world.rank, port, world.is_on_one_machine());
     if world.rank == 0 {
         Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
     } else {
@@ -174,7 +174,7 @@ impl<'a> Coordinator<'a> {
         Ok(Self { world, timeouts, member, acceptor, file, next_check: Instant::now() + FILE_CHECK_INTERVAL, joined })
     }
 
-    fn join(mut self) -> Result<Joined> {
+    fn join(mut self) -> Result<JobConnections> {
         match self.wait_for_all() {
             Ok(()) => Ok(self.welcome()),
             Err(error) => {
@@ -201,7 +201,7 @@ impl<'a> Coordinator<'a> {
             }
             self.check_joined()?;
             self.check_file()?;
-            deadline.note(|| format!("waiting for {} of {}", named(&self.missing()), self.world.size));
+            deadline.note(|| format!("waiting for {} of {}", format_ranks(&self.missing()), self.world.size));
             if deadline.is_over() {
                 return Err(self.missing_ranks());
             }
@@ -218,7 +218,7 @@ impl<'a> Coordinator<'a> {
 
     /// Adds a process that has connected.
     fn add(&mut self, hello: Hello, mut control: ControlConnection) -> Result<()> {
-        let Purpose::Join(mut member) = hello.purpose else { return Ok(()) };
+        let ConnectionPurpose::Join(mut member) = hello.purpose else { return Ok(()) };
         let error = if hello.size != self.world.size || member.rank >= hello.size {
             Some(different_sizes(&self.member, self.world, &member, hello.size))
         } else {
@@ -260,7 +260,7 @@ impl<'a> Coordinator<'a> {
         self.next_check = Instant::now() + FILE_CHECK_INTERVAL;
         let Some(info) = read_info(&self.file.path) else { return Ok(()) };
         let Some(token) = info.token().filter(|token| *token != self.file.token) else { return Ok(()) };
-        let purpose = Purpose::Join(self.member.clone());
+        let purpose = ConnectionPurpose::Join(self.member.clone());
         let hello = Hello { from: 0, to: 0, size: self.world.size, purpose };
         for socket in info.rank_0.socket_addresses(None) {
             if connect_to(socket, token, &hello, self.timeouts.handshake, || true).is_ok() {
@@ -274,7 +274,7 @@ impl<'a> Coordinator<'a> {
         let missing = self.missing();
         let what = format!(
             "{} of {} {} not joined within {} seconds",
-            named(&missing),
+            format_ranks(&missing),
             self.world.size,
             if missing.len() == 1 { "has" } else { "have" },
             self.timeouts.join.as_secs_f64()
@@ -292,7 +292,7 @@ impl<'a> Coordinator<'a> {
         self.file.path.parent().unwrap_or(Path::new("."))
     }
 
-    fn welcome(self) -> Joined {
+    fn welcome(self) -> JobConnections {
         let mut members = vec![self.member];
         let mut controls = vec![None];
         for (member, control) in self.joined.into_iter().flatten() {
@@ -302,7 +302,7 @@ impl<'a> Coordinator<'a> {
         for control in controls.iter_mut().flatten() {
             control.send(&ControlMessage::Welcome(members.clone()));
         }
-        Joined { members, acceptor: self.acceptor, controls }
+        JobConnections { members, acceptor: self.acceptor, controls }
     }
 }
 
@@ -343,7 +343,7 @@ struct Joiner<'a> {
 }
 
 impl Joiner<'_> {
-    fn join(&self, mut acceptor: Acceptor) -> Result<Joined> {
+    fn join(&self, mut acceptor: Acceptor) -> Result<JobConnections> {
         let mut deadline = Deadline::new(&self.timeouts);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -369,7 +369,7 @@ impl Joiner<'_> {
     /// Connects to rank 0. The error says what failed.
     fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(Token, ControlConnection), String> {
         let token = info.token().ok_or_else(|| format!("{} has no token", self.path.display()))?;
-        let purpose = Purpose::Join(self.member.clone());
+        let purpose = ConnectionPurpose::Join(self.member.clone());
         let hello = Hello { from: self.world.rank, to: 0, size: self.world.size, purpose };
         let mut obstacles = Vec::new();
         for socket in info.rank_0.socket_addresses(self.world.address.as_deref()) {
@@ -386,7 +386,7 @@ impl Joiner<'_> {
         acceptor: Acceptor,
         mut control: ControlConnection,
         mut rank_0: Member,
-    ) -> Result<Joined> {
+    ) -> Result<JobConnections> {
         // Rank 0 reaches its own time limit before, and its error names the missing ranks.
         let deadline = Instant::now() + self.timeouts.join + CLOSE_TIME;
         if let Ok(address) = control.stream().peer_addr() {
@@ -398,7 +398,7 @@ impl Joiner<'_> {
                     members[0] = rank_0;
                     let mut controls: Vec<_> = (0..members.len()).map(|_| None).collect();
                     controls[0] = Some(control);
-                    return Ok(Joined { members, acceptor, controls });
+                    return Ok(JobConnections { members, acceptor, controls });
                 }
                 (Some(ControlMessage::Failed(error)), _) => return Err(error),
                 (Some(_), _) => {}

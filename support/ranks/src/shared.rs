@@ -15,7 +15,7 @@ use crate::error::{RankError, Result};
 
 /// The state of a rank in its job.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct RankState {
     state: Mutex<State>,
     /// Notified when the job fails or a rank has connected.
     changed: Condvar,
@@ -35,7 +35,7 @@ struct State {
     failure: Option<RankError>,
     /// Whether a call has returned the failure.
     is_returned: bool,
-    requests: Vec<Request>,
+    requests: Vec<WatcherRequest>,
     /// The last call.
     call: Option<Call>,
     is_in_call: bool,
@@ -48,14 +48,14 @@ struct State {
 
 /// A message to the watching thread.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub(crate) enum WatcherRequest {
     /// The connection to rank `about`, which `call` needs, has closed or cannot be made.
     Suspicion { about: usize, call: Call },
     /// This rank has failed, or has found an error of another one.
     Report(RankError),
 }
 
-impl Shared {
+impl RankState {
     /// The state of a rank that has just joined.
     ///
     /// # Errors
@@ -83,17 +83,17 @@ impl Shared {
     }
 
     /// Readable from the failure of the job on.
-    pub fn failed(&self) -> BorrowedFd<'_> {
+    pub fn failed_event(&self) -> BorrowedFd<'_> {
         self.failed.as_fd()
     }
 
-    /// Readable when the watching thread has something to do, until it calls [`Shared::clear_wake`].
-    pub fn wake(&self) -> BorrowedFd<'_> {
+    /// Readable when the watching thread has something to do, until it calls [`RankState::clear_wake_event`].
+    pub fn wake_event(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
     /// To be called before the watching thread looks for requests.
-    pub fn clear_wake(&self) {
+    pub fn clear_wake_event(&self) {
         // Fails if the event is clear already.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
@@ -166,7 +166,7 @@ impl Shared {
 
     /// Sends a request to the watching thread and waits for the failure of the job that results. If there is none
     /// within `limit`, the job fails with `otherwise`.
-    pub fn request_failure(&self, request: Request, limit: Duration, otherwise: RankError) -> RankError {
+    pub fn request_failure(&self, request: WatcherRequest, limit: Duration, otherwise: RankError) -> RankError {
         let mut state = self.state();
         state.requests.push(request);
         self.wake_watching_thread();
@@ -176,7 +176,7 @@ impl Shared {
     }
 
     /// Takes all requests.
-    pub fn take_requests(&self) -> Vec<Request> {
+    pub fn take_requests(&self) -> Vec<WatcherRequest> {
         std::mem::take(&mut self.state().requests)
     }
 

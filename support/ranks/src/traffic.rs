@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::call::Kind;
+use crate::call::CallKind;
 
 /// The data that a rank has sent to other ranks and received from them, in bytes, by the kind of call. Headers and
 /// control messages do not count, nor does a rank's own part of a collective. Data for several ranks count once for
@@ -10,18 +10,18 @@ use crate::call::Kind;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// [`Ranks::broadcast`](crate::Ranks::broadcast).
-    pub broadcast: Volume,
+    pub broadcast: TrafficVolume,
     /// [`Ranks::all_gather`](crate::Ranks::all_gather).
-    pub all_gather: Volume,
+    pub all_gather: TrafficVolume,
     /// [`Ranks::all_to_all`](crate::Ranks::all_to_all) and [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
-    pub all_to_all: Volume,
+    pub all_to_all: TrafficVolume,
     /// [`Ranks::send`](crate::Ranks::send) and [`Ranks::receive`](crate::Ranks::receive).
-    pub point_to_point: Volume,
+    pub point_to_point: TrafficVolume,
 }
 
 /// A number of bytes in each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Volume {
+pub struct TrafficVolume {
     /// Bytes sent.
     pub sent: u64,
     /// Bytes received.
@@ -30,34 +30,37 @@ pub struct Volume {
 
 impl Traffic {
     /// The sum over all kinds of calls.
-    pub fn total(&self) -> Volume {
+    pub fn total(&self) -> TrafficVolume {
         let all = [self.broadcast, self.all_gather, self.all_to_all, self.point_to_point];
-        let sum = |part: fn(&Volume) -> u64| all.iter().map(part).sum();
-        Volume { sent: sum(|volume| volume.sent), received: sum(|volume| volume.received) }
+        let sum = |part: fn(&TrafficVolume) -> u64| all.iter().map(part).sum();
+        TrafficVolume { sent: sum(|volume| volume.sent), received: sum(|volume| volume.received) }
     }
 }
 
 /// The counters behind [`Traffic`].
 #[derive(Debug, Default)]
-pub(crate) struct Counters([[AtomicU64; 2]; Kind::ALL.len()]);
+pub(crate) struct TrafficCounters([[AtomicU64; 2]; CallKind::ALL.len()]);
 
-impl Counters {
-    pub fn add(&self, kind: Kind, sent: usize, received: usize) {
+impl TrafficCounters {
+    pub fn add(&self, kind: CallKind, sent: usize, received: usize) {
         let [all_sent, all_received] = &self.0[usize::from(kind.code())];
         all_sent.fetch_add(sent as u64, Ordering::Relaxed);
         all_received.fetch_add(received as u64, Ordering::Relaxed);
     }
 
     pub fn read(&self) -> Traffic {
-        let volume = |kind: Kind| {
+        let volume = |kind: CallKind| {
             let [sent, received] = self.0[usize::from(kind.code())].each_ref().map(|n| n.load(Ordering::Relaxed));
-            Volume { sent, received }
+            TrafficVolume { sent, received }
         };
         Traffic {
-            broadcast: volume(Kind::Broadcast),
-            all_gather: volume(Kind::AllGather),
-            all_to_all: volume(Kind::AllToAll),
-            point_to_point: Volume { sent: volume(Kind::Send).sent, received: volume(Kind::Receive).received },
+            broadcast: volume(CallKind::Broadcast),
+            all_gather: volume(CallKind::AllGather),
+            all_to_all: volume(CallKind::AllToAll),
+            point_to_point: TrafficVolume {
+                sent: volume(CallKind::Send).sent,
+                received: volume(CallKind::Receive).received,
+            },
         }
     }
 }

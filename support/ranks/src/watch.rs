@@ -15,11 +15,11 @@ use rustix::event::{PollFd, PollFlags};
 use crate::call::{Activity, Call};
 use crate::control::{ControlConnection, ControlMessage, wait_for};
 use crate::error::{RankError, Result};
-use crate::failure_detector::{FailureDetector, ended, silent};
-use crate::handshake::{Acceptor, Hello, Purpose};
+use crate::failure_detector::{FailureDetector, process_ended_error, silent_rank_error};
+use crate::handshake::{Acceptor, ConnectionPurpose, Hello};
 use crate::member::Member;
-use crate::rendezvous::{Joined, duplicate_rank};
-use crate::shared::{Request, Shared};
+use crate::rendezvous::{JobConnections, duplicate_rank};
+use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
 
 /// A function that is called with the failure of the job.
@@ -38,15 +38,15 @@ const MAX_TICK: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// The thread cannot be created.
-pub(crate) fn start(
+pub(crate) fn start_watching_thread(
     rank: usize,
-    joined: Joined,
-    shared: &Arc<Shared>,
+    joined: JobConnections,
+    shared: &Arc<RankState>,
     timeouts: &Timeouts,
     on_failure: OnFailure,
 ) -> Result<JoinHandle<()>> {
     let now = Instant::now();
-    let Joined { members, acceptor, mut controls } = joined;
+    let JobConnections { members, acceptor, mut controls } = joined;
     // The time in which ranks joined does not count as silence.
     controls.iter_mut().flatten().for_each(|control| control.last_received = now);
     let watcher = Watcher {
@@ -71,11 +71,11 @@ struct Watcher {
     rank: usize,
     members: Vec<Member>,
     acceptor: Acceptor,
-    /// The open control connections by rank, see [`Joined::controls`].
+    /// The open control connections by rank, see [`JobConnections::controls`].
     controls: Vec<Option<ControlConnection>>,
     /// `None` except on rank 0.
     detector: Option<FailureDetector>,
-    shared: Arc<Shared>,
+    shared: Arc<RankState>,
     timeouts: Timeouts,
     /// `None` after it has been called.
     on_failure: Option<OnFailure>,
@@ -105,19 +105,19 @@ impl Watcher {
     }
 
     fn wait(&self) {
-        let mut events = vec![PollFd::from_borrowed_fd(self.shared.wake(), PollFlags::IN)];
+        let mut events = vec![PollFd::from_borrowed_fd(self.shared.wake_event(), PollFlags::IN)];
         self.acceptor.poll_events(&mut events);
         events.extend(self.controls.iter().flatten().map(ControlConnection::poll_event));
         wait_for(&mut events, (self.timeouts.heartbeat / 4).min(MAX_TICK));
-        self.shared.clear_wake();
+        self.shared.clear_wake_event();
     }
 
     fn handle_requests(&mut self) {
         for request in self.shared.take_requests() {
             match request {
-                Request::Report(error) if self.rank == 0 => self.fail(error),
-                Request::Report(error) => self.send_to_rank_0(&ControlMessage::Report(error)),
-                Request::Suspicion { about, call } => self.suspect(about, call),
+                WatcherRequest::Report(error) if self.rank == 0 => self.fail(error),
+                WatcherRequest::Report(error) => self.send_to_rank_0(&ControlMessage::Report(error)),
+                WatcherRequest::Suspicion { about, call } => self.suspect(about, call),
             }
         }
     }
@@ -155,12 +155,12 @@ impl Watcher {
 
     fn accept(&self, hello: Hello, stream: TcpStream) {
         match hello.purpose {
-            Purpose::Data if hello.from > self.rank && hello.from < self.members.len() => {
+            ConnectionPurpose::Data if hello.from > self.rank && hello.from < self.members.len() => {
                 self.shared.put_connection(hello.from, stream);
             }
-            Purpose::Data => {}
+            ConnectionPurpose::Data => {}
             // It comes too late: all ranks have joined.
-            Purpose::Join(member) => {
+            ConnectionPurpose::Join(member) => {
                 let first = self.members.get(member.rank).unwrap_or(&self.members[self.rank]);
                 if let Ok(mut control) = ControlConnection::new(stream) {
                     control.send(&ControlMessage::Failed(duplicate_rank(first, &member)));
@@ -211,7 +211,7 @@ impl Watcher {
         let error = match &self.detector {
             Some(detector) => detector.failure_of_closed_connection(rank),
             // Rank 0 leaves last. If this rank is leaving as well, nothing is lost.
-            None => self.leaving_since.is_none().then(|| ended(&self.members[0])),
+            None => self.leaving_since.is_none().then(|| process_ended_error(&self.members[0])),
         };
         if let Some(error) = error {
             self.fail(error);
@@ -251,7 +251,7 @@ impl Watcher {
                 let silence = self.timeouts.silence;
                 let control = self.controls[0].as_ref();
                 let is_silent = control.is_some_and(|control| now.duration_since(control.last_received) > silence);
-                is_silent.then(|| silent(&self.members[0], silence))
+                is_silent.then(|| silent_rank_error(&self.members[0], silence))
             }
         };
         if let Some(error) = failure {

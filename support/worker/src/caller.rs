@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::message::{read_message, write_message};
-use crate::program::{Kind, Program};
+use crate::program::{WorkerKind, WorkerProgram};
 
 /// The longest header of a reply in bytes.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -33,13 +33,13 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// A running worker. When dropped, it is killed together with its fork.
 #[derive(Debug)]
 pub struct Worker {
-    program: Program,
+    program: WorkerProgram,
     process: Child,
     socket: BufReader<Socket>,
     stderr: UnixStream,
     /// Number of jobs that were sent to this worker.
     pub jobs: usize,
-    /// The subjects of this worker's jobs, see [`Pool::take`].
+    /// The subjects of this worker's jobs, see [`Pool::take_idle_worker`].
     subjects: Vec<u64>,
     timeout: Duration,
 }
@@ -64,18 +64,18 @@ impl Read for Socket {
 
 /// Why a worker gave no reply.
 #[derive(Debug)]
-pub enum Failure {
+pub enum WorkerFailure {
     /// It sent no reply in time.
     Timeout,
     /// The worker sent a message that is not a reply, or that is too long.
     Invalid,
     /// It ended.
-    Ended(End),
+    Ended(WorkerExit),
 }
 
 /// How a worker ended.
 #[derive(Debug)]
-pub struct End {
+pub struct WorkerExit {
     /// The signal that killed it.
     pub signal: Option<i32>,
     /// Its exit code, if it exited.
@@ -83,7 +83,7 @@ pub struct End {
     stderr: String,
 }
 
-impl End {
+impl WorkerExit {
     /// Whether the worker was killed by SIGKILL, as the kernel does for lack of memory.
     pub fn was_killed(&self) -> bool {
         self.signal == Some(Signal::KILL.as_raw())
@@ -96,7 +96,7 @@ impl End {
 
     /// The first line that the worker printed to its standard error since its last job (or the worker) began, in
     /// brackets after a space; or an empty text.
-    pub fn detail(&self) -> String {
+    pub fn stderr_detail(&self) -> String {
         let line = self.stderr.lines().map(str::trim).find(|line| !line.is_empty());
         line.map_or(String::new(), |line| format!(" ({})", line.chars().take(200).collect::<String>()))
     }
@@ -107,7 +107,7 @@ impl Worker {
     ///
     /// # Errors
     /// The program cannot be started.
-    pub fn start(program: &Program, kind: &Kind) -> io::Result<Self> {
+    pub fn start(program: &WorkerProgram, kind: &WorkerKind) -> io::Result<Self> {
         let (stream, other) = UnixStream::pair()?;
         let (stderr, stderr_end) = UnixStream::pair()?;
         // Output of the worker beyond the capacity of the socket is lost, so that the worker never waits for a reader.
@@ -136,7 +136,7 @@ impl Worker {
         job: &impl Serialize,
         file: Option<BorrowedFd<'_>>,
         timeout: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), WorkerFailure> {
         // Before its first job, a worker prints only why it cannot start, such as a missing library.
         if self.jobs > 0 {
             self.read_stderr();
@@ -161,15 +161,15 @@ impl Worker {
     ///
     /// # Errors
     /// The worker sent no valid reply in time, or it ended.
-    pub fn receive<H: DeserializeOwned>(&mut self, max_body: u64, body: &mut Vec<u8>) -> Result<H, Failure> {
+    pub fn receive<H: DeserializeOwned>(&mut self, max_body: u64, body: &mut Vec<u8>) -> Result<H, WorkerFailure> {
         self.socket.get_mut().deadline = Instant::now().checked_add(self.timeout);
         read_message(&mut self.socket, MAX_HEADER_BYTES, max_body, body).map_err(|e| self.failure(&e))
     }
 
-    fn failure(&mut self, error: &io::Error) -> Failure {
+    fn failure(&mut self, error: &io::Error) -> WorkerFailure {
         match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => return Failure::Timeout,
-            ErrorKind::InvalidData => return Failure::Invalid,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => return WorkerFailure::Timeout,
+            ErrorKind::InvalidData => return WorkerFailure::Invalid,
             _ => {}
         }
         // A worker that ends closes the socket before it exits: killing it at once would hide its exit code. A worker
@@ -177,7 +177,7 @@ impl Worker {
         self.wait_for_exit(EXIT_GRACE);
         let status = self.kill();
         let (signal, code) = status.map_or((None, None), |status| (status.signal(), status.code()));
-        Failure::Ended(End { signal, code, stderr: self.read_stderr() })
+        WorkerFailure::Ended(WorkerExit { signal, code, stderr: self.read_stderr() })
     }
 
     /// Reads what the worker has printed to its standard error since the last call.
@@ -232,7 +232,7 @@ impl Pool {
 
     /// Takes an idle worker of a program, preferably one that has had a job with this subject. Returns `None` if no
     /// worker of the program is idle.
-    pub fn take(&self, program: &Program, subject: u64) -> Option<Worker> {
+    pub fn take_idle_worker(&self, program: &WorkerProgram, subject: u64) -> Option<Worker> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain_mut(|worker| matches!(worker.process.try_wait(), Ok(None)));
         let fits = |worker: &Worker| worker.program.path == program.path && worker.program.args == program.args;
@@ -242,7 +242,7 @@ impl Pool {
     }
 
     /// Lets a worker, which has done a job with this subject, wait for the next job.
-    pub fn put(&self, mut worker: Worker, subject: u64) {
+    pub fn return_worker(&self, mut worker: Worker, subject: u64) {
         if !worker.subjects.contains(&subject) {
             worker.subjects.push(subject);
         }

@@ -1,8 +1,8 @@
 //! Worker processes: this program, started again to do work that can crash, hang or take all memory, such as decoding
 //! a file from a stranger. Whatever happens to a worker, its caller goes on with one error.
 //!
-//! A worker is started with the hidden argument [`WORKER_ARGUMENT`] and the name of its [`Kind`]. Its standard input is
-//! a socket to the caller:
+//! A worker is started with the hidden argument [`WORKER_ARGUMENT`] and the name of its [`WorkerKind`]. Its standard
+//! input is a socket to the caller:
 //! ```text
 //! caller                                         worker
 //! start the worker                          ---> wait for jobs
@@ -19,7 +19,8 @@
 //! difference.
 //!
 //! A worker that misses its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped. The
-//! caller gets a [`Failure`] and decides whether another worker tries the job again. Idle workers wait in a [`Pool`].
+//! caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
+//! [`Pool`].
 //!
 //! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller. If memory runs out,
 //! the kernel ends workers first.
@@ -29,6 +30,8 @@ mod message;
 mod program;
 mod serve;
 
-pub use caller::{End, Failure, Pool, Worker};
-pub use program::{DEFAULT_TIMEOUT, Kind, Program, WORKER_ARGUMENT, program, run_if_worker, use_workers};
+pub use caller::{Pool, Worker, WorkerExit, WorkerFailure};
+pub use program::{
+    DEFAULT_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, use_workers, worker_program,
+};
 pub use serve::{Replies, limit_memory, limit_processor_time, serve, serve_in_forks};

@@ -230,18 +230,18 @@ impl GrpoOptions {
 
     /// Whether the user gives a reward command, function or URL.
     pub fn has_custom_reward(&self) -> bool {
-        !self.reward_command.is_empty() || self.functions().next().is_some() || self.reward_url.is_some()
+        !self.reward_command.is_empty() || self.python_reward_functions().next().is_some() || self.reward_url.is_some()
     }
 
     /// The Python functions in `--reward-funcs`, without the rewards of this program.
-    pub fn functions(&self) -> impl Iterator<Item = &str> {
+    pub fn python_reward_functions(&self) -> impl Iterator<Item = &str> {
         self.reward_funcs.iter().map(String::as_str).filter(|name| !OWN_FUNCTIONS.contains(name))
     }
 
     /// The names of the custom rewards: the commands, the functions, then the URL. A single command is `command`; several
     /// are `command_1`, `command_2` and so on. A function has its own name.
     pub fn custom_reward_names(&self) -> Vec<String> {
-        self.reward_names(self.functions())
+        self.reward_names(self.python_reward_functions())
     }
 
     /// The names of the rewards in the order of the numbers of `--reward-weights`.
@@ -275,7 +275,7 @@ impl GrpoOptions {
             ("length", self.len_control == Some(false)),
         ];
         let mut names: Vec<String> = own.iter().filter(|(_, used)| *used).map(|(name, _)| name.to_string()).collect();
-        self.functions().try_for_each(|function| function_name(function).map(drop))?;
+        self.python_reward_functions().try_for_each(|function| function_name(function).map(drop))?;
         for name in self.custom_reward_names() {
             let what = format!("has two rewards with the name {name}");
             check(!names.contains(&name), "--reward-funcs", what, "give the function another name")?;
@@ -297,7 +297,8 @@ impl TrainingOptions for GrpoOptions {
     const COMMAND: &'static str = "grpo";
 
     fn code_files(&self) -> Vec<PathBuf> {
-        let files = self.functions().filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
+        let files =
+            self.python_reward_functions().filter_map(|function| Some(PathBuf::from(function.rsplit_once(':')?.0)));
         files.filter(|file| file.extension().is_some_and(|end| end == "py")).collect()
     }
 
@@ -343,7 +344,9 @@ impl TrainingOptions for GrpoOptions {
             "give names of environment variables, or none",
         )?;
         check(
-            self.reward_env.is_none() || !self.reward_command.is_empty() || self.functions().next().is_some(),
+            self.reward_env.is_none()
+                || !self.reward_command.is_empty()
+                || self.python_reward_functions().next().is_some(),
             "--reward-env",
             "is for --reward-command and --reward-funcs, which are not given".into(),
             "give one of them too, or leave --reward-env out",

@@ -156,7 +156,7 @@ pub enum ReportTo {
 
 impl Optim {
     /// How the optimizer stores its moments.
-    pub fn moments(self) -> MomentFormat {
+    pub fn moment_format(self) -> MomentFormat {
         match self {
             Self::Adamw => MomentFormat::F32,
             Self::AdamwBf16 => MomentFormat::Bf16,

@@ -16,24 +16,24 @@ pub(super) struct ExpectedLengths {
 
 impl ExpectedLengths {
     /// The number of tokens of the prompt of `row`, if it is known or was estimated.
-    pub fn prompt(&self, row: usize) -> Option<u64> {
+    pub fn prompt_tokens(&self, row: usize) -> Option<u64> {
         self.prompts.get(&row).copied()
     }
 
     /// Keeps the estimate of a prompt, so that it is made once.
-    pub fn estimate_prompt(&mut self, row: usize, tokens: u64) {
+    pub fn set_estimated_prompt_tokens(&mut self, row: usize, tokens: u64) {
         self.prompts.insert(row, tokens);
     }
 
     /// The expected number of tokens of all completions of `row` together: that of its last rollout, else the mean of
     /// all rollouts, else 0. In the first step this counts the same for all rows.
-    pub fn completions(&self, row: usize) -> u64 {
+    pub fn completion_tokens(&self, row: usize) -> u64 {
         let mean = || self.total.checked_div(self.count).unwrap_or(0);
         self.completions.get(&row).copied().unwrap_or_else(mean)
     }
 
     /// Records a rollout of `row`.
-    pub fn record(&mut self, row: usize, prompt: u64, completions: u64) {
+    pub fn record_rollout(&mut self, row: usize, prompt: u64, completions: u64) {
         self.prompts.insert(row, prompt);
         self.completions.insert(row, completions);
         (self.total, self.count) = (self.total + completions, self.count + 1);
@@ -47,12 +47,18 @@ mod tests {
     #[test]
     fn a_rollout_replaces_the_estimate_of_its_row_and_adds_to_the_mean() {
         let mut lengths = ExpectedLengths::default();
-        lengths.estimate_prompt(3, 1000);
-        assert_eq!((lengths.prompt(3), lengths.prompt(4), lengths.completions(3)), (Some(1000), None, 0));
-        lengths.record(3, 700, 40);
-        lengths.record(5, 10, 20);
-        assert_eq!((lengths.prompt(3), lengths.completions(3), lengths.completions(4)), (Some(700), 40, 30));
-        lengths.record(3, 700, 60);
-        assert_eq!((lengths.completions(3), lengths.completions(4)), (60, 40));
+        lengths.set_estimated_prompt_tokens(3, 1000);
+        assert_eq!(
+            (lengths.prompt_tokens(3), lengths.prompt_tokens(4), lengths.completion_tokens(3)),
+            (Some(1000), None, 0)
+        );
+        lengths.record_rollout(3, 700, 40);
+        lengths.record_rollout(5, 10, 20);
+        assert_eq!(
+            (lengths.prompt_tokens(3), lengths.completion_tokens(3), lengths.completion_tokens(4)),
+            (Some(700), 40, 30)
+        );
+        lengths.record_rollout(3, 700, 60);
+        assert_eq!((lengths.completion_tokens(3), lengths.completion_tokens(4)), (60, 40));
     }
 }

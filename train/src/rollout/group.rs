@@ -63,7 +63,7 @@ impl CompletionTokens {
 
 /// A GRPO group: the completions of one prompt. Their rewards are compared with each other to give advantages.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub struct RolloutGroup {
     /// The prompt.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
@@ -79,7 +79,7 @@ pub struct Group {
 #[derive(Clone, Debug, Default)]
 pub struct RolloutSet {
     /// The groups.
-    pub groups: Vec<Group>,
+    pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups, and has prepared their prompts; empty in a single process.
     pub ranks_of_micro_batches: Vec<usize>,
     /// Number of training steps that have used this set.
@@ -107,7 +107,7 @@ pub struct RolloutSet {
 
 impl RolloutSet {
     /// Makes a rollout set of new groups and computes the advantages of their completions.
-    pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
+    pub fn new(mut groups: Vec<RolloutGroup>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
         let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
         let mut rest = &advantages[..];
@@ -146,7 +146,12 @@ impl RolloutSet {
                 )));
             }
             let prompt = Arc::new(prompts.unprepared_prompt_of_row(g.row)?);
-            groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });
+            groups.push(RolloutGroup {
+                prompt,
+                completions: g.completions,
+                rewards: g.rewards,
+                advantages: g.advantages,
+            });
         }
         let ranks_of_micro_batches = spread.spread_groups(&mut groups, prompts)?;
         Ok(Self {
@@ -197,7 +202,7 @@ struct StoredSet {
     metrics: GrpoMetrics,
 }
 
-/// A [`Group`] as a checkpoint stores it.
+/// A [`RolloutGroup`] as a checkpoint stores it.
 #[derive(Serialize, Deserialize)]
 struct StoredGroup {
     row: usize,
@@ -207,11 +212,11 @@ struct StoredGroup {
 }
 
 /// Makes a group of each prompt, with the prompt's completions and rewards from the `--rollouts` file.
-pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<Group> {
+pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<RolloutGroup> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let tokens = |ids| CompletionTokens::new(ids, Vec::new(), ends, options.mask_truncated_completions);
-        Group {
+        RolloutGroup {
             prompt: Arc::new(prompt),
             completions: line.completions.into_iter().map(tokens).collect(),
             rewards: line.rewards,

@@ -14,7 +14,7 @@ pub mod siglip;
 pub mod spread;
 pub mod worker;
 
-pub use group::{CompletionTokens, Group, RolloutSet};
+pub use group::{CompletionTokens, RolloutGroup, RolloutSet};
 pub use products::StoredRolloutOutputs;
 pub use prompts::{Prompt, PromptSource};
 pub use sampler::with_shuffled_frames;

@@ -3,7 +3,8 @@
 //!
 //! On device `cpu`, the policy's forward pass in a training step computes the same products as the preceding rollout,
 //! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
-//! ([`RolloutOutputStore::for_requests`]) and the forward pass reuses them ([`StoredRolloutOutputs::of_micro_batch`]).
+//! ([`RolloutOutputStore::allocate_for_requests`]) and the forward pass reuses them
+//! ([`StoredRolloutOutputs::outputs_of_micro_batch`]).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,7 @@ use reel_input::config::TextConfig;
 use reel_model::text::products::{MatmulGrouping, ReusedOutputs, StoredOutputs};
 use reel_runtime::Cx;
 
-use super::group::Group;
+use super::group::RolloutGroup;
 use crate::Result;
 use crate::options::GrpoOptions;
 use crate::step::trainer::Trainer;
@@ -66,7 +67,7 @@ impl RolloutOutputStore {
 
     /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to write them to.
     /// `indices` are the indices of the requests' prompts in the rollout. Returns `None` if there is too little memory.
-    pub fn for_requests(
+    pub fn allocate_for_requests(
         &self,
         requests: &mut [GenerationRequest],
         indices: impl Iterator<Item = usize>,
@@ -96,7 +97,12 @@ impl StoredRolloutOutputs {
     /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
     /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix. Returns
     /// `None` if this process has not sampled the groups.
-    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<Option<ReusedOutputs>> {
+    pub fn outputs_of_micro_batch(
+        &self,
+        cx: &Cx,
+        first: usize,
+        groups: &[RolloutGroup],
+    ) -> Result<Option<ReusedOutputs>> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (index, group) in (first..).zip(groups) {
             let Some(rows) = self.groups.get(&index) else { return Ok(None) };

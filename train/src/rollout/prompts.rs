@@ -46,7 +46,7 @@ pub struct Prompt {
 
 impl Prompt {
     /// Makes a prompt with model inputs only, without row, text and columns.
-    pub fn of_size(tokens: ModelInput) -> Self {
+    pub fn from_model_input(tokens: ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }
 
@@ -160,7 +160,7 @@ impl PromptSource {
     /// The expected number of tokens of the prompt of row `row` of the data file: the number in an earlier rollout, else
     /// an estimate by [`expected_tokens`].
     pub fn expected_prompt_length(&self, row: usize) -> u64 {
-        if let Some(tokens) = self.lengths().prompt(row) {
+        if let Some(tokens) = self.lengths().prompt_tokens(row) {
             return tokens;
         }
         let tokens = match self.content_and_columns(row) {
@@ -170,14 +170,14 @@ impl PromptSource {
             Ok((PromptContent::Text(text), _)) => text.len().div_ceil(4) as u64,
             Err(_) => 0, // A row that cannot be used.
         };
-        self.lengths().estimate_prompt(row, tokens);
+        self.lengths().set_estimated_prompt_tokens(row, tokens);
         tokens
     }
 
     /// Records the numbers of tokens of a prompt and of all its completions together, from which
     /// [`SampleSource::expected_length`] predicts the row's length in later epochs. All ranks record the same numbers.
     pub fn record_lengths(&self, row: usize, prompt: usize, completions: usize) {
-        self.lengths().record(row, prompt as u64, completions as u64);
+        self.lengths().record_rollout(row, prompt as u64, completions as u64);
     }
 
     /// Makes the prompt of row `index` without model inputs, for a row that another process prepares.
@@ -256,7 +256,7 @@ impl SampleSource for PromptSource {
                 let completions = line.completions.iter().map(|ids| ids.len() as u64).sum::<u64>();
                 self.expected_prompt_length(line.row) + completions
             }
-            None => self.expected_prompt_length(row) + self.lengths().completions(row),
+            None => self.expected_prompt_length(row) + self.lengths().completion_tokens(row),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::prompts::PromptSource;
 use super::worker::Rollout;
 use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, Group};
+use crate::rollout::group::{CompletionTokens, RolloutGroup};
 use crate::{Result, TrainError};
 
 /// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
@@ -147,7 +147,7 @@ pub fn read_recorded_groups(
     step: u64,
     options: &GrpoOptions,
     prompts: &PromptSource,
-) -> Result<Vec<Group>> {
+) -> Result<Vec<RolloutGroup>> {
     let path = rollouts_file_path(folder, step);
     let text = input::read_text(&path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(&path, e))?;
     let (mut groups, ends) = (Vec::new(), prompts.end_tokens());
@@ -175,7 +175,7 @@ pub fn read_recorded_groups(
         let mask_truncated = options.mask_truncated_completions;
         let tokens = |(ids, log_probs)| CompletionTokens::new(ids, log_probs, &ends, mask_truncated);
         if r.used {
-            groups.push(Group {
+            groups.push(RolloutGroup {
                 prompt: Arc::new(prompts.prompt(r.row)?),
                 completions: r.completions.into_iter().zip(r.log_probs).map(tokens).collect(),
                 rewards: r.rewards,
@@ -219,7 +219,7 @@ fn without_secrets(mut prompt: Value) -> Value {
     for part in parts.filter_map(Value::as_object_mut) {
         let media =
             part.iter_mut().filter(|(key, _)| ["image", "video", "image_url", "video_url"].contains(&key.as_str()));
-        media.for_each(|(_, value)| json::redact(value));
+        media.for_each(|(_, value)| json::redact_urls_in_json(value));
     }
     prompt
 }

@@ -97,7 +97,7 @@ impl<'a> CompletionSampler<'a> {
             requests.push(request(tokens, group, i, RandomStream::Completions));
         }
         let products = match &self.keeper {
-            Some(keeper) => keeper.for_requests(&mut requests, prompts.iter().map(|(i, _)| *i))?,
+            Some(keeper) => keeper.allocate_for_requests(&mut requests, prompts.iter().map(|(i, _)| *i))?,
             None => None,
         };
         for ((i, _), tokens) in prompts.iter().zip(&shuffled) {
@@ -110,7 +110,7 @@ impl<'a> CompletionSampler<'a> {
             if first_tokens == all {
                 prefilled();
             }
-            self.lender.lend();
+            self.lender.lend_to_server();
         });
         let (completions, _) = generated.map_err(|e| match e {
             EngineError::Interrupted => TrainError::interrupted(),

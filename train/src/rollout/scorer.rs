@@ -49,7 +49,8 @@ impl<'a> CompletionScorer<'a> {
         let log = reward_log(setup);
         let timeout = Duration::from_secs_f64(options.reward_timeout);
         let commands = options.reward_command.iter().map(|shell| CustomReward::from_command(shell, timeout));
-        let functions = options.functions().map(|function| CustomReward::from_function(function, timeout));
+        let functions =
+            options.python_reward_functions().map(|function| CustomReward::from_function(function, timeout));
         let programs = commands.chain(functions).map(|program| {
             let program = program?.with_log(log.clone());
             Ok(match options.reward_environment() {
@@ -123,7 +124,7 @@ impl<'a> CompletionScorer<'a> {
         }
         let patience = Instant::now() + PATIENCE;
         let early: Vec<_> =
-            lender.during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
+            lender.lend_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
         let is_slow = early.iter().any(Option::is_none);
         let finish = || -> Vec<_> {
             let all = custom.iter_mut().zip(early);
@@ -138,7 +139,7 @@ impl<'a> CompletionScorer<'a> {
                     Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
-                (done, lender.during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
+                (done, lender.lend_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {

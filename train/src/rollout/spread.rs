@@ -21,7 +21,7 @@ use reel_rewards::{RewardError, Scores};
 use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use serde::{Deserialize, Serialize};
 
-use super::group::Group;
+use super::group::RolloutGroup;
 use super::prompts::{Prompt, PromptSource};
 use super::worker::Rollout;
 use crate::exchange::gather_in_order;
@@ -96,7 +96,7 @@ impl<'a> GroupSpread<'a> {
     }
 
     /// The prompts of this rank with their indices.
-    pub fn own<'r, P>(&'r self, round: &'r RoundPrompts<P>) -> impl Iterator<Item = (usize, &'r P)> {
+    pub fn prompts_of_this_rank<'r, P>(&'r self, round: &'r RoundPrompts<P>) -> impl Iterator<Item = (usize, &'r P)> {
         let rank_of = |index: usize| round.ranks_of_micro_batches.get(index / self.groups_per_micro_batch).copied();
         round.prompts.iter().enumerate().filter(move |(index, _)| rank_of(*index) == Some(self.rank()))
     }
@@ -106,8 +106,8 @@ impl<'a> GroupSpread<'a> {
     ///
     /// # Errors
     /// A prompt cannot be prepared.
-    pub fn spread_groups(&self, groups: &mut [Group], source: &PromptSource) -> Result<Vec<usize>> {
-        let length = |group: &Group| {
+    pub fn spread_groups(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
+        let length = |group: &RolloutGroup| {
             let completions: usize = group.completions.iter().map(|completion| completion.ids.len()).sum();
             source.expected_prompt_length(group.prompt.row) + completions as u64
         };
@@ -177,7 +177,7 @@ impl<'a> GroupSpread<'a> {
     ///
     /// # Errors
     /// Another rank has failed.
-    pub fn sum(&self, name: &str, own: u64) -> Result<u64> {
+    pub fn sum_over_ranks(&self, name: &str, own: u64) -> Result<u64> {
         let Some(ranks) = self.ranks else { return Ok(own) };
         let all = ranks.all_gather(name, bytemuck::bytes_of(&own))?;
         Ok(all.iter().flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, u64>(bytes)).sum())
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn sent_rollouts_keep_every_bit() {
-        let prompt = Arc::new(Prompt::of_size(ModelInput::default()));
+        let prompt = Arc::new(Prompt::from_model_input(ModelInput::default()));
         let completion = |index: usize, finish_reason| Completion {
             request: 0,
             index,

@@ -33,7 +33,7 @@ use super::spread::{GroupSpread, RoundPrompts, ScoredRollouts};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::rollout::group::{CompletionTokens, Group};
+use crate::rollout::group::{CompletionTokens, RolloutGroup};
 use crate::setup::GrpoSetup;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
@@ -67,7 +67,7 @@ pub struct Rollout {
 /// The result of sampling for one step.
 pub struct RolloutBatch {
     /// The groups to train on. Those of other ranks have prompts that are not prepared.
-    pub groups: Vec<Group>,
+    pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups.
     pub ranks_of_micro_batches: Vec<usize>,
     /// The metrics of sampling.
@@ -126,7 +126,7 @@ impl<'a> RolloutWorker<'a> {
         n: u64,
         feed: &mut MicroBatchFeed<PromptSource>,
         cursor: &mut StepRowCursor,
-        mut while_scoring: impl FnMut(&[Group]) -> Result<()>,
+        mut while_scoring: impl FnMut(&[RolloutGroup]) -> Result<()>,
     ) -> Result<Option<RolloutBatch>> {
         let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded().unwrap_or(0));
         let dynamic = self.options.dynamic_sampling;
@@ -138,7 +138,7 @@ impl<'a> RolloutWorker<'a> {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
             let taken = {
                 let _range = range(RangeName::Phase("data loading"));
-                self.lender.during(|| self.spread.take_prompts(&self.prompts, next))?
+                self.lender.lend_during(|| self.spread.take_prompts(&self.prompts, next))?
             };
             if taken.prompts.is_empty() {
                 data_ended = true;
@@ -177,7 +177,7 @@ impl<'a> RolloutWorker<'a> {
             ranks_of_micro_batches = prompts.ranks_of_micro_batches;
             for (rollout, scores) in rollouts.iter().zip(scores) {
                 if is_kept(&scores) {
-                    kept.push(Group { rewards: scores.reward.clone(), ..self.group(rollout) });
+                    kept.push(RolloutGroup { rewards: scores.reward.clone(), ..self.group(rollout) });
                 } else {
                     dropped += 1;
                 }
@@ -195,9 +195,10 @@ impl<'a> RolloutWorker<'a> {
         kept.truncate(self.options.groups_per_step());
         if dynamic {
             // The kept groups make other micro-batches than the prompts.
-            ranks_of_micro_batches = self.lender.during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
+            ranks_of_micro_batches = self.lender.lend_during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
         }
-        let encoded = self.scorer.frames_encoded().map(|frames| self.spread.sum("frames", frames - encoded_before));
+        let encoded =
+            self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));
         let metrics = GrpoMetrics {
             rewards: mean_rewards(&all_scores),
             frames_encoded: encoded.transpose()?,
@@ -216,10 +217,10 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Makes the group of a rollout, still without rewards and advantages.
-    fn group(&self, rollout: &Rollout) -> Group {
+    fn group(&self, rollout: &Rollout) -> RolloutGroup {
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), &ends, mask);
-        Group {
+        RolloutGroup {
             prompt: rollout.prompt.clone(),
             completions: rollout.completions.iter().map(tokens).collect(),
             rewards: Vec::new(),
@@ -235,7 +236,7 @@ impl<'a> RolloutWorker<'a> {
         prompts: &RoundPrompts<Arc<Prompt>>,
         n: u64,
         round: u64,
-        while_scoring: impl FnOnce(&[Group]) -> Result<()>,
+        while_scoring: impl FnOnce(&[RolloutGroup]) -> Result<()>,
     ) -> Result<(ScoredRollouts, Option<StoredRolloutOutputs>)> {
         let sampling = range(RangeName::Phase("rollout"));
         let (rollouts, products) = self.sample(prompts, n, round)?;
@@ -247,7 +248,7 @@ impl<'a> RolloutWorker<'a> {
         let scores = match self.options.dynamic_sampling {
             true => self.scorer.score(&rollouts, || Ok(()))?,
             false => {
-                let groups: Vec<Group> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
+                let groups: Vec<RolloutGroup> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
                 // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further rounds
                 // need this memory.
                 self.sampler.release_memory();
@@ -265,7 +266,7 @@ impl<'a> RolloutWorker<'a> {
         n: u64,
         round: u64,
     ) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
-        let own = || self.spread.own(prompts);
+        let own = || self.spread.prompts_of_this_rank(prompts);
         let inputs: Vec<(usize, &ModelInput)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
             return Ok((Vec::new(), None));

@@ -20,13 +20,13 @@ use crate::{Result, TrainError};
 /// The share of the free memory that a run may fill. In host memory (0.5), media workers and the copy of a checkpoint
 /// that is being written need the rest. In GPU memory (0.94), the driver and libraries need the rest, and gaps between
 /// allocated blocks are lost.
-pub fn usable_share(device: &Device) -> f64 {
+pub fn usable_memory_share(device: &Device) -> f64 {
     if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
 
 /// A micro-batch, and the tokens from which its loss is computed.
 #[derive(Debug)]
-pub struct LearnedTokens {
+pub struct BatchWithLearnedTokens {
     /// The packed batch.
     pub batch: Batch,
     /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
@@ -75,7 +75,7 @@ impl CheckpointingPolicy {
     ) -> Result<Self> {
         let memory = match (setting, free) {
             (GradientCheckpointing::Auto, Some(free)) => Some(MemoryPlan {
-                limit: (free as f64 * usable_share(device)) as u64,
+                limit: (free as f64 * usable_memory_share(device)) as u64,
                 model: on_dry_device(&device.dry_like())?,
                 dtype,
                 grads: Grads::new(),
@@ -98,11 +98,11 @@ impl CheckpointingPolicy {
 
     /// Chooses which activations the micro-batch `batch` with `learned` learned tokens keeps. `pack_on` packs the
     /// micro-batch on another device.
-    pub fn choose(
+    pub fn choose_kept_activations(
         &mut self,
         device: &Device,
         (batch, learned): (&Batch, usize),
-        pack_on: impl Fn(&Device) -> Result<LearnedTokens>,
+        pack_on: impl Fn(&Device) -> Result<BatchWithLearnedTokens>,
     ) -> Result<Checkpointing> {
         let chosen = match (self.setting, &mut self.memory) {
             (GradientCheckpointing::None, _) => Checkpointing::None,
@@ -123,7 +123,7 @@ impl MemoryPlan {
         &mut self,
         device: &Device,
         size: [usize; 3],
-        pack_on: impl Fn(&Device) -> Result<LearnedTokens>,
+        pack_on: impl Fn(&Device) -> Result<BatchWithLearnedTokens>,
     ) -> Result<Checkpointing> {
         let left = self.limit.saturating_sub(device.memory().current as u64);
         let mut micro_batch = None;
@@ -166,7 +166,11 @@ impl MemoryPlan {
     /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
     /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, those of the pending exchange
     /// are counted.
-    fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
+    fn activation_bytes(
+        &mut self,
+        micro_batch: &BatchWithLearnedTokens,
+        checkpointing: Checkpointing,
+    ) -> Result<usize> {
         let device = micro_batch.positions.device();
         if self.finished_bytes.is_none() {
             self.grads.reserve(self.model.parameters())?;
@@ -237,7 +241,7 @@ mod tests {
             let memory = trainer.checkpointing.memory.as_mut().unwrap();
             memory.limit = device.memory().current as u64 + left;
             let size = (&here.batch, here.targets.count());
-            let chosen = trainer.checkpointing.choose(&device, size, pack_on).unwrap();
+            let chosen = trainer.checkpointing.choose_kept_activations(&device, size, pack_on).unwrap();
             (chosen, packed.get())
         };
         assert_eq!(choose(&mut trainer, 40, 0), (Checkpointing::Full, 1));

@@ -20,7 +20,7 @@ use crate::live_server::DeviceLender;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
 use crate::rollout::StoredRolloutOutputs;
-use crate::rollout::group::{Group, RolloutSet};
+use crate::rollout::group::{RolloutGroup, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
@@ -58,14 +58,14 @@ pub fn step(
     let (mut own_stats, mut own_log_probs) = (Vec::new(), Vec::new());
     for i in 0..count {
         if t.computes_micro_batch(i) {
-            lender.lend();
+            lender.lend_to_server();
             let is_last = !(i + 1..count).any(|later| t.computes_micro_batch(later));
             let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights, is_last)?;
             stats.model_flops += if reference_to_run.is_some() { stats.forward_flops } else { 0.0 };
             own_stats.push(vec![stats]);
             own_log_probs.push(log_probs);
         }
-        if (i + 1).is_multiple_of(t.round_len()) || i + 1 == count {
+        if (i + 1).is_multiple_of(t.micro_batches_per_round()) || i + 1 == count {
             t.end_round()?; // several ranks: adds the gradients of the round to the sums
         }
     }
@@ -118,7 +118,7 @@ fn forward_and_backward(
     let packed = pack_on(&device)?; // S tokens, of which L are learned
     let mut choose = || {
         let size = (&packed.batch, packed.targets.count());
-        t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
+        t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
     };
     let mut kept = choose()?;
     if kept == Checkpointing::Full && set.products.take().is_some() {
@@ -126,7 +126,8 @@ fn forward_and_backward(
         kept = choose()?;
     }
     let cx = t.training_cx(kept);
-    let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
+    let outputs_of_batch =
+        |products: &Arc<StoredRolloutOutputs>| products.outputs_of_micro_batch(&cx, first_group, groups);
     let known = set.products.as_ref().map(outputs_of_batch).transpose()?.flatten();
     if is_last {
         // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward pass
@@ -162,13 +163,13 @@ pub fn reference_log_probs<'a>(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,
-    micro_batches: impl Iterator<Item = &'a [Group]>,
+    micro_batches: impl Iterator<Item = &'a [RolloutGroup]>,
     lender: DeviceLender,
 ) -> Result<Vec<Vec<f32>>> {
     let _phase = t.device.profiler().phase("reference");
     let cx = Cx::inference(&t.device, t.dtype);
-    let of_micro_batch = |groups: &[Group]| {
-        lender.lend();
+    let of_micro_batch = |groups: &[RolloutGroup]| {
+        lender.lend_to_server();
         let packed = PackedGroups::new(&t.device, &t.model.config, groups, options.shared_prefix)?;
         let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
         let hidden = reference.forward(&cx, &packed.batch, learned)?;
@@ -214,7 +215,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
-    groups: &[Group],
+    groups: &[RolloutGroup],
     packed: &PackedGroups,
     loss_weights: &LossWeights,
     (old_log_probs, ref_log_probs): (Option<&[f32]>, Option<&[f32]>),
@@ -240,7 +241,7 @@ fn grpo_inputs(
 }
 
 /// Number of learned tokens of each completion.
-fn learned_lens(groups: &[Group]) -> impl Iterator<Item = usize> + '_ {
+fn learned_lens(groups: &[RolloutGroup]) -> impl Iterator<Item = usize> + '_ {
     groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
 }
 
@@ -269,7 +270,7 @@ struct LossWeights {
 }
 
 impl LossWeights {
-    fn new(options: &GrpoOptions, groups: &[Group]) -> Self {
+    fn new(options: &GrpoOptions, groups: &[RolloutGroup]) -> Self {
         Self {
             loss_type: options.loss_type,
             micro_batches: groups.chunks(options.groups_per_micro_batch()).len() as f64,
@@ -279,7 +280,7 @@ impl LossWeights {
     }
 
     /// The weights of the completions of one micro-batch. A completion without learned tokens gets 0.
-    fn of_micro_batch(&self, groups: &[Group]) -> Vec<f32> {
+    fn of_micro_batch(&self, groups: &[RolloutGroup]) -> Vec<f32> {
         let count = learned_lens(groups).count() as f64;
         let tokens = learned_lens(groups).sum::<usize>() as f64;
         let weight = |n: usize| match self.loss_type {
@@ -339,7 +340,7 @@ impl MicroBatchStats {
 
     /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
     /// those recorded when the tokens were sampled.
-    fn set_drift(&mut self, groups: &[Group], now: &[f32]) {
+    fn set_drift(&mut self, groups: &[RolloutGroup], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
         if sampled.len() == now.len() {
@@ -358,7 +359,7 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         ImportanceSamplingLevel::Token => mean(learned().map(|batch| batch.clipped)),
         ImportanceSamplingLevel::Sequence => mean(stats.iter().map(|batch| batch.clipped)),
     };
-    let std_dev = |g: &Group| {
+    let std_dev = |g: &RolloutGroup| {
         let rewards = || g.rewards.iter().map(|&r| f64::from(r));
         let center = mean(rewards());
         let squares: f64 = rewards().map(|r| (r - center).powi(2)).sum();

@@ -66,7 +66,7 @@ impl Hyperparameters {
             freeze_merger: options.is_merger_frozen(),
             freeze_llm: options.freeze_llm,
             lora: options.lora_spec(),
-            moments: options.optim.moments(),
+            moments: options.optim.moment_format(),
             shards_weights: options.zero_stage == 3,
             seed: 0,
             vision: options.learning_rate_vision.unwrap_or(learning_rate),

@@ -16,4 +16,4 @@ pub mod validation;
 pub mod weight_shards;
 
 pub use gradient_sum::order::{ExchangedBucket, FinishedGradients, GradientOrder};
-pub use gradient_sum::{BUCKET_WEIGHTS, PENDING_BUCKETS};
+pub use gradient_sum::{MAX_PENDING_BUCKETS, MAX_WEIGHTS_PER_BUCKET};

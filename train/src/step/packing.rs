@@ -23,8 +23,8 @@ use reel_runtime::Tensor;
 use reel_runtime::ops::CuSeqlens;
 
 use crate::Result;
-use crate::rollout::group::Group;
-use crate::step::checkpointing::LearnedTokens;
+use crate::rollout::group::RolloutGroup;
+use crate::step::checkpointing::BatchWithLearnedTokens;
 
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ pub struct PackedGroups {
 
 impl PackedGroups {
     /// Returns the micro-batch and the tokens from which its loss is computed.
-    pub fn learned_tokens(self) -> LearnedTokens {
-        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
+    pub fn learned_tokens(self) -> BatchWithLearnedTokens {
+        BatchWithLearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }
 
@@ -85,7 +85,7 @@ struct GroupSequences<'a> {
 }
 
 impl<'a> GroupSequences<'a> {
-    fn new(group: &'a Group, shared: bool) -> Self {
+    fn new(group: &'a RolloutGroup, shared: bool) -> Self {
         let tokens = &group.prompt.tokens;
         let (last, end) = (tokens.len() - 1, tokens.len());
         let completion = |learned: &[TokenId]| {
@@ -110,7 +110,7 @@ impl<'a> GroupSequences<'a> {
 
 impl PackedGroups {
     /// Packs the groups of a micro-batch. With `shared` the completions of a group share their prompt as a prefix.
-    pub fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
+    pub fn new(device: &Device, config: &ModelConfig, groups: &[RolloutGroup], shared: bool) -> Result<Self> {
         let all: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = all.iter().flat_map(GroupSequences::sequences).collect();
         let (mut prefixes, mut positions) = (Vec::new(), Vec::new());

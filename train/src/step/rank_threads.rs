@@ -10,12 +10,12 @@ use reel_ranks::{Launcher, Ranks, Timeouts, World};
 use reel_samples::sample::Sample;
 
 /// The folder of a small model.
-pub fn model() -> PathBuf {
+pub fn model_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
 }
 
 /// A sample of text, different for each micro-batch.
-pub fn sample(step: u64, micro_batch: usize) -> Sample {
+pub fn text_sample(step: u64, micro_batch: usize) -> Sample {
     let tokens = 5 + 2 * micro_batch;
     let positions: Vec<i64> = (0..tokens as i64).collect();
     let ids = (0..tokens).map(|t| (1 + (t * 7 + micro_batch * 3 + step as usize) % 90) as i32);
@@ -27,12 +27,12 @@ pub fn sample(step: u64, micro_batch: usize) -> Sample {
 }
 
 /// The bytes of a category of memory.
-pub fn bytes_of(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
+pub fn bytes_of_category(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
     bytes.iter().find(|(name, _)| *name == category.name()).map_or(0, |(_, bytes)| *bytes)
 }
 
 /// Calls `f` for each rank on a thread of its own. Returns the results by rank.
-pub fn on_ranks<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + Sync) -> Vec<T> {
+pub fn run_on_rank_threads<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + Sync) -> Vec<T> {
     let folder = tempfile::tempdir().unwrap();
     let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
     std::thread::scope(|scope| {

@@ -34,7 +34,8 @@ pub fn step(
             let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
             let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
             let size = (&packed.batch, packed.targets.count());
-            let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+            let kept =
+                t.checkpointing.choose_kept_activations(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
             let cx = t.training_cx(kept);
             let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
             let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
@@ -85,7 +86,7 @@ fn next_round(
     first: usize,
     next: &mut impl FnMut() -> Result<Option<Vec<Sample>>>,
 ) -> Result<Option<(usize, Option<Vec<Sample>>)>> {
-    let len = t.round_len().min(t.hyperparameters.gradient_accumulation_steps - first);
+    let len = t.micro_batches_per_round().min(t.hyperparameters.gradient_accumulation_steps - first);
     let (mut count, mut own) = (0, None);
     let _range = range(RangeName::Phase("data loading"));
     while count < len {

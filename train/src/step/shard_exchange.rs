@@ -9,7 +9,7 @@ use reel_model::tensor_parallel::ShardExchange;
 use reel_ranks::Ranks;
 use reel_runtime::Tensor;
 
-use super::tensor_exchange::{self, Exchange};
+use super::tensor_exchange::{self, TensorExchange};
 use crate::{Result, TrainError};
 
 /// Connects the ranks that compute a model together on `device`. All ranks call it together.
@@ -25,7 +25,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Arc<dyn ShardExcha
 struct RankExchange {
     rank: usize,
     size: usize,
-    exchange: Mutex<Box<dyn Exchange>>,
+    exchange: Mutex<Box<dyn TensorExchange>>,
 }
 
 impl ShardExchange for RankExchange {

@@ -19,8 +19,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
 /// order. If one rank sends a list of tensors to another rank, that rank receives it in a list of tensors of the same
-/// sizes. In [`Exchange::start_all_to_all`] a rank sends nothing to itself: the lists at its own index are empty.
-pub trait Exchange: Debug + Send {
+/// sizes. In [`TensorExchange::start_all_to_all`] a rank sends nothing to itself: the lists at its own index are empty.
+pub trait TensorExchange: Debug + Send {
     /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with what rank
     /// `from` sends. Until [`PendingExchange::wait`], launches must neither write the sent tensors nor use the received
     /// ones.
@@ -35,8 +35,8 @@ pub trait Exchange: Debug + Send {
     ) -> Result<PendingExchange>;
 
     /// Starts to send the tensors `send` to every other rank, and to fill the tensors `receive[from]` with what rank
-    /// `from` sends, as [`Exchange::start_all_to_all`] does. The list at the rank's own index may be empty; otherwise it
-    /// is filled, too.
+    /// `from` sends, as [`TensorExchange::start_all_to_all`] does. The list at the rank's own index may be empty;
+    /// otherwise it is filled, too.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -50,13 +50,13 @@ pub trait Exchange: Debug + Send {
 }
 
 /// The exchange of a rank, which gradients and weights share: all ranks must start their exchanges in the same order.
-pub type SharedExchange = Rc<RefCell<Box<dyn Exchange>>>;
+pub type SharedExchange = Rc<RefCell<Box<dyn TensorExchange>>>;
 
 /// Connects the ranks. All ranks call it together.
 ///
 /// # Errors
 /// NCCL is missing, or a rank does not join in time; another rank has failed.
-pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>> {
+pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn TensorExchange>> {
     if !device.capabilities().own_memory {
         return Ok(Box::new(HostExchange::new(ranks.clone())));
     }
@@ -71,7 +71,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>>
 }
 
 /// Makes the exchange of a rank one that gradients and weights share.
-pub fn shared(exchange: Box<dyn Exchange>) -> SharedExchange {
+pub fn share_exchange(exchange: Box<dyn TensorExchange>) -> SharedExchange {
     Rc::new(RefCell::new(exchange))
 }
 
@@ -87,7 +87,7 @@ fn ranges_of_ranks(of_ranks: &[Vec<Tensor>]) -> Vec<Vec<DeviceRange>> {
     of_ranks.iter().map(|tensors| ranges(tensors)).collect()
 }
 
-impl Exchange for NcclExchange {
+impl TensorExchange for NcclExchange {
     fn start_all_to_all(
         &mut self,
         name: &str,
@@ -147,7 +147,7 @@ impl HostExchange {
     }
 }
 
-impl Exchange for HostExchange {
+impl TensorExchange for HostExchange {
     fn start_all_to_all(
         &mut self,
         name: &str,

@@ -21,7 +21,7 @@ use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, Run
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
-use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
+use crate::step::checkpointing::{BatchWithLearnedTokens, CheckpointingPolicy};
 use crate::step::gradient_sum::GradientSum;
 use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
@@ -149,7 +149,7 @@ impl Trainer {
         let model = load_model(&loader, config, adapter, &hyperparameters)?;
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
         let exchange = ranks.as_ref().map(|ranks| tensor_exchange::connect(ranks, device)).transpose()?;
-        let exchange = exchange.map(tensor_exchange::shared);
+        let exchange = exchange.map(tensor_exchange::share_exchange);
         let weight_shards = match (&ranks, &exchange, &deferred) {
             (Some(ranks), Some(exchange), Some(deferred)) => {
                 let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
@@ -163,7 +163,7 @@ impl Trainer {
         let (moments, seed) = (hyperparameters.moments, hyperparameters.seed);
         let optimizer = match weight_shards.as_ref().filter(|_| hyperparameters.lora.is_none()) {
             Some(shards) => {
-                let weights_of = |name: &str, start: usize| shards.own_cell(name, start);
+                let weights_of = |name: &str, start: usize| shards.own_weight_cell(name, start);
                 AdamW::of_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
             }
             None => AdamW::of_rank(&parameters, moments, seed, rank, size)?,
@@ -178,7 +178,7 @@ impl Trainer {
         }
         let setting = hyperparameters.gradient_checkpointing;
         let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes());
-        let finished_bytes = gradient_sum.as_ref().map(|sum| sum.most_finished_bytes() + gathered_bytes);
+        let finished_bytes = gradient_sum.as_ref().map(|sum| sum.max_finished_gradient_bytes() + gathered_bytes);
         let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
             let source = WeightSource::Uninitialised(weights.dtype());
             load_model(&WeightLoader { device: dry, source, deferred: None, ..loader }, config, None, &hyperparameters)
@@ -227,7 +227,7 @@ impl Trainer {
     }
 
     /// The number of micro-batches of a full round: the number of ranks, because every rank computes one.
-    pub fn round_len(&self) -> usize {
+    pub fn micro_batches_per_round(&self) -> usize {
         self.gradient_sum.as_ref().map_or(1, |sum| sum.ranks().size())
     }
 
@@ -455,7 +455,7 @@ impl MicroBatchInput {
     }
 
     /// Returns the micro-batch and the tokens from which its loss is computed.
-    pub fn learned_tokens(self) -> LearnedTokens {
-        LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
+    pub fn learned_tokens(self) -> BatchWithLearnedTokens {
+        BatchWithLearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }

@@ -41,7 +41,7 @@ pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<V
 /// Computes the losses of the micro-batches of validation rows. With several ranks, micro-batch i belongs to rank i mod
 /// N, and N micro-batches are a round.
 #[derive(Debug)]
-pub struct LossPass<'t> {
+pub struct ValidationLossPass<'t> {
     trainer: &'t Trainer,
     cx: Cx,
     rounds: Option<ForwardRounds>,
@@ -49,7 +49,7 @@ pub struct LossPass<'t> {
     own: Vec<Vec<RowLoss>>,
 }
 
-impl<'t> LossPass<'t> {
+impl<'t> ValidationLossPass<'t> {
     /// Begins a pass over validation rows. With several ranks, all of them begin it together.
     pub fn new(trainer: &'t Trainer) -> Self {
         let shards = trainer.weight_shards.clone();

@@ -229,7 +229,10 @@ mod tests {
             test(&mut filters, kind, before, after, similarity)
         };
         assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &right, 0.0), Some(RejectionReason::ConclusionChanged));
-        assert_eq!(one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0), Some(RejectionReason::Accuracy));
+        assert_eq!(
+            one(MultipleChoice, Some(&chain("x", "A")), &chain(THOUGHT, "A"), 0.0),
+            Some(RejectionReason::Accuracy)
+        );
         assert_eq!(one(MultipleChoice, None, &chain("Short.", "B"), 0.0), Some(RejectionReason::TooShort));
         assert_eq!(
             one(MultipleChoice, Some(&chain("x", "b.")), &right, 0.0),

@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use reel_device::{MemoryCategory, MemoryUse};
-use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder, PENDING_BUCKETS};
+use reel_train::step::{ExchangedBucket, GradientOrder, MAX_PENDING_BUCKETS, MAX_WEIGHTS_PER_BUCKET};
 
 use crate::links::Links;
 
@@ -109,8 +109,8 @@ pub struct BackwardTimes {
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
     /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
-    /// launches wait for the exchange [`PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The pass
-    /// ends with the last exchange.
+    /// launches wait for the exchange [`MAX_PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The
+    /// pass ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
         let mut pending = VecDeque::new();
@@ -118,7 +118,7 @@ impl BackwardTimes {
             let after = bucket.after.min(self.launches.len());
             now += self.launches[launched..after].iter().sum::<f64>();
             launched = after;
-            if pending.len() == PENDING_BUCKETS {
+            if pending.len() == MAX_PENDING_BUCKETS {
                 now = now.max(pending.pop_front().unwrap_or_default());
             }
             exchanged = now.max(exchanged) + seconds_of(bucket.weights);
@@ -291,7 +291,7 @@ impl JobShape {
             *bytes = bytes.saturating_sub(divided) + self.owned(rank..rank + 1, divided, parameters) + gathered;
         }
         let gradients = MemoryCategory::Gradients.name();
-        let (bucket, pending) = (BUCKET_WEIGHTS as u64, PENDING_BUCKETS as u64);
+        let (bucket, pending) = (MAX_WEIGHTS_PER_BUCKET as u64, MAX_PENDING_BUCKETS as u64);
         let in_flight = match part {
             // Gradients are freed at the end of a round, but one process keeps them until the next step.
             RunPart::WithAllWeights(_) => 0,

@@ -22,7 +22,7 @@ use reel_train::options::{GrpoOptions, TrainingOptions};
 use reel_train::rollout::group::{EndTokens, groups_from_file};
 use reel_train::rollout::sampler::CompletionSampler;
 use reel_train::rollout::siglip::SiglipScorer;
-use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet, StoredRolloutOutputs};
+use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup, RolloutSet, StoredRolloutOutputs};
 use reel_train::step::grpo::{reference_log_probs, step};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -59,7 +59,7 @@ pub fn plan_rows_of_one_size(
         // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all
         // prompts.
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
-        Prompt::of_size(tokens)
+        Prompt::from_model_input(tokens)
     };
     let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
     super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
@@ -256,12 +256,12 @@ impl<'a> Counter<'a> {
     }
 
     /// Makes a group of completions that all have the maximum length and reward 0.
-    fn group(&self, prompt: Prompt) -> Group {
+    fn group(&self, prompt: Prompt) -> RolloutGroup {
         let longest = self.options.max_completion_length;
         let completion =
             CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
         let n = self.options.num_generations;
-        Group {
+        RolloutGroup {
             prompt: Arc::new(prompt),
             completions: vec![completion; n],
             rewards: vec![0.0; n],

@@ -4,8 +4,8 @@
 //! | stage | output | file |
 //! |---|---|---|
 //! | row → prompt | `Prompt` | `rollout/prompts.rs` |
-//! | prompt → completions | `Rollout`; with `--rollouts`: `Group` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
-//! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
+//! | prompt → completions | `Rollout`; with `--rollouts`: `RolloutGroup` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
+//! | completions → rewards → advantages | `Scores`, `RolloutGroup`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
 //! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
 //! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
 
@@ -163,7 +163,7 @@ impl GrpoLoop<'_> {
             let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
             let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } =
-                lender.during(|| spread.take_prompts(&self.rows, next))?;
+                lender.lend_during(|| spread.take_prompts(&self.rows, next))?;
             if prompts.is_empty() {
                 return Ok(None);
             }

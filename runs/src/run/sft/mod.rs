@@ -108,8 +108,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         step(trainer, n, || {
-            self.lender.lend();
-            let batch = self.lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            self.lender.lend_to_server();
+            let batch = self.lender.lend_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
             Ok(batch.map(|batch| batch.samples))
         })
     }

@@ -13,10 +13,10 @@ use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{check_type, write_text, write_value};
 use super::file::SharedFile;
-use super::{Part, RowSink, RowTexts, row_location};
+use super::{FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
-pub(super) const AGAIN: &str = "copy or download it again, or write it as Parquet (Dataset.to_parquet)";
+pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write it as Parquet (Dataset.to_parquet)";
 
 /// Decodes an Arrow file.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl ArrowDecoder {
         let (mut count, mut bytes) = (0, 0);
         let mut rows = RowTexts::default();
         for number in 1.. {
-            sink.begin(Part { name: format!("record batch {number}"), group: None })?;
+            sink.begin(FilePart { name: format!("record batch {number}"), group: None })?;
             let Some(batch) = self.read(&mut next)? else { break };
             for row in 0..batch.num_rows() {
                 let before = rows.text.len();
@@ -118,7 +118,7 @@ impl ArrowDecoder {
             let written = catch_panic(|| write_value(text, field, array as &dyn Array, row));
             let written = written.unwrap_or_else(|_| Err("is damaged".to_string()));
             let location = || format!("{}: {}", row_location(&self.path, index), field.name());
-            written.map_err(|what| DataError::data(location(), what, AGAIN))?;
+            written.map_err(|what| DataError::data(location(), what, DAMAGED_FILE_HELP))?;
         }
         rows.text.push(b'}');
         rows.end_row();
@@ -126,7 +126,7 @@ impl ArrowDecoder {
     }
 
     fn damaged(&self, what: impl Into<String>) -> DataError {
-        DataError::data(self.path.display().to_string(), what, AGAIN)
+        DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
     }
 
     /// Calls the Arrow reader. Its errors and panics become errors about the file.

@@ -30,7 +30,7 @@ pub(crate) enum ColumnarFormat {
 
 impl ColumnarFormat {
     /// The format of a file that begins with `start`; `None` for other files.
-    pub(crate) fn of_start(start: &[u8]) -> Option<Self> {
+    pub(crate) fn from_magic_bytes(start: &[u8]) -> Option<Self> {
         match () {
             () if parquet::has_magic(start) => Some(Self::Parquet),
             () if arrow::has_magic(start) => Some(Self::Arrow),
@@ -39,10 +39,10 @@ impl ColumnarFormat {
     }
 
     /// What to do with a damaged file.
-    pub(crate) fn damaged_help(self) -> &'static str {
+    pub(crate) fn damaged_file_help(self) -> &'static str {
         match self {
-            Self::Parquet => parquet::AGAIN,
-            Self::Arrow => arrow::AGAIN,
+            Self::Parquet => parquet::DAMAGED_FILE_HELP,
+            Self::Arrow => arrow::DAMAGED_FILE_HELP,
         }
     }
 }
@@ -79,7 +79,7 @@ impl RowTexts {
 
 /// The part of a file that is being decoded, for the error message if the decoder's process dies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Part {
+pub(crate) struct FilePart {
     /// Name of the part in messages, such as `row group 2`.
     pub(crate) name: String,
     /// The row group of a Parquet file, counted from 0, if its columns can be tried one by one.
@@ -89,7 +89,7 @@ pub(crate) struct Part {
 /// Receives the rows while they are decoded.
 pub(crate) trait RowSink {
     /// Is called when the decoder begins with this part of the file.
-    fn begin(&mut self, part: Part) -> Result<()>;
+    fn begin(&mut self, part: FilePart) -> Result<()>;
 
     /// Is called with the next decoded rows. The decoder reuses the memory of `rows` afterwards.
     fn append(&mut self, rows: &RowTexts) -> Result<()>;
@@ -140,9 +140,9 @@ impl Decoder {
     ///
     /// # Errors
     /// The file cannot be read or is damaged.
-    pub(crate) fn try_columns(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
+    pub(crate) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         match self {
-            Self::Parquet(file) => file.try_columns(group, sink),
+            Self::Parquet(file) => file.decode_columns_one_by_one(group, sink),
             Self::Arrow(_) => Ok(()),
         }
     }
@@ -160,7 +160,7 @@ impl Decoder {
 }
 
 impl RowSink for RowTexts {
-    fn begin(&mut self, _: Part) -> Result<()> {
+    fn begin(&mut self, _: FilePart) -> Result<()> {
         Ok(())
     }
 

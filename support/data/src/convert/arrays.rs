@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::shape::Shape;
 
 /// The Arrow type of a shape.
-pub(super) fn data_type(shape: &Shape) -> DataType {
+pub(super) fn arrow_type(shape: &Shape) -> DataType {
     match shape {
         Shape::Bool => DataType::Boolean,
         Shape::Integer { beyond_i64: false, .. } => DataType::Int64,
@@ -25,15 +25,15 @@ pub(super) fn data_type(shape: &Shape) -> DataType {
 
 fn item_field(items: &Shape) -> Arc<Field> {
     // "element" is the name that the specification of Parquet gives.
-    Arc::new(Field::new("element", data_type(items), true))
+    Arc::new(Field::new("element", arrow_type(items), true))
 }
 
 fn struct_fields(fields: &[(String, Shape)]) -> Fields {
-    fields.iter().map(|(key, shape)| Field::new(key, data_type(shape), true)).collect()
+    fields.iter().map(|(key, shape)| Field::new(key, arrow_type(shape), true)).collect()
 }
 
 /// The array of the values of a column, in which a missing value is null. All values have the shape `shape`.
-pub(super) fn array(shape: &Shape, values: &[Option<&Value>]) -> ArrayRef {
+pub(super) fn arrow_array(shape: &Shape, values: &[Option<&Value>]) -> ArrayRef {
     let present = || values.iter().map(|value| value.filter(|value| !value.is_null()));
     let is_valid = || NullBuffer::from(present().map(|value| value.is_some()).collect::<Vec<bool>>());
     match shape {
@@ -52,12 +52,12 @@ pub(super) fn array(shape: &Shape, values: &[Option<&Value>]) -> ArrayRef {
                 present().map(|v| v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice)).collect();
             let all: Vec<Option<&Value>> = lists.iter().flat_map(|list| list.iter().map(Some)).collect();
             let offsets = OffsetBuffer::from_lengths(lists.iter().map(|list| list.len()));
-            Arc::new(ListArray::new(item_field(items), offsets, array(items, &all), Some(is_valid())))
+            Arc::new(ListArray::new(item_field(items), offsets, arrow_array(items, &all), Some(is_valid())))
         }
         Shape::Object(fields) => {
             let column = |(key, shape): &(String, Shape)| {
                 let values: Vec<Option<&Value>> = present().map(|value| value.and_then(|v| v.get(key))).collect();
-                array(shape, &values)
+                arrow_array(shape, &values)
             };
             let columns = fields.iter().map(column).collect();
             Arc::new(StructArray::new(struct_fields(fields), columns, Some(is_valid())))

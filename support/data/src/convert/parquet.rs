@@ -15,7 +15,7 @@ use reel_diagnostic::{catch_panic, one_line};
 use serde_json::{Map, Value};
 
 use super::WriteError;
-use super::arrays::{array, data_type};
+use super::arrays::{arrow_array, arrow_type};
 use super::shape::{ColumnShape, Columns, Shape};
 use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
@@ -85,7 +85,7 @@ fn text_bytes(value: &Value) -> usize {
 }
 
 fn field(column: &ColumnShape) -> Field {
-    let field = Field::new(&column.name, data_type(&column.shape), true);
+    let field = Field::new(&column.name, arrow_type(&column.shape), true);
     if column.shape != Shape::Mixed {
         return field;
     }
@@ -101,7 +101,7 @@ fn batch(
 ) -> parquet::errors::Result<RecordBatch> {
     let array = |column: &ColumnShape| -> ArrayRef {
         let values: Vec<Option<&Value>> = rows.iter().map(|row| row.get(&column.name)).collect();
-        array(&column.shape, &values)
+        arrow_array(&column.shape, &values)
     };
     Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
 }

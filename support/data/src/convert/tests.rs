@@ -28,7 +28,7 @@ fn columns_have_types_where_all_values_agree() {
     ];
     let mut columns = shape::Columns::default();
     given.iter().for_each(|row| columns.add_row(row.as_object().unwrap()));
-    let types: Vec<String> = columns.finish().iter().map(|c| arrays::data_type(&c.shape).to_string()).collect();
+    let types: Vec<String> = columns.finish().iter().map(|c| arrays::arrow_type(&c.shape).to_string()).collect();
     let simple = ["Int64", "UInt64", "Float64", "Utf8"];
     assert_eq!(types[..4], simple);
     assert!(types[4].starts_with("List(") && types[5].starts_with("Struct("), "{types:?}");

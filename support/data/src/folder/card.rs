@@ -10,7 +10,7 @@ use crate::{DataError, Result};
 
 /// A configuration of a data set.
 #[derive(Clone, Debug)]
-pub(super) struct Config {
+pub(super) struct DatasetConfig {
     pub(super) name: String,
     pub(super) is_default: bool,
     data_files: Value,
@@ -18,7 +18,7 @@ pub(super) struct Config {
 }
 
 /// The `configs` of DIR/README.md; empty if there is no README.md, or no field `configs` in it.
-pub(super) fn configs(folder: &Path) -> Result<Vec<Config>> {
+pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> {
     let path = folder.join("README.md");
     if !path.exists() {
         return Ok(Vec::new());
@@ -40,7 +40,7 @@ pub(super) fn configs(folder: &Path) -> Result<Vec<Config>> {
             let name = text("config_name").ok_or_else(|| error("has a configuration without `config_name`".into()))?;
             let is_default = config.get("default") == Some(&Value::Bool(true));
             let data_files = config.get("data_files").cloned().unwrap_or(Value::Null);
-            Ok(Config { name, is_default, data_files, data_dir: text("data_dir") })
+            Ok(DatasetConfig { name, is_default, data_files, data_dir: text("data_dir") })
         })
         .collect()
 }
@@ -54,7 +54,7 @@ fn front_matter(text: &str) -> Option<&str> {
     Some(&rest[..end.0 + 1])
 }
 
-impl Config {
+impl DatasetConfig {
     /// Finds the files of the configuration among all files of the folder.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Config {
                 let prefix = self.data_dir.as_deref().map(normal).unwrap_or_default();
                 let relative: Vec<PathBuf> =
                     in_folder.iter().filter_map(|file| Some(file.strip_prefix(&prefix).ok()?.to_path_buf())).collect();
-                let mut splits = names::splits(&relative);
+                let mut splits = names::splits_of_files(&relative);
                 splits.values_mut().flatten().for_each(|file| *file = prefix.join(&*file));
                 Ok(splits)
             }

@@ -33,13 +33,13 @@ type Splits = BTreeMap<String, Vec<PathBuf>>;
 
 /// The folder of a data set, and which configuration and split of it are to be read.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct FolderPath {
+pub(crate) struct DatasetFolder {
     pub(crate) folder: PathBuf,
     config: Option<String>,
     split: Option<String>,
 }
 
-impl FolderPath {
+impl DatasetFolder {
     /// Parses `DIR`, `DIR@split`, `DIR#config` or `DIR#config@split`; `None` if the text names no folder.
     pub(crate) fn parse(path: &Path) -> Option<Self> {
         if path.exists() {
@@ -74,18 +74,18 @@ impl FolderPath {
             return Ok(saved);
         }
         let all = self.list()?;
-        let splits = match card::configs(&self.folder)? {
+        let splits = match card::read_dataset_configs(&self.folder)? {
             configs if configs.is_empty() => {
                 if let Some(config) = &self.config {
                     let what = format!("has no configuration {config}: its README.md names none");
                     return Err(self.error(what, "leave #… out"));
                 }
-                names::splits(&all)
+                names::splits_of_files(&all)
             }
             configs => self.splits_of_config(&configs, &all)?,
         };
         let files = self.choose_split(splits)?;
-        let mut formats: Vec<String> = files.iter().map(|file| names::format(file).to_string()).collect();
+        let mut formats: Vec<String> = files.iter().map(|file| names::format_name(file).to_string()).collect();
         formats.dedup();
         formats.sort();
         formats.dedup();
@@ -98,7 +98,7 @@ impl FolderPath {
 
     /// The files of each split of one configuration: the configuration that the path names, the only one, or the
     /// default.
-    fn splits_of_config(&self, configs: &[card::Config], all: &[PathBuf]) -> Result<Splits> {
+    fn splits_of_config(&self, configs: &[card::DatasetConfig], all: &[PathBuf]) -> Result<Splits> {
         let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
         let list = names.join(", ");
         let chosen = match (&self.config, configs) {

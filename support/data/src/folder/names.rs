@@ -21,7 +21,7 @@ const SPLIT_WORDS: [(&str, &str); 9] = [
 const NO_DATA: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
 /// The format of a data file by its extension; JSON Lines has two extensions.
-pub(super) fn format(path: &Path) -> &'static str {
+pub(super) fn format_name(path: &Path) -> &'static str {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match &extension[..] {
         "json" => "json",
@@ -40,7 +40,7 @@ pub(super) fn is_data_file(path: &Path) -> bool {
 /// Divides files among splits. If there are names like `data/SPLIT-00000-of-00002.parquet`, all other files are
 /// ignored. Otherwise a word in the name of a file or of its folder names the split. If no name does, all files are
 /// `train`.
-pub(super) fn splits(files: &[PathBuf]) -> Splits {
+pub(super) fn splits_of_files(files: &[PathBuf]) -> Splits {
     for split_of in [split_of_shard, split_of_words] {
         let mut splits = Splits::new();
         for file in files {

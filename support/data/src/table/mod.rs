@@ -5,14 +5,14 @@ use std::path::Path;
 
 use reel_diagnostic::input;
 use reel_files::fingerprint;
-use reel_worker::Program;
+use reel_worker::WorkerProgram;
 use serde_json::Value;
 
 use crate::columnar::ColumnarFormat;
 use crate::columnar_rows::ColumnarRows;
-use crate::folder::FolderPath;
+use crate::folder::DatasetFolder;
 use crate::text::TextRows;
-use crate::worker::shared_pool;
+use crate::worker::shared_worker_pool;
 use crate::{DataError, Result};
 
 /// The rows of a data file, or of several files one after the other.
@@ -38,7 +38,7 @@ impl Table {
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, reel_worker::program().as_ref())
+        Self::open_with(path, reel_worker::worker_program().as_ref())
     }
 
     /// Opens a data file as [`Self::open`] does, but decodes Parquet and Arrow files in this process, so a damaged file
@@ -50,13 +50,13 @@ impl Table {
         Self::open_with(path, None)
     }
 
-    fn open_with(path: &Path, program: Option<&Program>) -> Result<Self> {
-        let files = match FolderPath::parse(path) {
+    fn open_with(path: &Path, program: Option<&WorkerProgram>) -> Result<Self> {
+        let files = match DatasetFolder::parse(path) {
             Some(folder) => folder.files()?,
             None => vec![path.to_path_buf()],
         };
         // One worker process decodes all files.
-        let _pool = shared_pool();
+        let _pool = shared_worker_pool();
         Ok(Self::of_files(files.iter().map(|file| open_file(file, program)).collect::<Result<_>>()?))
     }
 
@@ -188,7 +188,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// Opens a file; its first bytes tell its format. A Parquet or Arrow file is decoded in a worker process of `program`,
 /// or in this process if `program` is `None`.
-fn open_file(path: &Path, program: Option<&Program>) -> Result<FileRows> {
+fn open_file(path: &Path, program: Option<&WorkerProgram>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
     let read = file.and_then(|file| file.take(LFS_POINTER.len() as u64).read_to_end(&mut start));
@@ -198,7 +198,7 @@ fn open_file(path: &Path, program: Option<&Program>) -> Result<FileRows> {
         let what = "is a pointer of Git LFS, not the data itself";
         return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
     }
-    if let Some(format) = ColumnarFormat::of_start(&start) {
+    if let Some(format) = ColumnarFormat::from_magic_bytes(&start) {
         return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_worker::{End, Failure, Pool, Program, Worker};
+use reel_worker::{Pool, Worker, WorkerExit, WorkerFailure, WorkerProgram};
 
 use super::{Job, Reply, Task, WORKER};
-use crate::columnar::{ColumnInfo, ColumnarFormat, Part, RowTexts};
+use crate::columnar::{ColumnInfo, ColumnarFormat, FilePart, RowTexts};
 use crate::{DataError, Result};
 
 /// The least and the largest memory limit of a worker; between them, the limit grows with the size of the file. A page
@@ -25,7 +25,7 @@ const MEMORY_PER_FILE_BYTE: u64 = 8;
 const MAX_TIMEOUTS: usize = 3;
 
 /// The idle workers that all tables share. They end when the last table that needs them is dropped.
-pub(crate) fn shared_pool() -> Arc<Pool> {
+pub(crate) fn shared_worker_pool() -> Arc<Pool> {
     static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
     let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     shared.upgrade().unwrap_or_else(|| {
@@ -38,7 +38,7 @@ pub(crate) fn shared_pool() -> Arc<Pool> {
 /// An open file that workers decode.
 #[derive(Debug)]
 pub(crate) struct WorkerFile {
-    program: Program,
+    program: WorkerProgram,
     pool: Arc<Pool>,
     /// The number by which the workers know this file; unique in this process.
     number: u64,
@@ -54,17 +54,17 @@ enum JobError {
     /// The worker reports an error of the file, or no worker can be started.
     File(DataError),
     /// The worker failed, while it decoded this part of the file.
-    Worker(Failure, Option<Part>),
+    Worker(WorkerFailure, Option<FilePart>),
 }
 
 impl WorkerFile {
     /// Prepares to decode an open file; `path` is for messages.
-    pub(crate) fn new(program: &Program, path: &Path, format: ColumnarFormat, file: File) -> io::Result<Self> {
+    pub(crate) fn new(program: &WorkerProgram, path: &Path, format: ColumnarFormat, file: File) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let memory_bytes = MIN_MEMORY_BYTES.saturating_add(file.metadata()?.len().saturating_mul(MEMORY_PER_FILE_BYTE));
         Ok(Self {
             program: program.clone(),
-            pool: shared_pool(),
+            pool: shared_worker_pool(),
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             path: path.to_path_buf(),
             format,
@@ -85,9 +85,9 @@ impl WorkerFile {
     /// Appends all rows to the empty `rows`. Returns the number of rows, also if all columns stay in the file.
     pub(crate) fn decode_rows(&self, rows: &mut RowTexts) -> Result<usize> {
         let reply = self.run(Task::Rows, rows).map_err(|e| match e {
-            JobError::Worker(Failure::Ended(end), Some(Part { name, group: Some(group) })) => {
+            JobError::Worker(WorkerFailure::Ended(end), Some(FilePart { name, group: Some(group) })) => {
                 let name = self.column_that_ends_the_worker(group).unwrap_or(name);
-                JobError::Worker(Failure::Ended(end), Some(Part { name, group: None }))
+                JobError::Worker(WorkerFailure::Ended(end), Some(FilePart { name, group: None }))
             }
             other => other,
         });
@@ -109,7 +109,7 @@ impl WorkerFile {
     /// Decodes the columns of a row group one by one. Returns the name of the column at which the worker dies.
     fn column_that_ends_the_worker(&self, group: usize) -> Option<String> {
         match self.run(Task::TryColumns(group), &mut RowTexts::default()) {
-            Err(JobError::Worker(Failure::Ended(_) | Failure::Timeout, part)) => part.map(|part| part.name),
+            Err(JobError::Worker(WorkerFailure::Ended(_) | WorkerFailure::Timeout, part)) => part.map(|part| part.name),
             _ => None,
         }
     }
@@ -119,17 +119,19 @@ impl WorkerFile {
     fn run(&self, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
-            let help = self.format.damaged_help();
+            let help = self.format.damaged_file_help();
             return Err(JobError::File(DataError::data(self.path.display().to_string(), what, help)));
         }
-        if let Some(worker) = self.pool.take(&self.program, self.number) {
+        if let Some(worker) = self.pool.take_idle_worker(&self.program, self.number) {
             match self.run_in(worker, task, rows) {
-                Err(JobError::Worker(Failure::Ended(_), _)) => {}
+                Err(JobError::Worker(WorkerFailure::Ended(_), _)) => {}
                 other => return other,
             }
         }
         match self.run_in(self.start()?, task, rows) {
-            Err(JobError::Worker(Failure::Ended(end), _)) if end.was_killed() => self.run_in(self.start()?, task, rows),
+            Err(JobError::Worker(WorkerFailure::Ended(end), _)) if end.was_killed() => {
+                self.run_in(self.start()?, task, rows)
+            }
             other => other,
         }
     }
@@ -155,10 +157,10 @@ impl WorkerFile {
         let mut part = None;
         let sent = worker.send(&job, Some(self.file.as_fd()), self.program.timeout);
         let reply = sent.and_then(|()| read_replies(&mut worker, rows, &mut part)).map_err(|failure| {
-            self.timeouts.fetch_add(matches!(failure, Failure::Timeout).into(), Ordering::Relaxed);
+            self.timeouts.fetch_add(matches!(failure, WorkerFailure::Timeout).into(), Ordering::Relaxed);
             JobError::Worker(failure, part)
         })?;
-        self.pool.put(worker, self.number);
+        self.pool.return_worker(worker, self.number);
         match reply {
             Reply::Failed(e) => Err(JobError::File(e)),
             other => Ok(other),
@@ -172,25 +174,25 @@ impl WorkerFile {
             JobError::Worker(failure, part) => (failure, part),
         };
         let what = match failure {
-            Failure::Invalid => return self.invalid_reply(),
-            Failure::Ended(end) => format!("is damaged, or too large: {}", self.how_it_ended(&end)),
-            Failure::Timeout => {
+            WorkerFailure::Invalid => return self.invalid_reply(),
+            WorkerFailure::Ended(end) => format!("is damaged, or too large: {}", self.how_it_ended(&end)),
+            WorkerFailure::Timeout => {
                 let seconds = self.program.timeout.as_secs_f64();
                 format!("is damaged, or its disk is too slow: decoding made no progress for {seconds} s")
             }
         };
         let place = part.map_or(place.to_string(), |part| part.name);
-        DataError::Data(Diagnostic::new(place, what, self.format.damaged_help()).at(self.path.display()))
+        DataError::Data(Diagnostic::new(place, what, self.format.damaged_file_help()).at(self.path.display()))
     }
 
-    fn how_it_ended(&self, end: &End) -> String {
+    fn how_it_ended(&self, end: &WorkerExit) -> String {
         if end.is_out_of_memory() {
             return format!("decoding needs more than {} MiB of memory", self.memory_bytes >> 20);
         }
         let how = match (end.signal, end.code) {
             (Some(_), _) if end.was_killed() => "was killed, possibly for lack of memory".to_string(),
             (Some(signal), _) => format!("crashed (signal {signal})"),
-            (None, Some(code)) => format!("exited with code {code}{}", end.detail()),
+            (None, Some(code)) => format!("exited with code {code}{}", end.stderr_detail()),
             (None, None) => "does not end".to_string(),
         };
         format!("the process that decodes the file {how}")
@@ -208,7 +210,7 @@ impl WorkerFile {
 
 /// Reads the replies to a job. Appends their rows to `rows`, and returns the last reply. `part` becomes the last part
 /// that the worker began.
-fn read_replies(worker: &mut Worker, rows: &mut RowTexts, part: &mut Option<Part>) -> Result<Reply, Failure> {
+fn read_replies(worker: &mut Worker, rows: &mut RowTexts, part: &mut Option<FilePart>) -> Result<Reply, WorkerFailure> {
     loop {
         let start = rows.text.len();
         match worker.receive(input::MAX_ROWS_BYTES.saturating_sub(start as u64), &mut rows.text)? {
@@ -216,7 +218,7 @@ fn read_replies(worker: &mut Worker, rows: &mut RowTexts, part: &mut Option<Part
             Reply::Rows(ends) if ends.is_sorted() && ends.last() == Some(&(rows.text.len() - start)) => {
                 rows.ends.extend(ends.iter().map(|end| start + end));
             }
-            Reply::Rows(_) => return Err(Failure::Invalid),
+            Reply::Rows(_) => return Err(WorkerFailure::Invalid),
             last => return Ok(last),
         }
     }

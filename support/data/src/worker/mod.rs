@@ -14,16 +14,16 @@ mod serve;
 
 use std::ffi::OsString;
 
-use reel_worker::Kind;
+use reel_worker::WorkerKind;
 use serde::{Deserialize, Serialize};
 
 use crate::DataError;
-use crate::columnar::{ColumnInfo, ColumnarFormat, Part};
+use crate::columnar::{ColumnInfo, ColumnarFormat, FilePart};
 
-pub(crate) use caller::{WorkerFile, shared_pool};
+pub(crate) use caller::{WorkerFile, shared_worker_pool};
 
 /// The kind of worker that decodes data files.
-pub const WORKER: Kind = Kind { name: "data", malloc_arenas: "1", main: serve::worker_main };
+pub const WORKER: WorkerKind = WorkerKind { name: "data", malloc_arenas: "1", main: serve::worker_main };
 
 /// What the worker is to do with a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ enum Task {
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
     /// A part of the file begins.
-    Part(Part),
+    Part(FilePart),
     /// Rows. The body of the reply is their text; the numbers are the offsets in the body at which each row ends.
     Rows(Vec<usize>),
     /// The last reply: the number of rows.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use reel_worker::Replies;
 
 use super::{Job, Reply, Task};
-use crate::columnar::{Decoder, Part, RowSink, RowTexts};
+use crate::columnar::{Decoder, FilePart, RowSink, RowTexts};
 use crate::{DataError, Result};
 
 /// The most decoders that a worker keeps, one per file.
@@ -54,7 +54,7 @@ fn answer(
     let reply = match job.task {
         Task::Columns => Reply::Columns(decoder.columns()),
         Task::Rows => Reply::End(decoder.decode_rows(sink)?),
-        Task::TryColumns(group) => decoder.try_columns(group, sink).map(|()| Reply::End(0))?,
+        Task::TryColumns(group) => decoder.decode_columns_one_by_one(group, sink).map(|()| Reply::End(0))?,
         Task::Row(index) => return Ok((Reply::Row, decoder.row(index)?)),
     };
     Ok((reply, Vec::new()))
@@ -78,7 +78,7 @@ impl Sender<'_> {
 }
 
 impl RowSink for Sender<'_> {
-    fn begin(&mut self, part: Part) -> Result<()> {
+    fn begin(&mut self, part: FilePart) -> Result<()> {
         // The caller is told of the part before it is decoded, so that it can name the part if decoding ends this
         // process.
         self.send(&Reply::Part(part), &[])

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use reel_data::Table;
 use reel_data::worker::WORKER;
-use reel_worker::{Program, use_workers};
+use reel_worker::{WorkerProgram, use_workers};
 
 fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            use_workers(Program::new(me()));
+            use_workers(WorkerProgram::new(me()));
             // A failing test panics, which prints its location and ends the program with an error.
             test();
             println!("test {name} ... ok");
@@ -119,14 +119,14 @@ fn play(part: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn player(part: &str) -> Program {
+fn player(part: &str) -> WorkerProgram {
     let args = vec!["__play".to_string(), part.to_string()];
-    Program { args, timeout: Duration::from_millis(500), ..Program::new(me()) }
+    WorkerProgram { args, timeout: Duration::from_millis(500), ..WorkerProgram::new(me()) }
 }
 
 /// Opens a file whose media stay in it, prints the worker's process, and waits.
 fn open_and_wait(path: &Path) -> ExitCode {
-    use_workers(Program::new(me()));
+    use_workers(WorkerProgram::new(me()));
     let _other = std::fs::File::open(me()).unwrap();
     let table = Table::open(path).unwrap();
     println!("{}", children_of(std::process::id())[0]);
@@ -148,7 +148,7 @@ fn measure(path: &Path) -> ExitCode {
         let seconds = begun.elapsed().as_secs_f64();
         println!("{what}: {} rows in {seconds:.3} s: {:.0} rows/s", table.len(), table.len() as f64 / seconds);
     };
-    use_workers(Program::new(me()));
+    use_workers(WorkerProgram::new(me()));
     for _ in 0..4 {
         time("this process", false);
         time("worker", true);
@@ -206,7 +206,7 @@ fn broken_workers_give_one_line() {
         let e = one_line(Table::open(&path).unwrap_err(), &path);
         assert!(e.contains(wanted), "{part}: {e}");
     }
-    use_workers(Program::new("/does/not/exist"));
+    use_workers(WorkerProgram::new("/does/not/exist"));
     let e = one_line(Table::open(&path).unwrap_err(), &path);
     assert!(e.contains("/does/not/exist cannot be started"), "{e}");
     assert!(children_of(std::process::id()).is_empty());
@@ -214,7 +214,7 @@ fn broken_workers_give_one_line() {
 
 fn killed_worker_is_replaced_once() {
     let counter = tempfile::NamedTempFile::new().unwrap();
-    let program = Program { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
+    let program = WorkerProgram { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
     use_workers(program);
     let table = Table::open(&golden("datasets.parquet")).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);

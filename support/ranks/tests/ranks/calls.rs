@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::common::{in_threads, short};
+use crate::common::{run_ranks_in_threads, short_timeouts};
 use proptest::prelude::*;
-use reel_ranks::{RankError, Ranks, Timeouts, Traffic, Volume};
+use reel_ranks::{RankError, Ranks, Timeouts, Traffic, TrafficVolume};
 
 /// A call of all ranks, or a message from each rank to another.
 #[derive(Clone, Copy, Debug)]
@@ -111,8 +111,8 @@ proptest! {
     ) {
         // Some MB per rank, and less for many of them: the longest parts together have 8 MB.
         let most = (8 << 20) / size.pow(2);
-        in_threads(size, Timeouts::default(), |ranks| {
-            let mut volume = Volume::default();
+        run_ranks_in_threads(size, Timeouts::default(), |ranks| {
+            let mut volume = TrafficVolume::default();
             for (step, seed) in &steps {
                 let [sent, received] = run_step(&ranks, *step, *seed, most).expect("the step");
                 volume.sent += sent as u64;
@@ -127,7 +127,7 @@ proptest! {
 #[test]
 fn ranks_that_all_send_at_once_do_not_wait_for_each_other() {
     let length = 48 << 20;
-    in_threads(3, Timeouts::default(), |ranks| {
+    run_ranks_in_threads(3, Timeouts::default(), |ranks| {
         let here = ranks.rank();
         let mine = vec![here as u8; length];
         let all = ranks.all_to_all("all", &[&mine, &mine, &mine]).expect("bytes");
@@ -155,14 +155,14 @@ fn a_single_process_needs_no_folder_and_no_network() {
     let mut buffer = [0];
     ranks.all_to_all_into("e", &[&[5]], &mut [&mut buffer]).expect("bytes");
     assert_eq!((buffer, ranks.traffic()), ([5], Traffic::default()));
-    ranks.fail("an error of its own");
+    ranks.fail_job("an error of its own");
     ranks.leave().expect("it leaves");
 }
 
 #[test]
 fn threads_of_a_rank_take_turns() {
     let sum = AtomicUsize::new(0);
-    in_threads(2, Timeouts::default(), |ranks| {
+    run_ranks_in_threads(2, Timeouts::default(), |ranks| {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -179,12 +179,12 @@ fn threads_of_a_rank_take_turns() {
 
 /// The errors of a job in which each rank does something else.
 fn errors(size: usize, timeouts: Timeouts, work: impl Fn(&Ranks) -> Result<(), RankError> + Sync) -> Vec<String> {
-    in_threads(size, timeouts, |ranks| work(&ranks).expect_err("the job fails").to_string())
+    run_ranks_in_threads(size, timeouts, |ranks| work(&ranks).expect_err("the job fails").to_string())
 }
 
 #[test]
 fn ranks_in_different_calls_are_named_with_both_calls() {
-    let all = errors(4, short(), |ranks| match ranks.rank() {
+    let all = errors(4, short_timeouts(), |ranks| match ranks.rank() {
         2 => ranks.all_gather("metrics", &[1]).map(drop),
         _ => ranks.barrier("step 5"),
     });
@@ -219,7 +219,7 @@ fn lengths_that_differ_from_those_of_buffers_are_named() {
 
 #[test]
 fn a_rank_that_does_not_come_is_named_with_its_last_call() {
-    let timeouts = Timeouts { call: Duration::from_millis(700), ..short() };
+    let timeouts = Timeouts { call: Duration::from_millis(700), ..short_timeouts() };
     let all = errors(3, timeouts, |ranks| {
         ranks.barrier("step 4")?;
         if ranks.rank() == 1 {
@@ -235,8 +235,8 @@ fn a_rank_that_does_not_come_is_named_with_its_last_call() {
         assert!(text.contains("the last call of rank 1 was barrier 'step 4'"), "{text}");
     }
     // A call may take longer than the limit if data arrive again and again.
-    let timeouts = Timeouts { call: Duration::from_millis(700), ..short() };
-    in_threads(4, timeouts, |ranks| {
+    let timeouts = Timeouts { call: Duration::from_millis(700), ..short_timeouts() };
+    run_ranks_in_threads(4, timeouts, |ranks| {
         let parts: [&[u8]; 4] = [&[1]; 4];
         ranks.all_to_all("first", &parts).expect("bytes");
         std::thread::sleep(Duration::from_millis(350) * ranks.rank() as u32);
@@ -247,7 +247,7 @@ fn a_rank_that_does_not_come_is_named_with_its_last_call() {
 #[test]
 fn a_rank_that_has_left_is_named_by_those_that_wait_for_it() {
     for leaver in [0, 2] {
-        let errors = in_threads(3, short(), |ranks| {
+        let errors = run_ranks_in_threads(3, short_timeouts(), |ranks| {
             if ranks.rank() == leaver {
                 // A rank that is slow may hear of the failure before it has returned from the first barrier.
                 return ranks.barrier("step 4").and_then(|()| ranks.leave()).err().map(|error| error.to_string());
@@ -265,7 +265,7 @@ fn a_rank_that_has_left_is_named_by_those_that_wait_for_it() {
 
 #[test]
 fn a_rank_may_leave_while_others_still_exchange() {
-    in_threads(4, short(), |ranks| {
+    run_ranks_in_threads(4, short_timeouts(), |ranks| {
         let here = ranks.rank();
         if here == 3 {
             ranks.send("last words", 2, &vec![7; 3 << 20]).expect("sent");
@@ -289,7 +289,7 @@ fn an_error_of_one_rank_is_the_error_of_all() {
     for failing in 0..3 {
         let all = errors(3, Timeouts::default(), |ranks| {
             if ranks.rank() == failing {
-                ranks.fail("data.jsonl:7: video: cannot be read; check the path");
+                ranks.fail_job("data.jsonl:7: video: cannot be read; check the path");
             }
             let error = ranks.barrier("step 1").expect_err("the job fails");
             assert_eq!((error.rank, ranks.check()), (Some(failing), Err(error.clone())));
@@ -302,7 +302,7 @@ fn an_error_of_one_rank_is_the_error_of_all() {
 
 #[test]
 fn a_rank_that_panics_tells_the_others() {
-    let all = in_threads(2, Timeouts::default(), |ranks| {
+    let all = run_ranks_in_threads(2, Timeouts::default(), |ranks| {
         if ranks.rank() == 1 {
             let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
                 let _ranks = ranks;

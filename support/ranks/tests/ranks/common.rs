@@ -24,7 +24,7 @@ pub fn join(world: World, folder: &Path, timeouts: Timeouts) -> Result<Ranks, Ra
 }
 
 /// Limits for jobs that must fail soon.
-pub fn short() -> Timeouts {
+pub fn short_timeouts() -> Timeouts {
     Timeouts {
         join: Duration::from_secs(5),
         heartbeat: Duration::from_millis(50),
@@ -35,7 +35,7 @@ pub fn short() -> Timeouts {
 }
 
 /// Runs `work` in a thread for each rank of a job. Returns the results by rank.
-pub fn in_threads<T: Send>(size: usize, timeouts: Timeouts, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+pub fn run_ranks_in_threads<T: Send>(size: usize, timeouts: Timeouts, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
     let folder = tempfile::tempdir().expect("a folder");
     let results = std::thread::scope(|scope| {
         let (folder, work) = (folder.path(), &work);

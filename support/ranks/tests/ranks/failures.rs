@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::{short, world};
+use crate::common::{short_timeouts, world};
 use reel_ranks::{RankError, Ranks, Timeouts};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -114,8 +114,8 @@ fn rank_process() {
 fn run_rank(rank: usize, size: usize, work: Work, folder: &Path) -> Result<(), RankError> {
     let timeouts = match work {
         Work::Calls => Timeouts { note: Duration::from_millis(20), ..Timeouts::default() },
-        Work::CallsWithShortLimits => short(),
-        Work::Nothing => Timeouts { notice: Duration::from_millis(50), ..short() },
+        Work::CallsWithShortLimits => short_timeouts(),
+        Work::Nothing => Timeouts { notice: Duration::from_millis(50), ..short_timeouts() },
     };
     let on_failure = |error: &RankError| {
         eprintln!("{error}");

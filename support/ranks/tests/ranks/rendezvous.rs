@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::common::{join, short, world};
+use crate::common::{join, short_timeouts, world};
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 
 /// Joins a job of these processes, each in a thread, which starts after a time in milliseconds.
@@ -59,7 +59,8 @@ fn door(path: &Path) -> (u16, String) {
 /// The rendezvous file that a job leaves that was killed while it waited.
 fn stale_card(folder: &Path) -> (PathBuf, serde_json::Value) {
     let error = std::thread::scope(|scope| {
-        let host = scope.spawn(|| join(world(0, 2), folder, Timeouts { join: Duration::from_millis(200), ..short() }));
+        let host = scope
+            .spawn(|| join(world(0, 2), folder, Timeouts { join: Duration::from_millis(200), ..short_timeouts() }));
         let path = file(folder);
         let card = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
         (host.join().expect("no panic").expect_err("nobody comes"), path, card)
@@ -90,7 +91,7 @@ fn stale_files_are_not_followed() {
         std::fs::write(&path, text).expect("written");
         // Ranks that find the file try it before rank 0 replaces it.
         let worlds = vec![(world(1, 3), 0), (world(0, 3), 150), (world(2, 3), 0)];
-        finish(join_all(folder.path(), worlds, Timeouts { handshake: Duration::from_millis(300), ..short() }));
+        finish(join_all(folder.path(), worlds, Timeouts { handshake: Duration::from_millis(300), ..short_timeouts() }));
         assert!(!path.exists(), "the file is left");
     }
     talk.join().expect("it was asked");
@@ -101,13 +102,14 @@ fn a_live_job_with_another_token_is_not_joined() {
     // The file of one job names the port of another one, which waits at the same time.
     let (one, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| join_all(other.path(), vec![(world(0, 2), 0), (world(1, 2), 900)], short()));
+        let waiting =
+            scope.spawn(|| join_all(other.path(), vec![(world(0, 2), 0), (world(1, 2), 900)], short_timeouts()));
         let mut card: serde_json::Value =
             serde_json::from_slice(&std::fs::read(file(other.path())).expect("a file")).expect("JSON");
         card["token"] = "0123456789abcdef0123456789abcdef".into();
         let name = file(other.path());
         std::fs::write(one.path().join(name.file_name().expect("a name")), card.to_string()).expect("written");
-        finish(join_all(one.path(), vec![(world(1, 2), 0), (world(0, 2), 300)], short()));
+        finish(join_all(one.path(), vec![(world(1, 2), 0), (world(0, 2), 300)], short_timeouts()));
         finish(waiting.join().expect("no panic"));
     });
 }
@@ -116,7 +118,8 @@ fn a_live_job_with_another_token_is_not_joined() {
 fn only_this_user_can_read_the_token() {
     let folder = tempfile::tempdir().expect("a folder");
     std::thread::scope(|scope| {
-        let ranks = scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 300)], short()));
+        let ranks =
+            scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 300)], short_timeouts()));
         let mode = std::fs::metadata(file(folder.path())).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         finish(ranks.join().expect("no panic"));
@@ -127,7 +130,7 @@ fn only_this_user_can_read_the_token() {
 #[test]
 fn missing_ranks_are_named_by_all_that_are_there() {
     let folder = tempfile::tempdir().expect("a folder");
-    let timeouts = Timeouts { join: Duration::from_millis(700), ..short() };
+    let timeouts = Timeouts { join: Duration::from_millis(700), ..short_timeouts() };
     let worlds = vec![(world(0, 5), 0), (world(2, 5), 0), (world(4, 5), 0)];
     let errors = join_all(folder.path(), worlds, timeouts);
     for error in errors {
@@ -154,7 +157,7 @@ fn processes_that_do_not_fit_are_errors_of_all() {
         // The last one comes when the others are there.
         let last = worlds.len() - 1;
         let worlds = worlds.into_iter().enumerate().map(|(i, world)| (world, if i == last { 200 } else { 0 }));
-        for joined in join_all(folder.path(), worlds.collect(), short()) {
+        for joined in join_all(folder.path(), worlds.collect(), short_timeouts()) {
             let error = joined.expect_err("they do not fit").to_string();
             assert!(error.contains(wanted), "{error}\nnot {wanted}");
         }
@@ -164,7 +167,7 @@ fn processes_that_do_not_fit_are_errors_of_all() {
 
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
-    let error = join(world(0, 2), Path::new("/nowhere/out"), short()).expect_err("no such folder").to_string();
+    let error = join(world(0, 2), Path::new("/nowhere/out"), short_timeouts()).expect_err("no such folder").to_string();
     assert!(
         error.starts_with("/nowhere/out/ranks-") && error.contains("/nowhere does not exist; create it"),
         "{error}"
@@ -216,7 +219,7 @@ fn knock(port: u16, messages: &[Vec<u8>]) {
 #[test]
 fn strangers_are_turned_away_before_and_after_all_are_there() {
     let folder = tempfile::tempdir().expect("a folder");
-    let timeouts = Timeouts { handshake: Duration::from_millis(300), ..short() };
+    let timeouts = Timeouts { handshake: Duration::from_millis(300), ..short_timeouts() };
     std::thread::scope(|scope| {
         let ranks = scope
             .spawn(|| join_all(folder.path(), vec![(world(0, 3), 0), (world(1, 3), 900), (world(2, 3), 0)], timeouts));
@@ -249,13 +252,14 @@ fn strangers_are_turned_away_before_and_after_all_are_there() {
 fn a_process_that_comes_too_late_is_told_and_does_no_harm() {
     let folder = tempfile::tempdir().expect("a folder");
     std::thread::scope(|scope| {
-        let ranks = scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 300)], short()));
+        let ranks =
+            scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 300)], short_timeouts()));
         let path = file(folder.path());
         let card = std::fs::read(&path).expect("a file");
         let ranks = ranks.join().expect("no panic");
         // As if it had read the file just before rank 0 removed it.
         std::fs::write(&path, card).expect("written");
-        let error = join(world(1, 2), folder.path(), short()).expect_err("its rank is there").to_string();
+        let error = join(world(1, 2), folder.path(), short_timeouts()).expect_err("its rank is there").to_string();
         assert!(error.starts_with("rank 1: process "), "{error}");
         finish(ranks);
     });
@@ -271,7 +275,7 @@ proptest::proptest! {
         with_token: bool,
     ) {
         let folder = tempfile::tempdir().expect("a folder");
-        let timeouts = Timeouts { handshake: Duration::from_millis(150), ..short() };
+        let timeouts = Timeouts { handshake: Duration::from_millis(150), ..short_timeouts() };
         std::thread::scope(|scope| {
             let ranks = scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 100)], timeouts));
             let (port, token) = door(&file(folder.path()));

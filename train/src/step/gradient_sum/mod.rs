@@ -49,15 +49,15 @@ use reel_runtime::{Grads, RuntimeError, Tensor, WeightUnit};
 
 use crate::Result;
 use crate::step::tensor_exchange::SharedExchange;
-use crate::step::weight_shards::{Advance, WeightShards};
+use crate::step::weight_shards::{NextExchange, WeightShards};
 
 /// The largest number of weights of a bucket, that is, of the cells whose gradients the ranks exchange at a time. A
 /// single cell with more weights is a bucket of its own.
-pub const BUCKET_WEIGHTS: usize = 32 << 20;
+pub const MAX_WEIGHTS_PER_BUCKET: usize = 32 << 20;
 
 /// The largest number of buckets whose exchange is pending. A parameter that is larger than a bucket finishes several
 /// buckets at once; the launches after it wait for all but this number of them.
-pub const PENDING_BUCKETS: usize = 2;
+pub const MAX_PENDING_BUCKETS: usize = 2;
 
 /// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
 #[derive(Debug)]
@@ -142,7 +142,14 @@ impl GradientSum {
         optimizer: &AdamW,
         model_order: &[Tensor],
     ) -> Result<Self> {
-        Self::with_buckets_of(BUCKET_WEIGHTS, ranks, (exchange, shards), (device, config), optimizer, model_order)
+        Self::with_buckets_of(
+            MAX_WEIGHTS_PER_BUCKET,
+            ranks,
+            (exchange, shards),
+            (device, config),
+            optimizer,
+            model_order,
+        )
     }
 
     fn with_buckets_of(
@@ -176,7 +183,9 @@ impl GradientSum {
         let of_bucket = |_| (0..ranks.size()).map(received).collect();
         Ok(Self {
             sums: f32s(total)?,
-            received: (0..PENDING_BUCKETS.min(buckets.len())).map(of_bucket).collect::<reel_runtime::Result<_>>()?,
+            received: (0..MAX_PENDING_BUCKETS.min(buckets.len()))
+                .map(of_bucket)
+                .collect::<reel_runtime::Result<_>>()?,
             reached: vec![false; parameters.len()],
             assigned: Vec::new(),
             ended_rounds: 0,
@@ -198,11 +207,11 @@ impl GradientSum {
 
     /// The largest number of bytes of finished gradients that a backward pass has in memory: those of a bucket that is
     /// not complete, and those of the buckets whose exchange is pending, which keep their parameters' gradients whole.
-    pub fn most_finished_bytes(&self) -> u64 {
+    pub fn max_finished_gradient_bytes(&self) -> u64 {
         let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
         let bucket = self.buckets.iter().map(weights).max().unwrap_or(0);
         let counts = || self.parameters.iter().map(|(_, parameter)| parameter.count());
-        let most = counts().sum::<usize>().min((1 + PENDING_BUCKETS) * bucket + counts().max().unwrap_or(0));
+        let most = counts().sum::<usize>().min((1 + MAX_PENDING_BUCKETS) * bucket + counts().max().unwrap_or(0));
         (most * DType::F32.size()) as u64
     }
 
@@ -268,7 +277,7 @@ impl GradientSum {
     /// Another rank has failed; the device fails.
     pub fn begin_unit(&mut self, unit: WeightUnit, own: &mut Grads) -> Result<()> {
         let Some(shards) = self.shards.clone() else { return Ok(()) };
-        while shards.advance_to(unit)? == Advance::Bucket {
+        while shards.advance_to(unit)? == NextExchange::Bucket {
             self.exchange_bucket(own)?;
         }
         Ok(())
@@ -281,7 +290,7 @@ impl GradientSum {
     /// Another rank has failed; the device fails.
     pub fn end_round(&mut self, own: &mut Grads) -> Result<()> {
         if let Some(shards) = self.shards.clone() {
-            while shards.advance_to_end()? == Advance::Bucket {
+            while shards.advance_to_end()? == NextExchange::Bucket {
                 self.exchange_bucket(own)?;
             }
         }
@@ -297,10 +306,11 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Starts to exchange the next bucket. If [`PENDING_BUCKETS`] are pending, adds the gradients of the first of them
-    /// to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and added.
+    /// Starts to exchange the next bucket. If [`MAX_PENDING_BUCKETS`] are pending, adds the gradients of the first of
+    /// them to the sums before. Removes the bucket's gradients from `own`; their memory is freed when they are sent and
+    /// added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
-        if self.round.pending.len() == PENDING_BUCKETS {
+        if self.round.pending.len() == MAX_PENDING_BUCKETS {
             // The next bucket gets its buffers of received gradients.
             self.round.pending.pop_front().map_or(Ok(()), PendingBucket::add)?;
         }
@@ -337,7 +347,7 @@ impl GradientSum {
             start += cell.range.len();
         }
         let exchange = self.exchange.borrow_mut().start_all_to_all("gradients", &send, &receive)?;
-        self.shards.iter().for_each(|shards| shards.started_bucket());
+        self.shards.iter().for_each(|shards| shards.record_bucket_start());
         self.round.pending.push_back(PendingBucket { exchange, added });
         for (index, cell) in bucket.iter().enumerate() {
             let (name, parameter) = &self.parameters[cell.parameter];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use reel_runtime::Tensor;
 use reel_runtime::optim::{AdamW, ParameterSize, Partition};
 
-use super::{BUCKET_WEIGHTS, buckets};
+use super::{MAX_WEIGHTS_PER_BUCKET, buckets};
 
 /// The gradients of a backward pass in the order in which they are finished: the number of launches before, and the
 /// names of parameters.
@@ -65,7 +65,7 @@ impl GradientOrder {
     pub fn buckets(&self, ranks: usize) -> Vec<ExchangedBucket> {
         let partition = Partition::new(&self.sizes, 0, ranks);
         let mut latest = 0;
-        let buckets = buckets(&partition, &self.order, BUCKET_WEIGHTS).into_iter().map(|cells| {
+        let buckets = buckets(&partition, &self.order, MAX_WEIGHTS_PER_BUCKET).into_iter().map(|cells| {
             latest = cells.iter().map(|cell| self.finished_after[cell.parameter]).fold(latest, usize::max);
             ExchangedBucket { weights: cells.iter().map(|cell| cell.range.len() as u64).sum(), after: latest }
         });

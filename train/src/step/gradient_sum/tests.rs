@@ -10,7 +10,7 @@ use reel_ranks::Traffic;
 use super::*;
 use crate::options::{GradientCheckpointing, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::rank_threads::{bytes_of, model, on_ranks, sample};
+use crate::step::rank_threads::{bytes_of_category, model_folder, run_on_rank_threads, text_sample};
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
@@ -45,7 +45,7 @@ fn with_buckets_of(bucket: usize, ranks: Arc<Ranks>, t: &Trainer) -> GradientSum
 
 fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket: usize) -> Trained {
     let device = Device::cpu(1);
-    let config = ModelConfig::open(&model()).unwrap();
+    let config = ModelConfig::open(&model_folder()).unwrap();
     let options = RunOptions {
         gradient_accumulation_steps: MICRO_BATCHES,
         gradient_checkpointing: checkpointing,
@@ -53,7 +53,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
         ..RunOptions::default()
     };
     let hyperparameters = Hyperparameters::new(&options, STEPS);
-    let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
+    let opened = Trainer::resume(&device, &config, &model_folder(), None, DType::F32, hyperparameters, ranks.clone());
     let (mut t, _files) = opened.unwrap();
     if let Some(ranks) = &ranks {
         t.gradient_sum = Some(with_buckets_of(bucket, ranks.clone(), &t));
@@ -63,7 +63,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     let (mut results, mut current) = (Vec::new(), Vec::new());
     for step in 1..=STEPS {
         let mut micro_batches = 0..MICRO_BATCHES;
-        let next = || Ok(micro_batches.next().map(|i| vec![sample(step, i)]));
+        let next = || Ok(micro_batches.next().map(|i| vec![text_sample(step, i)]));
         let result = sft::step(&mut t, step, next).unwrap().unwrap();
         results.push((result.loss, result.grad_norm, result.tokens));
         current.push(device.memory().current);
@@ -75,7 +75,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     };
     let weights = t.model.parameters().filter(|p| reached.iter().any(|name| p.parameter_name() == Some(name)));
     let bytes = weights.map(|p| p.bytes() as u64).sum();
-    let volume = |now: reel_ranks::Volume, then: reel_ranks::Volume| reel_ranks::Volume {
+    let volume = |now: reel_ranks::TrafficVolume, then: reel_ranks::TrafficVolume| reel_ranks::TrafficVolume {
         sent: now.sent - then.sent,
         received: now.received - then.received,
     };
@@ -85,10 +85,10 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
         current,
         gradient_limit: t.gradient_sum.as_ref().map_or(usize::MAX, |sum| {
             let buffers = sum.received.iter().flatten().map(|t| t.bytes()).sum::<usize>();
-            sum.sums.bytes() + buffers + sum.most_finished_bytes() as usize
+            sum.sums.bytes() + buffers + sum.max_finished_gradient_bytes() as usize
         }),
-        gradient_bytes: bytes_of(Gradients, &device.memory().at_peak),
-        optimizer_bytes: bytes_of(Optimizer, &device.memory().now),
+        gradient_bytes: bytes_of_category(Gradients, &device.memory().at_peak),
+        optimizer_bytes: bytes_of_category(Optimizer, &device.memory().now),
         traffic: Traffic {
             all_to_all: volume(after.all_to_all, before.all_to_all),
             all_gather: volume(after.all_gather, before.all_gather),
@@ -100,7 +100,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
 }
 
 fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) -> Vec<Trained> {
-    on_ranks(size, |ranks| train(Some(ranks), checkpointing, bucket))
+    run_on_rank_threads(size, |ranks| train(Some(ranks), checkpointing, bucket))
 }
 
 #[test]
@@ -158,16 +158,16 @@ fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
 fn train_on_fake_gpu(ranks: Option<Arc<Ranks>>, bucket: usize) -> (Vec<(String, u64)>, usize, u64) {
     let fake = FakeDriver::new(Arch::A100, 48 << 20);
     let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
-    let config = ModelConfig::open(&model()).unwrap();
+    let config = ModelConfig::open(&model_folder()).unwrap();
     let options = RunOptions { learning_rate: 1e-3, ..RunOptions::default() };
     let hyperparameters = Hyperparameters::new(&options, 1);
-    let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
+    let opened = Trainer::resume(&device, &config, &model_folder(), None, DType::F32, hyperparameters, ranks.clone());
     let (mut t, _files) = opened.unwrap();
     if let Some(ranks) = ranks {
         t.gradient_sum = Some(with_buckets_of(bucket, ranks, &t));
     }
     device.profiler().record_timeline(true);
-    let mut samples = (0..2).map(|i| vec![sample(1, i)]);
+    let mut samples = (0..2).map(|i| vec![text_sample(1, i)]);
     sft::step(&mut t, 1, || Ok(samples.next())).unwrap();
     let launches = device.profiler().launch_events().unwrap();
     let backward = launches.iter().filter(|launch| launch.part == "backward").count();
@@ -183,13 +183,13 @@ fn simulated_gpus_exchange_buckets_beside_the_backward_pass() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let (alone, _, beside) = train_on_fake_gpu(None, 1);
     assert_eq!(beside, 0);
-    for (hashes, backward, beside) in on_ranks(2, |ranks| train_on_fake_gpu(Some(ranks), 10_000)) {
+    for (hashes, backward, beside) in run_on_rank_threads(2, |ranks| train_on_fake_gpu(Some(ranks), 10_000)) {
         assert_eq!(hashes, alone);
         println!("of {backward} launches of the backward pass, {beside} run beside an exchange");
         assert!(beside as usize > backward / 2, "{beside} of {backward} launches run beside an exchange");
     }
     // With a single bucket, which is exchanged after the backward pass, no launch runs beside an exchange.
-    for (hashes, _, beside) in on_ranks(2, |ranks| train_on_fake_gpu(Some(ranks), BUCKET_WEIGHTS)) {
+    for (hashes, _, beside) in run_on_rank_threads(2, |ranks| train_on_fake_gpu(Some(ranks), MAX_WEIGHTS_PER_BUCKET)) {
         assert_eq!((hashes, beside), (alone.clone(), 0));
     }
 }

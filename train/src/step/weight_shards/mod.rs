@@ -34,7 +34,7 @@ use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, Weight
 
 use crate::step::tensor_exchange::SharedExchange;
 use crate::{Result, TrainError};
-use schedule::{Event, Schedule};
+use schedule::{ExchangeEvent, ExchangeSchedule};
 
 /// The tensors of a unit begin at multiples of this number of bytes in the unit's memory, as allocations do.
 const ALIGNMENT: usize = 256;
@@ -67,7 +67,7 @@ struct UnitWeights {
 /// The units that have memory, and the exchanges of the round so far.
 #[derive(Debug, Default)]
 struct Round {
-    schedule: Schedule,
+    schedule: ExchangeSchedule,
     /// The unit that computes, or did so last.
     current: Option<WeightUnit>,
     /// The unit that is being gathered.
@@ -75,12 +75,12 @@ struct Round {
     /// Whether all units have memory ([`WeightShards::gather_all`]).
     has_all: bool,
     /// The schedule of training, while rounds are forward passes alone ([`WeightShards::forward_rounds`]).
-    training: Option<Schedule>,
+    training: Option<ExchangeSchedule>,
 }
 
 /// What must happen before the weights of a unit can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Advance {
+pub(super) enum NextExchange {
     /// Nothing: they are in memory.
     Ready,
     /// The next bucket of gradients must be exchanged.
@@ -132,11 +132,11 @@ impl WeightShards {
 
     /// Sets the buckets in which gradients are exchanged between the gathers: the units of the parameters of each.
     pub(super) fn set_buckets(&self, buckets: impl Iterator<Item = Vec<WeightUnit>>) {
-        self.round.borrow_mut().schedule = Schedule::new(&self.forward, units::is_used_in_backward, buckets);
+        self.round.borrow_mut().schedule = ExchangeSchedule::new(&self.forward, units::is_used_in_backward, buckets);
     }
 
     /// The weights of a cell that belongs to this rank, by the weight's name and the cell's first element.
-    pub fn own_cell(&self, name: &str, start: usize) -> Option<Tensor> {
+    pub fn own_weight_cell(&self, name: &str, start: usize) -> Option<Tensor> {
         self.own.get(&(name.to_string(), start)).cloned()
     }
 
@@ -165,7 +165,7 @@ impl WeightShards {
     /// between steps, and end each round with [`ForwardRounds::end_round`].
     pub fn forward_rounds(self: &Rc<Self>) -> ForwardRounds {
         let mut round = self.round.borrow_mut();
-        let forward = Schedule::new(&self.forward, |_| false, std::iter::empty());
+        let forward = ExchangeSchedule::new(&self.forward, |_| false, std::iter::empty());
         round.training = Some(std::mem::replace(&mut round.schedule, forward));
         ForwardRounds(self.clone())
     }
@@ -175,10 +175,10 @@ impl WeightShards {
     ///
     /// # Errors
     /// The rest of the round does not gather the unit; the device is out of memory; another rank has failed.
-    pub(super) fn advance_to(&self, unit: WeightUnit) -> Result<Advance> {
+    pub(super) fn advance_to(&self, unit: WeightUnit) -> Result<NextExchange> {
         let mut round = self.round.borrow_mut();
         if round.has_all || round.current == Some(unit) {
-            return Ok(Advance::Ready);
+            return Ok(NextExchange::Ready);
         }
         let is_coming = round.prefetched.as_ref().is_some_and(|(prefetched, _)| *prefetched == unit);
         if !is_coming && !round.schedule.will_gather(unit) {
@@ -186,30 +186,31 @@ impl WeightShards {
             return Err(RuntimeError::Shape { op: "gather", what }.into());
         }
         while round.current != Some(unit) {
-            if self.gather_next(&mut round)? == Some(Event::Bucket) {
-                return Ok(Advance::Bucket);
+            if self.gather_next(&mut round)? == Some(ExchangeEvent::Bucket) {
+                return Ok(NextExchange::Bucket);
             }
         }
-        if let Some(Event::Gather(next)) = round.schedule.next() {
+        if let Some(ExchangeEvent::Gather(next)) = round.schedule.next() {
             round.schedule.advance();
             round.prefetched = Some((next, self.start_gather(next)?));
         }
-        Ok(Advance::Ready)
+        Ok(NextExchange::Ready)
     }
 
-    /// Exchanges what is left of the round. After [`Advance::Ready`], no weights are gathered and the next round begins.
+    /// Exchanges what is left of the round. After [`NextExchange::Ready`], no weights are gathered and the next round
+    /// begins.
     ///
     /// # Errors
     /// The device is out of memory; another rank has failed.
-    pub(super) fn advance_to_end(&self) -> Result<Advance> {
+    pub(super) fn advance_to_end(&self) -> Result<NextExchange> {
         let mut round = self.round.borrow_mut();
         loop {
             match self.gather_next(&mut round)? {
-                Some(Event::Bucket) => return Ok(Advance::Bucket),
-                Some(Event::Gather(_)) => {}
+                Some(ExchangeEvent::Bucket) => return Ok(NextExchange::Bucket),
+                Some(ExchangeEvent::Gather(_)) => {}
                 None => {
                     round.schedule.restart();
-                    return Ok(Advance::Ready);
+                    return Ok(NextExchange::Ready);
                 }
             }
         }
@@ -217,17 +218,17 @@ impl WeightShards {
 
     /// Whether the next exchange of the round is that of a bucket.
     pub(super) fn is_bucket_next(&self) -> bool {
-        self.round.borrow().schedule.next() == Some(Event::Bucket)
+        self.round.borrow().schedule.next() == Some(ExchangeEvent::Bucket)
     }
 
     /// Takes note that the exchange of the next bucket was started.
-    pub(super) fn started_bucket(&self) {
+    pub(super) fn record_bucket_start(&self) {
         self.round.borrow_mut().schedule.advance();
     }
 
     /// Frees the weights of the current unit and makes the next unit the current one. Returns what is next in the round:
     /// if it is a bucket, no unit is current; `None` at the end of the round.
-    fn gather_next(&self, round: &mut Round) -> Result<Option<Event>> {
+    fn gather_next(&self, round: &mut Round) -> Result<Option<ExchangeEvent>> {
         if let Some(last) = round.current.take() {
             self.release(last);
         }
@@ -237,7 +238,7 @@ impl WeightShards {
                 unit
             }
             None => match round.schedule.next() {
-                Some(Event::Gather(unit)) => {
+                Some(ExchangeEvent::Gather(unit)) => {
                     round.schedule.advance();
                     self.start_gather(unit)?.wait()?;
                     unit
@@ -246,7 +247,7 @@ impl WeightShards {
             },
         };
         round.current = Some(next);
-        Ok(Some(Event::Gather(next)))
+        Ok(Some(ExchangeEvent::Gather(next)))
     }
 
     /// Gives the weights of a unit memory and starts to gather them.
@@ -279,8 +280,8 @@ impl WeightShards {
 impl GatheredWeights for WeightShards {
     fn gather(&self, unit: WeightUnit) -> reel_runtime::Result<()> {
         match self.advance_to(unit) {
-            Ok(Advance::Ready) => Ok(()),
-            Ok(Advance::Bucket) => {
+            Ok(NextExchange::Ready) => Ok(()),
+            Ok(NextExchange::Bucket) => {
                 let what = format!("the weights of {unit:?} are used after the backward pass has begun");
                 Err(RuntimeError::Shape { op: "gather", what })
             }
@@ -335,7 +336,7 @@ impl ForwardRounds {
     /// # Errors
     /// The device is out of memory; another rank has failed.
     pub fn end_round(&self) -> Result<()> {
-        while self.0.advance_to_end()? == Advance::Bucket {}
+        while self.0.advance_to_end()? == NextExchange::Bucket {}
         self.0.exchange.borrow().wait_for_all()
     }
 }

@@ -12,7 +12,7 @@ use reel_runtime::WeightUnit;
 
 /// An exchange of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum ExchangeEvent {
     /// The weights of a unit are gathered.
     Gather(WeightUnit),
     /// The next bucket of gradients is exchanged.
@@ -21,12 +21,12 @@ pub(super) enum Event {
 
 /// The exchanges of a round, and how many of them have been started.
 #[derive(Debug, Default)]
-pub(super) struct Schedule {
-    events: Vec<Event>,
+pub(super) struct ExchangeSchedule {
+    events: Vec<ExchangeEvent>,
     started: usize,
 }
 
-impl Schedule {
+impl ExchangeSchedule {
     /// Makes the schedule of a model with the units `forward`, in the order of a forward pass. `is_used_in_backward`
     /// says whether the backward pass needs the weights of a unit; those of the last unit it always needs. `buckets`
     /// has for each bucket the units of its parameters.
@@ -35,7 +35,7 @@ impl Schedule {
         is_used_in_backward: impl Fn(WeightUnit) -> bool,
         buckets: impl Iterator<Item = Vec<WeightUnit>>,
     ) -> Self {
-        let mut events: Vec<Event> = forward.iter().map(|unit| Event::Gather(*unit)).collect();
+        let mut events: Vec<ExchangeEvent> = forward.iter().map(|unit| ExchangeEvent::Gather(*unit)).collect();
         let position = |unit: WeightUnit| forward.iter().position(|other| *other == unit).unwrap_or(0);
         // The position in the forward pass down to which the backward pass must have come before a bucket is complete.
         let mut lowest = usize::MAX;
@@ -50,17 +50,17 @@ impl Schedule {
             (0..forward.len()).rev().filter(|i| *i == last || is_used_in_backward(forward[*i])).collect();
         for (i, at) in backward.iter().enumerate() {
             // The last unit of the forward pass is the first of the backward pass and stays in memory.
-            events.extend(backward.get(i + 1).map(|next| Event::Gather(forward[*next])));
+            events.extend(backward.get(i + 1).map(|next| ExchangeEvent::Gather(forward[*next])));
             while buckets.next_if(|lowest| lowest >= at).is_some() {
-                events.push(Event::Bucket);
+                events.push(ExchangeEvent::Bucket);
             }
         }
-        events.extend(buckets.map(|_| Event::Bucket));
+        events.extend(buckets.map(|_| ExchangeEvent::Bucket));
         Self { events, started: 0 }
     }
 
     /// The next exchange; `None` at the end of the round.
-    pub fn next(&self) -> Option<Event> {
+    pub fn next(&self) -> Option<ExchangeEvent> {
         self.events.get(self.started).copied()
     }
 
@@ -71,7 +71,7 @@ impl Schedule {
 
     /// Whether the rest of the round gathers `unit`.
     pub fn will_gather(&self, unit: WeightUnit) -> bool {
-        self.events.iter().skip(self.started).any(|event| *event == Event::Gather(unit))
+        self.events.iter().skip(self.started).any(|event| *event == ExchangeEvent::Gather(unit))
     }
 
     /// Begins the next round.
@@ -93,14 +93,14 @@ mod tests {
     const L1: WeightUnit = unit(1, 1);
     const O: WeightUnit = unit(2, 0);
 
-    fn events(forward: &[WeightUnit], buckets: &[&[WeightUnit]]) -> Vec<Event> {
+    fn events(forward: &[WeightUnit], buckets: &[&[WeightUnit]]) -> Vec<ExchangeEvent> {
         let buckets = buckets.iter().map(|units| units.to_vec());
-        Schedule::new(forward, |unit| unit != E, buckets).events
+        ExchangeSchedule::new(forward, |unit| unit != E, buckets).events
     }
 
     #[test]
     fn a_unit_is_gathered_before_the_gradients_of_the_unit_that_computes_meanwhile() {
-        use Event::{Bucket, Gather};
+        use ExchangeEvent::{Bucket, Gather};
         let forward = [E, L0, L1, O].map(Gather);
         let backward = [Gather(L1), Gather(L0), Bucket, Bucket];
         assert_eq!(events(&[E, L0, L1, O], &[&[O, L1], &[L1, L0, E]]), [&forward[..], &backward].concat());
@@ -116,14 +116,14 @@ mod tests {
 
     #[test]
     fn a_round_is_repeated() {
-        let mut schedule = Schedule::new(&[E, O], |_| true, std::iter::empty());
+        let mut schedule = ExchangeSchedule::new(&[E, O], |_| true, std::iter::empty());
         assert!(schedule.will_gather(E) && schedule.will_gather(O));
         schedule.advance();
         // The embedding is gathered once more, for the backward pass.
-        assert!(schedule.will_gather(E) && schedule.next() == Some(Event::Gather(O)));
+        assert!(schedule.will_gather(E) && schedule.next() == Some(ExchangeEvent::Gather(O)));
         (0..2).for_each(|_| schedule.advance());
         assert!(!schedule.will_gather(E) && schedule.next().is_none());
         schedule.restart();
-        assert_eq!(schedule.next(), Some(Event::Gather(E)));
+        assert_eq!(schedule.next(), Some(ExchangeEvent::Gather(E)));
     }
 }

@@ -10,7 +10,7 @@ use reel_ranks::Ranks;
 use super::*;
 use crate::options::{GradientCheckpointing, Optim, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::rank_threads::{bytes_of, model, on_ranks, sample};
+use crate::step::rank_threads::{bytes_of_category, model_folder, run_on_rank_threads, text_sample};
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
@@ -37,10 +37,10 @@ struct Trained {
 
 fn train(ranks: Option<Arc<Ranks>>, dtype: DType, options: RunOptions) -> Trained {
     let device = Device::cpu(1);
-    let config = ModelConfig::open(&model()).unwrap();
+    let config = ModelConfig::open(&model_folder()).unwrap();
     let options = RunOptions { gradient_accumulation_steps: MICRO_BATCHES, learning_rate: 1e-3, ..options };
     let hyperparameters = Hyperparameters::new(&options, STEPS);
-    let opened = Trainer::resume(&device, &config, &model(), None, dtype, hyperparameters, ranks.clone());
+    let opened = Trainer::resume(&device, &config, &model_folder(), None, dtype, hyperparameters, ranks.clone());
     let (mut t, _files) = opened.unwrap();
     let sent = |ranks: &Option<Arc<Ranks>>| ranks.as_ref().map_or(0, |ranks| ranks.traffic().all_to_all.sent);
     let before = sent(&ranks);
@@ -48,7 +48,7 @@ fn train(ranks: Option<Arc<Ranks>>, dtype: DType, options: RunOptions) -> Traine
     let (mut results, mut current) = (Vec::new(), Vec::new());
     for step in 1..=STEPS {
         let mut micro_batches = 0..MICRO_BATCHES;
-        let next = || Ok(micro_batches.next().map(|i| vec![sample(step, i)]));
+        let next = || Ok(micro_batches.next().map(|i| vec![text_sample(step, i)]));
         let result = sft::step(&mut t, step, next).unwrap().unwrap();
         results.push((result.loss, result.grad_norm, result.tokens));
         current.push(device.memory().current);
@@ -56,8 +56,8 @@ fn train(ranks: Option<Arc<Ranks>>, dtype: DType, options: RunOptions) -> Traine
     Trained {
         hashes: t.tensor_hashes().unwrap(),
         results,
-        weight_bytes: bytes_of(Weights, &device.memory().now),
-        weight_bytes_at_peak: bytes_of(Weights, &device.memory().at_peak),
+        weight_bytes: bytes_of_category(Weights, &device.memory().now),
+        weight_bytes_at_peak: bytes_of_category(Weights, &device.memory().at_peak),
         current,
         most_gathered_bytes: t.weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes() as usize),
         sent: sent(&ranks) - before,
@@ -73,7 +73,7 @@ fn check(dtype: DType, options: RunOptions, sizes: &[usize]) {
     let one = train(None, dtype, options.clone());
     for &size in sizes {
         let of_rank = |ranks| train(Some(ranks), dtype, RunOptions { zero_stage: 3, ..options.clone() });
-        for rank in on_ranks(size, of_rank) {
+        for rank in run_on_rank_threads(size, of_rank) {
             assert_eq!(rank.hashes, one.hashes, "{size} ranks, {options:?}");
             assert_eq!(rank.results, one.results, "{size} ranks, {options:?}");
             assert!(rank.most_gathered_bytes > 0, "{size} ranks, {options:?}");
@@ -107,7 +107,7 @@ fn the_frozen_weights_of_an_adapter_are_divided_too() {
 fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
     let whole = train(None, DType::F32, options(2)).weight_bytes;
     for size in [2, 4] {
-        for rank in on_ranks(size, |ranks| train(Some(ranks), DType::F32, options(3))) {
+        for rank in run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(3))) {
             // The parts differ by the largest cell, which is the largest weight of this small model.
             let part = whole / size + whole / 8;
             assert!(rank.weight_bytes <= part, "{size} ranks: {} of {whole} bytes", rank.weight_bytes);
@@ -116,7 +116,7 @@ fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
             assert!(rank.most_gathered_bytes < whole, "{size} ranks: {}", rank.most_gathered_bytes);
             assert!(rank.current.iter().all(|bytes| *bytes == rank.current[0]), "{:?}", rank.current);
         }
-        for rank in on_ranks(size, |ranks| train(Some(ranks), DType::F32, options(2))) {
+        for rank in run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(2))) {
             assert_eq!(rank.weight_bytes, whole);
         }
     }
@@ -126,7 +126,7 @@ fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
 /// Without ZeRO-3 it receives them once in a step.
 #[test]
 fn weights_are_gathered_twice_in_a_round() {
-    let config = ModelConfig::open(&model()).unwrap();
+    let config = ModelConfig::open(&model_folder()).unwrap();
     let weights = |is_counted: &dyn Fn(WeightUnit, &str) -> bool| -> u64 {
         let all = reel_model::checkpoint::expected_tensors(&config);
         let counted = all.iter().filter(|(name, _)| is_counted(units::unit_of_weight(name, &config), name));
@@ -139,7 +139,10 @@ fn weights_are_gathered_twice_in_a_round() {
     let changed = weights(&|_, name| !name.starts_with("visual."));
     for size in [2, 3] {
         let sent = |zero_stage| -> u64 {
-            on_ranks(size, |ranks| train(Some(ranks), DType::F32, options(zero_stage))).iter().map(|r| r.sent).sum()
+            run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(zero_stage)))
+                .iter()
+                .map(|r| r.sent)
+                .sum()
         };
         let (two, three, others) = (sent(2), sent(3), size as u64 - 1);
         let gradients = two - STEPS * others * changed;
@@ -151,22 +154,23 @@ fn weights_are_gathered_twice_in_a_round() {
 #[test]
 fn all_weights_can_be_gathered_between_steps() {
     let whole = train(None, DType::F32, options(2)).weight_bytes;
-    on_ranks(2, |ranks| {
+    run_on_rank_threads(2, |ranks| {
         let device = Device::cpu(1);
-        let config = ModelConfig::open(&model()).unwrap();
+        let config = ModelConfig::open(&model_folder()).unwrap();
         let hyperparameters = Hyperparameters::new(&options(3), STEPS);
-        let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, Some(ranks));
+        let opened = Trainer::resume(&device, &config, &model_folder(), None, DType::F32, hyperparameters, Some(ranks));
         let (t, _files) = opened.unwrap();
-        let before = bytes_of(Weights, &device.memory().now);
+        let before = bytes_of_category(Weights, &device.memory().now);
         let all = t.gather_all_weights().unwrap();
-        assert!(bytes_of(Weights, &device.memory().now) >= before + whole);
-        let alone = Trainer::open(&device, &config, &model(), DType::F32, Hyperparameters::new(&options(2), STEPS));
+        assert!(bytes_of_category(Weights, &device.memory().now) >= before + whole);
+        let alone =
+            Trainer::open(&device, &config, &model_folder(), DType::F32, Hyperparameters::new(&options(2), STEPS));
         let (alone, _files) = alone.unwrap();
         for (a, b) in t.model.parameters().zip(alone.model.parameters()) {
             assert_eq!(a.read_bytes().unwrap(), b.read_bytes().unwrap(), "{:?}", a.parameter_name());
         }
         drop((all, alone));
-        assert_eq!(bytes_of(Weights, &device.memory().now), before);
+        assert_eq!(bytes_of_category(Weights, &device.memory().now), before);
         // A unit out of turn is an error, not wrong weights: a round begins with the vision tower or the embedding.
         let shards = t.weight_shards.as_ref().unwrap();
         let unknown = WeightUnit { stage: 9, index: 0 };

@@ -4,7 +4,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_train::live_server::DeviceLender;
 use reel_train::rollout::group::EndTokens;
-use reel_train::rollout::{CompletionTokens, Group, Prompt};
+use reel_train::rollout::{CompletionTokens, Prompt, RolloutGroup};
 use reel_train::step::packing::PackedGroups;
 
 use super::*;
@@ -103,7 +103,7 @@ fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
         given: None,
     };
     let completion = |&n: &usize| CompletionTokens::new(vec![2; n], Vec::new(), &EndTokens::default(), false);
-    let group = Group {
+    let group = RolloutGroup {
         prompt: Arc::new(prompt),
         completions: completions.iter().map(completion).collect(),
         rewards: Vec::new(),

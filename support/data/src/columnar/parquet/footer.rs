@@ -4,7 +4,7 @@
 use std::io;
 
 use super::super::file::SharedFile;
-use super::thrift::{I32, LIST, STRUCT, Thrift};
+use super::thrift::{TYPE_I32, TYPE_LIST, TYPE_STRUCT, ThriftReader};
 
 /// The most levels of nested columns.
 pub(super) const MAX_SCHEMA_DEPTH: usize = 64;
@@ -13,13 +13,13 @@ pub(super) const MAX_SCHEMA_DEPTH: usize = 64;
 const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
 /// Why a file is not a Parquet file that can be read: what is wrong, and what to do.
-pub(super) type Fault = (String, &'static str);
+pub(super) type FaultAndHelp = (String, &'static str);
 
-const AGAIN: &str = "copy or download it again";
+const DAMAGED_FILE_HELP: &str = "copy or download it again";
 
 /// Checks the magic bytes, the length of the metadata and the depth of its schema, before the metadata is parsed.
-pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), Fault>> {
-    let cut = || ("is not a whole Parquet file: it has no Parquet metadata at its end".to_string(), AGAIN);
+pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), FaultAndHelp>> {
+    let cut = || ("is not a whole Parquet file: it has no Parquet metadata at its end".to_string(), DAMAGED_FILE_HELP);
     if file.bytes() < 12 {
         return Ok(Err(cut()));
     }
@@ -32,11 +32,11 @@ pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), Fault>> {
     let length = u64::from(u32::from_le_bytes([end[0], end[1], end[2], end[3]]));
     if length > file.bytes() - 12 || length > MAX_FOOTER_BYTES {
         let what = format!("is damaged: its metadata claims to have {length} bytes");
-        return Ok(Err((what, AGAIN)));
+        return Ok(Err((what, DAMAGED_FILE_HELP)));
     }
     let metadata = file.read_exact(file.bytes() - 8 - length, length)?;
     Ok(match schema_depth(&metadata) {
-        None => Err(("is damaged: its metadata cannot be parsed".to_string(), AGAIN)),
+        None => Err(("is damaged: its metadata cannot be parsed".to_string(), DAMAGED_FILE_HELP)),
         Some(depth) if depth > MAX_SCHEMA_DEPTH => {
             let what = format!("has columns with more than {MAX_SCHEMA_DEPTH} levels of nested values");
             Err((what, "write the nested values as JSON text"))
@@ -49,16 +49,16 @@ pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), Fault>> {
 /// [`MAX_SCHEMA_DEPTH`]. The metadata is a struct in Thrift's compact protocol. Its field 2 is the list of the schema's
 /// elements, parents before children, and field 5 of an element is the number of its children.
 fn schema_depth(metadata: &[u8]) -> Option<usize> {
-    let mut thrift = Thrift::new(metadata);
+    let mut thrift = ThriftReader::new(metadata);
     let mut last = 0;
     loop {
-        let (id, kind) = thrift.field(&mut last)??;
-        if (id, kind) != (2, LIST) {
-            thrift.skip(kind)?;
+        let (id, kind) = thrift.read_field_header(&mut last)??;
+        if (id, kind) != (2, TYPE_LIST) {
+            thrift.skip_value(kind)?;
             continue;
         }
-        let (count, element) = thrift.list()?;
-        if element != STRUCT {
+        let (count, element) = thrift.read_list_header()?;
+        if element != TYPE_STRUCT {
             return None;
         }
         // For each schema element that is open, the number of its children that are not read yet.
@@ -84,12 +84,12 @@ fn schema_depth(metadata: &[u8]) -> Option<usize> {
 }
 
 /// Reads a schema element; returns its number of children.
-fn schema_element(thrift: &mut Thrift<'_>) -> Option<u64> {
+fn schema_element(thrift: &mut ThriftReader<'_>) -> Option<u64> {
     let (mut last, mut children) = (0, 0);
-    while let Some((id, kind)) = thrift.field(&mut last)? {
+    while let Some((id, kind)) = thrift.read_field_header(&mut last)? {
         match (id, kind) {
-            (5, I32) => children = u64::try_from(thrift.zigzag()?).ok()?,
-            _ => thrift.skip(kind)?,
+            (5, TYPE_I32) => children = u64::try_from(thrift.read_zigzag()?).ok()?,
+            _ => thrift.skip_value(kind)?,
         }
     }
     Some(children)

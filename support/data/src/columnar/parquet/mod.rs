@@ -26,13 +26,13 @@ use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{self, write_text, write_value};
 use super::file::SharedFile;
-use super::{ColumnInfo, Part, RowSink, RowTexts, row_location};
+use super::{ColumnInfo, FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
 /// Number of rows that are decoded together when a file is opened.
 const BATCH_ROWS: usize = 256;
 
-pub(super) const AGAIN: &str = "copy or download it again, or write it again with other software";
+pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write it again with other software";
 
 /// Decodes a Parquet file.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl ParquetDecoder {
             let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= u32::MAX as usize);
             let Some(rows) = rows else {
                 let what = format!("is damaged: a row group claims to have {} rows", group.num_rows());
-                return Err(DataError::data(path.display().to_string(), what, AGAIN));
+                return Err(DataError::data(path.display().to_string(), what, DAMAGED_FILE_HELP));
             };
             group_starts.push(group_starts[group_starts.len() - 1] + rows);
         }
@@ -96,7 +96,7 @@ impl ParquetDecoder {
         let kept: Vec<usize> = (0..self.columns.len()).filter(|&c| !self.columns[c].in_file).collect();
         let mut bytes = 0;
         for group in 0..self.group_starts.len() - 1 {
-            sink.begin(Part { name: group_name(group), group: Some(group) })?;
+            sink.begin(FilePart { name: group_name(group), group: Some(group) })?;
             self.check_pages(group)?;
             let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
             if !kept.is_empty() {
@@ -133,7 +133,7 @@ impl ParquetDecoder {
         if index != end {
             let (decoded, count) = (index - first, end - first);
             let what = format!("is damaged: a row group has {decoded} rows where its metadata says {count}");
-            return Err(DataError::data(self.path.display().to_string(), what, AGAIN));
+            return Err(DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
         }
         Ok(())
     }
@@ -146,20 +146,24 @@ impl ParquetDecoder {
                 pages::check_column(&self.file, column).map_err(|e| DataError::cannot_read(&self.path, &e))?;
             checked.map_err(|what| {
                 let name = column.column_path().parts().first().map_or("", String::as_str);
-                DataError::data(format!("{}: {}: {name}", self.path.display(), group_name(group)), what, AGAIN)
+                DataError::data(
+                    format!("{}: {}: {name}", self.path.display(), group_name(group)),
+                    what,
+                    DAMAGED_FILE_HELP,
+                )
             })?;
         }
         Ok(())
     }
 
     /// Decodes the kept columns of a row group one by one and drops their values.
-    pub(super) fn try_columns(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
+    pub(super) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         if group >= self.group_starts.len() - 1 {
             return Ok(());
         }
         for column in (0..self.columns.len()).filter(|&c| !self.columns[c].in_file) {
             let name = format!("{}: {}", group_name(group), self.columns[column].name);
-            sink.begin(Part { name, group: None })?;
+            sink.begin(FilePart { name, group: None })?;
             let builder = || self.builder(group, &[column]).with_batch_size(BATCH_ROWS).build();
             let mut reader = read(&self.path, "", builder)?;
             while read(&self.path, "", || reader.next().transpose().map_err(ParquetError::from))?.is_some() {}
@@ -211,7 +215,7 @@ impl ParquetDecoder {
 
     fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> DataError {
         let location = format!("{}: {}", row_location(&self.path, row), self.columns[column].name);
-        DataError::data(location, what, AGAIN)
+        DataError::data(location, what, DAMAGED_FILE_HELP)
     }
 
     /// The columns with bytes of row `index`, counted from 0, as a JSON object.
@@ -219,7 +223,8 @@ impl ParquetDecoder {
     /// # Errors
     /// The row's pages cannot be read.
     pub(super) fn row(&self, index: usize) -> Result<Vec<u8>> {
-        let missing = || DataError::data(row_location(&self.path, index), "is missing in its row group", AGAIN);
+        let missing =
+            || DataError::data(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
         let in_file: Vec<usize> = (0..self.columns.len()).filter(|&c| self.columns[c].in_file).collect();
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         if group >= self.group_starts.len() - 1 {
@@ -298,7 +303,7 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
         let what = format!("cannot be read as Parquet: {}", one_line(reason));
-        DataError::data(format!("{}{place}", path.display()), what, AGAIN)
+        DataError::data(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
     };
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| failed(&e.to_string())),

@@ -6,7 +6,7 @@ use std::io;
 use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::super::file::SharedFile;
-use super::thrift::{I32, STRUCT, Thrift};
+use super::thrift::{TYPE_I32, TYPE_STRUCT, ThriftReader};
 
 /// How many bytes are read to parse the header of a page. If the header is longer, the next larger number is tried. A
 /// header has few bytes unless it has statistics with long texts.
@@ -81,28 +81,28 @@ fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader
 /// compressed. A data page also has field 5, a dictionary field 7, and a data page of version 2 field 8; each of these
 /// is a struct whose field 1 is the number of values.
 fn parse_header(bytes: &[u8]) -> Option<PageHeader> {
-    let mut thrift = Thrift::new(bytes);
+    let mut thrift = ThriftReader::new(bytes);
     let mut header = PageHeader::default();
     let mut last = 0;
-    while let Some((id, kind)) = thrift.field(&mut last)? {
+    while let Some((id, kind)) = thrift.read_field_header(&mut last)? {
         match (id, kind) {
-            (2, I32) => header.uncompressed = thrift.zigzag()?,
-            (3, I32) => header.compressed = thrift.zigzag()?,
-            (5 | 8, STRUCT) => header.values = Some(number_of_values(&mut thrift)?),
-            (7, STRUCT) => header.dictionary_values = Some(number_of_values(&mut thrift)?),
-            _ => thrift.skip(kind)?,
+            (2, TYPE_I32) => header.uncompressed = thrift.read_zigzag()?,
+            (3, TYPE_I32) => header.compressed = thrift.read_zigzag()?,
+            (5 | 8, TYPE_STRUCT) => header.values = Some(number_of_values(&mut thrift)?),
+            (7, TYPE_STRUCT) => header.dictionary_values = Some(number_of_values(&mut thrift)?),
+            _ => thrift.skip_value(kind)?,
         }
     }
     header.bytes = (bytes.len() - thrift.remaining()) as u64;
     Some(header)
 }
 
-fn number_of_values(thrift: &mut Thrift<'_>) -> Option<i64> {
+fn number_of_values(thrift: &mut ThriftReader<'_>) -> Option<i64> {
     let (mut last, mut values) = (0, None);
-    while let Some((id, kind)) = thrift.field(&mut last)? {
+    while let Some((id, kind)) = thrift.read_field_header(&mut last)? {
         match (id, kind) {
-            (1, I32) => values = Some(thrift.zigzag()?),
-            _ => thrift.skip(kind)?,
+            (1, TYPE_I32) => values = Some(thrift.read_zigzag()?),
+            _ => thrift.skip_value(kind)?,
         }
     }
     values

@@ -1,19 +1,19 @@
 //! Thrift's compact protocol, in which a Parquet file has its metadata and the headers of its pages.
 
 /// Type codes of the protocol: a list, a struct and a 32-bit integer.
-pub(super) const LIST: u8 = 9;
-pub(super) const STRUCT: u8 = 12;
-pub(super) const I32: u8 = 5;
+pub(super) const TYPE_LIST: u8 = 9;
+pub(super) const TYPE_STRUCT: u8 = 12;
+pub(super) const TYPE_I32: u8 = 5;
 
 /// The most levels of nested values that are skipped.
 const MAX_DEPTH: usize = 64;
 
 /// A reader of Thrift's compact protocol that knows just enough to skip values.
-pub(super) struct Thrift<'a> {
+pub(super) struct ThriftReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Thrift<'a> {
+impl<'a> ThriftReader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
@@ -46,33 +46,33 @@ impl<'a> Thrift<'a> {
         None
     }
 
-    pub(super) fn zigzag(&mut self) -> Option<i64> {
+    pub(super) fn read_zigzag(&mut self) -> Option<i64> {
         let value = self.varint()?;
         Some((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
     /// The number and type of the next field of a struct; `Some(None)` at the end of the struct.
-    pub(super) fn field(&mut self, last: &mut i64) -> Option<Option<(i64, u8)>> {
+    pub(super) fn read_field_header(&mut self, last: &mut i64) -> Option<Option<(i64, u8)>> {
         let header = self.byte()?;
         if header == 0 {
             return Some(None);
         }
         *last = match header >> 4 {
-            0 => self.zigzag()?,
+            0 => self.read_zigzag()?,
             step => last.checked_add(i64::from(step))?,
         };
         Some(Some((*last, header & 0xf)))
     }
 
     /// The length and element type of a list or a set.
-    pub(super) fn list(&mut self) -> Option<(u64, u8)> {
+    pub(super) fn read_list_header(&mut self) -> Option<(u64, u8)> {
         let header = self.byte()?;
         let count = if header >> 4 == 15 { self.varint()? } else { u64::from(header >> 4) };
         Some((count, header & 0xf))
     }
 
     /// Skips the value of a struct's field.
-    pub(super) fn skip(&mut self, kind: u8) -> Option<()> {
+    pub(super) fn skip_value(&mut self, kind: u8) -> Option<()> {
         self.skip_nested(kind, 0)
     }
 
@@ -88,7 +88,7 @@ impl<'a> Thrift<'a> {
             7 => self.advance(8),
             8 => self.varint().and_then(|count| self.advance(count)),
             9 | 10 => {
-                let (count, element) = self.list()?;
+                let (count, element) = self.read_list_header()?;
                 (0..count).try_for_each(|_| self.skip_element(element, depth))
             }
             11 => {
@@ -99,9 +99,9 @@ impl<'a> Thrift<'a> {
                     self.skip_element(kinds & 0xf, depth)
                 })
             }
-            STRUCT => {
+            TYPE_STRUCT => {
                 let mut last = 0;
-                while let Some((_, kind)) = self.field(&mut last)? {
+                while let Some((_, kind)) = self.read_field_header(&mut last)? {
                     self.skip_nested(kind, depth + 1)?;
                 }
                 Some(())
