@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use reel_device::{RangeName, range};
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
-use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_TYPES, VideoSource};
+use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{InputError, ModelInput, TokenId};
 use serde_json::Value;
@@ -145,7 +145,7 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
 /// Whether a part of a message is something other than text.
 fn may_have_media(messages: &Value) -> bool {
     let parts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_array());
-    parts.flatten().any(|part| part["type"].as_str().is_none_or(|kind| !TEXT_TYPES.contains(&kind)))
+    parts.flatten().any(|part| part["type"].as_str().is_none_or(|kind| !TEXT_PART_TYPES.contains(&kind)))
 }
 
 /// Runs `encode` on a blocking thread.

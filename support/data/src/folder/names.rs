@@ -34,7 +34,7 @@ pub(super) fn format_name(path: &Path) -> &'static str {
 /// Whether a file has rows of data, judged by its name.
 pub(super) fn is_data_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    !format(path).is_empty() && !NO_DATA.contains(&&*name)
+    !format_name(path).is_empty() && !NO_DATA.contains(&&*name)
 }
 
 /// Divides files among splits. If there are names like `data/SPLIT-00000-of-00002.parquet`, all other files are
