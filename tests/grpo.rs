@@ -621,6 +621,28 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
+/// A completion that ends early leaves rows of kept matrix products unused; they take no more memory than the plan says.
+#[test]
+fn completions_that_end_early_take_at_most_the_planned_memory() {
+    let folder = training_folder();
+    let at = folder.path();
+    // Every third token ends a completion.
+    let ends: Vec<u32> = (0..450).step_by(3).collect();
+    fs::write(at.join("tiny/generation_config.json"), json!({"eos_token_id": ends}).to_string()).expect("a file");
+    for more in [&["--beta", "0", "--dtype", "bf16"][..], &["--lora-r", "2", "--per-device-train-batch-size", "8"]] {
+        let fixed = ["--temperature", "1", "--gradient-checkpointing", "none", "--max-steps", "2", "--overwrite"];
+        let more = support::with_options(&fixed, more);
+        run_in(at, grpo_args("out", &more)).ok();
+        let steps = metrics_without_times(&at.join("out"));
+        let lengths: Vec<f64> = steps.iter().filter_map(|step| step["completion_length"].as_f64()).collect();
+        assert!(lengths.len() == 2 && lengths.iter().all(|length| *length < 6.0), "{lengths:?}");
+        let planned = [&["plan".to_string()][..], &grpo_args("out", &more)].concat();
+        let planned = run_in(at, [&planned[..], &["--device".into(), "cpu".into(), "--json".into()]].concat()).json();
+        let (planned, ran) = (planned["peak_bytes"].as_f64(), steps[1]["peak_bytes"].as_f64());
+        assert!(ran.is_some() && ran <= planned, "{more:?}: planned {planned:?}, ran {ran:?}");
+    }
+}
+
 #[test]
 fn full_7b_training_with_reference_fits_one_141_gb_gpu() {
     let sizes = ["--tokens", "2048", "--vision-patches", "4096", "--gpu", "h200", "--json"];

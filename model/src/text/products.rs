@@ -124,6 +124,26 @@ impl StoredOutputs {
         self.layers.iter().flatten().flatten()
     }
 
+    /// Moves the rows `from`, which ascend, to the first rows. The other rows lose their content.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn move_rows_together(&self, cx: &Cx, from: &[i32]) -> Result<()> {
+        let cx = cx.without_tape();
+        let stay = (0..).zip(from).take_while(|&(to, &from)| to == from).count();
+        let moved = &from[stay..];
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let to: Vec<i32> = (stay as i32..).take(moved.len()).collect();
+        let [from, to] = [moved, &to].map(|rows| Tensor::from_i32(cx.device(), &[rows.len()], rows));
+        let (from, to) = (from?, to?);
+        for output in self.tensors() {
+            ops::write_rows(&cx, &ops::gather_rows(&cx, output, &from)?, &to, output, 0)?;
+        }
+        Ok(())
+    }
+
     /// Returns the stored outputs for a training batch. `tokens` has the row of each token, and `needed` the rows of
     /// the tokens whose hidden states are needed, for the last layer. Consecutive rows are not copied.
     ///

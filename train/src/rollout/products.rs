@@ -7,6 +7,7 @@
 //! ([`StoredRolloutOutputs::outputs_of_micro_batch`]).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use reel_device::{DType, Device};
@@ -39,9 +40,41 @@ pub struct RolloutOutputStore {
 pub struct StoredRolloutOutputs {
     /// The kept outputs.
     pub products: Arc<StoredOutputs>,
-    /// The rows in `products` of the tokens of each prompt and of its completions, by the prompt's index among all
-    /// prompts of the rollout. Prompts that another process samples have no rows.
-    groups: BTreeMap<usize, StoredRequestRows>,
+    /// The rows in `products` of each group, by the index of its prompt among all prompts of the rollout. Prompts that
+    /// another process samples have no rows.
+    groups: BTreeMap<usize, GroupRows>,
+}
+
+/// The rows of a prompt's tokens, without its last one, and of each of its completions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct GroupRows {
+    prompt: Range<usize>,
+    completions: Vec<Range<usize>>,
+}
+
+impl GroupRows {
+    /// The rows that sampling fills if no completion ends early.
+    fn of_request(rows: &StoredRequestRows, completions: usize, max_new_tokens: usize) -> GroupRows {
+        let completions = (0..completions).map(|index| rows.completion_rows(index, max_new_tokens)).collect();
+        GroupRows { prompt: rows.prompt_rows(), completions }
+    }
+
+    /// The rows of the prompt and of the first tokens of each completion, `lengths[i]` of completion i.
+    fn used_rows(&self, lengths: &[usize]) -> impl Iterator<Item = usize> {
+        let of_completions = self.completions.iter().zip(lengths).flat_map(|(rows, n)| rows.start..rows.start + n);
+        self.prompt.clone().chain(of_completions)
+    }
+
+    /// The rows from `first` on that hold as many rows as [`Self::used_rows`] returns.
+    fn moved_to(&self, first: usize, lengths: &[usize]) -> GroupRows {
+        let prompt = first..first + self.prompt.len();
+        let mut end = prompt.end;
+        let completions = lengths.iter().map(|n| {
+            end += n;
+            end - n..end
+        });
+        GroupRows { completions: completions.collect(), prompt }
+    }
 }
 
 impl RolloutOutputStore {
@@ -89,11 +122,33 @@ impl RolloutOutputStore {
             request.kept = Some(*rows);
         }
         let products = Arc::new(StoredOutputs::new(&self.device, &self.config, self.grouping, self.dtype, end)?);
-        Ok(Some(StoredRolloutOutputs { products, groups: indices.zip(groups).collect() }))
+        let of_request = |(rows, request): (&StoredRequestRows, &GenerationRequest)| {
+            GroupRows::of_request(rows, request.stop_conditions.len(), request.max_new_tokens)
+        };
+        let groups = indices.zip(groups.iter().zip(&*requests).map(of_request)).collect();
+        Ok(Some(StoredRolloutOutputs { products, groups }))
     }
 }
 
 impl StoredRolloutOutputs {
+    /// Moves the rows of all `groups` of the rollout together. A completion that ends before the maximum length leaves
+    /// rows unused, and a micro-batch whose rows have gaps would copy them, which takes more memory than a plan counts.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn close_gaps(mut self, cx: &Cx, groups: &[RolloutGroup]) -> Result<Self> {
+        let mut from = Vec::new();
+        for (&index, rows) in &mut self.groups {
+            let Some(group) = groups.get(index) else { continue };
+            let lengths: Vec<usize> = group.completions.iter().map(|completion| completion.learned_len).collect();
+            let moved = rows.moved_to(from.len(), &lengths);
+            from.extend(rows.used_rows(&lengths).map(|row| row as i32));
+            *rows = moved;
+        }
+        self.products.move_rows_together(cx, &from)?;
+        Ok(self)
+    }
+
     /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
     /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix. Returns
     /// `None` if this process has not sampled the groups.
@@ -106,9 +161,9 @@ impl StoredRolloutOutputs {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (index, group) in (first..).zip(groups) {
             let Some(rows) = self.groups.get(&index) else { return Ok(None) };
-            tokens.extend(rows.prompt_rows().map(|row| row as i32));
-            for (index, completion) in group.completions.iter().enumerate() {
-                let of_completion = rows.completion_rows(index, completion.learned_len).map(|row| row as i32);
+            tokens.extend(rows.prompt.clone().map(|row| row as i32));
+            for (rows, completion) in rows.completions.iter().zip(&group.completions) {
+                let of_completion = (rows.start..rows.start + completion.learned_len).map(|row| row as i32);
                 tokens.extend(of_completion.clone());
                 learned.extend(of_completion);
             }

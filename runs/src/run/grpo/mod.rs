@@ -24,6 +24,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_ranks::Ranks;
+use reel_runtime::Cx;
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
 use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
@@ -185,13 +186,16 @@ impl GrpoLoop<'_> {
             Ok(())
         })?;
         drop(all_weights);
-        Ok(batch.map(|batch| RolloutSet {
+        let Some(batch) = batch else { return Ok(None) };
+        let cx = Cx::inference(&trainer.device, trainer.dtype);
+        let products = batch.products.map(|products| products.close_gaps(&cx, &batch.groups)).transpose()?;
+        Ok(Some(RolloutSet {
             ranks_of_micro_batches: batch.ranks_of_micro_batches,
             own_ref_log_probs,
             metrics: batch.metrics,
             while_scoring: batch.while_scoring,
             preview: Some(batch.preview),
-            products: batch.products.map(Arc::new),
+            products: products.map(Arc::new),
             ..RolloutSet::new(batch.groups, options.scale_rewards)
         }))
     }
