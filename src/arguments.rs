@@ -75,7 +75,7 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
 }
 
 /// Returns the parser with the changes that this module describes.
-pub fn adapt(root: Command) -> Command {
+pub fn with_uniform_arguments(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
     let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, "", |_| false)).collect();
     root.mut_args(|argument| adapt_argument(argument, "", |_| false)).mut_subcommands(|inner| {

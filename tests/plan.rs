@@ -247,7 +247,7 @@ fn number(plan: &Value, key: &str) -> f64 {
     plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {plan}"))
 }
 
-/// A job of one GPU has the memory and the time of the plan without `--world`, whose other figures do not change.
+/// With `--world 1`, memory, time and all other figures are those of the plan without `--world`.
 #[test]
 fn job_of_one_gpu_is_the_plain_plan() {
     for command in ["sft", "grpo --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 32"] {

@@ -147,8 +147,8 @@ impl Scores {
     }
 
     /// The scores of a single completion, which serialize as numbers instead of lists.
-    pub fn first_completion_scores(&self) -> SingleScores<'_> {
-        SingleScores(self)
+    pub fn first_completion_scores(&self) -> FirstCompletionScores<'_> {
+        FirstCompletionScores(self)
     }
 }
 
@@ -163,9 +163,9 @@ impl Serialize for Scores {
 
 /// The scores of the first completion; serializes as an object of numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct SingleScores<'a>(&'a Scores);
+pub struct FirstCompletionScores<'a>(&'a Scores);
 
-impl Serialize for SingleScores<'_> {
+impl Serialize for FirstCompletionScores<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         self.0.lists().try_for_each(|(name, values)| map.serialize_entry(name, &values[0]))?;

@@ -111,7 +111,7 @@ impl RowConversations {
     pub fn content(&self, row: usize) -> Result<PromptContent> {
         let mut value = self.data.value(row)?;
         if let Value::Object(columns) = &mut value {
-            remove_results(columns);
+            remove_prediction_columns(columns);
         }
         let content = DataRow::parse(value).and_then(|row| row.generation_prompt(self.recipe, self.template));
         self.data.add_location_to_error(row, content)
@@ -129,14 +129,14 @@ impl RowConversations {
 }
 
 /// Removes the columns of an earlier prediction from a row.
-pub fn remove_results(columns: &mut Map<String, Value>) {
+pub fn remove_prediction_columns(columns: &mut Map<String, Value>) {
     RESULT_COLUMNS.iter().for_each(|name| drop(columns.shift_remove(*name)));
 }
 
 /// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
 fn columns(data: &Dataset, row: usize) -> Map<String, Value> {
     let Ok(Value::Object(mut columns)) = data.value(row) else { return Map::new() };
-    remove_results(&mut columns);
+    remove_prediction_columns(&mut columns);
     columns
 }
 

@@ -306,7 +306,8 @@ impl CurateRunFlags {
         })
     }
 
-    /// Checks that free-form rows can be compared with their frames, before the first request costs money.
+    /// Checks, before the first paid request, that there is a SigLIP model if free-form chains of thought need one: they
+    /// are compared with the frames.
     fn check_similarity(&self, curation: &Curation) -> Result<()> {
         match &self.filters.siglip {
             Some(folder) => SiglipConfig::open(folder).map(drop).map_err(Into::into),

@@ -192,7 +192,7 @@ impl PlanServeArgs {
                 "batch_size": batch, "sequences_that_fit": sequences, "decoding": decoding,
                 "time_to_first_token_seconds": prompt, "inter_token_seconds": step, "tokens_per_second": rate,
                 "ops": table::ops_json(&counts, &machine),
-                "phases_by_basis": table::phase_seconds_by_basis_json(&counts, &machine),
+                "phases_by_basis": table::phase_seconds_by_prediction_basis_json(&counts, &machine),
                 "ceilings": table::ceilings_json(&machine),
             });
             additions.merge_into(&mut all);

@@ -170,7 +170,7 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
 
 /// The times of each phase in seconds if every op were predicted by one basis alone (ceilings, record or model), as
 /// JSON.
-pub fn phase_seconds_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
+pub fn phase_seconds_by_prediction_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let lines = lines(&counts.phases, counts, machine);
     let phases = counts.phases.0.iter().map(|(phase, _)| {
         let [ceiling, record, model] = BASES.map(|basis| seconds_by(&lines, phase, basis));
@@ -213,7 +213,7 @@ pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
         "checkpoint_bytes": counts.training.as_ref().map(|training| training.checkpoint),
         "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
         "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
-        "phases_by_basis": phase_seconds_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
+        "phases_by_basis": phase_seconds_by_prediction_basis_json(counts, machine), "ceilings": ceilings_json(machine),
     })
 }
 

@@ -239,8 +239,8 @@ impl Modules {
         next
     }
 
-    /// The file that a path in module `id` leads to, and the name of its item there. Returns `None` for a module as a
-    /// whole, for paths into other crates, and for names that are no modules.
+    /// Resolves a Rust path such as `a::b::Item` that module `id` uses: the source file of the item, and the item's
+    /// name. Returns `None` if the path names a module or an item of another crate.
     fn file_of(&self, id: usize, names: &[String], seen: &mut BTreeSet<(usize, String)>) -> Option<(String, String)> {
         match self.target(id, names, seen)? {
             Target::Module(_) => None,

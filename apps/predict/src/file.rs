@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::{AtomicFile, FileLock};
-use reel_samples::conversations::remove_results;
+use reel_samples::conversations::remove_prediction_columns;
 use reel_samples::quarantine::lock_path;
 use reel_train::{Result, TrainError};
 use serde::Deserialize;
@@ -365,7 +365,7 @@ fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, 
         };
         let error = row.get("error").and_then(Value::as_str).map(String::from);
         let is_prediction = row.contains_key("output");
-        remove_results(&mut row);
+        remove_prediction_columns(&mut row);
         if !is_prediction || row != columns(found.lines) {
             return Err(changed(location(), format!("is not the prediction of row {} of the data", found.lines + 1)));
         }
@@ -402,7 +402,7 @@ fn read_early_lines(
         let is_prediction = |early: &EarlyLine| {
             let mut row = early.line.clone();
             let has_output = row.contains_key("output");
-            remove_results(&mut row);
+            remove_prediction_columns(&mut row);
             has_output && row == columns(early.row)
         };
         let Some(early) = early.filter(is_prediction) else {

@@ -66,7 +66,8 @@ impl DeviceTurns {
         begun.elapsed()
     }
 
-    /// Lets the borrower use the device until the call of [`DeviceTurns::end_host_work`].
+    /// Lets the server use the device while the training run works on the host, until
+    /// [`DeviceTurns::end_host_work`].
     pub(crate) fn begin_host_work(&self) {
         self.lock().access = Access::Free;
         self.changed.notify_all();

@@ -11,8 +11,8 @@ use super::{RECORDER, RangeName, host_thread_number, listen};
 pub struct RangeEvent {
     /// What the range is about.
     pub name: RangeName,
-    /// The index among the recorded ranges of the range around this one on the same thread. It is smaller than the
-    /// index of this range.
+    /// The index, in the list of recorded ranges, of the enclosing range on the same thread. It is smaller than this
+    /// range's own index.
     pub parent: Option<usize>,
     /// The thread, see [`host_thread_number`].
     pub thread: usize,
@@ -41,7 +41,7 @@ pub(super) struct OpenRange {
 
 #[derive(Default)]
 struct Recording {
-    /// The number of the present window, or of the last one.
+    /// Counts the windows of time that are recorded: the number of the present one, or of the last one.
     window: u64,
     is_on: bool,
     /// The ranges of the window, each with whether it is still open.

@@ -113,7 +113,7 @@ impl Trainer for NoTrainer {
     }
 
     fn train(&self, _: &mut BytePairModel) -> tokenizers::Result<Vec<AddedToken>> {
-        Err("a tokenizer that was read from a file is not trained".into())
+        Err("a tokenizer that was read from a file cannot be trained".into())
     }
 
     fn feed<I, S, F>(&mut self, _: I, _: F) -> tokenizers::Result<()>

@@ -113,7 +113,7 @@ pub fn find_row(
     best.map(|(_, row)| row)
 }
 
-/// Whether the table has a row for the name, with some value, in the command `command`.
+/// Whether the table of other programs' options has the option `name` for the command `command`, whatever its value.
 pub fn is_foreign_option(name: &str, command: &str) -> bool {
     ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
 }

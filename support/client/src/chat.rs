@@ -12,7 +12,7 @@ use ureq::Agent;
 
 use crate::budget::ReservationError;
 use crate::pace::{RateLimiter, sleep};
-use crate::reply::{ReplyAnswer, describe_error, parse_answer};
+use crate::reply::{AnswerOfModel, describe_error, parse_answer};
 use crate::request::PromptSize;
 use crate::retry::{back_off, is_retryable, retry_after};
 use crate::url::check_http_url;
@@ -114,7 +114,7 @@ pub struct ChatClient {
 
 /// What one attempt has led to.
 enum Attempt {
-    Answer(ReplyAnswer),
+    Answer(AnswerOfModel),
     /// Failed; a later attempt may succeed.
     Retry {
         what: String,
@@ -468,7 +468,7 @@ impl ChatClient {
 }
 
 impl Running<'_> {
-    fn answer(&self, reply: ReplyAnswer, model: &str) -> ChatAnswer {
+    fn answer(&self, reply: AnswerOfModel, model: &str) -> ChatAnswer {
         let (prompt_tokens, completion_tokens) = reply.usage.unwrap_or_default();
         ChatAnswer {
             text: reply.text,

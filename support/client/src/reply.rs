@@ -6,9 +6,9 @@ use serde_json::Value;
 /// Maximum number of characters of a reply that a message quotes.
 const MAX_QUOTED: usize = 200;
 
-/// The answer in a reply.
+/// The model's answer in the body of a reply.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct ReplyAnswer {
+pub(crate) struct AnswerOfModel {
     pub text: String,
     pub reasoning: Option<String>,
     pub finish_reason: Option<String>,
@@ -18,7 +18,7 @@ pub(crate) struct ReplyAnswer {
 }
 
 /// Reads the answer from the body of a reply with status 200. The error is the problem and its help.
-pub(crate) fn parse_answer(body: &str) -> Result<ReplyAnswer, (String, &'static str)> {
+pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'static str)> {
     let help = "check that this is the base URL of a server with OpenAI's API (it often ends in /v1)";
     let Ok(reply) = serde_json::from_str::<Value>(body) else {
         let what = match body.trim() {
@@ -43,7 +43,7 @@ pub(crate) fn parse_answer(body: &str) -> Result<ReplyAnswer, (String, &'static 
         (None, None) => return Err((format!("replied `{}`, without a text", quoted(body)), help)),
     };
     let tokens = |name: &str| reply["usage"][name].as_u64();
-    Ok(ReplyAnswer {
+    Ok(AnswerOfModel {
         text,
         reasoning,
         finish_reason: choice["finish_reason"].as_str().map(String::from),

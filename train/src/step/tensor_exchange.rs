@@ -70,7 +70,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn TensorExch
     Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))
 }
 
-/// Makes the exchange of a rank one that gradients and weights share.
+/// Wraps a rank's exchange, so that the exchanges of gradients and of weights can share it.
 pub fn share_exchange(exchange: Box<dyn TensorExchange>) -> SharedExchange {
     Rc::new(RefCell::new(exchange))
 }

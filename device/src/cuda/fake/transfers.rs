@@ -46,7 +46,7 @@ pub(super) struct GroupState {
 pub(super) struct JoinedRank {
     pub gpu: Weak<Inner>,
     pub life: CommunicatorState,
-    /// The number of groups that it has enqueued.
+    /// How many NCCL groups (from ncclGroupStart to ncclGroupEnd) this rank has enqueued.
     pub groups: u64,
     /// The version at which one of its threads found that it must wait, and what it waits for.
     waits: Option<(u64, String)>,
@@ -103,7 +103,8 @@ pub(super) struct Transfer {
     pub number: u64,
     pub sends: Vec<TransferPart>,
     pub receives: Vec<TransferPart>,
-    /// The numbers of its sends and receives in their channels, once the stream has reached it.
+    /// The indices of the group's sends and receives in the channels between the ranks; `None` until the stream has
+    /// reached the group.
     pub posted: Mutex<Option<PostedParts>>,
 }
 
