@@ -109,6 +109,8 @@ fn launchers_start_processes_by_their_variables() {
         same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
         let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
         assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
+        // No launcher has started them, so there is no process manager for MPI.
+        assert!(doctor.stdout.contains("; data between CPUs by sockets"), "{name}: {}", doctor.stdout);
     }
 }
 
