@@ -8,9 +8,9 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use rank_runs::{SFT, same_results, sft, train};
+use rank_runs::{SFT, mpirun, same_results, sft, train};
 use sft_rows::{about, media, training_folder};
 use support::{FinishedRun, file_names_in, finished_run, reel, run};
 
@@ -200,11 +200,9 @@ fn mpirun_starts_the_processes() {
     let w = training_folder(9);
     train(w.path(), "one", &["--max-steps", "2"]).ok();
     let run = sft(w.path(), "two", &["--max-steps", "2"]);
-    let mut mpirun = Command::new("mpirun");
-    mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "plm", "isolated", "-n", "2"]);
-    mpirun.arg(run.get_program()).args(run.get_args()).current_dir(w.path());
-    mpirun.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let done = mpirun.output().expect("mpirun starts; ./x setup installs it (Debian's package openmpi-bin)");
+    let done = mpirun(&["-n", "2"], &run)
+        .output()
+        .expect("mpirun starts; ./x setup installs it (Debian's package openmpi-bin)");
     assert!(finished_run(done).ok().starts_with("two: 2 steps, "));
     same_results(&w.path().join("one"), &w.path().join("two"), "checkpoint-2");
 }
