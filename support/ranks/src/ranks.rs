@@ -244,8 +244,8 @@ impl Ranks {
         self.counters.add(kind, sent, received);
     }
 
-    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system has accepted
-    /// the bytes, possibly before the other rank has received them.
+    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system or MPI has
+    /// accepted the bytes, possibly before the other rank has received them.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].

@@ -67,7 +67,7 @@ impl MpiLink {
             has_progress = has_progress || self.receive_early(call)?;
             if has_progress {
                 shared.record_progress();
-                idle = Idle::default();
+                idle.end();
             } else {
                 idle.wait();
             }
