@@ -65,6 +65,7 @@ fn run_rank(world: World, work: &str, folder: &Path) -> Result<(), RankError> {
         "kinds" if ranks.rank() == 1 => drop(ranks.all_gather("metrics", &[1])?),
         "kinds" => ranks.barrier("step 5")?,
         "lengths" => lengths(&ranks)?,
+        "long" => long(&ranks)?,
         "fail" if ranks.rank() == 1 => ranks.fail("data.jsonl:7: video: cannot be read; check the path"),
         "leave" if ranks.rank() == 1 => {}
         "fail" | "leave" => ranks.barrier("step 1")?,
@@ -115,6 +116,19 @@ fn lengths(ranks: &Ranks) -> Result<(), RankError> {
     let mine = vec![0; 3 << 20];
     ranks.all_to_all_into("parts", &[&mine, &mine], &mut [&mut a, &mut b[..room]])?;
     ranks.barrier("end")
+}
+
+/// A message whose length does not fit into the counts of MPI.
+fn long(ranks: &Ranks) -> Result<(), RankError> {
+    const LENGTH: usize = (1 << 31) + 12_345;
+    if ranks.rank() == 0 {
+        let mut bytes = vec![7; LENGTH];
+        bytes[LENGTH - 1] = 8;
+        return ranks.send("weights", 1, &bytes);
+    }
+    let bytes = ranks.receive("weights", 0)?;
+    assert_eq!((bytes.len(), bytes[0], bytes[1 << 31], bytes[LENGTH - 1]), (LENGTH, 7, 7, 8));
+    Ok(())
 }
 
 /// Calls of all ranks until the job fails. Writes the process id to a file.
@@ -175,6 +189,35 @@ fn ranks_that_do_not_agree_are_named() {
             assert!(error.starts_with(wanted), "{work}, rank {rank}: {error}\n{said}");
             assert!(work != "leave" || error.contains("has left, but rank"), "{error}");
         }
+    }
+}
+
+#[test]
+#[ignore = "needs 5 GB of memory"]
+fn messages_longer_than_a_count_of_mpi_arrive() {
+    let Some((output, errors)) = finished(&["-n", "2"], "long") else { return };
+    assert!(output.status.success(), "{errors:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// mpiexec of MPICH sets its variables for a program that is linked to Open MPI, which then counts one process.
+#[test]
+fn a_launcher_of_another_library_is_named_in_one_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = |rank: usize| {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "mpi::rank_process"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("RANKS_MPI_TEST", format!("calls {}", folder.path().display()));
+        let numbers = [("PMI_RANK", rank), ("MPI_LOCALRANKID", rank), ("PMI_SIZE", 2), ("MPI_LOCALNRANKS", 2)];
+        command.env("PMI_FD", "99").envs(numbers.map(|(name, value)| (name, value.to_string())));
+        command.spawn().expect("it starts")
+    };
+    for mut process in [0, 1].map(start) {
+        assert_eq!(process.wait().expect("it ends").code(), Some(FAILED));
+    }
+    for error in &errors(folder.path())[..2] {
+        let error = error.as_deref().unwrap_or_default();
+        let words = ["MPI: ", " counts this process as rank 0 of 1, but by the variables of Hydra", "of this library"];
+        assert!(words.iter().all(|word| error.contains(word)) && !error.contains('\n'), "{error}");
     }
 }
 
