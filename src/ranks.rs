@@ -15,7 +15,7 @@ use reel_device::cuda::Nvidia;
 use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
 use reel_engine::EngineError;
 use reel_measure::trace;
-use reel_ranks::{RankError, Ranks, Timeouts, World};
+use reel_ranks::{RankError, Ranks, Timeouts, Transport, World};
 use reel_runs::folder::output;
 use reel_serve::ServeError;
 use reel_train::TrainError;
@@ -74,8 +74,14 @@ pub fn describe_process() -> String {
     match World::from_variables(|name| std::env::var(name).ok()) {
         Ok(None) => "one process: no launcher has set its environment variables".to_string(),
         Ok(Some(world)) => {
-            let World { rank, size, local_rank, local_size, launcher, .. } = world;
-            format!("rank {rank} of {size}, {local_rank} of {local_size} on this machine, started by {launcher}")
+            let World { rank, size, local_rank, local_size, launcher, .. } = &world;
+            let place = format!("rank {rank} of {size}, {local_rank} of {local_size} on this machine");
+            let transport = world.transport();
+            let why = match world.offers_mpi && transport == Transport::Sockets {
+                true => ", because this program was built without the feature mpi",
+                false => "",
+            };
+            format!("{place}, started by {launcher}; data between CPUs by {transport}{why}")
         }
         Err(e) => e.to_string(),
     }
@@ -359,6 +365,7 @@ mod tests {
             launcher: Launcher::Srun,
             job: String::new(),
             address: None,
+            offers_mpi: false,
         };
         let gpu = |local_rank: usize, local_size: usize, visible: usize| {
             gpu_of(&world(local_rank, local_size), visible).map_err(|e| e.to_string())

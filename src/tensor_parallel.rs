@@ -90,7 +90,7 @@ impl TensorParallelFlag {
 /// The place of the first of `size` processes that this program starts.
 fn processes_of_this_machine(size: usize) -> World {
     let (rank, local_rank, launcher) = (0, 0, Launcher::Reel);
-    World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None }
+    World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None, offers_mpi: false }
 }
 
 impl TensorParallelProcess {

@@ -159,7 +159,16 @@ fn on_ranks<T: Send>(
     std::thread::scope(|scope| {
         let start = |(rank, device): (usize, Device)| {
             let (local_rank, local_size, job) = (rank, size, "ranks_cuda".to_string());
-            let world = World { rank, size, local_rank, local_size, launcher: Launcher::Reel, job, address: None };
+            let world = World {
+                rank,
+                size,
+                local_rank,
+                local_size,
+                launcher: Launcher::Reel,
+                job,
+                address: None,
+                offers_mpi: false,
+            };
             let (folder, step) = (folder.path(), &step);
             scope.spawn(move || {
                 let ranks = Ranks::join(world, folder, timeouts, Box::new(|_| {})).expect("all ranks join");

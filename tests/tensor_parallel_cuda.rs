@@ -81,8 +81,16 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
         std::thread::scope(|scope| {
             let start = |(rank, device): (usize, Device)| {
                 let (launcher, job) = (Launcher::Reel, "tensor_parallel_cuda".to_string());
-                let world =
-                    World { rank, size: RANKS, local_rank: rank, local_size: RANKS, launcher, job, address: None };
+                let world = World {
+                    rank,
+                    size: RANKS,
+                    local_rank: rank,
+                    local_size: RANKS,
+                    launcher,
+                    job,
+                    address: None,
+                    offers_mpi: false,
+                };
                 let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
                 let (folder, wanted, whole, config) = (folder.path(), &wanted, &whole, &config);
                 scope.spawn(move || {

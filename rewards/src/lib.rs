@@ -34,7 +34,7 @@ pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
 pub use custom::{BASIC_ENVIRONMENT, CustomReward, ProgramLog, function_name};
 pub use error::{Result, RewardError};
-pub use group::{RewardRules, Scores, ScoringGroup, FirstCompletionScores};
+pub use group::{FirstCompletionScores, RewardRules, Scores, ScoringGroup};
 pub use problem_type::ProblemType;
 pub use python_number::parse_number;
 pub use python_text::strip_white_space;

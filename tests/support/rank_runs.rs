@@ -38,6 +38,18 @@ pub fn run_sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     finished_run(sft_command(folder, out, more).output().expect("the binary starts"))
 }
 
+/// Open MPI's mpirun with these options, for `run` as processes of this machine.
+pub fn mpirun(options: &[&str], run: &Command) -> Command {
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "plm", "isolated"]).args(options);
+    mpirun.arg(run.get_program()).args(run.get_args());
+    mpirun.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = run.get_current_dir() {
+        mpirun.current_dir(folder);
+    }
+    mpirun
+}
+
 /// The metrics of a run, without the values that depend on the clock or on the number of processes.
 pub fn comparable_metrics(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = metrics_without_times(out);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::RankError;
 
 /// The longest name of a call in bytes. Longer names are cut.
-const MAX_NAME_BYTES: usize = 256;
+pub(crate) const MAX_NAME_BYTES: usize = 256;
 
 /// The kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,35 @@ impl fmt::Display for Call {
             (_, Some(peer)) => write!(f, " from rank {peer}"),
             (_, None) => Ok(()),
         }
+    }
+}
+
+/// Numbers the calls of a rank. The numbers of matching calls are the same on all ranks.
+#[derive(Debug)]
+pub(crate) struct CallNumbers {
+    /// The number of collectives.
+    collectives: u64,
+    /// By rank: the number of [`CallKind::Send`] calls to it.
+    sent: Vec<u64>,
+    /// By rank: the number of [`CallKind::Receive`] calls from it.
+    received: Vec<u64>,
+}
+
+impl CallNumbers {
+    /// For a job of `size` ranks.
+    pub fn new(size: usize) -> Self {
+        Self { collectives: 0, sent: vec![0; size], received: vec![0; size] }
+    }
+
+    /// Numbers the next call of this kind.
+    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
+        let count = match (kind, peer) {
+            (CallKind::Send, Some(peer)) => &mut self.sent[peer],
+            (CallKind::Receive, Some(peer)) => &mut self.received[peer],
+            _ => &mut self.collectives,
+        };
+        *count += 1;
+        Call::new(kind, name, *count - 1, peer)
     }
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum ControlMessage {
     Leave(Activity),
     /// From rank 0: the receiver's [`ControlMessage::Leave`] has arrived.
     LeaveConfirmed,
+    /// From rank 0: all ranks have left.
+    AllHaveLeft,
 }
 
 /// A control connection.

@@ -180,6 +180,65 @@ impl<'a> Transfer<'a> {
     }
 }
 
+/// What a transport of packets needs. It has no socket that takes or gives as many bytes as are there.
+#[cfg(feature = "mpi")]
+impl Transfer<'_> {
+    /// Copies the next bytes to send into `packet`. Returns their number, 0 if all are sent.
+    pub fn take_packet(&mut self, packet: &mut [u8]) -> usize {
+        let length = self.send.as_mut().map_or(0, |outgoing| outgoing.copy_next(packet));
+        self.send.take_if(|outgoing| outgoing.is_complete());
+        length
+    }
+
+    /// Whether a packet of the message has been taken.
+    pub fn has_sent(&self) -> bool {
+        self.send.as_ref().is_none_or(OutgoingMessage::has_begun)
+    }
+
+    /// Whether there is more to send.
+    pub fn has_to_send(&self) -> bool {
+        self.send.is_some()
+    }
+
+    /// Whether there is more to receive.
+    pub fn has_to_receive(&self) -> bool {
+        self.receive.is_some()
+    }
+
+    /// Prepares for the message with this header. Does nothing from the second time on.
+    ///
+    /// # Errors
+    /// The message does not belong to the call, has another length than the buffer, or there is no memory for it.
+    pub fn begin_message(&mut self, header: &Header, here: usize, call: &Call) -> Result<(), ExchangeError> {
+        if self.is_checked {
+            return Ok(());
+        }
+        self.check(header, here, call).map_err(ExchangeError::Invalid)?;
+        if matches!(self.receive, Some(Target::New)) && self.received.try_reserve_exact(header.length).is_err() {
+            no_progress(SocketError::NoMemory(header.length), self.peer, here, call)?;
+        }
+        self.is_checked = true;
+        Ok(())
+    }
+
+    /// Adds data that have arrived. All parts together must not be longer than the header says.
+    pub fn add_received(&mut self, part: &[u8]) {
+        match &mut self.receive {
+            Some(Target::New) => self.received.extend_from_slice(part),
+            Some(Target::Given(buffer, filled)) => {
+                buffer[*filled..*filled + part.len()].copy_from_slice(part);
+                *filled += part.len();
+            }
+            None => {}
+        }
+    }
+
+    /// Records that the whole message has arrived.
+    pub fn end_message(&mut self) {
+        self.receive = None;
+    }
+}
+
 impl DataConnection {
     /// Receives once, for a later call. Returns whether anything has arrived.
     fn receive_early(&mut self) -> Result<bool, SocketError> {
@@ -200,7 +259,7 @@ impl DataConnection {
 }
 
 /// Returns false if the socket is not ready, and otherwise what the error means for the call.
-fn no_progress(error: SocketError, peer: usize, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+pub(crate) fn no_progress(error: SocketError, peer: usize, here: usize, call: &Call) -> Result<bool, ExchangeError> {
     let (what, help) = match error {
         SocketError::WouldBlock => return Ok(false),
         SocketError::Closed => return Err(ExchangeError::Unreachable(peer)),

@@ -25,6 +25,8 @@ pub(crate) struct FailureDetector {
     peers: Vec<Peer>,
     suspicions: Vec<Suspicion>,
     timeouts: Timeouts,
+    /// Whether ranks that have left are still needed, until all have.
+    leaves_together: bool,
 }
 
 #[derive(Debug)]
@@ -45,9 +47,10 @@ struct Suspicion {
 }
 
 impl FailureDetector {
-    pub fn new(members: Vec<Member>, timeouts: Timeouts, now: Instant) -> Self {
+    /// `leaves_together`: ranks that have left must not end before all have.
+    pub fn new(members: Vec<Member>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
         let peer = |_: &Member| Peer { last_received: now, activity: Activity::default(), has_left: false };
-        Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts }
+        Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts, leaves_together }
     }
 
     /// Records when bytes last arrived from a rank.
@@ -74,7 +77,12 @@ impl FailureDetector {
 
     /// The failure that a closed control connection means: none if the rank has left.
     pub fn failure_of_closed_connection(&self, rank: usize) -> Option<RankError> {
-        (!self.peers[rank].has_left).then(|| process_ended_error(&self.members[rank]))
+        self.is_needed(&self.peers[rank]).then(|| process_ended_error(&self.members[rank]))
+    }
+
+    /// Whether the job fails if this rank ends now.
+    fn is_needed(&self, peer: &Peer) -> bool {
+        !peer.has_left || self.leaves_together
     }
 
     /// Whether all ranks but rank 0 have left.
@@ -89,7 +97,8 @@ impl FailureDetector {
 
     /// A rank that sends no heartbeats.
     fn silence(&self, now: Instant) -> Option<RankError> {
-        let is_silent = |peer: &Peer| !peer.has_left && now.duration_since(peer.last_received) > self.timeouts.silence;
+        let is_silent =
+            |peer: &Peer| self.is_needed(peer) && now.duration_since(peer.last_received) > self.timeouts.silence;
         let rank = (1..self.peers.len()).find(|rank| is_silent(&self.peers[*rank]))?;
         Some(silent_rank_error(&self.members[rank], self.timeouts.silence))
     }
@@ -213,6 +222,7 @@ pub(crate) fn silent_rank_error(member: &Member, time: Duration) -> RankError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Transport;
 
     fn detector(size: usize, now: Instant) -> FailureDetector {
         let member = |rank| Member {
@@ -222,8 +232,9 @@ mod tests {
             machine: String::new(),
             addresses: Vec::new(),
             port: 1,
+            transport: Transport::Sockets,
         };
-        FailureDetector::new((0..size).map(member).collect(), Timeouts::default(), now)
+        FailureDetector::new((0..size).map(member).collect(), Timeouts::default(), false, now)
     }
 
     fn seconds(n: u64) -> Duration {

@@ -299,13 +299,14 @@ impl PendingHandshake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::Transport;
 
     /// A listener that is open to other machines is reached at each IPv4 address of this machine.
     #[test]
     fn other_machines_connect_at_any_address_of_this_one() {
         let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();
         let token = acceptor.token();
-        let mut member = Member::of_this_process(0, acceptor.port().unwrap(), false);
+        let mut member = Member::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
         member.machine = "another machine".into();
         member.addresses.retain(|address| address.is_ipv4());
         member.addresses.push(Ipv4Addr::LOCALHOST.into());

@@ -16,10 +16,14 @@
 //!
 //! The variables are those of PyTorch (`local_elastic_agent.py`), Open MPI (`environment-var`), MPICH (`pmip_cb.c`),
 //! Kubeflow's training operator (`envvar.go`) and Slurm (`env.c`, `env_array_for_step`).
+//!
+//! mpirun, Hydra and srun may also name the process manager by which an MPI library finds the other processes: PMIx by
+//! `PMIX_SERVER_URI…`, whose end is a version of PMIx, and PMI by `PMI_FD` or `PMI_PORT`.
 
 use std::fmt;
 
 use reel_diagnostic::Diagnostic;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{RankError, Result};
 
@@ -40,6 +44,27 @@ pub struct World {
     pub job: String,
     /// The name or address of rank 0's machine (`MASTER_ADDR`), if the launcher or the user has set it.
     pub address: Option<String>,
+    /// Whether the launcher is one of MPI programs: it has named the process manager (PMIx or PMI) by which an MPI
+    /// library finds the other processes.
+    pub offers_mpi: bool,
+}
+
+/// What carries the data that ranks exchange through host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// TCP sockets.
+    Sockets,
+    /// The MPI library that the program is linked to (feature `mpi`).
+    Mpi,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sockets => "sockets",
+            Self::Mpi => "MPI",
+        })
+    }
 }
 
 /// A program that starts the processes of a job.
@@ -79,6 +104,18 @@ impl fmt::Display for Launcher {
 /// salloc.
 const FIRST_SPECIAL_STEP: u64 = 0xffff_fff0;
 
+/// The variables that name a process manager. An MPI library that finds none of them counts one process.
+const PROCESS_MANAGERS: [&str; 8] = [
+    "PMIX_SERVER_URI",
+    "PMIX_SERVER_URI2",
+    "PMIX_SERVER_URI21",
+    "PMIX_SERVER_URI3",
+    "PMIX_SERVER_URI4",
+    "PMIX_SERVER_URI41",
+    "PMI_FD",
+    "PMI_PORT",
+];
+
 impl World {
     /// Reads the environment variables that launchers set. `get` returns the value of a variable, such as `|name|
     /// std::env::var(name).ok()`. Returns `None` if no launcher has set any: then this is a single process.
@@ -95,6 +132,12 @@ impl World {
             }
         }
         Ok(None)
+    }
+
+    /// What carries data between this process and the others: MPI, if this crate was built with its feature `mpi` and
+    /// the launcher is one of MPI programs.
+    pub fn transport(&self) -> Transport {
+        if cfg!(feature = "mpi") && self.offers_mpi { Transport::Mpi } else { Transport::Sockets }
     }
 
     /// Whether all processes of the job run on this machine.
@@ -135,7 +178,9 @@ impl Variables<'_> {
     fn world(self, launcher: Launcher, names: &Names, job: String) -> Result<World> {
         let (rank, size) = (self.number(names.rank)?, self.number(names.size)?);
         check_below(names.rank, rank, names.size, size)?;
-        let mut world = World { rank, size, local_rank: 0, local_size: 1, launcher, job, address: None };
+        let is_of_mpi = matches!(launcher, Launcher::OpenMpi | Launcher::Hydra | Launcher::Srun);
+        let offers_mpi = is_of_mpi && PROCESS_MANAGERS.iter().any(|name| self.has(name));
+        let mut world = World { rank, size, local_rank: 0, local_size: 1, launcher, job, address: None, offers_mpi };
         if let Some([local_rank, local_size]) = names.local {
             (world.local_rank, world.local_size) = (self.number(local_rank)?, self.number(local_size)?);
             check_below(local_rank, world.local_rank, local_size, world.local_size)?;

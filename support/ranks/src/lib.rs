@@ -34,6 +34,9 @@
 //! All connections are TCP. Each rank has two of its threads at work: a thread that calls [`Ranks`] uses the mesh, and the
 //! watching thread uses the star.
 //!
+//! With the feature `mpi`, data go through MPI instead of the mesh if an MPI launcher has started the processes
+//! ([`World::transport`]). The star is the same: it notices dead ranks, of which MPI says nothing.
+//!
 //! # Protocol
 //!
 //! 1. **Rendezvous.** Rank 0 listens at a free port. It writes its addresses, the port and a random token to the file
@@ -49,12 +52,13 @@
 //!    ranks, so that all return the same error. If rank 0 itself ends, each rank notices that by its own control
 //!    connection. By default it takes at most 50 s from the end of a process to the end of all others.
 //! 5. **Leaving.** A rank tells rank 0 that it makes no more calls, waits for a confirmation and closes its connections.
-//!    Rank 0 leaves last.
+//!    Rank 0 leaves last. With MPI, each rank waits until rank 0 says that all have left, and then finalizes MPI.
 //!
 //! # Where to read on
 //!
-//! The files from below: `launch` and `rendezvous` start a job; `message`, `exchange` and `mesh` carry data; `control`,
-//! `failure_detector` and `watch` notice failures; `ranks` has the calls.
+//! The files from below: `launch` and `rendezvous` start a job; `message`, `exchange` and `mesh` carry data by sockets,
+//! `mpi` by MPI, and `link` is one of the two; `control`, `failure_detector` and `watch` notice failures; `ranks` has the
+//! calls.
 
 mod call;
 mod control;
@@ -63,9 +67,12 @@ mod exchange;
 mod failure_detector;
 mod handshake;
 mod launch;
+mod link;
 mod member;
 mod mesh;
 mod message;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ranks;
 mod rendezvous;
 mod shared;
@@ -74,7 +81,7 @@ mod traffic;
 mod watch;
 
 pub use error::{RankError, Result};
-pub use launch::{Launcher, World};
+pub use launch::{Launcher, Transport, World};
 pub use ranks::Ranks;
 pub use rendezvous::is_rendezvous_file;
 pub use timeouts::Timeouts;

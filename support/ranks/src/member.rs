@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use serde::{Deserialize, Serialize};
 
+use crate::launch::Transport;
+
 /// A process of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
@@ -21,6 +23,8 @@ pub(crate) struct Member {
     pub addresses: Vec<IpAddr>,
     /// The port at which it accepts connections.
     pub port: u16,
+    /// What it exchanges data by.
+    pub transport: Transport,
 }
 
 impl fmt::Display for Member {
@@ -31,7 +35,7 @@ impl fmt::Display for Member {
 
 impl Member {
     /// This process. `is_local`: all ranks run on this machine, so its addresses are not needed.
-    pub fn of_this_process(rank: usize, port: u16, is_local: bool) -> Self {
+    pub fn of_this_process(rank: usize, port: u16, is_local: bool, transport: Transport) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let host = read("/proc/sys/kernel/hostname").trim().to_string();
         let mut addresses = Vec::new();
@@ -39,7 +43,7 @@ impl Member {
             addresses.extend(ipv4_addresses(&read("/proc/net/fib_trie")).into_iter().map(IpAddr::from));
             addresses.extend(ipv6_addresses(&read("/proc/net/if_inet6")).into_iter().map(IpAddr::from));
         }
-        Self { rank, host, pid: std::process::id(), machine: machine_id(), addresses, port }
+        Self { rank, host, pid: std::process::id(), machine: machine_id(), addresses, port, transport }
     }
 
     /// Where to connect to this process, in the order of attempts. `first` is the name or address of its machine, if
@@ -121,7 +125,7 @@ mod tests {
 
     #[test]
     fn other_machines_are_reached_at_each_address_once_and_the_given_one_first() {
-        let mut member = Member::of_this_process(3, 4000, false);
+        let mut member = Member::of_this_process(3, 4000, false, Transport::Sockets);
         let local = [SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))];
         assert_eq!(member.socket_addresses(Some("10.9.9.9")), local, "this machine is reached at its loopback address");
         member.machine = "another".into();

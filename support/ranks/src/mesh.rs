@@ -4,7 +4,7 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use crate::call::{Call, CallKind};
+use crate::call::Call;
 use crate::exchange::{DataConnection, ExchangeError, Transfer, exchange};
 use crate::handshake::{ConnectionPurpose, Hello, Token, connect_to};
 use crate::member::Member;
@@ -17,7 +17,7 @@ const RETRY_TIME: Duration = Duration::from_secs(1);
 /// The pause between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// The data connections of a rank, and the numbers of its calls.
+/// The data connections of a rank.
 #[derive(Debug)]
 pub(crate) struct Mesh {
     rank: usize,
@@ -26,30 +26,12 @@ pub(crate) struct Mesh {
     timeouts: Timeouts,
     /// By rank.
     connections: Vec<DataConnection>,
-    /// The number of collectives.
-    collectives: u64,
-    /// By rank: the number of [`CallKind::Send`] calls to it.
-    sent: Vec<u64>,
-    /// By rank: the number of [`CallKind::Receive`] calls from it.
-    received: Vec<u64>,
 }
 
 impl Mesh {
     pub fn new(rank: usize, members: Vec<Member>, token: Token, timeouts: Timeouts) -> Self {
         let connections = members.iter().map(|_| DataConnection::default()).collect();
-        let zeros = vec![0; members.len()];
-        Self { rank, members, token, timeouts, connections, collectives: 0, sent: zeros.clone(), received: zeros }
-    }
-
-    /// Numbers the next call of this kind.
-    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
-        let count = match (kind, peer) {
-            (CallKind::Send, Some(peer)) => &mut self.sent[peer],
-            (CallKind::Receive, Some(peer)) => &mut self.received[peer],
-            _ => &mut self.collectives,
-        };
-        *count += 1;
-        Call::new(kind, name, *count - 1, peer)
+        Self { rank, members, token, timeouts, connections }
     }
 
     /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.

@@ -18,10 +18,16 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
+#[cfg(feature = "mpi")]
+use crate::call::MAX_NAME_BYTES;
 use crate::call::{Call, CallKind};
 
 const MAGIC: [u8; 4] = *b"reel";
 const HEADER_BYTES: usize = 24;
+
+/// The longest header with its name.
+#[cfg(feature = "mpi")]
+pub(crate) const MAX_HEAD_BYTES: usize = HEADER_BYTES + MAX_NAME_BYTES;
 
 /// A message to send.
 #[derive(Debug)]
@@ -87,6 +93,25 @@ impl<'a> OutgoingMessage<'a> {
 
     pub fn is_complete(&self) -> bool {
         self.sent == self.head.len() + self.data.len()
+    }
+
+    /// Whether some bytes are sent.
+    #[cfg(feature = "mpi")]
+    pub fn has_begun(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// Copies the next bytes into `packet`, as many as are left and as it has room for. Returns their number.
+    #[cfg(feature = "mpi")]
+    pub fn copy_next(&mut self, packet: &mut [u8]) -> usize {
+        let head = &self.head[self.sent.min(self.head.len())..];
+        let data = &self.data[self.sent.saturating_sub(self.head.len())..];
+        let (of_head, room) = packet.split_at_mut(head.len().min(packet.len()));
+        of_head.copy_from_slice(&head[..of_head.len()]);
+        let of_data = data.len().min(room.len());
+        room[..of_data].copy_from_slice(&data[..of_data]);
+        self.sent += of_head.len() + of_data;
+        of_head.len() + of_data
     }
 }
 
@@ -162,6 +187,14 @@ fn head_length(head: &[u8]) -> usize {
     HEADER_BYTES + usize::from(name)
 }
 
+/// Decodes the head at the start of a message. Returns it with its length in bytes, or `None` if it is malformed or not
+/// complete.
+#[cfg(feature = "mpi")]
+pub(crate) fn decode_start(bytes: &[u8]) -> Option<(Header, usize)> {
+    let length = head_length(bytes);
+    Some((decode_head(bytes.get(..length)?)?, length))
+}
+
 /// Returns `None` if the header is malformed.
 fn decode_head(head: &[u8]) -> Option<Header> {
     let (header, name) = head.split_first_chunk::<HEADER_BYTES>()?;
@@ -193,6 +226,26 @@ mod tests {
             *at.get_mut(&mut bytes) = value;
             let _ = (head_length(&bytes), decode_head(&bytes));
         }
+    }
+
+    #[cfg(feature = "mpi")]
+    #[test]
+    fn packets_of_any_size_are_together_the_head_and_the_data() {
+        let call = Call::new(CallKind::AllToAll, "gradients 17 of step 5", 3, None);
+        let data: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let whole = [encode_head(&call, data.len()), data.clone()].concat();
+        for size in [1, 7, 24, 46, 47, 100, 999, 5000] {
+            let mut outgoing = OutgoingMessage::new(&call, &data);
+            let (mut all, mut packet) = (Vec::<u8>::new(), vec![0; size]);
+            while !outgoing.is_complete() {
+                let length = outgoing.copy_next(&mut packet);
+                assert!(length == size || outgoing.is_complete());
+                all.extend(&packet[..length]);
+            }
+            assert_eq!(all, whole, "{size}");
+        }
+        assert_eq!(decode_start(&whole), Some((Header { call, length: 1000 }, whole.len() - 1000)));
+        assert_eq!(decode_start(&whole[..40]), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The calls by which ranks exchange data.
 
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use reel_diagnostic::{Diagnostic, resource_shortage_help};
 use crate::call::{Call, CallKind};
 use crate::error::{RankError, Result};
 use crate::exchange::{ExchangeError, Transfer};
-use crate::launch::World;
+use crate::launch::{Transport, World};
+use crate::link::{Closing, Link};
 use crate::member::Member;
 use crate::mesh::Mesh;
 use crate::rendezvous;
@@ -21,6 +23,9 @@ use crate::watch::{self, OnFailure};
 
 /// The longest time that [`Ranks::fail_job`] waits until the other ranks know.
 const FAIL_TIME: Duration = Duration::from_secs(5);
+
+/// The longest time in which all ranks end their transport, after all have left.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// All ranks of a job, as one of them sees them.
 ///
@@ -51,10 +56,10 @@ struct Job {
     members: Vec<Member>,
     timeouts: Timeouts,
     shared: Arc<RankState>,
+    /// `None` before it is open, and after this rank has left.
+    link: Mutex<Option<Link>>,
     /// `None` after this rank has left.
-    mesh: Mutex<Option<Mesh>>,
-    /// `None` after this rank has left.
-    watcher: Option<JoinHandle<()>>,
+    watcher: Option<JoinHandle<Option<OnFailure>>>,
 }
 
 impl Ranks {
@@ -70,6 +75,7 @@ impl Ranks {
     /// - A rank is missing when [`Timeouts::join`] is over, or ends before all have joined.
     /// - Two processes have the same rank, or differ in the number of ranks.
     /// - The folder cannot be written, no port is free, or no thread can be created.
+    /// - The MPI library does not fit, or has been used by an earlier job of this process.
     ///
     /// All ranks that have connected to rank 0 get its error.
     pub fn join(world: World, folder: &Path, timeouts: Timeouts, on_failure: OnFailure) -> Result<Self> {
@@ -81,8 +87,12 @@ impl Ranks {
         let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
         let shared = Arc::new(RankState::new(world.size).map_err(|e| no_event(&e))?);
         let watcher = Some(watch::start_watching_thread(rank, joined, &shared, &timeouts, on_failure)?);
-        let mesh = Mutex::new(Some(Mesh::new(rank, members.clone(), token, timeouts)));
-        Ok(Self { world, job: Some(Job { rank, members, timeouts, shared, mesh, watcher }), counters })
+        let mesh = Mesh::new(rank, members.clone(), token, timeouts);
+        let job = Job { rank, members, timeouts, shared, link: Mutex::new(None), watcher };
+        // The watching thread runs already: initializing MPI waits for the other ranks without looking after them.
+        let link = Link::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
+        *job.link() = Some(link);
+        Ok(Self { world, job: Some(job), counters })
     }
 
     /// This process, from 0 to [`Ranks::size`] - 1.
@@ -98,6 +108,11 @@ impl Ranks {
     /// The place of this process in its job.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// What carries the data. A job of one rank has none.
+    pub fn transport(&self) -> Transport {
+        self.world.transport()
     }
 
     /// The data that this rank has exchanged since it joined.
@@ -119,7 +134,7 @@ impl Ranks {
     /// The job fails, see [`Ranks`].
     pub fn barrier(&self, name: &str) -> Result<()> {
         let Some(job) = &self.job else { return Ok(()) };
-        job.call(CallKind::Barrier, name, None, |mesh, call| {
+        job.call(CallKind::Barrier, name, None, |link, call| {
             let notify = |peer| Transfer::new(peer).sending(call, &[]);
             let wait = |peer| Transfer::new(peer).receiving();
             // Rank 0 waits for all others and then notifies them.
@@ -127,8 +142,8 @@ impl Ranks {
                 0 => (job.others().map(wait).collect(), job.others().map(notify).collect()),
                 _ => (vec![notify(0)], vec![wait(0)]),
             };
-            mesh.exchange(&job.shared, call, first)?;
-            mesh.exchange(&job.shared, call, second).map(drop)
+            link.exchange(&job.shared, call, first)?;
+            link.exchange(&job.shared, call, second).map(drop)
         })
     }
 
@@ -148,12 +163,12 @@ impl Ranks {
             "broadcast '{name}': the root, and only the root, passes bytes"
         );
         let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
-        let received = job.call(CallKind::Broadcast, name, None, |mesh, call| {
+        let received = job.call(CallKind::Broadcast, name, None, |link, call| {
             let transfers = match &bytes {
                 Some(bytes) => job.others().map(|peer| Transfer::new(peer).sending(call, bytes)).collect(),
                 None => vec![Transfer::new(root).receiving()],
             };
-            mesh.exchange(&job.shared, call, transfers)
+            link.exchange(&job.shared, call, transfers)
         })?;
         let Some(bytes) = bytes else {
             let bytes = received.into_iter().next().unwrap_or_default();
@@ -188,9 +203,9 @@ impl Ranks {
         let here = self.rank();
         let mut received = match &self.job {
             None => Vec::new(),
-            Some(job) => job.call(kind, name, None, |mesh, call| {
+            Some(job) => job.call(kind, name, None, |link, call| {
                 let transfer = |peer| Transfer::new(peer).sending(call, send[peer]).receiving();
-                mesh.exchange(&job.shared, call, job.others().map(transfer).collect())
+                link.exchange(&job.shared, call, job.others().map(transfer).collect())
             })?,
         };
         self.count(kind, send, received.iter().map(Vec::len).sum());
@@ -213,12 +228,12 @@ impl Ranks {
         receive[here].copy_from_slice(send[here]);
         let Some(job) = &self.job else { return Ok(()) };
         let bytes = receive.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
-        job.call(CallKind::AllToAll, name, None, |mesh, call| {
+        job.call(CallKind::AllToAll, name, None, |link, call| {
             let mut transfers = Vec::with_capacity(send.len());
             for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
                 transfers.push(Transfer::new(peer).sending(call, send[peer]).receiving_into(buffer));
             }
-            mesh.exchange(&job.shared, call, transfers)
+            link.exchange(&job.shared, call, transfers)
         })?;
         self.count(CallKind::AllToAll, send, bytes);
         Ok(())
@@ -229,8 +244,8 @@ impl Ranks {
         self.counters.add(kind, sent, received);
     }
 
-    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system has accepted
-    /// the bytes, possibly before the other rank has received them.
+    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system or MPI has
+    /// accepted the bytes, possibly before the other rank has received them.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].
@@ -240,8 +255,8 @@ impl Ranks {
     pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
         self.check_peer("send", name, to);
         let Some(job) = &self.job else { return Ok(()) };
-        job.call(CallKind::Send, name, Some(to), |mesh, call| {
-            mesh.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
+        job.call(CallKind::Send, name, Some(to), |link, call| {
+            link.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
         })?;
         self.counters.add(CallKind::Send, bytes.len(), 0);
         Ok(())
@@ -257,8 +272,8 @@ impl Ranks {
     pub fn receive(&self, name: &str, from: usize) -> Result<Vec<u8>> {
         self.check_peer("receive", name, from);
         let Some(job) = &self.job else { return Ok(Vec::new()) };
-        let received = job.call(CallKind::Receive, name, Some(from), |mesh, call| {
-            mesh.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
+        let received = job.call(CallKind::Receive, name, Some(from), |link, call| {
+            link.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
         })?;
         let bytes = received.into_iter().next().unwrap_or_default();
         self.counters.add(CallKind::Receive, 0, bytes.len());
@@ -278,8 +293,8 @@ impl Ranks {
     }
 
     /// Leaves the job, which is the normal end. On rank 0 it waits until all other ranks have left, at most
-    /// [`Timeouts::call`], because rank 0 watches over them until then. Dropping the value does the same, but hides the
-    /// error. If a thread drops it while it panics, the job fails.
+    /// [`Timeouts::call`], because rank 0 watches over them until then. With MPI, each rank waits for all. Dropping the
+    /// value does the same, but hides the error. If a thread drops it while it panics, the job fails.
     ///
     /// If another rank then waits for this one in a call, the job fails and the error names this rank. A rank that
     /// leaves because of an error should call [`Ranks::fail_job`] before, so that the others print the reason.
@@ -303,20 +318,20 @@ impl Job {
         kind: CallKind,
         name: &str,
         peer: Option<usize>,
-        work: impl FnOnce(&mut Mesh, &Call) -> Result<T, ExchangeError>,
+        work: impl FnOnce(&mut Link, &Call) -> Result<T, ExchangeError>,
     ) -> Result<T> {
-        let mut mesh = self.mesh();
+        let mut link = self.link();
         self.shared.check()?;
-        let Some(mesh) = mesh.as_mut() else { return Err(self.error_of(self.rank, "has left")) };
-        let call = mesh.next_call(kind, name, peer);
+        let Some(link) = link.as_mut() else { return Err(self.error_of(self.rank, "has left")) };
+        let call = link.next_call(kind, name, peer);
         self.shared.begin_call(&call);
-        let result = work(mesh, &call).map_err(|error| self.fail_call(error, &call));
+        let result = work(link, &call).map_err(|error| self.fail_call(error, &call));
         self.shared.end_call();
         result
     }
 
-    fn mesh(&self) -> MutexGuard<'_, Option<Mesh>> {
-        self.mesh.lock().unwrap_or_else(PoisonError::into_inner)
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails the job because of this call. Returns the failure that rank 0 decides on, which can be another one.
@@ -354,15 +369,40 @@ impl Job {
 
     fn leave(&mut self) -> Result<()> {
         let Some(watcher) = self.watcher.take() else { return Ok(()) };
+        let link = self.link().take();
         // Closes the connections, so that ranks that wait for this one notice.
-        *self.mesh() = None;
+        let closing = link.and_then(Link::close);
         if self.rank == 0 {
             self.shared.begin_call(&Call::new(CallKind::Leave, "", 0, None));
         }
         self.shared.leave();
         // If the watching thread has panicked, its panic has been printed.
-        let _ = watcher.join();
-        self.shared.check()
+        let on_failure = watcher.join().ok().flatten();
+        self.shared.check()?;
+        if let Some(closing) = closing {
+            self.close(closing, on_failure);
+        }
+        Ok(())
+    }
+}
+
+impl Job {
+    /// Runs the last action, `MPI_Finalize`, which waits for all ranks. If one is killed in these milliseconds,
+    /// `on_failure` ends the wait, because the watching thread has ended.
+    fn close(&self, closing: Closing, on_failure: Option<OnFailure>) {
+        let error =
+            self.error_of(self.rank, &format!("has waited {} s for the end of all ranks", CLOSE_TIME.as_secs()));
+        let (done, end) = mpsc::channel::<()>();
+        // Without this thread, only the launcher ends the wait.
+        let _ = std::thread::Builder::new().name("ranks-end".to_owned()).spawn(move || {
+            if end.recv_timeout(CLOSE_TIME) == Err(RecvTimeoutError::Timeout)
+                && let Some(on_failure) = on_failure
+            {
+                on_failure(&error);
+            }
+        });
+        closing();
+        drop(done);
     }
 }
 

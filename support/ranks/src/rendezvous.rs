@@ -80,7 +80,7 @@ pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<
     let path = folder.join(format!("ranks-{}.json", job.finish()));
     let acceptor = Acceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
     let port = acceptor.port().map_err(cannot_listen)?;
-    let member = Member::of_this_process(world.rank, port, world.is_on_one_machine());
+    let member = Member::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
     if world.rank == 0 {
         Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
     } else {
@@ -221,6 +221,8 @@ impl<'a> Coordinator<'a> {
         let ConnectionPurpose::Join(mut member) = hello.purpose else { return Ok(()) };
         let error = if hello.size != self.world.size || member.rank >= hello.size {
             Some(different_sizes(&self.member, self.world, &member, hello.size))
+        } else if member.transport != self.member.transport {
+            Some(different_transports(&self.member, &member))
         } else {
             self.member_of_rank(member.rank).map(|first| duplicate_rank(first, &member))
         };
@@ -310,6 +312,11 @@ fn different_sizes(rank_0: &Member, world: &World, joiner: &Member, size: usize)
     let what = format!("counts {size} ranks, but {rank_0} counts {}", world.size);
     let help = "start all processes of the job with the same number of ranks";
     Diagnostic::new(joiner.to_string(), what, help).into()
+}
+
+fn different_transports(rank_0: &Member, joiner: &Member) -> RankError {
+    let what = format!("exchanges data by {}, but {rank_0} by {}", joiner.transport, rank_0.transport);
+    Diagnostic::new(joiner.to_string(), what, "start the same program on all machines, by one launcher").into()
 }
 
 /// The error of two processes that have the same rank.

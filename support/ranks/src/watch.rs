@@ -17,6 +17,7 @@ use crate::control::{ControlConnection, ControlMessage, wait_for};
 use crate::error::{RankError, Result};
 use crate::failure_detector::{FailureDetector, process_ended_error, silent_rank_error};
 use crate::handshake::{Acceptor, ConnectionPurpose, Hello};
+use crate::launch::Transport;
 use crate::member::Member;
 use crate::rendezvous::{JobConnections, duplicate_rank};
 use crate::shared::{RankState, WatcherRequest};
@@ -34,7 +35,7 @@ const CLOSE_TIME: Duration = Duration::from_millis(500);
 /// The longest time between two checks of the clock.
 const MAX_TICK: Duration = Duration::from_millis(250);
 
-/// Starts the watching thread.
+/// Starts the watching thread. When it ends, it returns `on_failure` if it has not called it.
 ///
 /// # Errors
 /// The thread cannot be created.
@@ -44,14 +45,16 @@ pub(crate) fn start_watching_thread(
     shared: &Arc<RankState>,
     timeouts: &Timeouts,
     on_failure: OnFailure,
-) -> Result<JoinHandle<()>> {
+) -> Result<JoinHandle<Option<OnFailure>>> {
     let now = Instant::now();
     let JobConnections { members, acceptor, mut controls } = joined;
+    // MPI is finalized by all processes together, so each must know until then whether the others are alive.
+    let leaves_together = members[rank].transport == Transport::Mpi;
     // The time in which ranks joined does not count as silence.
     controls.iter_mut().flatten().for_each(|control| control.last_received = now);
     let watcher = Watcher {
         rank,
-        detector: (rank == 0).then(|| FailureDetector::new(members.clone(), *timeouts, now)),
+        detector: (rank == 0).then(|| FailureDetector::new(members.clone(), *timeouts, leaves_together, now)),
         members,
         acceptor,
         controls,
@@ -62,6 +65,8 @@ pub(crate) fn start_watching_thread(
         failed_at: None,
         leaving_since: None,
         is_leave_confirmed: false,
+        leaves_together,
+        all_have_left: false,
     };
     let thread = std::thread::Builder::new().name("ranks".to_owned()).spawn(move || watcher.run());
     thread.map_err(|e| Diagnostic::cannot_start_thread("watching the other ranks", &e).into())
@@ -84,10 +89,14 @@ struct Watcher {
     leaving_since: Option<Instant>,
     /// Whether rank 0 has confirmed that this rank leaves.
     is_leave_confirmed: bool,
+    /// Whether this rank waits at its end until all ranks have left.
+    leaves_together: bool,
+    /// Whether rank 0 has said so.
+    all_have_left: bool,
 }
 
 impl Watcher {
-    fn run(mut self) {
+    fn run(mut self) -> Option<OnFailure> {
         while !self.is_finished() {
             self.wait();
             self.handle_requests();
@@ -99,9 +108,13 @@ impl Watcher {
             self.call_on_failure();
         }
         if self.rank == 0 {
+            if self.leaves_together && !self.shared.has_failed() {
+                self.controls.iter_mut().flatten().for_each(|control| control.send(&ControlMessage::AllHaveLeft));
+            }
             let deadline = Instant::now() + CLOSE_TIME;
             self.controls.drain(..).flatten().for_each(|control| control.close(deadline));
         }
+        self.on_failure
     }
 
     fn wait(&self) {
@@ -202,6 +215,7 @@ impl Watcher {
             }
             (ControlMessage::Report(error), Some(_)) | (ControlMessage::Failed(error), None) => self.fail(error),
             (ControlMessage::LeaveConfirmed, None) => self.is_leave_confirmed = true,
+            (ControlMessage::AllHaveLeft, None) => self.all_have_left = true,
             // Heartbeats of rank 0. Ranks send nothing else that the other side does not expect.
             _ => {}
         }
@@ -210,6 +224,7 @@ impl Watcher {
     fn handle_closed_connection(&mut self, rank: usize) {
         let error = match &self.detector {
             Some(detector) => detector.failure_of_closed_connection(rank),
+            None if self.leaves_together => (!self.all_have_left).then(|| process_ended_error(&self.members[0])),
             // Rank 0 leaves last. If this rank is leaving as well, nothing is lost.
             None => self.leaving_since.is_none().then(|| process_ended_error(&self.members[0])),
         };
@@ -231,7 +246,8 @@ impl Watcher {
 
     fn send_heartbeats(&mut self) {
         let now = Instant::now();
-        if now < self.next_heartbeat || self.leaving_since.is_some() && self.rank != 0 {
+        let is_silent = self.leaving_since.is_some() && self.rank != 0 && !self.leaves_together;
+        if now < self.next_heartbeat || is_silent {
             return;
         }
         self.next_heartbeat = now + self.timeouts.heartbeat;
@@ -279,6 +295,7 @@ impl Watcher {
         self.shared.has_failed()
             || match &self.detector {
                 Some(detector) => detector.all_others_have_left(),
+                None if self.leaves_together => self.all_have_left,
                 None => self.is_leave_confirmed || self.controls[0].is_none() || since.elapsed() > CONFIRM_TIME,
             }
     }

@@ -39,7 +39,7 @@ pub fn run_on_rank_threads<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + S
         let start = |rank| {
             let (launcher, job) = (Launcher::Reel, "test".to_string());
             let (local_rank, local_size, address) = (rank, size, None);
-            let world = World { rank, size, local_rank, local_size, launcher, job, address };
+            let world = World { rank, size, local_rank, local_size, launcher, job, address, offers_mpi: false };
             let (folder, f) = (folder.path(), &f);
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::join(world, folder, timeouts, Box::new(|_| {})).unwrap());

@@ -9,7 +9,7 @@ use reel_ranks::{RankError, Ranks, Timeouts, Traffic, TrafficVolume};
 
 /// A call of all ranks, or a message from each rank to another.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub enum Step {
     Barrier,
     Broadcast(usize),
     AllGather,
@@ -49,7 +49,7 @@ fn bytes(seed: u64, from: usize, to: usize, most: usize) -> Vec<u8> {
 const TO_ALL: usize = 99;
 
 /// Does a step and compares what comes with the model. Returns the bytes that were sent and received.
-fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[usize; 2], RankError> {
+pub fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[usize; 2], RankError> {
     let (here, size) = (ranks.rank(), ranks.size());
     let from_all: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, rank, here, most)).collect();
     let to_all: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, here, rank, most)).collect();

@@ -15,6 +15,7 @@ pub fn world(rank: usize, size: usize) -> World {
         launcher: Launcher::Reel,
         job: "test".into(),
         address: None,
+        offers_mpi: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The variables that each launcher sets, as it really sets them, and variables that contradict each other.
 
-use reel_ranks::{Launcher, RankError, World};
+use reel_ranks::{Launcher, RankError, Transport, World};
 
 /// Reads variables in lines `NAME=value`.
 fn read(text: &str) -> Result<Option<World>, RankError> {
@@ -164,6 +164,21 @@ fn each_launcher_is_recognised() {
         let world = world(text);
         let got = (world.launcher, numbers(&world), world.job.as_str(), world.address.as_deref());
         assert_eq!(got, (launcher, wanted, job, address));
+    }
+}
+
+/// The process manager of an MPI launcher is named by variables. Without them an MPI library would count one process.
+#[test]
+fn launchers_of_mpi_programs_offer_mpi() {
+    let pmix = format!("{OPEN_MPI_4}\nPMIX_SERVER_URI2=1543503872.0;tcp4://127.0.0.1:48235");
+    let [by_pmix, by_pmi] = ["PMIX_SERVER_URI4=x", "PMI_FD=5"].map(|manager| format!("{SRUN}\n{manager}"));
+    for text in [OPEN_MPI_5, &pmix, MPICH, &by_pmix, &by_pmi] {
+        assert!(world(text).offers_mpi, "{text}");
+    }
+    // torchrun below mpirun: its processes are not those that mpirun has started.
+    let inner = format!("{OPEN_MPI_5}\n{TORCHRUN}");
+    for text in [OPEN_MPI_4, SRUN, TORCHRUN, PYTORCH_JOB, JOB_SET, &inner] {
+        assert_eq!((world(text).offers_mpi, world(text).transport()), (false, Transport::Sockets), "{text}");
     }
 }
 

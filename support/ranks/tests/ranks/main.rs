@@ -4,4 +4,6 @@ mod calls;
 mod common;
 mod failures;
 mod launch;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod rendezvous;

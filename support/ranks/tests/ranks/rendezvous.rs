@@ -165,6 +165,18 @@ fn processes_that_do_not_fit_are_errors_of_all() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0);
 }
 
+#[cfg(feature = "mpi")]
+#[test]
+fn ranks_with_different_transports_are_errors_of_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let by_mpi = World { offers_mpi: true, ..world(2, 3) };
+    for joined in join_all(folder.path(), vec![(world(0, 3), 0), (world(1, 3), 0), (by_mpi, 200)], short_timeouts()) {
+        let error = joined.expect_err("they do not fit").to_string();
+        let words = ["rank 2 (", "exchanges data by MPI, but rank 0 (", ") by sockets; start the same program"];
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let error = join(world(0, 2), Path::new("/nowhere/out"), short_timeouts()).expect_err("no such folder").to_string();

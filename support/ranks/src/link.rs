@@ -1,0 +1,73 @@
+//! How a rank exchanges data with the others: by the sockets of the [`Mesh`], or by MPI. The calls of
+//! [`Ranks`](crate::Ranks) are the same for both.
+
+use crate::call::{Call, CallKind, CallNumbers};
+use crate::error::Result;
+use crate::exchange::{ExchangeError, Transfer};
+#[cfg(feature = "mpi")]
+use crate::launch::Transport;
+use crate::launch::World;
+use crate::mesh::Mesh;
+#[cfg(feature = "mpi")]
+use crate::mpi::MpiLink;
+use crate::shared::RankState;
+
+/// The transport of a rank, and the numbers of its calls.
+#[derive(Debug)]
+pub(crate) struct Link {
+    carrier: Carrier,
+    numbers: CallNumbers,
+}
+
+#[derive(Debug)]
+enum Carrier {
+    Sockets(Mesh),
+    #[cfg(feature = "mpi")]
+    Mpi(Box<MpiLink>),
+}
+
+impl Link {
+    /// Opens the transport of a job. `mesh` is used if that is sockets.
+    ///
+    /// # Errors
+    /// The MPI library counts other processes than the launcher, or does not support several threads.
+    pub fn open(world: &World, mesh: Mesh) -> Result<Self> {
+        let carrier = match world.transport() {
+            #[cfg(feature = "mpi")]
+            Transport::Mpi => Carrier::Mpi(Box::new(MpiLink::open(world)?)),
+            _ => Carrier::Sockets(mesh),
+        };
+        Ok(Self { carrier, numbers: CallNumbers::new(world.size) })
+    }
+
+    /// Numbers the next call of this kind.
+    pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
+        self.numbers.next_call(kind, name, peer)
+    }
+
+    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    pub fn exchange(
+        &mut self,
+        shared: &RankState,
+        call: &Call,
+        transfers: Vec<Transfer<'_>>,
+    ) -> Result<Vec<Vec<u8>>, ExchangeError> {
+        match &mut self.carrier {
+            Carrier::Sockets(mesh) => mesh.exchange(shared, call, transfers),
+            #[cfg(feature = "mpi")]
+            Carrier::Mpi(link) => link.exchange(shared, call, transfers),
+        }
+    }
+
+    /// Closes this rank's connections. Returns what is to be done after all ranks have left, which waits for them.
+    pub fn close(self) -> Option<Closing> {
+        match self.carrier {
+            Carrier::Sockets(_) => None,
+            #[cfg(feature = "mpi")]
+            Carrier::Mpi(link) => Some(Box::new(move || link.finalize())),
+        }
+    }
+}
+
+/// The last action of a rank. It is left out if the job has failed.
+pub(crate) type Closing = Box<dyn FnOnce()>;

@@ -1,0 +1,201 @@
+//! What a rank exchanges with one other rank: the packets in flight, and messages that have arrived early.
+
+use std::collections::VecDeque;
+
+use reel_diagnostic::note;
+
+use crate::call::Call;
+use crate::exchange::{ExchangeError, Transfer, no_progress};
+use crate::message::{Header, SocketError, decode_start};
+
+use super::library::{Library, MpiError, Pending, Tag};
+
+/// The most packets to or from one rank that are in flight at a time. With two, one is copied while one is on its way.
+const MAX_IN_FLIGHT: usize = 2;
+
+/// The packets between this rank and another one.
+#[derive(Debug)]
+pub(super) struct Channel {
+    peer: usize,
+    /// Sends in the order in which they have begun.
+    sends: VecDeque<Pending>,
+    /// The receive of the first packet of a message.
+    first: Option<Pending>,
+    /// The receives of further packets of the last message, in the order of its bytes.
+    receives: VecDeque<Pending>,
+    /// The bytes of the last message that have arrived or whose receives have begun.
+    begun: usize,
+    /// Messages that no call has taken completely, in the order of their arrival. Only the last one may be incomplete.
+    messages: VecDeque<Incoming>,
+}
+
+/// A message that arrives.
+#[derive(Debug)]
+struct Incoming {
+    header: Header,
+    /// The number of bytes of data that have arrived.
+    arrived: usize,
+    /// Those of them that no call has taken.
+    data: Vec<u8>,
+}
+
+impl Channel {
+    /// Nothing is in flight.
+    pub fn new(peer: usize) -> Self {
+        let (sends, receives, messages) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        Self { peer, sends, first: None, receives, begun: 0, messages }
+    }
+
+    /// Whether no packet to the other rank is in flight. MPI makes progress only in its own functions, so a call waits
+    /// for its last packet: else that could stay here until the next call.
+    pub fn is_idle(&self) -> bool {
+        self.sends.is_empty()
+    }
+
+    /// Begins sends, and ends those that are complete. Returns whether there was any progress.
+    pub fn send(&mut self, library: &mut Library, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
+        let mut has_progress = false;
+        while let Some(mut oldest) = self.sends.pop_front() {
+            if !library.is_complete(&mut oldest).map_err(|e| self.unreachable(&e))? {
+                self.sends.push_front(oldest);
+                break;
+            }
+            library.recycle(oldest);
+            has_progress = true;
+        }
+        while transfer.has_to_send() && self.sends.len() < MAX_IN_FLIGHT {
+            let tag = if transfer.has_sent() { Tag::Further } else { Tag::First };
+            let mut packet = library.packet();
+            let limit = library.sizes().of(tag);
+            let length = transfer.take_packet(&mut packet[..limit]);
+            let send = library.send(self.peer, tag, packet, length).map_err(|e| self.unreachable(&e))?;
+            self.sends.push_back(send);
+            has_progress = true;
+        }
+        Ok(has_progress)
+    }
+
+    /// Receives what has arrived of the message for this call. Returns whether there was any progress.
+    pub fn receive(
+        &mut self,
+        library: &mut Library,
+        transfer: &mut Transfer<'_>,
+        here: usize,
+        call: &Call,
+    ) -> Result<bool, ExchangeError> {
+        if !transfer.has_to_receive() {
+            return Ok(false);
+        }
+        let mut has_progress = false;
+        if self.messages.is_empty() {
+            has_progress |= self.receive_first(library, here, call)?;
+        }
+        let Some(message) = self.messages.front() else { return Ok(has_progress) };
+        transfer.begin_message(&message.header, here, call)?;
+        if self.messages.len() == 1 {
+            has_progress |= self.receive_further(library, Some(transfer), here, call)?;
+        }
+        // The data of the first packet, and of a message that has arrived early.
+        let Some(message) = self.messages.front_mut() else { return Ok(has_progress) };
+        transfer.add_received(&message.data);
+        message.data = Vec::new();
+        if message.arrived == message.header.length {
+            self.messages.pop_front();
+            transfer.end_message();
+            has_progress = true;
+        }
+        Ok(has_progress)
+    }
+
+    /// Receives what has arrived, for a later call. Returns whether there was any progress.
+    pub fn receive_early(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+        let is_complete = |message: &Incoming| message.arrived == message.header.length;
+        if self.messages.back().is_none_or(is_complete) {
+            return self.receive_first(library, here, call);
+        }
+        self.receive_further(library, None, here, call)
+    }
+
+    /// Receives the first packet of a message.
+    fn receive_first(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+        if self.first.is_none() {
+            self.first = library.receive_first(self.peer).map_err(|e| self.unreachable(&e))?;
+        }
+        let Some(mut first) = self.first.take() else { return Ok(false) };
+        if !library.is_complete(&mut first).map_err(|e| self.unreachable(&e))? {
+            self.first = Some(first);
+            return Ok(false);
+        }
+        let start = first.received().and_then(|bytes| {
+            let (header, at) = decode_start(bytes)?;
+            let data = bytes[at..].to_vec();
+            (data.len() <= header.length).then_some(Incoming { header, arrived: data.len(), data })
+        });
+        let Some(message) = start else { return no_progress(SocketError::Malformed, self.peer, here, call) };
+        self.begun = message.arrived;
+        self.messages.push_back(message);
+        library.recycle(first);
+        Ok(true)
+    }
+
+    /// Receives further packets of the last message: into the transfer, if that is for this message.
+    fn receive_further(
+        &mut self,
+        library: &mut Library,
+        mut transfer: Option<&mut Transfer<'_>>,
+        here: usize,
+        call: &Call,
+    ) -> Result<bool, ExchangeError> {
+        let mut has_progress = false;
+        loop {
+            let Some(message) = self.messages.back_mut() else { return Ok(has_progress) };
+            while self.begun < message.header.length && self.receives.len() < MAX_IN_FLIGHT {
+                let length = library.sizes().of(Tag::Further).min(message.header.length - self.begun);
+                let receive = library.receive(self.peer, length);
+                self.receives.push_back(receive.map_err(|e| unreachable_by(self.peer, &e))?);
+                self.begun += length;
+            }
+            let Some(mut oldest) = self.receives.pop_front() else { return Ok(has_progress) };
+            if !library.is_complete(&mut oldest).map_err(|e| unreachable_by(self.peer, &e))? {
+                self.receives.push_front(oldest);
+                return Ok(has_progress);
+            }
+            let Some(bytes) = oldest.received() else {
+                return no_progress(SocketError::Malformed, self.peer, here, call);
+            };
+            message.arrived += bytes.len();
+            match &mut transfer {
+                Some(transfer) => {
+                    transfer.add_received(&std::mem::take(&mut message.data));
+                    transfer.add_received(bytes);
+                }
+                None => message.add(bytes, self.peer, here, call)?,
+            }
+            library.recycle(oldest);
+            has_progress = true;
+        }
+    }
+
+    fn unreachable(&self, error: &MpiError) -> ExchangeError {
+        unreachable_by(self.peer, error)
+    }
+}
+
+/// An error of MPI about a rank. If that rank has ended, the watching thread knows it soon, and it is the better
+/// explanation.
+fn unreachable_by(peer: usize, error: &MpiError) -> ExchangeError {
+    note!("{error} (rank {peer})");
+    ExchangeError::Unreachable(peer)
+}
+
+impl Incoming {
+    /// Adds data for a later call.
+    fn add(&mut self, bytes: &[u8], peer: usize, here: usize, call: &Call) -> Result<(), ExchangeError> {
+        let left = self.header.length - (self.arrived - bytes.len());
+        if self.data.try_reserve_exact(left).is_err() {
+            no_progress(SocketError::NoMemory(left), peer, here, call)?;
+        }
+        self.data.extend_from_slice(bytes);
+        Ok(())
+    }
+}
