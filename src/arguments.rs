@@ -10,6 +10,7 @@
 
 use std::any::TypeId;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
@@ -42,8 +43,8 @@ pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsStr
 }
 
 /// Refuses command-line words that are not UTF-8. Paths appear as text in JSON results, records of runs and message
-/// files, where other bytes could not be written.
-pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
+/// files, where other bytes could not be written. `parser` knows which options take paths.
+pub fn refuse_other_encodings(words: &[OsString], parser: &Command) -> anyhow::Result<()> {
     let Some(at) = words.iter().position(|word| word.to_str().is_none()) else { return Ok(()) };
     let word = words[at].as_encoded_bytes().escape_ascii().to_string();
     let before = at.checked_sub(1).and_then(|before| words[before].to_str()).unwrap_or_default();
@@ -52,7 +53,26 @@ pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
         None if before.starts_with("--") && !before.contains('=') => (before.to_string(), &*word),
         None => (format!("argument {at}"), &*word),
     };
-    Err(usage_error(&option, format!("is {value}, which is not UTF-8"), "rename the file or folder"))
+    let help = match option_takes_path(&option, parser) {
+        Some(true) => "rename the file or folder",
+        Some(false) => "give the text in UTF-8",
+        None => "give it in UTF-8; rename a file or folder",
+    };
+    Err(usage_error(&option, format!("is {value}, which is not UTF-8"), help))
+}
+
+/// Whether the value of the option `name`, such as `--out`, is a path; `None` if no command has an option of this name.
+fn option_takes_path(name: &str, parser: &Command) -> Option<bool> {
+    let long = name.strip_prefix("--")?;
+    let is_option = |a: &&Arg| a.get_long() == Some(long) || a.get_all_aliases().is_some_and(|all| all.contains(&long));
+    let is_path = |a: &Arg| {
+        // Some options take a path or another name, such as a model's id, and so are texts for the parser.
+        let names = a.get_value_names().into_iter().flatten();
+        let names_path = |name: &str| ["FILE", "DIR", "MODEL", "OUT", "F."].iter().any(|part| name.contains(part));
+        a.get_value_parser().type_id() == TypeId::of::<PathBuf>() || names.map(|n| n.as_str()).any(names_path)
+    };
+    let inner = parser.get_subcommands().filter_map(|command| option_takes_path(name, command));
+    parser.get_arguments().find(is_option).map(is_path).into_iter().chain(inner).max()
 }
 
 /// Refuses a common option (one of several commands, such as `--seed`) that is given twice. The parser treats an
@@ -151,6 +171,13 @@ fn with_optional_value(switch: Arg) -> Arg {
 /// The help text of the common option `option` at the subcommand `path`, if it has another meaning or default there.
 fn own_help(option: &str, path: &str) -> Option<String> {
     match (option, path) {
+        ("device", plan) if plan.starts_with("plan ") => {
+            Some("Machine to plan for without --gpu: cpu or cuda[:N], of this machine".into())
+        }
+        ("device", "bench op") => {
+            Some("Device that runs the kernels: cpu or cuda[:N] [default: cuda if there is a GPU, else cpu]".into())
+        }
+        ("device", "kernels bench") => Some("Device that runs the kernels: cuda[:N] [default: cuda]".into()),
         ("dtype", "init") => Some(init::dtype_help()),
         ("dtype", "bench op") => {
             Some("Time only kernels of this data type [default: kernels of all data types]".into())
@@ -162,8 +189,11 @@ fn own_help(option: &str, path: &str) -> Option<String> {
 /// Returns true if the common option `option` changes what the subcommand `path` does.
 fn has_effect(option: &str, path: &str) -> bool {
     // Commands that run a model on the device of `--device`.
-    const MODEL: [&str; 14] = [
+    const MODEL: [&str; 17] = [
         "generate",
+        "serve",
+        "eval",
+        "eval ablate",
         "score",
         "sft",
         "grpo",
@@ -179,16 +209,18 @@ fn has_effect(option: &str, path: &str) -> bool {
         "plan serve",
     ];
     let one_of = |paths: &[&str]| paths.contains(&path);
-    let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check"]);
+    // `curate` runs models of folders on the device.
+    let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check", "curate"]);
     let plans = path.starts_with("plan");
     match option {
         "device" => on_device || path == "kernels bench",
-        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init"]),
+        "dtype" => one_of(&MODEL) || one_of(&["bench op", "init", "curate"]),
         "threads" => {
             let others = [
                 "frames",
                 "preprocess",
                 "merge",
+                "eval merge",
                 "doctor",
                 "kernels pack",
                 "kernels report",
@@ -205,7 +237,9 @@ fn has_effect(option: &str, path: &str) -> bool {
             let others = [
                 "frames",
                 "preprocess",
-                "eval",
+                "eval compare",
+                "eval merge",
+                "curate",
                 "report",
                 "merge",
                 "replay",
@@ -376,12 +410,19 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let refused = |words: &[&[u8]]| {
             let words: Vec<OsString> = words.iter().map(|word| OsString::from_vec(word.to_vec())).collect();
-            refuse_other_encodings(&words).map_err(|e| e.to_string())
+            refuse_other_encodings(&words, &cli::command()).map_err(|e| e.to_string())
         };
-        let text = "is k\\xff, which is not UTF-8; rename the file or folder";
-        assert_eq!(refused(&[b"reel", b"init", b"--out", b"k\xff"]), Err(format!("--out: {text}")));
-        assert_eq!(refused(&[b"reel", b"report", b"k\xff"]), Err(format!("argument 2: {text}")));
-        assert_eq!(refused(&[b"reel", b"init", b"--out=k\xff"]), Err(format!("--out: {text}")));
+        let what = "is k\\xff, which is not UTF-8";
+        let path = "rename the file or folder";
+        assert_eq!(refused(&[b"reel", b"init", b"--out", b"k\xff"]), Err(format!("--out: {what}; {path}")));
+        assert_eq!(refused(&[b"reel", b"init", b"--out=k\xff"]), Err(format!("--out: {what}; {path}")));
+        assert_eq!(refused(&[b"reel", b"sft", b"--model", b"k\xff"]), Err(format!("--model: {what}; {path}")));
+        for option in ["--prompt", "--stop", "--entry"] {
+            let words: [&[u8]; 4] = [b"reel", b"generate", option.as_bytes(), b"k\xff"];
+            assert_eq!(refused(&words), Err(format!("{option}: {what}; give the text in UTF-8")));
+        }
+        let any = "give it in UTF-8; rename a file or folder";
+        assert_eq!(refused(&[b"reel", b"report", b"k\xff"]), Err(format!("argument 2: {what}; {any}")));
         assert_eq!(refused(&[b"reel", "ü".as_bytes()]), Ok(()));
     }
 
@@ -395,6 +436,11 @@ mod tests {
             ("resize", &["--json"][..], &["--device", "--seed", "--trace", "--threads", "--interleavings"][..]),
             ("sft", &["--device", "--seed", "--trace", "--interleavings"], &[]),
             ("init", &["--seed", "--dtype"], &["--device ", "--trace"]),
+            ("serve", &["--device", "--dtype", "--threads", "--trace"], &[]),
+            ("eval", &["--device", "--dtype", "--threads", "--quiet"], &[]),
+            ("eval compare", &["--quiet"], &["--device", "--threads"]),
+            ("eval merge", &["--quiet", "--threads"], &["--device"]),
+            ("curate", &["--quiet", "--device", "--dtype"], &["--trace"]),
             ("plan sft", &["--device", "--dtype"], &["--trace", "--interleavings"]),
             ("kernels list", &["--json"], &["--device", "--seed"]),
             ("sim run", &["--interleavings", "--seed", "--threads"], &["--device", "--dtype"]),

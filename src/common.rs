@@ -13,8 +13,7 @@ use crate::fail::usage_error;
 #[serde(default)]
 #[command(next_help_heading = "Common options")]
 pub struct CommonOptions {
-    /// Device to compute on: cpu, cuda[:N], sim (CUDA simulator) or dry (counts only) [default: cuda if there is a GPU,
-    /// else cpu]
+    /// Device to compute on: cpu, cuda[:N] or sim (CUDA simulator) [default: cuda if there is a GPU, else cpu]
     #[arg(long, global = true, value_name = "DEVICE", display_order = 900)]
     pub device: Option<String>,
     /// Data type of weights and activations [default: bf16 on cuda, f32 on cpu]
@@ -58,6 +57,10 @@ pub struct CommonOptions {
     #[arg(short, long, global = true, display_order = 911)]
     #[serde(skip)]
     pub verbose: bool,
+    /// Whether another command runs this one and shows its result in its own way: no result is printed on stdout.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub hides_result: bool,
 }
 
 /// The implementation of matrix products on device cuda (`--products`).
@@ -140,7 +143,7 @@ impl CommonOptions {
                 Some(Ok(number)) => Ok(DeviceName::Cuda(number)),
                 _ => {
                     let what = format!("is {name}, which is not a device");
-                    Err(usage_error("--device", what, "give cpu, cuda, cuda:N, sim or dry"))
+                    Err(usage_error("--device", what, "give cpu, cuda, cuda:N or sim"))
                 }
             },
         }

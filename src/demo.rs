@@ -102,7 +102,7 @@ impl DemoArgs {
         grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
         let run_sft = || sft_run.with_setup(None, |setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(None, |setup| Ok(grpo::run(setup)?)).map(drop);
-        let printless = CommonOptions { quiet: true, ..common.clone() };
+        let printless = CommonOptions { quiet: true, hides_result: true, ..common.clone() };
         demo.run(prepared, |command| run_command(parser, command, &printless), run_sft, run_grpo)
     }
 }

@@ -186,7 +186,7 @@ fn compilers() -> Vec<Finding> {
     };
     let program = |name: &str| toolkit.program(name).map(version_and_path);
     let headers = toolkit.header_folders().first().map(|p| p.display().to_string());
-    vec![
+    let mut findings = vec![
         Finding::new(group, "NVRTC", nvrtc, setup),
         Finding::new(group, "nvcc (host code in kernel files)", program("nvcc"), setup),
         Finding::new(group, "ptxas", program("ptxas"), setup),
@@ -198,7 +198,29 @@ fn compilers() -> Vec<Finding> {
         ),
         Finding::new(group, "nvdisasm (machine code as text)", program("nvdisasm"), setup),
         Finding::new(group, "CUDA headers", headers, setup),
-    ]
+    ];
+    findings.extend(useless_cuda_folders(group, &toolkit));
+    findings
+}
+
+/// The variables that name a CUDA toolkit, if their folder does not exist or, for the first of them, has nothing that is
+/// used.
+fn useless_cuda_folders(group: &'static str, toolkit: &Toolkit) -> Vec<Finding> {
+    let named = |name: &'static str| Some((name, PathBuf::from(env::var_os(name).filter(|value| !value.is_empty())?)));
+    let describe = |(name, folder): (&'static str, PathBuf)| {
+        let programs = ["nvcc", "ptxas", "nvdisasm"].into_iter().filter_map(|name| toolkit.program(name));
+        let libraries = [toolkit.nvrtc(), toolkit.cublas_lt(u32::MAX)].into_iter().flatten();
+        let is_used = programs.chain(libraries).chain(toolkit.header_folders()).any(|path| path.starts_with(&folder));
+        let what = match folder.is_dir() {
+            false => "which is not a folder",
+            true if name == "REEL_CUDA" && !is_used => "in which no part of CUDA was found",
+            true => return None,
+        };
+        let help = "name a CUDA toolkit or a Python environment with NVIDIA's wheels, or unset the variable";
+        let finding = Finding::new(group, name, None, help);
+        Some(Finding { what: format!("is {}, {what}", folder.display()), ..finding })
+    };
+    ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named).filter_map(describe).collect()
 }
 
 /// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time. Opens only the driver's
@@ -345,6 +367,9 @@ fn hub_cache() -> Vec<Finding> {
         }
     };
     let group = "Hub cache";
+    if hub.lacks_home {
+        return vec![Finding::new(group, "home folder", None, "set HOME, or HF_HOME to the folder of the cache")];
+    }
     vec![
         Finding::new(group, "models", Some(list(of_kind("models--"), "models", "--model")), ""),
         Finding::new(group, "data sets", Some(list(of_kind("datasets--"), "data sets", "--data")), ""),

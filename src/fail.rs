@@ -310,6 +310,7 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
         (Some(NumberKind::Float), None) => {
             (format!("is {value:?}, which is not a number"), "give a number, such as 0.5 or 1e-6".into())
         }
+        (None, _) if value.is_empty() => ("is empty".into(), reason.to_string()),
         (None, _) if reason == "value was not a boolean" => (format!("is {value:?}"), "give true or false".into()),
         (None, _) => (format!("is {value:?}"), reason.to_string()),
     }

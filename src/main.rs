@@ -76,10 +76,10 @@ fn main() -> ExitCode {
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
-    if let Err(e) = arguments::refuse_other_encodings(&words) {
+    let parser = cli::command();
+    if let Err(e) = arguments::refuse_other_encodings(&words, &parser) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }
-    let parser = cli::command();
     if let Err(e) = arguments::refuse_repeated_common_options(&words, &parser) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }

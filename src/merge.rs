@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use reel_device::Device;
-use reel_model::lora;
+use reel_model::lora::{self, is_adapter_folder};
 use reel_train::options::FolderFormatName;
 use serde_json::json;
 
 use crate::common::CommonOptions;
+use crate::fail::failed;
 use crate::media::TrainingMediaSettings;
 use crate::{output, prompt};
 
@@ -42,6 +43,13 @@ pub struct MergeArgs {
 
 impl MergeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        if is_adapter_folder(Path::new(&self.model)) {
+            let help = match prompt::base_of_adapter(Path::new(&self.model)) {
+                Some(base) => format!("give its base model, {base}"),
+                None => "give its base model".to_string(),
+            };
+            return Err(failed("--model", format!("{} is an adapter, not a model", self.model), help));
+        }
         let base = prompt::find_or_download_model(&self.model)?;
         // The merged folder gets the adapter's run.json, from which `generate`, `score` and `eval` read the frame and
         // pixel settings of the training run.

@@ -60,14 +60,19 @@ pub struct MessageFlags {
 #[derive(Args, Clone, Debug)]
 pub struct QuestionFlags {
     /// Video of the prompt
-    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
+    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages", value_parser = file_or_address)]
     video: Option<String>,
     /// Image of the prompt
-    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages")]
+    #[arg(long, value_name = "FILE|URL", conflicts_with = "messages", value_parser = file_or_address)]
     image: Option<String>,
     /// Text of the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "messages", required_unless_present_any = ["messages", "data"])]
     prompt: Option<String>,
+}
+
+/// Parses a path or an address, which must not be empty.
+fn file_or_address(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("give a file or an address".into()) } else { Ok(text.to_string()) }
 }
 
 /// A prompt, encoded for the model in a folder.
@@ -107,11 +112,11 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
         return Err(usage_error("--model", "is empty", "give a model folder, or a Hugging Face model id"));
     }
     if is_adapter_folder(Path::new(model)) {
-        return Err(failed(
-            model,
-            "is an adapter, not a model",
-            "give its base model, or merge the two with reel merge",
-        ));
+        let help = match base_of_adapter(Path::new(model)) {
+            Some(base) => format!("give its base model, {base}, or merge the two with reel merge"),
+            None => "give its base model, or merge the two with reel merge".to_string(),
+        };
+        return Err(failed(model, "is an adapter, not a model", help));
     }
     // A path that exists but cannot be read is not treated as a Hugging Face id: the error of reading it is reported.
     if let Err(e) = std::fs::metadata(model)
@@ -120,6 +125,11 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
         return Err(output::cannot_read(Path::new(model), e));
     }
     hub::local_model_folder(model)
+}
+
+/// The base model that the adapter in `folder` names.
+pub fn base_of_adapter(folder: &Path) -> Option<String> {
+    Some(escape_controls(Adapter::open(folder).ok()?.base_model()?).into_owned())
 }
 
 impl MessageFlags {
@@ -134,7 +144,8 @@ impl MessageFlags {
     /// unless options or messages set others.
     pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
-        let own_folder = path.parent().unwrap_or(Path::new(""));
+        // The folder of `./m.json` is the working directory, which needs no name in messages about media files.
+        let own_folder = path.parent().filter(|folder| *folder != Path::new(".")).unwrap_or(Path::new(""));
         let root = self.media_root.as_deref().unwrap_or(own_folder);
         self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
             let request = read_chat_request(path)?;

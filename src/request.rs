@@ -7,6 +7,7 @@ use anyhow::Result;
 use reel_diagnostic::input::{self, MAX_MESSAGES_BYTES, UnsuitableFile};
 use reel_input::request::ChatRequest;
 
+use crate::fail::failed;
 use crate::output;
 
 /// Reads a messages file; `-` is stdin.
@@ -19,7 +20,15 @@ pub fn read_chat_request(path: &Path) -> Result<ChatRequest> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>> {
-    input::read_file(path, MAX_MESSAGES_BYTES).map_err(|e| output::cannot_read(path, e))
+    input::read_file(path, MAX_MESSAGES_BYTES).map_err(|e| {
+        match e.get_ref().and_then(|cause| cause.downcast_ref::<UnsuitableFile>()) {
+            // A pipe, such as that of `<(…)` in a shell.
+            Some(special @ UnsuitableFile::Special) => {
+                failed(path.display(), special, format!("{}, or give it on stdin with -", special.help()))
+            }
+            _ => output::cannot_read(path, e),
+        }
+    })
 }
 
 fn read_stdin() -> Result<Vec<u8>> {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use reel_media::MediaError;
 use reel_media::resize::smart_resize;
 
 use crate::common::CommonOptions;
@@ -30,6 +31,16 @@ pub struct ResizeArgs {
     max_pixels: u64,
 }
 
+/// The error of wrong sizes. Those of one option are named as the option.
+fn usage_error_of_sizes(e: MediaError) -> anyhow::Error {
+    match e {
+        MediaError::Setting(d) if !d.location.contains(' ') => {
+            usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help)
+        }
+        other => UsageError(other.to_string()).into(),
+    }
+}
+
 impl ResizeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if self.factor == 0 {
@@ -37,7 +48,7 @@ impl ResizeArgs {
         }
         let (height, width) =
             smart_resize(self.height, self.width, self.factor, self.min_pixels, self.max_pixels as f64)
-                .map_err(|e| UsageError(e.to_string()))?;
+                .map_err(usage_error_of_sizes)?;
         if height == 0 || width == 0 {
             let what = format!("{} x {} would be resized to {height} x {width}", self.height, self.width);
             return Err(usage_error("--max-pixels", what, "raise --max-pixels, or crop the image"));

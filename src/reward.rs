@@ -94,9 +94,6 @@ impl RewardArgs {
             }
             return output::print_json(&result);
         }
-        if common.quiet {
-            return Ok(());
-        }
         let rows = rewards.len();
         let out = self.output.display();
         output::print_line(format!("{out}: {rows} rows, {} completions, mean reward {mean:.4}", all.len()))

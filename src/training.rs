@@ -2,7 +2,7 @@
 //! printing the result.
 
 use std::ops::DerefMut;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ArgMatches;
@@ -75,26 +75,35 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             None => parsed,
             Some(file) => file.apply(&parsed, given)?,
         };
-        // `resume_from_checkpoint`, `overwrite`, `profile_steps` and the options for output are not part of a run's
-        // description. The merge above leaves them out, so they are set here.
+        // The options that say how the command starts and what it prints are not part of a run's description. The
+        // merge above leaves them out, so they are set here.
         let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
-        run.overwrite = options.overwrite || start.overwrite;
-        run.profile_steps = options.profile_steps;
-        resolved.has_default_rate = !in_file && !given("learning_rate");
-        run.data = hub::local_data_path("--data", &run.data)?;
-        let CommonOptions { json, quiet, verbose, offline, .. } = *common;
+        run.overwrite = if given("overwrite") { options.overwrite } else { start.overwrite };
+        run.profile_steps = options.profile_steps.or(start.profile_steps);
+        run.gpus = options.gpus.or(start.gpus);
+        let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
+        let is_traced_by_file = start.trace.is_some() || start.folded.is_some();
         resolved.common = CommonOptions {
-            json,
-            quiet,
-            verbose,
-            offline,
-            trace: common.trace.clone(),
-            folded: common.folded.clone(),
+            json: common.json || start.json,
+            quiet: common.quiet || start.quiet,
+            verbose: common.verbose || start.verbose,
+            offline: common.offline || start.offline,
+            trace: common.trace.clone().or(start.trace.map(absolute)),
+            folded: common.folded.clone().or(start.folded.map(absolute)),
             ..resolved.common
         };
+        let CommonOptions { offline, trace, folded, .. } = &resolved.common;
+        if *offline {
+            reel_input::network::forbid_downloads();
+        }
+        if is_traced_by_file {
+            trace::start_trace(TraceOutputs { trace: trace.clone(), folded: folded.clone() });
+        }
+        resolved.has_default_rate = !in_file && !given("learning_rate");
+        run.data = hub::local_data_path("--data", &run.data)?;
         resolved.media.profile = Some(resolved.media.profile(MediaProfile::VideorftTrain)?.name().to_string());
         Ok(resolved)
     }

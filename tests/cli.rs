@@ -68,7 +68,28 @@ fn errors_of_the_parser_name_the_option() {
         ("plan --json", "reel plan: needs the name of a command; give one of sft, grpo, generate, serve"),
         ("resize --height 1 --width 1 --quiet=1", "--quiet: has the value \"1\", and takes none; remove it"),
         ("generate --model m --prompt x --top-k 4294967296", "--top-k: is 4294967296; give 0 to 4294967295"),
-        ("generate --model m --prompt x --top-k -1", "--top-k: is -1; give 0 or more"),
+        ("generate --model m --prompt x --top-k -2", "--top-k: is -2; give 0 or more"),
+        (
+            "eval --model m --benchmark mmvu --data d --out o --top-k x",
+            "--top-k: is \"x\", which is not a whole number",
+        ),
+        ("generate --model m --prompt x --image=", "--image: is empty; give a file or an address"),
+        ("generate --model m --prompt x --video=", "--video: is empty; give a file or an address"),
+        ("eval tasks nope", "nope: is not the name of a benchmark; give one of vsibench, "),
+        ("eval tasks mmvu,mvbench", "mmvu,mvbench: is not the name of a benchmark; give one of vsibench, "),
+        ("resize --height 9 --width 9 --factor 4000000000", "--factor: is 4000000000; give 28 "),
+        (
+            "bench op rms_norm_fwd_f32 --dtype bf16",
+            "rms_norm_fwd_f32: is a kernel of f32, not of bf16; leave out --dtype",
+        ),
+        (
+            "plan sft --preset 3b --tokens 4096 --max-length 512 --gpu h200",
+            "--tokens: is 4096, more than --max-length 512 allows; lower it, or raise --max-length",
+        ),
+        (
+            "plan grpo --preset 3b --tokens 4096 --max-prompt-length 512 --gpu H200",
+            "--tokens: is 4096, more than --max-prompt-length 512 allows; lower it, or raise --max-prompt-length",
+        ),
         (
             "bench op attention --size tokens=x",
             "--size: is \"tokens=x\"; give a whole number after tokens=, such as tokens=4096",
@@ -85,7 +106,7 @@ fn errors_of_the_parser_name_the_option() {
         ),
         ("plan sft --preset 3b --vocab 1000 --tokens 9", "--vocab: 1000 is too small for this preset's tokenizer"),
         ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, but no video is given"),
-        ("frames --total-frames 1 --video-fps 5", "--video: has only 1 frame(s) to choose from, but at least 2"),
+        ("frames --total-frames 1 --video-fps 5", "--total-frames: has only 1 frame(s) to choose from, but at least 2"),
     ] {
         let got = run(command.split(' '));
         assert!(got.stderr.starts_with(&format!("error: {message}")), "{command}: {}", got.stderr);
@@ -104,6 +125,11 @@ fn paths_that_are_not_utf8_are_refused() {
     let got = support::finished_run(command.output().expect("the binary starts"));
     got.assert_refused(2, &["--out: is k\\xff, which is not UTF-8; rename the file or folder"]);
     assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 0);
+    let mut command = reel();
+    command.current_dir(&folder).args(["generate", "--model", "m", "--prompt"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"k\xff"));
+    let got = support::finished_run(command.output().expect("the binary starts"));
+    got.assert_refused(2, &["--prompt: is k\\xff, which is not UTF-8; give the text in UTF-8"]);
 }
 
 /// If the help text cannot be written to stdout, the command fails.

@@ -241,6 +241,19 @@ fn plan_of_a_preset_needs_no_weights() {
     let saved = weights(&plan) - weights(&int8);
     assert!((saved - 2.46e9).abs() < 0.02e9, "{saved}");
     assert!(int8["phases"]["decode"].as_f64() < decode.map(|seconds| 0.65 * seconds), "{int8}");
+    // One new token comes from the prefill: no time is left for the phase of decoding, and 0 has no sign.
+    let one = run("plan generate --preset 3b --tokens 512 --max-new-tokens 1 --gpu h100".split(' '));
+    assert!(one.ok().contains("decode 0.0 us") && !one.stdout.contains("-0.0"), "{}", one.stdout);
+}
+
+/// Rates of a slow machine are not rounded to 0.
+#[test]
+fn plan_of_a_cpu_has_no_rates_of_0() {
+    let plan = run("plan sft --preset 7b --tokens 1024 --device cpu --threads 1 --dtype f32".split(' '));
+    let rates = plan.ok().lines().filter(|line| line.starts_with("ceilings: ") || line.starts_with("one step on "));
+    let zero = |word: &str| word.parse::<f64>().is_ok_and(|number| number == 0.0);
+    let rates: Vec<&str> = rates.collect();
+    assert!(rates.len() == 2 && !rates.iter().any(|line| line.split(' ').any(zero)), "{rates:?}");
 }
 
 fn number(plan: &Value, key: &str) -> f64 {

@@ -330,7 +330,9 @@ fn rejects_wrong_command_lines() {
     run("bad.ptx --grid 1 --block 1").assert_refused(1, &["bad.ptx"]);
     run("later.ptx --grid 1 --block 1")
         .assert_refused(1, &["later.ptx: line 5: barrier.cluster.arrive needs sm_90", "; compile it for sm_90"]);
-    run("empty.ptx --grid 1 --block 1").assert_refused(2, &["empty.ptx", "no kernel"]);
+    for entry in ["", " --entry k"] {
+        run(&format!("empty.ptx --grid 1 --block 1{entry}")).assert_refused(1, &["empty.ptx: has no kernel"]);
+    }
     run("none.ptx --grid 1 --block 1").assert_refused(1, &["none.ptx", "no such file"]);
     run("/dev/zero --grid 1 --block 1").assert_refused(1, &["/dev/zero", "regular file"]);
 }
@@ -350,6 +352,16 @@ fn count_only_makes_one_run() {
     let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{RACY_SHIFT_PTX}"))]);
     let got = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only --json").json();
     assert_eq!(got["interleavings"], 1);
+    assert!(got["ok"].is_null(), "a race is not looked for, so the kernel is not certified: {}", got["ok"]);
+    assert_eq!(got["notes"].as_array().map(|notes| notes.len()), Some(1));
+    let text = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only");
+    assert!(text.ok().starts_with("counted in the first run:\n"), "{}", text.stdout);
+    assert!(text.stdout.ends_with("(--count-only)\nk.ptx: shift: counted in 1 run\n"), "{}", text.stdout);
+    // An access outside of the buffer is a finding in such a run, too.
+    let outside = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:1 --count-only --json");
+    outside.assert_refused(1, &["out-of-bounds"]);
+    assert!(outside.stdout.starts_with("{") && outside.stdout.contains("\"ok\":false"), "{}", outside.stdout);
+    assert!(outside.stdout.contains("past the end of arg0"), "{}", outside.stdout);
     assert_eq!(got["counters"]["counted"]["by_class"]["shared"], serde_json::json!({"warps": 16, "threads": 512}));
 }
 

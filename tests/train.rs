@@ -101,8 +101,28 @@ fn config_file_sets_options_and_flags_win() {
     fs::write(w.path().join("on.toml"), "max-steps = 3\nresume-from-checkpoint = \"last\"\n").expect("written");
     run_sft(w.path(), "out", &["--config", "on.toml"]).ok();
     assert_eq!(read_metrics(&w.path().join("out")).len(), 3);
+    // Options for output and the start are options, too.
+    let output = "max_steps: 2\njson: true\nquiet: true\nverbose: true\noffline: true\ntrace: t.json\ngpus: 1\n";
+    fs::write(w.path().join("said.yaml"), output).expect("written");
+    let said = run_sft(w.path(), "said", &["--config", "said.yaml"]);
+    assert_eq!((&said.json()["steps"], said.stderr.as_str()), (&2.into(), ""));
+    assert!(w.path().join("t.json").is_file());
     let many = ["--per-device-train-batch-size", "20000000"];
     run_sft(w.path(), "more", &many).assert_refused(2, &["--per-device-train-batch-size", "65536"]);
+}
+
+/// Scripts for TRL give both options.
+#[test]
+fn overwrite_of_a_resumed_run_is_said_to_have_no_effect() {
+    let w = training_folder(4);
+    let note = "so --overwrite has no effect";
+    run_sft(w.path(), "out", &["--max-steps", "1", "--save-steps", "1"]).ok();
+    let both = ["--max-steps", "2", "--resume-from-checkpoint", "last", "--overwrite"];
+    let resumed = run_sft(w.path(), "out", &both);
+    assert_eq!((resumed.code, resumed.stderr.matches(note).count()), (Some(0), 1), "{}", resumed.stderr);
+    assert_eq!(read_metrics(&w.path().join("out")).len(), 2);
+    let fresh = run_sft(w.path(), "out", &["--max-steps", "1", "--overwrite"]);
+    assert_eq!((fresh.code, fresh.stderr.contains(note)), (Some(0), false), "{}", fresh.stderr);
 }
 
 /// A refused command leaves no output folder that would be in the way of the corrected command.

@@ -35,10 +35,14 @@ impl SharedLibrary {
     }
 }
 
-/// The message of the system's loader, which says more than libloading's error around it.
-fn one_line(e: &libloading::Error) -> String {
-    let text = e.source().map_or_else(|| e.to_string(), ToString::to_string);
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// The innermost cause of an error in one line: the message of the system's loader, which says more than libloading's
+/// error around it.
+pub(crate) fn one_line(e: &dyn Error) -> String {
+    let mut cause = e;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_train::options::StepRange;
 use reel_train::{Result, TrainError};
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -13,8 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::option_names;
 
-/// The options of a configuration file that say how the command starts: by overwriting or by resuming an earlier run.
-/// These options do not describe the run, so they are not written to `run.json`.
+/// The options of a configuration file that say how the command starts, and what it prints and traces. These options do
+/// not describe the run, so they are not written to `run.json`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {
@@ -22,10 +23,37 @@ pub struct StartFlags {
     pub overwrite: bool,
     /// The checkpoint folder to resume from; `last` is the newest checkpoint in OUT.
     pub resume_from_checkpoint: Option<String>,
+    /// Number of processes to start on this machine.
+    pub gpus: Option<u32>,
+    /// The steps to trace.
+    pub profile_steps: Option<StepRange>,
+    /// Whether to print the result as JSON.
+    pub json: bool,
+    /// Whether to print no progress.
+    pub quiet: bool,
+    /// Whether to print more details.
+    pub verbose: bool,
+    /// Whether to download nothing.
+    pub offline: bool,
+    /// File for a trace of the run.
+    pub trace: Option<PathBuf>,
+    /// File for the folded stacks of a trace of the run.
+    pub folded: Option<PathBuf>,
 }
 
 /// The keys of the fields of [`StartFlags`], which [`ConfigFile::apply`] ignores.
-const START: [&str; 2] = ["overwrite", "resume_from_checkpoint"];
+const START: [&str; 10] = [
+    "overwrite",
+    "resume_from_checkpoint",
+    "gpus",
+    "profile_steps",
+    "json",
+    "quiet",
+    "verbose",
+    "offline",
+    "trace",
+    "folded",
+];
 
 /// A configuration file: its keys and values, not yet checked.
 #[derive(Clone, Debug)]
@@ -372,9 +400,17 @@ mod tests {
     #[test]
     fn file_may_contain_start_flags() {
         let text = "overwrite = true\nresume-from-checkpoint = \"last\"\nmax-steps = 3\n";
-        let start = StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()) };
+        let start =
+            StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()), ..StartFlags::default() };
         assert_eq!(parse(text).unwrap().start_flags().unwrap(), start);
         assert_eq!(parse("max-steps = 3").unwrap().start_flags().unwrap(), StartFlags::default());
+        let output = "json = true\nquiet = true\nverbose = true\noffline = true\ntrace = \"t\"\nfolded = \"f\"\n\
+                      gpus = 2\nprofile-steps = 3\n";
+        let found = parse(output).unwrap().start_flags().unwrap();
+        assert_eq!([found.json, found.quiet, found.verbose, found.offline], [true; 4]);
+        assert_eq!((found.trace, found.folded), (Some("t".into()), Some("f".into())));
+        assert_eq!((found.gpus, found.profile_steps), (Some(2), Some(StepRange { first: 3, last: 3 })));
+        merged(output, &[]).unwrap();
         // `overwrite` and `resume_from_checkpoint` of the file are not merged into the options of the run.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));

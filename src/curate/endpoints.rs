@@ -135,7 +135,7 @@ impl EndpointFlags {
         for (option, values) in rates {
             let of_stages = StageName::ALL.into_iter().filter_map(|stage| value_of_stage(values, stage));
             if let Some(rate) = of_stages.into_iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
-                return Err(usage_error(option, format!("is {rate}"), "give a number above 0"));
+                return Err(usage_error(option, format!("is {rate}"), "give a finite number above 0"));
             }
         }
         Ok(())

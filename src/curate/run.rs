@@ -159,7 +159,7 @@ impl Run<'_> {
         if self.common.json {
             return output::print_json(summary);
         }
-        if self.common.quiet {
+        if self.common.hides_result {
             return Ok(());
         }
         for stage in &summary.stages {

@@ -52,8 +52,9 @@ impl AblateArgs {
                 if !common.quiet {
                     reel_diagnostic::note!("{}:", variant.out.display());
                 }
-                let quiet = CommonOptions { quiet: common.quiet || common.json, json: false, ..common.clone() };
-                scored.extend(run::evaluate(&variant.args.what, &variant.args.run, &quiet, process)?);
+                let is_quiet = common.quiet || common.json;
+                let inner = CommonOptions { quiet: is_quiet, json: false, hides_result: is_quiet, ..common.clone() };
+                scored.extend(run::evaluate(&variant.args.what, &variant.args.run, &inner, process)?);
             }
             Ok(scored)
         };
@@ -88,7 +89,7 @@ impl AblateArgs {
                     "difference_ci95": difference.as_ref().map(|d| d.score.ci95),
                     "mcnemar_p": difference.as_ref().map(|d| d.mcnemar_p),
                 }));
-                if !common.json && !common.quiet {
+                if !common.json {
                     let [low, high] = report.headline.ci95.map(|x| 100.0 * x);
                     let score = 100.0 * report.headline.score;
                     let name = self.option.as_deref().and_then(|o| o.split_once('=')).map_or("", |(name, _)| name);

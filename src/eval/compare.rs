@@ -64,7 +64,7 @@ impl CompareArgs {
             }
             let rows = [read_predictions(&files[0], task, true)?, read_predictions(&files[1], task, true)?];
             let comparison = compare_runs(task, [&rows[0], &rows[1]], self.extraction)?;
-            if !common.json && !common.quiet {
+            if !common.json {
                 print(task, &comparison)?;
             }
             warn_of_other_protocols(&files, common.quiet);

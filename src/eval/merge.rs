@@ -80,7 +80,7 @@ impl MergeArgs {
             &frames,
             common,
         )?;
-        results::print_reports(&scored, common.json, common.quiet)?;
+        results::print_reports(&scored, common)?;
         results::error_if_rows_failed(&scored, &self.folder)
     }
 }

@@ -28,6 +28,7 @@ use shard::Shard;
 use crate::common::CommonOptions;
 use crate::endpoint::EndpointFlags;
 use crate::fail::usage_error;
+use crate::generate::parse_top_k;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
 use crate::ranks;
@@ -160,8 +161,8 @@ pub struct EvalRunFlags {
     /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = questions::DEFAULT_TOP_P, help_heading = "Sampling options")]
     top_p: f32,
-    /// Sample from the K most likely tokens; 0 is all
-    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Sampling options")]
+    /// Sample from the K most likely tokens; 0 and -1 are all
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = parse_top_k, help_heading = "Sampling options")]
     top_k: u32,
     /// Repetition penalty
     #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Sampling options")]

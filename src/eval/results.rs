@@ -17,6 +17,7 @@ use reel_diagnostic::{escape_controls, input};
 use reel_eval::{BenchmarkReport, Extraction, LmEvalRun, Prediction, Task, lm_eval_results, score_benchmark};
 use serde_json::{Map, Value, json};
 
+use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::{lines, output};
 
@@ -144,14 +145,14 @@ pub fn write_json(file: &Path, value: &Value) -> Result<()> {
 }
 
 /// Prints the scores of benchmarks: as a list of JSON objects, or as tables in percent.
-pub fn print_reports(scored: &[ScoredBenchmark], as_json: bool, quiet: bool) -> Result<()> {
-    if as_json {
+pub fn print_reports(scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
+    if common.hides_result {
+        return Ok(());
+    }
+    if common.json {
         return output::print_json(&scored.iter().map(|scored| &scored.report).collect::<Vec<_>>());
     }
-    match quiet {
-        true => Ok(()),
-        false => scored.iter().try_for_each(|scored| print_report(&scored.report)),
-    }
+    scored.iter().try_for_each(|scored| print_report(&scored.report))
 }
 
 /// Prints the scores of a benchmark as a table, in percent.

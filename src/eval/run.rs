@@ -78,7 +78,7 @@ pub(super) fn evaluate(
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
         page::write_page(&page::page_path(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
-        results::print_reports(&scored, common.json, common.quiet)?;
+        results::print_reports(&scored, common)?;
     }
     Ok(scored)
 }

@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use clap::Args;
+use reel_diagnostic::escape_controls;
 use reel_eval::Task;
 use serde_json::json;
 
 use crate::common::CommonOptions;
+use crate::fail::usage_error;
 use crate::output;
 
 /// List the benchmarks, or print the task file of a benchmark, which can serve as the example for your own task file.
@@ -22,11 +24,15 @@ pub struct TasksArgs {
 
 impl TasksArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
+        let tasks = Task::built_in();
         if let Some(name) = &self.name {
-            let task = Task::from_names(name)?.remove(0);
+            let known: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
+            let Some(task) = tasks.iter().find(|task| task.name == *name) else {
+                let help = format!("give one of {}", known.join(", "));
+                return Err(usage_error(&escape_controls(name), "is not the name of a benchmark", help));
+            };
             return output::print_text(task.built_in_file_text().unwrap_or_default());
         }
-        let tasks = Task::built_in();
         if common.json {
             let describe = |task: &Task| {
                 let layouts: Vec<&String> = task.layouts.iter().map(|layout| &layout.name).collect();

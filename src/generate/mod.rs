@@ -61,8 +61,8 @@ pub struct SamplingFlags {
     /// generation_config.json, else 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// Sample from the K most likely tokens; 0 is all [default: generation_config.json, else 0]
-    #[arg(long, value_name = "K")]
+    /// Sample from the K most likely tokens; 0 and -1 are all [default: generation_config.json, else 0]
+    #[arg(long, value_name = "K", value_parser = parse_top_k)]
     top_k: Option<u32>,
     /// Repetition penalty; a value above 1 lowers the probability of tokens that have already occurred [default:
     /// generation_config.json, else 1]
@@ -71,6 +71,15 @@ pub struct SamplingFlags {
     /// Stop string: end a completion before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+}
+
+/// Parses `--top-k`. -1 stands for all tokens in vLLM, as 0 does.
+pub fn parse_top_k(text: &str) -> Result<u32, String> {
+    let number = match text.parse::<i128>().map_err(|e| e.to_string())? {
+        -1 => 0,
+        number => number,
+    };
+    u32::try_from(number).map_err(|_| format!("{number} is not in 0..={}", u32::MAX))
 }
 
 impl SamplingFlags {

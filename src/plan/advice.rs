@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Sizes;
 use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search};
-use super::table::format_duration;
+use super::table::{format_duration, format_rate};
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -126,10 +126,10 @@ fn lines<S>(
         lines.extend(choices.iter().map(|(options, o, _)| {
             let gpus = if o.gpus > 1 { format!(" of {} GPUs", o.gpus) } else { String::new() };
             format!(
-                "  {options:width$}  {:>9.3} GB, {:>9}, {:.0} tokens/s{gpus}",
+                "  {options:width$}  {:>9.3} GB, {:>9}, {} tokens/s{gpus}",
                 gb(o.peak),
                 format_duration(o.seconds),
-                o.tokens_per_second
+                format_rate(o.tokens_per_second)
             )
         }));
     }

@@ -140,7 +140,7 @@ impl PlanGenerateArgs {
 
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let Counted { counts, received } = self.count(common)?;
-        let compute: f64 = table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| seconds).sum();
+        let compute = table::total(table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| *seconds));
         let exchange = if received > 0 { Links::new(machine, &[])?.within_node.seconds(received) } else { 0.0 };
         let (seconds, peak) = (compute + exchange, counts.memory.peak as u64);
         Ok(PlanOutcome {

@@ -318,10 +318,10 @@ impl PlannedJob {
         let PredictionWording { time: about, rate } = PredictionWording::for_machine(machine);
         let time = prediction.time;
         output::print_line(format!(
-            "\none step on {ranks} {}: takes {about} {}; {rate} {:.0} tokens/s",
+            "\none step on {ranks} {}: takes {about} {}; {rate} {} tokens/s",
             machine.name,
             format_duration(time.total()),
-            prediction.tokens_per_second
+            table::format_rate(prediction.tokens_per_second)
         ))?;
         output::print_line(format!(
             "of which computing {}, optimizer {}, exposed exchange {}; the exchange takes {} for gradients, of which {} \
@@ -389,14 +389,14 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
         let peak = *peak_bytes as f64;
         let fits = if machine.memory.is_some_and(|all| peak > all) { "  DOES NOT FIT" } else { "" };
         output::print_line(format!(
-            "  {:>5} {:>6} {:>10} {:>10} {:>10} {:>9.1} % {:>12.0} {:>9.3} GB{fits}",
+            "  {:>5} {:>6} {:>10} {:>10} {:>10} {:>9.1} % {:>12} {:>9.3} GB{fits}",
             shape.ranks,
             shape.nodes(),
             seconds(time.total()),
             seconds(time.exposed_seconds()),
             seconds(time.hidden_seconds()),
             100.0 * efficiency,
-            tokens_per_second,
+            table::format_rate(*tokens_per_second),
             peak / 1e9
         ))?;
     }
@@ -405,12 +405,12 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
 
 /// The costs of the process of `counts` per step.
 fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> ProcessCosts {
-    let step: f64 = table::phase_seconds(counts, machine).iter().map(|(_, seconds)| seconds).sum();
+    let step = table::total(table::phase_seconds(counts, machine).iter().map(|(_, seconds)| *seconds));
     // The parts may have been counted in fewer steps, so only their shares of the time are used.
     let parts = table::seconds_of_phases(&training.parts, counts, machine);
-    let all: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
+    let all = table::total(parts.iter().map(|(_, seconds)| *seconds));
     let seconds_of = |wanted: &str| {
-        let part: f64 = parts.iter().filter(|(name, _)| *name == wanted).map(|(_, seconds)| seconds).sum();
+        let part = table::total(parts.iter().filter(|(name, _)| *name == wanted).map(|(_, seconds)| *seconds));
         if all > 0.0 { step * part / all } else { 0.0 }
     };
     let optimizer_seconds = seconds_of("optimizer");

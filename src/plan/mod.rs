@@ -250,6 +250,8 @@ struct Counting<'a, O> {
     unit: &'static str,
     /// How many training examples the options put into a unit; `None` with packing.
     wanted: fn(&O) -> Option<usize>,
+    /// The option that limits the tokens of a training example, and its value.
+    token_limit: fn(&O) -> (&'static str, Option<usize>),
     plan_rows_of_one_size: WithShape<O>,
     plan_run_on_data: fn(&RunSetup<O>, StoredDType) -> reel_train::Result<plan::Plan>,
 }
@@ -272,6 +274,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 ));
             }
             Some(tokens) => {
+                let (limit, most) = (self.token_limit)(options);
+                if let Some(most) = most.filter(|most| tokens > *most) {
+                    let what = format!("is {tokens}, more than {limit} {most} allows");
+                    return Err(usage_error("--tokens", what, format!("lower it, or raise {limit}")));
+                }
                 let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
                 let patches = sizes.vision_patches;
                 let plan =
@@ -357,10 +364,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 impl PlanSftArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let resolved = &self.sft.resolved(common, matches)?;
+        let common = &planned_common_options(&resolved.common, common, &self.sizes);
         let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
         let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
         let (sizes, rows, unit) = (&self.sizes, "rows", "micro-batch");
-        let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
+        let token_limit = |o: &SftOptions| ("--max-length", o.max_length);
+        let counting =
+            Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
         let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
@@ -369,14 +379,24 @@ impl PlanSftArgs {
 impl PlanGrpoArgs {
     fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let resolved = &self.grpo.resolved(common, matches)?;
+        let common = &planned_common_options(&resolved.common, common, &self.sizes);
         let (plan_rows_of_one_size, plan_run_on_data) =
             (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
         let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
         let (sizes, rows, unit) = (&self.sizes, "prompts", "step");
-        let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
+        let token_limit = |o: &GrpoOptions| ("--max-prompt-length", o.max_prompt_length);
+        let counting =
+            Counting { resolved, sizes, rows, unit, wanted, token_limit, plan_rows_of_one_size, plan_run_on_data };
         let settings = PlannedSettings { options: resolved.options.clone(), job: self.job.clone() };
         TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
+}
+
+/// The common options of the plan of a training command: those of the run (`resolved`, with its configuration file). The
+/// file's device is where the run computes, not the machine of `--gpu`.
+fn planned_common_options(resolved: &CommonOptions, given: &CommonOptions, sizes: &Sizes) -> CommonOptions {
+    let device = if sizes.gpu.is_some() { &given.device } else { &resolved.device };
+    CommonOptions { device: device.clone(), ..resolved.clone() }
 }
 
 /// Refuses a number of new tokens that is larger than the model's number of positions.

@@ -225,9 +225,10 @@ impl PlanServeArgs {
         let PredictionWording { time, rate: about } = PredictionWording::for_machine(&machine);
         output::print_line(format!(
             "time to first token of one request {time} {}; between two tokens of {decoding} {time} {} in the middle of \
-             their answers: {about} {rate:.0} tokens/s",
+             their answers: {about} {} tokens/s",
             format_duration(prompt),
             format_duration(step),
+            table::format_rate(rate),
         ))?;
         table::print_ops(&counts, &machine, common.verbose)?;
         additions.print_lines()
@@ -297,8 +298,8 @@ impl PlanServeArgs {
     /// What a decode step of all sequences needs.
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let (counts, plan) = self.count(common, machine.memory)?;
-        let compute: f64 =
-            table::phase_seconds(&counts, machine).iter().filter(|(name, _)| *name == "decode").map(|(_, s)| s).sum();
+        let phases = table::phase_seconds(&counts, machine);
+        let compute = table::total(phases.iter().filter(|(name, _)| *name == "decode").map(|(_, s)| *s));
         let seconds = compute + self.links(machine)?.within_node.seconds(plan.gathers[1].bytes);
         let peak = counts.memory.peak as u64;
         Ok(PlanOutcome {

@@ -112,7 +112,7 @@ pub fn seconds_of_phases(
     machine: &MachineSpec,
 ) -> Vec<(&'static str, f64)> {
     let lines = lines(phases, counts, machine);
-    let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds).sum::<f64>();
+    let seconds = |phase: &str| total(lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds));
     phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
 }
 
@@ -182,7 +182,7 @@ pub fn phase_seconds_by_prediction_basis_json(counts: &DryRunCounts, machine: &M
 const BASES: [PredictionBasis; 3] = [PredictionBasis::Ceiling, PredictionBasis::Record, PredictionBasis::Model];
 
 fn seconds_by(lines: &[Line], phase: &str, basis: PredictionBasis) -> f64 {
-    lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds_by(basis)).sum()
+    total(lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds_by(basis)))
 }
 
 /// Totals of a plan per step or call.
@@ -196,7 +196,7 @@ struct Totals {
 impl Totals {
     fn of(counts: &DryRunCounts, machine: &MachineSpec) -> Self {
         let lines = lines(&counts.phases, counts, machine);
-        let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
+        let sum = |f: fn(&Line) -> f64| total(lines.iter().map(f));
         let tokens = counts.tokens as f64 / counts.units as f64;
         Self { flops: sum(|l| l.flops), bytes: sum(|l| l.bytes), seconds: sum(|l| l.price.seconds), tokens }
     }
@@ -243,13 +243,13 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     }
     let PredictionWording { time, rate } = PredictionWording::for_machine(machine);
     output::print_line(format!(
-        "\none {} on {}: takes {time} {}, computes {:.3} TFLOP, moves {:.3} GB; {rate} {:.0} tokens/s",
+        "\none {} on {}: takes {time} {}, computes {}, moves {} GB; {rate} {} tokens/s",
         counts.unit,
         machine.name,
         format_duration(seconds),
-        flops / 1e12,
-        bytes / 1e9,
-        tokens / seconds
+        format_large(flops, 1e11, 3, "FLOP"),
+        if bytes >= 1e8 { format!("{:.3}", bytes / 1e9) } else { format_rate(bytes / 1e9) },
+        format_rate(tokens / seconds)
     ))?;
     if phases.len() > 1 {
         let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", format_duration(*s))).collect();
@@ -300,7 +300,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
         "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
         "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by"
     ))?;
-    let least = MIN_SHOWN_SHARE * lines.iter().map(|l| l.price.seconds).sum::<f64>();
+    let least = MIN_SHOWN_SHARE * total(lines.iter().map(|l| l.price.seconds));
     let (shown, hidden): (Vec<&Line>, Vec<&Line>) = lines.iter().partition(|l| all || l.price.seconds >= least);
     for l in shown {
         let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), format_duration);
@@ -320,7 +320,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
             l.price.basis_text()
         ))?;
     }
-    let rest = hidden_ops_line(hidden.len(), hidden.iter().map(|l| l.price.seconds).sum());
+    let rest = hidden_ops_line(hidden.len(), total(hidden.iter().map(|l| l.price.seconds)));
     if rest.is_empty() { Ok(()) } else { output::print_line(rest.trim_end()) }
 }
 
@@ -328,17 +328,17 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
 pub fn print_prediction_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
-        "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
-        machine.ceilings.bf16 / 1e12,
-        machine.ceilings.f32 / 1e12,
-        machine.ceilings.bytes / 1e12,
+        "ceilings: {} bf16, {} f32, {} ({})",
+        format_large(machine.ceilings.bf16, 1e12, 1, "FLOP/s"),
+        format_large(machine.ceilings.f32, 1e12, 1, "FLOP/s"),
+        format_large(machine.ceilings.bytes, 1e11, 3, "B/s"),
         machine.source
     ))?;
     output::print_line(assumptions(&lines, machine))?;
     if record_of_gpu(&machine.name).is_some() {
         for (phase, _) in &counts.phases.0 {
             let [ceiling, record, model] = BASES.map(|basis| format_duration(seconds_by(&lines, phase, basis)));
-            let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
+            let predicted = total(lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds));
             output::print_line(format!(
                 "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by \
                  the model {model}",
@@ -354,11 +354,9 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let Some(record) = record_of_gpu(&machine.name) else {
         return "times: every op reaches its ceiling; launch overhead is not counted".to_string();
     };
-    let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
+    let all = total(lines.iter().map(|l| l.price.seconds));
     let percent = |wanted: &dyn Fn(&PredictedTime) -> bool| {
-        let some: f64 = lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds).sum();
-        // The sum of no numbers is -0, so the sign is removed.
-        (100.0 * some / all).abs()
+        100.0 * total(lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds)) / all
     };
     let by_record = |p: &PredictedTime, changed: bool| {
         p.basis == PredictionBasis::Record
@@ -379,11 +377,57 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     )
 }
 
+/// The sum of `values`; 0 for none, where [`Iterator::sum`] gives -0, which would be printed.
+pub fn total(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
+}
+
+/// Formats a number with at least three significant digits, and none behind the point from 100 on.
+pub fn format_rate(rate: f64) -> String {
+    let decimals = match rate.abs() {
+        x if x >= 100.0 || x == 0.0 || !x.is_finite() => 0,
+        x => (2 - x.log10().floor() as i32).clamp(0, 12) as usize,
+    };
+    format!("{rate:.decimals$}")
+}
+
+/// Formats a large number of `unit` with its prefix: giga below `least_tera`, else tera with `decimals` decimals.
+fn format_large(number: f64, least_tera: f64, decimals: usize, unit: &str) -> String {
+    match number >= least_tera {
+        true => format!("{:.decimals$} T{unit}", number / 1e12),
+        false => format!("{} G{unit}", format_rate(number / 1e9)),
+    }
+}
+
 /// Formats a duration in s, ms or us.
 pub fn format_duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
         s => format!("{:.1} us", s * 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_small_machines_keep_three_digits() {
+        for (rate, wanted) in
+            [(0.0, "0"), (0.8412, "0.841"), (0.000_123_4, "0.000123"), (7.5, "7.50"), (99.46, "99.5"), (1234.5, "1234")]
+        {
+            assert_eq!(format_rate(rate), wanted);
+        }
+        let rates =
+            [(989.4e12, "989.4 TFLOP/s"), (1e12, "1.0 TFLOP/s"), (48.7e9, "48.7 GFLOP/s"), (0.8e9, "0.800 GFLOP/s")];
+        for (rate, wanted) in rates {
+            assert_eq!(format_large(rate, 1e12, 1, "FLOP/s"), wanted);
+        }
+    }
+
+    #[test]
+    fn a_sum_of_nothing_has_no_sign() {
+        assert_eq!(format_duration(total(std::iter::empty())), "0.0 us");
     }
 }

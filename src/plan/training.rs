@@ -96,7 +96,7 @@ impl Planned {
         if let Some(outcome) = self.job.as_ref().and_then(|job| job.outcome(&self.counts, machine, fits)) {
             return outcome;
         }
-        let seconds: f64 = table::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| seconds).sum();
+        let seconds = table::total(table::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| *seconds));
         let tokens_per_second = self.counts.tokens as f64 / self.counts.units as f64 / seconds;
         let peak = self.counts.memory.peak as u64;
         PlanOutcome { peak, seconds, tokens_per_second, gpus: 1, fits: fits(peak) }

@@ -70,22 +70,54 @@ impl CompilerOptions {
         };
         compile::compile_user_file(file, architecture.unwrap_or("sm_90a"), &options)
             .map(|built| UserModule { ptx: built.ptx, cuda_source: true })
-            .map_err(compiler_error)
+            .map_err(|e| compiler_error(&e, file))
     }
 }
 
-/// Converts a compiler error to a message with its first line; the whole log is shown with `-v`.
-fn compiler_error(e: CompileError) -> anyhow::Error {
-    let line = match &e {
+/// Converts a compiler error about `file` to a message with its first line; the whole log is shown with `-v`.
+fn compiler_error(e: &CompileError, file: &Path) -> anyhow::Error {
+    let line = match e {
         CompileError::Refused { first, .. } => format!("{first}; correct the file"),
         e => e.to_string(),
     };
-    anyhow::Error::msg(e.compiler_log().to_string()).context(line)
+    let [log, line] = [e.compiler_log(), &line].map(|text| with_given_name(text, file));
+    anyhow::Error::msg(log).context(line)
+}
+
+/// Replaces `./FILE`, by which nvcc is given a relative path, by the path that the user gave.
+fn with_given_name(text: &str, file: &Path) -> String {
+    let name = file.display().to_string();
+    let compiled = format!("./{name}");
+    if file.is_absolute() {
+        return text.to_string();
+    }
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(&compiled) {
+        let (before, after) = rest.split_at(at);
+        out += before;
+        // In `../FILE` and `folder/./FILE` the name is a part of another path.
+        let is_part = out.ends_with(|c: char| c.is_alphanumeric() || "./_-".contains(c));
+        out += if is_part { &compiled } else { &name };
+        rest = &after[compiled.len()..];
+    }
+    out + rest
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compiler_errors_name_the_file_as_it_was_given() {
+        for (text, file, wanted) in [
+            ("./err.cu(1): error in \"./err.cu\"", "err.cu", "err.cu(1): error in \"err.cu\""),
+            ("././err.cu:1: x", "./err.cu", "./err.cu:1: x"),
+            ("../k/err.cu:1: a/./k/err.cu, ./k/err.cu", "k/err.cu", "../k/err.cu:1: a/./k/err.cu, k/err.cu"),
+            ("/a/err.cu:1: x", "/a/err.cu", "/a/err.cu:1: x"),
+        ] {
+            assert_eq!(with_given_name(text, Path::new(file)), wanted);
+        }
+    }
 
     #[test]
     fn the_standard_may_be_written_as_for_nvcc() {

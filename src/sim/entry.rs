@@ -3,15 +3,17 @@
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
-use crate::fail::{UsageError, usage_error};
+use crate::fail::{UsageError, failed, usage_error};
 
 /// Returns the symbol of the kernel that `wanted` names (see `find`); if `wanted` is `None`, the only kernel of the
 /// file.
 pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file: &str) -> Result<&'a str> {
+    if symbols.is_empty() {
+        return Err(failed(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)"));
+    }
     let Some(wanted) = wanted else {
         return match symbols {
             [only] => Ok(only),
-            [] => Err(usage_error(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)")),
             _ => Err(usage_error(
                 "--entry",
                 format!("{file} has {} kernels", symbols.len()),
@@ -43,7 +45,6 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
     match matches[..] {
         [one] => Ok(one),
-        [] if symbols.is_empty() => Err(format!("{wanted}: the file has no kernel; is it `extern \"C\" __global__`?")),
         [] => Err(format!("{wanted}: no such kernel; the file has {}", short_list(symbols))),
         _ => Err(format!("{wanted}: {} kernels have this name; use one of {}", matches.len(), short_list(&matches))),
     }
@@ -188,7 +189,10 @@ mod tests {
         let e = find(&symbols, "sub").unwrap_err();
         assert!(e.contains("no such kernel") && e.contains("add(float*, float*, int)"), "{e}");
         assert!(find(&["_Z3addPf", "_Z3addPd"], "ad").unwrap_err().contains("use one of add(float*), add(double*)"));
-        assert!(find(&[], "k").unwrap_err().contains("no kernel"));
+        for wanted in [None, Some("k")] {
+            let e = select_kernel_symbol(wanted, &[], "f.cu").unwrap_err().to_string();
+            assert!(e.starts_with("f.cu: has no kernel; "), "{e}");
+        }
         assert!(select_kernel_symbol(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
         assert_eq!(select_kernel_symbol(None, &symbols[..1], "f.cu").unwrap(), "scale");
     }

@@ -88,7 +88,7 @@ pub struct SimRunArgs {
     /// Number of runs, each with a different order of warps, blocks and asynchronous copies
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     interleavings: u32,
-    /// Count instructions and bytes in one run, without checking for races
+    /// Print the counts of instructions and bytes in one run, without checking the order of accesses: finds no races
     #[arg(long)]
     count_only: bool,
     /// Also report a generic read whose bytes an ordered asynchronous copy then overwrites, without a proxy fence in
@@ -145,6 +145,7 @@ impl SimRunArgs {
             kernel: &case.kernel,
             launch: &case.launch,
             report: &report,
+            count_only: self.count_only,
             quotes,
         };
         if let Some(html) = &self.html {

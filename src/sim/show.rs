@@ -26,9 +26,14 @@ pub struct RunDisplay<'a> {
     pub kernel: &'a Kernel,
     pub launch: &'a LaunchConfig,
     pub report: &'a check::CheckReport,
+    /// Whether the run only counted (`--count-only`): the order of accesses was not checked.
+    pub count_only: bool,
     /// The source lines that the report quotes.
     pub quotes: SourceQuotes,
 }
+
+/// The note of a run that only counted.
+const NOT_CHECKED: &str = "races, missing waits and reads of unwritten bytes were not looked for (--count-only)";
 
 /// Maximum number of source lines in the text report's table; the lines with the highest counts are shown.
 const MAX_COUNTED_LINES: usize = 8;
@@ -64,13 +69,28 @@ impl RunDisplay<'_> {
         let modelled: Map<String, Value> =
             self.rooflines().iter().map(|r| (r.gpu.name.to_string(), roofline_json(r))).collect();
         json!({
-            "ok": self.report.has_no_findings(),
+            "ok": self.is_ok(),
             "findings": findings,
             "remarks": self.remarks().iter().map(remark_json).collect::<Vec<_>>(),
-            "notes": self.report.notes.iter().map(|note| demangle_symbols(note)).collect::<Vec<_>>(),
+            "notes": self.notes().collect::<Vec<_>>(),
             "counters": { NumberOrigin::Counted.name(): total, "lines": lines, NumberOrigin::Modelled.name(): modelled },
             "interleavings": self.report.interleavings,
         })
+    }
+
+    /// Returns whether the kernel has no defects; `None` if the run without findings only counted, which says nothing
+    /// about the order of accesses.
+    fn is_ok(&self) -> Option<bool> {
+        match self.report.has_no_findings() {
+            true if self.count_only => None,
+            is_ok => Some(is_ok),
+        }
+    }
+
+    /// Returns the notes of the report, and one on what the run did not check.
+    fn notes(&self) -> impl Iterator<Item = String> {
+        let of_report = self.report.notes.iter().map(|note| demangle_symbols(note));
+        of_report.chain(self.count_only.then(|| NOT_CHECKED.to_string()))
     }
 
     /// Returns the remarks on the speed of the first run.
@@ -80,10 +100,11 @@ impl RunDisplay<'_> {
     }
 
     /// Returns the report as text, whose last lines are the findings and the verdict: with `verbose` after all counts
-    /// and modelled times; with `quiet` the findings alone.
+    /// and modelled times; with `quiet` the findings alone. The counts are what a run with `--count-only` is for, so it
+    /// always prints them.
     pub fn text(&self, quiet: bool, verbose: bool) -> String {
         let mut out = String::new();
-        if verbose && !quiet {
+        if self.count_only || verbose && !quiet {
             self.add_counts(&mut out);
             self.add_rooflines(&mut out);
             out.push('\n');
@@ -93,8 +114,8 @@ impl RunDisplay<'_> {
                 self.add_remark(&mut out, &remark);
             }
         }
-        for note in &self.report.notes {
-            out += &format!("note: {}\n", demangle_symbols(note));
+        for note in self.notes() {
+            out += &format!("note: {note}\n");
         }
         for Cause { finding, may_follow } in causes(self.findings()) {
             self.add_finding(&mut out, finding);
@@ -113,6 +134,7 @@ impl RunDisplay<'_> {
     /// as `1 finding in 8 interleavings`.
     pub fn verdict(&self) -> String {
         let verdict = match causes(self.findings()).len() {
+            0 if self.count_only => "counted".to_string(),
             0 => "no defects found".to_string(),
             1 => "1 finding".to_string(),
             n => format!("{n} findings"),

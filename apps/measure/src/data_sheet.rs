@@ -218,12 +218,12 @@ fn f32_rate(compute_capability: u32, multiprocessors: Option<f64>, clock: Option
     Some(2.0 * lanes * multiprocessors? * clock?)
 }
 
-/// The built-in data sheet with this short name.
+/// The built-in data sheet with this short name, in upper or lower case.
 ///
 /// # Errors
 /// No built-in data sheet has this name; the error lists the names that exist.
 pub fn by_name(name: &str) -> Result<&'static DataSheet> {
-    built_in().iter().find(|sheet| sheet.name == name).ok_or_else(|| {
+    built_in().iter().find(|sheet| sheet.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
         let names: Vec<&str> = built_in().iter().map(|sheet| sheet.name.as_str()).collect();
         bad_option(
             "--gpu",

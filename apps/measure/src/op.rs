@@ -72,10 +72,29 @@ pub fn op_timers<'a>(
         }
     }
     if timers.is_empty() {
+        if let Some(e) = dtype.and_then(|dtype| other_dtype_error(name, dtype, sizes)) {
+            return Err(e);
+        }
         let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
         return Err(bad_option(name, "is not the name of a kernel, a matrix product or an op that can be timed", help));
     }
     Ok(timers)
+}
+
+/// The error for a name that has its dtype in it, such as `rms_norm_fwd_f32`, with another `dtype`; `None` if `name` is
+/// no kernel and no matrix product.
+fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureError> {
+    let is_name = |name: &str| {
+        catalogue::find_example_calls(name).is_ok()
+            || example_products(sizes).is_ok_and(|all| all.iter().any(|product| product.name == name))
+    };
+    let of = catalogue::dtype_of_kernel(name).filter(|of| *of != dtype && is_name(name))?;
+    let twin = format!("{}{dtype}", name.strip_suffix(&of.to_string())?);
+    let help = match is_name(&twin) {
+        true => format!("leave out --dtype, or give {twin}"),
+        false => "leave out --dtype".to_string(),
+    };
+    Some(bad_option(name, format!("is a kernel of {of}, not of {dtype}"), help))
 }
 
 /// The least possible seconds of a timed call on a machine with these ceilings. The caches were overwritten before, so

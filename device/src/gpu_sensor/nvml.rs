@@ -6,6 +6,7 @@ use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 
 use super::{GpuReading, GpuSensor};
+use crate::shared_library::one_line;
 
 /// The name by which the library is opened.
 pub const NVML_LIBRARY: &str = "libnvidia-ml.so.1";
@@ -85,11 +86,11 @@ impl GpuSensor for NvmlGpu {
 /// # Errors
 /// The library is not installed, or the driver does not run; the reason in one line.
 pub fn nvml_driver_version() -> Result<String, String> {
-    open(NVML_LIBRARY)?.sys_driver_version().map_err(|e| e.to_string())
+    open(NVML_LIBRARY)?.sys_driver_version().map_err(|e| one_line(&e))
 }
 
 fn open(library: &str) -> Result<Nvml, String> {
-    Nvml::builder().lib_path(library.as_ref()).init().map_err(|e| e.to_string())
+    Nvml::builder().lib_path(library.as_ref()).init().map_err(|e| one_line(&e))
 }
 
 fn throttle_reasons(reasons: ThrottleReasons) -> Vec<&'static str> {

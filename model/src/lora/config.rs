@@ -59,6 +59,9 @@ impl AdapterConfig {
         let path = folder.join(ADAPTER_CONFIG_FILE);
         let location = path.display().to_string();
         let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound if !folder.exists() => {
+                ModelError::config(folder.display().to_string(), "does not exist", "check the path")
+            }
             io::ErrorKind::NotFound => ModelError::config(
                 folder.display().to_string(),
                 format!("is not an adapter (it has no {ADAPTER_CONFIG_FILE})"),

@@ -82,6 +82,9 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
                 "--resume-from-checkpoint",
                 format!("{} has no checkpoint", out.display()),
                 match out.join(RUN_FILE).is_file() {
+                    true if options.overwrite => {
+                        "leave it out: --overwrite alone starts the run again from the first step"
+                    }
                     true => "give --overwrite instead, to start the run again from the first step",
                     false => "leave it out to start a new run, or give the --out of the run to resume",
                 },
@@ -105,6 +108,13 @@ pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
             },
         )),
     }
+}
+
+/// Whether the run resumes in OUT although `--overwrite` is given, too: the option then replaces nothing. Scripts for
+/// TRL give both.
+pub fn is_overwrite_without_effect(options: &RunOptions, start: &RunStart) -> bool {
+    let resumes_in_out = |folder: &Path| folder.exists() && is_directly_in(folder, &options.out);
+    options.overwrite && start.checkpoint().is_some_and(resumes_in_out)
 }
 
 fn is_check_file(path: &Path) -> bool {
@@ -172,7 +182,8 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     let path = out.join(RUN_FILE);
     let text = input::read_file(&path, input::MAX_MESSAGES_BYTES).map_err(|e| match e.kind() {
         ErrorKind::NotFound => {
-            let what = format!("is not the output folder of a run: it has no {RUN_FILE}");
+            let why = if out.exists() { format!("it has no {RUN_FILE}") } else { "it does not exist".into() };
+            let what = format!("is not the output folder of a run: {why}");
             TrainError::output(out.display().to_string(), what, "give the --out of reel sft or reel grpo")
         }
         _ => TrainError::cannot_read(&path, e),

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::folder::best::BestCheckpointTracker;
-use crate::folder::output;
+use crate::folder::{checkpoint, output};
 
 /// The number of steps that a run planned, and the step after which this plan applies. A resumed run may plan another
 /// number of steps, which changes the learning rates.
@@ -274,10 +274,25 @@ pub fn resumed_run_state<O: TrainingOptions>(
     Ok(state)
 }
 
+/// The error for a checkpoint that does not exist. It names the checkpoints that are there.
+fn missing_checkpoint_error(folder: &Path) -> TrainError {
+    let out = folder.parent().unwrap_or(Path::new(""));
+    let found = checkpoint::checkpoints_by_step(out).unwrap_or_default();
+    let names = found.values().rev().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy());
+    // The newest ones, because a run may have hundreds.
+    let names: Vec<_> = names.take(4).collect();
+    let help = match names.is_empty() {
+        true => "give an OUT/checkpoint-N folder, or `last`".to_string(),
+        false => format!("{} has {}{}", out.display(), names.join(", "), if found.len() > 4 { ", …" } else { "" }),
+    };
+    TrainError::output(folder.display().to_string(), "does not exist", help)
+}
+
 /// Reads `state.json` of a checkpoint.
 pub fn read_run_state(folder: &Path) -> Result<RunState> {
     let path = folder.join(RUN_STATE_FILE);
     let bytes = input::read_file(&path, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound if !folder.exists() => missing_checkpoint_error(folder),
         io::ErrorKind::NotFound => TrainError::output(
             folder.display().to_string(),
             "is not a checkpoint of a run (it has no training/state.json)",

@@ -429,7 +429,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let files = self.train_loop.resume_files()?;
         let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files)?.with_logs(logs);
         self.checkpoints.saved = Some(state.step);
-        let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
+        let (out, keep) = (self.setup.options.out.clone(), self.setup.options.checkpoint_limit());
         let folder = out.clone();
         let finish = move || {
             let best = state.rewards.best.as_ref();

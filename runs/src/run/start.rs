@@ -87,6 +87,9 @@ impl<S> RunInputs<S> {
 /// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
 pub(super) fn read_inputs<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunInputs<W::DataSource>> {
     let start = output::find_run_start(setup.options)?;
+    if !setup.quiet && output::is_overwrite_without_effect(setup.options, &start) {
+        reel_diagnostic::note!("the run resumes (--resume-from-checkpoint), so --overwrite has no effect");
+    }
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
     match start {

@@ -18,18 +18,27 @@ pub struct Hub {
     pub token_source: Option<String>,
     /// What forbids downloads, if anything does: an environment variable, or an option of the program.
     pub(crate) offline: Option<&'static str>,
+    /// Whether the cache would be in the home folder of a user that has none.
+    pub lacks_home: bool,
 }
 
 impl Hub {
     /// Reads `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`, with the meaning
     /// that `huggingface_hub` gives them. Without `HF_TOKEN` the token is that of the file that `hf auth login` writes.
     pub fn from_environment() -> Self {
-        Self::from_variables(|name| std::env::var(name).ok())
+        Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir)
     }
 
-    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+    /// As [`Self::from_environment`], with other variables. `home_of_user` returns the home folder of the user, as the
+    /// system's list of users has it, for a process without `HOME`.
+    pub(crate) fn from_variables(
+        variable: impl Fn(&str) -> Option<String>,
+        home_of_user: impl Fn() -> Option<PathBuf>,
+    ) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let home = || variable("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let home_of_user = || home_of_user().filter(|home| home.is_absolute());
+        // Python leaves `~` as it is if there is no home folder.
+        let home = || variable("HOME").map(PathBuf::from).or_else(home_of_user).unwrap_or_else(|| PathBuf::from("~"));
         let path = |name: &str| {
             variable(name).map(|value| {
                 match value.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
@@ -49,8 +58,10 @@ impl Hub {
         let (token, token_source) = token.filter(|(token, _)| !token.is_empty()).unzip();
         let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
+        let cache = cache.unwrap_or_else(|| hub_home.join("hub"));
         Self {
-            cache: cache.unwrap_or_else(|| hub_home.join("hub")),
+            lacks_home: cache.starts_with("~"),
+            cache,
             endpoint: endpoint.trim_end_matches('/').to_string(),
             token,
             token_source,
@@ -74,10 +85,26 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::Repository;
 
     fn hub(variables: &[(&str, &str)]) -> Hub {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
-        Hub::from_variables(|name| variables.get(name).map(|value| value.to_string()))
+        Hub::from_variables(|name| variables.get(name).map(|value| value.to_string()), || None)
+    }
+
+    #[test]
+    fn without_home_the_folder_is_that_of_the_user() {
+        let of = |home: Option<&str>| Hub::from_variables(|_| None, || home.map(PathBuf::from));
+        assert_eq!(of(Some("/home/u")).cache, Path::new("/home/u/.cache/huggingface/hub"));
+        assert!(!of(Some("/home/u")).lacks_home);
+        for none in [None, Some("")] {
+            let hub = of(none);
+            assert!(hub.lacks_home, "{hub:?}");
+            let model = Repository::parse_model("org/name").unwrap();
+            let refused = hub.folder_or_download(&model, &mut |_| {}).unwrap_err().to_string();
+            assert!(refused.starts_with("HOME: is not set") && refused.contains("; set HOME, or HF_HOME"), "{refused}");
+        }
+        assert!(!hub(&[("HF_HOME", "/x")]).lacks_home);
     }
 
     #[test]

@@ -42,6 +42,10 @@ impl Hub {
         repository: &Repository,
         progress: &mut dyn FnMut(DownloadProgress),
     ) -> Result<PathBuf> {
+        if self.lacks_home {
+            let what = "is not set, and the system knows no home folder of this user, so the hub cache has no place";
+            return Err(HubError::new("HOME", what, "set HOME, or HF_HOME to the folder of the cache"));
+        }
         if let Some(snapshot) = self.cached_folder(repository) {
             return Ok(snapshot);
         }

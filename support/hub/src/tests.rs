@@ -42,7 +42,14 @@ impl Server {
 
     fn hub(&self, cache: &Path) -> Hub {
         let cache = cache.to_path_buf();
-        Hub { cache, endpoint: self.endpoint.clone(), token: Some("hf_x".into()), token_source: None, offline: None }
+        Hub {
+            cache,
+            endpoint: self.endpoint.clone(),
+            token: Some("hf_x".into()),
+            token_source: None,
+            offline: None,
+            lacks_home: false,
+        }
     }
 
     fn count(&self) -> usize {

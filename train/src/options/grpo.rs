@@ -95,8 +95,9 @@ pub struct GrpoOptions {
     /// Nucleus sampling: sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f64,
-    /// Sample from the K most likely tokens; 0: from all tokens
+    /// Sample from the K most likely tokens; 0 and -1: from all tokens
     #[arg(long, value_name = "K", default_value_t = 0)]
+    #[serde(deserialize_with = "top_k")]
     pub top_k: u32,
     /// Exclude completions that reach --max-completion-length from the loss
     #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
@@ -184,6 +185,13 @@ mod text_or_list {
             Some(Texts::List(list)) => list,
         })
     }
+}
+
+/// Reads `top_k`; -1 stands for all tokens in vLLM, as 0 does.
+fn top_k<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    let unsigned = u32::try_from(if number == -1 { 0 } else { number });
+    unsigned.map_err(|_| serde::de::Error::custom("give 0 or more, or -1 for all tokens"))
 }
 
 /// Reads reward weights: a text, or a list of numbers as in TRL's configuration files, which becomes a text such as
@@ -325,11 +333,11 @@ impl TrainingOptions for GrpoOptions {
             "give a multiple of the group size: the batch size counts completions, and groups are not split",
         )?;
         check(self.num_iterations > 0, "--num-iterations", "is 0".into(), "give 1 or more")?;
-        let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a number that is 0 or more");
+        let at_least_0 = |flag: &str, x: f64| range(flag, x, x >= 0.0, "give a finite number, 0 or more");
         at_least_0("--epsilon", self.epsilon)?;
         at_least_0("--epsilon-high", self.epsilon_high())?;
         at_least_0("--beta", self.beta)?;
-        range("--temperature", self.temperature, self.temperature > 0.0, "give a number above 0")?;
+        range("--temperature", self.temperature, self.temperature > 0.0, "give a finite number above 0")?;
         range("--top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "give a share above 0, at most 1")?;
         check(self.max_completion_length > 0, "--max-completion-length", "is 0".into(), "give 1 or more")?;
         check(self.max_prompt_length != Some(0), "--max-prompt-length", "is 0".into(), "give 1 or more")?;

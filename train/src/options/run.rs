@@ -180,7 +180,7 @@ pub struct RunOptions {
     /// Epsilon of AdamW
     #[arg(long, value_name = "E", default_value_t = 1e-8)]
     pub adam_epsilon: f64,
-    /// Gradient clipping: maximum norm of all gradients
+    /// Gradient clipping: maximum norm of all gradients; 0 does not clip
     #[arg(long, value_name = "NORM", default_value_t = 5.0)]
     pub max_grad_norm: f64,
     /// Optimizer: AdamW, with one of three ways to store its state
@@ -211,9 +211,9 @@ pub struct RunOptions {
     /// Write a checkpoint every N steps and at the end; 0 writes none
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub save_steps: u64,
-    /// Keep only the N newest checkpoints
-    #[arg(long, value_name = "N")]
-    pub save_total_limit: Option<usize>,
+    /// Keep only the N newest checkpoints; 0 and -1 keep all, as in transformers [default: all]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub save_total_limit: Option<i64>,
     /// Version of transformers whose layout the trained model and its checkpoints get: config.json, chat template and
     /// processor files [default: as in --model]
     #[arg(long, value_enum, value_name = "FORMAT")]
@@ -364,6 +364,18 @@ impl RunOptions {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
+    /// The largest norm of all gradients, to which they are clipped. `f32::MAX`, which clips nothing, if
+    /// `--max-grad-norm` is 0, as in transformers.
+    pub fn gradient_norm_limit(&self) -> f32 {
+        if self.max_grad_norm == 0.0 { f32::MAX } else { self.max_grad_norm as f32 }
+    }
+
+    /// The number of newest checkpoints to keep. `None`, for all of them, if `--save-total-limit` is not given, 0 or
+    /// negative, as in transformers.
+    pub fn checkpoint_limit(&self) -> Option<usize> {
+        self.save_total_limit.and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0)
+    }
+
     /// The LoRA adapter to train; `None` if the run trains the weights themselves.
     pub fn lora_spec(&self) -> Option<LoraSpec> {
         let decoder = || DECODER_LINEAR_LAYERS.map(str::to_string).to_vec();
@@ -397,7 +409,7 @@ impl RunOptions {
     /// Checks the values of these options. The error names the flag of the first invalid option. `validates` says whether
     /// the run has validation rows.
     pub fn validate_values(&self, validates: bool) -> Result<()> {
-        let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a number that is 0 or more");
+        let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a finite number, 0 or more");
         rate("--learning-rate", self.learning_rate)?;
         rate("--learning-rate-vision", self.learning_rate_vision.unwrap_or(0.0))?;
         rate("--learning-rate-merger", self.learning_rate_merger.unwrap_or(0.0))?;
@@ -406,9 +418,10 @@ impl RunOptions {
             |flag: &str, value: f64| range(flag, value, (0.0..1.0).contains(&value), "give a number from 0 to below 1");
         beta("--adam-beta1", self.adam_beta1)?;
         beta("--adam-beta2", self.adam_beta2)?;
-        let positive = |flag: &str, value: f64| range(flag, value, value > 0.0, "give a number above 0");
+        let positive = |flag: &str, value: f64| range(flag, value, value > 0.0, "give a finite number above 0");
         positive("--adam-epsilon", self.adam_epsilon)?;
-        positive("--max-grad-norm", self.max_grad_norm)?;
+        let norm = self.max_grad_norm;
+        range("--max-grad-norm", norm, norm >= 0.0, "give a finite number above 0, or 0 for no clipping")?;
         positive("--num-train-epochs", self.num_train_epochs)?;
         range(
             "--warmup-ratio",
@@ -423,10 +436,11 @@ impl RunOptions {
         ] {
             check((1..=MAX_ROWS).contains(&n), flag, format!("is {n}"), &format!("give 1 to {MAX_ROWS}"))?;
         }
+        let gpus = self.gpus.unwrap_or(1);
+        check((1..=1024).contains(&gpus), "--gpus", format!("is {gpus}"), "give 1 to 1024")?;
         let stage = self.zero_stage;
         check((2..=3).contains(&stage), "--zero-stage", format!("is {stage}"), "give 2 or 3")?;
         some("--logging-steps", self.logging_steps)?;
-        some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
         let frozen_rate = self.freeze_vision && self.learning_rate_vision.is_some()
             || self.is_merger_frozen() && self.learning_rate_merger.is_some();
         check(
@@ -485,7 +499,7 @@ impl RunOptions {
             check(r == 0 || !given, flag, what.into(), help)?;
         }
         let alpha = self.lora_alpha.unwrap_or(1.0);
-        range("--lora-alpha", alpha, alpha > 0.0, "give a number above 0")?;
+        range("--lora-alpha", alpha, alpha > 0.0, "give a finite number above 0")?;
         let targets = self.lora_target_modules.as_deref().unwrap_or_default();
         let unclear = match &self.lora_target_modules {
             None => None,

@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn senseless_values_are_refused_by_their_flag() {
-        let refused: [(&str, &[&str]); 19] = [
+        let refused: [(&str, &[&str]); 20] = [
             ("--val-size", &["--val-size", "nan"]),
             ("--val-size", &["--val-size", "1.5"]),
             ("--val-size", &["--val-size=-1"]),
@@ -245,7 +245,8 @@ mod tests {
             ("--adam-beta1", &["--adam-beta1", "1"]),
             ("--adam-beta2", &["--adam-beta2", "1.5"]),
             ("--adam-epsilon", &["--adam-epsilon", "0"]),
-            ("--max-grad-norm", &["--max-grad-norm", "0"]),
+            ("--max-grad-norm", &["--max-grad-norm", "-1"]),
+            ("--max-grad-norm", &["--max-grad-norm", "inf"]),
             ("--num-train-epochs", &["--num-train-epochs", "0"]),
             ("--warmup-ratio", &["--warmup-ratio", "1.1"]),
             ("--per-device-train-batch-size", &["--per-device-train-batch-size", "0"]),
@@ -264,6 +265,22 @@ mod tests {
             .unwrap()
             .validate()
             .unwrap();
+    }
+
+    /// In transformers a norm of 0 clips nothing, and a limit of checkpoints of 0 or less keeps all.
+    #[test]
+    fn limits_of_0_are_none_as_in_transformers() {
+        let limits = |args: &[&str]| {
+            let o = parse(args).unwrap();
+            o.validate_values().unwrap();
+            (o.gradient_norm_limit(), o.checkpoint_limit())
+        };
+        assert_eq!(limits(&[]), (5.0, None));
+        assert_eq!(limits(&["--max-grad-norm", "0", "--save-total-limit", "0"]), (f32::MAX, None));
+        assert_eq!(limits(&["--max-grad-norm", "0.5", "--save-total-limit=-1"]), (0.5, None));
+        assert_eq!(limits(&["--save-total-limit", "3"]), (5.0, Some(3)));
+        let infinite = parse(&["--learning-rate", "1e400"]).unwrap().validate_values().unwrap_err().to_string();
+        assert_eq!(infinite, "--learning-rate: is inf; give a finite number, 0 or more");
     }
 
     #[test]

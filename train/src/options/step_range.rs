@@ -3,8 +3,11 @@
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 /// The steps `first` to `last`, counted from 1. Both belong to the range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct StepRange {
     /// The first step.
     pub first: u64,
@@ -32,6 +35,14 @@ impl FromStr for StepRange {
             true => Ok(Self { first, last }),
             false => Err(help.into()),
         }
+    }
+}
+
+impl TryFrom<String> for StepRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

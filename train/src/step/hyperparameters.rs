@@ -17,7 +17,7 @@ pub struct Hyperparameters {
     /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
-    pub max_grad_norm: f64,
+    pub max_grad_norm: f32,
     /// Which activations the backward pass recomputes instead of keeping them.
     pub gradient_checkpointing: GradientCheckpointing,
     /// Whether the vision tower without its merger is frozen.
@@ -60,7 +60,7 @@ impl Hyperparameters {
                 max_steps: steps,
             },
             gradient_accumulation_steps: options.gradient_accumulation_steps,
-            max_grad_norm: options.max_grad_norm,
+            max_grad_norm: options.gradient_norm_limit(),
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
             freeze_merger: options.is_merger_frozen(),

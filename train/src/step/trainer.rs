@@ -330,7 +330,7 @@ impl Trainer {
     /// Computes f32 `[2]`: the L2 norm of all gradients multiplied by `weight`, and the factor by which the optimizer
     /// multiplies the gradients. The factor combines `weight` with clipping that norm to `max_grad_norm`.
     pub fn norm_and_clip_factor(&mut self, weight: f32) -> Result<Tensor> {
-        let max_norm = self.hyperparameters.max_grad_norm as f32;
+        let max_norm = self.hyperparameters.max_grad_norm;
         let clip = match &self.gradient_sum {
             None => self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?,
             Some(sum) => {

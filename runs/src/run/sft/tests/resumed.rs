@@ -188,6 +188,33 @@ fn save_total_limit_keeps_the_newest_checkpoints() {
     let out = dir.path().join("out");
     case(&out).with(|o| (o.save_steps, o.save_total_limit) = (1, Some(2))).run().unwrap();
     assert_eq!(checkpoint::checkpoints_by_step(&out).unwrap().into_keys().collect::<Vec<_>>(), [3, 4]);
+    for limit in [0, -1] {
+        case(&out).with(|o| (o.save_steps, o.save_total_limit, o.overwrite) = (1, Some(limit), true)).run().unwrap();
+        let kept = checkpoint::checkpoints_by_step(&out).unwrap();
+        assert_eq!(kept.into_keys().collect::<Vec<_>>(), [1, 2, 3, 4], "{limit}");
+    }
+}
+
+#[test]
+fn a_norm_of_0_clips_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |norm: f64| {
+        let out = dir.path().join(format!("norm-{norm}"));
+        case(&out).with(|o| (o.max_grad_norm, o.save_steps) = (norm, 0)).run().unwrap();
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let unclipped = weights(0.0);
+    assert!(unclipped == weights(1e9) && unclipped != weights(1e-6));
+}
+
+#[test]
+fn a_missing_checkpoint_is_named_beside_those_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    case(&out).with(|o| o.save_steps = 2).run().unwrap();
+    let missing = out.join("checkpoint-99").display().to_string();
+    let e = case(&out).with(|o| o.resume_from_checkpoint = Some(missing.clone())).run().unwrap_err().to_string();
+    assert_eq!(e, format!("{missing}: does not exist; {} has checkpoint-4, checkpoint-2", out.display()));
 }
 
 #[test]
