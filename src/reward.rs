@@ -50,6 +50,9 @@ impl RewardArgs {
         if rows.is_empty() {
             return Err(failed(self.input.display(), "has no rows", "give one JSON object per line"));
         }
+        if !common.quiet {
+            self.note_unused_fields(&rows);
+        }
         let unusable = lines::warn_of_unusable_solutions(&self.input, &rows, RewardRow::check_solution, common.quiet);
         let mut scorer = self.siglip.as_deref().map(|folder| open(folder, common)).transpose()?;
         let mut draft = AtomicFile::create(&self.output)?;
@@ -66,6 +69,27 @@ impl RewardArgs {
         }
         draft.commit()?;
         self.report(common, &rewards, unusable, scorer.map(|scorer| scorer.frames_encoded()))
+    }
+
+    /// Prints which fields of the rows these options do not use.
+    fn note_unused_fields(&self, rows: &[(usize, RewardRow)]) {
+        let with_frames = rows.iter().filter(|(_, row)| !row.frames.is_empty()).count();
+        let shuffled = rows.iter().filter(|(_, row)| row.group.shuffled.is_some()).count();
+        let of = rows.len();
+        if with_frames > 0 && self.siglip.is_none() {
+            reel_diagnostic::note!(
+                "note: {with_frames} of {of} rows have frames, which are not used: the semantic reward needs --siglip"
+            );
+        }
+        if with_frames == 0 && self.siglip.is_some() {
+            reel_diagnostic::note!("note: no row has frames, so --siglip is not used: there is no semantic reward");
+        }
+        if shuffled > 0 && self.parity == Recipe::Videorft {
+            reel_diagnostic::note!(
+                "note: {shuffled} of {of} rows have shuffled_completions, which are not used: --parity videorft has no \
+                 temporal reward"
+            );
+        }
     }
 
     /// Returns the path of a frame; relative paths in the input file are relative to that file's folder.

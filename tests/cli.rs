@@ -106,7 +106,10 @@ fn errors_of_the_parser_name_the_option() {
         ),
         ("plan sft --preset 3b --vocab 1000 --tokens 9", "--vocab: 1000 is too small for this preset's tokenizer"),
         ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, but no video is given"),
-        ("frames --total-frames 1 --video-fps 5", "--total-frames: has only 1 frame(s) to choose from, but at least 2"),
+        (
+            "frames --total-frames 1 --video-fps 5",
+            "--total-frames: no frames can be selected from a video of 1 frame, because 2",
+        ),
     ] {
         let got = run(command.split(' '));
         assert!(got.stderr.starts_with(&format!("error: {message}")), "{command}: {}", got.stderr);

@@ -339,6 +339,95 @@ fn grey_bitmap(grey: u8) -> Vec<u8> {
     bmp
 }
 
+/// What a benchmark's own task file would leave out of its questions is an error, and no model is asked.
+#[test]
+fn rules_that_would_be_left_out_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    tiny_model(at);
+    let task = r#"
+name = "mine"
+title = "Mine"
+version = 1
+source = "https://example.org"
+[prompt]
+template = "{question}\n{options}"
+[[layout]]
+name = "own"
+files = ["rows*.jsonl"]
+columns = ["q", "o", "a"]
+[layout.row]
+id = "{file.stem}-{row.number}"
+question = "{q}"
+kind = "multiple choice"
+options = "o"
+answer = "{a}"
+answer-form = "index"
+category = ["{topic}"]
+"#;
+    let row = json!({"q": "One?", "o": ["x1", "y1"], "a": 1, "topic": "t"});
+    let write = |name: &str, row: &Value| fs::write(at.join(name), format!("{row}\n{row}\n")).expect("written");
+    let evaluate = |task: &str, row: &Value| {
+        fs::write(at.join("mine.toml"), task).expect("written");
+        write("rows1.jsonl", row);
+        write("rows2.jsonl", row);
+        let words = "eval --model tiny --benchmark mine.toml --data . --out r --max-new-tokens 1 --overwrite --quiet";
+        run_in(at, words.split(' '))
+    };
+    evaluate(task, &row).ok();
+    evaluate(
+        &task.replace("{question}\\n{options}", "{question}"),
+        &json!({"q": "x1 or y1?", "o": ["x1", "y1"], "a": 1, "topic": "t"}),
+    )
+    .ok();
+    for (from, to, words) in [
+        (
+            "{question}\\n{options}",
+            "{question}",
+            ["prompt.template: has no {options}", "rows1.jsonl:1 does not contain"],
+        ),
+        (
+            "{topic}",
+            "{topicc}",
+            ["layout `own`: category: names the column topicc, which no row has", "rows have a, o, q, topic"],
+        ),
+        ("category = ", "images = [\"pic\"]\ncategory = ", ["images: names the column pic", "correct the name"]),
+        (
+            "{file.stem}-{row.number}",
+            "{row.number}",
+            ["rows2.jsonl:1: id: is `1`, which is also the id of", "rows1.jsonl:1"],
+        ),
+        ("{file.stem}-{row.number}", "{topic}", ["rows1.jsonl:2: id: is `t`", "rows1.jsonl:1"]),
+    ] {
+        assert!(task.contains(from), "{from}");
+        evaluate(&task.replace(from, to), &row).assert_refused(1, &words);
+    }
+    let case = format!("{task}[[layout.case]]\nwhen = {{ kindd = [\"a\"] }}\nrow = {{ kind = \"OCR\" }}\n");
+    evaluate(&case, &row).assert_refused(1, &["when: names the column kindd, which no row has"]);
+    for (options, words) in [
+        (json!("['x', 'y']"), "o: is a text that looks like a list, but is not JSON"),
+        (json!(["x"]), "o: has only one option"),
+        (json!("x, y"), "o: has only one option"),
+    ] {
+        evaluate(task, &json!({"q": "One?", "o": options, "a": 1, "topic": "t"})).assert_refused(1, &[words]);
+    }
+    evaluate(task, &json!({"q": "One?", "o": "[\"x\", \"y\"]", "a": 1, "topic": "t"})).ok();
+    assert_eq!(lines(&at.join("r/mine.jsonl")).remove(0)["options"], json!(["A. x", "B. y"]));
+    // A file in the right form under a name that the layout does not have.
+    for name in ["rows1.jsonl", "rows2.jsonl"] {
+        fs::remove_file(at.join(name)).expect("removed");
+    }
+    let two = task.replace(
+        "[[layout]]",
+        "[[layout]]\nname = \"other\"\nfiles = [\"data.jsonl\"]\ncolumns = [\"z\"]\nrow = {}\n[[layout]]",
+    );
+    fs::write(at.join("mine.toml"), two).expect("written");
+    write("data.jsonl", &row);
+    let words = "eval --model tiny --benchmark mine.toml --data . --out r --overwrite";
+    let said = ["data.jsonl: has the columns of the layout own, whose files are named rows*.jsonl; rename the file"];
+    run_in(at, words.split(' ')).assert_refused(1, &said);
+}
+
 /// The user adds a benchmark by a task file, which also sets the words around the question.
 #[test]
 fn a_benchmark_is_added_without_code() {
@@ -443,7 +532,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
     );
     assert!(!at.join("o").exists(), "nothing is written before the data is read");
     // The answers must not replace the data.
-    let row = json!({"problem_id": 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x"],
+    let row = json!({"problem_id": 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x", "B. y"],
         "solution": "<answer>A</answer>", "path": "mmvu/videos/Art/1.mp4"});
     write_json(&at.join("data/mmvu.jsonl"), &row);
     fs::remove_dir_all(at.join("data/mmvu")).expect("removed");

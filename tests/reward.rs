@@ -119,6 +119,24 @@ fn output_has_only_applicable_rewards() {
     assert_eq!(file_names_in(workspace.0.path()), ["in.jsonl", "out.jsonl"]);
 }
 
+#[test]
+fn fields_that_are_not_used_are_said() {
+    let workspace = Workspace::new();
+    let mut with_frames = row();
+    with_frames["frames"] = json!(["a.png"]);
+    let mut shuffled = row();
+    shuffled["shuffled_completions"] = json!(["<answer>B</answer>"]);
+    let rows = format!("{with_frames}\n{shuffled}");
+    let said = workspace.reward(&rows, &[]).stderr;
+    assert_eq!(said, "note: 1 of 2 rows have frames, which are not used: the semantic reward needs --siglip\n");
+    let said = workspace.reward(&rows, &["--parity", "videorft"]).stderr;
+    assert!(said.contains("\nnote: 1 of 2 rows have shuffled_completions, which are not used: "), "{said}");
+    assert_eq!(workspace.reward(&rows, &["--quiet"]).stderr, "");
+    shuffled["data_type"] = json!("image");
+    let words = ["in.jsonl:1: shuffled_completions: is given, but the row's data_type is image", "remove it"];
+    workspace.reward(shuffled.to_string(), &[]).assert_refused(1, &words);
+}
+
 /// The golden rows that have frames, for recipe `parity`, and the text of an input file with these rows. The frames
 /// are copied into the workspace.
 fn siglip_rows(workspace: &Workspace, parity: &str) -> (Vec<Value>, String) {

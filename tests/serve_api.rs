@@ -222,7 +222,13 @@ fn reasoning_is_a_field_of_its_own_if_the_request_asks_for_it() {
     let split = |content: Value, reasoning: Value| json!({"role": "assistant", "content": content, "reasoning": reasoning, "reasoning_content": reasoning});
     let shown = || json!({"include_reasoning": true});
     assert_eq!(ask(answer, shown()), split(json!(" b</think>\nc"), json!("a ")));
-    assert_eq!(ask("<think>a", shown()), split(Value::Null, json!("a")));
+    let cut = ask("<think>a", shown());
+    assert_eq!(cut, split(Value::Null, json!("a")));
+    // A client sends the answer back with its next question.
+    let user = &question("Hi")[0];
+    for own in [cut, json!({"role": "assistant", "content": null, "refusal": "no"}), json!({"role": "assistant"})] {
+        server.chat(&json!({"messages": [user, own, user], "max_tokens": 1})).ok();
+    }
     assert_eq!(ask("a", shown()), split(json!("a"), Value::Null));
     let left_out = ask(answer, json!({"include_reasoning": false}));
     assert_eq!(left_out, json!({"role": "assistant", "content": " b</think>\nc"}));
@@ -258,6 +264,7 @@ fn tokens_of_texts_and_messages_and_back() {
         ("/tokenize", json!({"prompt": ["x"]}), "prompt"),
         ("/tokenize", json!({"prompt": "x", "temperature": 1}), "temperature"),
         ("/tokenize", json!({"prompt": "x", "continue_final_message": true}), "continue_final_message"),
+        ("/tokenize", json!({"messages": messages, "continue_final_message": true}), "continue_final_message"),
         ("/detokenize", json!({}), "tokens"),
         ("/detokenize", json!({"tokens": "x"}), "tokens"),
         ("/detokenize", json!({"tokens": [u32::MAX]}), "tokens"),
@@ -266,6 +273,49 @@ fn tokens_of_texts_and_messages_and_back() {
     }
     let version = server.send("GET", "/version", "", "").ok();
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// The model continues the text of the last message: its prompt has neither the end of this message nor a new one.
+#[test]
+fn the_text_of_the_last_message_is_continued() {
+    let server = Server::start(&[]);
+    let messages = |text: &str| json!([question("Hi")[0], {"role": "assistant", "content": text}]);
+    let tokens = |text: &str, more: Value| -> Vec<Value> {
+        let mut body = json!({"messages": messages(text), "return_token_strs": true});
+        more.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        let made = server.send("POST", "/tokenize", "", &body.to_string()).ok();
+        made["token_strs"].as_array().unwrap().clone()
+    };
+    let text_of = |tokens: &[Value]| tokens.iter().map(|token| token.as_str().unwrap()).collect::<String>();
+    let continued = json!({"continue_final_message": true, "add_generation_prompt": false});
+    let (ended, open) = (tokens("It is", json!({})), tokens("It is", continued));
+    assert!(text_of(&open).ends_with("assistant\nIt is"), "{open:?}");
+    assert_eq!(text_of(&ended), format!("{}<|im_end|>\n", text_of(&open)));
+    // An empty message is continued as a new one is begun.
+    let empty = tokens("", json!({"continue_final_message": true}));
+    assert!(text_of(&empty).ends_with("<|im_start|>assistant\n"), "{empty:?}");
+    let body = json!({
+        "messages": messages("It is"), "max_tokens": 4, "temperature": 0, "continue_final_message": true,
+    });
+    let answer = server.chat(&body).ok();
+    assert_eq!(answer["usage"]["prompt_tokens"], open.len());
+    // The same prompt as a text has the same continuation.
+    let text = json!({"prompt": text_of(&open), "max_tokens": 4, "temperature": 0});
+    let same = server.send("POST", "/v1/completions", "", &text.to_string()).ok();
+    assert_eq!(answer["choices"][0]["message"]["content"], same["choices"][0]["text"]);
+}
+
+#[test]
+fn compressed_bodies_are_refused() {
+    let server = Server::start(&[]);
+    let body = json!({"messages": question("x"), "max_tokens": 1}).to_string();
+    let send = |header: &str| server.send("POST", "/v1/chat/completions", header, &body);
+    for coding in ["gzip", "br", "identity, gzip"] {
+        let e = send(&format!("Content-Encoding: {coding}\r\n")).error(415);
+        let wanted = format!("header Content-Encoding: is {coding}, which this server does not decode; send the body");
+        assert!(e["message"].as_str().unwrap().starts_with(&wanted), "{e}");
+    }
+    send("Content-Encoding: identity\r\n").ok();
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn requests_choose_an_adapter_by_its_name() {
     let names: Vec<&str> = list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["model_a", "large", "small"]);
     let one = server.send("GET", "/v1/models/large", "", "").ok();
-    assert_eq!((&one["parent"], &one["root"]), (&json!("model_a"), &json!("large")));
+    assert_eq!((&one["parent"], &one["root"]), (&json!("model_a"), &json!(large)));
 
     // A server of the adapter alone, and `reel generate`, give the same bits.
     let mut alone = Vec::new();
@@ -117,7 +117,16 @@ fn adapters_are_loaded_replaced_and_unloaded() {
 
     assert_eq!(unload(&server, "night").ok()["lora_name"], "night");
     assert_eq!(server.chat(&body("night", "x")).status, 404);
-    assert_eq!(unload(&server, "night").status, 404);
+    let unknown = unload(&server, "night").error(404);
+    assert_eq!(unknown["message"], "lora_name: there is no adapter \"night\" here; this server has \"day\"");
+    let own = unload(&server, "model_a").error(400);
+    assert_eq!(own["param"], "lora_name");
+    assert!(own["message"].as_str().unwrap().contains("\"model_a\" is the model itself, not an adapter; "), "{own}");
+    // The weights of a model with an adapter cannot take the place of the base model beside other adapters.
+    let replace = |folder: &Path| server.send("POST", "/admin/weights", "", &json!({"model": folder}).to_string());
+    let refused = replace(&large).error(400);
+    let words = "cannot replace the weights while the adapters \"day\" are loaded; unload them first";
+    assert!(refused["param"] == "model" && refused["message"].as_str().unwrap().contains(words), "{refused}");
     assert_eq!((answer(&server, "model_a", "a b"), answer(&server, "day", "a b")), (base, of_small));
 }
 

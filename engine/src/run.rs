@@ -392,21 +392,14 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Refuses a base model that has an adapter itself, because a layer can have only one adapter.
-    fn check_base(&self, base: &Qwen25Vl) -> Result<()> {
-        match base.has_adapter() {
-            false => Ok(()),
-            true => {
-                let what = "cannot be loaded, because the served model already has an adapter of its own";
-                let help = "serve the base model, or merge its adapter (reel merge)";
-                Err(EngineError::Request(Diagnostic::new("adapter", what, help)))
-            }
-        }
-    }
-
     /// Loads an adapter: requests can name it from now on. `model` is the engine's model with the adapter.
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
-        self.check_base(&self.context.model())?;
+        // A layer can have only one adapter.
+        if self.context.model().has_adapter() {
+            let what = "cannot be loaded, because the served model already has an adapter of its own";
+            let help = "serve the base model, or merge its adapter (reel merge)";
+            return Err(EngineError::Request(Diagnostic::new("adapter", what, help)));
+        }
         while self.postprocess(on_token)? {}
         let (adapters, id) = self.adapters.with_new_adapter(model, &self.scheduler.adapters_in_use());
         self.set_adapters(adapters)?;
@@ -416,8 +409,13 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     /// Refuses new requests with the adapter, and drops the adapter now if no request uses it; otherwise a later call
     /// that loads or unloads an adapter drops it.
     pub(crate) fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        while self.postprocess(on_token)? {}
         self.adapters.retire(id);
+        self.drop_unused_adapters(on_token)
+    }
+
+    /// Drops the adapters that are neither available nor used by a request.
+    fn drop_unused_adapters(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
+        while self.postprocess(on_token)? {}
         let left = self.adapters.without_unused(&self.scheduler.adapters_in_use());
         match left.len() < self.adapters.len() {
             true => self.set_adapters(left),
@@ -456,8 +454,13 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
             let help = "use weights of the same architecture";
             return Err(EngineError::Request(Diagnostic::new(field, what, help)));
         }
-        if self.adapters.len() > 0 {
-            self.check_base(&model)?;
+        if model.has_adapter() {
+            self.drop_unused_adapters(on_token)?;
+            if self.adapters.len() > 0 {
+                let what = "cannot be a model with an adapter while other adapters are loaded or answer requests";
+                let help = "unload them, and try again when their requests have ended";
+                return Err(EngineError::Request(Diagnostic::new("the weights", what, help)));
+            }
         }
         let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
         let adapters = self.adapters.attached_to(&model);

@@ -2,16 +2,17 @@
 //! names of the files and by the columns of their first row.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use reel_data::Table;
 use reel_diagnostic::Diagnostic;
+use reel_rewards::ProblemType;
 use serde_json::{Map, Value, json};
 
 use crate::row::ParsedRow;
-use crate::task::{Layout, Task, column};
+use crate::task::{Layout, OptionalColumns, Task, column};
 use crate::{BenchmarkRow, EvalError, Result};
 
 /// The rows of a benchmark.
@@ -48,8 +49,9 @@ const BAD_ROW: &str = "bad row";
 /// folder of the files. With `skip_bad_rows`, unusable rows are left out and counted.
 ///
 /// # Errors
-/// There is no file of the benchmark; a file cannot be read, or belongs to another benchmark; without `skip_bad_rows`,
-/// a row cannot be used.
+/// There is no file of the benchmark; a file cannot be read, or belongs to another benchmark; the task's template shows
+/// no options, and a question has none; without `skip_bad_rows`, a row cannot be used. For a user's task also: a rule
+/// names a column that no row has; without `skip_bad_rows`, two rows have the same id.
 pub fn load_benchmark(
     task: &Task,
     data: &Path,
@@ -66,6 +68,12 @@ pub fn load_benchmark(
         media_root: media_root.clone(),
     };
     let mut first = Some(first);
+    // Built-in tasks read published files of several versions as they are: a column may be missing from all rows, and
+    // ids may be equal.
+    let is_own = task.user_file_text.is_some();
+    let mut unseen = if is_own { layout.optional_columns() } else { Vec::new() };
+    let mut known_columns = BTreeSet::new();
+    let mut indices_by_id: HashMap<String, usize> = HashMap::new();
     for path in files {
         let source = match first.take() {
             Some(first) => first,
@@ -79,11 +87,23 @@ pub fn load_benchmark(
             let parsed = row.and_then(|mut columns| {
                 add_file_columns(&mut columns, &path);
                 layout.add_derived_columns(&mut columns, index, count);
+                layout.remove_found(&mut unseen, &columns);
+                if !unseen.is_empty() && known_columns.len() < MAX_NAMED_COLUMNS {
+                    known_columns.extend(columns.keys().cloned());
+                }
                 refuse_other_benchmark(task, &columns)?;
-                BenchmarkRow::parse(&columns, layout, &location, &media_root)
+                let row = BenchmarkRow::parse(&columns, layout, &location, &media_root)?;
+                if is_own {
+                    refuse_used_id(&row, &indices_by_id, &loaded.rows)?;
+                }
+                Ok(row)
             });
             match parsed {
-                Ok(ParsedRow::Question(row)) => loaded.rows.push(*row),
+                Ok(ParsedRow::Question(row)) => {
+                    refuse_hidden_options(task, &row)?;
+                    indices_by_id.insert(row.id.clone(), loaded.rows.len());
+                    loaded.rows.push(*row);
+                }
                 Ok(ParsedRow::Excluded(reason)) => *loaded.left_out.entry(reason).or_default() += 1,
                 Err(_) if skip_bad_rows => *loaded.left_out.entry(BAD_ROW.into()).or_default() += 1,
                 Err(wrong) => return Err(EvalError::Data(wrong.at(location))),
@@ -91,12 +111,55 @@ pub fn load_benchmark(
         }
         loaded.files.push(DataFile { path, fingerprint, rows: count });
     }
+    if let Some(columns) = unseen.first() {
+        return Err(unknown_column(task, layout, columns, known_columns));
+    }
     if loaded.rows.is_empty() {
         let location = loaded.files.first().map_or(data, |file| &file.path).display().to_string();
         let what = format!("has no row that is part of {}", task.title);
         return Err(data_error(location, what, "give the files of the benchmark's test set"));
     }
     Ok(loaded)
+}
+
+/// Maximum number of columns that an error lists, approximately.
+const MAX_NAMED_COLUMNS: usize = 64;
+
+/// The error for a rule whose columns no row has.
+fn unknown_column(
+    task: &Task,
+    layout: &Layout,
+    columns: &OptionalColumns<'_>,
+    known_columns: BTreeSet<String>,
+) -> EvalError {
+    let names = columns.alternatives.concat().join(", ");
+    let is_of_file = |name: &String| !name.starts_with("file.") && !name.starts_with("row.");
+    let known: Vec<String> = known_columns.into_iter().filter(is_of_file).collect();
+    let location = format!("benchmark {}: layout `{}`: {}", task.name, layout.name, columns.rule);
+    let what = format!("names the column {names}, which no row has; rows have {}", known.join(", "));
+    EvalError::Task(Diagnostic::new(location, what, "correct the name, or remove the rule"))
+}
+
+/// Refuses a row with the id of an earlier row, because predictions are matched with questions by their ids.
+fn refuse_used_id(
+    row: &ParsedRow,
+    indices_by_id: &HashMap<String, usize>,
+    rows: &[BenchmarkRow],
+) -> Result<(), Diagnostic> {
+    let ParsedRow::Question(row) = row else { return Ok(()) };
+    let Some(other) = indices_by_id.get(&row.id).and_then(|&index| rows.get(index)) else { return Ok(()) };
+    let what = format!("is `{}`, which is also the id of {}", row.id, other.location);
+    Err(Diagnostic::new("id", what, "give every row of the benchmark its own id, such as {file.stem}-{row.number}"))
+}
+
+/// Refuses a task whose template shows no options if the question does not contain them either.
+fn refuse_hidden_options(task: &Task, row: &BenchmarkRow) -> Result<()> {
+    if row.kind != ProblemType::MultipleChoice || task.shows_options(&row.question, &row.options) {
+        return Ok(());
+    }
+    let location = format!("benchmark {}: prompt.template", task.name);
+    let what = format!("has no {{options}}, and the question of {} does not contain its options", row.location);
+    Err(EvalError::Task(Diagnostic::new(location, what, "add {options} to the template")))
 }
 
 fn data_error(location: String, what: String, help: &str) -> EvalError {
@@ -216,9 +279,14 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
             data_error(location, what, "give the file of the benchmark that --benchmark names")
         }
         None => {
+            if let Some(layout) = task.layouts.iter().find(|layout| columns.iter().any(|c| fits(layout, c))) {
+                let patterns = layout.files.join(", ");
+                let what = format!("has the columns of the layout {}, whose files are named {patterns}", layout.name);
+                return data_error(location, what, "rename the file, or name it in --data instead of its folder");
+            }
             let missing = task.layouts.iter().map(|layout| {
-                let missing = layout.missing_column(&found).unwrap_or_default();
-                format!("`{missing}` (layout {})", layout.name)
+                let missing = columns.iter().find_map(|columns| layout.missing_column(columns));
+                format!("`{}` (layout {})", missing.unwrap_or(&layout.columns[0]), layout.name)
             });
             let missing: Vec<String> = missing.collect();
             let what = format!("is not a data file of {}: its first row has no {}", task.title, missing.join(", no "));

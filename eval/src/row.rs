@@ -299,12 +299,19 @@ fn options(
             Some(value) => Some(Options::parse(value, marks).map_err(|what| option_error(name, what))?),
         },
     };
-    let is_missing = kind == ProblemType::MultipleChoice && found.as_ref().is_none_or(|found| found.shown.is_empty());
-    if is_missing {
+    let found = found.unwrap_or_default();
+    if kind == ProblemType::MultipleChoice && found.shown.len() < 2 {
         let name = rules.options.as_deref().unwrap_or("options");
-        return Err(option_error(name, "has no options, but the question is multiple choice".into()));
+        let what = match &found.shown[..] {
+            [] => "has no options, but the question is multiple choice".to_string(),
+            [only, ..] => {
+                let only: String = only.chars().take(60).collect();
+                format!("has only one option (`{only}`), but the question is multiple choice")
+            }
+        };
+        return Err(option_error(name, what));
     }
-    Ok(found.unwrap_or_default())
+    Ok(found)
 }
 
 /// Splits a question into its text and the options that are its last lines: lines with the marks `A.`, `B.`, …, or
@@ -423,6 +430,9 @@ mod tests {
             ("q", Value::Null),
             ("q", json!("")),
             ("o", json!([])),
+            ("o", json!(["x"])),
+            ("o", json!("x, y")),
+            ("o", json!("['x', 'y']")),
             ("o", Value::Null),
             ("o", json!({"X": "y"})),
             ("a", json!("C")),

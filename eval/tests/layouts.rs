@@ -172,7 +172,7 @@ fn mvbench_has_a_file_for_each_task_and_parts_of_videos() {
     assert_eq!((clip.frames.len(), clip.fps), (5, Some(3.0)));
     // Rows of VideoRFT's file have no column for the task; the row number determines the task.
     let row = |i: usize| {
-        json!({"problem_id": i + 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x"],
+        json!({"problem_id": i + 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x", "B. y"],
             "solution": "<answer>A</answer>", "path": "./Evaluation/MVBench/star/x.mp4"})
     };
     let loaded = load("mvbench", &[("eval_mvbench.json", list(&(0..4000).map(row).collect::<Vec<_>>()))], &[]).unwrap();

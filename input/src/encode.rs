@@ -22,7 +22,7 @@ use reel_media::video::PixelBuffer;
 use reel_media::worker::DecodeWorker;
 use tempfile::NamedTempFile;
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, PromptEnd};
 use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use crate::error::{InputError, Result};
 use crate::fetch::{self, MediaAccess};
@@ -135,7 +135,7 @@ pub struct LoadedMedia {
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
 pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
-    let text = folder.template.render(conversation, !conversation.ends_with_assistant())?;
+    let text = folder.template.render_to_end(conversation, PromptEnd::default_of(conversation))?;
     let media = load_media(folder, conversation, options)?;
     encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
 }

@@ -14,6 +14,7 @@ pub mod expected_tokens;
 pub mod fetch;
 pub mod frame_folder;
 pub mod grammar;
+pub mod grammar_fields;
 pub mod media_frames;
 pub mod messages;
 pub mod model_input;

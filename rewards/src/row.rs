@@ -5,7 +5,7 @@
 //! | `problem_type`, `solution` | the kind of problem; the correct answer in `<answer>` tags |
 //! | `completion` or `completions` | one text, or the texts of a group |
 //! | `lengths` | number of tokens of each completion (optional) |
-//! | `shuffled_completions` | completions for shuffled frames (optional) |
+//! | `shuffled_completions` | completions for shuffled frames, of rows about videos (optional) |
 //! | `data_type`, `frames` | `image` or `video`; image files for the semantic reward (optional) |
 //!
 //! Other fields are ignored. A field that is `null` counts as absent.
@@ -53,16 +53,17 @@ impl RewardRow {
         };
         let shuffled = fields.get("shuffled_completions").map(|_| fields.texts("shuffled_completions")).transpose()?;
         let lengths = fields.lengths(completions.len())?;
+        let data_type = fields.data_type()?;
+        if let Some(other) = data_type.filter(|kind| shuffled.is_some() && *kind != "video") {
+            let what = format!("is given, but the row's data_type is {other}, and only videos get the temporal reward");
+            return Err(RewardError::bad_row("shuffled_completions", what, "remove it, or correct data_type"));
+        }
+        let is_video = data_type == Some("video");
         let frames = fields.get("frames").map(|_| fields.texts("frames")).transpose()?.unwrap_or_default();
         let problem_type = ProblemType::parse(&fields.text("problem_type")?).ok();
         let solution = Some(fields.text("solution")?);
         let group = ScoringGroup { problem_type, solution, completions, lengths, shuffled, ..ScoringGroup::default() };
-        Ok(Self {
-            group,
-            is_single,
-            is_video: fields.is_video()?,
-            frames: frames.into_iter().map(PathBuf::from).collect(),
-        })
+        Ok(Self { group, is_single, is_video, frames: frames.into_iter().map(PathBuf::from).collect() })
     }
 
     /// Checks that the row's solution can be compared with answers, see [`check_solution`].
@@ -159,11 +160,11 @@ impl Fields {
         }
     }
 
-    fn is_video(&self) -> Result<bool> {
+    /// The field `data_type`: `video`, `image` or `text`.
+    fn data_type(&self) -> Result<Option<&str>> {
         match self.get("data_type") {
-            None => Ok(false),
-            Some(Value::String(kind)) if kind == "video" => Ok(true),
-            Some(Value::String(kind)) if kind == "image" || kind == "text" => Ok(false),
+            None => Ok(None),
+            Some(Value::String(kind)) if ["video", "image", "text"].contains(&kind.as_str()) => Ok(Some(kind)),
             Some(other) => Err(RewardError::bad_row("data_type", format!("is {other}"), "use \"image\" or \"video\"")),
         }
     }
@@ -215,6 +216,22 @@ mod tests {
         }
         assert_eq!(with("problem_type", json!("essay")).unwrap().group.problem_type, None);
         assert_eq!(with("lengths", Value::Null).unwrap().group.lengths, [0; 0]);
+    }
+
+    #[test]
+    fn only_videos_have_completions_for_shuffled_frames() {
+        let parse = |data_type: Value| {
+            let mut row = row();
+            row["shuffled_completions"] = json!(["a"]);
+            row["data_type"] = data_type;
+            RewardRow::parse(&row.to_string())
+        };
+        assert!(parse(json!("video")).unwrap().is_video && parse(Value::Null).is_ok());
+        for other in ["image", "text"] {
+            let e = parse(json!(other)).unwrap_err().to_string();
+            let wanted = format!("shuffled_completions: is given, but the row's data_type is {other}, and only videos");
+            assert!(e.starts_with(&wanted), "{e}");
+        }
     }
 
     proptest! {

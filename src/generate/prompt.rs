@@ -25,6 +25,9 @@ use crate::{interrupt, output};
 /// Default of the maximum number of tokens of an answer.
 const MAX_NEW_TOKENS: usize = 1024;
 
+/// The location in errors about the fields of a request that --messages names.
+const REQUEST: &str = "the request";
+
 /// Seconds of each stage of a generation, and its throughput.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Timing {
@@ -45,8 +48,10 @@ impl GenerateArgs {
         let settings = self.sampling.settings(&prompt.settings, common.seed);
         let n = self.n.or(settings.n).unwrap_or(1);
         check_completion_count(n)?;
-        let max_new_tokens = Some(self.new_tokens(&prompt, settings.max_new_tokens)?);
-        let settings = RequestSettings { n: Some(n), max_new_tokens, ..settings };
+        let limit = self.new_tokens(&prompt, settings.max_new_tokens)?;
+        settings.check_min_tokens(REQUEST, limit, "max_tokens or --max-new-tokens")?;
+        settings.check_token_ids(REQUEST, prompt.bundle.config.text.vocab_size)?;
+        let settings = RequestSettings { n: Some(n), max_new_tokens: Some(limit), ..settings };
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let device = model::open_device(common)?;
         let parallel = process.map(|process| process.divide_model(config, &device)).transpose()?;

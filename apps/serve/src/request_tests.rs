@@ -52,7 +52,7 @@ fn text_offsets_point_into_the_text() {
 #[test]
 fn errors_name_the_field_that_is_wrong() {
     let server = TinyServer::start(KV_BYTES);
-    let biases: Value = (0..1025).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
+    let biases: Value = (0..513).map(|id| (id.to_string(), json!(1))).collect::<serde_json::Map<_, _>>().into();
     for (fields, param, words) in [
         (json!({"messages": "hi"}), "messages", "request: messages: is not a list of messages; "),
         (json!({"messages": []}), "messages", "request: messages: has no messages; "),
@@ -67,7 +67,11 @@ fn errors_name_the_field_that_is_wrong() {
             "request: response_format: ",
         ),
         (json!({"structured_outputs": {"choice": []}}), "structured_outputs", "request: structured_outputs: choice: "),
-        (json!({"logit_bias": biases}), "logit_bias", "logit_bias: has 1025 tokens; "),
+        (
+            json!({"logit_bias": biases}),
+            "logit_bias",
+            "logit_bias: has the token id 512, but the model has 512 tokens; ",
+        ),
         (json!({"max_completion_tokens": 1u64 << 40}), "messages", "or lower max_completion_tokens to "),
         (json!({"max_tokens": 1u64 << 40}), "messages", "or lower max_tokens to "),
         (json!({"max_tokens": 100_000}), "messages", "KV cache: has room for "),
@@ -109,19 +113,41 @@ fn fields_that_ask_for_what_happens_anyway_are_accepted() {
         "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
         "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"],
         "function_call": "none", "safety_identifier": "a", "prompt_cache_key": "b",
-        "structured_outputs": {"choice": ["q"], "regex": null},
+        "structured_outputs": {"choice": ["q"], "regex": null, "disable_any_whitespace": false},
     });
     assert_eq!(server.post_ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
-    // If the last message is the assistant's, the answer continues it, unless the request asks for a new answer.
+    // If the last message is the assistant's, the prompt ends after it, unless the request says something else.
     let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
     let prompt_tokens = |fields: Value| {
         let mut body = chat(fields);
         body["messages"] = messages.clone();
         server.post_ok(CHAT, &body)["usage"]["prompt_tokens"].as_u64().unwrap()
     };
-    let continued = prompt_tokens(json!({}));
-    assert_eq!(prompt_tokens(json!({"add_generation_prompt": false})), continued);
+    let ended = prompt_tokens(json!({}));
+    assert_eq!(prompt_tokens(json!({"add_generation_prompt": false})), ended);
     for fields in [json!({"add_generation_prompt": true}), json!({"continue_final_message": false})] {
-        assert!(prompt_tokens(fields.clone()) > continued, "{fields}");
+        assert!(prompt_tokens(fields.clone()) > ended, "{fields}");
     }
+    // The end token of a message that is continued is not in the prompt.
+    let continued = json!({"continue_final_message": true, "add_generation_prompt": false});
+    assert!(prompt_tokens(continued) < ended);
+    assert!(prompt_tokens(json!({"continue_final_message": true})) < ended);
+    let e = server.post_refused(CHAT, &chat(json!({"continue_final_message": true})), 400);
+    assert_eq!(e["param"], "continue_final_message");
+}
+
+#[test]
+fn token_ids_and_limits_that_cannot_be_met_are_refused() {
+    let server = TinyServer::start(KV_BYTES);
+    for (fields, param, words) in [
+        (json!({"logit_bias": {"99999999": 5}}), "logit_bias", "has the token id 99999999, but the model has"),
+        (json!({"stop_token_ids": [99_999_999]}), "stop_token_ids", "has the token id 99999999"),
+        (json!({"min_tokens": 7, "max_tokens": 6}), "min_tokens", "is 7, but an answer has at most 6 tokens"),
+    ] {
+        let e = server.post_refused(CHAT, &chat(fields), 400);
+        assert!(e["param"] == param && e["message"].as_str().unwrap().contains(words), "{e}");
+    }
+    let text = json!({"prompt": "x", "min_tokens": 17});
+    let e = server.post_refused("/v1/completions", &text, 400);
+    assert!(e["param"] == "min_tokens" && e["message"].as_str().unwrap().contains("at most 16 tokens"), "{e}");
 }

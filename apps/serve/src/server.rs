@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderName, HeaderValue, Method};
+use axum::http::header::{AUTHORIZATION, CONTENT_ENCODING};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use reel_diagnostic::Diagnostic;
 use reel_engine::TokenText;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
@@ -182,6 +183,7 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/v1/preview", post(api::preview::preview))
+        .layer(middleware::from_fn(refuse_encoded_body))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     let local = Router::new()
         .route("/admin/weights", post(api::admin::replace_weights))
@@ -189,6 +191,7 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .route("/start_profile", post(api::profile::start))
         .route("/stop_profile", post(api::profile::stop))
         .route("/v1/unload_lora_adapter", post(api::adapters::unload))
+        .layer(middleware::from_fn(refuse_encoded_body))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.
         .layer(middleware::from_fn(api::admin::refuse_remote_clients));
@@ -205,6 +208,19 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .fallback(api::unknown_path)
         .method_not_allowed_fallback(api::wrong_method)
         .with_state(shared)
+}
+
+/// Refuses a request whose body is compressed, because bodies are parsed as they come.
+async fn refuse_encoded_body(request: Request, next: Next) -> Response {
+    let codings = request.headers().get_all(CONTENT_ENCODING).into_iter().map(|value| value.as_bytes());
+    match codings.into_iter().find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) {
+        None => next.run(request).await,
+        Some(coding) => {
+            let what = format!("is {}, which this server does not decode", String::from_utf8_lossy(coding));
+            let diagnostic = Diagnostic::new("header Content-Encoding", what, "send the body as it is, without it");
+            ApiError::unreadable(StatusCode::UNSUPPORTED_MEDIA_TYPE, diagnostic.to_string()).into_response()
+        }
+    }
 }
 
 async fn check_key(State(shared): State<Arc<ServerState>>, request: Request, next: Next) -> Response {

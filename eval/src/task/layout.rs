@@ -148,6 +148,15 @@ pub enum AnswerForm {
     Tagged,
 }
 
+/// Columns that a rule reads if a row has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionalColumns<'l> {
+    /// The name of the rule.
+    pub rule: &'static str,
+    /// Lists of columns. The rule has an effect on a row that has all columns of one of the lists.
+    pub alternatives: Vec<Vec<&'l str>>,
+}
+
 impl RowRules {
     /// Returns these rules, with the rules that `more` sets in place of the rules of the same names.
     fn replaced_by(mut self, more: &Self) -> Self {
@@ -206,6 +215,46 @@ impl Layout {
     /// The first column of the layout that a row does not have.
     pub fn missing_column(&self, row: &Map<String, Value>) -> Option<&str> {
         self.columns.iter().map(String::as_str).find(|name| column(row, name).is_none())
+    }
+
+    /// The columns without which a rule would have no effect on any row, so that a misspelled name would go unnoticed.
+    /// Other rules are errors for a row without their columns.
+    pub fn optional_columns(&self) -> Vec<OptionalColumns<'_>> {
+        fn columns(template: &Template) -> Vec<&str> {
+            template.columns().collect()
+        }
+        let one = |rule, name| OptionalColumns { rule, alternatives: vec![vec![name]] };
+        let mut all = Vec::new();
+        all.extend(self.derive.iter().map(|derived| one("derive", derived.column.as_str())));
+        all.extend(self.case.iter().flat_map(|case| case.when.keys()).map(|name| one("when", name.as_str())));
+        for rules in std::iter::once(&self.row).chain(self.case.iter().map(|case| &case.row)) {
+            all.extend(rules.images.iter().flatten().map(|name| one("images", name.as_str())));
+            for (rule, template) in [("start", &rules.start), ("end", &rules.end), ("fps", &rules.fps)] {
+                let of_rule = |template| OptionalColumns { rule, alternatives: vec![columns(template)] };
+                all.extend(template.iter().map(of_rule));
+            }
+            for (rule, candidates) in [("category", &rules.category), ("video", &rules.video)] {
+                if let Some(list) = candidates {
+                    all.push(OptionalColumns { rule, alternatives: list.iter().map(columns).collect() });
+                }
+            }
+        }
+        all
+    }
+
+    /// Whether the rules of this layout themselves make the column `name`, for some rows at least.
+    fn makes_column(&self, name: &str) -> bool {
+        let is_derived = |derived: &DerivedColumns| derived.regex.capture_names().flatten().any(|group| group == name);
+        self.derive.iter().any(is_derived)
+            || self.nested.iter().any(|level| level == name)
+            || (self.blocks.is_some() && name == "block")
+    }
+
+    /// Removes from `wanted` what the row shows to exist: the row, or a rule of this layout, has all columns of one of
+    /// the alternatives.
+    pub fn remove_found(&self, wanted: &mut Vec<OptionalColumns<'_>>, row: &Map<String, Value>) {
+        let has = |name: &&str| column(row, name).is_some() || self.makes_column(name);
+        wanted.retain(|columns| !columns.alternatives.iter().any(|names| names.iter().all(has)));
     }
 
     /// Adds the derived columns to a row. `index` is the row's index in its file (from 0), `rows` the file's number of
@@ -299,6 +348,36 @@ mod tests {
         let mut other = json!({"id": 7}).as_object().unwrap().clone();
         layout.add_derived_columns(&mut other, 0, 5);
         assert!(!other.contains_key("subject") && !other.contains_key("block"));
+    }
+
+    #[test]
+    fn columns_that_no_row_has_are_found() {
+        let layout = layout(
+            r#"
+            name = "own"
+            files = ["*"]
+            columns = ["id"]
+            derive = [{ column = "id", regex = "^(?<subject>[a-z]+)" }, { column = "di", regex = "^(?<x>.)" }]
+            [row]
+            images = ["pic", "other"]
+            category = ["{topic}", "{subject}"]
+            video = ["{vid}.mp4", "{clip}.mp4"]
+            start = "{from}"
+            end = "9"
+            [[case]]
+            when = { topicc = ["a"], "file.stem" = ["b"], "meta.kind" = [""] }
+            row = { fps = "{rate}" }
+            "#,
+        );
+        let mut left = layout.optional_columns();
+        let mut see = |row: Value| {
+            layout.remove_found(&mut left, row.as_object().unwrap());
+            left.iter().map(|columns| columns.rule).collect::<Vec<_>>()
+        };
+        let first = json!({"id": 1, "file.stem": "f", "pic": null, "meta": {"kind": 1}});
+        assert_eq!(see(first), ["derive", "when", "images", "start", "video", "fps"]);
+        assert_eq!(see(json!({"other": "x", "clip": 1})), ["derive", "when", "start", "fps"]);
+        assert_eq!(see(json!({"from": 1, "rate": 2, "di": 3, "topicc": 4})), [""; 0]);
     }
 
     #[test]

@@ -23,10 +23,11 @@ use reel_prompts::{QuestionTemplate, answer_instruction, question_text};
 use reel_rewards::Recipe;
 use serde::{Deserialize, Serialize};
 
-pub use layout::{AnswerForm, Layout, RowRules};
+pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};
 pub use options::{Options, option_error};
 pub use template::{Template, column};
 
+use self::options::text_without_letter;
 use crate::{EvalError, Result};
 
 /// A benchmark task.
@@ -66,8 +67,8 @@ pub struct Task {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PromptRules {
-    /// The text of the user's message, with placeholders `{question}` and `{options}` (one line per option). If it is
-    /// absent, the recipe's template for evaluation is used, which also says what form the answer has.
+    /// The text of the user's message, with placeholders `{question}` and `{options}` (one line per option). Only a
+    /// benchmark whose questions contain their options needs no `{options}`. If the template is absent, the recipe's template for evaluation is used, which also says what form the answer has.
     pub template: Option<String>,
     /// The system message. If it is absent, the prompt has no system message, and the chat template may add its own.
     pub system: Option<String>,
@@ -239,6 +240,17 @@ impl Task {
         }
     }
 
+    /// Whether the model sees every option of a question: the template has `{options}`, or the texts around the
+    /// question or the question itself contain the text of each option.
+    pub fn shows_options(&self, question: &str, options: &[String]) -> bool {
+        let Some(template) = self.prompt.template.as_ref().filter(|template| !template.contains("{options}")) else {
+            return true;
+        };
+        let system = self.prompt.system.as_deref().unwrap_or_default();
+        let shown = [question, template, system].join("\n").to_lowercase();
+        options.iter().all(|option| shown.contains(&text_without_letter(option).to_lowercase()))
+    }
+
     /// The task (part of the benchmark) to which a row category belongs, for benchmarks whose official score is a mean
     /// over tasks; `None` for the others.
     pub fn subtask_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
@@ -306,6 +318,20 @@ row = { question = "{q}" }
         let mmvu = Task::from_names("mmvu").unwrap().remove(0);
         let text = mmvu.question_text("Why?", Some(&options), "multiple choice", Recipe::Paper);
         assert!(text.starts_with("Why?\nA. x\nB. y\n\nPlease think") && text.ends_with("</answer> tags."), "{text}");
+    }
+
+    #[test]
+    fn a_template_without_options_needs_questions_that_have_them() {
+        let parse = |template: &str| {
+            Task::parse("t.toml", &TASK.replace("Q: {question}\\n{options}Answer:", template)).unwrap()
+        };
+        let options = ["A. red".to_string(), "B. Blue".to_string()];
+        let shows = |template: &str, question: &str| parse(template).shows_options(question, &options);
+        assert!(shows("{question}\\n{options}", "Which?") && shows("{question}", "Which?\n(A) red\n(B) blue"));
+        assert!(shows("{question} Answer A (red) or B (blue).", "Which?"));
+        assert!(!shows("{question}\\nAnswer with the letter.", "Which?") && !shows("{question}", "Is it red?"));
+        let mmvu = Task::from_names("mmvu").unwrap().remove(0);
+        assert!(mmvu.shows_options("Which?", &options));
     }
 
     #[test]

@@ -20,30 +20,24 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the value of a column: a list of texts, an object whose keys are the letters, or a text with a line for
-    /// each option. Letters before options (`A.`, `A:`, `A)` or `(A)`) are taken off if every option has the letter of
+    /// Reads the value of a column: a list of texts, an object whose keys are the letters, a text that holds such a list
+    /// or object as JSON, or a text with a line for each option. Letters before options (`A.`, `A:`, `A)` or `(A)`) are taken off if every option has the letter of
     /// its position.
     ///
     /// # Errors
-    /// The value has another type, an option is not a text, or there are more than 26 options.
+    /// The value has another type, an option is not a text, there are more than 26 options, or a text in brackets or
+    /// braces is not JSON.
     pub fn parse(value: &Value, marks: OptionMarks) -> Result<Self, String> {
-        let listed: Vec<String> = match value {
-            Value::Array(list) => list.iter().map(text_of).collect::<Result<_, _>>()?,
-            Value::Object(map) => {
-                let mut entries: Vec<(&String, &Value)> = map.iter().collect();
-                entries.sort_by_key(|(letter, _)| (letter.len(), letter.as_str()));
-                let in_order = entries.iter().zip(letters()).all(|((key, _), letter)| key.trim() == letter.to_string());
-                if !in_order {
-                    return Err("is an object whose keys are not A, B, C, …".into());
-                }
-                // A benchmark with up to five options may fill the keys of missing options with empty texts.
-                let used = entries.iter().rposition(|(_, text)| text.as_str() != Some("")).map_or(0, |last| last + 1);
-                entries.iter().take(used).map(|(_, text)| text_of(text)).collect::<Result<_, _>>()?
+        let listed = match value {
+            Value::String(text) if is_list_or_object(text) => {
+                let inner = serde_json::from_str(text)
+                    .map_err(|e| format!("is a text that looks like a list, but is not JSON ({e})"))?;
+                listed(&inner)?
             }
             Value::String(text) => {
                 text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
             }
-            _ => return Err("is not a list of options".into()),
+            value => listed(value)?,
         };
         if listed.len() > letters().count() {
             return Err(format!("has {} options; at most 26 are supported (A to Z)", listed.len()));
@@ -111,6 +105,36 @@ impl Options {
     }
 }
 
+/// The options in a list of texts, or in an object whose keys are the letters.
+fn listed(value: &Value) -> Result<Vec<String>, String> {
+    match value {
+        Value::Array(list) => list.iter().map(text_of).collect(),
+        Value::Object(map) => {
+            let mut entries: Vec<(&String, &Value)> = map.iter().collect();
+            entries.sort_by_key(|(letter, _)| (letter.len(), letter.as_str()));
+            let in_order = entries.iter().zip(letters()).all(|((key, _), letter)| key.trim() == letter.to_string());
+            if !in_order {
+                return Err("is an object whose keys are not A, B, C, …".into());
+            }
+            // A benchmark with up to five options may fill the keys of missing options with empty texts.
+            let used = entries.iter().rposition(|(_, text)| text.as_str() != Some("")).map_or(0, |last| last + 1);
+            entries.iter().take(used).map(|(_, text)| text_of(text)).collect()
+        }
+        _ => Err("is not a list of options".into()),
+    }
+}
+
+/// Whether a text is a list or an object, in JSON or in another notation such as Python's: tables (CSV) have such texts.
+fn is_list_or_object(text: &str) -> bool {
+    let text = text.trim();
+    [('[', ']'), ('{', '}')].iter().any(|&(open, close)| text.starts_with(open) && text.ends_with(close))
+}
+
+/// The text of an option without its letter: `red` of `A. red`.
+pub(super) fn text_without_letter(option: &str) -> &str {
+    mark(option).map_or(option, |(_, text)| text)
+}
+
 /// Whether two texts are equal but for case, surrounding white space and a full stop at the end.
 fn equal(a: &str, b: &str) -> bool {
     let plain = |text: &str| text.trim().trim_end_matches('.').trim_end().to_lowercase();
@@ -162,6 +186,8 @@ mod tests {
             json!(["A: red", "B) blue "]),
             json!({"B": "blue", "A": "red", "C": "", "D": ""}),
             json!("A. red\nB. blue\n"),
+            json!(" [\"red\", \"blue\"]\n"),
+            json!("{\"A\": \"red\", \"B\": \"blue\"}"),
         ] {
             assert_eq!(options(value.clone()).shown, want, "{value}");
         }
@@ -169,6 +195,9 @@ mod tests {
         assert_eq!(options(json!([1, 2.5])).shown, ["A. 1", "B. 2.5"]);
         let as_is = Options::parse(&json!(["A.red", "B.blue"]), OptionMarks::AsIs).unwrap();
         assert_eq!((as_is.shown[0].as_str(), as_is.letter_of("B", AnswerForm::Letter)), ("A.red", Ok('B')));
+        for bad in [json!("['red', 'blue']"), json!("[red\nblue]"), json!("[[1]]"), json!("{'A': 'x'}")] {
+            assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
+        }
         for bad in [json!(7), json!([["a"]]), json!({"A": "x", "C": "y"}), json!({"1": "x"}), json!(vec!["x"; 27])] {
             assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
         }

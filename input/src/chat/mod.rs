@@ -10,6 +10,7 @@ mod isolation;
 mod json;
 mod limits;
 mod methods;
+mod prompt_end;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::error::{InputError, Result};
 use crate::messages::Conversation;
 
 pub use self::isolation::TEMPLATE_WORKER;
+pub use self::prompt_end::PromptEnd;
 
 /// The chat template that `reel init` writes into a model folder.
 pub const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
@@ -161,6 +163,22 @@ impl ChatTemplate {
         };
         let variables = template.used_variables(conversation)?;
         template.render(&RenderInput { messages, tools, add_generation_prompt, variables })
+    }
+
+    /// Renders a conversation as [`Self::render`] does, to a prompt that ends at `end`.
+    ///
+    /// # Errors
+    /// The errors of [`Self::render`]; the last message cannot be continued, because it is not the assistant's, has tool
+    /// calls, does not end with a text, or because the template does not write its text.
+    pub fn render_to_end(&self, conversation: &Conversation, end: PromptEnd) -> Result<String> {
+        if end != PromptEnd::WithinLastMessage {
+            return self.render(conversation, end == PromptEnd::NewMessage);
+        }
+        let prompt = self.render(&prompt_end::mark_end_of_text(conversation)?, false)?;
+        prompt_end::cut_at_mark(&prompt).ok_or_else(|| {
+            let what = "does not write the text of the last message, so the model cannot continue it";
+            InputError::template(&self.main.location, what, "remove continue_final_message")
+        })
     }
 
     /// Renders messages given as JSON to a prompt.

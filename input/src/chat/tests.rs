@@ -318,3 +318,43 @@ fn built_in_template_renders_like_qwens() {
     let expected = "<|im_start|>system\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: <|vision_start|><|image_pad|><|vision_end|>Video 1: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n";
     assert_eq!(numbered.render_json(&two, false).unwrap(), expected);
 }
+
+#[test]
+fn a_prompt_can_end_within_the_last_message() {
+    let own = template(CHAT_TEMPLATE);
+    let conversation = |last: Value| {
+        let messages = json!([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, last]);
+        Conversation::from_json("m.json", &messages, Path::new("")).unwrap()
+    };
+    let before = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n";
+    for (content, text) in [
+        (json!("It is "), "It is "),
+        (json!(""), ""),
+        (Value::Null, ""),
+        (json!([{"type": "text", "text": "It"}, {"type": "text", "text": " is\n"}]), "It is\n"),
+    ] {
+        let conversation = conversation(json!({"role": "assistant", "content": content}));
+        let render = |end| own.render_to_end(&conversation, end).unwrap();
+        assert_eq!(render(PromptEnd::WithinLastMessage), format!("{before}{text}"));
+        assert_eq!(render(PromptEnd::LastMessage), format!("{before}{text}<|im_end|>\n"));
+        let new = format!("{before}{text}<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(render(PromptEnd::NewMessage), new);
+        assert_eq!(PromptEnd::default_of(&conversation), PromptEnd::LastMessage);
+    }
+    // A template that removes white space around a text.
+    let trims = template("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}");
+    let spaced = conversation(json!({"role": "assistant", "content": " a "}));
+    assert_eq!(trims.render_to_end(&spaced, PromptEnd::WithinLastMessage).unwrap(), "<s><u><a ");
+    let call = json!([{"function": {"name": "f", "arguments": {}}}]);
+    for (last, words) in [
+        (json!({"role": "user", "content": "u"}), "m.json: continue_final_message: is true, but the role of the last"),
+        (json!({"role": "assistant", "content": "a", "tool_calls": call}), "the last message has tool calls; "),
+        (json!({"role": "assistant", "content": [{"type": "image", "image": "x"}]}), "ends with media; "),
+    ] {
+        let e = own.render_to_end(&conversation(last), PromptEnd::WithinLastMessage).unwrap_err().to_string();
+        assert!(e.contains(words), "{e}");
+    }
+    let silent = template("{{ messages | length }}");
+    let e = silent.render_to_end(&spaced, PromptEnd::WithinLastMessage).unwrap_err().to_string();
+    assert!(e.contains("does not write the text of the last message"), "{e}");
+}

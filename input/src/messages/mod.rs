@@ -299,10 +299,10 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
     let Some(role) = map.get("role").and_then(Value::as_str) else {
         return Err(InputError::messages(location, "has no `role`", SHAPE));
     };
-    let has_calls = map.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
     let content = match map.get("content") {
-        // A message with tool calls may have no text.
-        None | Some(Value::Null) if role == "assistant" && has_calls => MessageContent::Text(String::new()),
+        // As in OpenAI's API, a message of the assistant may have no text: it has tool calls, a refusal, or only
+        // reasoning.
+        None | Some(Value::Null) if role == "assistant" => MessageContent::Text(String::new()),
         Some(Value::String(text)) => MessageContent::Text(text.clone()),
         Some(Value::Array(parts)) => {
             let parts =
@@ -495,6 +495,22 @@ mod tests {
         let read = read(turns.clone()).unwrap();
         assert_eq!(read.to_template_value(), turns);
         assert!(read.ends_with_assistant());
+    }
+
+    #[test]
+    fn messages_of_the_assistant_may_have_no_text() {
+        let with_text = |content: Value, others: &Value| {
+            let mut message = json!({"role": "assistant"});
+            others.as_object().unwrap().iter().for_each(|(key, value)| message[key] = value.clone());
+            if content != "absent" {
+                message["content"] = content;
+            }
+            read(json!([{"role": "user", "content": "a"}, message])).unwrap()
+        };
+        for others in [json!({}), json!({"reasoning": "why", "reasoning_content": "why"}), json!({"refusal": "no"})] {
+            let empty = with_text(json!(""), &others);
+            assert_eq!([with_text(Value::Null, &others), with_text(json!("absent"), &others)], [empty.clone(), empty]);
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! ```
 //! Example: 300 frames at 30 frames/s with fps 2 give n = 20 and the indices 0, 16, 31, …, 299.
 
+use std::path::Path;
+
 use crate::profile::{MediaOverrides, MediaProfile, SelectionRule};
 use crate::{MediaError, Result};
 
@@ -19,6 +21,10 @@ const MAX_TOTAL_FRAMES: u64 = 1 << 42;
 
 /// The maximum number of frames that any profile may select, so that a list of indices stays small for any input.
 const MAX_SELECTED_FRAMES: u64 = 1 << 20;
+
+/// The locations in errors about the video itself: its number of frames and its frame rate.
+const TOTAL_FRAMES: &str = "total_frames";
+const VIDEO_FPS: &str = "video_fps";
 
 /// The frames that a profile selects from a video.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,14 +49,14 @@ pub fn select_frames(
 ) -> Result<FrameSelection> {
     if total_frames == 0 || total_frames > MAX_TOTAL_FRAMES {
         return Err(MediaError::setting_error(
-            "total_frames",
+            TOTAL_FRAMES,
             format!("no frames can be selected from a video of {total_frames} frames"),
             format!("use a video of 1 to {MAX_TOTAL_FRAMES} frames"),
         ));
     }
     if !(video_fps.is_finite() && video_fps > 0.0) {
         let what = format!("{video_fps} frames per second is not a positive rate");
-        return Err(MediaError::setting_error("video_fps", what, "give a positive number of frames per second"));
+        return Err(MediaError::setting_error(VIDEO_FPS, what, "give a positive number of frames per second"));
     }
     let (first, last) = time_range(total_frames, video_fps, overrides)?;
     let total = last - first + 1;
@@ -78,6 +84,25 @@ pub fn select_frames(
     };
     let sample_fps = indices.len() as f64 / total as f64 * video_fps;
     Ok(FrameSelection { indices, sample_fps })
+}
+
+/// Selects frames of the video file `path` as [`select_frames`] does.
+///
+/// # Errors
+/// The errors of [`select_frames`]; those about the number of frames or the frame rate are errors of the file.
+pub fn select_frames_of_file(
+    path: &Path,
+    total_frames: u64,
+    video_fps: f64,
+    profile: MediaProfile,
+    overrides: &MediaOverrides,
+) -> Result<FrameSelection> {
+    select_frames(total_frames, video_fps, profile, overrides).map_err(|e| {
+        match [TOTAL_FRAMES, VIDEO_FPS].contains(&e.diagnostic().location.as_str()) {
+            true => e.into_file_error(&path.display().to_string()),
+            false => e,
+        }
+    })
 }
 
 /// Indices of the first and the last frame between `video_start` and `video_end`. Without `video_start` the first is
@@ -162,7 +187,7 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     let step = video_fps.round_ties_even();
     if step < 1.0 {
         return Err(MediaError::setting_error(
-            "video_fps",
+            VIDEO_FPS,
             format!(
                 "the video has {video_fps} frames per second, which rounds to 0, so `every round(fps)-th frame` selects none"
             ),
@@ -180,8 +205,9 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 /// The error for a number of frames outside of `min..=max`; `count` is the number as text.
 fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     if max < min {
-        let what = format!("has only {max} frame(s) to choose from, but at least {min} are needed");
-        return MediaError::setting_error("video", what, "give a longer video, or a longer part of it");
+        // A part of a video has at least two frames (`time_range`), so this is a whole video of one frame.
+        let what = format!("no frames can be selected from a video of {max} frame, because {min} are needed");
+        return MediaError::setting_error(TOTAL_FRAMES, what, "use a longer video, or give the frame as an image");
     }
     MediaError::setting_error(
         "nframes",

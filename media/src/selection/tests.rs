@@ -96,7 +96,25 @@ fn count_outside_the_limits_is_reported_as_given() {
         assert!(error.starts_with(&format!("nframes: {what}")), "{error}");
     }
     let short = select_frames(1, 25.0, MediaProfile::Qwen, &MediaOverrides::default()).unwrap_err().to_string();
-    assert!(short.starts_with("video: has only 1 frame(s) to choose from, but at least 2 are needed; "), "{short}");
+    assert!(short.starts_with("total_frames: no frames can be selected from a video of 1 frame, because 2"), "{short}");
+}
+
+#[test]
+fn errors_about_a_file_name_it_and_errors_of_settings_do_not() {
+    let select = |total, fps, profile, overrides: &MediaOverrides| {
+        select_frames_of_file(Path::new("d/v.mp4"), total, fps, profile, overrides).unwrap_err()
+    };
+    let none = MediaOverrides::default();
+    let of_file = [
+        select(1, 25.0, MediaProfile::Qwen, &none),
+        select(0, 25.0, MediaProfile::Qwen, &none),
+        select(100, 0.25, MediaProfile::Stride1Fps, &none),
+    ];
+    for e in of_file {
+        assert!(matches!(e, MediaError::File(_)) && e.to_string().starts_with("d/v.mp4: "), "{e}");
+    }
+    let many = MediaOverrides { nframes: Some(64), ..Default::default() };
+    assert!(matches!(select(10, 25.0, MediaProfile::Qwen, &many), MediaError::Setting(_)));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::fields::{RequestFields, wrong_field};
-use super::models::unknown_model;
+use super::models::{is_model_itself, unknown_adapter};
 use super::named_adapters;
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
@@ -55,7 +55,8 @@ pub(crate) async fn unload(State(shared): State<Arc<ServerState>>, body: Body) -
             shared.engine.unload_adapter(adapter.id);
             Ok(Json(json!({"lora_name": name, "lora_path": adapter.folder})))
         }
-        None => Err(ApiError { param: Some("lora_name".into()), ..unknown_model(&shared, &name) }),
+        None if shared.model.is_named(&name) => Err(is_model_itself(&name)),
+        None => Err(unknown_adapter(&shared, &name)),
     }
 }
 

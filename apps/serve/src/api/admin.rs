@@ -6,7 +6,7 @@
 //! engine   loads the weights, then goes on with them               the old weights stay if this fails
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use reel_engine::EngineError;
 use reel_model::ModelError;
+use reel_model::lora::is_adapter_folder;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -69,6 +70,7 @@ pub(crate) async fn replace_weights(
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };
     fields.refuse_remaining_fields()?;
+    refuse_second_adapter(&shared, &folder)?;
     let Ok(turn) = shared.weight_changes.clone().try_acquire_owned() else {
         return Err(ApiError::conflict(
             "the weights or an adapter are being changed already; try again when that is done",
@@ -80,6 +82,20 @@ pub(crate) async fn replace_weights(
     Ok(Json(json!({
         "model": folder, "seconds": begun.elapsed().as_secs_f64(), "requests_recomputed": requests,
     })))
+}
+
+/// Refuses weights that are a base model with an adapter while adapters are loaded: each layer has one adapter.
+fn refuse_second_adapter(shared: &ServerState, folder: &Path) -> Result<(), ApiError> {
+    let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!("{name:?}")).collect();
+    if names.is_empty() || !is_adapter_folder(folder) {
+        return Ok(());
+    }
+    let what = format!(
+        "is the folder of a LoRA adapter, which cannot replace the weights while the adapters {} are loaded",
+        names.join(", ")
+    );
+    let help = "unload them first (/v1/unload_lora_adapter), or load this adapter beside them (/v1/load_lora_adapter)";
+    Err(wrong_field("model", &what, help))
 }
 
 /// Replaces the weights. Returns the number of unfinished requests that continue with the new weights.

@@ -28,7 +28,7 @@ pub(crate) async fn complete(
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
-    let (add_generation_prompt, names) = (fields.take_generation_prompt()?, fields.given_names());
+    let (prompt_end, names) = (fields.take_prompt_end()?, fields.given_names());
     let reasoning = fields.take_reasoning()?;
     let (settings, tools, prompt_fields) = fields.into_chat_settings()?;
     if settings.max_new_tokens == Some(0) {
@@ -42,7 +42,7 @@ pub(crate) async fn complete(
         // Moves the permit for the memory of the messages into the closure, which frees both when the prompt is
         // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
-        encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)
+        encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)
     });
     let prompt = prompt.await?;
     checked.answer(&shared, log, vec![prompt], shared.limits.new_tokens).await

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use reel_device::{RangeName, range};
+use reel_input::chat::PromptEnd;
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_PART_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
@@ -15,14 +16,13 @@ use super::shared::ServerState;
 use super::{ApiError, REQUEST_LOCATION, wrong_messages, wrong_request};
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
-/// `add_generation_prompt` is `None`, the prompt ends with the beginning of an answer unless the last message is the
-/// assistant's.
+/// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_of`]).
 pub(crate) fn encode_messages(
     shared: &ServerState,
     messages: &Value,
     tools: Vec<Value>,
     fields: PromptFields,
-    add_generation_prompt: Option<bool>,
+    prompt_end: Option<PromptEnd>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
     let conversation =
@@ -32,7 +32,7 @@ pub(crate) fn encode_messages(
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }
-    let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
+    let encoded = encode_conversation(shared, &conversation, prompt_end);
     // Hides the media folder in the error message, so that clients do not learn where it lies on this machine.
     encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.replace_in_message(folder, "MEDIA_ROOT")))
 }
@@ -62,12 +62,12 @@ fn secret_folders(folder: &Path) -> Vec<String> {
 fn encode_conversation(
     shared: &ServerState,
     conversation: &Conversation,
-    add_generation_prompt: Option<bool>,
+    prompt_end: Option<PromptEnd>,
 ) -> Result<ModelInput, ApiError> {
     let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
-    let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
-    let text = folder.template.render(conversation, add).map_err(wrong_messages)?;
+    let end = prompt_end.unwrap_or_else(|| PromptEnd::default_of(conversation));
+    let text = folder.template.render_to_end(conversation, end).map_err(wrong_messages)?;
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));

@@ -4,6 +4,8 @@
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
+use reel_input::chat::PromptEnd;
+use reel_input::grammar_fields::GRAMMAR_FIELDS;
 use reel_input::prompt_fields::PromptFields;
 use reel_input::request::{ChatRequest, RequestSettings};
 use reel_input::tools::ToolRequest;
@@ -26,10 +28,6 @@ const MAX_VALUES: usize = 1 << 20;
 
 /// Maximum number of completions of one request, as in OpenAI's API.
 pub(crate) const MAX_COMPLETIONS: usize = 128;
-
-/// The fields that can constrain the form of an answer (its grammar). A request has at most one of these fields.
-const GRAMMAR_FIELDS: [&str; 6] =
-    ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
 /// The names by which a request gave two fields that have several names. Error messages use these names.
 #[derive(Clone, Copy, Debug)]
@@ -148,17 +146,20 @@ impl RequestFields {
         GivenFieldNames { max_tokens, grammar }
     }
 
-    /// Takes out `add_generation_prompt` and `continue_final_message`. Returns whether the prompt ends with the
-    /// beginning of a new answer. `None` means that it does unless the last message is the assistant's.
-    pub(crate) fn take_generation_prompt(&mut self) -> Result<Option<bool>, ApiError> {
+    /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` stands
+    /// for the default ([`PromptEnd::default_of`]).
+    pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
         let added = self.take::<bool>("add_generation_prompt", "true or false")?;
-        match self.take("continue_final_message", "true or false")? {
-            Some(true) => {
-                let help = "remove it; a final message of the assistant is continued without this field";
-                Err(wrong_field("continue_final_message", "is not supported", help))
+        let continued = self.take::<bool>("continue_final_message", "true or false")?;
+        match (continued, added) {
+            (Some(true), Some(true)) => {
+                let what = "is true, but add_generation_prompt asks for a new message";
+                Err(wrong_field("continue_final_message", what, "set only one of the two to true"))
             }
-            Some(false) => Ok(added.or(Some(true))),
-            None => Ok(added),
+            (Some(true), _) => Ok(Some(PromptEnd::WithinLastMessage)),
+            (Some(false), None) | (_, Some(true)) => Ok(Some(PromptEnd::NewMessage)),
+            (_, Some(false)) => Ok(Some(PromptEnd::LastMessage)),
+            (None, None) => Ok(None),
         }
     }
 
@@ -313,19 +314,26 @@ mod tests {
     }
 
     #[test]
-    fn a_request_can_ask_for_a_new_answer_after_the_last_message() {
+    fn a_request_says_where_its_prompt_ends() {
         for (value, wanted) in [
             (json!({}), None),
-            (json!({"add_generation_prompt": true}), Some(true)),
-            (json!({"add_generation_prompt": false}), Some(false)),
-            (json!({"continue_final_message": false}), Some(true)),
-            (json!({"continue_final_message": false, "add_generation_prompt": false}), Some(false)),
+            (json!({"add_generation_prompt": true}), Some(PromptEnd::NewMessage)),
+            (json!({"add_generation_prompt": false}), Some(PromptEnd::LastMessage)),
+            (json!({"continue_final_message": false}), Some(PromptEnd::NewMessage)),
+            (json!({"continue_final_message": true}), Some(PromptEnd::WithinLastMessage)),
+            (json!({"continue_final_message": false, "add_generation_prompt": false}), Some(PromptEnd::LastMessage)),
+            (
+                json!({"continue_final_message": true, "add_generation_prompt": false}),
+                Some(PromptEnd::WithinLastMessage),
+            ),
         ] {
             let mut fields = fields(value.clone());
-            assert_eq!(fields.take_generation_prompt().unwrap(), wanted, "{value}");
+            assert_eq!(fields.take_prompt_end().unwrap(), wanted, "{value}");
             assert!(fields.fields.is_empty());
         }
-        assert!(fields(json!({"continue_final_message": true})).take_generation_prompt().is_err());
+        let both = json!({"continue_final_message": true, "add_generation_prompt": true});
+        let e = fields(both).take_prompt_end().unwrap_err();
+        assert!(e.message().starts_with("request: continue_final_message: is true, but add_"), "{e:?}");
     }
 
     #[test]

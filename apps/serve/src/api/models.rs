@@ -10,9 +10,9 @@ use reel_engine::AdapterId;
 use serde_json::{Value, json};
 
 use super::ApiError;
+use super::fields::wrong_field;
 use super::named_adapters::NamedAdapter;
 use super::shared::ServerState;
-use crate::settings::folder_name;
 
 /// The adapter that answers requests for the model `model`; `None` for the server's own model.
 ///
@@ -39,7 +39,7 @@ fn own_model(shared: &ServerState) -> Value {
 }
 
 fn adapter(shared: &ServerState, name: &str, adapter: &NamedAdapter) -> Value {
-    let mut entry = entry(shared, name, &folder_name(&adapter.folder), adapter.created);
+    let mut entry = entry(shared, name, &adapter.folder.display().to_string(), adapter.created);
     entry["parent"] = shared.model.name.clone().into();
     entry
 }
@@ -76,4 +76,20 @@ pub(crate) fn unknown_model(shared: &ServerState, name: &str) -> ApiError {
     let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);
     let diagnostic = Diagnostic::new("model", what, format!("this server has {own:?}{}", names.concat()));
     ApiError::not_found(diagnostic.to_string(), Some("model".into()))
+}
+
+/// The error of a request to unload an adapter that names the server's own model.
+pub(crate) fn is_model_itself(name: &str) -> ApiError {
+    wrong_field("lora_name", &format!("{name:?} is the model itself, not an adapter"), "give the name of an adapter")
+}
+
+/// The error of a request to unload an adapter that the server does not have.
+pub(crate) fn unknown_adapter(shared: &ServerState, name: &str) -> ApiError {
+    let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!("{name:?}")).collect();
+    let help = match names.is_empty() {
+        true => "this server has no adapters".to_string(),
+        false => format!("this server has {}", names.join(", ")),
+    };
+    let diagnostic = Diagnostic::new("lora_name", format!("there is no adapter {name:?} here"), help);
+    ApiError::not_found(diagnostic.to_string(), Some("lora_name".into()))
 }

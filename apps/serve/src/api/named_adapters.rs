@@ -58,7 +58,7 @@ fn check_name(shared: &ServerState, name: &str, replace: bool) -> Result<(), Api
         let help = "give a text of 1 to 256 bytes without control characters";
         return wrong(format!("{name:?} is not a name"), help);
     }
-    if name == shared.model.name {
+    if name == shared.model.name || shared.model.aliases.iter().any(|alias| alias == name) {
         return wrong(format!("{name:?} is the name of the model"), "give the adapter another name");
     }
     if !replace && shared.adapters.get(name).is_some() {

@@ -46,14 +46,13 @@ pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) 
     let memory = fields.take_memory_permit();
     // These fields are checked although they do not change what the model sees. The tools do change the prompt.
     fields.take_stream()?;
-    let add_generation_prompt = fields.take_generation_prompt()?;
+    let prompt_end = fields.take_prompt_end()?;
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
     let described = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit): (_, _) = (memory, permit);
-        let input =
-            encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
+        let input = encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)?;
         describe(&shared.model, &input)
     });
     described.await

@@ -26,7 +26,7 @@ use super::answer::{Answer, ApiForm, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::shared::ServerState;
-use super::{ApiError, encode, models, seconds_since_1970, stream};
+use super::{ApiError, REQUEST_LOCATION, encode, models, seconds_since_1970, stream, wrong_request};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
@@ -62,6 +62,8 @@ impl CheckedRequest {
         if stream.stream && settings.prompt_log_probs.is_some() {
             return Err(wrong_field("prompt_logprobs", "cannot be streamed", "remove it, or set stream to false"));
         }
+        let vocab_size = shared.model.folder.config.text.vocab_size;
+        settings.check_token_ids(REQUEST_LOCATION, vocab_size).map_err(wrong_request)?;
         let n = settings.n.unwrap_or(1);
         if n * prompts > MAX_COMPLETIONS.min(shared.limits.requests.max(n)) {
             let what = format!("has {prompts} prompts with {n} completions each");
@@ -107,7 +109,11 @@ impl CheckedRequest {
         let n = settings.n.unwrap_or(1);
         let prompt_tokens = prompts.iter().map(ModelInput::len).sum();
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
-        let limit = |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), asked, default_tokens);
+        let limit = |prompt: &ModelInput| {
+            let limit = new_tokens(shared, form, prompt.len(), asked, default_tokens)?;
+            settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(wrong_request)?;
+            Ok(limit)
+        };
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
         log.add_prompt_tokens(prompt_tokens);
         // The adapter may have been replaced or unloaded while the prompt was encoded.

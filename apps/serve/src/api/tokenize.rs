@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use reel_input::chat::PromptEnd;
 use reel_input::prompt_fields::PromptFields;
 use reel_input::{ModelInput, TokenId};
 use serde::Serialize;
@@ -31,7 +32,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body)
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
     let (tools, prompt_fields) = (fields.take_tools()?, fields.take_prompt_fields()?);
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
-    let add_generation_prompt = fields.take_generation_prompt()?;
+    let prompt_end = fields.take_prompt_end()?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so the value of this field makes no difference.
     fields.take::<bool>("add_special_tokens", "true or false")?;
     fields.refuse_remaining_fields()?;
@@ -46,10 +47,11 @@ pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body)
                 let what = format!("(or {}) needs `messages`", PromptFields::FIELDS[1..].join(", "));
                 return Err(wrong_field(PromptFields::FIELDS[0], &what, "remove it"));
             }
-            (Some(text), None) => encode::encode_text(shared, &text)?,
-            (None, Some(messages)) => {
-                encode::encode_messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?
+            (Some(_), None) if prompt_end == Some(PromptEnd::WithinLastMessage) => {
+                return Err(wrong_field("continue_final_message", "needs `messages`", "remove it"));
             }
+            (Some(text), None) => encode::encode_text(shared, &text)?,
+            (None, Some(messages)) => encode::encode_messages(shared, &messages, tools, prompt_fields, prompt_end)?,
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;

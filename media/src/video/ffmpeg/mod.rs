@@ -14,7 +14,7 @@ use std::path::Path;
 use super::types::{DecodeRequest, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo, frames_too_large_error};
 use crate::libraries::load_ffmpeg_for_video;
 use crate::resize::{VideoPixelLimits, refuse_side_of_zero};
-use crate::selection::select_frames;
+use crate::selection::select_frames_of_file;
 use crate::{MediaError, Result};
 
 /// Checks that FFmpeg is installed and that the file can be opened and is not empty.
@@ -59,7 +59,13 @@ pub fn decode_into<B: AsMut<[u8]>>(
     let limits = request.limits;
     check_video_file(request.path)?;
     let video = demux::VideoFile::read_container(request.path, limits.memory_bytes / 4)?;
-    let selection = select_frames(video.total_frames(), video.video_fps, request.profile, &request.overrides)?;
+    let selection = select_frames_of_file(
+        request.path,
+        video.total_frames(),
+        video.video_fps,
+        request.profile,
+        &request.overrides,
+    )?;
     let count = selection.indices.len();
     let (original_height, original_width) = video.displayed_height_and_width();
     let target = match request.size {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{InputError, Result};
 use crate::grammar::GrammarSpec;
+use crate::grammar_fields::{GRAMMAR_FIELDS, parse_grammar};
 use crate::messages::Conversation;
 use crate::prompt_fields::PromptFields;
 use crate::tokenizer::TokenId;
@@ -121,20 +122,56 @@ impl ChatRequest {
 
 impl RequestSettings {
     /// Reads the fields of a request body, except `messages` and the fields about tools. A field that is null counts as
-    /// absent. `continues_answer`: the last message is from the assistant, and the model continues this message.
+    /// absent. `ends_with_answer`: the last message is from the assistant, so the prompt ends after this message.
     ///
     /// # Errors
-    /// A field is not supported, or its value has the wrong type or is out of range.
-    fn from_body(location: &str, body: &Map<String, Value>, continues_answer: bool) -> Result<Self> {
+    /// A field is not supported, its value has the wrong type or is out of range, or two fields contradict each other.
+    fn from_body(location: &str, body: &Map<String, Value>, ends_with_answer: bool) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
-            settings.read(&Field { location, name, value }, body, continues_answer)?;
+            settings.read(&Field { location, name, value }, body, ends_with_answer)?;
+        }
+        let max_name = ["max_completion_tokens", "max_tokens"].into_iter().find(|name| is_given(body, name));
+        if let (Some(max_name), Some(max)) = (max_name, settings.max_new_tokens) {
+            settings.check_min_tokens(location, max, max_name)?;
         }
         Ok(settings)
     }
 
+    /// Refuses a minimum number of tokens above `max`, the maximum that `max_name` sets. `location` names the request.
+    ///
+    /// # Errors
+    /// `min_tokens` is larger than `max`.
+    pub fn check_min_tokens(&self, location: &str, max: usize, max_name: &str) -> Result<()> {
+        match self.min_new_tokens > max {
+            false => Ok(()),
+            true => {
+                let what = format!("is {}, but an answer has at most {max} tokens ({max_name})", self.min_new_tokens);
+                let help = format!("lower min_tokens, or raise {max_name}");
+                Err(InputError::messages(format!("{location}: min_tokens"), what, help))
+            }
+        }
+    }
+
+    /// Refuses token ids that a model with `vocab_size` tokens does not have. `location` names the request.
+    ///
+    /// # Errors
+    /// `logit_bias` or `stop_token_ids` has such an id.
+    pub fn check_token_ids(&self, location: &str, vocab_size: usize) -> Result<()> {
+        let biased = self.logit_bias.iter().map(|(id, _)| ("logit_bias", *id));
+        let ids = biased.chain(self.stop_token_ids.iter().map(|id| ("stop_token_ids", *id)));
+        match ids.into_iter().find(|(_, id)| *id as usize >= vocab_size) {
+            None => Ok(()),
+            Some((name, id)) => {
+                let what = format!("has the token id {id}, but the model has {vocab_size} tokens");
+                let help = format!("give ids below {vocab_size}");
+                Err(InputError::messages(format!("{location}: {name}"), what, help))
+            }
+        }
+    }
+
     /// Reads one field of the request `body`.
-    fn read(&mut self, field: &Field, body: &Map<String, Value>, continues_answer: bool) -> Result<()> {
+    fn read(&mut self, field: &Field, body: &Map<String, Value>, ends_with_answer: bool) -> Result<()> {
         let value = field.value;
         match field.name {
             "temperature" => self.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
@@ -151,7 +188,7 @@ impl RequestSettings {
             }
             // max_completion_tokens replaces the older name max_tokens.
             "max_completion_tokens" => self.max_new_tokens = Some(field.whole_of()?),
-            "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
+            "max_tokens" if is_given(body, "max_completion_tokens") => {}
             "max_tokens" => self.max_new_tokens = Some(field.whole_of()?),
             "n" => {
                 let n = field.whole_of()?;
@@ -177,9 +214,8 @@ impl RequestSettings {
             "top_logprobs" if value.as_u64() == Some(0) || body.get("logprobs") == Some(&Value::Bool(true)) => {}
             "top_logprobs" => return Err(field.refused("needs logprobs", "set logprobs to true, or remove it")),
             "prompt_logprobs" => self.prompt_log_probs = Some(field.top_count()?),
-            "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
-            | "guided_grammar" => {
-                let grammar = field.parsed(GRAMMAR_HELP, |value| grammar(field.name, value))?;
+            name if GRAMMAR_FIELDS.contains(&name) => {
+                let grammar = parse_grammar(name, value).map_err(|e| field.refused(&e.what, &e.help))?;
                 if grammar.is_some() && self.grammar.is_some() {
                     return Err(field.refused("is a second grammar for the answer; only one is allowed", "give one"));
                 }
@@ -195,7 +231,7 @@ impl RequestSettings {
             // This field only selects whether a server's answer has its reasoning in a separate field.
             "include_reasoning" => drop(field.truth()?),
             name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
-            name if has_no_effect(name, value, continues_answer) => {}
+            name if has_no_effect(name, value, ends_with_answer) => {}
             name if UNSUPPORTED.contains(&name) => {
                 return Err(field.refused("is a field of the request that reel does not support", "remove it"));
             }
@@ -288,47 +324,12 @@ fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
     }
 }
 
-/// The valid values of the fields that set a grammar, for errors.
-const GRAMMAR_HELP: &str = "a JSON schema, a regular expression, a list of texts, or a grammar as this field takes it; \
-    response_format: {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": \"json_schema\", \"json_schema\": \
-    {\"schema\": ...}}; structured_outputs: one of json, regex, choice, grammar";
-
-/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong.
-/// `response_format` is from OpenAI's API, the other fields are from vLLM.
-fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
-    let text = |value: &Value| value.as_str().map(String::from);
-    Some(Some(match name {
-        "response_format" => match value["type"].as_str()? {
-            "text" => return Some(None),
-            "json_object" => GrammarSpec::JsonSchema(json!({"type": "object"})),
-            "json_schema" => json_schema(&value["json_schema"]["schema"])?,
-            _ => return None,
-        },
-        "structured_outputs" => {
-            let mut fields = value.as_object()?.iter().filter(|(_, value)| !value.is_null());
-            let (Some((name, value)), None) = (fields.next(), fields.next()) else { return None };
-            return match name.as_str() {
-                "json" | "regex" | "choice" | "grammar" => grammar(&format!("guided_{name}"), value),
-                _ => None,
-            };
-        }
-        "guided_json" => json_schema(value)?,
-        "guided_regex" => GrammarSpec::Regex(text(value)?),
-        "guided_choice" => GrammarSpec::Choice(value.as_array()?.iter().map(text).collect::<Option<_>>()?),
-        _ => GrammarSpec::Lark(text(value)?),
-    }))
+/// Whether a request has a field that is not null.
+fn is_given(body: &Map<String, Value>, name: &str) -> bool {
+    body.get(name).is_some_and(|value| !value.is_null())
 }
 
-/// A JSON schema as an object, or as a text that holds one.
-fn json_schema(value: &Value) -> Option<GrammarSpec> {
-    let schema = match value {
-        Value::String(text) => serde_json::from_str(text).ok()?,
-        value => value.clone(),
-    };
-    schema.is_object().then_some(GrammarSpec::JsonSchema(schema))
-}
-
-/// Whether the last message is from the assistant, so that the model continues it.
+/// Whether the last message is from the assistant.
 fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
@@ -388,14 +389,14 @@ fn note_unknown_field(name: &str) {
 }
 
 /// Returns true if an unsupported field has the value that describes what reel does anyway, so the field can be
-/// ignored. `continues_answer`: the model continues the last message, so a field that asks for a new message is not
-/// ignored.
-fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
+/// ignored. `ends_with_answer`: the last message is from the assistant, so the prompt ends after it and begins no new
+/// message.
+fn has_no_effect(name: &str, value: &Value, ends_with_answer: bool) -> bool {
     match name {
         "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),
         "skip_special_tokens" => *value == Value::Bool(true),
-        "add_generation_prompt" => *value == Value::Bool(true) && !continues_answer,
-        "continue_final_message" => *value == Value::Bool(false) && !continues_answer,
+        "add_generation_prompt" => *value == Value::Bool(!ends_with_answer),
+        "continue_final_message" => *value == Value::Bool(false) && !ends_with_answer,
         // The tokenizers of Qwen2.5-VL add no special tokens, so both values have the same result.
         "add_special_tokens" => value.is_boolean(),
         "best_of" => value.as_u64() == Some(1),
@@ -411,178 +412,4 @@ fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<ChatRequest> {
-        ChatRequest::parse("body.json", text.as_bytes())
-    }
-
-    #[test]
-    fn a_request_body_gives_messages_and_sampling_fields() {
-        let body = json!({
-            "model": "gpt-4o", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5, "top_p": 0.9, "top_k": -1,
-            "max_tokens": 7, "max_completion_tokens": 5, "n": 2, "stop": "END", "seed": 3, "stream": true, "tools": [],
-            "presence_penalty": 0.5, "frequency_penalty": -1, "min_p": 0.1, "logprobs": true, "top_logprobs": 4,
-            "logit_bias": {"7": -100, "8": 1.5}, "stop_token_ids": [3], "ignore_eos": true, "min_tokens": 2, "priority": -1,
-            "guided_regex": "a|b", "prompt_logprobs": 3, "response_format": {"type": "text"},
-        });
-        let request = read(&body.to_string()).unwrap();
-        assert_eq!(request.messages, body["messages"]);
-        let wanted = RequestSettings {
-            temperature: Some(0.5),
-            top_p: Some(0.9),
-            top_k: Some(0),
-            min_p: Some(0.1),
-            presence_penalty: Some(0.5),
-            frequency_penalty: Some(-1.0),
-            repetition_penalty: None,
-            max_new_tokens: Some(5),
-            n: Some(2),
-            seed: Some(3),
-            stop: vec!["END".into()],
-            stop_token_ids: vec![3],
-            ignore_eos: true,
-            min_new_tokens: 2,
-            logit_bias: vec![(7, -100.0), (8, 1.5)],
-            top_log_probs: Some(4),
-            prompt_log_probs: Some(3),
-            grammar: Some(GrammarSpec::Regex("a|b".into())),
-            priority: -1,
-        };
-        assert_eq!(request.settings, wanted);
-        let list = read("[{\"role\": \"user\", \"content\": \"x\"}]").unwrap();
-        assert_eq!((list.settings, &list.messages), (RequestSettings::default(), &body["messages"]));
-    }
-
-    #[test]
-    fn grammars_have_the_names_of_openai_and_vllm() {
-        let schema = json!({"type": "integer"});
-        let wanted = GrammarSpec::JsonSchema(schema.clone());
-        for (field, value, wanted) in [
-            ("response_format", json!({"type": "json_schema", "json_schema": {"schema": schema}}), wanted.clone()),
-            ("response_format", json!({"type": "json_object"}), GrammarSpec::JsonSchema(json!({"type": "object"}))),
-            ("guided_json", schema.clone(), wanted.clone()),
-            ("guided_json", json!(schema.to_string()), wanted.clone()),
-            ("structured_outputs", json!({"json": schema}), wanted),
-            ("structured_outputs", json!({"grammar": "start: \"a\""}), GrammarSpec::Lark("start: \"a\"".into())),
-            ("guided_choice", json!(["a", "b"]), GrammarSpec::Choice(vec!["a".into(), "b".into()])),
-            (
-                "structured_outputs",
-                json!({"choice": ["q"], "regex": null, "json": null}),
-                GrammarSpec::Choice(vec!["q".into()]),
-            ),
-        ] {
-            let mut body = json!({"messages": []});
-            body[field] = value;
-            assert_eq!(read(&body.to_string()).unwrap().settings.grammar, Some(wanted), "{body}");
-        }
-        let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
-        assert!(read(&both.to_string()).unwrap_err().to_string().contains("second grammar"));
-    }
-
-    #[test]
-    fn seeds_have_64_bits_and_minus_one_is_none() {
-        for (seed, wanted) in
-            [(json!(-1), None), (json!(0), Some(0)), (json!(u64::MAX), Some(u64::MAX)), (json!(-2), Some(u64::MAX - 1))]
-        {
-            let body = json!({"messages": [], "seed": seed});
-            assert_eq!(read(&body.to_string()).unwrap().settings.seed, wanted, "{body}");
-        }
-    }
-
-    #[test]
-    fn fields_that_are_not_supported_may_have_values_without_effect() {
-        let fields = json!({
-            "best_of": 1, "add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true,
-            "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
-            "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"], "seed": -1,
-            "include_reasoning": true, "spaces_between_special_tokens": true, "return_token_ids": false,
-            "return_tokens_as_token_ids": false,
-            "function_call": "none", "functions": [], "echo": false, "safety_identifier": "a", "prompt_cache_key": "b",
-        });
-        let with_messages = |messages: Value, fields: &Value| {
-            let mut body = fields.clone();
-            body["messages"] = messages;
-            read(&body.to_string())
-        };
-        let user = json!({"role": "user", "content": "x"});
-        assert_eq!(with_messages(json!([user]), &fields).unwrap().settings, RequestSettings::default());
-        // The model would continue the assistant's message, although the field asks for a new message, so the field is
-        // refused.
-        let messages = json!([user, {"role": "assistant", "content": "y"}]);
-        for (name, value) in [("add_generation_prompt", true), ("continue_final_message", false)] {
-            let e = with_messages(messages.clone(), &json!({name: value})).unwrap_err().to_string();
-            assert!(e.contains(&format!("body.json: {name}: is a field of the request that reel does not")), "{e}");
-        }
-    }
-
-    /// As in vLLM: the field of another server has no effect.
-    #[test]
-    fn fields_that_no_server_knows_are_ignored() {
-        let body = json!({"messages": [], "my_own_field": {"a": [1]}, "temprature": 1});
-        assert_eq!(read(&body.to_string()).unwrap().settings, RequestSettings::default());
-    }
-
-    #[test]
-    fn unsupported_and_wrong_fields_are_refused_by_name() {
-        for (field, value) in [
-            ("tools", json!({"type": "function"})),
-            ("presence_penalty", json!(2.5)),
-            ("frequency_penalty", json!("high")),
-            ("min_p", json!(-0.1)),
-            ("logit_bias", json!({"x": 1})),
-            ("logit_bias", json!({"1": 101})),
-            ("stop_token_ids", json!([-1])),
-            ("min_tokens", json!(-1)),
-            ("ignore_eos", json!(1)),
-            ("top_logprobs", json!(3)),
-            ("priority", json!(0.5)),
-            ("temperature", json!("hot")),
-            ("n", json!(-1)),
-            ("n", json!(0)),
-            ("n", json!(100_000_000)),
-            ("temperature", json!(-0.5)),
-            ("temperature", json!(1e300)),
-            ("top_p", json!(0)),
-            ("top_p", json!(1.5)),
-            ("repetition_penalty", json!(0)),
-            ("repetition_penalty", json!(1e-45)),
-            ("repetition_penalty", json!(1e30)),
-            ("stop", json!("")),
-            ("stop", json!(["a", ""])),
-            ("stop", json!([1])),
-            ("logprobs", json!(3)),
-            ("response_format", json!({"type": "yaml"})),
-            ("response_format", json!({"type": "json_schema", "json_schema": {}})),
-            ("guided_json", json!([1])),
-            ("guided_choice", json!("a")),
-            ("structured_outputs", json!({"regex": "a", "choice": ["b"]})),
-            ("structured_outputs", json!({"lark": "a"})),
-            ("structured_outputs", json!({"regex": null})),
-            ("best_of", json!(2)),
-            ("add_generation_prompt", json!(false)),
-            ("continue_final_message", json!(true)),
-            ("skip_special_tokens", json!(false)),
-            ("include_stop_str_in_output", json!(true)),
-            ("add_special_tokens", json!(1)),
-            ("use_beam_search", json!(true)),
-            ("length_penalty", json!(0.8)),
-            ("bad_words", json!(["x"])),
-            ("chat_template_kwargs", json!([1])),
-            ("include_reasoning", json!("yes")),
-            ("seed", json!(1.5)),
-            ("seed", json!("1")),
-            ("return_token_ids", json!(true)),
-            ("modalities", json!(["text", "audio"])),
-            ("function_call", json!("auto")),
-        ] {
-            let mut body = json!({"messages": []});
-            body[field] = value;
-            let e = read(&body.to_string()).unwrap_err().to_string();
-            assert!(e.contains(&format!("body.json: {field}: ")) && e.contains("; "), "{e}");
-        }
-        assert!(read("{\"role\": \"user\"}").unwrap_err().to_string().contains("neither a list"));
-        assert!(read("[{").unwrap_err().to_string().contains("is not JSON"));
-    }
-}
+mod tests;
