@@ -117,13 +117,14 @@ impl RowConversations {
         self.data.add_location_to_error(row, content)
     }
 
-    /// Parses the messages of a row.
+    /// Parses the messages of a row. The keys of its parts must be known; those of its messages are not checked, because
+    /// the chat template is not known here.
     ///
     /// # Errors
     /// A message is malformed.
     pub fn parse_conversation(&self, row: usize, messages: Vec<Value>) -> Result<Conversation> {
         let location = self.data.location(row);
-        Conversation::from_json(&location, &Value::Array(messages), &self.media_root)
+        Conversation::from_row(&location, &Value::Array(messages), &self.media_root, None)
             .map_err(|e| to_row_error(&location, e))
     }
 }

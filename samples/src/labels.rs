@@ -71,7 +71,7 @@ impl TokenLabeler {
     /// position has no next token. The rule `assistant` learns the n-th answer if `answers[n]` is true or absent.
     pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<i32> {
         match self.rule {
-            LabelRule::Assistant => targets(ids, &self.assistant(ids, answers, vocabulary)),
+            LabelRule::Assistant => targets(ids, &self.assistant(ids, answers, vocabulary).0),
             LabelRule::Text | LabelRule::Videorft => targets(ids, &self.not_hidden(ids)),
         }
     }
@@ -90,15 +90,20 @@ impl TokenLabeler {
         self.rule == LabelRule::Assistant
     }
 
+    /// Number of headers of answers in a rendered conversation; `None` for the rules that do not look for answers.
+    pub fn answer_count(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+        self.selects_answers().then(|| self.assistant(ids, &[], vocabulary).1)
+    }
+
     fn not_hidden(&self, ids: &[u32]) -> Vec<bool> {
         ids.iter().map(|id| !self.hidden.contains(id)).collect()
     }
 
     /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`; the tokens of
-    /// the n-th answer are not marked if `answers[n]` is false.
-    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<bool> {
+    /// the n-th answer are not marked if `answers[n]` is false. Also returns the number of answers.
+    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> (Vec<bool>, usize) {
         let mut learned = vec![false; ids.len()];
-        let mut answers = answers.iter();
+        let mut count = 0;
         let mut at = 0;
         while at < ids.len() {
             if Some(ids[at]) != self.im_start {
@@ -108,7 +113,8 @@ impl TokenLabeler {
             at += 1;
             let Some(header) = self.header(&ids[at..], vocabulary) else { continue };
             at += header;
-            let is_learned = answers.next().is_none_or(|answer| *answer);
+            let is_learned = answers.get(count).is_none_or(|answer| *answer);
+            count += 1;
             while at < ids.len() {
                 learned[at] = is_learned;
                 at += 1;
@@ -117,7 +123,7 @@ impl TokenLabeler {
                 }
             }
         }
-        learned
+        (learned, count)
     }
 
     /// Number of tokens at the start of `ids` that spell `assistant\n`. A token that also holds the first characters

@@ -20,5 +20,6 @@ pub mod sample;
 pub mod skipped_row;
 pub mod source;
 pub mod token_limit;
+mod turn_marks;
 
 pub use error::{Result, SampleError, SkipCause, error_if_stopped};

@@ -10,29 +10,86 @@ pub fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<
     (text("solution"), text("problem_type"))
 }
 
-/// Adds the columns that the accuracy reward reads to a row that has its answer in another form: the `solution` from
-/// verl's `reward_model.ground_truth` or EasyR1's `answer`, in `<answer>` tags, and the `problem_type` from the solution
-/// ([`inferred_type`]). Columns that are there stay as they are.
-pub fn add_missing_reward_columns(columns: &mut Map<String, Value>) {
-    let is_missing = |columns: &Map<String, Value>, name: &str| columns.get(name).is_none_or(Value::is_null);
-    if !is_missing(columns, "problem_type") {
-        return;
-    }
-    if is_missing(columns, "solution") {
-        let nested = columns.get("reward_model").and_then(|model| model.get("ground_truth"));
-        let answer =
-            nested.or(columns.get("answer")).or(columns.get("ground_truth")).filter(|answer| !answer.is_null());
-        let text = match answer {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Number(number)) => number.to_string(),
-            _ => return,
-        };
+/// Prepares and checks the columns that the rewards of a row read. `custom` tells whether the user gave custom rewards.
+/// Without them, the columns of other programs are read ([`add_missing_reward_columns`]).
+///
+/// # Errors
+/// A column is missing or wrong ([`check_reward_columns`]).
+pub fn prepare_reward_columns(columns: &mut Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+    // Custom rewards get a `solution` that the program itself does not compare as it is written.
+    let is_compared = !custom || columns.get("problem_type").is_some_and(|kind| !kind.is_null());
+    if let Some(Value::Number(number)) = columns.get("solution").filter(|_| is_compared) {
+        let text = number.to_string();
         columns.insert("solution".into(), text.into());
     }
-    let Some(solution) = columns.get("solution").and_then(Value::as_str).map(str::to_string) else { return };
-    let tagged = if solution.contains("<answer>") { solution } else { format!("<answer>{}</answer>", solution.trim()) };
+    if !custom {
+        add_missing_reward_columns(columns)?;
+    }
+    check_reward_columns(columns, custom)
+}
+
+/// Adds the columns that the accuracy reward reads to a row that has its answer in another form: the `solution` from
+/// verl's `reward_model.ground_truth`, from EasyR1's `answer` or from `ground_truth`, in `<answer>` tags, and the
+/// `problem_type` from the solution ([`inferred_type`]). A number becomes its text. Columns that are there stay as they
+/// are.
+///
+/// # Errors
+/// The row has no `solution`, and the column with its answer is neither a text nor a number.
+fn add_missing_reward_columns(columns: &mut Map<String, Value>) -> Result<(), Diagnostic> {
+    let is_missing = |columns: &Map<String, Value>, name: &str| columns.get(name).is_none_or(Value::is_null);
+    let is_typed = !is_missing(columns, "problem_type");
+    if is_missing(columns, "solution") {
+        let Some((name, answer)) = answer_in_other_column(columns)? else { return Ok(()) };
+        let text = match answer {
+            Value::String(text) => text,
+            Value::Number(number) => number.to_string(),
+            _ => {
+                let what = "is neither a text nor a number, so it cannot be the `solution`, which is missing";
+                return Err(Diagnostic::new(name, what, "write the answer as text"));
+            }
+        };
+        columns.insert("solution".into(), if is_typed { in_tags(&text).into() } else { text.into() });
+    }
+    if is_typed {
+        return Ok(());
+    }
+    let Some(tagged) = columns.get("solution").and_then(Value::as_str).map(in_tags) else { return Ok(()) };
     columns.insert("problem_type".into(), inferred_type(&tagged).name().into());
     columns.insert("solution".into(), tagged.into());
+    Ok(())
+}
+
+fn in_tags(solution: &str) -> String {
+    if solution.contains("<answer>") { solution.to_string() } else { format!("<answer>{}</answer>", solution.trim()) }
+}
+
+/// The answer in a column of another program, with the name of that column; `None` if the row has no such column. A
+/// `reward_model` may be JSON text.
+fn answer_in_other_column(columns: &Map<String, Value>) -> Result<Option<(&'static str, Value)>, Diagnostic> {
+    let given = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
+    if let Some(model) = given(columns.get("reward_model")) {
+        let parsed = match &model {
+            Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+            Value::Object(_) => Some(model),
+            _ => None,
+        };
+        if let Some(answer) = parsed.as_ref().and_then(|model| given(model.get("ground_truth"))) {
+            return Ok(Some(("reward_model.ground_truth", answer)));
+        }
+    }
+    for name in ["answer", "ground_truth"] {
+        if let Some(answer) = given(columns.get(name)) {
+            return Ok(Some((name, answer)));
+        }
+    }
+    match given(columns.get("reward_model")) {
+        Some(_) => Err(Diagnostic::new(
+            "reward_model",
+            "has no `ground_truth`, so the `solution` is missing",
+            "give an object with `ground_truth`, or the column `solution`",
+        )),
+        None => Ok(None),
+    }
 }
 
 /// The kind of a problem that does not name it: multiple choice if the answer is one letter from A to H, numerical if it
@@ -52,7 +109,7 @@ fn inferred_type(solution: &str) -> ProblemType {
 /// Checks that a row has the columns that its rewards need. If `custom` is true, the user gave custom rewards: a row
 /// then needs no solution, and a solution without a `problem_type` (as in rows of TRL and ms-swift) is read by the
 /// custom rewards only.
-pub fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     if custom && columns.get("problem_type").is_none_or(Value::is_null) {
         return Ok(());
     }
@@ -97,13 +154,25 @@ mod tests {
                 "free-form",
             ),
             (json!({"solution": "x", "problem_type": "OCR"}), "x", "OCR"),
+            (json!({"solution": 7}), "<answer>7</answer>", "numerical"),
+            (json!({"answer": 7, "problem_type": "numerical"}), "<answer>7</answer>", "numerical"),
+            (json!({"reward_model": "{\"ground_truth\": \"B\"}"}), "<answer>B</answer>", "multiple choice"),
+            (json!({"reward_model": {"style": "rule"}, "answer": 2.5}), "<answer>2.5</answer>", "numerical"),
         ] {
             let Value::Object(mut columns) = row.clone() else { panic!("{row}") };
-            add_missing_reward_columns(&mut columns);
+            let _ = prepare_reward_columns(&mut columns, false);
             assert_eq!(solution_and_type(&columns), (Some(solution), Some(kind)), "{row}");
         }
         let mut none = Map::new();
-        add_missing_reward_columns(&mut none);
+        add_missing_reward_columns(&mut none).unwrap();
         assert!(none.is_empty());
+        for (row, name) in [
+            (json!({"answer": true}), "answer"),
+            (json!({"reward_model": {"ground_truth": ["a"]}}), "reward_model.ground_truth"),
+            (json!({"reward_model": "text"}), "reward_model"),
+        ] {
+            let Value::Object(mut columns) = row else { unreachable!() };
+            assert_eq!(add_missing_reward_columns(&mut columns).unwrap_err().location, name);
+        }
     }
 }

@@ -19,6 +19,7 @@ use crate::media_files::MediaFiles;
 use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
+use crate::turn_marks::refuse_turn_marks;
 use crate::{Result, SampleError, SkipCause};
 
 /// A row, ready for training.
@@ -123,9 +124,15 @@ impl SftSource {
         TOKENS.iter().any(|token| self.bundle.tokenizer.token_to_id(token) == Some(id))
     }
 
+    /// Reads the messages of a row; none may have a key that nothing reads.
     fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
-        Conversation::from_json(location, &Value::Array(messages), &self.media_root)
-            .map_err(|e| to_row_error(location, e))
+        let template = Some(self.bundle.template.text());
+        let mut conversation = Conversation::from_row(location, &Value::Array(messages), &self.media_root, template)
+            .map_err(|e| to_row_error(location, e))?;
+        if self.labels.selects_answers() {
+            refuse_turn_marks(location, &mut conversation)?;
+        }
+        Ok(conversation)
     }
 
     /// Makes the sample of a conversation. `learned` tells for each assistant message whether it is learned.
@@ -143,6 +150,20 @@ impl SftSource {
         let tokens = self.files.load_with_retry(&conversation, &self.media_root, || {
             tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
         })?;
+        if let Some(written) = self.labels.answer_count(&tokens.input_ids, &self.bundle.tokenizer)
+            && written != learned.len()
+        {
+            let what = format!(
+                "has {} answers, but the chat template writes {written} headers <|im_start|>assistant, so the tokens of \
+                 each answer cannot be told",
+                learned.len()
+            );
+            return Err(SampleError::row(
+                location,
+                what,
+                "use the chat template of the published model, or --labels text",
+            ));
+        }
         let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);
         Ok(Sample { tokens, targets })
     }

@@ -181,6 +181,11 @@ impl ChatTemplate {
         })
     }
 
+    /// The text of the template that renders conversations without tools.
+    pub fn text(&self) -> &str {
+        &self.main.text
+    }
+
     /// Renders messages given as JSON to a prompt.
     pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
         let (tools, variables) = (Value::Null, Map::new());

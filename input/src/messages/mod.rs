@@ -1,25 +1,28 @@
 //! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts both formats to a
 //! [`Conversation`].
 //!
-//! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the
+//! `image_url` and `video_url` become `image` and `video`, as do `url` and `path`, the keys of Transformers. Relative paths are resolved against the folder of the
 //! messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`].
 //! Other keys of a message are kept for the chat template. [`crate::prompt_fields`] reads the fields of a request that
 //! apply to all messages.
 
+mod media_source;
 pub(crate) mod part_keys;
+mod row_keys;
 mod tool_messages;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reel_diagnostic::input;
 use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
-use self::part_keys::media_value_and_overrides;
+use self::part_keys::{IMAGE_SOURCES, VIDEO_SOURCES, media_value_and_overrides};
+use self::row_keys::refuse_media_keys;
 use self::tool_messages::read_tool_calls;
 use crate::error::{InputError, Result};
-use crate::fetch::without_secrets;
 
+pub use self::media_source::{MediaSource, media_type_of_base64};
 pub(crate) use self::tool_messages::is_function_name;
 
 /// A list of chat messages.
@@ -135,43 +138,6 @@ pub enum VideoSource {
     File(MediaSource),
     /// A list of at least one image: the frames of the video.
     Frames(Vec<MediaSource>),
-}
-
-/// Where the bytes of an image or a video come from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MediaSource {
-    /// A file.
-    Path(PathBuf),
-    /// An `http:` or `https:` address.
-    Url(String),
-    /// A whole `data:` URI.
-    Data(String),
-}
-
-impl MediaSource {
-    /// Parses a path, or a `file://`, `http(s)://` or `data:` address. Relative paths are resolved against `root`.
-    pub fn parse(text: &str, root: &Path) -> Self {
-        let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
-        if lower.starts_with("http://") || lower.starts_with("https://") {
-            MediaSource::Url(text.to_string())
-        } else if lower.starts_with("data:") {
-            MediaSource::Data(text.to_string())
-        } else if let Some(path) = text.strip_prefix("file://") {
-            MediaSource::Path(root.join(path))
-        } else {
-            MediaSource::Path(root.join(text))
-        }
-    }
-
-    /// The path or address of this source, or the text `data: URI`, for error messages and the chat template. An
-    /// address is shown without user name, password and query.
-    pub fn path_or_address(&self) -> String {
-        match self {
-            MediaSource::Path(path) => path.display().to_string(),
-            MediaSource::Url(url) => without_secrets(url),
-            MediaSource::Data(_) => reel_media::DATA_URI.to_string(),
-        }
-    }
 }
 
 const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": text or list of parts}";
@@ -299,6 +265,7 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
     let Some(role) = map.get("role").and_then(Value::as_str) else {
         return Err(InputError::messages(location, "has no `role`", SHAPE));
     };
+    refuse_media_keys(location, map)?;
     let content = match map.get("content") {
         // As in OpenAI's API, a message of the assistant may have no text: it has tool calls, a refusal, or only
         // reasoning.
@@ -340,7 +307,7 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
             _ => Err(InputError::messages(location, "is a text part without a `text`", PART)),
         },
         PartKind::Image => {
-            let (address, limits) = media_value_and_overrides(location, map, ["image", "image_url"])?;
+            let (address, limits) = media_value_and_overrides(location, map, IMAGE_SOURCES)?;
             let source = match address {
                 Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
@@ -351,7 +318,7 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
             Ok(ContentPart::Image(ImagePart { source, overrides: limits, location: location.to_string() }))
         }
         PartKind::Video => {
-            let (address, limits) = media_value_and_overrides(location, map, ["video", "video_url"])?;
+            let (address, limits) = media_value_and_overrides(location, map, VIDEO_SOURCES)?;
             let source = video_source(location, address, root)?;
             Ok(ContentPart::Video(VideoPart { source, overrides: limits, location: location.to_string() }))
         }
@@ -384,8 +351,8 @@ pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<Part
     let (name, unused) = match kind {
         PartKind::Text => ("a text part", image.or(video)),
         // A part without the medium of its kind is refused later, when the medium is read.
-        PartKind::Image => ("an image part", video.filter(|_| image.is_some())),
-        PartKind::Video => ("a video part", image.filter(|_| video.is_some())),
+        PartKind::Image => ("an image part", video.filter(|_| IMAGE_SOURCES.iter().any(has))),
+        PartKind::Video => ("a video part", image.filter(|_| VIDEO_SOURCES.iter().any(has))),
     };
     match unused {
         Some(key) => {

@@ -25,19 +25,25 @@ pub(crate) const VIDEO_KEYS: [&str; 11] = [
 /// The keys of [`VIDEO_KEYS`] that an image may have.
 const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "resized_width"];
 
-/// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`), and the
-/// limits of the part. The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is
+/// The keys under which an image part may have its file: those of Qwen, OpenAI and Transformers.
+pub(crate) const IMAGE_SOURCES: [&str; 4] = ["image", "image_url", "url", "path"];
+
+/// The keys under which a video part may have its file.
+pub(crate) const VIDEO_SOURCES: [&str; 4] = ["video", "video_url", "url", "path"];
+
+/// The path, address or list under one of `keys` ([`IMAGE_SOURCES`] or [`VIDEO_SOURCES`]), and the limits of the part. The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is
 /// accepted there and ignored, because `max_pixels` sets the size.
 pub(crate) fn media_value_and_overrides<'a>(
     location: &str,
     map: &'a Map<String, Value>,
-    keys: [&'static str; 2],
+    keys: [&'static str; 4],
 ) -> Result<(Option<&'a Value>, MediaOverrides)> {
     let limits = read_media_overrides(location, map)?;
     let mut given = keys.into_iter().filter_map(|key| Some((key, map.get(key).filter(|value| !value.is_null())?)));
     let Some((key, value)) = given.next() else { return Ok((None, limits)) };
-    if given.next().is_some_and(|(_, other)| other.get("url").unwrap_or(other) != value.get("url").unwrap_or(value)) {
-        let what = format!("has both `{}` and `{}`, and they differ", keys[0], keys[1]);
+    let differs = |other: &Value| other.get("url").unwrap_or(other) != value.get("url").unwrap_or(value);
+    if let Some((other, _)) = given.find(|(_, other)| differs(other)) {
+        let what = format!("has both `{key}` and `{other}`, and they differ");
         return Err(InputError::messages(location, what, "give one of them"));
     }
     let Some(object) = value.as_object() else { return Ok((Some(value), limits)) };
@@ -68,21 +74,34 @@ pub(crate) fn media_value_and_overrides<'a>(
 
 /// The error for an unknown key.
 fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
-    let help = format!("remove it; the keys that set frames and pixels here are {}", known.join(", "));
+    let help = match known {
+        [] => "remove it; a text part has only `type` and `text`".to_string(),
+        _ => format!("remove it; the keys that set frames and pixels here are {}", known.join(", ")),
+    };
     InputError::messages(format!("{location}: {key}"), "is an unknown key", help)
 }
 
-/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect. The parts themselves
-/// have been read and checked before.
-pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Result<()> {
+/// Whether unknown keys of text parts are accepted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TextKeys {
+    /// Requests may have keys of other servers, such as `cache_control`.
+    Accepted,
+    /// In a row, a key that nothing reads would be lost.
+    Refused,
+}
+
+/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect, and in text parts if
+/// `text_keys` says so. The parts themselves have been read and checked before.
+pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: TextKeys) -> Result<()> {
     for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
             let location = format!("{location}: message {i}, part {j}");
             let Some(map) = part.as_object() else { continue };
             let (own, limits): (&[&str], &[&str]) = match part_kind(&location, map)? {
-                PartKind::Text => continue,
-                PartKind::Image => (&["image", "image_url", "detail"], &IMAGE_KEYS),
-                PartKind::Video => (&["video", "video_url"], &VIDEO_KEYS),
+                PartKind::Text if text_keys == TextKeys::Accepted => continue,
+                PartKind::Text => (&["text", "annotations"], &[]),
+                PartKind::Image => (&["image", "image_url", "url", "path", "detail"], &IMAGE_KEYS),
+                PartKind::Video => (&VIDEO_SOURCES, &VIDEO_KEYS),
             };
             // `uuid` is vLLM's name of the medium for its media cache; this program ignores it.
             let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);

@@ -1,14 +1,16 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
 //! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey images
-//! is dropped. EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not
-//! the file name.
+//! is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in other formats
+//! EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not the file
+//! name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
 use std::path::Path;
 
 use ::image::codecs::{bmp::BmpDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder};
+use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageResult, Limits};
 use base64::Engine as _;
 
@@ -102,7 +104,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
         ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
         ImageFormat::Gif => gif(file),
         ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, file),
-        ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, file),
+        ImageFormat::Tiff => tiff(file),
         _ => Err(unknown()),
     });
     decoded.unwrap_or_else(|panic| {
@@ -182,6 +184,23 @@ fn pixels(decoder: ImageResult<impl ImageDecoder>, blend: bool, file: ImageFile<
         }
     };
     Ok(RgbImage { data, height: height as usize, width: width as usize })
+}
+
+/// Decodes a TIFF file and turns it by its tag `Orientation`.
+fn tiff(file: ImageFile<'_>) -> Result<RgbImage> {
+    let decoder = || TiffDecoder::new(Cursor::new(file.bytes));
+    let image = pixels(decoder(), true, file)?;
+    // A tag that cannot be read, or has another value than 1 to 8, does not turn the image.
+    let orientation = decoder().and_then(|mut decoder| decoder.orientation()).unwrap_or(Orientation::NoTransforms);
+    if orientation == Orientation::NoTransforms {
+        return Ok(image);
+    }
+    let damaged = || MediaError::file_error(file.name, "is damaged or cut off", "save or download it again");
+    let rgb = ::image::RgbImage::from_raw(image.width as u32, image.height as u32, image.data).ok_or_else(damaged)?;
+    let mut turned = DynamicImage::ImageRgb8(rgb);
+    turned.apply_orientation(orientation);
+    let (width, height) = (turned.width() as usize, turned.height() as usize);
+    Ok(RgbImage { data: turned.into_rgb8().into_raw(), height, width })
 }
 
 fn upper_byte(sample: &u16) -> u8 {

@@ -10,6 +10,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use rayon::prelude::*;
 use reel_files::fingerprint::bytes_fingerprint;
+use reel_input::chat::CHAT_TEMPLATE;
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_input::{Conversation, messages::ContentPart};
 use reel_rewards::Recipe;
@@ -17,10 +18,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::dataset::Dataset;
-use crate::reward_columns::{add_missing_reward_columns, check_reward_columns};
+use crate::reward_columns::prepare_reward_columns;
 use crate::rows::layouts::ConversationLayout;
 use crate::rows::{DataRow, PromptContent, SupervisedRow};
 use crate::sample::{nothing_to_learn_error, to_row_error, tokenize_conversation, tokenize_text_with_media};
+use crate::turn_marks::refuse_turn_marks;
 use crate::{Result, SampleError};
 
 pub use media::{MediaInspector, MediaProperties};
@@ -240,16 +242,22 @@ impl Inspection<'_> {
                 SupervisedRow::Text { prompt, completion } => return Ok(RowContent::Text(prompt + &completion)),
             },
             TrainingCommand::Grpo => {
-                let (content, columns) = data.add_location_to_error(row, parsed.prompt_and_columns(self.recipe))?;
-                data.add_location_to_error(row, check_reward_columns(&columns, true))?;
+                let (content, mut columns) = data.add_location_to_error(row, parsed.prompt_and_columns(self.recipe))?;
+                data.add_location_to_error(row, prepare_reward_columns(&mut columns, true))?;
                 match content {
                     PromptContent::Chat(messages) => messages,
                     PromptContent::Text(text) => return Ok(RowContent::Text(text)),
                 }
             }
         };
-        let read = Conversation::from_json(&location, &Value::Array(messages), self.media_root);
-        read.map(RowContent::Conversation).map_err(|e| to_row_error(&location, e))
+        // Without a model, the template of the published models is assumed.
+        let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.text());
+        let read = Conversation::from_row(&location, &Value::Array(messages), self.media_root, Some(template));
+        let mut conversation = read.map_err(|e| to_row_error(&location, e))?;
+        if command == TrainingCommand::Sft {
+            refuse_turn_marks(&location, &mut conversation)?;
+        }
+        Ok(RowContent::Conversation(conversation))
     }
 
     /// Returns the problem of a row without an answer. For `reel grpo` this is the error that the command would report
@@ -264,8 +272,7 @@ impl Inspection<'_> {
         let missing = match self.command {
             Some(TrainingCommand::Grpo) => {
                 let mut columns = columns.clone();
-                add_missing_reward_columns(&mut columns);
-                data.add_location_to_error(row, check_reward_columns(&columns, false)).err()
+                data.add_location_to_error(row, prepare_reward_columns(&mut columns, false)).err()
             }
             _ => (!has_answer(parsed, columns)).then(|| {
                 let help = "add the answer, use a custom reward (--reward-command or --reward-url), or use the row only with reel generate";

@@ -8,11 +8,17 @@
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
 //! The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before the text
-//! of the first user message, as in TRL and ms-swift. A row with more or fewer files than places is refused. A row with
-//! media in a column that nothing reads is refused, too, because training on the row would ignore these media.
+//! of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is accepted. A row
+//! with more or fewer files than places is refused. A row with media in a column that nothing reads is refused, too
+//! ([`other_columns`]), because training on the row would ignore these media.
+
+mod other_columns;
 
 use reel_diagnostic::Diagnostic;
+use reel_input::messages::media_type_of_base64;
 use serde_json::{Map, Value, json};
+
+use self::other_columns::{check_other_columns, is_image_file};
 
 /// A kind of media.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,17 +56,39 @@ impl Kind {
 
     /// Whether a message part is a place: it is of this kind and has no file.
     fn is_place(self, part: &Value) -> bool {
-        let kinds: &[&str] = match self {
+        self.types().iter().any(|kind| part["type"] == *kind) && !self.has_file(part)
+    }
+
+    /// The keys of a message part that may have its file.
+    fn sources(self) -> [&'static str; 4] {
+        match self {
+            Self::Image => ["image", "image_url", "url", "path"],
+            Self::Video => ["video", "video_url", "url", "path"],
+        }
+    }
+
+    /// The file of a message part: a path, an address or a list of frames; `None` for a part of another kind or without
+    /// a file.
+    fn file(self, part: &Value) -> Option<&Value> {
+        let value = |key: &str| part.get(key).filter(|value| !value.is_null());
+        let [own, address, others @ ..] = self.sources();
+        let is_typed = self.types().iter().any(|kind| part["type"] == *kind);
+        let further = others.into_iter().filter(|_| is_typed);
+        let file = [own, address].into_iter().chain(further).find_map(value)?;
+        Some(file.get("url").unwrap_or(file))
+    }
+
+    /// The types of message parts of this kind.
+    fn types(self) -> &'static [&'static str] {
+        match self {
             Self::Image => &["image", "image_url", "input_image"],
             Self::Video => &["video", "video_url"],
-        };
-        part.get("type").and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind)) && !self.has_file(part)
+        }
     }
 
     /// Whether a message part has a file of this kind.
     fn has_file(self, part: &Value) -> bool {
-        let has = |key: &str| part.get(key).is_some_and(|value| !value.is_null());
-        has(self.key()) || has(&format!("{}_url", self.key()))
+        self.file(part).is_some()
     }
 }
 
@@ -78,7 +106,8 @@ pub(super) fn insert_media(
     mut messages: Vec<Value>,
     columns: &Map<String, Value>,
 ) -> Result<Vec<Value>, Diagnostic> {
-    let files = [read_files(Kind::Image, columns)?, read_files(Kind::Video, columns)?];
+    let mut files = [read_files(Kind::Image, columns)?, read_files(Kind::Video, columns)?];
+    files.iter_mut().try_for_each(|files| remove_repeated_files(&messages, files))?;
     add_places(&mut messages, &files);
     for files in &files {
         check_counts(field, &messages, files)?;
@@ -146,7 +175,12 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
         (None, Some(value)) => (single, value),
         (None, None) => return Ok(Files { kind, column: several, parts: Vec::new() }),
     };
+    let is_image = |value: &Value| value.as_str().is_some_and(is_image_file);
     let parts = match value {
+        // In the column `video`, a list of images is one video, whose frames they are.
+        Value::Array(list) if kind == Kind::Video && column == single && list.iter().all(is_image) => {
+            vec![media_part(kind, column, value)?]
+        }
         Value::Array(list) => list
             .iter()
             .enumerate()
@@ -157,9 +191,13 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
     Ok(Files { kind, column, parts })
 }
 
+/// Keys of an object in a media column that only describe its file.
+const DESCRIPTIONS: [&str; 9] =
+    ["width", "height", "format", "mode", "size", "name", "filename", "file_name", "mime_type"];
+
 /// Makes the message part for one file. `value` is a path or an address, a list of image files (the frames of a video),
-/// or an object with the file under `image`, `video`, `path` or `url`. The object's other keys, such as `max_pixels`,
-/// are kept.
+/// or an object with the file under `image`, `video`, `path` or `url`, as OpenAI's `image_url` or `video_url`, or as
+/// `bytes` in base64, whose name is `path`. The object's other keys, such as `max_pixels`, are kept.
 fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, Value>, Diagnostic> {
     let is_path = |value: &Value| value.as_str().is_some_and(|path| !path.is_empty());
     let is_source = |value: &Value| match value {
@@ -178,15 +216,71 @@ fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, V
         source if is_source(source) => Map::from_iter([(kind.key().to_string(), source.clone())]),
         _ => return refuse("is not a file"),
     };
-    let Some(name) = [kind.key(), "path", "url"].into_iter().find(|name| part.get(*name).is_some_and(is_source)) else {
-        let has_bytes = part.get("bytes").is_some_and(|bytes| !bytes.is_null());
-        return refuse(if has_bytes { "has the bytes of a file instead of its path" } else { "does not name a file" });
-    };
-    let source = part.shift_remove(name).unwrap_or_default();
-    part.shift_remove("bytes");
-    part.insert("type".to_string(), json!(kind.key()));
-    part.insert(kind.key().to_string(), source);
+    part.retain(|key, _| !DESCRIPTIONS.contains(&key.as_str()));
+    let [own, address, ..] = kind.sources();
+    let bytes = part.shift_remove("bytes").filter(|bytes| !bytes.is_null() && *bytes != "");
+    if let Some(bytes) = bytes {
+        let Some(uri) = bytes.as_str().and_then(data_uri) else {
+            return refuse("has `bytes` that are not the base64 of an image or a video file");
+        };
+        part.shift_remove("path");
+        if [own, address, "url"].into_iter().any(|name| part.get(name).is_some_and(|value| !value.is_null())) {
+            return refuse("has both `bytes` and another file");
+        }
+        part.insert(own.to_string(), json!(uri));
+    } else if let Some(name) = [own, "path", "url"].into_iter().find(|name| part.get(*name).is_some_and(is_source)) {
+        let source = part.shift_remove(name).unwrap_or_default();
+        part.insert(own.to_string(), source);
+    } else if !part.get(address).is_some_and(|value| is_source(value.get("url").unwrap_or(value))) {
+        return refuse("does not name a file");
+    }
+    part.insert("type".to_string(), json!(own));
     Ok(part)
+}
+
+/// The `data:` URI of a text that is such a URI, or the base64 of an image or a video file.
+fn data_uri(text: &str) -> Option<String> {
+    if text.starts_with("data:") {
+        return Some(text.to_string());
+    }
+    media_type_of_base64(text).map(|media_type| format!("data:{media_type};base64,{text}"))
+}
+
+/// Removes the files of a column that repeats the files of the messages, which the parts of the messages already have.
+///
+/// # Errors
+/// Parts of the messages have files of their own, and the column has others, for which there are no places.
+fn remove_repeated_files(messages: &[Value], files: &mut Files) -> Result<(), Diagnostic> {
+    let (kind, given) = (files.kind, files.parts.len());
+    let places: usize = messages.iter().map(|message| count_places(message, kind)).sum();
+    let own: Vec<&Value> = messages.iter().flat_map(parts).filter(|part| kind.has_file(part)).collect();
+    if given == 0 || own.is_empty() || given == places {
+        return Ok(());
+    }
+    if places == 0 && own.len() == given && own.iter().zip(&files.parts).all(|(own, part)| repeats(kind, own, part)) {
+        files.parts.clear();
+        return Ok(());
+    }
+    let key = kind.key();
+    let what = format!(
+        "names {given} {key} file(s), but the messages name {} {key} file(s) themselves and have {places} place(s) for \
+         others",
+        own.len()
+    );
+    Err(Diagnostic::new(files.column, what, "keep either the files in the messages or the column"))
+}
+
+/// Whether a part of a column has the file of a message's part, and no key that the message's part lacks.
+fn repeats(kind: Kind, own: &Value, part: &Map<String, Value>) -> bool {
+    let name = |file: &Value| match file {
+        Value::String(path) => json!(path.strip_prefix("./").unwrap_or(path)),
+        other => other.clone(),
+    };
+    let part = Value::Object(part.clone());
+    let is_same_file = kind.file(own).map(name) == kind.file(&part).map(name);
+    let is_source = |key: &str| key == "type" || kind.sources().contains(&key);
+    let is_repeated = |key: &str, value: &Value| is_source(key) || value.is_null() || own.get(key) == Some(value);
+    is_same_file && part.as_object().into_iter().flatten().all(|(key, value)| is_repeated(key, value))
 }
 
 /// If the messages mark no place, adds a place for each file before the text of the first user message. A row with both
@@ -317,91 +411,6 @@ fn text_part(text: String) -> Option<Value> {
 fn first_mark(text: &str) -> Option<(usize, Kind)> {
     let found = Kind::ALL.into_iter().filter_map(|kind| Some((text.find(kind.mark())?, kind)));
     found.min_by_key(|(at, _)| *at)
-}
-
-/// Columns that are never treated as media, regardless of their values, because the reward functions read them.
-const ANSWER_COLUMNS: [&str; 8] =
-    ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question"];
-
-/// Refuses a column that nothing reads if its name or its values show that it holds media. A column that only repeats
-/// files of the messages is accepted.
-fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
-    let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
-    let mut used = Vec::new();
-    for part in messages.iter().flat_map(parts) {
-        for key in ["image", "image_url", "video", "video_url"] {
-            collect_strings(part.get(key).unwrap_or(&Value::Null), &mut used);
-        }
-    }
-    let is_used = |path: &str| used.iter().any(|used| used.ends_with(path) || path.ends_with(used));
-    for (name, value) in columns.iter().filter(|(name, value)| !known.contains(&name.as_str()) && is_given(value)) {
-        let mut strings = Vec::new();
-        collect_strings(value, &mut strings);
-        let looks_so = is_media_name(name) || strings.iter().any(|text| is_media_file(text));
-        if looks_so && !strings.is_empty() && !strings.iter().all(|text| is_used(text)) {
-            return Err(Diagnostic::new(
-                name.as_str(),
-                "looks like images or videos, but reel does not read this column",
-                "name the column images or videos and write <image> or <video> where each file belongs, or remove the \
-                 column",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Appends all non-empty strings in a JSON value, at any depth, to `found`.
-fn collect_strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
-    match value {
-        Value::String(text) if !text.is_empty() => found.push(text),
-        Value::Array(list) => list.iter().for_each(|value| collect_strings(value, found)),
-        Value::Object(fields) => fields.values().for_each(|value| collect_strings(value, found)),
-        _ => {}
-    }
-}
-
-/// Whether a column name denotes media: it consists of a word for media, alone or with words such as `path` or `file`.
-/// A name with any other word (`video_id`, `image_caption`) does not denote media.
-fn is_media_name(name: &str) -> bool {
-    const MEDIA: [&str; 12] =
-        ["image", "img", "video", "audio", "picture", "photo", "frame", "film", "clip", "media", "modal", "multimodal"];
-    const FILES: [&str; 14] = [
-        "path", "file", "filename", "name", "url", "uri", "data", "list", "input", "source", "src", "bytes", "base64",
-        "multi",
-    ];
-    let spaced: String = name
-        .chars()
-        .flat_map(|c| match c {
-            c if c.is_uppercase() => [' ', c.to_ascii_lowercase()],
-            c if c.is_alphanumeric() => [c, '\0'],
-            _ => [' ', '\0'],
-        })
-        .filter(|&c| c != '\0')
-        .collect();
-    let lower = spaced.to_lowercase();
-    let words: Vec<&str> = lower.split(' ').filter(|word| !word.is_empty()).collect();
-    let is_one_of = |word: &str, list: &[&str]| {
-        list.contains(&word) || word.strip_suffix('s').is_some_and(|singular| list.contains(&singular))
-    };
-    words.iter().any(|word| is_one_of(word, &MEDIA))
-        && words.iter().all(|word| is_one_of(word, &MEDIA) || is_one_of(word, &FILES))
-}
-
-/// Whether a text is the path or address of a media file, or a `data:` URI of one.
-fn is_media_file(text: &str) -> bool {
-    const EXTENSIONS: [&str; 26] = [
-        "mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "flv", "wmv", "ts", "jpg", "jpeg", "png", "gif",
-        "bmp", "webp", "tif", "tiff", "heic", "wav", "mp3", "flac", "ogg", "m4a", "aac",
-    ];
-    if ["data:image/", "data:video/", "data:audio/"].iter().any(|start| text.starts_with(start)) {
-        return true;
-    }
-    let path = text.split(['?', '#']).next().unwrap_or(text);
-    let extension = path.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
-    text.len() < 4096
-        && !text.contains(['\n', '<'])
-        && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
-        && (!path.contains(' ') || path.contains('/'))
 }
 
 #[cfg(test)]

@@ -63,6 +63,34 @@ fn marks_are_replaced_in_order() {
             json!({"video_path": "a.mp4", "video_id": "a", "num_frames": 16, "image_caption": "x", "frames": 8}),
             json!([video("v/a.mp4"), text("?")]),
         ),
+        // Columns that repeat the files of the messages.
+        (
+            json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
+            json!({"images": ["a.png", {"path": "b.png"}]}),
+            json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
+        ),
+        // A list of images in the column `video` is one video.
+        (
+            json!("<video>?"),
+            json!({"video": ["0.png", "1.jpg"]}),
+            json!([{"type": "video", "video": ["0.png", "1.jpg"]}, text("?")]),
+        ),
+        // OpenAI's objects, and objects that describe their file.
+        (
+            json!("<image>?"),
+            json!({"images": [{"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}]}),
+            json!([{"type": "image", "image_url": {"url": "a.png", "detail": "low"}}, text("?")]),
+        ),
+        (
+            json!("<image>?"),
+            json!({"images": [{"path": "a.png", "bytes": "", "width": 3, "height": 4}]}),
+            json!([image("a.png"), text("?")]),
+        ),
+        (
+            json!("<image>?"),
+            json!({"images": [{"path": "a.png", "bytes": "data:image/png;base64,iVBO"}]}),
+            json!([image("data:image/png;base64,iVBO"), text("?")]),
+        ),
         (json!("no media"), json!({"images": [], "solution": "a.png", "source": "web"}), json!("no media")),
     ] {
         // JSON objects compare equal regardless of the order of their keys.
@@ -81,7 +109,7 @@ fn media_and_places_that_do_not_agree_are_refused() {
         (
             json!([image("a.png"), text("?")]),
             json!({"images": ["b.png"]}),
-            "images: has 1 image file(s), but the messages have 0 place(s)",
+            "images: names 1 image file(s), but the messages name 1 image file(s) themselves",
         ),
         (
             json!("<video>?"),
@@ -107,7 +135,7 @@ fn media_and_places_that_do_not_agree_are_refused() {
         (json!("<image>"), json!({"images": ["a"], "image": "b"}), "image: is given together with `images`"),
         (json!("<image>"), json!({"images": [3]}), "images[0]: is not a file"),
         (json!("<image>"), json!({"images": [["a.png"]]}), "images[0]: is not a file"),
-        (json!("<image>"), json!({"image": {"bytes": "iVBO"}}), "image: has the bytes of a file instead of its path"),
+        (json!("<image>"), json!({"image": {"bytes": "iVBO"}}), "image: has `bytes` that are not the base64 of"),
         (json!("<video>"), json!({"video": {"fps": 2}}), "video: does not name a file"),
     ] {
         let error = content(given.clone(), others.clone()).unwrap_err();
@@ -118,8 +146,6 @@ fn media_and_places_that_do_not_agree_are_refused() {
 #[test]
 fn media_columns_that_nothing_reads_are_refused() {
     for others in [
-        json!({"audios": ["a.wav"]}),
-        json!({"audio": "speech"}),
         json!({"video_path": "a.mp4"}),
         json!({"videoFile": "a"}),
         json!({"image_urls": ["x"]}),
@@ -138,6 +164,11 @@ fn media_columns_that_nothing_reads_are_refused() {
         );
         let error = refuse_media("prompt", "What?", &columns(others)).unwrap_err();
         assert_eq!(error.location, name);
+    }
+    for others in [json!({"audios": ["a.wav"]}), json!({"audio": "speech"}), json!({"sound": "s.mp3"})] {
+        let name = others.as_object().unwrap().keys().next().unwrap().clone();
+        let error = content(json!("What?"), others).unwrap_err();
+        assert_eq!(error, format!("{name}: is audio, which is not supported; remove the column"));
     }
     let error = refuse_media("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
     assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");

@@ -4,6 +4,7 @@ use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
 
 use super::json_text::refuse_parts_as_text;
+use super::unread::{plain_messages, refuse_unread_columns};
 use super::{DataRow, PromptContent};
 use crate::media_columns;
 
@@ -79,14 +80,14 @@ impl DataRow {
         match (content, completion.unwrap_or_default()) {
             (PromptContent::Chat(messages), Value::Null) => Self::chat_prompt("prompt", messages, fields),
             (PromptContent::Text(text), Value::Null) => {
-                refuse_system_column(&fields)?;
+                refuse_unread_columns("prompt", &plain_messages(&text, None), &fields)?;
+                refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
                 media_columns::refuse_media("prompt", &text, &fields)?;
                 Ok(Self::Prompt { content: PromptContent::Text(text), columns: fields })
             }
             (PromptContent::Text(prompt), Value::String(completion)) => {
-                refuse_second_chat("prompt", &[message("user", &prompt), message("assistant", &completion)], &fields)?;
-                refuse_tools(&fields)?;
-                refuse_system_column(&fields)?;
+                refuse_unread_columns("prompt", &plain_messages(&prompt, Some(&completion)), &fields)?;
+                refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
                 media_columns::refuse_media("prompt", &format!("{prompt}{completion}"), &fields)?;
                 Ok(Self::Completion { prompt, completion })
             }
@@ -114,6 +115,7 @@ impl DataRow {
 
     fn chat_prompt(field: &str, messages: Vec<Value>, columns: Map<String, Value>) -> Result<Self, Diagnostic> {
         refuse_parts_as_text(field, &messages)?;
+        refuse_unread_columns(field, &messages, &columns)?;
         let messages = with_system_column(messages, &columns)?;
         let content = PromptContent::Chat(media_columns::insert_media(field, messages, &columns)?);
         Ok(Self::Prompt { content, columns })
@@ -127,9 +129,7 @@ impl DataRow {
         columns: Map<String, Value>,
     ) -> Result<Self, Diagnostic> {
         refuse_parts_as_text(field, &messages)?;
-        refuse_second_chat(field, &messages, &columns)?;
-        refuse_tools(&columns)?;
-        refuse_objects(&messages, &columns)?;
+        refuse_unread_columns(field, &messages, &columns)?;
         let learned = learned_answers(field, &messages, given)?;
         let messages = with_system_column(messages, &columns)?;
         let messages = media_columns::insert_media(field, messages, &columns)?;
@@ -149,14 +149,21 @@ pub(super) fn parse_chat(field: &str, value: Value) -> Result<Vec<Value>, Diagno
         if !message.get("role").is_some_and(Value::is_string) {
             return Err(Diagnostic::new(at("role"), "is missing or not text", CHAT_HELP));
         }
-        if !message.get("content").is_some_and(|c| c.is_string() || c.is_array()) {
+        let has_calls = message["role"] == "assistant"
+            && message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
+        let is_readable = match message.get("content") {
+            // A message with tool calls may have no text, as in OpenAI's files for fine-tuning.
+            None | Some(Value::Null) => has_calls,
+            Some(content) => content.is_string() || content.is_array(),
+        };
+        if !is_readable {
             return Err(Diagnostic::new(at("content"), "is missing, or neither text nor a list of parts", CHAT_HELP));
         }
     }
     Ok(messages)
 }
 
-fn message(role: &str, text: &str) -> Value {
+pub(super) fn message(role: &str, text: &str) -> Value {
     json!({"role": role, "content": text})
 }
 
@@ -184,30 +191,6 @@ fn learned_answers(field: &str, messages: &[Value], given: usize) -> Result<Vec<
     learned.collect()
 }
 
-/// Refuses a row with a second conversation in another column than `field`, unless the second conversation repeats
-/// messages of the first: rows often keep the text from which their messages were made.
-fn refuse_second_chat(field: &str, messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
-    let repeats = |value: &Value| match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty() || messages.iter().any(|message| message["content"] == text.as_str()),
-        Value::Array(list) => list.is_empty() || messages.windows(list.len()).any(|part| part == list),
-        _ => false,
-    };
-    let other = ["conversations", "prompt", "completion", "query", "instruction"].into_iter().find(|name| {
-        let value = columns.get(*name);
-        let is_start = |text: &str| messages.iter().any(|m| m["content"].as_str().is_some_and(|c| c.starts_with(text)));
-        let has_input = *name == "instruction" && value.and_then(Value::as_str).is_some_and(is_start);
-        *name != field && !has_input && !value.is_none_or(repeats)
-    });
-    match other {
-        Some(name) => {
-            let what = format!("is given together with `{field}`, but is a different conversation");
-            Err(Diagnostic::new(name, what, "keep one of the two"))
-        }
-        None => Ok(()),
-    }
-}
-
 /// Puts the text of the column `system`, as LLaMA-Factory and ms-swift have it, before the messages of a row.
 fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let fault = |what: &str, help: &str| Err(Diagnostic::new("system", what, help));
@@ -224,50 +207,16 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
     }
 }
 
-/// Refuses a column `system` beside a prompt that is a text: such a prompt has no messages.
-fn refuse_system_column(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
+/// Refuses a column `system` in a row that cannot have a system message of its own; `what` says why.
+pub(super) fn refuse_system_column(fields: &Map<String, Value>, what: &str) -> Result<(), Diagnostic> {
     match with_system_column(Vec::new(), fields)?.is_empty() {
         true => Ok(()),
-        false => Err(Diagnostic::new("system", "is not read when `prompt` is plain text", CHAT_HELP)),
+        false => Err(Diagnostic::new("system", what, "give the row as chat `messages`, or remove the column")),
     }
 }
 
-/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL does not show tools, so the model would
-/// learn to call tools that its prompt does not describe.
-fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
-    let none = match fields.get("tools") {
-        None | Some(Value::Null) => true,
-        Some(Value::String(text)) => ["", "[]"].contains(&text.trim()),
-        Some(Value::Array(list)) => list.is_empty(),
-        Some(_) => false,
-    };
-    let help = "write the tools into the system message, or remove the column";
-    if none {
-        Ok(())
-    } else {
-        Err(Diagnostic::new("tools", "is not supported: the chat template does not show tools to the model", help))
-    }
-}
-
-/// Refuses a row whose texts have ms-swift's marks for the boxes and names in its column `objects`. Otherwise the model
-/// would learn the marks themselves, because the column is not read.
-fn refuse_objects(messages: &[Value], fields: &Map<String, Value>) -> Result<(), Diagnostic> {
-    let mark = ["<bbox>", "<ref-object>"].into_iter().find(|mark| {
-        let has = |value: &Value| value.as_str().is_some_and(|text| text.contains(mark));
-        let parts = |message: &Value| message["content"].as_array().is_some_and(|p| p.iter().any(|p| has(&p["text"])));
-        messages.iter().any(|message| has(&message["content"]) || parts(message))
-    });
-    match mark.filter(|_| is_given(fields, "objects")) {
-        Some(mark) => {
-            let what = format!("is not read by reel, so the mark {mark} would stay in the text");
-            Err(Diagnostic::new("objects", what, "write the boxes and names into the text"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Converts the turns of a ShareGPT row to chat messages.
-fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
+/// Converts the turns of a ShareGPT row to chat messages. Other keys of a turn become keys of its message.
+pub(super) fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
     const TURNS: &str = "give a list of {\"from\": human, gpt or system, \"value\": text} messages";
     let Value::Array(turns) = turns else { return Err(Diagnostic::new("conversations", "is not a list", TURNS)) };
     if turns.is_empty() {
@@ -290,8 +239,8 @@ fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
         let value = turn.get("value").or(turn.get("content")).filter(|value| value.is_string() || value.is_array());
         let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
         let mut message = json!({"role": role, "content": value});
-        for key in ["loss", "weight"] {
-            if let Some(value) = turn.get(key) {
+        for (key, value) in turn.as_object().into_iter().flatten() {
+            if !["from", "role", "value", "content"].contains(&key.as_str()) {
                 message[key] = value.clone();
             }
         }
@@ -331,26 +280,32 @@ fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) ->
 /// column named `answer`. Removes these two columns from `fields`. Without an answer, the messages end with the
 /// question.
 fn dialogue(question: &str, answer: &str, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
-    let history = match fields.shift_remove("history") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(pairs)) => pairs,
-        Some(_) => return Err(Diagnostic::new("history", "is not a list", PAIRS)),
-    };
-    let mut messages = Vec::new();
-    for (i, pair) in history.iter().enumerate() {
-        match pair.as_array().map(Vec::as_slice) {
-            Some([Value::String(question), Value::String(answer)]) => {
-                messages.extend([message("user", question), message("assistant", answer)]);
-            }
-            _ => return Err(Diagnostic::new(format!("history[{i}]"), "is not a list of two texts", PAIRS)),
-        }
-    }
+    let mut messages = history_messages(&fields.shift_remove("history").unwrap_or_default())?;
     messages.push(message("user", question));
     match fields.shift_remove(answer) {
         None | Some(Value::Null) => {}
         Some(Value::String(text)) if text.is_empty() => {}
         Some(Value::String(text)) => messages.push(message("assistant", &text)),
         Some(_) => return Err(Diagnostic::new(answer, "is not a string", "write the answer as a JSON string")),
+    }
+    Ok(messages)
+}
+
+/// Makes messages of a column `history`: a list of pairs, each a question and its answer.
+pub(super) fn history_messages(history: &Value) -> Result<Vec<Value>, Diagnostic> {
+    let pairs = match history {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(pairs) => pairs,
+        _ => return Err(Diagnostic::new("history", "is not a list", PAIRS)),
+    };
+    let mut messages = Vec::new();
+    for (i, pair) in pairs.iter().enumerate() {
+        match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(question), Value::String(answer)]) => {
+                messages.extend([message("user", question), message("assistant", answer)]);
+            }
+            _ => return Err(Diagnostic::new(format!("history[{i}]"), "is not a list of two texts", PAIRS)),
+        }
     }
     Ok(messages)
 }

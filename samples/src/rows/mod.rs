@@ -16,13 +16,15 @@
 
 mod json_text;
 pub mod layouts;
+mod unread;
 
-use layouts::{CHAT_HELP, ConversationLayout, parse_chat};
+use layouts::{CHAT_HELP, ConversationLayout, parse_chat, refuse_system_column};
 use reel_diagnostic::Diagnostic;
 use reel_prompts::QuestionTemplate;
 use reel_rewards::Recipe;
 use reel_rewards::string_field;
 use serde_json::{Map, Value, json};
+use unread::{ends_with_answer, plain_messages, refuse_unlearned_answer, refuse_unread_columns};
 
 use crate::media_columns;
 
@@ -139,8 +141,9 @@ pub enum ProblemMedia {
 
 const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, `prompt` and `completion`, `query` and `response`, `instruction` and `output`, or the fields problem, data_type, problem_type, process, solution, path";
 
-/// A row with `problem` is in VideoRFT's layout if it also has at least one of these fields; otherwise in EasyR1's.
-const VIDEORFT_FIELDS: [&str; 4] = ["data_type", "problem_type", "path", "process"];
+/// A row with `problem` is in VideoRFT's layout if it also has at least one of these fields, or `options` for its
+/// `problem_type`; otherwise in EasyR1's.
+const VIDEORFT_FIELDS: [&str; 3] = ["data_type", "path", "process"];
 
 impl DataRow {
     /// Parses a row and checks its fields.
@@ -156,9 +159,18 @@ impl DataRow {
                 return Err(Diagnostic::new("", what, LAYOUTS));
             }
         }
-        if !VIDEORFT_FIELDS.iter().any(|name| fields.get(*name).is_some_and(|value| !value.is_null())) {
+        let is_given = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+        let has_options = fields.get("options").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+        let is_videorft = VIDEORFT_FIELDS.into_iter().any(is_given) || (has_options && is_given("problem_type"));
+        if !is_videorft {
             return Self::from_easyr1(fields);
         }
+        let question = fields.get("problem").and_then(Value::as_str).unwrap_or_default();
+        refuse_unread_columns("problem", &plain_messages(question, None), &fields)?;
+        refuse_system_column(
+            &fields,
+            "is not read, because a row with `data_type` has the system message of its recipe",
+        )?;
         media_columns::refuse_media_beside_path(&fields)?;
         Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
     }
@@ -211,7 +223,8 @@ impl DataRow {
     /// folder.
     pub fn to_supervised_row(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
         match self {
-            Self::Chat { messages, learned, .. } => {
+            Self::Chat { messages, learned, columns } => {
+                refuse_unlearned_answer(messages, columns)?;
                 Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })
             }
             Self::Completion { prompt, completion } => {
@@ -228,10 +241,6 @@ impl DataRow {
             }
         }
     }
-}
-
-fn ends_with_answer(messages: &[Value]) -> bool {
-    messages.last().is_some_and(|message| message["role"] == "assistant")
 }
 
 impl Problem {

@@ -217,7 +217,7 @@ fn generation_leaves_out_the_answer_at_the_end_of_a_chat() {
     assert_eq!(prompt(json!({"messages": [ask, answer, ask]})).unwrap(), json!([ask, answer, ask]));
     assert_eq!(prompt(json!({"prompt": [ask], "solution": "4"})).unwrap(), json!([ask]));
     assert_eq!(prompt(json!({"prompt": "a text"})).unwrap(), json!("a text"));
-    assert!(prompt(json!({"messages": [answer]})).unwrap_err().what.contains("assistant only"));
+    assert!(prompt(json!({"messages": [answer]})).unwrap_err().what.contains("only answers of the assistant"));
 }
 
 #[test]
@@ -344,10 +344,28 @@ fn rows_that_contradict_themselves_are_refused() {
     for (given, location) in [
         (and("prompt", json!("another")), "prompt"),
         (and("prompt", json!([user("another")])), "prompt"),
-        (and("conversations", json!([{"from": "human", "value": "?"}])), "conversations"),
+        (and("conversations", json!([{"from": "human", "value": "another"}])), "conversations"),
         (and("completion", json!([answer("another")])), "completion"),
         (and("query", json!("another")), "query"),
         (and("instruction", json!("another")), "instruction"),
+        (and("response", json!("another")), "response"),
+        (and("output", json!("another")), "output"),
+        (and("output", json!(4)), "output"),
+        (and("history", json!([["q", "a"]])), "history"),
+        (and("chat_template_kwargs", json!({"enable_thinking": false})), "chat_template_kwargs"),
+        (json!({"instruction": "?", "output": "!", "response": "another"}), "response"),
+        (json!({"query": "?", "response": "!", "output": "another"}), "output"),
+        (json!({"messages": [user("q"), answer("a"), user("?")], "response": "!"}), "response"),
+        (json!({"prompt": [user("?")], "solution": "7", "tools": [{"name": "f"}]}), "tools"),
+        (json!({"prompt": "?", "solution": "7", "tools": [{"name": "f"}]}), "tools"),
+        (json!({"prompt": [user("Find <bbox>")], "objects": {"bbox": [[1, 2, 3, 4]]}, "solution": "7"}), "objects"),
+        (json!({"prompt": [user("?")], "query": "another", "solution": "7"}), "query"),
+        (json!({"prompt": "?", "query": "another", "solution": "7"}), "query"),
+        (json!({"problem": "x", "answer": "7", "tools": [{"name": "f"}]}), "tools"),
+        (json!({"problem": "x", "answer": "7", "history": [["q", "a"]]}), "history"),
+        (json!({"problem": "x", "data_type": "text", "problem_type": "OCR", "solution": "y", "tools": "f"}), "tools"),
+        (json!({"problem": "x", "data_type": "text", "problem_type": "OCR", "solution": "y", "system": "s"}), "system"),
+        (json!({"problem": "x", "problem_type": "multiple choice", "options": ["A. y"], "answer": "A"}), "data_type"),
         (json!({"prompt": [user("?")], "completion": "!"}), "completion"),
         (json!({"prompt": "?", "completion": [answer("!")]}), "completion"),
         (json!({"prompt": "?", "completion": "!", "system": "s"}), "system"),
@@ -369,9 +387,52 @@ fn rows_that_contradict_themselves_are_refused() {
         assert_eq!(row(given.clone()).map_err(|e| e.location), Err(location.to_string()), "{given}");
     }
     // Columns that only repeat the chat are accepted, because public data sets have them.
-    for (name, value) in [("prompt", json!("?")), ("prompt", json!([user("?")])), ("instruction", json!("?"))] {
+    for (name, value) in [
+        ("prompt", json!("?")),
+        ("prompt", json!([user("?")])),
+        ("prompt", json!("<image>\n?")),
+        ("instruction", json!("?")),
+        ("response", json!("!")),
+        ("history", json!([["?", "!"]])),
+        ("history", json!([])),
+        ("conversations", json!([{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}])),
+        ("chat_template_kwargs", json!("{}")),
+    ] {
         assert!(row(and(name, value.clone())).is_ok(), "{name} {value}");
     }
+    // A prediction is not the answer of its row.
+    let mut predicted = and("output", json!("another"));
+    predicted["generation"] = json!({"seed": 1});
+    assert!(row(predicted).is_ok());
+    // Rewards may read the answer of a row whose messages end with a question.
+    for given in [
+        json!({"prompt": [user("?")], "response": "!", "output": "another"}),
+        json!({"messages": [user("?")], "response": "!"}),
+        json!({"problem": "?", "response": "!"}),
+    ] {
+        assert!(DataRow::parse(given.clone()).and_then(|row| row.prompt_and_columns(Recipe::Paper)).is_ok(), "{given}");
+    }
+}
+
+/// OpenAI's rows for fine-tuning have calls of tools without a text.
+#[test]
+fn a_message_with_tool_calls_needs_no_text() {
+    let call = json!([{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
+    for content in [json!(null), json!("")] {
+        let calls = json!({"role": "assistant", "content": content, "tool_calls": call});
+        assert!(row(json!({"messages": [user("?"), calls]})).is_ok(), "{content}");
+    }
+    let without = json!({"messages": [user("?"), {"role": "assistant", "content": null, "tool_calls": []}]});
+    assert_eq!(row(without).unwrap_err().location, "messages[1].content");
+}
+
+/// EasyR1's rows may name their problem type; VideoRFT's have `data_type` or `path`.
+#[test]
+fn a_problem_type_alone_does_not_make_a_row_of_videorft() {
+    let given = json!({"problem": "<image>?", "images": ["a.png"], "answer": "7", "problem_type": "numerical"});
+    let (content, columns) = DataRow::parse(given).unwrap().prompt_and_columns(Recipe::Paper).unwrap();
+    assert_eq!(content.into_json()[0]["content"][0], json!({"type": "image", "image": "a.png"}));
+    assert_eq!((&columns["answer"], &columns["problem_type"]), (&json!("7"), &json!("numerical")));
 }
 
 #[test]

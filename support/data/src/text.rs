@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::fingerprint;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -49,7 +50,10 @@ impl TextRows {
     /// Finds the rows in the text of a data file. `path` is for error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
-        let rows = if text[start..].starts_with('[') { list(path, &text, start)? } else { lines(&text, start) };
+        let rows = match text[start..].starts_with('[') {
+            true => list(path, &text, start)?,
+            false => objects_over_lines(&text, start).unwrap_or_else(|| lines(&text, start)),
+        };
         Self::of_rows(path, text, rows)
     }
 
@@ -174,13 +178,29 @@ fn lines(text: &str, start: usize) -> Vec<RowPosition> {
     rows
 }
 
+/// The rows of a text of objects that are written over several lines each, such as a single pretty-printed row. `None`
+/// if the first line is not the beginning of such an object, as in JSONL, or if the text is no sequence of objects.
+fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
+    let first = text[start..].lines().next().filter(|line| line.starts_with('{'))?;
+    serde_json::from_str::<IgnoredAny>(first).err().filter(serde_json::Error::is_eof)?;
+    let objects = serde_json::Deserializer::from_str(&text[start..]).into_iter::<&RawValue>();
+    let objects: Vec<&RawValue> = objects.collect::<Result<_, _>>().ok()?;
+    let is_all = objects.iter().all(|raw| raw.get().starts_with('{'));
+    is_all.then(|| positions(text, objects))
+}
+
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
     let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
         DataError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
     })?;
+    Ok(positions(text, found))
+}
+
+/// The positions of the values `found`, which are parts of `text` in its order.
+fn positions(text: &str, found: Vec<&RawValue>) -> Vec<RowPosition> {
     let (mut line, mut seen) = (1, 0);
-    Ok(found
+    found
         .into_iter()
         .map(|raw| {
             let begin = raw.get().as_ptr() as usize - text.as_ptr() as usize;
@@ -188,11 +208,13 @@ fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
             seen = begin;
             RowPosition { bytes: begin..begin + raw.get().len(), line, damaged: false }
         })
-        .collect())
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -210,6 +232,18 @@ mod tests {
         ] {
             assert_eq!(whole_number_beyond_64_bits(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn objects_may_span_lines() {
+        let parse = |text: &str| TextRows::parse(Path::new("d.json"), text.to_string()).unwrap();
+        let rows = parse("\n{\n  \"a\": 1\n}\n");
+        assert_eq!((rows.len(), rows.value(0).unwrap(), rows.location(0)), (1, json!({"a": 1}), "d.json:2".into()));
+        let rows = parse("{\n\"a\": 1}\n{\"a\":\n2}");
+        assert_eq!((rows.len(), rows.value(1).unwrap(), rows.location(1)), (2, json!({"a": 2}), "d.json:3".into()));
+        // The lines of JSONL are rows of their own, whatever follows the first.
+        assert_eq!(parse("{\"a\": 1}\n{\n").len(), 2);
+        assert_eq!(parse("{\"a\": 1\n{\"a\": 1}\n").len(), 2);
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Diagnostic {
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
         if let Some(unsuitable) = unsuitable {
-            return Self::new(path.as_ref().display().to_string(), unsuitable.to_string(), unsuitable.help());
+            return Self::new(shown_path(path), unsuitable.to_string(), unsuitable.help());
         }
         let help = match error.kind() {
             io::ErrorKind::NotFound => "check the path",
@@ -43,7 +43,7 @@ impl Diagnostic {
             _ if is_link_loop(error) => LOOP_HELP,
             _ => resource_shortage_help(error).unwrap_or("check the file and the disk it is on"),
         };
-        Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
+        Self::new(shown_path(path), format!("cannot be read: {}", io_cause(error)), help)
     }
 
     /// Creates the diagnostic of a file or folder that could not be written.
@@ -124,12 +124,25 @@ const MAX_PRINTED_CHARS: usize = 2000;
 /// be recognised.
 fn printed(text: &str) -> String {
     let redacted = redact_urls(text);
-    let text = escape_controls(&redacted);
+    shortened(&escape_controls(&redacted), MAX_PRINTED_CHARS)
+}
+
+/// The most characters of a path in an error. A longer text that was given as a path is most likely the content of a
+/// file.
+const MAX_PATH_CHARS: usize = 400;
+
+/// A path as an error shows it: without its middle if it is very long.
+pub fn shown_path(path: impl AsRef<Path>) -> String {
+    shortened(&path.as_ref().display().to_string(), MAX_PATH_CHARS)
+}
+
+/// A text without its middle if it has more than `limit` characters.
+fn shortened(text: &str, limit: usize) -> String {
     let count = text.chars().count();
-    if count <= MAX_PRINTED_CHARS {
-        return text.into_owned();
+    if count <= limit {
+        return text.to_string();
     }
-    let (start, end) = (MAX_PRINTED_CHARS * 3 / 4, MAX_PRINTED_CHARS / 4);
+    let (start, end) = (limit * 3 / 4, limit / 4);
     let part = |from: usize, chars: usize| text.chars().skip(from).take(chars).collect::<String>();
     format!("{} […{} characters…] {}", part(0, start), count - start - end, part(count - end, end))
 }

@@ -17,7 +17,7 @@ mod redact;
 mod shortage;
 mod unfinished;
 
-pub use diagnostic::Diagnostic;
+pub use diagnostic::{Diagnostic, shown_path};
 pub use notes::{note_once, print_note};
 pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};

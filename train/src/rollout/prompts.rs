@@ -14,7 +14,7 @@ use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::order::mixture::Mixture;
-use reel_samples::reward_columns::{add_missing_reward_columns, check_reward_columns};
+use reel_samples::reward_columns::prepare_reward_columns;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
@@ -131,17 +131,15 @@ impl PromptSource {
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), SampleError> {
         let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
-        if !self.custom_reward && self.given.is_none() {
-            add_missing_reward_columns(&mut columns);
-        }
         if self.given.is_none() {
-            self.data.add_location_to_error(row, check_reward_columns(&columns, self.custom_reward))?;
+            self.data.add_location_to_error(row, prepare_reward_columns(&mut columns, self.custom_reward))?;
         }
         Ok((content, columns))
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, SampleError> {
-        Conversation::from_json(location, &Value::Array(messages.to_vec()), &self.media_root)
+        let template = Some(self.bundle.template.text());
+        Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))
     }
 

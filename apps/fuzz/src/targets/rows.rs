@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use reel_diagnostic::{escape_controls, escape_controls_in_json, redact_urls};
+use reel_input::chat::CHAT_TEMPLATE;
 use reel_input::fetch::decode_data_uri;
 use reel_input::messages::{Conversation, MediaSource};
 use reel_input::request::ChatRequest;
@@ -246,7 +247,12 @@ pub const ROWS: Target = Target {
                     };
                     let prompt = value_of(row.prompt_and_columns(recipe))?.map(|(content, _)| content.into_json());
                     for messages in [chat, prompt].into_iter().flatten() {
-                        accepted(Conversation::from_json(&rows.location(index), &messages, Path::new("/root")))?;
+                        accepted(Conversation::from_row(
+                            &rows.location(index),
+                            &messages,
+                            Path::new("/root"),
+                            Some(CHAT_TEMPLATE),
+                        ))?;
                     }
                 }
             }

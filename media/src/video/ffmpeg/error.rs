@@ -1,8 +1,10 @@
 //! Translates FFmpeg's errors into errors of this crate.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use ffmpeg_next as ffmpeg;
+use reel_diagnostic::input;
 
 use crate::MediaError;
 
@@ -12,6 +14,14 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
         let what = format!("{operation} failed: {cause}");
         MediaError::file_error(path, what, "check that the file is complete and plays, or convert it")
     };
+    let is_unreadable = match error {
+        ffmpeg::Error::Other { errno } => errno == ffmpeg::error::EINVAL,
+        other => other == ffmpeg::Error::InvalidData,
+    };
+    if is_unreadable && is_image(path) {
+        let help = "give it as an image; for a video of images, list them all as one video";
+        return MediaError::file_error(path, "is an image, not a video", help);
+    }
     match error {
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => out_of_memory(path, operation),
         // Decoders return `EAGAIN` if a thread cannot be created.
@@ -30,6 +40,13 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
         ),
         other => failed(&other.to_string()),
     }
+}
+
+/// Whether a file begins as an image does.
+fn is_image(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = input::open_regular_file(path).and_then(|file| file.take(32).read_to_end(&mut start));
+    read.is_ok() && ::image::guess_format(&start).is_ok()
 }
 
 /// The error for an `operation` that failed because the memory limit is too low for it.

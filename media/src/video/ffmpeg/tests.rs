@@ -93,6 +93,18 @@ fn broken_files_are_refused_with_one_line() {
 }
 
 #[test]
+fn an_image_given_as_a_video_is_named() {
+    for name in ["00_png_rgb.png", "06_jpg_420.jpg", "kinds/rgb.tiff"] {
+        let path = clips().join("../pixels").join(name);
+        // FFmpeg may have been built with a demuxer of the format; the image is then a video of one frame.
+        if let Err(error) = probe(&path) {
+            let wanted = "is an image, not a video; give it as an image";
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
+    }
+}
+
+#[test]
 fn damaged_video_gives_all_frames_or_an_error() {
     for n in [2, 4, 8, 50] {
         let o = MediaOverrides { nframes: Some(n), ..Default::default() };

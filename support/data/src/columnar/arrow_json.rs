@@ -10,11 +10,12 @@
 //! | list, fixed-size list | list |
 //! | struct | object |
 //! | map | object; a key that is not text is written as text |
-//! | binary | text in base64 |
+//! | binary | text in base64; a `data:` URI in a column or field `image`, `images`, `video` or `videos`, or a list there |
 //! | image or video | the bytes as a `data:` URI, else the path, else `null` |
+//! | image or video with further fields | object; `bytes` is a `data:` URI, or `null` if it is empty |
 //! | JSON (text of the extension type `arrow.json`), at any depth | the value that the text is |
 //!
-//! An image or a video is a struct with the fields `bytes` (binary) and `path` (text), as Hugging Face stores it.
+//! An image or a video is a struct with a field `bytes` (binary), as Hugging Face stores it with `path` (text).
 //! Columns of other types are refused by their name when the file is opened ([`check_type`]).
 
 use std::fmt::Write;
@@ -83,20 +84,63 @@ pub(crate) fn has_binary(data_type: &DataType) -> bool {
     }
 }
 
-/// The positions of `bytes` and `path` in a struct that is an image or a video of the library `datasets`.
-fn media_fields(fields: &Fields) -> Option<(usize, usize)> {
+/// The columns and fields whose bytes are images and videos.
+const MEDIA_NAMES: [&str; 4] = ["image", "images", "video", "videos"];
+
+fn is_bytes(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
+}
+
+/// Whether values of this type are bytes, or lists of bytes.
+fn is_bytes_or_list(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => is_bytes_or_list(f.data_type()),
+        other => is_bytes(other),
+    }
+}
+
+/// The position of `bytes` in a struct that is an image or a video. A `path` beside it must be text; both may have the
+/// type null if all values are.
+fn media_bytes(fields: &Fields) -> Option<usize> {
     let position = |name: &str| fields.iter().position(|f| f.name() == name);
-    let (bytes, path) = (position("bytes")?, position("path")?);
-    let is_media = fields.len() == 2
-        && matches!(
-            fields[bytes].data_type(),
-            DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::Null
-        )
-        && matches!(
-            fields[path].data_type(),
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null
-        );
-    is_media.then_some((bytes, path))
+    let (bytes, path) = (position("bytes")?, position("path"));
+    let is_text = |index: usize| {
+        let text = fields[index].data_type();
+        matches!(text, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Null)
+    };
+    let is_empty_media = *fields[bytes].data_type() == DataType::Null && path.is_some();
+    ((is_bytes(fields[bytes].data_type()) || is_empty_media) && path.is_none_or(is_text)).then_some(bytes)
+}
+
+/// Appends the `data:` URI of bytes; null if there are none.
+fn write_data_uri(out: &mut Vec<u8>, array: &dyn Array, row: usize) {
+    let content = if array.is_valid(row) { bytes_at(array, row) } else { &[] };
+    if content.is_empty() {
+        out.extend(b"null");
+        return;
+    }
+    out.extend(format!("\"data:{};base64,", media_type(content)).as_bytes());
+    out.extend(STANDARD.encode(content).as_bytes());
+    out.push(b'"');
+}
+
+/// Appends bytes, or a list of bytes, as `data:` URIs.
+fn write_media(out: &mut Vec<u8>, array: &dyn Array, row: usize) {
+    let items = match array.data_type() {
+        _ if array.is_null(row) => return out.extend(b"null"),
+        DataType::List(_) => array.as_list::<i32>().value(row),
+        DataType::LargeList(_) => array.as_list::<i64>().value(row),
+        DataType::FixedSizeList(..) => array.as_fixed_size_list().value(row),
+        _ => return write_data_uri(out, array, row),
+    };
+    out.push(b'[');
+    for i in 0..items.len() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_media(out, &items, i);
+    }
+    out.push(b']');
 }
 
 /// Appends the text `text` as JSON.
@@ -112,10 +156,14 @@ pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
 /// Why the value has no JSON form: a date that is out of range, a map with a repeated key, or a text that is marked as
 /// JSON and is not.
 pub(crate) fn write_value(out: &mut Vec<u8>, field: &Field, array: &dyn Array, row: usize) -> Result<(), String> {
-    match field.extension_type_name() == Some(JSON) {
-        true => write_json_text(out, array, row),
-        false => write_typed(out, field.data_type(), array, row),
+    if field.extension_type_name() == Some(JSON) {
+        return write_json_text(out, array, row);
     }
+    if MEDIA_NAMES.contains(&field.name().as_str()) && is_bytes_or_list(field.data_type()) {
+        write_media(out, array, row);
+        return Ok(());
+    }
+    write_typed(out, field.data_type(), array, row)
 }
 
 /// Appends a text of the array that is itself a JSON value.
@@ -234,15 +282,22 @@ fn list(out: &mut Vec<u8>, items: &Field, values: &ArrayRef) -> Result<(), Strin
 }
 
 fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usize) -> Result<(), String> {
-    if let Some((bytes, path)) = media_fields(fields) {
-        if columns[bytes].is_valid(row) && *columns[bytes].data_type() != DataType::Null {
-            let content = bytes_at(&columns[bytes], row);
-            out.extend(format!("\"data:{};base64,", media_type(content)).as_bytes());
-            out.extend(STANDARD.encode(content).as_bytes());
-            out.push(b'"');
-            return Ok(());
-        }
-        return write_value(out, &fields[path], &columns[path], row);
+    let bytes = media_bytes(fields);
+    // An image or a video without further fields is its URI or its path.
+    if let Some(bytes) = bytes
+        && fields.iter().zip(columns).all(|(field, column)| {
+            let is_null = column.is_null(row) || *column.data_type() == DataType::Null;
+            ["bytes", "path"].contains(&field.name().as_str()) || is_null
+        })
+    {
+        let path = fields.iter().position(|f| f.name() == "path");
+        return match path.filter(|_| columns[bytes].is_null(row) || bytes_at(&columns[bytes], row).is_empty()) {
+            Some(path) => write_value(out, &fields[path], &columns[path], row),
+            None => {
+                write_data_uri(out, &columns[bytes], row);
+                Ok(())
+            }
+        };
     }
     out.push(b'{');
     for (i, (field, column)) in fields.iter().zip(columns).enumerate() {
@@ -251,7 +306,10 @@ fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usiz
         }
         write_text(out, field.name());
         out.push(b':');
-        write_value(out, field, column, row)?;
+        match Some(i) == bytes {
+            true => write_data_uri(out, column, row),
+            false => write_value(out, field, column, row)?,
+        }
     }
     out.push(b'}');
     Ok(())

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{DataError, Result};
 use arrow::ArrowDecoder;
 use file::SharedFile;
+pub(crate) use media_type::media_type;
 pub(crate) use parquet::ParquetDecoder;
 
 /// A format of files whose values are stored by column.

@@ -151,6 +151,49 @@ fn embedded_media_become_data_uris_and_paths_stay() {
     }
 }
 
+/// Bytes of a file are kept in each form in which libraries store them: with and without a path, beside other fields,
+/// and as plain binary columns. Empty bytes count as null.
+#[test]
+fn bytes_of_media_are_kept_in_each_form() {
+    let png = b"\x89PNG\r\n\x1a\n".as_slice();
+    let uri = "data:image/png;base64,iVBORw0KGgo=";
+    let bytes = || -> ArrayRef { Arc::new(BinaryArray::from(vec![Some(png), Some(b"".as_slice()), None])) };
+    let text = |texts: [Option<&str>; 3]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
+    let fields = |list: Vec<(&str, ArrayRef)>| -> ArrayRef {
+        let field = |(name, array): &(&str, ArrayRef)| Field::new(*name, array.data_type().clone(), true);
+        let fields: Vec<Field> = list.iter().map(field).collect();
+        Arc::new(StructArray::new(fields.into(), list.into_iter().map(|(_, array)| array).collect(), None))
+    };
+    let mut lists = ListBuilder::new(LargeBinaryBuilder::new());
+    lists.append_value([Some(png), None]);
+    lists.append_value([] as [Option<&[u8]>; 0]);
+    lists.append_null();
+    let path = || text([Some("a.png"); 3]);
+    let rows = open(&[batch(vec![
+        ("only", fields(vec![("bytes", bytes())])),
+        ("both", fields(vec![("bytes", bytes()), ("path", path())])),
+        ("more", fields(vec![("bytes", bytes()), ("path", path()), ("kind", text([Some("x"), Some("y"), None]))])),
+        ("image", bytes()),
+        ("videos", Arc::new(lists.finish())),
+        ("raw", bytes()),
+    ])]);
+    let row = |index: usize| rows.value(index).unwrap();
+    assert_eq!(
+        row(0),
+        json!({"only": uri, "both": uri, "more": {"bytes": uri, "path": "a.png", "kind": "x"}, "image": uri,
+            "videos": [uri, null], "raw": "iVBORw0KGgo="})
+    );
+    assert_eq!(
+        row(1),
+        json!({"only": null, "both": "a.png", "more": {"bytes": null, "path": "a.png", "kind": "y"}, "image": null,
+            "videos": [], "raw": ""})
+    );
+    assert_eq!(
+        row(2),
+        json!({"only": null, "both": "a.png", "more": "a.png", "image": null, "videos": null, "raw": null})
+    );
+}
+
 /// Tests every compression of the Parquet format except LZO, which is deprecated, with both versions of data pages.
 #[test]
 fn compressions_are_read() {
