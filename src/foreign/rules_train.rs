@@ -142,8 +142,11 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             }
         }
         "kl_coef" => {
-            t.parts.insert("kl_coef", value.to_string());
-            t.parts.insert("kl_coef_shown", given.text_for_messages());
+            // EasyR1's older files have a coefficient for the loss beside the one for the reward.
+            let is_of_loss = given.name.ends_with("kl_loss_coef");
+            t.parts.insert(if is_of_loss { "kl_loss_coef" } else { "kl_coef" }, value.to_string());
+            let shown = if is_of_loss { "kl_loss_coef_shown" } else { "kl_coef_shown" };
+            t.parts.insert(shown, given.text_for_messages());
         }
         "disable_kl" => {
             let switches_off = is_true == given.name.ends_with("disable_kl");

@@ -46,6 +46,10 @@ pub fn combine_options(t: &mut Translation) {
 fn epochs(t: &mut Translation) {
     let Some(most) = t.parts.remove("max_epochs") else { return };
     let shown = t.parts.remove("max_epochs_shown").unwrap_or_default();
+    // OpenRLHF's number of passes over a rollout.
+    if peers::most_likely_program(t) == "openrlhf" {
+        return t.add_option("num_iterations", vec![most], &shown);
+    }
     let Some(epochs) = t.number_of("num_train_epochs") else {
         return t.add_option("num_train_epochs", vec![most], &shown);
     };
@@ -153,8 +157,10 @@ fn own_reward(name: &str) -> Option<&'static str> {
 /// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its estimator.
 fn divergence(t: &mut Translation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
-    let coefficient = t.parts.remove("kl_coef");
-    let shown = t.parts.remove("kl_coef_shown").unwrap_or_default();
+    let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));
+    let of_loss = (t.parts.remove("kl_loss_coef"), t.parts.remove("kl_loss_coef_shown"));
+    let (coefficient, shown) = if of_loss.0.is_some() { of_loss } else { of_reward };
+    let shown = shown.unwrap_or_default();
     let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
     let in_loss_shown = t.parts.remove("use_kl_loss_shown").unwrap_or_default();
     let no_kl = t.parts.remove("no_kl");
@@ -168,7 +174,9 @@ fn divergence(t: &mut Translation) {
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
     let of_loss_shown = t.parts.remove("kl_loss_type_shown");
     let of_reward_shown = t.parts.remove("kl_penalty_shown");
-    let (estimator, estimator_shown) = if is_easyr1 { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
+    let is_of_reward = is_easyr1 && of_loss.is_none();
+    let (estimator, estimator_shown) =
+        if is_of_reward { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
     let is_other = estimator.is_some_and(|name| !["low_var_kl", "k3"].contains(&name.as_str()));
     if off.is_none() && !in_reward && is_other {
         let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
@@ -178,6 +186,11 @@ fn divergence(t: &mut Translation) {
     match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add_option("beta", vec!["0".into()], &shown),
         (None, Some(value)) if !t.is_set("beta") => t.add_option("beta", vec![value], &shown),
+        // The coefficient of both programs where only the term is named.
+        (None, None) if in_loss == Some(true) && !t.is_set("beta") => {
+            t.notes.push("note: --beta 0.001 (the other program's default coefficient of the KL term)".into());
+            t.add_option("beta", vec!["0.001".into()], &in_loss_shown);
+        }
         _ => {}
     }
 }
