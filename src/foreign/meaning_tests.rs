@@ -107,6 +107,8 @@ fn keys_that_change_the_result_are_not_dropped() {
                     actor_rollout_ref.rollout.engine_kwargs.vllm.swap_space=4 actor_rollout_ref.rollout.mode=async";
     words_of(&format!("{VERL} {}", harmless.split_whitespace().collect::<Vec<_>>().join(" ")));
     all_refused("grpo --model m --dataset d --output_dir o --use_vllm true", &[("--vllm_nothing 3", "does not know")]);
+    // A key behind an option is not one of its values.
+    all_refused("grpo --model m --data d --out o", &[("trainer.val_only=True", "only validates")]);
     all_refused("sft --model_name_or_path m --dataset_name d --output_dir o --packing", &[("--do_train False", "off")]);
 }
 

@@ -83,7 +83,14 @@ pub fn note_different_defaults(t: &mut Translation) {
                 "warmup_ratio" => !t.is_set("warmup_steps"),
                 "max_pixels" | "min_pixels" => !t.is_set(&format!("image_{}", option.option)),
                 "fps" => !t.is_set("nframes"),
-                "-" => has_adapter || !option.words.starts_with("lora_"),
+                "-" if option.words.starts_with("lora_enable") => {
+                    has_adapter && (t.weights.tower_frozen.is_none() || t.weights.merger_frozen.is_none())
+                }
+                "-" => {
+                    let name = option.words.split([' ', ':']).next().unwrap_or_default();
+                    let is_given = t.read.iter().any(|(given, _)| given == name);
+                    !is_given && (has_adapter || !name.starts_with("lora_"))
+                }
                 _ => true,
             }
         }

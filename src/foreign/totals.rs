@@ -55,8 +55,10 @@ fn epochs(t: &mut Translation) {
     };
     if most.parse::<f64>().is_ok_and(|most| most < epochs) {
         let what = format!("ends the run before its {epochs} epochs, whose learning rates it keeps");
-        let help = "give --num-train-epochs alone, whose last step has the last learning rate";
+        let help = "give --num-train-epochs alone, whose last step has the last learning rate (the command below has the \
+                    smaller number)";
         t.refuse_option(&shown, &what, help);
+        t.replace_option("num_train_epochs", &most, &shown);
     } else {
         t.harmless.push((shown, "bounds that the number of epochs does not reach"));
     }

@@ -37,8 +37,9 @@ pub fn trained_weights(t: &mut Translation) {
     set_rank_and_alpha(t, program, wants);
     let is_adapter = t.is_set("lora_r");
     if is_adapter {
+        let adapts_tower = t.parts.contains_key("vision_lora");
         set_targets(t, program, all_linear);
-        frozen_beside_an_adapter(t, program);
+        frozen_beside_an_adapter(t, program, adapts_tower);
     } else {
         frozen_parts(t);
     }
@@ -94,14 +95,12 @@ fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
         t.add_option("lora_target_modules", vec![QWEN_TARGETS.into()], "LoRA");
         t.notes.push(format!("note: --lora-target-modules {QWEN_TARGETS} (the layers that the other program adapts)"));
     }
-    if vision_lora.is_some() {
-        // 2U1's frozen tower keeps its own weights, as every weight beside an adapter does, and gets an adapter.
-        t.weights.tower_frozen = None;
-    }
 }
 
 /// With LoRA no weight of the model is trained, so freezing says which parts get no adapter.
-fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
+///
+/// 2U1's `vision_lora` (`adapts_tower`) wants a frozen tower, whose own weights are kept, and adapts it.
+fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bool) {
     let weights = t.weights.clone();
     if program == "qwen-finetune" {
         // Its script reads these options only for a run without LoRA.
@@ -114,7 +113,7 @@ fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
         t.harmless.extend(given.map(|(_, shown)| (shown, "options of a run without LoRA")));
         return;
     }
-    if weights.tower_frozen == Some(true) {
+    if weights.tower_frozen == Some(true) && !adapts_tower {
         t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
     }
     if program == "2u1" {

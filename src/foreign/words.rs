@@ -76,6 +76,20 @@ fn is_option(word: &str) -> bool {
     word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !["inf", "nan"].contains(&name)
 }
 
+/// Whether a word is a key of verl or EasyR1 with its value, as `trainer.nnodes=1`.
+fn is_nested_key(word: &str) -> bool {
+    let Some((key, _)) = word.split_once('=') else { return false };
+    let (root, rest) = key.trim_start_matches('+').split_once('.').unwrap_or_default();
+    let roots =
+        ["data", "actor_rollout_ref", "worker", "algorithm", "trainer", "critic", "reward_model", "model", "optim"];
+    roots.contains(&root) && rest.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// Whether the command trains a model.
+fn trains(path: &[String]) -> bool {
+    path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()))
+}
+
 /// The letter of an option with one dash and one letter, such as `-v`.
 fn single_letter(word: &str) -> Option<char> {
     let mut letters = word.strip_prefix('-')?.chars();
@@ -96,13 +110,12 @@ pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
 /// The most words that are values of an option of reel. Python's programs write lists as several words, so options of
 /// training take all words up to the next option, and so do the options of a server that may be repeated.
 fn max_values(argument: &Arg, path: &[String]) -> usize {
-    let trains = path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()));
     // VLMEvalKit takes several data sets and models.
     let names_several = path == ["eval"] && argument.get_long().is_some_and(|long| ["data", "model"].contains(&long));
     let is_repeated = matches!(argument.get_action(), ArgAction::Append);
     match argument.get_action().takes_values() {
         false => 0,
-        true if trains || names_several || (is_repeated && path.first().is_some_and(|name| name == "serve")) => {
+        true if trains(path) || names_several || (is_repeated && path.first().is_some_and(|name| name == "serve")) => {
             usize::MAX
         }
         true => argument.get_num_args().map_or(1, |range| range.max_values()),
@@ -155,7 +168,9 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
         let mut values: Vec<String> = joined.into_iter().collect();
         let has_joined_value = !values.is_empty();
         let most = reel_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
-        while !has_joined_value && values.len() < most && words.get(at).is_some_and(|next| !is_option(next)) {
+        let is_nested = |next: &str| trains(&line.path) && is_nested_key(next);
+        let is_value = |next: &String| !(is_option(next) || is_nested(next));
+        while !has_joined_value && values.len() < most && words.get(at).is_some_and(is_value) {
             values.push(words[at].clone());
             at += 1;
         }
