@@ -184,6 +184,23 @@ fn frozen_parts_do_not_change_and_long_rows_are_cut() {
     assert_eq!(tokens("f"), Some(whole - 2));
 }
 
+/// 2U1's LoRA of the vision tower adapts the tower, although its own weights are frozen; its other LoRA does not.
+#[test]
+fn adapters_of_the_tower_are_trained_where_the_program_trains_them() {
+    let folder = workshop();
+    let towers = |out: &str, more: &str| {
+        let words = format!(
+            "sft --model_id tiny --data_path llava.json --output_dir {out} --lora_enable True --freeze_llm True \
+             --freeze_vision_tower True --freeze_merger True --lora_rank 2 --learning_rate 1e-4 {SHORT} {more}"
+        );
+        run_in(folder.path(), words.split_whitespace()).ok();
+        let tensors = read_tensors(&folder.path().join(out).join("adapter_model.safetensors"));
+        tensors.keys().filter(|name| name.contains("visual")).count()
+    };
+    assert_eq!(towers("a", ""), 0);
+    assert!(towers("b", "--vision_lora True") > 0);
+}
+
 /// A server as vLLM's commands start it: names of the model, limits, unknown fields, a key from the environment.
 #[test]
 fn a_server_answers_as_pasted() {

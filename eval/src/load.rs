@@ -269,6 +269,12 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     let location = file.display().to_string();
     let found = columns.first().cloned().unwrap_or_default();
     let names: Vec<&str> = found.keys().map(String::as_str).filter(|name| !name.contains("file.")).collect();
+    // A file in a folder has the layout that its name stands for.
+    if let Some(own) = task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
+        let what = format!("has the columns of layout {} of {}, whose files have other names", own.name, task.title);
+        let help = format!("name it as {}, or give the file itself as --data", own.files.join(" or "));
+        return data_error(location, what, &help);
+    }
     let other = Task::built_in()
         .into_iter()
         .filter(|other| other.name != task.name)

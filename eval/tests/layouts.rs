@@ -277,7 +277,7 @@ fn wrong_data_names_file_row_and_column() {
         (with("Answer", Value::Null), "Answer: is missing or empty"),
         (with("Options", json!({})), "Options: has no options"),
         (with("Question", json!(["x"])), "Question: is a list or an object"),
-        (list(&[mme]), "has the columns of Video-MME, not those of Video-Holmes"),
+        (list(std::slice::from_ref(&mme)), "has the columns of Video-MME, not those of Video-Holmes"),
         (
             list(&[json!({"a": 1, "b": 2})]),
             "its first row has no `video ID` (layout authors), no `problem` (layout videorft); it has a, b",
@@ -291,6 +291,9 @@ fn wrong_data_names_file_row_and_column() {
     }
     let e = error("other.json", list(std::slice::from_ref(&holmes)));
     assert!(e.contains("has no data file of Video-Holmes; put one of ") && e.contains("test_Video-Holmes.json"), "{e}");
+    // The columns of one layout in a file with the name of another.
+    let e = load("videomme", &[("videomme.json", list(&[mme]))], &[]).unwrap_err().to_string();
+    assert!(e.contains("has the columns of layout authors of Video-MME, whose files have other names"), "{e}");
     // With `skip_bad_rows` bad rows are counted instead of being an error.
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), file, with("Answer", json!("F")));

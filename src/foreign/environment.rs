@@ -5,7 +5,7 @@ use super::translation::Translation;
 use super::{TranslationOutcome, message, peers, totals};
 
 /// Variables of ms-swift and qwen-vl-utils, and the options that stand for them.
-const VARIABLES: [(&str, &str); 9] = [
+pub const VARIABLES: [(&str, &str); 9] = [
     ("MAX_PIXELS", "image_max_pixels"),
     ("MIN_PIXELS", "image_min_pixels"),
     ("VIDEO_MAX_PIXELS", "video_max_pixels"),
@@ -125,16 +125,20 @@ fn group_batch(t: &mut Translation, program: &'static str) {
     }
     let given = t.number_of("per_device_train_batch_size").map(|n| n as u64);
     let rows = given.unwrap_or(8).max(1);
-    if rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some()) {
-        // In reel's own spelling reel's own rule and its message hold.
-        return;
-    }
     let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
     let processes = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<u64>().ok()).unwrap_or(1).max(1);
     let processes = processes.max(t.surroundings.processes as u64);
-    let (prompts, meaning) = match program {
-        "video-r1" => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL counts completions"),
-        _ => {
+    let is_whole_batch_of_groups = (rows * steps * processes).is_multiple_of(group);
+    let of_r1v = program == "trl" && counts_prompts_as_r1v(t, processes > 1 && !is_whole_batch_of_groups);
+    let counts_prompts = t.is_foreign && given.is_some() && (program == "video-r1" || of_r1v);
+    if !counts_prompts && (rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some())) {
+        // In reel's own spelling reel's own rule and its message hold.
+        return;
+    }
+    let (prompts, meaning) = match counts_prompts {
+        true if of_r1v => (rows * steps, "R1-V and Visual-RFT count prompts, TRL counts completions"),
+        true => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL counts completions"),
+        false => {
             t.parts.insert("processes_counted", String::new());
             let all = rows * steps * processes;
             // Each process of a launcher needs a micro-batch.
@@ -143,8 +147,8 @@ fn group_batch(t: &mut Translation, program: &'static str) {
             (all.div_ceil(group).max(fewest), meaning)
         }
     };
-    let accumulation = if program == "video-r1" { steps } else { prompts };
-    let per_micro_batch = if program == "video-r1" { rows } else { 1 };
+    let accumulation = if counts_prompts { steps } else { prompts };
+    let per_micro_batch = if counts_prompts { rows } else { 1 };
     let rows_text = given.map_or("the default batch".to_string(), |rows| format!("a batch of {rows}"));
     t.replace_option("per_device_train_batch_size", &(per_micro_batch * group).to_string(), "batch");
     t.replace_option("gradient_accumulation_steps", &accumulation.to_string(), "batch");
@@ -153,6 +157,19 @@ fn group_batch(t: &mut Translation, program: &'static str) {
          each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}",
         per_micro_batch * group
     ));
+}
+
+/// Whether a command with the options of TRL is one of R1-V or Visual-RFT, whose trainers make `--num_generations`
+/// completions of each row of a micro-batch (`num_return_sequences` in `grpo_trainer.py`). Their scripts have
+/// `--max_pixels` or `--min_pixels`, which TRL has not, and TRL refuses a batch that is not a multiple of the group
+/// (`is_refused_by_trl`). With vLLM R1-V counts completions, as TRL does.
+fn counts_prompts_as_r1v(t: &Translation, is_refused_by_trl: bool) -> bool {
+    let has = |names: &[&str]| t.read.iter().any(|(name, value)| names.contains(&name.as_str()) && !is_off(value));
+    !has(&["use_vllm"]) && (is_refused_by_trl || has(&["max_pixels", "min_pixels"]))
+}
+
+fn is_off(value: &Option<String>) -> bool {
+    value.as_deref().is_some_and(|value| ["false", "no", "0", "none"].contains(&value.to_ascii_lowercase().as_str()))
 }
 
 /// A step of `prompts` prompts: micro-batches of one group.

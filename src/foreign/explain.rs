@@ -20,7 +20,7 @@ pub fn with_explain_option(command: Command) -> Command {
             .hide_possible_values(true)
             .help(
                 "Print the defaults of another program that differ from those of this command, and exit: trl, swift, \
-                 llamafactory, axolotl, verl, easyr1, qwen-finetune, vllm or vllm-bench",
+                 llamafactory, axolotl, verl, easyr1, qwen-finetune, 2u1, video-r1, vllm, sglang, lmdeploy or vllm-bench",
             )
             .help_heading("Training options"),
     )

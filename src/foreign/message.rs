@@ -44,6 +44,10 @@ fn refusal(t: &Translation) -> String {
         text += &format!("  {}: {}; {}\n", problem.shown, problem.what, problem.help);
     }
     text += &format!("\n{}", corrected_command(t));
+    if t.settings.iter().any(|setting| setting.name == "api_key") {
+        text += "\nnote: messages do not show keys: FILE is a file with one key per line, or set VLLM_API_KEY to the key and \
+                 leave --api-key-file out";
+    }
     for note in notes(t) {
         text += &format!("\n{note}");
     }
@@ -55,10 +59,15 @@ pub fn corrected_command(t: &Translation) -> String {
     let start: Vec<String> = std::iter::once("reel".to_string())
         .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted_for_shell(word)))
         .collect();
-    // Messages do not contain keys.
-    let shown = |s: &OptionSetting| if s.name == "api_key" { vec!["KEY".to_string()] } else { s.values.clone() };
-    let options =
-        t.settings.iter().map(|s| option_words(t.parser(), &s.name, &shown(s))).filter(|words| !words.is_empty());
+    // Messages do not contain keys; a file stands for all of them.
+    let keys = t.settings.iter().position(|setting| setting.name == "api_key");
+    let is_shown =
+        |(at, s): &(usize, &OptionSetting)| s.name != "api_key" || (Some(*at) == keys && !t.is_set("api_key_file"));
+    let words = |(_, s): (usize, &OptionSetting)| match s.name.as_str() {
+        "api_key" => option_words(t.parser(), "api_key_file", &["FILE".to_string()]),
+        name => option_words(t.parser(), name, &s.values),
+    };
+    let options = t.settings.iter().enumerate().filter(is_shown).map(words).filter(|words| !words.is_empty());
     let arguments = t.line.arguments.iter().map(|word| vec![word.clone()]);
     let parts =
         options.chain(arguments).map(|words| words.iter().map(|w| quoted_for_shell(w)).collect::<Vec<_>>().join(" "));

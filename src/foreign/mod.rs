@@ -14,6 +14,7 @@ mod environment;
 mod explain;
 mod message;
 mod peers;
+mod places;
 mod repair;
 mod rules;
 mod rules_data;
@@ -22,8 +23,11 @@ mod rules_serve;
 mod rules_train;
 mod totals;
 mod translation;
+mod weights;
 mod words;
 
+#[cfg(test)]
+mod meaning_tests;
 #[cfg(test)]
 mod published_tests;
 #[cfg(test)]

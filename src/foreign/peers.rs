@@ -7,7 +7,7 @@ use super::words::reel_argument;
 
 /// The program that has the most of the given options; the first one if several have as many.
 pub fn most_likely_program(t: &Translation) -> &'static str {
-    const ORDER: [&str; 15] = [
+    const ORDER: [&str; 17] = [
         "trl",
         "video-r1",
         "vlm-r1",
@@ -15,12 +15,14 @@ pub fn most_likely_program(t: &Translation) -> &'static str {
         "llamafactory",
         "axolotl",
         "qwen-finetune",
+        "2u1",
         "verl",
         "easyr1",
         "vllm",
         "vllm-bench",
         "sglang",
         "lmdeploy",
+        "openrlhf",
         "lmms-eval",
         "vlmevalkit",
     ];
@@ -65,6 +67,7 @@ pub fn note_different_defaults(t: &mut Translation) {
     let Some((_, version)) = PROGRAMS.iter().find(|(name, _)| *name == program).filter(|_| t.is_foreign) else {
         return;
     };
+    let has_adapter = t.is_set("lora_r");
     let own = |option: &str| reel_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
     let stated = |d: &ForeignDefault| match d.option {
         "-" => format!("no such option ({})", d.words),
@@ -72,8 +75,24 @@ pub fn note_different_defaults(t: &mut Translation) {
     };
     let differs = |option: &&ForeignDefault| {
         option.program == program && option.command == t.command && !t.is_set(option.option) && {
-            // The program's defaults for LoRA are for runs without a word about it.
-            !(option.option == "lora_r" && t.weights.lora.is_some())
+            match option.option {
+                // The program's defaults for LoRA are for runs without a word about it.
+                "lora_r" => t.weights.lora.is_none(),
+                "freeze_vision" => t.weights.tower_frozen.is_none(),
+                "freeze_llm" => t.weights.decoder_frozen.is_none() && !has_adapter,
+                "warmup_ratio" => !t.is_set("warmup_steps"),
+                "max_pixels" | "min_pixels" => !t.is_set(&format!("image_{}", option.option)),
+                "fps" => !t.is_set("nframes"),
+                "-" if option.words.starts_with("lora_enable") => {
+                    has_adapter && (t.weights.tower_frozen.is_none() || t.weights.merger_frozen.is_none())
+                }
+                "-" => {
+                    let name = option.words.split([' ', ':']).next().unwrap_or_default();
+                    let is_given = t.read.iter().any(|(given, _)| given == name);
+                    !is_given && (has_adapter || !name.starts_with("lora_"))
+                }
+                _ => true,
+            }
         }
     };
     let listed: Vec<String> = foreign_defaults().iter().filter(differs).map(stated).collect();
@@ -97,8 +116,12 @@ fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
         "max_length" | "max_prompt_length" | "image_max_pixels" | "video_max_pixels" | "fps" | "max_frames" => {
             "the profile's limit, or none".into()
         }
+        "min_frames" | "max_pixels" | "min_pixels" | "image_min_pixels" | "video_min_pixels" => {
+            "the profile's limit".into()
+        }
         "epsilon_high" => t.value_of("epsilon").unwrap_or("0.2").into(),
         "labels" => "assistant".into(),
+        _ if !argument.get_action().takes_values() => "false".into(),
         _ => argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),
     }
 }

@@ -152,11 +152,12 @@ fn every_option_of_the_peers_is_known() {
 #[test]
 fn advice_is_of_the_same_kind() {
     for (words, wanted) in [
-        ("sft --model m --data d --out o --bf16 --allowed-local-media-path x", "it is an option of reel serve"),
-        ("grpo --model m --data d --out o --bf16 --gpu-memory-utilization 0.5", "it is an option of reel serve"),
+        ("sft --model m --data d --out o --bf16 --allowed-local-media-path x", "what `reel serve` does"),
+        ("grpo --model m --data d --out o --bf16 --gpu-memory-utilization 0.5", "what `reel serve` does"),
+        ("sft --model m --data d --out o --bf16 --no-auth", "it is an option of reel serve"),
         ("sft --model m --data d --out o --bf16 --save_step true", "nor known as an option of another program"),
         ("sft --model m --data d --out o --bf16 --report_t 5", "nor known as an option of another program"),
-        ("sft --model m --data d --out o --bf16 --mode 5", "it is an option of reel eval"),
+        ("sft --model m --data d --out o --bf16 --mode 5", "what `reel eval` does"),
         ("sft --model m --data d --out o --bf16 --save_step 5", "did you mean --save-steps?"),
         ("serve m --gpu_memory_utilisation 0.5 --api-key k", "nor known as an option of another program"),
         ("serve m --max-model-lens 5 --api-key k", "did you mean --max-model-len?"),

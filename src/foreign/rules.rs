@@ -21,6 +21,8 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> After
     let value = given.joined_values().unwrap_or_else(|| "true".into());
     let number = value.parse::<f64>().ok();
     match rule {
+        "model_kwargs" => rules_data::model_kwargs(&value, given, t),
+        "base_interval" => base_interval(number, given, t),
         // A negative number or 0 means "no limit", and "auto" is the default.
         "no_limit" | "positive" => {
             return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop };
@@ -58,6 +60,17 @@ pub fn listed_values(given: &GivenOption) -> Vec<String> {
         _ => vec![text.trim_end_matches(',').trim_matches(['"', '\'']).to_string()],
     };
     given.values.iter().flat_map(|text| one(text)).filter(|text| !text.is_empty()).collect()
+}
+
+/// The interval of QwenLM's script between two frames of a video, in seconds.
+fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut Translation) {
+    match seconds.filter(|seconds| *seconds > 0.0) {
+        Some(seconds) => t.set_option("fps", vec![format!("{}", 1.0 / seconds)], given),
+        None => {
+            let what = "is not a number of seconds between two frames";
+            t.refuse_option(&given.text_for_messages(), what, "give --fps, the frames of a second");
+        }
+    }
 }
 
 fn each(given: &GivenOption, t: &mut Translation, set: impl Fn(String, &mut Translation)) {

@@ -1,7 +1,8 @@
 //! Rules for the options that say which rows are trained on, and which model has which name.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::environment::VARIABLES;
 use super::rules::listed_values;
 use super::translation::Translation;
 use super::words::GivenOption;
@@ -37,9 +38,50 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
             t.parts.insert("model_name", value.to_string());
             t.parts.insert("model_name_shown", given.text_for_messages());
         }
+        "dataset_dir" => {
+            t.parts.insert("dataset_dir", value.to_string());
+            t.parts.insert("dataset_dir_shown", given.text_for_messages());
+        }
+        "dataset_kwargs" => dataset_kwargs(value, given, t),
         _ => return false,
     }
     true
+}
+
+/// TRL's `dataset_kwargs`: without its preparation of the rows, the rows are those of the file, as in reel.
+fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+    let fields = serde_json::from_str::<Map<String, Value>>(value).ok();
+    let unknown = fields.as_ref().map(|fields| fields.keys().find(|name| *name != "skip_prepare_dataset"));
+    match unknown {
+        Some(None) => t.harmless.push((given.written.clone(), "loading and preprocessing of data")),
+        Some(Some(name)) => {
+            let what = format!("has {name}: reel does not read the data in this way");
+            t.refuse_option(&given.written, &what, "convert the rows (docs/data.md), and leave it out");
+        }
+        None => t.refuse_option(&given.text_for_messages(), "is not a JSON object", "leave it out"),
+    }
+}
+
+/// ms-swift's `model_kwargs`, which it turns into variables of the environment, such as `FPS_MAX_FRAMES`.
+pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+    let Ok(fields) = serde_json::from_str::<Map<String, Value>>(value) else {
+        let help = "give the options themselves, such as --max-frames and --max-pixels";
+        return t.refuse_option(&given.text_for_messages(), "is not a JSON object", help);
+    };
+    for (name, value) in &fields {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        let variable = VARIABLES.iter().find(|(variable, _)| variable.eq_ignore_ascii_case(name));
+        match variable.filter(|(_, option)| t.has_option(option)) {
+            Some((_, option)) => {
+                let written = format!("{} {name}", given.written);
+                t.set_option(option, vec![value.clone()], &GivenOption { written, ..given.clone() });
+            }
+            None => {
+                let what = format!("has {name}: reel reads config.json of the model folder");
+                t.refuse_option(&given.written, &what, "change it there");
+            }
+        }
+    }
 }
 
 /// The data sets of a configuration file of Axolotl or TRL: objects with `path`, `name` and `split`.
@@ -71,8 +113,9 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
             continue;
         };
         let known = ["path", "name", "split", "type", "ds_type", "data_files", "trust_remote_code"];
-        let others = entry.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-        let others: Vec<&str> = others.filter(|name| !known.contains(name)).collect();
+        let others = entry.as_object().into_iter().flatten();
+        let others = others.filter(|(name, value)| !known.contains(&name.as_str()) && !is_reels_own(name, value));
+        let others: Vec<&str> = others.map(|(name, _)| name.as_str()).collect();
         if !others.is_empty() {
             let what = format!("has {} for {path}, which reel does not read", others.join(", "));
             t.refuse_option(&given.written, &what, "convert the rows (docs/data.md), and leave these fields out");
@@ -85,6 +128,24 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
         places.push(with_parts(path, field("name"), field("split"), &given.written, t));
     }
     t.set_option("data", vec![places.join(",")], given);
+}
+
+/// Whether a field of Axolotl's data set says what reel does without it: the names of the fields of a row and of a
+/// message, and that each answer is learned.
+fn is_reels_own(name: &str, value: &Value) -> bool {
+    match (name, value) {
+        (_, Value::Null) => true,
+        ("field_messages", Value::String(field)) => ["messages", "conversations"].contains(&field.as_str()),
+        ("message_property_mappings", Value::Object(fields)) => fields.iter().all(|(own, field)| {
+            field == own
+                || [("role", "from"), ("content", "value")].contains(&(own, field.as_str().unwrap_or_default()))
+        }),
+        ("message_field_role", Value::String(field)) => ["role", "from"].contains(&field.as_str()),
+        ("message_field_content", Value::String(field)) => ["content", "value"].contains(&field.as_str()),
+        ("roles_to_train", Value::Array(roles)) => *roles == ["assistant"].map(Value::from),
+        ("train_on_eos", Value::String(when)) => when == "turn",
+        _ => false,
+    }
 }
 
 /// The place of a data set as reel writes it: `PATH#CONFIG@SPLIT`. A part of a split, such as `train[:1%]`, is refused.

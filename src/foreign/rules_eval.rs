@@ -29,6 +29,15 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
         "model_args" => model_args(value, t),
         "tasks" => benchmarks(&listed_values(given).join(","), given, t),
         "vlmevalkit_data" => vlmevalkit_data(given, t),
+        "vlmevalkit_model" => {
+            let names = listed_values(given);
+            if names.len() > 1 {
+                t.is_foreign = true;
+                let help = format!("run them one after another; the command below has {}", names[0]);
+                t.refuse_option(&given.text_for_messages(), "names several models", &help);
+            }
+            t.set_option("model", given.values.first().cloned().into_iter().collect(), given);
+        }
         "reuse" => t.set_option("resume", Vec::new(), given),
         "bench_host" | "bench_port" => {
             t.parts.insert(if rule == "bench_host" { "host" } else { "port" }, value.to_string());
@@ -70,6 +79,9 @@ fn refuse(t: &mut Translation, given: &GivenOption, what: &str, help: &str) -> b
 /// lmms-eval's `NAME=VALUE,…` for the model.
 fn model_args(value: &str, t: &mut Translation) {
     t.parts.insert("model_args", String::new());
+    // Beside a rate, lmms-eval's number of frames is their bound.
+    let has_rate = value.split(',').any(|pair| pair.starts_with("fps=") && !pair.ends_with('='));
+    let frames = if has_rate { "max_frames" } else { "nframes" };
     for pair in value.split(',').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
         let part =
@@ -78,7 +90,8 @@ fn model_args(value: &str, t: &mut Translation) {
             "pretrained" | "model" => drop(t.parts.insert("pretrained", value.into())),
             "base_url" | "azure_openai_api_base" => t.set_option("endpoint", vec![value.into()], &part),
             "model_version" | "model_name" => t.set_option("endpoint_model", vec![value.into()], &part),
-            "max_num_frames" | "nframes" | "num_frames" => t.set_option("nframes", vec![value.into()], &part),
+            "max_num_frames" | "max_frame_num" | "max_frames_num" => t.set_option(frames, vec![value.into()], &part),
+            "nframes" | "num_frames" => t.set_option("nframes", vec![value.into()], &part),
             "fps" => t.set_option("fps", vec![value.into()], &part),
             "max_pixels" => t.set_option("max_pixels", vec![value.into()], &part),
             "min_pixels" => t.set_option("min_pixels", vec![value.into()], &part),
@@ -148,15 +161,25 @@ fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
     }
     t.is_foreign = true;
     t.vote_for_programs(&["vlmevalkit"]);
-    for part in text.split([',', '_']) {
-        let number = |end: &str| part.strip_suffix(end).filter(|n| n.parse::<f64>().is_ok()).map(str::to_string);
-        if let Some(frames) = number("frame").or(number("frames")).filter(|_| !t.is_set("nframes")) {
-            t.set_option("nframes", vec![frames], given);
-        }
-        if let Some(rate) = number("fps").filter(|_| !t.is_set("fps")) {
-            t.set_option("fps", vec![rate], given);
-        }
+    // Each name may say how many frames its videos have.
+    let frames_of = |name: &str| {
+        let number =
+            |part: &str, end: &str| part.strip_suffix(end).filter(|n| n.parse::<f64>().is_ok()).map(str::to_string);
+        name.split('_').find_map(|part| {
+            let frames = number(part, "frame").or(number(part, "frames")).map(|n| ("nframes", n));
+            frames.or(number(part, "fps").map(|n| ("fps", n)))
+        })
+    };
+    let names: Vec<&str> = text.split(',').filter(|name| !name.is_empty()).collect();
+    let first = names.first().and_then(|name| frames_of(name));
+    let same: Vec<&str> = names.iter().copied().filter(|name| frames_of(name) == first).collect();
+    for name in names.iter().filter(|name| frames_of(name) != first) {
+        let what = format!("has other frames of a video than {}", names[0]);
+        t.refuse_option(&format!("{} {name}", given.written), &what, "run it by itself");
     }
-    benchmarks(&text, given, t);
+    if let Some((option, number)) = first.filter(|(option, _)| !t.is_set(option)) {
+        t.set_option(option, vec![number], given);
+    }
+    benchmarks(&same.join(","), given, t);
     t.parts.insert("vlmevalkit", String::new());
 }

@@ -71,3 +71,51 @@ fn refuse_field(given: &GivenOption, field: &str, t: &mut Translation) {
     let help = "use --min-pixels, --max-pixels, --nframes, --fps, --min-frames and --max-frames";
     t.refuse_option(&given.written, &format!("has {field}, a limit that reel does not have"), help);
 }
+
+/// Folds vLLM's options with a dot, `--limit-mm-per-prompt.image 4`, into one option with a JSON object each. An object
+/// that the option itself has is kept, and a field that is given twice has its last value.
+pub fn fold_dotted_options(all_given: Vec<GivenOption>) -> Vec<GivenOption> {
+    let is_dotted = |given: &GivenOption| given.written.starts_with("--") && given.name.contains('.');
+    let mut folded: Vec<GivenOption> = Vec::new();
+    for given in all_given {
+        let Some((name, field)) = given.name.split_once('.').filter(|_| is_dotted(&given)) else {
+            folded.push(given);
+            continue;
+        };
+        let text = given.joined_values().unwrap_or_else(|| "true".into());
+        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        let written = given.written.split('.').next().unwrap_or_default();
+        let earlier = folded.iter_mut().find(|earlier| earlier.name == name && earlier.written.starts_with("--"));
+        match earlier.and_then(|earlier| Some((object_of(earlier)?, earlier))) {
+            Some((mut fields, earlier)) => {
+                set_field(&mut fields, field, value);
+                earlier.values = vec![Value::Object(fields).to_string()];
+            }
+            None => {
+                let mut fields = Map::new();
+                set_field(&mut fields, field, value);
+                let values = vec![Value::Object(fields).to_string()];
+                folded.push(GivenOption { name: name.into(), written: written.into(), values });
+            }
+        }
+    }
+    folded
+}
+
+/// The object that is the value of an option.
+fn object_of(given: &GivenOption) -> Option<Map<String, Value>> {
+    serde_json::from_str(&given.joined_values()?).ok()
+}
+
+/// Sets a field whose name has a dot for each level: `video.num_frames`.
+fn set_field(fields: &mut Map<String, Value>, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => drop(fields.insert(path.into(), value)),
+        Some((name, rest)) => {
+            let inner = fields.entry(name).or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(inner) = inner {
+                set_field(inner, rest, value);
+            }
+        }
+    }
+}

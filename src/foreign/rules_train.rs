@@ -64,26 +64,31 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             t.parts.insert("all_linear", given.text_for_messages());
             t.parts.insert("all_linear_own", String::new());
         }
-        "lora_exclusions" => {
-            // reel never adapts these layers, so they need not be excluded.
-            let excluded = ["lm_head", "embed_tokens", "visual", "-1"];
-            match excluded.iter().any(|name| value.contains(name)) {
-                true => t.harmless.push((given.written.clone(), "layers that never get an adapter in reel")),
-                false => t.refuse_option(
-                    &given.text_for_messages(),
-                    "excludes layers from LoRA",
-                    "name the layers that get an adapter in --lora-target-modules",
-                ),
-            }
-        }
+        "lora_exclusions" => lora_exclusions(given, t),
+        // Whether the tower is excluded by name is known when all options are read.
         "vision_lora" => {
             if is_true {
-                t.set_option("lora_target_modules", vec!["all-linear".into()], given);
+                t.parts.insert("vision_lora", given.text_for_messages());
             }
+        }
+        "max_epochs" => {
+            t.parts.insert("max_epochs", value.to_string());
+            t.parts.insert("max_epochs_shown", given.text_for_messages());
         }
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
-            let before = t.parts.remove("reward_funcs").map(|names| names + ",").unwrap_or_default();
+            let before = t.parts.remove("reward_funcs");
+            // Python's parsers take the last of several lists; reel's own spelling adds to the list.
+            let adds = given.written == "--reward-funcs";
+            if let Some(lost) = before.as_ref().filter(|_| !adds) {
+                t.is_foreign = true;
+                t.notes.push(format!(
+                    "note: {} is given several times: the last list counts, as in the other program, and {lost} is left \
+                     out; to have all, write them behind one --reward-funcs, with commas",
+                    given.written
+                ));
+            }
+            let before = before.filter(|_| adds).map(|names| names + ",").unwrap_or_default();
             t.parts.insert("reward_funcs", before + &listed_values(given).join(","));
             t.parts.insert("reward_funcs_shown", given.text_for_messages());
         }
@@ -137,8 +142,11 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             }
         }
         "kl_coef" => {
-            t.parts.insert("kl_coef", value.to_string());
-            t.parts.insert("kl_coef_shown", given.text_for_messages());
+            // EasyR1's older files have a coefficient for the loss beside the one for the reward.
+            let is_of_loss = given.name.ends_with("kl_loss_coef");
+            t.parts.insert(if is_of_loss { "kl_loss_coef" } else { "kl_coef" }, value.to_string());
+            let shown = if is_of_loss { "kl_loss_coef_shown" } else { "kl_coef_shown" };
+            t.parts.insert(shown, given.text_for_messages());
         }
         "disable_kl" => {
             let switches_off = is_true == given.name.ends_with("disable_kl");
@@ -202,6 +210,35 @@ fn report_to(given: &GivenOption, t: &mut Translation) {
     t.set_option("report_to", vec![places.join(",")], given);
 }
 
+/// Layers that get no adapter. A part of the decoder that other programs leave out cannot be left out by its name here.
+/// A pattern of verl (`.*visual.*|lm_head`) is read as the names in it.
+fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
+    let is_mark = |c: char| "()^$.*\\".contains(c);
+    let names: Vec<String> = listed_values(given)
+        .iter()
+        .flat_map(|text| text.split([',', '|']))
+        .map(|name| name.trim_matches(|c: char| is_mark(c) || c.is_whitespace()).to_string())
+        .filter(|name| !name.is_empty())
+        .collect();
+    let is_tower = |name: &str| ["visual", "vision_tower"].contains(&name.trim_start_matches("model."));
+    let never_adapted =
+        |name: &str| ["lm_head", "embed_tokens", "merger", "patch_embed"].contains(&name.trim_start_matches("model."));
+    match names.iter().find(|name| !is_tower(name) && !never_adapted(name)) {
+        Some(name) => t.refuse_option(
+            &given.text_for_messages(),
+            &format!("excludes {name} from LoRA"),
+            "name the layers that get an adapter in --lora-target-modules",
+        ),
+        None => t.harmless.push((given.written.clone(), "layers that get no adapter")),
+    }
+    if names.iter().any(|name| is_tower(name)) {
+        t.parts.insert("tower_excluded", String::new());
+    }
+    if names.iter().any(|name| name.ends_with("merger")) {
+        t.parts.insert("merger_excluded", given.text_for_messages());
+    }
+}
+
 /// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where it
 /// is frozen, which is their default: these are the layers that reel adapts without a list.
 fn lora_targets(given: &GivenOption, t: &mut Translation) {
@@ -235,6 +272,7 @@ fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
         t.weights.decoder_shown = given.text_for_messages();
     } else if ends(&["aligner", "merger", "projector", "mlp"]) {
         t.weights.merger_frozen = Some(frozen);
+        t.weights.merger_shown = given.text_for_messages();
     } else {
         t.weights.tower_frozen = Some(frozen);
         t.weights.tower_shown = given.text_for_messages();

@@ -100,7 +100,7 @@ fn name_and_value_are_judged_together() {
         ("--lr 1e-5 --epochs 2", "--learning-rate 1e-5 --num-train-epochs 2"),
         (
             "--train_type lora --lora_rank 8 --target_modules q_proj v_proj",
-            "--lora-r 8 --lora-target-modules q_proj,v_proj",
+            "--lora-r 8 --lora-target-modules q_proj,v_proj --lora-alpha 32",
         ),
     ] {
         let (got, _) = expect_translated(sft(words), words);

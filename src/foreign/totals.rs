@@ -1,10 +1,8 @@
 //! What several options say together, when all of them are read: the weights that are trained, the batch, the rewards,
 //! the server's address.
 
-use std::collections::BTreeSet;
-
 use super::translation::Translation;
-use super::{environment, peers, rules_data};
+use super::{environment, peers, places, rules_data, weights};
 
 /// Combines the options.
 pub fn combine_options(t: &mut Translation) {
@@ -16,13 +14,14 @@ pub fn combine_options(t: &mut Translation) {
     match t.command.as_str() {
         "sft" | "grpo" => {
             evaluation_of_training(t);
+            epochs(t);
             rules_data::combine_data_parts(t);
             if t.is_foreign {
-                data(t);
+                places::translate_places(t);
                 peers::set_default_output_folder(t);
             }
             resume(t);
-            trained_weights(t);
+            weights::trained_weights(t);
             if t.command == "grpo" {
                 rewards(t);
                 divergence(t);
@@ -43,28 +42,25 @@ pub fn combine_options(t: &mut Translation) {
     }
 }
 
-/// ms-swift's `DATA#1000` (the number of rows) and `DATA:all` (the subset).
-fn data(t: &mut Translation) {
-    let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
-    let path = setting.values.join(",");
-    let exists = |path: &str| std::path::Path::new(path).exists();
-    if exists(&path) {
-        return t.replace_option("data", &path, &setting.shown);
+/// ms-swift's `max_epochs` ends a run of `num_train_epochs` earlier.
+fn epochs(t: &mut Translation) {
+    let Some(most) = t.parts.remove("max_epochs") else { return };
+    let shown = t.parts.remove("max_epochs_shown").unwrap_or_default();
+    // OpenRLHF's number of passes over a rollout.
+    if peers::most_likely_program(t) == "openrlhf" {
+        return t.add_option("num_iterations", vec![most], &shown);
     }
-    let (mut counts, mut files) = (BTreeSet::new(), Vec::new());
-    for part in path.split(',') {
-        let counted = part.split_once('#').and_then(|(file, rows)| Some((file, rows.parse::<u64>().ok()?)));
-        let counted = counted.filter(|_| !exists(part));
-        let (file, rows) = counted.map_or((part, None), |(file, rows)| (file, Some(rows)));
-        counts.insert(rows);
-        files.push(if exists(file) { file } else { file.strip_suffix(":all").unwrap_or(file) });
-    }
-    t.replace_option("data", &files.join(","), &setting.shown);
-    if counts.len() > 1 {
-        let help = "give --max-samples N, the number of rows of all data sets together";
-        t.refuse_option(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
-    } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
-        t.add_option("max_samples", vec![rows.to_string()], &setting.shown);
+    let Some(epochs) = t.number_of("num_train_epochs") else {
+        return t.add_option("num_train_epochs", vec![most], &shown);
+    };
+    if most.parse::<f64>().is_ok_and(|most| most < epochs) {
+        let what = format!("ends the run before its {epochs} epochs, whose learning rates it keeps");
+        let help = "give --num-train-epochs alone, whose last step has the last learning rate (the command below has the \
+                    smaller number)";
+        t.refuse_option(&shown, &what, help);
+        t.replace_option("num_train_epochs", &most, &shown);
+    } else {
+        t.harmless.push((shown, "bounds that the number of epochs does not reach"));
     }
 }
 
@@ -104,90 +100,6 @@ fn evaluation_of_training(t: &mut Translation) {
             t.add_option("eval_steps", vec![steps], &shown);
         }
         false => t.harmless.push((shown, "evaluation during training: it does not change the weights")),
-    }
-}
-
-/// LoRA or all weights, and which parts of the model are frozen.
-fn trained_weights(t: &mut Translation) {
-    let weights = t.weights.clone();
-    let program = peers::most_likely_program(t);
-    let all_linear = t.parts.remove("all_linear");
-    let adapter_options = ["lora_r", "lora_alpha", "lora_target_modules"];
-    if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
-        for name in adapter_options {
-            t.remove_option(name);
-        }
-    }
-    let names_an_adapter = t.is_set("lora_r") || t.is_set("lora_alpha") || t.is_set("lora_target_modules");
-    let wants = weights.lora == Some(true) || (t.is_foreign && weights.lora.is_none() && names_an_adapter);
-    if wants && !t.is_set("lora_r") {
-        let (rank, alpha) = if program == "trl" { ("16", "32") } else { ("8", "32") };
-        t.add_option("lora_r", vec![rank.into()], "LoRA");
-        if !t.is_set("lora_alpha") && program != "llamafactory" {
-            t.add_option("lora_alpha", vec![alpha.into()], "LoRA");
-        }
-    }
-    let is_adapter = t.is_set("lora_r");
-    if let Some(shown) = all_linear.filter(|_| is_adapter) {
-        // Without a list of layers, reel adapts all linear layers of the decoder.
-        let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
-        let with_tower = weights.tower_frozen == Some(false) || (own && weights.tower_frozen.is_none());
-        if with_tower && !t.is_set("lora_target_modules") {
-            t.add_option("lora_target_modules", vec!["all-linear".into()], &shown);
-        }
-    }
-    if is_adapter { frozen_beside_an_adapter(t, program) } else { frozen_parts(t) }
-}
-
-/// With LoRA no weight of the model is trained, so freezing says which parts get no adapter.
-fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
-    let weights = t.weights.clone();
-    if weights.tower_frozen == Some(true) {
-        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
-    }
-    let has_rates = t.is_set("learning_rate_vision") || t.is_set("learning_rate_merger");
-    if weights.tower_frozen == Some(false) && program == "qwen-finetune" {
-        let what = "trains the tower's own weights beside an adapter of the decoder, which reel cannot do";
-        let help = "leave this option out: the tower is frozen; or train all weights (no LoRA), or adapt the tower too \
-                    with --lora-target-modules all-linear";
-        t.refuse_option(&weights.tower_shown, what, help);
-    }
-    if has_rates && t.is_foreign && !t.is_set("lora_target_modules") {
-        for name in ["learning_rate_vision", "learning_rate_merger"] {
-            if let Some(setting) = t.remove_option(name) {
-                let what = "is a learning rate of weights that have no adapter";
-                let help = "leave this option out, or name the layers of these weights in --lora-target-modules";
-                t.refuse_option(&setting.shown, what, help);
-            }
-        }
-    }
-    if weights.decoder_frozen == Some(true) && program != "qwen-finetune" {
-        let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
-        t.refuse_option(&weights.decoder_shown, "leaves the decoder without an adapter", help);
-    }
-}
-
-/// Without LoRA the tower, its merger and the decoder are trained unless they are frozen.
-fn frozen_parts(t: &mut Translation) {
-    let weights = t.weights.clone();
-    let tower = weights.tower_frozen.unwrap_or(false);
-    if tower {
-        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
-    }
-    if let Some(merger) = weights.merger_frozen.filter(|merger| *merger != tower) {
-        t.add_option("freeze_merger", vec![merger.to_string()], "the merger");
-    }
-    if weights.decoder_frozen == Some(true) {
-        t.add_option("freeze_llm", vec!["true".into()], &weights.decoder_shown);
-    }
-    let merger = weights.merger_frozen.unwrap_or(tower);
-    for (frozen, name) in [(tower, "learning_rate_vision"), (merger, "learning_rate_merger")] {
-        if frozen
-            && t.is_foreign
-            && let Some(setting) = t.remove_option(name)
-        {
-            t.harmless.push((setting.shown, "learning rates of frozen weights"));
-        }
     }
 }
 
@@ -247,8 +159,10 @@ fn own_reward(name: &str) -> Option<&'static str> {
 /// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its estimator.
 fn divergence(t: &mut Translation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
-    let coefficient = t.parts.remove("kl_coef");
-    let shown = t.parts.remove("kl_coef_shown").unwrap_or_default();
+    let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));
+    let of_loss = (t.parts.remove("kl_loss_coef"), t.parts.remove("kl_loss_coef_shown"));
+    let (coefficient, shown) = if of_loss.0.is_some() { of_loss } else { of_reward };
+    let shown = shown.unwrap_or_default();
     let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
     let in_loss_shown = t.parts.remove("use_kl_loss_shown").unwrap_or_default();
     let no_kl = t.parts.remove("no_kl");
@@ -262,7 +176,9 @@ fn divergence(t: &mut Translation) {
     let (of_loss, of_reward) = (t.parts.remove("kl_loss_type"), t.parts.remove("kl_penalty"));
     let of_loss_shown = t.parts.remove("kl_loss_type_shown");
     let of_reward_shown = t.parts.remove("kl_penalty_shown");
-    let (estimator, estimator_shown) = if is_easyr1 { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
+    let is_of_reward = is_easyr1 && of_loss.is_none();
+    let (estimator, estimator_shown) =
+        if is_of_reward { (of_reward, of_reward_shown) } else { (of_loss, of_loss_shown) };
     let is_other = estimator.is_some_and(|name| !["low_var_kl", "k3"].contains(&name.as_str()));
     if off.is_none() && !in_reward && is_other {
         let what = "is not reel's estimate of the KL term, which is low_var_kl (k3)";
@@ -272,6 +188,11 @@ fn divergence(t: &mut Translation) {
     match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add_option("beta", vec!["0".into()], &shown),
         (None, Some(value)) if !t.is_set("beta") => t.add_option("beta", vec![value], &shown),
+        // The coefficient of both programs where only the term is named.
+        (None, None) if in_loss == Some(true) && !t.is_set("beta") => {
+            t.notes.push("note: --beta 0.001 (the other program's default coefficient of the KL term)".into());
+            t.add_option("beta", vec!["0.001".into()], &in_loss_shown);
+        }
         _ => {}
     }
 }

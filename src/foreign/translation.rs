@@ -7,7 +7,7 @@ use reel_runs::foreign_options::{self, OptionClass, OptionRow};
 use reel_runs::option_names;
 
 use super::words::{CommandLine, GivenOption, option_words, reel_argument};
-use super::{Surroundings, config, rules, rules_train};
+use super::{Surroundings, config, rules, rules_serve, rules_train};
 use crate::number_kind::number_kind;
 
 /// An option of reel with its values.
@@ -45,6 +45,8 @@ pub struct TrainedWeights {
     pub decoder_frozen: Option<bool>,
     /// The option that says that the tower is not frozen, for a message.
     pub tower_shown: String,
+    /// The option that says whether the merger is frozen, for a message.
+    pub merger_shown: String,
     /// The option that says that the decoder is frozen, for a message.
     pub decoder_shown: String,
 }
@@ -61,7 +63,7 @@ impl TrainedWeights {
             lost.push(below.tower_shown.clone());
         }
         if differs(self.merger_frozen, below.merger_frozen) {
-            lost.push("whether the merger is frozen".into());
+            lost.push(below.merger_shown.clone());
         }
         if differs(self.decoder_frozen, below.decoder_frozen) {
             lost.push(below.decoder_shown.clone());
@@ -69,6 +71,7 @@ impl TrainedWeights {
         Self {
             lora: self.lora.or(below.lora),
             tower_shown: if self.tower_frozen.is_some() { self.tower_shown } else { below.tower_shown },
+            merger_shown: if self.merger_frozen.is_some() { self.merger_shown } else { below.merger_shown },
             decoder_shown: if self.decoder_frozen.is_some() { self.decoder_shown } else { below.decoder_shown },
             tower_frozen: self.tower_frozen.or(below.tower_frozen),
             merger_frozen: self.merger_frozen.or(below.merger_frozen),
@@ -142,7 +145,10 @@ impl<'a> Translation<'a> {
     pub fn read_options(&mut self) {
         self.read_arguments();
         self.has_underscores = self.line.given.iter().any(|given| given.written.contains('_'));
-        let all_given = std::mem::take(&mut self.line.given);
+        let mut all_given = std::mem::take(&mut self.line.given);
+        if self.command == "serve" {
+            all_given = rules_serve::fold_dotted_options(all_given);
+        }
         if all_given.iter().any(|given| ["benchmark", "score_only"].contains(&given.name.as_str())) {
             self.parts.insert("benchmark_given", String::new());
         }
@@ -240,7 +246,7 @@ impl<'a> Translation<'a> {
                 }
                 _ if self.command == "serve" && positionals == 0 && !self.is_set("model") => {
                     self.given_as_argument("model", &word, &word);
-                    self.vote_for_programs(&["vllm"]);
+                    self.vote_for_programs(&["vllm", "lmdeploy"]);
                 }
                 _ => others.push(word),
             }
@@ -372,13 +378,25 @@ impl<'a> Translation<'a> {
         }
     }
 
+    /// Another command of reel that has the option `name` itself.
+    fn reel_command_with(&self, name: &str) -> Option<&'static str> {
+        ["sft", "grpo", "serve", "eval", "generate", "bench serve"].into_iter().find(|path| {
+            let command = path.split(' ').try_fold(self.line.root, |command, name| command.find_subcommand(name));
+            command.is_some_and(|command| reel_argument(command, name).is_some())
+        })
+    }
+
     fn read_unknown(&mut self, given: &GivenOption) {
         let path = self.line.path.join(" ");
         let what = format!("is not an option of reel {path}");
         // An option of another command has no similar option here.
-        if let Some(command) = foreign_options::other_command_with(&given.name, &self.command) {
+        if let Some(command) = self.reel_command_with(&given.name) {
             let what = format!("{what} (it is an option of reel {command})");
             return self.refuse_option(&given.text_for_messages(), &what, "leave it out");
+        }
+        if let Some(command) = foreign_options::other_command_with(&given.name, &self.command) {
+            let belongs = format!("other programs have it for what `reel {command}` does");
+            return self.refuse_option(&given.text_for_messages(), &format!("{what} ({belongs})"), "leave it out");
         }
         let value = given.joined_values();
         let fits = |argument: &&clap::Arg| is_of_kind(argument, value.as_deref());

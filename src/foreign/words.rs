@@ -21,6 +21,8 @@ pub struct CommandLine<'a> {
     pub before: Vec<String>,
     /// The names of the command, such as `bench` and `serve`.
     pub path: Vec<String>,
+    /// The parser of the whole command line.
+    pub root: &'a Command,
     /// The parser of the command.
     pub command: &'a Command,
     /// The options, in order.
@@ -74,6 +76,32 @@ fn is_option(word: &str) -> bool {
     word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !["inf", "nan"].contains(&name)
 }
 
+/// Whether a word is a key of verl or EasyR1 with its value, as `trainer.nnodes=1`.
+fn is_nested_key(word: &str) -> bool {
+    let Some((key, _)) = word.split_once('=') else { return false };
+    let (root, rest) = key.trim_start_matches('+').split_once('.').unwrap_or_default();
+    let roots =
+        ["data", "actor_rollout_ref", "worker", "algorithm", "trainer", "critic", "reward_model", "model", "optim"];
+    roots.contains(&root) && rest.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// Whether the command trains a model.
+fn trains(path: &[String]) -> bool {
+    path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()))
+}
+
+/// The letter of an option with one dash and one letter, such as `-v`.
+fn single_letter(word: &str) -> Option<char> {
+    let mut letters = word.strip_prefix('-')?.chars();
+    letters.next().filter(|letter| letter.is_ascii_alphabetic() && letters.next().is_none())
+}
+
+/// Whether reel has an option with this letter, such as `-v`, in the command or for all commands.
+fn has_short_option(root: &Command, command: &Command, letter: char) -> bool {
+    let has = |command: &Command| command.get_arguments().any(|argument| argument.get_short() == Some(letter));
+    letter == 'h' || letter == 'V' || has(command) || has(root)
+}
+
 /// The argument of `command` with the long name or its alias `name`, a field name.
 pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| long.replace('-', "_") == name))
@@ -82,11 +110,14 @@ pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
 /// The most words that are values of an option of reel. Python's programs write lists as several words, so options of
 /// training take all words up to the next option, and so do the options of a server that may be repeated.
 fn max_values(argument: &Arg, path: &[String]) -> usize {
-    let trains = path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()));
+    // VLMEvalKit takes several data sets and models.
+    let names_several = path == ["eval"] && argument.get_long().is_some_and(|long| ["data", "model"].contains(&long));
     let is_repeated = matches!(argument.get_action(), ArgAction::Append);
     match argument.get_action().takes_values() {
         false => 0,
-        true if trains || (is_repeated && path.first().is_some_and(|name| name == "serve")) => usize::MAX,
+        true if trains(path) || names_several || (is_repeated && path.first().is_some_and(|name| name == "serve")) => {
+            usize::MAX
+        }
         true => argument.get_num_args().map_or(1, |range| range.max_values()),
     }
 }
@@ -103,8 +134,8 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
     if command.is_subcommand_required_set() {
         return None;
     }
-    let mut line =
-        CommandLine { before: words[..start].to_vec(), path, command, given: Vec::new(), arguments: Vec::new() };
+    let before = words[..start].to_vec();
+    let mut line = CommandLine { before, path, root, command, given: Vec::new(), arguments: Vec::new() };
     while at < words.len() {
         let word = &words[at];
         at += 1;
@@ -116,21 +147,30 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
             line.arguments.push(word.clone());
             continue;
         }
-        if let [b'-', letter] = word.as_bytes()
-            && letter.is_ascii_alphabetic()
-        {
+        let letter = single_letter(word);
+        if letter.is_some_and(|letter| has_short_option(root, command, letter)) {
             line.before.push(word.clone());
             continue;
         }
         let (written, joined) = match word.split_once('=') {
             Some((name, value)) => (name, Some(value.to_string())),
-            None => (word.as_str(), None),
+            None => match word.as_bytes() {
+                // A number behind a letter is its value: `-O3`.
+                [b'-', letter, rest @ ..]
+                    if letter.is_ascii_alphabetic() && !rest.is_empty() && rest.iter().all(u8::is_ascii_digit) =>
+                {
+                    (&word[..2], Some(word[2..].to_string()))
+                }
+                _ => (word.as_str(), None),
+            },
         };
         let name = option_names::field_name(written);
         let mut values: Vec<String> = joined.into_iter().collect();
         let has_joined_value = !values.is_empty();
         let most = reel_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
-        while !has_joined_value && values.len() < most && words.get(at).is_some_and(|next| !is_option(next)) {
+        let is_nested = |next: &str| trains(&line.path) && is_nested_key(next);
+        let is_value = |next: &String| !(is_option(next) || is_nested(next));
+        while !has_joined_value && values.len() < most && words.get(at).is_some_and(is_value) {
             values.push(words[at].clone());
             at += 1;
         }

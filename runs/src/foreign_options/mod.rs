@@ -240,7 +240,8 @@ mod tests {
         assert_eq!(found("finetuning_type", "freeze", "sft").unwrap().0, OptionClass::Result);
         assert_eq!(found("lora_dropout", "0.0", "grpo").unwrap().0, OptionClass::Off);
         assert_eq!(found("lora_dropout", "0.05", "grpo").unwrap().0, OptionClass::Result);
-        assert_eq!(found("vllm_anything", "1", "grpo").unwrap().0, OptionClass::Harmless);
+        assert_eq!(found("vllm_mode", "colocate", "grpo").unwrap().0, OptionClass::Harmless);
+        assert_eq!(found("vllm_anything", "1", "grpo").unwrap().0, OptionClass::Result);
         assert_eq!(found("actor_rollout_ref.rollout.n", "5", "grpo").unwrap().1, "num_generations=$");
         assert_eq!(found("actor_rollout_ref.rollout.name", "vllm", "grpo").unwrap().0, OptionClass::Harmless);
         assert!(found("nonsense", "1", "sft").is_none());

@@ -1,0 +1,337 @@
+//! Options of other programs keep their meaning, or are refused: none that changes the result is dropped.
+
+use std::fs;
+
+use super::tests::{
+    check_corrected, corrected_words, expect_refused, expect_translated, outcome_of_line, outcome_of_words,
+};
+
+/// The translated words of a command of `reel`.
+fn words_of(line: &str) -> String {
+    expect_translated(outcome_of_line(line), line).0
+}
+
+/// The notes of a translated command, in one text.
+fn notes_of(line: &str) -> String {
+    expect_translated(outcome_of_line(line), line).1.join("\n")
+}
+
+/// Each command is refused with the text beside it, and its corrected command is accepted.
+fn all_refused(prefix: &str, rows: &[(&str, &str)]) {
+    for (words, problem) in rows {
+        let line = format!("{prefix} {words}");
+        let message = expect_refused(outcome_of_line(&line), &line);
+        assert!(message.contains(problem), "{line}: {message}");
+        check_corrected(&line, &message, &[]);
+    }
+}
+
+const VERL: &str = "grpo data.train_files=d actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=4";
+const EASYR1: &str = "grpo data.train_files=d worker.actor.model.model_path=m worker.rollout.n=4";
+const TWO_U_ONE: &str = "sft --model_id m --data_path d --output_dir o --lora_enable True --freeze_llm True";
+
+/// The rank and alpha of an adapter are those of the program where the command does not name them.
+#[test]
+fn adapters_have_the_programs_defaults() {
+    for (line, wanted) in [
+        ("sft --model m --dataset d --output_dir o --tuner_type lora --lora_rank 16 --freeze_vit true", "32"),
+        ("sft --model_name_or_path m --dataset_name d --output_dir o --use_peft --lora_r 64 --packing", "32"),
+        (&format!("{VERL} actor_rollout_ref.model.lora_rank=32"), "16"),
+        (&format!("{EASYR1} worker.actor.model.lora.rank=32"), "64"),
+        (&format!("{TWO_U_ONE} --freeze_vision_tower True --lora_rank 32"), "16"),
+        (&format!("{TWO_U_ONE} --freeze_vision_tower True"), "16"),
+        ("sft --model_name_or_path m --dataset_use d --output_dir o --lora_enable True --data_flatten True", "128"),
+    ] {
+        let (words, notes) = expect_translated(outcome_of_line(line), line);
+        assert!(words.contains(&format!("--lora-alpha {wanted}")), "{line}: {words}");
+        assert!(notes.iter().any(|note| note.contains("default for LoRA")), "{line}: {notes:?}");
+    }
+    assert!(words_of(&format!("{TWO_U_ONE} --freeze_vision_tower True")).contains("--lora-r 64"));
+    // LLaMA-Factory's alpha is twice the rank, as reel's is, and reel's own spelling has reel's own rule.
+    let line = "sft --model_name_or_path m --dataset d.json --output_dir o --finetuning_type lora --lora_rank 8";
+    assert!(!words_of(line).contains("--lora-alpha"));
+    assert!(!words_of("sft --model m --data d --out o --lora-r 8 --bf16").contains("--lora-alpha"));
+}
+
+/// 2U1's `vision_lora` adapts the frozen tower; names that are excluded must be of layers without an adapter.
+#[test]
+fn the_tower_gets_an_adapter_if_the_program_gives_it_one() {
+    let frozen = "--freeze_vision_tower True --freeze_merger True";
+    let words = words_of(&format!("{TWO_U_ONE} {frozen} --vision_lora True"));
+    assert!(words.contains("--lora-target-modules all-linear") && !words.contains("freeze-vision"), "{words}");
+    let words = words_of(&format!("{TWO_U_ONE} {frozen} --vision_lora True --lora_namespan_exclude ['visual']"));
+    assert!(!words.contains("all-linear"), "{words}");
+    let words = words_of(&format!("{TWO_U_ONE} {frozen} --lora_namespan_exclude ['lm_head','embed_tokens']"));
+    assert!(words.contains("--freeze-vision true"), "{words}");
+    all_refused(
+        TWO_U_ONE,
+        &[
+            ("--lora_namespan_exclude ['lm_head','k_proj']", "excludes k_proj from LoRA"),
+            ("--num_lora_modules 3", "adapts only the last layers"),
+            ("--freeze_vision_tower True --freeze_merger False", "trains the merger's own weights"),
+            ("--freeze_vision_tower False", "trains the tower's own weights"),
+            ("--vision_lora True --freeze_vision_tower True --lora_namespan_exclude ['merger']", "excludes the merger"),
+        ],
+    );
+    let lora = format!("{VERL} actor_rollout_ref.model.lora_rank=8");
+    assert!(words_of(&lora).contains("--lora-target-modules all-linear"));
+    assert!(!words_of(&format!("{lora} actor_rollout_ref.model.exclude_modules=.*visual.*")).contains("all-linear"));
+    all_refused(&lora, &[("actor_rollout_ref.model.exclude_modules=visual|k_proj", "excludes k_proj from LoRA")]);
+}
+
+/// Keys of verl and EasyR1 that change the result are translated or refused; no pattern takes unknown ones.
+#[test]
+fn keys_that_change_the_result_are_not_dropped() {
+    assert!(words_of(&format!("{EASYR1} trainer.total_episodes=3")).contains("--num-train-epochs 3"));
+    assert!(
+        words_of(&format!("{VERL} actor_rollout_ref.rollout.response_length=7")).contains("--max-completion-length 7")
+    );
+    let rollout = "+actor_rollout_ref.rollout";
+    for (key, problem) in [
+        ("trainer.val_only=True", "only validates"),
+        ("trainer.critic_warmup=5", "trains a critic before the model"),
+        ("trainer.nothing=1", "is a key that reel does not know"),
+        ("data.nothing=1", "is a key that reel does not know"),
+        ("+data.sampling_ratios=[0.5,0.5]", "sets how data sets are mixed"),
+        (&format!("{rollout}.repetition_penalty=1.3"), "completions are sampled by temperature"),
+        (&format!("{rollout}.min_p=0.1"), "completions are sampled by temperature"),
+        (&format!("{rollout}.stop=['</answer>']"), "completions are sampled by temperature"),
+        (&format!("{rollout}.max_tokens=4"), "use --max-completion-length"),
+        (&format!("{rollout}.nothing=4"), "is a key that reel does not know"),
+        ("actor_rollout_ref.ref.model.path=other", "is a key that reel does not know"),
+    ] {
+        all_refused(VERL, &[(key, problem)]);
+    }
+    let harmless = "trainer.val_only=False trainer.critic_warmup=0 trainer.val_before_train=False trainer.nnodes=1 \
+                    data.return_raw_chat=True actor_rollout_ref.rollout.repetition_penalty=1.0 \
+                    actor_rollout_ref.rollout.engine_kwargs.vllm.swap_space=4 actor_rollout_ref.rollout.mode=async";
+    words_of(&format!("{VERL} {}", harmless.split_whitespace().collect::<Vec<_>>().join(" ")));
+    all_refused("grpo --model m --dataset d --output_dir o --use_vllm true", &[("--vllm_nothing 3", "does not know")]);
+    // A key behind an option is not one of its values.
+    all_refused("grpo --model m --data d --out o", &[("trainer.val_only=True", "only validates")]);
+    all_refused("sft --model_name_or_path m --dataset_name d --output_dir o --packing", &[("--do_train False", "off")]);
+}
+
+/// verl's KL term has verl's coefficient, and EasyR1's old names are those of its KL term, too.
+#[test]
+fn the_divergence_has_the_programs_coefficient() {
+    let actor = "actor_rollout_ref.actor";
+    assert!(words_of(&format!("{VERL} {actor}.use_kl_loss=True")).contains("--beta 0.001"));
+    assert!(words_of(&format!("{VERL} {actor}.use_kl_loss=False")).contains("--beta 0"));
+    let old = format!("{EASYR1} worker.actor.use_kl_loss=true worker.actor.kl_loss_coef=1.0e-3 algorithm.kl_coef=0.0");
+    let words =
+        words_of(&format!("{old} worker.actor.kl_loss_type=low_var_kl worker.actor.ulysses_sequence_parallel_size=1"));
+    assert!(words.contains("--beta 0.001") || words.contains("--beta 1.0e-3"), "{words}");
+    all_refused(&old, &[("worker.reward.compute_score=math", "reel has the rewards")]);
+}
+
+/// Video-R1, R1-V and Visual-RFT count prompts; TRL counts completions.
+#[test]
+fn batches_count_what_the_program_counts() {
+    let grpo = "grpo --model_name_or_path m --dataset_name d --output_dir o";
+    let batch = |per: usize, steps: usize, generations: usize| {
+        format!(
+            "--per_device_train_batch_size {per} --gradient_accumulation_steps {steps} --num_generations {generations}"
+        )
+    };
+    for (more, (per, steps, generations), wanted) in [
+        ("--temporal false --len_control true --bf16 true", (2, 2, 2), (4, 2)),
+        ("--max_pixels 401408 --bf16", (1, 2, 8), (8, 2)),
+        ("--max_pixels 401408 --bf16", (8, 2, 8), (64, 2)),
+        ("--use_vllm true --max_pixels 401408 --bf16", (1, 4, 8), (8, 1)),
+        ("--bf16", (8, 2, 8), (8, 2)),
+        ("--bf16", (1, 8, 8), (8, 1)),
+    ] {
+        let line = format!("{grpo} {more} {}", batch(per, steps, generations));
+        let words = words_of(&line);
+        for option in [
+            format!("--per-device-train-batch-size {}", wanted.0),
+            format!("--gradient-accumulation-steps {}", wanted.1),
+        ] {
+            assert!(words.contains(&option), "{line}: {option}: {words}");
+        }
+    }
+}
+
+/// A list that is given twice is the last one, as in Python's parsers.
+#[test]
+fn the_last_list_of_rewards_counts() {
+    let line =
+        "grpo --model m --dataset d --output_dir o --use_vllm true --reward_funcs accuracy --reward_funcs format";
+    let (words, notes) = expect_translated(outcome_of_line(line), line);
+    assert!(words.contains("--reward-weights accuracy=0,format=1"), "{words}");
+    assert!(notes.iter().any(|note| note.contains("the last list counts")), "{notes:?}");
+}
+
+/// Limits of a server keep their meaning under the names of `swift deploy`, of llama.cpp and with dots.
+#[test]
+fn limits_of_servers_are_translated() {
+    let words: Vec<String> =
+        "serve --model m --infer_backend vllm --vllm_max_model_len 8192 --vllm_tensor_parallel_size 2 \
+                              --vllm_limit_mm_per_prompt"
+            .split_whitespace()
+            .map(String::from)
+            .chain(["{\"image\": 5, \"video\": 2}".to_string()])
+            .collect();
+    let (got, _) = expect_translated(outcome_of_words(&words, &[]), "swift deploy");
+    let wanted = "--max-model-len 8192 --tensor-parallel-size 2 --limit-mm-per-prompt {\"image\": 5, \"video\": 2}";
+    assert!(got.contains(wanted), "{got}");
+    for (line, wanted) in [
+        ("serve -m m -c 4096 -np 2", "serve --model m --max-model-len 4096 --batch-size 2"),
+        ("serve --model m -O 3 --enforce-eager", "serve --model m"),
+        ("serve --model m -O3 -n 2", "serve --model m"),
+        ("serve m --limit-mm-per-prompt.image 4", "serve --model m --limit-mm-per-prompt {\"image\":4}"),
+        (
+            "serve m --mm-processor-kwargs.max_pixels 50176 --media-io-kwargs.video.num_frames 8",
+            "serve --model m --max-pixels 50176 --nframes 8",
+        ),
+        (
+            "serve m --limit-mm-per-prompt.image 4 --limit-mm-per-prompt.video 1",
+            "serve --model m --limit-mm-per-prompt {\"image\":4,\"video\":1}",
+        ),
+        ("serve --model-path m --chat-template qwen2-vl --enable-memory-saver", "serve --model m"),
+    ] {
+        assert_eq!(words_of(line), wanted, "{line}");
+    }
+    all_refused(
+        "serve --model m",
+        &[
+            ("-q awq", "--quantize int8"),
+            ("--mmproj x.gguf -c 8192", "the weights of the vision tower"),
+            ("--load-format dummy", "reads the safetensors files"),
+            ("--enable-reasoning", "include_reasoning"),
+            ("--vllm_nothing 3 --infer_backend vllm", "nor known as an option of another program"),
+        ],
+    );
+    // The letters of reel's own options stay where they are.
+    assert_eq!(words_of("serve --model m -v --enforce-eager"), "-v serve --model m");
+}
+
+/// A corrected command never has a key, nor a word that would be taken for one.
+#[test]
+fn keys_are_not_shown() {
+    let message = expect_refused(outcome_of_line("serve m --api-key secret1 secret2 --reasoning-parser x"), "key");
+    assert!(!message.contains("secret") && !message.contains("--api-key KEY"), "{message}");
+    assert!(corrected_words(&message).ends_with(&["--api-key-file".to_string(), "FILE".to_string()]), "{message}");
+    assert!(message.contains("FILE is a file with one key per line"), "{message}");
+    check_corrected("key", &message, &[]);
+}
+
+/// Evaluations of several benchmarks have one number of frames.
+#[test]
+fn evaluations_take_several_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let eval = format!("--out o --media-root {}", folder.path().display());
+    let message = expect_refused(
+        outcome_of_line(&format!(
+            "eval --data MVBench_MP4_1fps TempCompass_64frame --model Qwen2.5-VL-3B-Instruct {eval}"
+        )),
+        "frames",
+    );
+    assert!(message.contains("TempCompass_64frame: has other frames of a video than MVBench_MP4_1fps"), "{message}");
+    check_corrected("frames", &message, &[]);
+    assert!(corrected_words(&message).contains(&"mvbench".to_string()), "{message}");
+    let message = expect_refused(
+        outcome_of_line(&format!("eval --data MVBench_8frame TempCompass_8frame --model A B {eval}")),
+        "models",
+    );
+    assert!(message.contains("--model A,B: names several models"), "{message}");
+    assert!(corrected_words(&message).contains(&"mvbench,tempcompass".to_string()), "{message}");
+    let lmms =
+        "eval --model qwen2_5_vl --model_args=pretrained=m,fps=1,max_num_frames=8 --tasks videomme --output_path o";
+    assert!(words_of(&format!("{lmms} --data .")).contains("--fps 1 --max-frames 8"));
+    let lmms = lmms.replace("fps=1,", "");
+    assert!(words_of(&format!("{lmms} --data .")).contains("--nframes 8"));
+    assert!(!words_of("eval --model m --data . --benchmark mvbench --out o --nframe 8 --fps -1").contains("--fps"));
+}
+
+/// Names of data sets are looked up, and parts of them are refused or translated.
+#[test]
+fn places_of_data_are_translated() {
+    let folder = tempfile::tempdir().unwrap();
+    let info = "{\"demo\": {\"file_name\": \"demo.json\"}, \"hub\": {\"hf_hub_url\": \"a/b\", \"subset\": \"c\"}}";
+    fs::write(folder.path().join("dataset_info.json"), info).unwrap();
+    let at = folder.path().display();
+    let sft =
+        format!("sft --model_name_or_path m --output_dir o --stage sft --finetuning_type full --dataset_dir {at}");
+    let line = format!("{sft} --dataset demo,hub");
+    assert!(words_of(&line).contains(&format!("--data {at}/demo.json,a/b#c")));
+    assert!(notes_of(&line).contains("(demo of "));
+    all_refused(&sft, &[("--dataset other", "has no dataset_info.json with the data set other")]);
+    let swift = "sft --model m --output_dir o --tuner_type lora --freeze_vit true";
+    for (data, wanted) in [
+        ("swift/refcoco:grounding#1000", "--data swift/refcoco#grounding"),
+        ("a/b:all", "--data a/b "),
+        ("HF::a/b:x/y", "--data a/b#x,a/b#y"),
+        ("a.jsonl:0.7,b.jsonl:0.3", "--data a.jsonl:0.7,b.jsonl:0.3"),
+    ] {
+        let words = words_of(&format!("{swift} --dataset {data}"));
+        assert!(words.contains(wanted), "{data}: {words}");
+    }
+    assert!(words_of(&format!("{swift} --dataset a/b:c#1000")).contains("--max-samples 1000"));
+    let qwen = "sft --model_name_or_path m --output_dir o --data_flatten True";
+    all_refused(qwen, &[("--dataset_use llava.json%50", "takes 50 % of the rows")]);
+    assert!(words_of(&format!("{qwen} --dataset_use llava.json%100")).ends_with("--data llava.json"));
+    assert!(words_of(&format!("{qwen} --dataset_use d --base_interval 2")).contains("--fps 0.5"));
+}
+
+/// Two options for one number, a stage of DeepSpeed, and values that are objects.
+#[test]
+fn pairs_and_objects_are_judged_by_their_values() {
+    let swift = "sft --model m --dataset d --output_dir o --tuner_type full --num_train_epochs 3";
+    assert!(words_of(&format!("{swift} --max_epochs 5")).contains("--num-train-epochs 3"));
+    all_refused(swift, &[("--max_epochs 2", "ends the run before its 3 epochs")]);
+    let alone = swift.replace(" --num_train_epochs 3", " --max_epochs 2");
+    assert!(words_of(&alone).contains("--num-train-epochs 2"));
+    for stage in ["0", "1"] {
+        let line = format!("sft --model m --data d --out o --zero-stage {stage}");
+        assert!(!words_of(&line).contains("zero-stage"), "{line}");
+    }
+    let with = |option: &str, value: &str| {
+        let line = "sft --model_name_or_path m --dataset_name d --output_dir o --use_liger_kernel";
+        let words = line.split(' ').chain([option, value]).map(String::from).collect::<Vec<_>>();
+        outcome_of_words(&words, &[])
+    };
+    let (words, _) =
+        expect_translated(with("--model_kwargs", "{\"fps_max_frames\": 12, \"max_pixels\": 602112}"), "kwargs");
+    assert!(words.contains("--max-frames 12 --image-max-pixels 602112"), "{words}");
+    let message = expect_refused(with("--model_kwargs", "{\"rope_theta\": 12}"), "kwargs");
+    assert!(message.contains("has rope_theta"), "{message}");
+    expect_translated(with("--dataset_kwargs", "{\"skip_prepare_dataset\": true}"), "dataset");
+    let message = expect_refused(with("--dataset_kwargs", "{\"append_concat_token\": true}"), "dataset");
+    assert!(message.contains("has append_concat_token"), "{message}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("axolotl.yaml");
+    fs::write(&file, "base_model: m\ndatasets:\n  - path: d.jsonl\n    type: chat_template\n    field_messages: messages\noutput_dir: o\nmicro_batch_size: 1\n").unwrap();
+    let line = format!("sft --config {}", file.display());
+    assert!(notes_of(&line).contains("at most 100"), "{}", notes_of(&line));
+    all_refused(
+        "sft --model m --dataset d --output_dir o --tuner_type full",
+        &[("--external_plugins x.py", "loads code")],
+    );
+}
+
+/// What is given is not listed as a default, and what a program has by default is.
+#[test]
+fn defaults_that_differ_are_listed() {
+    let swift = "sft --model m --dataset d --output_dir o --tuner_type lora --freeze_vit false";
+    let notes = notes_of(swift);
+    assert!(!notes.contains("freeze_vit true") && notes.contains("lora_dropout 0.05"), "{notes}");
+    let full = notes_of("sft --model m --dataset d --output_dir o --tuner_type full");
+    assert!(full.contains("freeze_vit true") && !full.contains("lora_dropout"), "{full}");
+    for (line, wanted) in [
+        (
+            "grpo --model m --dataset d --output_dir o --tuner_type full --rlhf_type grpo",
+            "2 prompts with 8 completions",
+        ),
+        (VERL, "data.train_batch_size 1024"),
+        ("sft --model_name_or_path m --dataset_use d --output_dir o --data_flatten True", "model_max_length 512"),
+        ("grpo --model_id m --data_path d --output_dir o --freeze_llm False --bf16 True", "max_completion_length 256"),
+        ("serve --model-path m --mem-fraction-static 0.8 --tp-size 1 --max-running-requests 4", "port 30000"),
+        ("serve m --server-port 9 --session-len 64 --cache-max-entry-count 0.5", "server_name 0.0.0.0"),
+        ("serve m --max-num-seqs 2 --enforce-eager --gpu-memory-utilization 0.5", "--allow-remote-media false (images"),
+    ] {
+        let notes = notes_of(line);
+        assert!(notes.contains(wanted), "{line}: {notes}");
+    }
+}

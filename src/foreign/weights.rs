@@ -1,0 +1,173 @@
+//! Which weights a command trains: all of them or LoRA adapters, with the rank and scale that the other program has by
+//! default, and which parts of the model are frozen.
+
+use super::peers;
+use super::translation::Translation;
+
+/// The rank and the alpha of an adapter in a program, where the command names neither. Sources: TRL's `ModelConfig`,
+/// ms-swift's `tuner_args.py`, LLaMA-Factory's `finetuning_args.py` (alpha is twice the rank, as in reel), verl's
+/// `config/model/hf_model.yaml`, EasyR1's `workers/actor/config.py`, QwenLM's `train_qwen.py`, 2U1's `params.py`.
+const LORA_DEFAULTS: [(&str, &str, Option<&str>); 9] = [
+    ("trl", "16", Some("32")),
+    ("video-r1", "16", Some("32")),
+    ("vlm-r1", "16", Some("32")),
+    ("swift", "8", Some("32")),
+    ("llamafactory", "8", None),
+    ("verl", "8", Some("16")),
+    ("easyr1", "8", Some("64")),
+    ("qwen-finetune", "64", Some("128")),
+    ("2u1", "64", Some("16")),
+];
+
+/// The layers that QwenLM's `train_qwen.py` adapts.
+const QWEN_TARGETS: &str = "q_proj,k_proj,v_proj,o_proj";
+
+/// LoRA or all weights, and which parts of the model are frozen.
+pub fn trained_weights(t: &mut Translation) {
+    let weights = t.weights.clone();
+    let program = peers::most_likely_program(t);
+    let all_linear = t.parts.remove("all_linear");
+    if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
+        for name in ["lora_r", "lora_alpha", "lora_target_modules"] {
+            t.remove_option(name);
+        }
+    }
+    let names_an_adapter = t.is_set("lora_r") || t.is_set("lora_alpha") || t.is_set("lora_target_modules");
+    let wants = weights.lora == Some(true) || (t.is_foreign && weights.lora.is_none() && names_an_adapter);
+    set_rank_and_alpha(t, program, wants);
+    let is_adapter = t.is_set("lora_r");
+    if is_adapter {
+        let adapts_tower = t.parts.contains_key("vision_lora");
+        set_targets(t, program, all_linear);
+        frozen_beside_an_adapter(t, program, adapts_tower);
+    } else {
+        frozen_parts(t);
+    }
+}
+
+/// Sets the rank and the alpha that the program takes where they are not given.
+fn set_rank_and_alpha(t: &mut Translation, program: &str, wants: bool) {
+    let known = LORA_DEFAULTS.iter().find(|(name, ..)| *name == program);
+    let (_, rank, alpha) = known.copied().unwrap_or(("", "8", Some("32")));
+    // In reel's own spelling reel's own alpha holds, twice the rank.
+    let setting = t.settings.iter().find(|setting| setting.name == "lora_r");
+    let is_own_rank = setting.is_some_and(|setting| setting.shown.split(' ').next() == Some("--lora-r"));
+    let mut added = Vec::new();
+    if wants && !t.is_set("lora_r") {
+        t.add_option("lora_r", vec![rank.into()], "LoRA");
+        added.push(format!("--lora-r {rank}"));
+    } else if known.is_none() || is_own_rank || !t.is_foreign {
+        return;
+    }
+    if let Some(alpha) = alpha.filter(|_| t.is_set("lora_r") && !t.is_set("lora_alpha")) {
+        t.add_option("lora_alpha", vec![alpha.into()], "LoRA");
+        added.push(format!("--lora-alpha {alpha}"));
+    }
+    if !added.is_empty() {
+        t.notes.push(format!("note: {} (the other program's default for LoRA)", added.join(" ")));
+    }
+}
+
+/// The layers that get an adapter. Without a list of layers, reel adapts all linear layers of the decoder.
+fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
+    let tower_frozen = t.weights.tower_frozen;
+    let tower_excluded = t.parts.remove("tower_excluded").is_some();
+    let vision_lora = t.parts.remove("vision_lora");
+    let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
+    // verl and EasyR1 adapt all linear layers without a word about it.
+    let of_verl = ["verl", "easyr1"].contains(&program) && !t.is_set("lora_target_modules");
+    let shown = vision_lora.clone().or(all_linear.clone()).unwrap_or_else(|| "LoRA".into());
+    let with_tower = match all_linear {
+        _ if vision_lora.is_some() => true,
+        Some(_) if tower_frozen.is_some() => tower_frozen == Some(false),
+        Some(_) => own || of_verl,
+        None => of_verl && tower_frozen != Some(true),
+    };
+    let with_tower = with_tower && !tower_excluded;
+    if let Some(excluded) = t.parts.remove("merger_excluded").filter(|_| with_tower) {
+        let help = "leave this option out: the merger gets an adapter with the tower";
+        t.refuse_option(&excluded, "excludes the merger from LoRA, but not the tower", help);
+    }
+    if with_tower && !t.is_set("lora_target_modules") {
+        t.add_option("lora_target_modules", vec!["all-linear".into()], &shown);
+    }
+    if program == "qwen-finetune" && !t.is_set("lora_target_modules") {
+        t.add_option("lora_target_modules", vec![QWEN_TARGETS.into()], "LoRA");
+        t.notes.push(format!("note: --lora-target-modules {QWEN_TARGETS} (the layers that the other program adapts)"));
+    }
+}
+
+/// With LoRA no weight of the model is trained, so freezing says which parts get no adapter.
+///
+/// 2U1's `vision_lora` (`adapts_tower`) wants a frozen tower, whose own weights are kept, and adapts it.
+fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bool) {
+    let weights = t.weights.clone();
+    if program == "qwen-finetune" {
+        // Its script reads these options only for a run without LoRA.
+        let parts = [
+            (weights.tower_frozen, weights.tower_shown),
+            (weights.merger_frozen, weights.merger_shown),
+            (weights.decoder_frozen, weights.decoder_shown),
+        ];
+        let given = parts.into_iter().filter(|(frozen, _)| frozen.is_some());
+        t.harmless.extend(given.map(|(_, shown)| (shown, "options of a run without LoRA")));
+        return;
+    }
+    if weights.tower_frozen == Some(true) && !adapts_tower {
+        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    }
+    if program == "2u1" {
+        for (frozen, part, shown) in [
+            (weights.tower_frozen, "tower", &weights.tower_shown),
+            (weights.merger_frozen, "merger", &weights.merger_shown),
+        ] {
+            if frozen == Some(false) {
+                let what = format!("trains the {part}'s own weights beside an adapter, which reel cannot do");
+                let help = format!(
+                    "leave this option out: the {part} is frozen; or train all weights (no LoRA), or adapt the tower \
+                     with its merger, too, with --lora-target-modules all-linear"
+                );
+                t.refuse_option(shown, &what, &help);
+            }
+        }
+    }
+    let has_rates = t.is_set("learning_rate_vision") || t.is_set("learning_rate_merger");
+    if has_rates && t.is_foreign && !t.is_set("lora_target_modules") {
+        for name in ["learning_rate_vision", "learning_rate_merger"] {
+            if let Some(setting) = t.remove_option(name) {
+                let what = "is a learning rate of weights that have no adapter";
+                let help = "leave this option out, or name the layers of these weights in --lora-target-modules";
+                t.refuse_option(&setting.shown, what, help);
+            }
+        }
+    }
+    // 2U1's scripts freeze the decoder for its own weights, and adapt it.
+    if weights.decoder_frozen == Some(true) && program != "2u1" {
+        let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
+        t.refuse_option(&weights.decoder_shown, "leaves the decoder without an adapter", help);
+    }
+}
+
+/// Without LoRA the tower, its merger and the decoder are trained unless they are frozen.
+fn frozen_parts(t: &mut Translation) {
+    let weights = t.weights.clone();
+    let tower = weights.tower_frozen.unwrap_or(false);
+    if tower {
+        t.add_option("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    }
+    if let Some(merger) = weights.merger_frozen.filter(|merger| *merger != tower) {
+        t.add_option("freeze_merger", vec![merger.to_string()], &weights.merger_shown);
+    }
+    if weights.decoder_frozen == Some(true) {
+        t.add_option("freeze_llm", vec!["true".into()], &weights.decoder_shown);
+    }
+    let merger = weights.merger_frozen.unwrap_or(tower);
+    for (frozen, name) in [(tower, "learning_rate_vision"), (merger, "learning_rate_merger")] {
+        if frozen
+            && t.is_foreign
+            && let Some(setting) = t.remove_option(name)
+        {
+            t.harmless.push((setting.shown, "learning rates of frozen weights"));
+        }
+    }
+}
