@@ -46,16 +46,6 @@ fn is_address(path: &Path) -> bool {
     ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme))
 }
 
-/// The error of a selection for `--total-frames`: what is wrong with the video is wrong with this option.
-fn total_frames_error(e: MediaError) -> anyhow::Error {
-    match e {
-        MediaError::Setting(d) if d.location == "video" => {
-            usage_error("--total-frames", d.what, "give a larger number, or a longer part of the video")
-        }
-        other => media_error_to_usage_error(other),
-    }
-}
-
 impl FramesArgs {
     /// Selects frames, decodes them if there is a video, and prints the selection.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
@@ -70,7 +60,7 @@ impl FramesArgs {
                 // With `--total-frames` the command shows what qwen-vl-utils does with any limits, so the limits are
                 // not checked.
                 let overrides = self.media.unchecked_overrides();
-                let choice = select_frames(total, fps, profile, &overrides).map_err(total_frames_error)?;
+                let choice = select_frames(total, fps, profile, &overrides).map_err(media_error_to_usage_error)?;
                 self.print(common, &choice.indices, choice.sample_fps)
             }
             (Some(video), ..) if is_address(video) => {
