@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::Args;
 use reel_input::tensor_file::{StoredTensor, write_safetensors};
 use reel_measure::trace;
-use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::selection::select_frames;
 use reel_media::video::DecodedFrameSize;
