@@ -245,7 +245,7 @@ mod tests {
             ("--adam-beta1", &["--adam-beta1", "1"]),
             ("--adam-beta2", &["--adam-beta2", "1.5"]),
             ("--adam-epsilon", &["--adam-epsilon", "0"]),
-            ("--max-grad-norm", &["--max-grad-norm", "-1"]),
+            ("--max-grad-norm", &["--max-grad-norm=-1"]),
             ("--max-grad-norm", &["--max-grad-norm", "inf"]),
             ("--num-train-epochs", &["--num-train-epochs", "0"]),
             ("--warmup-ratio", &["--warmup-ratio", "1.1"]),

@@ -253,7 +253,11 @@ fn checkpoint_of_another_run_is_refused() {
     assert!(e.starts_with("--data: differs from the data of the run"), "{e}");
     let e =
         message(case(&out).with(|o| o.resume_from_checkpoint = Some(dir.path().join("none").display().to_string())));
-    assert!(e.contains("none: is not a checkpoint of a run"), "{e}");
+    assert!(e.contains("none: does not exist; "), "{e}");
+    let empty = out.join("empty");
+    fs::create_dir(&empty).unwrap();
+    let e = message(case(&out).with(|o| o.resume_from_checkpoint = Some(empty.display().to_string())));
+    assert!(e.contains("empty: is not a checkpoint of a run"), "{e}");
     let optimizer = out.join("checkpoint-2/training/optimizer.safetensors");
     let bytes = fs::read(&optimizer).unwrap();
     fs::write(&optimizer, &bytes[..bytes.len() - 1]).unwrap();
