@@ -203,8 +203,8 @@ fn compilers() -> Vec<Finding> {
     findings
 }
 
-/// The variables that name a CUDA toolkit, if their folder does not exist or, for the first of them, has nothing that is
-/// used.
+/// The variables that name a CUDA toolkit, if their folder does not exist or, for the first of them, has nothing that
+/// is used.
 fn useless_cuda_folders(group: &'static str, toolkit: &Toolkit) -> Vec<Finding> {
     let named = |name: &'static str| Some((name, PathBuf::from(env::var_os(name).filter(|value| !value.is_empty())?)));
     let describe = |(name, folder): (&'static str, PathBuf)| {

@@ -36,8 +36,8 @@ pub fn local_model_folder(model: &str) -> Result<PathBuf> {
 }
 
 /// Returns the folder or file with the data of benchmarks, the value of `option`: a path, or a data set of the hub
-/// (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if it is not
-/// there.
+/// (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if it is
+/// not there.
 pub fn local_benchmark_path(option: &str, data: &Path) -> Result<PathBuf> {
     let path = WeightedPath { path: data.to_path_buf(), weight: None };
     match dataset_of(&path).filter(|_| !data.exists()) {
@@ -52,8 +52,8 @@ pub fn local_benchmark_path(option: &str, data: &Path) -> Result<PathBuf> {
 }
 
 /// Replaces each data set of the hub in the value of the option `flag`, such as `--data` (`ORG/NAME`,
-/// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not there.
-/// Files and folders stay as they are.
+/// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not
+/// there. Files and folders stay as they are.
 pub fn local_data_path(flag: &str, data: &Path) -> Result<PathBuf> {
     let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
     let references: Vec<_> = paths.iter().map(dataset_of).collect();

@@ -120,8 +120,8 @@ fn main() -> ExitCode {
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }
 
-/// Translates a command of another program into options of reel (see [`foreign`]), and prints what there is to say about
-/// it. The error is the exit code after a refusal, which is printed.
+/// Translates a command of another program into options of reel (see [`foreign`]), and prints what there is to say
+/// about it. The error is the exit code after a refusal, which is printed.
 fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<OsString>, ExitCode> {
     let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let world = ranks::world().ok().flatten();

@@ -190,8 +190,8 @@ impl RunProcess {
         self.ranks.world().local_size as u64
     }
 
-    /// The number of processes that share the memory of `device`: those of this machine on CPUs, 1 on GPUs, because each
-    /// process has a GPU of its own.
+    /// The number of processes that share the memory of `device`: those of this machine on CPUs, 1 on GPUs, because
+    /// each process has a GPU of its own.
     pub fn processes_on_device(&self, device: &Device) -> u64 {
         processes_on_device(&self.ranks, device)
     }

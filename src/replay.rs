@@ -123,8 +123,8 @@ fn enter_recorded_folder(out: &Path) -> Result<()> {
 
 /// Implemented for the options of each training command, so that a step can be repeated.
 trait Recorded {
-    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling, and leaves out what
-    /// does not change the step.
+    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling, and leaves out
+    /// what does not change the step.
     fn prepare_replay(&mut self, out: &Path);
 }
 

@@ -93,8 +93,8 @@ struct ListenFlags {
     /// Allow an address that other machines can reach without an API key
     #[arg(long)]
     no_auth: bool,
-    /// Name of the model in requests and answers; may be given several times: the first is the name in answers [default:
-    /// the name of its folder; requests may also use the hub id]
+    /// Name of the model in requests and answers; may be given several times: the first is the name in answers
+    /// [default: the name of its folder; requests may also use the hub id]
     #[arg(long, value_name = "NAME")]
     served_model_name: Vec<String>,
     /// Also serve a LoRA adapter of the model, under its own model name; may be given several times
@@ -110,7 +110,8 @@ struct ListenFlags {
     /// every page
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// Let clients on this machine trace the server with POST /start_profile and /stop_profile, into files of this folder
+    /// Let clients on this machine trace the server with POST /start_profile and /stop_profile, into files of this
+    /// folder
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
     /// Write a line of JSON to stderr for each request: time, request id, path, status, duration, tokens; never texts
@@ -127,8 +128,8 @@ struct LimitFlags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
     /// Memory for the keys and values of all requests and of earlier prompts, in MiB, of all processes of
-    /// --tensor-parallel-size together [default: half of the free memory; on a CPU at most 4096 tokens per completion of
-    /// --batch-size]
+    /// --tensor-parallel-size together [default: half of the free memory; on a CPU at most 4096 tokens per completion
+    /// of --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503
@@ -147,7 +148,8 @@ struct LimitFlags {
     /// Maximum number of tokens of a prompt with its answer [default: the positions of the model]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_model_len: Option<u32>,
-    /// Maximum number of images and videos of a request: image=N,video=N, or {"image": N, "video": N} [default: no limit]
+    /// Maximum number of images and videos of a request: image=N,video=N, or {"image": N, "video": N} [default: no
+    /// limit]
     #[arg(long, value_name = "LIMITS")]
     limit_mm_per_prompt: Option<MediaLimit>,
     /// Seconds after which a request that is not answered fails [default: no limit]

@@ -231,7 +231,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
     }
 
-    /// Says with which learning rate LoRA trains if none is given: the recipes' default is one for training all weights.
+    /// Says with which learning rate LoRA trains if none is given: the recipes' default is one for training all
+    /// weights.
     fn explain_default_rate_of_lora(&self) {
         let run: &RunOptions = &self.options;
         let is_resumed = run.resume_from_checkpoint.is_some();

@@ -621,7 +621,8 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
-/// A completion that ends early leaves rows of kept matrix products unused; they take no more memory than the plan says.
+/// A completion that ends early leaves rows of kept matrix products unused; they take no more memory than the plan
+/// says.
 #[test]
 fn completions_that_end_early_take_at_most_the_planned_memory() {
     let folder = training_folder();

@@ -272,8 +272,8 @@ fn job_of_one_gpu_is_the_plain_plan() {
         assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
         assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
         assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
-        // With four ranks and four times as many micro-batches, each rank computes three, as the one rank above. So only its
-        // optimizer state and its gradients differ.
+        // With four ranks and four times as many micro-batches, each rank computes three, as the one rank above. So
+        // only its optimizer state and its gradients differ.
         let four = plan("12 --world 4");
         let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
         for name in ["weights", "activations", "kv_cache", "inputs", "workspace"] {
@@ -318,7 +318,8 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let exchanged = of("/gradient_exchange_seconds") + of("/weight_exchange_seconds");
     near(of("/exposed_seconds"), exchanged - of("/hidden_seconds"));
     near(of("/seconds"), of("/compute_seconds") + of("/optimizer_seconds") + of("/exposed_seconds"));
-    // At least the bucket that is finished last is exposed in each of the two rounds: the embedding, 545 million weights.
+    // At least the bucket that is finished last is exposed in each of the two rounds: the embedding, 545 million
+    // weights.
     let last = 2.0 * 4.0 * 544e6 * 8.0 / 16.0 / 20e9;
     assert!(of("/hidden_seconds") > 0.0, "{job}");
     assert!(of("/gradient_exchange_seconds") - of("/hidden_seconds") > last / 20.0, "{job}");
@@ -348,8 +349,8 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     }
 }
 
-/// The largest presets are planned without weights. Training all weights of 32B fits 64 GPUs, of which each has its part of
-/// the optimizer state; all weights of 72B do not fit a GPU. Training an adapter exchanges only its weights.
+/// The largest presets are planned without weights. Training all weights of 32B fits 64 GPUs, of which each has its
+/// part of the optimizer state; all weights of 72B do not fit a GPU. Training an adapter exchanges only its weights.
 #[test]
 fn jobs_of_the_largest_presets() {
     let job = |preset: &str, more: &str| {

@@ -28,8 +28,8 @@ fn has_mpi() -> bool {
     false
 }
 
-/// The number of MPI messages that each rank has sent, by Open MPI's own count. Each rank writes it to `PREFIX.RANK.prof`
-/// when it finalizes MPI.
+/// The number of MPI messages that each rank has sent, by Open MPI's own count. Each rank writes it to
+/// `PREFIX.RANK.prof` when it finalizes MPI.
 fn messages(prefix: &Path, size: usize) -> Vec<u64> {
     let sent = |rank: usize| {
         let file = prefix.with_extension(format!("{rank}.prof"));

@@ -130,8 +130,8 @@ fn race_is_reported_with_its_line_and_fails() {
     );
 }
 
-/// PTX of a kernel that wastes time in three ways: each thread reads a word of a column of a matrix in shared memory and
-/// of one in global memory, both with rows of 128 bytes; then only lane 0 works.
+/// PTX of a kernel that wastes time in three ways: each thread reads a word of a column of a matrix in shared memory
+/// and of one in global memory, both with rows of 128 bytes; then only lane 0 works.
 const WASTEFUL: &str = "
 .visible .entry wasteful(.param .u64 px) {
     .reg .pred %p<2>; .reg .b32 %r<8>; .reg .b64 %rd<4>;
@@ -607,8 +607,8 @@ fn blocks_that_poll_together_are_no_deadlock() {
     }
 }
 
-/// The simulator reports a wgmma descriptor whose leading byte offset contains the block's rank in its cluster. Measured on
-/// an H200: the block of rank 1 then reads two rows too far in columns 64 to 127.
+/// The simulator reports a wgmma descriptor whose leading byte offset contains the block's rank in its cluster.
+/// Measured on an H200: the block of rank 1 then reads two rows too far in columns 64 to 127.
 #[test]
 fn a_descriptor_with_a_rank_is_reported() {
     let text = include_str!("../sim/tests/corpus_async/rank_in_shared_address.ptx");

@@ -1,6 +1,6 @@
-//! The validation loss of `reel sft` (`--eval-file`, `--val-size`): it is the mean over the learned tokens, with the same
-//! bits for any number of processes and in any micro-batch; it changes nothing in the training; a resumed run has the
-//! evaluations of an uninterrupted one; and the best checkpoint can be the one with the lowest loss.
+//! The validation loss of `reel sft` (`--eval-file`, `--val-size`): it is the mean over the learned tokens, with the
+//! same bits for any number of processes and in any micro-batch; it changes nothing in the training; a resumed run has
+//! the evaluations of an uninterrupted one; and the best checkpoint can be the one with the lowest loss.
 
 #[path = "support/own_task.rs"]
 mod own_task;

@@ -10,10 +10,10 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
 const TOKEN_PIXELS: u64 = 28 * 28;
 
-/// Estimates the number of tokens of a conversation. Texts have a token for each 4 bytes. An image or a video is assumed
-/// to be as large as its limits allow; the limits are those of `options` and of the keys of its message part. A video
-/// has as many frames as `nframes` or its frame rate asks for, if the part states its start and end, and else as many as
-/// the limits allow.
+/// Estimates the number of tokens of a conversation. Texts have a token for each 4 bytes. An image or a video is
+/// assumed to be as large as its limits allow; the limits are those of `options` and of the keys of its message part. A
+/// video has as many frames as `nframes` or its frame rate asks for, if the part states its start and end, and else as
+/// many as the limits allow.
 pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions) -> u64 {
     let text = |text: &str| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
     let of_part = |part: &ContentPart| match part {

@@ -313,9 +313,9 @@ impl MediaOverrides {
         }
     }
 
-    /// The minimum and maximum area of a video frame: those of the profile, with what the overrides set. A maximum below
-    /// the profile's minimum lowers the minimum, so that frames (whose limit is at least 1.05 times the minimum) keep
-    /// within it.
+    /// The minimum and maximum area of a video frame: those of the profile, with what the overrides set. A maximum
+    /// below the profile's minimum lowers the minimum, so that frames (whose limit is at least 1.05 times the minimum)
+    /// keep within it.
     pub fn video_frame_limits(&self, profile: MediaProfile) -> (u64, u64) {
         let limits = profile.pixel_limits();
         let max = self.video_max_pixels.unwrap_or(limits.video_max);

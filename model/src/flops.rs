@@ -1,5 +1,5 @@
-//! The number of floating-point operations that the model itself needs for a batch, as the model FLOPs utilization (MFU)
-//! counts them: products with weights and attention, each multiply-add as two operations.
+//! The number of floating-point operations that the model itself needs for a batch, as the model FLOPs utilization
+//! (MFU) counts them: products with weights and attention, each multiply-add as two operations.
 //!
 //! ```text
 //! forward  = tokens · 2 · weights of the decoder's layers  +  rows · 2 · H · V        (rows: positions with logits)

@@ -1,8 +1,8 @@
 //! Tensor parallelism: N processes (ranks) compute one model, each with 1/N of the decoder's weights and KV cache.
 //!
 //! Every matrix product is divided by its output columns, so a rank has some rows of each weight and the whole k. No
-//! sum is divided: the ranks gather outputs and never add them. Each element is computed by the kernel, and in the order
-//! of k, of a single process, so the bits do not depend on N.
+//! sum is divided: the ranks gather outputs and never add them. Each element is computed by the kernel, and in the
+//! order of k, of a single process, so the bits do not depend on N.
 //!
 //! ```text
 //! q, k, v = x · the rows of this rank's heads              [S, heads / N · D]

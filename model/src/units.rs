@@ -58,7 +58,8 @@ pub fn unit_of_weight(name: &str, config: &ModelConfig) -> WeightUnit {
     }
 }
 
-/// The units in the order in which a forward pass begins them, with or without the vision tower. A unit may occur twice.
+/// The units in the order in which a forward pass begins them, with or without the vision tower. A unit may occur
+/// twice.
 pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
     let mut units = Vec::new();
     if with_vision {

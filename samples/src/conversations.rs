@@ -117,8 +117,8 @@ impl RowConversations {
         self.data.add_location_to_error(row, content)
     }
 
-    /// Parses the messages of a row. The keys of its parts must be known; those of its messages are not checked, because
-    /// the chat template is not known here.
+    /// Parses the messages of a row. The keys of its parts must be known; those of its messages are not checked,
+    /// because the chat template is not known here.
     ///
     /// # Errors
     /// A message is malformed.

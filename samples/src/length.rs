@@ -157,9 +157,9 @@ impl<S: SampleSource> RowScan<'_, S> {
         Ok(found)
     }
 
-    /// Reads a share of the rows `rest` as one of several ranks, and adds the results of all ranks to `found`. The ranks
-    /// exchange results every few seconds, so that rank 0 can record them, and so that an interruption of one rank stops
-    /// all.
+    /// Reads a share of the rows `rest` as one of several ranks, and adds the results of all ranks to `found`. The
+    /// ranks exchange results every few seconds, so that rank 0 can record them, and so that an interruption of one
+    /// rank stops all.
     fn with_others(
         &self,
         ranks: &Ranks,

@@ -92,8 +92,8 @@ fn answer_in_other_column(columns: &Map<String, Value>) -> Result<Option<(&'stat
     }
 }
 
-/// The kind of a problem that does not name it: multiple choice if the answer is one letter from A to H, numerical if it
-/// is a number, else free-form.
+/// The kind of a problem that does not name it: multiple choice if the answer is one letter from A to H, numerical if
+/// it is a number, else free-form.
 fn inferred_type(solution: &str) -> ProblemType {
     let answer = solution.split("<answer>").nth(1).and_then(|rest| rest.split("</answer>").next()).unwrap_or_default();
     let answer = answer.trim();

@@ -10,8 +10,8 @@ use crate::{Result, SampleError};
 const END: &str = "<|im_end|>";
 const MARKS: [&str; 2] = ["<|im_start|>", END];
 
-/// Refuses a conversation with a mark of a turn in a role, a text or another key of a message. An `<|im_end|>` at the end
-/// of an answer is removed: the chat template writes it.
+/// Refuses a conversation with a mark of a turn in a role, a text or another key of a message. An `<|im_end|>` at the
+/// end of an answer is removed: the chat template writes it.
 ///
 /// # Errors
 /// A message has a mark. The error names the message at the row `location`.

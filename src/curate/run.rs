@@ -306,8 +306,8 @@ impl CurateRunFlags {
         })
     }
 
-    /// Checks, before the first paid request, that there is a SigLIP model if free-form chains of thought need one: they
-    /// are compared with the frames.
+    /// Checks, before the first paid request, that there is a SigLIP model if free-form chains of thought need one:
+    /// they are compared with the frames.
     fn check_similarity(&self, curation: &Curation) -> Result<()> {
         match &self.filters.siglip {
             Some(folder) => SiglipConfig::open(folder).map(drop).map_err(Into::into),

@@ -110,8 +110,8 @@ pub struct EvalRunFlags {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     quantize: QuantizeFlag,
-    /// Folder with the benchmarks' own files, as published, or Hugging Face data set id; or, for one benchmark, its file.
-    /// The files of a benchmark may be in a subfolder with the benchmark's name
+    /// Folder with the benchmarks' own files, as published, or Hugging Face data set id; or, for one benchmark, its
+    /// file. The files of a benchmark may be in a subfolder with the benchmark's name
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder that the paths of videos are relative to [default: the folder of the benchmark's files]

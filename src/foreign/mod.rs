@@ -2,9 +2,9 @@
 //! `reel bench serve` may be those of TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, VideoRFT, Video-R1, vLLM,
 //! SGLang, LMDeploy, lmms-eval or VLMEvalKit, and `--config` may name their configuration files.
 //!
-//! The table of `reel_runs::foreign_options` says what each option is here. An option with the same meaning is accepted,
-//! options without effect are named in one note, and all others are refused together, in one message that ends with
-//! the corrected command. [`translate`] does not run anything; it works on words alone.
+//! The table of `reel_runs::foreign_options` says what each option is here. An option with the same meaning is
+//! accepted, options without effect are named in one note, and all others are refused together, in one message that
+//! ends with the corrected command. [`translate`] does not run anything; it works on words alone.
 //!
 //! Read in this order: `words` (words to options), `translation` (options to options of reel), `rules` and its
 //! neighbours (what one row of the table cannot say), `repair` (values and combinations that reel refuses), `message`.

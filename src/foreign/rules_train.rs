@@ -239,8 +239,8 @@ fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where it
-/// is frozen, which is their default: these are the layers that reel adapts without a list.
+/// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where
+/// it is frozen, which is their default: these are the layers that reel adapts without a list.
 fn lora_targets(given: &GivenOption, t: &mut Translation) {
     let names: Vec<String> =
         listed_values(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();

@@ -64,8 +64,8 @@ fn epochs(t: &mut Translation) {
     }
 }
 
-/// `--resume_from_checkpoint True` stands in scripts that are started again after an interruption: the first start has no
-/// checkpoint to resume.
+/// `--resume_from_checkpoint True` stands in scripts that are started again after an interruption: the first start has
+/// no checkpoint to resume.
 fn resume(t: &mut Translation) {
     let out = t.value_of("out").unwrap_or_default();
     let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint-");
@@ -156,7 +156,8 @@ fn own_reward(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its estimator.
+/// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its
+/// estimator.
 fn divergence(t: &mut Translation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
     let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));

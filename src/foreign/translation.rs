@@ -435,7 +435,8 @@ impl<'a> Translation<'a> {
     }
 }
 
-/// Whether an option takes values of the kind of `value`: a switch, a truth value, a number, one of a few names, or text.
+/// Whether an option takes values of the kind of `value`: a switch, a truth value, a number, one of a few names, or
+/// text.
 fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
     let takes_values = argument.get_action().takes_values();
     let Some(value) = value else {

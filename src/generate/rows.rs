@@ -81,8 +81,8 @@ impl RowFlags {
 }
 
 impl GenerateArgs {
-    /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process if
-    /// several compute the model together.
+    /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process
+    /// if several compute the model together.
     pub(super) fn run_rows(
         &self,
         data: &Path,

@@ -53,8 +53,8 @@ use training::{PlannedSettings, TrainingPlanner};
 /// ceilings alone, which gives the least possible time.
 ///
 /// A plan that does not fit ends with the nearest choices that would: LoRA, smaller moments of the optimizer,
-/// checkpointing, a smaller micro-batch, more GPUs; int8 weights, shorter requests, tensor parallel. `--find-batch-size`
-/// finds the largest micro-batch that fits.
+/// checkpointing, a smaller micro-batch, more GPUs; int8 weights, shorter requests, tensor parallel.
+/// `--find-batch-size` finds the largest micro-batch that fits.
 ///
 /// `--world N` plans a training job of N GPUs: memory of each rank, bytes on each link, step time, and a table of weak
 /// scaling to 1024 GPUs.
@@ -194,7 +194,8 @@ impl Sizes {
             return Ok(Device::dry_machine(Kernels::Cpu, 0, Device::cpu(1).free_bytes()));
         }
         let machine = self.machine(common)?;
-        // Hopper's kernels run on no later architecture. Newer GPUs load the PTX of compute_80, that is, A100's kernels.
+        // Hopper's kernels run on no later architecture. Newer GPUs load the PTX of compute_80, that is, A100's
+        // kernels.
         let capability = if machine.compute_capability > 90 { 80 } else { machine.compute_capability };
         Ok(Device::dry_machine(Kernels::Cuda, capability, machine.memory.map(|bytes| bytes as u64)))
     }
@@ -392,8 +393,8 @@ impl PlanGrpoArgs {
     }
 }
 
-/// The common options of the plan of a training command: those of the run (`resolved`, with its configuration file). The
-/// file's device is where the run computes, not the machine of `--gpu`.
+/// The common options of the plan of a training command: those of the run (`resolved`, with its configuration file).
+/// The file's device is where the run computes, not the machine of `--gpu`.
 fn planned_common_options(resolved: &CommonOptions, given: &CommonOptions, sizes: &Sizes) -> CommonOptions {
     let device = if sizes.gpu.is_some() { &given.device } else { &resolved.device };
     CommonOptions { device: device.clone(), ..resolved.clone() }

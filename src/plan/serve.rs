@@ -64,8 +64,8 @@ pub struct PlanServeArgs {
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
-    /// Maximum tokens of a prompt with its answer, as reel serve --max-model-len: a longer prompt of --tokens is planned
-    /// with the rest that --max-new-tokens leaves
+    /// Maximum tokens of a prompt with its answer, as reel serve --max-model-len: a longer prompt of --tokens is
+    /// planned with the rest that --max-new-tokens leaves
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     max_model_len: Option<u32>,
     /// Divide the model among N GPUs of a machine, as reel serve --tensor-parallel-size N does: the memory is that of

@@ -258,7 +258,8 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     print_ops(counts, machine, all)
 }
 
-/// Prints the size of a checkpoint of a run of `ranks` processes. One process copies it and writes it in the background.
+/// Prints the size of a checkpoint of a run of `ranks` processes. One process copies it and writes it in the
+/// background.
 pub fn print_checkpoint(training: &TrainingCounts, ranks: usize) -> Result<()> {
     let bytes = training.checkpoint as f64 / 1e9;
     let how = match ranks {
@@ -291,8 +292,8 @@ pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> 
     Ok(())
 }
 
-/// Prints the ceilings, the basis of the predicted times, and the table of ops. Ops below [`MIN_SHOWN_SHARE`] of the time
-/// are one line, unless `all` are shown.
+/// Prints the ceilings, the basis of the predicted times, and the table of ops. Ops below [`MIN_SHOWN_SHARE`] of the
+/// time are one line, unless `all` are shown.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result<()> {
     print_prediction_basis(counts, machine)?;
     let lines = lines(&counts.phases, counts, machine);

@@ -361,8 +361,8 @@ fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<P
     (1..units).rev().filter(|n| units.is_multiple_of(*n)).map(level).collect()
 }
 
-/// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A run
-/// of several processes cannot answer requests (`--serve`).
+/// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A
+/// run of several processes cannot answer requests (`--serve`).
 fn gpu_levels<O: MicroBatchOptions>(
     settings: &PlannedSettings<O>,
     zero_stage: u8,

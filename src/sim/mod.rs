@@ -32,8 +32,8 @@ pub struct SimArgs {
 enum SimCommand {
     /// Check a kernel of a PTX or CUDA file, and show its defects and the lines that waste time
     ///
-    /// Bank conflicts, uncoalesced accesses and idle lanes waste time. --verbose also shows all counts and estimated time
-    /// bounds; --out writes the buffers after the run.
+    /// Bank conflicts, uncoalesced accesses and idle lanes waste time. --verbose also shows all counts and estimated
+    /// time bounds; --out writes the buffers after the run.
     #[command(after_help = run::RUN_EXAMPLE, after_long_help = run::long_help())]
     Run(run::SimRunArgs),
     /// Remove or change each synchronisation instruction of a kernel, one at a time, and test whether a run detects

@@ -57,8 +57,8 @@ Examples:
   --arg tmap:1:bf16:64,32:128:64,8:128 --arg buf:bf16:2048:random
       a 32 × 64 tensor of bf16, rows of 128 bytes, boxes of 8 × 64";
 
-/// Check a kernel of a PTX or CUDA file, and show its defects and the lines that waste time: bank conflicts, uncoalesced
-/// accesses, idle lanes. --verbose also shows all counts and estimated time bounds.
+/// Check a kernel of a PTX or CUDA file, and show its defects and the lines that waste time: bank conflicts,
+/// uncoalesced accesses, idle lanes. --verbose also shows all counts and estimated time bounds.
 #[derive(Args, Debug)]
 pub struct SimRunArgs {
     /// PTX, or CUDA C++ (needs NVRTC or nvcc)

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! No launch reaches more than 100 % of a ceiling: a launch that is faster than the measured ceilings allow raises the
-//! ceilings ([`Ceilings::raised_to_measured_launches`]), because they were measured too low. The ceilings of a GPU never exceed its data
-//! sheet: if a launch seems faster than the data sheet allows, its operations or bytes are counted wrong
-//! ([`crate::machine::PublishedLimits`]).
+//! ceilings ([`Ceilings::raised_to_measured_launches`]), because they were measured too low. The ceilings of a GPU
+//! never exceed its data sheet: if a launch seems faster than the data sheet allows, its operations or bytes are
+//! counted wrong ([`crate::machine::PublishedLimits`]).
 
 use std::collections::BTreeMap;
 

@@ -102,8 +102,8 @@ pub fn hidden_ops_line(count: usize, seconds: f64) -> String {
     }
 }
 
-/// The ops as a table of text. Ops below [`MIN_SHOWN_SHARE`] of the round are one line, unless `all` are shown. The last
-/// line is the share of the round in which no launch ran.
+/// The ops as a table of text. Ops below [`MIN_SHOWN_SHARE`] of the round are one line, unless `all` are shown. The
+/// last line is the share of the round in which no launch ran.
 pub fn op_table(rows: &[OpTime], all: bool) -> String {
     let mut text = format!(
         "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of roofline\n",

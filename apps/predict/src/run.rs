@@ -209,8 +209,8 @@ impl PredictionRun<'_> {
         }
     }
 
-    /// Generates the lines of `own` rows and puts them into `lines`. `processes` on this machine do so at the same time.
-    /// Returns the number of generated tokens.
+    /// Generates the lines of `own` rows and puts them into `lines`. `processes` on this machine do so at the same
+    /// time. Returns the number of generated tokens.
     pub(super) fn generate_rows(
         &self,
         own: Vec<usize>,

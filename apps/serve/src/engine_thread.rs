@@ -398,8 +398,8 @@ impl<'e> ServedRequests<'e> {
         }
     }
 
-    /// Whether the server continues without the change that caused this error. If several processes serve the model, the
-    /// others have made the change.
+    /// Whether the server continues without the change that caused this error. If several processes serve the model,
+    /// the others have made the change.
     fn may_fail_alone(&self, e: &EngineError) -> bool {
         self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
     }

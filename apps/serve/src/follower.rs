@@ -103,8 +103,8 @@ mod tests {
 
     use super::*;
 
-    /// A value that only a check of all values finds: rank 0 makes this check before its message, and the other ranks do
-    /// not repeat it while the engine waits for them.
+    /// A value that only a check of all values finds: rank 0 makes this check before its message, and the other ranks
+    /// do not repeat it while the engine waits for them.
     #[test]
     fn only_rank_0_reads_all_values_of_new_weights() {
         let folder = TempDir::new().unwrap();

@@ -1,5 +1,5 @@
-//! The metrics of the machine in `/metrics`: operations of the model, the GPU's power, clocks, temperature, throttling and
-//! memory, and the memory of the process.
+//! The metrics of the machine in `/metrics`: operations of the model, the GPU's power, clocks, temperature, throttling
+//! and memory, and the memory of the process.
 //!
 //! The GPU is read when a client asks for the metrics, and at no other time.
 
@@ -97,7 +97,8 @@ impl HardwareGauges {
         }
     }
 
-    /// Operations of the model on each GPU: a divided model has a part of the decoder and the whole vision tower on each.
+    /// Operations of the model on each GPU: a divided model has a part of the decoder and the whole vision tower on
+    /// each.
     fn flops_per_gpu(&self, stats: &EngineStats) -> f64 {
         let tokens = (stats.prefill_tokens + stats.generated_tokens) as f64;
         let (pairs, rows) = (stats.attended_keys as f64, stats.sampled_positions as f64);

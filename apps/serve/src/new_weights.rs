@@ -1,6 +1,6 @@
-//! Weights that replace the weights in service. Their files are checked before the engine's thread loads them. If several
-//! processes serve the model, only rank 0 checks the values, while the engine goes on; the other ranks read the weights
-//! that they keep.
+//! Weights that replace the weights in service. Their files are checked before the engine's thread loads them. If
+//! several processes serve the model, only rank 0 checks the values, while the engine goes on; the other ranks read the
+//! weights that they keep.
 
 use std::path::Path;
 
@@ -63,8 +63,8 @@ impl CheckedWeightFiles {
         Ok(Self { config, files, adapter, quantization: served.quantization, parallel })
     }
 
-    /// Checks that every weight is finite. Reading all values also brings the files into the page cache, so that loading
-    /// the weights takes less time.
+    /// Checks that every weight is finite. Reading all values also brings the files into the page cache, so that
+    /// loading the weights takes less time.
     ///
     /// # Errors
     /// The first tensor with a value that is NaN or infinite.

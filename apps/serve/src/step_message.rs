@@ -1,5 +1,5 @@
-//! What rank 0 of the processes that serve a model together tells the others before each step of the engine, so that all
-//! of them do the same step.
+//! What rank 0 of the processes that serve a model together tells the others before each step of the engine, so that
+//! all of them do the same step.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

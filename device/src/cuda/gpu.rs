@@ -94,7 +94,8 @@ impl Gpu {
     }
 
     /// Returns the architecture that determines how kernels plan their launches. It is that of the GPU up to Hopper.
-    /// Hopper's kernels use instructions that no other GPU has, so newer GPUs run the kernels for compute capability 8.0.
+    /// Hopper's kernels use instructions that no other GPU has, so newer GPUs run the kernels for compute capability
+    /// 8.0.
     pub fn arch(&self) -> Arch {
         let arch = self.driver.properties().arch;
         if arch.sm > Arch::H100.sm { Arch { sm: Arch::A100.sm, clusters_of_8: 0, ..arch } } else { arch }

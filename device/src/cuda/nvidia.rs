@@ -90,8 +90,8 @@ impl Nvidia {
         count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
 
-    /// The identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`): the same in all processes, which
-    /// may number GPUs differently. `None` if the driver does not tell it.
+    /// The identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`): the same in all processes,
+    /// which may number GPUs differently. `None` if the driver does not tell it.
     pub fn uuid(ordinal: usize) -> Option<String> {
         if ordinal >= Self::count() {
             return None;

@@ -13,8 +13,8 @@
 //!                                                create the domain "reel"; call push and pop for each range
 //! ```
 //!
-//! Source: NVIDIA's NVTX headers (github.com/NVIDIA/NVTX), `nvtxTypes.h`, `nvtxInit.h` and `nvToolsExt.h`, for the names,
-//! numbers and layouts.
+//! Source: NVIDIA's NVTX headers (github.com/NVIDIA/NVTX), `nvtxTypes.h`, `nvtxInit.h` and `nvToolsExt.h`, for the
+//! names, numbers and layouts.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, OsString, c_char, c_int, c_uint, c_void};

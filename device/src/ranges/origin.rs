@@ -28,8 +28,8 @@ thread_local! {
     static CURRENT: Cell<LaunchOrigin> = const { Cell::new(LaunchOrigin { op: "", is_backward: false, layer: None }) };
 }
 
-/// Restores the earlier origin of this thread's launches when it is dropped, and ends the ranges of the op and the layer
-/// that began with it.
+/// Restores the earlier origin of this thread's launches when it is dropped, and ends the ranges of the op and the
+/// layer that began with it.
 #[derive(Debug)]
 #[must_use = "the origin ends when this value is dropped"]
 pub struct OriginGuard {

@@ -68,7 +68,8 @@ pub struct Task {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PromptRules {
     /// The text of the user's message, with placeholders `{question}` and `{options}` (one line per option). Only a
-    /// benchmark whose questions contain their options needs no `{options}`. If the template is absent, the recipe's template for evaluation is used, which also says what form the answer has.
+    /// benchmark whose questions contain their options needs no `{options}`. If the template is absent, the recipe's
+    /// template for evaluation is used, which also says what form the answer has.
     pub template: Option<String>,
     /// The system message. If it is absent, the prompt has no system message, and the chat template may add its own.
     pub system: Option<String>,

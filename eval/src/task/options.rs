@@ -20,9 +20,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the value of a column: a list of texts, an object whose keys are the letters, a text that holds such a list
-    /// or object as JSON, or a text with a line for each option. Letters before options (`A.`, `A:`, `A)` or `(A)`) are taken off if every option has the letter of
-    /// its position.
+    /// Reads the value of a column: a list of texts, an object whose keys are the letters, a text that holds such a
+    /// list or object as JSON, or a text with a line for each option. Letters before options (`A.`, `A:`, `A)` or
+    /// `(A)`) are taken off if every option has the letter of its position.
     ///
     /// # Errors
     /// The value has another type, an option is not a text, there are more than 26 options, or a text in brackets or
@@ -124,7 +124,8 @@ fn listed(value: &Value) -> Result<Vec<String>, String> {
     }
 }
 
-/// Whether a text is a list or an object, in JSON or in another notation such as Python's: tables (CSV) have such texts.
+/// Whether a text is a list or an object, in JSON or in another notation such as Python's: tables (CSV) have such
+/// texts.
 fn is_list_or_object(text: &str) -> bool {
     let text = text.trim();
     [('[', ']'), ('{', '}')].iter().any(|&(open, close)| text.starts_with(open) && text.ends_with(close))

@@ -63,8 +63,8 @@ struct State {
     failures: usize,
 }
 
-/// A message to the worker. The caller sends references to a [`WorkerTemplate`] or a [`RenderInput`]; the worker receives
-/// owned values.
+/// A message to the worker. The caller sends references to a [`WorkerTemplate`] or a [`RenderInput`]; the worker
+/// receives owned values.
 #[derive(Debug, Serialize, Deserialize)]
 enum Job<S, R> {
     Compile(S),

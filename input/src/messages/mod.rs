@@ -1,10 +1,10 @@
 //! Reads chat messages in the formats of OpenAI and Qwen, checks them, and converts both formats to a
 //! [`Conversation`].
 //!
-//! `image_url` and `video_url` become `image` and `video`, as do `url` and `path`, the keys of Transformers. Relative paths are resolved against the folder of the
-//! messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`].
-//! Other keys of a message are kept for the chat template. [`crate::prompt_fields`] reads the fields of a request that
-//! apply to all messages.
+//! `image_url` and `video_url` become `image` and `video`, as do `url` and `path`, the keys of Transformers. Relative
+//! paths are resolved against the folder of the messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`,
+//! `max_pixels`, …) become [`MediaOverrides`]. Other keys of a message are kept for the chat template.
+//! [`crate::prompt_fields`] reads the fields of a request that apply to all messages.
 
 mod media_source;
 pub(crate) mod part_keys;

@@ -31,8 +31,9 @@ pub(crate) const IMAGE_SOURCES: [&str; 4] = ["image", "image_url", "url", "path"
 /// The keys under which a video part may have its file.
 pub(crate) const VIDEO_SOURCES: [&str; 4] = ["video", "video_url", "url", "path"];
 
-/// The path, address or list under one of `keys` ([`IMAGE_SOURCES`] or [`VIDEO_SOURCES`]), and the limits of the part. The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is
-/// accepted there and ignored, because `max_pixels` sets the size.
+/// The path, address or list under one of `keys` ([`IMAGE_SOURCES`] or [`VIDEO_SOURCES`]), and the limits of the part.
+/// The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is accepted there and
+/// ignored, because `max_pixels` sets the size.
 pub(crate) fn media_value_and_overrides<'a>(
     location: &str,
     map: &'a Map<String, Value>,

@@ -24,7 +24,8 @@ pub struct WeightFiles<'a> {
 }
 
 impl<'a> WeightFiles<'a> {
-    /// Divides the tensors, in order, into files. A file has at most `shard_bytes`, unless it has a single larger tensor.
+    /// Divides the tensors, in order, into files. A file has at most `shard_bytes`, unless it has a single larger
+    /// tensor.
     pub fn new(naming: TensorNaming, tensors: &'a [TensorSpec], shard_bytes: u64) -> Self {
         let shards = cut(tensors, shard_bytes);
         let name = |i: usize| match shards.len() {

@@ -163,8 +163,8 @@ impl TextDecoder {
         KvCache::new(device, &self.config, dtype, blocks)
     }
 
-    /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. If `skinny` is true, uses the ops for decode steps. Has
-    /// no backward rule.
+    /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. If `skinny` is true, uses the ops for decode steps.
+    /// Has no backward rule.
     pub(crate) fn logits(&self, cx: &Cx, hidden: &Tensor, skinny: bool) -> Result<Tensor> {
         let own = self.head.logits(cx, hidden, skinny)?;
         match &self.parallel {

@@ -2,8 +2,8 @@
 //!
 //! On device `cpu` a row has the same bits in a decode step and in a pass over a whole sequence, in any batch. So
 //! training would compute products again that generation has computed with the same weights. Instead, a pass that fills
-//! the KV cache writes their outputs to [`StoredOutputs`], in the rows that [`OutputDestination`] names. Training reads the rows
-//! of its batch ([`StoredOutputs::outputs_of_batch`]) and computes only the norms, the rotation and SwiGLU.
+//! the KV cache writes their outputs to [`StoredOutputs`], in the rows that [`OutputDestination`] names. Training reads
+//! the rows of its batch ([`StoredOutputs::outputs_of_batch`]) and computes only the norms, the rotation and SwiGLU.
 
 use std::cell::RefCell;
 
@@ -84,7 +84,8 @@ impl RowDestinations {
         RowDestinations { from: None, to: to.clone() }
     }
 
-    /// Assigns rows by pairs (row of the output, row of [`StoredOutputs`]). A row of the output may occur several times.
+    /// Assigns rows by pairs (row of the output, row of [`StoredOutputs`]). A row of the output may occur several
+    /// times.
     pub fn from_pairs(device: &Device, pairs: &[(usize, usize)]) -> Result<RowDestinations> {
         let column = |of: fn(&(usize, usize)) -> usize| {
             let column: Vec<i32> = pairs.iter().map(|pair| of(pair) as i32).collect();

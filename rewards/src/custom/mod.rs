@@ -4,10 +4,10 @@
 //! A row is a JSON object with `prompt`, `completion`, `completion_ids` (token ids) and every column of the data row,
 //! as TRL passes them to reward functions.
 //!
-//! **Command.** `sh -c CMD` is started once. For each batch it gets one line of JSON per row on standard input and
-//! must write one line per row, in order, on standard output: a number, `{"reward": number}`, or `null` if the reward
-//! does not apply to the row. Nothing else may go to standard output. Each row has an extra field `_batch`, `{"index": i, "size": n}`, so that a program can read
-//! the whole batch before it replies:
+//! **Command.** `sh -c CMD` is started once. For each batch it gets one line of JSON per row on standard input and must
+//! write one line per row, in order, on standard output: a number, `{"reward": number}`, or `null` if the reward does
+//! not apply to the row. Nothing else may go to standard output. Each row has an extra field `_batch`, `{"index": i,
+//! "size": n}`, so that a program can read the whole batch before it replies:
 //! ```text
 //! stdin:  {"prompt": "2 + 2?", "completion": "4", …, "_batch": {"index": 0, "size": 2}}
 //! stdin:  {"prompt": "2 + 2?", "completion": "5", …, "_batch": {"index": 1, "size": 2}}
@@ -19,8 +19,8 @@
 //! At the end the command's standard input is closed; one second later the command's process group is killed. If this
 //! process is killed itself, a guard process kills the group.
 //!
-//! **Function.** `python3` runs the script `rewards.py`, which is part of this program, with the name of the function. It
-//! calls the function as TRL does and follows the protocol of commands.
+//! **Function.** `python3` runs the script `rewards.py`, which is part of this program, with the name of the function.
+//! It calls the function as TRL does and follows the protocol of commands.
 //!
 //! What a command or function writes to standard error can be logged ([`ProgramLog`]).
 //!
@@ -156,8 +156,8 @@ impl CustomReward {
         &self.name
     }
 
-    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18, or is NaN if it does not
-    /// apply to the row. For an empty batch nothing is sent.
+    /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18, or is NaN if it does
+    /// not apply to the row. For an empty batch nothing is sent.
     ///
     /// # Errors
     /// The command or server fails, misses the deadline, or gives anything but one number per row.

@@ -1,7 +1,7 @@
 //! Tracks the best checkpoint of a run. It has the highest mean score or the lowest validation loss of its evaluation
-//! or, in a run without evaluations, the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
-//! removes the best checkpoint, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer:
-//! `best_model_checkpoint`, `best_metric`, `best_global_step`.
+//! or, in a run without evaluations, the highest mean reward over the steps since the previous checkpoint.
+//! `--save-total-limit` never removes the best checkpoint, and `OUT/trainer_state.json` names it with the keys of
+//! transformers' Trainer: `best_model_checkpoint`, `best_metric`, `best_global_step`.
 
 use std::path::Path;
 
@@ -90,8 +90,8 @@ impl BestCheckpointTracker {
         }
     }
 
-    /// Replaces the best checkpoint if `new` has a better value, or if the metric or the validation rows differ, because
-    /// such values are not comparable.
+    /// Replaces the best checkpoint if `new` has a better value, or if the metric or the validation rows differ,
+    /// because such values are not comparable.
     fn compare(&mut self, new: BestCheckpoint) {
         let is_better = |best: &BestCheckpoint| match new.metric == EVAL_LOSS {
             true => new.value < best.value,

@@ -1,5 +1,5 @@
-//! The options of other programs: TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, the scripts of VideoRFT, Video-R1
-//! and Qwen, vLLM, SGLang, LMDeploy, lmms-eval and VLMEvalKit.
+//! The options of other programs: TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, the scripts of VideoRFT,
+//! Video-R1 and Qwen, vLLM, SGLang, LMDeploy, lmms-eval and VLMEvalKit.
 //!
 //! `options.txt` says for each name (and, where it matters, value) which programs have it, and what it is in reel: an
 //! option with the same meaning, no effect on the result, a change of the result, or something that is off.
@@ -90,8 +90,8 @@ pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static 
 }
 
 /// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
-/// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the value
-/// before a row for all values.
+/// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the
+/// value before a row for all values.
 pub fn find_row(
     name: &str,
     value: Option<&str>,

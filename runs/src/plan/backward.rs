@@ -14,8 +14,8 @@ pub struct BackwardPass {
 }
 
 impl BackwardPass {
-    /// The first backward pass of a step whose launches are `events`. Takes the gradients that `trainer` has recorded in
-    /// this step.
+    /// The first backward pass of a step whose launches are `events`. Takes the gradients that `trainer` has recorded
+    /// in this step.
     pub(super) fn of_step(trainer: &mut Trainer, events: &[LaunchEvent]) -> Self {
         let is_backward = |event: &LaunchEvent| event.part == "backward";
         let first = events.iter().position(is_backward).unwrap_or(events.len());

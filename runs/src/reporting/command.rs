@@ -1,6 +1,6 @@
-//! `--report-command`: a shell command that gets the metrics of each reported step on its standard input, one JSON object
-//! a line, such as `{"step": 3, "train/loss": 1.25}`. With a few lines it sends them to MLflow, SwanLab, trackio or any
-//! other service (`examples/report.py`).
+//! `--report-command`: a shell command that gets the metrics of each reported step on its standard input, one JSON
+//! object a line, such as `{"step": 3, "train/loss": 1.25}`. With a few lines it sends them to MLflow, SwanLab, trackio
+//! or any other service (`examples/report.py`).
 //!
 //! The command cannot delay or end the training: a thread writes the lines, and a command that exits early or cannot be
 //! started is told once in a note.

@@ -1,4 +1,5 @@
-//! Reports of a run while it trains: progress on the terminal, TensorBoard, Weights & Biases, and a command of the user.
+//! Reports of a run while it trains: progress on the terminal, TensorBoard, Weights & Biases, and a command of the
+//! user.
 
 pub mod command;
 pub mod events;

@@ -1,5 +1,5 @@
-//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names, TensorBoard and Weights
-//! & Biases, and the metrics to the command of `--report-command`.
+//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names, TensorBoard and
+//! Weights & Biases, and the metrics to the command of `--report-command`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

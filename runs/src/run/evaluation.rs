@@ -145,8 +145,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         evaluator.evaluate(&policy, &evaluations::step_folder(out, step))
     }
 
-    /// Returns the line of `eval.jsonl` that is about the last finished step and weights with the fingerprint `hash`, if
-    /// there is one and `is_wanted` returns true for it. Rank 0 reads the file for all ranks.
+    /// Returns the line of `eval.jsonl` that is about the last finished step and weights with the fingerprint `hash`,
+    /// if there is one and `is_wanted` returns true for it. Rank 0 reads the file for all ranks.
     fn recorded_evaluation(
         &self,
         hash: &str,

@@ -22,8 +22,8 @@ pub(super) struct HardwareWatch {
 }
 
 impl HardwareWatch {
-    /// Begins to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the values
-    /// of the GPU are absent: `reel doctor` says why.
+    /// Begins to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the
+    /// values of the GPU are absent: `reel doctor` says why.
     pub(super) fn start<O>(setup: &RunSetup<O>) -> Self {
         let ranks = setup.ranks.map_or(1, |run| run.ranks.size());
         let bus_id = setup.device.hardware().bus_id.filter(|_| setup.ranks.is_none_or(|run| run.is_rank_0()));

@@ -295,8 +295,8 @@ fn restore_optimizer_state(
     checkpoint::load_optimizer_state(folder, trainer, state)
 }
 
-/// Prints at which step a run resumes, with warnings. `differences` are warnings that the device, the instruction set or
-/// code have changed, so that bits may differ from the earlier process.
+/// Prints at which step a run resumes, with warnings. `differences` are warnings that the device, the instruction set
+/// or code have changed, so that bits may differ from the earlier process.
 fn print_resumption(
     progress: &Progress,
     resumed: &Resumed,

@@ -71,8 +71,8 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// Returns the rows of `among`, ascending row numbers, that are in the list `quarantine` or have wrong fields. In a strict
-/// run, the first row with wrong fields is an error.
+/// Returns the rows of `among`, ascending row numbers, that are in the list `quarantine` or have wrong fields. In a
+/// strict run, the first row with wrong fields is an error.
 pub(super) fn unusable_rows_among<R: DataSource>(
     options: &RunOptions,
     rows: &R,

@@ -1,7 +1,7 @@
 //! The validation rows of `sft` (`--eval-file`, `--val-size`): prepares them and computes their loss between two steps.
 //!
-//! The rows are used in file order, in micro-batches like those of training. Their media are decoded ahead by background
-//! threads. With several processes (ranks), micro-batch i belongs to rank i mod N.
+//! The rows are used in file order, in micro-batches like those of training. Their media are decoded ahead by
+//! background threads. With several processes (ranks), micro-batch i belongs to rank i mod N.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

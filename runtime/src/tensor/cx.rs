@@ -96,8 +96,8 @@ impl Cx {
         self.weights.as_ref().map_or(Ok(()), |weights| weights.gather(unit))
     }
 
-    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. They are in memory during
-    /// `f`, and the backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
+    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. They are in memory
+    /// during `f`, and the backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`] and of `f`.

@@ -10,12 +10,13 @@
 //! ```
 //!
 //! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. The gradients of parameters
-//! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where g2
-//! is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
+//! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where
+//! g2 is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 //!
 //! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls a
 //! function of the caller, so that several ranks can exchange gradients and free their memory during the pass. It also
-//! calls it before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that their memory can be gathered.
+//! calls it before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that their memory can be
+//! gathered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -412,7 +413,8 @@ pub struct Grads {
     pass: Pass,
 }
 
-/// The state of a backward pass that adds to the gradients of earlier passes, those of the step's earlier micro-batches.
+/// The state of a backward pass that adds to the gradients of earlier passes, those of the step's earlier
+/// micro-batches.
 ///
 /// A launch adds its whole result to the sum of the earlier passes. If several launches add to one parameter, their
 /// results are summed in a buffer of this pass first, so that the step's sum is one of whole gradients in any case.
@@ -454,8 +456,8 @@ impl Grads {
         self.reached.clear();
     }
 
-    /// Removes the gradient of a parameter, and frees its memory unless the caller has a tensor of it. Joined parameters
-    /// share memory, which is freed when the last of them is released.
+    /// Removes the gradient of a parameter, and frees its memory unless the caller has a tensor of it. Joined
+    /// parameters share memory, which is freed when the last of them is released.
     pub fn release(&mut self, name: &str) {
         self.buffers.remove(name);
         self.reached.remove(name);

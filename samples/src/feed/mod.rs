@@ -266,8 +266,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position, row
-    /// number and that rank.
+    /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position,
+    /// row number and that rank.
     fn missing_rows(&self, drafts: &[MicroBatchDraft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {

@@ -8,8 +8,8 @@
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
 //! The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before the text
-//! of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is accepted. A row
-//! with more or fewer files than places is refused. A row with media in a column that nothing reads is refused, too
+//! of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is accepted. A
+//! row with more or fewer files than places is refused. A row with media in a column that nothing reads is refused, too
 //! ([`other_columns`]), because training on the row would ignore these media.
 
 mod other_columns;

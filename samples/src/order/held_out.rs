@@ -8,8 +8,8 @@ use super::permutation;
 /// in which the other rows are used.
 const PASS: u64 = u64::MAX;
 
-/// Returns the rows of `0..rows` that are held back, in ascending order. They depend on the seed alone. A `size` below 1
-/// is a share of all rows, rounded up; 1 or more is a number of rows.
+/// Returns the rows of `0..rows` that are held back, in ascending order. They depend on the seed alone. A `size` below
+/// 1 is a share of all rows, rounded up; 1 or more is a number of rows.
 ///
 /// # Errors
 /// No row would be left for training.

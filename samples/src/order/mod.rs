@@ -48,8 +48,8 @@ impl RowOrder {
         Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
     }
 
-    /// Makes the order go through the rows `subset`, ascending row numbers, instead of the rows from 0 on. The order must
-    /// have been created for as many rows.
+    /// Makes the order go through the rows `subset`, ascending row numbers, instead of the rows from 0 on. The order
+    /// must have been created for as many rows.
     pub fn restricted_to(self, subset: impl Iterator<Item = usize>) -> Self {
         Self { subset: Some(subset.map(|row| row as u32).collect()), ..self }
     }

@@ -1,5 +1,5 @@
-//! Unpacks the archives of a data set: `x.zip`, `x.tar`, `x.tar.gz` and `x.tgz` into the folder that they are in, as the
-//! scripts of VideoRFT and Video-R1 unpack their data.
+//! Unpacks the archives of a data set: `x.zip`, `x.tar`, `x.tar.gz` and `x.tgz` into the folder that they are in, as
+//! the scripts of VideoRFT and Video-R1 unpack their data.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

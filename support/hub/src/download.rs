@@ -102,8 +102,8 @@ impl<'a> Downloader<'a> {
         format!("{}/{}", self.address, percent_encoded(path, true))
     }
 
-    /// Downloads the file `path`, and returns the name under which it is complete: `target` with `.incomplete` after it.
-    /// Continues where an earlier attempt stopped.
+    /// Downloads the file `path`, and returns the name under which it is complete: `target` with `.incomplete` after
+    /// it. Continues where an earlier attempt stopped.
     pub(crate) fn download(
         &self,
         path: &str,

@@ -23,8 +23,9 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Reads `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`, with the meaning
-    /// that `huggingface_hub` gives them. Without `HF_TOKEN` the token is that of the file that `hf auth login` writes.
+    /// Reads `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`, with the
+    /// meaning that `huggingface_hub` gives them. Without `HF_TOKEN` the token is that of the file that `hf auth login`
+    /// writes.
     pub fn from_environment() -> Self {
         Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir)
     }

@@ -1,5 +1,5 @@
-//! Downloads a repository into the cache: lists its files, downloads those that are missing, several at a time, compares
-//! them with their checksums, and unpacks the archives of a data set.
+//! Downloads a repository into the cache: lists its files, downloads those that are missing, several at a time,
+//! compares them with their checksums, and unpacks the archives of a data set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -122,8 +122,8 @@ enum Event {
     Ended(Result<()>),
 }
 
-/// Downloads a file and compares it with the hub's checksum. A file that differs is downloaded once more from its start,
-/// because the pieces of an earlier attempt can be damaged.
+/// Downloads a file and compares it with the hub's checksum. A file that differs is downloaded once more from its
+/// start, because the pieces of an earlier attempt can be damaged.
 fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, events: &Sender<Event>) -> Result<()> {
     let target = folder.join(&file.path);
     let parent = target.parent().unwrap_or(folder);

@@ -1,9 +1,9 @@
 //! Models and data sets of the Hugging Face hub.
 //!
 //! The cache is that of the Hugging Face clients: `models--ORG--NAME/refs/REVISION` names a commit, and
-//! `snapshots/COMMIT` holds its files. What is there is not asked for again. What is missing is downloaded: several files
-//! at a time, in pieces that are requested again when they fail, continued after a stop, and compared with the hub's
-//! checksums. Archives of a data set are unpacked where they are.
+//! `snapshots/COMMIT` holds its files. What is there is not asked for again. What is missing is downloaded: several
+//! files at a time, in pieces that are requested again when they fail, continued after a stop, and compared with the
+//! hub's checksums. Archives of a data set are unpacked where they are.
 
 mod archives;
 mod checksum;

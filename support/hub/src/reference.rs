@@ -1,4 +1,5 @@
-//! What names a model or a data set of the hub: `ORG/NAME`, `ORG/NAME@REVISION`, `hf://datasets/ORG/NAME@REVISION/FILE`.
+//! What names a model or a data set of the hub: `ORG/NAME`, `ORG/NAME@REVISION`,
+//! `hf://datasets/ORG/NAME@REVISION/FILE`.
 
 /// The branch that is meant if no revision is given.
 const DEFAULT_REVISION: &str = "main";
@@ -79,7 +80,8 @@ pub struct DatasetReference {
 impl DatasetReference {
     /// Parses one of these; `None` if the text is neither:
     ///
-    /// - `ORG/NAME` with `@SPLIT`, `#CONFIG` or `#CONFIG@SPLIT` after it: as a folder of a data set, so that what follows
+    /// - `ORG/NAME` with `@SPLIT`, `#CONFIG` or `#CONFIG@SPLIT` after it: as a folder of a data set, so that what
+    ///   follows
     ///   `@` is a split and no revision;
     /// - `hf://datasets/ORG/NAME` with `@REVISION`, `/FILE`, and `#CONFIG` or `#CONFIG@SPLIT` after it. A `/` in the
     ///   revision is written `%2F`.

@@ -39,7 +39,8 @@ pub struct EvaluationOptions {
     /// Benchmarks, separated by commas, or a task file (.toml), as --benchmark of reel eval
     #[arg(long, value_name = "NAME")]
     pub eval_benchmark: Option<String>,
-    /// Folder with the benchmarks' own files, as published, or Hugging Face data set id; or, for one benchmark, its file
+    /// Folder with the benchmarks' own files, as published, or Hugging Face data set id; or, for one benchmark, its
+    /// file
     #[arg(long, value_name = "DIR")]
     pub eval_data: Option<PathBuf>,
     /// Folder that the paths of the benchmarks' videos are relative to [default: the folder of the benchmark's files]

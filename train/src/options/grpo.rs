@@ -246,8 +246,8 @@ impl GrpoOptions {
         self.reward_funcs.iter().map(String::as_str).filter(|name| !OWN_FUNCTIONS.contains(name))
     }
 
-    /// The names of the custom rewards: the commands, the functions, then the URL. A single command is `command`; several
-    /// are `command_1`, `command_2` and so on. A function has its own name.
+    /// The names of the custom rewards: the commands, the functions, then the URL. A single command is `command`;
+    /// several are `command_1`, `command_2` and so on. A function has its own name.
     pub fn custom_reward_names(&self) -> Vec<String> {
         self.reward_names(self.python_reward_functions())
     }

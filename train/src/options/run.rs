@@ -235,8 +235,8 @@ pub struct RunOptions {
     /// Project in Weights & Biases [default: $WANDB_PROJECT, else uncategorized]
     #[arg(long, value_name = "NAME")]
     pub wandb_project: Option<String>,
-    /// Trace steps A to B, counted from 1, into OUT/trace-A-B.json or the file of --trace; on cuda a profiler that waits for
-    /// cuProfilerStart collects these steps
+    /// Trace steps A to B, counted from 1, into OUT/trace-A-B.json or the file of --trace; on cuda a profiler that
+    /// waits for cuProfilerStart collects these steps
     #[arg(long, value_name = "A-B")]
     #[serde(skip)]
     pub profile_steps: Option<StepRange>,
@@ -406,8 +406,8 @@ impl RunOptions {
         if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
     }
 
-    /// Checks the values of these options. The error names the flag of the first invalid option. `validates` says whether
-    /// the run has validation rows.
+    /// Checks the values of these options. The error names the flag of the first invalid option. `validates` says
+    /// whether the run has validation rows.
     pub fn validate_values(&self, validates: bool) -> Result<()> {
         let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a finite number, 0 or more");
         rate("--learning-rate", self.learning_rate)?;

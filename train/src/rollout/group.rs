@@ -126,8 +126,8 @@ impl RolloutSet {
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// Reads the rollout set of a checkpoint. Spreads its micro-batches over the ranks, and prepares the prompts of this
-    /// rank's micro-batches again.
+    /// Reads the rollout set of a checkpoint. Spreads its micro-batches over the ranks, and prepares the prompts of
+    /// this rank's micro-batches again.
     pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupSpread) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");

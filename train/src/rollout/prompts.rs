@@ -155,8 +155,8 @@ impl PromptSource {
         self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The expected number of tokens of the prompt of row `row` of the data file: the number in an earlier rollout, else
-    /// an estimate by [`expected_tokens`].
+    /// The expected number of tokens of the prompt of row `row` of the data file: the number in an earlier rollout,
+    /// else an estimate by [`expected_tokens`].
     pub fn expected_prompt_length(&self, row: usize) -> u64 {
         if let Some(tokens) = self.lengths().prompt_tokens(row) {
             return tokens;

@@ -1,5 +1,5 @@
-//! Logs what reward programs (`--reward-command`, `--reward-funcs`) write to standard error: in `OUT/reward.log`, and with
-//! `-v` on the terminal.
+//! Logs what reward programs (`--reward-command`, `--reward-funcs`) write to standard error: in `OUT/reward.log`, and
+//! with `-v` on the terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
@@ -14,8 +14,9 @@ use crate::setup::GrpoSetup;
 /// Clears the line of a progress bar on a terminal, which is drawn again at the next step.
 const CLEAR_LINE: &str = "\r\x1b[K";
 
-/// The log of a run. The file is created by the first line; a run that fails in its first step leaves it in OUT, because
-/// it may say why, and a later run appends to it. All ranks append to that of rank 0, and each line names its rank. A line that cannot be written is lost, because a full disk ends the run at its next checkpoint anyway.
+/// The log of a run. The file is created by the first line; a run that fails in its first step leaves it in OUT,
+/// because it may say why, and a later run appends to it. All ranks append to that of rank 0, and each line names its
+/// rank. A line that cannot be written is lost, because a full disk ends the run at its next checkpoint anyway.
 pub fn reward_log(setup: &GrpoSetup) -> ProgramLog {
     let (out, rank) = match setup.ranks {
         None => (&*setup.options.out, None),

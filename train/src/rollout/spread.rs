@@ -1,14 +1,14 @@
 //! Spreads the prompts of a step over the processes (ranks) of a run.
 //!
 //! A rank prepares, samples and scores the prompts whose groups it trains on; the feed of micro-batches assigns them by
-//! their expected length ([`RankLoads`](reel_samples::feed::RankLoads)). Then the ranks exchange completions and scores,
-//! so that every rank has those of all groups. Every rank needs them, because the choice of dynamic sampling, the
-//! advantages and the weights of the loss depend on all groups. Each rank computes these from the same numbers and in
-//! the same order as one process does. Rank 0 writes the rollout files.
+//! their expected length ([`RankLoads`](reel_samples::feed::RankLoads)). Then the ranks exchange completions and
+//! scores, so that every rank has those of all groups. Every rank needs them, because the choice of dynamic sampling,
+//! the advantages and the weights of the loss depend on all groups. Each rank computes these from the same numbers and
+//! in the same order as one process does. Rank 0 writes the rollout files.
 //!
 //! Example: 6 prompts, 2 groups per micro-batch, 2 ranks. If the prompts 2 and 3 are longer than the prompts 0 and 1,
-//! rank 0 has the prompts 2 and 3 (micro-batch 1), rank 1 the prompts 0 and 1, and also 4 and 5 (micro-batch 2), because
-//! its load is lower.
+//! rank 0 has the prompts 2 and 3 (micro-batch 1), rank 1 the prompts 0 and 1, and also 4 and 5 (micro-batch 2),
+//! because its load is lower.
 
 use std::sync::Arc;
 
@@ -101,8 +101,8 @@ impl<'a> GroupSpread<'a> {
         round.prompts.iter().enumerate().filter(move |(index, _)| rank_of(*index) == Some(self.rank()))
     }
 
-    /// Spreads `groups`, whose completions are known, over the ranks by their numbers of tokens. Prepares the prompts of
-    /// this rank that are not prepared yet. Returns the rank of each micro-batch.
+    /// Spreads `groups`, whose completions are known, over the ranks by their numbers of tokens. Prepares the prompts
+    /// of this rank that are not prepared yet. Returns the rank of each micro-batch.
     ///
     /// # Errors
     /// A prompt cannot be prepared.

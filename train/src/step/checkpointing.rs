@@ -63,8 +63,9 @@ struct MemoryPlan {
 
 impl CheckpointingPolicy {
     /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
-    /// (unknown), `auto` recomputes every layer. With `finished_bytes`, the plan frees gradients during the backward pass
-    /// and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the given device.
+    /// (unknown), `auto` recomputes every layer. With `finished_bytes`, the plan frees gradients during the backward
+    /// pass and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the given
+    /// device.
     pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
@@ -254,7 +255,8 @@ mod tests {
         assert_eq!(choose(&mut trainer, 40, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 30, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 60, selective - 1), (Checkpointing::Full, 0));
-        // The second call plans again, because the planned bytes of the activations plus a tenth exceed the free memory.
+        // The second call plans again, because the planned bytes of the activations plus a tenth exceed the free
+        // memory.
         assert_eq!(choose(&mut trainer, 40, none), (Checkpointing::None, 1));
         assert_eq!(choose(&mut trainer, 40, none - 1), (Checkpointing::Selective, 0));
     }

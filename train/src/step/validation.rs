@@ -1,6 +1,6 @@
-//! Computes the loss of validation rows: forward passes that keep no activations. The loss of a row has the same bits in
-//! any micro-batch, and the sums over rows are made in the order of the rows, so the validation loss depends neither on
-//! the number of processes (ranks) nor, where the bits of a row do not (docs/design.md), on the micro-batches.
+//! Computes the loss of validation rows: forward passes that keep no activations. The loss of a row has the same bits
+//! in any micro-batch, and the sums over rows are made in the order of the rows, so the validation loss depends neither
+//! on the number of processes (ranks) nor, where the bits of a row do not (docs/design.md), on the micro-batches.
 
 use std::rc::Rc;
 
@@ -96,7 +96,8 @@ impl<'t> ValidationLossPass<'t> {
         self.rounds.as_ref().map_or(Ok(()), ForwardRounds::end_round)
     }
 
-    /// Ends the pass. Returns the losses of the rows of each micro-batch, in the order of the micro-batches, on all ranks.
+    /// Ends the pass. Returns the losses of the rows of each micro-batch, in the order of the micro-batches, on all
+    /// ranks.
     ///
     /// # Errors
     /// Another rank has failed.

@@ -11,14 +11,14 @@
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In each
-//! round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after the
-//! optimizer step. For rollouts, for a reference model that is the policy without its adapter, and for evaluations, it
-//! gathers all weights at a time, so the memory of these parts is compared with that of the passes.
+//! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In
+//! each round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after
+//! the optimizer step. For rollouts, for a reference model that is the policy without its adapter, and for evaluations,
+//! it gathers all weights at a time, so the memory of these parts is compared with that of the passes.
 //!
-//! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
-//! in buckets and freed during the backward pass, so a rank has at most the gradients of three buckets and of the largest
-//! parameter at a time, and buffers for the gradients of two buckets that it receives.
+//! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients.
+//! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of three
+//! buckets and of the largest parameter at a time, and buffers for the gradients of two buckets that it receives.
 //!
 //! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
 //! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
@@ -331,8 +331,8 @@ impl JobShape {
         }
     }
 
-    /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are gathered
-    /// in each round and beside the rounds.
+    /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are
+    /// gathered in each round and beside the rounds.
     pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
         let divided = process.divided.as_ref();
         let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { process.weight_bytes };

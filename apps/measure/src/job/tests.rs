@@ -43,8 +43,8 @@ fn backward(weights: u64, count: usize) -> BackwardTimes {
     BackwardTimes { launches: vec![0.6 / count as f64; count], gradients }
 }
 
-/// The exchange of one huge bucket begins after the last launch, so all of it is exposed. Of many small buckets only the
-/// last one is, as long as each exchange is shorter than the launches up to the next bucket.
+/// The exchange of one huge bucket begins after the last launch, so all of it is exposed. Of many small buckets only
+/// the last one is, as long as each exchange is shorter than the launches up to the next bucket.
 #[test]
 fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
     let exchange = 0.3;
@@ -174,8 +174,8 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     let time = shape.step_time(&process, &links);
     // 80 % of 50 GB/s. The backward pass of a round takes 0.3 s, its exchange 0.2 s.
     assert!((time.gradients - 0.4).abs() < 1e-9 && (time.weights - 0.1).abs() < 1e-9, "{time:?}");
-    // A launch of 2.4 ms finishes a parameter of 32 million weights, which is almost a bucket, whose exchange takes 1.7 ms.
-    // So only the last bucket is exposed in each round.
+    // A launch of 2.4 ms finishes a parameter of 32 million weights, which is almost a bucket, whose exchange takes 1.7
+    // ms. So only the last bucket is exposed in each round.
     assert!(time.exposed_gradients > 0.001 && time.exposed_gradients < 2.0 * 0.002, "{time:?}");
     assert!((time.total() - (1.0 + 0.1 / 16.0 + 0.1 + time.exposed_gradients)).abs() < 1e-9, "{time:?}");
     // With NVLink alone, one machine: 15 GB per round at 80 % of 450 GB/s.
@@ -212,8 +212,8 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
     process.divided = Some(DividedBytes { are_trained: false, ..divided.clone() });
     assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 2000 * 3 / 4));
     assert_eq!(shape.evaluation_traffic(1, &process), Traffic::default());
-    // Rollouts and evaluations gather all weights. They have no gradients, which take 4000 bytes in the passes, but more
-    // activations: in all 600 or 400 bytes less, and 500 bytes of weights more.
+    // Rollouts and evaluations gather all weights. They have no gradients, which take 4000 bytes in the passes, but
+    // more activations: in all 600 or 400 bytes less, and 500 bytes of weights more.
     let peak = |memory: Vec<(&'static str, u64)>| memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
     let by_units = peak(shape.memory_of(1, &process));
     for (fewer, more) in [(600, 0), (400, 100)] {

@@ -145,7 +145,8 @@ struct State {
     programmatic_launches: u64,
     /// The number of launches and matrix products that were enqueued.
     enqueued_launches: u64,
-    /// For each window between cuProfilerStart and cuProfilerStop: the numbers of the launches that were enqueued in it.
+    /// For each window between cuProfilerStart and cuProfilerStop: the numbers of the launches that were enqueued in
+    /// it.
     profiled: Vec<Range<u64>>,
     /// The launch at which the process is killed, counted from 1.
     killed_at_launch: Option<u64>,

@@ -1,7 +1,8 @@
-//! A custom reward by shell command or Python function: the process is started once and gets rows in batches, each with a deadline.
+//! A custom reward by shell command or Python function: the process is started once and gets rows in batches, each with
+//! a deadline.
 //!
-//! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process kills the
-//! command's process group when this process ends, even if this process is killed itself.
+//! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process
+//! kills the command's process group when this process ends, even if this process is killed itself.
 
 mod pipes;
 mod program;

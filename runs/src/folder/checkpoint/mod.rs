@@ -4,8 +4,8 @@
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
 //! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next
-//! steps run. If the run has several ranks, all write it together, before the next step: rank 0 creates the files, and each
-//! rank writes its cells of the model's weights and of the optimizer state.
+//! steps run. If the run has several ranks, all write it together, before the next step: rank 0 creates the files, and
+//! each rank writes its cells of the model's weights and of the optimizer state.
 
 mod optimizer;
 mod parts;

@@ -56,8 +56,8 @@ pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     weights as u64 + optimizer::state_bytes(t)
 }
 
-/// The trained weights of a run, ready to be written as a model folder or an adapter folder. Each of several ranks writes
-/// the cells that it owns, and its share of the weights that are not trained. Rank 0 writes an adapter.
+/// The trained weights of a run, ready to be written as a model folder or an adapter folder. Each of several ranks
+/// writes the cells that it owns, and its share of the weights that are not trained. Rank 0 writes an adapter.
 #[derive(Debug)]
 pub struct TrainedWeights {
     dtype: StoredDType,
@@ -284,8 +284,8 @@ impl CheckpointSnapshot {
         self.write_draft(out, &name, &target, barrier).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 
-    /// Writes what this rank, which is not rank 0, writes of weights and optimizer state into the checkpoint that rank 0
-    /// writes in `out` by [`Self::write_with`].
+    /// Writes what this rank, which is not rank 0, writes of weights and optimizer state into the checkpoint that rank
+    /// 0 writes in `out` by [`Self::write_with`].
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.

@@ -104,8 +104,8 @@ pub struct CellState {
 }
 
 impl CellState {
-    /// Creates the optimizer state of a cell, the range of a parameter's weights that one rank updates: zero moments, and
-    /// master weights equal to the weights.
+    /// Creates the optimizer state of a cell, the range of a parameter's weights that one rank updates: zero moments,
+    /// and master weights equal to the weights.
     fn new(p: &Tensor, range: &Range<usize>, weights: Tensor, moments: MomentFormat) -> Result<Self> {
         let (device, n) = (p.device(), range.len());
         let is_whole = n == p.count();
@@ -191,8 +191,8 @@ impl AdamW {
         Self::with_partition(parameters, moments, seed, partition, None)
     }
 
-    /// Like [`Self::of_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has the
-    /// weights of each cell that this rank owns, by the parameter's name and the cell's first weight.
+    /// Like [`Self::of_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has
+    /// the weights of each cell that this rank owns, by the parameter's name and the cell's first weight.
     ///
     /// # Errors
     /// The errors of [`Self::new`]; a cell without weights.

@@ -1,5 +1,5 @@
-//! Recognises files that are no data files by their first bytes or their name: compressed files, archives, images, videos
-//! and tables of text.
+//! Recognises files that are no data files by their first bytes or their name: compressed files, archives, images,
+//! videos and tables of text.
 
 use std::path::Path;
 

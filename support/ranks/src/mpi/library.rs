@@ -1,8 +1,8 @@
-//! The MPI library: the only file that calls it. Its functions are those of the crate `mpi`'s bindings, because the safe
-//! requests of that crate must complete before their scope ends, and those of a rank that has ended never do.
+//! The MPI library: the only file that calls it. Its functions are those of the crate `mpi`'s bindings, because the
+//! safe requests of that crate must complete before their scope ends, and those of a rank that has ended never do.
 //!
-//! The library only gets memory that belongs to this file ([`Pending`]). If a job fails, the packets in flight are never
-//! freed: the network may still write into them, and cancelling a receive can wait for the other process.
+//! The library only gets memory that belongs to this file ([`Pending`]). If a job fails, the packets in flight are
+//! never freed: the network may still write into them, and cancelling a receive can wait for the other process.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -125,8 +125,8 @@ impl Library {
     /// # Errors
     /// See [`MpiLink::open`](super::MpiLink::open).
     pub fn open(world: &World, sizes: PacketSizes) -> Result<Self> {
-        // Threads of a rank call in turn, each through `&mut Library`. So MPI_THREAD_MULTIPLE, with which libraries take
-        // locks, is not needed.
+        // Threads of a rank call in turn, each through `&mut Library`. So MPI_THREAD_MULTIPLE, with which libraries
+        // take locks, is not needed.
         let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             let what = "MPI has been used by an earlier job of this process, and can be initialized only once";
             return Err(wrong(what, "start a process for each job"));
@@ -179,8 +179,8 @@ impl Library {
     /// Begins to send the first `length` bytes of a packet.
     pub fn send(&mut self, to: usize, tag: Tag, packet: Vec<u8>, length: usize) -> Result<Pending, MpiError> {
         let mut send = Pending::new(packet, length);
-        // SAFETY: the packet has `length` bytes, and stays where it is until the request is complete. Its length is below
-        // 2^31, as that of every packet is.
+        // SAFETY: the packet has `length` bytes, and stays where it is until the request is complete. Its length is
+        // below 2^31, as that of every packet is.
         let code = unsafe {
             ffi::MPI_Isend(
                 send.packet[..length].as_ptr().cast(),
@@ -213,8 +213,8 @@ impl Library {
         check("MPI_Irecv", code).map(|()| receive)
     }
 
-    /// Begins to receive a packet with [`Tag::First`] if one has arrived. A receive that began before could be left when
-    /// the job ends.
+    /// Begins to receive a packet with [`Tag::First`] if one has arrived. A receive that began before could be left
+    /// when the job ends.
     pub fn receive_first(&mut self, from: usize) -> Result<Option<Pending>, MpiError> {
         let mut status = MaybeUninit::zeroed();
         // SAFETY: a null pointer or number, which the library replaces.
@@ -251,8 +251,8 @@ impl Library {
         }
         let mut status = MaybeUninit::zeroed();
         let mut flag = 0;
-        // SAFETY: the request is one that was begun and is not complete; the pointers are those of variables of the types
-        // that the function writes.
+        // SAFETY: the request is one that was begun and is not complete; the pointers are those of variables of the
+        // types that the function writes.
         let code = unsafe { ffi::MPI_Test(&mut pending.request, &mut flag, status.as_mut_ptr()) };
         check("MPI_Test", code)?;
         if flag == 0 {

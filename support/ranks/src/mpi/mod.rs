@@ -1,12 +1,12 @@
 //! Data by MPI: the second transport of [`Link`](crate::link::Link), with the feature `mpi`.
 //!
 //! A message has the same bytes as on a socket: header, name of the call, data. It is divided into packets, because the
-//! counts of MPI are `int`, so that one MPI message has at most 2^31 - 1 bytes, and because packets in flight let copies
-//! and transfers overlap. The first packet has the header and the first 2 KiB of data, so that most calls of few bytes
-//! are one MPI message.
+//! counts of MPI are `int`, so that one MPI message has at most 2^31 - 1 bytes, and because packets in flight let
+//! copies and transfers overlap. The first packet has the header and the first 2 KiB of data, so that most calls of few
+//! bytes are one MPI message.
 //!
-//! All sends and receives are non-blocking, and a loop tests them. The same loop looks whether the job has failed: an MPI
-//! library does not tell whether another process has ended, but the watching thread does, as with sockets.
+//! All sends and receives are non-blocking, and a loop tests them. The same loop looks whether the job has failed: an
+//! MPI library does not tell whether another process has ended, but the watching thread does, as with sockets.
 //!
 //! Calls MPI only while this rank is in a call. No thread of the library is needed: the other rank of a pair makes
 //! progress in its own call.
@@ -77,8 +77,8 @@ impl MpiLink {
         }
     }
 
-    /// In a send or receive, receives messages that other ranks send, for later calls. Otherwise ranks that each send to
-    /// the next one, in a circle, would wait for ever. Returns whether anything has arrived.
+    /// In a send or receive, receives messages that other ranks send, for later calls. Otherwise ranks that each send
+    /// to the next one, in a circle, would wait for ever. Returns whether anything has arrived.
     fn receive_early(&mut self, call: &Call) -> Result<bool, ExchangeError> {
         let Some(needed) = call.peer else { return Ok(false) };
         let mut has_progress = false;

@@ -17,8 +17,8 @@ const CALLED_BACK: i32 = 9;
 /// How soon ranks must have ended. It is much longer than they take, for slow machines.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The option by which mpirun lets the other ranks end by themselves when one has ended: by default it ends them at once,
-/// so that some may not write why. With the option its own exit code is 0.
+/// The option by which mpirun lets the other ranks end by themselves when one has ended: by default it ends them at
+/// once, so that some may not write why. With the option its own exit code is 0.
 const RECOVERY: &str = "--enable-recovery";
 
 /// mpirun of Open MPI with these arguments, for ranks that do this work. Returns `None` if it is not installed.

@@ -14,8 +14,9 @@
 //!
 //! The ranks exchange the cells in buckets. A bucket is exchanged as soon as the backward pass has finished the
 //! gradients of all its cells, and these gradients are freed. On GPUs the exchange runs beside the backward pass, which
-//! waits for a bucket when the second one after it begins. The buckets are in the reverse order of the model, because a backward pass finishes the gradients of the last layers
-//! first. So a rank has the gradients of a few buckets in memory, not the gradients of the whole model.
+//! waits for a bucket when the second one after it begins. The buckets are in the reverse order of the model, because a
+//! backward pass finishes the gradients of the last layers first. So a rank has the gradients of a few buckets in
+//! memory, not the gradients of the whole model.
 //!
 //! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of these only) and sends the new
 //! weights to all ranks. A sum has the same bits as in one process, because one process also adds whole gradients of
@@ -76,8 +77,8 @@ pub struct GradientSum {
     /// By name of each parameter with owned cells: the parameter's index, and the position in `sums` at which the sum
     /// of each cell begins, by the cell's first weight.
     starts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
-    /// For each pending bucket, and then for each other rank, f32: its gradients of the owned cells in the bucket. Empty
-    /// for this rank. Buckets take turns.
+    /// For each pending bucket, and then for each other rank, f32: its gradients of the owned cells in the bucket.
+    /// Empty for this rank. Buckets take turns.
     received: Vec<Vec<Tensor>>,
     /// For each parameter, whether it had a gradient in an earlier round of the step, on any rank.
     reached: Vec<bool>,

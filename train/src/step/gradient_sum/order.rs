@@ -1,5 +1,5 @@
-//! In which order a backward pass finishes gradients, from which follows when a job of any number of ranks exchanges its
-//! buckets. `reel plan` records this order on device `dry`.
+//! In which order a backward pass finishes gradients, from which follows when a job of any number of ranks exchanges
+//! its buckets. `reel plan` records this order on device `dry`.
 
 use std::sync::Arc;
 
@@ -33,9 +33,9 @@ pub struct ExchangedBucket {
 }
 
 impl GradientOrder {
-    /// The order of a backward pass of `launches` launches. `finished` has its gradients; gradients that it has twice are
-    /// those of a later pass. Parameters without a gradient are exchanged at the end. `model_order` are the parameters
-    /// of the model, of which `optimizer` has the trained ones.
+    /// The order of a backward pass of `launches` launches. `finished` has its gradients; gradients that it has twice
+    /// are those of a later pass. Parameters without a gradient are exchanged at the end. `model_order` are the
+    /// parameters of the model, of which `optimizer` has the trained ones.
     pub fn new<'a>(
         optimizer: &AdamW,
         model_order: impl DoubleEndedIterator<Item = &'a Tensor>,

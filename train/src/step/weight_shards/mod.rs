@@ -1,6 +1,6 @@
 //! The weights of a model of which each rank keeps a part (ZeRO-3). A rank has the weights of its cells
-//! ([`Partition`]); the weights of a unit, such as a layer, are gathered from all ranks before the unit computes and are
-//! freed after it:
+//! ([`Partition`]); the weights of a unit, such as a layer, are gathered from all ranks before the unit computes and
+//! are freed after it:
 //!
 //! ```text
 //! forward    unit begins: wait for its weights, free those of the unit before, start to gather the next unit
@@ -11,8 +11,8 @@
 //! So a rank has 1/N of all weights, and those of two units. It gathers the same units in the same order in every round
 //! (`schedule.rs`), also without a micro-batch, because the other ranks need its cells.
 //!
-//! With weights of W bytes, a rank receives about `W (N - 1) / N` bytes in the forward pass of a round and about as many
-//! in its backward pass, and sends as many.
+//! With weights of W bytes, a rank receives about `W (N - 1) / N` bytes in the forward pass of a round and about as
+//! many in its backward pass, and sends as many.
 
 mod schedule;
 #[cfg(test)]
@@ -161,8 +161,8 @@ impl WeightShards {
         Ok(all)
     }
 
-    /// Makes each round a forward pass without a backward pass, until the result is dropped. All ranks call it together,
-    /// between steps, and end each round with [`ForwardRounds::end_round`].
+    /// Makes each round a forward pass without a backward pass, until the result is dropped. All ranks call it
+    /// together, between steps, and end each round with [`ForwardRounds::end_round`].
     pub fn forward_rounds(self: &Rc<Self>) -> ForwardRounds {
         let mut round = self.round.borrow_mut();
         let forward = ExchangeSchedule::new(&self.forward, |_| false, std::iter::empty());
@@ -226,8 +226,8 @@ impl WeightShards {
         self.round.borrow_mut().schedule.advance();
     }
 
-    /// Frees the weights of the current unit and makes the next unit the current one. Returns what is next in the round:
-    /// if it is a bucket, no unit is current; `None` at the end of the round.
+    /// Frees the weights of the current unit and makes the next unit the current one. Returns what is next in the
+    /// round: if it is a bucket, no unit is current; `None` at the end of the round.
     fn gather_next(&self, round: &mut Round) -> Result<Option<ExchangeEvent>> {
         if let Some(last) = round.current.take() {
             self.release(last);
