@@ -23,7 +23,9 @@ fn rows_that_cannot_be_scored_are_skipped() {
             r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#.into(),
             "rows.jsonl:2: ends with an answer of the assistant",
         ),
-        (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not a string"),
+        // A number is the text of the number.
+        (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
+        (GOOD.replace("\"<answer>4</answer>\"", "[4]"), "rows.jsonl:2: solution: is not a string"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
         (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: message 0: has the token <|image_pad|>, and there is no image for it"),
         (GOOD.replace("\"2 + 2?\"", "[{\"type\": \"image\"}]"), "rows.jsonl:2: message 0, part 0: is an image part"),
