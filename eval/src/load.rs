@@ -26,6 +26,8 @@ pub struct LoadedBenchmark {
     pub rows: Vec<BenchmarkRow>,
     /// Number of rows that are not part of the benchmark's score, by reason.
     pub left_out: BTreeMap<String, usize>,
+    /// Number of questions whose options the model does not see: neither the task's template nor the question has them.
+    pub without_options: usize,
     /// The folder that the paths of videos are relative to.
     pub media_root: PathBuf,
 }
@@ -49,9 +51,9 @@ const BAD_ROW: &str = "bad row";
 /// folder of the files. With `skip_bad_rows`, unusable rows are left out and counted.
 ///
 /// # Errors
-/// There is no file of the benchmark; a file cannot be read, or belongs to another benchmark; the task's template shows
-/// no options, and a question has none; without `skip_bad_rows`, a row cannot be used. For a user's task also: a rule
-/// names a column that no row has; without `skip_bad_rows`, two rows have the same id.
+/// There is no file of the benchmark; a file cannot be read, or belongs to another benchmark; without `skip_bad_rows`, a
+/// row cannot be used. For a user's task also: a rule names a column that no row has; without `skip_bad_rows`, two rows
+/// have the same id.
 pub fn load_benchmark(
     task: &Task,
     data: &Path,
@@ -65,6 +67,7 @@ pub fn load_benchmark(
         files: Vec::new(),
         rows: Vec::new(),
         left_out: BTreeMap::new(),
+        without_options: 0,
         media_root: media_root.clone(),
     };
     let mut first = Some(first);
@@ -100,7 +103,9 @@ pub fn load_benchmark(
             });
             match parsed {
                 Ok(ParsedRow::Question(row)) => {
-                    refuse_hidden_options(task, &row)?;
+                    let has_options = row.kind == ProblemType::MultipleChoice;
+                    let shows_options = !has_options || task.shows_options(&row.question, &row.options);
+                    loaded.without_options += usize::from(!shows_options);
                     indices_by_id.insert(row.id.clone(), loaded.rows.len());
                     loaded.rows.push(*row);
                 }
@@ -150,16 +155,6 @@ fn refuse_used_id(
     let Some(other) = indices_by_id.get(&row.id).and_then(|&index| rows.get(index)) else { return Ok(()) };
     let what = format!("is `{}`, which is also the id of {}", row.id, other.location);
     Err(Diagnostic::new("id", what, "give every row of the benchmark its own id, such as {file.stem}-{row.number}"))
-}
-
-/// Refuses a task whose template shows no options if the question does not contain them either.
-fn refuse_hidden_options(task: &Task, row: &BenchmarkRow) -> Result<()> {
-    if row.kind != ProblemType::MultipleChoice || task.shows_options(&row.question, &row.options) {
-        return Ok(());
-    }
-    let location = format!("benchmark {}: prompt.template", task.name);
-    let what = format!("has no {{options}}, and the question of {} does not contain its options", row.location);
-    Err(EvalError::Task(Diagnostic::new(location, what, "add {options} to the template")))
 }
 
 fn data_error(location: String, what: String, help: &str) -> EvalError {

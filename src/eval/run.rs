@@ -212,4 +212,12 @@ fn describe(benchmark: &Benchmark, common: &CommonOptions) {
         loaded.rows.len(),
         loaded.layout
     );
+    if loaded.without_options > 0 {
+        reel_diagnostic::note!(
+            "{}: the model does not see the options of {} questions: prompt.template has no {{options}}, and the questions \
+             do not contain them",
+            task.name,
+            loaded.without_options
+        );
+    }
 }
