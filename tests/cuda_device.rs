@@ -132,14 +132,19 @@ fn step<O, S>(
     }
 }
 
-/// A step of SFT of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer.
+/// A step of SFT of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer, with images.
 fn sft_step(device: &Device, dtype: DType, lora_r: usize) -> Step {
+    sft_step_on(&golden("train").join("sft_videorft_rows"), device, dtype, lora_r)
+}
+
+/// As [`sft_step`], on the rows in `case/data.jsonl`.
+fn sft_step_on(case: &Path, device: &Device, dtype: DType, lora_r: usize) -> Step {
     let file = if lora_r > 0 { "adapter_model.safetensors" } else { "model.safetensors" };
     let options = |run| {
         let lora_target_modules = (lora_r > 0).then(|| vec!["all-linear".to_string()]);
         SftOptions { run: RunOptions { lora_r, lora_target_modules, ..run }, ..SftOptions::default() }
     };
-    step((device, dtype), &golden("train").join("sft_videorft_rows"), file, options, sft::run)
+    step((device, dtype), case, file, options, sft::run)
 }
 
 /// A step of GRPO on given completions, or on completions that the policy samples, with a reference model.
@@ -194,12 +199,33 @@ fn grpo_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
+/// A step of GRPO on two completions that the policy samples for the row in `case/data.jsonl`.
+fn grpo_step_on(case: &Path, device: &Device) -> Step {
+    let options = |run| GrpoOptions {
+        run: RunOptions { per_device_train_batch_size: 2, ..run },
+        num_generations: 2,
+        max_completion_length: 4,
+        ..GrpoOptions::default()
+    };
+    step((device, DType::BF16), case, "model.safetensors", options, grpo::run)
+}
+
 /// Steps of SFT and of GRPO (with sampled completions, so with captured decode steps) by the driver of each CUDA
-/// version. Each driver loads the code that is compiled for it, and computes the same bits.
+/// version. Each driver loads the code that is compiled for it, and computes the same bits. The rows have no images,
+/// because versions differ in how code is loaded and launched, not in what it computes.
 #[test]
 fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
+    let [sft_rows, grpo_rows] = [
+        r#"{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}"#,
+        r#"{"problem": "2 + 2?", "problem_type": "numerical", "data_type": "text", "solution": "<answer>4</answer>"}"#,
+    ]
+    .map(|row| {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("data.jsonl"), format!("{row}\n")).expect("a row");
+        folder
+    });
     let mut first: Option<[Step; 2]> = None;
     // A GPU after Hopper runs the kernels of compute capability 8.0.
     let blackwell = Arch { sm: 100, ..Arch::A100 };
@@ -211,7 +237,7 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             continue;
         }
         let (fake, device) = fake_gpu::cuda_device_of(FakeDriver::of_version(arch, 512 << 20, version));
-        let steps = [sft_step(&device, DType::BF16, 4), grpo_step(&device, DType::BF16, true)];
+        let steps = [sft_step_on(sft_rows.path(), &device, DType::BF16, 4), grpo_step_on(grpo_rows.path(), &device)];
         drop(device);
         assert_no_violations_or_leaks(&fake, &format!("sm_{}, {version}", arch.sm));
         let first = first.get_or_insert_with(|| steps.clone());

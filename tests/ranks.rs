@@ -260,5 +260,5 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
         reel().arg("doctor").envs([("RANK", "2")]).envs(of_two[1..].to_vec()).output().expect("the binary starts"),
     );
     assert!(wrong.ok().contains("RANK: is 2, but WORLD_SIZE is 2"), "{}", wrong.stdout);
-    assert!(run(["doctor"]).ok().contains("one: no launcher"));
+    assert!(run(["doctor"]).ok().contains("one process: no launcher"));
 }

@@ -202,7 +202,7 @@ fn wrong_options_are_refused_before_the_run_begins() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let refused = [
-        (vec!["--serve", &port], "error: --serve: 127.0.0.1:"),
+        (vec!["--serve", &port], "error: --serve: cannot listen on 127.0.0.1:"),
         (vec!["--serve", "0", "--serve-share", "1"], "error: --serve-share: is 1"),
         (vec!["--serve", "0", "--serve-share", "0"], "error: --serve-share: is 0"),
         (vec!["--serve", "0", "--serve-kv-memory", "0"], "error: --serve-kv-memory: is 0"),

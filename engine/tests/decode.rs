@@ -232,7 +232,7 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
 fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     let request =
-        TestRequest { prompt_tokens: 20, completions: 1, max_new_tokens: 4, min_new_tokens: 4, sampling: SAMPLED };
+        TestRequest { prompt_tokens: 6, completions: 1, max_new_tokens: 3, min_new_tokens: 3, sampling: SAMPLED };
     let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
     let mut of_versions = Vec::new();
     for version in [13_000, 12_080, 12_040, 12_000] {
