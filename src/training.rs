@@ -335,9 +335,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     /// Prints what `--check-data` found in the rows of `--eval-file`; an error if rows cannot be used.
     fn print_validation_check(&self, found: &ValidationCheckResult) -> Result<()> {
         let (rows, bad) = (found.rows, found.unusable.len());
-        for row in found.unusable.iter().filter(|_| !self.common.quiet) {
-            reel_diagnostic::note!("--eval-file: {}", row.reason);
-        }
+        found.print_unusable(self.common.quiet);
         if bad == 0 {
             return match self.common.json {
                 true => Ok(()),

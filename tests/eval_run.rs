@@ -422,7 +422,9 @@ category = ["{topic}"]
     fs::write(at.join("mine.toml"), two).expect("written");
     write("data.jsonl", &row);
     let words = "eval --model tiny --benchmark mine.toml --data . --out r --overwrite";
-    let said = ["data.jsonl: has the columns of the layout own, whose files are named rows*.jsonl; rename the file"];
+    let said = [
+        "data.jsonl: has the columns of layout own of Mine, whose files have other names; rename the file to rows*.jsonl",
+    ];
     run_in(at, words.split(' ')).assert_refused(1, &said);
 }
 

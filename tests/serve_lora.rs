@@ -147,7 +147,7 @@ fn what_cannot_be_loaded_changes_nothing() {
         (json!({"lora_name": "a"}), "lora_path: is missing"),
         (json!({"lora_name": "", "lora_path": small}), "lora_name: \\\"\\\" is not a name"),
         (json!({"lora_name": "model_a", "lora_path": small}), "is the name of the model"),
-        (json!({"lora_name": "a", "lora_path": "nowhere"}), "adapter_config.json"),
+        (json!({"lora_name": "a", "lora_path": "nowhere"}), "nowhere: does not exist"),
         (json!({"lora_name": "a", "lora_path": damaged}), "adapter_config.json"),
         (json!({"lora_name": "a", "lora_path": small, "rank": 3}), "rank: is not a field"),
         (json!({"lora_name": 3, "lora_path": small}), "lora_name: is 3"),

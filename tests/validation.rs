@@ -264,7 +264,9 @@ fn unusable_validation_rows_are_skipped_and_counted_or_refused() {
     said.ok();
     assert!(said.stderr.contains("2 of 6 validation rows are skipped; the first: some.jsonl:1"), "{}", said.stderr);
     assert!(said.stderr.contains(" of 4 rows, 2 skipped)"), "{}", said.stderr);
-    let checked = sft(at, "checked", &["--eval-file", "some.jsonl", "--check-data", "--quarantine", "list.jsonl"]);
+    let checked =
+        "sft --model tiny --data rows.jsonl --device cpu --eval-file some.jsonl --check-data --quarantine l.jsonl";
+    let checked = run_in(at, checked.split(' '));
     let found = ["--eval-file: 2 of 6 rows cannot be used", "note: --eval-file: some.jsonl:1", "missing.png"];
     checked.assert_refused(1, &found);
     assert!(checked.stdout.contains("rows.jsonl: all 4 rows can be used"), "{}", checked.stdout);

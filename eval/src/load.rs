@@ -267,7 +267,7 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     // A file in a folder has the layout that its name stands for.
     if let Some(own) = task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
         let what = format!("has the columns of layout {} of {}, whose files have other names", own.name, task.title);
-        let help = format!("name it as {}, or give the file itself as --data", own.files.join(" or "));
+        let help = format!("rename the file to {}, or give the file itself as --data", own.files.join(" or "));
         return data_error(location, what, &help);
     }
     let other = Task::built_in()
@@ -280,11 +280,6 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
             data_error(location, what, "give the file of the benchmark that --benchmark names")
         }
         None => {
-            if let Some(layout) = task.layouts.iter().find(|layout| columns.iter().any(|c| fits(layout, c))) {
-                let patterns = layout.files.join(", ");
-                let what = format!("has the columns of the layout {}, whose files are named {patterns}", layout.name);
-                return data_error(location, what, "rename the file, or name it in --data instead of its folder");
-            }
             let missing = task.layouts.iter().map(|layout| {
                 let missing = columns.iter().find_map(|columns| layout.missing_column(columns));
                 format!("`{}` (layout {})", missing.unwrap_or(&layout.columns[0]), layout.name)

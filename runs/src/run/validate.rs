@@ -42,6 +42,15 @@ pub struct ValidationCheckResult {
     pub unusable: Vec<SkippedRow>,
 }
 
+impl ValidationCheckResult {
+    /// Prints a note for each row that cannot be used, unless `quiet` is true.
+    pub fn print_unusable(&self, quiet: bool) {
+        for row in self.unusable.iter().filter(|_| !quiet) {
+            reel_diagnostic::note!("--eval-file: {}", row.reason);
+        }
+    }
+}
+
 /// Checks every row including its media and writes the list of unusable rows, without training.
 pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
     setup.options.validate()?;

@@ -99,6 +99,9 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         _: Option<&Path>,
     ) -> Result<Self> {
         let validation = open_validation(setup, &rows)?;
+        if let (true, Some(_), Some(rows)) = (setup.options.check_data, &setup.options.eval_file, &validation) {
+            rows.check_rows()?.print_unusable(setup.quiet);
+        }
         Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server), validation })
     }
 
