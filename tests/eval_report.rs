@@ -216,7 +216,7 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(page.text(".choices li:last-child span"), "C. <b>green</b>");
     page.click("[aria-label='next answer']");
     page.wait_until(
-        "document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('cut')",
+        "document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('truncated')",
     );
     assert_eq!(page.eval("document.activeElement.ariaLabel"), "next answer", "the button has lost the focus");
     page.eval("document.getElementById('list').focus()");
