@@ -294,7 +294,12 @@ fn frames_and_fields_of_vllms_clients_are_read() {
         (&inside, json!({"mm_processor_kwargs": {"fps": 2}}), "messages", "fps: is 4 here, but 2 for all media"),
         (&with_rate, json!({"mm_processor_kwargs": {"fps": [4]}}), "messages", "fps: is 2 here, but 4 for all media"),
         (&joined, json!({"mm_processor_kwargs": {"fps": [4, 4]}}), "mm_processor_kwargs.fps", "has 2 numbers"),
-        (&joined, json!({"mm_processor_kwargs": {"crop": 1}}), "mm_processor_kwargs.crop", "is not a supported setting"),
+        (
+            &joined,
+            json!({"mm_processor_kwargs": {"crop": 1}}),
+            "mm_processor_kwargs.crop",
+            "is not a supported setting",
+        ),
         (&joined, json!({"mm_processor_kwargs": {"max_pixels": "x"}}), "mm_processor_kwargs", "is not a number"),
         (&joined, of_video(json!({"num_frames": 2})), "messages", "is a list of 4 frames"),
     ] {

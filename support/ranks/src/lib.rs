@@ -46,15 +46,15 @@
 //!    its connection is closed. When all ranks have connected, rank 0 removes the file and sends each rank the addresses
 //!    of all.
 //! 3. **Calls.** For data, the higher rank of a pair connects to the lower one, with the same handshake. A message has
-//! the
+//!    the
 //!    kind, the name and the sequence number of its call. The receiver compares them with its own call.
 //! 4. **Failures.** Each rank sends heartbeats with its last call to rank 0. Rank 0 declares the job failed if a
-//! control
+//!    control
 //!    connection closes, heartbeats stop, a call waits too long, or a rank reports an error. It sends the failure to all
 //!    ranks, so that all return the same error. If rank 0 itself ends, each rank notices that by its own control
 //!    connection. By default it takes at most 50 s from the end of a process to the end of all others.
 //! 5. **Leaving.** A rank tells rank 0 that it makes no more calls, waits for a confirmation and closes its
-//! connections.
+//!    connections.
 //!    Rank 0 leaves last. With MPI, each rank waits until rank 0 says that all have left, and then finalizes MPI.
 //!
 //! # Where to read on
