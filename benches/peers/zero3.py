@@ -6,7 +6,8 @@
 Needs only Python. Makes a model of random weights with the 3B preset's widths, vocabulary and vision tower and fewer decoder layers, and
 trains all weights but the tower's on rows of text, as 1 process, and as several with `--zero-stage 2` and `3`. All runs must end with
 the same weights. For each run it notes the bytes of tensors that the program counted on rank 0, the resident memory of the largest
-process, and what `reel plan` says for the same options.
+process, and what `reel plan` says for the same options: for one process on this machine, for several on as many H200, because only
+GPUs can be planned as a job.
 """
 import argparse
 import datetime
@@ -26,7 +27,7 @@ MICRO_BATCHES = 4
 
 
 def options(ranks, stage):
-    words = f"--data rows.jsonl --device cpu --freeze-vision --per-device-train-batch-size 1 --optim adamw-8bit " \
+    words = f"--data rows.jsonl --freeze-vision --per-device-train-batch-size 1 --optim adamw-8bit " \
             f"--gradient-accumulation-steps {MICRO_BATCHES} --learning-rate 1e-5".split()
     return words + (["--zero-stage", str(stage)] if ranks > 1 else [])
 
@@ -49,7 +50,7 @@ def resident_bytes(pid):
 
 def train(reel, folder, out, ranks, stage, steps):
     command = [reel, "sft", "--model", "wide", "--out", out, "--max-steps", str(steps), "--save-steps", "0", "--logging-steps", "1",
-               "--quiet", "--gpus", str(ranks), *options(ranks, stage)]
+               "--quiet", "--device", "cpu", "--gpus", str(ranks), *options(ranks, stage)]
     begun = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     largest, total, ended = 0, 0, threading.Event()
@@ -82,9 +83,9 @@ def train(reel, folder, out, ranks, stage, steps):
 
 def planned_bytes(reel, folder, ranks, stage):
     command = [reel, "plan", "sft", "--model", "wide", "--json", "--max-steps", "1", *options(ranks, stage)]
-    plan = json.loads(subprocess.run(command + (["--world", str(ranks)] if ranks > 1 else []), cwd=folder, check=True,
-                                     stdout=subprocess.PIPE, text=True).stdout)
-    return plan["peak_bytes"]
+    where = ["--gpu", "h200", "--world", str(ranks)] if ranks > 1 else ["--device", "cpu"]
+    plan = subprocess.run(command + where, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(plan.stdout)["peak_bytes"]
 
 
 def measure(arguments, folder):
@@ -109,7 +110,8 @@ def measure(arguments, folder):
                    + " ".join(map(str, arguments.ranks)),
         "what": "`reel sft` of all weights but the vision tower's with 8-bit moments, on the CPU, of a model with the 3B preset's widths "
                 f"and {arguments.layers} decoder layers in bf16: {MICRO_BATCHES} micro-batches of one row of about 30 tokens in a step. "
-                "Resident bytes are anonymous and shared memory; pages of mapped files are left out.",
+                "Resident bytes are anonymous and shared memory; pages of mapped files are left out. Planned bytes are those of one "
+                "process, with several processes those of one H200.",
         "note": arguments.note,
         "weights_file_bytes": sum(path.stat().st_size for path in (folder / "wide").glob("*.safetensors")),
         "equal_weights_after_all_runs": len(hashes) == 1,
