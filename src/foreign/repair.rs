@@ -1,5 +1,6 @@
-//! Finds what reel refuses about the values and combinations of a translated command, so that one message has it all.
-//! Each problem is mended in the corrected command: the option is left out, or a missing one gets a placeholder.
+//! Checks a translated command as reel itself would, and collects all errors about values and combinations of
+//! options, so that one message shows them all. The corrected command leaves out each refused option; a missing
+//! option gets a placeholder.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command, FromArgMatches};
@@ -10,10 +11,11 @@ use reel_train::options::{GrpoOptions, SftOptions, TrainingOptions};
 use super::translation::{RefusedOption, Translation};
 use crate::fail;
 
-/// The most problems of one command that are looked for.
+/// Maximum number of errors of one command that are collected.
 const MAX_PROBLEMS: usize = 40;
 
-/// Parses the command as reel would, and mends it until it is accepted.
+/// Parses and validates the command as reel would. After each error, changes the command so that the error does not
+/// occur again, until reel accepts the command.
 pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
     for _ in 0..MAX_PROBLEMS {
         let words: Vec<String> = std::iter::once("reel".to_string()).chain(t.translated_words()).collect();
@@ -30,7 +32,8 @@ pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
     }
 }
 
-/// Mends an error of the parser. False if the error names no option that the command has.
+/// Corrects the command after an error of the argument parser. Returns false if the error names no option of the
+/// command.
 fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
     let line = fail::usage_line(e, root, words.iter().cloned());
     let (location, rest) = line.split_once(": ").unwrap_or(("", &line));
@@ -58,7 +61,8 @@ fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[Str
     }
 }
 
-/// Leaves an option out, and keeps what is wrong with it. A missing option gets a placeholder.
+/// Removes the option that an error names and records the error. If the option is missing, adds it with a
+/// placeholder.
 fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> bool {
     let Some(option) = location.split([' ', ',']).next().filter(|option| option.starts_with("--")) else {
         return false;
@@ -71,7 +75,8 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
         t.replace_option(&name, placeholder, option);
         return true;
     }
-    // A group of one becomes the smallest one: the batch consists of whole groups.
+    // The smallest group has two completions. The option is not removed, because the batch size must be a multiple of
+    // the group.
     if name == "num_generations" && t.number_of(&name).is_some_and(|n| n < 2.0) {
         let shown = t.settings.iter().find(|setting| setting.name == name).map(|setting| setting.shown.clone());
         t.refuse_option(&shown.unwrap_or_default(), what, help);
@@ -83,7 +88,7 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
     true
 }
 
-/// An error about an option that is not given has its cause in another option.
+/// Corrects an error about an option that the command does not set: removes the other option that causes the error.
 fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str, help: &str) -> bool {
     let group = t.value_of("num_generations").unwrap_or("8").to_string();
     match name {
@@ -93,7 +98,7 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
             true
         }
         _ => {
-            // The other option of the pair, which the message names.
+            // The error message names both options of a pair that contradict each other.
             let text = format!("{what} {help}");
             let others: Vec<String> = text
                 .split([' ', ',', '.'])
@@ -111,7 +116,8 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
     }
 }
 
-/// The first error of the values of a training command's options: where, what is wrong, and what to do.
+/// Returns the first validation error of a training command's options: the location, what is wrong, and how to
+/// correct it.
 fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, String, String)> {
     let mut inner = matches;
     for name in &t.line.path {
@@ -132,7 +138,8 @@ fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, St
 }
 
 fn check<O: TrainingOptions>(t: &Translation, options: &O) -> Option<TrainError> {
-    // A configuration file may have the options that are missing here, and may change the others.
+    // The configuration file may set the missing options and change the other ones, so the options alone cannot be
+    // checked.
     if t.is_set("config") {
         return None;
     }

@@ -1,4 +1,4 @@
-//! Rules for the options that say which rows are trained on, and which model has which name.
+//! Rules that translate the options for the training data and for the name of the model.
 
 use serde_json::{Map, Value};
 
@@ -7,11 +7,11 @@ use super::rules::listed_values;
 use super::translation::Translation;
 use super::words::GivenOption;
 
-/// Applies a rule; `false` if the rule is not one of these.
+/// Applies a rule for data options; returns `false` if `rule` is not one of them.
 pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     match rule {
         "datasets" => data_sets(value, given, t),
-        // The data that they are parts of may stand behind them.
+        // The data set that this configuration or split belongs to may come later on the command line.
         "dataset_part" => {
             let part = if given.name.ends_with("split") { "data_split" } else { "data_config" };
             t.parts.insert(part, listed_values(given).join(","));
@@ -20,7 +20,7 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
                 given.text_for_messages(),
             );
         }
-        // VLM-R1's files and their folders, with colons between them; its script then ignores --dataset-name.
+        // VLM-R1's list of data files, separated by colons. VLM-R1 ignores --dataset-name if this list is given.
         "data_files" => drop(t.parts.insert("data_files", value.replace(':', ","))),
         "media_folders" => {
             let mut folders: Vec<&str> = value.split(':').collect();
@@ -33,7 +33,7 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
                 }
             }
         }
-        // A name beside the model is one of its names; alone, it is the model.
+        // If the command also names a model, this is a name for the served model; otherwise it is the model.
         "model_name" => {
             t.parts.insert("model_name", value.to_string());
             t.parts.insert("model_name_shown", given.text_for_messages());
@@ -48,7 +48,8 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
     true
 }
 
-/// TRL's `dataset_kwargs`: without its preparation of the rows, the rows are those of the file, as in reel.
+/// Translates TRL's `dataset_kwargs`. The field `skip_prepare_dataset` has no effect, because reel never changes the
+/// rows of the file.
 fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     let fields = serde_json::from_str::<Map<String, Value>>(value).ok();
     let unknown = fields.as_ref().map(|fields| fields.keys().find(|name| *name != "skip_prepare_dataset"));
@@ -62,7 +63,8 @@ fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// ms-swift's `model_kwargs`, which it turns into variables of the environment, such as `FPS_MAX_FRAMES`.
+/// Translates ms-swift's `model_kwargs`, whose fields ms-swift passes on as environment variables such as
+/// `FPS_MAX_FRAMES`.
 pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     let Ok(fields) = serde_json::from_str::<Map<String, Value>>(value) else {
         let help = "give the options themselves, such as --max-frames and --max-pixels";
@@ -84,7 +86,7 @@ pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// The data sets of a configuration file of Axolotl or TRL: objects with `path`, `name` and `split`.
+/// Translates the data sets of an Axolotl or TRL configuration file: objects with `path`, `name` and `split`.
 fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     let entries: Vec<Value> = match serde_json::from_str(value) {
         Ok(Value::Array(entries)) => entries,
@@ -93,7 +95,7 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     let mut places = Vec::new();
     for entry in &entries {
         let field = |name: &str| entry.get(name).and_then(Value::as_str);
-        // `json` and its like are formats, whose rows are in `data_files`.
+        // A `path` such as `json` is a file format; the files are then listed in `data_files`.
         let is_format = |path: &&str| ["json", "parquet", "csv", "arrow"].contains(path);
         let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
             (Some(path), Some(_)) => {
@@ -130,8 +132,8 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     t.set_option("data", vec![places.join(",")], given);
 }
 
-/// Whether a field of Axolotl's data set says what reel does without it: the names of the fields of a row and of a
-/// message, and that each answer is learned.
+/// Returns true if a field of an Axolotl data set asks for what reel does anyway: the usual field names of rows and
+/// messages, and training on every answer.
 fn is_reels_own(name: &str, value: &Value) -> bool {
     match (name, value) {
         (_, Value::Null) => true,
@@ -148,7 +150,7 @@ fn is_reels_own(name: &str, value: &Value) -> bool {
     }
 }
 
-/// The place of a data set as reel writes it: `PATH#CONFIG@SPLIT`. A part of a split, such as `train[:1%]`, is refused.
+/// Returns a data set in reel's syntax, `PATH#CONFIG@SPLIT`. Refuses a slice of a split, such as `train[:1%]`.
 fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str, t: &mut Translation) -> String {
     let (split, slice) = split.map_or((None, None), |split| match split.split_once('[') {
         Some((split, slice)) => (Some(split), Some(slice)),
@@ -163,7 +165,8 @@ fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str
     format!("{path}{config}{split}")
 }
 
-/// Combines the data with the configuration and the split that other options name, and the model with its names.
+/// Combines options that belong together: the data set with its configuration and split, and the model with its
+/// names.
 pub fn combine_data_parts(t: &mut Translation) {
     if let Some(files) = t.parts.remove("data_files") {
         t.replace_option("data", &files, "--data_file_paths");

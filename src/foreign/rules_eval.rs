@@ -1,11 +1,12 @@
-//! Rules for the options of `reel eval` (lmms-eval, VLMEvalKit, the scripts of Video-R1) and `reel bench serve` (vLLM's
-//! load generator).
+//! Rules that translate the options of evaluation programs (lmms-eval, VLMEvalKit, the scripts of Video-R1) to
+//! `reel eval`, and those of vLLM's load test to `reel bench serve`.
 
 use super::rules::listed_values;
 use super::translation::Translation;
 use super::words::GivenOption;
 
-/// reel's benchmarks, and what the names of other programs for them begin with (small letters and digits alone).
+/// The benchmarks of `reel eval`. The second text of a pair is the prefix by which names in other programs are
+/// recognized, after they are reduced to lower-case letters and digits.
 const BENCHMARKS: [(&str, &str); 7] = [
     ("vsibench", "vsibench"),
     ("videommmu", "videommmu"),
@@ -16,10 +17,11 @@ const BENCHMARKS: [(&str, &str); 7] = [
     ("videoholmes", "videoholmes"),
 ];
 
-/// Applies a rule; `false` if the rule is not one of these.
+/// Applies a rule for evaluation options; returns `false` if `rule` is not one of them.
 pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     match rule {
-        // The scripts of VideoRFT and Video-R1 ask six benchmarks, read from this folder.
+        // `--file_name` of the evaluation scripts of VideoRFT and Video-R1, which evaluate six benchmarks from the
+        // folder `src/r1-v/Evaluation`.
         "eval_file_name" => {
             t.set_option("out", vec![format!("eval_results/{value}")], given);
             t.set_option("benchmark", vec!["all".into()], given);
@@ -76,10 +78,10 @@ fn refuse(t: &mut Translation, given: &GivenOption, what: &str, help: &str) -> b
     true
 }
 
-/// lmms-eval's `NAME=VALUE,…` for the model.
+/// Translates `--model_args` of lmms-eval: `NAME=VALUE,…`.
 fn model_args(value: &str, t: &mut Translation) {
     t.parts.insert("model_args", String::new());
-    // Beside a rate, lmms-eval's number of frames is their bound.
+    // If `fps` is given as well, lmms-eval's number of frames is a maximum.
     let has_rate = value.split(',').any(|pair| pair.starts_with("fps=") && !pair.ends_with('='));
     let frames = if has_rate { "max_frames" } else { "nframes" };
     for pair in value.split(',').filter(|pair| !pair.is_empty()) {
@@ -131,7 +133,8 @@ fn model_args(value: &str, t: &mut Translation) {
     }
 }
 
-/// Sets `--benchmark` to the benchmarks that names of another program mean. Refuses the others.
+/// Sets `--benchmark` to the benchmarks that another program calls `names`. Refuses names of benchmarks that reel
+/// does not have.
 fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
     let mut found: Vec<&str> = Vec::new();
     for name in names.split(',').filter(|name| !name.is_empty()) {
@@ -150,8 +153,8 @@ fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
     t.set_option("benchmark", vec![benchmark], given);
 }
 
-/// VLMEvalKit's `--data` names benchmarks with their number of frames (`Video-MME_8frame`, `MMBench-Video_1fps`);
-/// reel's names a folder.
+/// Translates `--data` of VLMEvalKit, which names benchmarks with a number of frames or a rate (`Video-MME_8frame`,
+/// `MMBench-Video_1fps`). In reel, `--data` names a folder.
 fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
     let text = listed_values(given).join(",");
     let is_folder =
@@ -161,7 +164,7 @@ fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
     }
     t.is_foreign = true;
     t.vote_for_programs(&["vlmevalkit"]);
-    // Each name may say how many frames its videos have.
+    // Returns the number of frames or the frame rate in a benchmark's name.
     let frames_of = |name: &str| {
         let number =
             |part: &str, end: &str| part.strip_suffix(end).filter(|n| n.parse::<f64>().is_ok()).map(str::to_string);
