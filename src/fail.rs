@@ -34,7 +34,8 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
 }
 
 /// Installs a panic hook that reports a panic in one line: as a defect of reel with its source location, or as a lack
-/// of threads. It prints nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
+/// of threads. The hook prints nothing about a panic that is converted to an error
+/// ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
         if is_panic_caught() {
@@ -49,8 +50,8 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// The error message of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created: this is not
-/// a defect of reel, so such a panic is recognised by its text, the only information that the hook gets.
+/// Returns the error message of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created.
+/// That is not a defect of reel, and only the text of the panic identifies it.
 fn describe_panic(what: &str, location: &str) -> String {
     const EAGAIN: i32 = 11;
     let contains = |texts: &[&str]| texts.iter().any(|text| what.contains(text));
@@ -68,10 +69,10 @@ const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 /// The exit code after an error in the command line.
 pub const USAGE_ERROR_EXIT_CODE: u8 = 2;
-/// A process that a signal has stopped has this exit code plus the number of the signal.
+/// The exit code of a process that a signal has stopped is this number plus the number of the signal.
 pub const SIGNAL_EXIT_CODE_BASE: u8 = 128;
 
-/// An error whose message another process has printed. The exit code is `code`.
+/// An error that another process of the job has already printed. This process prints nothing and exits with `code`.
 #[derive(Debug, thiserror::Error)]
 #[error("another process of the command has ended with exit code {code}")]
 pub struct ReportedByOtherProcess {
@@ -80,7 +81,7 @@ pub struct ReportedByOtherProcess {
 
 /// Runs a command, prints its error, and returns the process's exit code.
 pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: bool) -> u8 {
-    // After a panic the exit code is that of any failure; the panic hook has already printed the message.
+    // A panic gives the exit code 1, as other failures do; the panic hook has already printed the message.
     catch_unwind(AssertUnwindSafe(command)).map_or(FAILURE, |result| print_error_and_exit_code(result, verbose))
 }
 
@@ -211,7 +212,7 @@ pub fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item =
     line.map_or_else(|| joined_paragraphs(e), |line| one_line(&line))
 }
 
-/// Returns what to use in place of a command that other programs have and reel has not.
+/// Returns the command of reel that does the work of a command of other programs, such as `sft` for `train`.
 fn command_for(name: &str) -> Option<&'static str> {
     Some(match name {
         "train" | "finetune" | "fine-tune" | "fit" => "use sft or grpo",
@@ -227,7 +228,7 @@ fn command_for(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns the message about an option of the other training command.
+/// Returns the message about an option of `reel grpo` that is given to `reel sft`, or the other way around.
 fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Option<String> {
     let name = option_names::field_name(argument);
     let other = match path {
@@ -240,7 +241,7 @@ fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Opti
     has.then(|| format!("{argument}: is an option of reel {other}, not of {path}; leave it out"))
 }
 
-/// Returns the subcommand that the words name, and its full name, such as `reel sim run`.
+/// Returns the parser of the subcommand that the words name, and its full name, such as `reel sim run`.
 fn named_command(parser: &Command, words: impl Iterator<Item = String>) -> (&Command, String) {
     words.fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(&word) {
         Some(inner) => (inner, format!("{path} {word}")),
@@ -259,7 +260,7 @@ fn number_kind_of(command: &Command, option: &str) -> Option<NumberKind> {
     number_kind(argument.get_value_parser())
 }
 
-/// Returns the message about an option that a command does not have; names the option that is probably meant.
+/// Returns the message about an option that a command does not have. The message suggests a similar option.
 fn unknown_argument_line(command: &Command, path: &str, argument: &str) -> String {
     if !argument.starts_with("--") {
         let what = if argument.starts_with('-') { "is not an option of" } else { "is not an argument of" };
@@ -340,7 +341,7 @@ pub fn one_line(text: &str) -> String {
     escape_controls(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
-/// Returns true if the error is a write to stdout after the reader has closed it, as `head` does; this error is not
+/// Returns true if the error is a write to a closed stdout, which a reader such as `head` causes. This error is not
 /// printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
@@ -377,8 +378,8 @@ mod tests {
         child.args(["--exact", &name, "--ignored", "--nocapture"]).output().expect("it starts")
     }
 
-    /// [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`] runs this test, which does what `main` does
-    /// when the engine's thread panics. `reel_serve::serve` then returns this error (its own tests check that).
+    /// The test [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`] runs this test in a process of its
+    /// own. It does what `main` does when the engine's thread panics: `reel_serve::serve` returns this error.
     #[test]
     #[ignore = "another test runs it"]
     fn panics_as_the_engine_of_a_server() {

@@ -75,15 +75,16 @@ impl MediaFlags {
         flags
     }
 
-    /// Checks the limits that options set, and returns them. These limits override those of the profile and those that
-    /// a chat message sets for its image or video.
+    /// Checks the limits that the options set, and returns them. They take precedence over the limits of the profile
+    /// and over those that a chat message sets for its image or video.
     pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_overrides();
         overrides.validate(profile).map_err(media_error_to_usage_error)?;
         Ok(overrides)
     }
 
-    /// Returns the limits that flags set, for a command that only shows what qwen-vl-utils would do with them.
+    /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
+    /// would do with them.
     pub fn unchecked_overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
@@ -105,7 +106,7 @@ impl MediaFlags {
 /// The frame and pixel settings of the run that trained a model.
 #[derive(Debug)]
 pub struct TrainingMediaSettings {
-    /// The run.json that records the settings.
+    /// The file run.json that records the settings.
     pub file: PathBuf,
     pub flags: MediaFlags,
 }
@@ -200,10 +201,10 @@ impl Default for WorkerFlags {
     }
 }
 
-/// Maximum bytes of decoded frames that are kept for later requests (256 MiB).
+/// Maximum bytes of decoded frames in the cache (256 MiB).
 const MAX_FRAMES: usize = 256 << 20;
 
-/// The cache of decoded frames that all decoders of this process share.
+/// Returns the cache of decoded frames, which all decoders of this process share.
 fn frame_cache() -> Arc<FrameCache> {
     static CACHE: OnceLock<Arc<FrameCache>> = OnceLock::new();
     CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()

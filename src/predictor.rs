@@ -69,7 +69,7 @@ pub struct Predictor<'c> {
     /// Config, tokenizer and chat template.
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
-    /// Where the weights are stored on a CPU; `None` as in [`LoadedModel::open_on`].
+    /// Where the weights are stored on a CPU; for `None` see [`LoadedModel::open_on`].
     place: Option<WeightLocation>,
     batch_size: usize,
     model: Option<LoadedModel>,
@@ -77,7 +77,7 @@ pub struct Predictor<'c> {
     processes: RunProcesses<'c>,
 }
 
-/// The rows of a run and how they are answered.
+/// A set of rows, and the options with which they are answered.
 pub struct PredictionJob<'j> {
     /// The name of the running command, for the settings file.
     pub command: &'j str,
@@ -93,7 +93,7 @@ pub struct PredictionJob<'j> {
     /// The options that influence the predictions, by name. A run that continues the file must have the same values.
     pub options: Map<String, Value>,
     pub sampling: SamplingSettings,
-    /// Whether the first row that cannot be used ends the run with an error.
+    /// Whether a row that cannot be used ends the run with an error.
     pub strict: bool,
 }
 
@@ -116,12 +116,13 @@ impl<'c> Predictor<'c> {
         Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common, processes })
     }
 
-    /// The folder that the training run wrote: the adapter's folder, else the model's.
+    /// Returns the folder that the training run wrote: the adapter's folder, else the model's.
     pub fn trained_folder(&self) -> &Path {
         self.adapter.as_deref().unwrap_or(&self.folder)
     }
 
-    /// The options that influence the predictions of every run with a model.
+    /// Returns the options that influence the predictions of every run with a model. A resumed run must have the same
+    /// values.
     pub fn options_that_must_match(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
         let mut options = sampling_options(sampling, media, self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
@@ -131,7 +132,7 @@ impl<'c> Predictor<'c> {
         options
     }
 
-    /// Writes the predictions of a job, continuing the file that an earlier run has left. The summary is `None` on
+    /// Writes the predictions of a job; continues the file if an earlier run has left one. The summary is `None` on
     /// ranks other than 0.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<Option<PredictionSummary>> {
         let rows = job.rows.data().len();
@@ -167,7 +168,7 @@ impl<'c> Predictor<'c> {
             None => self.open_model()?,
         };
         let own_stop = interrupt::stop_flag();
-        // Several processes agree on when to stop.
+        // Processes that share the rows agree on when to stop, so they use the common flag.
         let stop = self.processes.sharing_rows().map_or(&*own_stop, |process| &process.stop);
         let mut engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size);
         if divided.is_none() {
@@ -195,7 +196,7 @@ impl<'c> Predictor<'c> {
         summary
     }
 
-    /// The number of processes that share the memory of the device.
+    /// Returns the number of processes that share the memory of the device.
     fn processes_on_device(&self) -> u64 {
         match self.processes {
             RunProcesses::One => 1,
@@ -224,7 +225,7 @@ impl<'c> Predictor<'c> {
     }
 }
 
-/// The sampling parameters, the seed, and the frame and pixel limits of a run, by name.
+/// Returns the sampling parameters, the seed, and the frame and pixel limits of a run, by name.
 pub fn sampling_options(
     sampling: &SamplingSettings,
     media: &MediaOptions,
@@ -253,7 +254,7 @@ pub fn typed_decimal(number: f32) -> Value {
     json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 
-/// The maximum number of sequences that decode together: `--batch-size`, else the default of the device.
+/// Returns the maximum number of sequences that decode together: `--batch-size`, else the default of the device.
 pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
     match given {
         Some(0) => Err(usage_error("--batch-size", "is 0", "give 1 or more")),

@@ -16,7 +16,7 @@ use crate::output;
 
 /// File name of the page of several runs if `--out` is not given.
 const COMPARISON_PAGE: &str = "compare.html";
-/// Maximum number of runs on a page: charts have eight colors for lines.
+/// Maximum number of runs on a page: charts have eight line colors.
 const MAX_RUNS: usize = 8;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards. Several
@@ -100,7 +100,8 @@ impl ReportArgs {
     }
 }
 
-/// Refuses more runs than a chart has colors, and a run that is given twice, even by two different paths.
+/// Returns an error if there are more runs than a chart has colors, or if a run is given twice, even by two different
+/// paths.
 fn refuse_repeated_runs(runs: &[PathBuf]) -> Result<()> {
     if runs.len() > MAX_RUNS {
         let what = format!("{} runs are too many for one page", runs.len());

@@ -37,7 +37,7 @@ use crate::prompt::media_options;
 use crate::ranks::processes_on_device;
 use crate::{hub, model};
 
-/// Evaluates the model that a training run trains.
+/// Evaluates the model of a training run during training.
 #[derive(Debug)]
 pub struct RunEvaluator {
     benchmarks: Vec<(Task, Questions, PathBuf)>,
@@ -203,7 +203,7 @@ impl PolicyEvaluator for RunEvaluator {
     }
 }
 
-/// Converts an error of scoring an evaluation to an error of the training run.
+/// Converts an error of scoring to an error of the training run.
 fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     let e = match e.downcast::<TrainError>() {
         Ok(e) => return e,
@@ -222,8 +222,8 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     }
 }
 
-/// Converts an error about an option of `reel eval` to one about the training command's option, whose name begins with
-/// `eval-`.
+/// Converts an error about an option of `reel eval` to an error about the same option of the training command, whose
+/// name begins with `eval-`.
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
     let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];

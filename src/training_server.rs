@@ -19,7 +19,8 @@ use reel_train::options::RunOptions;
 
 use crate::serve::default_encoders;
 
-/// Limits that `reel serve` has options for and the training commands do not.
+/// Fixed limits of the server in a training run. `reel serve` has options for these limits; the training commands
+/// have none.
 const REQUESTS: usize = 256;
 const CONNECTIONS: usize = 256;
 const BODY_BYTES: usize = 64 << 20;
@@ -37,9 +38,9 @@ pub struct RunServer {
 }
 
 impl RunServer {
-    /// The server of a training run with these options, which starts from the model in `folder`; `None` without
-    /// `--serve`. The server listens once the run starts it. Requests carry their media in themselves; they may not
-    /// name files or addresses.
+    /// Returns the server of a training run with these options, which starts from the model in `folder`; `None`
+    /// without `--serve`. The server listens once the run has started it. Requests must contain their media; they may
+    /// not name files or addresses.
     pub fn new(
         options: &RunOptions,
         folder: &Path,
@@ -72,8 +73,7 @@ impl RunServer {
         };
         let connections =
             ConnectionLimits { connections: CONNECTIONS, read_timeout: READ_TIMEOUT, write_timeout: WRITE_TIMEOUT };
-        // The server does not share the run's stop flag: a signal stops the run first, and the run then ends the
-        // server.
+        // The server does not share the run's stop flag: a signal stops the run, and the run then ends the server.
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             peak_flops_per_second: machine::peak_flops_per_second(device, dtype),

@@ -1,4 +1,5 @@
-//! Serves a model of this machine on a free port of this process, so that a stage asks it as any other endpoint.
+//! Serves a local model on a free port of this process, so that a curation stage can send it requests like any other
+//! endpoint.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::model::{self, LoadedModel};
 use crate::prompt::{find_or_download_model, media_options};
 use crate::serve::default_encoders;
 
-/// Maximum size of a request in bytes. A request has the frames of one video; this is far more than 4096 frames need.
+/// Maximum size of a request in bytes (1 GiB). A request has the frames of one video; 4096 frames need far less.
 const BODY_BYTES: usize = 1 << 30;
 const NEW_TOKENS: usize = 1024;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -76,14 +77,14 @@ impl LocalServer {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new().name("local server".into()).spawn(move || {
             reel_serve::serve(served, weights, options, move |address| {
-                // The other thread waits for the address, which this thread sends once the server listens; an early end
-                // drops the sender.
+                // Sends the address once the server listens; the starting thread waits for it. If the server ends
+                // before that, the sender is dropped.
                 let _ = sender.send(address);
             })
         })?;
         match receiver.recv() {
             Ok(address) => Ok(Self { url: format!("http://{address}/v1"), stop, thread: Some(thread) }),
-            // The sender was dropped: the server ended before it listened.
+            // The server ended before it listened, so the sender was dropped.
             Err(_) => match thread.join() {
                 Ok(Err(e)) => Err(e.into()),
                 _ => Err(failed(model, "the server of this model ended before it accepted connections", "start again")),
@@ -92,7 +93,7 @@ impl LocalServer {
     }
 }
 
-/// Media options of the server: requests carry their frames as data: URIs and may not name files or addresses.
+/// Returns the server's media options. Requests carry their frames as data: URIs and may not name files or addresses.
 fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_input::MediaOptions> {
     let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
     media_options(&MediaFlags::default(), worker, Some(folder), access, false, common)

@@ -1,5 +1,5 @@
-//! `reel curate status`: shows the progress of a curation. It reads the stages' tables, also while a run is in
-//! progress.
+//! `reel curate status`: shows the progress of a curation, also while it runs. It reads the answer tables of the
+//! stages.
 
 use std::path::PathBuf;
 

@@ -12,7 +12,7 @@ use super::InspectFlags;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// The most values of a column that are printed.
+/// Maximum number of values of a column that are printed.
 const MAX_VALUES: usize = 10;
 
 /// Count the rows of a data file by kind, and show video durations and token counts with percentiles.
@@ -31,7 +31,7 @@ pub struct StatsArgs {
     html: Option<PathBuf>,
 }
 
-/// The distributions that were measured, each with name and unit.
+/// Returns the measured distributions, each with its name and unit.
 pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static str, &Distribution)> {
     let all = [
         ("video duration", "s", &stats.video_seconds),

@@ -1,4 +1,4 @@
-//! The answerer: what answers the questions of a benchmark, a model in this process (`--model`) or a server
+//! The source of the answers to a benchmark's questions: a model in this process (`--model`) or a server
 //! (`--endpoint`).
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct Server<'c> {
 
 impl<'c> AnswerSource<'c> {
     /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model. `process` is this
-    /// process, if several share the rows.
+    /// process if several processes share the rows.
     pub(super) fn open(
         options: &'c EvalRunFlags,
         common: &'c CommonOptions,
@@ -49,8 +49,8 @@ impl<'c> AnswerSource<'c> {
             (Some(model), None) => {
                 let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
                 let device = model::open_device(common)?;
-                // The parts of an evaluation (`--shard`) and its processes may run at the same time on one machine, so
-                // they share the memory-mapped files.
+                // Several processes on this machine may evaluate at the same time: other parts (`--shard`) or other
+                // ranks. They share the memory-mapped weight files.
                 let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
                 let place = has_others.then_some(WeightLocation::Mapped);
                 let processes = process.map_or(RunProcesses::One, RunProcesses::ShareRows);
@@ -69,7 +69,8 @@ impl<'c> AnswerSource<'c> {
         }
     }
 
-    /// Options for loading images and videos: the limits of the run that trained the model, unless options set others.
+    /// Returns the options for loading images and videos. Limits that no option sets are those of the run that
+    /// trained the model.
     pub(super) fn media_options(
         &self,
         flags: &MediaFlags,
@@ -84,7 +85,7 @@ impl<'c> AnswerSource<'c> {
         media_options(flags, &options.worker, trained_folder, access, false, common)
     }
 
-    /// The options that influence the predictions of a run. A resumed run must have the same options.
+    /// Returns the options that influence the predictions. A resumed run must have the same values.
     pub(super) fn options_that_must_match(
         &self,
         sampling: &SamplingSettings,
@@ -104,7 +105,7 @@ impl<'c> AnswerSource<'c> {
         }
     }
 
-    /// Writes the answers of a job, continuing the file that an earlier run has left.
+    /// Writes the predictions of a job; continues the file if an earlier run has left one.
     pub(super) fn run(&mut self, job: PredictionJob<'_>) -> Result<()> {
         match self {
             Self::Model(predictor) => predictor.run(job).map(drop),
@@ -145,8 +146,8 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The sampling fields of every request. Fields that OpenAI's API does not have are left out if they have their
-    /// default value.
+    /// Returns the sampling fields of every request. Fields that are not part of OpenAI's API are left out if they
+    /// have their default value.
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();

@@ -78,7 +78,7 @@ impl CompareArgs {
     }
 }
 
-/// The name of the benchmark in the first row of a predictions file.
+/// Returns the name of the benchmark in the first row of a predictions file.
 fn benchmark_of(file: &Path) -> Option<String> {
     let text = output::read_file(file).ok()?;
     let first = text.split(|&byte| byte == b'\n').find(|line| !line.is_empty())?;

@@ -1,5 +1,5 @@
-//! `reel eval merge`: joins the parts that runs with `--shard` wrote into one predictions file, equal byte for byte to
-//! that of a run without `--shard`, and scores it.
+//! `reel eval merge`: joins the predictions of all parts of an evaluation (`--shard`) into one file and scores them.
+//! The file has the same bytes as that of a run without `--shard`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -91,7 +91,7 @@ struct Part {
     settings: Value,
 }
 
-/// The parts of a benchmark in order; empty if there is none.
+/// Returns the parts of a benchmark in order; empty if there are none.
 fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
     let entries = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -169,8 +169,8 @@ fn join(parts: &[Part], joined: &Path) -> Result<()> {
         }
         rows += 1;
     }
-    // Part I of N has the rows whose number leaves the remainder I modulo N. Rows are read in turn from the parts, so
-    // all parts have ended when the first one has no further row; their row counts are checked here.
+    // Part I of N has the rows with index ≡ I (mod N), so the rows are read from the parts in turn. When the first
+    // part has no further row, the other parts must have ended as well; this loop checks their row counts.
     for (index, part) in parts.iter().enumerate() {
         let expected = (rows + parts.len() - 1 - index) / parts.len();
         if part.settings["rows"].as_u64() != Some(expected as u64) {

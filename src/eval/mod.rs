@@ -54,7 +54,7 @@ pub struct EvalArgs {
     run: EvalRunFlags,
 }
 
-/// What `reel eval` does besides running a model.
+/// Subcommands of `reel eval`.
 #[derive(Subcommand, Debug)]
 enum EvalCommand {
     /// Measure how much an option changes the scores: a run for each of its values

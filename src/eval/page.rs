@@ -38,12 +38,12 @@ pub struct PageFlags {
 const DEFAULT_FRAMES_MIB: u64 = 16;
 
 impl PageFlags {
-    /// Whether an option for the page's frames is given.
+    /// Returns true if an option for the frames of the page is given.
     pub fn is_given(&self) -> bool {
         self.frames_mib.is_some()
     }
 
-    /// The source of the frames. `media_root` replaces the media folder that the run's settings name.
+    /// Returns the source of the frames for the page. `media_root` replaces the media folder in the run's settings.
     pub fn frame_source(
         &self,
         media_root: Option<&Path>,
@@ -92,7 +92,8 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })
 }
 
-/// Writes the page of a run. If `against` is given, this second run over the same questions is shown beside the first.
+/// Writes the page of a run. If `against` is given, the page shows this second run over the same questions beside the
+/// first.
 pub fn write_page(
     page: &Path,
     run: &EvaluationRun,
@@ -115,8 +116,8 @@ pub fn write_page(
     output::write_file(page, html.as_bytes())
 }
 
-/// Whether `reel eval` wrote the folder, which then has a settings file of predictions. A settings file that cannot be
-/// read counts too, so that a later error names it.
+/// Returns true if `reel eval` wrote the folder: it then has a settings file of predictions. An unreadable settings
+/// file also counts, so that a later error names it.
 pub fn is_evaluation(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -129,7 +130,7 @@ pub fn is_evaluation(folder: &Path) -> bool {
     settings.into_iter().any(|name| command(name) != Some(false))
 }
 
-/// The path of the page of the run in the folder `out`.
+/// Returns the path of the evaluation page in the folder `out`.
 pub fn page_path(out: &Path) -> PathBuf {
     out.join(REPORT_PAGE_FILE)
 }

@@ -1,4 +1,4 @@
-//! The questions of benchmarks, and the fixed protocol by which they are asked. `reel eval` and evaluations during
+//! The questions of benchmarks, and the fixed protocol by which a model is asked. `reel eval` and evaluations during
 //! training use this module, so both ask the same questions in the same way.
 
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, media_error_to_usage_error};
 use crate::predictor::typed_decimal;
 
-/// The profile of frame and pixel limits in the evaluations of VideoRFT, which `--profile` replaces.
+/// The profile of frame and pixel limits that VideoRFT's evaluations use; the default of `--profile`.
 const DEFAULT_PROFILE: &str = "videorft-eval";
 
 /// Default top-p of evaluations, as in the model cards.
@@ -54,7 +54,7 @@ pub struct Protocol {
     pub text_only: bool,
     /// Which recipe's rules apply where papers and code differ.
     pub parity: Recipe,
-    /// Frame and pixel options; the profile is that of evaluations if none is given.
+    /// Frame and pixel options. Without a profile, the evaluation profile is used.
     pub media: MediaFlags,
     pub sampling: SamplingSettings,
 }
@@ -104,8 +104,8 @@ impl Protocol {
         Ok(Benchmark { task, loaded })
     }
 
-    /// Applies `--clips`. For videos that are folders of image files, selects frames by the same rules as for video
-    /// files.
+    /// Applies `--clips`. If a video is a folder of image files, selects its frames by the same rules as in a video
+    /// file.
     fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
         let overrides = self.media.overrides(profile)?;
@@ -114,7 +114,7 @@ impl Protocol {
                 (clip.start, clip.end) = (None, None);
             }
             clip.select_frames(|frames, fps| match frames {
-                // A single image is shown as it is; the rules of videos need two frames.
+                // A single image is shown whole, because the frame selection rules need at least two frames.
                 1 => Ok((vec![0], fps)),
                 _ => select_frames(frames as u64, fps, profile, &overrides)
                     .map(|choice| (choice.indices, choice.sample_fps)),
@@ -124,8 +124,8 @@ impl Protocol {
         Ok(())
     }
 
-    /// The questions of a benchmark; with a shard, only the questions of this part. `options` are the answerer's
-    /// options that influence its answers; the protocol's options are added to them.
+    /// Returns the questions of a benchmark, or of one part if a shard is given. `options` are the options of the
+    /// model or server that influence its answers; the protocol's options are added to them.
     ///
     /// # Errors
     /// The shard has no row.
@@ -141,7 +141,7 @@ impl Protocol {
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
         let fingerprint = reel_files::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
-        // Rows of other parts become blank lines, so that a row has the same line number in messages for every
+        // The rows of other parts become blank lines, so that a row has the same line number in messages for every
         // `--shard`.
         let text: String = rows
             .iter()
@@ -171,16 +171,16 @@ impl Protocol {
             options.insert("shard".into(), json!(shard.to_string()));
         }
         let dataset = Dataset::parse(Path::new(&task.name), text)?;
-        // The rows already have complete prompts; of this template only the rule on frame times matters: the true
-        // times.
+        // The rows already have complete prompts, so the template only decides how frame times are computed: from the
+        // true timestamps.
         let rules = (self.parity, QuestionTemplate::Evaluation);
         let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, seed));
         Ok(Questions { rows, fingerprint, options })
     }
 }
 
-/// Sampling parameters, with the default temperature if `temperature` is not given: 0.01 as in the model cards, or 0.1
-/// as in the scripts with `--parity videorft` or `video-r1`.
+/// Returns the sampling parameters. The default temperature is 0.01 as in the model cards, or 0.1 as in the scripts
+/// with `--parity videorft` or `video-r1`.
 ///
 /// # Errors
 /// A parameter is out of its range; the error names its option.
@@ -199,8 +199,8 @@ pub fn sampling_settings(
     Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
 }
 
-/// Refuses a benchmark if all its videos are missing, because `--media-root` is then wrong. If some are missing, warns;
-/// or, with `leave_out`, leaves their rows out and counts them.
+/// Returns an error if all videos of a benchmark are missing, because `--media-root` is then wrong. If some are
+/// missing, prints a warning; with `leave_out`, removes their rows and counts them.
 fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quiet: bool) -> Result<()> {
     let root = loaded.media_root.clone();
     let is_missing = |row: &BenchmarkRow| {

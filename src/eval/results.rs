@@ -32,7 +32,8 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
     out.join(format!("{benchmark}.jsonl"))
 }
 
-/// Reads the predictions of a benchmark. Warns of rows whose scores say nothing about their answers.
+/// Reads the predictions of a benchmark. Prints a warning about rows that cannot be scored meaningfully: those with
+/// an unusable solution, or with an error instead of an output.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
     let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.prepare_for_scoring(task));
     let rows = lines::parse_json_lines(file, of_task)?;
@@ -64,8 +65,8 @@ pub fn check_benchmark<'r>(
     }
 }
 
-/// Prints a warning on stderr if some rows have an error instead of an output: a run writes such a row if it could not
-/// answer.
+/// Prints a warning on stderr if some rows have an error instead of an output. A run writes such a row if a question
+/// could not be answered.
 fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
     let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
     let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
@@ -87,8 +88,8 @@ pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: b
     Ok(ScoredBenchmark { report, protocol })
 }
 
-/// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the
-/// answers. Refuses to replace a different file of this name, unless `overwrite` is true.
+/// Writes the task file `OUT/NAME.toml` if the benchmark is not built in, so that later commands can score its
+/// answers. Unless `overwrite` is true, refuses to replace a different file of this name.
 pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
     let Some(text) = &task.user_file_text else { return Ok(()) };
     let file = out.join(format!("{}.toml", task.name));
@@ -102,7 +103,7 @@ pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Resul
     }
 }
 
-/// Number of tokens that were generated for the rows of a predictions file.
+/// Returns the number of tokens that were generated for the rows of a predictions file.
 pub fn completion_tokens(predictions: &Path) -> Result<u64> {
     let tokens = |line: &str| {
         let row: Value = serde_json::from_str(line).ok()?;
@@ -112,7 +113,7 @@ pub fn completion_tokens(predictions: &Path) -> Result<u64> {
     Ok(String::from_utf8_lossy(&text).lines().filter_map(tokens).sum())
 }
 
-/// The settings of the run that wrote a predictions file.
+/// Reads the settings of the run that wrote a predictions file.
 pub fn read_settings(predictions: &Path) -> Result<Value> {
     let name = predictions.file_name().unwrap_or_default().to_string_lossy();
     let file = predictions.with_file_name(format!("{name}.run.json"));
@@ -197,8 +198,8 @@ pub fn error_if_rows_failed(scored: &[ScoredBenchmark], out: &Path) -> Result<()
     }
 }
 
-/// The tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks with answers in the folder. A
-/// task that is not built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark`
+/// Returns the tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks that have answers in
+/// the folder. A task that is not built in is read from the copy `OUT/NAME.toml`, or from the file that `--benchmark`
 /// names.
 pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;

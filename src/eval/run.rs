@@ -38,9 +38,9 @@ pub(super) fn run(what: &EvalBenchmarkFlags, options: &EvalRunFlags, common: &Co
     }
 }
 
-/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores. If
-/// several processes share the rows, all of them call this with their `process`: each answers its share of the
-/// questions, and rank 0 writes and prints.
+/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
+/// If several processes share the rows, each calls this function with its `process` and answers its share of the
+/// questions; rank 0 writes and prints.
 pub(super) fn evaluate(
     what: &EvalBenchmarkFlags,
     options: &EvalRunFlags,
@@ -118,8 +118,8 @@ impl EvalRunFlags {
         }
     }
 
-    /// Checks the values of sampling, frame and pixel options. This reads only the settings of the run that trained the
-    /// model.
+    /// Checks the values of sampling, frame and pixel options. The only file that is read is the settings file of the
+    /// run that trained the model.
     pub(super) fn check_values(&self) -> Result<()> {
         self.sampling()?;
         let trained = self.model.as_deref().and_then(|model| TrainingMediaSettings::find(Path::new(model)));
@@ -128,7 +128,7 @@ impl EvalRunFlags {
         self.media.overrides(self.media.profile(default)?).map(drop)
     }
 
-    /// The protocol: how the questions of the benchmarks in `data` are asked.
+    /// Returns the protocol by which the benchmarks in `data` are evaluated.
     fn protocol(&self, data: &Path, sampling: SamplingSettings) -> Protocol {
         Protocol {
             media_root: self.media_root.clone(),
@@ -149,7 +149,7 @@ impl EvalRunFlags {
     }
 }
 
-/// Writes the answers to the questions of a benchmark, continuing the file that an earlier run has left. Returns the
+/// Writes the answers to the questions of a benchmark; continues the file if an earlier run has left one. Returns the
 /// path of the file.
 fn answer(
     benchmark: &Benchmark,

@@ -20,8 +20,8 @@ const BENCHMARKS: [(&str, &str); 7] = [
 /// Applies a rule for evaluation options; returns `false` if `rule` is not one of them.
 pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
     match rule {
-        // `--file_name` of the evaluation scripts of VideoRFT and Video-R1, which evaluate six benchmarks from the
-        // folder `src/r1-v/Evaluation`.
+        // The option `--file_name` of the evaluation scripts of VideoRFT and Video-R1, which evaluate six benchmarks
+        // from the folder `src/r1-v/Evaluation`.
         "eval_file_name" => {
             t.set_option("out", vec![format!("eval_results/{value}")], given);
             t.set_option("benchmark", vec!["all".into()], given);

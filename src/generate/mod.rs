@@ -104,7 +104,8 @@ impl SamplingFlags {
         })
     }
 
-    /// The settings of a generation: flags win over a request body. `seed` is that of `--seed`.
+    /// Returns the settings of a generation. Flags override the fields of a request body. `seed` is the value of
+    /// `--seed`.
     fn settings(&self, body: &RequestSettings, seed: Option<u64>) -> RequestSettings {
         RequestSettings {
             temperature: self.temperature.or(body.temperature),
@@ -146,7 +147,8 @@ impl GenerateArgs {
         })
     }
 
-    /// Refuses messages from standard input if several processes would have to read it.
+    /// Refuses messages from standard input if several processes compute the model, because each would have to read
+    /// it.
     fn refuse_standard_input_of_several(&self) -> Result<()> {
         match self.parallel.uses_several_processes() && self.messages.reads_standard_input() {
             true => {

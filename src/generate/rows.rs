@@ -82,7 +82,7 @@ impl RowFlags {
 
 impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process
-    /// if several compute the model together.
+    /// if several processes compute the model together.
     pub(super) fn run_rows(
         &self,
         data: &Path,
@@ -137,13 +137,14 @@ impl GenerateArgs {
             sampling,
             strict,
         })?;
-        // Rows without an output are an error of the command, not of a process.
+        // A row without an output fails the whole command, not this process, so the other processes must not report a
+        // failed rank.
         process.into_iter().for_each(TensorParallelProcess::set_common_work_done);
         summary.map_or(Ok(()), |summary| report(out, &summary, common))
     }
 
     /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also
-    /// returns an error if the output file would replace an image or a video of a row.
+    /// returns an error if `--out` would replace an image or a video of a row.
     fn check_rows(&self, rows: &RowConversations, data: &Path, common: &CommonOptions) -> Result<()> {
         let unusable = rows.find_unusable_rows();
         if let Some(first) = unusable.first {

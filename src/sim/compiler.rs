@@ -74,7 +74,8 @@ impl CompilerOptions {
     }
 }
 
-/// Converts a compiler error about `file` to a message with its first line; the whole log is shown with `-v`.
+/// Converts a compiler error about `file` to a message that has only the first line of the log; `-v` shows the whole
+/// log.
 fn compiler_error(e: &CompileError, file: &Path) -> anyhow::Error {
     let line = match e {
         CompileError::Refused { first, .. } => format!("{first}; correct the file"),
@@ -84,7 +85,7 @@ fn compiler_error(e: &CompileError, file: &Path) -> anyhow::Error {
     anyhow::Error::msg(log).context(line)
 }
 
-/// Replaces `./FILE`, by which nvcc is given a relative path, by the path that the user gave.
+/// Replaces `./FILE` in the compiler's output by the path that the user gave. nvcc gets relative paths in this form.
 fn with_given_name(text: &str, file: &Path) -> String {
     let name = file.display().to_string();
     let compiled = format!("./{name}");
@@ -95,7 +96,7 @@ fn with_given_name(text: &str, file: &Path) -> String {
     while let Some(at) = rest.find(&compiled) {
         let (before, after) = rest.split_at(at);
         out += before;
-        // In `../FILE` and `folder/./FILE` the name is a part of another path.
+        // In `../FILE` and `folder/./FILE`, the name is a part of another path and is kept.
         let is_part = out.ends_with(|c: char| c.is_alphanumeric() || "./_-".contains(c));
         out += if is_part { &compiled } else { &name };
         rest = &after[compiled.len()..];

@@ -1,4 +1,4 @@
-//! Resolves `--entry` to a kernel of the module. `--entry` is the kernel's symbol, or its name in the source.
+//! Finds the kernel of a module that `--entry` names, by its symbol or by its name in the source.
 
 use anyhow::Result;
 use cpp_demangle::Symbol;
@@ -50,8 +50,8 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Removes spaces after commas and the types of integer literals in template arguments, because demanglers and people
-/// write both in different ways: `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
+/// Normalizes template arguments: removes spaces after commas and the types of integer literals, which demanglers and
+/// users write differently. `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
 fn without_literal_types(name: &str) -> String {
     let mut text = name.replace(", ", ",");
     for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {
@@ -146,7 +146,7 @@ fn names(symbol: &str) -> Vec<String> {
     names
 }
 
-/// Returns the positions in `text`, outside of angle and round brackets, at which the rest of the text satisfies
+/// Returns the positions in `text`, outside of angle and round brackets, where the rest of the text satisfies
 /// `wanted`.
 fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
     let mut depth = 0;

@@ -20,7 +20,7 @@ const CONTEXT_LINES: usize = 3;
 /// Sources of up to this many lines are shown whole.
 const MAX_WHOLE_LINES: usize = 600;
 
-/// CSS of this page, in addition to the CSS of all pages.
+/// CSS of this page, in addition to the common CSS of all pages.
 const STYLE: &str = "\
 td.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px;overflow-wrap:normal}\
 td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,transparent)}\
@@ -98,7 +98,7 @@ fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountRep
     }
 }
 
-/// Returns a chart with a GPU's roofs and the kernel at its least time; `None` if the kernel has no floating-point
+/// Returns a roofline chart of a GPU, with the kernel at its least time. `None` if the kernel has no floating-point
 /// operations or no memory traffic.
 fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Chart> {
     let float = counts.total.executed_classes().find(|(class, _)| class.name() == "float");

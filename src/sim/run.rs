@@ -255,12 +255,12 @@ impl SimRunArgs {
     }
 }
 
-/// Warp instructions without a memory change after which a run counts as a deadlock; lower than the simulator's
-/// default, so that a kernel that polls for ever ends within seconds.
+/// Number of warp instructions without a memory change after which a run counts as a deadlock. It is lower than the
+/// simulator's default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
-/// Returns the registers per thread that ptxas assigns with these options. They are needed for kernels with
-/// `setmaxnreg`, whose rules depend on them. `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
+/// Returns the registers per thread that ptxas assigns with these options. The rules of `setmaxnreg` depend on them.
+/// Returns `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
 fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
     let uses_setmaxnreg =
         kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));
