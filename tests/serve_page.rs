@@ -1,4 +1,5 @@
-//! The page of `reel serve`: its files and their policy, and, if there is a browser, what it shows and does.
+//! The web page of `reel serve`: its files and content security policy and, if there is a browser, what it shows and
+//! does.
 //!
 //! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
 //! Without one these tests are skipped.
@@ -47,7 +48,7 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
             assert!(policy.contains(part), "{path}: {policy}");
         }
         assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
-        // The files load nothing from another server: the only addresses in them are names of XML.
+        // The files load nothing from other servers: the only URLs in them are XML namespaces.
         let foreign = file.body.replace("http://www.w3.org/2000/svg", "");
         assert!(!foreign.contains("http:") && !foreign.contains("https:") && !foreign.contains("innerHTML"), "{path}");
         for (mark, end) in [("src=\"", '"'), ("href=\"", '"'), (" from './", '\'')] {
@@ -57,7 +58,7 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
         }
     }
     assert!(seen.len() > 10, "{seen:?}");
-    // The policy refuses inline scripts and styles, so there are none.
+    // The content security policy forbids inline scripts and styles, so the page must have none.
     assert!(!html.body.contains("<script>") && !html.body.contains("style=") && !html.body.contains("<style"));
     assert!(!html.body.contains(" onclick="));
     let limits: Value = serde_json::from_str(&server.get("/page/limits.json").body).unwrap();
@@ -101,8 +102,8 @@ fn set(page: &mut Browser, field: &str, value: &str) {
     page.eval(&format!("{input}.value = '{value}'; {input}.dispatchEvent(new Event('input')); 0"));
 }
 
-/// Checks that no script has failed and the policy has refused nothing. The browser also reports each answer with an
-/// error status; `statuses` lists those that the test provokes.
+/// Checks that no script failed and that the content security policy blocked nothing. The browser also reports every
+/// response with an error status; `statuses` lists those that the test expects.
 #[track_caller]
 fn check_errors(page: &mut Browser, statuses: &[&str]) {
     page.eval("0");
@@ -120,19 +121,19 @@ fn a_video_is_asked_about_in_the_browser() {
     page.open(&format!("{}/", server.address));
     page.wait_until("document.getElementById('model').textContent === 'tiny'");
 
-    // A dropped clip shows its frames with their times before a question is asked.
+    // After a clip is dropped onto the page, its frames and their times are shown, before a question is asked.
     page.drop_file(&clip);
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 4");
     page.wait_until("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
     assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
-    // Other settings give other frames.
+    // Other frame settings change the frames that are shown.
     set(&mut page, "nframes", "8");
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 8");
     assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
     set(&mut page, "max_completion_tokens", "2000");
     set(&mut page, "temperature", "0");
 
-    // Shift and Enter is a new line, Enter sends; the answer grows while it streams.
+    // Shift+Enter inserts a line break, Enter sends. The answer grows while it is streamed.
     page.eval("document.getElementById('question').focus()");
     page.type_text("What");
     page.press("Enter", true);
@@ -152,7 +153,7 @@ fn a_video_is_asked_about_in_the_browser() {
     let wanted = server.ok(CHAT_PATH, &body);
     let raw = page.eval("document.querySelector('.actions button:nth-child(3)').click()").is_null();
     assert!(raw && page.text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim());
-    // The page groups digits by thin spaces, and shows no speed if the answer took less than 0.1 s.
+    // The page separates groups of digits by thin spaces. It shows no speed if the answer took less than 0.1 s.
     let shown = shown.replace('\u{2009}', "");
     for name in ["prompt", "completion"] {
         let tokens = wanted["usage"][format!("{name}_tokens")].to_string();
@@ -161,7 +162,8 @@ fn a_video_is_asked_about_in_the_browser() {
     assert!(shown.contains("first token") && shown.contains("tokens/s"), "{shown}");
     check_curl(&mut page, &server, &wanted);
 
-    // An error of the API is shown in place; the question is not part of the conversation, and can be asked again.
+    // An API error is shown in place of the answer. The question does not become part of the conversation and can be
+    // asked again.
     set(&mut page, "temperature", "-1");
     ask(&mut page, "And now?");
     wait_for_end(&mut page);
@@ -175,7 +177,7 @@ fn a_video_is_asked_about_in_the_browser() {
     assert_eq!(page.eval("document.querySelectorAll('.error:not([hidden])').length"), 0);
     assert!(page.text(".exchange:last-child .measures").contains("cut at max tokens"));
 
-    // The conversation is there after a reload, with its frames, and goes on with its video.
+    // After a reload, the conversation with its frames is still there and can be continued.
     page.open("about:blank");
     page.open(&format!("{}/", server.address));
     page.wait_until("document.querySelectorAll('#conversations li').length === 1");
@@ -188,7 +190,7 @@ fn a_video_is_asked_about_in_the_browser() {
     assert_eq!(page.count(".exchange"), 3);
     assert!(prompt_tokens(&page.text(".exchange:last-child .measures")) > prompt_tokens(&before));
 
-    // The page reports files that are no media, and a broken video.
+    // The page shows an error for files that are not media, and for a broken video.
     let notes = server.file("notes.txt");
     std::fs::write(&notes, "no video").unwrap();
     page.choose_files("#file", &[&notes]);
@@ -209,7 +211,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.eval(&paste);
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 1");
 
-    // Edit puts the newest question and its media back into the field.
+    // The edit button puts the last question and its media back into the input field.
     ask(&mut page, "How grey?");
     wait_for_end(&mut page);
     page.click(".exchange:last-child .actions button:nth-child(5)");
@@ -231,14 +233,14 @@ fn a_video_is_asked_about_in_the_browser() {
     check_errors(&mut page, &["400"]);
 }
 
-/// The number of prompt tokens that the page shows.
+/// Returns the number of prompt tokens that the page shows.
 fn prompt_tokens(shown: &str) -> u64 {
     let after = shown.split_once("prompt").unwrap_or_else(|| panic!("{shown:?}")).1;
     let digits = after.split_once("tokens").unwrap().0.chars().filter(char::is_ascii_digit);
     digits.collect::<String>().parse().unwrap()
 }
 
-/// The curl command of the first exchange gives the answer that the page has shown.
+/// Checks that the curl command of the first question returns the answer that the page shows.
 fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     page.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
     page.click(".exchange .actions button:nth-child(2)");
@@ -253,7 +255,7 @@ fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     assert_eq!((&answer["choices"], &answer["usage"]), (&wanted["choices"], &wanted["usage"]), "{command}");
 }
 
-/// Checks that every element that can be operated has a name for assistive technology.
+/// Checks that every interactive element has an accessible name.
 fn check_names(page: &mut Browser) {
     let tree = page.call_method("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false);
@@ -264,8 +266,8 @@ fn check_names(page: &mut Browser) {
     assert!(nameless.is_empty(), "{nameless:#?}");
 }
 
-/// At a width of 390 pixels nothing is cut off at the right, also with an open panel. The colours follow the system and
-/// the button.
+/// Checks that at a width of 390 pixels nothing is cut off at the right, even with an open panel. The colours follow
+/// the system setting and the button.
 fn check_layout(page: &mut Browser) {
     let color = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = ("rgb(251, 251, 250)", "rgb(16, 18, 22)");
@@ -295,7 +297,7 @@ fn check_layout(page: &mut Browser) {
     assert_eq!(page.eval(color), light, "the button chooses the system's colours");
 }
 
-/// A tiny model writes no `<think>`, so a scripted server answers the chat requests of this test.
+/// The tiny model generates no `<think>`, so a scripted server answers the chat requests of this test.
 #[test]
 fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     let Some(mut page) = browser("thinking_is_folded_and_text_stays_text_in_the_browser") else { return };
@@ -315,7 +317,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
         body["messages"],
         json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": markup}])
     );
-    // The thinking is open while it streams. A tag of which only a part has come is not shown.
+    // The reasoning is expanded while it is streamed. A tag that has arrived only in part is not shown.
     server.do_step(ScriptedStep::Piece("<think>The ball starts"));
     page.wait_until("document.querySelector('.think[open] .prose')?.textContent === 'The ball starts'");
     server.do_step(ScriptedStep::Piece(" left <b>.</thi"));
@@ -341,7 +343,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     page.click(".think summary");
     page.wait_until("document.querySelector('.think').open");
 
-    // Esc ends the request: the server sees a closed connection. The text so far stays.
+    // Esc aborts the request: the server sees a closed connection. The text that has arrived stays.
     ask(&mut page, "And then?");
     let body = server.next_chat();
     let earlier: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
@@ -355,7 +357,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     wait_for_end(&mut page);
     assert!(page.text(".exchange:last-child .measures").contains("stopped"));
     assert_eq!(page.text(".exchange:last-child .parts"), "It goes");
-    // The stop button does the same as Esc, also before the first token.
+    // The stop button does the same as Esc, even before the first token.
     ask(&mut page, "And?");
     server.next_chat();
     page.wait_until("!document.getElementById('stop').hidden");
@@ -363,7 +365,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     server.wait_until_gone();
     wait_for_end(&mut page);
 
-    // Errors in the middle of a streamed answer are shown below its text.
+    // An error in the middle of a streamed answer is shown below its text.
     ask(&mut page, "Fail");
     server.next_chat();
     server.do_step(ScriptedStep::Piece("half"));
@@ -397,7 +399,7 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     set(&mut page, "max_completion_tokens", "4");
     ask(&mut page, "Hello");
     page.wait_until("document.querySelector('.measures')?.textContent.includes('4 tokens')");
-    // The key is not stored beyond the session of the tab.
+    // The API key is stored only for the session of the browser tab.
     assert_eq!(page.eval("JSON.stringify(localStorage).includes('secret')"), false);
     // The page does not send a file that is larger than the server's limit.
     let large = server.file("large.mp4");

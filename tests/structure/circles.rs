@@ -1,16 +1,16 @@
-//! Finds circles of arrows (uses of items) between files of different parts of a crate.
+//! Finds circular dependencies between files of different parts of a crate.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::modules::Graph;
 
-/// The part of a crate that a file belongs to: a folder in `src`, with all folders in it, or a file in `src`.
+/// Returns the part of a crate that a file belongs to: a file in `src`, or a folder in `src` with all its subfolders.
 fn part(file: &str) -> &str {
     let from = file.find("src/").map_or(0, |at| at + "src/".len());
     file[from..].split('/').next().unwrap_or(file)
 }
 
-/// The files of a shortest path along arrows, both ends included.
+/// Returns the files of a shortest dependency path from `from` to `to`, both included.
 fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
     let (mut before, mut queue) = (BTreeMap::new(), VecDeque::from([from.to_string()]));
     while let Some(file) = queue.pop_front() {
@@ -32,8 +32,8 @@ fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The shortest circle through each arrow that leads to another part of the crate, without repeating the first file at
-/// its end.
+/// Returns the shortest circle through each dependency between two parts of the crate. A circle's first file is not
+/// repeated at its end.
 fn circles(graph: &Graph) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (from, named) in &graph.0 {
@@ -44,8 +44,8 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
     found
 }
 
-/// Describes the shortest circle between parts of the crate, and how many files are in such circles. Returns `None` if
-/// the crate has no circle.
+/// Describes the shortest circular dependency between parts of the crate, and how many files are in such circles.
+/// Returns `None` if there are none.
 pub fn describe_shortest_circle(graph: &Graph) -> Option<String> {
     let all = circles(graph);
     let files: BTreeSet<&String> = all.iter().flatten().collect();

@@ -1,4 +1,4 @@
-//! Reads HTTP requests, for the servers that tests write themselves.
+//! Reads HTTP requests, for the servers that are part of tests.
 
 use std::io::{BufRead, Result};
 
@@ -12,7 +12,7 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// Whether the request has this method and this path.
+    /// Returns true if the request has this method and this path.
     pub fn has_method_and_path(&self, method: &str, path: &str) -> bool {
         self.head.starts_with(&format!("{method} {path} "))
     }
@@ -24,7 +24,7 @@ impl HttpRequest {
     }
 }
 
-/// Reads the next request of a connection; `None` if the client has closed it.
+/// Reads the next request of a connection; returns `None` if the client has closed it.
 pub fn read_request(reader: &mut impl BufRead) -> Result<Option<HttpRequest>> {
     let (mut head, mut length) = (String::new(), 0);
     loop {
