@@ -47,7 +47,7 @@ impl QuantizeFlag {
         self.quantize.map(|QuantizeName::Int8| "int8")
     }
 
-    /// The option `--quantize int8`.
+    /// Returns the option `--quantize int8`.
     pub fn int8() -> Self {
         Self { quantize: Some(QuantizeName::Int8) }
     }

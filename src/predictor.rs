@@ -33,7 +33,7 @@ use crate::{generate, interrupt};
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
 pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
-/// The processes of a run.
+/// How the processes of a run divide the work.
 #[derive(Clone, Copy)]
 pub enum RunProcesses<'c> {
     One,
@@ -81,13 +81,13 @@ pub struct Predictor<'c> {
 pub struct PredictionJob<'j> {
     /// The name of the running command, for the settings file.
     pub command: &'j str,
-    /// The rows to be answered.
+    /// The rows to generate completions for.
     pub rows: Arc<RowConversations>,
     /// The data file or folder, and the fingerprint of the rows.
     pub data: (&'j Path, String),
     /// The folder that paths of media are relative to; `None` if the settings file does not record it.
     pub media_root: Option<&'j Path>,
-    /// The predictions file.
+    /// The path of the predictions file.
     pub out: &'j Path,
     pub existing: ExistingOutput,
     /// The options that influence the predictions, by name. A run that continues the file must have the same values.

@@ -215,7 +215,7 @@ impl RunProcess {
         }
     }
 
-    /// The ranks for the run.
+    /// Returns this process's access to the other ranks, in the form that a training run takes.
     pub fn ranks(&self) -> RunRanks<'_> {
         RunRanks { ranks: &self.ranks, out: &self.out, interrupted: &self.interrupted }
     }

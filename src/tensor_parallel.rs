@@ -119,7 +119,7 @@ impl TensorParallelProcess {
         Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 
-    /// The processes.
+    /// Returns the connection to the other processes.
     pub fn ranks(&self) -> &Arc<Ranks> {
         &self.ranks
     }

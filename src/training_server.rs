@@ -28,7 +28,7 @@ const NEW_TOKENS: usize = 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The server of one run.
+/// The server of a training run with `--serve`.
 #[derive(Debug)]
 pub struct RunServer {
     server: TrainingServer,

@@ -88,7 +88,7 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(samples.contains(&number("/seconds")), "the reported time is not the median of the three rounds");
         let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
-        // Only a GPU's clocks are read.
+        // Clocks are only measured on a GPU.
         assert_eq!(got["clocks"], Value::Null);
         assert!(got["machine"]["name"].as_str().is_some_and(|n| !n.is_empty()));
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");

@@ -389,7 +389,7 @@ fn requests_come_at_the_rate_and_for_the_time_that_were_asked_for() {
     let got = measured(&["--num-prompts", "40", "--request-rate", "100", "--burstiness", "1000"]);
     assert_eq!(number(&got, "completed"), 40.0);
     assert!(number(&got, "duration") >= 0.35, "{got}");
-    // The server sends no usage.
+    // This server sends no usage (token counts).
     assert_eq!((number(&got, "answers_without_usage"), &got["total_input_tokens"]), (40.0, &Value::Null));
     assert_eq!((number(&got, "total_output_tokens"), &got["mean_tpot_ms"]), (40.0, &Value::Null));
     for limit in [["--request-rate", "50"], ["--max-concurrency", "2"]] {

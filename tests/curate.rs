@@ -78,7 +78,7 @@ fn chain(i: usize, answer: &str) -> String {
     )
 }
 
-/// The right answer to a request.
+/// Returns the answer of the endpoint without faults for a stage and row. The filters reject some of these answers.
 fn good((stage, i): (&str, usize)) -> String {
     match (stage, i) {
         ("caption", _) => description(i),
@@ -92,7 +92,7 @@ fn good((stage, i): (&str, usize)) -> String {
     }
 }
 
-/// Number of ways to fail.
+/// Number of different faults of the endpoint.
 const FAULTS: usize = 11;
 
 fn fault(number: usize, good: String) -> EndpointReply {

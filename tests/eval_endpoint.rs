@@ -49,7 +49,7 @@ fn question(body: &Value) -> String {
     text.or(content.as_str()).unwrap_or_default().to_string()
 }
 
-/// The number in `Who is 7?`.
+/// Returns the number in a question such as `Who is 7?`.
 fn number(body: &Value) -> usize {
     let question = question(body);
     let digits = question.trim_start_matches("Who is ").split('?').next().unwrap_or_default();

@@ -276,7 +276,7 @@ fn answers_are_found_and_read_in_the_browser() {
     wait_for_count(&mut page, 199);
     check_layout(&mut page);
 
-    // The page of a data file.
+    // The page of `reel data stats --html`.
     let chat = r#"{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}"#;
     let rows: Vec<String> = (1..40).map(|i| chat.replace('4', &"4 ".repeat(i))).collect();
     write(&at.join("rows.jsonl"), rows.join("\n"));

@@ -187,7 +187,7 @@ fn stripped(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
 }
 
-/// A file of these tests.
+/// Returns the path of a file in `tests/foreign_clients`.
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign_clients").join(name)
 }

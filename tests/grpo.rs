@@ -581,7 +581,7 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     // For each of the three steps, the page shows one group. The slider of the page selects the step.
     assert_eq!(html.matches("<article class=\"group\" data-run=\"0\" data-step=").count(), 3);
 
-    // Two runs over each other.
+    // A page shows the curves of two runs in the same charts.
     run_in(at, grpo_args("two", &["--max-steps", "2", "--temporal", "--save-steps", "0", "--learning-rate", "1e-4"]))
         .ok();
     assert_eq!(run_in(at, ["report", "out", "two"]).ok().trim(), "compare.html");

@@ -275,7 +275,7 @@ fn messages_may_be_stdin_or_a_request_body() {
         generate(&["--messages", "m.json", "--temperature", "0.8", "--seed", "5", "--max-new-tokens", "6", "--n", "2"]);
     let by_body = generate(&["--messages", "body.json"]);
     assert_eq!((ids(&by_body[0]), ids(&by_body[1])), (ids(&by_flags[0]), ids(&by_flags[1])));
-    // Flags win over the body.
+    // Flags take precedence over the fields of the request body.
     let greedy = generate(&["--messages", "body.json", "--temperature", "0", "--n", "1", "--max_tokens", "3"]);
     assert_eq!(ids(&greedy), ids(&generate(&["--messages", "m.json", "--temperature", "0", "--max-new-tokens", "3"])));
     let mut child = support::reel()

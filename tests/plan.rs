@@ -364,7 +364,7 @@ fn jobs_of_the_largest_presets() {
     };
     for (preset, parameters, fits) in [("32b", 33_452_718_336.0, true), ("72b", 73_410_777_344.0, false)] {
         let job = job(preset, "");
-        // Kernels pad some weights.
+        // The kernels pad some weights, so slightly more parameters are counted.
         let trained = number(&job, "/trained_parameters");
         assert!((parameters..1.001 * parameters).contains(&trained), "{preset}: {trained}");
         assert!(number(&job, "/peak_bytes") > 2.0 * parameters && job["fits"] == fits, "{preset}: {job}");

@@ -113,7 +113,7 @@ fn a_library_that_is_no_tool_is_a_warning() {
     }
 }
 
-/// A slice of a trace.
+/// A slice (an event with a duration) of a trace.
 #[derive(Debug)]
 struct Slice {
     name: String,
@@ -181,7 +181,7 @@ fn steps(slices: &[Slice]) -> Vec<&str> {
     steps.iter().map(|step| step.name.as_str()).collect()
 }
 
-/// The track with this name.
+/// Returns the id of the track with this name.
 fn track(names: &BTreeMap<u64, String>, name: &str) -> u64 {
     *names.iter().find(|(_, n)| *n == name).unwrap_or_else(|| panic!("no track {name}: {names:?}")).0
 }

@@ -35,7 +35,7 @@ const MICRO_BATCHES: usize = 9;
 /// The index of the SFT micro-batch with an image. In the other micro-batches, the vision tower has no gradient.
 const WITH_IMAGE: usize = 2;
 
-/// What a rank has after a step.
+/// The trained weights and the result of a step on one rank.
 #[derive(Clone, Debug, PartialEq)]
 struct Trained {
     /// Name and hash of each trained tensor.
@@ -58,7 +58,7 @@ fn open_trainer(device: &Device, dtype: DType, options: &RunOptions, ranks: Opti
     Ok(Trainer::resume(device, &config, &model, None, dtype, hyperparameters(options), ranks)?.0)
 }
 
-/// Some token ids of text.
+/// Returns `tokens` token ids of text, which depend on `seed`.
 fn text(tokens: usize, seed: usize) -> Vec<u32> {
     (0..tokens).map(|t| (1 + (t * 7 + seed * 31) % 350) as u32).collect()
 }

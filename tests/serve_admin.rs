@@ -112,7 +112,7 @@ fn requests_in_flight_finish_with_the_new_weights() {
         json!({"messages": question("x"), "max_tokens": 1500, "temperature": 0, "stream": true, "ignore_eos": true,
         "stream_options": {"include_usage": true}})
         .to_string();
-    // Three requests for two slots.
+    // Three requests share two decode slots, so one of them waits.
     let mut streams: Vec<TcpStream> = (0..3)
         .map(|_| {
             let mut stream = server.connect();

@@ -48,7 +48,7 @@ fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
     let ids = json!([tokens("Once upon"), tokens("a time")]);
     assert_eq!(texts(&complete(&with(json!({"prompt": ids, "n": 2}))).ok()), wanted);
     assert_eq!(texts(&complete(&with(json!({"prompt": ids[0], "n": 2}))).ok()), one_texts);
-    // Streamed.
+    // The same request, with a streamed answer.
     let reply = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2, "stream": true})));
     let mut streamed = vec![String::new(); 4];
     let mut reasons = vec![Value::Null; 4];

@@ -87,7 +87,7 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
     let sent = (0..64).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
     assert!(sent > 16, "{sent}");
     read_reply(&mut stream).error(413);
-    // Chunks that are damaged.
+    // The body has malformed chunks.
     for damage in ["zz\r\nabc\r\n", "fffffffffffffffff\r\n", "5\r\nab"] {
         let mut stream = server.connect();
         stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n{damage}").as_bytes()).unwrap();

@@ -72,7 +72,7 @@ impl Client {
     }
 }
 
-/// Runs a test of clients.
+/// Runs an asynchronous test with a time limit.
 fn block_on<T>(test: impl Future<Output = T>) -> T {
     Runtime::new().unwrap().block_on(async { timeout(2 * REQUEST_TIMEOUT, test).await.expect("the test hangs") })
 }
@@ -160,7 +160,7 @@ fn rest_until_closed(mut stream: std::net::TcpStream, limit: Duration) -> (Vec<u
     (bytes, begun.elapsed())
 }
 
-/// The code of the last GOAWAY.
+/// Returns the error code of the last GOAWAY frame.
 fn goaway_code(bytes: &[u8]) -> Option<u32> {
     let all = frames(bytes);
     let (_, payload) = all.iter().rfind(|(kind, _)| *kind == GOAWAY)?;
@@ -275,7 +275,7 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
                 let mut begun = answer.await.unwrap().into_body();
                 next_data(&mut begun).await.unwrap().unwrap();
                 assert_eq!(read(client.chat(&long_request(1)).await).await.unwrap().0, 503);
-                // Dropping it resets the stream.
+                // Dropping the answer resets its HTTP/2 stream.
                 drop(begun);
             } else {
                 loop {
@@ -407,7 +407,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
         (":path", CHAT),
         ("content-length", &length),
     ]);
-    // The largest windows.
+    // The client announces the largest possible windows.
     let window = [&[0, 4][..], &i32::MAX.to_be_bytes()].concat();
     let mut stream = server.connect();
     rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4096).unwrap();
@@ -435,7 +435,7 @@ fn floods_of_frames_end_their_connection() {
     let resets: Vec<u8> = (0..2000)
         .flat_map(|i| [frame(1, 5, 2 * i + 1, &headers), frame(3, 0, 2 * i + 1, &8u32.to_be_bytes())].concat())
         .collect();
-    // A header that does not end.
+    // A header block that never ends.
     let begin = frame(1, 1, 1, &headers);
     let continuation: Vec<u8> = begin.into_iter().chain((0..2000).flat_map(|_| frame(9, 0, 1, &[]))).collect();
     // The parts of the header together exceed the limit.
@@ -552,7 +552,7 @@ fn open_streams_are_limited() {
     assert_eq!(refused.iter().sum::<usize>(), 9 * 129 - 1024, "{refused:?}");
     assert!(refused.iter().all(|&count| count >= 1), "{refused:?}");
     server.assert_answers();
-    // Their end makes room.
+    // Closing the connections frees their streams.
     drop(connections);
     block_on(async {
         let mut client = Client::connect(&server).await;

@@ -79,7 +79,7 @@ fn requests_choose_an_adapter_by_its_name() {
     let generated = server.generate_with_adapter(&large, &body("large", "a b"));
     assert_eq!(generated["text"], alone[2]["message"]["content"]);
 
-    // All at the same time.
+    // Requests for all models run at the same time.
     let server = &server;
     thread::scope(|scope| {
         for i in 0..24 {

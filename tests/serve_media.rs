@@ -38,7 +38,7 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// A chunk of a PNG file.
+/// Returns a chunk of a PNG file.
 fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let checked = [kind, data].concat();
     [&(data.len() as u32).to_be_bytes()[..], &checked, &support::crc32(&checked).to_be_bytes()].concat()

@@ -90,13 +90,13 @@ fn ask(page: &mut Browser, question: &str) {
     page.press("Enter", false);
 }
 
-/// Waits until no answer streams.
+/// Waits until no answer is being streamed.
 #[track_caller]
 fn wait_for_end(page: &mut Browser) {
     page.wait_until("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
 }
 
-/// Sets a field of the settings.
+/// Sets a field in the page's settings.
 fn set(page: &mut Browser, field: &str, value: &str) {
     let input = format!("document.getElementById('set-{field}')");
     page.eval(&format!("{input}.value = '{value}'; {input}.dispatchEvent(new Event('input')); 0"));
@@ -202,7 +202,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.wait_until("!document.querySelector('.attached video')");
     page.click(".attached .head button");
     page.wait_until("!document.querySelector('.attached .medium')");
-    // A pasted image.
+    // An image is pasted from the clipboard.
     let paste = format!(
         "const bytes = Uint8Array.from(atob('{GREY_PIXEL_PNG_BASE64}'), (c) => c.charCodeAt(0)); const data = new DataTransfer();
         data.items.add(new File([bytes], 'grey.png', {{type: 'image/png'}}));
@@ -225,7 +225,7 @@ fn a_video_is_asked_about_in_the_browser() {
 
     check_names(&mut page);
     check_layout(&mut page);
-    // Everything can be deleted.
+    // The button deletes all conversations.
     page.resize(1200, 800);
     page.click("#clear");
     page.click("#clear");

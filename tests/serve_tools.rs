@@ -138,7 +138,7 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
     for name in ["speed", "stop-now"] {
         let named = json!({"type": "function", "function": {"name": name}});
         for choice in ask(&server, json!({"tool_choice": named, "n": 3})) {
-            // As in OpenAI's API.
+            // The finish reason of a forced call is `stop`, as in OpenAI's API.
             assert_eq!(
                 (check_calls(&choice["message"]), &choice["finish_reason"]),
                 (vec![name.into()], &json!("stop"))
@@ -231,7 +231,7 @@ fn strict_functions_are_called_with_arguments_that_follow_their_schemas() {
     let mut count = 0;
     for choice in ask(&server, fields) {
         let mut message = choice["message"].clone();
-        // The last call may be cut.
+        // At the token limit, the last call may be incomplete, so it is removed.
         if choice["finish_reason"] == "length" {
             message["tool_calls"].as_array_mut().map(Vec::pop);
         }

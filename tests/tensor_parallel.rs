@@ -124,7 +124,7 @@ fn the_rows_of_a_file_are_answered_with_the_bytes_of_one_process() {
         let options =
             ["--data", "rows.jsonl", "--out", &out, "--temperature", "1", "--n", "2", "--max-new-tokens", "9"];
         let more = ["--batch-size", "3", "--tensor-parallel-size", size];
-        // One row has a missing video.
+        // The video of one row is missing, so the exit code is 1.
         let done = generate(at, "four", &[&options[..], &more].concat());
         assert!(done.code == Some(1) && !done.stderr.contains("[rank 1] error"), "{size}: {}", done.stderr);
         fs::read(at.join(out)).expect("a file")
@@ -195,7 +195,7 @@ fn start(folder: &Path, args: &[&str]) -> Server {
     Server::start_with(own, folder.join("four"), &with_options(&["--tensor-parallel-size", "2"], args))
 }
 
-/// The answers' choices.
+/// Returns the choices in the answer to a request.
 fn choices(server: &Server, body: &Value) -> Value {
     server.chat(body).ok()["choices"].take()
 }

@@ -63,7 +63,7 @@ fn generate(device: &Device, dtype: DType, ranks: Option<&Arc<Ranks>>) -> (Vec<C
     (completions, device.memory())
 }
 
-/// The bytes of a category.
+/// Returns the bytes in use of a memory category.
 fn bytes(memory: &MemoryUse, category: &str) -> usize {
     memory.now.iter().find(|(name, _)| *name == category).expect("a category").1
 }

@@ -167,7 +167,7 @@ fn held_out_rows_stay_and_the_best_checkpoint_has_the_lowest_loss() {
     let at = folder.path();
     let held_out = ["--val-size", "5", "--save-total-limit", "1"];
     let epoch = ["--max-steps", "0", "--num-train-epochs", "2", "--gradient-accumulation-steps", "1"];
-    // 7 rows are left for training.
+    // The other 7 rows are left for training.
     assert!(sft(at, "epochs", &[&held_out[..], &epoch].concat()).ok().contains("14 steps"));
     sft(at, "straight", &[&held_out[..], &["--max-steps", "6"]].concat()).ok();
     let straight = evaluations(&at.join("straight"));

@@ -302,7 +302,7 @@ impl PrefillArgs {
         })
     }
 
-    /// The prompt that is measured.
+    /// Creates the prompt of the prefill benchmark.
     fn prompt(&self) -> Result<BenchPrompt> {
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
@@ -371,7 +371,7 @@ impl TrainArgs {
     }
 }
 
-/// Refuses options with the value 0, with which there would be nothing to measure.
+/// Returns an error if an option has the value 0, because there would be nothing to measure.
 fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     match amounts.iter().find(|(_, n)| *n == 0) {
         Some((option, _)) => Err(usage_error(option, "is 0, so there would be nothing to measure", "give 1 or more")),

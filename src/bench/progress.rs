@@ -17,7 +17,7 @@ impl Progress {
         Self { is_quiet, is_terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Shows a line.
+    /// Prints a progress line on stderr.
     pub fn show(&self, text: &str) {
         match (self.is_quiet, self.is_terminal) {
             (true, _) => {}

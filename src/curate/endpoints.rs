@@ -70,7 +70,7 @@ pub struct EndpointFlags {
 /// Where the model of a curation stage runs: on a server, or in this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelLocation {
-    /// At an endpoint with this URL.
+    /// The model behind the endpoint with this URL.
     Url(String),
     /// The model in this folder, or with this id on the Hugging Face hub.
     Local(String),

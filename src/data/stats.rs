@@ -42,7 +42,7 @@ pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static st
     all.into_iter().filter_map(|(name, unit, own)| Some((name, unit, own.as_ref()?))).collect()
 }
 
-/// A distribution in one line.
+/// Formats a distribution as one line of text.
 pub(super) fn distribution_line(name: &str, unit: &str, d: &Distribution) -> String {
     let number = |value: f64| if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.2}") };
     let [min, p50, p90, p99, max, mean] = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);

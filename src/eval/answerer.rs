@@ -21,7 +21,7 @@ use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
 
-/// What answers questions.
+/// The source of the answers: a model in this process, or a server.
 pub(super) enum AnswerSource<'c> {
     Model(Box<Predictor<'c>>),
     Server(Box<Server<'c>>),

@@ -85,7 +85,7 @@ impl MergeArgs {
     }
 }
 
-/// A complete part of a run.
+/// One part of an evaluation (`--shard`) whose predictions are complete.
 struct Part {
     file: PathBuf,
     settings: Value,

@@ -44,13 +44,13 @@ pub struct Protocol {
     pub data: PathBuf,
     /// Folder that the paths of videos are relative to; `None` is the folder of the benchmark's files.
     pub media_root: Option<PathBuf>,
-    /// Answer only the first questions of each benchmark.
+    /// Maximum number of questions of each benchmark that are answered: the first ones.
     pub limit: Option<usize>,
-    /// Leave out rows that cannot be used, instead of returning an error.
+    /// Whether rows that cannot be used are left out; otherwise the first one is an error.
     pub skip_bad_rows: bool,
-    /// Show only the part of a video that the question is about.
+    /// Whether only the part of a video that the question is about is shown.
     pub clips: bool,
-    /// Ask without videos and images.
+    /// Whether the questions are asked without their videos and images.
     pub text_only: bool,
     /// Which recipe's rules apply where papers and code differ.
     pub parity: Recipe,

@@ -123,7 +123,7 @@ pub fn read_settings(predictions: &Path) -> Result<Value> {
     })
 }
 
-/// Writes `OUT/results.json`.
+/// Writes `OUT/results.json`, in the schema of lm-evaluation-harness.
 pub fn write_lm_eval_results(out: &Path, scored: &[ScoredBenchmark]) -> Result<()> {
     let empty = Map::new();
     let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);

@@ -5,7 +5,7 @@ use reel_runs::foreign_options::{PROGRAMS, foreign_defaults};
 
 use super::words::reel_argument;
 
-/// The name of the option.
+/// The id of the option in the parser.
 const OPTION: &str = "explain_defaults";
 
 /// Adds `--explain-defaults` to a training command.

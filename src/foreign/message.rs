@@ -10,7 +10,7 @@ use super::words::{option_words, quoted_for_shell};
 /// Maximum number of columns of a line of the corrected command.
 const WIDTH: usize = 100;
 
-/// The outcome of a translation.
+/// Returns the outcome of a translation: the translated command, or the error message.
 pub fn translation_outcome(t: &Translation) -> TranslationOutcome {
     if !t.problems.is_empty() {
         return TranslationOutcome::Refused { message: refusal(t) };

@@ -60,7 +60,7 @@ pub enum TranslationOutcome {
         /// Notes about options that have no effect, and about defaults that differ between the programs.
         notes: Vec<String>,
     },
-    /// The command is refused.
+    /// The command is refused, because options cannot be used as given.
     Refused {
         /// The text to print: all problems, the corrected command, and the notes.
         message: String,

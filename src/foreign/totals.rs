@@ -4,7 +4,7 @@
 use super::translation::Translation;
 use super::{environment, peers, places, rules_data, weights};
 
-/// Combines the options.
+/// Combines options that depend on each other, after all options have been read.
 pub fn combine_options(t: &mut Translation) {
     for fallback in std::mem::take(&mut t.fallbacks) {
         if !t.is_set(&fallback.name) {

@@ -14,22 +14,22 @@ use crate::number_kind::number_kind;
 /// An option of reel with the values that the command gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionSetting {
-    /// The field name.
+    /// The name of the option as a field name, such as `learning_rate`.
     pub name: String,
-    /// The values; none for a switch.
+    /// The values of the option; empty for a switch.
     pub values: Vec<String>,
     /// The option as the user gave it, for messages.
     pub shown: String,
 }
 
-/// An option that is refused.
+/// An option of the command that reel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedOption {
     /// The option as the user gave it.
     pub shown: String,
-    /// What is wrong.
+    /// What is wrong with the option.
     pub what: String,
-    /// What to do.
+    /// What the user can do instead.
     pub help: String,
 }
 
@@ -431,7 +431,7 @@ impl<'a> Translation<'a> {
         own.chain(options).chain(self.line.arguments.iter().cloned()).collect()
     }
 
-    /// The parser of the command.
+    /// Returns the parser of the command.
     pub fn parser(&self) -> &'a Command {
         self.line.command
     }

@@ -23,9 +23,9 @@ pub struct CommandLine<'a> {
     pub path: Vec<String>,
     /// The parser of the whole command line.
     pub root: &'a Command,
-    /// The parser of the command.
+    /// The parser of the subcommand.
     pub command: &'a Command,
-    /// The options, in order.
+    /// The options and their values, in the order of the command line.
     pub given: Vec<GivenOption>,
     /// Arguments that are not options.
     pub arguments: Vec<String>,
@@ -47,7 +47,7 @@ impl GivenOption {
     /// Returns the option with its values as messages show it.
     pub fn text_for_messages(&self) -> String {
         match self.joined_values() {
-            // Messages do not contain keys.
+            // API keys, tokens and passwords must not appear in messages.
             Some(_) if ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end)) => {
                 format!("{} …", self.written)
             }

@@ -45,7 +45,7 @@ pub struct JobFlags {
     html: Option<PathBuf>,
 }
 
-/// A job to plan.
+/// A training job of several GPUs that is planned.
 pub struct PlannedJob {
     shape: JobShape,
     /// Whether the ranks divide the weights (ZeRO-3).
@@ -140,7 +140,7 @@ impl JobFlags {
     }
 }
 
-/// The predictions for a job.
+/// The predicted memory, traffic and speed of a job.
 struct Prediction {
     process: ProcessCosts,
     /// Peak bytes by category, of the rank that needs the most memory.

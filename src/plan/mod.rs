@@ -177,12 +177,12 @@ impl Sizes {
         }
     }
 
-    /// Whether the machine is a GPU.
+    /// Returns true if the planned machine is a GPU.
     fn plans_gpu(&self, common: &CommonOptions) -> bool {
         self.gpu.is_some() || matches!(common.device(), Ok(common::DeviceName::Cuda(_)))
     }
 
-    /// The number of tokens of a prompt (`--tokens`); an error if the option is missing.
+    /// Returns the number of tokens of a prompt (`--tokens`); an error if the option is missing.
     fn prompt_tokens(&self) -> Result<usize> {
         self.tokens.ok_or_else(|| usage_error("--tokens", "is missing", "give the number of tokens of the prompt"))
     }

@@ -50,7 +50,7 @@ impl PlanOutcome {
 /// A change of a command's settings `S`.
 pub type SettingsChange<S> = Box<dyn Fn(&mut S)>;
 
-/// A way to save memory.
+/// A way to save memory, such as gradient checkpointing, with one or more levels.
 pub struct SearchDimension<S> {
     /// A description for messages, such as `gradient checkpointing`.
     pub name: &'static str,
@@ -63,7 +63,7 @@ pub struct SearchDimension<S> {
 /// A set of changes with which the command fits into memory.
 #[derive(Clone, Debug)]
 pub struct FittingSettings<S> {
-    /// The settings with the changes.
+    /// The changed settings.
     pub settings: S,
     pub changes: u32,
     pub outcome: PlanOutcome,

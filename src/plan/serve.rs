@@ -249,7 +249,7 @@ impl PlanServeArgs {
         Err(error)
     }
 
-    /// Searches for what would fit.
+    /// Searches for settings with which the server fits into memory.
     fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<PlanAdditions> {
         let Some(usable) = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)? else {
             return Ok(PlanAdditions::default());
@@ -319,7 +319,7 @@ impl PlanServeArgs {
         self.max_model_len.map_or(all, |most| all.min(most as usize))
     }
 
-    /// The links between the GPUs.
+    /// Returns the links between the GPUs of a divided model.
     fn links(&self, machine: &MachineSpec) -> Result<Links> {
         if self.link.is_some() && self.tensor_parallel_size == 1 {
             return Err(usage_error("--link", "is for several GPUs", "give --tensor-parallel-size N as well"));

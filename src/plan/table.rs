@@ -37,9 +37,9 @@ pub struct TrainingCounts {
     pub checkpoint: u64,
     /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.
     pub parts: PhaseCosts,
-    /// The first backward pass.
+    /// The launches of the first backward pass.
     pub backward: BackwardPass,
-    /// The size of what is trained.
+    /// The number of trained parameters and their bytes.
     pub trained: TrainedParameterSize,
     /// The weights that ZeRO-3 shards among the ranks.
     pub divided: ShardedWeights,
@@ -131,7 +131,7 @@ pub fn fits_in_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bo
     machine.memory.map(|all| counts.memory.peak as f64 <= all)
 }
 
-/// The table of ops as JSON.
+/// Returns the table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     let line = |l: &Line| {
         let PredictedTime { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
@@ -202,7 +202,7 @@ impl Totals {
     }
 }
 
-/// A plan as JSON.
+/// Returns the plan as JSON.
 pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
     let phases: BTreeMap<&str, f64> = phase_seconds(counts, machine).into_iter().collect();

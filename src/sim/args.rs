@@ -35,7 +35,7 @@ pub enum BufferFill {
     Zeros,
     /// Uninitialised memory. A kernel that reads it causes a finding.
     Uninitialized,
-    /// 0, 1, 2, …
+    /// Consecutive integers: 0, 1, 2, …
     Arange,
     /// Normally distributed numbers.
     Random,

@@ -27,7 +27,7 @@ pub struct CompilerOptions {
     nvcc_arg: Vec<String>,
 }
 
-/// The PTX of a user's file.
+/// The PTX of the file that the user named.
 pub struct UserModule {
     pub ptx: String,
     /// True if the PTX was compiled from CUDA C++, false if the file itself is PTX.

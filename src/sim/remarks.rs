@@ -17,7 +17,7 @@ const FEW_LANES: f64 = 16.0;
 /// Maximum number of remarks of each kind; the lines that waste the most are shown.
 const MAX_REMARKS: usize = 3;
 
-/// A line that wastes time.
+/// A source line that wastes time, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Remark {
     /// `bank-conflicts`, `uncoalesced` or `idle-lanes`.

@@ -40,7 +40,7 @@ const SIZES: [(&str, &str); 17] = [
     ("gradient_accumulation_steps", "1"),
 ];
 
-/// What a command did.
+/// The result of running a published command.
 pub struct CommandReport {
     /// The number of error messages before the command was accepted.
     pub rounds: usize,

@@ -29,7 +29,7 @@ impl Graph {
     }
 }
 
-/// All Rust files below a folder.
+/// Returns all Rust files below a folder.
 pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
@@ -91,12 +91,12 @@ struct Module {
     items: BTreeSet<String>,
     /// Names imported by `use` lines, each with its full path.
     imports: BTreeMap<String, Vec<String>>,
-    /// The paths of `use …::*`.
+    /// The paths of glob imports, `use …::*`.
     globs: Vec<Vec<String>>,
     paths: Vec<CodePath>,
 }
 
-/// What a path leads to.
+/// The module or item that a path refers to; for an item, its file and name.
 enum Target {
     Module(usize),
     Item(String, String),
@@ -124,7 +124,7 @@ impl Modules {
         id
     }
 
-    /// Reads the code of a module.
+    /// Reads the source text of a module.
     fn read(&mut self, id: usize, code: &[Token]) {
         let text = |at: usize| code.get(at).map_or("", |token| token.text.as_str());
         let mut at = 0;
@@ -294,7 +294,7 @@ impl Modules {
                 return self.inside(found, names, seen);
             }
         }
-        // An item that a macro defines.
+        // The item is not in the source text, so a macro must define it.
         Some(Target::Item(module.file.clone(), name.clone()))
     }
 

@@ -205,7 +205,7 @@ impl Browser {
         }
     }
 
-    /// Chooses files in a file input.
+    /// Selects files in a file input element.
     pub fn choose_files(&mut self, selector: &str, files: &[&Path]) {
         let document = self.call_method("DOM.getDocument", json!({}));
         let find = json!({"nodeId": document["root"]["nodeId"], "selector": selector});

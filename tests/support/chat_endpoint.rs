@@ -38,7 +38,7 @@ pub enum EndpointReply {
 }
 
 impl EndpointReply {
-    /// An answer with a text.
+    /// Creates a reply that answers with this text.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
@@ -46,7 +46,7 @@ impl EndpointReply {
 
 /// The running endpoint. It runs until the test program ends.
 pub struct ChatEndpoint {
-    /// `http://ADDRESS/v1`
+    /// The base URL, `http://ADDRESS/v1`.
     pub url: String,
     seen: Arc<Mutex<Vec<Value>>>,
 }

@@ -11,7 +11,7 @@ pub fn fake_cuda(memory: u64) -> (FakeDriver, Device) {
     cuda_device_of(FakeDriver::new(Arch::A100, memory))
 }
 
-/// A device `cuda` on a fake GPU.
+/// Opens a device `cuda` on a fake GPU.
 pub fn cuda_device_of(fake: FakeDriver) -> (FakeDriver, Device) {
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))

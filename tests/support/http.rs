@@ -4,7 +4,7 @@ use std::io::{BufRead, Result};
 
 use serde_json::Value;
 
-/// A request.
+/// A parsed HTTP request.
 pub struct HttpRequest {
     /// The request line and the headers.
     pub head: String,
@@ -17,7 +17,7 @@ impl HttpRequest {
         self.head.starts_with(&format!("{method} {path} "))
     }
 
-    /// The body as JSON.
+    /// Returns the body, parsed as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")

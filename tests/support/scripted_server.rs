@@ -27,7 +27,7 @@ pub enum ScriptedStep {
     Hang,
 }
 
-/// What the server has seen.
+/// An event that the server reports to the test.
 #[derive(Debug)]
 pub enum ServerEvent {
     /// A chat request with this body.
@@ -37,7 +37,7 @@ pub enum ServerEvent {
 }
 
 pub struct ScriptedServer {
-    /// `http://ADDRESS`
+    /// The server's address, `http://ADDRESS`.
     pub address: String,
     steps: Sender<ScriptedStep>,
     seen: Receiver<ServerEvent>,
@@ -62,12 +62,12 @@ impl ScriptedServer {
         ScriptedServer { address, steps, seen }
     }
 
-    /// Does the next step.
+    /// Makes the server do this step of the script.
     pub fn do_step(&self, step: ScriptedStep) {
         self.steps.send(step).unwrap();
     }
 
-    /// The next chat request.
+    /// Waits for the next chat request and returns its body.
     #[track_caller]
     pub fn next_chat(&self) -> Value {
         match self.seen.recv_timeout(REQUEST_TIMEOUT) {

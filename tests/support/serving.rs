@@ -23,7 +23,7 @@ pub const PREVIEW_PATH: &str = "/v1/preview";
 /// A running server with a tiny model; dropping it kills the process.
 pub struct Server {
     child: Child,
-    /// `http://ADDRESS`
+    /// The server's address, `http://ADDRESS`.
     pub address: String,
     /// A folder for the test's files; it also contains the model.
     pub folder: TempDir,
@@ -55,12 +55,12 @@ impl Server {
         self.folder.path().join(name)
     }
 
-    /// `GET path`
+    /// Sends `GET path` and returns the answer.
     pub fn get(&self, path: &str) -> Reply {
         read_reply(http_agent().get(format!("{}{path}", self.address)).call())
     }
 
-    /// `POST path` with this body.
+    /// Sends `POST path` with this body and returns the answer.
     pub fn post(&self, path: &str, body: &str) -> Reply {
         read_reply(http_agent().post(format!("{}{path}", self.address)).send(body))
     }
@@ -102,7 +102,7 @@ pub fn http_agent() -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into()
 }
 
-/// Reads a whole answer.
+/// Reads an answer completely.
 pub fn read_reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
     let mut answer = answer.unwrap();
     let body = answer.body_mut().with_config().limit(1 << 30).read_to_string().unwrap();
@@ -122,7 +122,7 @@ pub fn write_clip(path: &Path) -> Clip {
     clip
 }
 
-/// A video file as a `data:` URI.
+/// Returns a video file as a `data:` URI.
 pub fn data_uri(path: &Path) -> String {
     format!("data:video/mp4;base64,{}", STANDARD.encode(std::fs::read(path).unwrap()))
 }
