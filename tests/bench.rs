@@ -294,8 +294,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     bench(&["--tokens", "1"]).assert_refused(2, &["--tokens"]);
 }
 
-/// A decode step reads the weights and the keys of the tokens generated so far. It does not read the unused part of
-/// the block tables.
+/// A decode step reads the weights and the keys of the prompt and of the tokens generated so far. It does not read
+/// the unused part of the block tables.
 #[test]
 fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
     let dir = tempfile::tempdir().expect("a folder");
