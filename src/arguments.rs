@@ -44,7 +44,7 @@ pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsStr
 
 /// Refuses command-line words that are not UTF-8. Paths appear as text in JSON results, records of runs and message
 /// files, where other bytes could not be written. `parser` knows which options take paths.
-pub fn refuse_other_encodings(words: &[OsString], parser: &Command) -> anyhow::Result<()> {
+pub fn refuse_non_utf8_words(words: &[OsString], parser: &Command) -> anyhow::Result<()> {
     let Some(at) = words.iter().position(|word| word.to_str().is_none()) else { return Ok(()) };
     let word = words[at].as_encoded_bytes().escape_ascii().to_string();
     let before = at.checked_sub(1).and_then(|before| words[before].to_str()).unwrap_or_default();
@@ -96,7 +96,7 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
 }
 
 /// Returns the parser with the changes that this module describes.
-pub fn with_uniform_arguments(root: Command) -> Command {
+pub fn with_additional_spellings(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
     let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, "", |_| false)).collect();
     root.mut_args(|argument| adapt_argument(argument, "", |_| false)).mut_subcommands(|inner| {
@@ -411,7 +411,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let refused = |words: &[&[u8]]| {
             let words: Vec<OsString> = words.iter().map(|word| OsString::from_vec(word.to_vec())).collect();
-            refuse_other_encodings(&words, &cli::command()).map_err(|e| e.to_string())
+            refuse_non_utf8_words(&words, &cli::command()).map_err(|e| e.to_string())
         };
         let what = "is k\\xff, which is not UTF-8";
         let path = "rename the file or folder";

@@ -20,7 +20,7 @@ const MAX_CONCURRENCY: usize = 1024;
 /// How requests are sent to a server.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options for servers")]
-pub struct EndpointFlags {
+pub struct EndpointRequestFlags {
     /// Environment variable with the API key [default: OPENAI_API_KEY, if it is set]
     #[arg(long, value_name = "VAR")]
     api_key_env: Option<String>,
@@ -84,7 +84,7 @@ fn parse_request_field(text: &str) -> Result<(String, Value), String> {
     }
 }
 
-impl EndpointFlags {
+impl EndpointRequestFlags {
     /// Maximum number of requests in flight.
     pub fn concurrency(&self) -> Result<usize> {
         match self.concurrency {

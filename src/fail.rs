@@ -60,7 +60,10 @@ fn describe_panic(what: &str, location: &str) -> String {
         let error = io::Error::from_raw_os_error(EAGAIN);
         return Diagnostic::cannot_start_thread("this command", &error).to_string();
     }
-    format!("internal: {} (at {location}); this is a defect of reel, please report it with the command", one_line(what))
+    format!(
+        "internal: {} (at {location}); this is a defect of reel, please report it with the command",
+        escape_to_one_line(what)
+    )
 }
 
 /// The exit code of a process that has done its work.
@@ -75,7 +78,7 @@ pub const SIGNAL_EXIT_CODE_BASE: u8 = 128;
 /// An error that another process of the job has already printed. This process prints nothing and exits with `code`.
 #[derive(Debug, thiserror::Error)]
 #[error("another process of the command has ended with exit code {code}")]
-pub struct ReportedByOtherProcess {
+pub struct ErrorReportedByOtherProcess {
     pub code: u8,
 }
 
@@ -91,13 +94,13 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     if closed_pipe(&e) {
         return SUCCESS;
     }
-    if let Some(ReportedByOtherProcess { code }) = e.downcast_ref() {
+    if let Some(ErrorReportedByOtherProcess { code }) = e.downcast_ref() {
         return crate::interrupt::signal_exit_code().unwrap_or(*code);
     }
-    let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
+    let _ = writeln!(io::stderr(), "error: {}", redact_urls(&escape_to_one_line(&e.to_string())));
     if verbose {
         for cause in e.chain().skip(1) {
-            let _ = writeln!(io::stderr(), "  caused by: {}", redact_urls(&one_line(&cause.to_string())));
+            let _ = writeln!(io::stderr(), "  caused by: {}", redact_urls(&escape_to_one_line(&cause.to_string())));
         }
     }
     let wrong_options = e.is::<UsageError>()
@@ -121,13 +124,13 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
         return ExitCode::from(USAGE_ERROR_EXIT_CODE);
     }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    reel_diagnostic::note!("error: {}", redact_urls(&usage_line(e, parser, words)));
+    reel_diagnostic::note!("error: {}", redact_urls(&usage_error_message(e, parser, words)));
     ExitCode::from(USAGE_ERROR_EXIT_CODE)
 }
 
 /// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line
 /// after the program's name.
-pub fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
+pub fn usage_error_message(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
     let (command, path) = named_command(parser, words);
     let context = |kind| match e.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
@@ -209,7 +212,7 @@ pub fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item =
         }
         _ => None,
     };
-    line.map_or_else(|| joined_paragraphs(e), |line| one_line(&line))
+    line.map_or_else(|| joined_paragraphs(e), |line| escape_to_one_line(&line))
 }
 
 /// Returns the command of reel that does the work of a command of other programs, such as `sft` for `train`.
@@ -321,7 +324,7 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
 /// `--help` to read.
 fn joined_paragraphs(e: &clap::Error) -> String {
     let rendered = e.render().to_string();
-    let mut paragraphs = rendered.split("\n\n").map(one_line);
+    let mut paragraphs = rendered.split("\n\n").map(escape_to_one_line);
     let what = paragraphs.next().unwrap_or_default();
     let mut line = what.trim_start_matches("error: ").trim_end_matches(':').to_string();
     let mut help = "try '--help'".to_string();
@@ -337,7 +340,7 @@ fn joined_paragraphs(e: &clap::Error) -> String {
 }
 
 /// Returns the text as one line, with one space between its words and control characters escaped.
-pub fn one_line(text: &str) -> String {
+pub fn escape_to_one_line(text: &str) -> String {
     escape_controls(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
@@ -358,7 +361,7 @@ mod tests {
         let words: Vec<&str> = line.split(' ').collect();
         let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
         let e = parser.clone().try_get_matches_from(crate::arguments::join_negative_numbers(all)).expect_err(line);
-        usage_line(&e, &parser, words.iter().map(ToString::to_string))
+        usage_error_message(&e, &parser, words.iter().map(ToString::to_string))
     }
 
     /// [`the_panic_hook_prints_each_panic_once`] runs this test in its own process, because a process has only one

@@ -16,12 +16,12 @@ use reel_diagnostic::TemporaryPaths;
 use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fail::{self, ReportedByOtherProcess, failed};
+use crate::fail::{self, ErrorReportedByOtherProcess, failed};
 use crate::{interrupt, output};
 
 /// The environment variable that names the folder for temporary files of the ranks. This process removes the folder
 /// at the end, because a rank that is killed cannot remove its files.
-pub const TEMPORARY_FOLDER: &str = "REEL_TEMPORARY_FOLDER";
+pub const TEMPORARY_FOLDER_VARIABLE: &str = "REEL_TEMPORARY_FOLDER";
 
 /// Time that the other processes get to end by themselves after one has failed; they then get SIGTERM. After the same
 /// time again, the remaining processes are killed.
@@ -45,7 +45,7 @@ struct Process {
 /// # Errors
 /// A process cannot be started, or has failed. If the cause was wrong options or a signal, this process ends with the
 /// same exit code and prints nothing more.
-pub fn run(option: &str, count: usize) -> Result<()> {
+pub fn launch_processes(option: &str, count: usize) -> Result<()> {
     // This process writes no trace: rank 0 writes the file of `--trace`.
     trace::discard_trace();
     // From here on, the first Ctrl-C sets the flag and does not end this process.
@@ -62,7 +62,7 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     for rank in 0..count {
         let mut command = Command::new(&program);
         command.args(&arguments).envs([("REEL_LAUNCH", "1"), ("REEL_JOB", &job)]);
-        command.env(TEMPORARY_FOLDER, temporary.path());
+        command.env(TEMPORARY_FOLDER_VARIABLE, temporary.path());
         for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)]
         {
             command.env(name, value.to_string());
@@ -110,7 +110,7 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     let Some((rank, status)) = failure else { return Ok(()) };
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => {
-            Err(ReportedByOtherProcess { code }.into())
+            Err(ErrorReportedByOtherProcess { code }.into())
         }
         _ => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
     }

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
     let parser = cli::command();
-    if let Err(e) = arguments::refuse_other_encodings(&words, &parser) {
+    if let Err(e) = arguments::refuse_non_utf8_words(&words, &parser) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }
     if let Err(e) = arguments::refuse_repeated_common_options(&words, &parser) {
@@ -125,15 +125,15 @@ fn main() -> ExitCode {
 /// command is refused, prints the message and returns the exit code as the error.
 fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<OsString>, ExitCode> {
     let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let world = ranks::world().ok().flatten();
+    let world = ranks::world_from_environment().ok().flatten();
     let is_child = std::env::var_os("REEL_LAUNCH").is_some();
-    let surroundings = foreign::Surroundings {
+    let surroundings = foreign::CommandEnvironment {
         variable: &|name| std::env::var(name).ok().filter(|value| !value.is_empty()),
         // With `--gpus`, the batch size on the command line is for all processes together, so they count as one.
         processes: world.as_ref().filter(|_| !is_child).map_or(1, |world| world.size),
     };
     let is_first = world.as_ref().is_none_or(|world| world.rank == 0) && !is_child;
-    match foreign::translate(parser, &texts, &surroundings) {
+    match foreign::translate_command(parser, &texts, &surroundings) {
         foreign::TranslationOutcome::Unchanged => Ok(words),
         foreign::TranslationOutcome::Translated { words: translated, notes } => {
             let is_quiet = texts.iter().any(|word| ["--quiet", "--json"].contains(&word.as_str()));

@@ -114,7 +114,7 @@ pub struct TrainingMediaSettings {
 impl TrainingMediaSettings {
     /// Reads the settings from run.json in the folder that `reel sft` or `reel grpo` wrote, or in the folder above a
     /// checkpoint. `None` if the folder is not from a run.
-    pub fn find(folder: &Path) -> Option<Self> {
+    pub fn read_from_run_folder(folder: &Path) -> Option<Self> {
         let is_checkpoint = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
         let file = if is_checkpoint { folder.parent()?.join(RUN_FILE) } else { folder.join(RUN_FILE) };
         let text = input::read_file(&file, input::MAX_CONFIG_BYTES).ok()?;

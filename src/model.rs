@@ -92,14 +92,14 @@ impl LoadedModel {
         common: &CommonOptions,
     ) -> Result<Self> {
         let place = Some(WeightLocation::Mapped);
-        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
+        Self::open_on_device(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
     }
 
     /// Opens the model in `folder` on a device that is already open, with the LoRA adapter in the folder `adapter` if
     /// there is one. If `place` is `None`, the weights are copied if their files take at most half of the device's
     /// free memory. With `parallel`, opens only this process's part of the decoder.
     #[expect(clippy::too_many_arguments, reason = "each argument is an option of the command line or a file")]
-    pub fn open_on(
+    pub fn open_on_device(
         device: &Device,
         folder: &Path,
         adapter: Option<&Path>,

@@ -35,7 +35,7 @@ pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
 /// How the processes of a run divide the work.
 #[derive(Clone, Copy)]
-pub enum RunProcesses<'c> {
+pub enum WorkDivision<'c> {
     One,
     /// Several processes, each with a whole model, share the rows.
     ShareRows(&'c RunProcess),
@@ -43,18 +43,18 @@ pub enum RunProcesses<'c> {
     DivideModel(&'c TensorParallelProcess),
 }
 
-impl<'c> RunProcesses<'c> {
+impl<'c> WorkDivision<'c> {
     fn sharing_rows(self) -> Option<&'c RunProcess> {
         match self {
-            RunProcesses::ShareRows(process) => Some(process),
-            RunProcesses::One | RunProcesses::DivideModel(_) => None,
+            WorkDivision::ShareRows(process) => Some(process),
+            WorkDivision::One | WorkDivision::DivideModel(_) => None,
         }
     }
 
     fn dividing_model(self) -> Option<&'c TensorParallelProcess> {
         match self {
-            RunProcesses::DivideModel(process) => Some(process),
-            RunProcesses::One | RunProcesses::ShareRows(_) => None,
+            WorkDivision::DivideModel(process) => Some(process),
+            WorkDivision::One | WorkDivision::ShareRows(_) => None,
         }
     }
 }
@@ -69,12 +69,12 @@ pub struct Predictor<'c> {
     /// Config, tokenizer and chat template.
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
-    /// Where the weights are stored on a CPU; for `None` see [`LoadedModel::open_on`].
+    /// Where the weights are stored on a CPU; for `None` see [`LoadedModel::open_on_device`].
     place: Option<WeightLocation>,
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
-    processes: RunProcesses<'c>,
+    processes: WorkDivision<'c>,
 }
 
 /// A set of rows, and the options with which they are answered.
@@ -99,7 +99,7 @@ pub struct PredictionJob<'j> {
 
 impl<'c> Predictor<'c> {
     /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
-    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`.
+    /// [`LoadedModel::open_on_device`]), `batch_size` is `--batch-size`.
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
@@ -107,7 +107,7 @@ impl<'c> Predictor<'c> {
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
-        processes: RunProcesses<'c>,
+        processes: WorkDivision<'c>,
     ) -> Result<Self> {
         let batch_size = checked_batch_size(batch_size, &device)?;
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
@@ -199,9 +199,9 @@ impl<'c> Predictor<'c> {
     /// Returns the number of processes that share the memory of the device.
     fn processes_on_device(&self) -> u64 {
         match self.processes {
-            RunProcesses::One => 1,
-            RunProcesses::ShareRows(process) => process.processes_on_device(&self.device),
-            RunProcesses::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
+            WorkDivision::One => 1,
+            WorkDivision::ShareRows(process) => process.processes_on_device(&self.device),
+            WorkDivision::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
         }
     }
 
@@ -210,7 +210,7 @@ impl<'c> Predictor<'c> {
         let (adapter, device) = (self.adapter.as_deref(), &self.device);
         let parallel =
             self.processes.dividing_model().map(|process| process.divide_model(config, device)).transpose()?;
-        let mut model = LoadedModel::open_on(
+        let mut model = LoadedModel::open_on_device(
             device,
             &self.folder,
             adapter,
@@ -250,7 +250,7 @@ pub fn sampling_options(
 }
 
 /// Converts a number to the decimal that the user typed: 0.1 instead of the value of the nearest f32.
-pub fn typed_decimal(number: f32) -> Value {
+pub fn shortest_decimal(number: f32) -> Value {
     json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 

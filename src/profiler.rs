@@ -101,13 +101,13 @@ fn into_train_error(e: MeasureError) -> TrainError {
 
 /// Profiles a server into files of a folder.
 #[derive(Debug)]
-pub struct FolderProfiler {
+pub struct ServerTraceProfiler {
     folder: PathBuf,
     /// The number of profiles so far.
     count: AtomicU64,
 }
 
-impl FolderProfiler {
+impl ServerTraceProfiler {
     /// Creates a profiler that writes into `folder`, which is created if it is missing.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ impl FolderProfiler {
     }
 }
 
-impl ServerProfiler for FolderProfiler {
+impl ServerProfiler for ServerTraceProfiler {
     fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
         trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
         trace::start_recording_launches(device, dtype);

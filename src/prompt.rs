@@ -112,7 +112,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
         return Err(usage_error("--model", "is empty", "give a model folder, or a Hugging Face model id"));
     }
     if is_adapter_folder(Path::new(model)) {
-        let help = match base_of_adapter(Path::new(model)) {
+        let help = match base_model_of_adapter(Path::new(model)) {
             Some(base) => format!("give its base model, {base}, or merge the two with reel merge"),
             None => "give its base model, or merge the two with reel merge".to_string(),
         };
@@ -128,7 +128,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
 }
 
 /// Returns the base model that the adapter in `folder` names.
-pub fn base_of_adapter(folder: &Path) -> Option<String> {
+pub fn base_model_of_adapter(folder: &Path) -> Option<String> {
     Some(escape_controls(Adapter::open(folder).ok()?.base_model()?).into_owned())
 }
 
@@ -240,7 +240,8 @@ pub fn media_options(
     common: &CommonOptions,
 ) -> Result<MediaOptions> {
     // If the command line names a profile, no settings of the training run are used.
-    let trained = trained_folder.and_then(TrainingMediaSettings::find).filter(|_| media.profile.is_none());
+    let trained =
+        trained_folder.and_then(TrainingMediaSettings::read_from_run_folder).filter(|_| media.profile.is_none());
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
         reel_diagnostic::note!(

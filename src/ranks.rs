@@ -36,7 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// The variables of a launcher contradict each other.
-pub fn world() -> Result<Option<World>> {
+pub fn world_from_environment() -> Result<Option<World>> {
     let world = World::from_variables(|name| std::env::var(name).ok())?;
     Ok(world.filter(|world| world.size > 1))
 }
@@ -50,7 +50,7 @@ pub fn refuse_several_processes(command: &str) -> Result<()> {
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
         return Ok(());
     }
-    world()?.map_or(Ok(()), |world| Err(single_process_error(command, &world)))
+    world_from_environment()?.map_or(Ok(()), |world| Err(single_process_error(command, &world)))
 }
 
 /// The error of a command that runs as one process although a launcher has started several.
@@ -125,7 +125,8 @@ impl RunProcess {
         let mut process = Self::connect(world, &options.out, common)?;
         if !process.is_rank_0() {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
-            let folder = std::env::var_os(launch::TEMPORARY_FOLDER).map_or_else(std::env::temp_dir, PathBuf::from);
+            let folder =
+                std::env::var_os(launch::TEMPORARY_FOLDER_VARIABLE).map_or_else(std::env::temp_dir, PathBuf::from);
             let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir_in(&folder);
             let scratch = scratch.map_err(|e| print::cannot_write(&folder, e))?;
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
@@ -228,7 +229,7 @@ impl RunProcess {
     /// Ends this rank: reports an error to the other ranks, or waits until they have finished, too.
     pub fn finish<T>(self, done: Result<T>) -> Result<T> {
         match &done {
-            Err(e) if is_of_another_rank(e) => {}
+            Err(e) if is_error_of_another_rank(e) => {}
             // All ranks have agreed to stop. Rank 0 may still be writing a checkpoint, so this rank must not report a
             // failure, which would end rank 0. Perhaps only one rank got the signal; all ranks exit with its exit
             // code.
@@ -255,7 +256,7 @@ impl RunProcess {
 /// # Errors
 /// A process is missing; two processes compute on the same GPU.
 pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &CommonOptions) -> Result<Ranks> {
-    let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process))?;
+    let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process_after_rank_error))?;
     if let DeviceName::Cuda(named) = common.device()? {
         let world = ranks.world();
         let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
@@ -334,7 +335,7 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
 }
 
 /// Returns true if an error says that another rank has failed.
-pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
+pub fn is_error_of_another_rank(e: &anyhow::Error) -> bool {
     let of_engine = |e: &EngineError| e.is_of_another_rank();
     let of_training = |e: &TrainError| match e {
         TrainError::Ranks(_) => true,
@@ -349,7 +350,7 @@ pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
 }
 
 /// Ends this process after another rank has failed, unless the main thread notices the failure first.
-pub fn end_process(e: &RankError) {
+pub fn end_process_after_rank_error(e: &RankError) {
     remove_unfinished_files();
     let _ = writeln!(std::io::stderr(), "error: {e}");
     signal_hook::low_level::exit(1);

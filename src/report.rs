@@ -8,7 +8,7 @@ use clap::Args;
 use reel_report::run_page;
 
 use crate::common::CommonOptions;
-use crate::eval::page::{PageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
+use crate::eval::page::{EvaluationPageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
 use crate::eval::results::tasks_of_output_folder;
 use crate::fail::usage_error;
 use crate::media::WorkerFlags;
@@ -49,7 +49,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "DIR", help_heading = "Options for evaluations")]
     media_root: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Options for evaluations")]
-    page: PageFlags,
+    page: EvaluationPageFlags,
 }
 
 impl ReportArgs {
@@ -75,7 +75,7 @@ impl ReportArgs {
             ("--against", self.against.is_some(), "give training runs one after the other"),
             ("--benchmark", self.benchmark.is_some(), "remove it"),
             ("--media-root", self.media_root.is_some(), "remove it"),
-            ("--frames-mib", self.page.is_given(), "remove it"),
+            ("--frames-mib", self.page.has_frame_options(), "remove it"),
         ];
         if let Some((option, _, help)) = options.into_iter().find(|(_, given, _)| *given) {
             return Err(usage_error(option, "has an effect for folders of reel eval only", help));

@@ -26,7 +26,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
-use crate::profiler::FolderProfiler;
+use crate::profiler::ServerTraceProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
 use crate::tensor_parallel::{TensorParallelFlag, TensorParallelProcess};
 use crate::{interrupt, output};
@@ -266,7 +266,7 @@ impl ServeArgs {
             }
             None => None,
         };
-        let loaded = LoadedModel::open_on(
+        let loaded = LoadedModel::open_on_device(
             &device,
             &folder,
             adapter.as_deref(),
@@ -469,7 +469,7 @@ impl ListenFlags {
             let what = "cannot record a part of the run while --trace or --folded records the whole run";
             return Err(usage_error("--profile-dir", what, "leave out one of them"));
         }
-        Ok(Some(Arc::new(FolderProfiler::new(folder)?)))
+        Ok(Some(Arc::new(ServerTraceProfiler::new(folder)?)))
     }
 
     /// The certificate and key, read before the model is loaded.

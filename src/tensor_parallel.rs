@@ -67,14 +67,14 @@ impl TensorParallelFlag {
         work: impl FnOnce(Option<&TensorParallelProcess>, &CommonOptions) -> Result<()>,
     ) -> Result<()> {
         let size = self.tensor_parallel_size.map_or(1, |size| size as usize);
-        match ranks::world()? {
+        match ranks::world_from_environment()? {
             None if size == 1 => work(None, common),
             None => {
                 // The model is checked and downloaded here once, not in each process.
                 let (base, _) = model.base_model_and_adapter_folder()?;
                 TensorParallel::check(&ModelConfig::open(&find_or_download_model(&base)?)?, size)?;
                 ranks::refuse_unusable_devices(common, &processes_of_this_machine(size))?;
-                launch::run(OPTION, size)
+                launch::launch_processes(OPTION, size)
             }
             Some(world) if size == 1 => Err(ranks::single_process_error(command, &world)),
             Some(world) => {
@@ -157,10 +157,14 @@ impl TensorParallelProcess {
     fn finish(self, done: Result<()>) -> Result<()> {
         match &done {
             // A signal has stopped all processes, and rank 0 has reported it.
-            Err(e) if ranks::is_of_another_rank(e) && interrupt::signal_exit_code().is_some() && !self.is_rank_0() => {
+            Err(e)
+                if ranks::is_error_of_another_rank(e)
+                    && interrupt::signal_exit_code().is_some()
+                    && !self.is_rank_0() =>
+            {
                 return Ok(());
             }
-            Err(e) if ranks::is_of_another_rank(e) => {}
+            Err(e) if ranks::is_error_of_another_rank(e) => {}
             // All processes have stopped before the same step. Rank 0 may still be writing its file, so the others
             // report no failure.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {

@@ -27,8 +27,8 @@ use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::profiler::RunProfiler;
 use crate::ranks::{self, RunProcess};
-use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
-use crate::training_server::RunServer;
+use crate::training_evaluator::{EvaluationSetup, TrainingRunEvaluator};
+use crate::training_server::TrainingRunServer;
 use crate::{hub, interrupt, launch, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
@@ -142,8 +142,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             worker: &self.worker,
             common: &self.common,
         };
-        let evaluator = RunEvaluator::new(&self.options, evaluation)?;
-        let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
+        let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;
+        let server = TrainingRunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
         let profiler = self.options.profile_steps.map(|steps| {
             let default = || self.options.out.join(format!("trace-{steps}.json"));
             let outputs = process.is_none_or(RunProcess::is_rank_0).then(|| TraceOutputs {
@@ -171,7 +171,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             ranks: process.map(RunProcess::ranks),
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
-        server.iter().for_each(RunServer::finish);
+        server.iter().for_each(TrainingRunServer::finish);
         let profiled = profiler.as_ref().map_or(Ok(()), RunProfiler::finish);
         done.and_then(|done| profiled.map(|()| done))
     }
@@ -207,7 +207,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "give the folder that the media paths in the data are relative to",
             ));
         }
-        let world = ranks::world()?;
+        let world = ranks::world_from_environment()?;
         if let Some(world) = &world {
             ranks::refuse_wrong_gpu_count(self.options.gpus, world)?;
         }
@@ -221,7 +221,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         if let Some(count) = count {
             self.options.validate()?;
-            return launch::run("--gpus", count as usize);
+            return launch::launch_processes("--gpus", count as usize);
         }
         match (world, is_check_only) {
             (None, true) => self.print_check(self.with_setup(None, |setup| Ok(check(setup)?))?),

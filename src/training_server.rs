@@ -30,14 +30,14 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The server of a training run with `--serve`.
 #[derive(Debug)]
-pub struct RunServer {
+pub struct TrainingRunServer {
     server: TrainingServer,
     /// The model's name in requests.
     name: String,
     quiet: bool,
 }
 
-impl RunServer {
+impl TrainingRunServer {
     /// Returns the server of a training run with these options, which starts from the model in `folder`; `None`
     /// without `--serve`. The server listens once the run has started it. Requests must contain their media; they may
     /// not name files or addresses.
@@ -90,7 +90,7 @@ impl RunServer {
     }
 }
 
-impl LiveServer for RunServer {
+impl LiveServer for TrainingRunServer {
     fn start(&self, model: &Qwen25Vl, step: u64) -> reel_train::Result<()> {
         let address = self.server.start(model, step).map_err(|e| match e {
             ServeError::Engine(e) => e.into(),

@@ -197,7 +197,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     });
     let curation = Curation { folder: path, url: &endpoint.url };
     curation.run(&[]).assert_refused(1, &["list.jsonl:22: path: ", "none.png", "--skip-bad-rows"]);
-    assert_eq!(endpoint.count(), 0);
+    assert_eq!(endpoint.request_count(), 0);
     let first = curation.run(&["--skip-bad-rows", "--json"]);
     assert_eq!(first.code, Some(1), "{}", first.stderr);
     assert!(first.stderr.contains("failed.jsonl: 3 of 22 rows have no accepted answer; "), "{}", first.stderr);
@@ -213,16 +213,16 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
 
     curation.run(&["--skip-bad-rows"]).assert_refused(1, &["has a curation; ", "--resume"]);
     is_repaired.store(true, Ordering::SeqCst);
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     let second = curation.run(&["--skip-bad-rows", "--resume", "--quiet"]);
     second.ok();
     assert_eq!(curation.counts(), [15, 7, 0]);
     let again: BTreeSet<(&str, usize)> = endpoint.received_requests()[before..].iter().map(asked).collect();
     let wanted = [("caption", 0), ("reason", 0), ("revise", 0), ("reason", 1), ("revise", 1), ("revise", 2)];
     assert_eq!(again, BTreeSet::from(wanted));
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     curation.run(&["--skip-bad-rows", "--resume", "--quiet"]).ok();
-    assert_eq!((endpoint.count(), curation.counts()), (before, [15, 7, 0]));
+    assert_eq!((endpoint.request_count(), curation.counts()), (before, [15, 7, 0]));
 
     // Answers to a changed prompt are not mixed with answers to the earlier prompt, unless --accept-changes is given.
     let changed = ["--skip-bad-rows", "--resume", "--max-tokens", "reason=9"];
@@ -315,7 +315,7 @@ fn kills_lose_no_finished_answer() {
     let mut kills = 0;
     for _ in 0..20 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let before = endpoint.count();
+        let before = endpoint.request_count();
         let known = curation.accepted();
         let args: &[&str] = if folder.path().join("out/curation.json").exists() { &["--resume"] } else { &[] };
         let mut command = curation.command(args);
@@ -323,7 +323,7 @@ fn kills_lose_no_finished_answer() {
             command.args(["--concurrency", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Some runs are killed before their first request, others after some answers.
         let until = Instant::now() + Duration::from_millis(20 + (random >> 33) % 160);
-        while Instant::now() < until && endpoint.count() < before + 1 + (random >> 40) as usize % 6 {
+        while Instant::now() < until && endpoint.request_count() < before + 1 + (random >> 40) as usize % 6 {
             std::thread::sleep(Duration::from_millis(2));
         }
         kills += usize::from(child.try_wait().unwrap().is_none());
@@ -336,7 +336,7 @@ fn kills_lose_no_finished_answer() {
     }
     assert_eq!(kills, 20);
     let known = curation.accepted();
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     curation.run(&["--resume", "--quiet"]).ok();
     assert_eq!(curation.counts(), [15, 5, 0]);
     let seen: Vec<_> = endpoint.received_requests()[before..].iter().map(asked).collect();
@@ -364,13 +364,13 @@ fn cap_on_cost_is_never_exceeded() {
     let plan = curation.run(&[&price[..], &["--dry-run", "--json"]].concat()).json();
     assert_eq!(plan["stages"][2]["requests"], ROWS);
     let most: f64 = plan["stages"].as_array().unwrap().iter().map(|stage| stage["max_cost"].as_f64().unwrap()).sum();
-    assert!(most > 3.0 * ROWS as f64 * cost_of_one && endpoint.count() == 0, "{plan}");
+    assert!(most > 3.0 * ROWS as f64 * cost_of_one && endpoint.request_count() == 0, "{plan}");
     for (args, cap) in [(vec![], 1.5), (vec!["--resume"], 1.5), (vec!["--resume"], 2.5)] {
         let args = [capped(if cap == 1.5 { "1.5" } else { "2.5" }), args].concat();
         let done = curation.run(&args);
         assert_eq!(done.code, Some(1));
         assert!(done.stderr.contains("error: --max-cost: $"), "{}", done.stderr);
-        let spent = endpoint.count() as f64 * cost_of_one;
+        let spent = endpoint.request_count() as f64 * cost_of_one;
         let summary: Value = serde_json::from_str(&curation.file("summary.json")).unwrap();
         let recorded = summary["cost"].as_f64().unwrap();
         assert!(spent <= cap && recorded <= cap && (recorded - spent).abs() < 1e-9, "{spent} {recorded} {cap}");
@@ -420,7 +420,7 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     curation.run(&[]).assert_refused(1, &["list.jsonl:1: data_type: is `audio`"]);
     fs::write(&list, "{\"problem\": \n").unwrap();
     curation.run(&[]).assert_refused(1, &["list.jsonl:1: is not JSON"]);
-    assert_eq!(endpoint.count(), 0);
+    assert_eq!(endpoint.request_count(), 0);
     fs::write(&list, &text).unwrap();
     let parquet = folder.path().join("list.parquet");
     run([Path::new("data"), Path::new("convert"), &list, &parquet]).ok();
@@ -487,7 +487,7 @@ fn page_is_read_in_the_browser() {
     page_checks::open_page(&mut page, &folder.path().join("out/report.html"), "");
     for (width, height) in [(1280, 900), (390, 844)] {
         for scheme in ["light", "dark"] {
-            page.prefer_colors(scheme);
+            page.set_preferred_color_scheme(scheme);
             page.eval("scrollTo(0, 0)");
             page_checks::check_width(&mut page, width, height);
             page_checks::save_screenshot(&mut page, &format!("curation-{scheme}-{width}"));
@@ -497,7 +497,7 @@ fn page_is_read_in_the_browser() {
     page.resize(1280, 900);
     // The page has charts of the funnel, the rejection reasons and the lengths; each bar is as wide as its share of
     // the rows.
-    assert_eq!(page.count(".bars"), 3);
+    assert_eq!(page.count_elements(".bars"), 3);
     let bars = "(chart) => [...document.querySelectorAll('.bars')[chart].querySelectorAll('i')]
         .map((bar) => bar.getBoundingClientRect()).map((bar) => bar.height < 8 ? 0 : bar.width)";
     let widths = |page: &mut browser::Browser, chart: usize| -> Vec<f64> {
@@ -507,15 +507,15 @@ fn page_is_read_in_the_browser() {
     let funnel = widths(&mut page, 0);
     assert_eq!(funnel.len(), 6, "list, usable, caption, reason, revise, filters");
     assert!((funnel[5] / funnel[0] - 15.0 / 20.0).abs() < 0.01 && funnel[0] > 300.0, "{funnel:?}");
-    assert_eq!(page.text(".bars span:nth-child(18)"), "15");
+    assert_eq!(page.visible_text(".bars span:nth-child(18)"), "15");
     let lengths = widths(&mut page, 2);
     assert!(lengths.iter().any(|&width| width > 300.0), "{lengths:?}");
-    assert!(page.text("details summary").contains("Q0: Which is it?"));
+    assert!(page.visible_text("details summary").contains("Q0: Which is it?"));
     // Samples are collapsed and open on a click. HTML in a model's text is shown as text.
-    assert_eq!(page.count("details"), 15);
+    assert_eq!(page.count_elements("details"), 15);
     assert_eq!(page.eval("document.querySelector('details p').checkVisibility()"), false);
     page.click("details summary");
-    let opened = page.text("details p:nth-of-type(2)");
+    let opened = page.visible_text("details p:nth-of-type(2)");
     assert!(opened.contains("<img src=x") && page.eval("window.hacked === undefined") == true, "{opened}");
     page.eval("document.querySelectorAll('details').forEach((e) => { e.open = true; })");
     for width in [1280, 390] {
@@ -550,7 +550,7 @@ fn video_r1_asks_one_model() {
     // The filters are applied again with other thresholds; no model gets a request.
     let args = ["--model", &endpoint.url, "--min-similarity", "1", "--out", &out, "--resume"];
     let summary = curate(&args).json();
-    assert_eq!((&summary["reasons"]["similarity"], endpoint.count()), (&json!(3), 4), "{summary}");
+    assert_eq!((&summary["reasons"]["similarity"], endpoint.request_count()), (&json!(3), 4), "{summary}");
     let filter = fs::read_to_string(folder.path().join("out/filter.jsonl")).unwrap();
     assert_eq!(filter.matches("\"similarity\":0.").count(), 3, "{filter}");
     // If --model is a local folder, this process serves the model. With random weights it gives no chain, or an empty

@@ -168,7 +168,7 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
     first.assert_refused(1, &["has answers for 15 of 16 rows; 1 request(s) got no answer", "no memory", "--resume"]);
-    let asked = bad.count();
+    let asked = bad.request_count();
     run_in(at, args(&bad, "bad", &[])).assert_refused(1, &["unfinished output", "--resume"]);
     run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"]))
         .assert_refused(2, &["--nframes: is 2, but it was 4"]);
@@ -205,12 +205,12 @@ fn killed_run_resumes_without_asking_twice() {
     });
     let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
     run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();
-    let before = server.count();
+    let before = server.request_count();
     assert_eq!(before, ROWS);
     let (mut kills, mut random) = (0, 99u64);
     loop {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let enough = server.count() + 1 + (random >> 40) as usize % 20;
+        let enough = server.request_count() + 1 + (random >> 40) as usize % 20;
         let mut command = support::reel();
         command.current_dir(at).args(EVAL).args(args).args(["broken", "--resume"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -218,7 +218,7 @@ fn killed_run_resumes_without_asking_twice() {
             if child.try_wait().expect("a state").is_some() {
                 break true;
             }
-            if server.count() >= enough {
+            if server.request_count() >= enough {
                 break false;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -253,11 +253,11 @@ fn the_cap_on_cost_is_not_passed() {
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());
     done.assert_refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
-    let spent = server.count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
+    let spent = server.request_count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
     assert!((0.005..=0.02).contains(&spent), "{spent}");
     let rest = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a", "--resume"];
     run_in(at, [&EVAL[..], &rest].concat()).ok();
-    assert_eq!(server.count(), 30);
+    assert_eq!(server.request_count(), 30);
 }
 
 #[test]

@@ -195,39 +195,39 @@ fn answers_are_found_and_read_in_the_browser() {
     open_page(&mut page, &one, "");
     wait_for_count(&mut page, 300);
     save_screenshot(&mut page, "eval-light");
-    assert!(page.count(".row") < 60, "the list has all rows in the document");
+    assert!(page.count_elements(".row") < 60, "the list has all rows in the document");
     page.wait_until("[...document.querySelectorAll('.strip img')].every((image) => image.naturalWidth > 0)");
-    assert_eq!(page.count(".strip img"), 8);
-    assert_eq!(page.text("#detail .question"), "Question 0: why?");
-    assert_eq!(page.text(".choices .truth small"), "correct · answered");
+    assert_eq!(page.count_elements(".strip img"), 8);
+    assert_eq!(page.visible_text("#detail .question"), "Question 0: why?");
+    assert_eq!(page.visible_text(".choices .truth small"), "correct · answered");
     // The reasoning is collapsed and opens on a click.
-    assert_eq!(page.text(".think summary"), "thinking, 6 words");
+    assert_eq!(page.visible_text(".think summary"), "thinking, 6 words");
     assert_eq!(page.eval("document.querySelector('.think').open"), false);
     page.click(".think summary");
-    assert_eq!(page.text(".think .text"), "The ball is red. So A.");
+    assert_eq!(page.visible_text(".think .text"), "The ball is red. So A.");
     // Keys and the button show the next answers. HTML in a model's text is shown as text.
-    page.press("j", false);
+    page.press_key("j", false);
     page.wait_until("location.hash.includes('mmvu%3A2')");
     assert_eq!(
         page.eval("window.hacked === undefined && !document.querySelector('#detail script, #detail .text img')"),
         true
     );
-    let shown = page.text(".outputs .answer > .text");
+    let shown = page.visible_text(".outputs .answer > .text");
     assert!(shown.contains("</script><script>window.hacked=1</script><img") && shown.contains("\\u{202e}\\u{1b}[31m"));
-    assert_eq!(page.text(".choices li:last-child span"), "C. <b>green</b>");
+    assert_eq!(page.visible_text(".choices li:last-child span"), "C. <b>green</b>");
     page.click("[aria-label='next answer']");
     page.wait_until(
         "document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('truncated')",
     );
     assert_eq!(page.eval("document.activeElement.ariaLabel"), "next answer", "the button has lost the focus");
     page.eval("document.getElementById('list').focus()");
-    page.press("ArrowDown", false);
-    assert_eq!(page.text(".outputs .answer > .text"), "clip.mp4: is broken; mend it");
-    page.press("End", false);
-    assert_eq!(page.text("#detail .question"), "Question 299: why?");
-    assert_eq!(page.text("[aria-selected=true] span:nth-child(2)"), "Question 299: why?");
-    page.press("k", false);
-    assert_eq!(page.text("#detail .question"), "Question 298: why?");
+    page.press_key("ArrowDown", false);
+    assert_eq!(page.visible_text(".outputs .answer > .text"), "clip.mp4: is broken; mend it");
+    page.press_key("End", false);
+    assert_eq!(page.visible_text("#detail .question"), "Question 299: why?");
+    assert_eq!(page.visible_text("[aria-selected=true] span:nth-child(2)"), "Question 299: why?");
+    page.press_key("k", false);
+    assert_eq!(page.visible_text("#detail .question"), "Question 298: why?");
 
     // The URL of the page contains the filter settings.
     set(&mut page, "show", "wrong");
@@ -240,10 +240,10 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(address, "#c=Art&show=wrong&q=question+29&r=mmvu%3A299");
     open_page(&mut page, &one, address.as_str().expect("an address"));
     wait_for_count(&mut page, 4);
-    assert_eq!(page.text("#detail .question"), "Question 298: why?");
+    assert_eq!(page.visible_text("#detail .question"), "Question 298: why?");
     set(&mut page, "search", "no such text");
     wait_for_count(&mut page, 0);
-    assert_eq!(page.text(".noframes"), "No answer passes the filters.");
+    assert_eq!(page.visible_text(".noframes"), "No answer passes the filters.");
     page.click(".filters [type=reset]");
     wait_for_count(&mut page, 300);
     // A click on the name of a category, above the list, shows the answers of this category.
@@ -268,8 +268,8 @@ fn answers_are_found_and_read_in_the_browser() {
     page.resize(1200, 900);
     open_page(&mut page, &at.join("ab.html"), "#runs=differ");
     wait_for_count(&mut page, 2);
-    assert_eq!(page.count(".outputs .answer"), 2);
-    assert_eq!(page.text(".choices .truth small"), "correct · answered by B");
+    assert_eq!(page.count_elements(".outputs .answer"), 2);
+    assert_eq!(page.visible_text(".choices .truth small"), "correct · answered by B");
     set(&mut page, "runs", "a");
     wait_for_count(&mut page, 0);
     set(&mut page, "runs", "none");

@@ -361,7 +361,7 @@ fn every_example_of_the_document_is_accepted() {
 
 #[test]
 fn requests_have_ids_and_lines_in_the_log_without_texts() {
-    let mut server = Server::start_logged(&["--access-log", "--api-key", "SECRETKEY"]);
+    let mut server = Server::start_with_piped_stderr(&["--access-log", "--api-key", "SECRETKEY"]);
     let key = "Authorization: bearer SECRETKEY\r\n";
     let body = json!({"messages": question("SECRETWORD"), "max_tokens": 5, "temperature": 0});
     let send = |headers: &str, body: &Value| server.send("POST", "/v1/chat/completions", headers, &body.to_string());

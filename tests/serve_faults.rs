@@ -68,7 +68,7 @@ fn bodies_that_are_no_request_are_refused() {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         closed_within(&mut stream, REQUEST_TIMEOUT);
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
         let answer = closed_within(&mut stream, REQUEST_TIMEOUT);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn clients_that_send_slowly_are_given_up() {
     let mut idle = server.connect();
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert!(closed_within(&mut idle, Duration::from_secs(10)).starts_with("HTTP/1.1 200"));
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 /// Requests a long streamed answer that the client does not read.
@@ -275,16 +275,16 @@ fn a_killed_server_can_start_again_at_the_same_port() {
     let model = support::tiny_model(folder.path());
     assert_eq!(first.stop(9), None);
     let _ = stream.read_to_end(&mut Vec::new());
-    Server::start_with(folder, model, &["--port", &port]).assert_answers();
+    Server::start_with(folder, model, &["--port", &port]).assert_still_answers();
 }
 
 #[test]
 fn idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "3000"]);
     let idle: Vec<TcpStream> = (0..2000).map(|_| server.connect()).collect();
-    server.assert_answers();
+    server.assert_still_answers();
     drop(idle);
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -292,9 +292,9 @@ fn idle_connections_do_not_hinder_requests() {
 fn ten_thousand_idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "12000"]);
     let idle: Vec<TcpStream> = (0..10_000).map(|_| server.connect()).collect();
-    server.assert_answers();
+    server.assert_still_answers();
     drop(idle);
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn clients_above_the_limit_wait_until_a_connection_is_closed() {
     let server = Server::start(&["--max-connections", "4", "--read-timeout", "1"]);
     let _idle: Vec<TcpStream> = (0..8).map(|_| server.connect()).collect();
     let begun = Instant::now();
-    server.assert_answers();
+    server.assert_still_answers();
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
@@ -322,7 +322,7 @@ fn a_thousand_requests_are_answered_or_refused() {
     }
     assert_eq!(answered + refused, 1000);
     assert!(answered >= 900, "{answered}");
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn a_prompt_beyond_the_context_is_refused() {
         assert!(error["message"].as_str().unwrap().contains("bytes of text"), "{error}");
     }
     assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]

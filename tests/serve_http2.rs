@@ -213,7 +213,7 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         let (answer, _unsent) = client.send.send_request(announced.body(()).unwrap(), false).unwrap();
         assert_eq!(read(answer).await.unwrap().0, 413);
     });
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn idle_and_slow_clients_are_closed() {
         let (status, error) = read(slow).await.unwrap();
         assert!(status == 408 && error.contains("makes no progress"), "{status} {error}");
     });
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -462,7 +462,7 @@ fn floods_of_frames_end_their_connection() {
         assert_eq!(answer.await.unwrap().status().as_u16(), 431);
         assert_eq!(read(client.send("GET", "/health", "").await).await.unwrap().0, 200);
     });
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -551,7 +551,7 @@ fn open_streams_are_limited() {
     let refused: Vec<usize> = connections.iter_mut().map(resets).collect();
     assert_eq!(refused.iter().sum::<usize>(), 9 * 129 - 1024, "{refused:?}");
     assert!(refused.iter().all(|&count| count >= 1), "{refused:?}");
-    server.assert_answers();
+    server.assert_still_answers();
     // Closing the connections frees their streams.
     drop(connections);
     block_on(async {

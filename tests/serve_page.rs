@@ -87,7 +87,7 @@ fn browser(test: &str) -> Option<Browser> {
 fn ask(page: &mut Browser, question: &str) {
     page.eval("document.getElementById('question').focus()");
     page.type_text(question);
-    page.press("Enter", false);
+    page.press_key("Enter", false);
 }
 
 /// Waits until no answer is being streamed.
@@ -125,34 +125,36 @@ fn a_video_is_asked_about_in_the_browser() {
     page.drop_file(&clip);
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 4");
     page.wait_until("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
-    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
+    assert_eq!(page.visible_text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
     // Other frame settings change the frames that are shown.
     set(&mut page, "nframes", "8");
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 8");
-    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
+    assert_eq!(page.visible_text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
     set(&mut page, "max_completion_tokens", "2000");
     set(&mut page, "temperature", "0");
 
     // Shift+Enter inserts a line break, Enter sends. The answer grows while it is streamed.
     page.eval("document.getElementById('question').focus()");
     page.type_text("What");
-    page.press("Enter", true);
+    page.press_key("Enter", true);
     page.type_text("is this?");
-    page.press("Enter", false);
+    page.press_key("Enter", false);
     page.wait_until("document.querySelector('.answer[aria-busy=true] .parts')?.textContent.length > 5");
-    let begun = page.text(".parts").len();
+    let begun = page.visible_text(".parts").len();
     page.wait_until(&format!("document.querySelector('.parts').innerText.length > {}", begun + 20));
-    assert!(page.count(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
+    assert!(page.count_elements(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
     wait_for_end(&mut page);
-    assert_eq!(page.text(".question"), "What\nis this?");
-    assert_eq!(page.count(".exchange .frames img"), 8);
-    let shown = page.text(".measures");
+    assert_eq!(page.visible_text(".question"), "What\nis this?");
+    assert_eq!(page.count_elements(".exchange .frames img"), 8);
+    let shown = page.visible_text(".measures");
     let body = json!({"messages": [{"role": "user", "content": [
         {"type": "video_url", "video_url": {"url": data_uri(&clip)}, "nframes": 8},
         {"type": "text", "text": "What\nis this?"}]}], "max_completion_tokens": 2000, "temperature": 0});
     let wanted = server.ok(CHAT_PATH, &body);
     let raw = page.eval("document.querySelector('.actions button:nth-child(3)').click()").is_null();
-    assert!(raw && page.text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim());
+    assert!(
+        raw && page.visible_text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim()
+    );
     // The page separates groups of digits by thin spaces. It shows no speed if the answer took less than 0.1 s.
     let shown = shown.replace('\u{2009}', "");
     for name in ["prompt", "completion"] {
@@ -167,15 +169,15 @@ fn a_video_is_asked_about_in_the_browser() {
     set(&mut page, "temperature", "-1");
     ask(&mut page, "And now?");
     wait_for_end(&mut page);
-    let error = page.text(".exchange:last-child .error");
+    let error = page.visible_text(".exchange:last-child .error");
     assert!(error.contains("temperature") && error.contains("status 400"), "{error}");
     set(&mut page, "temperature", "0");
     set(&mut page, "max_completion_tokens", "3");
     page.click(".exchange:last-child .actions button:nth-child(4)");
     wait_for_end(&mut page);
-    assert_eq!(page.count(".exchange"), 2);
+    assert_eq!(page.count_elements(".exchange"), 2);
     assert_eq!(page.eval("document.querySelectorAll('.error:not([hidden])').length"), 0);
-    assert!(page.text(".exchange:last-child .measures").contains("cut at max tokens"));
+    assert!(page.visible_text(".exchange:last-child .measures").contains("cut at max tokens"));
 
     // After a reload, the conversation with its frames is still there and can be continued.
     page.open("about:blank");
@@ -183,12 +185,12 @@ fn a_video_is_asked_about_in_the_browser() {
     page.wait_until("document.querySelectorAll('#conversations li').length === 1");
     page.click("#conversations .open");
     page.wait_until("document.querySelectorAll('.exchange').length === 2");
-    assert_eq!(page.count(".exchange .frames img"), 8);
-    let before = page.text(".exchange:last-child .measures");
+    assert_eq!(page.count_elements(".exchange .frames img"), 8);
+    let before = page.visible_text(".exchange:last-child .measures");
     ask(&mut page, "Go on");
     wait_for_end(&mut page);
-    assert_eq!(page.count(".exchange"), 3);
-    assert!(prompt_tokens(&page.text(".exchange:last-child .measures")) > prompt_tokens(&before));
+    assert_eq!(page.count_elements(".exchange"), 3);
+    assert!(prompt_tokens(&page.visible_text(".exchange:last-child .measures")) > prompt_tokens(&before));
 
     // The page shows an error for files that are not media, and for a broken video.
     let notes = server.file("notes.txt");
@@ -217,7 +219,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.click(".exchange:last-child .actions button:nth-child(5)");
     page.wait_until("document.querySelectorAll('.exchange').length === 3");
     assert_eq!(page.eval("document.getElementById('question').value"), "How grey?");
-    assert_eq!(page.count(".attached .frames img"), 1);
+    assert_eq!(page.count_elements(".attached .frames img"), 1);
 
     // A click on a frame moves the player to its time.
     page.eval("document.querySelector('.exchange .frames li:nth-child(5) button').click()");
@@ -271,7 +273,7 @@ fn check_names(page: &mut Browser) {
 fn check_layout(page: &mut Browser) {
     let color = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = ("rgb(251, 251, 250)", "rgb(16, 18, 22)");
-    page.prefer_colors("dark");
+    page.set_preferred_color_scheme("dark");
     assert_eq!(page.eval(color), dark);
     page.resize(390, 844);
     let widths = "[document.documentElement.scrollWidth, document.body.scrollWidth,
@@ -285,13 +287,13 @@ fn check_layout(page: &mut Browser) {
         page.click(&format!("#open-{panel}"));
         page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'visible'"));
         assert_eq!((page.eval(widths), page.eval(outside)), (json!([390, 390, 0]), json!([])), "{panel}");
-        page.press("Escape", false);
+        page.press_key("Escape", false);
         page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'hidden'"));
     }
     page.click("#theme");
     assert_eq!(page.eval(color), light, "the button chooses light");
     page.click("#theme");
-    page.prefer_colors("light");
+    page.set_preferred_color_scheme("light");
     assert_eq!(page.eval(color), dark, "the button chooses dark");
     page.click("#theme");
     assert_eq!(page.eval(color), light, "the button chooses the system's colours");
@@ -312,7 +314,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
 
     let markup = "<img src=x onerror='window.hacked=1'>";
     ask(&mut page, markup);
-    let body = server.next_chat();
+    let body = server.next_chat_request();
     assert_eq!(
         body["messages"],
         json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": markup}])
@@ -324,7 +326,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     page.wait_until("document.querySelector('.think[open] .prose').textContent === 'The ball starts left <b>.'");
     server.do_step(ScriptedStep::Piece("nk><answ"));
     page.wait_until("document.querySelector('.think:not([open]) summary')?.textContent.includes('5 words')");
-    assert_eq!(page.count(".final"), 0);
+    assert_eq!(page.count_elements(".final"), 0);
     server.do_step(ScriptedStep::Piece(
         "er>right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>",
     ));
@@ -332,53 +334,56 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     server.do_step(ScriptedStep::Piece("\n```py\na < b\n```\n</answer>"));
     server.do_step(ScriptedStep::End);
     wait_for_end(&mut page);
-    assert_eq!(page.text(".final p"), "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>");
-    assert_eq!(page.text(".final pre"), "a < b");
-    assert_eq!(page.count(".final i, .final script, .question img"), 0);
-    assert_eq!(page.text(".question"), markup);
+    assert_eq!(
+        page.visible_text(".final p"),
+        "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>"
+    );
+    assert_eq!(page.visible_text(".final pre"), "a < b");
+    assert_eq!(page.count_elements(".final i, .final script, .question img"), 0);
+    assert_eq!(page.visible_text(".question"), markup);
     assert_eq!(page.eval("window.hacked === undefined"), true);
-    let shown = page.text(".measures");
+    let shown = page.visible_text(".measures");
     assert!(shown.contains("7 tokens") && shown.contains("5 tokens") && shown.contains("first token"), "{shown}");
-    assert!(page.text(".context").starts_with("12 / "));
+    assert!(page.visible_text(".context").starts_with("12 / "));
     page.click(".think summary");
     page.wait_until("document.querySelector('.think').open");
 
     // Esc aborts the request: the server sees a closed connection. The text that has arrived stays.
     ask(&mut page, "And then?");
-    let body = server.next_chat();
+    let body = server.next_chat_request();
     let earlier: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(earlier, ["system", "user", "assistant", "user"]);
     assert!(body["messages"][2]["content"].as_str().unwrap().starts_with("<think>The ball starts left"));
     server.do_step(ScriptedStep::Piece("It goes"));
     page.wait_until("document.querySelector('.exchange:last-child .parts').textContent === 'It goes'");
     assert!(page.eval("document.getElementById('send').hidden") == true);
-    page.press("Escape", false);
-    server.wait_until_gone();
+    page.press_key("Escape", false);
+    server.wait_until_client_disconnects();
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .measures").contains("stopped"));
-    assert_eq!(page.text(".exchange:last-child .parts"), "It goes");
+    assert!(page.visible_text(".exchange:last-child .measures").contains("stopped"));
+    assert_eq!(page.visible_text(".exchange:last-child .parts"), "It goes");
     // The stop button does the same as Esc, even before the first token.
     ask(&mut page, "And?");
-    server.next_chat();
+    server.next_chat_request();
     page.wait_until("!document.getElementById('stop').hidden");
     page.click("#stop");
-    server.wait_until_gone();
+    server.wait_until_client_disconnects();
     wait_for_end(&mut page);
 
     // An error in the middle of a streamed answer is shown below its text.
     ask(&mut page, "Fail");
-    server.next_chat();
+    server.next_chat_request();
     server.do_step(ScriptedStep::Piece("half"));
     server.do_step(ScriptedStep::Error("the engine has <b>ended</b>"));
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
-    assert_eq!(page.text(".exchange:last-child .parts"), "half");
+    assert!(page.visible_text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
+    assert_eq!(page.visible_text(".exchange:last-child .parts"), "half");
     ask(&mut page, "Break");
-    server.next_chat();
+    server.next_chat_request();
     server.do_step(ScriptedStep::Piece("half"));
     server.do_step(ScriptedStep::Hang);
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .error").starts_with("the connection ended"));
+    assert!(page.visible_text(".exchange:last-child .error").starts_with("the connection ended"));
     check_errors(&mut page, &[]);
 }
 
@@ -392,7 +397,7 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     for (key, works) in [("wrong", false), ("secret", true)] {
         page.eval("document.getElementById('key-now').focus()");
         page.type_text(key);
-        page.press("Enter", false);
+        page.press_key("Enter", false);
         page.wait_until(&format!("(document.getElementById('model').textContent === 'tiny') === {works}"));
         page.wait_until(&format!("document.getElementById('key-form').hidden === {works}"));
     }
@@ -406,6 +411,6 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     std::fs::write(&large, vec![0; 1 << 20]).unwrap();
     page.choose_files("#file", &[&large]);
     page.wait_until("document.querySelector('.attached .error')?.textContent.includes('1.3 MiB')");
-    assert!(page.text(".attached .error").contains("--max-body"));
+    assert!(page.visible_text(".attached .error").contains("--max-body"));
     check_errors(&mut page, &["401"]);
 }

@@ -324,7 +324,7 @@ fn wrong_requests_with_tools_are_refused_by_name() {
     ] {
         assert_eq!(server.send("POST", path, "", &fields.to_string()).error(400)["param"], param, "{path}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -351,5 +351,5 @@ fn a_model_folder_without_a_template_for_tools_is_named() {
     let error = server.chat(&body(json!({}))).error(400);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("chat_template.json: has no chat template that mentions `tools`"), "{message}");
-    server.assert_answers();
+    server.assert_still_answers();
 }

@@ -70,7 +70,7 @@ fn lines_per_crate_are_printed() {
 mod parser {
     use super::*;
 
-    fn graph(files: &[(&str, &str)]) -> modules::Graph {
+    fn graph(files: &[(&str, &str)]) -> modules::DependencyGraph {
         let dir = tempfile::tempdir().expect("a folder");
         for (name, text) in files {
             let path = dir.path().join(name);

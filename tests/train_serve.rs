@@ -80,7 +80,7 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     let more = ["--max-steps", "6", "--save-steps", "1"];
     run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
     let mut answers: BTreeMap<u64, Value> = BTreeMap::new();
     in_held_steps(&mut server, &at, 6, |server, step| {
         assert_eq!(step_in_service(server), Some(step));
@@ -122,7 +122,7 @@ fn requests_are_answered_during_an_evaluation_and_change_no_score() {
     let more: Vec<&str> = evaluated.split_whitespace().collect();
     run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("served", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("served", &more)));
     let is_evaluating = || at.join("served/eval/step-1/mine.jsonl.partial").exists();
     let mut answers = 0;
     while answers < 2 {
@@ -146,7 +146,7 @@ fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
     let more = ["--max-steps", "100000", "--serve", "0"];
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("out", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("out", &more)));
     let body = json!({"messages": question("x"), "max_tokens": 5_000, "temperature": 0, "stream": true,
         "ignore_eos": true, "stream_options": {"include_usage": true}});
     let mut stream = server.connect();
@@ -183,7 +183,7 @@ fn fine_tuning_serves_too() {
     // The port is below 32768, because the system never assigns such a port to a program that asks for any free port.
     let port = (20_000..30_000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port");
     let more = ["--serve", &port.to_string(), "--serve-share", "0.9"];
-    let mut server = Server::of_training_run(folder, base.clone(), command_in(&at, sft("served", &more)));
+    let mut server = Server::start_training_run(folder, base.clone(), command_in(&at, sft("served", &more)));
     let answered = (0..3).filter(|_| ask(&server)["finish_reason"].is_string()).count();
     assert_eq!(answered, 3);
     assert_eq!(wait(&mut server.child), Some(0));

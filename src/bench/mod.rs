@@ -119,7 +119,7 @@ enum What {
 impl BenchArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if let (None, Some(what)) = (&self.compare, &self.what) {
-            if matches!(what, What::Serve(_)) && self.turns.is_given() {
+            if matches!(what, What::Serve(_)) && self.turns.has_other_program() {
                 let what =
                     "compares two builds of reel by running a measurement with each, but bench serve measures a server";
                 return Err(usage_error("--with", what, "leave it out"));
@@ -127,7 +127,7 @@ impl BenchArgs {
             if self.turns.run(common)? {
                 return Ok(());
             }
-        } else if self.turns.is_given() {
+        } else if self.turns.has_other_program() {
             return Err(usage_error("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
         }
         match (&self.compare, &self.what) {
@@ -419,8 +419,16 @@ impl RoundsArgs {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
         let (device, quantization) = (model::open_device(common)?, quantize.quantization());
-        let model =
-            LoadedModel::open_on(&device, &folder, None, &config, quantization, Some(self.weights), None, common)?;
+        let model = LoadedModel::open_on_device(
+            &device,
+            &folder,
+            None,
+            &config,
+            quantization,
+            Some(self.weights),
+            None,
+            common,
+        )?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();

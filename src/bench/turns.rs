@@ -34,7 +34,7 @@ const MAX_TURNS: usize = 100;
 
 impl ProgramComparisonArgs {
     /// Whether another program is given (`--with`).
-    pub fn is_given(&self) -> bool {
+    pub fn has_other_program(&self) -> bool {
         self.with.is_some()
     }
 

@@ -17,7 +17,7 @@ use crate::fail::usage_error;
 /// Options of the models.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model options")]
-pub struct EndpointFlags {
+pub struct CurationEndpointFlags {
     /// Model that describes videos
     #[arg(long, value_name = "URL|MODEL")]
     caption: Option<String>,
@@ -79,7 +79,7 @@ pub enum ModelLocation {
 /// Maximum number of tokens of an image if `--image-tokens` is not given.
 const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
-impl EndpointFlags {
+impl CurationEndpointFlags {
     /// Checks all options and returns the model of each stage of a recipe.
     pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelLocation)>> {
         self.check()?;

@@ -42,7 +42,8 @@ impl LocalServer {
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
         let quantization = Quantization::None;
-        let loaded = LoadedModel::open_on(&device, &folder, None, &bundle.config, quantization, None, None, common)?;
+        let loaded =
+            LoadedModel::open_on_device(&device, &folder, None, &bundle.config, quantization, None, None, common)?;
         let dtype = model::activation_dtype(common);
         let batch = concurrency.min(model::default_batch_size(&device));
         let kv_bytes = model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);

@@ -163,7 +163,7 @@ impl Run<'_> {
             return Ok(());
         }
         for stage in &summary.stages {
-            output::print_line(status::describe(stage))?;
+            output::print_line(status::describe_stage(stage))?;
         }
         for (reason, count) in &summary.reasons {
             output::print_line(format!("rejected {count}: {}", reason.name()))?;

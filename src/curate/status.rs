@@ -50,7 +50,7 @@ impl StatusArgs {
             settings.media
         ))?;
         for stage in &stages {
-            output::print_line(describe(stage))?;
+            output::print_line(describe_stage(stage))?;
         }
         if let Some(Summary { rows, kept, rejected, failed, .. }) = summary {
             output::print_line(format!(
@@ -62,7 +62,7 @@ impl StatusArgs {
 }
 
 /// Describes a stage in one line.
-pub fn describe(stage: &StageSummary) -> String {
+pub fn describe_stage(stage: &StageSummary) -> String {
     format!(
         "{:8} {} of {} answered, {} failed, {} open; {} + {} tokens, ${:.4}, {:.1} s; {}",
         stage.stage.name(),

@@ -16,7 +16,7 @@ use crate::endpoint::model_name;
 use crate::fail::usage_error;
 use crate::media::MediaFlags;
 use crate::model::WeightLocation;
-use crate::predictor::{PredictionJob, Predictor, RunProcesses, sampling_options, typed_decimal};
+use crate::predictor::{PredictionJob, Predictor, WorkDivision, sampling_options, shortest_decimal};
 use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
@@ -53,7 +53,7 @@ impl<'c> AnswerSource<'c> {
                 // ranks. They share the memory-mapped weight files.
                 let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
                 let place = has_others.then_some(WeightLocation::Mapped);
-                let processes = process.map_or(RunProcesses::One, RunProcesses::ShareRows);
+                let processes = process.map_or(WorkDivision::One, WorkDivision::ShareRows);
                 let (quantize, batch) = (options.quantize, options.batch_size);
                 let predictor = Predictor::open(&flags, quantize, place, device, batch, common, processes)?;
                 Ok(Self::Model(Box::new(predictor)))
@@ -151,13 +151,13 @@ impl Server<'_> {
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();
-        params.insert("temperature".into(), typed_decimal(of.temperature));
-        params.insert("top_p".into(), typed_decimal(of.top_p));
+        params.insert("temperature".into(), shortest_decimal(of.temperature));
+        params.insert("top_p".into(), shortest_decimal(of.top_p));
         if of.top_k != 0 {
             params.insert("top_k".into(), json!(of.top_k));
         }
         if of.repetition_penalty != 1.0 {
-            params.insert("repetition_penalty".into(), typed_decimal(of.repetition_penalty));
+            params.insert("repetition_penalty".into(), shortest_decimal(of.repetition_penalty));
         }
         params.extend(self.options.server.request_fields());
         params

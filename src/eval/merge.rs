@@ -10,8 +10,8 @@ use clap::Args;
 use reel_eval::{Extraction, Task};
 use serde_json::{Value, json};
 
-use super::page::{self, PageFlags};
-use super::results::{self, predictions_file, read_settings, tasks_of_output_folder};
+use super::page::{self, EvaluationPageFlags};
+use super::results::{self, predictions_file, read_run_settings, tasks_of_output_folder};
 use super::shard::Shard;
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -46,7 +46,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
     #[command(flatten)]
-    page: PageFlags,
+    page: EvaluationPageFlags,
 }
 
 impl MergeArgs {
@@ -118,7 +118,7 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
             let what = format!("is missing or not complete: part {shard} of {}", task.title);
             return Err(failed(file.display(), what, format!("run this part with --shard {shard} --resume")));
         }
-        let mut settings = read_settings(&file)?;
+        let mut settings = read_run_settings(&file)?;
         settings["options"].as_object_mut().map(|options| options.shift_remove("shard"));
         if let Some(first) = parts.first() {
             refuse_other_settings(&file, &settings, first)?;

@@ -26,7 +26,7 @@ use reel_train::options::Recipe;
 use shard::Shard;
 
 use crate::common::CommonOptions;
-use crate::endpoint::EndpointFlags;
+use crate::endpoint::EndpointRequestFlags;
 use crate::fail::usage_error;
 use crate::generate::parse_top_k;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
@@ -174,9 +174,9 @@ pub struct EvalRunFlags {
     #[command(flatten)]
     worker: WorkerFlags,
     #[command(flatten)]
-    server: EndpointFlags,
+    server: EndpointRequestFlags,
     #[command(flatten)]
-    page: page::PageFlags,
+    page: page::EvaluationPageFlags,
 }
 
 impl EvalArgs {

@@ -13,7 +13,7 @@ use reel_report::evaluation::{
 };
 use serde_json::Value;
 
-use super::results::{check_benchmark, predictions_file, read_settings};
+use super::results::{predictions_file, read_run_settings, refuse_rows_of_other_benchmark};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::WorkerFlags;
@@ -28,7 +28,7 @@ const ROUNDING: f64 = 1e-6;
 
 /// Options for the frames in the page of an evaluation.
 #[derive(Args, Clone, Debug)]
-pub struct PageFlags {
+pub struct EvaluationPageFlags {
     /// Maximum MiB of frames in the page (report.html), those of wrong answers first; 0 leaves them out [default: 16]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=1024))]
     frames_mib: Option<u64>,
@@ -37,9 +37,9 @@ pub struct PageFlags {
 /// MiB of frames in the page if `--frames-mib` is not given.
 const DEFAULT_FRAMES_MIB: u64 = 16;
 
-impl PageFlags {
+impl EvaluationPageFlags {
     /// Returns true if an option for the frames of the page is given.
-    pub fn is_given(&self) -> bool {
+    pub fn has_frame_options(&self) -> bool {
         self.frames_mib.is_some()
     }
 
@@ -72,7 +72,7 @@ pub fn read_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
 fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     let file = predictions_file(folder, &task.name);
     let rows = lines::parse_json_lines(&file, Answer::from_json_line)?;
-    check_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
+    refuse_rows_of_other_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
     let answers: Vec<Answer> = rows.into_iter().map(|(line, answer)| Answer { line, ..answer }).collect();
     let scores = folder.join(format!("{}.json", task.name));
     let help = format!("score the answers again with reel eval merge {}", folder.display());
@@ -88,7 +88,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
         return Err(wrong(format!("does not have the scores of the answers in {}", file.display())));
     }
-    let settings = read_settings(&file)?;
+    let settings = read_run_settings(&file)?;
     Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })
 }
 

@@ -22,7 +22,7 @@ pub(super) fn run_evaluation_processes<T>(
     if options.endpoint.is_some() {
         ranks::refuse_several_processes("eval --endpoint")?;
     }
-    match (ranks::world()?, options.gpus) {
+    match (ranks::world_from_environment()?, options.gpus) {
         (Some(world), gpus) => {
             ranks::refuse_wrong_gpu_count(gpus, &world)?;
             options.validate(what)?;
@@ -36,7 +36,7 @@ pub(super) fn run_evaluation_processes<T>(
             let (data, _) = options.validate(what)?;
             // The data set is downloaded here once, and each process then finds it in the cache.
             hub::local_benchmark_path("--data", data)?;
-            launch::run("--gpus", count as usize).map(|()| None)
+            launch::launch_processes("--gpus", count as usize).map(|()| None)
         }
         (None, _) => evaluate(None, common).map(Some),
     }

@@ -22,7 +22,7 @@ use super::results;
 use super::shard::Shard;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, media_error_to_usage_error};
-use crate::predictor::typed_decimal;
+use crate::predictor::shortest_decimal;
 
 /// The profile of frame and pixel limits that VideoRFT's evaluations use; the default of `--profile`.
 const DEFAULT_PROFILE: &str = "videorft-eval";
@@ -39,7 +39,7 @@ pub struct Benchmark {
 
 /// How the questions of benchmarks are asked.
 #[derive(Debug)]
-pub struct Protocol {
+pub struct EvaluationProtocol {
     /// Folder with the benchmarks' own files; or, for one benchmark, its file.
     pub data: PathBuf,
     /// Folder that the paths of videos are relative to; `None` is the folder of the benchmark's files.
@@ -61,7 +61,7 @@ pub struct Protocol {
 
 /// The questions of one benchmark, ready to be asked.
 #[derive(Debug)]
-pub struct Questions {
+pub struct BenchmarkQuestions {
     pub rows: Arc<RowConversations>,
     /// Fingerprint of all rows of the benchmark.
     pub fingerprint: String,
@@ -69,7 +69,7 @@ pub struct Questions {
     pub options: Map<String, Value>,
 }
 
-impl Protocol {
+impl EvaluationProtocol {
     /// The protocol of `reel eval` without options: all questions of the benchmarks in `data`, with videos.
     pub fn new(data: &Path, parity: Recipe, media: &MediaFlags, sampling: SamplingSettings) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl Protocol {
     ///
     /// # Errors
     /// A file is missing or belongs to another benchmark; a row cannot be used; all videos are missing.
-    pub fn load(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
+    pub fn load_benchmarks(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
         tasks.into_iter().map(|task| self.load_one(task, quiet)).collect()
     }
 
@@ -136,7 +136,7 @@ impl Protocol {
         mut options: Map<String, Value>,
         seed: u64,
         shard: Option<Shard>,
-    ) -> Result<Questions> {
+    ) -> Result<BenchmarkQuestions> {
         let Benchmark { task, loaded } = benchmark;
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
@@ -157,13 +157,13 @@ impl Protocol {
             return Err(usage_error("--shard", what, format!("use at most {} parts", rows.len())));
         }
         let params = &self.sampling.params;
-        options.insert("temperature".into(), typed_decimal(params.temperature));
-        options.insert("top_p".into(), typed_decimal(params.top_p));
-        options.insert("repetition_penalty".into(), typed_decimal(params.repetition_penalty));
+        options.insert("temperature".into(), shortest_decimal(params.temperature));
+        options.insert("top_p".into(), shortest_decimal(params.top_p));
+        options.insert("repetition_penalty".into(), shortest_decimal(params.repetition_penalty));
         options.insert("parity".into(), json!(self.parity));
         options.insert("benchmark".into(), json!(task.name));
         options.insert("task_version".into(), json!(task.version));
-        options.insert("data_files".into(), results::describe_data(loaded));
+        options.insert("data_files".into(), results::describe_benchmark_data(loaded));
         let given =
             [("limit", self.limit.map(|limit| json!(limit))), ("text_only", self.text_only.then(|| json!(true)))];
         options.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
@@ -175,7 +175,7 @@ impl Protocol {
         // true timestamps.
         let rules = (self.parity, QuestionTemplate::Evaluation);
         let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, seed));
-        Ok(Questions { rows, fingerprint, options })
+        Ok(BenchmarkQuestions { rows, fingerprint, options })
     }
 }
 

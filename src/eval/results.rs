@@ -37,14 +37,14 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
     let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.prepare_for_scoring(task));
     let rows = lines::parse_json_lines(file, of_task)?;
-    check_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
+    refuse_rows_of_other_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
     lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);
     warn_of_errors(file, &rows, quiet);
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 /// Refuses predictions without rows, and rows of another benchmark.
-pub fn check_benchmark<'r>(
+pub fn refuse_rows_of_other_benchmark<'r>(
     file: &Path,
     task: &Task,
     rows: impl Iterator<Item = (usize, &'r Prediction)>,
@@ -81,7 +81,7 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
 pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<ScoredBenchmark> {
     let file = predictions_file(out, &task.name);
     let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
-    let protocol = read_settings(&file)?;
+    let protocol = read_run_settings(&file)?;
     let mut result = serde_json::to_value(&report)?;
     result["protocol"] = protocol.clone();
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
@@ -104,7 +104,7 @@ pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Resul
 }
 
 /// Returns the number of tokens that were generated for the rows of a predictions file.
-pub fn completion_tokens(predictions: &Path) -> Result<u64> {
+pub fn count_completion_tokens(predictions: &Path) -> Result<u64> {
     let tokens = |line: &str| {
         let row: Value = serde_json::from_str(line).ok()?;
         row["generation"]["completion_tokens"].as_u64()
@@ -114,7 +114,7 @@ pub fn completion_tokens(predictions: &Path) -> Result<u64> {
 }
 
 /// Reads the settings of the run that wrote a predictions file.
-pub fn read_settings(predictions: &Path) -> Result<Value> {
+pub fn read_run_settings(predictions: &Path) -> Result<Value> {
     let name = predictions.file_name().unwrap_or_default().to_string_lossy();
     let file = predictions.with_file_name(format!("{name}.run.json"));
     let bytes = input::read_file(&file, input::MAX_CONFIG_BYTES).map_err(|e| output::cannot_read(&file, e))?;
@@ -239,7 +239,7 @@ pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec
 }
 
 /// Describes a benchmark's data as JSON: layout, files with fingerprints, and counts of rows that were left out.
-pub fn describe_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
+pub fn describe_benchmark_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
     let file = |file: &reel_eval::DataFile| {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         json!({"name": name, "fingerprint": file.fingerprint, "rows": file.rows})

@@ -1,7 +1,7 @@
 //! `reel eval --model` and `--endpoint`: asks a model or a server the questions of benchmarks, and scores the answers.
 //!
 //! ```text
-//! for each benchmark: task file + data files -> rows with prompts                 Protocol
+//! for each benchmark: task file + data files -> rows with prompts                 EvaluationProtocol
 //! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        AnswerSource
 //! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json, OUT/results.json           results
 //! ```
@@ -16,7 +16,7 @@ use reel_predict::{ExistingOutput, SamplingSettings, companion_paths};
 
 use super::answerer::AnswerSource;
 use super::page;
-use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
+use super::questions::{Benchmark, BenchmarkQuestions, EvaluationProtocol, sampling_settings};
 use super::results::{self, ScoredBenchmark};
 use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
 use crate::common::CommonOptions;
@@ -51,7 +51,7 @@ pub(super) fn evaluate(
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
     let protocol = options.protocol(&hub::local_benchmark_path("--data", data)?, options.sampling()?);
-    let benchmarks = protocol.load(tasks, common.quiet)?;
+    let benchmarks = protocol.load_benchmarks(tasks, common.quiet)?;
     if writes {
         std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
         for benchmark in &benchmarks {
@@ -122,21 +122,22 @@ impl EvalRunFlags {
     /// run that trained the model.
     pub(super) fn check_values(&self) -> Result<()> {
         self.sampling()?;
-        let trained = self.model.as_deref().and_then(|model| TrainingMediaSettings::find(Path::new(model)));
+        let trained =
+            self.model.as_deref().and_then(|model| TrainingMediaSettings::read_from_run_folder(Path::new(model)));
         let default = trained
             .map_or(Ok(MediaProfile::VideorftEval), |trained| trained.flags.profile(MediaProfile::VideorftEval))?;
         self.media.overrides(self.media.profile(default)?).map(drop)
     }
 
     /// Returns the protocol by which the benchmarks in `data` are evaluated.
-    fn protocol(&self, data: &Path, sampling: SamplingSettings) -> Protocol {
-        Protocol {
+    fn protocol(&self, data: &Path, sampling: SamplingSettings) -> EvaluationProtocol {
+        EvaluationProtocol {
             media_root: self.media_root.clone(),
             limit: self.limit,
             skip_bad_rows: self.skip_bad_rows,
             clips: self.clips,
             text_only: self.text_only,
-            ..Protocol::new(data, self.parity, &self.media, sampling)
+            ..EvaluationProtocol::new(data, self.parity, &self.media, sampling)
         }
     }
 
@@ -153,7 +154,7 @@ impl EvalRunFlags {
 /// path of the file.
 fn answer(
     benchmark: &Benchmark,
-    protocol: &Protocol,
+    protocol: &EvaluationProtocol,
     answerer: &mut AnswerSource<'_>,
     out: &Path,
     options: &EvalRunFlags,
@@ -163,7 +164,7 @@ fn answer(
     let access = options.access.media_access(&loaded.media_root);
     let media = answerer.media_options(&protocol.media, access, options, common)?;
     let compared = answerer.options_that_must_match(&protocol.sampling, &media);
-    let Questions { rows, fingerprint, options: settings } =
+    let BenchmarkQuestions { rows, fingerprint, options: settings } =
         protocol.questions(benchmark, media, compared, common.seed(), options.shard)?;
     let file = match options.shard {
         Some(shard) => shard.predictions_file(out, &task.name),

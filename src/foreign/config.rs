@@ -9,14 +9,14 @@ use reel_runs::config_file::ConfigFile;
 use reel_runs::{foreign_options, option_names};
 use serde_json::Value;
 
-use super::translation::{OptionSetting, TrainedWeights, Translation};
+use super::translation::{CommandTranslation, OptionSetting, TrainedWeights};
 use super::words::GivenOption;
 
 /// Translates the file of `--config`. A file of sft or grpo is left for the command to read if it cannot be read
 /// here, or if neither the file nor the command line has an option of another program.
-pub fn read_config_file(t: &mut Translation) {
+pub fn read_config_file(t: &mut CommandTranslation) {
     let trains = ["sft", "grpo"].contains(&t.command.as_str());
-    let path = if trains { t.value_of("config").map(str::to_string) } else { t.parts.remove("config_file") };
+    let path = if trains { t.option_value("config").map(str::to_string) } else { t.parts.remove("config_file") };
     let Some(path) = path else { return };
     let file = match ConfigFile::read(Path::new(&path)) {
         Ok(file) => file,
@@ -83,7 +83,7 @@ struct Layer {
 impl Layer {
     /// Lets the settings of the command line override those that the configuration file has set. Adds to `lost` each
     /// overridden key whose name in the file differs from the name on the command line.
-    fn cover(self, t: &mut Translation, lost: &mut Vec<String>) {
+    fn cover(self, t: &mut CommandTranslation, lost: &mut Vec<String>) {
         let Layer { settings, parts, weights } = self;
         let above = |name: &str| settings.iter().find(|setting| setting.name == name);
         let loses = |s: &&OptionSetting| above(&s.name).is_some_and(|setting| setting.values != s.values);
@@ -103,7 +103,7 @@ impl Layer {
 }
 
 /// Returns true if the option table has a row for this key of a configuration file.
-fn is_known(t: &Translation, given: &GivenOption) -> bool {
+fn is_known(t: &CommandTranslation, given: &GivenOption) -> bool {
     let value = given.joined_values();
     foreign_options::find_row(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
 }

@@ -4,7 +4,8 @@
 use std::fs;
 
 use super::tests::{
-    check_corrected, corrected_words, expect_refused, expect_translated, outcome_of_line, outcome_of_words,
+    assert_corrected_command_is_accepted, corrected_words, expect_refused, expect_translated, outcome_of_line,
+    outcome_of_words,
 };
 
 /// Translates a command line of another program; returns the translated words, joined by spaces.
@@ -23,7 +24,7 @@ fn all_refused(prefix: &str, rows: &[(&str, &str)]) {
         let line = format!("{prefix} {words}");
         let message = expect_refused(outcome_of_line(&line), &line);
         assert!(message.contains(problem), "{line}: {message}");
-        check_corrected(&line, &message, &[]);
+        assert_corrected_command_is_accepted(&line, &message, &[]);
     }
 }
 
@@ -220,7 +221,7 @@ fn keys_are_not_shown() {
     assert!(!message.contains("secret") && !message.contains("--api-key KEY"), "{message}");
     assert!(corrected_words(&message).ends_with(&["--api-key-file".to_string(), "FILE".to_string()]), "{message}");
     assert!(message.contains("FILE is a file with one key per line"), "{message}");
-    check_corrected("key", &message, &[]);
+    assert_corrected_command_is_accepted("key", &message, &[]);
 }
 
 /// An evaluation of several benchmarks uses one number of frames for all of them.
@@ -235,7 +236,7 @@ fn evaluations_take_several_names() {
         "frames",
     );
     assert!(message.contains("TempCompass_64frame: has other frames of a video than MVBench_MP4_1fps"), "{message}");
-    check_corrected("frames", &message, &[]);
+    assert_corrected_command_is_accepted("frames", &message, &[]);
     assert!(corrected_words(&message).contains(&"mvbench".to_string()), "{message}");
     let message = expect_refused(
         outcome_of_line(&format!("eval --data MVBench_8frame TempCompass_8frame --model A B {eval}")),

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::TranslationOutcome;
-use super::translation::{OptionSetting, Translation};
+use super::translation::{CommandTranslation, OptionSetting};
 use super::words::{option_words, quoted_for_shell};
 
 /// Maximum number of columns of a line of the corrected command.
 const WIDTH: usize = 100;
 
 /// Returns the outcome of a translation: the translated command, or the error message.
-pub fn translation_outcome(t: &Translation) -> TranslationOutcome {
+pub fn translation_outcome(t: &CommandTranslation) -> TranslationOutcome {
     if !t.problems.is_empty() {
         return TranslationOutcome::Refused { message: refusal(t) };
     }
@@ -19,7 +19,7 @@ pub fn translation_outcome(t: &Translation) -> TranslationOutcome {
 }
 
 /// Returns all notes. One of them lists all options without effect, sorted by kind.
-fn notes(t: &Translation) -> Vec<String> {
+fn notes(t: &CommandTranslation) -> Vec<String> {
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, group) in &t.harmless {
         groups.entry(group).or_default().push(name);
@@ -35,7 +35,7 @@ fn notes(t: &Translation) -> Vec<String> {
     notes
 }
 
-fn refusal(t: &Translation) -> String {
+fn refusal(t: &CommandTranslation) -> String {
     let path = t.line.path.join(" ");
     let count = t.problems.len();
     let options =
@@ -56,7 +56,7 @@ fn refusal(t: &Translation) -> String {
 }
 
 /// Returns the corrected command, with line breaks, ready to paste into a shell.
-pub fn corrected_command(t: &Translation) -> String {
+pub fn corrected_command(t: &CommandTranslation) -> String {
     let start: Vec<String> = std::iter::once("reel".to_string())
         .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted_for_shell(word)))
         .collect();

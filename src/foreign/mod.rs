@@ -5,7 +5,7 @@
 //!
 //! The table of `reel_runs::foreign_options` says what each option is here. An option with the same meaning is
 //! accepted, options without effect are named in one note, and all others are refused together, in one message that
-//! ends with the corrected command. [`translate`] does not run anything; it works on words alone.
+//! ends with the corrected command. [`translate_command`] does not run anything; it works on words alone.
 //!
 //! Read in this order: `words` (words to options), `translation` (options to options of reel), `rules` and its
 //! neighbours (what one row of the table cannot say), `repair` (values and combinations that reel refuses), `message`.
@@ -38,10 +38,10 @@ use clap::Command;
 use reel_runs::foreign_options::command_of;
 
 pub use explain::{explain_defaults, with_explain_option};
-use translation::Translation;
+use translation::CommandTranslation;
 
 /// The environment of a command: environment variables, and the number of processes that a launcher has started.
-pub struct Surroundings<'a> {
+pub struct CommandEnvironment<'a> {
     /// Returns the value of an environment variable.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// The number of processes of this run; 1 without a launcher.
@@ -69,7 +69,7 @@ pub enum TranslationOutcome {
 
 /// Translates a command that may have been written for another program into options of reel. `words` are the words of
 /// the command line after the program's name.
-pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) -> TranslationOutcome {
+pub fn translate_command(root: &Command, words: &[String], surroundings: &CommandEnvironment) -> TranslationOutcome {
     let asks_for_help =
         words.iter().take_while(|word| *word != "--").any(|word| ["--help", "-h"].contains(&word.as_str()));
     let Some(line) = words::split_command_line(root, words).filter(|_| !asks_for_help) else {
@@ -82,12 +82,12 @@ pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) 
     if path.starts_with("bench") && path != "bench serve" {
         return TranslationOutcome::Unchanged;
     }
-    let mut translation = Translation::new(line, command_of(&path).to_string(), surroundings);
+    let mut translation = CommandTranslation::new(line, command_of(&path).to_string(), surroundings);
     translation.read_options();
     let is_plain = !translation.is_foreign && translation.problems.len() < 2;
     let trains = ["sft", "grpo"].contains(&translation.command.as_str()) && !path.starts_with("plan");
     if is_plain && !(trains && translation.has_underscores && translation.problems.is_empty()) {
-        return environment::outcome_with_variables_only(translation);
+        return environment::outcome_with_environment_options_only(translation);
     }
     environment::add_environment_options(&mut translation);
     totals::combine_options(&mut translation);

@@ -2,12 +2,12 @@
 
 use reel_runs::foreign_options::{ForeignDefault, PROGRAMS, foreign_defaults};
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::reel_argument;
 
 /// Returns the program that a command was most likely written for: the one that has the most of its options; if
 /// several have equally many, the first one in `ORDER`.
-pub fn most_likely_program(t: &Translation) -> &'static str {
+pub fn most_likely_program(t: &CommandTranslation) -> &'static str {
     const ORDER: [&str; 17] = [
         "trl",
         "video-r1",
@@ -45,7 +45,7 @@ pub fn most_likely_program(t: &Translation) -> &'static str {
 }
 
 /// Sets the output folder to the default of the other program if the command does not name one.
-pub fn set_default_output_folder(t: &mut Translation) {
+pub fn set_default_output_folder(t: &mut CommandTranslation) {
     if t.is_set("out") || t.is_set("config") || t.is_set("check_data") {
         return;
     }
@@ -54,7 +54,7 @@ pub fn set_default_output_folder(t: &mut Translation) {
         "swift" => "output".to_string(),
         "trl" => "trainer_output".to_string(),
         "verl" | "easyr1" => {
-            let project = t.value_of("wandb_project").unwrap_or("project").to_string();
+            let project = t.option_value("wandb_project").unwrap_or("project").to_string();
             format!("checkpoints/{project}/{}", name.unwrap_or_else(|| "experiment".into()))
         }
         _ => return,
@@ -65,7 +65,7 @@ pub fn set_default_output_folder(t: &mut Translation) {
 
 /// Adds a note about options that the command does not set and whose defaults in the other program differ from
 /// reel's.
-pub fn note_different_defaults(t: &mut Translation) {
+pub fn note_different_defaults(t: &mut CommandTranslation) {
     let program = most_likely_program(t);
     let Some((_, version)) = PROGRAMS.iter().find(|(name, _)| *name == program).filter(|_| t.is_foreign) else {
         return;
@@ -111,7 +111,7 @@ pub fn note_different_defaults(t: &mut Translation) {
 }
 
 /// Returns the default of an option of reel, as text for the note about different defaults.
-fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
+fn own_default(t: &CommandTranslation, option: &str, argument: &clap::Arg) -> String {
     match option {
         "lora_r" => "0: all weights".into(),
         "len_control" => "true".into(),
@@ -122,7 +122,7 @@ fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
         "min_frames" | "max_pixels" | "min_pixels" | "image_min_pixels" | "video_min_pixels" => {
             "the profile's limit".into()
         }
-        "epsilon_high" => t.value_of("epsilon").unwrap_or("0.2").into(),
+        "epsilon_high" => t.option_value("epsilon").unwrap_or("0.2").into(),
         "labels" => "assistant".into(),
         _ if !argument.get_action().takes_values() => "false".into(),
         _ => argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::peers;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 
 /// A data set named in `--data`, translated into reel's syntax.
 struct Place {
@@ -18,7 +18,7 @@ struct Place {
 }
 
 /// Translates the data set names in `--data` into reel's syntax.
-pub fn translate_places(t: &mut Translation) {
+pub fn translate_data_set_names(t: &mut CommandTranslation) {
     let folder = t.parts.remove("dataset_dir");
     let folder_shown = t.parts.remove("dataset_dir_shown").unwrap_or_default();
     let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
@@ -63,7 +63,7 @@ fn exists(path: &str) -> bool {
 
 /// Translates one data set name and removes the suffixes of other programs. Refuses a suffix that selects a share of
 /// the rows.
-fn place_of(part: &str, shown: &str, t: &mut Translation) -> Place {
+fn place_of(part: &str, shown: &str, t: &mut CommandTranslation) -> Place {
     if exists(part) {
         return Place { path: part.into(), rows: None };
     }

@@ -7,7 +7,9 @@ use std::path::Path;
 use reel_runs::foreign_options;
 use serde_json::Value;
 
-use super::tests::{check_corrected, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser};
+use super::tests::{
+    assert_corrected_command_is_accepted, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser,
+};
 use super::words::reel_argument;
 use super::*;
 
@@ -69,7 +71,9 @@ fn accepted_at_once(commands: &[Published]) -> String {
     let mut at_once = Vec::new();
     for command in commands {
         match outcome_of_words(&command.words, &command.environment) {
-            TranslationOutcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
+            TranslationOutcome::Refused { message } => {
+                assert_corrected_command_is_accepted(&command.id, &message, &command.environment)
+            }
             TranslationOutcome::Unchanged => at_once.push(command.id.as_str()),
             TranslationOutcome::Translated { words, .. } => {
                 let words = std::iter::once("reel".to_string()).chain(words);
@@ -124,7 +128,11 @@ fn parts_of_published_commands_are_refused_at_most_once() {
             part.sort_by_key(|group| group[0].starts_with("--"));
             let words: Vec<String> = command.words[..path].iter().cloned().chain(part.concat()).collect();
             if let TranslationOutcome::Refused { message } = outcome_of_words(&words, &command.environment) {
-                check_corrected(&format!("{} {words:?}", command.id), &message, &command.environment);
+                assert_corrected_command_is_accepted(
+                    &format!("{} {words:?}", command.id),
+                    &message,
+                    &command.environment,
+                );
             }
             tried += 1;
         }
@@ -170,7 +178,7 @@ fn advice_is_of_the_same_kind() {
     ] {
         let message = expect_refused(outcome_of_line(words), words);
         assert!(message.contains(wanted), "{words}: {message}");
-        check_corrected(words, &message, &[]);
+        assert_corrected_command_is_accepted(words, &message, &[]);
     }
     for words in [
         "serve m --allowed-local-media-path /media --gpu-memory-utilization 0.9",

@@ -8,7 +8,7 @@ use reel_runs::option_names;
 use reel_train::TrainError;
 use reel_train::options::{GrpoOptions, SftOptions, TrainingOptions};
 
-use super::translation::{RefusedOption, Translation};
+use super::translation::{CommandTranslation, RefusedOption};
 use crate::fail;
 
 /// Maximum number of errors of one command that are collected.
@@ -16,7 +16,7 @@ const MAX_PROBLEMS: usize = 40;
 
 /// Parses and validates the command as reel would. After each error, changes the command so that the error does not
 /// occur again, until reel accepts the command.
-pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
+pub fn repair_until_accepted(t: &mut CommandTranslation, root: &Command) {
     for _ in 0..MAX_PROBLEMS {
         let words: Vec<String> = std::iter::once("reel".to_string()).chain(t.translated_words()).collect();
         let mended = match root.clone().try_get_matches_from(&words) {
@@ -34,8 +34,8 @@ pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
 
 /// Corrects the command after an error of the argument parser. Returns false if the error names no option of the
 /// command.
-fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
-    let line = fail::usage_line(e, root, words.iter().cloned());
+fn mend_usage(t: &mut CommandTranslation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
+    let line = fail::usage_error_message(e, root, words.iter().cloned());
     let (location, rest) = line.split_once(": ").unwrap_or(("", &line));
     let (what, help) = rest.split_once("; ").unwrap_or((rest, "see --help"));
     match (e.kind(), e.get(ContextKind::InvalidArg)) {
@@ -63,7 +63,7 @@ fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[Str
 
 /// Removes the option that an error names and records the error. If the option is missing, adds it with a
 /// placeholder.
-fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> bool {
+fn mend_option(t: &mut CommandTranslation, location: &str, what: &str, help: &str) -> bool {
     let Some(option) = location.split([' ', ',']).next().filter(|option| option.starts_with("--")) else {
         return false;
     };
@@ -77,7 +77,7 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
     }
     // The smallest group has two completions. The option is not removed, because the batch size must be a multiple of
     // the group.
-    if name == "num_generations" && t.number_of(&name).is_some_and(|n| n < 2.0) {
+    if name == "num_generations" && t.option_number(&name).is_some_and(|n| n < 2.0) {
         let shown = t.settings.iter().find(|setting| setting.name == name).map(|setting| setting.shown.clone());
         t.refuse_option(&shown.unwrap_or_default(), what, help);
         t.replace_option(&name, "2", option);
@@ -89,8 +89,8 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
 }
 
 /// Corrects an error about an option that the command does not set: removes the other option that causes the error.
-fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str, help: &str) -> bool {
-    let group = t.value_of("num_generations").unwrap_or("8").to_string();
+fn mend_by_combination(t: &mut CommandTranslation, name: &str, option: &str, what: &str, help: &str) -> bool {
+    let group = t.option_value("num_generations").unwrap_or("8").to_string();
     match name {
         "per_device_train_batch_size" => {
             t.refuse_option(option, what, help);
@@ -118,7 +118,7 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
 
 /// Returns the first validation error of a training command's options: the location, what is wrong, and how to
 /// correct it.
-fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, String, String)> {
+fn validation_error(t: &CommandTranslation, matches: &ArgMatches) -> Option<(String, String, String)> {
     let mut inner = matches;
     for name in &t.line.path {
         inner = inner.subcommand_matches(name)?;
@@ -137,7 +137,7 @@ fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, St
     Some((location.to_string(), what.to_string(), help.to_string()))
 }
 
-fn check<O: TrainingOptions>(t: &Translation, options: &O) -> Option<TrainError> {
+fn check<O: TrainingOptions>(t: &CommandTranslation, options: &O) -> Option<TrainError> {
     // The configuration file may set the missing options and change the other ones, so the options alone cannot be
     // checked.
     if t.is_set("config") {

@@ -4,13 +4,13 @@
 
 use serde_json::Value;
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 use super::{rules_data, rules_eval, rules_serve, rules_train};
 
 /// Whether the options that follow a rule in its row of the option table are set as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterRule {
+pub enum RuleOutcome {
     /// The rule has set everything; the rest of the row is ignored.
     Stop,
     /// The rest of the row applies.
@@ -18,15 +18,15 @@ pub enum AfterRule {
 }
 
 /// Applies the rule `rule` of the option table to a given option.
-pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> AfterRule {
+pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut CommandTranslation) -> RuleOutcome {
     let value = given.joined_values().unwrap_or_else(|| "true".into());
     let number = value.parse::<f64>().ok();
     match rule {
-        "model_kwargs" => rules_data::model_kwargs(&value, given, t),
+        "model_kwargs" => rules_data::translate_model_kwargs(&value, given, t),
         "base_interval" => base_interval(number, given, t),
         // A value of 0 or less means "no limit", and "auto" means the default, so the option is left out.
         "no_limit" | "positive" => {
-            return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop };
+            return if number.is_some_and(|n| n > 0.0) { RuleOutcome::Continue } else { RuleOutcome::Stop };
         }
         "top_k" => {
             // A top-k of -1 means all tokens; reel writes this as 0.
@@ -46,7 +46,7 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> After
             || rules_serve::apply_serve_rule(rule, &value, given, t) => {}
         _ => debug_assert!(false, "the table names the rule {rule}, which does not exist"),
     }
-    AfterRule::Stop
+    RuleOutcome::Stop
 }
 
 /// Returns the list items of an option that has several values, or one value in list syntax (JSON or Python).
@@ -64,7 +64,7 @@ pub fn listed_values(given: &GivenOption) -> Vec<String> {
 }
 
 /// Translates `base_interval` of QwenLM's script, the seconds between two frames of a video, into `--fps`.
-fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut Translation) {
+fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut CommandTranslation) {
     match seconds.filter(|seconds| *seconds > 0.0) {
         Some(seconds) => t.set_option("fps", vec![format!("{}", 1.0 / seconds)], given),
         None => {
@@ -74,14 +74,14 @@ fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut Translation)
     }
 }
 
-fn each(given: &GivenOption, t: &mut Translation, set: impl Fn(String, &mut Translation)) {
+fn each(given: &GivenOption, t: &mut CommandTranslation, set: impl Fn(String, &mut CommandTranslation)) {
     t.is_changed |= given.values.len() > 1;
     given.values.iter().for_each(|value| set(value.clone(), t));
 }
 
 /// Translates vLLM's `--max-model-len`: a number of tokens, with an optional suffix `k` (1000) or `K` (1024), or
 /// `auto` (-1).
-fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
+fn max_model_len(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let scaled = |text: &str, factor: f64| text.parse::<f64>().ok().map(|n| (n * factor).round());
     let tokens = match value {
         "auto" | "-1" => {
@@ -106,7 +106,7 @@ fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
 }
 
 /// Translates vLLM's `--lora-modules`: `NAME=PATH`, or a JSON object with `name` and `path`.
-fn lora_modules(given: &GivenOption, t: &mut Translation) {
+fn lora_modules(given: &GivenOption, t: &mut CommandTranslation) {
     for text in listed_values(given) {
         let object: Option<Value> = serde_json::from_str(&text).ok();
         let field = |name: &str| Some(object.as_ref()?.get(name)?.as_str()?.to_string());
@@ -118,7 +118,7 @@ fn lora_modules(given: &GivenOption, t: &mut Translation) {
 }
 
 /// Translates vLLM's `--served-model-name`, which takes several names.
-fn served_names(given: &GivenOption, t: &mut Translation) {
+fn served_names(given: &GivenOption, t: &mut CommandTranslation) {
     t.is_changed |= given.values.len() > 1;
     for name in given.values.clone() {
         t.set_option("served_model_name", vec![name], given);

@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value};
 
-use super::environment::VARIABLES;
+use super::environment::MEDIA_VARIABLES;
 use super::rules::listed_values;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
 /// Applies a rule for data options; returns `false` if `rule` is not one of them.
-pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
         "datasets" => data_sets(value, given, t),
         // The data set that this configuration or split belongs to may come later on the command line.
@@ -50,7 +50,7 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
 
 /// Translates TRL's `dataset_kwargs`. The field `skip_prepare_dataset` has no effect, because reel never changes the
 /// rows of the file.
-fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let fields = serde_json::from_str::<Map<String, Value>>(value).ok();
     let unknown = fields.as_ref().map(|fields| fields.keys().find(|name| *name != "skip_prepare_dataset"));
     match unknown {
@@ -65,14 +65,14 @@ fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
 
 /// Translates ms-swift's `model_kwargs`, whose fields ms-swift passes on as environment variables such as
 /// `FPS_MAX_FRAMES`.
-pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+pub fn translate_model_kwargs(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let Ok(fields) = serde_json::from_str::<Map<String, Value>>(value) else {
         let help = "give the options themselves, such as --max-frames and --max-pixels";
         return t.refuse_option(&given.text_for_messages(), "is not a JSON object", help);
     };
     for (name, value) in &fields {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        let variable = VARIABLES.iter().find(|(variable, _)| variable.eq_ignore_ascii_case(name));
+        let variable = MEDIA_VARIABLES.iter().find(|(variable, _)| variable.eq_ignore_ascii_case(name));
         match variable.filter(|(_, option)| t.has_option(option)) {
             Some((_, option)) => {
                 let written = format!("{} {name}", given.written);
@@ -87,7 +87,7 @@ pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
 }
 
 /// Translates the data sets of an Axolotl or TRL configuration file: objects with `path`, `name` and `split`.
-fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
+fn data_sets(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let entries: Vec<Value> = match serde_json::from_str(value) {
         Ok(Value::Array(entries)) => entries,
         _ => return t.set_option("data", vec![value.to_string()], given),
@@ -151,7 +151,13 @@ fn is_reels_own(name: &str, value: &Value) -> bool {
 }
 
 /// Returns a data set in reel's syntax, `PATH#CONFIG@SPLIT`. Refuses a slice of a split, such as `train[:1%]`.
-fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str, t: &mut Translation) -> String {
+fn with_parts(
+    path: &str,
+    config: Option<&str>,
+    split: Option<&str>,
+    shown: &str,
+    t: &mut CommandTranslation,
+) -> String {
     let (split, slice) = split.map_or((None, None), |split| match split.split_once('[') {
         Some((split, slice)) => (Some(split), Some(slice)),
         None => (Some(split), None),
@@ -167,7 +173,7 @@ fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str
 
 /// Combines options that belong together: the data set with its configuration and split, and the model with its
 /// names.
-pub fn combine_data_parts(t: &mut Translation) {
+pub fn combine_data_set_options(t: &mut CommandTranslation) {
     if let Some(files) = t.parts.remove("data_files") {
         t.replace_option("data", &files, "--data_file_paths");
     }

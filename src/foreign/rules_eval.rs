@@ -2,7 +2,7 @@
 //! `reel eval`, and those of vLLM's load test to `reel bench serve`.
 
 use super::rules::listed_values;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
 /// The benchmarks of `reel eval`. The second text of a pair is the prefix by which names in other programs are
@@ -18,7 +18,7 @@ const BENCHMARKS: [(&str, &str); 7] = [
 ];
 
 /// Applies a rule for evaluation options; returns `false` if `rule` is not one of them.
-pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
         // The option `--file_name` of the evaluation scripts of VideoRFT and Video-R1, which evaluate six benchmarks
         // from the folder `src/r1-v/Evaluation`.
@@ -26,7 +26,7 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
             t.set_option("out", vec![format!("eval_results/{value}")], given);
             t.set_option("benchmark", vec!["all".into()], given);
             t.parts.insert("eval_data", "src/r1-v/Evaluation".into());
-            t.vote_for_programs(&["video-r1"]);
+            t.count_option_of_programs(&["video-r1"]);
         }
         "model_args" => model_args(value, t),
         "tasks" => benchmarks(&listed_values(given).join(","), given, t),
@@ -73,13 +73,13 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
     true
 }
 
-fn refuse(t: &mut Translation, given: &GivenOption, what: &str, help: &str) -> bool {
+fn refuse(t: &mut CommandTranslation, given: &GivenOption, what: &str, help: &str) -> bool {
     t.refuse_option(&given.text_for_messages(), what, help);
     true
 }
 
 /// Translates `--model_args` of lmms-eval: `NAME=VALUE,…`.
-fn model_args(value: &str, t: &mut Translation) {
+fn model_args(value: &str, t: &mut CommandTranslation) {
     t.parts.insert("model_args", String::new());
     // If `fps` is given as well, lmms-eval's number of frames is a maximum.
     let has_rate = value.split(',').any(|pair| pair.starts_with("fps=") && !pair.ends_with('='));
@@ -135,7 +135,7 @@ fn model_args(value: &str, t: &mut Translation) {
 
 /// Sets `--benchmark` to the benchmarks that another program calls `names`. Refuses names of benchmarks that reel
 /// does not have.
-fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
+fn benchmarks(names: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let mut found: Vec<&str> = Vec::new();
     for name in names.split(',').filter(|name| !name.is_empty()) {
         let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
@@ -155,7 +155,7 @@ fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
 
 /// Translates `--data` of VLMEvalKit, which names benchmarks with a number of frames or a rate (`Video-MME_8frame`,
 /// `MMBench-Video_1fps`). In reel, `--data` names a folder.
-fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
+fn vlmevalkit_data(given: &GivenOption, t: &mut CommandTranslation) {
     let text = listed_values(given).join(",");
     let is_folder =
         given.values.iter().all(|path| path.contains('/') || path == "." || std::path::Path::new(path).exists());
@@ -163,7 +163,7 @@ fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
         return t.set_option("data", given.values.clone(), given);
     }
     t.is_foreign = true;
-    t.vote_for_programs(&["vlmevalkit"]);
+    t.count_option_of_programs(&["vlmevalkit"]);
     // Returns the number of frames or the frame rate in a benchmark's name.
     let frames_of = |name: &str| {
         let number =

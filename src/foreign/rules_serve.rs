@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
 /// Applies a rule for server options; returns `false` if `rule` is not one of them.
-pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
         // Only the tokenizer of the model's own folder is accepted. The model may come later on the command line, so
         // the check is made after all options are read.
@@ -28,7 +28,7 @@ pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
 }
 
 /// Calls `set` for each field of an option whose value is a JSON object.
-fn each_field(given: &GivenOption, t: &mut Translation, set: impl Fn(&str, &Value, &mut Translation)) {
+fn each_field(given: &GivenOption, t: &mut CommandTranslation, set: impl Fn(&str, &Value, &mut CommandTranslation)) {
     let text = given.joined_values().unwrap_or_default();
     match serde_json::from_str::<Map<String, Value>>(&text) {
         Ok(fields) => fields.iter().for_each(|(name, value)| set(name, value, t)),
@@ -40,7 +40,7 @@ fn each_field(given: &GivenOption, t: &mut Translation, set: impl Fn(&str, &Valu
 
 /// Translates a field of `--mm-processor-kwargs`, the settings of Qwen2.5-VL's processor:
 /// `{"min_pixels": N, "max_pixels": N, "fps": N}`.
-fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translation) {
+fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut CommandTranslation) {
     match (name, value) {
         (_, Value::Null) | ("use_fast" | "do_resize" | "do_sample_frames", Value::Bool(true)) => {}
         ("min_pixels" | "max_pixels" | "fps" | "min_frames" | "max_frames", Value::Number(n)) => {
@@ -52,7 +52,7 @@ fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut Trans
 }
 
 /// Translates a field of vLLM's `--media-io-kwargs` for videos. A `num_frames` of -1 means all frames.
-fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translation) {
+fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut CommandTranslation) {
     match (name, value) {
         ("num_frames", Value::Number(n)) if n.as_f64().is_some_and(|n| n > 0.0) => {
             t.set_option("nframes", vec![n.to_string()], given);
@@ -69,7 +69,7 @@ fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translat
     }
 }
 
-fn refuse_field(given: &GivenOption, field: &str, t: &mut Translation) {
+fn refuse_field(given: &GivenOption, field: &str, t: &mut CommandTranslation) {
     let help = "use --min-pixels, --max-pixels, --nframes, --fps, --min-frames and --max-frames";
     t.refuse_option(&given.written, &format!("has {field}, a limit that reel does not have"), help);
 }

@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use super::rules::listed_values;
-use super::translation::{OptionSetting, Translation};
+use super::translation::{CommandTranslation, OptionSetting};
 use super::words::GivenOption;
 
 /// Applies a rule for training options; returns `false` if `rule` is not one of them.
-pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     let number = value.parse::<f64>().ok();
-    let is_true = is_true(value);
+    let is_true = is_python_true(value);
     match rule {
         // In transformers 5, a number below 1 is a share of all steps.
         "warmup_steps" => match number {
@@ -163,7 +163,7 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
 }
 
 /// Returns true if a value switches an option on in Python programs (`true`, `yes`, `1`, …).
-pub fn is_true(value: &str) -> bool {
+pub fn is_python_true(value: &str) -> bool {
     ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
 }
 
@@ -186,7 +186,7 @@ const SERVICES: [&str; 13] = [
 
 /// Translates the option that names experiment trackers. Leaves out known trackers that reel does not support, with a
 /// note. Other names are passed on, and reel's parser refuses them.
-fn report_to(given: &GivenOption, t: &mut Translation) {
+fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
     let names = listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
     let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
     // The loggers `console` and `file` of verl and EasyR1 are what reel does anyway.
@@ -217,7 +217,7 @@ fn report_to(given: &GivenOption, t: &mut Translation) {
 /// Translates the list of layers without a LoRA adapter. Refuses the name of a decoder layer, because reel cannot
 /// exclude single decoder layers by name. A regular expression of verl (`.*visual.*|lm_head`) is read as the names in
 /// it.
-fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
+fn lora_exclusions(given: &GivenOption, t: &mut CommandTranslation) {
     let is_mark = |c: char| "()^$.*\\".contains(c);
     let names: Vec<String> = listed_values(given)
         .iter()
@@ -247,7 +247,7 @@ fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
 /// Translates the list of layers with a LoRA adapter. If the vision tower is frozen, which is the default of other
 /// programs, `all` of LLaMA-Factory and `all-linear` of other programs do not include it: these are the layers that
 /// reel adapts by default.
-fn lora_targets(given: &GivenOption, t: &mut Translation) {
+fn lora_targets(given: &GivenOption, t: &mut CommandTranslation) {
     let names: Vec<String> =
         listed_values(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
     if names.iter().any(|name| ["all", "all-linear", "all_linear"].contains(&name.as_str())) {
@@ -269,7 +269,7 @@ fn lora_targets(given: &GivenOption, t: &mut Translation) {
 }
 
 /// Translates the options of several programs that freeze parts of the model.
-fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
+fn freezing(given: &GivenOption, is_true: bool, t: &mut CommandTranslation) {
     let name = given.name.as_str();
     let frozen = if name.starts_with("tune_") || name.starts_with("unfreeze_") { !is_true } else { is_true };
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
@@ -291,14 +291,14 @@ fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
 
 /// Translates DeepSpeed's configuration and FSDP's sharding mode. A stage that shards the weights becomes ZeRO-3. The
 /// other stages, and offloading, need no option in reel.
-fn zero_stage(value: &str, given: &GivenOption, t: &mut Translation) {
+fn zero_stage(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let text = value.to_ascii_lowercase();
     let file = std::fs::read_to_string(value).ok();
     let of_file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let of_file = of_file.and_then(|value| value.pointer("/zero_optimization/stage")?.as_u64());
     let names_stage = ["zero3", "zero_3", "zero-3", "_z3", "stage3", "stage_3"].iter().any(|name| text.contains(name));
     let divides_weights = match given.name.as_str() {
-        "fsdp" => is_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),
+        "fsdp" => is_python_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),
         _ => of_file.map_or(names_stage, |stage| stage == 3),
     };
     if divides_weights {

@@ -13,7 +13,7 @@ pub(super) fn parser() -> &'static Command {
 
 pub(super) fn outcome_of_words(words: &[String], environment: &[(String, String)]) -> TranslationOutcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
-    translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
+    translate_command(parser(), words, &CommandEnvironment { variable: &variable, processes: 1 })
 }
 
 pub(super) fn outcome_of_line(words: &str) -> TranslationOutcome {
@@ -64,7 +64,7 @@ pub(super) fn corrected_words(message: &str) -> Vec<String> {
 }
 
 /// Checks that the corrected command in an error message is accepted unchanged and has only options of reel.
-pub(super) fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
+pub(super) fn assert_corrected_command_is_accepted(id: &str, message: &str, environment: &[(String, String)]) {
     let words = corrected_words(message);
     let again = outcome_of_words(&words, environment);
     assert!(!matches!(again, TranslationOutcome::Refused { .. }), "{id}: {message}\n{again:?}");
@@ -133,7 +133,7 @@ fn name_and_value_are_judged_together() {
     ] {
         let message = expect_refused(sft(words), words);
         assert!(message.contains(&format!("\n  {problem}")), "{words}: {message}");
-        check_corrected(words, &message, &[]);
+        assert_corrected_command_is_accepted(words, &message, &[]);
     }
 }
 
@@ -324,7 +324,7 @@ fn stages_divergence_and_bounds_are_read_together() {
     ] {
         let message = expect_refused(outcome_of_line(&words), &words);
         assert!(message.contains(problem), "{words}: {message}");
-        check_corrected(&words, &message, &[]);
+        assert_corrected_command_is_accepted(&words, &message, &[]);
     }
     let words = format!("{verl} {actor}.clip_ratio_c=3");
     let (_, notes) = expect_translated(outcome_of_line(&words), &words);
@@ -410,8 +410,8 @@ fn the_table_names_rules_and_options_that_exist() {
             let path = if command == "bench" { "bench serve" } else { command };
             let words: Vec<String> = path.split(' ').map(String::from).collect();
             let line = words::split_command_line(root, &words).expect("a command");
-            let surroundings = Surroundings { variable: &|_| None, processes: 1 };
-            let mut translation = Translation::new(line, command.to_string(), &surroundings);
+            let surroundings = CommandEnvironment { variable: &|_| None, processes: 1 };
+            let mut translation = CommandTranslation::new(line, command.to_string(), &surroundings);
             let given =
                 words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
             // `apply_rule` panics in a debug build if the rule does not exist.

@@ -1,11 +1,11 @@
 //! Translates what several options of another program set together, after all options are read: the trained weights,
 //! the batch size, the rewards, the server's address.
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::{environment, peers, places, rules_data, weights};
 
 /// Combines options that depend on each other, after all options have been read.
-pub fn combine_options(t: &mut Translation) {
+pub fn combine_options(t: &mut CommandTranslation) {
     for fallback in std::mem::take(&mut t.fallbacks) {
         if !t.is_set(&fallback.name) {
             t.add_option(&fallback.name, fallback.values, &fallback.shown);
@@ -15,13 +15,13 @@ pub fn combine_options(t: &mut Translation) {
         "sft" | "grpo" => {
             evaluation_of_training(t);
             epochs(t);
-            rules_data::combine_data_parts(t);
+            rules_data::combine_data_set_options(t);
             if t.is_foreign {
-                places::translate_places(t);
+                places::translate_data_set_names(t);
                 peers::set_default_output_folder(t);
             }
             resume(t);
-            weights::trained_weights(t);
+            weights::translate_weight_options(t);
             if t.command == "grpo" {
                 rewards(t);
                 divergence(t);
@@ -33,7 +33,7 @@ pub fn combine_options(t: &mut Translation) {
             environment::translate_batch_size(t);
         }
         "serve" if t.is_foreign => {
-            rules_data::combine_data_parts(t);
+            rules_data::combine_data_set_options(t);
             server(t);
         }
         "eval" if t.is_foreign => evaluation(t),
@@ -43,14 +43,14 @@ pub fn combine_options(t: &mut Translation) {
 }
 
 /// Translates ms-swift's `max_epochs`, which ends a run before its `num_train_epochs` epochs.
-fn epochs(t: &mut Translation) {
+fn epochs(t: &mut CommandTranslation) {
     let Some(most) = t.parts.remove("max_epochs") else { return };
     let shown = t.parts.remove("max_epochs_shown").unwrap_or_default();
     // In OpenRLHF, `max_epochs` is the number of passes over a rollout.
     if peers::most_likely_program(t) == "openrlhf" {
         return t.add_option("num_iterations", vec![most], &shown);
     }
-    let Some(epochs) = t.number_of("num_train_epochs") else {
+    let Some(epochs) = t.option_number("num_train_epochs") else {
         return t.add_option("num_train_epochs", vec![most], &shown);
     };
     if most.parse::<f64>().is_ok_and(|most| most < epochs) {
@@ -66,11 +66,12 @@ fn epochs(t: &mut Translation) {
 
 /// Removes `--resume_from_checkpoint True` if the output folder has no checkpoint. Scripts that are started again
 /// after an interruption have this option from their first start on.
-fn resume(t: &mut Translation) {
-    let out = t.value_of("out").unwrap_or_default();
+fn resume(t: &mut CommandTranslation) {
+    let out = t.option_value("out").unwrap_or_default();
     let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint-");
     let mut entries = std::fs::read_dir(out).into_iter().flatten().flatten();
-    if t.value_of("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name())) {
+    if t.option_value("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name()))
+    {
         return;
     }
     let shown = t.settings.iter().find(|s| s.name == "resume_from_checkpoint").map(|s| s.shown.clone());
@@ -84,7 +85,7 @@ fn resume(t: &mut Translation) {
 /// validation rows. reel selects the best checkpoint by default, which needs checkpoint intervals that are multiples
 /// of the evaluation interval; other programs do so only on request. If the intervals do not fit, the selection is
 /// switched off.
-fn evaluation_of_training(t: &mut Translation) {
+fn evaluation_of_training(t: &mut CommandTranslation) {
     let Some(steps) = t.parts.remove("eval_steps") else { return };
     let shown = t.parts.remove("eval_steps_shown").unwrap_or_default();
     let validates = t.is_set("val_size") || t.is_set("eval_file");
@@ -96,7 +97,7 @@ fn evaluation_of_training(t: &mut Translation) {
         true => {
             let divides = |saves: f64| steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && saves % steps == 0.0);
             let is_compared = t.is_foreign && validates && !t.is_set("metric_for_best_model");
-            if is_compared && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
+            if is_compared && !divides(t.option_number("save_steps").unwrap_or(500.0)) {
                 t.add_option("metric_for_best_model", vec!["none".into()], &shown);
             }
             t.add_option("eval_steps", vec![steps], &shown);
@@ -107,7 +108,7 @@ fn evaluation_of_training(t: &mut Translation) {
 
 /// Translates the reward names of TRL and ms-swift into weights of reel's rewards. A reward that is not named gets
 /// the weight 0.
-fn rewards(t: &mut Translation) {
+fn rewards(t: &mut CommandTranslation) {
     let weights = t.parts.remove("reward_weights");
     let weights_shown = t.parts.remove("reward_weights_shown").unwrap_or_default();
     let Some(names) = t.parts.remove("reward_funcs") else {
@@ -161,7 +162,7 @@ fn own_reward(name: &str) -> Option<&'static str> {
 
 /// Translates the KL term of verl and EasyR1: whether it is in the loss or in the reward, its coefficient and its
 /// estimator.
-fn divergence(t: &mut Translation) {
+fn divergence(t: &mut CommandTranslation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
     let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));
     let of_loss = (t.parts.remove("kl_loss_coef"), t.parts.remove("kl_loss_coef_shown"));
@@ -205,7 +206,7 @@ fn divergence(t: &mut Translation) {
 
 /// Adds a note about prompts that are too long: reel skips such rows; TRL and the trainers that are based on it cut
 /// the beginning of the prompt.
-fn long_prompts(t: &mut Translation) {
+fn long_prompts(t: &mut CommandTranslation) {
     if ["trl", "video-r1"].contains(&peers::most_likely_program(t)) && t.is_set("max_prompt_length") {
         let note = "note: --max-prompt-length skips rows with a longer prompt; the other program cuts the beginning of \
                     such a prompt";
@@ -216,10 +217,10 @@ fn long_prompts(t: &mut Translation) {
 /// Translates a second clip bound of the probability ratio (verl's dual clip, TRL's `delta`). reel samples a rollout
 /// for each step, and the ratio is 1 in the first step after a rollout. The bound therefore has an effect only if
 /// `--num-iterations` exceeds 1.
-fn second_bound(t: &mut Translation) {
+fn second_bound(t: &mut CommandTranslation) {
     let Some(shown) = t.parts.remove("dual_clip") else { return };
     let name = t.parts.remove("dual_clip_name").unwrap_or_default();
-    match t.number_of("num_iterations").is_some_and(|n| n > 1.0) {
+    match t.option_number("num_iterations").is_some_and(|n| n > 1.0) {
         true => {
             let what = "is a second bound of the probability ratio, which changes a loss if --num-iterations exceeds 1";
             t.refuse_option(&shown, what, "leave this option out: --epsilon and --epsilon-high are the bounds of reel");
@@ -230,7 +231,7 @@ fn second_bound(t: &mut Translation) {
 
 /// Sets what happens to rows above the maximum length, and the length of a packed batch, to the defaults of the other
 /// program.
-fn long_rows(t: &mut Translation) {
+fn long_rows(t: &mut CommandTranslation) {
     let program = peers::most_likely_program(t);
     let default = match program {
         "trl" => "1024",
@@ -238,7 +239,7 @@ fn long_rows(t: &mut Translation) {
         "axolotl" => "512",
         _ => "",
     };
-    let packs = t.value_of("packing").is_some_and(|value| value != "false")
+    let packs = t.option_value("packing").is_some_and(|value| value != "false")
         || t.settings.iter().any(|setting| setting.name == "packing" && setting.values.is_empty());
     if packs && !t.is_set("max_length") && !t.is_set("config") && !default.is_empty() {
         t.notes.push(format!("note: --max-length {default} (the other program's default; packing needs such a limit)"));
@@ -251,7 +252,7 @@ fn long_rows(t: &mut Translation) {
 
 /// Translates the options of a server. vLLM serves every client that reaches it; reel needs an API key or `--no-auth`
 /// for an address that other machines can reach.
-fn server(t: &mut Translation) {
+fn server(t: &mut CommandTranslation) {
     if !t.is_set("model") {
         // The model may have been read as the value of a switch of the other program that precedes it.
         let path = |text: &str| text.contains('/') || std::path::Path::new(text).exists();
@@ -262,11 +263,11 @@ fn server(t: &mut Translation) {
     }
     let tokenizer = t.parts.remove("tokenizer");
     let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
-    if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
+    if tokenizer.is_some_and(|folder| t.option_value("model") != Some(folder.as_str())) {
         let help = "put the tokenizer's files there, and leave this option out";
         t.refuse_option(&shown, "reel reads the tokenizer of the model folder", help);
     }
-    let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
+    let host = t.option_value("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
     let has_key =
         t.is_set("api_key") || t.is_set("api_key_file") || (t.surroundings.variable)("VLLM_API_KEY").is_some();
@@ -278,7 +279,7 @@ fn server(t: &mut Translation) {
     }
 }
 
-fn evaluation(t: &mut Translation) {
+fn evaluation(t: &mut CommandTranslation) {
     if t.parts.contains_key("model_args") {
         // In lmms-eval, `--model` names the Python class that runs the model, so it is removed.
         t.remove_option("model");
@@ -298,7 +299,7 @@ fn evaluation(t: &mut Translation) {
     let base = variable("OPENAI_API_BASE").or(variable("OPENAI_BASE_URL"));
     let data = variable("LMUData");
     if t.parts.contains_key("vlmevalkit") {
-        let model = t.value_of("model").unwrap_or_default().to_string();
+        let model = t.option_value("model").unwrap_or_default().to_string();
         let is_served = ["gpt", "claude", "gemini", "qwen-vl-max", "lmdeploy"]
             .iter()
             .any(|start| model.to_ascii_lowercase().starts_with(start));
@@ -330,7 +331,7 @@ fn evaluation(t: &mut Translation) {
 }
 
 /// Translates the options of a load test: the server's address, and the file for the result.
-fn load_test(t: &mut Translation) {
+fn load_test(t: &mut CommandTranslation) {
     let (host, port) = (t.parts.remove("host"), t.parts.remove("port"));
     if (host.is_some() || port.is_some()) && !t.is_set("url") {
         // A client cannot connect to 0.0.0.0 or ::, which mean all addresses of the server's machine.

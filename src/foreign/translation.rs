@@ -8,7 +8,7 @@ use reel_runs::foreign_options::{self, OptionClass, OptionRow};
 use reel_runs::option_names;
 
 use super::words::{CommandLine, GivenOption, option_words, reel_argument};
-use super::{Surroundings, config, rules, rules_serve, rules_train};
+use super::{CommandEnvironment, config, rules, rules_serve, rules_train};
 use crate::number_kind::number_kind;
 
 /// An option of reel with the values that the command gets.
@@ -82,11 +82,11 @@ impl TrainedWeights {
 }
 
 /// The state of a translation from another program's options to reel's.
-pub struct Translation<'a> {
+pub struct CommandTranslation<'a> {
     pub line: CommandLine<'a>,
     /// The command's name in the option table.
     pub command: String,
-    pub surroundings: &'a Surroundings<'a>,
+    pub surroundings: &'a CommandEnvironment<'a>,
     /// Whether the command has an option, value or argument that reel does not have.
     pub is_foreign: bool,
     /// Whether an option of reel has a value in the syntax of another program.
@@ -118,8 +118,8 @@ pub struct Translation<'a> {
 /// The values by which other programs switch an option off.
 const OFF: [&str; 6] = ["false", "no", "none", "null", "off", ""];
 
-impl<'a> Translation<'a> {
-    pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a Surroundings<'a>) -> Self {
+impl<'a> CommandTranslation<'a> {
+    pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a CommandEnvironment<'a>) -> Self {
         Self {
             line,
             command,
@@ -167,12 +167,12 @@ impl<'a> Translation<'a> {
     }
 
     /// Returns the value of an option that the command sets.
-    pub fn value_of(&self, name: &str) -> Option<&str> {
+    pub fn option_value(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|setting| setting.name == name)?.values.first().map(String::as_str)
     }
 
-    pub fn number_of(&self, name: &str) -> Option<f64> {
-        self.value_of(name)?.parse().ok()
+    pub fn option_number(&self, name: &str) -> Option<f64> {
+        self.option_value(name)?.parse().ok()
     }
 
     /// Removes an option from the command and returns it.
@@ -248,7 +248,7 @@ impl<'a> Translation<'a> {
                 }
                 _ if self.command == "serve" && positionals == 0 && !self.is_set("model") => {
                     self.given_as_argument("model", &word, &word);
-                    self.vote_for_programs(&["vllm", "lmdeploy"]);
+                    self.count_option_of_programs(&["vllm", "lmdeploy"]);
                 }
                 _ => others.push(word),
             }
@@ -261,7 +261,7 @@ impl<'a> Translation<'a> {
         self.add_option(name, vec![value.to_string()], word);
     }
 
-    pub fn vote_for_programs(&mut self, programs: &[&'static str]) {
+    pub fn count_option_of_programs(&mut self, programs: &[&'static str]) {
         for program in programs.iter().filter(|program| **program != "guess") {
             *self.votes.entry(program).or_default() += 1;
         }
@@ -315,7 +315,7 @@ impl<'a> Translation<'a> {
         let is_off = value.as_deref().is_some_and(|value| OFF.contains(&value.to_ascii_lowercase().as_str()));
         if !is_own {
             self.is_foreign = true;
-            self.vote_for_programs(&row.programs);
+            self.count_option_of_programs(&row.programs);
         } else if row.class != OptionClass::Same {
             self.is_foreign = true;
         } else {
@@ -346,8 +346,8 @@ impl<'a> Translation<'a> {
         for becomes in &row.becomes {
             if let Some(rule) = becomes.strip_prefix('@') {
                 match rules::apply_rule(rule, given, self) {
-                    rules::AfterRule::Stop => return,
-                    rules::AfterRule::Continue => continue,
+                    rules::RuleOutcome::Stop => return,
+                    rules::RuleOutcome::Continue => continue,
                 }
             }
             let (target, wanted) =
@@ -369,7 +369,7 @@ impl<'a> Translation<'a> {
             };
             // The row only renames an option of reel, so the value is read by the rules of that option.
             match value {
-                Some(value) if target != given.name && wanted == Some("$") && means_not_given(&value) => {}
+                Some(value) if target != given.name && wanted == Some("$") && is_none_value(&value) => {}
                 Some(value) if target != given.name && wanted == Some("$") => {
                     let renamed =
                         GivenOption { name: target.to_string(), written: given.written.clone(), values: vec![value] };
@@ -445,7 +445,7 @@ fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
         return !takes_values || argument.get_num_args().is_some_and(|range| range.min_values() == 0);
     };
     let names = argument.get_possible_values();
-    let is_truth_value = OFF.contains(&value.to_ascii_lowercase().as_str()) || rules_train::is_true(value);
+    let is_truth_value = OFF.contains(&value.to_ascii_lowercase().as_str()) || rules_train::is_python_true(value);
     match number_kind(argument.get_value_parser()) {
         _ if !takes_values => is_truth_value,
         _ if names.iter().any(|own| own.matches(value, true)) => true,
@@ -455,6 +455,6 @@ fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
 }
 
 /// Returns true if a value, such as `None` in Python, means that the option is not given.
-pub fn means_not_given(value: &str) -> bool {
+pub fn is_none_value(value: &str) -> bool {
     ["none", "null", ""].contains(&value.to_ascii_lowercase().as_str())
 }

@@ -2,7 +2,7 @@
 //! alpha of LoRA, and the frozen parts of the model.
 
 use super::peers;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 
 /// The default rank and alpha of a LoRA adapter in other programs; `None` stands for twice the rank, as in reel.
 /// Sources: TRL's `ModelConfig`, ms-swift's `tuner_args.py`, LLaMA-Factory's `finetuning_args.py` (alpha is twice the
@@ -24,11 +24,11 @@ const LORA_DEFAULTS: [(&str, &str, Option<&str>); 9] = [
 const QWEN_TARGETS: &str = "q_proj,k_proj,v_proj,o_proj";
 
 /// Sets full fine-tuning or LoRA, and the frozen parts of the model.
-pub fn trained_weights(t: &mut Translation) {
+pub fn translate_weight_options(t: &mut CommandTranslation) {
     let weights = t.weights.clone();
     let program = peers::most_likely_program(t);
     let all_linear = t.parts.remove("all_linear");
-    if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
+    if t.option_number("lora_r") == Some(0.0) || weights.lora == Some(false) {
         for name in ["lora_r", "lora_alpha", "lora_target_modules"] {
             t.remove_option(name);
         }
@@ -47,7 +47,7 @@ pub fn trained_weights(t: &mut Translation) {
 }
 
 /// Sets the rank and alpha of LoRA to the other program's defaults if the command does not set them.
-fn set_rank_and_alpha(t: &mut Translation, program: &str, wants: bool) {
+fn set_rank_and_alpha(t: &mut CommandTranslation, program: &str, wants: bool) {
     let known = LORA_DEFAULTS.iter().find(|(name, ..)| *name == program);
     let (_, rank, alpha) = known.copied().unwrap_or(("", "8", Some("32")));
     // If the rank is given by reel's own option name, alpha is not set: reel's default is twice the rank.
@@ -70,7 +70,7 @@ fn set_rank_and_alpha(t: &mut Translation, program: &str, wants: bool) {
 }
 
 /// Sets the layers that get a LoRA adapter. By default, reel adapts all linear layers of the decoder.
-fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
+fn set_targets(t: &mut CommandTranslation, program: &str, all_linear: Option<String>) {
     let tower_frozen = t.weights.tower_frozen;
     let tower_excluded = t.parts.remove("tower_excluded").is_some();
     let vision_lora = t.parts.remove("vision_lora");
@@ -103,7 +103,7 @@ fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
 ///
 /// The program 2U1 is an exception: with its `vision_lora` (`adapts_tower`), the weights of the tower are frozen and
 /// the tower gets an adapter.
-fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bool) {
+fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_tower: bool) {
     let weights = t.weights.clone();
     if program == "qwen-finetune" {
         // The training script of QwenLM reads the freezing options only in runs without LoRA.
@@ -152,7 +152,7 @@ fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bo
 }
 
 /// Translates the freezing options of a run without LoRA, in which all parts of the model are trained by default.
-fn frozen_parts(t: &mut Translation) {
+fn frozen_parts(t: &mut CommandTranslation) {
     let weights = t.weights.clone();
     let tower = weights.tower_frozen.unwrap_or(false);
     if tower {

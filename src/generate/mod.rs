@@ -13,7 +13,7 @@ use crate::fail::usage_error;
 use crate::model::QuantizeFlag;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
 use crate::tensor_parallel::TensorParallelFlag;
-use rows::RowFlags;
+use rows::DataFileFlags;
 
 /// The options of `reel generate`.
 #[derive(Args, Debug)]
@@ -38,7 +38,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     messages: MessageFlags,
     #[command(flatten)]
-    rows: RowFlags,
+    rows: DataFileFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
     /// Number of completions; with --data, of each row [default: 1]
@@ -138,7 +138,7 @@ impl GenerateArgs {
         self.n.map_or(Ok(()), check_completion_count)?;
         self.sampling.validate()?;
         if self.rows.data.is_none() {
-            self.rows.refuse_without_data()?;
+            self.rows.refuse_row_options_without_data()?;
             self.refuse_standard_input_of_several()?;
         }
         self.parallel.run("generate", &self.model, common, |process, common| match &self.rows.data {

@@ -55,7 +55,7 @@ impl GenerateArgs {
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let device = model::open_device(common)?;
         let parallel = process.map(|process| process.divide_model(config, &device)).transpose()?;
-        let model = LoadedModel::open_on(
+        let model = LoadedModel::open_on_device(
             &device,
             &prompt.folder,
             adapter.as_deref(),

@@ -6,7 +6,7 @@ use reel_train::step::checkpointing::usable_memory_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
-use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search};
+use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search_fitting_settings};
 use super::table::{format_duration, format_rate};
 use crate::common::CommonOptions;
 use crate::output;
@@ -58,7 +58,7 @@ pub fn shows_progress(common: &CommonOptions) -> bool {
 
 /// Searches for settings that fit into memory, and describes them. `options_of` returns the command-line options that
 /// change `start` to other settings. `peak` is the peak memory of `start` in bytes, if it is known.
-pub fn advise<S: Clone>(
+pub fn advise_on_settings<S: Clone>(
     start: &S,
     dimensions: &[SearchDimension<S>],
     common: &CommonOptions,
@@ -67,7 +67,7 @@ pub fn advise<S: Clone>(
     options_of: impl Fn(&S) -> String,
     plan: impl FnMut(&S) -> Result<PlanOutcome>,
 ) -> PlanAdditions {
-    let found = search(start, dimensions, shows_progress(common), plan);
+    let found = search_fitting_settings(start, dimensions, shows_progress(common), plan);
     let choices: Vec<(String, PlanOutcome, u32)> = found
         .choices
         .iter()

@@ -13,7 +13,7 @@ use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::Cx;
 use serde_json::json;
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::serve::load_model_part_of_rank;
 use super::table::{self, DryRunCounts};
@@ -90,7 +90,7 @@ impl PlanGenerateArgs {
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
         let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-        Ok(advise(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
+        Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
     }
 
     /// Describes what the GPUs of a divided model exchange.

@@ -112,13 +112,13 @@ impl JobFlags {
 
 impl JobFlags {
     /// Returns the number of GPUs that `--world`, or `--gpus` of the planned command, sets; 1 if neither is given.
-    pub fn ranks(&self, options: &RunOptions) -> u32 {
+    pub fn rank_count(&self, options: &RunOptions) -> u32 {
         self.world.or(options.gpus).unwrap_or(1)
     }
 
     /// Sets the number of GPUs; the number of machines becomes the smallest that has so many GPUs.
-    pub fn set_ranks(&mut self, options: &mut RunOptions, ranks: u32) {
-        let per_node = self.nodes.map_or(GPUS_PER_NODE as u32, |nodes| (self.ranks(options) / nodes).max(1));
+    pub fn set_rank_count(&mut self, options: &mut RunOptions, ranks: u32) {
+        let per_node = self.nodes.map_or(GPUS_PER_NODE as u32, |nodes| (self.rank_count(options) / nodes).max(1));
         self.nodes = self.nodes.map(|_| 1).into_iter().chain([ranks.div_ceil(per_node)]).max().filter(|n| *n > 1);
         if options.gpus.is_some() {
             options.gpus = Some(ranks);

@@ -85,7 +85,7 @@ pub struct SearchResult<S> {
 /// Searches for settings that fit into memory, starting from `start`. `plan` predicts the memory and speed of
 /// settings; it returns an error if the settings contradict each other. `shows_progress` prints progress on a
 /// terminal.
-pub fn search<S: Clone>(
+pub fn search_fitting_settings<S: Clone>(
     start: &S,
     dimensions: &[SearchDimension<S>],
     shows_progress: bool,
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn found(memory: u64) -> SearchResult<Settings> {
-        search(&Settings::default(), &dimensions(), false, |s| {
+        search_fitting_settings(&Settings::default(), &dimensions(), false, |s| {
             let gpus = s.gpus.max(1);
             let peak = (100 - s.a - s.b) / gpus;
             let seconds = 1.0 + s.a as f64;
@@ -308,7 +308,7 @@ mod tests {
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let dimensions = names.map(|name| SearchDimension { name, group: name, levels: levels() });
         let mut runs = 0;
-        let found = search(&0, &dimensions, false, |sum| {
+        let found = search_fitting_settings(&0, &dimensions, false, |sum| {
             runs += 1;
             let fits = *sum > 70;
             Ok(PlanOutcome { peak: 1000 - sum, seconds: 1.0, tokens_per_second: 1.0, gpus: 1, fits })

@@ -33,7 +33,7 @@ use reel_runtime::{Cx, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::table::{self, DryRunCounts, PredictionWording, format_duration};
 use super::{Sizes, refuse_new_tokens, request};
@@ -267,7 +267,7 @@ impl PlanServeArgs {
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
         let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-        Ok(advise(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
+        Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
     }
 
     /// Returns the ways to save memory that these options do not use yet.

@@ -10,7 +10,7 @@ use reel_train::options::{GradientCheckpointing, GrpoOptions, Optim, RunOptions,
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option, shows_progress};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option, shows_progress};
 use super::job::{JobFlags, PlannedJob};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange, largest_that_fits};
 use super::table::{self, DryRunCounts};
@@ -148,7 +148,7 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         let is_valid = settings.options.validate_values().is_ok();
         let advice = || match usable.filter(lacks_memory) {
             None => PlanAdditions::default(),
-            Some(usable) => advise(
+            Some(usable) => advise_on_settings(
                 settings,
                 &self.dimensions(settings),
                 self.common,
@@ -373,10 +373,10 @@ fn gpu_levels<O: MicroBatchOptions>(
     settings: &PlannedSettings<O>,
     zero_stage: u8,
 ) -> Vec<SettingsChange<PlannedSettings<O>>> {
-    let now = settings.job.ranks(&settings.options);
+    let now = settings.job.rank_count(&settings.options);
     let level = |ranks: u32| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| {
-            s.job.set_ranks(&mut s.options, ranks);
+            s.job.set_rank_count(&mut s.options, ranks);
             s.options.zero_stage = zero_stage;
             s.options.gradient_accumulation_steps = s.options.gradient_accumulation_steps.max(ranks as usize);
         })

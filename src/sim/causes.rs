@@ -8,13 +8,13 @@ use reel_sim::finding::{Finding, FindingKind};
 
 /// A finding, and other findings that it may have caused.
 #[derive(Debug)]
-pub struct Cause<'a> {
+pub struct FindingGroup<'a> {
     pub finding: &'a Finding,
     pub may_follow: Vec<&'a Finding>,
 }
 
 /// Groups findings by cause; every finding is in exactly one group.
-pub fn causes<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Cause<'a>> {
+pub fn group_by_cause<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<FindingGroup<'a>> {
     let findings: Vec<&Finding> = findings.collect();
     let is_unordered = |f: &Finding| matches!(f.kind, FindingKind::Race | FindingKind::AsyncNotWaited);
     let first = |is: &dyn Fn(&Finding) -> bool| findings.iter().position(|f| is(f));
@@ -31,9 +31,9 @@ pub fn causes<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Cause<'a>>
             _ => None,
         }
     };
-    let mut groups: Vec<(usize, Cause)> = (0..findings.len())
+    let mut groups: Vec<(usize, FindingGroup)> = (0..findings.len())
         .filter(|at| cause_of(*at).is_none())
-        .map(|at| (at, Cause { finding: findings[at], may_follow: Vec::new() }))
+        .map(|at| (at, FindingGroup { finding: findings[at], may_follow: Vec::new() }))
         .collect();
     for (at, finding) in findings.iter().enumerate() {
         // If the cause itself is an mbarrier finding that follows from another finding, the group is that of the
@@ -66,8 +66,8 @@ mod tests {
     }
 
     fn lines(findings: &[Finding]) -> Vec<(u32, Vec<u32>)> {
-        let of = |cause: Cause| (cause.finding.line, cause.may_follow.iter().map(|f| f.line).collect());
-        causes(findings.iter()).into_iter().map(of).collect()
+        let of = |cause: FindingGroup| (cause.finding.line, cause.may_follow.iter().map(|f| f.line).collect());
+        group_by_cause(findings.iter()).into_iter().map(of).collect()
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct CompilerOptions {
 }
 
 /// The PTX of the file that the user named.
-pub struct UserModule {
+pub struct PtxSource {
     pub ptx: String,
     /// True if the PTX was compiled from CUDA C++, false if the file itself is PTX.
     pub cuda_source: bool,
@@ -50,7 +50,7 @@ impl CompilerOptions {
     }
 
     /// Returns the file's text if it is PTX; else compiles it for the architecture and returns the compiler's PTX.
-    pub fn module(&self, file: &Path, architecture: Option<&str>) -> Result<UserModule> {
+    pub fn read_or_compile(&self, file: &Path, architecture: Option<&str>) -> Result<PtxSource> {
         let bytes = output::read_file(file)?;
         let text = String::from_utf8_lossy(&bytes);
         let is_ptx = match file.extension().and_then(|e| e.to_str()) {
@@ -59,7 +59,7 @@ impl CompilerOptions {
             _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
         };
         if is_ptx {
-            return Ok(UserModule { ptx: text.into_owned(), cuda_source: false });
+            return Ok(PtxSource { ptx: text.into_owned(), cuda_source: false });
         }
         let options = UserCompilerOptions {
             include: &self.include,
@@ -69,7 +69,7 @@ impl CompilerOptions {
             stand_ins: HEADER_NAMES_AND_TEXTS,
         };
         compile::compile_user_file(file, architecture.unwrap_or("sm_90a"), &options)
-            .map(|built| UserModule { ptx: built.ptx, cuda_source: true })
+            .map(|built| PtxSource { ptx: built.ptx, cuda_source: true })
             .map_err(|e| compiler_error(&e, file))
     }
 }

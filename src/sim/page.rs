@@ -12,7 +12,7 @@ use reel_sim::finding::Finding;
 use reel_sim::report::{CountReport, LineCounts};
 use reel_sim::roofline::Roofline;
 
-use super::entry::{demangle_symbols, signature};
+use super::entry::{demangle_symbols, demangled_signature};
 use super::show::{RunDisplay, readable_message};
 
 /// Number of lines shown around each executed line or finding of a long source.
@@ -30,7 +30,7 @@ td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,tran
 
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
-    let name = signature(&run.kernel.name);
+    let name = demangled_signature(&run.kernel.name);
     let mut page = Page::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
     let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
     page.add(&format!(

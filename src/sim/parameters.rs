@@ -41,7 +41,7 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     let functions = &program.module.functions;
     let function = functions.iter().find(|f| f.kernel && !f.declaration && f.name == kernel.name);
     let declared = function.map_or(&[][..], |f| &f.params);
-    let signature = entry::signature(&kernel.name);
+    let signature = entry::demangled_signature(&kernel.name);
     // The mangled symbol of a C++ function without C linkage contains the types in the source.
     let sources = entry::parameter_types(&signature).filter(|types| types.len() == declared.len());
     let one = |(index, p): (usize, &reel_sim::ptx::ast::Param)| {

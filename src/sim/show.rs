@@ -12,8 +12,8 @@ use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
-use super::causes::{Cause, causes, first_clause};
-use super::entry::{demangle_symbols, signature};
+use super::causes::{FindingGroup, first_clause, group_by_cause};
+use super::entry::{demangle_symbols, demangled_signature};
 use super::quote::SourceQuotes;
 use super::remarks::{Remark, remarks};
 
@@ -58,7 +58,7 @@ impl RunDisplay<'_> {
 
     /// Returns the report as JSON.
     pub fn json(&self) -> Value {
-        let causes = causes(self.findings());
+        let causes = group_by_cause(self.findings());
         let follows = |f: &Finding| causes.iter().any(|c| c.may_follow.iter().any(|other| std::ptr::eq(*other, f)));
         let findings: Vec<Value> = self.findings().map(|f| finding_json(f, follows(f))).collect();
         let counts = self.counts();
@@ -116,7 +116,7 @@ impl RunDisplay<'_> {
         for note in self.notes() {
             out += &format!("note: {note}\n");
         }
-        for Cause { finding, may_follow } in causes(self.findings()) {
+        for FindingGroup { finding, may_follow } in group_by_cause(self.findings()) {
             self.add_finding(&mut out, finding);
             for f in may_follow {
                 let (kind, file, clause) = (f.kind.name(), &self.quotes.name, first_clause(f));
@@ -124,7 +124,7 @@ impl RunDisplay<'_> {
             }
         }
         if !quiet {
-            out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
+            out += &format!("{}: {}: {}\n", self.file, demangled_signature(&self.kernel.name), self.verdict());
         }
         out
     }
@@ -132,7 +132,7 @@ impl RunDisplay<'_> {
     /// Returns the number of findings and of runs as text, such as `1 finding in 8 interleavings`. Findings that may
     /// follow from other findings are not counted.
     pub fn verdict(&self) -> String {
-        let verdict = match causes(self.findings()).len() {
+        let verdict = match group_by_cause(self.findings()).len() {
             0 if self.count_only => "counted".to_string(),
             0 => "no defects found".to_string(),
             1 => "1 finding".to_string(),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::modules::Graph;
+use crate::modules::DependencyGraph;
 
 /// Returns the part of a crate that a file belongs to: a file in `src`, or a folder in `src` with all its subfolders.
 fn part(file: &str) -> &str {
@@ -11,7 +11,7 @@ fn part(file: &str) -> &str {
 }
 
 /// Returns the files of a shortest dependency path from `from` to `to`, both included.
-fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
+fn shortest_path(graph: &DependencyGraph, from: &str, to: &str) -> Option<Vec<String>> {
     let (mut before, mut queue) = (BTreeMap::new(), VecDeque::from([from.to_string()]));
     while let Some(file) = queue.pop_front() {
         if file == to {
@@ -34,11 +34,11 @@ fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
 
 /// Returns the shortest circle through each dependency between two parts of the crate. A circle's first file is not
 /// repeated at its end.
-fn circles(graph: &Graph) -> Vec<Vec<String>> {
+fn circles(graph: &DependencyGraph) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (from, named) in &graph.0 {
         for to in named.keys().filter(|to| part(to) != part(from)) {
-            found.extend(way(graph, to, from));
+            found.extend(shortest_path(graph, to, from));
         }
     }
     found
@@ -46,7 +46,7 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
 
 /// Describes the shortest circular dependency between parts of the crate, and how many files are in such circles.
 /// Returns `None` if there are none.
-pub fn describe_shortest_circle(graph: &Graph) -> Option<String> {
+pub fn describe_shortest_circle(graph: &DependencyGraph) -> Option<String> {
     let all = circles(graph);
     let files: BTreeSet<&String> = all.iter().flatten().collect();
     let circle = all.iter().min_by_key(|circle| circle.len())?;

@@ -8,7 +8,7 @@ use crate::tokens::{Token, index_after_brackets, tokens};
 
 /// The first line in which a file names an item of another file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mention {
+pub struct ItemUse {
     /// The line, counted from 1.
     pub line: usize,
     /// The name of the item.
@@ -17,12 +17,12 @@ pub struct Mention {
 
 /// The dependencies between the files of a crate: for each file, the files whose items it names.
 #[derive(Clone, Debug, Default)]
-pub struct Graph(pub BTreeMap<String, BTreeMap<String, Mention>>);
+pub struct DependencyGraph(pub BTreeMap<String, BTreeMap<String, ItemUse>>);
 
-impl Graph {
+impl DependencyGraph {
     /// Returns the dependencies as `from -> to`, sorted.
     pub fn dependency_names(&self) -> Vec<String> {
-        let of_file = |(from, to): (&String, &BTreeMap<String, Mention>)| -> Vec<String> {
+        let of_file = |(from, to): (&String, &BTreeMap<String, ItemUse>)| -> Vec<String> {
             to.keys().map(|to| format!("{from} -> {to}")).collect()
         };
         self.0.iter().flat_map(of_file).collect()
@@ -55,17 +55,17 @@ pub fn crate_root_files(repository: &Path, folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Returns the dependencies between the files of the crate whose root file is `root`, relative to `repository`.
-pub fn file_dependencies(repository: &Path, root: &Path) -> Graph {
+pub fn file_dependencies(repository: &Path, root: &Path) -> DependencyGraph {
     let mut tree = Modules { repository: repository.to_path_buf(), ..Modules::default() };
     let folder = root.parent().expect("a folder").to_path_buf();
     tree.add_file(None, root.to_path_buf(), folder);
-    let mut graph = Graph::default();
+    let mut graph = DependencyGraph::default();
     for module in &tree.modules {
         for path in &module.paths {
             let Some((to, item)) = tree.file_of(module.id, &path.names, &mut BTreeSet::new()) else { continue };
             if to != module.file {
                 let named = graph.0.entry(module.file.clone()).or_default();
-                named.entry(to).or_insert(Mention { line: path.line, item });
+                named.entry(to).or_insert(ItemUse { line: path.line, item });
             }
         }
     }

@@ -131,7 +131,7 @@ impl Browser {
 
     /// Returns the visible text of the first element that the selector finds. Fails if the element is hidden.
     #[track_caller]
-    pub fn text(&mut self, selector: &str) -> String {
+    pub fn visible_text(&mut self, selector: &str) -> String {
         let find = format!("const e = document.querySelector({});", json!(selector));
         let text = self.eval(&format!("(() => {{ {find} return e?.checkVisibility() ? e.innerText : null; }})()"));
         text.as_str().unwrap_or_else(|| panic!("no {selector} is shown")).to_string()
@@ -139,7 +139,7 @@ impl Browser {
 
     /// Returns the number of elements that the selector finds.
     #[track_caller]
-    pub fn count(&mut self, selector: &str) -> u64 {
+    pub fn count_elements(&mut self, selector: &str) -> u64 {
         self.eval(&format!("document.querySelectorAll({}).length", json!(selector))).as_u64().unwrap()
     }
 
@@ -186,7 +186,7 @@ impl Browser {
     }
 
     /// Presses a key: `Enter`, `Escape`, an arrow, `End`, a letter, or with `shift` Shift and the key.
-    pub fn press(&mut self, key: &str, shift: bool) {
+    pub fn press_key(&mut self, key: &str, shift: bool) {
         let (code, text) = match key {
             "Enter" => (13, "\r"),
             "Escape" => (27, ""),
@@ -235,7 +235,7 @@ impl Browser {
     }
 
     /// Sets the colour scheme that the operating system prefers.
-    pub fn prefer_colors(&mut self, scheme: &str) {
+    pub fn set_preferred_color_scheme(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call_method("Emulation.setEmulatedMedia", json!({"features": features}));
     }

@@ -75,7 +75,7 @@ impl ChatEndpoint {
     }
 
     /// Returns the number of chat requests so far.
-    pub fn count(&self) -> usize {
+    pub fn request_count(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 }

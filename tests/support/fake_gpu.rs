@@ -8,11 +8,11 @@ use reel_device::{Arch, Device};
 
 /// Returns a fake GPU with `memory` bytes, and a device `cuda` on it.
 pub fn fake_cuda(memory: u64) -> (FakeDriver, Device) {
-    cuda_device_of(FakeDriver::new(Arch::A100, memory))
+    open_cuda_device(FakeDriver::new(Arch::A100, memory))
 }
 
 /// Opens a device `cuda` on a fake GPU.
-pub fn cuda_device_of(fake: FakeDriver) -> (FakeDriver, Device) {
+pub fn open_cuda_device(fake: FakeDriver) -> (FakeDriver, Device) {
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))
 }

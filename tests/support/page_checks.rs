@@ -62,8 +62,8 @@ pub fn check_width(page: &mut Browser, width: u32, height: u32) {
 pub fn check_layout(page: &mut Browser) {
     check_width(page, 390, 844);
     let color = "getComputedStyle(document.body).backgroundColor";
-    page.prefer_colors("dark");
+    page.set_preferred_color_scheme("dark");
     assert_eq!(page.eval(color), "rgb(16, 18, 22)");
-    page.prefer_colors("light");
+    page.set_preferred_color_scheme("light");
     assert_eq!(page.eval(color), "rgb(251, 251, 250)");
 }

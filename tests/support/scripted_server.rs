@@ -69,7 +69,7 @@ impl ScriptedServer {
 
     /// Waits for the next chat request and returns its body.
     #[track_caller]
-    pub fn next_chat(&self) -> Value {
+    pub fn next_chat_request(&self) -> Value {
         match self.seen.recv_timeout(REQUEST_TIMEOUT) {
             Ok(ServerEvent::Chat(body)) => body,
             other => panic!("no chat request: {other:?}"),
@@ -78,7 +78,7 @@ impl ScriptedServer {
 
     /// Waits until the client has closed the connection.
     #[track_caller]
-    pub fn wait_until_gone(&self) {
+    pub fn wait_until_client_disconnects(&self) {
         let seen = self.seen.recv_timeout(REQUEST_TIMEOUT);
         assert!(matches!(seen, Ok(ServerEvent::Gone)), "the client is still connected: {seen:?}");
     }

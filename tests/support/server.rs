@@ -40,7 +40,7 @@ impl Server {
     }
 
     /// Starts a server whose stderr the test can read.
-    pub fn start_logged(args: &[&str]) -> Server {
+    pub fn start_with_piped_stderr(args: &[&str]) -> Server {
         let folder = TempDir::new().unwrap();
         let model = tiny_model(folder.path());
         let mut command = serve_command(&model, args);
@@ -63,7 +63,7 @@ impl Server {
 
     /// Starts a training run with `--serve` and returns its server. The run prints the server's address on stderr
     /// first.
-    pub fn of_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
+    pub fn start_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
@@ -91,7 +91,7 @@ impl Server {
 
     /// Checks that the server answers a plain request within the time limit.
     #[track_caller]
-    pub fn assert_answers(&self) {
+    pub fn assert_still_answers(&self) {
         let begun = Instant::now();
         self.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
         assert!(begun.elapsed() < Duration::from_secs(20), "an answer took {:?}", begun.elapsed());
