@@ -77,15 +77,15 @@ impl MediaFlags {
 
     /// Checks the limits that the options set, and returns them. They take precedence over the limits of the profile
     /// and over those that a chat message sets for its image or video.
-    pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
-        let overrides = self.unchecked_overrides();
+    pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
+        let overrides = self.unchecked_limit_overrides();
         overrides.validate(profile).map_err(media_error_to_usage_error)?;
         Ok(overrides)
     }
 
     /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
     /// would do with them.
-    pub fn unchecked_overrides(&self) -> MediaOverrides {
+    pub fn unchecked_limit_overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
             fps: self.fps,

@@ -200,7 +200,7 @@ impl MessageFlags {
 
     /// Refuses wrong frame and pixel options, before a model is looked up or downloaded.
     pub fn validate(&self) -> Result<()> {
-        self.media.overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
+        self.media.limit_overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
     }
 
     /// Returns the folder that the media paths in the rows of a data file are relative to: `--media-root`, else the
@@ -252,8 +252,8 @@ pub fn media_options(
     let profile = trained.as_ref().map_or(media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
     Ok(MediaOptions {
         profile,
-        overrides: media.overrides(profile)?,
-        trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
+        overrides: media.limit_overrides(profile)?,
+        trained: trained.map(|trained| trained.flags.limit_overrides(profile)).transpose()?.unwrap_or_default(),
         decoder: worker.decode_worker(common)?,
         access,
         second_per_grid: SecondPerGrid::True,

@@ -8,7 +8,9 @@ use clap::Args;
 use reel_report::run_page;
 
 use crate::common::CommonOptions;
-use crate::eval::page::{EvaluationPageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
+use crate::eval::page::{
+    EvaluationPageFlags, REPORT_PAGE_FILE, is_evaluation, read_evaluation_run, write_evaluation_page,
+};
 use crate::eval::results::tasks_of_output_folder;
 use crate::fail::usage_error;
 use crate::media::WorkerFlags;
@@ -90,13 +92,15 @@ impl ReportArgs {
             let help = format!("give the second of two evaluations as --against {}", other.display());
             return Err(usage_error(&other.display().to_string(), what, help));
         }
-        let run = read_run(folder, &tasks_of_output_folder(folder, self.benchmark.as_deref())?)?;
+        let run = read_evaluation_run(folder, &tasks_of_output_folder(folder, self.benchmark.as_deref())?)?;
         let against = match &self.against {
             None => None,
-            Some(other) => Some(read_run(other, &tasks_of_output_folder(other, self.benchmark.as_deref())?)?),
+            Some(other) => {
+                Some(read_evaluation_run(other, &tasks_of_output_folder(other, self.benchmark.as_deref())?)?)
+            }
         };
         let source = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
-        write_page(out, &run, against.as_ref(), &source, common)
+        write_evaluation_page(out, &run, against.as_ref(), &source, common)
     }
 }
 

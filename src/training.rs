@@ -113,7 +113,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         Ok(MediaOptions {
             profile,
-            overrides: self.media.overrides(profile)?,
+            overrides: self.media.limit_overrides(profile)?,
             trained: MediaOverrides::default(),
             decoder: self.worker.decode_worker(&self.common)?,
             access: self.access.media_access(&self.options.media_root()),

@@ -35,7 +35,7 @@ use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::{output, prompt};
-use progress::{Progress, timing_line};
+use progress::{BenchmarkProgress, timing_line};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
 /// compare two results.
@@ -508,7 +508,7 @@ impl OpArgs {
             return timers.into_iter().try_for_each(|timer| Ok((timer.time)().map(drop)?));
         }
         let limits = PublishedLimits::of_device(&device);
-        let progress = Progress::new(common.quiet || common.json);
+        let progress = BenchmarkProgress::new(common.quiet || common.json);
         progress.show("measuring the roofline ceilings of this machine");
         let mut ceilings = Ceilings::measure(&device)?;
         progress.clear();
@@ -579,7 +579,7 @@ impl OpArgs {
 
     /// Reads the GPU's counters by running this measurement again under ncu. Without ncu, or if ncu fails, returns no
     /// counters and says why in one line on stderr.
-    fn counters(&self, common: &CommonOptions, progress: &Progress) -> Vec<KernelCounters> {
+    fn counters(&self, common: &CommonOptions, progress: &BenchmarkProgress) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
             reel_diagnostic::note!(
                 "bench: the GPU's counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"

@@ -6,12 +6,12 @@ use reel_diagnostic::note;
 
 /// Prints on stderr what is being timed. On a terminal, each line replaces the previous one; elsewhere, each is
 /// printed as a new line.
-pub struct Progress {
+pub struct BenchmarkProgress {
     is_quiet: bool,
     is_terminal: bool,
 }
 
-impl Progress {
+impl BenchmarkProgress {
     /// Creates a progress display on stderr. It prints nothing if `is_quiet`.
     pub fn new(is_quiet: bool) -> Self {
         Self { is_quiet, is_terminal: std::io::stderr().is_terminal() }
@@ -41,7 +41,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for BenchmarkProgress {
     fn drop(&mut self) {
         self.clear();
     }

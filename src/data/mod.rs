@@ -93,7 +93,7 @@ impl InspectFlags {
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
         let media = MediaOptions {
             profile,
-            overrides: self.media.overrides(profile)?,
+            overrides: self.media.limit_overrides(profile)?,
             decoder: self.worker.decode_worker(common)?,
             access: self.access.media_access(&media_root),
             ..MediaOptions::default()

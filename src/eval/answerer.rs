@@ -24,11 +24,11 @@ use crate::{interrupt, model};
 /// The source of the answers: a model in this process, or a server.
 pub(super) enum AnswerSource<'c> {
     Model(Box<Predictor<'c>>),
-    Server(Box<Server<'c>>),
+    Server(Box<ChatApiServer<'c>>),
 }
 
 /// A server with OpenAI's chat API.
-pub(super) struct Server<'c> {
+pub(super) struct ChatApiServer<'c> {
     client: ChatClient,
     url: String,
     /// The name of the model in the server's list of models.
@@ -63,7 +63,7 @@ impl<'c> AnswerSource<'c> {
                 let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref(), quiet)?;
                 options.server.concurrency()?;
                 let model = model_name(&client)?;
-                Ok(Self::Server(Box::new(Server { client, url: url.clone(), model, options, common })))
+                Ok(Self::Server(Box::new(ChatApiServer { client, url: url.clone(), model, options, common })))
             }
             _ => Err(usage_error("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
         }
@@ -114,7 +114,7 @@ impl<'c> AnswerSource<'c> {
     }
 }
 
-impl Server<'_> {
+impl ChatApiServer<'_> {
     fn run(&self, job: PredictionJob<'_>) -> Result<()> {
         let rows = job.rows.data().len();
         let data = (job.data.0, job.data.1, rows);

@@ -73,14 +73,14 @@ impl MergeArgs {
         }
         results::write_lm_eval_results(&self.folder, &scored)?;
         let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
-        page::write_page(
-            &page::page_path(&self.folder),
-            &page::read_run(&self.folder, &tasks)?,
+        page::write_evaluation_page(
+            &page::evaluation_page_path(&self.folder),
+            &page::read_evaluation_run(&self.folder, &tasks)?,
             None,
             &frames,
             common,
         )?;
-        results::print_reports(&scored, common)?;
+        results::print_benchmark_reports(&scored, common)?;
         results::error_if_rows_failed(&scored, &self.folder)
     }
 }

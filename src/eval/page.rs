@@ -64,7 +64,7 @@ impl EvaluationPageFlags {
 ///
 /// # Errors
 /// A file is missing or damaged, has the answers of another benchmark, or the scores are not those of the answers.
-pub fn read_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
+pub fn read_evaluation_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
     let benchmarks = tasks.iter().map(|task| read_benchmark(folder, task)).collect::<Result<_>>()?;
     Ok(EvaluationRun { name: folder.display().to_string(), benchmarks })
 }
@@ -94,7 +94,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
 
 /// Writes the page of a run. If `against` is given, the page shows this second run over the same questions beside the
 /// first.
-pub fn write_page(
+pub fn write_evaluation_page(
     page: &Path,
     run: &EvaluationRun,
     against: Option<&EvaluationRun>,
@@ -131,6 +131,6 @@ pub fn is_evaluation(folder: &Path) -> bool {
 }
 
 /// Returns the path of the evaluation page in the folder `out`.
-pub fn page_path(out: &Path) -> PathBuf {
+pub fn evaluation_page_path(out: &Path) -> PathBuf {
     out.join(REPORT_PAGE_FILE)
 }

@@ -108,7 +108,7 @@ impl EvaluationProtocol {
     /// file.
     fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
-        let overrides = self.media.overrides(profile)?;
+        let overrides = self.media.limit_overrides(profile)?;
         for clip in loaded.rows.iter_mut().filter_map(|row| row.video.as_mut()) {
             if !self.clips {
                 (clip.start, clip.end) = (None, None);

@@ -146,18 +146,18 @@ pub fn write_json(file: &Path, value: &Value) -> Result<()> {
 }
 
 /// Prints the scores of benchmarks: as a list of JSON objects, or as tables in percent.
-pub fn print_reports(scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
+pub fn print_benchmark_reports(scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
     if common.hides_result {
         return Ok(());
     }
     if common.json {
         return output::print_json(&scored.iter().map(|scored| &scored.report).collect::<Vec<_>>());
     }
-    scored.iter().try_for_each(|scored| print_report(&scored.report))
+    scored.iter().try_for_each(|scored| print_benchmark_report(&scored.report))
 }
 
 /// Prints the scores of a benchmark as a table, in percent.
-pub fn print_report(report: &BenchmarkReport) -> Result<()> {
+pub fn print_benchmark_report(report: &BenchmarkReport) -> Result<()> {
     // Longer names only shift their own line. The limit is needed because a format width above 65535 would panic.
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).clamp(10, 60);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {

@@ -77,8 +77,14 @@ pub(super) fn evaluate(
         results::write_lm_eval_results(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
-        page::write_page(&page::page_path(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
-        results::print_reports(&scored, common)?;
+        page::write_evaluation_page(
+            &page::evaluation_page_path(out),
+            &page::read_evaluation_run(out, &tasks)?,
+            None,
+            &frames,
+            common,
+        )?;
+        results::print_benchmark_reports(&scored, common)?;
     }
     Ok(scored)
 }
@@ -126,7 +132,7 @@ impl EvalRunFlags {
             self.model.as_deref().and_then(|model| TrainingMediaSettings::read_from_run_folder(Path::new(model)));
         let default = trained
             .map_or(Ok(MediaProfile::VideorftEval), |trained| trained.flags.profile(MediaProfile::VideorftEval))?;
-        self.media.overrides(self.media.profile(default)?).map(drop)
+        self.media.limit_overrides(self.media.profile(default)?).map(drop)
     }
 
     /// Returns the protocol by which the benchmarks in `data` are evaluated.
@@ -188,7 +194,8 @@ fn answer(
 /// Refuses to write the results of a benchmark over its data files.
 fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let answers = results::predictions_file(out, &benchmark.task.name);
-    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::page_path(out)];
+    let scores =
+        [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::evaluation_page_path(out)];
     let outputs = companion_paths(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {

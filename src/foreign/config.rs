@@ -45,7 +45,7 @@ pub fn read_config_file(t: &mut CommandTranslation) {
     }
     t.remove_option("config");
     t.is_foreign = true;
-    let command_line = Layer {
+    let command_line = CommandLineSettings {
         settings: std::mem::take(&mut t.settings),
         parts: std::mem::take(&mut t.parts),
         weights: std::mem::take(&mut t.weights),
@@ -74,17 +74,17 @@ pub fn read_config_file(t: &mut CommandTranslation) {
 }
 
 /// The settings from the command line. They override those of the configuration file.
-struct Layer {
+struct CommandLineSettings {
     settings: Vec<OptionSetting>,
     parts: BTreeMap<&'static str, String>,
     weights: TrainedWeights,
 }
 
-impl Layer {
+impl CommandLineSettings {
     /// Lets the settings of the command line override those that the configuration file has set. Adds to `lost` each
     /// overridden key whose name in the file differs from the name on the command line.
     fn cover(self, t: &mut CommandTranslation, lost: &mut Vec<String>) {
-        let Layer { settings, parts, weights } = self;
+        let CommandLineSettings { settings, parts, weights } = self;
         let above = |name: &str| settings.iter().find(|setting| setting.name == name);
         let loses = |s: &&OptionSetting| above(&s.name).is_some_and(|setting| setting.values != s.values);
         lost.extend(t.settings.iter().filter(loses).map(|setting| setting.shown.clone()));

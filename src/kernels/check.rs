@@ -118,7 +118,7 @@ impl KernelsCheckArgs {
     /// Compiles the selected kernels for all selected architectures.
     fn compile(&self, common: &CommonOptions) -> Result<Vec<CompiledSource>> {
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
-        let mut done = compile_all(&self.sources()?, &archs, common)?;
+        let mut done = compile_all_sources(&self.sources()?, &archs, common)?;
         if let Some(name) = &self.kernel {
             for checked in done.iter_mut().filter_map(|d| d.checked.as_mut().ok()) {
                 retain_kernel(checked, name);
@@ -136,7 +136,7 @@ impl KernelsCheckArgs {
 
 /// Compiles every source file for every architecture, in parallel. Prints the compile time of each compilation that
 /// takes longer than a second.
-pub fn compile_all(
+pub fn compile_all_sources(
     sources: &[&'static Source],
     archs: &[String],
     common: &CommonOptions,

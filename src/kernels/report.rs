@@ -8,7 +8,7 @@ use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
 use reel_measure::roofline_page::{RooflinePage, is_page_of_gpu, roofline_page};
 
-use super::check::compile_all;
+use super::check::compile_all_sources;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -46,7 +46,11 @@ impl KernelsReportArgs {
         if is_page_of_gpu(gpu, times)? {
             // Compiles all kernels in parallel beforehand. Otherwise the page would request the register counts one
             // by one, and each request would compile one kernel. Without NVRTC the page has no register counts.
-            compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
+            compile_all_sources(
+                &FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(),
+                &["sm_90a".to_string()],
+                common,
+            )?;
         }
         let RooflinePage { html, kernel_count: kernels } = roofline_page(gpu, times)?;
         output::write_file(&self.out, html.as_bytes())?;
