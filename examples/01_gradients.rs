@@ -1,4 +1,4 @@
-//! Tensors, the tape and an optimizer: fits `y = x Wᵀ` to known weights by gradient descent.
+//! Uses tensors, the tape and an optimizer to fit `y = x Wᵀ` by gradient descent to targets of known weights.
 //!
 //!     cargo run --release --example 01_gradients
 

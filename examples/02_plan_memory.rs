@@ -1,5 +1,5 @@
-//! The device `dry`: it runs the code of a forward and backward pass without computing, and reports the memory that
-//! the pass would need.
+//! Plans memory with the device `dry`, which runs the code of a forward and backward pass without computing and
+//! reports the memory that the pass would need.
 //!
 //! ```text
 //!     cargo run --release --example 02_plan_memory

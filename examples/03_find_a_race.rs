@@ -1,5 +1,5 @@
-//! The simulator as a library: finds the race of a PTX kernel that lacks a barrier, and no race in the same kernel with
-//! the barrier.
+//! Uses the simulator as a library: it finds a race in a PTX kernel that lacks a barrier, and none in the same kernel
+//! with the barrier.
 //!
 //!     cargo run --release --example 03_find_a_race
 
@@ -12,8 +12,8 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use reel_sim::value::ElementType;
 
-/// Returns the PTX of a kernel: thread i stores i to shared memory, executes `barrier`, and loads the value that its
-/// neighbour stored.
+/// Returns the PTX of a kernel with the instruction `barrier`: thread i stores i to shared memory, executes
+/// `barrier`, and loads the value that its neighbour stored.
 fn shift(barrier: &str) -> String {
     format!(
         "
@@ -42,7 +42,7 @@ fn shift(barrier: &str) -> String {
     )
 }
 
-/// Returns the simulator's findings for the kernel with 64 threads, over eight interleavings.
+/// Returns the simulator's findings for the kernel with 64 threads, in eight interleavings.
 fn findings(source: &str) -> Result<Vec<Finding>, Box<dyn Error>> {
     let program = Program::parse(source)?;
     let kernel = program.kernel("shift")?;

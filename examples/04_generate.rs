@@ -1,4 +1,5 @@
-//! From a model folder and a question to an answer: tokenizer, chat template, engine. The model is tiny and random.
+//! Generates answers to a question with a model folder: tokenizer, chat template, engine. The model is tiny and has
+//! random weights.
 //!
 //!     cargo run --release --example 04_generate
 
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weights = Qwen25Vl::open(&device, &Checkpoint::open(&model)?, &bundle.config, DType::F32)?;
     let engine = Engine::new(&weights, &Cx::inference(&device, DType::F32))?;
 
-    // Three answers to one prompt; they share the KV cache of the prompt.
+    // The request asks for three completions of one prompt, which share the prompt's KV cache.
     let request = GenerationRequest {
         sampling: SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() },
         max_new_tokens: 12,

@@ -1,4 +1,4 @@
-//! Rewards and advantages of a group of completions, by the rules of the VideoRFT and Video-R1 papers.
+//! Computes rewards and advantages of a group of completions by the rules of the VideoRFT and Video-R1 papers.
 //!
 //!     cargo run --release --example 05_rewards
 

@@ -2,7 +2,7 @@
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
 //!   (`--output_dir`; `reel_runs::foreign_options`).
-//! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, and no unknown
+//! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, not an unknown
 //!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
 //! - An option that takes one value is refused if it is given twice; a switch without a value may be repeated.
@@ -44,7 +44,7 @@ pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsStr
 
 /// Refuses command-line words that are not UTF-8. Paths appear as text in JSON results, records of runs and message
 /// files, where other bytes could not be written. `parser` knows which options take paths.
-pub fn refuse_other_encodings(words: &[OsString], parser: &Command) -> anyhow::Result<()> {
+pub fn refuse_non_utf8_words(words: &[OsString], parser: &Command) -> anyhow::Result<()> {
     let Some(at) = words.iter().position(|word| word.to_str().is_none()) else { return Ok(()) };
     let word = words[at].as_encoded_bytes().escape_ascii().to_string();
     let before = at.checked_sub(1).and_then(|before| words[before].to_str()).unwrap_or_default();
@@ -61,12 +61,13 @@ pub fn refuse_other_encodings(words: &[OsString], parser: &Command) -> anyhow::R
     Err(usage_error(&option, format!("is {value}, which is not UTF-8"), help))
 }
 
-/// Whether the value of the option `name`, such as `--out`, is a path; `None` if no command has an option of this name.
+/// Returns true if the value of the option `name`, such as `--out`, is a path; `None` if no command has this option.
 fn option_takes_path(name: &str, parser: &Command) -> Option<bool> {
     let long = name.strip_prefix("--")?;
     let is_option = |a: &&Arg| a.get_long() == Some(long) || a.get_all_aliases().is_some_and(|all| all.contains(&long));
     let is_path = |a: &Arg| {
-        // Some options take a path or another name, such as a model's id, and so are texts for the parser.
+        // Values that are either a path or a name, such as a model id, have the type string in the parser. The
+        // placeholder of the value in the help text (such as FILE or MODEL) shows that it may be a path.
         let names = a.get_value_names().into_iter().flatten();
         let names_path = |name: &str| ["FILE", "DIR", "MODEL", "OUT", "F."].iter().any(|part| name.contains(part));
         a.get_value_parser().type_id() == TypeId::of::<PathBuf>() || names.map(|n| n.as_str()).any(names_path)
@@ -95,7 +96,7 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
 }
 
 /// Returns the parser with the changes that this module describes.
-pub fn with_uniform_arguments(root: Command) -> Command {
+pub fn with_additional_spellings(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
     let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, "", |_| false)).collect();
     root.mut_args(|argument| adapt_argument(argument, "", |_| false)).mut_subcommands(|inner| {
@@ -105,8 +106,8 @@ pub fn with_uniform_arguments(root: Command) -> Command {
     })
 }
 
-/// Adds the options `common` and further spellings of all options to the subcommand `path` (such as `sim run`) and to
-/// those below it.
+/// Adds the common options and other spellings of all options to the subcommand `path` (such as `sim run`) and to its
+/// own subcommands.
 fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command {
     let trains = ["sft", "grpo", "plan sft", "plan grpo"].contains(&path);
     let options: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
@@ -129,9 +130,9 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
     })
 }
 
-/// Makes the parser accept underscores in an option's name, Python's words for true and false as its value, and the
-/// names that other programs give this option of the subcommand `path`, unless such a name is another option of the
-/// command (`is_option`).
+/// Makes the parser accept further spellings of an option of the subcommand `path`: underscores in its name, the
+/// words that Python uses for true and false as its value, and the names of this option in other programs. A name
+/// that is itself an option of the command (`is_option`) is not added.
 fn adapt_argument(argument: Arg, path: &str, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
     let foreign =
@@ -209,7 +210,7 @@ fn has_effect(option: &str, path: &str) -> bool {
         "plan serve",
     ];
     let one_of = |paths: &[&str]| paths.contains(&path);
-    // `curate` runs models of folders on the device.
+    // `curate` runs models from local folders on the device.
     let on_device = one_of(&MODEL) || one_of(&["bench op", "replay", "kernels check", "curate"]);
     let plans = path.starts_with("plan");
     match option {
@@ -308,8 +309,8 @@ mod tests {
         }
     }
 
-    /// Every option that takes one value is refused if it is given twice, and the message names the option. Switches
-    /// may be repeated.
+    /// Every option that takes one value is refused if it is given twice, and the error message names the option.
+    /// Switches may be repeated.
     #[test]
     fn options_given_twice_are_refused() {
         use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -410,7 +411,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let refused = |words: &[&[u8]]| {
             let words: Vec<OsString> = words.iter().map(|word| OsString::from_vec(word.to_vec())).collect();
-            refuse_other_encodings(&words, &cli::command()).map_err(|e| e.to_string())
+            refuse_non_utf8_words(&words, &cli::command()).map_err(|e| e.to_string())
         };
         let what = "is k\\xff, which is not UTF-8";
         let path = "rename the file or folder";

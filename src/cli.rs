@@ -104,7 +104,7 @@ pub enum Command {
 
 /// Returns the parser of the command line.
 pub fn command() -> clap::Command {
-    arguments::with_uniform_arguments(Cli::command())
+    arguments::with_additional_spellings(Cli::command())
 }
 
 /// Runs the subcommand `name`; `matches` are its parsed arguments.

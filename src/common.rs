@@ -57,7 +57,7 @@ pub struct CommonOptions {
     #[arg(short, long, global = true, display_order = 911)]
     #[serde(skip)]
     pub verbose: bool,
-    /// Whether another command runs this one and shows its result in its own way: no result is printed on stdout.
+    /// Whether this command prints no result, because another command runs it and shows the result itself.
     #[arg(skip)]
     #[serde(skip)]
     pub hides_result: bool,
@@ -67,15 +67,15 @@ pub struct CommonOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MatrixProductsName {
-    // The kernels of this program, on compute capability 9.0; the bits of a row's result do not depend on the other
-    // rows.
+    // The matrix product kernels of this program, which need compute capability 9.0. The bits of a row's result do
+    // not depend on the other rows.
     Own,
     // NVIDIA's library cuBLASLt.
     Cublaslt,
 }
 
 impl MatrixProductsName {
-    /// Converts this name to the value that device `cuda` takes.
+    /// Converts the value of `--products` to the device's type.
     pub fn to_products(self) -> MatmulImplementation {
         match self {
             Self::Own => MatmulImplementation::Own,
@@ -99,7 +99,7 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// Converts this name to the [`DType`] of the runtime's tensors.
+    /// Converts the value of `--dtype` to the [`DType`] of tensors.
     pub fn to_dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -112,11 +112,11 @@ impl DtypeName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
     Cpu,
-    /// The NVIDIA GPU with this index.
+    /// The NVIDIA GPU with this index (`cuda:N`).
     Cuda(usize),
-    /// The CUDA kernels on the simulator.
+    /// The simulator, which runs the CUDA kernels on the CPU.
     Sim,
-    /// No computation: allocations and operations are only counted.
+    /// Device `dry`, which computes nothing and only counts allocations and operations.
     Dry,
 }
 

@@ -102,7 +102,8 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     ])
 }
 
-/// Describes the number of threads, and the time until one thread reads what another one has written.
+/// Describes the number of threads and the latency between cores: the time until one thread reads what another thread
+/// has written.
 fn threads(count: usize) -> String {
     match limits::cache_line_handover_seconds(&Team::new(count)) {
         Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),
@@ -131,7 +132,7 @@ fn memory_and_disk() -> Vec<Finding> {
     ]
 }
 
-/// The findings about FFmpeg's libraries, and about the codecs that reel reads and writes.
+/// Checks FFmpeg's libraries and the codecs that reel needs.
 fn ffmpeg() -> Vec<Finding> {
     let missing = |help: &'static str| Finding::new("FFmpeg", "FFmpeg", None, help);
     let versions = match libraries::ffmpeg_library_names_and_versions() {
@@ -203,8 +204,8 @@ fn compilers() -> Vec<Finding> {
     findings
 }
 
-/// The variables that name a CUDA toolkit, if their folder does not exist or, for the first of them, has nothing that
-/// is used.
+/// Reports the environment variables for a CUDA toolkit whose value is not a folder. Also reports `REEL_CUDA`, the
+/// first of them, if no part of CUDA was found in its folder.
 fn useless_cuda_folders(group: &'static str, toolkit: &Toolkit) -> Vec<Finding> {
     let named = |name: &'static str| Some((name, PathBuf::from(env::var_os(name).filter(|value| !value.is_empty())?)));
     let describe = |(name, folder): (&'static str, PathBuf)| {
@@ -223,8 +224,8 @@ fn useless_cuda_folders(group: &'static str, toolkit: &Toolkit) -> Vec<Finding> 
     ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named).filter_map(describe).collect()
 }
 
-/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time. Opens only the driver's
-/// libraries, for their versions; looks for the others by file name.
+/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time. Only the driver's libraries
+/// are opened, for their versions; the other libraries are looked for by file name.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -273,7 +274,7 @@ fn gpu() -> Vec<Finding> {
     ]
 }
 
-/// Whether NVML can be used, from which power, clocks, temperature and throttling of a GPU are read.
+/// Checks whether NVML can be used. NVML reports the power, clocks, temperature and throttling of a GPU.
 fn nvml(group: &'static str) -> Finding {
     let install =
         "without NVML, power, clocks, temperature and throttling are not reported; it comes with NVIDIA's driver";
@@ -322,7 +323,7 @@ fn builtin(driver: Option<u32>) -> Option<String> {
     }
 }
 
-/// The first file whose name begins with `name`, in the folders that the dynamic loader searches.
+/// Returns the first file whose name begins with `name` in the folders that the dynamic loader searches.
 fn find_library(name: &str) -> Option<PathBuf> {
     let listed = |key: &str| env::var_os(key).map(|v| env::split_paths(&v).collect::<Vec<_>>()).unwrap_or_default();
     let mut folders = listed("LD_LIBRARY_PATH");
@@ -345,7 +346,7 @@ fn find_library(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// Models and data sets in the Hugging Face hub cache, and the token for downloads.
+/// Lists the models and data sets in the Hugging Face hub cache, and checks the access token for downloads.
 fn hub_cache() -> Vec<Finding> {
     let hub = Hub::from_environment();
     let folder = hub.cache.display();

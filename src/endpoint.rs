@@ -20,7 +20,7 @@ const MAX_CONCURRENCY: usize = 1024;
 /// How requests are sent to a server.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options for servers")]
-pub struct EndpointFlags {
+pub struct EndpointRequestFlags {
     /// Environment variable with the API key [default: OPENAI_API_KEY, if it is set]
     #[arg(long, value_name = "VAR")]
     api_key_env: Option<String>,
@@ -84,7 +84,7 @@ fn parse_request_field(text: &str) -> Result<(String, Value), String> {
     }
 }
 
-impl EndpointFlags {
+impl EndpointRequestFlags {
     /// Maximum number of requests in flight.
     pub fn concurrency(&self) -> Result<usize> {
         match self.concurrency {
@@ -106,8 +106,8 @@ impl EndpointFlags {
         self.price.is_some()
     }
 
-    /// A client for the model `model` of the server at `url`; `option` is the option that names the server. Unless
-    /// `quiet`, the client prints how long the server asks it to wait.
+    /// Creates a client for the model `model` of the server at `url`; `option` is the option that names the server.
+    /// Unless `quiet`, the client prints how long the server asks it to wait.
     pub fn client(&self, option: &str, url: &str, model: Option<&str>, quiet: bool) -> Result<ChatClient> {
         let options = ClientOptions {
             api_key: self.api_key()?,
@@ -157,7 +157,7 @@ fn seconds(option: &str, value: f64, may_be_zero: bool) -> Result<Duration> {
     duration.ok_or_else(|| usage_error(option, format!("is {value}"), "give seconds"))
 }
 
-/// The name of the model with which a server will answer.
+/// Returns the name of the model that the server will use to answer.
 pub fn model_name(client: &ChatClient) -> Result<String> {
     client.model(&AtomicBool::new(false)).map_err(|failure| endpoint_error(&failure))
 }

@@ -34,7 +34,8 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
 }
 
 /// Installs a panic hook that reports a panic in one line: as a defect of reel with its source location, or as a lack
-/// of threads. It prints nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
+/// of threads. The hook prints nothing about a panic that is converted to an error
+/// ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
         if is_panic_caught() {
@@ -49,8 +50,8 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// The error message of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created: this is not
-/// a defect of reel, so such a panic is recognised by its text, the only information that the hook gets.
+/// Returns the error message of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created.
+/// That is not a defect of reel, and only the text of the panic identifies it.
 fn describe_panic(what: &str, location: &str) -> String {
     const EAGAIN: i32 = 11;
     let contains = |texts: &[&str]| texts.iter().any(|text| what.contains(text));
@@ -59,7 +60,10 @@ fn describe_panic(what: &str, location: &str) -> String {
         let error = io::Error::from_raw_os_error(EAGAIN);
         return Diagnostic::cannot_start_thread("this command", &error).to_string();
     }
-    format!("internal: {} (at {location}); this is a defect of reel, please report it with the command", one_line(what))
+    format!(
+        "internal: {} (at {location}); this is a defect of reel, please report it with the command",
+        escape_to_one_line(what)
+    )
 }
 
 /// The exit code of a process that has done its work.
@@ -68,19 +72,19 @@ const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 /// The exit code after an error in the command line.
 pub const USAGE_ERROR_EXIT_CODE: u8 = 2;
-/// A process that a signal has stopped has this exit code plus the number of the signal.
+/// The exit code of a process that a signal has stopped is this number plus the number of the signal.
 pub const SIGNAL_EXIT_CODE_BASE: u8 = 128;
 
-/// An error whose message another process has printed. The exit code is `code`.
+/// An error that another process of the job has already printed. This process prints nothing and exits with `code`.
 #[derive(Debug, thiserror::Error)]
 #[error("another process of the command has ended with exit code {code}")]
-pub struct ReportedByOtherProcess {
+pub struct ErrorReportedByOtherProcess {
     pub code: u8,
 }
 
 /// Runs a command, prints its error, and returns the process's exit code.
 pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: bool) -> u8 {
-    // After a panic the exit code is that of any failure; the panic hook has already printed the message.
+    // A panic gives the exit code 1, as other failures do; the panic hook has already printed the message.
     catch_unwind(AssertUnwindSafe(command)).map_or(FAILURE, |result| print_error_and_exit_code(result, verbose))
 }
 
@@ -90,13 +94,13 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     if closed_pipe(&e) {
         return SUCCESS;
     }
-    if let Some(ReportedByOtherProcess { code }) = e.downcast_ref() {
+    if let Some(ErrorReportedByOtherProcess { code }) = e.downcast_ref() {
         return crate::interrupt::signal_exit_code().unwrap_or(*code);
     }
-    let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
+    let _ = writeln!(io::stderr(), "error: {}", redact_urls(&escape_to_one_line(&e.to_string())));
     if verbose {
         for cause in e.chain().skip(1) {
-            let _ = writeln!(io::stderr(), "  caused by: {}", redact_urls(&one_line(&cause.to_string())));
+            let _ = writeln!(io::stderr(), "  caused by: {}", redact_urls(&escape_to_one_line(&cause.to_string())));
         }
     }
     let wrong_options = e.is::<UsageError>()
@@ -120,13 +124,13 @@ pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
         return ExitCode::from(USAGE_ERROR_EXIT_CODE);
     }
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
-    reel_diagnostic::note!("error: {}", redact_urls(&usage_line(e, parser, words)));
+    reel_diagnostic::note!("error: {}", redact_urls(&usage_error_message(e, parser, words)));
     ExitCode::from(USAGE_ERROR_EXIT_CODE)
 }
 
 /// Returns the message of a parser error in the form `location: what; help`. `words` are the words of the command line
 /// after the program's name.
-pub fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
+pub fn usage_error_message(e: &clap::Error, parser: &Command, words: impl Iterator<Item = String>) -> String {
     let (command, path) = named_command(parser, words);
     let context = |kind| match e.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
@@ -208,10 +212,10 @@ pub fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item =
         }
         _ => None,
     };
-    line.map_or_else(|| joined_paragraphs(e), |line| one_line(&line))
+    line.map_or_else(|| joined_paragraphs(e), |line| escape_to_one_line(&line))
 }
 
-/// Returns what to use in place of a command that other programs have and reel has not.
+/// Returns the command of reel that does the work of a command of other programs, such as `sft` for `train`.
 fn command_for(name: &str) -> Option<&'static str> {
     Some(match name {
         "train" | "finetune" | "fine-tune" | "fit" => "use sft or grpo",
@@ -227,7 +231,7 @@ fn command_for(name: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns the message about an option of the other training command.
+/// Returns the message about an option of `reel grpo` that is given to `reel sft`, or the other way around.
 fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Option<String> {
     let name = option_names::field_name(argument);
     let other = match path {
@@ -240,7 +244,7 @@ fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Opti
     has.then(|| format!("{argument}: is an option of reel {other}, not of {path}; leave it out"))
 }
 
-/// Returns the subcommand that the words name, and its full name, such as `reel sim run`.
+/// Returns the parser of the subcommand that the words name, and its full name, such as `reel sim run`.
 fn named_command(parser: &Command, words: impl Iterator<Item = String>) -> (&Command, String) {
     words.fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(&word) {
         Some(inner) => (inner, format!("{path} {word}")),
@@ -259,7 +263,7 @@ fn number_kind_of(command: &Command, option: &str) -> Option<NumberKind> {
     number_kind(argument.get_value_parser())
 }
 
-/// Returns the message about an option that a command does not have; names the option that is probably meant.
+/// Returns the message about an option that a command does not have. The message suggests a similar option.
 fn unknown_argument_line(command: &Command, path: &str, argument: &str) -> String {
     if !argument.starts_with("--") {
         let what = if argument.starts_with('-') { "is not an option of" } else { "is not an argument of" };
@@ -320,7 +324,7 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
 /// `--help` to read.
 fn joined_paragraphs(e: &clap::Error) -> String {
     let rendered = e.render().to_string();
-    let mut paragraphs = rendered.split("\n\n").map(one_line);
+    let mut paragraphs = rendered.split("\n\n").map(escape_to_one_line);
     let what = paragraphs.next().unwrap_or_default();
     let mut line = what.trim_start_matches("error: ").trim_end_matches(':').to_string();
     let mut help = "try '--help'".to_string();
@@ -336,11 +340,11 @@ fn joined_paragraphs(e: &clap::Error) -> String {
 }
 
 /// Returns the text as one line, with one space between its words and control characters escaped.
-pub fn one_line(text: &str) -> String {
+pub fn escape_to_one_line(text: &str) -> String {
     escape_controls(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
-/// Returns true if the error is a write to stdout after the reader has closed it, as `head` does; this error is not
+/// Returns true if the error is a write to a closed stdout, which a reader such as `head` causes. This error is not
 /// printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
@@ -357,7 +361,7 @@ mod tests {
         let words: Vec<&str> = line.split(' ').collect();
         let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
         let e = parser.clone().try_get_matches_from(crate::arguments::join_negative_numbers(all)).expect_err(line);
-        usage_line(&e, &parser, words.iter().map(ToString::to_string))
+        usage_error_message(&e, &parser, words.iter().map(ToString::to_string))
     }
 
     /// [`the_panic_hook_prints_each_panic_once`] runs this test in its own process, because a process has only one
@@ -377,8 +381,8 @@ mod tests {
         child.args(["--exact", &name, "--ignored", "--nocapture"]).output().expect("it starts")
     }
 
-    /// [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`] runs this test, which does what `main` does
-    /// when the engine's thread panics. `reel_serve::serve` then returns this error (its own tests check that).
+    /// The test [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`] runs this test in a process of its
+    /// own. It does what `main` does when the engine's thread panics: `reel_serve::serve` returns this error.
     #[test]
     #[ignore = "another test runs it"]
     fn panics_as_the_engine_of_a_server() {

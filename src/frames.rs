@@ -58,14 +58,14 @@ impl FramesArgs {
             (None, Some(total), Some(fps)) => {
                 // With `--total-frames` the command shows what qwen-vl-utils does with any limits, so the limits are
                 // not checked.
-                let overrides = self.media.unchecked_overrides();
+                let overrides = self.media.unchecked_limit_overrides();
                 let choice = select_frames(total, fps, profile, &overrides).map_err(media_error_to_usage_error)?;
                 self.print(common, &choice.indices, choice.sample_fps)
             }
             (Some(video), ..) if is_address(video) => {
                 Err(failed(video.display(), "is an address, but reel frames reads files", "download the video first"))
             }
-            (Some(video), ..) => self.decode(common, video, profile, &self.media.overrides(profile)?),
+            (Some(video), ..) => self.decode(common, video, profile, &self.media.limit_overrides(profile)?),
             _ => Err(usage_error(
                 "--video",
                 "a video is needed",

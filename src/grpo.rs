@@ -34,7 +34,7 @@ pub struct GrpoArgs {
 }
 
 impl GrpoArgs {
-    /// Merges the command line's options with those of the configuration file, if there is one.
+    /// Merges the options of the command line with those of the configuration file. The command line wins.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<GrpoOptions>> {
         ResolvedOptions::new(&self.options, &self.media, &self.access, &self.worker, common, matches)
     }

@@ -32,8 +32,8 @@ fn help_text(parser: &Command, path: &[String]) -> Result<String> {
     }
 }
 
-/// Refuses a path that names no command; the error lists the available commands. `parent` is the name of `parser`'s
-/// command.
+/// Returns an error if `path` names no subcommand of `parser`; the error lists the available commands. `parent` is
+/// the name of the command that `parser` parses.
 fn refuse_unknown_command(parser: &Command, parent: &str, path: &[String]) -> Result<()> {
     let Some((name, rest)) = path.split_first() else { return Ok(()) };
     if let Some(inner) = parser.find_subcommand(name) {

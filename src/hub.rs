@@ -1,4 +1,5 @@
-//! Models and data sets that options name by their id on the hub: found in the local cache, or downloaded into it.
+//! Models and data sets that options name by their Hugging Face hub id. They are found in the local cache or
+//! downloaded into it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,15 @@ use reel_input::network;
 use crate::fail::{failed, usage_error};
 use crate::output;
 
-/// How often the line of a download is written again.
+/// Time between two updates of the progress line of a download.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Endings of names of data files. `data/train.jsonl` has the form of an id, but is a file that does not exist.
+/// Extensions of data files. A path such as `data/train.jsonl` also has the form `ORG/NAME`, but is treated as a
+/// missing file.
 const DATA_FILES: [&str; 8] = [".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".xlsx"];
 
-/// Returns the folder of a model: a folder, `ORG/NAME` or `ORG/NAME@REVISION`, which is looked up in the hub cache and
-/// downloaded if it is not there.
+/// Returns the local folder of a model. `model` is a folder, or `ORG/NAME` or `ORG/NAME@REVISION`, which is looked up
+/// in the hub cache and downloaded if missing.
 pub fn local_model_folder(model: &str) -> Result<PathBuf> {
     let folder = Path::new(model);
     if folder.is_dir() {
@@ -35,9 +37,9 @@ pub fn local_model_folder(model: &str) -> Result<PathBuf> {
     }
 }
 
-/// Returns the folder or file with the data of benchmarks, the value of `option`: a path, or a data set of the hub
-/// (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if it is
-/// not there.
+/// Returns the local folder or file of benchmark data, the value of `option`. `data` is a path or a data set of the
+/// hub (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`), which is looked up in the hub cache and downloaded if
+/// missing.
 pub fn local_benchmark_path(option: &str, data: &Path) -> Result<PathBuf> {
     let path = WeightedPath { path: data.to_path_buf(), weight: None };
     match dataset_of(&path).filter(|_| !data.exists()) {
@@ -51,9 +53,9 @@ pub fn local_benchmark_path(option: &str, data: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Replaces each data set of the hub in the value of the option `flag`, such as `--data` (`ORG/NAME`,
-/// `hf://datasets/ORG/NAME@REVISION/FILE`), by its folder or file in the hub cache, and downloads it if it is not
-/// there. Files and folders stay as they are.
+/// Replaces each hub data set in the value of the option `flag`, such as `--data`, by its folder or file in the hub
+/// cache; downloads it if missing. Forms of data sets: `ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`. Files and
+/// folders stay as they are.
 pub fn local_data_path(flag: &str, data: &Path) -> Result<PathBuf> {
     let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
     let references: Vec<_> = paths.iter().map(dataset_of).collect();
@@ -81,13 +83,13 @@ fn no_address(option: &str, path: &Path) -> anyhow::Error {
     usage_error(option, what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed")
 }
 
-/// The folder or file of a data set in the hub cache.
+/// Returns the folder or file of a hub data set in the cache; downloads the data set if it is missing.
 fn local_path(reference: &DatasetReference) -> Result<PathBuf> {
     let folder = download(&reference.repository)?;
     Ok(reference.file.as_ref().map_or(folder.clone(), |file| folder.join(file)))
 }
 
-/// The data set that a path names, if it names no file or folder.
+/// Returns the hub data set that a path names; `None` if the path is a file or folder.
 fn dataset_of(path: &WeightedPath) -> Option<DatasetReference> {
     let text =
         path.path.to_str().filter(|text| !DATA_FILES.iter().any(|end| text.ends_with(end)) || has_scheme(text))?;

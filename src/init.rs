@@ -16,11 +16,11 @@ use crate::output;
 /// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
 const SIGLIP_TINY: &str = "siglip-tiny";
 
-/// The dtype of the weights of [`SIGLIP_TINY`] without `--dtype`.
+/// The default dtype of the weights of [`SIGLIP_TINY`].
 const SIGLIP_DTYPE: StoredDType = StoredDType::F32;
 
-/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes; the names of so
-/// many tensors would fill the memory.
+/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and the names
+/// of so many tensors would fill the memory.
 const MAX_LAYERS: usize = 1000;
 const MAX_VOCAB: usize = 1 << 24;
 
@@ -73,7 +73,7 @@ impl ModelSizeFlags {
     }
 }
 
-/// Converts `--dtype` to the dtype of weight files; `None` without `--dtype`.
+/// Converts `--dtype` to the dtype of weight files; `None` if the option is not given.
 fn stored(common: &CommonOptions) -> Option<StoredDType> {
     common.dtype.map(|d| match d {
         DtypeName::F32 => StoredDType::F32,
@@ -81,7 +81,7 @@ fn stored(common: &CommonOptions) -> Option<StoredDType> {
     })
 }
 
-/// The help text of `--dtype` for `reel init`. The default is the preset's dtype, whatever the device.
+/// Returns the help text of `--dtype` for `reel init`. The default is the preset's dtype on every device.
 pub fn dtype_help() -> String {
     let presets = Preset::ALL.map(|preset| (preset.name(), preset.default_dtype()));
     let of = |wanted: StoredDType| {

@@ -1,7 +1,7 @@
-//! Signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points: they
-//! continue to the next safe point and stop there; a second Ctrl-C ends the process at once. The exit code is 128 plus
-//! the signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is
-//! a write error.
+//! Handles signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points:
+//! they continue to the next safe point and stop there; a second Ctrl-C ends the process at once. The exit code is
+//! 128 plus the signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit
+//! (`ulimit -f`) is a write error.
 //!
 //! SIGUSR1, with which Slurm announces the end of a job's time (`--signal=USR1@120`), ends no command: a training run
 //! writes a checkpoint after its current step and goes on.
@@ -14,17 +14,17 @@ use reel_diagnostic::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// The flag with which a signal asks training or generation to stop at the next safe point; empty until [`stop_flag`]
-/// is called for the first time.
+/// The flag by which a signal asks training or generation to stop at the next safe point. Empty until the first call
+/// of [`stop_flag`].
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-/// The number of the first signal that asked the process to end; 0 if there was none.
+/// The number of the first signal that asked this process to end; 0 if there was none.
 static SIGNAL: AtomicU8 = AtomicU8::new(0);
 /// True once a signal has begun to end the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that the process was started to ignore
-/// stay ignored, as is usual on Unix: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background jobs of a
-/// script, so that Ctrl-C ends only what runs in the foreground. If no handler can be installed, the signals end the
+/// Starts a thread that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP. Signals that were ignored when the process
+/// started stay ignored, as is usual on Unix: `nohup` ignores SIGHUP, and a shell ignores SIGINT in the background
+/// jobs of a script, so that Ctrl-C ends only the foreground job. If no handler can be installed, the signals end the
 /// process at once.
 pub fn watch_signals() {
     let ignored = ignored_signals();
@@ -48,7 +48,7 @@ fn on_signal(signal: i32) {
         let _ =
             writeln!(std::io::stderr(), "error: interrupted: the command was stopped before it finished; run it again");
     }
-    // Exit without running exit handlers, because those of C libraries would free memory that other threads still
+    // Exits without running exit handlers, because those of C libraries would free memory that other threads still
     // use.
     signal_hook::low_level::exit(signal_exit_code().map_or(1, i32::from));
 }
@@ -61,8 +61,8 @@ pub fn signal_exit_code() -> Option<u8> {
     }
 }
 
-/// Makes this process end with the exit code of another process of its job that a signal has stopped, unless it has
-/// received a signal itself.
+/// Makes this process end with the exit code of another process of its job, which a signal has stopped. A signal that
+/// this process has received itself takes precedence.
 pub fn set_exit_code_of_other_process(code: u8) {
     let _ = SIGNAL.compare_exchange(0, code & 127, Ordering::SeqCst, Ordering::SeqCst);
 }
@@ -75,13 +75,13 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Returns the flag that the first Ctrl-C sets. After this call the first Ctrl-C only sets the flag; the second one
-/// ends the process.
+/// Returns the flag that the first Ctrl-C sets. From this call on, the first Ctrl-C only sets the flag; the second
+/// one ends the process.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
 
-/// The flag that SIGUSR1 sets. From the first call on, the signal does not end this process.
+/// Returns the flag that SIGUSR1 sets. From the first call on, the signal no longer ends this process.
 pub fn save_flag() -> Arc<AtomicBool> {
     static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let register = || {
@@ -92,7 +92,7 @@ pub fn save_flag() -> Arc<AtomicBool> {
     Arc::clone(SAVE.get_or_init(register))
 }
 
-/// Blocks forever if a signal is ending the process, so that errors caused by the ending are not printed.
+/// Blocks forever if a signal is ending the process, so that errors that the ending causes are not printed.
 pub fn block_if_process_is_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(std::time::Duration::from_millis(50));

@@ -16,44 +16,45 @@ use reel_diagnostic::TemporaryPaths;
 use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fail::{self, ReportedByOtherProcess, failed};
+use crate::fail::{self, ErrorReportedByOtherProcess, failed};
 use crate::{interrupt, output};
 
-/// The environment variable that names a folder for temporary files of the ranks. This process removes it at the end,
-/// because a rank that is killed cannot remove its files.
-pub const TEMPORARY_FOLDER: &str = "REEL_TEMPORARY_FOLDER";
+/// The environment variable that names the folder for temporary files of the ranks. This process removes the folder
+/// at the end, because a rank that is killed cannot remove its files.
+pub const TEMPORARY_FOLDER_VARIABLE: &str = "REEL_TEMPORARY_FOLDER";
 
-/// How long the other processes may take to end by themselves after one has failed; after the same time again, those
-/// that are still there are killed.
+/// Time that the other processes get to end by themselves after one has failed; they then get SIGTERM. After the same
+/// time again, the remaining processes are killed.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How often the processes are looked at.
+/// Time between two checks of whether processes have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 struct Process {
     rank: usize,
     child: Child,
     status: Option<ExitStatus>,
-    /// The threads that print what the process prints. The thread of stderr returns the process's last line if that is
-    /// an error message.
+    /// The threads that forward the output of the process. The thread for stderr returns the process's last line if
+    /// that line is an error message.
     printers: Vec<JoinHandle<Option<Vec<u8>>>>,
 }
 
-/// Runs `count` processes of this command, with its arguments, until all have ended. Each finds its rank in the
-/// variables that torchrun sets. Signals go to all of them, and when one fails, all end. `option` is the option that
-/// asks for the processes.
+/// Runs `count` processes of this command with its arguments until all have ended. Each process finds its rank in the
+/// variables that torchrun sets. Signals are passed on to all processes, and if one process fails, all are ended.
+/// `option` is the command-line option that asks for the processes.
 ///
 /// # Errors
-/// A process cannot be started, or has failed. If it has ended by itself because of wrong options or a signal, this
-/// process ends with the same exit code and prints nothing more.
-pub fn run(option: &str, count: usize) -> Result<()> {
-    // Rank 0 writes the file of `--trace`.
+/// A process cannot be started, or has failed. If the cause was wrong options or a signal, this process ends with the
+/// same exit code and prints nothing more.
+pub fn launch_processes(option: &str, count: usize) -> Result<()> {
+    // This process writes no trace: rank 0 writes the file of `--trace`.
     trace::discard_trace();
-    // From here on the first Ctrl-C sets the flag and does not end this process.
+    // From here on, the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes with torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
-    // A hidden name, so that the folder is removed with its contents if a signal ends this process.
+    // The folder has a temporary (hidden) name, so that it is removed with its contents if a signal ends this
+    // process.
     let temporary = tempfile::Builder::new().prefix(".reel-ranks-").suffix(".part").tempdir();
     let temporary = temporary.map_err(|e| output::cannot_write(&std::env::temp_dir(), e))?;
     let _unfinished = TemporaryPaths::new([temporary.path().to_path_buf()]);
@@ -61,12 +62,12 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     for rank in 0..count {
         let mut command = Command::new(&program);
         command.args(&arguments).envs([("REEL_LAUNCH", "1"), ("REEL_JOB", &job)]);
-        command.env(TEMPORARY_FOLDER, temporary.path());
+        command.env(TEMPORARY_FOLDER_VARIABLE, temporary.path());
         for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)]
         {
             command.env(name, value.to_string());
         }
-        // A process group of its own, so that Ctrl-C reaches this process alone, which passes it on.
+        // Each process gets a process group of its own, so that Ctrl-C reaches only this process, which passes it on.
         let started =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
         match started {
@@ -86,11 +87,11 @@ pub fn run(option: &str, count: usize) -> Result<()> {
         let ended = processes.iter_mut().filter_map(|process| Some((process.rank, process.look()?)));
         let failed = ended.filter(|(_, status)| !status.success()).collect::<Vec<_>>();
         processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, false));
-        // If several processes have failed since the last look, the cause is one that a signal has killed.
+        // If several processes have failed since the last check, the one that a signal has killed is the cause.
         failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
-            // The signal that has come, because a process may ignore another one: those that a shell script starts in
-            // the background ignore SIGINT.
+            // Passes on the signal that was received. SIGINT in its place would not work everywhere: processes that a
+            // shell script starts in the background ignore it.
             let number = interrupt::signal_exit_code().map_or(0, |code| i32::from(code & 127));
             send_all(&processes, Signal::from_named_raw(number).unwrap_or(Signal::INT));
         }
@@ -109,7 +110,7 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     let Some((rank, status)) = failure else { return Ok(()) };
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(code) if code == fail::USAGE_ERROR_EXIT_CODE || code > fail::SIGNAL_EXIT_CODE_BASE => {
-            Err(ReportedByOtherProcess { code }.into())
+            Err(ErrorReportedByOtherProcess { code }.into())
         }
         _ => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
     }
@@ -125,7 +126,7 @@ impl Process {
         Self { rank, child, status: None, printers: out.into_iter().chain(error).collect() }
     }
 
-    /// Returns how the process has ended, the first time after its end.
+    /// Checks whether the process has ended. Returns its exit status once, at the first check after its end.
     fn look(&mut self) -> Option<ExitStatus> {
         if self.status.is_some() {
             return None;
@@ -134,9 +135,9 @@ impl Process {
         self.status
     }
 
-    /// Prints the last error message of the process if it has ended and its output was read to the end, which `wait`
-    /// waits for. All ranks find the same wrong options, so such a message is printed once: `usage_errors` has those
-    /// that were printed.
+    /// Prints the last error message of the process, once it has ended and its output has been read to the end; with
+    /// `wait`, waits for the end of its output. All ranks report the same wrong options, so such a message is printed
+    /// only once: `usage_errors` has the messages that were printed.
     fn print_last_lines(&mut self, usage_errors: &mut BTreeSet<Vec<u8>>, wait: bool) {
         let Some(status) = self.status.filter(|_| wait || self.printers.iter().all(JoinHandle::is_finished)) else {
             return;
@@ -150,7 +151,7 @@ impl Process {
     }
 }
 
-/// Sends a signal to each process that runs.
+/// Sends a signal to each process that is still running.
 fn send_all(processes: &[Process], signal: Signal) {
     for process in processes.iter().filter(|process| process.status.is_none()) {
         if let Some(pid) = i32::try_from(process.child.id()).ok().and_then(Pid::from_raw) {
@@ -175,10 +176,10 @@ fn print_lines(from: Box<dyn Read + Send>, rank: usize, is_error: bool) -> Optio
     held
 }
 
-/// Prints a line of a process: rank 0's results as they are, all else after the number of its rank.
+/// Prints a line of a process: results of rank 0 unchanged, all other lines with the rank's number in front.
 fn print_line(line: &[u8], rank: usize, is_error: bool) {
     let prefix = if rank == 0 && !is_error { String::new() } else { format!("[rank {rank}] ") };
     let text = [prefix.as_bytes(), line].concat();
-    // A closed stream must not end the processes.
+    // Write errors are ignored, because a closed stream must not end the processes.
     let _ = if is_error { std::io::stderr().write_all(&text) } else { std::io::stdout().write_all(&text) };
 }

@@ -8,8 +8,8 @@ use reel_diagnostic::Diagnostic;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank with `parse`. Returns the values with their line numbers, counted from 1; or the
-/// first error, with the file and the line number in front.
+/// Parses each line that is not blank with `parse`. Returns the values with their line numbers, counted from 1. An
+/// error has the file and the line number in front.
 pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
@@ -22,7 +22,7 @@ pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
             return Err(failed(location(path, line), "is not UTF-8", "save the file as UTF-8"));
         }
     };
-    // Skip the byte order mark with which some Windows programs begin a file.
+    // Skips the byte order mark that some Windows programs write at the start of a file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows = lines.map(|(i, line)| -> Result<(usize, T)> {
@@ -35,9 +35,9 @@ pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     rows.collect()
 }
 
-/// Prints a warning on stderr if some rows of a file have a solution that no answer can be compared with, because the
-/// scores of these rows say nothing about the answers. `check` returns what is wrong with a row's solution. Returns the
-/// number of these rows.
+/// Prints a warning on stderr if some rows have a solution that no answer can be compared with, because the scores of
+/// these rows say nothing about the answers. `check` returns what is wrong with a row's solution. Returns the number
+/// of these rows.
 pub fn warn_of_unusable_solutions<T>(
     path: &Path,
     rows: &[(usize, T)],

@@ -66,7 +66,8 @@ use reel_measure::trace::{self, TraceOutputs};
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
-    // Slurm sends SIGUSR1 to all processes of a job step, including the workers that decode media.
+    // SIGUSR1 sets a flag instead of ending the process. Slurm sends this signal to all processes of a job step,
+    // including the workers that decode media.
     interrupt::save_flag();
     let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
     let parser = cli::command();
-    if let Err(e) = arguments::refuse_other_encodings(&words, &parser) {
+    if let Err(e) = arguments::refuse_non_utf8_words(&words, &parser) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }
     if let Err(e) = arguments::refuse_repeated_common_options(&words, &parser) {
@@ -92,8 +93,8 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => return fail::print_usage_error(&e, &cli::command()),
     };
-    // A wrong value of the variable is an error in every command, so that a test or a script cannot silently run on
-    // another instruction set than the variable names.
+    // A wrong value of the environment variable is an error in every command, so that a test or a script cannot
+    // silently run on another instruction set than the variable names.
     if let Err(what) = simd::requested_isa() {
         let names = simd::Isa::ALL.map(simd::Isa::name).join(", ");
         let e = fail::usage_error(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset this variable"));
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
     }
     let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));
     cli.common.verbose |= common::rust_log_asks_for_details();
-    // Absolute, because `reel replay` changes the working directory.
+    // The paths become absolute, because `reel replay` changes the working directory.
     let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
     cli.common.trace = cli.common.trace.map(absolute);
     cli.common.folded = cli.common.folded.map(absolute);
@@ -109,8 +110,8 @@ fn main() -> ExitCode {
     if common.offline {
         reel_input::network::forbid_downloads();
     }
-    // A warning, not an error: the variable may be inherited from a job script or a container, and a run of days must
-    // not end for want of a profiler.
+    // A missing profiling tool gives a warning and not an error: the variable may be inherited from a job script or a
+    // container, and must not end a run of several days.
     if let Err(reason) = attach_nvtx_tool() {
         let reason = reel_diagnostic::escape_controls(&reason).to_string();
         reel_diagnostic::note!("warning: {INJECTION_VARIABLE}: {reason}; no ranges are reported to a profiling tool");
@@ -120,19 +121,19 @@ fn main() -> ExitCode {
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }
 
-/// Translates a command of another program into options of reel (see [`foreign`]), and prints what there is to say
-/// about it. The error is the exit code after a refusal, which is printed.
+/// Translates a command of another program into options of reel (see [`foreign`]), and prints the notes. If the
+/// command is refused, prints the message and returns the exit code as the error.
 fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<OsString>, ExitCode> {
     let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let world = ranks::world().ok().flatten();
+    let world = ranks::world_from_environment().ok().flatten();
     let is_child = std::env::var_os("REEL_LAUNCH").is_some();
-    let surroundings = foreign::Surroundings {
+    let surroundings = foreign::CommandEnvironment {
         variable: &|name| std::env::var(name).ok().filter(|value| !value.is_empty()),
-        // The processes of `--gpus` share the accumulation that its command names.
+        // With `--gpus`, the batch size on the command line is for all processes together, so they count as one.
         processes: world.as_ref().filter(|_| !is_child).map_or(1, |world| world.size),
     };
     let is_first = world.as_ref().is_none_or(|world| world.rank == 0) && !is_child;
-    match foreign::translate(parser, &texts, &surroundings) {
+    match foreign::translate_command(parser, &texts, &surroundings) {
         foreign::TranslationOutcome::Unchanged => Ok(words),
         foreign::TranslationOutcome::Translated { words: translated, notes } => {
             let is_quiet = texts.iter().any(|word| ["--quiet", "--json"].contains(&word.as_str()));

@@ -75,16 +75,17 @@ impl MediaFlags {
         flags
     }
 
-    /// Checks the limits that options set, and returns them. These limits override those of the profile and those that
-    /// a chat message sets for its image or video.
-    pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
-        let overrides = self.unchecked_overrides();
+    /// Checks the limits that the options set, and returns them. They take precedence over the limits of the profile
+    /// and over those that a chat message sets for its image or video.
+    pub fn limit_overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
+        let overrides = self.unchecked_limit_overrides();
         overrides.validate(profile).map_err(media_error_to_usage_error)?;
         Ok(overrides)
     }
 
-    /// Returns the limits that flags set, for a command that only shows what qwen-vl-utils would do with them.
-    pub fn unchecked_overrides(&self) -> MediaOverrides {
+    /// Returns the limits that the options set, without checks, for a command that only shows what qwen-vl-utils
+    /// would do with them.
+    pub fn unchecked_limit_overrides(&self) -> MediaOverrides {
         MediaOverrides {
             nframes: self.nframes,
             fps: self.fps,
@@ -105,7 +106,7 @@ impl MediaFlags {
 /// The frame and pixel settings of the run that trained a model.
 #[derive(Debug)]
 pub struct TrainingMediaSettings {
-    /// The run.json that records the settings.
+    /// The file run.json that records the settings.
     pub file: PathBuf,
     pub flags: MediaFlags,
 }
@@ -113,7 +114,7 @@ pub struct TrainingMediaSettings {
 impl TrainingMediaSettings {
     /// Reads the settings from run.json in the folder that `reel sft` or `reel grpo` wrote, or in the folder above a
     /// checkpoint. `None` if the folder is not from a run.
-    pub fn find(folder: &Path) -> Option<Self> {
+    pub fn read_from_run_folder(folder: &Path) -> Option<Self> {
         let is_checkpoint = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
         let file = if is_checkpoint { folder.parent()?.join(RUN_FILE) } else { folder.join(RUN_FILE) };
         let text = input::read_file(&file, input::MAX_CONFIG_BYTES).ok()?;
@@ -200,10 +201,10 @@ impl Default for WorkerFlags {
     }
 }
 
-/// Maximum bytes of decoded frames that are kept for later requests (256 MiB).
+/// Maximum bytes of decoded frames in the cache (256 MiB).
 const MAX_FRAMES: usize = 256 << 20;
 
-/// The cache of decoded frames that all decoders of this process share.
+/// Returns the cache of decoded frames, which all decoders of this process share.
 fn frame_cache() -> Arc<FrameCache> {
     static CACHE: OnceLock<Arc<FrameCache>> = OnceLock::new();
     CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()

@@ -44,7 +44,7 @@ pub struct MergeArgs {
 impl MergeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if is_adapter_folder(Path::new(&self.model)) {
-            let help = match prompt::base_of_adapter(Path::new(&self.model)) {
+            let help = match prompt::base_model_of_adapter(Path::new(&self.model)) {
                 Some(base) => format!("give its base model, {base}"),
                 None => "give its base model".to_string(),
             };
@@ -53,7 +53,7 @@ impl MergeArgs {
         let base = prompt::find_or_download_model(&self.model)?;
         // The merged folder gets the adapter's run.json, from which `generate`, `score` and `eval` read the frame and
         // pixel settings of the training run.
-        let trained = TrainingMediaSettings::find(&self.adapter).map(|settings| settings.file);
+        let trained = TrainingMediaSettings::read_from_run_folder(&self.adapter).map(|settings| settings.file);
         let more_files: Vec<&Path> = trained.iter().map(PathBuf::as_path).collect();
         let format = self.folder_format.map(FolderFormatName::format);
         let device = Device::cpu(common.threads()?);

@@ -42,12 +42,12 @@ enum QuantizeName {
 }
 
 impl QuantizeFlag {
-    /// The name of the format; `None` if the weights are not quantised.
+    /// Returns the name of the format; `None` if the weights are not quantised.
     pub fn name(self) -> Option<&'static str> {
         self.quantize.map(|QuantizeName::Int8| "int8")
     }
 
-    /// The option `--quantize int8`.
+    /// Returns the option `--quantize int8`.
     pub fn int8() -> Self {
         Self { quantize: Some(QuantizeName::Int8) }
     }
@@ -92,14 +92,14 @@ impl LoadedModel {
         common: &CommonOptions,
     ) -> Result<Self> {
         let place = Some(WeightLocation::Mapped);
-        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
+        Self::open_on_device(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
     }
 
-    /// Like [`Self::open_with_adapter`], on a device that is already open. If `place` is `None`, weights are copied if
-    /// their files take at most half of the device's free memory. With `parallel`, opens only this process's part of
-    /// the decoder.
+    /// Opens the model in `folder` on a device that is already open, with the LoRA adapter in the folder `adapter` if
+    /// there is one. If `place` is `None`, the weights are copied if their files take at most half of the device's
+    /// free memory. With `parallel`, opens only this process's part of the decoder.
     #[expect(clippy::too_many_arguments, reason = "each argument is an option of the command line or a file")]
-    pub fn open_on(
+    pub fn open_on_device(
         device: &Device,
         folder: &Path,
         adapter: Option<&Path>,
@@ -116,7 +116,8 @@ impl LoadedModel {
             let files = Checkpoint::open(folder)?;
             is_copied = match place {
                 Some(place) => place == WeightLocation::Copied,
-                // All processes of a machine share its memory, and together they have about one copy.
+                // This also holds if several processes divide the model: each copies its part, so together they have
+                // about one copy.
                 None => device.free_bytes().is_some_and(|free| files.bytes() <= free / 2),
             };
             let files = files.with_copied_weights(is_copied);
@@ -133,8 +134,8 @@ impl LoadedModel {
         Ok(Self { weights, is_copied, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
     }
 
-    /// The error message of a failed generation. If the logits are NaN because a weight is NaN, the message names the
-    /// weight, the true cause. This check reads all weights, so it is made only after a failure.
+    /// Returns the error of a failed generation. If the logits are NaN because a weight is NaN, the message names
+    /// this weight. The check reads all weights, so it is made only after a failure.
     pub fn generation_error(&self, e: EngineError) -> anyhow::Error {
         let cause = match e {
             EngineError::NotANumber { .. } | EngineError::NotANumberInPrompt => {
@@ -177,21 +178,20 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
     }
 }
 
-/// The default of `--batch-size`: how many completions decode together.
+/// Returns the default of `--batch-size`: the maximum number of completions that decode together.
 pub fn default_batch_size(device: &Device) -> usize {
     device.capabilities().decode_batch_size
 }
 
-/// Bytes for the keys and values of all sequences: half of the free memory. The other half is for the prefill of
-/// prompts: the activations of the decoder and of the vision tower.
+/// Returns the bytes for the KV cache: half of the free memory. The other half is for the prefill of prompts, the
+/// activations of the decoder and of the vision tower.
 pub fn default_kv_bytes(device: &Device) -> u64 {
     kv_bytes_of_free(device, device.free_bytes())
 }
 
-/// Bytes of a server's KV cache, for running requests and for earlier prompts, if no option sets it: half of the
-/// device's free memory `free`. Where other processes share the memory, as on a CPU, the cache is limited to 4096
-/// tokens for each of the `batch` completions that decode together, or to one request of maximum length if that is
-/// more.
+/// Returns the bytes of a server's KV cache if no option sets them: half of the device's free memory `free`. On a
+/// CPU, whose memory other processes use too, the cache is limited to 4096 tokens for each of the `batch` completions
+/// that decode together, but has room for at least one request of maximum length.
 pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, dtype: DType, batch: usize) -> u64 {
     let half = kv_bytes_of_free(device, free);
     if device.capabilities().own_memory {
@@ -202,7 +202,7 @@ pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, d
     half.min((tokens * token) as u64)
 }
 
-/// Like [`default_kv_bytes`], for a device with `free` bytes of free memory; `None` if they are unknown.
+/// Like [`default_kv_bytes`], for a device with `free` bytes of free memory; `None` if the free memory is unknown.
 fn kv_bytes_of_free(device: &Device, free: Option<u64>) -> u64 {
     let half = free.map_or(DEFAULT_KV_BYTES, |free| free / 2);
     device.capabilities().max_kv_bytes.map_or(half, |most| most.min(half))

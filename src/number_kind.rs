@@ -15,7 +15,7 @@ pub enum NumberKind {
     Float,
 }
 
-/// Returns the kind of numbers that an option's value parser returns; `None` if the values are not numbers.
+/// Returns the kind of numbers that a value parser accepts; `None` if the values are not numbers.
 pub fn number_kind(parser: &ValueParser) -> Option<NumberKind> {
     let id = parser.type_id();
     let any = |types: &[TypeId]| types.iter().any(|of| id == *of);

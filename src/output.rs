@@ -1,4 +1,5 @@
-//! Prints results on stdout as text or JSON, and writes output files whole: a failed write leaves no incomplete file.
+//! Prints results on stdout as text or JSON, and writes output files atomically: a failed write leaves no incomplete
+//! file.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -19,8 +20,8 @@ fn write_line(text: &str) -> Result<()> {
 }
 
 /// Prints a text, such as a model's answer, on stdout without a line break, and flushes. On a terminal, control
-/// characters except newline and tab are escaped, because the terminal would obey them. A file or pipe gets the text
-/// unchanged.
+/// characters except newline and tab are escaped, because the terminal would interpret them. A file or pipe gets the
+/// text unchanged.
 pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     let shown = if out.is_terminal() { escape_controls(text) } else { Cow::Borrowed(text) };
@@ -39,7 +40,7 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Writes a whole file. If that fails, an existing file at this path stays as it was.
+/// Writes a file atomically. If the write fails, an existing file at this path stays unchanged.
 pub fn write_file(to: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = AtomicFile::create(to)?;
     draft.write_all(bytes).map_err(|e| cannot_write(to, e))?;

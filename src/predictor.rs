@@ -33,9 +33,9 @@ use crate::{generate, interrupt};
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
 pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
-/// The processes of a run.
+/// How the processes of a run divide the work.
 #[derive(Clone, Copy)]
-pub enum RunProcesses<'c> {
+pub enum WorkDivision<'c> {
     One,
     /// Several processes, each with a whole model, share the rows.
     ShareRows(&'c RunProcess),
@@ -43,18 +43,18 @@ pub enum RunProcesses<'c> {
     DivideModel(&'c TensorParallelProcess),
 }
 
-impl<'c> RunProcesses<'c> {
+impl<'c> WorkDivision<'c> {
     fn sharing_rows(self) -> Option<&'c RunProcess> {
         match self {
-            RunProcesses::ShareRows(process) => Some(process),
-            RunProcesses::One | RunProcesses::DivideModel(_) => None,
+            WorkDivision::ShareRows(process) => Some(process),
+            WorkDivision::One | WorkDivision::DivideModel(_) => None,
         }
     }
 
     fn dividing_model(self) -> Option<&'c TensorParallelProcess> {
         match self {
-            RunProcesses::DivideModel(process) => Some(process),
-            RunProcesses::One | RunProcesses::ShareRows(_) => None,
+            WorkDivision::DivideModel(process) => Some(process),
+            WorkDivision::One | WorkDivision::ShareRows(_) => None,
         }
     }
 }
@@ -69,37 +69,37 @@ pub struct Predictor<'c> {
     /// Config, tokenizer and chat template.
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
-    /// Where the weights are stored on a CPU; `None` as in [`LoadedModel::open_on`].
+    /// Where the weights are stored on a CPU; for `None` see [`LoadedModel::open_on_device`].
     place: Option<WeightLocation>,
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
-    processes: RunProcesses<'c>,
+    processes: WorkDivision<'c>,
 }
 
-/// The rows of a run and how they are answered.
+/// A set of rows, and the options with which they are answered.
 pub struct PredictionJob<'j> {
     /// The name of the running command, for the settings file.
     pub command: &'j str,
-    /// The rows to be answered.
+    /// The rows to generate completions for.
     pub rows: Arc<RowConversations>,
     /// The data file or folder, and the fingerprint of the rows.
     pub data: (&'j Path, String),
     /// The folder that paths of media are relative to; `None` if the settings file does not record it.
     pub media_root: Option<&'j Path>,
-    /// The predictions file.
+    /// The path of the predictions file.
     pub out: &'j Path,
     pub existing: ExistingOutput,
     /// The options that influence the predictions, by name. A run that continues the file must have the same values.
     pub options: Map<String, Value>,
     pub sampling: SamplingSettings,
-    /// Whether the first row that cannot be used ends the run with an error.
+    /// Whether a row that cannot be used ends the run with an error.
     pub strict: bool,
 }
 
 impl<'c> Predictor<'c> {
     /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
-    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`.
+    /// [`LoadedModel::open_on_device`]), `batch_size` is `--batch-size`.
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
@@ -107,7 +107,7 @@ impl<'c> Predictor<'c> {
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
-        processes: RunProcesses<'c>,
+        processes: WorkDivision<'c>,
     ) -> Result<Self> {
         let batch_size = checked_batch_size(batch_size, &device)?;
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
@@ -116,12 +116,13 @@ impl<'c> Predictor<'c> {
         Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common, processes })
     }
 
-    /// The folder that the training run wrote: the adapter's folder, else the model's.
+    /// Returns the folder that the training run wrote: the adapter's folder, else the model's.
     pub fn trained_folder(&self) -> &Path {
         self.adapter.as_deref().unwrap_or(&self.folder)
     }
 
-    /// The options that influence the predictions of every run with a model.
+    /// Returns the options that influence the predictions of every run with a model. A resumed run must have the same
+    /// values.
     pub fn options_that_must_match(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
         let mut options = sampling_options(sampling, media, self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
@@ -131,7 +132,7 @@ impl<'c> Predictor<'c> {
         options
     }
 
-    /// Writes the predictions of a job, continuing the file that an earlier run has left. The summary is `None` on
+    /// Writes the predictions of a job; continues the file if an earlier run has left one. The summary is `None` on
     /// ranks other than 0.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<Option<PredictionSummary>> {
         let rows = job.rows.data().len();
@@ -167,7 +168,7 @@ impl<'c> Predictor<'c> {
             None => self.open_model()?,
         };
         let own_stop = interrupt::stop_flag();
-        // Several processes agree on when to stop.
+        // Processes that share the rows agree on when to stop, so they use the common flag.
         let stop = self.processes.sharing_rows().map_or(&*own_stop, |process| &process.stop);
         let mut engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size);
         if divided.is_none() {
@@ -195,12 +196,12 @@ impl<'c> Predictor<'c> {
         summary
     }
 
-    /// The number of processes that share the memory of the device.
+    /// Returns the number of processes that share the memory of the device.
     fn processes_on_device(&self) -> u64 {
         match self.processes {
-            RunProcesses::One => 1,
-            RunProcesses::ShareRows(process) => process.processes_on_device(&self.device),
-            RunProcesses::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
+            WorkDivision::One => 1,
+            WorkDivision::ShareRows(process) => process.processes_on_device(&self.device),
+            WorkDivision::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
         }
     }
 
@@ -209,7 +210,7 @@ impl<'c> Predictor<'c> {
         let (adapter, device) = (self.adapter.as_deref(), &self.device);
         let parallel =
             self.processes.dividing_model().map(|process| process.divide_model(config, device)).transpose()?;
-        let mut model = LoadedModel::open_on(
+        let mut model = LoadedModel::open_on_device(
             device,
             &self.folder,
             adapter,
@@ -224,7 +225,7 @@ impl<'c> Predictor<'c> {
     }
 }
 
-/// The sampling parameters, the seed, and the frame and pixel limits of a run, by name.
+/// Returns the sampling parameters, the seed, and the frame and pixel limits of a run, by name.
 pub fn sampling_options(
     sampling: &SamplingSettings,
     media: &MediaOptions,
@@ -249,11 +250,11 @@ pub fn sampling_options(
 }
 
 /// Converts a number to the decimal that the user typed: 0.1 instead of the value of the nearest f32.
-pub fn typed_decimal(number: f32) -> Value {
+pub fn shortest_decimal(number: f32) -> Value {
     json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 
-/// The maximum number of sequences that decode together: `--batch-size`, else the default of the device.
+/// Returns the maximum number of sequences that decode together: `--batch-size`, else the default of the device.
 pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
     match given {
         Some(0) => Err(usage_error("--batch-size", "is 0", "give 1 or more")),

@@ -1,6 +1,6 @@
-//! Traces of a time window: some steps of a training run (`--profile-steps`), or the time between two requests to a
-//! server (`--profile-dir`). In the same window, a profiling tool of the GPU that waits for it collects
-//! (cuProfilerStart).
+//! Profiles a time window: some steps of a training run (`--profile-steps`), or the time between two requests to a
+//! server (`--profile-dir`). Writes a trace of the window. Also calls cuProfilerStart at its beginning, so that an
+//! attached GPU profiler collects in the same window.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,13 @@ pub struct RunProfiler {
     steps: StepRange,
     device: Device,
     dtype: DType,
-    /// The files of the trace; `None` in a process of several that writes none.
+    /// The output files of the trace; `None` in a process that writes no trace, because another process of the job
+    /// does.
     outputs: Option<TraceOutputs>,
     state: Cell<Window>,
 }
 
-/// Where a run is in relation to the window.
+/// The position of a run in relation to the profiled window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Window {
     Before,
@@ -41,12 +42,12 @@ enum Window {
 impl RunProfiler {
     /// Creates a profiler that writes its trace to these files. `dtype` is the dtype of activations.
     pub fn new(steps: StepRange, device: &Device, dtype: DType, outputs: Option<TraceOutputs>) -> Self {
-        // A trace of the whole command would have to be written beside it.
+        // Two traces at a time are not supported, so a trace of the whole command is discarded.
         trace::discard_trace();
         Self { steps, device: device.clone(), dtype, outputs, state: Cell::new(Window::Before) }
     }
 
-    /// Ends the window if the run has ended in it. Prints a note if the run did none of the steps.
+    /// Ends the window if the run ended within it. Prints a warning if the run did none of the steps.
     pub fn finish(&self) -> Result<()> {
         match self.state.get() {
             Window::Open => Ok(self.close()?),
@@ -100,13 +101,13 @@ fn into_train_error(e: MeasureError) -> TrainError {
 
 /// Profiles a server into files of a folder.
 #[derive(Debug)]
-pub struct FolderProfiler {
+pub struct ServerTraceProfiler {
     folder: PathBuf,
     /// The number of profiles so far.
     count: AtomicU64,
 }
 
-impl FolderProfiler {
+impl ServerTraceProfiler {
     /// Creates a profiler that writes into `folder`, which is created if it is missing.
     ///
     /// # Errors
@@ -117,7 +118,8 @@ impl FolderProfiler {
         Ok(Self { folder, count: AtomicU64::new(0) })
     }
 
-    /// The file of the next profile: its name has the seconds since 1970 and the number of the profile.
+    /// Returns the file of the next profile: its name has the time in seconds since 1970 and the number of the
+    /// profile.
     fn next_file(&self) -> PathBuf {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
@@ -125,7 +127,7 @@ impl FolderProfiler {
     }
 }
 
-impl ServerProfiler for FolderProfiler {
+impl ServerProfiler for ServerTraceProfiler {
     fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
         trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
         trace::start_recording_launches(device, dtype);

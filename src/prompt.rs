@@ -85,12 +85,12 @@ pub struct EncodedPrompt {
     pub tokens: ModelInput,
     /// The sampling fields of the messages file, if it is the body of a request.
     pub settings: RequestSettings,
-    /// Duration of preprocessing in seconds.
+    /// Seconds that preprocessing took.
     pub seconds: f64,
 }
 
 impl ModelFlags {
-    /// The base model (folder or id), and the folder of the adapter if there is one.
+    /// Returns the base model (folder or id), and the folder of the adapter if there is one.
     pub fn base_model_and_adapter_folder(&self) -> Result<(String, Option<PathBuf>)> {
         let folder = Path::new(&self.model);
         if !is_adapter_folder(folder) {
@@ -105,14 +105,14 @@ impl ModelFlags {
     }
 }
 
-/// Returns the folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and
-/// downloaded if it is not there.
+/// Returns the local folder of a MODEL argument. A path is returned as it is; a Hugging Face id is looked up in the
+/// hub cache and downloaded if missing.
 pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     if model.is_empty() {
         return Err(usage_error("--model", "is empty", "give a model folder, or a Hugging Face model id"));
     }
     if is_adapter_folder(Path::new(model)) {
-        let help = match base_of_adapter(Path::new(model)) {
+        let help = match base_model_of_adapter(Path::new(model)) {
             Some(base) => format!("give its base model, {base}, or merge the two with reel merge"),
             None => "give its base model, or merge the two with reel merge".to_string(),
         };
@@ -127,13 +127,13 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     hub::local_model_folder(model)
 }
 
-/// The base model that the adapter in `folder` names.
-pub fn base_of_adapter(folder: &Path) -> Option<String> {
+/// Returns the base model that the adapter in `folder` names.
+pub fn base_model_of_adapter(folder: &Path) -> Option<String> {
     Some(escape_controls(Adapter::open(folder).ok()?.base_model()?).into_owned())
 }
 
 impl MessageFlags {
-    /// Whether the chat messages come from standard input.
+    /// Returns true if the chat messages come from standard input.
     pub fn reads_standard_input(&self) -> bool {
         self.messages.as_deref().is_some_and(|path| path == Path::new("-"))
     }
@@ -144,7 +144,8 @@ impl MessageFlags {
     /// unless options or messages set others.
     pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
-        // The folder of `./m.json` is the working directory, which needs no name in messages about media files.
+        // If the messages file is in the working directory (`./m.json`), messages about its media files name no
+        // folder.
         let own_folder = path.parent().filter(|folder| *folder != Path::new(".")).unwrap_or(Path::new(""));
         let root = self.media_root.as_deref().unwrap_or(own_folder);
         self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
@@ -199,22 +200,23 @@ impl MessageFlags {
 
     /// Refuses wrong frame and pixel options, before a model is looked up or downloaded.
     pub fn validate(&self) -> Result<()> {
-        self.media.overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
+        self.media.limit_overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
     }
 
-    /// The folder that the media paths in the rows of a data file are relative to: `--media-root`, else the folder of
-    /// the data file, as in training.
+    /// Returns the folder that the media paths in the rows of a data file are relative to: `--media-root`, else the
+    /// folder of the data file, as in training.
     pub fn media_root_of_rows(&self, data: &Path) -> PathBuf {
         self.media_root.clone().unwrap_or_else(|| reel_data::media_root(data))
     }
 
-    /// Which files and addresses the media of rows may come from; `media_root` is the folder of relative paths.
+    /// Returns which files and addresses the rows may name for their media; `media_root` is the folder for relative
+    /// paths.
     pub fn media_access(&self, media_root: &Path) -> MediaAccess {
         self.access.media_access(media_root)
     }
 
-    /// Options for loading images and videos: the frame and pixel limits of the run that wrote the model or adapter in
-    /// `trained_folder`, unless options set others. With `says_so`, a line on stderr names that run.
+    /// Returns the options for loading images and videos. Frame and pixel limits that no option sets are those of the
+    /// run that wrote the model or adapter in `trained_folder`. With `says_so`, a line on stderr names that run.
     pub fn media_options(
         &self,
         trained_folder: &Path,
@@ -226,9 +228,9 @@ impl MessageFlags {
     }
 }
 
-/// Options for loading images and videos: the frame and pixel limits of the run that wrote the model or adapter in
-/// `trained_folder`, if there is such a run, unless options set others. With `says_so`, a line on stderr names that
-/// run.
+/// Returns the options for loading images and videos. Frame and pixel limits that no option sets are those of the run
+/// that wrote the model or adapter in `trained_folder`, if there is such a run. With `says_so`, a line on stderr
+/// names that run.
 pub fn media_options(
     media: &MediaFlags,
     worker: &WorkerFlags,
@@ -237,8 +239,9 @@ pub fn media_options(
     says_so: bool,
     common: &CommonOptions,
 ) -> Result<MediaOptions> {
-    // A profile on the command line replaces all settings of the training run.
-    let trained = trained_folder.and_then(TrainingMediaSettings::find).filter(|_| media.profile.is_none());
+    // If the command line names a profile, no settings of the training run are used.
+    let trained =
+        trained_folder.and_then(TrainingMediaSettings::read_from_run_folder).filter(|_| media.profile.is_none());
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
         reel_diagnostic::note!(
@@ -249,15 +252,15 @@ pub fn media_options(
     let profile = trained.as_ref().map_or(media, |trained| &trained.flags).profile(MediaProfile::Qwen)?;
     Ok(MediaOptions {
         profile,
-        overrides: media.overrides(profile)?,
-        trained: trained.map(|trained| trained.flags.overrides(profile)).transpose()?.unwrap_or_default(),
+        overrides: media.limit_overrides(profile)?,
+        trained: trained.map(|trained| trained.flags.limit_overrides(profile)).transpose()?.unwrap_or_default(),
         decoder: worker.decode_worker(common)?,
         access,
         second_per_grid: SecondPerGrid::True,
     })
 }
 
-/// The image and video files of a conversation, each with its location in the messages.
+/// Returns the image and video files of a conversation, each with its location in the messages.
 pub fn media_files(conversation: &Conversation) -> impl Iterator<Item = (&Path, &str)> {
     conversation.media_parts().flat_map(|part| {
         let (sources, location) = media_sources(part);
@@ -268,7 +271,7 @@ pub fn media_files(conversation: &Conversation) -> impl Iterator<Item = (&Path, 
     })
 }
 
-/// The sources of an image or video, and its location in the messages.
+/// Returns the sources of an image or video, and its location in the messages.
 fn media_sources(part: &ContentPart) -> (Vec<&MediaSource>, &str) {
     match part {
         ContentPart::Text(_) => (Vec::new(), ""),

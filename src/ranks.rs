@@ -27,28 +27,30 @@ use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
 use crate::{interrupt, launch, output as print};
 
-/// How long a rank waits for the others in one call. Between two steps rank 0 may write a checkpoint or a report.
+/// Maximum time that a rank waits for the other ranks in one call. It is long, because rank 0 may write a checkpoint
+/// or a report between two steps.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// Returns which process of which job this is, by the environment variables of a launcher; `None` for a single process.
+/// Returns the rank of this process and the size of its job, from the environment variables of a launcher; `None` for
+/// a single process.
 ///
 /// # Errors
 /// The variables of a launcher contradict each other.
-pub fn world() -> Result<Option<World>> {
+pub fn world_from_environment() -> Result<Option<World>> {
     let world = World::from_variables(|name| std::env::var(name).ok())?;
     Ok(world.filter(|world| world.size > 1))
 }
 
-/// Refuses a command that runs as one process if a launcher has started several.
+/// Returns an error if a launcher has started several processes of a command that runs as one process.
 pub fn refuse_several_processes(command: &str) -> Result<()> {
     // `generate` and `serve` refuse a launcher themselves if they do not divide the model.
     const OF_SEVERAL: [&str; 6] = ["sft", "grpo", "eval", "doctor", "generate", "serve"];
-    // These write nothing that several processes would write at once.
+    // These commands write nothing that several processes could write at the same time.
     const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
         return Ok(());
     }
-    world()?.map_or(Ok(()), |world| Err(single_process_error(command, &world)))
+    world_from_environment()?.map_or(Ok(()), |world| Err(single_process_error(command, &world)))
 }
 
 /// The error of a command that runs as one process although a launcher has started several.
@@ -87,15 +89,15 @@ pub fn describe_process() -> String {
     }
 }
 
-/// This process, one of several of a training run or an evaluation.
+/// This process of a training run or an evaluation that runs as several processes.
 pub struct RunProcess {
     ranks: Arc<Ranks>,
-    /// Set when all ranks have agreed to stop.
+    /// Set once all ranks have agreed to stop.
     pub stop: AtomicBool,
     interrupted: Arc<AtomicBool>,
-    /// The absolute path of OUT, which all ranks see.
+    /// The absolute path of the output folder, which all ranks can access.
     out: PathBuf,
-    /// The output folder of a rank other than 0.
+    /// The temporary output folder of a rank other than 0.
     scratch: Option<TempDir>,
     /// Removes `scratch` if a signal or the end of another rank ends this process.
     _unfinished: Option<TemporaryPaths>,
@@ -104,10 +106,11 @@ pub struct RunProcess {
 }
 
 impl RunProcess {
-    /// Waits until all processes of `world` are there, and finds where the run starts.
+    /// Waits until all processes of `world` have joined, and finds the checkpoint from which the run starts.
     ///
     /// # Errors
-    /// A process is missing; the command or the device is not one of several processes; rank 0 refuses OUT.
+    /// A process is missing; the command or the device does not support several processes; rank 0 refuses the output
+    /// folder.
     pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
         if options.serve.is_some() {
@@ -122,7 +125,8 @@ impl RunProcess {
         let mut process = Self::connect(world, &options.out, common)?;
         if !process.is_rank_0() {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
-            let folder = std::env::var_os(launch::TEMPORARY_FOLDER).map_or_else(std::env::temp_dir, PathBuf::from);
+            let folder =
+                std::env::var_os(launch::TEMPORARY_FOLDER_VARIABLE).map_or_else(std::env::temp_dir, PathBuf::from);
             let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir_in(&folder);
             let scratch = scratch.map_err(|e| print::cannot_write(&folder, e))?;
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
@@ -135,7 +139,7 @@ impl RunProcess {
     /// Joins an evaluation with the output folder `out`. Returns when all processes of `world` have joined.
     ///
     /// # Errors
-    /// A process is missing; the device is not one of several processes; `out` cannot be written.
+    /// A process is missing; the device does not support several processes; `out` cannot be written.
     pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
         Self::connect(world, out, common)
@@ -145,7 +149,7 @@ impl RunProcess {
     /// joined.
     ///
     /// # Errors
-    /// A process is missing; the device is not one of several processes; `folder` cannot be written.
+    /// A process is missing; the device does not support several processes; `folder` cannot be written.
     pub fn join_data_check(world: World, folder: &Path, common: &CommonOptions) -> Result<Self> {
         refuse_unusable_devices(common, &world)?;
         Self::connect(world, folder, common)
@@ -169,11 +173,12 @@ impl RunProcess {
         })
     }
 
-    /// The checkpoint that rank 0 finds, absolute.
+    /// Returns the absolute path of the checkpoint that rank 0 finds.
     fn find_start(&self, options: &RunOptions) -> Result<Option<String>> {
         let found = match self.ranks.rank() {
             0 => {
-                // Puts back an earlier run that a killed process was replacing, as the run itself does later.
+                // Also restores an earlier run if the process that was replacing it was killed. The run itself does
+                // the same later.
                 let _lock = output::lock(&options.out)?;
                 let start = output::find_run_start(options)?;
                 let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
@@ -196,13 +201,13 @@ impl RunProcess {
         processes_on_device(&self.ranks, device)
     }
 
-    /// The common options of this rank: it has its share of this machine's CPUs, or a GPU of its own, and only rank 0
-    /// prints.
+    /// Returns the common options of this rank. The rank gets its share of this machine's CPUs, or a GPU of its own,
+    /// and only rank 0 prints.
     pub fn common_options(&self, common: &CommonOptions) -> CommonOptions {
         common_options(self.ranks.world(), common)
     }
 
-    /// Makes the options of a run those of this rank: ranks other than 0 write nothing outside a folder of their own.
+    /// Adapts the options of a run to this rank: ranks other than 0 write only to their temporary folder.
     pub fn adapt_options_to_rank(&self, run: &mut RunOptions) {
         if let Some(scratch) = &self.scratch {
             run.out = scratch.path().join("out");
@@ -211,7 +216,7 @@ impl RunProcess {
         }
     }
 
-    /// The ranks for the run.
+    /// Returns this process's access to the other ranks, in the form that a training run takes.
     pub fn ranks(&self) -> RunRanks<'_> {
         RunRanks { ranks: &self.ranks, out: &self.out, interrupted: &self.interrupted }
     }
@@ -221,12 +226,13 @@ impl RunProcess {
         self.ranks.rank() == 0
     }
 
-    /// Ends this rank: tells the others of an error, or waits until they have left, too.
+    /// Ends this rank: reports an error to the other ranks, or waits until they have finished, too.
     pub fn finish<T>(self, done: Result<T>) -> Result<T> {
         match &done {
-            Err(e) if is_of_another_rank(e) => {}
-            // All ranks have agreed to stop. Rank 0 may still write a checkpoint, so this rank must not report a
-            // failure, which would end rank 0. The signal may have reached one rank only; all end with its exit code.
+            Err(e) if is_error_of_another_rank(e) => {}
+            // All ranks have agreed to stop. Rank 0 may still be writing a checkpoint, so this rank must not report a
+            // failure, which would end rank 0. Perhaps only one rank got the signal; all ranks exit with its exit
+            // code.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
                 let own = [interrupt::signal_exit_code().unwrap_or(0)];
                 let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
@@ -245,18 +251,19 @@ impl RunProcess {
     }
 }
 
-/// Joins the processes of `world`, which meet in `folder`.
+/// Connects the processes of `world`; the rendezvous file is in `folder`.
 ///
 /// # Errors
-/// A process is missing; two of them compute on the same GPU.
+/// A process is missing; two processes compute on the same GPU.
 pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &CommonOptions) -> Result<Ranks> {
-    let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process))?;
+    let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process_after_rank_error))?;
     if let DeviceName::Cuda(named) = common.device()? {
         let world = ranks.world();
         let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
         let gpus = ranks.all_gather("GPUs", Nvidia::uuid(own).unwrap_or_default().as_bytes())?;
         if let Err(e) = refuse_shared_gpu(&gpus) {
-            // All ranks return the same error. They leave first, so that none reports the end of another.
+            // All ranks return the same error. They disconnect first, so that no rank reports that another rank has
+            // ended.
             ranks.leave()?;
             return Err(e);
         }
@@ -264,8 +271,8 @@ pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &Comm
     Ok(ranks)
 }
 
-/// The common options of one of several processes: it has its share of this machine's CPUs, or a GPU of its own, and
-/// only rank 0 prints.
+/// Returns the common options of one of several processes. The process gets its share of this machine's CPUs, or a
+/// GPU of its own, and only rank 0 prints.
 pub fn common_options(world: &World, common: &CommonOptions) -> CommonOptions {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let share = (cpus / world.local_size).max(1);
@@ -284,7 +291,7 @@ pub fn processes_on_device(ranks: &Ranks, device: &Device) -> u64 {
     if device.capabilities().own_memory { 1 } else { ranks.world().local_size as u64 }
 }
 
-/// Refuses a device that several processes cannot use, and fewer GPUs than processes.
+/// Returns an error if the device does not support several processes, or if there are fewer GPUs than processes.
 pub fn refuse_unusable_devices(common: &CommonOptions, world: &World) -> Result<()> {
     let device = common.device()?;
     let World { local_size, .. } = *world;
@@ -302,8 +309,8 @@ pub fn refuse_unusable_devices(common: &CommonOptions, world: &World) -> Result<
     }
 }
 
-/// The index of this process's GPU among the `visible` GPUs of the machine. If only one GPU is visible, it is this GPU:
-/// a launcher such as srun may show each process its own GPU only.
+/// Returns the index of this process's GPU among the `visible` GPUs of the machine. If only one GPU is visible, the
+/// index is 0, because a launcher such as srun may show each process only its own GPU.
 fn gpu_of(world: &World, visible: usize) -> Result<usize> {
     let World { local_rank, local_size, .. } = *world;
     match visible {
@@ -316,8 +323,8 @@ fn gpu_of(world: &World, visible: usize) -> Result<usize> {
     }
 }
 
-/// Refuses two ranks that compute on the same GPU, which NCCL does not support. `gpus` has the identity of each rank's
-/// GPU; it is empty if the driver does not tell it.
+/// Returns an error if two ranks compute on the same GPU, which NCCL does not support. `gpus` has the identity of
+/// each rank's GPU; it is empty if the driver does not report it.
 fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
     let earlier = |rank: usize| gpus[..rank].iter().position(|other| *other == gpus[rank] && !other.is_empty());
     let Some((rank, other)) = (0..gpus.len()).find_map(|rank| Some((rank, earlier(rank)?))) else { return Ok(()) };
@@ -327,8 +334,8 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
     Err(usage_error("--device", what, help))
 }
 
-/// Whether an error says that another rank has failed.
-pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
+/// Returns true if an error says that another rank has failed.
+pub fn is_error_of_another_rank(e: &anyhow::Error) -> bool {
     let of_engine = |e: &EngineError| e.is_of_another_rank();
     let of_training = |e: &TrainError| match e {
         TrainError::Ranks(_) => true,
@@ -342,8 +349,8 @@ pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
         || e.downcast_ref().is_some_and(of_server)
 }
 
-/// Ends this process after another rank has failed, if the main thread has not noticed it.
-pub fn end_process(e: &RankError) {
+/// Ends this process after another rank has failed, unless the main thread notices the failure first.
+pub fn end_process_after_rank_error(e: &RankError) {
     remove_unfinished_files();
     let _ = writeln!(std::io::stderr(), "error: {e}");
     signal_hook::low_level::exit(1);
@@ -372,7 +379,7 @@ mod tests {
         };
         assert_eq!(gpu(3, 4, 4), Ok(3));
         assert_eq!(gpu(3, 4, 8), Ok(3));
-        // The launcher shows each process its own GPU only.
+        // The launcher shows each process only its own GPU.
         assert_eq!(gpu(3, 4, 1), Ok(0));
         let missing = "--device: 2 GPUs are visible to 4 processes of this machine";
         assert!(gpu(3, 4, 2).is_err_and(|e| e.starts_with(missing)));
@@ -386,7 +393,7 @@ mod tests {
             refuse_shared_gpu(&gpus).map_err(|e| e.to_string())
         };
         assert_eq!(refused(&["GPU-1", "GPU-2", "GPU-3"]), Ok(()));
-        // Drivers that do not tell the identity.
+        // Some drivers do not report the identity of a GPU.
         assert_eq!(refused(&["", "GPU-2", ""]), Ok(()));
         let e = refused(&["GPU-1", "GPU-2", "GPU-3", "GPU-2"]).unwrap_err();
         assert!(e.starts_with("--device: gives ranks 1 and 3 the same GPU, GPU-2, "), "{e}");

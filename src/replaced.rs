@@ -1,9 +1,9 @@
 //! Refuses a command whose output would replace one of its inputs or another of its outputs.
 //!
-//! Not every input is known at the start: a data file's rows, for example, name media files. So pages, traces and lists
-//! of unusable rows may only replace a file of their own kind. Paths are compared by device and inode, so that hard
-//! links, symbolic links and different spellings of a path are noticed. Options are classified by their name in the
-//! parser; a test checks that every path option has a class.
+//! Some inputs are not known at the start: the rows of a data file, for example, name media files. Therefore a page,
+//! a trace or a list of unusable rows may only replace a file of the same kind. Paths are compared by device and
+//! inode, so that hard links, symbolic links and different spellings of a path are noticed. Options are classified by
+//! their name in the parser; a test checks that every path option has a class.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -93,7 +93,7 @@ struct Output {
     is_folder: bool,
 }
 
-/// The output files of this command. Inputs that become known later are compared with them.
+/// The output files of this command. Inputs that become known later are compared with this list.
 static OUTPUTS: Mutex<Vec<Output>> = Mutex::new(Vec::new());
 
 /// The identity of a file or folder on disk, which does not depend on the path.
@@ -118,10 +118,10 @@ pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     refuse_replaced_files(name, &given, checks_data)
 }
 
-/// Refuses the command `name` for the reasons of [`refuse_replaced_inputs`]. `given` are the names and values of its
-/// options, including those in its configuration file; `checks_data` is the value of `--check-data`.
+/// Refuses the command `name` for the reasons that [`refuse_replaced_inputs`] lists. `given` are the names and values
+/// of its options, including those in its configuration file; `checks_data` is the value of `--check-data`.
 pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data: bool) -> Result<()> {
-    // `reel plan` takes the options of a command, but writes nothing.
+    // `plan` accepts `--out` and writes nothing, and `replay` reads the folder OUT.
     let writes_out = |option: &str| option != "out" || !["plan", "replay"].contains(&name);
     let is_output = |option: &str| OUTPUT_FILES.contains(&option) && writes_out(option);
     let mut outputs: Vec<Output> = Vec::new();
@@ -138,7 +138,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
         }
         let inputs = given.iter().filter(|(input, _)| INPUTS.contains(&input.as_str()) || reads_out(name, input));
         for (input, value) in inputs.filter(|(input, _)| !(is_list && input == "quarantine")) {
-            // --data may name several files, and a split of a folder.
+            // The value of --data may list several files, and name a split of a folder.
             let sources = match &**input {
                 "data" | "eval_file" => reel_data::input_paths(Path::new(value)),
                 _ => vec![PathBuf::from(file_in_argument(input, value))],
@@ -178,13 +178,13 @@ pub fn refuse_input_that_is_output(input: &Path, location: &str) -> Result<()> {
     outputs.iter().try_for_each(|output| refuse_output_file_over_input(&output.option, &output.path, location, input))
 }
 
-/// Returns true if the command reads the folder that its argument `out` names: `reel replay OUT`.
+/// Returns true if `out` is an input of the command: `reel replay OUT` reads the folder OUT.
 fn reads_out(command: &str, option: &str) -> bool {
     command == "replay" && option == "out"
 }
 
-/// Whether `reel eval` runs a model over benchmarks (`--data`), so that `--out` is a folder. Otherwise the command
-/// scores or compares files.
+/// Returns true if `reel eval` runs a model over benchmarks (`--data`), so that `--out` is a folder. Otherwise
+/// `reel eval` scores or compares files.
 fn runs_benchmarks(name: &str, given: &[(String, String)]) -> bool {
     name == "eval" && given.iter().any(|(option, _)| option == "data")
 }
@@ -195,7 +195,7 @@ fn collect(name: &str, matches: &ArgMatches, given: &mut Vec<(String, String)>) 
         let values = matches.try_get_raw(id).ok().flatten().into_iter().flatten();
         let texts = values.map(|value| value.to_string_lossy().into_owned()).filter(|text| !text.is_empty());
         for option in texts.map(|text| (id.to_string(), text)) {
-            // A common option of `reel bench prefill` is among the options of `bench`, too.
+            // Common options of `reel bench prefill` are listed for both `bench` and `prefill`.
             if !given.contains(&option) {
                 given.push(option);
             }
@@ -215,7 +215,7 @@ fn file_in_argument<'a>(option: &str, value: &'a str) -> &'a str {
     }
 }
 
-/// The name of an option of the command `name` in error messages.
+/// Returns the spelling of an option of the command `name` in error messages.
 fn spelled(name: &str, option: &str) -> String {
     match option {
         "input" if name == "data convert" => "IN".to_string(),
@@ -354,8 +354,8 @@ fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
     Ok(())
 }
 
-/// The canonical path of a file or folder, which need not exist; `None` for a device or a pipe, and if the parent
-/// folder is missing.
+/// Returns the canonical path of a file or folder, which need not exist. Returns `None` for a device or a pipe, and
+/// if the parent folder is missing.
 fn location(path: &Path) -> Option<PathBuf> {
     if path.exists() {
         return identity(path).and_then(|_| path.canonicalize().ok());
@@ -375,7 +375,7 @@ fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// Refuses a folder in place of an output file, before the work that would be lost.
+/// Returns an error if the output file is a folder, before work is done whose result could not be written.
 fn refuse_folder(file: &Path) -> Result<()> {
     match file.is_dir() {
         true => Err(crate::output::cannot_write(file, ErrorKind::IsADirectory.into())),
@@ -383,7 +383,8 @@ fn refuse_folder(file: &Path) -> Result<()> {
     }
 }
 
-/// Refuses an output file whose folder does not exist, before the work that would be lost.
+/// Returns an error if the folder of an output file does not exist, before work is done whose result could not be
+/// written.
 fn refuse_missing_folder(file: &Path) -> Result<()> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match fs::metadata(folder) {
@@ -402,10 +403,10 @@ mod tests {
 
     use super::*;
 
-    /// Every option whose value is a path is classified as an input, as an output, or as neither.
+    /// Every option whose value is a path is classified as input, output, or neither.
     #[test]
     fn every_path_option_has_a_class() {
-        // Options for folders in which inputs are looked up, or files with new names are written.
+        // Options for folders in which inputs are searched, or in which files with new names are written.
         const NEITHER: [&str; 4] = ["media_root", "eval_media_root", "include", "profile_dir"];
         fn paths(command: &Command, path: &str, found: &mut Vec<(String, String)>) {
             let is_path = |a: &&Arg| a.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();

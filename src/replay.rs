@@ -40,7 +40,7 @@ pub struct ReplayArgs {
 }
 
 impl ReplayArgs {
-    /// Repeats the step and prints the result; an error (exit code 1) if the weights differ.
+    /// Repeats the step and prints the result. Returns an error (exit code 1) if the weights differ.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let out = &std::path::absolute(&self.out).unwrap_or_else(|_| self.out.clone());
         let (command, options) = replay::recorded_command_and_options(&self.out)?;
@@ -90,7 +90,7 @@ impl ReplayArgs {
         run.report_to = vec![ReportTo::None];
         run.report_command = None;
         run.evaluation = EvaluationOptions::default();
-        // The run may still be going on and use the port of its server.
+        // The replay starts no server, because the original run may still use the port.
         run.serve = None;
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = CommonOptions {
@@ -112,8 +112,8 @@ impl ReplayArgs {
     }
 }
 
-/// Makes the folder in which the run was started the working directory, because paths in its options are relative to
-/// it. If that folder is gone, paths are relative to the present working directory.
+/// Changes the working directory to the folder in which the run was started, because paths in its options are
+/// relative to it. If that folder no longer exists, the working directory stays unchanged.
 fn enter_recorded_folder(out: &Path) -> Result<()> {
     match replay::recorded_working_directory(out)?.filter(|folder| folder.is_dir()) {
         Some(folder) => std::env::set_current_dir(&folder).map_err(|e| output::cannot_read(&folder, e)),
@@ -123,14 +123,14 @@ fn enter_recorded_folder(out: &Path) -> Result<()> {
 
 /// Implemented for the options of each training command, so that a step can be repeated.
 trait Recorded {
-    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling, and leaves out
-    /// what does not change the step.
+    /// Makes the repeated step use the rollouts recorded in the run folder `out` instead of sampling, and switches
+    /// off options that do not affect the step.
     fn prepare_replay(&mut self, out: &Path);
 }
 
 impl Recorded for SftOptions {
     fn prepare_replay(&mut self, _: &Path) {
-        // Rows that were held back from training (`val_size`) still are.
+        // Evaluation is switched off. Rows that `val_size` holds back from training are still held back.
         self.eval_file = None;
     }
 }

@@ -8,7 +8,9 @@ use clap::Args;
 use reel_report::run_page;
 
 use crate::common::CommonOptions;
-use crate::eval::page::{PageFlags, REPORT_PAGE_FILE, is_evaluation, read_run, write_page};
+use crate::eval::page::{
+    EvaluationPageFlags, REPORT_PAGE_FILE, is_evaluation, read_evaluation_run, write_evaluation_page,
+};
 use crate::eval::results::tasks_of_output_folder;
 use crate::fail::usage_error;
 use crate::media::WorkerFlags;
@@ -16,7 +18,7 @@ use crate::output;
 
 /// File name of the page of several runs if `--out` is not given.
 const COMPARISON_PAGE: &str = "compare.html";
-/// Maximum number of runs on a page: charts have eight colors for lines.
+/// Maximum number of runs on a page: charts have eight line colors.
 const MAX_RUNS: usize = 8;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards. Several
@@ -49,7 +51,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "DIR", help_heading = "Options for evaluations")]
     media_root: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Options for evaluations")]
-    page: PageFlags,
+    page: EvaluationPageFlags,
 }
 
 impl ReportArgs {
@@ -75,7 +77,7 @@ impl ReportArgs {
             ("--against", self.against.is_some(), "give training runs one after the other"),
             ("--benchmark", self.benchmark.is_some(), "remove it"),
             ("--media-root", self.media_root.is_some(), "remove it"),
-            ("--frames-mib", self.page.is_given(), "remove it"),
+            ("--frames-mib", self.page.has_frame_options(), "remove it"),
         ];
         if let Some((option, _, help)) = options.into_iter().find(|(_, given, _)| *given) {
             return Err(usage_error(option, "has an effect for folders of reel eval only", help));
@@ -90,17 +92,20 @@ impl ReportArgs {
             let help = format!("give the second of two evaluations as --against {}", other.display());
             return Err(usage_error(&other.display().to_string(), what, help));
         }
-        let run = read_run(folder, &tasks_of_output_folder(folder, self.benchmark.as_deref())?)?;
+        let run = read_evaluation_run(folder, &tasks_of_output_folder(folder, self.benchmark.as_deref())?)?;
         let against = match &self.against {
             None => None,
-            Some(other) => Some(read_run(other, &tasks_of_output_folder(other, self.benchmark.as_deref())?)?),
+            Some(other) => {
+                Some(read_evaluation_run(other, &tasks_of_output_folder(other, self.benchmark.as_deref())?)?)
+            }
         };
         let source = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
-        write_page(out, &run, against.as_ref(), &source, common)
+        write_evaluation_page(out, &run, against.as_ref(), &source, common)
     }
 }
 
-/// Refuses more runs than a chart has colors, and a run that is given twice, even by two different paths.
+/// Returns an error if there are more runs than a chart has colors, or if a run is given twice, even by two different
+/// paths.
 fn refuse_repeated_runs(runs: &[PathBuf]) -> Result<()> {
     if runs.len() > MAX_RUNS {
         let what = format!("{} runs are too many for one page", runs.len());

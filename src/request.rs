@@ -22,7 +22,7 @@ pub fn read_chat_request(path: &Path) -> Result<ChatRequest> {
 fn read_file(path: &Path) -> Result<Vec<u8>> {
     input::read_file(path, MAX_MESSAGES_BYTES).map_err(|e| {
         match e.get_ref().and_then(|cause| cause.downcast_ref::<UnsuitableFile>()) {
-            // A pipe, such as that of `<(…)` in a shell.
+            // The path is a pipe, such as `<(…)` in a shell.
             Some(special @ UnsuitableFile::Special) => {
                 failed(path.display(), special, format!("{}, or give it on stdin with -", special.help()))
             }

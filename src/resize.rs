@@ -31,7 +31,8 @@ pub struct ResizeArgs {
     max_pixels: u64,
 }
 
-/// The error of wrong sizes. Those of one option are named as the option.
+/// Converts an error about sizes to a usage error. If the error is about one setting, it names the command-line
+/// option.
 fn usage_error_of_sizes(e: MediaError) -> anyhow::Error {
     match e {
         MediaError::Setting(d) if !d.location.contains(' ') => {

@@ -43,7 +43,7 @@ pub struct RewardArgs {
 }
 
 impl RewardArgs {
-    /// Scores every row and writes the scores; a malformed row is an error, and nothing is written.
+    /// Scores every row and writes the scores. A malformed row is an error, and nothing is written.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let rules = RewardRules { recipe: self.parity, ..RewardRules::default() };
         let rows = lines::parse_json_lines(&self.input, RewardRow::parse)?;
@@ -92,7 +92,7 @@ impl RewardArgs {
         }
     }
 
-    /// Returns the path of a frame; relative paths in the input file are relative to that file's folder.
+    /// Returns the path of a frame. Relative paths are relative to the folder of the input file.
     fn beside_input(&self, path: &Path) -> PathBuf {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }
@@ -124,7 +124,7 @@ impl RewardArgs {
     }
 }
 
-/// Opens the SigLIP model of the semantic reward.
+/// Opens the SigLIP model for the semantic reward.
 fn open(folder: &Path, common: &CommonOptions) -> Result<SiglipScorer> {
     let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
     let scorer = trace::span("load", || SiglipScorer::open(&device, folder, dtype))?;

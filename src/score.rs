@@ -102,7 +102,7 @@ impl ScoreArgs {
         for start in (0..rows).step_by(most) {
             let n = most.min(rows - start);
             let logits = model.weights.logits(&model.cx, &scored.hidden.rows(start, n)?)?;
-            // The last position has no next token: its target is -1, and its log-probability is dropped below.
+            // The last position has no next token: its target is -1, and its log-probability is removed below.
             let next: Vec<i32> =
                 (start + 1..=start + n).map(|i| tokens.input_ids.get(i).map_or(-1, |&id| id as i32)).collect();
             let targets = Tensor::from_i32(model.cx.device(), &[n], &next)?;

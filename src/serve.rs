@@ -26,7 +26,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
-use crate::profiler::FolderProfiler;
+use crate::profiler::ServerTraceProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
 use crate::tensor_parallel::{TensorParallelFlag, TensorParallelProcess};
 use crate::{interrupt, output};
@@ -187,7 +187,7 @@ impl FromStr for MediaLimit {
             match name.as_str() {
                 "image" => limit.images = Some(count),
                 "video" => limit.videos = Some(count),
-                // The model has no audio, so no request can have more.
+                // The model reads no audio, so a limit on audio inputs is ignored.
                 "audio" => {}
                 _ => return Err(format!("{name} is not a kind of media; {help}")),
             }
@@ -233,7 +233,7 @@ const VISION_CACHE_BYTES: usize = 1 << 30;
 /// The environment variable with the API key if no option has one, as in vLLM.
 const KEY_VARIABLE: &str = "VLLM_API_KEY";
 
-/// Maximum bytes of a file with API keys (1 MiB).
+/// Maximum size of a file with API keys in bytes (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
 impl ServeArgs {
@@ -241,7 +241,8 @@ impl ServeArgs {
         self.parallel.run("serve", &self.model, common, |process, common| self.serve(process, common))
     }
 
-    /// Serves the model. `process` is this process if several serve it together; only rank 0 listens.
+    /// Serves the model. `process` is this process if several processes serve the model together; only rank 0
+    /// listens.
     fn serve(&self, process: Option<&TensorParallelProcess>, common: &CommonOptions) -> Result<()> {
         let address = self.listen.address()?;
         let api_keys = self.listen.api_keys(address.ip())?;
@@ -265,7 +266,7 @@ impl ServeArgs {
             }
             None => None,
         };
-        let loaded = LoadedModel::open_on(
+        let loaded = LoadedModel::open_on_device(
             &device,
             &folder,
             adapter.as_deref(),
@@ -280,12 +281,13 @@ impl ServeArgs {
         let ranks = process.map_or(1, |process| process.ranks().size());
         let default_kv_bytes = || {
             let text = TensorParallel::config_of_one_rank(&bundle.config.text, ranks);
-            // Processes on CPUs share the memory of the machine.
+            // On CPUs, all processes share the machine's memory.
             let sharers = if device.capabilities().own_memory { 1 } else { ranks as u64 };
             model::serving_kv_bytes(&device, device.free_bytes().map(|free| free / sharers), &text, dtype, batch)
         };
         let kv_bytes = match self.limits.kv_memory {
-            // The option counts the memory of all processes, each of which has its part of every key.
+            // The option counts the memory of all processes together. Each process stores a part of every key and
+            // value.
             Some(mib) => (u64::from(mib) << 20) / ranks as u64,
             None => default_kv_bytes(),
         };
@@ -295,7 +297,8 @@ impl ServeArgs {
         let mut names = self.listen.served_model_name.clone();
         if names.is_empty() {
             names = vec![folder_name(adapter.as_ref().unwrap_or(&folder))];
-            // The text that named the model: its hub id, or a path. Clients are not told the folders of this machine.
+            // The model can also be requested by the name on the command line, unless that is an absolute path:
+            // clients must not learn the folders of this machine.
             if base != names[0] && !Path::new(&base).is_absolute() {
                 names.push(base.clone());
             }
@@ -371,8 +374,8 @@ impl ServeArgs {
 }
 
 impl ListenFlags {
-    /// The names and folders of the LoRA adapters of `--lora`. Refuses them if the served model is itself an adapter
-    /// (`of_model`).
+    /// Returns the names and folders of the LoRA adapters of `--lora`. Returns an error if there are any and the
+    /// served model is itself an adapter (`of_model`).
     fn adapters(&self, of_model: Option<&Path>) -> Result<Vec<(String, PathBuf)>> {
         let option = |lora: &String| match lora.split_once('=') {
             Some((name, folder)) if is_adapter_folder(Path::new(folder)) => Ok((name.to_string(), folder.into())),
@@ -391,8 +394,8 @@ impl ListenFlags {
         }
     }
 
-    /// The address of `--host` and `--port`. For a name with several addresses, the first IPv4 address is taken:
-    /// `localhost` may list ::1 first, and clients mostly use 127.0.0.1.
+    /// Returns the address of `--host` and `--port`. If a name has several addresses, the first IPv4 address is used:
+    /// `localhost` may list ::1 first, and most clients use 127.0.0.1.
     fn address(&self) -> Result<SocketAddr> {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Ok(SocketAddr::new(ip, self.port));
@@ -417,8 +420,8 @@ impl ListenFlags {
         }
     }
 
-    /// The API keys. Refuses keys that no request can carry, and an address that other machines can reach if there is
-    /// no key.
+    /// Returns the API keys. Refuses keys that no request can carry. If there is no key, also refuses an address that
+    /// other machines can reach.
     fn api_keys(&self, address: IpAddr) -> Result<Vec<String>> {
         // Error messages do not contain the key.
         for key in &self.api_key {
@@ -458,15 +461,15 @@ impl ListenFlags {
         Ok(keys)
     }
 
-    /// The profiler of `--profile-dir`, if given. There is one trace at a time, so it excludes `--trace` and
-    /// `--folded`.
+    /// Returns the profiler of `--profile-dir`, if given. Only one trace can be written at a time, so this option
+    /// excludes `--trace` and `--folded`.
     fn profiler(&self, common: &CommonOptions) -> Result<Option<Arc<dyn ServerProfiler>>> {
         let Some(folder) = &self.profile_dir else { return Ok(None) };
         if common.trace.is_some() || common.folded.is_some() {
             let what = "cannot record a part of the run while --trace or --folded records the whole run";
             return Err(usage_error("--profile-dir", what, "leave out one of them"));
         }
-        Ok(Some(Arc::new(FolderProfiler::new(folder)?)))
+        Ok(Some(Arc::new(ServerTraceProfiler::new(folder)?)))
     }
 
     /// The certificate and key, read before the model is loaded.
@@ -479,8 +482,8 @@ impl ListenFlags {
         }
     }
 
-    /// The origins of web pages that may use the server. Refuses texts that no browser sends as an origin, because they
-    /// would have no effect.
+    /// Returns the origins of the web pages that may use the server. Refuses texts that no browser sends as an
+    /// origin, because they would have no effect.
     fn allowed_origins(&self) -> Result<Vec<String>> {
         let is_origin = |origin: &str| match origin.split_once("://") {
             Some((scheme, host)) => {
@@ -535,11 +538,11 @@ impl ConnectionFlags {
 /// Maximum time limit of a connection: one day.
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
-/// The memory that decoding the media of one request may take: images and videos above it are refused.
+/// Memory in bytes (2 GiB) that decoding the media of one request may take. Larger images and videos are refused.
 const ENCODER_BYTES: u64 = 2 << 30;
 
-/// The default number of encoders (requests whose media are decoded at the same time): one per core, limited by half of
-/// the free memory.
+/// Returns the default number of encoders (requests whose media are decoded at the same time): one per core, limited
+/// by half of the free memory.
 pub fn default_encoders() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let free = Device::cpu(1).free_bytes();

@@ -34,7 +34,7 @@ pub struct SftArgs {
 }
 
 impl SftArgs {
-    /// Merges the command line's options with those of the configuration file, if there is one.
+    /// Merges the options of the command line with those of the configuration file. The command line wins.
     pub fn resolved(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<ResolvedOptions<SftOptions>> {
         let (options, access) = (&self.options, &self.access);
         let mut resolved = ResolvedOptions::new(options, &self.media, access, &self.worker, common, matches)?;

@@ -24,11 +24,11 @@ use crate::{interrupt, launch, ranks};
 /// The name of the option.
 const OPTION: &str = "--tensor-parallel-size";
 
-/// How long a rank waits for the others in one call. The ranks of a server wait for its next request, so this is long.
-/// A rank that has ended is noticed much earlier.
+/// Maximum time that a rank waits for the other ranks in one call. The ranks of a server wait for the next request,
+/// so the time is practically unlimited. A rank that has ended is detected much earlier.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// How long a process waits for its own threads before it leaves the others.
+/// Maximum time that a process waits for its own threads before it disconnects from the other processes.
 const LONGEST_LEAVE: Duration = Duration::from_secs(5);
 
 /// The option that divides a model among several processes.
@@ -40,21 +40,21 @@ pub struct TensorParallelFlag {
     tensor_parallel_size: Option<u32>,
 }
 
-/// This process, one of several that compute a model together.
+/// This process, as one of several processes that compute a model together.
 pub struct TensorParallelProcess {
     ranks: Arc<Ranks>,
-    /// Whether the common work is done: an error after it is not the failure of a rank.
+    /// Whether the common work is done. A later error does not count as a failure of the rank.
     is_done: AtomicBool,
 }
 
 impl TensorParallelFlag {
-    /// Whether the model is divided among several processes.
+    /// Returns true if the model is divided among several processes.
     pub fn uses_several_processes(self) -> bool {
         self.tensor_parallel_size.is_some_and(|size| size > 1)
     }
 
-    /// Calls `work` in this process, or in each of N processes with its place among them. Without a launcher, starts
-    /// the N processes and waits for them.
+    /// Calls `work` in this process; or, with `--tensor-parallel-size N`, in each of N processes. If no launcher has
+    /// started them, this process starts the N processes and waits for them.
     ///
     /// # Errors
     /// The model of `model` cannot be divided by N; the device does not suit N processes; the errors of `work`; another
@@ -67,14 +67,14 @@ impl TensorParallelFlag {
         work: impl FnOnce(Option<&TensorParallelProcess>, &CommonOptions) -> Result<()>,
     ) -> Result<()> {
         let size = self.tensor_parallel_size.map_or(1, |size| size as usize);
-        match ranks::world()? {
+        match ranks::world_from_environment()? {
             None if size == 1 => work(None, common),
             None => {
-                // Checked, and downloaded, once here and not in each process.
+                // The model is checked and downloaded here once, not in each process.
                 let (base, _) = model.base_model_and_adapter_folder()?;
                 TensorParallel::check(&ModelConfig::open(&find_or_download_model(&base)?)?, size)?;
                 ranks::refuse_unusable_devices(common, &processes_of_this_machine(size))?;
-                launch::run(OPTION, size)
+                launch::launch_processes(OPTION, size)
             }
             Some(world) if size == 1 => Err(ranks::single_process_error(command, &world)),
             Some(world) => {
@@ -87,7 +87,7 @@ impl TensorParallelFlag {
     }
 }
 
-/// The place of the first of `size` processes that this program starts.
+/// Describes rank 0 of `size` processes that this program starts on this machine.
 fn processes_of_this_machine(size: usize) -> World {
     let (rank, local_rank, launcher) = (0, 0, Launcher::Reel);
     World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None, offers_mpi: false }
@@ -108,10 +108,10 @@ impl TensorParallelProcess {
         if world.rank > 0 {
             trace::discard_trace();
         }
-        // The first signal only sets the flag, of which rank 0 tells the others.
+        // From here on, the first signal only sets the flag; rank 0 tells the other ranks about it.
         interrupt::stop_flag();
         if world.launcher == Launcher::Reel {
-            // If the process that has started this one is killed, nothing else would end a server.
+            // The process ends if its parent is killed. Otherwise a server process would never end.
             let _ = set_parent_process_death_signal(Some(Signal::TERM));
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
@@ -119,7 +119,7 @@ impl TensorParallelProcess {
         Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 
-    /// The processes.
+    /// Returns the connection to the other processes.
     pub fn ranks(&self) -> &Arc<Ranks> {
         &self.ranks
     }
@@ -142,7 +142,7 @@ impl TensorParallelProcess {
         Ok(TensorParallel::new(shard_exchange::connect(&self.ranks, device)?, config)?)
     }
 
-    /// Returns the smallest `number` of all processes. All of them call this.
+    /// Returns the minimum of `number` over all processes. All of them must call this function.
     ///
     /// # Errors
     /// Another process has failed.
@@ -152,15 +152,21 @@ impl TensorParallelProcess {
         Ok(all.iter().filter_map(of_rank).min().unwrap_or(number))
     }
 
-    /// Ends this process's part: tells the others of an error, or waits until they have left, too.
+    /// Ends this process's part of the work: reports an error to the other processes, or waits until they have
+    /// finished, too.
     fn finish(self, done: Result<()>) -> Result<()> {
         match &done {
-            // All processes have received the signal, and rank 0 has reported it.
-            Err(e) if ranks::is_of_another_rank(e) && interrupt::signal_exit_code().is_some() && !self.is_rank_0() => {
+            // A signal has stopped all processes, and rank 0 has reported it.
+            Err(e)
+                if ranks::is_error_of_another_rank(e)
+                    && interrupt::signal_exit_code().is_some()
+                    && !self.is_rank_0() =>
+            {
                 return Ok(());
             }
-            Err(e) if ranks::is_of_another_rank(e) => {}
-            // All processes have stopped before the same step, and rank 0 may still write its file.
+            Err(e) if ranks::is_error_of_another_rank(e) => {}
+            // All processes have stopped before the same step. Rank 0 may still be writing its file, so the others
+            // report no failure.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
                 let prints = self.is_rank_0();
                 leave(self.ranks)?;
@@ -174,10 +180,10 @@ impl TensorParallelProcess {
     }
 }
 
-/// Leaves the other processes at the normal end, when all of them have done their work.
+/// Disconnects from the other processes at the normal end, after all of them have done their work.
 fn leave(mut ranks: Arc<Ranks>) -> Result<()> {
     ranks.barrier("end of the command")?;
-    // Threads of a server may hold clones for a moment.
+    // Threads of a server may still hold clones of `ranks` for a moment.
     let begun = Instant::now();
     while begun.elapsed() < LONGEST_LEAVE {
         match Arc::try_unwrap(ranks) {

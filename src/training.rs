@@ -1,4 +1,4 @@
-//! What `reel sft` and `reel grpo` share: merging options of command line and configuration file, training, and
+//! Code that `reel sft` and `reel grpo` share: merging options of command line and configuration file, training, and
 //! printing the result.
 
 use std::ops::DerefMut;
@@ -27,8 +27,8 @@ use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::profiler::RunProfiler;
 use crate::ranks::{self, RunProcess};
-use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
-use crate::training_server::RunServer;
+use crate::training_evaluator::{EvaluationSetup, TrainingRunEvaluator};
+use crate::training_server::TrainingRunServer;
 use crate::{hub, interrupt, launch, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
@@ -50,7 +50,7 @@ pub struct ResolvedOptions<O> {
 }
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> ResolvedOptions<O> {
-    /// Merges the options: the command line wins over the file of `--config`, if there is one.
+    /// Merges the options of the command line with those of the file of `--config`. The command line wins.
     pub fn new(
         options: &O,
         media: &MediaFlags,
@@ -75,8 +75,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             None => parsed,
             Some(file) => file.apply(&parsed, given)?,
         };
-        // The options that say how the command starts and what it prints are not part of a run's description. The
-        // merge above leaves them out, so they are set here.
+        // A run's description does not include the options for starting and printing. The merge above therefore
+        // leaves them out, and they are set here.
         let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
@@ -113,7 +113,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         Ok(MediaOptions {
             profile,
-            overrides: self.media.overrides(profile)?,
+            overrides: self.media.limit_overrides(profile)?,
             trained: MediaOverrides::default(),
             decoder: self.worker.decode_worker(&self.common)?,
             access: self.access.media_access(&self.options.media_root()),
@@ -122,7 +122,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 
     /// Checks the options, finds the model folder, opens the device, and calls `f` with the result. `process` is this
-    /// process of a run of several.
+    /// process if the run has several.
     pub fn with_setup<T>(&self, process: Option<&RunProcess>, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         self.common.validate()?;
@@ -142,8 +142,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             worker: &self.worker,
             common: &self.common,
         };
-        let evaluator = RunEvaluator::new(&self.options, evaluation)?;
-        let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
+        let evaluator = TrainingRunEvaluator::new(&self.options, evaluation)?;
+        let server = TrainingRunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
         let profiler = self.options.profile_steps.map(|steps| {
             let default = || self.options.out.join(format!("trace-{steps}.json"));
             let outputs = process.is_none_or(RunProcess::is_rank_0).then(|| TraceOutputs {
@@ -162,7 +162,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             resolved: &serde_json::to_value(self)?,
             quiet,
             verbose: self.common.verbose,
-            // Several processes agree on when to stop.
+            // Processes of one run agree on when to stop, so they use the common flag.
             stop: process.map_or(&*stop, |process| &process.stop),
             save: Some(&*interrupt::save_flag()),
             server: server.as_ref().map(|server| server as &dyn LiveServer),
@@ -171,7 +171,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             ranks: process.map(RunProcess::ranks),
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
-        server.iter().for_each(RunServer::finish);
+        server.iter().for_each(TrainingRunServer::finish);
         let profiled = profiler.as_ref().map_or(Ok(()), RunProfiler::finish);
         done.and_then(|done| profiled.map(|()| done))
     }
@@ -184,7 +184,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let texts = all.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_str()?)));
         let mut given: Vec<(String, String)> =
             texts.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.clone(), text.to_string())).collect();
-        // These two paths are not part of a run's description, so they are not among its recorded options.
+        // These paths are not recorded in a run's description, so they are added here.
         for (name, path) in [("config", &run.config), ("trace", &self.common.trace), ("folded", &self.common.folded)] {
             given.extend(path.iter().map(|path| (name.to_string(), path.display().to_string())));
         }
@@ -207,7 +207,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "give the folder that the media paths in the data are relative to",
             ));
         }
-        let world = ranks::world()?;
+        let world = ranks::world_from_environment()?;
         if let Some(world) = &world {
             ranks::refuse_wrong_gpu_count(self.options.gpus, world)?;
         }
@@ -221,7 +221,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         if let Some(count) = count {
             self.options.validate()?;
-            return launch::run("--gpus", count as usize);
+            return launch::launch_processes("--gpus", count as usize);
         }
         match (world, is_check_only) {
             (None, true) => self.print_check(self.with_setup(None, |setup| Ok(check(setup)?))?),
@@ -231,7 +231,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
     }
 
-    /// Says with which learning rate LoRA trains if none is given: the recipes' default is one for training all
+    /// Prints the default learning rate of LoRA if none is given, because the recipes' default is for training all
     /// weights.
     fn explain_default_rate_of_lora(&self) {
         let run: &RunOptions = &self.options;
@@ -310,7 +310,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         output::print_line(format!("{out}: {steps}{loss}{skipped}"))
     }
 
-    /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
+    /// Prints the result of `--check-data`. Returns an error (exit code 1) if rows cannot be used.
     fn print_check(&self, result: DataCheckResult) -> Result<()> {
         let DataCheckResult { rows, bad, list, validation } = result;
         let data = self.options.data.display();
@@ -332,7 +332,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         Err(failed(data, format!("{bad} of {rows} rows cannot be used"), help))
     }
 
-    /// Prints what `--check-data` found in the rows of `--eval-file`; an error if rows cannot be used.
+    /// Prints what `--check-data` found in the rows of `--eval-file`. Returns an error if rows cannot be used.
     fn print_validation_check(&self, found: &ValidationCheckResult) -> Result<()> {
         let (rows, bad) = (found.rows, found.unusable.len());
         found.print_unusable(self.common.quiet);

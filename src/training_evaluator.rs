@@ -27,7 +27,7 @@ use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
 use serde_json::json;
 
 use crate::common::CommonOptions;
-use crate::eval::questions::{Benchmark, DEFAULT_TOP_P, Protocol, Questions, sampling_settings};
+use crate::eval::questions::{Benchmark, BenchmarkQuestions, DEFAULT_TOP_P, EvaluationProtocol, sampling_settings};
 use crate::eval::results;
 use crate::eval::run::COMMAND;
 use crate::fail::{UsageError, usage_error};
@@ -37,10 +37,10 @@ use crate::prompt::media_options;
 use crate::ranks::processes_on_device;
 use crate::{hub, model};
 
-/// Evaluates the model that a training run trains.
+/// Evaluates the model of a training run during training.
 #[derive(Debug)]
-pub struct RunEvaluator {
-    benchmarks: Vec<(Task, Questions, PathBuf)>,
+pub struct TrainingRunEvaluator {
+    benchmarks: Vec<(Task, BenchmarkQuestions, PathBuf)>,
     /// Tokenizer and chat template.
     bundle: Arc<ModelFolder>,
     sampling: SamplingSettings,
@@ -60,7 +60,7 @@ pub struct EvaluationSetup<'a> {
     pub common: &'a CommonOptions,
 }
 
-impl RunEvaluator {
+impl TrainingRunEvaluator {
     /// Reads the benchmarks of a run; `None` without `--eval-benchmark`.
     ///
     /// # Errors
@@ -79,17 +79,17 @@ impl RunEvaluator {
         let params = SamplingParams { top_p: DEFAULT_TOP_P, ..SamplingParams::default() };
         let sampling = sampling_settings(options.parity, None, params, own.eval_max_new_tokens)?;
         let data = hub::local_benchmark_path("--eval-data", own.eval_data.as_deref().unwrap_or(Path::new("")))?;
-        let protocol = Protocol {
+        let protocol = EvaluationProtocol {
             media_root: own.eval_media_root.clone(),
             limit: own.eval_limit,
             skip_bad_rows: own.eval_skip_bad_rows,
-            ..Protocol::new(&data, options.parity, &MediaFlags::default(), sampling.clone())
+            ..EvaluationProtocol::new(&data, options.parity, &MediaFlags::default(), sampling.clone())
         };
         if let Some(folder) = own.eval_media_root.as_ref().filter(|folder| !folder.is_dir()) {
             let what = format!("is {}, which is not a folder", folder.display());
             return Err(usage_error("--media-root", what, "give the folder of the benchmarks' videos"));
         }
-        let loaded = protocol.load(tasks, common.quiet || common.json)?;
+        let loaded = protocol.load_benchmarks(tasks, common.quiet || common.json)?;
         let prepare = |benchmark: Benchmark| {
             let media_root = benchmark.loaded.media_root.clone();
             let media = media_options(&protocol.media, worker, None, access.media_access(&media_root), false, common)?;
@@ -111,7 +111,7 @@ impl RunEvaluator {
     /// earlier process wrote with the same weights and options are kept; other answers are replaced.
     fn predictions<'p>(
         &self,
-        (task, questions, media_root): &(Task, Questions, PathBuf),
+        (task, questions, media_root): &(Task, BenchmarkQuestions, PathBuf),
         policy: &EvaluatedPolicy<'p>,
         folder: &Path,
     ) -> reel_train::Result<PredictionOutput<'p>> {
@@ -135,7 +135,7 @@ impl RunEvaluator {
 
     fn answer_and_score(
         &self,
-        benchmark: &(Task, Questions, PathBuf),
+        benchmark: &(Task, BenchmarkQuestions, PathBuf),
         policy: &EvaluatedPolicy<'_>,
         engine: &Engine<'_>,
         folder: &Path,
@@ -166,7 +166,7 @@ impl RunEvaluator {
                 ci95: report.overall_ci95,
                 errors: report.errors,
                 truncated: report.truncated,
-                completion_tokens: results::completion_tokens(&results::predictions_file(folder, &task.name))?,
+                completion_tokens: results::count_completion_tokens(&results::predictions_file(folder, &task.name))?,
             })
         };
         let score = || score().map_err(|e| as_train_error(e, folder));
@@ -177,7 +177,7 @@ impl RunEvaluator {
     }
 }
 
-impl PolicyEvaluator for RunEvaluator {
+impl PolicyEvaluator for TrainingRunEvaluator {
     fn benchmarks(&self) -> Vec<String> {
         self.benchmarks.iter().map(|(task, ..)| task.name.clone()).collect()
     }
@@ -196,14 +196,14 @@ impl PolicyEvaluator for RunEvaluator {
         let weights = Qwen25Vl { features, ..policy.model.clone() };
         let cx = Cx::inference(policy.device, policy.dtype);
         let engine = Engine::new(&weights, &cx)?.max_slots(self.batch_size).interrupt_flag(policy.stop);
-        let score = |benchmark: &(Task, Questions, PathBuf)| {
+        let score = |benchmark: &(Task, BenchmarkQuestions, PathBuf)| {
             Ok((benchmark.0.name.clone(), self.answer_and_score(benchmark, policy, &engine, folder)?))
         };
         self.benchmarks.iter().map(score).collect()
     }
 }
 
-/// Converts an error of scoring an evaluation to an error of the training run.
+/// Converts an error of scoring to an error of the training run.
 fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     let e = match e.downcast::<TrainError>() {
         Ok(e) => return e,
@@ -222,8 +222,8 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     }
 }
 
-/// Converts an error about an option of `reel eval` to one about the training command's option, whose name begins with
-/// `eval-`.
+/// Converts an error about an option of `reel eval` to an error about the same option of the training command, whose
+/// name begins with `eval-`.
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
     let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];

@@ -19,7 +19,8 @@ use reel_train::options::RunOptions;
 
 use crate::serve::default_encoders;
 
-/// Limits that `reel serve` has options for and the training commands do not.
+/// Fixed limits of the server in a training run. `reel serve` has options for these limits; the training commands
+/// have none.
 const REQUESTS: usize = 256;
 const CONNECTIONS: usize = 256;
 const BODY_BYTES: usize = 64 << 20;
@@ -27,19 +28,19 @@ const NEW_TOKENS: usize = 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The server of one run.
+/// The server of a training run with `--serve`.
 #[derive(Debug)]
-pub struct RunServer {
+pub struct TrainingRunServer {
     server: TrainingServer,
     /// The model's name in requests.
     name: String,
     quiet: bool,
 }
 
-impl RunServer {
-    /// The server of a training run with these options, which starts from the model in `folder`; `None` without
-    /// `--serve`. The server listens once the run starts it. Requests carry their media in themselves; they may not
-    /// name files or addresses.
+impl TrainingRunServer {
+    /// Returns the server of a training run with these options, which starts from the model in `folder`; `None`
+    /// without `--serve`. The server listens once the run has started it. Requests must contain their media; they may
+    /// not name files or addresses.
     pub fn new(
         options: &RunOptions,
         folder: &Path,
@@ -72,8 +73,7 @@ impl RunServer {
         };
         let connections =
             ConnectionLimits { connections: CONNECTIONS, read_timeout: READ_TIMEOUT, write_timeout: WRITE_TIMEOUT };
-        // The server does not share the run's stop flag: a signal stops the run first, and the run then ends the
-        // server.
+        // The server does not share the run's stop flag: a signal stops the run, and the run then ends the server.
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             peak_flops_per_second: machine::peak_flops_per_second(device, dtype),
@@ -90,7 +90,7 @@ impl RunServer {
     }
 }
 
-impl LiveServer for RunServer {
+impl LiveServer for TrainingRunServer {
     fn start(&self, model: &Qwen25Vl, step: u64) -> reel_train::Result<()> {
         let address = self.server.start(model, step).map_err(|e| match e {
             ServeError::Engine(e) => e.into(),

@@ -42,7 +42,7 @@ fn files_that_are_not_videos_are_refused() {
     }
     assert_video_refused(Path::new("no-such.mp4"), &[], &["no-such.mp4"]);
     assert_video_refused(&clips, &[], &["clips"]);
-    // An image is one frame, so `--nframes 4` of it is an error.
+    // An image counts as one frame, so `--nframes 4` is an error for an image.
     assert_video_refused(&golden("pixels/00_png_rgb.png"), &["--nframes", "4"], &[]);
 }
 
@@ -59,7 +59,7 @@ fn pipes_and_videos_beyond_the_memory_limit_are_refused() {
 fn invalid_or_too_large_images_are_refused() {
     let s = ModelWorkspace::new();
     let dir = s.dir.path();
-    // A PNG file with a header that states 100 000 × 100 000 pixels.
+    // A PNG file whose header states a size of 100 000 × 100 000 pixels.
     let side = 100_000u32.to_be_bytes();
     let header = [&b"IHDR"[..], &side, &side, &[8, 2, 0, 0, 0]].concat();
     let parts = [b"\x89PNG\r\n\x1a\n", &13u32.to_be_bytes()[..], &header, &crc32(&header).to_be_bytes(), &[0; 64]];
@@ -136,7 +136,7 @@ fn pipes_devices_and_folders_are_no_inputs() {
     assert_eq!(file_names_in(dir), ["m.json", "tiny"]);
 }
 
-/// Writes chat messages with one image, and returns what `reel preprocess` says about them.
+/// Writes a chat message with one image, and runs `reel preprocess` on it.
 fn preprocess_image(s: &ModelWorkspace, image: &str, more: &[&str]) -> FinishedRun {
     let body = json!([{"role": "user", "content": [{"type": "image", "image": image}]}]);
     fs::write(s.dir.path().join("m.json"), body.to_string()).expect("written");
@@ -156,12 +156,13 @@ fn media_of_other_networks_and_folders_are_refused() {
     preprocess_image(&s, here, &[allowed]).assert_refused(1, &["127.0.0.1, which is not on the public internet"]);
     preprocess_image(&s, "https://example.com/x.png", &[allowed, "--offline"])
         .assert_refused(1, &["because --offline is given"]);
-    // An address in a flag is allowed without `--allow-remote-media`, but it must not be in a private network either.
+    // A media address in an option needs no `--allow-remote-media`, but an address in a private network is refused
+    // there as well.
     for flag in ["--video", "--image"] {
         let ask = ["generate", "--model", "tiny", "--prompt", "?", flag, "http://127.0.0.1:1/x"];
         run_in(dir, ask).assert_refused(1, &["which is not on the public internet"]);
     }
-    // Media in rows of training data are refused like media in messages.
+    // Media addresses in rows of training data are refused as in chat messages.
     let row = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}], "images": [here]});
     fs::write(dir.join("rows.jsonl"), row.to_string()).expect("written");
     let sft = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "o", "--device", "cpu"];

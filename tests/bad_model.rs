@@ -100,7 +100,7 @@ fn invalid_configs_are_refused() {
         s.run_score().assert_refused(1, &["config.json", key]);
     }
     let s = ModelWorkspace::new();
-    // The config now states more layers than the weights file has.
+    // The config now states more layers than the weights file contains.
     s.edit_json("config.json", |c| c["num_hidden_layers"] = json!(9));
     s.run_score().assert_refused(1, &["model.layers."]);
     fs::write(s.model_file("config.json"), "{").expect("written");
@@ -121,8 +121,8 @@ fn mismatched_tokenizers_are_refused() {
     s.run_score().assert_refused(1, &["tokenizer.json"]);
 }
 
-/// A chat template is a program, and a tokenizer's regular expression can take endless time. Both come with a model
-/// folder.
+/// A chat template is a program, and a regular expression of a tokenizer can take very long. Both come with a model
+/// folder and are untrusted.
 #[test]
 fn hostile_templates_and_tokenizers_are_refused() {
     let s = ModelWorkspace::new();
@@ -148,7 +148,7 @@ fn hostile_templates_and_tokenizers_are_refused() {
     s.run_score().assert_refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
 }
 
-/// A fault that would make a command fail is reported before the command does work that would be lost.
+/// An error that would make a command fail at its end is reported before the command starts its work.
 #[test]
 fn faults_of_the_model_folder_are_found_before_the_work() {
     let s = ModelWorkspace::new();
@@ -156,7 +156,7 @@ fn faults_of_the_model_folder_are_found_before_the_work() {
     let row = r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#;
     fs::write(dir.join("rows.jsonl"), row).expect("written");
     let sft = "sft --model tiny --data rows.jsonl --out out --max-steps 1";
-    // A file that only the first save reads.
+    // A file of the model folder that is only read when the first checkpoint is saved.
     std::os::unix::fs::symlink("/dev/zero", s.model_file("added_tokens.json")).expect("a link");
     run_in(dir, sft.split(' ')).assert_refused(1, &["tiny/added_tokens.json: is not a regular file"]);
     assert!(!dir.join("out").exists());
@@ -168,7 +168,7 @@ fn faults_of_the_model_folder_are_found_before_the_work() {
         .assert_refused(1, &["the prompt: has ", "which leave no room for an answer in the model's 20 positions"]);
 }
 
-/// An answer ends at the model's last position. A request for more tokens is refused, as by `reel serve`.
+/// A completion ends at the model's last position. A request for more tokens is refused, as in `reel serve`.
 #[test]
 fn answers_stay_within_the_positions_of_the_model() {
     let s = ModelWorkspace::new();

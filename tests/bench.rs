@@ -45,8 +45,8 @@ fn prefill_with_a_video_counts_its_tokens_and_runs_the_vision_tower() {
         run_in(dir.path(), support::with_options(&args, more))
     };
     let got = bench(&["--frames", "3", "--frame-size", "56x84", "--json"]).json();
-    // Three frames are two pairs of frames. A pair has 4 x 6 patches, which become 2 x 3 tokens. Two more tokens mark
-    // the start and the end of the video.
+    // The three frames are padded to two frame pairs. A pair has 4 x 6 patches, which become 2 x 3 tokens. Two more
+    // tokens mark the start and the end of the video.
     assert_eq!(number(&got, "/tokens"), 16.0 + 2.0 + 2.0 * 2.0 * 3.0);
     let ops = check_ops(&got);
     assert!(ops.iter().any(|op| op.starts_with("patch_embed")), "{ops:?}");
@@ -75,8 +75,8 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/tokens_per_second") <= number("/max"));
         assert!((number("/tokens_per_second") * number("/seconds") - 32.0).abs() < 1e-6);
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
-        // The weights of the tiny model fit in the CPU's caches, whose bandwidth has a ceiling of its own. No op is
-        // faster than its ceiling.
+        // The weights of the tiny model fit in the CPU's caches, whose bandwidth is a separate ceiling. No op exceeds
+        // its ceiling.
         assert!(number("/roofline/cache/gigabytes_per_second") > 0.0 && number("/roofline/cache/bytes") > 1e4);
         let shares = got["ops"].as_array().expect("ops").iter().map(|op| op["share_of_floor"].as_f64());
         assert!(shares.chain([Some(number("/roofline/share"))]).all(|share| share <= Some(1.0)), "{got}");
@@ -88,7 +88,7 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(samples.contains(&number("/seconds")), "the reported time is not the median of the three rounds");
         let ops = check_ops(&got);
         assert!(ops.contains(&"matmul_fwd".to_string()), "{ops:?}");
-        // Only a GPU's clocks are read.
+        // Clocks are only measured on a GPU.
         assert_eq!(got["clocks"], Value::Null);
         assert!(got["machine"]["name"].as_str().is_some_and(|n| !n.is_empty()));
         let page = fs::read_to_string(dir.path().join("page.html")).expect("the page");
@@ -256,8 +256,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     for part in ["matmul", "attention_fwd", "attention_bwd", "log_prob", "adamw"] {
         assert!(ops.iter().any(|op| op.starts_with(part)), "no {part} in {ops:?}");
     }
-    // Training needs at least 6 floating-point operations per weight and token; attention adds more. The last token of
-    // each of the two sequences has no target, so it needs no logits.
+    // Training needs at least 6 floating-point operations per weight and token, and more for attention. The last
+    // token of each of the two sequences has no target, so it needs no logits.
     let least = 6.0 * 46.0 * number(&got, "/parameters_multiplied");
     assert!(number(&got, "/model_flops") > least && number(&got, "/model_flops") < 1.5 * least);
     let rate = number(&got, "/model_flops") / number(&got, "/seconds");
@@ -276,10 +276,10 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(of("busy_seconds").iter().zip(of("seconds")).all(|(busy, all)| *busy > 0.0 && *busy <= all * (1.0 + 1e-9)));
     assert!((of("flops").iter().sum::<f64>() / number(&got, "/flops") - 1.0).abs() < 1e-9);
     assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
-    // The backward pass recomputes the forward pass and computes the gradients of inputs and of weights.
+    // The backward pass recomputes the forward pass, then computes the gradients of inputs and weights.
     assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
-    // Recomputation adds to the operations that ran, but not to the operations of the model. Without the option nothing
-    // is recomputed, because all activations of this model fit in memory.
+    // Recomputation increases the number of executed operations, but not the number of model operations. Without the
+    // option nothing is recomputed, because all activations of this model fit in memory.
     let kept = bench(&[]).json();
     assert_eq!((&kept["gradient_checkpointing"], &kept["model_flops"]), (&"none".into(), &got["model_flops"]));
     assert_eq!((&kept["recompute"], &got["optim"]), (&"nothing".into(), &"adamw".into()));
@@ -294,8 +294,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     bench(&["--tokens", "1"]).assert_refused(2, &["--tokens"]);
 }
 
-/// A decode step reads the weights and the keys of the tokens so far, not of all tokens that the block tables have room
-/// for.
+/// A decode step reads the weights and the keys of the prompt and of the tokens generated so far. It does not read
+/// the unused part of the block tables.
 #[test]
 fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -315,8 +315,8 @@ fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
         let got = run_in(dir.path(), args.iter().copied().chain(more)).json();
         let ops = got["ops"].as_array().expect("ops");
         let attention = ops.iter().find(|op| op["op"] == "paged_attention_fwd_f32").expect("attention");
-        // Two steps warm up, so the first one that is profiled reads the keys of the context, of its own token and of
-        // two more.
+        // Two steps are warm-up, so the first profiled step reads the keys of the context, of its own token and of
+        // two more tokens.
         let keys = batch * (1..=3).map(|step| context + 2.0 + f64::from(step)).sum::<f64>();
         let queries = batch * steps;
         assert_eq!(number(attention, "/bytes"), 4.0 * layers * 2.0 * d * (queries * heads + keys * kv_heads));
@@ -345,7 +345,7 @@ fn kernels_are_timed_on_the_cpu() {
     assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
     bench("no_such_kernel").assert_refused(2, &["no_such_kernel", "grpo_loss"]);
     run(["bench", "op", "grpo_loss", "--device", "sim"]).assert_refused(2, &["--device"]);
-    // Without JSON a line on stderr says what is timed; stdout has the table only.
+    // Without --json, a line on stderr names what is being timed, and stdout has only the table.
     let swiglu = "bench op swiglu --size tokens=4 --size intermediate=64 --device cpu --runs 1";
     let text = run(swiglu.split(' '));
     assert!(text.ok().starts_with("kernel "), "{}", text.stdout);
@@ -412,24 +412,24 @@ fn ops_are_timed_at_given_sizes() {
     }
 }
 
-/// The number of launches of all ops in a result.
+/// Returns the number of launches of all ops in a result.
 fn ops_launches(result: &Value) -> f64 {
     result["ops"].as_array().expect("ops").iter().map(|op| number(op, "/launches")).sum()
 }
 
-/// The dtype with which a kernel's name ends (`_f32` or `_bf16`), or `None`.
+/// Returns the dtype suffix of a kernel's name (`_f32` or `_bf16`), or `None`.
 fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
-/// The trace in the file t.json of a folder.
+/// Reads the trace t.json in a folder.
 fn read_trace(folder: &Path) -> Value {
     let text = fs::read_to_string(folder.join("t.json")).expect("the trace");
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// The events of a trace whose key `ph` (the event type) has this value: X for complete events, C for counters, M for
-/// metadata.
+/// Returns the events of a trace whose key `ph` (the event type) has this value: X for complete events, C for
+/// counters, M for metadata.
 fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
     events.iter().filter(|e| e["ph"] == ph).collect()
 }
@@ -450,7 +450,7 @@ fn trace_has_spans_launches_and_memory() {
     // Every track has a name, and every event is on one of these tracks.
     let row = |e: &Value| (e["pid"].as_u64().expect("pid"), e["tid"].as_u64().expect("tid"));
     let named: BTreeSet<_> = phase(events, "M").into_iter().filter(|e| e["name"] == "thread_name").map(row).collect();
-    // The main thread, the ranges on the device, the launches.
+    // The three tracks are the main thread, the ranges on the device, and the launches.
     assert_eq!(named.len(), 3);
     assert!(phase(events, "M").iter().any(|e| e["name"] == "process_name" && e["args"]["name"] == "reel"));
     assert!(events.iter().all(|e| named.contains(&row(e))));
@@ -466,12 +466,13 @@ fn trace_has_spans_launches_and_memory() {
         assert!(number(e, "/args/share_of_ceiling") > 0.0);
     }
     check_flows(events, &launches);
-    // Launches of the decoder name their layer, also in a replayed decode step: one prefill, two decode steps.
+    // Launches of the decoder have the name of their layer, also in decode steps that replay a captured graph: one
+    // prefill, two decode steps.
     for layer in ["decoder 0", "decoder 1", "decoder 2"] {
         let is_here = |e: &&&Value| e["name"] == "swiglu_fwd_f32" && e["args"]["layer"] == layer;
         assert_eq!(launches.iter().filter(is_here).count(), 3, "{layer}");
     }
-    // The event of a matrix product has its sizes and the op that launched it.
+    // The event of a matrix product states the product's size and the op that launched it.
     let ops = ["linear", "matmul", "skinny_linear", "skinny_qkv", "skinny_swiglu", "skinny_logits"];
     for e in launches.iter().filter(|e| e["name"] == "matmul_fwd") {
         let size = |key: &str| number(e, &format!("/args/shape/{key}"));
@@ -491,7 +492,7 @@ fn trace_has_spans_launches_and_memory() {
     assert!(activations.iter().any(|&b| b > 0.0) && activations.contains(&0.0));
 }
 
-/// Checks that folded stacks begin with `root`, end with the kernels of these launches, and have their times in
+/// Checks that the folded stacks begin with `root`, end with the kernels of these launches, and have their times in
 /// microseconds.
 fn check_folded(stacks: &str, launches: &[&Value], root: &str) {
     let line = |line: &str| -> (String, f64) {
@@ -505,15 +506,15 @@ fn check_folded(stacks: &str, launches: &[&Value], root: &str) {
         let of_kernel = launches.iter().filter(|e| e["name"] == **kernel);
         let traced: f64 = of_kernel.map(|e| number(e, "/dur")).sum();
         let folded: Vec<f64> = lines.iter().filter(|(other, _)| other == kernel).map(|(_, time)| *time).collect();
-        // The folded stacks have whole microseconds and leave out stacks of less than 0.5 us, so each launch can add an
-        // error of 0.5 us.
+        // Folded stacks have whole microseconds, and stacks of less than 0.5 us are left out. So each launch can add
+        // an error of 0.5 us.
         let rounding = launches.iter().filter(|e| e["name"] == **kernel).count() as f64 * 0.5 + 1e-6;
         assert!((traced - folded.iter().sum::<f64>()).abs() <= rounding, "{kernel}: {traced} {folded:?}");
     }
 }
 
-/// Checks that a flow (an arrow of the trace) leads to each launch from an event of a host thread that begins before
-/// the launch and has its name.
+/// Checks that a flow (an arrow in the trace) leads to each launch from an event on a host thread with the same name,
+/// which begins before the launch.
 fn check_flows(events: &[Value], launches: &[&Value]) {
     let (starts, ends) = (phase(events, "s"), phase(events, "f"));
     assert_eq!((starts.len(), ends.len()), (launches.len(), launches.len()));
@@ -545,7 +546,7 @@ fn trace_of_training_names_ops_layers_and_directions() {
     check_flows(events, &launches);
     let stacks = fs::read_to_string(dir.path().join("t.folded")).expect("stacks");
     check_folded(&stacks, &launches, "");
-    // Stacks of a layer's forward and backward pass.
+    // There are stacks for the forward and the backward pass of a layer.
     for frames in [["forward", "decoder 0", "linear"], ["backward", "decoder 0", "linear backward"]] {
         let frames_in_order = |line: &str| {
             let mut of_line = line.split(';');
@@ -562,8 +563,8 @@ fn trace_of_training_names_ops_layers_and_directions() {
         // has three launches.
         assert_eq!(of("swiglu_linear", layer), 4, "{layer}");
         assert_eq!(of("swiglu_linear backward", layer), 3, "{layer}");
-        // The backward rules of qkv, o, and gate with up have two products each; one more launch sums the gradients of
-        // the three biases.
+        // The backward rules of the linear layers qkv, o, and gate with up have two products each. One more launch
+        // sums the gradients of the three biases.
         assert_eq!(of("linear backward", layer), 7, "{layer}");
     }
     // `reel kernels report` reads the trace.
@@ -630,7 +631,8 @@ fn trace_of_bench_op_has_each_timed_run() {
     run_in(dir.path(), ["kernels", "report", "--times", "t.json", "--out", "k.html"]).ok();
 }
 
-/// The head of the table is printed together with its first row, so a command that fails before prints nothing.
+/// The header of the table is printed with the first row, so a command that fails before its first row prints
+/// nothing.
 #[test]
 fn a_failing_bench_op_prints_nothing_on_stdout() {
     let bench = |args: &[&str]| run([&["bench", "op", "--quiet"], args].concat());

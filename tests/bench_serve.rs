@@ -1,5 +1,5 @@
-//! `reel bench serve`: figures of a real server and of a scripted one add up; each fault of a server is named and
-//! counted, and none of them makes the command hang.
+//! `reel bench serve`: the figures for a real server and for a scripted one are consistent; each fault of a server is
+//! named and counted, and no fault makes the command hang.
 
 mod support;
 
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::http::read_request;
 use support::{FinishedRun, reel, run, run_in, tiny_model};
 
-/// A request as the scripted server has received it.
+/// A request that the scripted server has received.
 struct Received {
     /// Number of the request to the API, counted from 0.
     number: usize,
@@ -23,8 +23,8 @@ struct Received {
     body: Value,
 }
 
-/// Starts a server that answers `GET /v1/models` with a model and each other request as `answer` does, in a thread for
-/// each connection. It runs until the test program ends.
+/// Starts a scripted server, which runs until the test program ends. It answers `GET /v1/models` with a model;
+/// `answer` answers all other requests, each connection in its own thread.
 fn scripted(answer: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,20 +47,20 @@ fn scripted(answer: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static) 
     format!("http://{address}")
 }
 
-/// Sends an answer that is not streamed.
+/// Sends a complete answer without streaming.
 fn plain(stream: &mut TcpStream, status: &str, body: &str) {
     let length = body.len();
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n");
     let _ = stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes());
 }
 
-/// Begins a streamed answer. It ends when the connection is closed.
+/// Begins a streamed answer, which ends when the connection is closed.
 fn begin_stream(stream: &mut TcpStream) {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(head.as_bytes());
 }
 
-/// Sends an event. Errors are ignored, because the client may have closed the connection.
+/// Sends a server-sent event. Errors are ignored, because the client may have closed the connection.
 fn event(stream: &mut TcpStream, data: &str) {
     let _ = stream.write_all(format!("data: {data}\n\n").as_bytes());
 }
@@ -69,7 +69,7 @@ fn token(text: &str) -> String {
     json!({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}).to_string()
 }
 
-/// The events that end a stream after its last token.
+/// Returns the events that end a stream after its last token.
 fn end(prompt_tokens: usize, tokens: usize) -> [String; 3] {
     let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": tokens});
     [
@@ -79,7 +79,7 @@ fn end(prompt_tokens: usize, tokens: usize) -> [String; 3] {
     ]
 }
 
-/// A whole answer with `tokens` tokens.
+/// Streams a complete answer with `tokens` tokens.
 fn whole_answer(stream: &mut TcpStream, prompt_tokens: usize, tokens: usize) {
     begin_stream(stream);
     (0..tokens).for_each(|_| event(stream, &token("x")));
@@ -94,7 +94,7 @@ fn number(record: &Value, key: &str) -> f64 {
     record[key].as_f64().unwrap_or_else(|| panic!("no number {key} in {record}"))
 }
 
-/// A real server of the tiny model; it is killed when it is dropped.
+/// A running `reel serve` with the tiny model; dropping it kills the server.
 struct Server {
     child: Child,
     url: String,
@@ -147,7 +147,7 @@ fn figures_of_a_real_server_add_up() {
         assert!(figure("mean") >= 0.0 && figure("std") >= 0.0 && figure("median") == figure("p50"));
     }
     assert!(number(&got, "mean_ttft_ms") < number(&got, "mean_e2el_ms"));
-    // Two requests run at a time, so the sum of their latencies is at most twice the time of the run.
+    // At most two requests run at a time, so the sum of the six latencies is at most twice the duration of the run.
     assert!(6.0 * number(&got, "mean_e2el_ms") <= 2000.0 * seconds);
     let written = std::fs::read_to_string(server.folder.path().join("record.json")).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), got);
@@ -193,7 +193,7 @@ fn times_are_those_of_the_events() {
     let got = bench(&url, &[&settings[..], &["--output-tokens", "4"]].concat()).json();
     assert_eq!((number(&got, "completed"), number(&got, "max_concurrent_requests")), (4.0, 2.0));
     assert_eq!((number(&got, "total_input_tokens"), number(&got, "total_output_tokens")), (36.0, 16.0));
-    // A busy machine makes times longer, never shorter; the upper bound notices a wrong unit.
+    // On a busy machine the times are longer, never shorter. The upper bound detects wrong units.
     let step = STEP.as_secs_f64() * 1e3;
     let between = |key: &str, least: f64| {
         let got = number(&got, key);
@@ -220,7 +220,8 @@ fn answers_in_single_bytes_are_read() {
 
 #[test]
 fn failures_are_counted_by_kind_and_the_others_are_measured() {
-    // Of every five requests, two are answered, one gets status 503, one answer is cut off, and one is nonsense.
+    // Of every five requests, two are answered, one gets status 503, one answer is cut off, and one answer is not
+    // valid JSON.
     let url = scripted(|request, stream| match request.number % 5 {
         0 | 3 => whole_answer(stream, 5, 3),
         1 => plain(stream, "503 Service Unavailable", r#"{"error": {"message": "too many requests"}}"#),
@@ -310,7 +311,7 @@ fn a_server_that_only_fails_is_an_error_that_names_the_cause() {
 #[test]
 fn a_server_that_does_not_answer_is_given_up() {
     let url = scripted(|request, stream| {
-        // Every second request gets the start of an answer, the others get nothing.
+        // Even-numbered requests get the start of an answer, the others get nothing.
         if request.number % 2 == 0 {
             begin_stream(stream);
             event(stream, &token("x"));
@@ -322,7 +323,7 @@ fn a_server_that_does_not_answer_is_given_up() {
     let run = run(["bench", "serve", "--url", &url].iter().chain(&settings));
     run.assert_refused(1, &["all 4 requests failed", "no complete answer after 0.5 s (timeout)", "--timeout"]);
     assert!(begun.elapsed() < Duration::from_secs(30));
-    // The server never accepts the connection: it stays in the backlog of the listening socket.
+    // The server never accepts a connection; the connection stays in the backlog of the listening socket.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let run = support::run(["bench", "serve", "--url", &url, "--timeout", "0.5"]);
@@ -388,7 +389,7 @@ fn requests_come_at_the_rate_and_for_the_time_that_were_asked_for() {
     let got = measured(&["--num-prompts", "40", "--request-rate", "100", "--burstiness", "1000"]);
     assert_eq!(number(&got, "completed"), 40.0);
     assert!(number(&got, "duration") >= 0.35, "{got}");
-    // The server sends no usage.
+    // This server sends no usage (token counts).
     assert_eq!((number(&got, "answers_without_usage"), &got["total_input_tokens"]), (40.0, &Value::Null));
     assert_eq!((number(&got, "total_output_tokens"), &got["mean_tpot_ms"]), (40.0, &Value::Null));
     for limit in [["--request-rate", "50"], ["--max-concurrency", "2"]] {

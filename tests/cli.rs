@@ -40,7 +40,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
             .assert_refused(2, &["--quantize", "int8"]);
         run(["serve", "--model", "m", "--quantize", format]).assert_refused(2, &["--quantize", "int8"]);
     }
-    // Quantised weights cannot be trained.
+    // Training refuses quantised weights.
     for train in ["sft", "grpo"] {
         run([train, "--model", "m", "--data", "d", "--out", "o", "--quantize", "int8"])
             .assert_refused(2, &["--quantize"]);
@@ -56,7 +56,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     }
 }
 
-/// Errors of the argument parser have the form of all other errors: option, what is wrong, what to do.
+/// Errors of the argument parser have the same form as all other errors: option, what is wrong, what to do.
 #[test]
 fn errors_of_the_parser_name_the_option() {
     for (command, message) in [
@@ -158,7 +158,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
     generate("dry").assert_refused(2, &["--device", "reel plan"]);
     generate("tpu").assert_refused(2, &["--device", "tpu"]);
     generate("cpu").ok();
-    // The error of a command that supports fewer devices advises only the devices that it supports.
+    // If a command supports fewer devices, its error suggests only those devices.
     let kernels = |words: &[&str]| run([words, &["--device", "cuda"]].concat());
     let advice = |words: &[&str], advised: &str, other: &str| {
         let got = kernels(words);
@@ -168,7 +168,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
     advice(&["bench", "op", "swiglu"], "choose --device cpu", "--device sim");
     advice(&["kernels", "check", "--compare"], "give --device sim, and leave out --compare", "--device cpu");
     kernels(&["kernels", "check"]).assert_refused(1, &["choose --device cpu or --device sim"]);
-    // Without --device, `kernels bench` wants a GPU as well.
+    // `kernels bench` needs a GPU even without --device.
     run(["kernels", "bench"]).assert_refused(1, &["reel bench op NAME --device cpu"]);
 }
 
@@ -197,8 +197,8 @@ fn rejects_invalid_sizes_and_rates() {
         .assert_refused(2, &["--profile", "nosuch", "videorft-eval"]);
     run(["frames", "--total-frames", "99", "--video-fps", "25", "--fps", "2", "--nframes", "4"])
         .assert_refused(2, &["--nframes"]);
-    // Without a video, the command shows the rules of qwen-vl-utils, which rounds an odd number and takes the minimum
-    // number of frames at a rate of 0. With a video, such a value is an error.
+    // Without a video, the command shows what qwen-vl-utils would do: it rounds an odd number of frames, and at a
+    // rate of 0 uses the minimum number of frames. With a video, these values are errors.
     let selected = |flag: &str, value: &str| {
         let args = ["frames", "--total-frames", "99", "--video-fps", "25", "--json", flag, value];
         run(args).json()["nframes"].clone()
@@ -225,7 +225,7 @@ fn json_output_is_one_line_and_nothing_else() {
 #[test]
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
 fn ffmpeg_is_not_loaded_at_the_start() {
-    // With this variable, glibc's dynamic linker writes the libraries that it loads to standard error.
+    // With this variable, glibc's dynamic linker lists the libraries that it loads on stderr.
     let loaded = |args: &[&str]| {
         let done =
             support::finished_run(reel().env("LD_DEBUG", "libs").args(args).output().expect("the binary starts"));
@@ -343,7 +343,7 @@ fn rust_log_adds_details() {
 
 /// The help text of a subcommand.
 struct Help {
-    /// The words after `reel`, such as `bench prefill`.
+    /// The words of the command after `reel`, such as `bench prefill`.
     command: String,
     text: String,
 }
@@ -361,14 +361,14 @@ fn helps(command: &[&str], found: &mut Vec<Help>) {
     }
 }
 
-/// The shell script that a help text has after `Example:`.
+/// Returns the shell script after `Example:` in a help text.
 fn example(help: &str) -> Option<String> {
     let (_, after) = help.split_once("Example:\n")?;
     let lines = after.lines().take_while(|l| l.starts_with("  "));
     Some(lines.map(str::trim).collect::<Vec<_>>().join("\n")).filter(|script| !script.is_empty())
 }
 
-/// Why a line of an example is not run in this test; `None` if it is run.
+/// Returns why a line of an example is not run in this test; `None` if it is run.
 fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
     let compiles = compile::check_nvrtc().is_ok();
     match command {

@@ -1,5 +1,5 @@
-//! Device `cuda`: its host code with a fake driver that enforces the rules of the driver API, and the binary on a GPU
-//! if there is one.
+//! Device `cuda`: tests of its host code with a fake driver that enforces the rules of the driver API, and of the
+//! binary on a GPU if there is one.
 
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
@@ -39,7 +39,7 @@ fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).expect("a simulator")
 }
 
-/// Logits that the device computes for a case of `tests/golden/model`.
+/// Computes the logits of a case of `tests/golden/model` on a device.
 fn logits(device: &Device, case: &str, dtype: DType) -> Vec<f32> {
     let folder = golden("model").join(case);
     let config = ModelConfig::open(&folder.join("model")).expect("a configuration");
@@ -66,8 +66,8 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// The results of a training step: values of the first line of metrics.jsonl, the bytes of the weights file, and the
-/// matrix-product library (`products`) in run.json.
+/// The results of a training step: the metrics in the first line of metrics.jsonl, the bytes of the weights file, and
+/// the matrix-product library (`products`) in run.json.
 #[derive(Clone, PartialEq)]
 struct Step {
     metrics: Value,
@@ -75,7 +75,7 @@ struct Step {
     products: Value,
 }
 
-/// Runs one training step of a case of `tests/golden` in a folder of its own. `options` get the run's options, and
+/// Runs one training step on a case of `tests/golden` in a temporary folder. `options` gets the run's options, and
 /// `run` is `sft::run` or `grpo::run`. `weights` is the name of the file that the step writes.
 fn step<O, S>(
     (device, dtype): (&Device, DType),
@@ -132,12 +132,12 @@ fn step<O, S>(
     }
 }
 
-/// A step of SFT of all weights (`lora_r` 0) or of a LoRA adapter on every linear layer, with images.
+/// Runs an SFT step with images: of all weights (`lora_r` 0), or of a LoRA adapter on every linear layer.
 fn sft_step(device: &Device, dtype: DType, lora_r: usize) -> Step {
     sft_step_on(&golden("train").join("sft_videorft_rows"), device, dtype, lora_r)
 }
 
-/// As [`sft_step`], on the rows in `case/data.jsonl`.
+/// Like [`sft_step`], on the rows in `case/data.jsonl`.
 fn sft_step_on(case: &Path, device: &Device, dtype: DType, lora_r: usize) -> Step {
     let file = if lora_r > 0 { "adapter_model.safetensors" } else { "model.safetensors" };
     let options = |run| {
@@ -147,13 +147,14 @@ fn sft_step_on(case: &Path, device: &Device, dtype: DType, lora_r: usize) -> Ste
     step((device, dtype), case, file, options, sft::run)
 }
 
-/// A step of GRPO on given completions, or on completions that the policy samples, with a reference model.
+/// Runs a GRPO step with a reference model, on recorded completions or on completions that the policy samples.
 fn grpo_step(device: &Device, dtype: DType, samples: bool) -> Step {
     let case = golden("grpo").join("grpo_videorft");
     let options = |run| GrpoOptions {
         run: RunOptions { per_device_train_batch_size: 4, ..run },
         num_generations: 4,
-        // Given completions have up to 12 tokens. A captured decode step is repeated from the third token on.
+        // Recorded completions have up to 12 tokens. With sampling, 5 tokens suffice: a captured decode step is
+        // replayed from the third token on.
         max_completion_length: if samples { 5 } else { 12 },
         rollouts: (!samples).then(|| case.join("rollouts.jsonl")),
         ..GrpoOptions::default()
@@ -199,7 +200,7 @@ fn grpo_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// A step of GRPO on two completions that the policy samples for the row in `case/data.jsonl`.
+/// Runs a GRPO step on two completions that the policy samples for the row in `case/data.jsonl`.
 fn grpo_step_on(case: &Path, device: &Device) -> Step {
     let options = |run| GrpoOptions {
         run: RunOptions { per_device_train_batch_size: 2, ..run },
@@ -210,9 +211,9 @@ fn grpo_step_on(case: &Path, device: &Device) -> Step {
     step((device, DType::BF16), case, "model.safetensors", options, grpo::run)
 }
 
-/// Steps of SFT and of GRPO (with sampled completions, so with captured decode steps) by the driver of each CUDA
-/// version. Each driver loads the code that is compiled for it, and computes the same bits. The rows have no images,
-/// because versions differ in how code is loaded and launched, not in what it computes.
+/// Runs steps of SFT and GRPO with the driver of each CUDA version. GRPO samples completions, so it also tests
+/// captured decode steps. Each driver loads the code that is compiled for its version, and all compute the same bits.
+/// The rows have no images, because the versions differ only in how code is loaded and launched.
 #[test]
 fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -236,7 +237,7 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             println!("skipped: steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
             continue;
         }
-        let (fake, device) = fake_gpu::cuda_device_of(FakeDriver::of_version(arch, 512 << 20, version));
+        let (fake, device) = fake_gpu::open_cuda_device(FakeDriver::of_version(arch, 512 << 20, version));
         let steps = [sft_step_on(sft_rows.path(), &device, DType::BF16, 4), grpo_step_on(grpo_rows.path(), &device)];
         drop(device);
         assert_no_violations_or_leaks(&fake, &format!("sm_{}, {version}", arch.sm));
@@ -249,7 +250,7 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
     }
 }
 
-/// Whether there is a GPU; prints that the test is skipped if there is none.
+/// Returns true if there is a GPU; otherwise prints that the test is skipped.
 fn gpu_is_present() -> bool {
     let present = Nvidia::is_present();
     if !present {
@@ -258,7 +259,7 @@ fn gpu_is_present() -> bool {
     present
 }
 
-/// Logits of `reel score` on the GPU in f32.
+/// Computes logits with `reel score` on the GPU in f32.
 fn score_on_gpu(inputs: &Path, model: &[&str]) -> Tensor {
     let out = tempfile::tempdir().expect("a folder");
     let to = out.path().join("score.safetensors");

@@ -1,6 +1,6 @@
-//! The driver library of NVIDIA as the program opens it: a library that has the calls of CUDA 12.0 and no newer ones,
-//! made by the C compiler. Its launches compute nothing; what a driver of each version computes is tested on the fake
-//! driver (`cuda_device.rs`).
+//! Tests with a stub of NVIDIA's driver library, compiled from C. The stub exports only the calls of CUDA 12.0, and
+//! its launches compute nothing. The results with drivers of each version are tested on the fake driver
+//! (`cuda_device.rs`).
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use sft_rows::training_folder;
 use support::{FinishedRun, finished_run, golden, read_metrics, reel_on_gpu};
 
-/// Writes `libcuda.so.1` of a CUDA version (times 1000) into a folder.
+/// Compiles a stub `libcuda.so.1` of a CUDA version (times 1000) into a folder.
 fn stub_driver(version: u32, options: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let version = format!("-DVERSION={version}");
@@ -26,7 +26,7 @@ fn stub_driver(version: u32, options: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-/// Compiles a library of `tests/support`.
+/// Compiles a C file of `tests/support` into a shared library.
 fn compile_library(source: &str, library: &Path, options: &[&str]) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(source);
     let mut cc = Command::new("cc");
@@ -35,12 +35,12 @@ fn compile_library(source: &str, library: &Path, options: &[&str]) {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Runs the program with a driver.
+/// Runs reel with the stub driver.
 fn run(driver: &Path, args: &[&str]) -> FinishedRun {
     finished_run(reel_on_gpu().env("LD_LIBRARY_PATH", driver).args(args).output().expect("the binary starts"))
 }
 
-/// The line of `reel doctor` about the driver's CUDA version.
+/// Returns the line of `reel doctor` about the driver's CUDA version.
 fn doctor(driver: &Path) -> (bool, String) {
     let report = run(driver, &["doctor", "--json"]).json();
     let all = report["findings"].as_array().expect("findings");
@@ -77,8 +77,8 @@ fn a_driver_that_lacks_a_call_is_one_error() {
     run(driver.path(), &generate).assert_refused(1, &["supports CUDA 11.8", "12.0 or newer"]);
 }
 
-/// Every call that the program makes, from opening the GPU to captured decode steps, is in the library of CUDA 12.0,
-/// and all kernels are compiled to code that each driver loads.
+/// All driver calls of the program, from opening the GPU to captured decode steps, exist in CUDA 12.0, and all
+/// kernels are compiled to code that each driver loads.
 #[test]
 fn generation_makes_only_calls_of_cuda_12_0() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -146,7 +146,7 @@ fn training_records_power_clocks_and_utilization() {
     }
 }
 
-/// The driver has one GPU, which both processes of a divided model would use.
+/// The driver reports only one GPU, so both processes of a divided model would use the same GPU.
 #[test]
 fn two_processes_of_a_divided_model_are_refused_one_gpu() {
     let driver = stub_driver(13_000, &[]);

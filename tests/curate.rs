@@ -1,6 +1,6 @@
-//! `reel curate` against an endpoint that fails in every way: each row is accounted for, nothing is asked twice, the
-//! cap on cost holds, the data set is read by training, and, if there is a browser (`support/page_checks.rs`), what its
-//! page shows.
+//! `reel curate` against an endpoint that fails in every possible way. Each row is accounted for, no answer is
+//! requested twice, the cost limit holds, and training reads the data set. If there is a browser
+//! (`support/page_checks.rs`), the HTML page is tested, too.
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -23,11 +23,11 @@ use serde_json::{Value, json};
 use support::{FinishedRun, golden, reel, run, tiny_model};
 use tempfile::TempDir;
 
-/// Number of different rows in the list. The image of row i is grey with the level i * GREY.
+/// Number of different rows in the list. The image of row i is grey with pixel value i * GREY.
 const ROWS: usize = 20;
 const GREY: usize = 12;
 
-/// A folder with a list of `rows` multiple-choice rows about images.
+/// Creates a folder with a list of `rows` multiple-choice rows about images.
 fn list(rows: usize) -> TempDir {
     let folder = TempDir::new().unwrap();
     let lines: String = (0..rows).map(|i| format!("{}\n", row(i))).collect();
@@ -46,7 +46,7 @@ fn row(i: usize) -> Value {
         "data_source": if i.is_multiple_of(2) { "even" } else { "odd" }})
 }
 
-/// The stage and the row of a request.
+/// Returns the curation stage and the row that a request is about.
 fn asked(body: &Value) -> (&'static str, usize) {
     let system = body["messages"][0]["content"].as_str().unwrap();
     let content = &body["messages"][1]["content"];
@@ -69,7 +69,7 @@ fn description(i: usize) -> String {
     json!({"video_caption": format!("A grey image {i}."), "frames": [frame]}).to_string()
 }
 
-/// A chain of thought with an answer; its words depend on `i`.
+/// Returns a chain of thought with an answer; the words of the chain depend on `i`.
 fn chain(i: usize, answer: &str) -> String {
     let words: Vec<String> = (0..30).map(|w| format!("w{}", i * 1000 + w)).collect();
     format!(
@@ -78,7 +78,7 @@ fn chain(i: usize, answer: &str) -> String {
     )
 }
 
-/// The right answer to a request.
+/// Returns the answer of the endpoint without faults for a stage and row. The filters reject some of these answers.
 fn good((stage, i): (&str, usize)) -> String {
     match (stage, i) {
         ("caption", _) => description(i),
@@ -86,13 +86,13 @@ fn good((stage, i): (&str, usize)) -> String {
         ("revise", 6) => chain(i, "B"),
         (_, 7) => "<think>Too short.</think><answer>A</answer>".into(),
         (_, 8) => chain(i, "A").replace("look around", "read the description"),
-        // For row 9 the endpoint sends the chain of row 10.
+        // For row 9, the endpoint returns the chain of row 10, a duplicate.
         (_, 9) => chain(10, "A"),
         _ => chain(i, "A"),
     }
 }
 
-/// Number of ways to fail.
+/// Number of different faults of the endpoint.
 const FAULTS: usize = 11;
 
 fn fault(number: usize, good: String) -> EndpointReply {
@@ -141,8 +141,8 @@ impl Curation<'_> {
         self.file(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The numbers of kept, rejected and failed rows of the last run. Checks that each row of the list is in exactly
-    /// one of the three files.
+    /// Returns the numbers of kept, rejected and failed rows of the last run. Checks that each row of the list is in
+    /// exactly one of the three files.
     #[track_caller]
     fn counts(&self) -> [usize; 3] {
         let summary: Value = serde_json::from_str(&self.file("summary.json")).unwrap();
@@ -155,7 +155,7 @@ impl Curation<'_> {
         counts
     }
 
-    /// Stage and row of each accepted answer in the tables.
+    /// Returns the stage and row of each accepted answer in the answer tables.
     fn accepted(&self) -> BTreeSet<(&'static str, usize)> {
         let mut accepted = BTreeSet::new();
         for stage in ["caption", "reason", "revise"] {
@@ -177,7 +177,7 @@ impl Curation<'_> {
 fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     let folder = list(ROWS);
     let path = folder.path();
-    // Row 20 has the video and the question of row 3, the image of row 21 is missing.
+    // Row 20 is a duplicate of row 3; the image of row 21 is missing.
     let missing = json!({"problem": "Q21: ?", "data_type": "image", "problem_type": "numerical", "solution": "<answer>1</answer>",
         "path": "none.png"});
     let more = format!("{}\n{missing}\n", row(3));
@@ -186,7 +186,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     let repaired = is_repaired.clone();
     let endpoint = ChatEndpoint::start(move |body, before| {
         let (stage, i) = asked(body);
-        // Rows 0, 1 and 2 fail in one stage each, whatever the attempt.
+        // Rows 0, 1 and 2 fail in one stage each, at every attempt.
         let fails = !repaired.load(Ordering::SeqCst) && ["caption", "reason", "revise"].get(i) == Some(&stage);
         let number = i + 4 * stage.len();
         match before {
@@ -197,7 +197,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     });
     let curation = Curation { folder: path, url: &endpoint.url };
     curation.run(&[]).assert_refused(1, &["list.jsonl:22: path: ", "none.png", "--skip-bad-rows"]);
-    assert_eq!(endpoint.count(), 0);
+    assert_eq!(endpoint.request_count(), 0);
     let first = curation.run(&["--skip-bad-rows", "--json"]);
     assert_eq!(first.code, Some(1), "{}", first.stderr);
     assert!(first.stderr.contains("failed.jsonl: 3 of 22 rows have no accepted answer; "), "{}", first.stderr);
@@ -206,25 +206,25 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     let reasons = json!({"unusable-row": 1, "duplicate-row": 1, "conclusion-changed": 1, "accuracy": 1, "too-short": 1,
         "mentions-description": 1, "duplicate-chain": 1});
     assert_eq!(summary["reasons"], reasons);
-    // The numbers of the faults are consecutive over the rows of a stage, so each kind of fault occurred in each stage.
+    // The faults are numbered consecutively over the rows of a stage, so each kind of fault occurred in each stage.
     let failed: Vec<Value> = curation.lines("failed.jsonl");
     let stages: Vec<&str> = failed.iter().map(|row| row["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["caption", "reason", "revise"]);
 
     curation.run(&["--skip-bad-rows"]).assert_refused(1, &["has a curation; ", "--resume"]);
     is_repaired.store(true, Ordering::SeqCst);
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     let second = curation.run(&["--skip-bad-rows", "--resume", "--quiet"]);
     second.ok();
     assert_eq!(curation.counts(), [15, 7, 0]);
     let again: BTreeSet<(&str, usize)> = endpoint.received_requests()[before..].iter().map(asked).collect();
     let wanted = [("caption", 0), ("reason", 0), ("revise", 0), ("reason", 1), ("revise", 1), ("revise", 2)];
     assert_eq!(again, BTreeSet::from(wanted));
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     curation.run(&["--skip-bad-rows", "--resume", "--quiet"]).ok();
-    assert_eq!((endpoint.count(), curation.counts()), (before, [15, 7, 0]));
+    assert_eq!((endpoint.request_count(), curation.counts()), (before, [15, 7, 0]));
 
-    // Answers to a changed prompt are not added to the answers to the former prompt, unless --accept-changes is given.
+    // Answers to a changed prompt are not mixed with answers to the earlier prompt, unless --accept-changes is given.
     let changed = ["--skip-bad-rows", "--resume", "--max-tokens", "reason=9"];
     fs::write(path.join("list.jsonl"), fs::read_to_string(path.join("list.jsonl")).unwrap() + &row(21).to_string())
         .unwrap();
@@ -250,7 +250,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     training_reads(&path.join("out/dataset.jsonl"), path);
 }
 
-/// Supervised fine-tuning takes a step on the data set, and GRPO finds no row of it unusable.
+/// Checks that SFT trains a step on the data set, and that GRPO can use all of its rows.
 fn training_reads(dataset: &Path, folder: &Path) {
     let model = tiny_model(folder);
     let text = |path: &Path| path.display().to_string();
@@ -315,7 +315,7 @@ fn kills_lose_no_finished_answer() {
     let mut kills = 0;
     for _ in 0..20 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let before = endpoint.count();
+        let before = endpoint.request_count();
         let known = curation.accepted();
         let args: &[&str] = if folder.path().join("out/curation.json").exists() { &["--resume"] } else { &[] };
         let mut command = curation.command(args);
@@ -323,7 +323,7 @@ fn kills_lose_no_finished_answer() {
             command.args(["--concurrency", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         // Some runs are killed before their first request, others after some answers.
         let until = Instant::now() + Duration::from_millis(20 + (random >> 33) % 160);
-        while Instant::now() < until && endpoint.count() < before + 1 + (random >> 40) as usize % 6 {
+        while Instant::now() < until && endpoint.request_count() < before + 1 + (random >> 40) as usize % 6 {
             std::thread::sleep(Duration::from_millis(2));
         }
         kills += usize::from(child.try_wait().unwrap().is_none());
@@ -336,7 +336,7 @@ fn kills_lose_no_finished_answer() {
     }
     assert_eq!(kills, 20);
     let known = curation.accepted();
-    let before = endpoint.count();
+    let before = endpoint.request_count();
     curation.run(&["--resume", "--quiet"]).ok();
     assert_eq!(curation.counts(), [15, 5, 0]);
     let seen: Vec<_> = endpoint.received_requests()[before..].iter().map(asked).collect();
@@ -347,7 +347,7 @@ fn kills_lose_no_finished_answer() {
 #[test]
 fn cap_on_cost_is_never_exceeded() {
     let folder = list(ROWS);
-    // The first answer about every third row is empty. It is refused, but costs money, too.
+    // For every third row, the first answer is empty. An empty answer is rejected but still costs money.
     let endpoint = ChatEndpoint::start(|body, before| {
         let key = asked(body);
         if before == 0 && key.1.is_multiple_of(3) {
@@ -364,17 +364,17 @@ fn cap_on_cost_is_never_exceeded() {
     let plan = curation.run(&[&price[..], &["--dry-run", "--json"]].concat()).json();
     assert_eq!(plan["stages"][2]["requests"], ROWS);
     let most: f64 = plan["stages"].as_array().unwrap().iter().map(|stage| stage["max_cost"].as_f64().unwrap()).sum();
-    assert!(most > 3.0 * ROWS as f64 * cost_of_one && endpoint.count() == 0, "{plan}");
+    assert!(most > 3.0 * ROWS as f64 * cost_of_one && endpoint.request_count() == 0, "{plan}");
     for (args, cap) in [(vec![], 1.5), (vec!["--resume"], 1.5), (vec!["--resume"], 2.5)] {
         let args = [capped(if cap == 1.5 { "1.5" } else { "2.5" }), args].concat();
         let done = curation.run(&args);
         assert_eq!(done.code, Some(1));
         assert!(done.stderr.contains("error: --max-cost: $"), "{}", done.stderr);
-        let spent = endpoint.count() as f64 * cost_of_one;
+        let spent = endpoint.request_count() as f64 * cost_of_one;
         let summary: Value = serde_json::from_str(&curation.file("summary.json")).unwrap();
         let recorded = summary["cost"].as_f64().unwrap();
         assert!(spent <= cap && recorded <= cap && (recorded - spent).abs() < 1e-9, "{spent} {recorded} {cap}");
-        // The run does not stop too early: it uses the cap until a further request could exceed it.
+        // The run does not stop too early: it spends until the next request could exceed the cap.
         assert!(spent > cap - 0.9, "{spent} of {cap}");
         assert!(curation.counts()[2] > 0);
     }
@@ -420,7 +420,7 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     curation.run(&[]).assert_refused(1, &["list.jsonl:1: data_type: is `audio`"]);
     fs::write(&list, "{\"problem\": \n").unwrap();
     curation.run(&[]).assert_refused(1, &["list.jsonl:1: is not JSON"]);
-    assert_eq!(endpoint.count(), 0);
+    assert_eq!(endpoint.request_count(), 0);
     fs::write(&list, &text).unwrap();
     let parquet = folder.path().join("list.parquet");
     run([Path::new("data"), Path::new("convert"), &list, &parquet]).ok();
@@ -473,7 +473,7 @@ fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
     support::finished_run(sft.output().unwrap()).ok();
 }
 
-/// The page of a curation at two widths, with chains that contain HTML and a very long word.
+/// Checks the page of a curation at two widths, with chains that contain HTML and a very long word.
 #[test]
 fn page_is_read_in_the_browser() {
     let Some(mut page) = page_checks::start_browser("page_is_read_in_the_browser") else { return };
@@ -487,7 +487,7 @@ fn page_is_read_in_the_browser() {
     page_checks::open_page(&mut page, &folder.path().join("out/report.html"), "");
     for (width, height) in [(1280, 900), (390, 844)] {
         for scheme in ["light", "dark"] {
-            page.prefer_colors(scheme);
+            page.set_preferred_color_scheme(scheme);
             page.eval("scrollTo(0, 0)");
             page_checks::check_width(&mut page, width, height);
             page_checks::save_screenshot(&mut page, &format!("curation-{scheme}-{width}"));
@@ -495,8 +495,9 @@ fn page_is_read_in_the_browser() {
     }
     page_checks::check_layout(&mut page);
     page.resize(1280, 900);
-    // Funnel, reasons and lengths are drawn: a bar is as wide as its share of the rows.
-    assert_eq!(page.count(".bars"), 3);
+    // The page has charts of the funnel, the rejection reasons and the lengths; each bar is as wide as its share of
+    // the rows.
+    assert_eq!(page.count_elements(".bars"), 3);
     let bars = "(chart) => [...document.querySelectorAll('.bars')[chart].querySelectorAll('i')]
         .map((bar) => bar.getBoundingClientRect()).map((bar) => bar.height < 8 ? 0 : bar.width)";
     let widths = |page: &mut browser::Browser, chart: usize| -> Vec<f64> {
@@ -506,15 +507,15 @@ fn page_is_read_in_the_browser() {
     let funnel = widths(&mut page, 0);
     assert_eq!(funnel.len(), 6, "list, usable, caption, reason, revise, filters");
     assert!((funnel[5] / funnel[0] - 15.0 / 20.0).abs() < 0.01 && funnel[0] > 300.0, "{funnel:?}");
-    assert_eq!(page.text(".bars span:nth-child(18)"), "15");
+    assert_eq!(page.visible_text(".bars span:nth-child(18)"), "15");
     let lengths = widths(&mut page, 2);
     assert!(lengths.iter().any(|&width| width > 300.0), "{lengths:?}");
-    assert!(page.text("details summary").contains("Q0: Which is it?"));
-    // Samples are folded; a click opens one, and HTML in the texts of models is shown as text.
-    assert_eq!(page.count("details"), 15);
+    assert!(page.visible_text("details summary").contains("Q0: Which is it?"));
+    // Samples are collapsed and open on a click. HTML in a model's text is shown as text.
+    assert_eq!(page.count_elements("details"), 15);
     assert_eq!(page.eval("document.querySelector('details p').checkVisibility()"), false);
     page.click("details summary");
-    let opened = page.text("details p:nth-of-type(2)");
+    let opened = page.visible_text("details p:nth-of-type(2)");
     assert!(opened.contains("<img src=x") && page.eval("window.hacked === undefined") == true, "{opened}");
     page.eval("document.querySelectorAll('details').forEach((e) => { e.open = true; })");
     for width in [1280, 390] {
@@ -546,10 +547,10 @@ fn video_r1_asks_one_model() {
     let out = folder.path().join("out").display().to_string();
     let summary = curate(&["--model", &endpoint.url, "--min-similarity", "0", "--out", &out]).json();
     assert_eq!((&summary["kept"], &summary["reasons"]), (&json!(3), &json!({"accuracy": 1})), "{summary}");
-    // The filters are applied again with other thresholds; no model is asked.
+    // The filters are applied again with other thresholds; no model gets a request.
     let args = ["--model", &endpoint.url, "--min-similarity", "1", "--out", &out, "--resume"];
     let summary = curate(&args).json();
-    assert_eq!((&summary["reasons"]["similarity"], endpoint.count()), (&json!(3), 4), "{summary}");
+    assert_eq!((&summary["reasons"]["similarity"], endpoint.request_count()), (&json!(3), 4), "{summary}");
     let filter = fs::read_to_string(folder.path().join("out/filter.jsonl")).unwrap();
     assert_eq!(filter.matches("\"similarity\":0.").count(), 3, "{filter}");
     // If --model is a local folder, this process serves the model. With random weights it gives no chain, or an empty

@@ -1,4 +1,4 @@
-//! `reel data`, and data files of every format through the training and generation commands.
+//! `reel data`, and data files of every format in the training and generation commands.
 
 mod support;
 
@@ -139,8 +139,8 @@ fn training_and_generation_read_every_format() {
     generate("set:1,a.jsonl:1", "q.jsonl").assert_refused(2, &["--data", "each row is used once"]);
 }
 
-/// Files of the library `datasets` in which message contents have the type JSON, or in which each content part has null
-/// for the keys that it lacks.
+/// Reads files of the library `datasets` whose message contents have the type JSON, or whose content parts have null
+/// for missing keys.
 #[test]
 fn parts_of_datasets_files_keep_their_images() {
     let folder = folder();
@@ -201,14 +201,14 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     tiny_model(dir);
     fs::copy(golden("pixels/00_png_rgb.png"), dir.join("a.png")).expect("copied");
     let easyr1 = json!({"problem": "<image>Find x.", "answer": "3", "images": ["a.png"]});
-    // A solution without a `problem_type` can be used with a custom reward.
+    // A row whose solution has no `problem_type` can be used with a custom reward.
     let chat = json!({"messages": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>"});
     write(dir, "rows.jsonl", format!("{easyr1}\n{chat}\n"));
     let own = ["--reward-command", "while read -r line; do echo 1; done"];
     let fixed = "grpo --model tiny --data rows.jsonl --out out --max-steps 1 --num-generations 2 --quiet --strict \
                  --per-device-train-batch-size 4 --gradient-accumulation-steps 1 --max-completion-length 2";
     run_in(dir, fixed.split_whitespace().chain(own)).ok();
-    // `reel data check` says for each command how many rows it can use.
+    // `reel data check` reports how many rows each training command can use.
     let check = |more: &[&str]| run_in(dir, [&["data", "check", "rows.jsonl"][..], more].concat());
     let both = check(&[]);
     assert!(
@@ -220,7 +220,7 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     write(dir, "rows.jsonl", CHAT);
     check(&["--for", "sft"]).ok();
     check(&["--for", "grpo"]).assert_refused(1, &["rows.jsonl:1: ends with an answer of the assistant"]);
-    // In a list with all rows on one line, the error names the row.
+    // If all rows of a JSON list are on one line, the error names the row.
     write(dir, "list.json", format!("[{CHAT}, {}]", CHAT.replace("2 + 2", "<image>")));
     run_in(dir, ["data", "check", "list.json"]).assert_refused(1, &["list.json: row 2: messages[0].content"]);
 }
@@ -251,7 +251,7 @@ fn a_video_may_be_the_folder_of_its_frames() {
     check("folder.jsonl").assert_refused(1, &["clip: is a folder with `times.txt`"]);
 }
 
-/// A data set of the hub is read from the local cache by its id, its split, its revision and the name of its file.
+/// A data set in the hub cache is found by its id, split, revision and file name.
 #[test]
 fn data_sets_of_the_hub_are_read_from_the_cache() {
     let folder = folder();
@@ -269,7 +269,7 @@ fn data_sets_of_the_hub_are_read_from_the_cache() {
         reel.current_dir(dir).env("HF_HUB_CACHE", "hub").args(["data", "stats", "--json"]).args(data);
         support::finished_run(reel.output().expect("it starts"))
     };
-    // Other clients of the hub leave no sign that a data set is whole.
+    // Other hub clients write no marker that a data set is complete, so reel prints a warning.
     let got = rows(&["org/name"]);
     assert!(got.stderr.contains("was not downloaded by reel and may be incomplete"), "{}", got.stderr);
     write(dir, &format!("{snapshot}/.reel-complete"), "");
@@ -286,6 +286,6 @@ fn data_sets_of_the_hub_are_read_from_the_cache() {
     rows(&["org/other"]).assert_refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
     rows(&["hf://datasets/org"])
         .assert_refused(2, &["--data: hf://datasets/org is not the address", "hf://datasets/ORG/NAME"]);
-    // A file that does not exist is no data set.
+    // A missing data file whose path has the form ORG/NAME is not taken for a data set of the hub.
     rows(&["org/none.jsonl"]).assert_refused(1, &["org/none.jsonl", "there is no such file"]);
 }

@@ -1,5 +1,5 @@
-//! `reel demo` with one or two training steps. Everything is tested except that the model learns, because training
-//! until it does takes minutes.
+//! `reel demo` with one or two training steps. All parts are tested except that the model learns something, because
+//! that takes minutes of training.
 
 mod support;
 
@@ -10,14 +10,14 @@ use std::process::Command;
 use serde_json::Value;
 use support::{check_page, file_names_in, finished_run, reel, run_in};
 
-/// The lines of a JSON-lines file.
+/// Reads the lines of a JSON Lines file.
 fn lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The data set has all clips with colored shapes. The chains about grey shapes are rejected, two for each reason. The
-/// faults of the stand-in for large models cost three requests, but no answer.
+/// Checks the curated data set: it has all clips with colored shapes. The chains about grey shapes are rejected, two
+/// for each reason. The simulated faults of the stand-in model cause three more requests, and no answer is lost.
 fn check_curation(out: &Path) {
     let kept = lines(&out.join("curated/dataset.jsonl"));
     assert_eq!(kept.len(), 192);
@@ -59,16 +59,17 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert_eq!(page.matches("<article").count(), 16);
     assert!(check_page(&page).iter().any(|chart| chart["kind"] == "lines" && chart["range"] == "log"));
 
-    // The second stage also sampled completions for shuffled frames. It computed the semantic reward too, although
-    // that reward has weight 0.
+    // The second training stage also sampled completions for shuffled frames. It also computed the semantic reward,
+    // although that reward has weight 0.
     let metrics = fs::read_to_string(out.join("grpo/metrics.jsonl")).expect("metrics");
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().expect("a step")).expect("JSON");
     assert!(first["rewards/temporal"].is_number() && first["rewards/semantic"].is_number(), "{first}");
     let options = fs::read_to_string(out.join("grpo/run.json")).expect("options");
     assert!(options.contains("semantic=0"), "{options}");
 
-    // The shell commands on the page repeat the demo and give the same bits. The curation asks no model: the stand-in
-    // for large models has ended. The last command answers a question about a clip.
+    // The shell commands on the page repeat the demo with the same bits. The curation command sends no requests,
+    // because the stand-in for large models has ended; it uses the recorded answers. The last command answers a
+    // question about a clip.
     let files = [
         "curated/dataset.jsonl",
         "grpo/model.safetensors",
@@ -104,7 +105,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
         ["generate", "--model", "demo/grpo", "--video", &video, "--prompt", "Which colors?", "--max-new-tokens", "4"];
     let answer = run_in(dir.path(), [&ask[..], &["--json"]].concat());
     assert_eq!(answer.json()["token_ids"].as_array().map(Vec::len), Some(4));
-    // The folder carries the frames and pixels that the model was trained with.
+    // The model folder records the frame and pixel settings of its training.
     let settings = "--profile qwen --nframes 8 --min-pixels 3136 --max-pixels 3136";
     assert!(answer.stderr.contains(settings), "{}", answer.stderr);
 
@@ -140,7 +141,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     fs::write(dir.path().join("mine/thesis.txt"), "years of work").expect("written");
     demo(&["--out", "mine"]).assert_refused(1, &["mine", "--out"]);
     assert_eq!(file_names_in(&dir.path().join("mine")), ["thesis.txt"]);
-    // A folder is not a demo's folder just because it has sub-folders with the same names.
+    // A folder with sub-folders of the same names is not treated as a demo's folder.
     for part in ["clips", "model"] {
         fs::create_dir_all(dir.path().join("work").join(part)).expect("made");
     }

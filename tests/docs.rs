@@ -1,8 +1,8 @@
 //! The documentation is correct: every command in README and `docs/` runs as printed, every link has a target, and
 //! prose fits 120 columns.
 //!
-//! A fenced block that opens with `sh` is run line by line, in a folder that has the files that its page mentions
-//! (`Workshop`). A block that opens with `sh skip: REASON` is not run, and its reason is printed.
+//! The lines of a fenced block that opens with `sh` are run one by one in a folder (`Workshop`) with the files that
+//! the page mentions. A block that opens with `sh skip: REASON` is not run, and its reason is printed.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::{golden, reel, run};
 
 /// A fenced code block of a page.
 struct Block {
-    /// Line of the page with the opening fence, counted from 1.
+    /// Number of the line with the opening fence in the page, counted from 1.
     line: usize,
     /// The text after the opening fence, such as `sh`.
     info: String,
@@ -22,7 +22,7 @@ struct Block {
     lines: Vec<String>,
 }
 
-/// Finds the fenced code blocks of a Markdown text.
+/// Returns the fenced code blocks of a Markdown text.
 fn blocks(text: &str) -> Vec<Block> {
     let (mut blocks, mut open): (Vec<Block>, Option<Block>) = (Vec::new(), None);
     for (i, line) in text.lines().enumerate() {
@@ -37,8 +37,8 @@ fn blocks(text: &str) -> Vec<Block> {
     blocks
 }
 
-/// The shell commands of a block, each with its line number in the page. A line that ends with a backslash is joined
-/// to the next.
+/// Returns the shell commands of a block, each with its line number in the page. A line that ends with a backslash is
+/// joined to the next line.
 fn commands(block: &Block) -> Vec<(usize, String)> {
     let mut commands: Vec<(usize, String)> = Vec::new();
     let mut joined = false;
@@ -58,7 +58,7 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The paths of all pages of the documentation, relative to the repository.
+/// Returns the paths of all documentation pages, relative to the repository.
 fn pages() -> Vec<PathBuf> {
     let mut pages = vec![PathBuf::from("README.md"), "examples/README.md".into(), "sim/README.md".into()];
     for entry in fs::read_dir(repository().join("docs")).expect("docs/ is there") {
@@ -71,15 +71,14 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// A temporary folder with the files that the pages' commands read.
+/// A temporary folder with the files that the commands on the pages read.
 struct Workshop(tempfile::TempDir);
 
 impl Workshop {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name);
-        // The id of the published model selects the tiny model: it is put into the hub cache in place of the
-        // published one.
+        // Puts the tiny model into the hub cache under the id of the published model.
         let cached = at("hub/models--Qwen--Qwen2.5-VL-3B-Instruct");
         fs::create_dir_all(cached.join("refs")).expect("a folder");
         fs::create_dir_all(cached.join("snapshots")).expect("a folder");
@@ -87,7 +86,8 @@ impl Workshop {
         let model = cached.join("snapshots/0123abc").display().to_string();
         run(["init", "--preset", "tiny", "--seed", "0", "--out", &model]).ok();
         fs::create_dir(at("clips")).expect("a folder");
-        // A clip of nine frames: the commands are about the options, and with a longer video they would take minutes.
+        // The video is a clip of nine frames: the commands demonstrate options, and a longer video would take
+        // minutes.
         let clip = golden("clips/h264_709.mp4");
         fs::create_dir_all(at("benchmarks/videoholmes/videos")).expect("a folder");
         for name in ["clips/7.mp4", "holiday.mp4", "benchmarks/videoholmes/videos/a.mp4"] {
@@ -100,7 +100,7 @@ impl Workshop {
         Self(folder)
     }
 
-    /// A shell with `reel` in its PATH and with a hub cache that has the tiny model.
+    /// Returns a shell command with `reel` in PATH and a hub cache that has the tiny model.
     fn shell(&self, command: &str) -> Command {
         let reel = reel();
         let bin = Path::new(reel.get_program()).parent().expect("a folder").to_path_buf();
@@ -113,7 +113,7 @@ impl Workshop {
     }
 }
 
-/// Names and contents of small files that the pages' commands read.
+/// Names and contents of small files that the commands on the pages read.
 const FILES: [(&str, &str); 7] = [
     (
         "benchmarks/videoholmes/test_Video-Holmes.json",
@@ -187,7 +187,7 @@ fn commands_of_readme_run_as_printed() {
     run_page("README.md");
 }
 
-/// The first commands of README need only the program and the files of the repository: no model, no CUDA compiler.
+/// The first commands of README need only the program and the files of the repository: no model and no CUDA compiler.
 #[test]
 fn first_commands_of_readme_need_no_download() {
     let text = fs::read_to_string(repository().join("README.md")).expect("a page");
@@ -307,7 +307,7 @@ fn quoted_code_stands_in_its_file() {
     assert!(quoted > 0, "no page quotes code");
 }
 
-/// Line number, text and target of each link in a Markdown text; lines are counted from 1.
+/// Returns the line number (counted from 1), text and target of each link in a Markdown text.
 fn links(text: &str) -> Vec<(usize, String, String)> {
     let mut links = Vec::new();
     for (i, line) in text.lines().enumerate() {
@@ -338,7 +338,7 @@ fn links_lead_to_files_and_lines() {
                 continue;
             }
             let Some(number) = fragment.strip_prefix('L').and_then(|n| n.parse::<usize>().ok()) else { continue };
-            // A link to a line has as its text an identifier in backticks, which must be in that line.
+            // The text of a link to a line is an identifier in backticks, which that line must contain.
             let name = label.trim_matches('`').rsplit("::").next().unwrap_or("").trim_end_matches("()");
             let source = fs::read_to_string(&path).expect("a source file");
             let lines: Vec<&str> = source.lines().collect();
@@ -367,7 +367,7 @@ fn files_that_pages_name_exist() {
         for (i, line) in text.lines().enumerate() {
             for word in line.split('`').skip(1).step_by(2) {
                 let path = word.split(&[' ', ':', '*', '{'][..]).next().unwrap_or("");
-                // `rewards/NAME` (NAME is a placeholder) and `eval/loss` in the pages are metrics, not files.
+                // `rewards/NAME` (with the placeholder NAME) and `eval/loss` are names of metrics, not files.
                 let whole = path.len() == word.len() && !path.ends_with("NAME") && path != "eval/loss";
                 if whole && ROOTS.iter().any(|root| path.starts_with(root)) && !repository().join(path).exists() {
                     wrong.push(format!("{}:{}: names the file {path}, which does not exist", page.display(), i + 1));
@@ -386,7 +386,7 @@ fn prose_fits_120_columns() {
         let mut code = false;
         for (i, line) in text.lines().enumerate() {
             code ^= line.starts_with("```");
-            // Rows of tables are exempt because they cannot be wrapped.
+            // Table rows are exempt, because they cannot be wrapped.
             if !code && !line.starts_with('|') && !line.starts_with("![") && line.chars().count() > 120 {
                 wide.push(format!("{}:{}", page.display(), i + 1));
             }

@@ -1,5 +1,5 @@
 //! `reel eval --endpoint`: a server answers the questions of benchmarks. Its answers equal those of a local run with
-//! the same model. After failures, kills and a reached cap on cost, no answer is lost and none is asked for twice.
+//! the same model. After failures, kills and a reached cost limit, no answer is lost and no question is asked again.
 
 #[path = "support/chat_endpoint.rs"]
 mod chat_endpoint;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use serving::Server;
 use support::{golden, run_in, send_signal, tiny_model};
 
-/// A folder with the questions of Video-Holmes about two videos.
+/// Creates a folder with questions of Video-Holmes about two videos.
 fn folder_with_questions(rows: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let videos = folder.path().join("data/videos");
@@ -42,14 +42,14 @@ fn lines(file: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The text of the last user message.
+/// Returns the text of the last user message.
 fn question(body: &Value) -> String {
     let content = &body["messages"].as_array().and_then(|messages| messages.last()).expect("a message")["content"];
     let text = content.as_array().into_iter().flatten().find_map(|part| part["text"].as_str());
     text.or(content.as_str()).unwrap_or_default().to_string()
 }
 
-/// The number in `Who is 7?`.
+/// Returns the number in a question such as `Who is 7?`.
 fn number(body: &Value) -> usize {
     let question = question(body);
     let digits = question.trim_start_matches("Who is ").split('?').next().unwrap_or_default();
@@ -75,7 +75,7 @@ fn a_server_gives_the_answers_of_the_model_that_it_serves() {
         }
     }
     assert!(served.iter().any(|row| row["output"] != served[0]["output"]), "all answers are the same");
-    // Sent as images instead of a video, the frames take more tokens.
+    // Frames that are sent as images take more tokens than the same frames sent as a video.
     let images = ["--endpoint", &url, "--out", "images"];
     run_in(at, [&args[..], &images].concat()).ok();
     let images = lines(&at.join("images/videoholmes.jsonl"));
@@ -138,8 +138,8 @@ fn frames_and_settings_are_in_the_requests() {
     );
 }
 
-/// A server that fails in every way gives the same answers as a server that does not fail; rows that it never answers
-/// are asked again by the next run, and only these.
+/// A server that fails in every possible way gives the same answers as a reliable server. Only the rows without an
+/// answer are asked again by the next run.
 #[test]
 fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let folder = folder_with_questions(16);
@@ -168,11 +168,11 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
     first.assert_refused(1, &["has answers for 15 of 16 rows; 1 request(s) got no answer", "no memory", "--resume"]);
-    let asked = bad.count();
+    let asked = bad.request_count();
     run_in(at, args(&bad, "bad", &[])).assert_refused(1, &["unfinished output", "--resume"]);
     run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"]))
         .assert_refused(2, &["--nframes: is 2, but it was 4"]);
-    // The second run asks for row 3 only, twice without success; the third run gets the row's answer.
+    // The second run asks only for row 3, twice without success. The third run gets the answer.
     run_in(at, args(&bad, "bad", &["--resume"])).assert_refused(1, &["has answers for 15 of 16 rows"]);
     let last = run_in(at, args(&bad, "bad", &["--resume"]));
     assert_eq!(last.code, Some(1), "{}", last.stderr);
@@ -190,27 +190,27 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     assert!(!at.join("bad/videoholmes.jsonl.partial.early").exists());
 }
 
-/// A run that is killed at random moments ends with the bytes of an uninterrupted run. Answers that had arrived are not
-/// asked for again; at most the answers in flight at each kill are.
+/// A run that is killed at random moments ends with the bytes of an uninterrupted run. Only the requests in flight at
+/// a kill are sent again.
 #[test]
 fn killed_run_resumes_without_asking_twice() {
     const ROWS: usize = 120;
     const IN_FLIGHT: usize = 6;
     let folder = folder_with_questions(ROWS);
     let at = folder.path();
-    // Later rows are often answered before earlier ones.
+    // The delays let later rows be answered before earlier ones.
     let wait = |body: &Value| Duration::from_millis(if number(body).is_multiple_of(7) { 60 } else { 5 });
     let server = ChatEndpoint::start(move |body, _| {
         EndpointReply::Late(wait(body), format!("<answer>{}</answer>", number(body)))
     });
     let args = ["--endpoint", &server.url, "--text-only", "--concurrency", &IN_FLIGHT.to_string(), "--out"];
     run_in(at, [&EVAL[..], &args, &["whole"]].concat()).ok();
-    let before = server.count();
+    let before = server.request_count();
     assert_eq!(before, ROWS);
     let (mut kills, mut random) = (0, 99u64);
     loop {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let enough = server.count() + 1 + (random >> 40) as usize % 20;
+        let enough = server.request_count() + 1 + (random >> 40) as usize % 20;
         let mut command = support::reel();
         command.current_dir(at).args(EVAL).args(args).args(["broken", "--resume"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -218,7 +218,7 @@ fn killed_run_resumes_without_asking_twice() {
             if child.try_wait().expect("a state").is_some() {
                 break true;
             }
-            if server.count() >= enough {
+            if server.request_count() >= enough {
                 break false;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -247,17 +247,17 @@ fn the_cap_on_cost_is_not_passed() {
     let folder = folder_with_questions(30);
     let at = folder.path();
     let server = ChatEndpoint::start(|_, _| EndpointReply::text("<answer>B</answer>"));
-    // A request has 150 tokens and costs 0.15 cents. Its largest possible cost, by its bytes and its maximum of tokens,
-    // is higher.
+    // A request has 150 tokens and costs 0.15 US cents. The maximum cost that is reserved for it, by its bytes and
+    // its token limit, is higher.
     let prices = ["--price", "10,10", "--max-cost", "0.02"];
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());
     done.assert_refused(1, &["of $0.02, $0.01", "raise the cap", "--resume"]);
-    let spent = server.count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
+    let spent = server.request_count() as f64 * (PROMPT_TOKENS + ANSWER_TOKENS) as f64 * 10.0 * 1e-6;
     assert!((0.005..=0.02).contains(&spent), "{spent}");
     let rest = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a", "--resume"];
     run_in(at, [&EVAL[..], &rest].concat()).ok();
-    assert_eq!(server.count(), 30);
+    assert_eq!(server.request_count(), 30);
 }
 
 #[test]

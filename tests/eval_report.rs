@@ -1,5 +1,5 @@
-//! The page of an evaluation and the page of `reel data stats`: their bytes, wrong input, and, if there is a browser,
-//! what the pages show and do (`support/page_checks.rs`).
+//! The HTML pages of an evaluation and of `reel data stats`: their bytes, wrong input, and, if there is a browser
+//! (`support/page_checks.rs`), what the pages show and do.
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -24,7 +24,7 @@ fn copy_clip(to: &Path) {
     write(to, fs::read(golden("train/sft_videorft_mp4/media/clip.mp4")).expect("a clip"));
 }
 
-/// A folder with a tiny model and four questions about two videos, of which one is missing.
+/// Creates a folder with a tiny model and four questions about two videos, one of which is missing.
 fn folder_with_benchmark() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -76,7 +76,7 @@ fn a_run_its_parts_and_its_folder_give_one_page() {
     assert!(page("whole") == whole, "the page of the resumed run differs");
     run_in(at, ["report", "whole", "--out", "again.html"]).ok();
     assert!(fs::read(at.join("again.html")).expect("a page") == whole, "reel report writes a different page");
-    // Without videos the page has no frames, and says so.
+    // If the videos are missing, the page has no frames, and a message says so.
     fs::remove_dir_all(at.join("data/videos")).expect("removed");
     run_in(at, ["report", "whole", "--json"]).ok();
     assert!(String::from_utf8_lossy(&page("whole")).contains("4 without: the video is not there any more."));
@@ -99,7 +99,7 @@ fn write_run(at: &Path, run: &str, rows: &[Value]) {
     run_in(at, ["eval", "merge", run, "--quiet"]);
 }
 
-/// Row `i` of a run with this output.
+/// Returns row `i` of a run with this model output.
 fn row(i: usize, output: &str) -> Value {
     let question = format!("Question {i}: why?");
     json!({
@@ -131,7 +131,8 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     refused("a --benchmark videomme", 1, &["a/videomme.jsonl"]);
     refused("a --out a/mmvu.jsonl", 2, &["--out"]);
     refused("a --against b --out b/mmvu.json", 2, &["--out"]);
-    // Refused: other questions, answers that differ from the scored ones, another benchmark, a line that is cut short.
+    // Comparisons are refused for other questions, for answers that differ from the scored ones, for another
+    // benchmark, and for a truncated line.
     let mut other = rows.clone();
     other[1]["problem"] = json!("Another?");
     write_run(at, "b", &other);
@@ -194,41 +195,41 @@ fn answers_are_found_and_read_in_the_browser() {
     open_page(&mut page, &one, "");
     wait_for_count(&mut page, 300);
     save_screenshot(&mut page, "eval-light");
-    assert!(page.count(".row") < 60, "the list has all rows in the document");
+    assert!(page.count_elements(".row") < 60, "the list has all rows in the document");
     page.wait_until("[...document.querySelectorAll('.strip img')].every((image) => image.naturalWidth > 0)");
-    assert_eq!(page.count(".strip img"), 8);
-    assert_eq!(page.text("#detail .question"), "Question 0: why?");
-    assert_eq!(page.text(".choices .truth small"), "correct · answered");
-    // The thinking is folded; a click opens it.
-    assert_eq!(page.text(".think summary"), "thinking, 6 words");
+    assert_eq!(page.count_elements(".strip img"), 8);
+    assert_eq!(page.visible_text("#detail .question"), "Question 0: why?");
+    assert_eq!(page.visible_text(".choices .truth small"), "correct · answered");
+    // The reasoning is collapsed and opens on a click.
+    assert_eq!(page.visible_text(".think summary"), "thinking, 6 words");
     assert_eq!(page.eval("document.querySelector('.think').open"), false);
     page.click(".think summary");
-    assert_eq!(page.text(".think .text"), "The ball is red. So A.");
-    // Keys and the button open the next answers. HTML in the texts of models is shown as text.
-    page.press("j", false);
+    assert_eq!(page.visible_text(".think .text"), "The ball is red. So A.");
+    // Keys and the button show the next answers. HTML in a model's text is shown as text.
+    page.press_key("j", false);
     page.wait_until("location.hash.includes('mmvu%3A2')");
     assert_eq!(
         page.eval("window.hacked === undefined && !document.querySelector('#detail script, #detail .text img')"),
         true
     );
-    let shown = page.text(".outputs .answer > .text");
+    let shown = page.visible_text(".outputs .answer > .text");
     assert!(shown.contains("</script><script>window.hacked=1</script><img") && shown.contains("\\u{202e}\\u{1b}[31m"));
-    assert_eq!(page.text(".choices li:last-child span"), "C. <b>green</b>");
+    assert_eq!(page.visible_text(".choices li:last-child span"), "C. <b>green</b>");
     page.click("[aria-label='next answer']");
     page.wait_until(
         "document.querySelector('.think')?.open && document.querySelector('.flag').innerText.startsWith('truncated')",
     );
     assert_eq!(page.eval("document.activeElement.ariaLabel"), "next answer", "the button has lost the focus");
     page.eval("document.getElementById('list').focus()");
-    page.press("ArrowDown", false);
-    assert_eq!(page.text(".outputs .answer > .text"), "clip.mp4: is broken; mend it");
-    page.press("End", false);
-    assert_eq!(page.text("#detail .question"), "Question 299: why?");
-    assert_eq!(page.text("[aria-selected=true] span:nth-child(2)"), "Question 299: why?");
-    page.press("k", false);
-    assert_eq!(page.text("#detail .question"), "Question 298: why?");
+    page.press_key("ArrowDown", false);
+    assert_eq!(page.visible_text(".outputs .answer > .text"), "clip.mp4: is broken; mend it");
+    page.press_key("End", false);
+    assert_eq!(page.visible_text("#detail .question"), "Question 299: why?");
+    assert_eq!(page.visible_text("[aria-selected=true] span:nth-child(2)"), "Question 299: why?");
+    page.press_key("k", false);
+    assert_eq!(page.visible_text("#detail .question"), "Question 298: why?");
 
-    // The address of the page keeps the filters.
+    // The URL of the page contains the filter settings.
     set(&mut page, "show", "wrong");
     wait_for_count(&mut page, 201);
     set(&mut page, "category", "Art");
@@ -239,10 +240,10 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(address, "#c=Art&show=wrong&q=question+29&r=mmvu%3A299");
     open_page(&mut page, &one, address.as_str().expect("an address"));
     wait_for_count(&mut page, 4);
-    assert_eq!(page.text("#detail .question"), "Question 298: why?");
+    assert_eq!(page.visible_text("#detail .question"), "Question 298: why?");
     set(&mut page, "search", "no such text");
     wait_for_count(&mut page, 0);
-    assert_eq!(page.text(".noframes"), "No answer passes the filters.");
+    assert_eq!(page.visible_text(".noframes"), "No answer passes the filters.");
     page.click(".filters [type=reset]");
     wait_for_count(&mut page, 300);
     // A click on the name of a category, above the list, shows the answers of this category.
@@ -250,7 +251,7 @@ fn answers_are_found_and_read_in_the_browser() {
     wait_for_count(&mut page, 150);
     set(&mut page, "show", "error");
     wait_for_count(&mut page, 0);
-    // The button changes the colours, and they stay after a reload.
+    // The button switches the colours, and the choice persists after a reload.
     let color = "getComputedStyle(document.body).backgroundColor";
     page.click("#theme");
     assert_eq!(page.eval(color), "rgb(16, 18, 22)");
@@ -262,20 +263,20 @@ fn answers_are_found_and_read_in_the_browser() {
     check_layout(&mut page);
     save_screenshot(&mut page, "eval-narrow");
 
-    // The page of two runs shows the answers on which the runs disagree.
+    // The page of two runs shows the questions on which the runs disagree.
     run_in(at, ["report", "a", "--against", "b", "--out", "ab.html"]).ok();
     page.resize(1200, 900);
     open_page(&mut page, &at.join("ab.html"), "#runs=differ");
     wait_for_count(&mut page, 2);
-    assert_eq!(page.count(".outputs .answer"), 2);
-    assert_eq!(page.text(".choices .truth small"), "correct · answered by B");
+    assert_eq!(page.count_elements(".outputs .answer"), 2);
+    assert_eq!(page.visible_text(".choices .truth small"), "correct · answered by B");
     set(&mut page, "runs", "a");
     wait_for_count(&mut page, 0);
     set(&mut page, "runs", "none");
     wait_for_count(&mut page, 199);
     check_layout(&mut page);
 
-    // The page of a data file.
+    // The page of `reel data stats --html`.
     let chat = r#"{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}"#;
     let rows: Vec<String> = (1..40).map(|i| chat.replace('4', &"4 ".repeat(i))).collect();
     write(&at.join("rows.jsonl"), rows.join("\n"));
@@ -292,7 +293,7 @@ fn answers_are_found_and_read_in_the_browser() {
     check_errors(&mut page);
 }
 
-/// Everything that can be operated has a name for assistive technology.
+/// Checks that every interactive element has an accessible name.
 fn check_names(page: &mut Browser) {
     let tree = page.call_method("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().expect("nodes").iter().filter(|node| node["ignored"] == false);

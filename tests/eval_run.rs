@@ -1,5 +1,5 @@
-//! `reel eval` with a model: benchmarks become answers and scores; batches, threads, parts, the order of rows and kills
-//! change no answer; wrong data is refused by name.
+//! `reel eval` with a model answers and scores benchmarks. Batch size, threads, parts, the order of rows and kills
+//! change no answer, and errors about wrong data name the data.
 
 mod support;
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::{file_names_in, golden, run_in, send_signal, tiny_model};
 
-/// Questions in the form of Video-Holmes about three videos, of which one is missing.
+/// Returns questions in the form of Video-Holmes about three videos, one of which is missing.
 fn holmes_rows() -> Vec<Value> {
     let row = |i: usize| {
         json!({"video ID": format!("v{}", i / 4), "Question ID": i, "Question Type": if i.is_multiple_of(2) { "SR" } else { "TA" },
@@ -25,7 +25,7 @@ fn write_json(file: &Path, value: &Value) {
     fs::write(file, value.to_string()).expect("written");
 }
 
-/// A folder with a tiny model and the data of two benchmarks, in folders of their own.
+/// Creates a folder with a tiny model and the data of two benchmarks, in separate folders.
 fn folder_with_benchmarks() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -79,7 +79,7 @@ fn benchmarks_are_answered_and_scored() {
     let at = folder.path();
     let args = [&EVAL[..], &["--temperature", "1", "--top-p", "1", "--out", "a"]].concat();
     let done = run_in(at, &args);
-    // Four rows lack their video: they count as wrong, and the exit code says so.
+    // The videos of four rows are missing: the rows count as wrong, and the exit code is 1.
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(done.stderr.contains("mmvu: 3 questions of 1 file, layout authors (1 left out: open-ended question)"));
     assert!(done.stderr.contains("lacks the videos of 4 of 12 rows of Video-Holmes"), "{}", done.stderr);
@@ -117,13 +117,13 @@ fn benchmarks_are_answered_and_scored() {
     let score = ["eval", "--score-only", "--benchmark", "videoholmes", "--predictions", "a/videoholmes.jsonl"];
     let scored = run_in(at, score.iter().chain(&["--out", "s.json", "--json"])).json();
     assert!(scored.as_object().expect("an object").iter().all(|(name, value)| report[name] == *value), "{scored}");
-    // Rows whose video is missing may be left out, and are counted.
+    // Rows whose video is missing can be left out; they are counted.
     let skipped = run_in(at, [&EVAL[..], &["--skip-bad-rows", "--quiet", "--out", "skipped"]].concat());
     assert_eq!(skipped.code, Some(0), "{}", skipped.stderr);
     let fewer = read(&at.join("skipped/videoholmes.json"));
     let left_out = &fewer["protocol"]["options"]["data_files"]["left_out"];
     assert_eq!((&fewer["n"], &left_out["video is missing"], &fewer["truncated"]), (&json!(8), &json!(4), &json!(8)));
-    // A complete run is resumed without asking the model; only the missing scores are written again.
+    // Resuming a complete run sends no question to the model; only the missing scores are written again.
     fs::remove_file(at.join("a/mmvu.json")).expect("removed");
     let again = run_in(at, [&args[..], &["--resume"]].concat());
     assert!(!again.stderr.contains("row/s") && at.join("a/mmvu.json").exists(), "{}", again.stderr);
@@ -178,12 +178,12 @@ fn batches_threads_parts_and_order_change_no_answer() {
     run_in(at, [&args[..], &["reversed"]].concat());
     let [mut a, mut b] = ["whole", "reversed"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
     b.reverse();
-    // The text of an error names the line of the row, so only the presence of an error is compared.
+    // The text of an error contains the line number of the row, so only the presence of an error is compared.
     a.iter_mut().chain(&mut b).for_each(|row| row["error"] = json!(row.get("error").is_some()));
     assert_eq!(a, b);
 }
 
-/// Starts a run and kills it when `is_time` says so. Returns whether it was killed before its end.
+/// Starts a run and kills it once `is_time` returns true. Returns whether the run was killed before its end.
 fn kill_when(mut command: Command, is_time: impl Fn() -> bool) -> bool {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
     while !is_time() {
@@ -197,15 +197,15 @@ fn kill_when(mut command: Command, is_time: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Number of answers in a folder, complete or not.
+/// Returns the number of answers in a folder, including those in incomplete files.
 fn answers_in(folder: &Path) -> usize {
     let files = ["mmvu.jsonl", "mmvu.jsonl.partial", "videoholmes.jsonl", "videoholmes.jsonl.partial"];
     let count = |name| fs::read(folder.join(name)).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count();
     files.into_iter().map(count).sum()
 }
 
-/// An evaluation that is killed twenty times at random moments ends with the bytes of an uninterrupted one: ten times
-/// within its first tenth of a second, ten times after up to thirty answers.
+/// An evaluation that is killed twenty times at random moments ends with the bytes of an uninterrupted one. Ten kills
+/// are within its first tenth of a second, the other ten after up to thirty answers.
 #[test]
 fn killed_evaluation_resumes_to_the_same_bytes() {
     let folder = folder_with_benchmarks();
@@ -276,7 +276,7 @@ fn an_option_is_ablated() {
         assert_eq!(report["protocol"]["options"]["nframes"], frames);
     }
     assert_eq!(read(&at.join("abl/ablation.json")), done);
-    // The values of the option may also differ only in how the answers are read (`extraction`).
+    // The option `extraction`, which only changes how answers are read from the outputs, can also be varied.
     run_in(at, args.iter().chain(&more).chain(&["extraction=tags,lenient"])).ok();
     for (option, words) in [
         ("nframes", "has no values"),
@@ -289,8 +289,8 @@ fn an_option_is_ablated() {
     }
 }
 
-/// Frames that are image files, as in one task of MVBench, are selected like the frames of a video; with `--clips` the
-/// model sees only the part that the question is about.
+/// Frames given as image files, as in one task of MVBench, are selected like the frames of a video. With `--clips`,
+/// the model sees only the part that the question is about.
 #[test]
 fn frames_of_folders_are_selected() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -330,7 +330,7 @@ fn frames_of_folders_are_selected() {
     }
 }
 
-/// A bitmap of 64 x 64 pixels of one grey.
+/// Returns a bitmap of 64 x 64 grey pixels.
 fn grey_bitmap(grey: u8) -> Vec<u8> {
     let mut bmp = b"BM".to_vec();
     let numbers: [u32; 13] = [54 + 12288, 0, 54, 40, 64, 64, 1 | 24 << 16, 0, 12288, 2835, 2835, 0, 0];
@@ -339,7 +339,7 @@ fn grey_bitmap(grey: u8) -> Vec<u8> {
     bmp
 }
 
-/// What a benchmark's own task file would leave out of its questions is an error, and no model is asked.
+/// A task file is refused if it would leave parts of the questions out; no question is sent to the model.
 #[test]
 fn rules_that_would_be_left_out_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -375,7 +375,8 @@ category = ["{topic}"]
         run_in(at, words.split(' '))
     };
     evaluate(task, &row).ok();
-    // A task may leave the options out, if the answers have their texts: a note says that the model does not see them.
+    // A task may omit the options from the prompt if its answers are texts. A note says that the model does not see
+    // the options.
     let bare = task.replace("{question}\\n{options}", "{question}");
     for (question, notes) in [("x1 or y1?", 0), ("One?", 1)] {
         let said = evaluate(&bare, &json!({"q": question, "o": ["x1", "y1"], "a": 1, "topic": "t"}));
@@ -411,7 +412,7 @@ category = ["{topic}"]
     }
     evaluate(task, &json!({"q": "One?", "o": "[\"x\", \"y\"]", "a": 1, "topic": "t"})).ok();
     assert_eq!(lines(&at.join("r/mine.jsonl")).remove(0)["options"], json!(["A. x", "B. y"]));
-    // A file in the right form under a name that the layout does not have.
+    // The file has the right format, but its name is not in the layout.
     for name in ["rows1.jsonl", "rows2.jsonl"] {
         fs::remove_file(at.join(name)).expect("removed");
     }
@@ -428,7 +429,7 @@ category = ["{topic}"]
     run_in(at, words.split(' ')).assert_refused(1, &said);
 }
 
-/// The user adds a benchmark by a task file, which also sets the words around the question.
+/// A task file adds a benchmark of the user; it also sets the words around the question.
 #[test]
 fn a_benchmark_is_added_without_code() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -467,7 +468,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     let compared = |pair: [&str; 2]| run_in(at, ["eval", "compare", pair[0], pair[1], "--json"]).json();
     assert_eq!(compared(["r", "s"])[0]["benchmark"], "mine");
     assert_eq!(compared(["r/mine.jsonl", "s/mine.jsonl"]), compared(["r", "s"]));
-    // If the output folder has a task file of the same name that the run has not written, the run does not replace it.
+    // The output folder already has another task file with this name, which the run must not replace.
     fs::create_dir(at.join("t")).expect("a folder");
     fs::write(at.join("t/mine.toml"), "mine = 1").expect("written");
     let beside =
@@ -477,7 +478,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
 }
 
-/// `--data` names a data set of the hub, which is in the local cache: the whole set or its file.
+/// `--data` can name a hub data set in the local cache, or a file of it.
 #[test]
 fn benchmarks_are_read_from_a_data_set_of_the_hub() {
     let folder = folder_with_benchmarks();
@@ -531,7 +532,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
         &["tiny: has none of the 3 videos", "--media-root"],
     );
     assert!(!at.join("o").exists(), "nothing is written before the data is read");
-    // The answers must not replace the data.
+    // Answers must not overwrite the data file.
     let row = json!({"problem_id": 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x", "B. y"],
         "solution": "<answer>A</answer>", "path": "mmvu/videos/Art/1.mp4"});
     write_json(&at.join("data/mmvu.jsonl"), &row);
@@ -541,7 +542,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
         2,
         &["mmvu.jsonl", "--data"],
     );
-    // Refused: a row that cannot be used, and a file that is cut short.
+    // A row that cannot be used and a truncated file are refused.
     let mut rows = holmes_rows();
     rows[7]["Answer"] = json!("D");
     write_json(&at.join(holmes), &json!(rows));

@@ -1,6 +1,6 @@
-//! `reel eval --score-only`: gives the same scores as the benchmarks' evaluation scripts, and refuses malformed input.
-//! `reel generate --data` writes the predictions that it scores; a run that is killed or stopped is continued to the
-//! same bytes.
+//! `reel eval --score-only` gives the scores of the benchmarks' own evaluation scripts, and refuses malformed input.
+//! `reel generate --data` writes the predictions that are scored here; an interrupted run of it can be continued and
+//! gives the same bytes.
 
 mod support;
 
@@ -46,7 +46,7 @@ fn scores_equal_the_evaluation_scripts() {
     }
 }
 
-/// Scores MMVU predictions in a file with this text.
+/// Scores a file of MMVU predictions with this text.
 fn score(text: impl AsRef<[u8]>, more: &[&str]) -> FinishedRun {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("p.jsonl"), text).expect("written");
@@ -101,8 +101,8 @@ fn malformed_predictions_are_refused_with_line_number() {
     score(good.to_string(), &["--predictions", "gone.jsonl"]).assert_refused(1, &["gone.jsonl"]);
 }
 
-/// The first two rows of a benchmark as in its data file, without outputs. The videos are missing, so every row except
-/// the first one of MMVU becomes a question without a video.
+/// Returns the first two rows of a benchmark's data file, without outputs. The videos are missing, so all rows except
+/// the first one of MMVU become questions without a video.
 fn benchmark_rows(benchmark: &str) -> Vec<Value> {
     let text = fs::read_to_string(golden(&format!("rewards/eval/{benchmark}.jsonl"))).expect("rows");
     let rows = text.lines().take(2).map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -131,7 +131,7 @@ fn generated_predictions_are_scored_for_every_benchmark() {
     fs::create_dir(at.join("media")).expect("a folder");
     fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), at.join("media/clip.mp4")).expect("copied");
     let mut rows: Vec<Value> = BENCHMARKS.iter().flat_map(|benchmark| benchmark_rows(benchmark)).collect();
-    // A row whose video is missing is not dropped: it has an error, counts as wrong, and the exit code says so.
+    // A row whose video is missing is kept with an error: it counts as wrong, and the exit code is 1.
     let mut lost = rows[0].clone();
     (lost["path"], lost["data_type"]) = (json!("./lost.mp4"), json!("video"));
     rows.push(lost);
@@ -165,8 +165,8 @@ fn generated_predictions_are_scored_for_every_benchmark() {
     }
 }
 
-/// Runs `generate --data` and sends it a signal once it has written a line and its file `p.jsonl.partial` has at least
-/// `lines` lines. `None` if the run ended before.
+/// Starts `generate --data` and sends it a signal once `p.jsonl.partial` has at least `lines` lines. Returns `None`
+/// if the run ended before.
 fn generate_and_signal(at: &Path, signal: &str, lines: usize, more: &[&str]) -> Option<FinishedRun> {
     let count = || {
         let text = fs::read(at.join("p.jsonl.partial")).unwrap_or_default();
@@ -211,7 +211,7 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
     run_in(at, GENERATE).ok();
     let whole = fs::read(at.join("p.jsonl")).expect("predictions");
     fs::remove_file(at.join("p.jsonl")).expect("removed");
-    // A small batch, so that the run has not ended when the signal arrives.
+    // The small batch makes the run slow, so that it has not ended when the signal arrives.
     let slow = ["--batch-size", "2", "--resume", "--threads", "1"];
     for (signal, lines, code) in [("-KILL", 0, None), ("-KILL", 7, None), ("-INT", 9, Some(130)), ("-KILL", 30, None)] {
         let stopped = generate_and_signal(at, signal, lines, &slow).expect("a run that was stopped before its end");
@@ -239,7 +239,7 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
     let predictions = fs::read(at.join("p.jsonl")).expect("predictions");
     assert!(predictions == whole, "the predictions differ from those of the uninterrupted run");
     assert_eq!(file_names_in(at), ["p.jsonl", "p.jsonl.run.json", "rows.jsonl", "tiny"]);
-    // Resuming with another model in the same folder is refused.
+    // A run cannot be resumed with another model in the same folder.
     let args = ["init", "--preset", "tiny", "--seed", "9", "--out", "other"];
     run_in(at, args).ok();
     refused(

@@ -1,6 +1,6 @@
-//! `--eval-steps` of `reel sft` and `reel grpo`: the scores are those of `reel eval` on the checkpoint of the same
-//! step, an evaluation changes nothing in the training, a run that was stopped and resumed has the evaluations of an
-//! uninterrupted one, and the best checkpoint is the one with the highest score.
+//! `--eval-steps` of `reel sft` and `reel grpo`: the scores equal those of `reel eval` on the checkpoint of the same
+//! step, and an evaluation does not affect training. A resumed run has the same evaluations as an uninterrupted one,
+//! and the best checkpoint is the one with the highest score.
 
 #[path = "support/own_task.rs"]
 mod own_task;
@@ -16,7 +16,8 @@ use own_task::CUSTOM_TASK_TOML;
 use serde_json::{Value, json};
 use support::{check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model};
 
-/// A folder with a tiny model, rows for both commands, and a benchmark of four rows, of which the second has a video.
+/// Creates a folder with a tiny model, rows for both commands, and a benchmark of four rows, the second of which has
+/// a video.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -33,13 +34,14 @@ fn folder() -> tempfile::TempDir {
     write("prompts.jsonl", &mut (0..12).map(prompt));
     let question = |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": if i == 1 { "clip" } else { "none" }});
     write("bench/rows.jsonl", &mut (0..4).map(question));
-    // A clip of nine frames: with a longer video the evaluations would take most of the test's time.
+    // The video is a clip of nine frames: with a longer video, the evaluations would take most of the test's time.
     fs::copy(golden("clips/h264_709.mp4"), at.join("bench/clip.mp4")).expect("copied");
     fs::write(at.join("mine.toml"), CUSTOM_TASK_TOML).expect("written");
     folder
 }
 
-/// Splits the parts of a command line into words. The options of a part replace the same options of earlier parts.
+/// Splits the parts of a command line into words. An option in a later part replaces the same option of earlier
+/// parts.
 fn words(parts: &[&str]) -> Vec<String> {
     let mut all: Vec<&str> = Vec::new();
     for part in parts {
@@ -59,7 +61,7 @@ fn read(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))).expect("JSON")
 }
 
-/// The lines of eval.jsonl without the times.
+/// Returns the lines of eval.jsonl without the times.
 fn evaluations(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("eval.jsonl")).expect("eval.jsonl");
     let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -73,7 +75,7 @@ fn steps(lines: &[Value]) -> Vec<u64> {
     lines.iter().map(|line| line["step"].as_u64().expect("a step")).collect()
 }
 
-/// Compares the files of an evaluation during training with those of `reel eval` on the checkpoint.
+/// Checks that the files of an evaluation during training equal those of `reel eval` on the checkpoint.
 fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     let alone = format!("alone-{out}-{step}");
     let args = format!(
@@ -96,7 +98,8 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     let line = lines.iter().find(|line| line["step"] == step).expect("a line");
     assert_eq!(line["benchmarks"]["mine"]["score"], a["overall"]);
     assert_eq!(line["benchmarks"]["mine"]["ci95"], a["overall_ci95"]);
-    // The folder of an evaluation during training is compared and shown like a folder of `reel eval`.
+    // `reel eval compare` and `reel report` treat the folder of an evaluation during training like a folder of
+    // `reel eval`.
     let compared = run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone]);
     assert!(
         compared.ok().contains("only A right 0, only B right 0") && compared.stderr.is_empty(),
@@ -168,7 +171,8 @@ fn best_checkpoint_has_the_highest_score_and_stays() {
     assert_eq!(checkpoints.count(), if kept == "checkpoint-6" { 1 } else { 2 });
 }
 
-/// Starts a run and stops it with a signal in the evaluation of step `step`, when `is_time` says so. Waits for its end.
+/// Starts a run and sends it a signal during the evaluation of step `step`, once `is_time` returns true. Waits for
+/// its end.
 fn stop_in_evaluation(at: &Path, args: Vec<String>, step: u64, signal: &str, is_time: impl Fn() -> bool) {
     support::let_children_receive_sigint();
     let mut command = support::reel();
@@ -193,19 +197,19 @@ fn stop_in_evaluation(at: &Path, args: Vec<String>, step: u64, signal: &str, is_
 fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     let folder = folder();
     let at = folder.path();
-    // One answer at a time, so that an evaluation is stopped between two answers.
+    // Answers are generated one at a time, so that the signal arrives between two answers.
     let run = |out: &str, more: &str| words(&[SFT, EVAL, "--max-steps 8 --eval-batch-size 1 --out", out, more]);
     run_in(at, run("whole", "")).ok();
     let answers = |step: u64| {
         let partial = at.join(format!("broken/eval/step-{step}/mine.jsonl.partial"));
         fs::read(partial).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
     };
-    // Killed in the evaluation of step 6: the run goes back to a checkpoint before it, and comes to step 6 with the
-    // same weights.
+    // The run is killed during the evaluation of step 6. After a resume it starts from an earlier checkpoint and
+    // reaches step 6 with the same weights.
     stop_in_evaluation(at, run("broken", ""), 6, "-KILL", || answers(6) >= 1);
     assert_eq!(steps(&evaluations(&at.join("broken"))), [2, 4]);
     let early = fs::read(at.join("broken/eval/step-6/mine.jsonl.partial")).expect("answers");
-    // Interrupted in the evaluation of step 6, with a checkpoint of that step.
+    // The run is interrupted during the evaluation of step 6, after the checkpoint of that step.
     stop_in_evaluation(at, run("broken", "--resume-from-checkpoint last"), 6, "-INT", || true);
     assert!(at.join("broken/checkpoint-6").is_dir());
     assert_eq!(steps(&evaluations(&at.join("broken"))), [2, 4]);
@@ -234,7 +238,7 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     assert_eq!(best(&broken), best(&whole));
 }
 
-/// The test replaces recorded answers by right ones. The score then shows which answers a resumed run has reused.
+/// The test replaces recorded answers by correct ones, so the score shows which answers a resumed run has reused.
 #[test]
 fn answers_of_the_same_weights_are_not_asked_again() {
     let folder = folder();
@@ -257,14 +261,14 @@ fn answers_of_the_same_weights_are_not_asked_again() {
         assert!(!resumed.stderr.contains("step 2: evaluating"), "{}", resumed.stderr);
         (fs::read_to_string(during.join("mine.jsonl")).expect("answers"), evaluations(&out))
     };
-    // A complete evaluation is only scored again. Its checkpoint becomes the best one.
+    // A complete evaluation is only scored again, and its checkpoint becomes the best one.
     let all: String = own.lines().map(right).collect();
     fs::write(during.join("mine.jsonl"), &all).expect("written");
     let (answers, lines) = resume("");
     assert!(answers == all, "{answers}");
     assert_eq!((steps(&lines), &lines[1]["score"]), (vec![2, 4], &json!(1.0)));
     assert_eq!((&state()["best_global_step"], &state()["best_metric"]), (&json!(4), &json!(1.0)));
-    // An evaluation with two answers is continued after these answers.
+    // An evaluation with two recorded answers continues after these answers.
     let begun: String = own.lines().take(2).map(right).collect();
     fs::write(during.join("mine.jsonl.partial"), &begun).expect("written");
     fs::rename(during.join("mine.jsonl.run.json"), during.join("mine.jsonl.partial.run.json")).expect("renamed");

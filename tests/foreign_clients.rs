@@ -1,9 +1,10 @@
-//! Two evaluation kits, lmms-eval and VLMEvalKit, ask `reel serve` about synthetic clips, with the client code of their
-//! Python packages. The answers are those of `reel generate`, and the positions of the prompt's tokens, which hold the
-//! times of the frames, are those of `reel preprocess`.
+//! Two evaluation programs, lmms-eval and VLMEvalKit, send questions about synthetic clips to `reel serve` with the
+//! client code of their Python packages. The answers equal those of `reel generate`. The token positions, which
+//! encode the times of the frames, equal those of `reel preprocess`.
 //!
-//! The tests need a Python environment with the packages: `REEL_CLIENTS_PYTHON` names its program `python`, or the
-//! environment is in `target/clients` (docs/eval-kits.md has the commands). Without one they are skipped.
+//! The tests need a Python environment with these packages, whose `python` program `REEL_CLIENTS_PYTHON` names; by
+//! default it is in `target/clients` (docs/eval-kits.md has the commands). Without the environment the tests are
+//! skipped.
 
 #[path = "support/server.rs"]
 mod server;
@@ -30,18 +31,19 @@ use support::{run, tiny_model};
 use tempfile::TempDir;
 use tensors::{Tensor, read_tensors};
 
-/// The clips and the questions about them. `slow` has the frames of `fast` at a lower rate.
+/// The clips with a question about each. `slow` has the same frames as `fast`, at a lower frame rate.
 const QUESTIONS: [(&str, &str); 3] =
     [("fast", "What moves fast?"), ("slow", "What moves slowly?"), ("other", "Which colour is it?")];
 const SLOW_FPS: i32 = 1;
 
-/// Frames of each clip that the model sees.
+/// Number of frames of each clip that the model sees.
 const FRAMES: usize = 4;
 
-/// The sampling options of `reel generate` that are those of the kits' requests.
+/// The sampling options with which `reel generate` samples as in the requests of the evaluation programs.
 const SAMPLING: [&str; 6] = ["--max-new-tokens", "12", "--temperature", "1", "--seed", "7"];
 
-/// The environment's Python program, if it has the package `module`. Prints why the test is skipped otherwise.
+/// Returns the Python program of the environment if the package `module` is installed there; otherwise prints why the
+/// test is skipped.
 fn python_with(module: &str) -> Option<PathBuf> {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients/bin/python");
     let python = std::env::var_os("REEL_CLIENTS_PYTHON").map_or(found, PathBuf::from);
@@ -53,10 +55,11 @@ fn python_with(module: &str) -> Option<PathBuf> {
     has_module.then_some(python)
 }
 
-/// A server of a tiny model, its clips, and the bodies of the requests that a kit sends to it.
+/// A server of a tiny model, the clips, and the bodies of the requests that an evaluation program has sent to the
+/// server.
 struct ServedClips {
     server: Server,
-    /// `http://ADDRESS/v1`, which passes requests on to the server.
+    /// The base URL of a proxy (`http://ADDRESS/v1`) that forwards requests to the server.
     url: String,
     bodies: Arc<Mutex<Vec<Value>>>,
     /// The folder with the clips, from which the server reads files.
@@ -79,7 +82,7 @@ impl ServedClips {
         Self { server, url, bodies, folder }
     }
 
-    /// The bodies of the requests so far, by question; forgets them.
+    /// Returns the bodies of the requests so far, by question, and clears the list.
     fn take_bodies(&self) -> BTreeMap<String, Vec<Value>> {
         let mut by_question: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         for body in self.bodies.lock().unwrap().drain(..) {
@@ -90,7 +93,7 @@ impl ServedClips {
         by_question
     }
 
-    /// The model's input for messages or for the body of a request.
+    /// Returns the model's input for chat messages or for the body of a request.
     fn model_input(&self, messages: &Value) -> BTreeMap<String, Tensor> {
         let (file, out) = (self.folder.join("prompt.json"), self.folder.join("prompt.safetensors"));
         fs::write(&file, messages.to_string()).unwrap();
@@ -99,7 +102,7 @@ impl ServedClips {
         read_tensors(&out)
     }
 
-    /// Checks a request with a video file, and its answer, against this project's own message with the same
+    /// Checks that a request with a video file gives the same input and answer as reel's own message with the same
     /// question and with `limits`.
     fn check_video(&self, (clip, question): (&str, &str), limits: &Value, body: &Value, answer: &str) {
         let mut video = json!({"type": "video", "video": format!("{clip}.mp4"), "nframes": FRAMES});
@@ -107,14 +110,14 @@ impl ServedClips {
         let messages = json!([{"role": "user", "content": [video, {"type": "text", "text": question}]}]);
         let input = self.model_input(&messages);
         assert_eq!(input, self.model_input(body), "{clip}: {body}");
-        // Two frames share a vision token, and `tokens_per_second` of the tiny model is 2.
+        // Two frames share a vision token, and the tiny model has `tokens_per_second` = 2.
         let fps = if clip == "slow" { f64::from(SLOW_FPS) } else { CLIP_FPS as f64 };
         let seconds_per_frame = CLIP_FRAMES as f64 / fps / FRAMES as f64;
         assert_eq!(self.temporal_positions(&input), [0.0, 2.0 * seconds_per_frame * 2.0], "{clip}");
         self.check_answer(&messages, &SAMPLING, answer);
     }
 
-    /// The distinct positions in time of the video's tokens, less the first one.
+    /// Returns the distinct temporal positions of the video's tokens, relative to the first one.
     fn temporal_positions(&self, input: &BTreeMap<String, Tensor>) -> Vec<f64> {
         let config: Value = serde_json::from_slice(&fs::read(self.server.model.join("config.json")).unwrap()).unwrap();
         let pad = config["video_token_id"].as_f64().unwrap();
@@ -125,7 +128,8 @@ impl ServedClips {
         times.iter().map(|time| time - times[0]).collect()
     }
 
-    /// The positions of the prompt of a request whose frames are images, with the same text for all questions.
+    /// Returns the token positions of a request whose frames are images. The question is replaced by the same text
+    /// for all requests.
     fn positions_of_images(&self, body: &Value) -> Tensor {
         let mut body = body.clone();
         let parts = body["messages"][0]["content"].as_array_mut().unwrap();
@@ -135,8 +139,8 @@ impl ServedClips {
         self.model_input(&body).remove("position_ids").unwrap()
     }
 
-    /// Checks the answer to a request against that of `reel generate`, as the kits store it: without white space
-    /// around it.
+    /// Checks that the answer to a request equals that of `reel generate`, without white space around it: the
+    /// evaluation programs store it in this form.
     fn check_answer(&self, messages: &Value, sampling: &[&str], answer: &str) {
         let own = self.server.generate(messages, sampling);
         assert_eq!(stripped(answer), stripped(own["text"].as_str().unwrap()), "{messages}");
@@ -153,7 +157,7 @@ impl ServedClips {
     }
 }
 
-/// Starts an address that passes requests on to `server`. Returns it, with the list to which it adds their bodies.
+/// Starts a proxy that forwards requests to `server`. Returns its URL, and the list in which it records the bodies.
 fn record(server: SocketAddr) -> (String, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -168,7 +172,7 @@ fn record(server: SocketAddr) -> (String, Arc<Mutex<Vec<Value>>>) {
     (url, bodies)
 }
 
-/// Passes the request of a connection on to `server`, and the answer back.
+/// Forwards the request of a connection to `server`, and the answer back.
 fn pass_on(mut client: TcpStream, server: SocketAddr, bodies: &Mutex<Vec<Value>>) {
     let Some(request) = read_request(&mut BufReader::new(&client)).unwrap() else { return };
     bodies.lock().unwrap().push(request.json());
@@ -178,17 +182,17 @@ fn pass_on(mut client: TcpStream, server: SocketAddr, bodies: &Mutex<Vec<Value>>
     copy(&mut stream, &mut client).unwrap();
 }
 
-/// A text without what Python's `str.strip` removes: white space and the separators of ASCII at its ends.
+/// Strips the characters that Python's `str.strip` strips: white space and the ASCII separators at both ends.
 fn stripped(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
 }
 
-/// A file of these tests.
+/// Returns the path of a file in `tests/foreign_clients`.
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign_clients").join(name)
 }
 
-/// The answers of a run of lmms-eval, by question.
+/// Returns the answers of an lmms-eval run, by question.
 fn answers_of_lmms_eval(out: &Path) -> BTreeMap<String, String> {
     let folder = fs::read_dir(out).unwrap().next().expect("a folder of the model").unwrap().path();
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -229,8 +233,8 @@ fn lmms_eval_keeps_the_times_of_videos_that_it_sends_as_addresses() {
     }
     assert_ne!(answers[QUESTIONS[0].1], answers[QUESTIONS[1].1]);
 
-    // The other model class sends each frame as an image, so both rates have the same positions. Its requests have no
-    // seed, so that its answers cannot be compared.
+    // The model class `async_openai` sends each frame as an image without times, so both clips have the same
+    // positions. Its requests have no seed, so the answers cannot be compared.
     let (answers, bodies) = ask("async_openai", "nframes=4", "images");
     let positions = QUESTIONS.map(|(_, question)| {
         assert!(!answers[question].contains("FAILED"), "{}", answers[question]);
@@ -257,7 +261,7 @@ fn vlmevalkit_keeps_the_times_of_videos_that_it_sends_whole() {
     let models = json!({
         "whole": of_class("LMDeployAPI", json!({"video_llm": true})),
         "named": of_class("LMDeployAPI", json!({"video_llm": true, "local_media": true, "mm_processor_kwargs": limits})),
-        // This class leaves out the number of frames that the message has.
+        // This class ignores the number of frames in the message.
         "path": of_class("GPT4V", json!({"video_llm": true, "media_io_kwargs": four_frames})),
         "images": of_class("LMDeployAPI", json!({})),
     });
@@ -286,6 +290,6 @@ fn vlmevalkit_keeps_the_times_of_videos_that_it_sends_whole() {
         served.check_answer(images, &[], &answer("images", i));
         positions_of_images.push(served.positions_of_images(images));
     }
-    // The images have no times: both rates have the same positions.
+    // Images have no times, so both clips have the same positions.
     assert_eq!(positions_of_images[0], positions_of_images[1]);
 }

@@ -1,5 +1,4 @@
-//! `reel grpo` and `reel replay` through the binary: resume of killed runs, replay of steps, planned memory, invalid
-//! input.
+//! `reel grpo` and `reel replay` as commands: resume of killed runs, replay of steps, planned memory, invalid input.
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -22,8 +21,8 @@ use serde_json::{Value, json};
 use support::http::read_request;
 use support::{check_page, golden, metrics_without_times, read_metrics, reel, run, run_in};
 
-/// The options that continue the run in `out` after a kill: from its last checkpoint, or from the start if it has no
-/// checkpoint yet.
+/// Returns the options that continue the run in `out` after a kill: from its last checkpoint, or from the start if it
+/// has none.
 fn again(out: &Path) -> &'static [&'static str] {
     let names = if out.exists() { support::file_names_in(out) } else { Vec::new() };
     let has_checkpoint = names.iter().any(|name| name.starts_with("checkpoint-"));
@@ -37,7 +36,8 @@ fn golden_grpo_steps_match_the_reference() {
     }
 }
 
-/// If the media folder is gone for a while, no row is skipped: the run saves its steps and ends, and can be resumed.
+/// If the media folder is temporarily missing, no row is skipped: the run saves its steps and ends, and can be
+/// resumed.
 #[test]
 fn outage_of_the_media_folder_loses_no_row() {
     let folder = training_folder();
@@ -52,7 +52,7 @@ fn outage_of_the_media_folder_loses_no_row() {
         .to_string()
     };
     fs::write(at.join("rows.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).expect("rows");
-    // The reward command takes the folder away in the first step.
+    // In the first step, the reward command renames the media folder.
     let rewards = "[ -e taken ] || { touch taken; mv media gone; }; while read -r line; do echo ${#line}; done";
     let train = |more: &[&str]| {
         let mut arguments = grpo_args(
@@ -118,8 +118,8 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     assert_eq!(rollouts(&whole), rollouts(&broken));
 }
 
-/// The names of incomplete checkpoints in an output folder; while a checkpoint is written, its folder is hidden
-/// (`.checkpoint-…`).
+/// Returns the names of incomplete checkpoints in an output folder. The folder of a checkpoint is hidden while it is
+/// written (`.checkpoint-…`).
 fn drafts(out: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(out) else { return Vec::new() };
     let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
@@ -139,7 +139,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     for life in 0..9 {
         let resumed = grpo_args("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
-        // Incomplete checkpoints of killed runs. They do not count as checkpoints of this run, which removes them
+        // Incomplete checkpoints of earlier, killed runs do not count as checkpoints of this run, which removes them
         // when it starts.
         let old = drafts(&broken);
         let (mut seen, begun) = (Vec::new(), Instant::now());
@@ -170,7 +170,7 @@ fn run_killed_while_writing_a_checkpoint_keeps_the_others() {
     }
 }
 
-/// A run that is killed in its first step loses nothing of the run that it was to overwrite.
+/// A run with --overwrite that is killed in its first step leaves the earlier run unchanged.
 #[test]
 fn run_killed_in_its_first_step_leaves_the_earlier_run() {
     let folder = training_folder();
@@ -203,8 +203,8 @@ fn run_killed_in_its_first_step_leaves_the_earlier_run() {
     run_in(at, grpo_args("out", &["--max-steps", "3", "--resume-from-checkpoint", "last"])).ok();
 }
 
-/// A reward server that gives each completion the length of its JSON row; returns its host and port. It does not answer
-/// a request with a number (from 0) for which `hangs` is true.
+/// Starts a reward server and returns its host and port. The reward of a completion is the length of its JSON row.
+/// The server never answers a request whose number (from 0) satisfies `hangs`.
 fn reward_server(hangs: impl Fn(usize) -> bool + Send + 'static) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -226,7 +226,7 @@ fn reward_server(hangs: impl Fn(usize) -> bool + Send + 'static) -> std::net::So
     address
 }
 
-/// The texts of all files below a folder.
+/// Returns the texts of all files below a folder.
 fn all_texts(folder: &Path) -> Vec<(String, String)> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
     while let Some(at) = folders.pop() {
@@ -275,7 +275,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
         let mode = fs::metadata(out.join(name)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name} holds a command");
     }
-    // A resumed run may have other secrets in an option (here a URL's query), and a replay needs no secrets.
+    // A resumed run may use another secret in an option (here in the query of a URL), and a replay needs no secret.
     let other = url.replace("SECRET", "OTHER");
     let resumed = grpo_args(
         "out",
@@ -289,7 +289,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
         resumed.into_iter().map(|arg| if arg.starts_with("while") { command.into() } else { arg }).collect();
     run_in(at, resumed).ok();
     assert!(run_in(at, ["replay", "out", "--step", "1"]).ok().contains("same bits"));
-    // The command gets the variables that --reward-env names, and no others.
+    // The reward command gets only the environment variables that --reward-env names.
     let own = "while read -r line; do case $OTHER$NAMED in named) echo ${#line};; *) echo no; esac; done";
     let args = grpo_args("env", &["--max-steps", "1", "--reward-env", "NAMED"]);
     let args = args.into_iter().map(|arg| if arg.starts_with("while") { own.into() } else { arg });
@@ -297,8 +297,8 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     support::finished_run(env).ok();
 }
 
-/// A server that hangs ends the run after the time limit. If the run itself was stopped meanwhile (Ctrl-Z), its time
-/// limit says nothing about the server, and the batch is sent again.
+/// A reward server that hangs ends the run after the time limit. If the run itself was stopped in the meantime
+/// (Ctrl-Z), the elapsed time says nothing about the server, and the batch is sent again.
 #[test]
 fn reward_url_is_asked_again_only_if_the_run_was_stopped() {
     let folder = training_folder();
@@ -356,7 +356,7 @@ fn the_recipes_bound_the_log_ratio_of_the_kl_term() {
     let w = training_folder();
     fs::write(w.path().join("given.jsonl"), "{\"row\":0,\"completions\":[[5,6,460],[7,8,9,460]],\"rewards\":[0,1]}\n")
         .expect("written");
-    // The learning rate is so large that the policy moves beyond the bound of the log-ratio.
+    // The learning rate is so large that the log-ratio exceeds its bound.
     let fixed = "grpo --model tiny --data rows.jsonl --rollouts given.jsonl --num-generations 2 \
                  --per-device-train-batch-size 2 --max-steps 3 --max-completion-length 8 --learning-rate 0.3 \
                  --lr-scheduler-type constant --quiet --parity";
@@ -400,7 +400,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
         let said = replay(step).json();
         assert_eq!(said, json!({"step": step.parse::<u64>().unwrap(), "from": from, "same": true, "tensor": null}));
     }
-    // A replay says which of the files that it reads was changed.
+    // If a file that a replay reads has changed, the replay names the file.
     let out = at.join("out");
     let changed = |name: &str, from: &str, to: &str, step: &str, words: &[&str]| {
         let path = out.join(name);
@@ -435,7 +435,8 @@ fn replay_repeats_any_step_and_names_a_difference() {
     fs::write(&model, bytes).expect("written");
     replay("1").assert_refused(1, &["tiny: is not the model that the run was started with"]);
     fs::write(&model, before).expect("written");
-    // A run of an earlier version recorded no digests. Changed rewards are then noticed only by the different weights.
+    // Runs of earlier versions recorded no digests. A replay then detects changed rewards only by the different
+    // weights.
     let path = out.join("rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
@@ -471,7 +472,7 @@ fn replay_repeats_steps_with_dynamic_sampling() {
     }
 }
 
-/// The rewards of several commands are summed with their weights, as TRL does with a list of functions; the metrics
+/// The rewards of several commands are summed with their weights, as TRL does with a list of functions. The metrics
 /// have the mean reward of each command. A resumed run and a replay run the same commands.
 #[test]
 fn several_reward_commands_are_summed() {
@@ -506,8 +507,8 @@ fn several_reward_commands_are_summed() {
 fn replay_follows_changed_run_lengths() {
     let folder = training_folder();
     let at = folder.path();
-    // The learning rate depends on the planned number of steps (warmup and cosine decay), so a replay must know which
-    // plan a step followed.
+    // The learning rate depends on the planned number of steps (warmup and cosine decay), so a replay must use the
+    // number that was planned at the replayed step.
     let more = ["--save-steps", "3", "--warmup-ratio", "0.3", "--lr-scheduler-type", "cosine"];
     let run = |steps: &str, rest: &[&str]| {
         run_in(at, grpo_args("out", &[&["--max-steps", steps], &more[..], rest].concat())).ok().len()
@@ -522,8 +523,8 @@ fn replay_follows_changed_run_lengths() {
     for (step, from) in [("1", 0), ("4", 3), ("5", 4), ("6", 4), ("7", 6)] {
         again(step, from);
     }
-    // Without these checkpoints the replay starts at step 0. It must use the planned number of steps that the run had
-    // at each step: 4, then 9, then 7.
+    // Without these checkpoints the replay starts at step 0. It must use the number of steps that was planned at each
+    // step: 4, then 9, then 7.
     for n in ["3", "4", "6", "7"] {
         fs::remove_dir_all(at.join(format!("out/checkpoint-{n}"))).expect("removed");
     }
@@ -540,7 +541,8 @@ fn replay_repeats_sft_steps() {
     for step in ["1", "4"] {
         assert!(run_in(at, ["replay", "out", "--step", step]).ok().contains("gives the same bits"));
     }
-    // The paths of the run are relative to the folder in which it was started; the replay may start in any other one.
+    // Paths in a run's options are relative to the folder in which the run was started; a replay can be started in
+    // any folder.
     let elsewhere = at.join("elsewhere");
     fs::create_dir(&elsewhere).expect("a folder");
     let replayed = run_in(&elsewhere, ["replay", "../out", "--step", "3", "--trace", "trace.json"]);
@@ -576,10 +578,10 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     }
     assert!(html.contains("Where &lt;b&gt;does") && !html.contains("<b>does"));
     assert!(check_page(&html).iter().all(|chart| chart["kind"] == "lines"));
-    // Each of the three steps shows one group; the slider of the page selects the step.
+    // For each of the three steps, the page shows one group. The slider of the page selects the step.
     assert_eq!(html.matches("<article class=\"group\" data-run=\"0\" data-step=").count(), 3);
 
-    // Two runs over each other.
+    // A page shows the curves of two runs in the same charts.
     run_in(at, grpo_args("two", &["--max-steps", "2", "--temporal", "--save-steps", "0", "--learning-rate", "1e-4"]))
         .ok();
     assert_eq!(run_in(at, ["report", "out", "two"]).ok().trim(), "compare.html");
@@ -606,8 +608,8 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
 fn plan_and_run_agree_on_peak_bytes() {
     let folder = training_folder();
     let at = folder.path();
-    // The seed decides which rows the run uses. All rows have the same length, so that the planned memory does not
-    // depend on it.
+    // The seed determines which rows the run uses. All rows have the same length, so the planned memory does not
+    // depend on the seed.
     let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
@@ -621,8 +623,8 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
-/// A completion that ends early leaves rows of kept matrix products unused; they take no more memory than the plan
-/// says.
+/// If a completion ends early, some rows of the stored matrix products stay unused. The memory still does not exceed
+/// the plan.
 #[test]
 fn completions_that_end_early_take_at_most_the_planned_memory() {
     let folder = training_folder();

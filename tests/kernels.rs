@@ -1,4 +1,4 @@
-//! `reel kernels`: list, show, check, report.
+//! Tests of the commands of `reel kernels`: list, show, check, report.
 
 mod support;
 
@@ -50,9 +50,8 @@ fn check_of_one_kernel_lists_its_functions() {
     run(["kernels", "check", "--arch", "sm_1"]).assert_refused(2, &["sm_1", "sm_80"]);
 }
 
-/// `reel kernels check` fails if a kernel spills registers; no kernel does. sm_86 and sm_89 are left out, because their
-/// machine code is made of almost the same PTX as that of sm_80, for as many registers, and would double the test's
-/// time.
+/// `reel kernels check` finds no register spills. sm_86 and sm_89 are left out, because their machine code comes from
+/// almost the same PTX as that of sm_80, and checking them would double the test's time.
 #[test]
 fn every_kernel_passes_the_machine_code_check() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -98,7 +97,7 @@ fn report_writes_a_page_with_modelled_or_measured_times() {
     run(["kernels", "report", "--out", page, "--times", times, "--gpu", "h200"]).ok();
     let html = std::fs::read_to_string(page).unwrap();
     assert!(html.contains("216.7") && html.contains("measured"));
-    // The chart has the kernels of the run only; the others are in a closed list.
+    // The chart shows only the kernels of the run; the other kernels are in a collapsed list.
     let charts = check_page(&html);
     assert_eq!(charts[0]["points"].as_array().map(Vec::len), Some(1));
     let (shown, others) = html.split_once("<details>").expect("a closed list");

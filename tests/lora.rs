@@ -1,4 +1,4 @@
-//! LoRA through the binary: adapters of PEFT, training, resume, merge, generation, and invalid input.
+//! LoRA as commands: adapters of PEFT, training, resume, merge, generation, and invalid input.
 
 mod support;
 #[path = "support/tensors.rs"]
@@ -24,7 +24,7 @@ impl Place {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// Logits for the inputs that PEFT's golden values were computed from.
+    /// Computes logits with `reel score` for the inputs of PEFT's golden values.
     fn score(&self, model: &[&str]) -> Vec<f64> {
         let (inputs, out) = (golden("lora/inputs.safetensors").display().to_string(), self.path("score.safetensors"));
         let args = ["score", "--dtype", "f32", "--inputs", &inputs, "--out", &out, "--quiet"];
@@ -95,12 +95,12 @@ fn adapter_is_trained_used_and_merged() {
     p.sft("parts", &[&other[..], &["--resume-from-checkpoint", "last"]].concat())
         .assert_refused(2, &["--lora-r: is 8, but was 4"]);
 
-    // A step can be replayed from the base model and from a checkpoint.
+    // A step can be replayed from the base model or from a checkpoint.
     for step in ["1", "3"] {
         assert_eq!(run(["replay", &whole, "--step", step, "--json"]).json()["same"], true, "step {step}");
     }
 
-    // The adapter folder, the base model with `--adapter`, and the merged model give the same results.
+    // The adapter folder as the model, the base model with `--adapter`, and the merged model give the same results.
     let own = p.score(&["--model", &whole]);
     assert_eq!(own, p.score(&["--model", &p.base, "--adapter", &whole]));
     assert_ne!(own, p.score(&["--model", &p.base]));
@@ -130,14 +130,14 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
             ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
         // The rewards alternate between 0 and 1, so that advantages are not 0.
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
-        // With full checkpointing, training computes every product itself and reuses none from the rollout.
+        // With full checkpointing, training recomputes every product and reuses none from the rollout.
         let steps = ["--gradient-accumulation-steps", "1", "--gradient-checkpointing", "full"];
         run([&args[..], &more, &lora, &steps, &reward].concat()).ok();
         let lines = read_metrics(Path::new(&out));
         assert_eq!(lines.len(), 3);
         let of = |i: usize, key: &str| lines[i][key].as_f64().unwrap_or_else(|| panic!("no {key} in {}", lines[i]));
-        // A new adapter changes nothing, so the policy equals the base model and KL is 0; after training steps KL is
-        // above 0.
+        // A new adapter does not change the outputs, so the policy equals the base model and KL is 0; after training
+        // steps KL is above 0.
         assert_eq!(of(0, "kl"), 0.0, "{dtype}");
         for i in 0..3 {
             assert_eq!(of(i, "rollout_drift"), 0.0, "{dtype}, step {}", i + 1);
@@ -164,8 +164,8 @@ fn invalid_input_gives_one_line_errors() {
         .assert_refused(2, &["trains no layer of the vision tower"]);
     assert!(!Path::new(&p.path("x")).exists(), "a refused run leaves no files");
 
-    // Errors: an adapter given as a model, a model given as an adapter, and an adapter that was trained on another
-    // model.
+    // Refused inputs: an adapter given as a model, a model given as an adapter, and an adapter that was trained on
+    // another model.
     run(["sft", "--model", &golden, "--data", "d.json", "--out", &out])
         .assert_refused(1, &["is an adapter, not a model"]);
     run(["merge", "--model", &base, "--adapter", &base, "--out", &out]).assert_refused(1, &["is not an adapter"]);

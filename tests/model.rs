@@ -1,4 +1,4 @@
-//! The model cases of `tests/golden/model`: the binary's outputs agree with those of transformers and do not depend
+//! The cases of `tests/golden/model`: the outputs of the commands agree with those of transformers and do not depend
 //! on the number of threads or the batch.
 
 #[path = "support/server.rs"]
@@ -46,7 +46,7 @@ impl Case {
     }
 }
 
-/// Compares preprocessing, logits in f32 and bf16, and greedy generation of a case with transformers.
+/// Checks that preprocessing, logits in f32 and bf16, and greedy generation of a case agree with transformers.
 fn check(name: &str) {
     let c = case(name);
     check_preprocessing(&c);
@@ -68,7 +68,7 @@ fn check_preprocessing(c: &Case) {
         assert_elements_close("second_per_grid_ts", &got["second_per_grid_ts"].values, &times.values, 1e-5);
     }
     for name in ["pixel_values", "pixel_values_videos"] {
-        // The difference in normalised pixels between two neighbouring values of an 8-bit pixel: 1/255, divided by a
+        // The difference between two neighbouring values of an 8-bit pixel after normalisation: 1/255, divided by a
         // standard deviation of at least 0.26.
         let level = 1.0 / 255.0 / 0.26;
         if let Some(pixels) = want.get(name) {
@@ -180,7 +180,7 @@ fn completions_depend_on_their_seed_only() {
     assert_eq!(sample("1", "6"), three[1..2]);
 }
 
-/// With int8 weights a row's answer is the same in every run, for any number of threads and any batch.
+/// With int8 weights, the answer to a row is the same in every run, for any number of threads and any batch.
 #[test]
 fn int8_completions_do_not_depend_on_threads_or_batch() {
     let c = case("text_multiturn");
@@ -225,7 +225,7 @@ fn int8_completions_do_not_depend_on_threads_or_batch() {
         assert_eq!(want, of("2", &["--threads", "2"]));
         assert_eq!(want, of("3", &["--threads", "3", "--batch-size", "3"]));
     }
-    // A file of predictions with int8 weights cannot be continued with other weights.
+    // Predictions made with int8 weights cannot be continued with other weights.
     let out = c.out.path().join("f32-1").display().to_string();
     let (model, data) = (c.path("model"), data.display().to_string());
     let base = ["generate", "--model", &model, "--data", &data, "--out", &out, "--max-new-tokens", "9"];
@@ -247,15 +247,15 @@ fn stop_string_ends_the_text_before_it() {
     assert_eq!(stopped["text"], text[..cut]);
     assert_eq!(stopped["finish_reason"], "stop");
     assert!(stopped["token_ids"].as_array().expect("ids").len() < whole["token_ids"].as_array().expect("ids").len());
-    // Without `--json` the text is printed while it is generated; that output ends before the stop string, too. A pipe
-    // gets control characters as they are.
+    // Without `--json`, the text is streamed to stdout, and it also ends before the stop string. If stdout is a pipe,
+    // control characters are not escaped.
     assert_ne!(escape_controls(text), text, "this text has control characters");
     assert_eq!(run([&base[..], &["--stop", &stop]].concat()).ok(), format!("{}\n", &text[..cut]));
     assert_eq!(run(base).ok(), format!("{text}\n"));
 }
 
-/// A messages file may be stdin, and the whole body of an OpenAI request: `generate` uses its sampling fields where
-/// flags are absent.
+/// A messages file may be stdin. It may be the whole body of an OpenAI request; `generate` then uses its sampling
+/// fields, unless flags set them.
 #[test]
 fn messages_may_be_stdin_or_a_request_body() {
     use std::io::Write as _;
@@ -275,7 +275,7 @@ fn messages_may_be_stdin_or_a_request_body() {
         generate(&["--messages", "m.json", "--temperature", "0.8", "--seed", "5", "--max-new-tokens", "6", "--n", "2"]);
     let by_body = generate(&["--messages", "body.json"]);
     assert_eq!((ids(&by_body[0]), ids(&by_body[1])), (ids(&by_flags[0]), ids(&by_flags[1])));
-    // Flags win over the body.
+    // Flags take precedence over the fields of the request body.
     let greedy = generate(&["--messages", "body.json", "--temperature", "0", "--n", "1", "--max_tokens", "3"]);
     assert_eq!(ids(&greedy), ids(&generate(&["--messages", "m.json", "--temperature", "0", "--max-new-tokens", "3"])));
     let mut child = support::reel()

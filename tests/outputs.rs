@@ -1,4 +1,5 @@
-//! Outputs are complete or absent, also if a write fails or a signal ends the program, and never replace an input.
+//! Output files are complete or absent, even if a write fails or a signal ends the program, and never replace an
+//! input.
 
 mod support;
 #[path = "support/workspace.rs"]
@@ -29,7 +30,7 @@ fn unwritable_outputs_are_refused() {
     assert!(!s.dir.path().join("other").exists());
 }
 
-/// A file size limit makes writes fail half way, as a full disk does.
+/// A file size limit makes writes fail midway, as a full disk does.
 #[test]
 fn failed_write_leaves_no_file() {
     let s = ModelWorkspace::new();
@@ -47,8 +48,8 @@ fn failed_write_leaves_no_file() {
     }
 }
 
-/// SIGINT ends the program while it writes a large model. A signal that was ignored when the program was started (as
-/// `nohup` does with SIGHUP) does not end it.
+/// SIGINT ends the program while it writes a large model. A signal that was ignored when the program started (as with
+/// `nohup` and SIGHUP) does not end it.
 #[test]
 fn interrupted_init_leaves_no_file() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -83,7 +84,7 @@ fn interrupted_init_leaves_no_file() {
     assert_eq!(file_names_in(dir.path()), Vec::<String>::new());
 }
 
-/// A signal ends the program also if its message cannot be printed, because the reader of stderr is gone.
+/// A signal ends the program even if its message cannot be printed because stderr is closed.
 #[test]
 fn signal_without_a_reader_of_stderr_ends_the_program() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -151,7 +152,8 @@ fn outputs_that_would_replace_an_input_are_refused() {
     }
     let after: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
     assert!(before == after, "an input changed");
-    // An output that is also an input is refused, even if only a configuration file or a row names the input.
+    // A file that is both an output and an input is refused, even if only a configuration file or a row names it as
+    // input.
     let row = r#"{"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "!"}], "images": ["i.png"]}"#;
     fs::write(dir.join("rows.jsonl"), row).expect("written");
     let config = |out: &str, more: &str| {

@@ -1,5 +1,5 @@
-//! The parts of `./x dist` (`packaging/`) on a made installation: the archive and its install script, the wheel, the
-//! Containerfile, and the check of symbol versions. `./x dist --try` runs the real ones.
+//! The parts of `./x dist` (`packaging/`), tested on an artificial installation: the archive and its install script,
+//! the wheel, the Containerfile, and the check of symbol versions. `./x dist --try` tests the real ones.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +10,10 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// The name of an archive of version 1.2.3, and of the folder in it.
+/// The name of the archive of a hypothetical version 1.2.3, and of the folder in the archive.
 const NAME: &str = "reel-1.2.3-x86_64-linux";
 
-/// Runs a bash command in the repository with the functions of `packaging/` that write files.
+/// Runs a bash command in the repository, in a shell with the functions of `packaging/` that write files.
 fn packaging(command: &str) -> Output {
     let script = format!(
         "set -euo pipefail; die() {{ echo \"error: $*\" >&2; exit 1; }}; \
@@ -40,11 +40,12 @@ fn refused(out: &Output, words: &[&str]) {
     }
 }
 
-/// A folder with an unpacked archive (`NAME/`) whose program is a shell script, and the archive with its checksum.
+/// A folder with an unpacked archive (`NAME/`), whose program is a shell script, and with the packed archive and its
+/// checksum.
 struct Made(tempfile::TempDir);
 
 impl Made {
-    /// `extra` is one more file, relative to the root of the installation.
+    /// Creates the folder. `extra` is an additional file of the installation, relative to its root.
     fn new(version: &str, extra: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join(NAME);
@@ -81,7 +82,7 @@ fn install_script(args: &[&std::ffi::OsStr]) -> Output {
     Command::new("sh").arg(script).args(args).output().expect("sh starts")
 }
 
-/// The files below a folder, relative to it.
+/// Returns the files below a folder, relative to the folder.
 fn files_below(folder: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -196,7 +197,7 @@ fn the_wheel_has_the_layout_of_an_installation_and_a_true_record() {
     assert!(metadata.contains("\nVersion: 1.2.3\n") && metadata.ends_with("\n\n# reel\n"), "{metadata}");
 }
 
-/// The SHA-256 of a file, by the program `sha256sum`.
+/// Returns the SHA-256 of a file, computed by the program `sha256sum`.
 fn sha256(file: &Path) -> Vec<u8> {
     let text = succeeds(&Command::new("sha256sum").arg(file).output().expect("sha256sum starts"));
     (0..64).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).expect("a hash")).collect()
@@ -222,7 +223,7 @@ fn the_containerfile_finds_the_program_in_the_archive() {
     assert_eq!(succeeds(&out), "reel 1.2.3\n");
 }
 
-/// This test program is linked against this machine's glibc, which is newer than 2.28.
+/// The binary of this test is linked against this machine's glibc, which is newer than 2.28.
 #[test]
 fn a_program_for_a_newer_glibc_is_refused() {
     let own = std::env::current_exe().expect("this program");
@@ -231,7 +232,7 @@ fn a_program_for_a_newer_glibc_is_refused() {
     refused(&new, &["libgcc_s", "not part of glibc"]);
 }
 
-/// The manifests of the crates that are published, with their folders.
+/// Returns the manifests of the published crates, with their folders.
 fn published_manifests() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("a manifest");
@@ -262,7 +263,7 @@ fn manifests_have_what_a_registry_asks_for() {
     assert!(manifests.len() > 20, "only {} crates are published", manifests.len());
 }
 
-/// A published crate consists of its own folder: code outside tests may not include files of other folders.
+/// A published crate consists of its own folder: outside of tests, its code may not include files of other folders.
 #[test]
 fn crates_include_no_files_of_other_folders() {
     let mut wrong = Vec::new();

@@ -1,5 +1,6 @@
-//! Published commands of other programs run on a tiny model, or end with one message whose corrected command runs.
-//! `tests/paste/README.md` says where the commands come from; `src/foreign/tests.rs` translates all of them.
+//! Runs published commands of other programs on a tiny model. Each command runs, or is refused with one message whose
+//! corrected command runs. `tests/paste/README.md` lists the sources; the tests in `src/foreign` translate all of the
+//! commands.
 
 #[path = "paste/every_command.rs"]
 mod every_command;
@@ -25,7 +26,7 @@ fn rows() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/paste/rows")
 }
 
-/// A folder with a tiny model `tiny`, and the rows with their media.
+/// Creates a folder with a tiny model named `tiny`, and the test rows with their media.
 fn workshop() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -36,13 +37,13 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
-/// The published commands of both files.
+/// Returns the published commands of both JSON files.
 fn commands() -> Vec<Value> {
     let list = |text: &str| serde_json::from_str::<Vec<Value>>(text).expect("a list");
     [list(include_str!("paste/commands.json")), list(include_str!("paste/further.json"))].concat()
 }
 
-/// A published command, with MODEL and DATA filled in.
+/// Returns the words and the environment of a published command, with MODEL and DATA replaced.
 fn published(folder: &Path, id: &str) -> (Vec<String>, Vec<(String, String)>) {
     let all = commands();
     let entry = all.iter().find(|entry| entry["id"] == id).expect("the command");
@@ -62,24 +63,24 @@ fn published(folder: &Path, id: &str) -> (Vec<String>, Vec<(String, String)>) {
         })),
         None => words.extend(["--config".into(), "run.yaml".into()]),
     }
-    // The data set of these commands is in their script.
+    // These commands name no data set, because the script that they come from sets it.
     if ["C08", "D25"].contains(&id) {
         words.extend(["--dataset_name".into(), data]);
     }
     let environment = entry["environment"].as_object().expect("an object");
-    // The number of visible GPUs is the test's own.
+    // The published value of CUDA_VISIBLE_DEVICES is not used: the test itself sets which GPUs are visible.
     let environment = environment.iter().filter(|(name, _)| *name != "CUDA_VISIBLE_DEVICES");
     (words, environment.map(|(name, value)| (name.clone(), text(value))).collect())
 }
 
-/// The corrected command in a message.
+/// Returns the corrected command in an error message.
 fn corrected(message: &str) -> String {
     let start =
         message.find("\n  reel ").unwrap_or_else(|| panic!("no corrected command: {message}")) + "\n  reel ".len();
     message[start..].split("\nnote: ").next().unwrap_or_default().trim().to_string()
 }
 
-/// Runs the words behind `reel` in a shell.
+/// Runs `reel` with these words in a shell.
 fn shell(folder: &Path, words: &str) -> FinishedRun {
     let program = reel();
     let mut command = Command::new("sh");
@@ -88,8 +89,8 @@ fn shell(folder: &Path, words: &str) -> FinishedRun {
     finished_run(command.output().expect("a shell"))
 }
 
-/// Runs a published command with short options, or the corrected command of its one message. Returns what the first
-/// call printed.
+/// Runs a published command with additional options that shorten it, or the corrected command in its one error
+/// message. Returns the stderr of the first call.
 fn runs(folder: &Path, id: &str, more: &str) -> String {
     let (words, environment) = published(folder, id);
     let mut first = reel();
@@ -110,16 +111,17 @@ fn runs(folder: &Path, id: &str, more: &str) -> String {
 #[test]
 fn commands_that_train_run() {
     let folder = workshop();
-    // VideoRFT's SFT and ms-swift's, on videos, and LLaMA-Factory's file, on images.
+    // C01 is a command of VideoRFT with video rows, C15 a configuration file of LLaMA-Factory with image rows.
     let stderr = runs(folder.path(), "C01", SHORT);
     assert!(stderr.contains("no effect here") && stderr.contains("--deepspeed"), "{stderr}");
     let stderr = runs(folder.path(), "C15", SHORT);
     assert!(stderr.contains("note: ") && folder.path().join("saves/qwen2_5vl-7b/lora/sft").exists(), "{stderr}");
-    // It has intervals of its own, and `split_dataset_ratio` holds rows back for a validation loss.
+    // C11, a command of ms-swift, sets its own intervals, and `split_dataset_ratio` holds rows back for a validation
+    // loss.
     runs(folder.path(), "C11", "--max-steps 1 --device cpu --overwrite");
     let metrics = fs::read_to_string(folder.path().join("output/metrics.jsonl")).expect("metrics");
     assert!(metrics.contains("\"eval_loss\":"), "{metrics}");
-    // 2U1's: the tower is frozen in part, by options of Qwen's script.
+    // C20, a command of QwenLM's training script, freezes the vision tower and trains its merger and the decoder.
     runs(folder.path(), "C20", SHORT);
 }
 
@@ -138,7 +140,7 @@ fn commands_with_rewards_run() {
         first.stderr
     );
     shell(folder.path(), &corrected(&first.stderr)).ok();
-    // verl's rows and keys: four prompts with two completions each.
+    // A command of verl with keys and rows of verl: a step has two prompts with two completions each.
     let words = "grpo data.train_files=geo3k.jsonl actor_rollout_ref.model.path=tiny actor_rollout_ref.rollout.n=2 \
                  actor_rollout_ref.actor.ppo_mini_batch_size=2 data.max_response_length=4 trainer.total_training_steps=1 \
                  actor_rollout_ref.rollout.name=vllm trainer.logger=['console'] algorithm.adv_estimator=grpo --device cpu";
@@ -148,7 +150,7 @@ fn commands_with_rewards_run() {
     assert!(folder.path().join("checkpoints/project/experiment/metrics.jsonl").exists());
 }
 
-/// Frozen parts keep their bits, trained parts change; the rows are cut.
+/// Frozen parts keep their bits and trained parts change. Rows that are too long are cut.
 #[test]
 fn frozen_parts_do_not_change_and_long_rows_are_cut() {
     let folder = workshop();
@@ -171,7 +173,8 @@ fn frozen_parts_do_not_change_and_long_rows_are_cut() {
     train("b", "--freeze-vision --freeze-merger false").ok();
     assert_eq!(changed("b"), [false, true, true]);
     train("c", "--freeze-vision --freeze-llm").assert_refused(2, &["--freeze-llm: leaves nothing to train"]);
-    // The rows have more than 100 tokens, most of them of the image; cut before its end they are skipped.
+    // The rows have more than 100 tokens, mostly of an image. A cut within the image is not possible, so these rows
+    // are skipped.
     let long = train("d", "--max-length 20 --truncation-strategy right");
     assert!(long.code != Some(0) && long.stderr.contains("more than --max-length 20 allows"), "{}", long.stderr);
     let metrics = |out: &str| std::fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).expect("metrics");
@@ -184,7 +187,8 @@ fn frozen_parts_do_not_change_and_long_rows_are_cut() {
     assert_eq!(tokens("f"), Some(whole - 2));
 }
 
-/// 2U1's LoRA of the vision tower adapts the tower, although its own weights are frozen; its other LoRA does not.
+/// In commands of the program 2U1, `vision_lora` adapts the vision tower although the tower's own weights are frozen.
+/// Without `vision_lora` the tower gets no adapter.
 #[test]
 fn adapters_of_the_tower_are_trained_where_the_program_trains_them() {
     let folder = workshop();
@@ -201,7 +205,8 @@ fn adapters_of_the_tower_are_trained_where_the_program_trains_them() {
     assert!(towers("b", "--vision_lora True") > 0);
 }
 
-/// A server as vLLM's commands start it: names of the model, limits, unknown fields, a key from the environment.
+/// Starts a server by a command of vLLM: with model names, limits, unknown fields, and an API key from the
+/// environment.
 #[test]
 fn a_server_answers_as_pasted() {
     let server = Server::start(&["--limit-mm-per-prompt", "image=1,video=0", "--max-model-len", "64"]);

@@ -1,5 +1,5 @@
-//! `reel plan` of training: the planned memory equals the memory of the run; the launches and the time of a 7B step;
-//! and jobs of several GPUs.
+//! `reel plan` of training: the planned memory equals the memory of the run; a 7B step has the expected launches and
+//! time; jobs of several GPUs follow the formulas.
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -37,8 +37,8 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
-/// The peak of a rank of two that divide the weights, from the plan of one process: of the passes of a step, and of the
-/// parts of it for which all weights are gathered.
+/// Plans the peak memory of a rank of two ranks with ZeRO-3, from the plan of one process: for the passes of a step,
+/// and for the parts of a step for which all weights are gathered.
 fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
     let model = folder.join("tiny");
     let run = RunOptions {
@@ -109,7 +109,7 @@ fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
     [None, divided.memory_with_all.clone()].map(|with_all| shape.peak_bytes(&process(with_all)))
 }
 
-/// With an adapter the rollouts need most, for which a rank gathers all weights.
+/// With an adapter, the rollouts need the most memory, because a rank gathers all weights for them.
 #[test]
 fn plan_and_run_agree_on_the_peak_of_a_rank_that_divides_its_weights() {
     let w = grpo_run::training_folder();
@@ -148,7 +148,7 @@ fn plan_says_that_the_data_has_too_few_rows() {
     for whole in [&six, &repeated] {
         assert!(!whole["subject"].as_str().expect("a text").contains("only"), "{whole}");
     }
-    // Without --num-train-epochs, a run repeats its rows until the micro-batch is full.
+    // Without --num-train-epochs, a run repeats its rows to fill the micro-batch.
     assert!(peak(&repeated) > peak(&six));
 }
 
@@ -156,7 +156,8 @@ fn plan_says_that_the_data_has_too_few_rows() {
 /// launches that a step once had is 1849.
 #[test]
 fn launches_of_a_7b_step_are_few() {
-    // For each mode of gradient checkpointing: how often the first part of a layer runs forward, and the most launches.
+    // For each mode of gradient checkpointing: how often the first part of a layer runs forward, and the maximum
+    // number of launches.
     for (checkpointing, forward, most) in [("none", 1.0, 1849.0), ("selective", 1.0, 1849.0), ("full", 2.0, 2400.0)] {
         launches_of_a_7b_step(checkpointing, forward, most);
     }
@@ -175,9 +176,9 @@ fn launches_of_a_7b_step(checkpointing: &str, forward: f64, most: f64) {
     for name in ["sum_squares", "clip", "adamw_bf16_moments_bf16"] {
         assert_eq!(launches(&|op| op == name), 1.0, "{name}");
     }
-    // Three gradients are first filled with zeros, because only some of their rows are added to: the gradient of the
-    // embeddings and, in the last layer, which continues only with the rows that are learned, the gradients of the
-    // residual and of attention.
+    // Three gradients are filled with zeros first, because later only some of their rows are added to: the gradient
+    // of the embeddings and, in the last layer, those of the residual and of attention. The last layer continues only
+    // with the rows that are learned.
     assert_eq!(launches(&|op| op.starts_with("fill")), 3.0);
     assert_eq!(launches(&|op| op.starts_with("accumulate")), 0.0);
     // The decoder's 28 layers and the 32 blocks of the vision tower rotate queries and keys in one launch in each
@@ -188,7 +189,7 @@ fn launches_of_a_7b_step(checkpointing: &str, forward: f64, most: f64) {
     assert!(all <= most, "{all} launches with {checkpointing}");
 }
 
-/// Selective checkpointing makes room for 8192 tokens of the 7B model on a GPU with 141 GB.
+/// With selective checkpointing, 8192 tokens of the 7B model fit on a GPU with 141 GB.
 #[test]
 fn selective_checkpointing_takes_little_memory_and_time() {
     let plan = |checkpointing: &str| {
@@ -203,7 +204,7 @@ fn selective_checkpointing_takes_little_memory_and_time() {
     let [none, selective, full, auto] = ["none", "selective", "full", "auto"].map(plan);
     assert!(full.0 < selective.0 && selective.0 < none.0 && selective.0 < 141e9, "{full:?} {selective:?} {none:?}");
     assert!(selective.1 < 1.001 * none.1 && full.1 > 1.25 * none.1, "{full:?} {selective:?} {none:?}");
-    // With `auto` the plan takes the first mode that fits in the GPU's memory.
+    // In the mode `auto`, the plan uses the first mode that fits in the GPU's memory.
     assert!([none, selective].contains(&auto), "{auto:?}");
 }
 
@@ -241,12 +242,12 @@ fn plan_of_a_preset_needs_no_weights() {
     let saved = weights(&plan) - weights(&int8);
     assert!((saved - 2.46e9).abs() < 0.02e9, "{saved}");
     assert!(int8["phases"]["decode"].as_f64() < decode.map(|seconds| 0.65 * seconds), "{int8}");
-    // One new token comes from the prefill: no time is left for the phase of decoding, and 0 has no sign.
+    // The prefill gives the only new token, so the decode phase takes no time. The printed 0 has no minus sign.
     let one = run("plan generate --preset 3b --tokens 512 --max-new-tokens 1 --gpu h100".split(' '));
     assert!(one.ok().contains("decode 0.0 us") && !one.stdout.contains("-0.0"), "{}", one.stdout);
 }
 
-/// Rates of a slow machine are not rounded to 0.
+/// Small rates of a slow machine are not rounded to 0.
 #[test]
 fn plan_of_a_cpu_has_no_rates_of_0() {
     let plan = run("plan sft --preset 7b --tokens 1024 --device cpu --threads 1 --dtype f32".split(' '));
@@ -272,8 +273,8 @@ fn job_of_one_gpu_is_the_plain_plan() {
         assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
         assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
         assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
-        // With four ranks and four times as many micro-batches, each rank computes three, as the one rank above. So
-        // only its optimizer state and its gradients differ.
+        // With four ranks and four times as many micro-batches, each rank computes three micro-batches, as the single
+        // rank did. Only the optimizer state and the gradients of a rank differ.
         let four = plan("12 --world 4");
         let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
         for name in ["weights", "activations", "kv_cache", "inputs", "workspace"] {
@@ -284,14 +285,15 @@ fn job_of_one_gpu_is_the_plain_plan() {
         let (before, now) = (before.expect("bytes"), now.expect("bytes"));
         assert!((now - before / 4.0).abs() <= 16.0, "{command}: {before} {now}");
         assert!((number(&four, "/job/memory/gradient_sums") - trained).abs() <= 16.0, "{command}: {four}");
-        // All gradients of this small model are in one bucket: those of the rank, and its cells of three other ranks.
+        // All gradients of this small model fit in one bucket. A rank holds its own gradients (4 bytes per parameter)
+        // and its cells from the three other ranks.
         let gradients = number(&four, "/job/memory/gradients");
         assert!((gradients - (4.0 + 3.0) * trained).abs() <= 16.0, "{command}: {gradients} {trained}");
     }
 }
 
-/// 16 GPUs in two machines, 20 micro-batches: two rounds, the second on four GPUs. Bytes and times are those of the
-/// formulas in `docs/cluster.md`, and the page and the text have the table of scaling.
+/// A job of 16 GPUs in two machines with 20 micro-batches has two rounds, the second on four GPUs. Bytes and times
+/// follow the formulas in `docs/cluster.md`. The page and the text have the table of weak scaling.
 #[test]
 fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let w = tempfile::tempdir().expect("a folder");
@@ -304,8 +306,9 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let (parameters, weights) = (of("/trained_parameters"), of("/trained_bytes"));
     assert!(parameters > 2.6e9 && weights == 2.0 * parameters, "{job}");
     let near = |got: f64, wanted: f64| assert!((got / wanted - 1.0).abs() < 1e-6, "{got} {wanted}: {job}");
-    // Rank 0 sends the gradients of its two micro-batches. It receives the part that it owns of the other 18: from its
-    // own machine of 7 in the first round and 3 in the second, from the other machine of 8 in the first round.
+    // Rank 0 sends the gradients of its two micro-batches, and receives its own part of the gradients of the other
+    // 18. From its own machine it receives 7 in the first round and 3 in the second; from the other machine 8 in the
+    // first round.
     let part = 4.0 * parameters / 16.0;
     near(of("/bytes/gradients/within_node/sent"), 2.0 * 7.0 * part);
     near(of("/bytes/gradients/between_nodes/sent"), 2.0 * 8.0 * part);
@@ -318,12 +321,12 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let exchanged = of("/gradient_exchange_seconds") + of("/weight_exchange_seconds");
     near(of("/exposed_seconds"), exchanged - of("/hidden_seconds"));
     near(of("/seconds"), of("/compute_seconds") + of("/optimizer_seconds") + of("/exposed_seconds"));
-    // At least the bucket that is finished last is exposed in each of the two rounds: the embedding, 545 million
-    // weights.
+    // In each of the two rounds, at least the exchange of the bucket that is finished last is exposed: the embedding,
+    // 545 million weights.
     let last = 2.0 * 4.0 * 544e6 * 8.0 / 16.0 / 20e9;
     assert!(of("/hidden_seconds") > 0.0, "{job}");
     assert!(of("/gradient_exchange_seconds") - of("/hidden_seconds") > last / 20.0, "{job}");
-    // 20 micro-batches of 2048 tokens.
+    // A step has 20 micro-batches of 2048 tokens.
     near(of("/tokens_per_second") * of("/seconds"), 20.0 * 2048.0);
     let peaks = job["peak_bytes_by_rank"].as_array().expect("a list");
     assert!(peaks.len() == 16 && peaks.iter().all(|bytes| bytes.as_f64() <= Some(of("/peak_bytes"))), "{job}");
@@ -349,8 +352,9 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     }
 }
 
-/// The largest presets are planned without weights. Training all weights of 32B fits 64 GPUs, of which each has its
-/// part of the optimizer state; all weights of 72B do not fit a GPU. Training an adapter exchanges only its weights.
+/// The largest presets are planned without weight files. Full fine-tuning of 32B fits on 64 GPUs, each of which has a
+/// part of the optimizer state; full fine-tuning of 72B does not fit. With LoRA, only the adapter's weights are
+/// exchanged.
 #[test]
 fn jobs_of_the_largest_presets() {
     let job = |preset: &str, more: &str| {
@@ -360,7 +364,7 @@ fn jobs_of_the_largest_presets() {
     };
     for (preset, parameters, fits) in [("32b", 33_452_718_336.0, true), ("72b", 73_410_777_344.0, false)] {
         let job = job(preset, "");
-        // Kernels pad some weights.
+        // The kernels pad some weights, so slightly more parameters are counted.
         let trained = number(&job, "/trained_parameters");
         assert!((parameters..1.001 * parameters).contains(&trained), "{preset}: {trained}");
         assert!(number(&job, "/peak_bytes") > 2.0 * parameters && job["fits"] == fits, "{preset}: {job}");
@@ -389,12 +393,13 @@ fn divided_weights_of_the_largest_preset_fit() {
     assert!([8, 16, 64].iter().all(|gpus| !fits(&whole, *gpus)), "{whole}");
     assert_eq!([8, 16, 64].map(|gpus| fits(&divided, gpus)), [false, true, true], "{divided}");
     assert!(fits(&job(" --zero-stage 3 --optim adamw-8bit"), 8));
-    // A rank has 1/64 of 147 GB of weights, and two units of less than 2.5 GB.
+    // A rank has 1/64 of 147 GB of weights, and two gathered units of less than 2.5 GB each.
     let weights = number(&divided, "/memory/weights");
     assert!((147e9 / 64.0..147e9 / 64.0 + 5.1e9).contains(&weights), "{weights}");
     let sent =
         |job: &Value| number(job, "/bytes/weights/within_node/sent") + number(job, "/bytes/weights/between_nodes/sent");
-    // One round: all weights are gathered for the forward pass, and again for the backward pass except for two tables.
+    // In the single round, all weights are gathered for the forward pass, and all except two tables again for the
+    // backward pass.
     let ratio = sent(&divided) / sent(&whole);
     assert!((1.95..2.0).contains(&ratio) && divided["zero_stage"] == 3, "{ratio}: {divided}");
 }
@@ -420,7 +425,7 @@ fn impossible_jobs_are_refused() {
     }
 }
 
-/// Writes the file of a GPU with this memory in GB.
+/// Writes a GPU file with this memory size in GB.
 fn gpu_file(folder: &std::path::Path, memory_gb: f64) -> String {
     let figures = "name = \"mine\"\ncompute_capability = 8.9\nbandwidth_gb_s = 1000\nbf16_tflops = 165\n\
                    multiprocessors = 128\nclock_mhz = 2520\nnvlink_gb_s = 100\n";
@@ -429,13 +434,13 @@ fn gpu_file(folder: &std::path::Path, memory_gb: f64) -> String {
     path.display().to_string()
 }
 
-/// Plans `command` with `more` on a GPU with `memory_gb`.
+/// Plans `command` with the options `more` on a GPU with `memory_gb` GB.
 fn plan_on(folder: &std::path::Path, memory_gb: f64, command: &str, more: &str) -> Value {
     let line = format!("plan {command} --gpu {} --json {more}", gpu_file(folder, memory_gb));
     run(line.split_whitespace()).json()
 }
 
-/// A plan on a GPU of a file has the memory and the rates of the file. Wrong files are refused in one line.
+/// A plan for a GPU file uses the memory and rates in the file. Wrong files are refused in one line.
 #[test]
 fn figures_of_a_gpu_come_from_a_file() {
     let w = tempfile::tempdir().expect("a folder");
@@ -455,7 +460,7 @@ fn figures_of_a_gpu_come_from_a_file() {
     refused("name = \"h200\"", "bad.toml: compute_capability: is missing; ");
     let same_name = std::fs::read_to_string(gpu_file(w.path(), 24.0)).expect("text").replace("mine", "h200");
     refused(&same_name, "bad.toml: name: is \"h200\", the name of a built-in GPU; give another name");
-    // The example in the guide is such a file.
+    // The example in the guide is a valid GPU file.
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide-performance.md");
     let guide = std::fs::read_to_string(guide).expect("a page");
     let example = guide.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
@@ -466,8 +471,8 @@ fn figures_of_a_gpu_come_from_a_file() {
     plan("h300").assert_refused(2, &["--gpu: there is no data sheet for a GPU named \"h300\"; give one of b200, "]);
 }
 
-/// Each choice that a plan names has, planned as a command, the memory and the time that the advice states, and fits.
-/// Choices with fewer changes come first.
+/// Each suggested choice, planned as a command of its own, has the stated memory and time, and fits. Choices with
+/// fewer changes come first.
 #[test]
 fn advice_fits_when_it_is_planned() {
     let w = tempfile::tempdir().expect("a folder");
@@ -493,7 +498,7 @@ fn advice_fits_when_it_is_planned() {
             for choice in choices {
                 let options = choice["options"].as_str().expect("options");
                 kinds.extend(options.split(' ').filter(|word| word.starts_with("--")).map(str::to_string));
-                // An option that the command has already is replaced.
+                // A suggested option replaces the same option of the command.
                 let words: Vec<&str> = options.split(' ').collect();
                 let mut changed: Vec<&str> = command.split_whitespace().collect();
                 for pair in words.chunks(2) {
@@ -516,7 +521,7 @@ fn advice_fits_when_it_is_planned() {
     for option in ["--lora-r", "--optim", "--per-device-train-batch-size", "--gradient-checkpointing", "--world"] {
         assert!(kinds.contains(option), "no choice has {option}: {kinds:?}");
     }
-    // Where nothing fits, the plan says by how much.
+    // If nothing fits, the plan states the smallest memory that it found.
     let plan = plan_on(w.path(), 0.001, sft, "");
     let smallest = number(&plan, "/advice/smallest_peak_bytes");
     assert!(plan["advice"]["choices"] == serde_json::json!([]) && smallest > 0.94e6, "{plan}");
@@ -528,7 +533,7 @@ fn advice_fits_when_it_is_planned() {
         "{}",
         text.stdout
     );
-    // A server without room for one request fails, with the options that make room.
+    // If not even one request fits, `plan serve` fails and suggests options.
     let line = format!("plan {serve} --gpu {} --json", gpu_file(w.path(), 0.006));
     let refused = run(line.split_whitespace());
     refused.assert_refused(1, &["KV cache: has room for "]);
@@ -542,7 +547,8 @@ fn advice_fits_when_it_is_planned() {
     }
 }
 
-/// The largest micro-batch fits, and the next one does not: planned by commands, both have the stated memory.
+/// The largest micro-batch fits and the next one does not. Planned as commands of their own, both have the stated
+/// memory.
 #[test]
 fn the_largest_micro_batch_fits_and_the_next_does_not() {
     let w = tempfile::tempdir().expect("a folder");
@@ -555,7 +561,7 @@ fn the_largest_micro_batch_fits_and_the_next_does_not() {
         ),
         ("sft --preset tiny --tokens 200 --packing", "--max-length", 200.0),
     ] {
-        // With packing, a plan needs some --max-length, which the search replaces.
+        // With packing, a plan needs a --max-length to start from, which the search replaces.
         let start = if command.contains("--packing") { "--max-length 200" } else { "" };
         let found = plan_on(w.path(), 0.06, command, &format!("{start} --find-batch-size"));
         let of = |key: &str| number(&found, &format!("/find_batch_size/{key}"));
@@ -574,7 +580,7 @@ fn the_largest_micro_batch_fits_and_the_next_does_not() {
             assert_eq!(number(&again, "/peak_bytes"), of(&format!("{which}/peak_bytes")), "{command} {value}");
         }
     }
-    // Not even one row fits: the plan says so, and what would fit.
+    // If not even one row fits, the plan says so and suggests options.
     let none = plan_on(w.path(), 0.01, "sft --preset tiny --tokens 2000", "--find-batch-size");
     assert!(none["find_batch_size"]["largest"].is_null() && none["advice"]["tried"].is_array(), "{none}");
     run("plan sft --preset tiny --data rows.jsonl --packing --max-length 9 --gpu h200 --find-batch-size".split(' '))

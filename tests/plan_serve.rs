@@ -1,5 +1,5 @@
-//! `reel plan serve`: its numbers fit each other and the model, more tokens mean fewer sequences, and wrong sizes are
-//! refused.
+//! `reel plan serve`: its numbers are consistent with each other and with the model, more tokens mean fewer
+//! sequences, and wrong sizes are refused.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn numbers_of_a_plan_fit_each_other() {
     // A decode step reads at least the weights of the decoder, 3.09 billion parameters in bf16.
     let step = of("/inter_token_seconds");
     assert!(step > 2.0 * 3.08e9 / of("/ceilings/bytes_per_second") && step < 0.1, "{step}");
-    // In the middle of answers, each of 256 sequences reads the keys and values of 2048 + 512 tokens.
+    // In the middle of the answers, each of the 256 sequences reads the keys and values of 2048 + 512 tokens.
     let ops = plan["ops"].as_array().unwrap();
     let reads = |op: &&Value| op["phase"] == "decode" && op["op"].as_str().is_some_and(|op| op.starts_with("paged_"));
     let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
@@ -58,13 +58,14 @@ fn the_gpus_of_a_divided_model_share_its_memory_and_gather_its_columns() {
         plan(line.trim_end())
     };
     let (one, eight) = (plan(1, ""), plan(8, ""));
-    // Each GPU has 1/8 of the layers and of the output layer, and the whole vision tower and embedding table.
+    // Each GPU has 1/8 of the decoder layers and of the output layer, and the whole vision tower and embedding table.
     let (hidden, inner, vocab) = (8192.0, 29_568.0, 152_064.0);
     let divided =
         2.0 * (LAYERS * (2.0 * hidden * hidden + 2.0 * hidden * 1024.0 + 3.0 * hidden * inner) + vocab * hidden);
     let saved = number(&one, "/memory/weights") - number(&eight, "/memory/weights");
     assert!((saved / (divided * 7.0 / 8.0) - 1.0).abs() < 0.001, "{saved} of {divided}");
-    // A step of 4 sequences gathers bf16 columns in each layer, and the logits in f32, of 7 other GPUs.
+    // In a step of 4 sequences, a GPU receives the columns of 7 other GPUs: bf16 activations in each layer, and the
+    // f32 logits.
     let of_layers = LAYERS * 4.0 * 2.0 * (3.0 * hidden + inner) * 7.0 / 8.0;
     assert_eq!(number(&eight, "/gathers/decode/bytes"), of_layers + 4.0 * 4.0 * vocab * 7.0 / 8.0);
     assert_eq!(number(&eight, "/gathers/decode/exchanges"), 4.0 * LAYERS + 1.0);
@@ -84,8 +85,8 @@ fn a_decode_step_has_five_launches_a_layer() {
         let plan = plan(&format!("--preset 7b --tokens 100 --gpu h200 {more}"));
         let ops = plan["ops"].as_array().unwrap().iter().filter(|op| op["phase"] == "decode");
         let all: f64 = ops.filter_map(|op| op["launches"].as_f64()).sum();
-        // Besides the launches of the layers there are six: embedding, angles, the last norm, the output layer,
-        // sampling, and the advance of positions.
+        // In addition to the launches of the layers, a step has six launches: embedding, angles, the last norm, the
+        // output layer, sampling, and the advance of positions.
         assert!(all - 5.0 * layers <= 6.0, "{all} launches in {layers} layers {more}");
         all - 5.0 * layers
     };
@@ -103,19 +104,19 @@ fn a_plan_of_generation_counts_the_keys_that_exist() {
     let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
     // The second and the third token of each completion read the keys and values of 101 and 102 tokens.
     let keys = 2.0 * (101.0 + 102.0) * (2 * 36 * 2 * 128 * 2) as f64;
-    // For so few keys, the queries and results add some per cent to the bytes that are read and written.
+    // With so few keys, the queries and results add a few per cent to the bytes that are read and written.
     assert!(read >= keys && read < 1.1 * keys, "{read} {keys}");
 }
 
 /// The predicted times of a 7B model's prefill and training step on an H200 are within 25 % of the measured times.
-/// Decode steps were measured with earlier kernels for products of few rows, which tiles have since replaced: the
-/// predicted times are shorter, by half for 64 rows.
+/// The decode steps in the record were measured with earlier kernels for matrix products with few rows. The kernels
+/// have become faster since, so the predicted times are shorter, by half for 64 rows.
 #[test]
 fn predicted_steps_are_near_the_measured_ones() {
     let record: Value =
         serde_json::from_str(include_str!("../benches/results/h200/2026-11-27-models.json")).expect("JSON");
-    // The record has a decode step measured with each of two earlier ways to divide products of few rows; the faster
-    // one counts.
+    // The record has measurements of a decode step with two earlier kernels for matrix products with few rows; the
+    // faster one counts.
     let measured = |op: &str, batch: f64| {
         let all = ["models", "models_by_blocks_of_columns"].map(|list| record[list].as_array().expect("a list"));
         let found = all.into_iter().flatten().filter(|m| m["op"] == op && m["model"] == "7b" && m["batch"] == batch);
@@ -151,8 +152,8 @@ fn longer_prompts_leave_room_for_fewer_sequences() {
     for path in ["/time_to_first_token_seconds", "/inter_token_seconds"] {
         assert!(number(&long, path) > number(&short, path), "{path}");
     }
-    // On a CPU the cache has room for 4096 tokens of each completion. A token takes 64 values for keys and 64 for
-    // values, in f32, in each of 3 layers.
+    // On a CPU, the cache has room for 4096 tokens per completion. A token takes 64 f32 values for keys and 64 for
+    // values in each of 3 layers.
     let on_cpu = plan("--preset tiny --tokens 40 --device cpu --batch-size 64");
     assert_eq!(number(&on_cpu, "/kv_tokens"), 64.0 * 4096.0);
     let table = run("plan serve --preset tiny --tokens 40 --device cpu --batch-size 3".split(' ')).ok().to_string();

@@ -1,5 +1,5 @@
-//! What profilers see of a run: ranges that reach a tool for NVTX, nested traces (`--trace`), traces of some steps
-//! (`--profile-steps`) and of a time window of a server (`--profile-dir`).
+//! Profiling of a run: ranges for an NVTX tool, nested traces (`--trace`), traces of some steps (`--profile-steps`)
+//! and of a time window of a server (`--profile-dir`).
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -19,7 +19,7 @@ use server::{Server, question};
 use sft_rows::{copy_test_media, media_question_row, run_sft, training_folder};
 use support::{finished_run, metrics_without_times, reel, run_in};
 
-/// Makes the library of a tool for NVTX with the C compiler.
+/// Compiles a stub library of an NVTX tool from C.
 fn stub_tool(folder: &Path, options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/stub_nvtx.c");
     let library = folder.join(format!("libtool{}.so", options.len()));
@@ -30,7 +30,7 @@ fn stub_tool(folder: &Path, options: &[&str]) -> PathBuf {
     library
 }
 
-/// The paths of all ranges that a tool got: kinds and names, outermost first.
+/// Returns the paths of all ranges that the tool received: kinds and names, outermost first.
 fn paths_in_tool(text: &str) -> Vec<Vec<(String, String)>> {
     let (mut kinds, mut open, mut paths) =
         (BTreeMap::new(), BTreeMap::<&str, Vec<(String, String)>>::new(), Vec::new());
@@ -48,13 +48,13 @@ fn paths_in_tool(text: &str) -> Vec<Vec<(String, String)>> {
             _ => panic!("{line}"),
         }
     }
-    // The threads that prepare rows may be at work when the process ends.
+    // Threads that prepare rows may still have open ranges when the process ends.
     let of_steps = |path: &Vec<(String, String)>| path.iter().any(|(kind, _)| kind == "step");
     assert!(!open.values().any(of_steps), "a step without an end: {open:?}");
     paths
 }
 
-/// The names in a path of these kinds, if the path has exactly these kinds.
+/// Returns the names in a path of ranges, if the path has exactly these kinds.
 fn names_of<'a>(path: &'a [(String, String)], kinds: &[&str]) -> Option<Vec<&'a str>> {
     let same = path.iter().map(|(kind, _)| kind.as_str()).eq(kinds.iter().copied());
     same.then(|| path.iter().map(|(_, name)| name.as_str()).collect())
@@ -76,13 +76,13 @@ fn a_tool_for_nvtx_gets_nested_ranges() {
     for want in [
         ["step 1", "micro-batch 0", "forward", "decoder 0", "rms_norm_branch", "rms_norm_fwd_f32"],
         ["step 1", "micro-batch 1", "forward", "decoder 1", "linear", "matmul_fwd"],
-        // The backward pass has the layers and ops whose forward pass made its rules.
+        // In the backward pass, the ranges have the names of the layers and ops of the forward pass.
         ["step 1", "micro-batch 1", "backward", "decoder 1", "linear backward", "matmul_dw"],
         ["step 1", "micro-batch 0", "backward", "decoder 0", "swiglu_linear backward", "swiglu_bwd_f32"],
     ] {
         assert!(launches.contains(want.as_slice()), "no {want:?} in {launches:?}");
     }
-    // A layer is one range of a phase, and no layer or op lies inside of itself.
+    // A layer is one range of a phase; ranges of layers and ops are not nested in ranges of the same kind.
     let layers = paths.iter().filter_map(|path| names_of(path, &["step", "micro-batch", "phase", "layer"]));
     let layers: Vec<Vec<&str>> = layers.filter(|names| names[1] == "micro-batch 0").collect();
     let distinct: BTreeSet<&Vec<&str>> = layers.iter().collect();
@@ -113,7 +113,7 @@ fn a_library_that_is_no_tool_is_a_warning() {
     }
 }
 
-/// A slice of a trace.
+/// A slice (an event with a duration) of a trace.
 #[derive(Debug)]
 struct Slice {
     name: String,
@@ -123,7 +123,7 @@ struct Slice {
     end: f64,
 }
 
-/// The slices of a trace, and the names of its tracks.
+/// Reads the slices of a trace and the names of its tracks.
 fn read_trace(file: &Path) -> (Vec<Slice>, BTreeMap<u64, String>) {
     let text = fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     let trace: Value = serde_json::from_str(&text).expect("JSON");
@@ -142,7 +142,7 @@ fn read_trace(file: &Path) -> (Vec<Slice>, BTreeMap<u64, String>) {
     (slices, names)
 }
 
-/// The slices that lie inside of `outer` on its track.
+/// Returns the slices on the track of `outer` that lie inside of it.
 fn inside<'a>(slices: &'a [Slice], outer: &'a Slice) -> impl Iterator<Item = &'a Slice> {
     let is_inside = move |s: &&Slice| {
         s.track == outer.track && s.start >= outer.start && s.end <= outer.end && !std::ptr::eq(*s, outer)
@@ -150,7 +150,7 @@ fn inside<'a>(slices: &'a [Slice], outer: &'a Slice) -> impl Iterator<Item = &'a
     slices.iter().filter(is_inside)
 }
 
-/// The share of the time of a slice that slices inside of it cover.
+/// Returns the share of a slice's time that the slices inside of it cover.
 fn named_share(slices: &[Slice], outer: &Slice) -> f64 {
     let mut parts: Vec<(f64, f64)> = inside(slices, outer).map(|s| (s.start, s.end)).collect();
     parts.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -162,8 +162,7 @@ fn named_share(slices: &[Slice], outer: &Slice) -> f64 {
     covered / (outer.end - outer.start)
 }
 
-/// Whether the trace has, on one track, slices of these kinds and names that lie inside of each other. An empty name
-/// stands for any.
+/// Returns true if one track of the trace has nested slices of these kinds and names. An empty name matches any name.
 fn has_nest(slices: &[Slice], track: u64, path: &[(&str, &str)]) -> bool {
     let is = |s: &Slice, (kind, name): (&str, &str)| s.kind == kind && (name.is_empty() || s.name == name);
     let mut level: Vec<&Slice> = slices.iter().filter(|s| s.track == track && is(s, path[0])).collect();
@@ -173,8 +172,8 @@ fn has_nest(slices: &[Slice], track: u64, path: &[(&str, &str)]) -> bool {
     !level.is_empty()
 }
 
-/// The steps on the track of the main thread. At least 95 % of a step's time must have a name; the best step counts,
-/// because a busy machine can stop the thread in any short gap.
+/// Returns the steps on the track of the main thread. Checks that at least 95 % of a step's time is covered by named
+/// slices. The best step is checked, because a busy machine can interrupt the thread anywhere.
 fn steps(slices: &[Slice]) -> Vec<&str> {
     let steps: Vec<&Slice> = slices.iter().filter(|s| s.kind == "step" && s.track == 0).collect();
     let best = steps.iter().map(|step| named_share(slices, step)).fold(0.0, f64::max);
@@ -182,7 +181,7 @@ fn steps(slices: &[Slice]) -> Vec<&str> {
     steps.iter().map(|step| step.name.as_str()).collect()
 }
 
-/// The track with this name.
+/// Returns the id of the track with this name.
 fn track(names: &BTreeMap<u64, String>, name: &str) -> u64 {
     *names.iter().find(|(_, n)| *n == name).unwrap_or_else(|| panic!("no track {name}: {names:?}")).0
 }
@@ -213,7 +212,7 @@ fn trace_of_sft_is_nested_and_names_the_time_of_a_step() {
     assert!(has_nest(&slices, 0, &[("step", "step 1"), ("phase", "checkpoint")]));
     assert!(has_nest(&slices, 0, &[("step", "step 1"), ("phase", "optimizer"), ("launch", "")]));
     assert!(slices.iter().filter(|s| s.track == launches).all(|s| s.kind == "launch"));
-    // Rows are prepared, and checkpoints are written, on threads of their own.
+    // Rows are prepared and checkpoints are written on separate threads.
     let of_thread = |phase: &str| {
         let slice = slices.iter().find(|s| s.name == phase).unwrap_or_else(|| panic!("no {phase}"));
         names[&slice.track].as_str()
@@ -266,7 +265,7 @@ fn only_the_steps_of_profile_steps_are_traced() {
     assert!(slices.iter().all(|s| s.name != "load"), "what was done before the steps is not in the trace");
     let metrics = |out: &str| metrics_without_times(&dir.path().join(out));
     assert_eq!(metrics("plain"), metrics("out"), "profiling changes a result");
-    // Another file; and a run that ends before the window does.
+    // `--trace` sets another file. The run ends before the window does.
     run("other", &format!("{fixed} --profile-steps 3-9 --trace t.json")).ok();
     assert_eq!(steps(&read_trace(&dir.path().join("t.json")).0), ["step 3"]);
     let late = run("late", &format!("{fixed} --profile-steps 7-9"));
@@ -284,7 +283,7 @@ fn a_client_of_the_server_can_trace_it() {
     let post = |path: &str, headers: &str| server.send("POST", path, headers, "");
     let begun = post("/stop_profile", "").error(409);
     assert!(begun["message"].as_str().is_some_and(|text| text.contains("POST /start_profile")), "{begun}");
-    // As other admin endpoints: no web page may use it.
+    // No web page may use this endpoint, as with other admin endpoints.
     post("/start_profile", "Origin: http://127.0.0.1:8000\r\n").error(403);
     let mut files = BTreeSet::new();
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! `reel sft` as several processes (ranks), of which one is killed or gets a signal.
+//! `reel sft` as several processes (ranks), one of which is killed or gets a signal.
 
 #[path = "support/rank_runs.rs"]
 mod rank_runs;
@@ -15,15 +15,15 @@ use rank_runs::{assert_same_results, run_sft, sft_command, wait_for_steps};
 use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_without_times, reel, send_signal};
 
-/// A fault that a test chooses at random.
+/// A randomly chosen fault of a rank.
 #[derive(Debug)]
 struct Fault {
     ranks: usize,
     killed: usize,
-    /// The rank is killed after this step and this pause.
+    /// The rank is killed after this step and a further pause.
     step: usize,
     pause: Duration,
-    /// The number of ranks of the resumed run.
+    /// The number of ranks with which the run is resumed.
     resumed: usize,
 }
 
@@ -42,11 +42,12 @@ impl Fault {
     }
 }
 
-/// Options of short steps, each with a checkpoint.
+/// Options for a run with short steps and a checkpoint after each step.
 const SHORT_STEPS: [&str; 6] =
     ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "4", "--save-steps", "1"];
 
-/// Kills a rank at a random time, in several runs. The environment variable `REEL_TEST_KILLS` sets their number.
+/// Kills a rank at a random time, in several runs. The environment variable `REEL_TEST_KILLS` sets the number of
+/// runs.
 #[test]
 fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
     let kills = std::env::var("REEL_TEST_KILLS").map_or(4, |text| text.parse().expect("a number of kills"));
@@ -113,8 +114,8 @@ fn a_signal_stops_all_processes_after_the_same_step() {
     }
 }
 
-/// A signal to one rank during a check of data ends all ranks with the exit code of the signal. The rows that they have
-/// checked are in the journal.
+/// A signal to one rank during a data check ends all ranks with the exit code of the signal. The journal has the rows
+/// that were checked.
 #[test]
 fn a_signal_to_one_process_stops_a_check_of_data() {
     let w = training_folder(2);
@@ -147,7 +148,7 @@ fn a_signal_to_one_process_stops_a_check_of_data() {
     assert!(is_of_rank(0) && is_of_rank(1), "{journal}");
 }
 
-/// Waits until OUT has a checkpoint. Returns its step.
+/// Waits until OUT has a checkpoint, and returns the checkpoint's step.
 fn wait_for_checkpoint(out: &Path) -> usize {
     let begun = Instant::now();
     loop {
@@ -160,7 +161,7 @@ fn wait_for_checkpoint(out: &Path) -> usize {
     }
 }
 
-/// Slurm announces the end of a job's time by SIGUSR1. The test sends it to a single process, to the process that has
+/// Slurm sends SIGUSR1 before a job's time limit. The test sends it to a single process, to the process that has
 /// started two ranks, and to one of two ranks.
 #[test]
 fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {

@@ -1,4 +1,4 @@
-//! `reel sft` as several processes (ranks): by `--gpus`, and by the variables of other launchers.
+//! `reel sft` as several processes (ranks), started by `--gpus` or with the environment variables of other launchers.
 
 #[path = "support/rank_runs.rs"]
 mod rank_runs;
@@ -63,7 +63,7 @@ fn a_run_changes_its_number_of_processes_at_a_resume() {
     assert_same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
 }
 
-/// Starts two processes with the variables that `variables(rank)` gives, and returns what they print.
+/// Starts two processes with the environment variables `variables(rank)`, and returns what they print.
 fn started_by(folder: &Path, out: &str, variables: impl Fn(usize) -> Vec<(&'static str, String)>) -> [FinishedRun; 2] {
     let start = |rank| {
         let mut command = sft_command(folder, out, &["--max-steps", "2"]);
@@ -114,12 +114,13 @@ fn launchers_start_processes_by_their_variables() {
         assert_same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
         let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
         assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
-        // No launcher has started them, so there is no process manager for MPI.
+        // The test started the processes without mpirun, so data goes by sockets instead of MPI.
         assert!(doctor.stdout.contains("; data between CPUs by sockets"), "{name}: {}", doctor.stdout);
     }
 }
 
-/// Without `--max-steps`, all rows are read before a packed run, each by one rank.
+/// A packed run without `--max-steps` reads all rows before the first step. The ranks share this scan: each row is
+/// read by one rank.
 #[test]
 fn ranks_share_the_scan_before_a_packed_run() {
     let w = training_folder(9);
@@ -138,7 +139,8 @@ fn ranks_share_the_scan_before_a_packed_run() {
     }
 }
 
-/// Each rank checks a share of the rows, and rank 0 writes the list of one process and prints its messages.
+/// The ranks share the check of the rows. Rank 0 writes the same list and prints the same messages as a single
+/// process.
 #[test]
 fn ranks_share_a_check_of_data() {
     let w = training_folder(9);
@@ -181,7 +183,7 @@ fn ranks_share_a_check_of_data() {
     assert_same_results(&at.join("run1"), &at.join("run2"), "checkpoint-2");
 }
 
-/// A row that one rank prepares ends the run. Rank 0 saves the steps before it, as a single process does.
+/// A row that one rank cannot prepare ends the run. Rank 0 saves the previous steps, as a single process does.
 #[test]
 fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
     let w = training_folder(9);
@@ -204,7 +206,7 @@ fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
     assert_same_results(&w.path().join("one"), &w.path().join("several"), "checkpoint-2");
 }
 
-/// Open MPI's own mpirun starts the processes; `./x setup` installs it.
+/// The processes are started by the mpirun of Open MPI, which `./x setup` installs.
 #[test]
 fn mpirun_starts_the_processes() {
     let w = training_folder(9);
@@ -229,14 +231,16 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
         (&["--serve", "0", "--gpus", "2"], &["--serve"]),
     ];
     for (options, words) in more {
-        // All ranks find the same wrong option; the command says it once, and ends with their exit code.
+        // All ranks find the same wrong option. The command prints one message and ends with the exit code of the
+        // ranks.
         let done = run_sft(w.path(), "out", options);
         assert_eq!(done.code, Some(2), "{}", done.stderr);
         let said: Vec<&str> = done.stderr.lines().filter(|line| line.contains("error: ")).collect();
         assert_eq!(said.len(), 1, "{options:?}: {}", done.stderr);
         assert!(said[0].starts_with("[rank ") && words.iter().all(|word| said[0].contains(word)), "{}", done.stderr);
     }
-    // OUT has files: rank 0 says so, and the others say that rank 0 did.
+    // The output folder has files of an earlier run: rank 0 reports this, and the other ranks report that rank 0 has
+    // failed.
     run_sft(w.path(), "full", &["--max-steps", "1"]).ok();
     let done = run_sft(w.path(), "full", &["--max-steps", "1", "--gpus", "2"]);
     assert_eq!(done.code, Some(1), "{}", done.stderr);

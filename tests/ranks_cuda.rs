@@ -1,6 +1,6 @@
-//! Training steps of several ranks on GPUs, without GPUs: each rank is a thread of the test with a fake GPU of its own,
-//! and the ranks exchange gradients and weights by the fake NCCL. Both enforce the documented rules and do everything
-//! as late as they allow.
+//! Training steps of several ranks on fake GPUs. Each rank is a thread of the test with a fake GPU of its own, and
+//! the ranks exchange gradients and weights by a fake NCCL. The fake driver and the fake NCCL enforce the documented
+//! rules and delay everything as long as the rules allow.
 
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
@@ -28,14 +28,14 @@ use reel_train::{Result, TrainError};
 use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
-/// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
+/// Memory of a fake GPU in bytes: enough for the model and the 32 MiB workspace of matrix products.
 const GPU_BYTES: u64 = 48 << 20;
-/// Micro-batches of a step. The last round of 2 and of 8 ranks has one.
+/// Number of micro-batches of a step. With 2 or 8 ranks, the last round has one micro-batch.
 const MICRO_BATCHES: usize = 9;
-/// The micro-batch of SFT that has an image. In the others, the vision tower has no gradient.
+/// The index of the SFT micro-batch with an image. In the other micro-batches, the vision tower has no gradient.
 const WITH_IMAGE: usize = 2;
 
-/// What a rank has after a step.
+/// The trained weights and the result of a step on one rank.
 #[derive(Clone, Debug, PartialEq)]
 struct Trained {
     /// Name and hash of each trained tensor.
@@ -43,7 +43,7 @@ struct Trained {
     result: StepResult,
 }
 
-/// The hyperparameters of a run of one step.
+/// Returns the hyperparameters of a run of one step.
 fn hyperparameters(options: &RunOptions) -> Hyperparameters {
     Hyperparameters::new(
         &RunOptions { learning_rate: 1e-3, weight_decay: 0.1, max_grad_norm: 0.5, ..options.clone() },
@@ -58,23 +58,24 @@ fn open_trainer(device: &Device, dtype: DType, options: &RunOptions, ranks: Opti
     Ok(Trainer::resume(device, &config, &model, None, dtype, hyperparameters(options), ranks)?.0)
 }
 
-/// Some token ids of text.
+/// Returns `tokens` token ids of text, which depend on `seed`.
 fn text(tokens: usize, seed: usize) -> Vec<u32> {
     (0..tokens).map(|t| (1 + (t * 7 + seed * 31) % 350) as u32).collect()
 }
 
-/// Inputs of a model with these token ids. Images, if any, have one merged patch each.
+/// Returns model inputs with these token ids. Each image, if any, has one merged patch.
 fn inputs(input_ids: Vec<u32>) -> ModelInput {
     let positions: Vec<i64> = (0..input_ids.len() as i64).collect();
     ModelInput { input_ids, position_ids: [positions.clone(), positions.clone(), positions], ..ModelInput::default() }
 }
 
-/// The sample of micro-batch `index`: 3 to 8 tokens of text, or an image of 2 × 2 patches and 2 tokens of text.
+/// Returns the sample of micro-batch `index`: 3 to 8 tokens of text, or an image of 2 × 2 patches and 2 tokens of
+/// text.
 fn sample(index: usize) -> Sample {
     let mut ids = text(3 + index % 6, index);
     let mut media = ModelInput::default();
     if index == WITH_IMAGE {
-        // The tokens of model_a that begin an image, stand for its patches, and end it.
+        // The token ids of model_a that begin an image, stand for its patches, and end it.
         ids.splice(..1, [409, 412, 410]);
         let values = 4 * 3 * 2 * 14 * 14;
         media.pixel_values = Some((0..values).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect());
@@ -86,12 +87,12 @@ fn sample(index: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids, position_ids, ..media }, targets }
 }
 
-/// A step of SFT on `micro_batches` micro-batches.
+/// Runs an SFT step on `micro_batches` micro-batches.
 fn sft_step(device: &Device, dtype: DType, micro_batches: usize, ranks: Option<Arc<Ranks>>) -> Result<Trained> {
     sft_step_with(RunOptions::default(), device, dtype, micro_batches, ranks)
 }
 
-/// [`sft_step`] with these options.
+/// Like [`sft_step`], with these options.
 fn sft_step_with(
     options: RunOptions,
     device: &Device,
@@ -106,7 +107,7 @@ fn sft_step_with(
     Ok(Trained { hashes: trainer.tensor_hashes()?, result })
 }
 
-/// Group `index` of a step of GRPO: a prompt of 3 or 4 tokens and two completions of 2 or 3.
+/// Returns group `index` of a GRPO step: a prompt of 3 or 4 tokens and two completions of 2 or 3 tokens.
 fn group(index: usize) -> RolloutGroup {
     let completion = |number: usize| {
         let ids = text(2 + (index + number) % 2, index * 5 + number);
@@ -117,7 +118,7 @@ fn group(index: usize) -> RolloutGroup {
     RolloutGroup { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
 }
 
-/// A step of GRPO with a reference model, whose micro-batches have one group each.
+/// Runs a GRPO step with a reference model; each micro-batch has one group.
 fn grpo_step(device: &Device, dtype: DType, ranks: Option<Arc<Ranks>>) -> Result<Trained> {
     let options = GrpoOptions {
         run: RunOptions { per_device_train_batch_size: 2, ..RunOptions::default() },
@@ -133,7 +134,7 @@ fn grpo_step(device: &Device, dtype: DType, ranks: Option<Arc<Ranks>>) -> Result
     Ok(Trained { hashes: trainer.tensor_hashes()?, result })
 }
 
-/// A step of a single process on a fake GPU.
+/// Runs a step as a single process on a fake GPU.
 fn train_alone(dtype: DType, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Result<Trained>) -> Trained {
     let (fake, device) = fake_cuda(GPU_BYTES);
     let before = open_trainer(&device, dtype, &RunOptions::default(), None).and_then(|trainer| trainer.tensor_hashes());
@@ -147,8 +148,8 @@ fn train_alone(dtype: DType, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Resul
     trained
 }
 
-/// Runs `step` on as many ranks as there are devices, and returns what each rank gets. A rank whose step fails ends: it
-/// reports its error to the others, unless its process was killed.
+/// Runs `step` on one rank per device and returns the result of each rank. A rank whose step fails reports its error
+/// to the others, unless its process was killed.
 fn on_ranks<T: Send>(
     devices: Vec<Device>,
     step: impl Fn(&Device, Arc<Ranks>) -> Result<T> + Sync,
@@ -190,7 +191,7 @@ fn on_ranks<T: Send>(
     })
 }
 
-/// Whether an error is that of a process on whose fake GPU [`FakeDriver::kill_process`] was called.
+/// Returns true if an error comes from a process on whose fake GPU [`FakeDriver::kill_process`] was called.
 fn is_killed(e: &TrainError) -> bool {
     e.to_string().contains("the process was killed")
 }
@@ -199,15 +200,16 @@ fn fake_gpus(size: usize) -> (Vec<FakeDriver>, Vec<Device>) {
     (0..size).map(|_| fake_cuda(GPU_BYTES)).unzip()
 }
 
-/// Checks that `size` ranks train what one process trains, exchange tensors by NCCL only, break no rule and free
-/// everything.
+/// Checks that `size` ranks give the same results as one process, exchange tensors only by NCCL, break no rule and
+/// free everything.
 fn check_ranks(size: usize, alone: &Trained, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Result<Trained> + Sync) {
     let beside = launches_beside_exchanges(size, alone, step);
-    // The model is one bucket, so each launch follows an exchange that the stream of launches waits for.
+    // The whole model is one bucket, so each launch after an exchange waits for the exchange.
     assert_eq!(beside, 0, "{size} ranks: launches that do not wait for an exchange");
 }
 
-/// Checks what [`check_ranks`] does, and returns how many launches may run beside an exchange.
+/// Makes the checks of [`check_ranks`], and returns the number of launches that may run at the same time as an
+/// exchange.
 fn launches_beside_exchanges(
     size: usize,
     alone: &Trained,
@@ -239,8 +241,8 @@ fn sft_step_in_bf16_of_2_ranks_on_fake_gpus_trains_what_one_process_trains() {
     check_ranks(2, &train_alone(DType::BF16, step), step);
 }
 
-/// With ZeRO-3, the weights of the next layer are gathered while a layer computes. Only one of the micro-batches has an
-/// image, and one rank has no micro-batch in the last round.
+/// With ZeRO-3, the weights of the next layer are gathered while a layer computes. Only one micro-batch has an image,
+/// and one rank has no micro-batch in the last round.
 #[test]
 fn sft_step_with_divided_weights_on_fake_gpus_trains_what_one_process_trains() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -259,11 +261,11 @@ fn grpo_step_of_2_and_8_ranks_on_fake_gpus_trains_what_one_process_trains() {
     [2, 8].into_iter().for_each(|size| check_ranks(size, &alone, step));
 }
 
-/// The names of the calls between ranks in a step of SFT, of which an error names the one that has failed.
+/// The names of the calls between ranks in an SFT step. An error names the call that has failed.
 const CALLS: [&str; 5] = ["cells with a gradient", "gradients", "losses", "sums of squares", "weights"];
 
-/// The process of a rank is killed at several points of its step. All others get an error that names the call in which
-/// they miss it.
+/// The process of a rank is killed at several points of its step. The other ranks get an error that names the call in
+/// which the killed rank is missing.
 #[test]
 fn ranks_on_fake_gpus_end_when_the_process_of_one_is_killed() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -280,13 +282,13 @@ fn ranks_on_fake_gpus_end_when_the_process_of_one_is_killed() {
     };
     let (fakes, devices) = fake_gpus(SIZE);
     let before = on_ranks(devices, |device, ranks| train(&fakes, device, ranks));
-    // Each rank's launches before its step, and at the end.
+    // The number of launches of each rank before its step and at the end.
     let launches: Vec<(u64, u64)> = before
         .into_iter()
         .zip(&fakes)
         .map(|((before, _), fake)| (before.expect("a step"), fake.launch_count()))
         .collect();
-    // The last launch of a rank updates its weights, before all exchange them.
+    // A rank's last launch updates its weights, before the ranks exchange the weights.
     for (killed, share) in [(1, 0.0), (2, 0.3), (0, 0.6), (1, 0.9), (2, 1.0)] {
         let (fakes, devices) = fake_gpus(SIZE);
         let (first, last) = (launches[killed].0 + 1, launches[killed].1);

@@ -1,5 +1,5 @@
-//! `reel eval` and the evaluations of training as several processes (ranks): they write the files of one process, also
-//! after a process was killed and the evaluation was continued by another number of processes.
+//! `reel eval` and evaluations during training as several processes (ranks). They write the same files as one
+//! process, even if a process is killed and a different number of processes continues the evaluation.
 
 #[path = "support/own_task.rs"]
 mod own_task;
@@ -17,7 +17,8 @@ use support::{
     send_signal, tiny_model, with_options,
 };
 
-/// A folder with a tiny model and a number of questions of Video-Holmes about three videos, of which one is missing.
+/// Creates a folder with a tiny model and `rows` questions of Video-Holmes about three videos, one of which is
+/// missing.
 fn folder_with_questions(rows: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -57,7 +58,7 @@ fn eval(at: &Path, more: &[&str]) -> FinishedRun {
     run_in(at, with_options(&EVAL, more))
 }
 
-/// The contents of a file, without the date if it is `results.json`.
+/// Returns the contents of a file; for `results.json` without the date.
 fn contents(file: &Path) -> Vec<u8> {
     let bytes = fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     if !file.ends_with("results.json") {
@@ -68,7 +69,7 @@ fn contents(file: &Path) -> Vec<u8> {
     results.to_string().into_bytes()
 }
 
-/// Asserts that two folders have the same files.
+/// Asserts that two folders have the same files with the same contents.
 #[track_caller]
 fn same_files(a: &Path, b: &Path) {
     let names = file_names_in(a);
@@ -93,7 +94,8 @@ fn any_number_of_processes_writes_the_files_of_one() {
         assert!(!done.stderr.contains("[rank 1]"), "{}", done.stderr);
         same_files(&at.join("1"), &at.join(count));
     }
-    // The processes start with the variables of torchrun, and share the rows of one part.
+    // The processes are started with the environment variables of torchrun, and share the rows of one part
+    // (`--shard`).
     let text = ["--text-only", "--quiet", "--batch-size", "2"];
     eval(at, &[&text[..], &["--shard", "1/3", "--out", "part"]].concat()).ok();
     let start = |rank: usize| {
@@ -109,7 +111,7 @@ fn any_number_of_processes_writes_the_files_of_one() {
         assert_eq!((done.ok(), done.stderr.as_str()), ("", ""));
     }
     same_files(&at.join("part"), &at.join("torchrun"));
-    // Each run of an ablation has the files of one process.
+    // Each run of an ablation has the same files as with one process.
     for (out, gpus) in [("ablation1", "1"), ("ablation2", "2")] {
         let command = [&["eval", "ablate", "--option", "temperature=1,0"], &EVAL[1..9], &text].concat();
         run_in(at, [&command[..], &["--max-new-tokens", "4", "--out", out, "--gpus", gpus]].concat()).ok();
@@ -119,7 +121,7 @@ fn any_number_of_processes_writes_the_files_of_one() {
     }
 }
 
-/// Starts `reel` with these arguments, waits until `is_time`, and calls `stop` with the process that was started.
+/// Starts `reel` with these arguments, waits until `is_time` returns true, and calls `stop` with the started process.
 fn stop_when(at: &Path, args: &[&str], is_time: impl Fn() -> bool, stop: impl FnOnce(&Child)) -> FinishedRun {
     let mut command = reel();
     let mut child =
@@ -137,7 +139,7 @@ fn stop_when(at: &Path, args: &[&str], is_time: impl Fn() -> bool, stop: impl Fn
     done
 }
 
-/// Kills a rank of the processes that `parent` has started.
+/// Kills one of the ranks that `parent` has started.
 fn kill_rank(parent: &Child, rank: usize) {
     send_signal(child_processes(parent)[rank], "-KILL");
 }
@@ -204,7 +206,8 @@ const SFT: [&str; 21] = [
     "bench",
 ];
 
-/// A folder with a tiny model, rows for training, and a benchmark of eight rows, of which the second has a video.
+/// Creates a folder with a tiny model, rows for training, and a benchmark of eight rows, the second of which has a
+/// video.
 fn folder_for_training() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -269,7 +272,8 @@ fn evaluations_of_training_have_the_answers_of_one_process() {
     assert!(!two.stderr.contains("[rank 1]"), "{}", two.stderr);
     same_training(&at.join("1"), &at.join("2"));
 
-    // A rank is killed in the evaluation of step 4. The answers so far are kept when one process continues the run.
+    // A rank is killed during the evaluation of step 4. The answers so far are kept when a single process continues
+    // the run.
     let command = [&args[..], &["--out", "killed", "--gpus", "2"]].concat();
     let partial = at.join("killed/eval/step-4/mine.jsonl.partial");
     let done = stop_when(at, &command, || line_count(&partial) >= 1, |launcher| kill_rank(launcher, 1));

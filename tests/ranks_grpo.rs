@@ -19,14 +19,14 @@ const GRPO: &str = "grpo --model tiny --data rows.jsonl --device cpu --num-gener
     --gradient-accumulation-steps 8 --max-completion-length 6 --learning-rate 1e-3 --lr-scheduler-type constant \
     --save-steps 2 --threads 1";
 
-/// A reward that depends on the row but not on the row's index among those that the process sends together.
+/// A reward command whose reward depends on the row, but not on the row's index in the batch that a process sends.
 const REWARD: [&str; 2] =
     ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 7)); done"];
 
-/// The file of a checkpoint with the rollouts and log-probabilities that further steps train on.
+/// The file of a checkpoint with the rollouts and log-probabilities for the next steps.
 const SET: &str = "training/set.json";
 
-/// A command that trains in `folder`, with more options, which replace others of the same name.
+/// Returns a command that trains in `folder`. Options in `more` replace earlier options of the same name.
 fn grpo(folder: &Path, out: &str, more: &[&str]) -> Command {
     let mut command = reel();
     let fixed: Vec<&str> = GRPO.split_whitespace().collect();
@@ -38,7 +38,7 @@ fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     finished_run(grpo(folder, out, more).output().expect("the binary starts"))
 }
 
-/// A row with a question; `media` are the parts before the question.
+/// Returns a row with a question; `media` are the content parts before the question.
 fn row(i: usize, media: &[Value]) -> String {
     let content = [media, &[json!({"type": "text", "text": format!("What is {i} + {i}?")})]].concat();
     let prompt = json!([{"role": "user", "content": content}]);
@@ -46,7 +46,8 @@ fn row(i: usize, media: &[Value]) -> String {
     json!({"prompt": prompt, "solution": solution, "problem_type": "numerical"}).to_string() + "\n"
 }
 
-/// A temporary folder with a tiny model, rows of text, and rows about videos and images, one of which is damaged.
+/// Creates a temporary folder with a tiny model, rows of text, and rows about videos and images, one of which is
+/// damaged.
 fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -67,7 +68,7 @@ fn training_folder() -> tempfile::TempDir {
     folder
 }
 
-/// The names and contents of the files in OUT/rollouts and in its folders.
+/// Returns the names and contents of all files below OUT/rollouts.
 fn rollouts(out: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for folder in ["rollouts", "rollouts/strips"] {
@@ -98,13 +99,13 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let siglip = golden("siglip/model").display().to_string();
     let two_groups = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "4"];
     let four = ["--gradient-accumulation-steps", "4"];
-    // The last checkpoint is after the first of two steps on its rollouts.
+    // The last checkpoint is written between two steps on the same rollouts.
     let iterations = ["--num-iterations", "2", "--max-steps", "3", "--save-steps", "3"];
     let dapo = ["--loss-type", "dapo", "--scale-rewards", "batch", "--importance-sampling-level", "sequence"];
-    // Many groups have equal rewards.
+    // With this reward, many groups have equal rewards.
     let parity = ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 2)); done"];
     let dynamic = ["--dynamic-sampling", "--lora-r", "4", "--lora-target-modules", "all-linear"];
-    // The last step has two groups, so that some ranks have none.
+    // In the last step there are only two groups, so some ranks have none.
     let temporal = [
         "--temporal",
         "--siglip",
@@ -139,7 +140,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
             assert!(!left.iter().any(|file| file.starts_with("ranks-")), "{left:?}");
         }
     }
-    // The runs above have reached the cases that they test.
+    // Checks that the runs above covered the cases that they are meant to test.
     let last = |name: &str| read_metrics(&at.join(name)).pop().expect("a step");
     assert!(at.join("iterations8/checkpoint-3").join(SET).exists());
     assert!(last("iterations8")["kl"].as_f64().expect("kl") > 0.0);
@@ -152,7 +153,8 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let skipped = fs::read_to_string(at.join("temporal8/skipped.jsonl")).expect("skipped rows");
     assert!(skipped.contains("bad.png") && skipped.lines().count() == 1, "{skipped}");
 
-    // Runs with `--rollouts` train on recorded completions and sample nothing. One process replays a step of several.
+    // Runs with `--rollouts` train on recorded completions and sample nothing. A single process replays a step that
+    // several processes have computed.
     let given = ["--rollouts", "iterations8/rollouts/000001.jsonl", "--max-steps", "2"];
     train(at, "given1", &given).ok();
     train(at, "given4", &[&given[..], &["--gpus", "4"]].concat()).ok();
@@ -165,7 +167,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
 #[test]
 fn a_run_changes_its_number_of_processes_at_a_resume() {
     let w = training_folder();
-    // Each process ends between the two steps on its rollouts.
+    // Each run ends between the two steps on its rollouts.
     let options = [&REWARD[..], &["--num-iterations", "2", "--save-steps", "1"]].concat();
     train(w.path(), "straight", &[&options[..], &["--max-steps", "6"]].concat()).ok();
     for (steps, gpus) in [("1", "2"), ("3", "3"), ("5", "1"), ("6", "4")] {
@@ -197,7 +199,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
 #[test]
 fn a_failed_reward_of_one_process_saves_the_finished_steps() {
     let w = training_folder();
-    // Rank 1 scores the 8 completions of its 4 groups in a step; the command fails in the second step.
+    // The command of rank 1 scores the 8 completions of 4 groups in each step, and fails in the second step.
     let command = "while read -r line; do if [ \"$RANK\" = 1 ]; then echo >> seen; [ $(wc -l < seen) -lt 13 ] || exit 1; fi; \
         row=${line%,*_batch*}; echo $((${#row} % 7)); done";
     let options = ["--reward-command", command, "--save-steps", "100"];
@@ -208,7 +210,7 @@ fn a_failed_reward_of_one_process_saves_the_finished_steps() {
         assert!(done.stderr.lines().any(|line| line.starts_with(&prefix)), "{}", done.stderr);
     }
     assert!(w.path().join("out/checkpoint-1").is_dir(), "{:?}", file_names_in(&w.path().join("out")));
-    // In a single process, RANK is not set and the command does not fail.
+    // In a single process, RANK is not set, so the command does not fail.
     let straight = [&options[..], &["--max-steps", "3"]].concat();
     train(w.path(), "straight", &straight).ok();
     train(w.path(), "out", &[&straight[..], &["--resume-from-checkpoint", "last"]].concat()).ok();

@@ -1,4 +1,4 @@
-//! `reel sft` as processes (ranks) that mpirun starts and that exchange data by MPI: with the feature `mpi`.
+//! `reel sft` as processes (ranks) that mpirun starts and that exchange data by MPI. Needs the feature `mpi`.
 
 #[path = "support/rank_runs.rs"]
 mod rank_runs;
@@ -15,7 +15,7 @@ use rank_runs::{assert_same_results, mpirun, run_sft, sft_command, wait_for_step
 use sft_rows::training_folder;
 use support::{child_processes, finished_run, reel, send_signal};
 
-/// Whether data can go through MPI. Prints the reason if they cannot.
+/// Returns true if data can be exchanged by MPI; otherwise prints the reason.
 fn has_mpi() -> bool {
     let why = if !cfg!(feature = "mpi") {
         "the program was built without the feature mpi"
@@ -28,13 +28,13 @@ fn has_mpi() -> bool {
     false
 }
 
-/// The number of MPI messages that each rank has sent, by Open MPI's own count. Each rank writes it to
+/// Returns the number of MPI messages that each rank has sent, as counted by Open MPI. Each rank writes its counts to
 /// `PREFIX.RANK.prof` when it finalizes MPI.
 fn messages(prefix: &Path, size: usize) -> Vec<u64> {
     let sent = |rank: usize| {
         let file = prefix.with_extension(format!("{rank}.prof"));
         let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        // `E<tab>0<tab>1<tab>29607300 bytes<tab>205 msgs sent<tab>…`
+        // Format of a line: `E<tab>0<tab>1<tab>29607300 bytes<tab>205 msgs sent<tab>…`
         let to_one = |line: &str| line.split('\t').nth(4)?.strip_suffix(" msgs sent")?.parse::<u64>().ok();
         text.lines().filter(|line| line.starts_with("E\t")).filter_map(to_one).sum()
     };
@@ -70,7 +70,7 @@ fn any_number_of_processes_of_mpirun_gives_the_bits_of_one() {
             } else {
                 let sent = messages(&counts, *size);
                 println!("{out}: messages by rank: {sent:?}");
-                // In each of 2 steps: the gradients of 8 micro-batches, and weights.
+                // In each of 2 steps, a rank sends the gradients of 8 micro-batches, and weights.
                 assert!(sent.iter().all(|sent| *sent > 20), "{out}: {sent:?}");
             }
         }
@@ -80,7 +80,7 @@ fn any_number_of_processes_of_mpirun_gives_the_bits_of_one() {
     assert!(said.ok().contains("rank 1 of 2, ") && said.stdout.contains("data between CPUs by MPI"), "{}", said.stdout);
 }
 
-/// By default mpirun ends the other ranks at once. With the option it leaves that to them.
+/// By default, mpirun ends the other ranks at once. With the option, the ranks detect the failure themselves.
 #[test]
 fn a_killed_process_ends_the_others_which_name_it() {
     if !has_mpi() {

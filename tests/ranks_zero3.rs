@@ -13,8 +13,7 @@ use rank_runs::{assert_same_results, run_sft};
 use sft_rows::{copy_test_media, media_question_row, training_folder};
 use support::file_names_in;
 
-/// Asserts that two runs have the same files of the trained model, except for the name of the base model in an
-/// adapter's config.
+/// Asserts that two runs have the same model files, except for the name of the base model in an adapter's config.
 #[track_caller]
 fn same_final_model(a: &Path, b: &Path) {
     let weights = |out: &Path| -> Vec<String> {

@@ -59,7 +59,7 @@ fn rewards_equal_reference_code_for_each_parity() {
     }
 }
 
-/// Whether two numbers, or all numbers in two lists, differ by at most 1e-5.
+/// Returns true if two numbers, or all numbers in two lists, differ by at most 1e-5.
 fn near(got: &Value, want: &Value) -> bool {
     match (got, want) {
         (Value::Array(got), Value::Array(want)) => {
@@ -107,7 +107,7 @@ fn output_has_only_applicable_rewards() {
     single["completion"] = single["completions"][0].clone();
     single["completions"] = Value::Null;
     single["lengths"] = Value::Null;
-    // Blank lines and a byte-order mark, which Windows programs write, are ignored.
+    // Blank lines are ignored, and so is a byte order mark, which Windows programs write.
     let said = workspace.reward(format!("\u{feff}{shuffled}\n\r\n \n{single}"), &["--json"]).json();
     assert_eq!((&said["rows"], &said["completions"]), (&json!(2), &json!(3)));
     let text = fs::read_to_string(workspace.path("out.jsonl")).expect("an output");
@@ -137,8 +137,8 @@ fn fields_that_are_not_used_are_said() {
     workspace.reward(shuffled.to_string(), &[]).assert_refused(1, &words);
 }
 
-/// The golden rows that have frames, for recipe `parity`, and the text of an input file with these rows. The frames
-/// are copied into the workspace.
+/// Returns the golden rows with frames for recipe `parity`, and the text of an input file with these rows. Copies the
+/// frames into the workspace.
 fn siglip_rows(workspace: &Workspace, parity: &str) -> (Vec<Value>, String) {
     let folder = workspace.path("frames");
     fs::create_dir_all(&folder).expect("a folder");
@@ -161,7 +161,8 @@ fn semantic_rewards_equal_reference_code() {
         let workspace = Workspace::new();
         let (rows, input) = siglip_rows(&workspace, parity);
         let said = workspace.reward(&input, &["--parity", parity, "--siglip", model, "--json"]).json();
-        // SigLIP encodes each frame at most twice, however many rows use it: once as it is, once with negated pixels.
+        // SigLIP encodes each frame at most twice, regardless of the number of rows that use it: once unchanged, once
+        // with negated pixels.
         let encoded = said["frames_encoded"].as_u64().expect("a count");
         assert!((3..=16).contains(&encoded), "{encoded} frames");
         for (got, row) in workspace.output().iter().zip(&rows) {
@@ -300,8 +301,8 @@ def breaks(completions, **columns):
     raise KeyError("colour")
 "#;
 
-/// The rewards that a Python reward function gives to two rows: called through `--reward-command`, then through HTTP.
-/// `None` if Python is not installed.
+/// Returns the rewards of a Python reward function for two rows: called through `--reward-command`, then through
+/// HTTP. `None` if Python is not installed.
 fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     if Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
         println!("skipped: python3 is not installed");
@@ -319,7 +320,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
         .collect();
     let timeout = Duration::from_secs(60);
     let score_twice = |mut reward: CustomReward| {
-        // NaN, a reward that does not apply, is not equal to itself.
+        // NaN stands for a reward that does not apply. NaN is not equal to itself, so it is replaced by -1.
         let numbers = |rewards: Vec<f64>| rewards.into_iter().map(|r| if r.is_nan() { -1.0 } else { r }).collect();
         let twice: [Result<Vec<f64>, String>; 2] =
             [reward.score(&rows), reward.score(&rows)].map(|r| r.map(numbers).map_err(|e| e.to_string()));
@@ -334,7 +335,7 @@ fn python(function: &str, chat: bool) -> Option<[Result<Vec<f64>, String>; 2]> {
     Some([piped, posted])
 }
 
-/// A running `examples/rewards.py` that serves HTTP.
+/// A running `examples/rewards.py` that serves rewards over HTTP.
 struct Server {
     child: Child,
     url: String,

@@ -1,5 +1,5 @@
-//! `reel grpo --reward-funcs`: Python functions as TRL takes them, their names and weights, what they print, and their
-//! errors. `--reward-command`: what the command writes to standard error.
+//! `reel grpo --reward-funcs`: Python functions with TRL's signature, their names and weights, their output, and
+//! their errors. `--reward-command`: output of the command on stderr.
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -26,7 +26,7 @@ def fails(completions, **columns):
     raise ValueError("no such colour: " + completions[0][0]["role"])
 "#;
 
-/// Whether `python3` is there; prints that the test is skipped if not.
+/// Returns true if `python3` is installed; otherwise prints that the test is skipped.
 fn has_python(test: &str) -> bool {
     let found = Command::new("python3").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_err() {
@@ -77,7 +77,7 @@ fn functions_have_names_weights_and_a_log() {
     let keys: Vec<&String> =
         lines[0].as_object().expect("an object").keys().filter(|k| k.starts_with("rewards/")).collect();
     assert_eq!(keys, ["rewards/accuracy", "rewards/format", "rewards/length", "rewards/sometimes"]);
-    // The function `sometimes` does not apply to the row 1 + 1, the second row of the first step.
+    // The function `sometimes` returns no reward for the row 1 + 1, the second row of the first step.
     for (line, share) in [(&lines[0], 0.5), (&lines[1], 1.0)] {
         let of = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("no {name} in {line}"));
         assert_eq!(of("rewards/sometimes"), 4.0);
@@ -87,7 +87,8 @@ fn functions_have_names_weights_and_a_log() {
     assert!(log(at, "out").starts_with("seen 8 What is 0 + 0?\n"), "{}", log(at, "out"));
     let about: Value = serde_json::from_slice(&fs::read(at.join("out/run.json")).expect("run.json")).expect("JSON");
     assert!(about["code_files"]["my.py"].is_string(), "{about}");
-    // Changed code is named when the run goes on, and -v prints what the functions print.
+    // If the code of a reward function has changed, a resumed run names the function. -v prints the output of the
+    // functions.
     fs::write(at.join("my.py"), format!("{FUNCTIONS}\n")).expect("written");
     let resumed = ["--resume-from-checkpoint", "last", "--max-steps", "3", "-v"];
     let more = run(at, "out", &functions, &[&options[2..], &resumed].concat());

@@ -1,5 +1,5 @@
 //! `reel serve`: answers equal those of `reel generate`, also in a batch and streamed; errors have OpenAI's form; a
-//! client that is gone frees its request; a signal ends the server after the running requests.
+//! disconnected client frees its request; a signal ends the server after the running requests.
 
 #[path = "support/server.rs"]
 mod server;
@@ -30,7 +30,7 @@ fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
     let first = server.chat(&body(0, false)).ok();
     assert_eq!(first["object"], "chat.completion");
     assert_eq!(first["usage"]["prompt_tokens"], wanted[0]["prompt_tokens"]);
-    // All requests are sent at once; every second answer is streamed.
+    // All requests are sent at the same time; every second answer is streamed.
     std::thread::scope(|scope| {
         for i in 0..prompts.len() {
             let (server, body, wanted) = (&server, &body, &wanted[i]);
@@ -46,14 +46,14 @@ fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
     });
 }
 
-/// Text, finish reason and usage of an answer in one object.
+/// Returns the text, finish reason and usage of an answer that is not streamed.
 fn whole(answer: &Value) -> (String, String, Value) {
     let choice = &answer["choices"][0];
     let part = |value: &Value| value.as_str().unwrap().to_string();
     (part(&choice["message"]["content"]), part(&choice["finish_reason"]), answer["usage"].clone())
 }
 
-/// Text, finish reason and usage of a streamed answer with one completion.
+/// Returns the text, finish reason and usage of a streamed answer with one completion.
 fn streamed(reply: &Reply) -> (String, String, Value) {
     let mut events = reply.events();
     assert_eq!(events.pop().as_deref(), Some("[DONE]"));
@@ -77,11 +77,11 @@ fn samples_stop_strings_and_several_completions_as_generate_does() {
         list.as_array().unwrap().iter().map(|one| one.pointer(path).unwrap().as_str().unwrap().to_string()).collect()
     };
     assert_eq!(texts(&answer["choices"], "/message/content"), texts(&wanted, "/text"));
-    // Without a seed, each request draws other random numbers.
+    // Without a seed, each request is sampled with different random numbers.
     let unseeded = json!({"messages": messages, "temperature": 1.5, "max_tokens": 24});
     let answers = [server.chat(&unseeded).ok(), server.chat(&unseeded).ok()];
     assert_ne!(answers[0]["choices"][0]["message"], answers[1]["choices"][0]["message"]);
-    // A stop string that appears inside of the first completion.
+    // The stop string is taken from the middle of the first completion.
     let whole = &texts(&wanted, "/text")[0];
     let stop: String = whole.chars().skip(whole.chars().count() / 2).take(2).collect();
     let cut = whole.find(&stop).unwrap();
@@ -184,7 +184,7 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
 #[test]
 fn an_image_in_a_data_uri_gives_the_answer_of_generate() {
     let server = Server::start(&[]);
-    // A PNG of one grey pixel, enlarged by the model's preprocessor.
+    // A PNG of one grey pixel, which the model's preprocessor enlarges.
     let png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
     let messages = json!([{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{png}")}},
@@ -248,13 +248,13 @@ fn with_json_the_line_on_stdout_is_an_object() {
 
 #[test]
 fn a_client_that_is_gone_frees_its_request() {
-    // One request at a time: the second one is answered only after the first one is dropped. Greedy decoding with this
-    // model samples no end token, so the first one would take minutes.
+    // The server runs one request at a time, so the second one is answered only after the first one is dropped.
+    // Greedy decoding with this model never samples an end token, so the first request would take minutes.
     let server = Server::start(&["--max-requests", "1", "--batch-size", "1"]);
     let long = json!({"messages": question("x"), "max_tokens": 120_000, "temperature": 0, "stream": true});
     let mut stream = server.connect();
     write_request(&mut stream, "POST", "/v1/chat/completions", "", &long.to_string());
-    // The first bytes of the answer: the request runs.
+    // Once the first bytes of the answer arrive, the request is running.
     stream.read_exact(&mut [0; 64]).unwrap();
     let short = json!({"messages": question("x"), "max_tokens": 2});
     assert_eq!(server.chat(&short).error(503)["code"], "unavailable");

@@ -1,6 +1,6 @@
-//! `POST /admin/weights` of `reel serve`: answers before and after the request are those of servers with the old and
-//! with the new model, requests in flight finish, weights that do not fit leave the old ones in service, and only local
-//! clients may send it.
+//! `POST /admin/weights` of `reel serve`: before and after the request, answers equal those of servers with the old
+//! and with the new model. Requests in flight finish, if the new weights do not fit the model, the old weights stay
+//! in service, and only local clients may send the request.
 
 #[path = "support/server.rs"]
 mod server;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 const WEIGHTS: &str = "/admin/weights";
 
-/// Creates a tiny model folder with random weights of a seed.
+/// Creates a tiny model folder whose random weights depend on `seed`.
 fn tiny(parent: &Path, seed: u64) -> PathBuf {
     let folder = parent.join(format!("seed{seed}"));
     run(["init", "--preset", "tiny", "--seed", &seed.to_string(), "--out", text(&folder)]).ok();
@@ -29,14 +29,14 @@ fn replace(server: &Server, folder: &Path) -> Reply {
     server.send("POST", WEIGHTS, "", &json!({"model": folder}).to_string())
 }
 
-/// Text and log-probabilities of the answers to a text and to an image.
+/// Returns the texts and log-probabilities of the answers to a text prompt and to an image.
 fn answers(server: &Server) -> Vec<Value> {
     let png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
     let image = json!([{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{png}")}},
         {"type": "text", "text": "What is this?"},
     ]}]);
-    // The prompt is long enough for the prefix cache.
+    // The prompt is long enough to be stored in the prefix cache.
     let long = question(&"Tell me more. ".repeat(40));
     let ask = |messages: Value| {
         let body = json!({"messages": messages, "max_tokens": 12, "temperature": 0, "logprobs": true});
@@ -112,7 +112,7 @@ fn requests_in_flight_finish_with_the_new_weights() {
         json!({"messages": question("x"), "max_tokens": 1500, "temperature": 0, "stream": true, "ignore_eos": true,
         "stream_options": {"include_usage": true}})
         .to_string();
-    // Three requests for two slots.
+    // Three requests share two decode slots, so one of them waits.
     let mut streams: Vec<TcpStream> = (0..3)
         .map(|_| {
             let mut stream = server.connect();
@@ -130,7 +130,7 @@ fn requests_in_flight_finish_with_the_new_weights() {
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.contains("\"completion_tokens\":1500") && rest.contains("data: [DONE]"), "{i}: {rest}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_second_replacement_waits_its_turn() {
     let (one, two) = (tiny(folder.path(), 1), tiny(folder.path(), 2));
     let server = Server::start_with(TempDir::new().unwrap(), one, &[]);
     let body = json!({"model": two}).to_string();
-    // Requests that are sent at the same time: each is answered or refused, and at least one is answered.
+    // The requests are sent at the same time: each is answered or refused, and at least one is answered.
     let mut streams: Vec<TcpStream> = (0..24).map(|_| server.connect()).collect();
     streams.iter_mut().for_each(|stream| write_request(stream, "POST", WEIGHTS, "", &body));
     let (mut answered, mut refused) = (0, 0);
@@ -155,7 +155,7 @@ fn a_second_replacement_waits_its_turn() {
     assert_eq!(replacements(&server), answered.to_string());
 }
 
-/// Changes a text file of a copy of a model folder.
+/// Copies a model folder to `name` and changes one of its text files.
 fn edited(model: &Path, name: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> PathBuf {
     let copy = model.with_file_name(name);
     fs::create_dir(&copy).unwrap();
@@ -239,7 +239,7 @@ fn what_does_not_fit_leaves_the_old_weights_in_service() {
     assert_eq!(model_entry(&server)["root"], "seed1");
 }
 
-/// An address of this machine that is not its loopback address, if it has one. No packet is sent.
+/// Returns an address of this machine other than its loopback address, if it has one. No packet is sent.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;

@@ -38,7 +38,7 @@ fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
     let other = complete(&with(json!({"prompt": "a time", "n": 2}))).ok();
     let (one_texts, other_texts) = (texts(&one), texts(&other));
     assert!(one_texts.len() == 2 && one_texts[0] != one_texts[1] && one_texts != other_texts);
-    // Both prompts in one request, as texts and as token ids; completion j of prompt i is choice 2 i + j.
+    // One request has both prompts, as texts or as token ids; completion j of prompt i is choice 2 i + j.
     let wanted = [one_texts.clone(), other_texts].concat();
     let both = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2}))).ok();
     assert_eq!(texts(&both), wanted);
@@ -48,7 +48,7 @@ fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
     let ids = json!([tokens("Once upon"), tokens("a time")]);
     assert_eq!(texts(&complete(&with(json!({"prompt": ids, "n": 2}))).ok()), wanted);
     assert_eq!(texts(&complete(&with(json!({"prompt": ids[0], "n": 2}))).ok()), one_texts);
-    // Streamed.
+    // The same request, with a streamed answer.
     let reply = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2, "stream": true})));
     let mut streamed = vec![String::new(); 4];
     let mut reasons = vec![Value::Null; 4];
@@ -62,13 +62,14 @@ fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
     let wanted_reasons: Vec<Value> =
         both["choices"].as_array().unwrap().iter().map(|choice| choice["finish_reason"].clone()).collect();
     assert_eq!((streamed, reasons), (wanted, wanted_reasons));
-    // As in OpenAI's API, 16 tokens are the default; greedy decoding with this model samples no end token.
+    // The default of max_tokens is 16, as in OpenAI's API. Greedy decoding with this model never samples an end
+    // token.
     let usual = complete(&json!({"prompt": "x", "temperature": 0})).ok();
     assert_eq!(
         (&usual["usage"]["completion_tokens"], &usual["choices"][0]["finish_reason"]),
         (&json!(16), &json!("length"))
     );
-    // A stop string of the first completion.
+    // The stop string is a part of the first completion.
     let stop: String = one_texts[0].chars().skip(3).take(2).collect();
     let cut = one_texts[0].find(&stop).unwrap();
     let stopped = complete(&with(json!({"prompt": "Once upon", "stop": stop}))).ok();
@@ -108,7 +109,7 @@ fn wrong_text_completions_name_their_field() {
         assert!(message.contains("; ") && message.len() < 3000 && message.lines().count() == 1, "{message}");
     }
     server.send("POST", "/v1/completions", "", "{\"prompt\": \"x\"}").ok();
-    // A pad token in a chat message without an image is refused, too.
+    // A pad token without an image is also refused in a chat message.
     let error = server.chat(&json!({"messages": question(pad), "max_tokens": 2})).error(400);
     let message = "message 0: has the token <|image_pad|>, and there is no image for it; remove this token";
     assert!(error["param"] == "messages" && error["message"].as_str().unwrap().ends_with(message), "{error}");
@@ -179,7 +180,7 @@ fn requests_are_read_as_vllms_and_openais_clients_send_them() {
         assert!(error["param"] == param && message.len() < 400 && message.lines().count() == 1, "{message}");
         assert!(!message.contains("NoExtension") && !message.contains("non-verbose"), "{message}");
     }
-    // Each token has an event, also if it has no text.
+    // A stream has an event for each token, even if the token has no text.
     let end = send("/tokenize", &json!({"prompt": "<|im_end|>"})).ok()["tokens"][0].to_string();
     for (path, prompt) in [("/v1/chat/completions", "messages"), ("/v1/completions", "prompt")] {
         let prompted = if prompt == "prompt" { json!("x") } else { question("x") };
@@ -224,7 +225,7 @@ fn reasoning_is_a_field_of_its_own_if_the_request_asks_for_it() {
     assert_eq!(ask(answer, shown()), split(json!(" b</think>\nc"), json!("a ")));
     let cut = ask("<think>a", shown());
     assert_eq!(cut, split(Value::Null, json!("a")));
-    // A client sends the answer back with its next question.
+    // A client sends the answer back as part of its next request.
     let user = &question("Hi")[0];
     for own in [cut, json!({"role": "assistant", "content": null, "refusal": "no"}), json!({"role": "assistant"})] {
         server.chat(&json!({"messages": [user, own, user], "max_tokens": 1})).ok();
@@ -275,7 +276,8 @@ fn tokens_of_texts_and_messages_and_back() {
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
 }
 
-/// The model continues the text of the last message: its prompt has neither the end of this message nor a new one.
+/// With `continue_final_message`, the model continues the text of the last message: the prompt ends without the
+/// marker for the message's end.
 #[test]
 fn the_text_of_the_last_message_is_continued() {
     let server = Server::start(&[]);
@@ -291,7 +293,7 @@ fn the_text_of_the_last_message_is_continued() {
     let (ended, open) = (tokens("It is", json!({})), tokens("It is", continued));
     assert!(text_of(&open).ends_with("assistant\nIt is"), "{open:?}");
     assert_eq!(text_of(&ended), format!("{}<|im_end|>\n", text_of(&open)));
-    // An empty message is continued as a new one is begun.
+    // If the last message is empty, the prompt is the same as for a new message.
     let empty = tokens("", json!({"continue_final_message": true}));
     assert!(text_of(&empty).ends_with("<|im_start|>assistant\n"), "{empty:?}");
     let body = json!({
@@ -299,7 +301,7 @@ fn the_text_of_the_last_message_is_continued() {
     });
     let answer = server.chat(&body).ok();
     assert_eq!(answer["usage"]["prompt_tokens"], open.len());
-    // The same prompt as a text has the same continuation.
+    // A text completion of the same prompt gives the same continuation.
     let text = json!({"prompt": text_of(&open), "max_tokens": 4, "temperature": 0});
     let same = server.send("POST", "/v1/completions", "", &text.to_string()).ok();
     assert_eq!(answer["choices"][0]["message"]["content"], same["choices"][0]["text"]);
@@ -348,7 +350,7 @@ fn every_example_of_the_document_is_accepted() {
         body["surprise"] = json!(1);
         let reply = server.send("POST", path, "", &body.to_string());
         match path.starts_with("/v1/") {
-            // As in vLLM, a field of a completion request that is not known is ignored.
+            // As in vLLM, unknown fields of a completion request are ignored.
             true => assert_eq!(reply.status, 200, "{path}"),
             false => assert_eq!(reply.error(400)["param"], "surprise", "{path}"),
         }
@@ -359,7 +361,7 @@ fn every_example_of_the_document_is_accepted() {
 
 #[test]
 fn requests_have_ids_and_lines_in_the_log_without_texts() {
-    let mut server = Server::start_logged(&["--access-log", "--api-key", "SECRETKEY"]);
+    let mut server = Server::start_with_piped_stderr(&["--access-log", "--api-key", "SECRETKEY"]);
     let key = "Authorization: bearer SECRETKEY\r\n";
     let body = json!({"messages": question("SECRETWORD"), "max_tokens": 5, "temperature": 0});
     let send = |headers: &str, body: &Value| server.send("POST", "/v1/chat/completions", headers, &body.to_string());
@@ -378,7 +380,7 @@ fn requests_have_ids_and_lines_in_the_log_without_texts() {
     send(&format!("{key}X-Request-Id: streamed\r\n"), &streamed);
     let none = server.send("GET", "/none?token=SECRETQUERY", "X-Request-Id: nowhere\r\n", "");
     assert_eq!((none.status, id_of(&none).as_str()), (404, "nowhere"));
-    // Clients that close the connection before their answer begins, and in the middle of it.
+    // Clients close the connection before their answer begins, or in the middle of it.
     for (id, stream) in [("left", false), ("stopped", true)] {
         let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": stream});
         let mut connection = server.connect();
@@ -443,7 +445,7 @@ fn metrics_count_tokens_ends_and_times() {
     assert_eq!(value("vllm:request_generation_tokens_sum"), 20.0);
     assert!(value("vllm:estimated_flops_per_gpu_total") > 0.0 && value("process_resident_memory_bytes") > 1e6);
     assert!(value("vllm:prefix_cache_queries_total") > 0.0 && value("vllm:num_preemptions_total") == 0.0);
-    // A client that goes away aborts its completions.
+    // If a client disconnects, its completions are aborted.
     let mut stream = server.connect();
     let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true});
     write_request(&mut stream, "POST", "/v1/chat/completions", key, &long.to_string());
@@ -474,7 +476,7 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
         assert!(head.contains("access-control-allow-headers: authorization,content-type"), "{head}");
     }
     assert!(!asked("https://evil.example").contains("access-control-allow-origin"));
-    // Answers and errors carry the header, too, so that a page can read them.
+    // Answers and errors also have the CORS header, so that a web page can read them.
     let models = server.send("GET", "/v1/models", "Origin: http://b\r\n", "");
     assert!(models.head.to_ascii_lowercase().contains("www-authenticate: bearer"), "{}", models.head);
     assert!(models.status == 401 && models.head.contains("access-control-allow-origin: http://b"), "{}", models.head);
@@ -527,7 +529,7 @@ fn answers_have_the_form_that_the_request_asks_for() {
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         body
     };
-    // Several requests run at the same time, some of them streamed.
+    // Several requests run at the same time; some of them are streamed.
     std::thread::scope(|scope| {
         for seed in 0..6 {
             let (server, body) =

@@ -1,5 +1,5 @@
-//! `reel serve` and what goes wrong: clients that are slow, gone, many or hostile, damaged and large bodies,
-//! and signals under load. Each server answers a plain request at the end of its test.
+//! `reel serve` under faults: slow, disconnected, many or hostile clients, damaged and large bodies, and signals
+//! under load. At the end of each test, the server still answers a plain request.
 
 #[path = "support/server.rs"]
 mod server;
@@ -57,37 +57,37 @@ fn bodies_that_are_no_request_are_refused() {
             assert!(message.starts_with("request: ") && message.contains("; "), "{message}");
         }
     }
-    // Many short values would take a hundred times the memory of the body.
+    // Many short JSON values would take a hundred times as much memory as the text of the body.
     let many = format!("{{\"prompt\": [{}[1]]}}", "[1],".repeat(1 << 19));
     let error = server.send("POST", "/v1/completions", "", &many).error(400);
     assert!(error["message"].as_str().unwrap().contains("more than 1048576 JSON values"), "{error}");
-    // Bytes that are no HTTP, and damaged HTTP, end their connection.
+    // Bytes that are not HTTP, and malformed HTTP, make the server close the connection.
     for bytes in ["\r\n\r\n\r\n\r\n", "GET\r\n\r\n", "POST / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
         let mut stream = server.connect();
         stream.write_all(bytes.as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         closed_within(&mut stream, REQUEST_TIMEOUT);
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
 fn a_body_above_the_limit_is_refused_announced_or_not() {
     let server = Server::start(&["--max-body", "1"]);
-    // A body of announced length is refused before a byte of it is sent.
+    // A body whose announced length is too large is refused before any byte of it is sent.
     let mut stream = server.connect();
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", 1u64 << 30).as_bytes()).unwrap();
     let error = read_reply(&mut stream).error(413);
     assert!(error["message"].as_str().unwrap().contains("--max-body"), "{error}");
-    // A body of unknown length is refused after 1 MiB, and the client can read the answer although it goes on sending.
+    // A body of unknown length is refused after 1 MiB. The client can read the answer although it keeps sending.
     let mut stream = server.connect();
     stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).unwrap();
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
     let sent = (0..64).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
     assert!(sent > 16, "{sent}");
     read_reply(&mut stream).error(413);
-    // Chunks that are damaged.
+    // The body has malformed chunks.
     for damage in ["zz\r\nabc\r\n", "fffffffffffffffff\r\n", "5\r\nab"] {
         let mut stream = server.connect();
         stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n{damage}").as_bytes()).unwrap();
@@ -95,7 +95,7 @@ fn a_body_above_the_limit_is_refused_announced_or_not() {
         let answer = closed_within(&mut stream, REQUEST_TIMEOUT);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -110,8 +110,8 @@ fn bodies_together_take_a_limited_memory() {
             stream
         })
         .collect();
-    // Sixteen bodies fit in the memory limit. So one of the 17 requests is refused, and the others wait for the rest of
-    // their bodies.
+    // Sixteen bodies fit in the memory limit, so one of the 17 requests is refused. The server waits for the rest of
+    // the other bodies.
     let count_refused = |held: &mut Vec<TcpStream>| {
         let before = held.len();
         held.retain_mut(|stream| {
@@ -123,7 +123,7 @@ fn bodies_together_take_a_limited_memory() {
         });
         before - held.len()
     };
-    // A busy machine answers late, so all are asked until one is refused, and then once more.
+    // A busy machine answers late, so all connections are checked until one request is refused, and then once more.
     let (begun, mut refused) = (Instant::now(), 0);
     while refused == 0 {
         assert!(begun.elapsed() < REQUEST_TIMEOUT, "no request is refused");
@@ -141,8 +141,8 @@ fn bodies_together_take_a_limited_memory() {
 #[test]
 fn clients_that_send_slowly_are_given_up() {
     let server = Server::start(&["--read-timeout", "1"]);
-    // Clients that send nothing, a part of a header, or a part of a body: each is closed after a second, the last one
-    // with status 408.
+    // The clients send nothing, a part of a header, or a part of a body. The server closes each connection after a
+    // second; the last client gets status 408.
     let mut silent = server.connect();
     let mut header = server.connect();
     header.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A").unwrap();
@@ -154,7 +154,7 @@ fn clients_that_send_slowly_are_given_up() {
     assert_eq!(closed_within(&mut header, Duration::from_secs(10)), "");
     let answer = closed_within(&mut body, Duration::from_secs(10));
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("makes no progress"), "{answer}");
-    // One byte each 0.2 s is progress, but too slow.
+    // Sending one byte every 0.2 s is progress, but too slow.
     for start in ["POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: ", &head] {
         let mut stream = server.connect();
         stream.write_all(start.as_bytes()).unwrap();
@@ -168,13 +168,13 @@ fn clients_that_send_slowly_are_given_up() {
     let mut idle = server.connect();
     idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert!(closed_within(&mut idle, Duration::from_secs(10)).starts_with("HTTP/1.1 200"));
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
-/// Starts a long streamed answer that the client does not read.
+/// Requests a long streamed answer that the client does not read.
 fn unread_stream(server: &Server) -> TcpStream {
     let mut stream = server.connect();
-    // A small receive buffer, so that the buffers of both sides are full soon.
+    // The receive buffer is small, so that the buffers of both sides fill up soon.
     set_socket_recv_buffer_size(&stream, 4096).unwrap();
     let body = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true, "n": 8});
     write_request(&mut stream, "POST", CHAT, "", &body.to_string());
@@ -212,7 +212,7 @@ fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
     drop((unread, idle, header, body));
 }
 
-/// The server has the default time limits of requests (30 s), but after a signal incomplete requests end sooner.
+/// The server has the default time limit of requests (30 s), but after a signal it ends incomplete requests sooner.
 #[test]
 fn a_signal_ends_incomplete_requests_within_seconds_and_answers_complete_ones() {
     let server = Server::start(&[]);
@@ -250,7 +250,7 @@ fn a_signal_under_load_answers_what_runs_and_refuses_what_comes() {
             stream
         })
         .collect();
-    // After this time the server has read all requests: some run and the others wait.
+    // After this pause, the server has read all requests: some run and the others wait.
     std::thread::sleep(Duration::from_millis(500));
     support::send_signal(server.child.id(), "-TERM");
     std::thread::sleep(Duration::from_millis(200));
@@ -275,16 +275,16 @@ fn a_killed_server_can_start_again_at_the_same_port() {
     let model = support::tiny_model(folder.path());
     assert_eq!(first.stop(9), None);
     let _ = stream.read_to_end(&mut Vec::new());
-    Server::start_with(folder, model, &["--port", &port]).assert_answers();
+    Server::start_with(folder, model, &["--port", &port]).assert_still_answers();
 }
 
 #[test]
 fn idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "3000"]);
     let idle: Vec<TcpStream> = (0..2000).map(|_| server.connect()).collect();
-    server.assert_answers();
+    server.assert_still_answers();
     drop(idle);
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -292,9 +292,9 @@ fn idle_connections_do_not_hinder_requests() {
 fn ten_thousand_idle_connections_do_not_hinder_requests() {
     let server = Server::start(&["--max-connections", "12000"]);
     let idle: Vec<TcpStream> = (0..10_000).map(|_| server.connect()).collect();
-    server.assert_answers();
+    server.assert_still_answers();
     drop(idle);
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn clients_above_the_limit_wait_until_a_connection_is_closed() {
     let server = Server::start(&["--max-connections", "4", "--read-timeout", "1"]);
     let _idle: Vec<TcpStream> = (0..8).map(|_| server.connect()).collect();
     let begun = Instant::now();
-    server.assert_answers();
+    server.assert_still_answers();
     assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
@@ -322,7 +322,7 @@ fn a_thousand_requests_are_answered_or_refused() {
     }
     assert_eq!(answered + refused, 1000);
     assert!(answered >= 900, "{answered}");
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn a_prompt_beyond_the_context_is_refused() {
         assert!(error["message"].as_str().unwrap().contains("bytes of text"), "{error}");
     }
     assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]

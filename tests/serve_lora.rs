@@ -1,5 +1,5 @@
-//! LoRA adapters of `reel serve`: a request with an adapter gets the answer of `reel generate --adapter`, also at the
-//! same time as requests with other adapters; adapters are loaded, replaced and unloaded while the server runs.
+//! LoRA adapters of `reel serve`: a request with an adapter gets the answer of `reel generate --adapter`, even while
+//! requests with other adapters run. Adapters are loaded, replaced and unloaded while the server runs.
 
 #[path = "support/server.rs"]
 mod server;
@@ -13,7 +13,7 @@ use server::{Reply, Server, question, text};
 use support::{golden, run};
 use tempfile::TempDir;
 
-/// Two adapters of different ranks, on different layers, of the model `train/model_a`.
+/// Writes two adapters for the model `train/model_a`, with different ranks and on different layers.
 fn adapters(folder: &Path) -> [PathBuf; 2] {
     let (base, data) = (golden("train/model_a"), golden("train/sft_all_tokens/data.jsonl"));
     let train = |name: &str, more: &[&str]| {
@@ -64,7 +64,7 @@ fn requests_choose_an_adapter_by_its_name() {
     let one = server.send("GET", "/v1/models/large", "", "").ok();
     assert_eq!((&one["parent"], &one["root"]), (&json!("model_a"), &json!(large)));
 
-    // A server of the adapter alone, and `reel generate`, give the same bits.
+    // A server of only this adapter, and `reel generate`, give the same bits.
     let mut alone = Vec::new();
     for (name, folder) in [("model_a", None), ("small", Some(&small)), ("large", Some(&large))] {
         let only = match folder {
@@ -79,7 +79,7 @@ fn requests_choose_an_adapter_by_its_name() {
     let generated = server.generate_with_adapter(&large, &body("large", "a b"));
     assert_eq!(generated["text"], alone[2]["message"]["content"]);
 
-    // All at the same time.
+    // Requests for all models run at the same time.
     let server = &server;
     thread::scope(|scope| {
         for i in 0..24 {
@@ -122,7 +122,7 @@ fn adapters_are_loaded_replaced_and_unloaded() {
     let own = unload(&server, "model_a").error(400);
     assert_eq!(own["param"], "lora_name");
     assert!(own["message"].as_str().unwrap().contains("\"model_a\" is the model itself, not an adapter; "), "{own}");
-    // The weights of a model with an adapter cannot take the place of the base model beside other adapters.
+    // While other adapters are loaded, the weights cannot be replaced by those of a model with an adapter.
     let replace = |folder: &Path| server.send("POST", "/admin/weights", "", &json!({"model": folder}).to_string());
     let refused = replace(&large).error(400);
     let words = "cannot replace the weights while the adapters \"day\" are loaded; unload them first";
@@ -159,13 +159,13 @@ fn what_cannot_be_loaded_changes_nothing() {
     let other = Server::start(&[]);
     let reply = other.send("POST", load, "", &json!({"lora_name": "a", "lora_path": of_another}).to_string());
     assert!(reply.status == 400 && reply.body.contains("adapter_model.safetensors"), "{}", reply.body);
-    other.assert_answers();
+    other.assert_still_answers();
     assert_eq!(send(load, "X-Forwarded-For: 10.0.0.1\r\n", &fine).status, 403);
     assert_eq!(server.send("POST", load, "", &fine.to_string()).status, 401);
     let list = server.send("GET", "/v1/models", "Authorization: Bearer secret\r\n", "").ok();
     assert_eq!(list["data"].as_array().unwrap().len(), 1);
 
-    // A server whose model folder is an adapter loads no other adapters.
+    // A server whose model folder is an adapter cannot load other adapters.
     let adapted = Server::start_with(TempDir::new().unwrap(), small.clone(), &[]);
     let reply = adapted.send("POST", load, "", &fine.to_string());
     assert!(
@@ -173,7 +173,7 @@ fn what_cannot_be_loaded_changes_nothing() {
         "{}",
         reply.body
     );
-    adapted.assert_answers();
+    adapted.assert_still_answers();
 }
 
 #[test]

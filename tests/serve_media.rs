@@ -1,5 +1,5 @@
-//! `reel serve` and the media of strangers: images that are not what they claim, a video that takes too long, files
-//! outside of the media folder, and addresses of this machine.
+//! `reel serve` with untrusted media: images whose header is wrong, a video that takes too long, files outside of the
+//! media folder, and addresses of this machine.
 
 #[path = "support/server.rs"]
 mod server;
@@ -38,13 +38,13 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// A chunk of a PNG file.
+/// Returns a chunk of a PNG file.
 fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let checked = [kind, data].concat();
     [&(data.len() as u32).to_be_bytes()[..], &checked, &support::crc32(&checked).to_be_bytes()].concat()
 }
 
-/// A PNG file that says it is `side` x `side` pixels, with compressed data `data`.
+/// Returns a PNG file whose header states `side` x `side` pixels, with compressed data `data`.
 fn png(side: u32, data: &[u8]) -> Vec<u8> {
     let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 0, 0, 0, 0]].concat();
     let signature = b"\x89PNG\r\n\x1a\n".to_vec();
@@ -59,10 +59,10 @@ fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
     };
-    server.assert_answers();
+    server.assert_still_answers();
     let before = peak_mib();
-    // Images whose headers state very many pixels (PNG: 60 000 x 60 000, GIF: 65 535 x 65 535), with little data or
-    // none.
+    // The headers of these images state very many pixels (PNG: 60 000 x 60 000, GIF: 65 535 x 65 535), with little or
+    // no data.
     let gif =
         [&b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02"[..], &[0xff; 64]].concat();
     for address in [
@@ -81,10 +81,10 @@ fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
         assert!(message.contains("; ") && message.len() < 3000, "{message}");
     }
     assert!(peak_mib() - before < 1500, "{} MiB after {before} MiB", peak_mib());
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
-/// A zlib stream of stored blocks that repeat zeros; cut off after 1 MiB.
+/// Returns a zlib stream of stored blocks of zeros; it is cut off after 1 MiB.
 fn zeros_of_zlib(bytes: usize) -> Vec<u8> {
     let block = [&[0u8, 0xff, 0xff, 0, 0][..], &[0; 0xffff]].concat();
     [&[0x78, 0x9c][..], &block.repeat((bytes >> 16).min(16))].concat()
@@ -113,7 +113,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
         "file://../secret.png".to_string(),
         "link.png".to_string(),
         "inner/up/secret.png".to_string(),
-        // The error does not tell whether these files exist.
+        // The error message must not reveal whether these files exist.
         "../none.png".to_string(),
         "/etc/none/none.png".to_string(),
     ];
@@ -132,7 +132,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
     if made.is_ok_and(|status| status.success()) {
         server.chat(&image("pipe.png")).error(400);
     }
-    // Frames of a video are files as well, so a frame outside of the media folder is refused.
+    // A frame of a video that is a file outside of the media folder is refused, too.
     let frames =
         json!({"messages": [{"role": "user", "content": [{"type": "video", "video": ["dog.png", "link.png"]}]}]});
     assert!(server.chat(&frames).error(400)["message"].as_str().unwrap().contains("lies outside of"));
@@ -142,7 +142,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
     for address in &outside {
         assert!(no_files.chat(&image(address)).error(400)["message"].as_str().unwrap().contains("--media-root"));
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn addresses_of_this_machine_are_never_downloaded() {
     let port = server.address.port();
     for host in [
         format!("127.0.0.1:{port}"),
-        // A name that resolves to this machine.
+        // A host name that resolves to this machine.
         format!("localhost:{port}"),
         format!("[::1]:{port}"),
         format!("[::ffff:127.0.0.1]:{port}"),
@@ -172,11 +172,11 @@ fn addresses_of_this_machine_are_never_downloaded() {
         let error = server.chat(&image(address)).error(400);
         assert!(!error.to_string().contains("SECRET"), "{error}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
-/// An animated GIF of 1 x 1 pixel frames on a canvas of `side` x `side` pixels. FFmpeg copies the canvas for each
-/// frame, so a few hundred KiB take minutes to decode.
+/// Returns an animated GIF whose frames have 1 x 1 pixel, on a canvas of `side` x `side` pixels. FFmpeg copies the
+/// canvas for each frame, so decoding a few hundred KiB takes minutes.
 fn animated_gif(side: u16, frames: usize) -> Vec<u8> {
     let [low, high] = side.to_le_bytes();
     let header = [&b"GIF89a"[..], &[low, high, low, high, 0x80, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff]].concat();
@@ -185,14 +185,15 @@ fn animated_gif(side: u16, frames: usize) -> Vec<u8> {
     [header, frame.repeat(frames), b";".to_vec()].concat()
 }
 
-/// The processes that `parent` has started, and the processes that these have started.
+/// Returns all descendants of the process `parent`.
 fn descendants(parent: u32) -> BTreeSet<u32> {
     let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| {
             let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name of the program, in parentheses, may have spaces; the state and the parent come after it.
+            // In /proc/PID/stat, the program name in parentheses may contain spaces; the state and the parent follow
+            // it.
             let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
             Some((pid, parent))
         })
@@ -216,14 +217,14 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         let mut decoders = BTreeSet::new();
         let mut answered = 0;
         while !asked.is_finished() {
-            server.assert_answers();
+            server.assert_still_answers();
             answered += usize::from(!asked.is_finished());
             decoders.extend(descendants(server.child.id()));
         }
         let error = asked.join().unwrap().error(400);
         let message = error["message"].as_str().unwrap();
         assert!(message.contains("timed out after 2 s") && message.contains("--media-timeout"), "{message}");
-        // After the time-out a new worker tries once more, because the machine may be busy.
+        // After the time-out, a new worker tries once more, because the machine may have been busy.
         assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < REQUEST_TIMEOUT, "{:?}", begun.elapsed());
         assert!(answered >= 3, "{answered} other requests were answered meanwhile");
@@ -234,7 +235,7 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         }
     });
     server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -259,7 +260,7 @@ fn frames_and_fields_of_vllms_clients_are_read() {
         keys.as_object().unwrap().iter().for_each(|(key, value)| part[key] = value.clone());
         part
     };
-    // The same frames in vLLM's and in Qwen's form, with the same limits in three places.
+    // The same frames are sent in vLLM's and in Qwen's form, and the same limits in three different places.
     let limits = json!({"fps": 4, "min_pixels": 12544, "max_pixels": 50176});
     let wanted = preview(&list(limits.clone()), json!({}));
     assert_eq!((&wanted.0[0], &wanted.1), (&json!(2), &json!([0.0, 0.25, 0.5, 0.75])));
@@ -276,7 +277,7 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     assert_eq!(server.send("POST", "/tokenize", "", &chat.to_string()).ok()["count"], wanted.2);
     chat["max_tokens"] = json!(1);
     assert_eq!(server.chat(&chat).ok()["usage"]["prompt_tokens"], wanted.2);
-    // For a video file, a request gives the number of frames, or a rate and the most frames.
+    // For a video file, a request sets the number of frames, or a rate and the maximum number of frames.
     let file = json!({"type": "video_url", "video_url": {"url": data_uri("video/mp4", &animated_gif(64, 8))}});
     let frames = |fields: Value| preview(&file, fields).1.as_array().unwrap().len();
     let of_video = |settings: Value| json!({"media_io_kwargs": {"video": settings}});
@@ -285,7 +286,7 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     assert_eq!(frames(of_video(json!({"num_frames": 32}))), 8);
     assert_eq!(frames(of_video(json!({"num_frames": 6, "fps": 100}))), 6);
     assert_eq!(frames(json!({"mm_processor_kwargs": {"num_frames": 6}})), 6);
-    // Fields that contradict each other, and fields that the server does not read, are refused.
+    // Contradictory fields and unknown fields are refused.
     let mut misspelled = joined.clone();
     misspelled["video_url"]["fpss"] = json!(4);
     let with_rate = list(json!({"fps": 2}));

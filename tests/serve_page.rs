@@ -1,4 +1,5 @@
-//! The page of `reel serve`: its files and their policy, and, if there is a browser, what it shows and does.
+//! The web page of `reel serve`: its files and content security policy and, if there is a browser, what it shows and
+//! does.
 //!
 //! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
 //! Without one these tests are skipped.
@@ -47,7 +48,7 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
             assert!(policy.contains(part), "{path}: {policy}");
         }
         assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
-        // The files load nothing from another server: the only addresses in them are names of XML.
+        // The files load nothing from other servers: the only URLs in them are XML namespaces.
         let foreign = file.body.replace("http://www.w3.org/2000/svg", "");
         assert!(!foreign.contains("http:") && !foreign.contains("https:") && !foreign.contains("innerHTML"), "{path}");
         for (mark, end) in [("src=\"", '"'), ("href=\"", '"'), (" from './", '\'')] {
@@ -57,7 +58,7 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
         }
     }
     assert!(seen.len() > 10, "{seen:?}");
-    // The policy refuses inline scripts and styles, so there are none.
+    // The content security policy forbids inline scripts and styles, so the page must have none.
     assert!(!html.body.contains("<script>") && !html.body.contains("style=") && !html.body.contains("<style"));
     assert!(!html.body.contains(" onclick="));
     let limits: Value = serde_json::from_str(&server.get("/page/limits.json").body).unwrap();
@@ -86,23 +87,23 @@ fn browser(test: &str) -> Option<Browser> {
 fn ask(page: &mut Browser, question: &str) {
     page.eval("document.getElementById('question').focus()");
     page.type_text(question);
-    page.press("Enter", false);
+    page.press_key("Enter", false);
 }
 
-/// Waits until no answer streams.
+/// Waits until no answer is being streamed.
 #[track_caller]
 fn wait_for_end(page: &mut Browser) {
     page.wait_until("!document.querySelector('[aria-busy=true]') && document.getElementById('stop').hidden");
 }
 
-/// Sets a field of the settings.
+/// Sets a field in the page's settings.
 fn set(page: &mut Browser, field: &str, value: &str) {
     let input = format!("document.getElementById('set-{field}')");
     page.eval(&format!("{input}.value = '{value}'; {input}.dispatchEvent(new Event('input')); 0"));
 }
 
-/// Checks that no script has failed and the policy has refused nothing. The browser also reports each answer with an
-/// error status; `statuses` lists those that the test provokes.
+/// Checks that no script failed and that the content security policy blocked nothing. The browser also reports every
+/// response with an error status; `statuses` lists those that the test expects.
 #[track_caller]
 fn check_errors(page: &mut Browser, statuses: &[&str]) {
     page.eval("0");
@@ -120,39 +121,41 @@ fn a_video_is_asked_about_in_the_browser() {
     page.open(&format!("{}/", server.address));
     page.wait_until("document.getElementById('model').textContent === 'tiny'");
 
-    // A dropped clip shows its frames with their times before a question is asked.
+    // After a clip is dropped onto the page, its frames and their times are shown, before a question is asked.
     page.drop_file(&clip);
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 4");
     page.wait_until("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
-    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
-    // Other settings give other frames.
+    assert_eq!(page.visible_text(".attached .frames li:nth-child(2) figcaption"), "0.50 s");
+    // Other frame settings change the frames that are shown.
     set(&mut page, "nframes", "8");
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 8");
-    assert_eq!(page.text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
+    assert_eq!(page.visible_text(".attached .frames li:nth-child(2) figcaption"), "0.25 s");
     set(&mut page, "max_completion_tokens", "2000");
     set(&mut page, "temperature", "0");
 
-    // Shift and Enter is a new line, Enter sends; the answer grows while it streams.
+    // Shift+Enter inserts a line break, Enter sends. The answer grows while it is streamed.
     page.eval("document.getElementById('question').focus()");
     page.type_text("What");
-    page.press("Enter", true);
+    page.press_key("Enter", true);
     page.type_text("is this?");
-    page.press("Enter", false);
+    page.press_key("Enter", false);
     page.wait_until("document.querySelector('.answer[aria-busy=true] .parts')?.textContent.length > 5");
-    let begun = page.text(".parts").len();
+    let begun = page.visible_text(".parts").len();
     page.wait_until(&format!("document.querySelector('.parts').innerText.length > {}", begun + 20));
-    assert!(page.count(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
+    assert!(page.count_elements(".answer[aria-busy=true]") == 1, "the answer was shown as a whole, not as it streamed");
     wait_for_end(&mut page);
-    assert_eq!(page.text(".question"), "What\nis this?");
-    assert_eq!(page.count(".exchange .frames img"), 8);
-    let shown = page.text(".measures");
+    assert_eq!(page.visible_text(".question"), "What\nis this?");
+    assert_eq!(page.count_elements(".exchange .frames img"), 8);
+    let shown = page.visible_text(".measures");
     let body = json!({"messages": [{"role": "user", "content": [
         {"type": "video_url", "video_url": {"url": data_uri(&clip)}, "nframes": 8},
         {"type": "text", "text": "What\nis this?"}]}], "max_completion_tokens": 2000, "temperature": 0});
     let wanted = server.ok(CHAT_PATH, &body);
     let raw = page.eval("document.querySelector('.actions button:nth-child(3)').click()").is_null();
-    assert!(raw && page.text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim());
-    // The page groups digits by thin spaces, and shows no speed if the answer took less than 0.1 s.
+    assert!(
+        raw && page.visible_text(".raw").trim() == wanted["choices"][0]["message"]["content"].as_str().unwrap().trim()
+    );
+    // The page separates groups of digits by thin spaces. It shows no speed if the answer took less than 0.1 s.
     let shown = shown.replace('\u{2009}', "");
     for name in ["prompt", "completion"] {
         let tokens = wanted["usage"][format!("{name}_tokens")].to_string();
@@ -161,34 +164,35 @@ fn a_video_is_asked_about_in_the_browser() {
     assert!(shown.contains("first token") && shown.contains("tokens/s"), "{shown}");
     check_curl(&mut page, &server, &wanted);
 
-    // An error of the API is shown in place; the question is not part of the conversation, and can be asked again.
+    // An API error is shown in place of the answer. The question does not become part of the conversation and can be
+    // asked again.
     set(&mut page, "temperature", "-1");
     ask(&mut page, "And now?");
     wait_for_end(&mut page);
-    let error = page.text(".exchange:last-child .error");
+    let error = page.visible_text(".exchange:last-child .error");
     assert!(error.contains("temperature") && error.contains("status 400"), "{error}");
     set(&mut page, "temperature", "0");
     set(&mut page, "max_completion_tokens", "3");
     page.click(".exchange:last-child .actions button:nth-child(4)");
     wait_for_end(&mut page);
-    assert_eq!(page.count(".exchange"), 2);
+    assert_eq!(page.count_elements(".exchange"), 2);
     assert_eq!(page.eval("document.querySelectorAll('.error:not([hidden])').length"), 0);
-    assert!(page.text(".exchange:last-child .measures").contains("cut at max tokens"));
+    assert!(page.visible_text(".exchange:last-child .measures").contains("cut at max tokens"));
 
-    // The conversation is there after a reload, with its frames, and goes on with its video.
+    // After a reload, the conversation with its frames is still there and can be continued.
     page.open("about:blank");
     page.open(&format!("{}/", server.address));
     page.wait_until("document.querySelectorAll('#conversations li').length === 1");
     page.click("#conversations .open");
     page.wait_until("document.querySelectorAll('.exchange').length === 2");
-    assert_eq!(page.count(".exchange .frames img"), 8);
-    let before = page.text(".exchange:last-child .measures");
+    assert_eq!(page.count_elements(".exchange .frames img"), 8);
+    let before = page.visible_text(".exchange:last-child .measures");
     ask(&mut page, "Go on");
     wait_for_end(&mut page);
-    assert_eq!(page.count(".exchange"), 3);
-    assert!(prompt_tokens(&page.text(".exchange:last-child .measures")) > prompt_tokens(&before));
+    assert_eq!(page.count_elements(".exchange"), 3);
+    assert!(prompt_tokens(&page.visible_text(".exchange:last-child .measures")) > prompt_tokens(&before));
 
-    // The page reports files that are no media, and a broken video.
+    // The page shows an error for files that are not media, and for a broken video.
     let notes = server.file("notes.txt");
     std::fs::write(&notes, "no video").unwrap();
     page.choose_files("#file", &[&notes]);
@@ -200,7 +204,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.wait_until("!document.querySelector('.attached video')");
     page.click(".attached .head button");
     page.wait_until("!document.querySelector('.attached .medium')");
-    // A pasted image.
+    // An image is pasted from the clipboard.
     let paste = format!(
         "const bytes = Uint8Array.from(atob('{GREY_PIXEL_PNG_BASE64}'), (c) => c.charCodeAt(0)); const data = new DataTransfer();
         data.items.add(new File([bytes], 'grey.png', {{type: 'image/png'}}));
@@ -209,13 +213,13 @@ fn a_video_is_asked_about_in_the_browser() {
     page.eval(&paste);
     page.wait_until("document.querySelectorAll('.attached .frames img').length === 1");
 
-    // Edit puts the newest question and its media back into the field.
+    // The edit button puts the last question and its media back into the input field.
     ask(&mut page, "How grey?");
     wait_for_end(&mut page);
     page.click(".exchange:last-child .actions button:nth-child(5)");
     page.wait_until("document.querySelectorAll('.exchange').length === 3");
     assert_eq!(page.eval("document.getElementById('question').value"), "How grey?");
-    assert_eq!(page.count(".attached .frames img"), 1);
+    assert_eq!(page.count_elements(".attached .frames img"), 1);
 
     // A click on a frame moves the player to its time.
     page.eval("document.querySelector('.exchange .frames li:nth-child(5) button').click()");
@@ -223,7 +227,7 @@ fn a_video_is_asked_about_in_the_browser() {
 
     check_names(&mut page);
     check_layout(&mut page);
-    // Everything can be deleted.
+    // The button deletes all conversations.
     page.resize(1200, 800);
     page.click("#clear");
     page.click("#clear");
@@ -231,14 +235,14 @@ fn a_video_is_asked_about_in_the_browser() {
     check_errors(&mut page, &["400"]);
 }
 
-/// The number of prompt tokens that the page shows.
+/// Returns the number of prompt tokens that the page shows.
 fn prompt_tokens(shown: &str) -> u64 {
     let after = shown.split_once("prompt").unwrap_or_else(|| panic!("{shown:?}")).1;
     let digits = after.split_once("tokens").unwrap().0.chars().filter(char::is_ascii_digit);
     digits.collect::<String>().parse().unwrap()
 }
 
-/// The curl command of the first exchange gives the answer that the page has shown.
+/// Checks that the curl command of the first question returns the answer that the page shows.
 fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     page.eval("navigator.clipboard.writeText = async (text) => { window.copied = text; }");
     page.click(".exchange .actions button:nth-child(2)");
@@ -253,7 +257,7 @@ fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     assert_eq!((&answer["choices"], &answer["usage"]), (&wanted["choices"], &wanted["usage"]), "{command}");
 }
 
-/// Checks that every element that can be operated has a name for assistive technology.
+/// Checks that every interactive element has an accessible name.
 fn check_names(page: &mut Browser) {
     let tree = page.call_method("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false);
@@ -264,12 +268,12 @@ fn check_names(page: &mut Browser) {
     assert!(nameless.is_empty(), "{nameless:#?}");
 }
 
-/// At a width of 390 pixels nothing is cut off at the right, also with an open panel. The colours follow the system and
-/// the button.
+/// Checks that at a width of 390 pixels nothing is cut off at the right, even with an open panel. The colours follow
+/// the system setting and the button.
 fn check_layout(page: &mut Browser) {
     let color = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = ("rgb(251, 251, 250)", "rgb(16, 18, 22)");
-    page.prefer_colors("dark");
+    page.set_preferred_color_scheme("dark");
     assert_eq!(page.eval(color), dark);
     page.resize(390, 844);
     let widths = "[document.documentElement.scrollWidth, document.body.scrollWidth,
@@ -283,19 +287,19 @@ fn check_layout(page: &mut Browser) {
         page.click(&format!("#open-{panel}"));
         page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'visible'"));
         assert_eq!((page.eval(widths), page.eval(outside)), (json!([390, 390, 0]), json!([])), "{panel}");
-        page.press("Escape", false);
+        page.press_key("Escape", false);
         page.wait_until(&format!("getComputedStyle(document.getElementById('{panel}')).visibility === 'hidden'"));
     }
     page.click("#theme");
     assert_eq!(page.eval(color), light, "the button chooses light");
     page.click("#theme");
-    page.prefer_colors("light");
+    page.set_preferred_color_scheme("light");
     assert_eq!(page.eval(color), dark, "the button chooses dark");
     page.click("#theme");
     assert_eq!(page.eval(color), light, "the button chooses the system's colours");
 }
 
-/// A tiny model writes no `<think>`, so a scripted server answers the chat requests of this test.
+/// The tiny model generates no `<think>`, so a scripted server answers the chat requests of this test.
 #[test]
 fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     let Some(mut page) = browser("thinking_is_folded_and_text_stays_text_in_the_browser") else { return };
@@ -310,19 +314,19 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
 
     let markup = "<img src=x onerror='window.hacked=1'>";
     ask(&mut page, markup);
-    let body = server.next_chat();
+    let body = server.next_chat_request();
     assert_eq!(
         body["messages"],
         json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": markup}])
     );
-    // The thinking is open while it streams. A tag of which only a part has come is not shown.
+    // The reasoning is expanded while it is streamed. A tag that has arrived only in part is not shown.
     server.do_step(ScriptedStep::Piece("<think>The ball starts"));
     page.wait_until("document.querySelector('.think[open] .prose')?.textContent === 'The ball starts'");
     server.do_step(ScriptedStep::Piece(" left <b>.</thi"));
     page.wait_until("document.querySelector('.think[open] .prose').textContent === 'The ball starts left <b>.'");
     server.do_step(ScriptedStep::Piece("nk><answ"));
     page.wait_until("document.querySelector('.think:not([open]) summary')?.textContent.includes('5 words')");
-    assert_eq!(page.count(".final"), 0);
+    assert_eq!(page.count_elements(".final"), 0);
     server.do_step(ScriptedStep::Piece(
         "er>right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>",
     ));
@@ -330,53 +334,56 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     server.do_step(ScriptedStep::Piece("\n```py\na < b\n```\n</answer>"));
     server.do_step(ScriptedStep::End);
     wait_for_end(&mut page);
-    assert_eq!(page.text(".final p"), "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>");
-    assert_eq!(page.text(".final pre"), "a < b");
-    assert_eq!(page.count(".final i, .final script, .question img"), 0);
-    assert_eq!(page.text(".question"), markup);
+    assert_eq!(
+        page.visible_text(".final p"),
+        "right <i onmouseover='window.hacked=1'>x</i><script>window.hacked=1</script>"
+    );
+    assert_eq!(page.visible_text(".final pre"), "a < b");
+    assert_eq!(page.count_elements(".final i, .final script, .question img"), 0);
+    assert_eq!(page.visible_text(".question"), markup);
     assert_eq!(page.eval("window.hacked === undefined"), true);
-    let shown = page.text(".measures");
+    let shown = page.visible_text(".measures");
     assert!(shown.contains("7 tokens") && shown.contains("5 tokens") && shown.contains("first token"), "{shown}");
-    assert!(page.text(".context").starts_with("12 / "));
+    assert!(page.visible_text(".context").starts_with("12 / "));
     page.click(".think summary");
     page.wait_until("document.querySelector('.think').open");
 
-    // Esc ends the request: the server sees a closed connection. The text so far stays.
+    // Esc aborts the request: the server sees a closed connection. The text that has arrived stays.
     ask(&mut page, "And then?");
-    let body = server.next_chat();
+    let body = server.next_chat_request();
     let earlier: Vec<&str> = body["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(earlier, ["system", "user", "assistant", "user"]);
     assert!(body["messages"][2]["content"].as_str().unwrap().starts_with("<think>The ball starts left"));
     server.do_step(ScriptedStep::Piece("It goes"));
     page.wait_until("document.querySelector('.exchange:last-child .parts').textContent === 'It goes'");
     assert!(page.eval("document.getElementById('send').hidden") == true);
-    page.press("Escape", false);
-    server.wait_until_gone();
+    page.press_key("Escape", false);
+    server.wait_until_client_disconnects();
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .measures").contains("stopped"));
-    assert_eq!(page.text(".exchange:last-child .parts"), "It goes");
-    // The stop button does the same as Esc, also before the first token.
+    assert!(page.visible_text(".exchange:last-child .measures").contains("stopped"));
+    assert_eq!(page.visible_text(".exchange:last-child .parts"), "It goes");
+    // The stop button does the same as Esc, even before the first token.
     ask(&mut page, "And?");
-    server.next_chat();
+    server.next_chat_request();
     page.wait_until("!document.getElementById('stop').hidden");
     page.click("#stop");
-    server.wait_until_gone();
+    server.wait_until_client_disconnects();
     wait_for_end(&mut page);
 
-    // Errors in the middle of a streamed answer are shown below its text.
+    // An error in the middle of a streamed answer is shown below its text.
     ask(&mut page, "Fail");
-    server.next_chat();
+    server.next_chat_request();
     server.do_step(ScriptedStep::Piece("half"));
     server.do_step(ScriptedStep::Error("the engine has <b>ended</b>"));
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
-    assert_eq!(page.text(".exchange:last-child .parts"), "half");
+    assert!(page.visible_text(".exchange:last-child .error").starts_with("the engine has <b>ended</b>"));
+    assert_eq!(page.visible_text(".exchange:last-child .parts"), "half");
     ask(&mut page, "Break");
-    server.next_chat();
+    server.next_chat_request();
     server.do_step(ScriptedStep::Piece("half"));
     server.do_step(ScriptedStep::Hang);
     wait_for_end(&mut page);
-    assert!(page.text(".exchange:last-child .error").starts_with("the connection ended"));
+    assert!(page.visible_text(".exchange:last-child .error").starts_with("the connection ended"));
     check_errors(&mut page, &[]);
 }
 
@@ -390,20 +397,20 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     for (key, works) in [("wrong", false), ("secret", true)] {
         page.eval("document.getElementById('key-now').focus()");
         page.type_text(key);
-        page.press("Enter", false);
+        page.press_key("Enter", false);
         page.wait_until(&format!("(document.getElementById('model').textContent === 'tiny') === {works}"));
         page.wait_until(&format!("document.getElementById('key-form').hidden === {works}"));
     }
     set(&mut page, "max_completion_tokens", "4");
     ask(&mut page, "Hello");
     page.wait_until("document.querySelector('.measures')?.textContent.includes('4 tokens')");
-    // The key is not stored beyond the session of the tab.
+    // The API key is stored only for the session of the browser tab.
     assert_eq!(page.eval("JSON.stringify(localStorage).includes('secret')"), false);
     // The page does not send a file that is larger than the server's limit.
     let large = server.file("large.mp4");
     std::fs::write(&large, vec![0; 1 << 20]).unwrap();
     page.choose_files("#file", &[&large]);
     page.wait_until("document.querySelector('.attached .error')?.textContent.includes('1.3 MiB')");
-    assert!(page.text(".attached .error").contains("--max-body"));
+    assert!(page.visible_text(".attached .error").contains("--max-body"));
     check_errors(&mut page, &["401"]);
 }

@@ -48,7 +48,7 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
         }
     }
     assert_eq!(previews[0]["media"], json!([]));
-    // Media are listed in the order of the prompt, not with all images first.
+    // Media are listed in the order of the prompt; images do not come first.
     let media = previews[2]["media"].as_array().unwrap();
     let kinds: Vec<&str> = media.iter().map(|medium| medium["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["video", "image", "video"]);
@@ -60,14 +60,14 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
         let (shown, drawn) = (mean_color(&png(thumbnail)), mean_color_of(&clip.frames, index));
         assert!(shown.iter().zip(drawn).all(|(a, b)| (a - b).abs() < 6.0), "frame {index}: {shown:?}, drawn {drawn:?}");
     }
-    // The prompt consists of vision tokens and text tokens: without the media it is shorter by the tokens of the media
-    // and by the two marker tokens around each of them.
+    // The prompt consists of text tokens and vision tokens. Without the media it is shorter by the vision tokens and
+    // by two marker tokens for each image or video.
     let plain = server.ok(PREVIEW_PATH, &one_token_request(json!([text])))["prompt_tokens"].as_u64().unwrap();
     let vision: u64 = media.iter().map(|medium| medium["vision_tokens"].as_u64().unwrap() + 2).sum();
     assert_eq!(previews[2]["prompt_tokens"].as_u64().unwrap(), plain + vision);
 }
 
-/// Checks that the numbers of a preview about one image or video agree with each other.
+/// Checks that the numbers in a preview of one image or video are consistent.
 #[track_caller]
 fn check_medium(medium: &Value) {
     let number = |name: &str| medium[name].as_u64().unwrap();
@@ -143,7 +143,7 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
         assert_eq!(preview.error(chat.status), chat.error(preview.status), "{}", &body[..body.len().min(200)]);
     }
     server.get(PREVIEW_PATH).error(405);
-    // The server allows one request at a time; while it runs, a preview is refused, too.
+    // The server allows one request at a time; while it runs, a preview is also refused.
     let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000, "temperature": 0,
         "stream": true})
     .to_string();
@@ -153,7 +153,7 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
     stream.read_exact(&mut [0; 64]).unwrap();
     assert_eq!(server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).error(503)["code"], "unavailable");
     drop(stream);
-    // A preview also frees its place when it has been answered.
+    // A preview that has been answered no longer counts as a running request.
     let begun = Instant::now();
     while server.post(PREVIEW_PATH, &one_token_request(json!("x")).to_string()).status != 200 {
         assert!(begun.elapsed() < Duration::from_secs(60), "the server still counts the preview as running");

@@ -1,4 +1,4 @@
-//! `reel serve` with encrypted connections.
+//! `reel serve` with TLS connections.
 
 #[path = "support/server.rs"]
 mod server;
@@ -56,7 +56,7 @@ fn connections_are_encrypted_with_a_certificate() {
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert!(!stream || reply.body.contains("data: [DONE]"), "{}", reply.body);
     }
-    // Plain HTTP, noise, and clients that send nothing end their own connections only.
+    // Plain HTTP, random bytes, and silent clients end only their own connections.
     let _silent: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
     for bytes in ["GET /health HTTP/1.1\r\nHost: x\r\n\r\n", "\u{16}\u{3}\u{1}noise"] {
         let mut plain = server.connect();

@@ -1,5 +1,5 @@
-//! `reel serve`: tools in chat requests. The weights are random, so forced calls show that the grammar holds, and calls
-//! that the model is free to make are forced by a grammar of the request.
+//! `reel serve` with tools in chat requests. The model's weights are random, so it makes valid calls only if they are
+//! forced: by `tool_choice`, or by a grammar of the request.
 
 #[path = "support/server.rs"]
 mod server;
@@ -8,7 +8,7 @@ mod support;
 use serde_json::{Map, Value, json};
 use server::{Reply, Server, question};
 
-/// Two functions with schemas that a model with random weights can follow to the end.
+/// Returns two functions whose argument schemas a model with random weights can complete.
 fn tools() -> Value {
     let speed = json!({
         "type": "object",
@@ -32,7 +32,7 @@ fn body(fields: Value) -> Value {
     body
 }
 
-/// Checks the calls of a message: ids, types, and arguments that follow the schemas. Returns the names of the called
+/// Checks the calls in a message: ids, types, and arguments that match the schemas. Returns the names of the called
 /// functions.
 #[track_caller]
 fn check_calls(message: &Value) -> Vec<String> {
@@ -63,7 +63,7 @@ fn check_calls(message: &Value) -> Vec<String> {
     names
 }
 
-/// The choices of a streamed answer as a client puts them together, in the form of a whole answer.
+/// Assembles the choices of a streamed answer as a client does, in the form of an answer that is not streamed.
 fn streamed(reply: &Reply, n: usize) -> Vec<Value> {
     let mut events = reply.events();
     assert_eq!(events.pop().as_deref(), Some("[DONE]"));
@@ -99,7 +99,7 @@ fn streamed(reply: &Reply, n: usize) -> Vec<Value> {
     choices
 }
 
-/// The choices without the ids of calls, which are random, and without log-probabilities.
+/// Returns the choices without log-probabilities and without the ids of calls, which are random.
 fn without_ids(choices: &Value) -> Value {
     let mut choices = choices.clone();
     for choice in choices.as_array_mut().unwrap() {
@@ -111,7 +111,7 @@ fn without_ids(choices: &Value) -> Value {
     choices
 }
 
-/// Sends a request whole and streamed, checks that both answers are equal, and returns the choices.
+/// Sends a request twice, once streamed. Checks that both answers are equal, and returns the choices.
 #[track_caller]
 fn ask(server: &Server, fields: Value) -> Vec<Value> {
     let mut body = body(fields);
@@ -138,21 +138,21 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
     for name in ["speed", "stop-now"] {
         let named = json!({"type": "function", "function": {"name": name}});
         for choice in ask(&server, json!({"tool_choice": named, "n": 3})) {
-            // As in OpenAI's API.
+            // The finish reason of a forced call is `stop`, as in OpenAI's API.
             assert_eq!(
                 (check_calls(&choice["message"]), &choice["finish_reason"]),
                 (vec![name.into()], &json!("stop"))
             );
         }
     }
-    // Several calls: the answer goes on with another call until it has `min_tokens` tokens.
+    // The model makes further calls until the answer has `min_tokens` tokens.
     let fields = json!({"tool_choice": "required", "tools": [tools()[1]], "min_tokens": 100, "max_tokens": 200});
     let mut several = ask(&server, fields).remove(0);
     if several["finish_reason"] == "length" {
         several["message"]["tool_calls"].as_array_mut().unwrap().pop();
     }
     assert!(check_calls(&several["message"]).len() > 1, "{several}");
-    // An answer that is cut in the middle of a call has the start of the call's arguments.
+    // If an answer is cut off within a call, it has the beginning of the call's arguments.
     let named = json!({"type": "function", "function": {"name": "speed"}});
     let whole = server.chat(&body(json!({"tool_choice": named, "seed": 1}))).ok();
     let tokens = whole["usage"]["completion_tokens"].as_u64().unwrap();
@@ -166,7 +166,7 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
 #[test]
 fn calls_that_the_model_is_free_to_make_are_found() {
     let server = Server::start(&[]);
-    // The grammar makes the model write what a model that was trained for tool calls would write.
+    // A grammar makes the model generate the text that a model trained for tool calls would generate.
     let call =
         |arguments: &str| format!("<tool_call>\n{{\"name\": \"speed\", \"arguments\": {arguments}}}\n</tool_call>");
     let (one, two) = (call("{\"a\": \"</tool_call> é\"}"), call("{}"));
@@ -187,7 +187,8 @@ fn calls_that_the_model_is_free_to_make_are_found() {
     let first = with(&text, json!({"parallel_tool_calls": false, "tool_choice": "auto", "n": 2}));
     assert_eq!(calls(&first), ["{\"a\": \"</tool_call> é\"}"]);
     assert!(with(&one, json!({}))["message"]["content"].is_null());
-    // The text is not parsed as calls without tools, with tool_choice none, or if a block is no valid call.
+    // The text is not parsed for calls if the request has no tools or tool_choice none, or if a block is not a valid
+    // call.
     for (text, more) in [
         (&*text, json!({"tool_choice": "none"})),
         (&*text, json!({"tools": []})),
@@ -198,7 +199,7 @@ fn calls_that_the_model_is_free_to_make_are_found() {
         assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(text), &json!("stop")));
         assert!(choice["message"].get("tool_calls").is_none(), "{choice}");
     }
-    // Stop strings cut the text before it is searched for calls. The log-probabilities cover all tokens.
+    // Stop strings cut the text before it is parsed for calls. The log-probabilities cover all tokens.
     let stopped = with(&text, json!({"stop": ["I look.\n"]}));
     assert_eq!(stopped["message"]["content"], "");
     let mut logged = body(grammar(&text));
@@ -222,7 +223,7 @@ fn strict_functions_are_called_with_arguments_that_follow_their_schemas() {
     let server = Server::start(&[]);
     let mut strict = tools();
     strict[0]["function"]["strict"] = json!(true);
-    // A bias makes the tokens that begin a call likely.
+    // A logit bias makes the tokens that begin a call likely.
     let tokens = server.send("POST", "/tokenize", "", &json!({"prompt": "<tool_call>"}).to_string()).ok();
     let bias: Map<String, Value> =
         tokens["tokens"].as_array().unwrap().iter().map(|id| (id.to_string(), json!(30))).collect();
@@ -230,7 +231,7 @@ fn strict_functions_are_called_with_arguments_that_follow_their_schemas() {
     let mut count = 0;
     for choice in ask(&server, fields) {
         let mut message = choice["message"].clone();
-        // The last call may be cut.
+        // At the token limit, the last call may be incomplete, so it is removed.
         if choice["finish_reason"] == "length" {
             message["tool_calls"].as_array_mut().map(Vec::pop);
         }
@@ -262,7 +263,7 @@ fn results_of_tools_go_back_into_the_prompt() {
     assert_eq!(first["usage"]["prompt_tokens"], count);
     let preview = server.send("POST", "/v1/preview", "", &body(json!({})).to_string()).ok();
     assert_eq!(preview["prompt_tokens"], count);
-    // The next request has the model's message unchanged, and then the result of its call.
+    // The next request contains the model's message unchanged, and then the result of the call.
     let message = &first["choices"][0]["message"];
     let call = &message["tool_calls"][0];
     messages.as_array_mut().unwrap().push(message.clone());
@@ -277,7 +278,7 @@ fn results_of_tools_go_back_into_the_prompt() {
     assert!(prompt.ends_with(&written), "{prompt}");
     let second = ask(&server, json!({"messages": messages, "max_tokens": 8}));
     assert!(second[0]["message"]["content"].is_string(), "{second:?}");
-    // `reel generate` reads the same request.
+    // `reel generate` accepts the same request.
     let request = body(json!({"messages": messages, "tool_choice": "none", "temperature": 0, "max_tokens": 6}));
     let wanted = server.generate(&request, &[]);
     let answer = server.chat(&request).ok();
@@ -323,7 +324,7 @@ fn wrong_requests_with_tools_are_refused_by_name() {
     ] {
         assert_eq!(server.send("POST", path, "", &fields.to_string()).error(400)["param"], param, "{path}");
     }
-    server.assert_answers();
+    server.assert_still_answers();
 }
 
 #[test]
@@ -350,5 +351,5 @@ fn a_model_folder_without_a_template_for_tools_is_named() {
     let error = server.chat(&body(json!({}))).error(400);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("chat_template.json: has no chat template that mentions `tools`"), "{message}");
-    server.assert_answers();
+    server.assert_still_answers();
 }

@@ -21,7 +21,7 @@ use serde_json::Value;
 use support::{golden, run, tiny_model};
 use tensors::{read_tensors, relative_distance};
 
-/// The logits that `reel score` computes for a golden case on a device.
+/// Computes the logits of a golden case with `reel score` on a device.
 fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     let folder = golden("model").join(case);
     let out = tempfile::tempdir().expect("a folder");
@@ -33,7 +33,7 @@ fn logits(case: &str, device: &str, dtype: &str) -> Vec<f64> {
     read_tensors(&to)["logits"].values.clone()
 }
 
-/// Together the cases have attention heads of 12 to 128 elements, vision windows that the image's edge cuts off,
+/// The cases cover attention heads of 12 to 128 elements, vision windows that are cut off at the image's edge,
 /// images, and a video.
 #[test]
 fn forward_pass_agrees_with_cpu() {
@@ -75,7 +75,7 @@ fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
     assert_eq!(generate(&["--device", "sim", "--interleavings", "3"]), generate(&["--device", "cpu"]));
 }
 
-/// Only device `cuda` has several libraries of matrix products to choose from (`--products`).
+/// The option `--products` selects the library of matrix products; it is only for device `cuda`.
 #[test]
 fn products_are_chosen_on_device_cuda_only() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -95,7 +95,7 @@ fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let (m, d, root, o) = (path(&model), path(&data), path(&case), path(&out));
     let fixed = ["sft", "--model", &m, "--data", &d, "--media-root", &root, "--out", &o, "--no-shuffle", "--quiet"];
     let step = ["--learning-rate", "0.0005", "--max-steps", "1", "--weight-decay", "0.1", "--max-grad-norm", "0.5"];
-    // One row with a small image: a step on the simulator is slow.
+    // The run has one row with a small image, because a step on the simulator is slow.
     let small = ["--gradient-accumulation-steps", "1", "--max-pixels", "12544"];
     run([&fixed[..], &step[..], &small[..], &["--device", device, "--dtype", dtype]].concat()).ok();
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
@@ -115,8 +115,9 @@ fn training_step_agrees_with_cpu() {
             println!("{dtype}: {key} of sim and cpu differ by {:.2e}", (a / b - 1.0).abs());
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a} on sim, but {b} on cpu");
         }
-        // Adam's first step changes every weight by plus or minus the learning rate. If the two devices give a tiny
-        // gradient different signs, its weight differs by twice the learning rate, so the tolerance is wide.
+        // In its first step, Adam changes every weight by plus or minus the learning rate. If a tiny gradient has
+        // different signs on the two devices, its weight differs by twice the learning rate; therefore the tolerance
+        // is large.
         let off = relative_distance("weights", &got.1, &want.1);
         println!("{dtype}: weight changes on sim and cpu differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: weight changes on sim and cpu differ by {off:.2e}, allowed {weights}");
@@ -132,14 +133,15 @@ struct Model {
 }
 
 impl Model {
-    /// Logits of all tokens of these sequences, computed by one forward pass over the packed sequences.
+    /// Computes the logits of all tokens of these sequences in one forward pass over a packed batch.
     fn packed(&self, all: &[Sequence]) -> Vec<f32> {
         let batch = Batch::new(&self.device, &self.config, all, "case").expect("a batch");
         let hidden = self.model.forward(&self.cx, &batch, ForwardOptions::default()).expect("a forward pass");
         self.model.logits(&self.cx, &hidden).expect("logits").to_f32().expect("numbers")
     }
 
-    /// Logits of a sequence that is fed through a KV cache in chunks; `lengths` has the tokens of each chunk.
+    /// Computes the logits of a sequence that passes through a KV cache in chunks; `lengths` has the number of tokens
+    /// of each chunk.
     fn cached(&self, all: Sequence, lengths: &[usize]) -> Vec<f32> {
         let (dtype, tokens) = (self.cx.dtype(), all.input_ids.len());
         let blocks = tokens.div_ceil(KvPages::BLOCK_TOKENS);

@@ -1,4 +1,4 @@
-//! `reel sim run` as a program: arguments, results, findings and exit codes.
+//! `reel sim run` as a command: arguments, results, findings and exit codes.
 
 #[path = "support/sim_kernels.rs"]
 mod sim_kernels;
@@ -49,7 +49,8 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
     let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["ok", "findings", "remarks", "notes", "counters", "interleavings"]);
-    // In the warp that has the last 12 elements, the other 20 lanes are idle, but most warps are full.
+    // Only one warp has idle lanes: it computes the last 12 elements, so 20 of its lanes are idle. No remark is made,
+    // because most warps are full.
     assert_eq!(got["remarks"], serde_json::json!([]));
     assert_eq!(
         (&got["ok"], &got["findings"], &got["notes"]),
@@ -59,8 +60,8 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let counted = &got["counters"]["counted"];
     assert_eq!((&counted["global_bytes_read"], &counted["global_bytes_written"]), (&2400.into(), &1200.into()));
     assert_eq!(counted["blocks"], 3);
-    // Of the twelve warps, ten have threads below 300 and execute three global instructions each; in the last of them
-    // only 12 threads are active.
+    // Ten of the twelve warps have threads below 300, and each of them executes three global-memory instructions. In
+    // the last of the ten, only 12 threads are active.
     assert_eq!(counted["by_class"]["global"], serde_json::json!({"warps": 30, "threads": 900}));
     assert_eq!(got["counters"]["modelled"]["H200"]["multiprocessors"], 3);
 
@@ -116,7 +117,7 @@ fn race_is_reported_with_its_line_and_fails() {
         text.stdout
     );
     assert!(text.stdout.contains(&format!("{} | ld.shared.u32 %r5, [%r4];", line("ld.shared"))), "{}", text.stdout);
-    // The findings and the verdict are the last lines; counts come before them, and only with -v.
+    // The findings and the verdict are the last lines. The counts come before them, only with -v.
     let last = "k.ptx: shift: 1 finding in 8 interleavings";
     assert_eq!(text.stdout.lines().last(), Some(last));
     assert!(text.stdout.lines().count() < 8 && !text.stdout.contains("counted in"), "{}", text.stdout);
@@ -130,8 +131,8 @@ fn race_is_reported_with_its_line_and_fails() {
     );
 }
 
-/// PTX of a kernel that wastes time in three ways: each thread reads a word of a column of a matrix in shared memory
-/// and of one in global memory, both with rows of 128 bytes; then only lane 0 works.
+/// PTX of a kernel that wastes time in three ways. Each thread reads a word of a matrix column in shared memory and
+/// one in global memory, both with rows of 128 bytes; then only lane 0 works.
 const WASTEFUL: &str = "
 .visible .entry wasteful(.param .u64 px) {
     .reg .pred %p<2>; .reg .b32 %r<8>; .reg .b64 %rd<4>;
@@ -153,7 +154,7 @@ DONE:
     ret;
 }";
 
-/// Lines that waste time are named, with what they take and what they need.
+/// Lines that waste time are reported, with the memory transactions that they take and that they need.
 #[test]
 fn slow_lines_are_remarked() {
     let text = format!("{PTX_HEADER}{WASTEFUL}");
@@ -189,7 +190,7 @@ fn slow_lines_are_remarked() {
     }
 }
 
-/// A mutant names the line of the CUDA file if the PTX has line information, else the line of the PTX.
+/// The report of a mutant names the line of the CUDA file if the PTX has line information, else the PTX line.
 #[test]
 fn mutants_name_the_source_line() {
     let dir =
@@ -250,7 +251,8 @@ fn reads_buffers_from_safetensors_files() {
     };
     run("buf:f32:8:@w.safetensors#w").ok();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg1"), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]);
-    // The buffer's type may differ from the stored tensor's type of the same width; then its bits are read unchanged.
+    // The buffer's type may differ from the type of the stored tensor if the width is the same; the bits are then
+    // read unchanged.
     run("buf:u32:8:@w.safetensors#w").ok();
     run("buf:f32:8:@w.safetensors#h").assert_refused(1, &["w.safetensors#h", "BF16", "f32"]);
     run("buf:f32:9:@w.safetensors#w").assert_refused(1, &["w.safetensors#w", "8 elements", "9"]);
@@ -274,8 +276,8 @@ fn tensor_maps_load_boxes() {
     run("tmap:1:u32:16,12:64:8,4:none").ok();
     let want: Vec<f64> = (0..32).map(|i| f64::from((2 + i / 8) * 16 + 8 + i % 8)).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
-    // The same box in a tensor whose rows have only 12 words: its right half is outside of the tensor and is filled
-    // with zeros.
+    // The box is the same, but the tensor's rows have only 12 words: the right half of the box is outside of the
+    // tensor and is filled with zeros.
     run("tmap:1:u32:12,12:64:8,4:none").ok();
     let want: Vec<f64> = want.iter().enumerate().map(|(i, v)| if i % 8 < 4 { *v } else { 0.0 }).collect();
     assert_eq!(stored(dir.path(), "r.safetensors", "arg2"), want);
@@ -337,8 +339,8 @@ fn rejects_wrong_command_lines() {
     run("/dev/zero --grid 1 --block 1").assert_refused(1, &["/dev/zero", "regular file"]);
 }
 
-/// A finding quotes the source file that the PTX names. A device such as /dev/zero never ends and a pipe blocks, so
-/// only a regular file is read.
+/// A finding quotes the source file that the PTX names. Only a regular file is read, because a device such as
+/// /dev/zero never ends and a pipe blocks.
 #[test]
 fn a_device_as_source_file_is_not_read() {
     let located = RACY_SHIFT_PTX.replace("    ld.shared", "    .loc 1 1 1\n    ld.shared");
@@ -357,7 +359,7 @@ fn count_only_makes_one_run() {
     let text = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:64 --count-only");
     assert!(text.ok().starts_with("counted in the first run:\n"), "{}", text.stdout);
     assert!(text.stdout.ends_with("(--count-only)\nk.ptx: shift: counted in 1 run\n"), "{}", text.stdout);
-    // An access outside of the buffer is a finding in such a run, too.
+    // An access outside of the buffer is a finding also with `--count-only`.
     let outside = sim(dir.path(), "k.ptx --grid 4 --block 64 --arg buf:u32:1 --count-only --json");
     outside.assert_refused(1, &["out-of-bounds"]);
     assert!(outside.stdout.starts_with("{") && outside.stdout.contains("\"ok\":false"), "{}", outside.stdout);
@@ -384,8 +386,8 @@ fn compiles_cuda_and_reports_source_lines() {
     bad.assert_refused(1, &["bad.cu: race at line "]);
     let result: Value = serde_json::from_str(&bad.stdout).expect("JSON");
     let findings = result["findings"].as_array().expect("a list");
-    // In some interleavings the load runs before the store of the other thread. This is the same race and is reported
-    // as one.
+    // In some interleavings, the load runs before the other thread's store. Both orders are one race and are reported
+    // once.
     assert!(findings.len() == 1 && findings[0]["kind"] == "race", "{findings:?}");
     let (here, other) = if findings[0]["line"] == 8 { (8, 6) } else { (6, 8) };
     assert_eq!(findings[0]["line"], here);
@@ -396,7 +398,7 @@ fn compiles_cuda_and_reports_source_lines() {
     sim(dir.path(), "wrong.cu --grid 1 --block 1").assert_refused(1, &["wrong.cu:1"]);
 }
 
-/// PTX of a kernel that adds 1 to a word for ever.
+/// PTX of a kernel that never ends: it keeps adding 1 to a word.
 const ENDLESS: &str = "
 .visible .entry endless(.param .u64 px) {
     .reg .b32 %r<2>; .reg .b64 %rd<2>;
@@ -457,7 +459,7 @@ fn messages_name_what_the_user_knows() {
         setp.lt.u32 %p, %r0, 32; @%p bar.sync 1, 256; @!%p bar.sync 2, 256; ret; }";
     let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}{shift}{wait}"))]);
     let run = |line: &str| sim(dir.path(), &format!("k.ptx --grid 1 {line}"));
-    // Without dynamic shared memory the message says what is missing.
+    // If dynamic shared memory is missing, the message says so.
     let got = run("--entry shift --block 64 --arg buf:u32:64");
     assert!(got.stdout.contains("--smem is missing"), "{}", got.stdout);
     assert!(!run("--entry shift --block 64 --arg buf:u32:64 --smem 256").stdout.contains("--smem"));
@@ -468,7 +470,7 @@ fn messages_name_what_the_user_knows() {
         "{}",
         got.stdout
     );
-    // Warps that wait for the same thing share a line.
+    // The report joins warps that wait for the same thing in one line.
     let got = run("--entry wait --block 256 --arg buf:u32:1");
     let waits: Vec<&str> = got.stdout.lines().filter(|l| l.contains("at barrier")).collect();
     assert!(waits.len() == 2 && waits[1].contains("warps 1 to 7 wait"), "{}", got.stdout);
@@ -534,7 +536,7 @@ fn compiler_options_reach_the_compiler() {
 
 #[test]
 fn arguments_of_another_kind_are_refused() {
-    // The argument types of SAXPY_PTX are in its symbol, those of `plain` only in the PTX.
+    // The argument types of SAXPY_PTX are in its C++ symbol, those of `plain` only in the PTX.
     let plain =
         ".visible .entry plain(.param .u64 px, .param .u32 n, .param .f64 a, .param .align 4 .b8 s[12]) { ret; }";
     let dir = folder(&[("k.ptx", format!("{PTX_HEADER}{SAXPY_PTX}\n{plain}"))]);
@@ -566,7 +568,7 @@ fn arguments_of_another_kind_are_refused() {
     plain("buf:f32:4", "u32:1", "u64:1").assert_refused(2, &["--arg u64:1", "parameter 2 (a: .f64)", "write f64:1"]);
 }
 
-/// A PTX file with a statement of `braces.txt` in kernel `k`.
+/// Returns a PTX file whose kernel `k` has a statement of `braces.txt`.
 fn with_statement(statement: &str) -> String {
     format!(
         ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 a) {{
@@ -575,7 +577,8 @@ fn with_statement(statement: &str) -> String {
     )
 }
 
-/// Compares the verdicts of the list with ptxas; the simulator's own test takes the list as given.
+/// Checks the list `braces.txt` of valid and invalid statements against ptxas. The simulator's own test relies on
+/// this list.
 #[test]
 fn the_list_of_operands_in_braces_agrees_with_ptxas() {
     let takes = |statement: &str| compile::registers_of_kernel(&with_statement(statement), "k", &[]).is_some();

@@ -1,9 +1,10 @@
-//! Checks the dependencies between crates and between modules: a crate uses only crates that `docs/design.md` allows,
-//! and no circle of arrows runs through several parts of a crate. A part is a folder in `src` with all folders in it,
-//! or a file in `src`.
+//! Checks the dependencies between crates and between modules. A crate uses only crates that `docs/design.md` allows,
+//! and the parts of a crate have no circular dependency. A part is a file in `src`, or a folder in `src` with all its
+//! subfolders.
 //!
-//! An arrow leads from a file to a file whose items it names, in a `use` line or in a path such as `crate::data::Row`.
-//! Re-exports are followed to the file that defines the item. Code under `#[cfg(test)]` does not count.
+//! A file depends on another file if it names an item of that file, in a `use` line or in a path such as
+//! `crate::data::Row`. Re-exports are followed to the file that defines the item. Code under `#[cfg(test)]` does not
+//! count.
 
 #[path = "structure/circles.rs"]
 mod circles;
@@ -20,7 +21,8 @@ fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folders of all crates of the workspace, relative to the repository; the binary's is empty.
+/// Returns the folders of all crates of the workspace, relative to the repository; the folder of the binary's crate
+/// is empty.
 fn crates() -> Vec<PathBuf> {
     let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).expect("Cargo.toml is there");
     let members = manifest.lines().find_map(|line| line.strip_prefix("members = [")).expect("a list of members");
@@ -63,12 +65,12 @@ fn lines_per_crate_are_printed() {
     assert!(all > 0, "no source file was found below {}", repository().display());
 }
 
-/// Tests of the parser of this program, with source texts as inputs.
+/// Tests of this program's own parser, with source texts as inputs.
 #[cfg(test)]
 mod parser {
     use super::*;
 
-    fn graph(files: &[(&str, &str)]) -> modules::Graph {
+    fn graph(files: &[(&str, &str)]) -> modules::DependencyGraph {
         let dir = tempfile::tempdir().expect("a folder");
         for (name, text) in files {
             let path = dir.path().join(name);

@@ -1,4 +1,5 @@
-//! `--tensor-parallel-size`: several processes compute one model together, and answer with the bits of one process.
+//! `--tensor-parallel-size`: several processes compute one model together, and the answers have the same bits as with
+//! one process.
 
 #[path = "support/server.rs"]
 mod server;
@@ -19,11 +20,13 @@ use support::{
 };
 use tempfile::TempDir;
 
-/// A folder with the model `four`, which has 8 heads and 4 key-value heads of 16 elements, and with a video.
+/// Creates a folder with a video and the model `four`, which has 8 attention heads and 4 key-value heads of 16
+/// elements.
 fn folder() -> TempDir {
     let folder = TempDir::new().expect("a folder");
     run(["init", "--preset", "tiny", "--seed", "5", "--out", text(&folder.path().join("four"))]).ok();
-    // The weights of the preset have the shapes of twice as many heads of half the size.
+    // The preset has half as many heads of twice the size, so its weights have the same shapes and only the config
+    // changes.
     let file = folder.path().join("four/config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
     assert_eq!((&config["num_attention_heads"], &config["num_key_value_heads"]), (&json!(4), &json!(2)));
@@ -35,13 +38,13 @@ fn folder() -> TempDir {
     folder
 }
 
-/// The words of `generate` for a model, with more options.
+/// Runs `reel generate` with a model and more options.
 fn generate(folder: &Path, model: &str, more: &[&str]) -> FinishedRun {
     let words = ["generate", "--model", model, "--device", "cpu", "--nframes", "4", "--max-pixels", "12544"];
     run_in(folder, with_options(&words, more))
 }
 
-/// What `generate --json` prints, without the times.
+/// Returns the output of `generate --json` without the times.
 fn printed(folder: &Path, model: &str, size: &str, more: &[&str]) -> Value {
     let options = [&["--json", "--tensor-parallel-size", size], more].concat();
     let mut printed = generate(folder, model, &options).json();
@@ -55,7 +58,7 @@ fn printed(folder: &Path, model: &str, size: &str, more: &[&str]) -> Value {
     printed
 }
 
-/// A request about the video, with penalties, biases, a grammar and log-probabilities.
+/// Returns a request about the video, with penalties, biases, a grammar and log-probabilities.
 fn request_about_video() -> Value {
     json!({
         "messages": [{"role": "user", "content": [{"type": "video", "video": "v.mp4"}, {"type": "text", "text": "Who?"}]}],
@@ -86,7 +89,7 @@ fn a_prompt_is_answered_with_the_bits_of_one_process() {
     assert_eq!(quantized("2"), alone);
 }
 
-/// An adapter of the golden model `train/model_a`, whose embeddings are not tied.
+/// Writes an adapter for the golden model `train/model_a`, whose embeddings are not tied.
 fn adapter(folder: &Path) -> PathBuf {
     let out = folder.join("adapter");
     let (base, data) = (golden("train/model_a"), golden("train/sft_all_tokens/data.jsonl"));
@@ -121,7 +124,7 @@ fn the_rows_of_a_file_are_answered_with_the_bytes_of_one_process() {
         let options =
             ["--data", "rows.jsonl", "--out", &out, "--temperature", "1", "--n", "2", "--max-new-tokens", "9"];
         let more = ["--batch-size", "3", "--tensor-parallel-size", size];
-        // One row has a missing video.
+        // The video of one row is missing, so the exit code is 1.
         let done = generate(at, "four", &[&options[..], &more].concat());
         assert!(done.code == Some(1) && !done.stderr.contains("[rank 1] error"), "{size}: {}", done.stderr);
         fs::read(at.join(out)).expect("a file")
@@ -174,7 +177,7 @@ fn a_number_of_processes_that_the_model_does_not_allow_is_refused_in_one_line() 
     generate(folder.path(), "four", &options).assert_refused(2, &["--messages: is standard input"]);
     let sim = ["--prompt", "x", "--tensor-parallel-size", "2", "--device", "sim"];
     generate(folder.path(), "four", &sim).assert_refused(2, &["--device: is not possible with several processes"]);
-    // A launcher has started another number of processes.
+    // The launcher has started a different number of processes than the option asks for.
     let launched = |size: &str| {
         let mut command = reel();
         command.envs([("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3")]);
@@ -186,18 +189,18 @@ fn a_number_of_processes_that_the_model_does_not_allow_is_refused_in_one_line() 
     launched("1").assert_refused(1, &["reel generate: runs as one process", "or give --tensor-parallel-size 3"]);
 }
 
-/// A server of the model `four`, of two processes unless `args` say otherwise.
+/// Starts a server of the model `four` with two processes, unless `args` set another number.
 fn start(folder: &Path, args: &[&str]) -> Server {
     let own = TempDir::new().expect("a folder");
     Server::start_with(own, folder.join("four"), &with_options(&["--tensor-parallel-size", "2"], args))
 }
 
-/// The answers' choices.
+/// Returns the choices in the answer to a request.
 fn choices(server: &Server, body: &Value) -> Value {
     server.chat(body).ok()["choices"].take()
 }
 
-/// Requests of different kinds, the first with a video.
+/// Returns requests of different kinds; the first one has a video.
 fn bodies() -> Vec<Value> {
     let mut video = request_about_video();
     video["messages"][0]["content"][0] = json!({"type": "video_url", "video_url": {"url": format!("file://{}", golden("clips/h264_709.mp4").display())}});
@@ -215,7 +218,7 @@ fn a_server_of_two_processes_answers_with_the_bits_of_one() {
     let wanted: Vec<Value> = bodies().iter().map(|body| choices(&alone, body)).collect();
     drop(alone);
     let server = start(folder.path(), &media);
-    // Side by side, twice: the second time, the prefix cache has the prompts.
+    // All requests run at the same time, twice: the second time, the prompts are in the prefix cache.
     for round in 0..2 {
         thread::scope(|scope| {
             let asked: Vec<_> = bodies()
@@ -235,7 +238,7 @@ fn a_server_of_two_processes_answers_with_the_bits_of_one() {
     let metrics = server.send("GET", "/metrics", "", "").body;
     let hits = metrics.lines().find_map(|line| line.strip_prefix("vllm:prefix_cache_hits_total{")).unwrap_or_default();
     assert!(hits.rsplit(' ').next().is_some_and(|hits| hits.parse::<f64>().is_ok_and(|hits| hits > 0.0)), "{metrics}");
-    // A streamed request whose client goes away.
+    // The client of this streamed request disconnects.
     let mut stream = server.connect();
     let long = json!({"messages": question("z"), "max_tokens": 20_000, "ignore_eos": true, "stream": true});
     write_request(&mut stream, "POST", "/v1/chat/completions", "", &long.to_string());
@@ -243,7 +246,7 @@ fn a_server_of_two_processes_answers_with_the_bits_of_one() {
     stream.read_exact(&mut some).expect("the begin of the answer");
     drop(stream);
     assert_eq!(choices(&server, &bodies()[1]), wanted[1]);
-    // Weights are replaced on both processes, and adapters of a wrong model on none.
+    // New weights are loaded by both processes. An adapter of a wrong model is loaded by neither.
     let other = folder.path().join("other");
     run(["init", "--preset", "tiny", "--seed", "6", "--out", text(&other)]).ok();
     fs::copy(folder.path().join("four/config.json"), other.join("config.json")).expect("copied");
@@ -294,7 +297,8 @@ fn a_server_of_two_processes_loads_adapters_and_ends_late_requests() {
     assert_eq!(ask(&server, "second"), wanted[1]);
 }
 
-/// The server ends with an error that names rank 1 when that process is killed, while it is idle or decodes.
+/// If the process of rank 1 is killed, the server ends with an error that names rank 1. This holds while the server
+/// is idle and while it decodes.
 #[test]
 fn a_server_ends_when_one_of_its_processes_is_killed() {
     let folder = folder();

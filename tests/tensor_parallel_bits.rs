@@ -1,5 +1,5 @@
-//! The bits of an element of a matrix product do not depend on the number of columns of the product, so the ranks of a
-//! divided model, each of which computes some columns, have the bits of one process.
+//! The bits of an element of a matrix product do not depend on the number of columns of the product. Therefore a
+//! divided model, in which each rank computes some of the columns, has the same bits as one process.
 
 use std::ops::Range;
 
@@ -8,26 +8,26 @@ use reel_kernels::int8::quantize_row;
 use reel_runtime::ops::{self, InputNorm, Lora, PackedWeight};
 use reel_runtime::{Cx, Tensor};
 
-/// A number below `end` that depends on `i`.
+/// Returns a pseudo-random number below `end` for index `i`.
 fn number(i: u64, end: u64) -> u64 {
     (i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % end
 }
 
-/// A matrix of numbers between -1 and 1.
+/// Returns a matrix of pseudo-random numbers between -1 and 1.
 fn matrix(device: &Device, shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
     let values: Vec<f32> =
         (0..shape[0] * shape[1]).map(|i| number(seed * 1_000_003 + i as u64, 65_521) as f32 / 32_760.5 - 1.0).collect();
     Tensor::from_f32(device, &shape, dtype, &values, MemoryCategory::Weights).expect("a tensor")
 }
 
-/// The bits of the columns `own` of y `[rows, columns]`.
+/// Returns the bits of the columns `own` of y `[rows, columns]`.
 fn columns(y: &Tensor, own: Range<usize>) -> Vec<u32> {
     let values = y.to_f32().expect("numbers");
     let rows = values.chunks_exact(y.shape()[1]);
     rows.flat_map(|row| row[own.clone()].iter().map(|value| value.to_bits())).collect()
 }
 
-/// An int8 weight of the rows of a matrix.
+/// Quantizes the rows of a matrix to int8.
 fn int8(w: &Tensor) -> PackedWeight {
     let [n, k] = [w.shape()[0], w.shape()[1]];
     let mut elements = vec![0; n * k];
@@ -39,7 +39,8 @@ fn int8(w: &Tensor) -> PackedWeight {
     packed
 }
 
-/// Checks that each of `count` parts of the columns of each kind of product has the bits of the whole product.
+/// Divides the columns of each kind of matrix product into `count` parts. Checks that each part has the same bits as
+/// in the whole product.
 fn check(device: &Device, dtype: DType, [rows, n, k]: [usize; 3], count: usize) {
     let cx = Cx::inference(device, dtype);
     let x = matrix(device, [rows, k], dtype, 1);
@@ -48,7 +49,7 @@ fn check(device: &Device, dtype: DType, [rows, n, k]: [usize; 3], count: usize) 
     let weight = &matrix(device, [1, k], dtype, 5).reshape(&[k]).expect("a vector");
     let norm = InputNorm { weight, eps: 1e-6 };
     let (down, b) = (matrix(device, [8, k], dtype, 6), matrix(device, [n, 8], dtype, 7));
-    // The rows `own` of the weights give the columns `own` of each product.
+    // The rows `own` of the weights determine the columns `own` of each product.
     let products = |own: Range<usize>| {
         let part = |t: &Tensor| t.rows(own.start, own.len()).expect("rows");
         let (w, up, bias) = (part(&w), part(&up), part(&bias));

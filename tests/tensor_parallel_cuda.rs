@@ -1,5 +1,5 @@
-//! A model that is divided among GPUs, without GPUs: each rank is a thread of the test with a fake GPU of its own, and
-//! the ranks gather activations by the fake NCCL.
+//! A divided model on fake GPUs: each rank is a thread of the test with a fake GPU of its own, and the ranks gather
+//! activations by a fake NCCL.
 
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
@@ -23,21 +23,22 @@ use reel_train::step::shard_exchange;
 use fake_gpu::{assert_no_violations_or_leaks, fake_cuda};
 use support::golden;
 
-/// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
+/// Memory of a fake GPU in bytes: enough for the model and the 32 MiB workspace of matrix products.
 const GPU_BYTES: u64 = 48 << 20;
 const RANKS: usize = 2;
 
-/// A prompt of text and one of an image of 2 x 2 patches, for `train/model_a`.
+/// Returns a text prompt, and a prompt with an image of 2 x 2 patches, for `train/model_a`.
 fn prompts() -> [ModelInput; 2] {
     let text = ModelInput::from_text_tokens((0..19).map(|i| 1 + (i * 7) % 350).collect());
-    // The tokens that begin an image, stand for its patches, and end it.
+    // The token ids that begin an image, stand for its patches, and end it.
     let mut image = ModelInput::from_text_tokens(vec![409, 412, 410, 8, 15]);
     image.pixel_values = Some((0..4 * 3 * 2 * 14 * 14).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect());
     image.image_grid_thw = vec![[1, 2, 2]];
     [text, image]
 }
 
-/// The completions of both prompts, one greedy and two sampled, and the memory of the device with the KV cache.
+/// Generates three completions for each prompt, one greedy and two sampled. Returns them, and the device memory in
+/// use with the KV cache.
 fn generate(device: &Device, dtype: DType, ranks: Option<&Arc<Ranks>>) -> (Vec<Completion>, MemoryUse) {
     let folder = golden("train").join("model_a");
     let config = ModelConfig::open(&folder).expect("a configuration");
@@ -62,7 +63,7 @@ fn generate(device: &Device, dtype: DType, ranks: Option<&Arc<Ranks>>) -> (Vec<C
     (completions, device.memory())
 }
 
-/// The bytes of a category.
+/// Returns the bytes in use of a memory category.
 fn bytes(memory: &MemoryUse, category: &str) -> usize {
     memory.now.iter().find(|(name, _)| *name == category).expect("a category").1
 }
@@ -104,7 +105,8 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
                         "activations went through host memory"
                     );
                     assert_eq!(bytes(&memory, "kv_cache") * RANKS, bytes(whole, "kv_cache"));
-                    // All weights but those that every rank has whole: the vision tower, the embedding table, norms.
+                    // Counts the weights that are divided: all except those that every rank has whole, which are the
+                    // vision tower, the embedding table and the norms.
                     let text = &config.text;
                     let (h, inner) = (text.hidden_size, text.intermediate_size);
                     let kv = text.num_key_value_heads * text.head_dim;
@@ -116,7 +118,7 @@ fn two_fake_gpus_generate_the_tokens_of_one_with_half_of_its_memory() {
                     Arc::into_inner(ranks).expect("the engine is gone").leave().expect("all ranks leave");
                 })
             };
-            // The scope waits for the threads.
+            // The scope joins the threads at its end.
             devices.into_iter().enumerate().for_each(|device| drop(start(device)));
         });
         fakes.iter().for_each(|fake| assert_no_violations_or_leaks(fake, "two GPUs"));

@@ -1,4 +1,4 @@
-//! `reel sft` through the binary: golden steps, what results depend on, options and configuration files.
+//! `reel sft` as a command: golden steps, what affects the results, options and configuration files.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -34,7 +34,7 @@ fn sft_videorft_rows() {
     check_training_case(reel(), "train/sft_videorft_rows", &[]);
 }
 
-/// A trained folder and its checkpoints are used with the frames and pixels that they were trained with.
+/// A trained model folder and its checkpoints are used with the frame and pixel settings of their training.
 #[test]
 fn trained_folders_carry_their_frame_settings() {
     let w = training_folder(2);
@@ -101,7 +101,7 @@ fn config_file_sets_options_and_flags_win() {
     fs::write(w.path().join("on.toml"), "max-steps = 3\nresume-from-checkpoint = \"last\"\n").expect("written");
     run_sft(w.path(), "out", &["--config", "on.toml"]).ok();
     assert_eq!(read_metrics(&w.path().join("out")).len(), 3);
-    // Options for output and the start are options, too.
+    // A configuration file can also set the options for output and start.
     let output = "max_steps: 2\njson: true\nquiet: true\nverbose: true\noffline: true\ntrace: t.json\ngpus: 1\n";
     fs::write(w.path().join("said.yaml"), output).expect("written");
     let said = run_sft(w.path(), "said", &["--config", "said.yaml"]);
@@ -111,7 +111,7 @@ fn config_file_sets_options_and_flags_win() {
     run_sft(w.path(), "more", &many).assert_refused(2, &["--per-device-train-batch-size", "65536"]);
 }
 
-/// Scripts for TRL give both options.
+/// Scripts for TRL set both --resume-from-checkpoint and --overwrite.
 #[test]
 fn overwrite_of_a_resumed_run_is_said_to_have_no_effect() {
     let w = training_folder(4);
@@ -125,7 +125,7 @@ fn overwrite_of_a_resumed_run_is_said_to_have_no_effect() {
     assert_eq!((fresh.code, fresh.stderr.contains(note)), (Some(0), false), "{}", fresh.stderr);
 }
 
-/// A refused command leaves no output folder that would be in the way of the corrected command.
+/// A refused command creates no output folder, which would make the corrected command fail.
 #[test]
 fn refused_options_leave_no_folder() {
     let w = training_folder(2);

@@ -1,4 +1,4 @@
-//! `reel sft` through the binary: runs that are interrupted, resumed, refused or fail.
+//! `reel sft` as a command: runs that are interrupted, resumed, refused, or fail.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -100,7 +100,7 @@ fn second_run_in_a_folder_is_refused() {
     let holder = format!("out: is being written by process {}; ", first.id());
     run_in(w.path(), ["demo", "--out", "out"]).assert_refused(1, &[&holder]);
     run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).assert_refused(1, &[&holder]);
-    // The lock file of a killed process is left, but does not prevent the next run.
+    // The lock file of a killed process remains, but does not prevent the next run.
     first.kill().expect("killed");
     first.wait().expect("it ends");
     assert!(out.join(".reel.lock").exists());
@@ -129,7 +129,7 @@ fn instruction_set_is_recorded_and_compared() {
         doctor.stdout
     );
     assert!(run("plain", &["replay", "out", "--step", "2"]).ok().contains("same bits"));
-    // With an empty REEL_CPU the best instruction set of this machine is used, which may be the plain one.
+    // With an empty REEL_CPU, the best instruction set of this machine is used, which may be `plain`.
     let replayed = run("", &["replay", "out", "--step", "1"]);
     let resumed = run("", &[&train[..], &["3", "--resume-from-checkpoint", "last"]].concat());
     resumed.ok();
@@ -160,7 +160,7 @@ fn non_empty_folder_needs_overwrite() {
     run_sft(w.path(), "out", &["--resume-from-checkpoint", "out/checkpoint-7"]).assert_refused(1, &["checkpoint-7"]);
 }
 
-/// A file of the base model that was changed since the run started is named by a resume and by a replay.
+/// If a file of the base model has changed since the run started, a resume and a replay name the file.
 #[test]
 fn changed_file_of_the_base_model_is_named() {
     let w = training_folder(3);
@@ -220,7 +220,7 @@ fn non_finite_loss_stops_the_run() {
     assert!(!w.path().join("out/model.safetensors").exists(), "non-finite weights were saved");
 }
 
-/// A write that fails half way, as on a full disk, leaves no incomplete model or checkpoint.
+/// A write that fails midway, as on a full disk, leaves no incomplete model or checkpoint.
 #[test]
 fn failed_write_leaves_no_incomplete_files() {
     let w = training_folder(4);
@@ -234,7 +234,7 @@ fn failed_write_leaves_no_incomplete_files() {
     assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
 }
 
-/// The run ends with an error if its output folder is not there any more, instead of writing a part of its files.
+/// If the output folder was removed, the run ends with an error and does not write a part of its files.
 #[test]
 fn removed_output_folder_ends_the_run() {
     let w = training_folder(9);
@@ -248,7 +248,7 @@ fn removed_output_folder_ends_the_run() {
     assert!(!out.join("model.safetensors").exists());
 }
 
-/// After its start, a run does not need the small files of the model folder any more.
+/// After its start, a run no longer needs the small files of the model folder.
 #[test]
 fn run_outlives_the_folder_of_its_model() {
     let w = training_folder(9);
@@ -262,7 +262,7 @@ fn run_outlives_the_folder_of_its_model() {
     }
 }
 
-/// A file that exceeds the limit on file sizes is named by its final path, and the message says how to go on.
+/// An error about the file size limit names the final path of the file, and says how to continue.
 #[test]
 fn checkpoint_above_the_limit_on_file_sizes_says_how_to_go_on() {
     const OPTIONS: &str = "sft --model tiny --data rows.jsonl --out out --learning-rate 1e-3 --save-steps 1 --quiet";

@@ -1,4 +1,4 @@
-//! `reel sft` through the binary: rows with media, malformed rows, and rows that cannot be used.
+//! `reel sft` as a command: rows with media, malformed rows, and rows that cannot be used.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -21,7 +21,7 @@ fn media_columns_equal_media_in_messages() {
     let columns =
         format!(r#"{{"messages": [{{"role": "user", "content": "<image>Red?"}}, {answer}], "images": ["a.png"]}}"#);
     let sharegpt = r#"{"conversations": [{"from": "human", "value": "<image>Red?"}, {"from": "gpt", "value": "yes"}], "image": "a.png"}"#;
-    // Without a mark (`<image>`), the image stands before the text.
+    // If the text has no mark (`<image>`), the image is placed before the text.
     let unmarked = columns.replace("<image>", "");
     let mut seen = Vec::new();
     for (out, row) in
@@ -42,7 +42,8 @@ fn media_columns_equal_media_in_messages() {
     }
 }
 
-/// What a message, a part or a column would lose is named, in `reel sft` and in `reel data check` without a model.
+/// If a part of a message or a column could not be used, the row is refused and the error names the part.
+/// `reel data check` reports it without a model, too.
 #[test]
 fn rows_that_would_lose_something_are_refused() {
     let w = training_folder(1);
@@ -174,13 +175,14 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
         assert!(row["reason"].as_str().is_some_and(|reason| reason.contains(path) && reason.contains("; ")), "{row}");
     }
     assert!(!at.join("q.jsonl.journal").exists());
-    // Rows in the quarantine list are skipped without being read, even if their missing file exists by now.
+    // Rows in the quarantine list are skipped without being read, even if the missing file now exists.
     fs::copy(at.join("good.mp4"), at.join("gone.mp4")).expect("copied");
     let said = run_sft(at, "out", &["--quarantine", "q.jsonl", "--num-train-epochs", "1", "--json"]).json();
     assert_eq!(said["skipped"], 9);
     assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), list);
     run_sft(at, "strict", &["--quarantine", "q.jsonl", "--strict", "--max-steps", "2", "--quiet"]).ok();
-    // A check before a run writes its list of unusable rows to OUT. A list made for other data is refused.
+    // With --check-data, a run first writes its list of unusable rows to OUT. A list that was made for other data is
+    // refused.
     let said = run_sft(at, "checked", &["--check-data", "--max-steps", "1", "--json"]).json();
     assert_eq!(said["skipped"], 8);
     assert_eq!(fs::read_to_string(at.join("checked/quarantine.jsonl")).expect("the list").lines().count(), 8);

@@ -1,5 +1,5 @@
-//! `--serve` of `reel grpo` and `reel sft`: answers come from the weights in training, and requests do not change what
-//! the run computes.
+//! `--serve` of `reel grpo` and `reel sft`: answers come from the weights in training, and requests do not affect the
+//! results of the run.
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -21,16 +21,16 @@ use server::{Server, question, text, wait, write_request};
 use support::{golden, metrics_without_times, reel, reel_with_address_space, run, run_in};
 use tempfile::TempDir;
 
-/// A command that starts in `folder`.
+/// Returns a command with `folder` as its working directory.
 fn command_in(folder: &Path, args: impl IntoIterator<Item = String>) -> Command {
     let mut command = reel();
-    // Without --quiet the run says where it listens.
+    // Without --quiet, the run prints the server's address.
     command.current_dir(folder).args(args.into_iter().filter(|arg| arg != "--quiet"));
     command
 }
 
-/// A GRPO run whose reward command waits in every step while the file `held` exists; meanwhile the device is lent to
-/// the server. The reward command makes the file; [`in_held_steps`] removes it.
+/// Returns the arguments of a GRPO run whose reward command pauses in every step as long as the file `held` exists.
+/// Meanwhile the server uses the device. The reward command creates the file; [`in_held_steps`] removes it.
 fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
     let mut args = grpo_args(out, more);
     let reward = args.iter().position(|arg| arg == "--reward-command").expect("a reward") + 1;
@@ -41,7 +41,7 @@ fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
     args
 }
 
-/// Calls `during` with each number below `steps`, while the run in `folder` is held up in its next step.
+/// Calls `during(server, step)` for each of `steps` steps, while the run in `folder` is paused within that step.
 fn in_held_steps(server: &mut Server, folder: &Path, steps: u64, mut during: impl FnMut(&Server, u64)) {
     for step in 0..steps {
         let begin = Instant::now();
@@ -55,7 +55,7 @@ fn in_held_steps(server: &mut Server, folder: &Path, steps: u64, mut during: imp
     }
 }
 
-/// The step whose weights are in service, as `/v1/models` says it.
+/// Returns the training step whose weights the server uses, from `/v1/models`.
 fn step_in_service(server: &Server) -> Option<u64> {
     let model = server.send("GET", "/v1/models", "", "").ok()["data"][0].take();
     model["root"].as_str()?.rsplit_once("/step-")?.1.parse().ok()
@@ -66,7 +66,7 @@ fn ask(server: &Server) -> Value {
     server.chat(&body).ok()["choices"][0].take()
 }
 
-/// Metrics of a run without times and without the peak of memory, which requests raise.
+/// Returns the metrics of a run without times and without the peak memory, which requests increase.
 fn metrics(out: &Path) -> Vec<Value> {
     let mut lines = metrics_without_times(out);
     lines.iter_mut().filter_map(Value::as_object_mut).for_each(|line| drop(line.remove("peak_bytes")));
@@ -80,7 +80,7 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     let more = ["--max-steps", "6", "--save-steps", "1"];
     run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, held_grpo("served", &more)));
     let mut answers: BTreeMap<u64, Value> = BTreeMap::new();
     in_held_steps(&mut server, &at, 6, |server, step| {
         assert_eq!(step_in_service(server), Some(step));
@@ -101,8 +101,8 @@ fn answers_are_those_of_the_checkpoints_and_change_no_step() {
     assert!(answers.values().any(|answer| *answer != answers[answers.keys().next().unwrap()]), "no step shows");
 }
 
-/// A request does not wait for the end of an evaluation (`--eval-steps`), which lends the device between its decode
-/// steps.
+/// A request does not wait for the end of an evaluation (`--eval-steps`): between its decode steps, the evaluation
+/// lets the server use the device.
 #[test]
 fn requests_are_answered_during_an_evaluation_and_change_no_score() {
     let folder = training_folder();
@@ -122,7 +122,7 @@ fn requests_are_answered_during_an_evaluation_and_change_no_score() {
     let more: Vec<&str> = evaluated.split_whitespace().collect();
     run_in(&at, grpo_args("alone", &more)).ok();
     let more = [&more[..], &["--serve", "0", "--serve-kv-memory", "16"]].concat();
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("served", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("served", &more)));
     let is_evaluating = || at.join("served/eval/step-1/mine.jsonl.partial").exists();
     let mut answers = 0;
     while answers < 2 {
@@ -146,7 +146,7 @@ fn a_request_goes_on_over_steps_and_finishes_after_the_run_was_stopped() {
     let folder = training_folder();
     let at = folder.path().to_path_buf();
     let more = ["--max-steps", "100000", "--serve", "0"];
-    let mut server = Server::of_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("out", &more)));
+    let mut server = Server::start_training_run(folder, at.join("tiny"), command_in(&at, grpo_args("out", &more)));
     let body = json!({"messages": question("x"), "max_tokens": 5_000, "temperature": 0, "stream": true,
         "ignore_eos": true, "stream_options": {"include_usage": true}});
     let mut stream = server.connect();
@@ -180,10 +180,10 @@ fn fine_tuning_serves_too() {
         let fixed = "--learning-rate 1e-3 --max-steps 300 --save-steps 0 --dtype f32 --threads 1 --quiet";
         args.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(String::from).collect::<Vec<_>>()
     };
-    // The system gives no port below 32768 to programs that ask for any free port.
+    // The port is below 32768, because the system never assigns such a port to a program that asks for any free port.
     let port = (20_000..30_000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port");
     let more = ["--serve", &port.to_string(), "--serve-share", "0.9"];
-    let mut server = Server::of_training_run(folder, base.clone(), command_in(&at, sft("served", &more)));
+    let mut server = Server::start_training_run(folder, base.clone(), command_in(&at, sft("served", &more)));
     let answered = (0..3).filter(|_| ask(&server)["finish_reason"].is_string()).count();
     assert_eq!(answered, 3);
     assert_eq!(wait(&mut server.child), Some(0));

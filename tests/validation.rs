@@ -1,6 +1,6 @@
-//! The validation loss of `reel sft` (`--eval-file`, `--val-size`): it is the mean over the learned tokens, with the
-//! same bits for any number of processes and in any micro-batch; it changes nothing in the training; a resumed run has
-//! the evaluations of an uninterrupted one; and the best checkpoint can be the one with the lowest loss.
+//! The validation loss of `reel sft` (`--eval-file`, `--val-size`) is the mean over the learned tokens. Its bits do
+//! not depend on the number of processes or the micro-batch. Validation does not affect training; a resumed run has
+//! the same evaluations as an uninterrupted one; and the best checkpoint can be the one with the lowest loss.
 
 #[path = "support/own_task.rs"]
 mod own_task;
@@ -37,7 +37,7 @@ fn sft(at: &Path, out: &str, more: &[&str]) -> FinishedRun {
     run_in(at, with_options(&with_options(&SFT, more), &["--threads", "1", "--out", out]))
 }
 
-/// The lines of eval.jsonl without the times.
+/// Returns the lines of eval.jsonl without the times.
 fn evaluations(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("eval.jsonl")).expect("eval.jsonl");
     let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -55,7 +55,7 @@ fn loss(line: &Value) -> f64 {
     line["eval_loss"].as_f64().unwrap_or_else(|| panic!("no loss: {line}"))
 }
 
-/// The metrics of a run without the validation loss and without the times.
+/// Returns the metrics of a run without the validation loss and the times.
 fn of_training(out: &Path) -> Vec<Value> {
     let mut lines = metrics_without_times(out);
     for line in lines.iter_mut().filter_map(Value::as_object_mut) {
@@ -78,7 +78,7 @@ fn loss_is_that_of_training_and_training_is_unchanged() {
     assert!(said.stderr.contains("step 2: eval_loss "), "{}", said.stderr);
     let lines = evaluations(&at.join("one"));
     let trained = read_metrics(&at.join("one"));
-    // Step N trains on the weights after step N - 1.
+    // Step N trains with the weights that step N - 1 produced.
     for (before, step) in [(0, 1), (2, 3)] {
         let training = of_step(&trained, step)["loss"].as_f64().expect("a loss");
         let difference = (loss(of_step(&lines, before)) - training).abs();
@@ -86,7 +86,7 @@ fn loss_is_that_of_training_and_training_is_unchanged() {
     }
     assert_eq!(of_step(&trained, 2)["eval_loss"], of_step(&lines, 2)["eval_loss"]);
     assert!(of_step(&trained, 1).get("eval_loss").is_none());
-    // Any micro-batch gives the same bits, and the training is that of a run without validation.
+    // The bits do not depend on the micro-batch, and the training is the same as without validation.
     let file = ["--eval-file", "rows.jsonl", "--report-to", "tensorboard,wandb"];
     sft(at, "a", &file).ok();
     sft(at, "plain", &[]).ok();
@@ -115,8 +115,8 @@ fn loss_is_that_of_training_and_training_is_unchanged() {
     assert!(has_name(&at.join("a")) && has_name(&at.join("a/wandb").join(part)));
 }
 
-/// With ZeRO-3, ranks gather the weights of a unit for the forward passes of validation, and all weights for a
-/// benchmark.
+/// With ZeRO-3, ranks gather the weights unit by unit for the forward passes of validation, and all weights at once
+/// for a benchmark.
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
     let folder = training_folder(9);
@@ -167,7 +167,7 @@ fn held_out_rows_stay_and_the_best_checkpoint_has_the_lowest_loss() {
     let at = folder.path();
     let held_out = ["--val-size", "5", "--save-total-limit", "1"];
     let epoch = ["--max-steps", "0", "--num-train-epochs", "2", "--gradient-accumulation-steps", "1"];
-    // 7 rows are left for training.
+    // The other 7 rows are left for training.
     assert!(sft(at, "epochs", &[&held_out[..], &epoch].concat()).ok().contains("14 steps"));
     sft(at, "straight", &[&held_out[..], &["--max-steps", "6"]].concat()).ok();
     let straight = evaluations(&at.join("straight"));
@@ -179,21 +179,23 @@ fn held_out_rows_stay_and_the_best_checkpoint_has_the_lowest_loss() {
     assert_eq!((&state["best_global_step"], &state["best_metric"]), (&best["step"], &best["eval_loss"]));
     assert_eq!(state["metric_for_best_model"], "eval_loss");
     assert!(at.join(format!("straight/checkpoint-{}", best["step"])).is_dir());
-    // A resumed run has the same evaluations; other rows would change the training.
+    // A resumed run has the same evaluations. Another number of validation rows is refused, because it would change
+    // the training rows.
     sft(at, "parts", &[&held_out[..], &["--max-steps", "3"]].concat()).ok();
     let resume = ["--resume-from-checkpoint", "last", "--max-steps", "6"];
     let other = sft(at, "parts", &[&resume[..], &["--val-size", "4"]].concat());
     other.assert_refused(2, &["--val-size: is 4.0, but was 5.0 in", "start a new run"]);
     sft(at, "parts", &[&held_out[..], &resume].concat()).ok();
     let of_steps = |lines: Vec<Value>| lines.into_iter().filter(|line| line["step"] != 3).collect::<Vec<_>>();
-    // The run planned 3 steps first, which gives other learning rates, so only the rows are compared.
+    // The interrupted run first planned 3 steps and so had other learning rates; therefore only the rows are
+    // compared.
     let rows = |lines: Vec<Value>| lines.into_iter().map(|line| line["eval_data_hash"].clone()).collect::<Vec<_>>();
     assert_eq!(rows(of_steps(evaluations(&at.join("parts")))), rows(straight));
-    // A replay holds the same rows back, and evaluates nothing.
+    // A replay holds the same rows back, but does not evaluate.
     assert!(run_in(at, ["replay", "straight", "--step", "5"]).ok().contains("gives the same bits"));
 }
 
-/// The checkpoint of step 2 lacks its evaluation, as after an interruption during it.
+/// If the checkpoint of step 2 has no evaluation, as after an interruption, the resumed run makes it.
 #[test]
 fn a_missing_evaluation_is_made_up_for_at_a_resume() {
     let folder = training_folder(6);
@@ -204,15 +206,15 @@ fn a_missing_evaluation_is_made_up_for_at_a_resume() {
     sft(at, "parts", &[&constant[..], &["--max-steps", "2"]].concat()).ok();
     sft(at, "parts", &[&file[..], &["--resume-from-checkpoint", "last"]].concat()).ok();
     assert_eq!(evaluations(&at.join("parts")), evaluations(&at.join("straight")));
-    // The digests of the checkpoint cover the line of step 2 in metrics.jsonl, so this line does not get the loss.
+    // The digests in the checkpoint cover the line of step 2 in metrics.jsonl, so the loss is not added to this line.
     assert_eq!(of_training(&at.join("parts")), of_training(&at.join("straight")));
     let has_loss = |step| of_step(&read_metrics(&at.join("parts")), step).get("eval_loss").is_some();
     assert_eq!((has_loss(2), has_loss(4)), (false, true));
     sft(at, "parts", &[&file[..], &["--resume-from-checkpoint", "last", "--max-steps", "5"]].concat()).ok();
 }
 
-/// The data end after step 4 of 5 because a row is skipped. The checkpoint of step 4 is written before its evaluation,
-/// which is due only because step 4 is the last one, and is then written again.
+/// A skipped row makes the data end after step 4 of 5. Step 4 is thus the last step, for which an evaluation is due.
+/// Its checkpoint is written before the evaluation, and again after it.
 #[test]
 fn evaluation_at_an_early_end_of_the_data_is_in_the_checkpoint() {
     let folder = training_folder(4);
@@ -234,7 +236,8 @@ fn evaluation_at_an_early_end_of_the_data_is_in_the_checkpoint() {
     assert_eq!(evaluations(&at.join("ended")), lines);
 }
 
-/// The rows that are held back do not count as rows that training could still reach.
+/// If no training row can be used, the run ends with an error. Rows that are held out for validation do not count as
+/// training rows.
 #[test]
 fn training_rows_without_media_are_refused_also_if_rows_are_held_out() {
     let folder = training_folder(1);

@@ -1,5 +1,5 @@
-//! `--report-to wandb` through the binary: the folder for `wandb sync` has the numbers of metrics.jsonl, as an
-//! independent parser reads them.
+//! `--report-to wandb` as a command: the folder for `wandb sync` has the numbers of metrics.jsonl, as read by an
+//! independent parser.
 
 mod support;
 
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use support::{FinishedRun, crc32, file_names_in, finished_run, golden, read_metrics, reel, tiny_model};
 
-/// Reads the records of a `.wandb` file. After a file header of 7 bytes it has blocks of 32768 bytes; a record is one
-/// chunk, or several chunks if it crosses blocks.
+/// Reads the records of a `.wandb` file: a file header of 7 bytes, then blocks of 32768 bytes. A record is one chunk,
+/// or several chunks if it crosses blocks.
 fn records(path: &Path) -> Vec<Vec<u8>> {
     let file = fs::read(path).expect("a datastore");
     assert_eq!(file[..7], *b":W&B\xe1\xbe\x00");
@@ -78,14 +78,14 @@ fn number(message: &[u8], number: u64) -> u64 {
     field(message, number).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("a number")))
 }
 
-/// Parses a message whose field 1 is repeated, with a name and a value per element, as a map. `key` is the number of
+/// Parses a message whose field 1 is repeated into a map; each element has a name and a value. `key` is the number of
 /// the name's field; field 16 is the value as JSON.
 fn items(message: &[u8], key: u64) -> BTreeMap<String, Value> {
     let items = fields(message).into_iter().filter(|f| f.0 == 1).map(|f| f.1);
     items.map(|item| (text(&item, key), serde_json::from_str(&text(&item, 16)).expect("JSON"))).collect()
 }
 
-/// The contents of a `.wandb` file, which describe one run.
+/// The contents of a `.wandb` file, which describes one run.
 #[derive(Debug, Default)]
 struct WandbLog {
     id: String,
@@ -127,12 +127,12 @@ fn parse_log(folder: &Path) -> WandbLog {
     log
 }
 
-/// The folders in OUT/wandb, one per run, oldest first.
+/// Returns the folders in OUT/wandb, one per run, oldest first.
 fn runs(out: &Path) -> Vec<PathBuf> {
     file_names_in(&out.join("wandb")).into_iter().map(|name| out.join("wandb").join(name)).collect()
 }
 
-/// Asserts that the logged steps have every number of metrics.jsonl.
+/// Asserts that the logged steps contain every number of metrics.jsonl.
 #[track_caller]
 fn assert_is(log: &WandbLog, lines: &[Value]) {
     assert_eq!(log.steps.len(), lines.len());

@@ -35,7 +35,7 @@ use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightLocation};
 use crate::{output, prompt};
-use progress::{Progress, timing_line};
+use progress::{BenchmarkProgress, timing_line};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
 /// compare two results.
@@ -119,7 +119,7 @@ enum What {
 impl BenchArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if let (None, Some(what)) = (&self.compare, &self.what) {
-            if matches!(what, What::Serve(_)) && self.turns.is_given() {
+            if matches!(what, What::Serve(_)) && self.turns.has_other_program() {
                 let what =
                     "compares two builds of reel by running a measurement with each, but bench serve measures a server";
                 return Err(usage_error("--with", what, "leave it out"));
@@ -127,7 +127,7 @@ impl BenchArgs {
             if self.turns.run(common)? {
                 return Ok(());
             }
-        } else if self.turns.is_given() {
+        } else if self.turns.has_other_program() {
             return Err(usage_error("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
         }
         match (&self.compare, &self.what) {
@@ -302,7 +302,7 @@ impl PrefillArgs {
         })
     }
 
-    /// The prompt that is measured.
+    /// Creates the prompt of the prefill benchmark.
     fn prompt(&self) -> Result<BenchPrompt> {
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
@@ -371,7 +371,7 @@ impl TrainArgs {
     }
 }
 
-/// Refuses options with the value 0, with which there would be nothing to measure.
+/// Returns an error if an option has the value 0, because there would be nothing to measure.
 fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     match amounts.iter().find(|(_, n)| *n == 0) {
         Some((option, _)) => Err(usage_error(option, "is 0, so there would be nothing to measure", "give 1 or more")),
@@ -419,8 +419,16 @@ impl RoundsArgs {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
         let (device, quantization) = (model::open_device(common)?, quantize.quantization());
-        let model =
-            LoadedModel::open_on(&device, &folder, None, &config, quantization, Some(self.weights), None, common)?;
+        let model = LoadedModel::open_on_device(
+            &device,
+            &folder,
+            None,
+            &config,
+            quantization,
+            Some(self.weights),
+            None,
+            common,
+        )?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();
@@ -500,7 +508,7 @@ impl OpArgs {
             return timers.into_iter().try_for_each(|timer| Ok((timer.time)().map(drop)?));
         }
         let limits = PublishedLimits::of_device(&device);
-        let progress = Progress::new(common.quiet || common.json);
+        let progress = BenchmarkProgress::new(common.quiet || common.json);
         progress.show("measuring the roofline ceilings of this machine");
         let mut ceilings = Ceilings::measure(&device)?;
         progress.clear();
@@ -571,7 +579,7 @@ impl OpArgs {
 
     /// Reads the GPU's counters by running this measurement again under ncu. Without ncu, or if ncu fails, returns no
     /// counters and says why in one line on stderr.
-    fn counters(&self, common: &CommonOptions, progress: &Progress) -> Vec<KernelCounters> {
+    fn counters(&self, common: &CommonOptions, progress: &BenchmarkProgress) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
             reel_diagnostic::note!(
                 "bench: the GPU's counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"

@@ -4,19 +4,20 @@ use std::io::{IsTerminal, Write};
 
 use reel_diagnostic::note;
 
-/// Shows what is being done. On a terminal each line replaces the one before; elsewhere each is a line of its own.
-pub struct Progress {
+/// Prints on stderr what is being timed. On a terminal, each line replaces the previous one; elsewhere, each is
+/// printed as a new line.
+pub struct BenchmarkProgress {
     is_quiet: bool,
     is_terminal: bool,
 }
 
-impl Progress {
-    /// Progress on stderr, unless `is_quiet`.
+impl BenchmarkProgress {
+    /// Creates a progress display on stderr. It prints nothing if `is_quiet`.
     pub fn new(is_quiet: bool) -> Self {
         Self { is_quiet, is_terminal: std::io::stderr().is_terminal() }
     }
 
-    /// Shows a line.
+    /// Prints a progress line on stderr.
     pub fn show(&self, text: &str) {
         match (self.is_quiet, self.is_terminal) {
             (true, _) => {}
@@ -25,7 +26,7 @@ impl Progress {
         }
     }
 
-    /// Removes the line from a terminal, before something else is printed.
+    /// Erases the progress line on a terminal, so that other output can follow.
     pub fn clear(&self) {
         if !self.is_quiet && self.is_terminal {
             self.replace_line("");
@@ -33,19 +34,20 @@ impl Progress {
     }
 
     fn replace_line(&self, text: &str) {
-        // Returns to the start of the line and erases it. A terminal that is gone is no reason to end the measurement.
+        // Returns the cursor to the start of the line and erases the line. Write errors are ignored, because a closed
+        // terminal must not end the measurement.
         let mut stderr = std::io::stderr().lock();
         let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
     }
 }
 
-impl Drop for Progress {
+impl Drop for BenchmarkProgress {
     fn drop(&mut self) {
         self.clear();
     }
 }
 
-/// The line about the `n`-th of `count` things to time, counted from 1.
+/// Returns the progress line about benchmark `n` of `count`, counted from 1.
 pub fn timing_line(name: &str, n: usize, count: usize) -> String {
     match count - n {
         0 => format!("timing {name} ({n} of {count})"),

@@ -128,7 +128,7 @@ enum EndpointName {
 
 /// Maximum bytes of a file with API keys (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
-/// Least time between two lines of progress.
+/// Minimum time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 impl ServeArgs {
@@ -199,7 +199,7 @@ impl ServeArgs {
     }
 }
 
-/// The result as JSON, together with the program's version and the client's machine.
+/// Returns the benchmark's result as JSON, together with the program's version and the client's machine.
 fn record(report: &LoadReport) -> Value {
     let mut machine = hardware_json(&Device::cpu(1));
     machine["cpus"] = json!(std::thread::available_parallelism().map_or(1, usize::from));
@@ -221,7 +221,7 @@ fn progress_line() -> OnProgress {
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             *last = Some(Instant::now());
             let Progress { answered, failed, running, .. } = progress;
-            // A write error, because stderr is closed, must not end a measurement.
+            // Write errors are ignored, because a closed stderr must not end the measurement.
             let _ = write!(std::io::stderr(), "\r\x1b[K{answered} answered, {failed} failed, {running} running");
         }
     })
@@ -234,7 +234,7 @@ fn to_error(e: LoadError) -> anyhow::Error {
     }
 }
 
-/// The first line of a file that is not blank.
+/// Returns the first line of the file that is not blank: the API key.
 fn first_key(file: &Path) -> Result<String> {
     let text = input::read_text(file, MAX_KEY_FILE_BYTES).map_err(|e| output::cannot_read(file, e))?;
     let key = text.lines().map(str::trim).find(|line| !line.is_empty());

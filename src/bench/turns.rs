@@ -34,11 +34,11 @@ const MAX_TURNS: usize = 100;
 
 impl ProgramComparisonArgs {
     /// Whether another program is given (`--with`).
-    pub fn is_given(&self) -> bool {
+    pub fn has_other_program(&self) -> bool {
         self.with.is_some()
     }
 
-    /// Compares the two programs and prints the result. Returns false if no other program is given.
+    /// Runs the two programs in turns, compares them and prints the result. Returns false if `--with` is not given.
     pub fn run(&self, common: &CommonOptions) -> Result<bool> {
         let Some(other) = &self.with else { return Ok(false) };
         if !(MIN_TURNS..=MAX_TURNS).contains(&self.turns) {
@@ -87,7 +87,7 @@ impl ProgramComparisonArgs {
     }
 }
 
-/// Runs the measurement with the program `program` and returns the JSON result.
+/// Runs the benchmark command `words` with the program `program` and returns its JSON result.
 fn measure(program: &Path, words: &[String]) -> Result<Value> {
     let help = "run this program alone with the same options to see why";
     let cannot = |what: String| failed(program.display(), what, help);
@@ -102,14 +102,14 @@ fn measure(program: &Path, words: &[String]) -> Result<Value> {
     serde_json::from_slice(&done.stdout).map_err(|e| cannot(format!("printed no result in JSON: {e}")))
 }
 
-/// The index in `words` of an option before `--`, or of `OPTION=VALUE`.
+/// Returns the index in `words` of an option that stands before `--`, also in the form `OPTION=VALUE`.
 fn value_at(words: &[String], option: &str) -> Option<usize> {
     let is_option =
         |word: &String| word.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
     words.iter().take_while(|word| *word != "--").position(is_option)
 }
 
-/// The words of a command line without these options and their values.
+/// Returns the words of a command line without `options` and their values.
 fn without_options(mut words: Vec<String>, options: &[&str]) -> Vec<String> {
     for option in options {
         if let Some(at) = value_at(&words, option) {

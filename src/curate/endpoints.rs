@@ -17,7 +17,7 @@ use crate::fail::usage_error;
 /// Options of the models.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model options")]
-pub struct EndpointFlags {
+pub struct CurationEndpointFlags {
     /// Model that describes videos
     #[arg(long, value_name = "URL|MODEL")]
     caption: Option<String>,
@@ -67,19 +67,19 @@ pub struct EndpointFlags {
     first_wait: f64,
 }
 
-/// The place of a stage's model: an endpoint or this machine.
+/// Where the model of a curation stage runs: on a server, or in this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelLocation {
-    /// At an endpoint with this URL.
+    /// The model behind the endpoint with this URL.
     Url(String),
-    /// In this folder, or on the Hugging Face hub under this id.
+    /// The model in this folder, or with this id on the Hugging Face hub.
     Local(String),
 }
 
 /// Maximum number of tokens of an image if `--image-tokens` is not given.
 const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
-impl EndpointFlags {
+impl CurationEndpointFlags {
     /// Checks all options and returns the model of each stage of a recipe.
     pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelLocation)>> {
         self.check()?;
@@ -151,7 +151,7 @@ impl EndpointFlags {
         self.concurrency.into()
     }
 
-    /// The prices of a stage's model; a local model is free.
+    /// Returns the prices of a stage's model. A local model is free.
     pub fn prices(&self, stage: StageName, place: &ModelLocation) -> Prices {
         match place {
             ModelLocation::Url(_) => value_of_stage(&self.price, stage).map(|price| price.0).unwrap_or_default(),
@@ -164,9 +164,9 @@ impl EndpointFlags {
         value_of_stage(&self.image_tokens, stage).copied().unwrap_or(DEFAULT_IMAGE_TOKENS)
     }
 
-    /// Connects to the server at `url` for the model of a stage. `place` is the model as the options name it: for a
-    /// local model, `url` is the address of this process's own server. Unless `quiet`, the client prints how long the
-    /// server asks it to wait.
+    /// Connects to the server at `url` for the model of a stage. `place` is the model that the options name; for a
+    /// local model, `url` is the address of the server that this process has started. Unless `quiet`, the client
+    /// prints how long the server asks it to wait.
     pub fn connect(
         &self,
         stage: StageName,
@@ -215,7 +215,8 @@ fn place(model: &str) -> ModelLocation {
     }
 }
 
-/// Converts a client's failure before the first request about a row to an error that names the stage's option.
+/// Converts a client's error, which occurs before the first request about a row, to an error that names the stage's
+/// option.
 fn of_client(stage: StageName, failure: ChatFailure) -> anyhow::Error {
     let location = stage.model_option();
     match failure.kind {

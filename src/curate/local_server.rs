@@ -1,4 +1,5 @@
-//! Serves a model of this machine on a free port of this process, so that a stage asks it as any other endpoint.
+//! Serves a local model on a free port of this process, so that a curation stage can send it requests like any other
+//! endpoint.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::model::{self, LoadedModel};
 use crate::prompt::{find_or_download_model, media_options};
 use crate::serve::default_encoders;
 
-/// Maximum size of a request in bytes. A request has the frames of one video; this is far more than 4096 frames need.
+/// Maximum size of a request in bytes (1 GiB). A request has the frames of one video; 4096 frames need far less.
 const BODY_BYTES: usize = 1 << 30;
 const NEW_TOKENS: usize = 1024;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -41,7 +42,8 @@ impl LocalServer {
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
         let quantization = Quantization::None;
-        let loaded = LoadedModel::open_on(&device, &folder, None, &bundle.config, quantization, None, None, common)?;
+        let loaded =
+            LoadedModel::open_on_device(&device, &folder, None, &bundle.config, quantization, None, None, common)?;
         let dtype = model::activation_dtype(common);
         let batch = concurrency.min(model::default_batch_size(&device));
         let kv_bytes = model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
@@ -76,14 +78,14 @@ impl LocalServer {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new().name("local server".into()).spawn(move || {
             reel_serve::serve(served, weights, options, move |address| {
-                // The other thread waits for the address, which this thread sends once the server listens; an early end
-                // drops the sender.
+                // Sends the address once the server listens; the starting thread waits for it. If the server ends
+                // before that, the sender is dropped.
                 let _ = sender.send(address);
             })
         })?;
         match receiver.recv() {
             Ok(address) => Ok(Self { url: format!("http://{address}/v1"), stop, thread: Some(thread) }),
-            // The sender was dropped: the server ended before it listened.
+            // The server ended before it listened, so the sender was dropped.
             Err(_) => match thread.join() {
                 Ok(Err(e)) => Err(e.into()),
                 _ => Err(failed(model, "the server of this model ended before it accepted connections", "start again")),
@@ -92,7 +94,7 @@ impl LocalServer {
     }
 }
 
-/// Media options of the server: requests carry their frames as data: URIs and may not name files or addresses.
+/// Returns the server's media options. Requests carry their frames as data: URIs and may not name files or addresses.
 fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_input::MediaOptions> {
     let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
     media_options(&MediaFlags::default(), worker, Some(folder), access, false, common)

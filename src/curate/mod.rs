@@ -16,7 +16,7 @@ use reel_curate::{CurationRecipe, ResponseFormat, RowLayout, StageName};
 
 use crate::common::CommonOptions;
 use crate::media::WorkerFlags;
-use endpoints::EndpointFlags;
+use endpoints::CurationEndpointFlags;
 use stage_value::StageValue;
 
 /// Build a data set of chains of thought: models describe videos, reason, revise; filters keep the correct chains.
@@ -97,7 +97,7 @@ pub struct CurateRunFlags {
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "LAYOUT")]
     layout: RowLayout,
     #[command(flatten)]
-    endpoints: EndpointFlags,
+    endpoints: CurationEndpointFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
     #[command(flatten)]

@@ -27,7 +27,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::{hub, interrupt, model, output};
 
-/// The HTML page about a curation: file name in OUT.
+/// File name of the curation's HTML page in OUT.
 const REPORT_FILE: &str = "report.html";
 
 /// Time between two lines of progress.
@@ -47,7 +47,7 @@ pub(super) fn run(flags: &CurateRunFlags, common: &CommonOptions) -> Result<()> 
     run.finish(is_complete)
 }
 
-/// A curation whose options are all checked.
+/// A curation whose options have all been checked.
 struct Run<'a> {
     flags: &'a CurateRunFlags,
     common: &'a CommonOptions,
@@ -163,7 +163,7 @@ impl Run<'_> {
             return Ok(());
         }
         for stage in &summary.stages {
-            output::print_line(status::describe(stage))?;
+            output::print_line(status::describe_stage(stage))?;
         }
         for (reason, count) in &summary.reasons {
             output::print_line(format!("rejected {count}: {}", reason.name()))?;
@@ -257,7 +257,7 @@ impl CurateRunFlags {
         })
     }
 
-    /// The prompt of each stage, with the sampling parameters that options set.
+    /// Returns the prompt of each stage, with the sampling parameters that the options set.
     fn prompts(&self) -> Result<BTreeMap<StageName, StagePrompt>> {
         let flags = &self.sampling;
         let mut prompts = BTreeMap::new();
@@ -306,8 +306,8 @@ impl CurateRunFlags {
         })
     }
 
-    /// Checks, before the first paid request, that there is a SigLIP model if free-form chains of thought need one:
-    /// they are compared with the frames.
+    /// Checks, before requests cost money, that a SigLIP model is given if the list has free-form questions: their
+    /// chains of thought are compared with the frames.
     fn check_similarity(&self, curation: &Curation) -> Result<()> {
         match &self.filters.siglip {
             Some(folder) => SiglipConfig::open(folder).map(drop).map_err(Into::into),
@@ -343,7 +343,8 @@ impl Siglip {
     fn open(folder: &Path, common: &CommonOptions) -> Result<Self> {
         let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
         let scorer = SiglipScorer::open(&device, folder, dtype)?;
-        // The id names the weights by folder name and total size: hashing gigabytes in each run would take too long.
+        // The id consists of the weights' folder name and total size. Hashing gigabytes of weights in each run would
+        // take too long.
         let files = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
         let bytes: u64 = files.flatten().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
         Ok(Self { scorer, id: format!("{} {bytes} {}", folder_name(folder), dtype.name()) })

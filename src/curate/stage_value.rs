@@ -1,10 +1,10 @@
-//! The value of an option for one stage or for all: `[STAGE=]VALUE`.
+//! The value of an option that is for one curation stage or for all: `[STAGE=]VALUE`.
 
 use std::str::FromStr;
 
 use reel_curate::StageName;
 
-/// A value of an option, and the stage it applies to; `None` means all stages.
+/// A value of an option with its curation stage; `None` means all stages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageValue<T> {
     stage: Option<StageName>,
@@ -24,7 +24,7 @@ where
     }
 }
 
-/// The value for a stage: the last one given for this stage, else the last one given for all stages.
+/// Returns the value for a stage: the last value given for this stage, else the last value given for all stages.
 pub fn value_of_stage<T>(values: &[StageValue<T>], stage: StageName) -> Option<&T> {
     let last = |wanted| values.iter().rev().find(|own| own.stage == wanted).map(|own| &own.value);
     last(Some(stage)).or_else(|| last(None))

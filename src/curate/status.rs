@@ -1,5 +1,5 @@
-//! `reel curate status`: shows the progress of a curation. It reads the stages' tables, also while a run is in
-//! progress.
+//! `reel curate status`: shows the progress of a curation, also while it runs. It reads the answer tables of the
+//! stages.
 
 use std::path::PathBuf;
 
@@ -50,7 +50,7 @@ impl StatusArgs {
             settings.media
         ))?;
         for stage in &stages {
-            output::print_line(describe(stage))?;
+            output::print_line(describe_stage(stage))?;
         }
         if let Some(Summary { rows, kept, rejected, failed, .. }) = summary {
             output::print_line(format!(
@@ -62,7 +62,7 @@ impl StatusArgs {
 }
 
 /// Describes a stage in one line.
-pub fn describe(stage: &StageSummary) -> String {
+pub fn describe_stage(stage: &StageSummary) -> String {
     format!(
         "{:8} {} of {} answered, {} failed, {} open; {} + {} tokens, ${:.4}, {:.1} s; {}",
         stage.stage.name(),

@@ -61,7 +61,7 @@ impl CheckArgs {
         Ok(result)
     }
 
-    /// The first problems of a kind, as many as are listed (`--show`).
+    /// Returns the first problems of a kind, at most as many as `--show` allows.
     fn first<'a>(
         &self,
         stats: &'a DataStats,

@@ -80,19 +80,20 @@ pub struct InspectFlags {
 }
 
 impl InspectFlags {
-    /// The data files joined by commas, as `--data` of the training commands takes them.
+    /// Returns the data files joined by commas, as `--data` of the training commands takes them.
     fn data(&self) -> PathBuf {
         self.data.iter().map(|path| path.as_os_str()).collect::<Vec<_>>().join(OsStr::new(",")).into()
     }
 
-    /// Inspects all rows: whether `command` can use each row, or, if it is `None`, any training command.
+    /// Inspects all rows and checks whether they can be used by `command`, or by at least one training command if
+    /// `command` is `None`.
     fn inspect(&self, common: &CommonOptions, command: Option<TrainingCommand>) -> Result<DataStats> {
         let data = hub::local_data_path("--data", &self.data())?;
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
         let media = MediaOptions {
             profile,
-            overrides: self.media.overrides(profile)?,
+            overrides: self.media.limit_overrides(profile)?,
             decoder: self.worker.decode_worker(common)?,
             access: self.access.media_access(&media_root),
             ..MediaOptions::default()

@@ -12,7 +12,7 @@ use super::InspectFlags;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// The most values of a column that are printed.
+/// Maximum number of values of a column that are printed.
 const MAX_VALUES: usize = 10;
 
 /// Count the rows of a data file by kind, and show video durations and token counts with percentiles.
@@ -31,7 +31,7 @@ pub struct StatsArgs {
     html: Option<PathBuf>,
 }
 
-/// The distributions that were measured, each with name and unit.
+/// Returns the measured distributions, each with its name and unit.
 pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static str, &Distribution)> {
     let all = [
         ("video duration", "s", &stats.video_seconds),
@@ -42,7 +42,7 @@ pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static st
     all.into_iter().filter_map(|(name, unit, own)| Some((name, unit, own.as_ref()?))).collect()
 }
 
-/// A distribution in one line.
+/// Formats a distribution as one line of text.
 pub(super) fn distribution_line(name: &str, unit: &str, d: &Distribution) -> String {
     let number = |value: f64| if value.fract() == 0.0 { format!("{value}") } else { format!("{value:.2}") };
     let [min, p50, p90, p99, max, mean] = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);

@@ -76,7 +76,7 @@ impl AblateArgs {
             for (variant, own) in variants.iter().zip(&rows) {
                 let (first, extraction) = (variants[0].args.what.extraction, variant.args.what.extraction);
                 let report = score_benchmark(task, own, extraction)?;
-                // Runs that differ only in the extraction of answers have the same predictions, so there is no paired
+                // The runs differ only in how answers are extracted from the same predictions, so there is no paired
                 // difference.
                 let difference = match first == extraction {
                     true => Some(compare_runs(task, [&rows[0], own], extraction)?),
@@ -114,8 +114,9 @@ impl AblateArgs {
         self.what.out.clone().unwrap_or_default()
     }
 
-    /// The runs. A run's arguments are this command line without `ablate` and `--option`, followed by `--out` and the
-    /// option's value; of options that are given twice, the last one counts.
+    /// Returns the runs, one for each value of the option. The arguments of a run are this command line without
+    /// `ablate` and `--option`, followed by `--out` and the option's value. If an option is given twice, the last one
+    /// counts.
     fn variants(&self, parser: &Command) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
         let wrong = |what: &str| {

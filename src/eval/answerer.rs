@@ -1,4 +1,4 @@
-//! The answerer: what answers the questions of a benchmark, a model in this process (`--model`) or a server
+//! The source of the answers to a benchmark's questions: a model in this process (`--model`) or a server
 //! (`--endpoint`).
 
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use crate::endpoint::model_name;
 use crate::fail::usage_error;
 use crate::media::MediaFlags;
 use crate::model::WeightLocation;
-use crate::predictor::{PredictionJob, Predictor, RunProcesses, sampling_options, typed_decimal};
+use crate::predictor::{PredictionJob, Predictor, WorkDivision, sampling_options, shortest_decimal};
 use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
 
-/// What answers questions.
+/// The source of the answers: a model in this process, or a server.
 pub(super) enum AnswerSource<'c> {
     Model(Box<Predictor<'c>>),
-    Server(Box<Server<'c>>),
+    Server(Box<ChatApiServer<'c>>),
 }
 
 /// A server with OpenAI's chat API.
-pub(super) struct Server<'c> {
+pub(super) struct ChatApiServer<'c> {
     client: ChatClient,
     url: String,
     /// The name of the model in the server's list of models.
@@ -39,7 +39,7 @@ pub(super) struct Server<'c> {
 
 impl<'c> AnswerSource<'c> {
     /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model. `process` is this
-    /// process, if several share the rows.
+    /// process if several processes share the rows.
     pub(super) fn open(
         options: &'c EvalRunFlags,
         common: &'c CommonOptions,
@@ -49,11 +49,11 @@ impl<'c> AnswerSource<'c> {
             (Some(model), None) => {
                 let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
                 let device = model::open_device(common)?;
-                // The parts of an evaluation (`--shard`) and its processes may run at the same time on one machine, so
-                // they share the memory-mapped files.
+                // Several processes on this machine may evaluate at the same time: other parts (`--shard`) or other
+                // ranks. They share the memory-mapped weight files.
                 let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
                 let place = has_others.then_some(WeightLocation::Mapped);
-                let processes = process.map_or(RunProcesses::One, RunProcesses::ShareRows);
+                let processes = process.map_or(WorkDivision::One, WorkDivision::ShareRows);
                 let (quantize, batch) = (options.quantize, options.batch_size);
                 let predictor = Predictor::open(&flags, quantize, place, device, batch, common, processes)?;
                 Ok(Self::Model(Box::new(predictor)))
@@ -63,13 +63,14 @@ impl<'c> AnswerSource<'c> {
                 let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref(), quiet)?;
                 options.server.concurrency()?;
                 let model = model_name(&client)?;
-                Ok(Self::Server(Box::new(Server { client, url: url.clone(), model, options, common })))
+                Ok(Self::Server(Box::new(ChatApiServer { client, url: url.clone(), model, options, common })))
             }
             _ => Err(usage_error("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
         }
     }
 
-    /// Options for loading images and videos: the limits of the run that trained the model, unless options set others.
+    /// Returns the options for loading images and videos. Limits that no option sets are those of the run that
+    /// trained the model.
     pub(super) fn media_options(
         &self,
         flags: &MediaFlags,
@@ -84,7 +85,7 @@ impl<'c> AnswerSource<'c> {
         media_options(flags, &options.worker, trained_folder, access, false, common)
     }
 
-    /// The options that influence the predictions of a run. A resumed run must have the same options.
+    /// Returns the options that influence the predictions. A resumed run must have the same values.
     pub(super) fn options_that_must_match(
         &self,
         sampling: &SamplingSettings,
@@ -104,7 +105,7 @@ impl<'c> AnswerSource<'c> {
         }
     }
 
-    /// Writes the answers of a job, continuing the file that an earlier run has left.
+    /// Writes the predictions of a job; continues the file if an earlier run has left one.
     pub(super) fn run(&mut self, job: PredictionJob<'_>) -> Result<()> {
         match self {
             Self::Model(predictor) => predictor.run(job).map(drop),
@@ -113,7 +114,7 @@ impl<'c> AnswerSource<'c> {
     }
 }
 
-impl Server<'_> {
+impl ChatApiServer<'_> {
     fn run(&self, job: PredictionJob<'_>) -> Result<()> {
         let rows = job.rows.data().len();
         let data = (job.data.0, job.data.1, rows);
@@ -145,18 +146,18 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The sampling fields of every request. Fields that OpenAI's API does not have are left out if they have their
-    /// default value.
+    /// Returns the sampling fields of every request. Fields that are not part of OpenAI's API are left out if they
+    /// have their default value.
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();
-        params.insert("temperature".into(), typed_decimal(of.temperature));
-        params.insert("top_p".into(), typed_decimal(of.top_p));
+        params.insert("temperature".into(), shortest_decimal(of.temperature));
+        params.insert("top_p".into(), shortest_decimal(of.top_p));
         if of.top_k != 0 {
             params.insert("top_k".into(), json!(of.top_k));
         }
         if of.repetition_penalty != 1.0 {
-            params.insert("repetition_penalty".into(), typed_decimal(of.repetition_penalty));
+            params.insert("repetition_penalty".into(), shortest_decimal(of.repetition_penalty));
         }
         params.extend(self.options.server.request_fields());
         params

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_eval::{Comparison, Extraction, ScoreDifference, Task, compare_runs};
 use serde_json::Value;
 
-use super::results::{predictions_file, read_predictions, read_settings, tasks_of_output_folder, write_json};
+use super::results::{predictions_file, read_predictions, read_run_settings, tasks_of_output_folder, write_json};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
@@ -78,7 +78,7 @@ impl CompareArgs {
     }
 }
 
-/// The name of the benchmark in the first row of a predictions file.
+/// Returns the name of the benchmark in the first row of a predictions file.
 fn benchmark_of(file: &Path) -> Option<String> {
     let text = output::read_file(file).ok()?;
     let first = text.split(|&byte| byte == b'\n').find(|line| !line.is_empty())?;
@@ -89,7 +89,7 @@ fn benchmark_of(file: &Path) -> Option<String> {
 /// Prints a note if the runs differ in recorded options, for example in frames or decoding: the comparison then also
 /// measures the effect of these options.
 fn warn_of_other_protocols(files: &[PathBuf; 2], quiet: bool) {
-    let [Ok(a), Ok(b)] = [read_settings(&files[0]), read_settings(&files[1])] else { return };
+    let [Ok(a), Ok(b)] = [read_run_settings(&files[0]), read_run_settings(&files[1])] else { return };
     let (Some(a), Some(b)) = (a["options"].as_object(), b["options"].as_object()) else { return };
     let names: Vec<&String> = a.keys().chain(b.keys().filter(|name| !a.contains_key(*name))).collect();
     let differing: Vec<String> = names

@@ -1,5 +1,5 @@
-//! `reel eval merge`: joins the parts that runs with `--shard` wrote into one predictions file, equal byte for byte to
-//! that of a run without `--shard`, and scores it.
+//! `reel eval merge`: joins the predictions of all parts of an evaluation (`--shard`) into one file and scores them.
+//! The file has the same bytes as that of a run without `--shard`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -10,8 +10,8 @@ use clap::Args;
 use reel_eval::{Extraction, Task};
 use serde_json::{Value, json};
 
-use super::page::{self, PageFlags};
-use super::results::{self, predictions_file, read_settings, tasks_of_output_folder};
+use super::page::{self, EvaluationPageFlags};
+use super::results::{self, predictions_file, read_run_settings, tasks_of_output_folder};
 use super::shard::Shard;
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -46,7 +46,7 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
     #[command(flatten)]
-    page: PageFlags,
+    page: EvaluationPageFlags,
 }
 
 impl MergeArgs {
@@ -73,25 +73,25 @@ impl MergeArgs {
         }
         results::write_lm_eval_results(&self.folder, &scored)?;
         let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
-        page::write_page(
-            &page::page_path(&self.folder),
-            &page::read_run(&self.folder, &tasks)?,
+        page::write_evaluation_page(
+            &page::evaluation_page_path(&self.folder),
+            &page::read_evaluation_run(&self.folder, &tasks)?,
             None,
             &frames,
             common,
         )?;
-        results::print_reports(&scored, common)?;
+        results::print_benchmark_reports(&scored, common)?;
         results::error_if_rows_failed(&scored, &self.folder)
     }
 }
 
-/// A complete part of a run.
+/// One part of an evaluation (`--shard`) whose predictions are complete.
 struct Part {
     file: PathBuf,
     settings: Value,
 }
 
-/// The parts of a benchmark in order; empty if there is none.
+/// Returns the parts of a benchmark in order; empty if there are none.
 fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
     let entries = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -118,7 +118,7 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
             let what = format!("is missing or not complete: part {shard} of {}", task.title);
             return Err(failed(file.display(), what, format!("run this part with --shard {shard} --resume")));
         }
-        let mut settings = read_settings(&file)?;
+        let mut settings = read_run_settings(&file)?;
         settings["options"].as_object_mut().map(|options| options.shift_remove("shard"));
         if let Some(first) = parts.first() {
             refuse_other_settings(&file, &settings, first)?;
@@ -169,8 +169,8 @@ fn join(parts: &[Part], joined: &Path) -> Result<()> {
         }
         rows += 1;
     }
-    // Part I of N has the rows whose number leaves the remainder I modulo N. Rows are read in turn from the parts, so
-    // all parts have ended when the first one has no further row; their row counts are checked here.
+    // Part I of N has the rows with index ≡ I (mod N), so the rows are read from the parts in turn. When the first
+    // part has no further row, the other parts must have ended as well; this loop checks their row counts.
     for (index, part) in parts.iter().enumerate() {
         let expected = (rows + parts.len() - 1 - index) / parts.len();
         if part.settings["rows"].as_u64() != Some(expected as u64) {

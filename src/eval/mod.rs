@@ -26,7 +26,7 @@ use reel_train::options::Recipe;
 use shard::Shard;
 
 use crate::common::CommonOptions;
-use crate::endpoint::EndpointFlags;
+use crate::endpoint::EndpointRequestFlags;
 use crate::fail::usage_error;
 use crate::generate::parse_top_k;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
@@ -54,7 +54,7 @@ pub struct EvalArgs {
     run: EvalRunFlags,
 }
 
-/// What `reel eval` does besides running a model.
+/// Subcommands of `reel eval`.
 #[derive(Subcommand, Debug)]
 enum EvalCommand {
     /// Measure how much an option changes the scores: a run for each of its values
@@ -174,9 +174,9 @@ pub struct EvalRunFlags {
     #[command(flatten)]
     worker: WorkerFlags,
     #[command(flatten)]
-    server: EndpointFlags,
+    server: EndpointRequestFlags,
     #[command(flatten)]
-    page: page::PageFlags,
+    page: page::EvaluationPageFlags,
 }
 
 impl EvalArgs {

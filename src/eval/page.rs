@@ -13,7 +13,7 @@ use reel_report::evaluation::{
 };
 use serde_json::Value;
 
-use super::results::{check_benchmark, predictions_file, read_settings};
+use super::results::{predictions_file, read_run_settings, refuse_rows_of_other_benchmark};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::WorkerFlags;
@@ -28,7 +28,7 @@ const ROUNDING: f64 = 1e-6;
 
 /// Options for the frames in the page of an evaluation.
 #[derive(Args, Clone, Debug)]
-pub struct PageFlags {
+pub struct EvaluationPageFlags {
     /// Maximum MiB of frames in the page (report.html), those of wrong answers first; 0 leaves them out [default: 16]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=1024))]
     frames_mib: Option<u64>,
@@ -37,13 +37,13 @@ pub struct PageFlags {
 /// MiB of frames in the page if `--frames-mib` is not given.
 const DEFAULT_FRAMES_MIB: u64 = 16;
 
-impl PageFlags {
-    /// Whether an option for the page's frames is given.
-    pub fn is_given(&self) -> bool {
+impl EvaluationPageFlags {
+    /// Returns true if an option for the frames of the page is given.
+    pub fn has_frame_options(&self) -> bool {
         self.frames_mib.is_some()
     }
 
-    /// The source of the frames. `media_root` replaces the media folder that the run's settings name.
+    /// Returns the source of the frames for the page. `media_root` replaces the media folder in the run's settings.
     pub fn frame_source(
         &self,
         media_root: Option<&Path>,
@@ -64,7 +64,7 @@ impl PageFlags {
 ///
 /// # Errors
 /// A file is missing or damaged, has the answers of another benchmark, or the scores are not those of the answers.
-pub fn read_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
+pub fn read_evaluation_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
     let benchmarks = tasks.iter().map(|task| read_benchmark(folder, task)).collect::<Result<_>>()?;
     Ok(EvaluationRun { name: folder.display().to_string(), benchmarks })
 }
@@ -72,7 +72,7 @@ pub fn read_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRun> {
 fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     let file = predictions_file(folder, &task.name);
     let rows = lines::parse_json_lines(&file, Answer::from_json_line)?;
-    check_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
+    refuse_rows_of_other_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
     let answers: Vec<Answer> = rows.into_iter().map(|(line, answer)| Answer { line, ..answer }).collect();
     let scores = folder.join(format!("{}.json", task.name));
     let help = format!("score the answers again with reel eval merge {}", folder.display());
@@ -88,12 +88,13 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
         return Err(wrong(format!("does not have the scores of the answers in {}", file.display())));
     }
-    let settings = read_settings(&file)?;
+    let settings = read_run_settings(&file)?;
     Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })
 }
 
-/// Writes the page of a run. If `against` is given, this second run over the same questions is shown beside the first.
-pub fn write_page(
+/// Writes the page of a run. If `against` is given, the page shows this second run over the same questions beside the
+/// first.
+pub fn write_evaluation_page(
     page: &Path,
     run: &EvaluationRun,
     against: Option<&EvaluationRun>,
@@ -115,8 +116,8 @@ pub fn write_page(
     output::write_file(page, html.as_bytes())
 }
 
-/// Whether `reel eval` wrote the folder, which then has a settings file of predictions. A settings file that cannot be
-/// read counts too, so that a later error names it.
+/// Returns true if `reel eval` wrote the folder: it then has a settings file of predictions. An unreadable settings
+/// file also counts, so that a later error names it.
 pub fn is_evaluation(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -129,7 +130,7 @@ pub fn is_evaluation(folder: &Path) -> bool {
     settings.into_iter().any(|name| command(name) != Some(false))
 }
 
-/// The path of the page of the run in the folder `out`.
-pub fn page_path(out: &Path) -> PathBuf {
+/// Returns the path of the evaluation page in the folder `out`.
+pub fn evaluation_page_path(out: &Path) -> PathBuf {
     out.join(REPORT_PAGE_FILE)
 }

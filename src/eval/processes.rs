@@ -1,4 +1,5 @@
-//! An evaluation as one process or as several, which share the questions: by `--gpus N` or by a launcher.
+//! Runs an evaluation as one process or as several processes that share the questions. `--gpus N` or a launcher
+//! starts them.
 
 use std::path::Path;
 
@@ -10,8 +11,8 @@ use crate::ranks::RunProcess;
 use crate::{hub, launch, ranks};
 
 /// Calls `evaluate` with the options of this process and, if it is one of several, with the process. With `--gpus N`
-/// and no launcher, starts N processes instead and waits for them. Returns the result of `evaluate` on the process that
-/// prints, else `None`.
+/// and no launcher, it starts N processes instead and waits for them. Returns the result of `evaluate` on the process
+/// that prints, else `None`.
 pub(super) fn run_evaluation_processes<T>(
     what: &EvalBenchmarkFlags,
     options: &EvalRunFlags,
@@ -21,7 +22,7 @@ pub(super) fn run_evaluation_processes<T>(
     if options.endpoint.is_some() {
         ranks::refuse_several_processes("eval --endpoint")?;
     }
-    match (ranks::world()?, options.gpus) {
+    match (ranks::world_from_environment()?, options.gpus) {
         (Some(world), gpus) => {
             ranks::refuse_wrong_gpu_count(gpus, &world)?;
             options.validate(what)?;
@@ -33,9 +34,9 @@ pub(super) fn run_evaluation_processes<T>(
         }
         (None, Some(count @ 2..)) => {
             let (data, _) = options.validate(what)?;
-            // Downloaded once here, and then found by each process.
+            // The data set is downloaded here once, and each process then finds it in the cache.
             hub::local_benchmark_path("--data", data)?;
-            launch::run("--gpus", count as usize).map(|()| None)
+            launch::launch_processes("--gpus", count as usize).map(|()| None)
         }
         (None, _) => evaluate(None, common).map(Some),
     }

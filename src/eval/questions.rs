@@ -1,4 +1,4 @@
-//! The questions of benchmarks, and the fixed protocol by which they are asked. `reel eval` and evaluations during
+//! The questions of benchmarks, and the fixed protocol by which a model is asked. `reel eval` and evaluations during
 //! training use this module, so both ask the same questions in the same way.
 
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ use super::results;
 use super::shard::Shard;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, media_error_to_usage_error};
-use crate::predictor::typed_decimal;
+use crate::predictor::shortest_decimal;
 
-/// The profile of frame and pixel limits in the evaluations of VideoRFT, which `--profile` replaces.
+/// The profile of frame and pixel limits that VideoRFT's evaluations use; the default of `--profile`.
 const DEFAULT_PROFILE: &str = "videorft-eval";
 
 /// Default top-p of evaluations, as in the model cards.
@@ -39,29 +39,29 @@ pub struct Benchmark {
 
 /// How the questions of benchmarks are asked.
 #[derive(Debug)]
-pub struct Protocol {
+pub struct EvaluationProtocol {
     /// Folder with the benchmarks' own files; or, for one benchmark, its file.
     pub data: PathBuf,
     /// Folder that the paths of videos are relative to; `None` is the folder of the benchmark's files.
     pub media_root: Option<PathBuf>,
-    /// Answer only the first questions of each benchmark.
+    /// Maximum number of questions of each benchmark that are answered: the first ones.
     pub limit: Option<usize>,
-    /// Leave out rows that cannot be used, instead of returning an error.
+    /// Whether rows that cannot be used are left out; otherwise the first one is an error.
     pub skip_bad_rows: bool,
-    /// Show only the part of a video that the question is about.
+    /// Whether only the part of a video that the question is about is shown.
     pub clips: bool,
-    /// Ask without videos and images.
+    /// Whether the questions are asked without their videos and images.
     pub text_only: bool,
     /// Which recipe's rules apply where papers and code differ.
     pub parity: Recipe,
-    /// Frame and pixel options; the profile is that of evaluations if none is given.
+    /// Frame and pixel options. Without a profile, the evaluation profile is used.
     pub media: MediaFlags,
     pub sampling: SamplingSettings,
 }
 
 /// The questions of one benchmark, ready to be asked.
 #[derive(Debug)]
-pub struct Questions {
+pub struct BenchmarkQuestions {
     pub rows: Arc<RowConversations>,
     /// Fingerprint of all rows of the benchmark.
     pub fingerprint: String,
@@ -69,7 +69,7 @@ pub struct Questions {
     pub options: Map<String, Value>,
 }
 
-impl Protocol {
+impl EvaluationProtocol {
     /// The protocol of `reel eval` without options: all questions of the benchmarks in `data`, with videos.
     pub fn new(data: &Path, parity: Recipe, media: &MediaFlags, sampling: SamplingSettings) -> Self {
         Self {
@@ -89,7 +89,7 @@ impl Protocol {
     ///
     /// # Errors
     /// A file is missing or belongs to another benchmark; a row cannot be used; all videos are missing.
-    pub fn load(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
+    pub fn load_benchmarks(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
         tasks.into_iter().map(|task| self.load_one(task, quiet)).collect()
     }
 
@@ -104,17 +104,17 @@ impl Protocol {
         Ok(Benchmark { task, loaded })
     }
 
-    /// Applies `--clips`. For videos that are folders of image files, selects frames by the same rules as for video
-    /// files.
+    /// Applies `--clips`. If a video is a folder of image files, selects its frames by the same rules as in a video
+    /// file.
     fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
-        let overrides = self.media.overrides(profile)?;
+        let overrides = self.media.limit_overrides(profile)?;
         for clip in loaded.rows.iter_mut().filter_map(|row| row.video.as_mut()) {
             if !self.clips {
                 (clip.start, clip.end) = (None, None);
             }
             clip.select_frames(|frames, fps| match frames {
-                // A single image is shown as it is; the rules of videos need two frames.
+                // A single image is shown whole, because the frame selection rules need at least two frames.
                 1 => Ok((vec![0], fps)),
                 _ => select_frames(frames as u64, fps, profile, &overrides)
                     .map(|choice| (choice.indices, choice.sample_fps)),
@@ -124,8 +124,8 @@ impl Protocol {
         Ok(())
     }
 
-    /// The questions of a benchmark; with a shard, only the questions of this part. `options` are the answerer's
-    /// options that influence its answers; the protocol's options are added to them.
+    /// Returns the questions of a benchmark, or of one part if a shard is given. `options` are the options of the
+    /// model or server that influence its answers; the protocol's options are added to them.
     ///
     /// # Errors
     /// The shard has no row.
@@ -136,12 +136,12 @@ impl Protocol {
         mut options: Map<String, Value>,
         seed: u64,
         shard: Option<Shard>,
-    ) -> Result<Questions> {
+    ) -> Result<BenchmarkQuestions> {
         let Benchmark { task, loaded } = benchmark;
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
         let fingerprint = reel_files::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
-        // Rows of other parts become blank lines, so that a row has the same line number in messages for every
+        // The rows of other parts become blank lines, so that a row has the same line number in messages for every
         // `--shard`.
         let text: String = rows
             .iter()
@@ -157,13 +157,13 @@ impl Protocol {
             return Err(usage_error("--shard", what, format!("use at most {} parts", rows.len())));
         }
         let params = &self.sampling.params;
-        options.insert("temperature".into(), typed_decimal(params.temperature));
-        options.insert("top_p".into(), typed_decimal(params.top_p));
-        options.insert("repetition_penalty".into(), typed_decimal(params.repetition_penalty));
+        options.insert("temperature".into(), shortest_decimal(params.temperature));
+        options.insert("top_p".into(), shortest_decimal(params.top_p));
+        options.insert("repetition_penalty".into(), shortest_decimal(params.repetition_penalty));
         options.insert("parity".into(), json!(self.parity));
         options.insert("benchmark".into(), json!(task.name));
         options.insert("task_version".into(), json!(task.version));
-        options.insert("data_files".into(), results::describe_data(loaded));
+        options.insert("data_files".into(), results::describe_benchmark_data(loaded));
         let given =
             [("limit", self.limit.map(|limit| json!(limit))), ("text_only", self.text_only.then(|| json!(true)))];
         options.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))));
@@ -171,16 +171,16 @@ impl Protocol {
             options.insert("shard".into(), json!(shard.to_string()));
         }
         let dataset = Dataset::parse(Path::new(&task.name), text)?;
-        // The rows already have complete prompts; of this template only the rule on frame times matters: the true
-        // times.
+        // The rows already have complete prompts, so the template only decides how frame times are computed: from the
+        // true timestamps.
         let rules = (self.parity, QuestionTemplate::Evaluation);
         let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, seed));
-        Ok(Questions { rows, fingerprint, options })
+        Ok(BenchmarkQuestions { rows, fingerprint, options })
     }
 }
 
-/// Sampling parameters, with the default temperature if `temperature` is not given: 0.01 as in the model cards, or 0.1
-/// as in the scripts with `--parity videorft` or `video-r1`.
+/// Returns the sampling parameters. The default temperature is 0.01 as in the model cards, or 0.1 as in the scripts
+/// with `--parity videorft` or `video-r1`.
 ///
 /// # Errors
 /// A parameter is out of its range; the error names its option.
@@ -199,8 +199,8 @@ pub fn sampling_settings(
     Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
 }
 
-/// Refuses a benchmark if all its videos are missing, because `--media-root` is then wrong. If some are missing, warns;
-/// or, with `leave_out`, leaves their rows out and counts them.
+/// Returns an error if all videos of a benchmark are missing, because `--media-root` is then wrong. If some are
+/// missing, prints a warning; with `leave_out`, removes their rows and counts them.
 fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quiet: bool) -> Result<()> {
     let root = loaded.media_root.clone();
     let is_missing = |row: &BenchmarkRow| {

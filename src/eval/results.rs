@@ -32,18 +32,19 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
     out.join(format!("{benchmark}.jsonl"))
 }
 
-/// Reads the predictions of a benchmark. Warns of rows whose scores say nothing about their answers.
+/// Reads the predictions of a benchmark. Prints a warning about rows that cannot be scored meaningfully: those with
+/// an unusable solution, or with an error instead of an output.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
     let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.prepare_for_scoring(task));
     let rows = lines::parse_json_lines(file, of_task)?;
-    check_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
+    refuse_rows_of_other_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
     lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);
     warn_of_errors(file, &rows, quiet);
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 /// Refuses predictions without rows, and rows of another benchmark.
-pub fn check_benchmark<'r>(
+pub fn refuse_rows_of_other_benchmark<'r>(
     file: &Path,
     task: &Task,
     rows: impl Iterator<Item = (usize, &'r Prediction)>,
@@ -64,8 +65,8 @@ pub fn check_benchmark<'r>(
     }
 }
 
-/// Prints a warning on stderr if some rows have an error instead of an output: a run writes such a row if it could not
-/// answer.
+/// Prints a warning on stderr if some rows have an error instead of an output. A run writes such a row if a question
+/// could not be answered.
 fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
     let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
     let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
@@ -80,15 +81,15 @@ fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
 pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: bool) -> Result<ScoredBenchmark> {
     let file = predictions_file(out, &task.name);
     let report = score_benchmark(task, &read_predictions(&file, task, quiet)?, extraction)?;
-    let protocol = read_settings(&file)?;
+    let protocol = read_run_settings(&file)?;
     let mut result = serde_json::to_value(&report)?;
     result["protocol"] = protocol.clone();
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
     Ok(ScoredBenchmark { report, protocol })
 }
 
-/// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the
-/// answers. Refuses to replace a different file of this name, unless `overwrite` is true.
+/// Writes the task file `OUT/NAME.toml` if the benchmark is not built in, so that later commands can score its
+/// answers. Unless `overwrite` is true, refuses to replace a different file of this name.
 pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
     let Some(text) = &task.user_file_text else { return Ok(()) };
     let file = out.join(format!("{}.toml", task.name));
@@ -102,8 +103,8 @@ pub fn write_custom_task_file(task: &Task, out: &Path, overwrite: bool) -> Resul
     }
 }
 
-/// Number of tokens that were generated for the rows of a predictions file.
-pub fn completion_tokens(predictions: &Path) -> Result<u64> {
+/// Returns the number of tokens that were generated for the rows of a predictions file.
+pub fn count_completion_tokens(predictions: &Path) -> Result<u64> {
     let tokens = |line: &str| {
         let row: Value = serde_json::from_str(line).ok()?;
         row["generation"]["completion_tokens"].as_u64()
@@ -112,8 +113,8 @@ pub fn completion_tokens(predictions: &Path) -> Result<u64> {
     Ok(String::from_utf8_lossy(&text).lines().filter_map(tokens).sum())
 }
 
-/// The settings of the run that wrote a predictions file.
-pub fn read_settings(predictions: &Path) -> Result<Value> {
+/// Reads the settings of the run that wrote a predictions file.
+pub fn read_run_settings(predictions: &Path) -> Result<Value> {
     let name = predictions.file_name().unwrap_or_default().to_string_lossy();
     let file = predictions.with_file_name(format!("{name}.run.json"));
     let bytes = input::read_file(&file, input::MAX_CONFIG_BYTES).map_err(|e| output::cannot_read(&file, e))?;
@@ -122,7 +123,7 @@ pub fn read_settings(predictions: &Path) -> Result<Value> {
     })
 }
 
-/// Writes `OUT/results.json`.
+/// Writes `OUT/results.json`, in the schema of lm-evaluation-harness.
 pub fn write_lm_eval_results(out: &Path, scored: &[ScoredBenchmark]) -> Result<()> {
     let empty = Map::new();
     let protocol = scored.first().map_or(&Value::Null, |scored| &scored.protocol);
@@ -145,18 +146,18 @@ pub fn write_json(file: &Path, value: &Value) -> Result<()> {
 }
 
 /// Prints the scores of benchmarks: as a list of JSON objects, or as tables in percent.
-pub fn print_reports(scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
+pub fn print_benchmark_reports(scored: &[ScoredBenchmark], common: &CommonOptions) -> Result<()> {
     if common.hides_result {
         return Ok(());
     }
     if common.json {
         return output::print_json(&scored.iter().map(|scored| &scored.report).collect::<Vec<_>>());
     }
-    scored.iter().try_for_each(|scored| print_report(&scored.report))
+    scored.iter().try_for_each(|scored| print_benchmark_report(&scored.report))
 }
 
 /// Prints the scores of a benchmark as a table, in percent.
-pub fn print_report(report: &BenchmarkReport) -> Result<()> {
+pub fn print_benchmark_report(report: &BenchmarkReport) -> Result<()> {
     // Longer names only shift their own line. The limit is needed because a format width above 65535 would panic.
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).clamp(10, 60);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
@@ -197,8 +198,8 @@ pub fn error_if_rows_failed(scored: &[ScoredBenchmark], out: &Path) -> Result<()
     }
 }
 
-/// The tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks with answers in the folder. A
-/// task that is not built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark`
+/// Returns the tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks that have answers in
+/// the folder. A task that is not built in is read from the copy `OUT/NAME.toml`, or from the file that `--benchmark`
 /// names.
 pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;
@@ -238,7 +239,7 @@ pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec
 }
 
 /// Describes a benchmark's data as JSON: layout, files with fingerprints, and counts of rows that were left out.
-pub fn describe_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
+pub fn describe_benchmark_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
     let file = |file: &reel_eval::DataFile| {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         json!({"name": name, "fingerprint": file.fingerprint, "rows": file.rows})

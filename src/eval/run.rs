@@ -1,7 +1,7 @@
 //! `reel eval --model` and `--endpoint`: asks a model or a server the questions of benchmarks, and scores the answers.
 //!
 //! ```text
-//! for each benchmark: task file + data files -> rows with prompts                 Protocol
+//! for each benchmark: task file + data files -> rows with prompts                 EvaluationProtocol
 //! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        AnswerSource
 //! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json, OUT/results.json           results
 //! ```
@@ -16,7 +16,7 @@ use reel_predict::{ExistingOutput, SamplingSettings, companion_paths};
 
 use super::answerer::AnswerSource;
 use super::page;
-use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
+use super::questions::{Benchmark, BenchmarkQuestions, EvaluationProtocol, sampling_settings};
 use super::results::{self, ScoredBenchmark};
 use super::{EvalBenchmarkFlags, EvalRunFlags, processes};
 use crate::common::CommonOptions;
@@ -38,9 +38,9 @@ pub(super) fn run(what: &EvalBenchmarkFlags, options: &EvalRunFlags, common: &Co
     }
 }
 
-/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores. If
-/// several processes share the rows, all of them call this with their `process`: each answers its share of the
-/// questions, and rank 0 writes and prints.
+/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
+/// If several processes share the rows, each calls this function with its `process` and answers its share of the
+/// questions; rank 0 writes and prints.
 pub(super) fn evaluate(
     what: &EvalBenchmarkFlags,
     options: &EvalRunFlags,
@@ -51,7 +51,7 @@ pub(super) fn evaluate(
     let out = what.out.as_deref().unwrap_or(Path::new(""));
     let (data, tasks) = options.validate(what)?;
     let protocol = options.protocol(&hub::local_benchmark_path("--data", data)?, options.sampling()?);
-    let benchmarks = protocol.load(tasks, common.quiet)?;
+    let benchmarks = protocol.load_benchmarks(tasks, common.quiet)?;
     if writes {
         std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
         for benchmark in &benchmarks {
@@ -77,8 +77,14 @@ pub(super) fn evaluate(
         results::write_lm_eval_results(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
-        page::write_page(&page::page_path(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
-        results::print_reports(&scored, common)?;
+        page::write_evaluation_page(
+            &page::evaluation_page_path(out),
+            &page::read_evaluation_run(out, &tasks)?,
+            None,
+            &frames,
+            common,
+        )?;
+        results::print_benchmark_reports(&scored, common)?;
     }
     Ok(scored)
 }
@@ -118,25 +124,26 @@ impl EvalRunFlags {
         }
     }
 
-    /// Checks the values of sampling, frame and pixel options. This reads only the settings of the run that trained the
-    /// model.
+    /// Checks the values of sampling, frame and pixel options. The only file that is read is the settings file of the
+    /// run that trained the model.
     pub(super) fn check_values(&self) -> Result<()> {
         self.sampling()?;
-        let trained = self.model.as_deref().and_then(|model| TrainingMediaSettings::find(Path::new(model)));
+        let trained =
+            self.model.as_deref().and_then(|model| TrainingMediaSettings::read_from_run_folder(Path::new(model)));
         let default = trained
             .map_or(Ok(MediaProfile::VideorftEval), |trained| trained.flags.profile(MediaProfile::VideorftEval))?;
-        self.media.overrides(self.media.profile(default)?).map(drop)
+        self.media.limit_overrides(self.media.profile(default)?).map(drop)
     }
 
-    /// The protocol: how the questions of the benchmarks in `data` are asked.
-    fn protocol(&self, data: &Path, sampling: SamplingSettings) -> Protocol {
-        Protocol {
+    /// Returns the protocol by which the benchmarks in `data` are evaluated.
+    fn protocol(&self, data: &Path, sampling: SamplingSettings) -> EvaluationProtocol {
+        EvaluationProtocol {
             media_root: self.media_root.clone(),
             limit: self.limit,
             skip_bad_rows: self.skip_bad_rows,
             clips: self.clips,
             text_only: self.text_only,
-            ..Protocol::new(data, self.parity, &self.media, sampling)
+            ..EvaluationProtocol::new(data, self.parity, &self.media, sampling)
         }
     }
 
@@ -149,11 +156,11 @@ impl EvalRunFlags {
     }
 }
 
-/// Writes the answers to the questions of a benchmark, continuing the file that an earlier run has left. Returns the
+/// Writes the answers to the questions of a benchmark; continues the file if an earlier run has left one. Returns the
 /// path of the file.
 fn answer(
     benchmark: &Benchmark,
-    protocol: &Protocol,
+    protocol: &EvaluationProtocol,
     answerer: &mut AnswerSource<'_>,
     out: &Path,
     options: &EvalRunFlags,
@@ -163,7 +170,7 @@ fn answer(
     let access = options.access.media_access(&loaded.media_root);
     let media = answerer.media_options(&protocol.media, access, options, common)?;
     let compared = answerer.options_that_must_match(&protocol.sampling, &media);
-    let Questions { rows, fingerprint, options: settings } =
+    let BenchmarkQuestions { rows, fingerprint, options: settings } =
         protocol.questions(benchmark, media, compared, common.seed(), options.shard)?;
     let file = match options.shard {
         Some(shard) => shard.predictions_file(out, &task.name),
@@ -187,7 +194,8 @@ fn answer(
 /// Refuses to write the results of a benchmark over its data files.
 fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let answers = results::predictions_file(out, &benchmark.task.name);
-    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::page_path(out)];
+    let scores =
+        [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::evaluation_page_path(out)];
     let outputs = companion_paths(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {

@@ -21,5 +21,5 @@ pub(super) fn run(what: &EvalBenchmarkFlags, common: &CommonOptions) -> Result<(
     let rows = results::read_predictions(file, task, common.quiet)?;
     let report = score_benchmark(task, &rows, what.extraction)?;
     results::write_json(out, &serde_json::to_value(&report)?)?;
-    if common.json { output::print_json(&report) } else { results::print_report(&report) }
+    if common.json { output::print_json(&report) } else { results::print_benchmark_report(&report) }
 }

@@ -1,11 +1,11 @@
-//! `--shard I/N`: divides the rows of a benchmark among N jobs. Part I has the rows I, I + N, …, so that long videos,
-//! which often follow each other in a file, are spread over the jobs.
+//! `--shard I/N`: divides the rows of a benchmark among N jobs. Part I has the rows I, I + N, I + 2N, …. Long videos
+//! often follow each other in a file, so this spreads them over the jobs.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// One part of the rows: number `index` of `count` parts.
+/// One part of the rows of a benchmark: part `index` of `count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// Number of this part, counted from 0.

@@ -1,5 +1,6 @@
-//! Configuration files of other programs: flat YAML of LLaMA-Factory, TRL and Axolotl, nested YAML of verl and EasyR1,
-//! and vLLM's file for a server. Their keys become options of the command line; the file itself is then left out.
+//! Configuration files of other programs: flat YAML of LLaMA-Factory, TRL and Axolotl, nested YAML of verl and
+//! EasyR1, and the file of `vllm serve --config`. The keys of such a file are translated into options of reel's
+//! command line, and the command then no longer names the file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,14 +9,14 @@ use reel_runs::config_file::ConfigFile;
 use reel_runs::{foreign_options, option_names};
 use serde_json::Value;
 
-use super::translation::{OptionSetting, TrainedWeights, Translation};
+use super::translation::{CommandTranslation, OptionSetting, TrainedWeights};
 use super::words::GivenOption;
 
-/// Reads the file of `--config` if it has keys that are not options of reel. A file that cannot be read, or that has
-/// only options of reel, is left to the command.
-pub fn read_config_file(t: &mut Translation) {
+/// Translates the file of `--config`. A file of sft or grpo is left for the command to read if it cannot be read
+/// here, or if neither the file nor the command line has an option of another program.
+pub fn read_config_file(t: &mut CommandTranslation) {
     let trains = ["sft", "grpo"].contains(&t.command.as_str());
-    let path = if trains { t.value_of("config").map(str::to_string) } else { t.parts.remove("config_file") };
+    let path = if trains { t.option_value("config").map(str::to_string) } else { t.parts.remove("config_file") };
     let Some(path) = path else { return };
     let file = match ConfigFile::read(Path::new(&path)) {
         Ok(file) => file,
@@ -35,7 +36,8 @@ pub fn read_config_file(t: &mut Translation) {
     }
     let own_keys = ["overwrite", "resume_from_checkpoint"];
     let is_own = |given: &GivenOption| t.has_option(&given.name) || own_keys.contains(&given.name.as_str());
-    // A file with one misspelled key and nothing else of another program is reported by the command, with its line.
+    // In sft and grpo, a file is translated only if it has an option of another program. A file whose only fault is a
+    // misspelled key stays a file: the command then reports the key with its line number.
     let has_foreign_keys = entries.iter().any(|given| !is_own(given) && is_known(t, given));
     if trains && !t.is_foreign && !has_foreign_keys {
         t.set_by_file = entries.into_iter().map(|given| given.name).collect();
@@ -43,7 +45,7 @@ pub fn read_config_file(t: &mut Translation) {
     }
     t.remove_option("config");
     t.is_foreign = true;
-    let command_line = Layer {
+    let command_line = CommandLineSettings {
         settings: std::mem::take(&mut t.settings),
         parts: std::mem::take(&mut t.parts),
         weights: std::mem::take(&mut t.weights),
@@ -71,17 +73,18 @@ pub fn read_config_file(t: &mut Translation) {
     }
 }
 
-/// What the options of the command line say, which stands above the file.
-struct Layer {
+/// The settings from the command line. They override those of the configuration file.
+struct CommandLineSettings {
     settings: Vec<OptionSetting>,
     parts: BTreeMap<&'static str, String>,
     weights: TrainedWeights,
 }
 
-impl Layer {
-    /// Puts the command line over what the file has set. `lost` gets the keys of the file that lose by another name.
-    fn cover(self, t: &mut Translation, lost: &mut Vec<String>) {
-        let Layer { settings, parts, weights } = self;
+impl CommandLineSettings {
+    /// Lets the settings of the command line override those that the configuration file has set. Adds to `lost` each
+    /// overridden key whose name in the file differs from the name on the command line.
+    fn cover(self, t: &mut CommandTranslation, lost: &mut Vec<String>) {
+        let CommandLineSettings { settings, parts, weights } = self;
         let above = |name: &str| settings.iter().find(|setting| setting.name == name);
         let loses = |s: &&OptionSetting| above(&s.name).is_some_and(|setting| setting.values != s.values);
         lost.extend(t.settings.iter().filter(loses).map(|setting| setting.shown.clone()));
@@ -99,17 +102,18 @@ impl Layer {
     }
 }
 
-/// Whether the table has a row for a key.
-fn is_known(t: &Translation, given: &GivenOption) -> bool {
+/// Returns true if the option table has a row for this key of a configuration file.
+fn is_known(t: &CommandTranslation, given: &GivenOption) -> bool {
     let value = given.joined_values();
     foreign_options::find_row(&given.name, value.as_deref(), &t.command, |_, _| true).is_some()
 }
 
-/// Turns a key with a nested value into keys with dots. Lists are one value.
+/// Flattens a nested value into entries whose keys have dots (`data.train_files`). A list is one value.
 fn flatten(file: &str, key: &str, value: &Value, entries: &mut Vec<GivenOption>) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     match value {
-        // `gradient_checkpointing_kwargs: {use_reentrant: false}` is one option, as on a command line.
+        // A value such as `gradient_checkpointing_kwargs: {use_reentrant: false}` is not flattened: it is one option
+        // with a JSON object, as on a command line.
         Value::Object(fields) if key.contains('.') || !key.ends_with("_kwargs") => {
             for (inner, value) in fields {
                 flatten(file, &format!("{key}.{inner}"), value, entries);

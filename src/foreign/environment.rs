@@ -1,11 +1,11 @@
-//! Variables of the environment that other programs read, and the size of a batch, which depends on the number of
-//! processes.
+//! Environment variables that other training programs read, and the translation of their batch sizes, which depend on
+//! the number of processes.
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::{TranslationOutcome, message, peers, totals};
 
-/// Variables of ms-swift and qwen-vl-utils, and the options that stand for them.
-pub const VARIABLES: [(&str, &str); 9] = [
+/// Environment variables of ms-swift and qwen-vl-utils, each with the option of reel that has the same meaning.
+pub const MEDIA_VARIABLES: [(&str, &str); 9] = [
     ("MAX_PIXELS", "image_max_pixels"),
     ("MIN_PIXELS", "image_min_pixels"),
     ("VIDEO_MAX_PIXELS", "video_max_pixels"),
@@ -17,24 +17,26 @@ pub const VARIABLES: [(&str, &str); 9] = [
     ("FPS", "fps"),
 ];
 
-/// The commands for which the variables count: those that read images and videos for a model.
+/// The commands that read images and videos for a model. Only these commands use [`MEDIA_VARIABLES`].
 const READERS: [&str; 5] = ["sft", "grpo", "serve", "eval", "generate"];
 
-/// Takes the options of [`VARIABLES`] that are not given.
-pub fn add_environment_options(t: &mut Translation) {
+/// Adds the options whose environment variables in [`MEDIA_VARIABLES`] are set, except for options that the command
+/// line sets.
+pub fn add_environment_options(t: &mut CommandTranslation) {
     let path = t.line.path.join(" ");
     if !READERS.contains(&path.strip_prefix("plan ").unwrap_or(&path)) {
         return;
     }
     let mut taken = Vec::new();
-    for (variable, option) in VARIABLES {
+    for (variable, option) in MEDIA_VARIABLES {
         let value = (t.surroundings.variable)(variable).filter(|value| value.parse::<f64>().is_ok());
         let Some(value) = value.filter(|_| t.has_option(option) && !t.is_set(option)) else { continue };
-        // The number of frames and their rate exclude each other; an option wins over a variable.
+        // The number of frames and the frame rate exclude each other, so a variable has no effect if the command line
+        // sets the other option.
         let other = match option {
             "nframes" => Some("fps"),
             "fps" => Some("nframes"),
-            // --max-pixels and --min-pixels are for images and videos.
+            // The options --max-pixels and --min-pixels apply to images and videos, so they override these variables.
             "image_max_pixels" | "video_max_pixels" => Some("max_pixels"),
             "image_min_pixels" | "video_min_pixels" => Some("min_pixels"),
             _ => None,
@@ -50,8 +52,9 @@ pub fn add_environment_options(t: &mut Translation) {
     }
 }
 
-/// The outcome for a command whose options are all reel's: only the environment may add some.
-pub fn outcome_with_variables_only(mut t: Translation) -> TranslationOutcome {
+/// Returns the outcome for a command that has only options of reel, to which only environment variables can add
+/// options.
+pub fn outcome_with_environment_options_only(mut t: CommandTranslation) -> TranslationOutcome {
     if !t.problems.is_empty() {
         return TranslationOutcome::Unchanged;
     }
@@ -64,17 +67,17 @@ pub fn outcome_with_variables_only(mut t: Translation) -> TranslationOutcome {
     message::translation_outcome(&t)
 }
 
-/// The size of a batch. In reel, as in TRL, `--per-device-train-batch-size` of GRPO counts completions, whole groups of
-/// them, and the accumulation counts the micro-batches of all processes. Other programs count prompts, or have groups
-/// that span several processes.
-pub fn translate_batch_size(t: &mut Translation) {
+/// Translates the batch size of another program. In reel, as in TRL, `--per-device-train-batch-size` of GRPO counts
+/// completions, in whole groups, and `--gradient-accumulation-steps` of reel counts the micro-batches of all
+/// processes. Other programs count prompts, or have groups that span several processes.
+pub fn translate_batch_size(t: &mut CommandTranslation) {
     let program = peers::most_likely_program(t);
     if t.command == "grpo" {
         group_batch(t, program);
     }
     if let Some(rows) = t.parts.remove("global_batch").and_then(|n| n.parse::<u64>().ok()) {
-        // verl's default is four rows for a micro-batch.
-        let rows_per_micro_batch = t.number_of("per_device_train_batch_size").unwrap_or(4.0).max(1.0) as u64;
+        // By default, a micro-batch of verl has four rows.
+        let rows_per_micro_batch = t.option_number("per_device_train_batch_size").unwrap_or(4.0).max(1.0) as u64;
         t.parts.insert("processes_counted", String::new());
         t.replace_option("per_device_train_batch_size", &rows_per_micro_batch.to_string(), "batch");
         let steps = rows.div_ceil(rows_per_micro_batch).max(1);
@@ -84,11 +87,11 @@ pub fn translate_batch_size(t: &mut Translation) {
              --gradient-accumulation-steps {steps}"
         ));
     }
-    // Each process of a launcher has its own accumulation there.
+    // In the other programs, each process of a launcher has its own gradient accumulation.
     let processes = t.surroundings.processes;
-    // The numbers of GRPO's groups may count all processes already.
+    // The batch size of GRPO may have been converted to the total of all processes already (`processes_counted`).
     if t.is_foreign && processes > 1 && !t.parts.contains_key("processes_counted") {
-        let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
+        let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let all = steps * processes;
         t.replace_option("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
         t.notes.push(format!(
@@ -98,7 +101,7 @@ pub fn translate_batch_size(t: &mut Translation) {
     }
     let wanted = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 1);
     if let Some(wanted) = wanted.filter(|_| processes == 1 && t.is_foreign && !t.is_set("gpus")) {
-        let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
+        let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let taken = t.parts.contains_key("processes_counted");
         let all = if taken { steps } else { steps * wanted };
         t.notes.push(format!(
@@ -108,8 +111,8 @@ pub fn translate_batch_size(t: &mut Translation) {
     }
 }
 
-fn group_batch(t: &mut Translation, program: &'static str) {
-    let group = t.number_of("num_generations").unwrap_or(8.0).max(2.0) as u64;
+fn group_batch(t: &mut CommandTranslation, program: &'static str) {
+    let group = t.option_number("num_generations").unwrap_or(8.0).max(2.0) as u64;
     if let Some(prompts) = t.parts.remove("prompts_per_step").and_then(|n| n.parse::<u64>().ok()) {
         let rollout = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok());
         let shown = t.parts.remove("prompts_per_rollout_shown").unwrap_or_default();
@@ -123,16 +126,17 @@ fn group_batch(t: &mut Translation, program: &'static str) {
     if let Some(prompts) = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok()) {
         return set_groups(t, group, prompts);
     }
-    let given = t.number_of("per_device_train_batch_size").map(|n| n as u64);
+    let given = t.option_number("per_device_train_batch_size").map(|n| n as u64);
     let rows = given.unwrap_or(8).max(1);
-    let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
+    let steps = t.option_number("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
     let processes = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<u64>().ok()).unwrap_or(1).max(1);
     let processes = processes.max(t.surroundings.processes as u64);
     let is_whole_batch_of_groups = (rows * steps * processes).is_multiple_of(group);
     let of_r1v = program == "trl" && counts_prompts_as_r1v(t, processes > 1 && !is_whole_batch_of_groups);
     let counts_prompts = t.is_foreign && given.is_some() && (program == "video-r1" || of_r1v);
     if !counts_prompts && (rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some())) {
-        // In reel's own spelling reel's own rule and its message hold.
+        // The command uses reel's own option names, so the batch size is not translated: reel's own check of the
+        // batch applies.
         return;
     }
     let (prompts, meaning) = match counts_prompts {
@@ -141,7 +145,7 @@ fn group_batch(t: &mut Translation, program: &'static str) {
         false => {
             t.parts.insert("processes_counted", String::new());
             let all = rows * steps * processes;
-            // Each process of a launcher needs a micro-batch.
+            // The batch must have at least one micro-batch for each process of the launcher.
             let fewest = t.surroundings.processes.max(1) as u64;
             let meaning = "TRL and ms-swift count completions of all processes, Video-R1 counts prompts";
             (all.div_ceil(group).max(fewest), meaning)
@@ -159,11 +163,12 @@ fn group_batch(t: &mut Translation, program: &'static str) {
     ));
 }
 
-/// Whether a command with the options of TRL is one of R1-V or Visual-RFT, whose trainers make `--num_generations`
-/// completions of each row of a micro-batch (`num_return_sequences` in `grpo_trainer.py`). Their scripts have
-/// `--max_pixels` or `--min_pixels`, which TRL has not, and TRL refuses a batch that is not a multiple of the group
-/// (`is_refused_by_trl`). With vLLM R1-V counts completions, as TRL does.
-fn counts_prompts_as_r1v(t: &Translation, is_refused_by_trl: bool) -> bool {
+/// Returns true if a command with TRL's options was written for R1-V or Visual-RFT. Their trainers sample
+/// `--num_generations` completions for each row of a micro-batch (`num_return_sequences` in `grpo_trainer.py`), so
+/// their batch size counts prompts. Two facts identify such a command: it has `--max_pixels` or `--min_pixels`, which
+/// are not options of TRL; or its batch is not a multiple of the group, which TRL refuses (`is_refused_by_trl`). With
+/// `--use_vllm`, R1-V counts completions, as TRL does.
+fn counts_prompts_as_r1v(t: &CommandTranslation, is_refused_by_trl: bool) -> bool {
     let has = |names: &[&str]| t.read.iter().any(|(name, value)| names.contains(&name.as_str()) && !is_off(value));
     !has(&["use_vllm"]) && (is_refused_by_trl || has(&["max_pixels", "min_pixels"]))
 }
@@ -172,8 +177,8 @@ fn is_off(value: &Option<String>) -> bool {
     value.as_deref().is_some_and(|value| ["false", "no", "0", "none"].contains(&value.to_ascii_lowercase().as_str()))
 }
 
-/// A step of `prompts` prompts: micro-batches of one group.
-fn set_groups(t: &mut Translation, group: u64, prompts: u64) {
+/// Sets the batch size of a step of `prompts` prompts whose micro-batches have one group each.
+fn set_groups(t: &mut CommandTranslation, group: u64, prompts: u64) {
     t.parts.insert("processes_counted", String::new());
     t.replace_option("per_device_train_batch_size", &group.to_string(), "batch");
     t.replace_option("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");

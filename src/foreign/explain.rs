@@ -1,11 +1,11 @@
-//! `--explain-defaults PROGRAM`: the defaults of another program beside reel's.
+//! `--explain-defaults PROGRAM`: a table of another program's defaults beside the defaults of reel.
 
 use clap::{Arg, ArgMatches, Command};
 use reel_runs::foreign_options::{PROGRAMS, foreign_defaults};
 
 use super::words::reel_argument;
 
-/// The name of the option.
+/// The id of the option in the parser.
 const OPTION: &str = "explain_defaults";
 
 /// Adds `--explain-defaults` to a training command.
@@ -26,8 +26,8 @@ pub fn with_explain_option(command: Command) -> Command {
     )
 }
 
-/// The table that `--explain-defaults` asks for; `None` if it is not given. `command` is the parser of the whole
-/// command line.
+/// Returns the table that `--explain-defaults` asks for; `None` if the option is not given. `root` is the parser of
+/// the whole command line.
 pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> {
     let program = matches.try_get_one::<String>(OPTION).ok().flatten()?;
     let version = PROGRAMS.iter().find(|(name, _)| name == program).map_or("", |(_, version)| version);
@@ -47,7 +47,7 @@ pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> 
     Some(text)
 }
 
-/// The default of an option; a dash if it has none.
+/// Returns the default of an option as text; a dash if the option has none.
 fn default_text(argument: &Arg) -> String {
     let values: Vec<String> =
         argument.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();

@@ -1,28 +1,30 @@
-//! Options of other programs keep their meaning, or are refused: none that changes the result is dropped.
+//! Tests that options of other programs keep their meaning or are refused: no option that changes the result is
+//! dropped.
 
 use std::fs;
 
 use super::tests::{
-    check_corrected, corrected_words, expect_refused, expect_translated, outcome_of_line, outcome_of_words,
+    assert_corrected_command_is_accepted, corrected_words, expect_refused, expect_translated, outcome_of_line,
+    outcome_of_words,
 };
 
-/// The translated words of a command of `reel`.
+/// Translates a command line of another program; returns the translated words, joined by spaces.
 fn words_of(line: &str) -> String {
     expect_translated(outcome_of_line(line), line).0
 }
 
-/// The notes of a translated command, in one text.
+/// Translates a command line of another program; returns the notes as one text.
 fn notes_of(line: &str) -> String {
     expect_translated(outcome_of_line(line), line).1.join("\n")
 }
 
-/// Each command is refused with the text beside it, and its corrected command is accepted.
+/// Checks that reel refuses each command with the error text in the same row, and accepts the corrected command.
 fn all_refused(prefix: &str, rows: &[(&str, &str)]) {
     for (words, problem) in rows {
         let line = format!("{prefix} {words}");
         let message = expect_refused(outcome_of_line(&line), &line);
         assert!(message.contains(problem), "{line}: {message}");
-        check_corrected(&line, &message, &[]);
+        assert_corrected_command_is_accepted(&line, &message, &[]);
     }
 }
 
@@ -30,7 +32,8 @@ const VERL: &str = "grpo data.train_files=d actor_rollout_ref.model.path=m actor
 const EASYR1: &str = "grpo data.train_files=d worker.actor.model.model_path=m worker.rollout.n=4";
 const TWO_U_ONE: &str = "sft --model_id m --data_path d --output_dir o --lora_enable True --freeze_llm True";
 
-/// The rank and alpha of an adapter are those of the program where the command does not name them.
+/// If a command does not set the rank and alpha of its LoRA adapter, they get the defaults of the program that the
+/// command was written for.
 #[test]
 fn adapters_have_the_programs_defaults() {
     for (line, wanted) in [
@@ -47,13 +50,15 @@ fn adapters_have_the_programs_defaults() {
         assert!(notes.iter().any(|note| note.contains("default for LoRA")), "{line}: {notes:?}");
     }
     assert!(words_of(&format!("{TWO_U_ONE} --freeze_vision_tower True")).contains("--lora-r 64"));
-    // LLaMA-Factory's alpha is twice the rank, as reel's is, and reel's own spelling has reel's own rule.
+    // LLaMA-Factory's default alpha is twice the rank, as in reel, so no alpha is added. A command with reel's own
+    // option names gets reel's default.
     let line = "sft --model_name_or_path m --dataset d.json --output_dir o --finetuning_type lora --lora_rank 8";
     assert!(!words_of(line).contains("--lora-alpha"));
     assert!(!words_of("sft --model m --data d --out o --lora-r 8 --bf16").contains("--lora-alpha"));
 }
 
-/// 2U1's `vision_lora` adapts the frozen tower; names that are excluded must be of layers without an adapter.
+/// With `vision_lora` of the program 2U1, the frozen vision tower gets an adapter. Layers whose names are excluded
+/// must be layers that get no adapter in reel either.
 #[test]
 fn the_tower_gets_an_adapter_if_the_program_gives_it_one() {
     let frozen = "--freeze_vision_tower True --freeze_merger True";
@@ -79,7 +84,8 @@ fn the_tower_gets_an_adapter_if_the_program_gives_it_one() {
     all_refused(&lora, &[("actor_rollout_ref.model.exclude_modules=visual|k_proj", "excludes k_proj from LoRA")]);
 }
 
-/// Keys of verl and EasyR1 that change the result are translated or refused; no pattern takes unknown ones.
+/// Keys of verl and EasyR1 that change the result are translated or refused. Patterns in the option table match no
+/// unknown keys.
 #[test]
 fn keys_that_change_the_result_are_not_dropped() {
     assert!(words_of(&format!("{EASYR1} trainer.total_episodes=3")).contains("--num-train-epochs 3"));
@@ -107,12 +113,12 @@ fn keys_that_change_the_result_are_not_dropped() {
                     actor_rollout_ref.rollout.engine_kwargs.vllm.swap_space=4 actor_rollout_ref.rollout.mode=async";
     words_of(&format!("{VERL} {}", harmless.split_whitespace().collect::<Vec<_>>().join(" ")));
     all_refused("grpo --model m --dataset d --output_dir o --use_vllm true", &[("--vllm_nothing 3", "does not know")]);
-    // A key behind an option is not one of its values.
+    // A `key=value` word after an option is not taken as a value of that option.
     all_refused("grpo --model m --data d --out o", &[("trainer.val_only=True", "only validates")]);
     all_refused("sft --model_name_or_path m --dataset_name d --output_dir o --packing", &[("--do_train False", "off")]);
 }
 
-/// verl's KL term has verl's coefficient, and EasyR1's old names are those of its KL term, too.
+/// The KL term of a verl command gets verl's coefficient. The older key names of EasyR1 also set its KL term.
 #[test]
 fn the_divergence_has_the_programs_coefficient() {
     let actor = "actor_rollout_ref.actor";
@@ -125,7 +131,7 @@ fn the_divergence_has_the_programs_coefficient() {
     all_refused(&old, &[("worker.reward.compute_score=math", "reel has the rewards")]);
 }
 
-/// Video-R1, R1-V and Visual-RFT count prompts; TRL counts completions.
+/// The batch sizes of Video-R1, R1-V and Visual-RFT count prompts; those of TRL count completions.
 #[test]
 fn batches_count_what_the_program_counts() {
     let grpo = "grpo --model_name_or_path m --dataset_name d --output_dir o";
@@ -153,7 +159,7 @@ fn batches_count_what_the_program_counts() {
     }
 }
 
-/// A list that is given twice is the last one, as in Python's parsers.
+/// If a list option is given twice, the last list replaces the first one, as in Python's argument parsers.
 #[test]
 fn the_last_list_of_rewards_counts() {
     let line =
@@ -163,7 +169,8 @@ fn the_last_list_of_rewards_counts() {
     assert!(notes.iter().any(|note| note.contains("the last list counts")), "{notes:?}");
 }
 
-/// Limits of a server keep their meaning under the names of `swift deploy`, of llama.cpp and with dots.
+/// The limits of a server keep their meaning under the option names of `swift deploy` and llama.cpp, and with dots in
+/// the names.
 #[test]
 fn limits_of_servers_are_translated() {
     let words: Vec<String> =
@@ -203,21 +210,21 @@ fn limits_of_servers_are_translated() {
             ("--vllm_nothing 3 --infer_backend vllm", "nor known as an option of another program"),
         ],
     );
-    // The letters of reel's own options stay where they are.
+    // One-letter options of reel (`-v`) are placed before the subcommand.
     assert_eq!(words_of("serve --model m -v --enforce-eager"), "-v serve --model m");
 }
 
-/// A corrected command never has a key, nor a word that would be taken for one.
+/// A corrected command never contains an API key, nor a word that looks like a key.
 #[test]
 fn keys_are_not_shown() {
     let message = expect_refused(outcome_of_line("serve m --api-key secret1 secret2 --reasoning-parser x"), "key");
     assert!(!message.contains("secret") && !message.contains("--api-key KEY"), "{message}");
     assert!(corrected_words(&message).ends_with(&["--api-key-file".to_string(), "FILE".to_string()]), "{message}");
     assert!(message.contains("FILE is a file with one key per line"), "{message}");
-    check_corrected("key", &message, &[]);
+    assert_corrected_command_is_accepted("key", &message, &[]);
 }
 
-/// Evaluations of several benchmarks have one number of frames.
+/// An evaluation of several benchmarks uses one number of frames for all of them.
 #[test]
 fn evaluations_take_several_names() {
     let folder = tempfile::tempdir().unwrap();
@@ -229,7 +236,7 @@ fn evaluations_take_several_names() {
         "frames",
     );
     assert!(message.contains("TempCompass_64frame: has other frames of a video than MVBench_MP4_1fps"), "{message}");
-    check_corrected("frames", &message, &[]);
+    assert_corrected_command_is_accepted("frames", &message, &[]);
     assert!(corrected_words(&message).contains(&"mvbench".to_string()), "{message}");
     let message = expect_refused(
         outcome_of_line(&format!("eval --data MVBench_8frame TempCompass_8frame --model A B {eval}")),
@@ -245,7 +252,8 @@ fn evaluations_take_several_names() {
     assert!(!words_of("eval --model m --data . --benchmark mvbench --out o --nframe 8 --fps -1").contains("--fps"));
 }
 
-/// Names of data sets are looked up, and parts of them are refused or translated.
+/// Data set names of other programs are looked up in their lists. Suffixes that select a part of a data set are
+/// translated or refused.
 #[test]
 fn places_of_data_are_translated() {
     let folder = tempfile::tempdir().unwrap();
@@ -275,7 +283,8 @@ fn places_of_data_are_translated() {
     assert!(words_of(&format!("{qwen} --dataset_use d --base_interval 2")).contains("--fps 0.5"));
 }
 
-/// Two options for one number, a stage of DeepSpeed, and values that are objects.
+/// Special cases: two options that set one number, DeepSpeed's ZeRO stages, and options whose values are JSON
+/// objects.
 #[test]
 fn pairs_and_objects_are_judged_by_their_values() {
     let swift = "sft --model m --dataset d --output_dir o --tuner_type full --num_train_epochs 3";
@@ -311,7 +320,7 @@ fn pairs_and_objects_are_judged_by_their_values() {
     );
 }
 
-/// What is given is not listed as a default, and what a program has by default is.
+/// The note about different defaults lists the other program's defaults, but no option that the command sets.
 #[test]
 fn defaults_that_differ_are_listed() {
     let swift = "sft --model m --dataset d --output_dir o --tuner_type lora --freeze_vit false";

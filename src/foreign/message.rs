@@ -1,24 +1,25 @@
-//! The text about a translated command: notes, or all problems with the corrected command.
+//! The text that a user sees about a translated command: the notes; or, if the command is refused, all problems and
+//! the corrected command.
 
 use std::collections::BTreeMap;
 
 use super::TranslationOutcome;
-use super::translation::{OptionSetting, Translation};
+use super::translation::{CommandTranslation, OptionSetting};
 use super::words::{option_words, quoted_for_shell};
 
-/// The width that the corrected command is broken at.
+/// Maximum number of columns of a line of the corrected command.
 const WIDTH: usize = 100;
 
-/// The outcome of a translation.
-pub fn translation_outcome(t: &Translation) -> TranslationOutcome {
+/// Returns the outcome of a translation: the translated command, or the error message.
+pub fn translation_outcome(t: &CommandTranslation) -> TranslationOutcome {
     if !t.problems.is_empty() {
         return TranslationOutcome::Refused { message: refusal(t) };
     }
     TranslationOutcome::Translated { words: t.translated_words(), notes: notes(t) }
 }
 
-/// All notes; the options without effect are one note, by groups.
-fn notes(t: &Translation) -> Vec<String> {
+/// Returns all notes. One of them lists all options without effect, sorted by kind.
+fn notes(t: &CommandTranslation) -> Vec<String> {
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, group) in &t.harmless {
         groups.entry(group).or_default().push(name);
@@ -34,7 +35,7 @@ fn notes(t: &Translation) -> Vec<String> {
     notes
 }
 
-fn refusal(t: &Translation) -> String {
+fn refusal(t: &CommandTranslation) -> String {
     let path = t.line.path.join(" ");
     let count = t.problems.len();
     let options =
@@ -54,12 +55,12 @@ fn refusal(t: &Translation) -> String {
     text
 }
 
-/// The corrected command, ready to paste into a shell.
-pub fn corrected_command(t: &Translation) -> String {
+/// Returns the corrected command, with line breaks, ready to paste into a shell.
+pub fn corrected_command(t: &CommandTranslation) -> String {
     let start: Vec<String> = std::iter::once("reel".to_string())
         .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted_for_shell(word)))
         .collect();
-    // Messages do not contain keys; a file stands for all of them.
+    // Messages must not show API keys, so `--api-key-file FILE` replaces all keys.
     let keys = t.settings.iter().position(|setting| setting.name == "api_key");
     let is_shown =
         |(at, s): &(usize, &OptionSetting)| s.name != "api_key" || (Some(*at) == keys && !t.is_set("api_key_file"));

@@ -1,10 +1,11 @@
-//! Commands of other programs, pasted: the words after `reel sft`, `reel grpo`, `reel serve`, `reel eval` and
-//! `reel bench serve` may be those of TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, VideoRFT, Video-R1, vLLM,
-//! SGLang, LMDeploy, lmms-eval or VLMEvalKit, and `--config` may name their configuration files.
+//! Translates commands that were written for other programs. The words after `reel sft`, `reel grpo`, `reel serve`,
+//! `reel eval` and `reel bench serve` may be options of TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1,
+//! VideoRFT, Video-R1, vLLM, SGLang, LMDeploy, lmms-eval or VLMEvalKit, and `--config` may name their configuration
+//! files.
 //!
 //! The table of `reel_runs::foreign_options` says what each option is here. An option with the same meaning is
 //! accepted, options without effect are named in one note, and all others are refused together, in one message that
-//! ends with the corrected command. [`translate`] does not run anything; it works on words alone.
+//! ends with the corrected command. [`translate_command`] does not run anything; it works on words alone.
 //!
 //! Read in this order: `words` (words to options), `translation` (options to options of reel), `rules` and its
 //! neighbours (what one row of the table cannot say), `repair` (values and combinations that reel refuses), `message`.
@@ -37,54 +38,56 @@ use clap::Command;
 use reel_runs::foreign_options::command_of;
 
 pub use explain::{explain_defaults, with_explain_option};
-use translation::Translation;
+use translation::CommandTranslation;
 
-/// What surrounds a command: variables of the environment, and the number of processes that a launcher has started.
-pub struct Surroundings<'a> {
-    /// The value of a variable of the environment.
+/// The environment of a command: environment variables, and the number of processes that a launcher has started.
+pub struct CommandEnvironment<'a> {
+    /// Returns the value of an environment variable.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// The number of processes of this run; 1 without a launcher.
     pub processes: usize,
 }
 
-/// The result of reading a command that may be one of another program.
+/// The result of translating a command that may have been written for another program.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TranslationOutcome {
     /// The command has only options of reel.
     Unchanged,
-    /// The command in reel's options, with notes to print.
+    /// The command, translated into options of reel, with notes to print.
     Translated {
         /// The words after the program's name.
         words: Vec<String>,
-        /// Notes about options without effect, and defaults that differ.
+        /// Notes about options that have no effect, and about defaults that differ between the programs.
         notes: Vec<String>,
     },
-    /// The command is refused.
+    /// The command is refused, because options cannot be used as given.
     Refused {
-        /// All problems, the corrected command, and the notes.
+        /// The text to print: all problems, the corrected command, and the notes.
         message: String,
     },
 }
 
-/// Translates the words of a command line after the program's name into options of reel.
-pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) -> TranslationOutcome {
+/// Translates a command that may have been written for another program into options of reel. `words` are the words of
+/// the command line after the program's name.
+pub fn translate_command(root: &Command, words: &[String], surroundings: &CommandEnvironment) -> TranslationOutcome {
     let asks_for_help =
         words.iter().take_while(|word| *word != "--").any(|word| ["--help", "-h"].contains(&word.as_str()));
     let Some(line) = words::split_command_line(root, words).filter(|_| !asks_for_help) else {
         return TranslationOutcome::Unchanged;
     };
     let path = line.path.join(" ");
-    // Other programs have no commands like the other measurements of `reel bench`. Their parsers lack the options that
-    // all measurements share, such as --with, so these would be refused here.
+    // Only `bench serve` has a counterpart in other programs (a load test). The other benchmarks are not translated,
+    // because their parsers lack common options of `reel bench` such as --with, so the translation would refuse these
+    // options.
     if path.starts_with("bench") && path != "bench serve" {
         return TranslationOutcome::Unchanged;
     }
-    let mut translation = Translation::new(line, command_of(&path).to_string(), surroundings);
+    let mut translation = CommandTranslation::new(line, command_of(&path).to_string(), surroundings);
     translation.read_options();
     let is_plain = !translation.is_foreign && translation.problems.len() < 2;
     let trains = ["sft", "grpo"].contains(&translation.command.as_str()) && !path.starts_with("plan");
     if is_plain && !(trains && translation.has_underscores && translation.problems.is_empty()) {
-        return environment::outcome_with_variables_only(translation);
+        return environment::outcome_with_environment_options_only(translation);
     }
     environment::add_environment_options(&mut translation);
     totals::combine_options(&mut translation);

@@ -1,12 +1,13 @@
-//! Which program a command was written for, and that program's defaults.
+//! Finds out which program a command was written for, and adds that program's defaults.
 
 use reel_runs::foreign_options::{ForeignDefault, PROGRAMS, foreign_defaults};
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::reel_argument;
 
-/// The program that has the most of the given options; the first one if several have as many.
-pub fn most_likely_program(t: &Translation) -> &'static str {
+/// Returns the program that a command was most likely written for: the one that has the most of its options; if
+/// several have equally many, the first one in `ORDER`.
+pub fn most_likely_program(t: &CommandTranslation) -> &'static str {
     const ORDER: [&str; 17] = [
         "trl",
         "video-r1",
@@ -28,9 +29,10 @@ pub fn most_likely_program(t: &Translation) -> &'static str {
     ];
     let votes = |name: &str| {
         let own = t.votes.get(name).copied().unwrap_or_default();
-        // These two are options of reel as well, so they have no row.
+        // `temporal` and `len_control` of Video-R1 are options of reel too, so the option table has no rows for them
+        // and their votes are counted here.
         let of_video_r1 = ["temporal", "len_control"].iter().filter(|option| t.is_set(option)).count();
-        // The keys of EasyR1 share their rows with those of verl.
+        // The option table has joint rows for verl and EasyR1, so the keys that only EasyR1 has are counted here.
         let of_easyr1 = t.read.iter().filter(|(option, _)| option.starts_with("worker.")).count();
         match name {
             "video-r1" if t.is_foreign => own + 2 * of_video_r1,
@@ -42,8 +44,8 @@ pub fn most_likely_program(t: &Translation) -> &'static str {
     ORDER.into_iter().find(|name| most > 0 && votes(name) == most).unwrap_or_default()
 }
 
-/// Gives the output folder its default in another program.
-pub fn set_default_output_folder(t: &mut Translation) {
+/// Sets the output folder to the default of the other program if the command does not name one.
+pub fn set_default_output_folder(t: &mut CommandTranslation) {
     if t.is_set("out") || t.is_set("config") || t.is_set("check_data") {
         return;
     }
@@ -52,7 +54,7 @@ pub fn set_default_output_folder(t: &mut Translation) {
         "swift" => "output".to_string(),
         "trl" => "trainer_output".to_string(),
         "verl" | "easyr1" => {
-            let project = t.value_of("wandb_project").unwrap_or("project").to_string();
+            let project = t.option_value("wandb_project").unwrap_or("project").to_string();
             format!("checkpoints/{project}/{}", name.unwrap_or_else(|| "experiment".into()))
         }
         _ => return,
@@ -61,8 +63,9 @@ pub fn set_default_output_folder(t: &mut Translation) {
     t.add_option("out", vec![folder], "the program's output folder");
 }
 
-/// Adds a note with the defaults of the other program that differ from reel's and are not given.
-pub fn note_different_defaults(t: &mut Translation) {
+/// Adds a note about options that the command does not set and whose defaults in the other program differ from
+/// reel's.
+pub fn note_different_defaults(t: &mut CommandTranslation) {
     let program = most_likely_program(t);
     let Some((_, version)) = PROGRAMS.iter().find(|(name, _)| *name == program).filter(|_| t.is_foreign) else {
         return;
@@ -76,7 +79,7 @@ pub fn note_different_defaults(t: &mut Translation) {
     let differs = |option: &&ForeignDefault| {
         option.program == program && option.command == t.command && !t.is_set(option.option) && {
             match option.option {
-                // The program's defaults for LoRA are for runs without a word about it.
+                // The program's LoRA defaults apply only to a command that does not switch LoRA on or off.
                 "lora_r" => t.weights.lora.is_none(),
                 "freeze_vision" => t.weights.tower_frozen.is_none(),
                 "freeze_llm" => t.weights.decoder_frozen.is_none() && !has_adapter,
@@ -107,8 +110,8 @@ pub fn note_different_defaults(t: &mut Translation) {
     }
 }
 
-/// The value that reel takes for an option that is not given.
-fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
+/// Returns the default of an option of reel, as text for the note about different defaults.
+fn own_default(t: &CommandTranslation, option: &str, argument: &clap::Arg) -> String {
     match option {
         "lora_r" => "0: all weights".into(),
         "len_control" => "true".into(),
@@ -119,7 +122,7 @@ fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
         "min_frames" | "max_pixels" | "min_pixels" | "image_min_pixels" | "video_min_pixels" => {
             "the profile's limit".into()
         }
-        "epsilon_high" => t.value_of("epsilon").unwrap_or("0.2").into(),
+        "epsilon_high" => t.option_value("epsilon").unwrap_or("0.2").into(),
         "labels" => "assistant".into(),
         _ if !argument.get_action().takes_values() => "false".into(),
         _ => argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),

@@ -1,5 +1,5 @@
-//! Places of data as other programs write them: ms-swift's `ID:SUBSET#1000`, QwenLM's `FILE%50`, and the names of
-//! LLaMA-Factory's `dataset_info.json`.
+//! Names of data sets in the syntax of other programs: ms-swift's `ID:SUBSET#1000`, QwenLM's `FILE%50`, and the names
+//! in LLaMA-Factory's `dataset_info.json`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,18 +7,18 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::peers;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 
-/// What one place says beside where the rows are.
+/// A data set named in `--data`, translated into reel's syntax.
 struct Place {
-    /// The place as reel writes it.
+    /// The data set in reel's syntax.
     path: String,
-    /// The number of rows, if it names one.
+    /// The number of rows to use, if the name sets one (`#1000`).
     rows: Option<u64>,
 }
 
-/// Translates the places in `--data`.
-pub fn translate_places(t: &mut Translation) {
+/// Translates the data set names in `--data` into reel's syntax.
+pub fn translate_data_set_names(t: &mut CommandTranslation) {
     let folder = t.parts.remove("dataset_dir");
     let folder_shown = t.parts.remove("dataset_dir_shown").unwrap_or_default();
     let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
@@ -61,8 +61,9 @@ fn exists(path: &str) -> bool {
     Path::new(path).exists()
 }
 
-/// A place without the marks of other programs. A share of the rows is refused.
-fn place_of(part: &str, shown: &str, t: &mut Translation) -> Place {
+/// Translates one data set name and removes the suffixes of other programs. Refuses a suffix that selects a share of
+/// the rows.
+fn place_of(part: &str, shown: &str, t: &mut CommandTranslation) -> Place {
     if exists(part) {
         return Place { path: part.into(), rows: None };
     }
@@ -82,7 +83,8 @@ fn place_of(part: &str, shown: &str, t: &mut Translation) -> Place {
     if exists(path) {
         return Place { path: path.into(), rows };
     }
-    // A hub's name, then its subsets; a number is a weight of reel.
+    // A data set id of a hub, followed by its subsets (`ID:SUBSET/SUBSET`). A number after the colon is a sampling
+    // weight in reel's syntax.
     let path = path.strip_prefix("HF::").unwrap_or(path);
     let subsets = path.rsplit_once(':').filter(|(id, subsets)| {
         id.contains('/') && !id.contains(':') && !subsets.is_empty() && subsets.parse::<f64>().is_err()
@@ -95,7 +97,7 @@ fn place_of(part: &str, shown: &str, t: &mut Translation) -> Place {
     Place { path, rows }
 }
 
-/// LLaMA-Factory's list of data sets.
+/// The contents of `dataset_info.json`, LLaMA-Factory's list of data sets.
 struct DatasetInfo {
     folder: String,
     file: String,
@@ -109,7 +111,7 @@ impl DatasetInfo {
         Some(Self { folder: folder.trim_end_matches('/').into(), file, entries })
     }
 
-    /// The place of the data set `name`, as reel writes it.
+    /// Returns the data set `name` of the list, in reel's syntax.
     fn place(&self, name: &str) -> Option<String> {
         let entry = self.entries.get(name)?;
         let field = |name: &str| entry.get(name).and_then(Value::as_str);

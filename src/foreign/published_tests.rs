@@ -1,5 +1,5 @@
-//! Published commands of other programs (`tests/paste/README.md` says where they come from), and all names of their
-//! options.
+//! Tests the translation of published commands of other programs (`tests/paste/README.md` lists the sources) and of
+//! all their option names.
 
 use std::fs;
 use std::path::Path;
@@ -7,14 +7,17 @@ use std::path::Path;
 use reel_runs::foreign_options;
 use serde_json::Value;
 
-use super::tests::{check_corrected, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser};
+use super::tests::{
+    assert_corrected_command_is_accepted, expect_refused, expect_translated, outcome_of_line, outcome_of_words, parser,
+};
 use super::words::reel_argument;
 use super::*;
 
-/// A published command: `tests/paste/commands.json` (`tests/paste/README.md` says how it was made).
+/// A published command of another program, from `tests/paste/commands.json`. `tests/paste/README.md` says how that
+/// file was made.
 struct Published {
     id: String,
-    /// The words after `reel`, with the files in the folder of the test.
+    /// The words after `reel`, with paths to the files of the test.
     words: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -22,7 +25,8 @@ struct Published {
 const COMMANDS: &str = include_str!("../../tests/paste/commands.json");
 const FURTHER_COMMANDS: &str = include_str!("../../tests/paste/further.json");
 
-/// The commands of a file. Data and media are files in `tests/paste/rows`; configuration files are written to `folder`.
+/// Reads the published commands of a JSON file. Their data and media are the files in `tests/paste/rows`; their
+/// configuration files are written to `folder`.
 fn published(commands: &str, folder: &Path) -> Vec<Published> {
     let first: Value = serde_json::from_str(COMMANDS).unwrap();
     let all: Value = serde_json::from_str(commands).unwrap();
@@ -37,7 +41,7 @@ fn published(commands: &str, folder: &Path) -> Vec<Published> {
         };
         let id = text(&entry["id"]);
         let mut words: Vec<String> = text(&entry["command"]).split(' ').map(String::from).collect();
-        // The file of a command that is only a file, or that names the file of another command.
+        // The entry that has the configuration file: this one, or the one that its field `base` names.
         let base = first.as_array().unwrap().iter().find(|other| other["id"] == entry["base"]).unwrap_or(entry);
         let path = folder.join(format!("{id}.yaml"));
         if let Some(config) = base["config"].as_str() {
@@ -51,7 +55,7 @@ fn published(commands: &str, folder: &Path) -> Vec<Published> {
             })),
             None => words.extend(["--config".to_string(), path.display().to_string()]),
         }
-        // The data set of these commands is in their script.
+        // These commands name no data set, because the script that they come from sets it.
         if ["C08", "D25"].contains(&id.as_str()) {
             words.extend(["--dataset_name".into(), data.clone()]);
         }
@@ -61,12 +65,15 @@ fn published(commands: &str, folder: &Path) -> Vec<Published> {
     all.collect()
 }
 
-/// The commands that are accepted as they are; each other one has one message whose corrected command is accepted.
+/// Returns the ids of the commands that are accepted as published. Checks for every other command that its one error
+/// message has a corrected command that is accepted.
 fn accepted_at_once(commands: &[Published]) -> String {
     let mut at_once = Vec::new();
     for command in commands {
         match outcome_of_words(&command.words, &command.environment) {
-            TranslationOutcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
+            TranslationOutcome::Refused { message } => {
+                assert_corrected_command_is_accepted(&command.id, &message, &command.environment)
+            }
             TranslationOutcome::Unchanged => at_once.push(command.id.as_str()),
             TranslationOutcome::Translated { words, .. } => {
                 let words = std::iter::once("reel".to_string()).chain(words);
@@ -90,7 +97,8 @@ fn published_commands_are_accepted_or_refused_once() {
     assert_eq!(accepted_at_once(&further), "D09 D10 D12 D13 D15 D16 D17 D20 D21 D22 D23 D24 D25");
 }
 
-/// Any part of a published command, in any order, is refused at most once.
+/// Takes random subsets of the options of published commands, in random order: each is accepted, or refused once with
+/// a corrected command that is accepted.
 #[test]
 fn parts_of_published_commands_are_refused_at_most_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -116,11 +124,15 @@ fn parts_of_published_commands_are_refused_at_most_once() {
             for at in (1..part.len()).rev() {
                 part.swap(at, random(at + 1));
             }
-            // A model stands first, as a word behind a switch would be its value.
+            // Arguments such as the model come first, because after a switch they would be read as its value.
             part.sort_by_key(|group| group[0].starts_with("--"));
             let words: Vec<String> = command.words[..path].iter().cloned().chain(part.concat()).collect();
             if let TranslationOutcome::Refused { message } = outcome_of_words(&words, &command.environment) {
-                check_corrected(&format!("{} {words:?}", command.id), &message, &command.environment);
+                assert_corrected_command_is_accepted(
+                    &format!("{} {words:?}", command.id),
+                    &message,
+                    &command.environment,
+                );
             }
             tried += 1;
         }
@@ -128,7 +140,8 @@ fn parts_of_published_commands_are_refused_at_most_once() {
     assert!(tried > 300, "{tried}");
 }
 
-/// Every option of the peers has a row, or is one of reel's: none is unknown or gets a similar name as advice.
+/// Every option of the other programs is in the option table or is an option of reel. None is unknown, for which reel
+/// would suggest a similar name.
 #[test]
 fn every_option_of_the_peers_is_known() {
     let mut unknown = Vec::new();
@@ -148,7 +161,8 @@ fn every_option_of_the_peers_is_known() {
     assert!(known > 1000, "{known}");
 }
 
-/// A suggestion names an option of the same kind, and an option of another command gets none.
+/// A suggested option takes values of the same kind as the unknown option. An option of another command of reel gets
+/// no suggestion.
 #[test]
 fn advice_is_of_the_same_kind() {
     for (words, wanted) in [
@@ -164,7 +178,7 @@ fn advice_is_of_the_same_kind() {
     ] {
         let message = expect_refused(outcome_of_line(words), words);
         assert!(message.contains(wanted), "{words}: {message}");
-        check_corrected(words, &message, &[]);
+        assert_corrected_command_is_accepted(words, &message, &[]);
     }
     for words in [
         "serve m --allowed-local-media-path /media --gpu-memory-utilization 0.9",

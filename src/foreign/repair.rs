@@ -1,5 +1,6 @@
-//! Finds what reel refuses about the values and combinations of a translated command, so that one message has it all.
-//! Each problem is mended in the corrected command: the option is left out, or a missing one gets a placeholder.
+//! Checks a translated command as reel itself would, and collects all errors about values and combinations of
+//! options, so that one message shows them all. The corrected command leaves out each refused option; a missing
+//! option gets a placeholder.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command, FromArgMatches};
@@ -7,14 +8,15 @@ use reel_runs::option_names;
 use reel_train::TrainError;
 use reel_train::options::{GrpoOptions, SftOptions, TrainingOptions};
 
-use super::translation::{RefusedOption, Translation};
+use super::translation::{CommandTranslation, RefusedOption};
 use crate::fail;
 
-/// The most problems of one command that are looked for.
+/// Maximum number of errors of one command that are collected.
 const MAX_PROBLEMS: usize = 40;
 
-/// Parses the command as reel would, and mends it until it is accepted.
-pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
+/// Parses and validates the command as reel would. After each error, changes the command so that the error does not
+/// occur again, until reel accepts the command.
+pub fn repair_until_accepted(t: &mut CommandTranslation, root: &Command) {
     for _ in 0..MAX_PROBLEMS {
         let words: Vec<String> = std::iter::once("reel".to_string()).chain(t.translated_words()).collect();
         let mended = match root.clone().try_get_matches_from(&words) {
@@ -30,9 +32,10 @@ pub fn repair_until_accepted(t: &mut Translation, root: &Command) {
     }
 }
 
-/// Mends an error of the parser. False if the error names no option that the command has.
-fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
-    let line = fail::usage_line(e, root, words.iter().cloned());
+/// Corrects the command after an error of the argument parser. Returns false if the error names no option of the
+/// command.
+fn mend_usage(t: &mut CommandTranslation, e: &clap::Error, root: &Command, words: &[String]) -> bool {
+    let line = fail::usage_error_message(e, root, words.iter().cloned());
     let (location, rest) = line.split_once(": ").unwrap_or(("", &line));
     let (what, help) = rest.split_once("; ").unwrap_or((rest, "see --help"));
     match (e.kind(), e.get(ContextKind::InvalidArg)) {
@@ -58,8 +61,9 @@ fn mend_usage(t: &mut Translation, e: &clap::Error, root: &Command, words: &[Str
     }
 }
 
-/// Leaves an option out, and keeps what is wrong with it. A missing option gets a placeholder.
-fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> bool {
+/// Removes the option that an error names and records the error. If the option is missing, adds it with a
+/// placeholder.
+fn mend_option(t: &mut CommandTranslation, location: &str, what: &str, help: &str) -> bool {
     let Some(option) = location.split([' ', ',']).next().filter(|option| option.starts_with("--")) else {
         return false;
     };
@@ -71,8 +75,9 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
         t.replace_option(&name, placeholder, option);
         return true;
     }
-    // A group of one becomes the smallest one: the batch consists of whole groups.
-    if name == "num_generations" && t.number_of(&name).is_some_and(|n| n < 2.0) {
+    // The smallest group has two completions. The option is not removed, because the batch size must be a multiple of
+    // the group.
+    if name == "num_generations" && t.option_number(&name).is_some_and(|n| n < 2.0) {
         let shown = t.settings.iter().find(|setting| setting.name == name).map(|setting| setting.shown.clone());
         t.refuse_option(&shown.unwrap_or_default(), what, help);
         t.replace_option(&name, "2", option);
@@ -83,9 +88,9 @@ fn mend_option(t: &mut Translation, location: &str, what: &str, help: &str) -> b
     true
 }
 
-/// An error about an option that is not given has its cause in another option.
-fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str, help: &str) -> bool {
-    let group = t.value_of("num_generations").unwrap_or("8").to_string();
+/// Corrects an error about an option that the command does not set: removes the other option that causes the error.
+fn mend_by_combination(t: &mut CommandTranslation, name: &str, option: &str, what: &str, help: &str) -> bool {
+    let group = t.option_value("num_generations").unwrap_or("8").to_string();
     match name {
         "per_device_train_batch_size" => {
             t.refuse_option(option, what, help);
@@ -93,7 +98,7 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
             true
         }
         _ => {
-            // The other option of the pair, which the message names.
+            // The error message names both options of a pair that contradict each other.
             let text = format!("{what} {help}");
             let others: Vec<String> = text
                 .split([' ', ',', '.'])
@@ -111,8 +116,9 @@ fn mend_by_combination(t: &mut Translation, name: &str, option: &str, what: &str
     }
 }
 
-/// The first error of the values of a training command's options: where, what is wrong, and what to do.
-fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, String, String)> {
+/// Returns the first validation error of a training command's options: the location, what is wrong, and how to
+/// correct it.
+fn validation_error(t: &CommandTranslation, matches: &ArgMatches) -> Option<(String, String, String)> {
     let mut inner = matches;
     for name in &t.line.path {
         inner = inner.subcommand_matches(name)?;
@@ -131,8 +137,9 @@ fn validation_error(t: &Translation, matches: &ArgMatches) -> Option<(String, St
     Some((location.to_string(), what.to_string(), help.to_string()))
 }
 
-fn check<O: TrainingOptions>(t: &Translation, options: &O) -> Option<TrainError> {
-    // A configuration file may have the options that are missing here, and may change the others.
+fn check<O: TrainingOptions>(t: &CommandTranslation, options: &O) -> Option<TrainError> {
+    // The configuration file may set the missing options and change the other ones, so the options alone cannot be
+    // checked.
     if t.is_set("config") {
         return None;
     }

@@ -1,34 +1,35 @@
-//! The rules that the table names with `@`: what a name and its value say together. Rules for training options are in
-//! `rules_train` and `rules_data`, for evaluation and load tests in `rules_eval`, for servers in `rules_serve`.
+//! The rules that the option table names with `@`. A rule translates an option whose meaning depends on its value or
+//! on other options. Rules for training options are in `rules_train` and `rules_data`, for evaluation and load tests
+//! in `rules_eval`, for servers in `rules_serve`.
 
 use serde_json::Value;
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 use super::{rules_data, rules_eval, rules_serve, rules_train};
 
-/// What happens to the rest of a row after a rule.
+/// Whether the options that follow a rule in its row of the option table are set as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterRule {
-    /// The rule has done all.
+pub enum RuleOutcome {
+    /// The rule has set everything; the rest of the row is ignored.
     Stop,
-    /// The options after the rule are set.
+    /// The rest of the row applies.
     Continue,
 }
 
-/// Applies the rule `rule` to an option.
-pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> AfterRule {
+/// Applies the rule `rule` of the option table to a given option.
+pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut CommandTranslation) -> RuleOutcome {
     let value = given.joined_values().unwrap_or_else(|| "true".into());
     let number = value.parse::<f64>().ok();
     match rule {
-        "model_kwargs" => rules_data::model_kwargs(&value, given, t),
+        "model_kwargs" => rules_data::translate_model_kwargs(&value, given, t),
         "base_interval" => base_interval(number, given, t),
-        // A negative number or 0 means "no limit", and "auto" is the default.
+        // A value of 0 or less means "no limit", and "auto" means the default, so the option is left out.
         "no_limit" | "positive" => {
-            return if number.is_some_and(|n| n > 0.0) { AfterRule::Continue } else { AfterRule::Stop };
+            return if number.is_some_and(|n| n > 0.0) { RuleOutcome::Continue } else { RuleOutcome::Stop };
         }
         "top_k" => {
-            // -1 means all tokens, as 0 does.
+            // A top-k of -1 means all tokens; reel writes this as 0.
             t.is_changed |= number == Some(-1.0);
             t.set_option("top_k", vec![if number == Some(-1.0) { "0".into() } else { value }], given);
         }
@@ -45,14 +46,14 @@ pub fn apply_rule(rule: &str, given: &GivenOption, t: &mut Translation) -> After
             || rules_serve::apply_serve_rule(rule, &value, given, t) => {}
         _ => debug_assert!(false, "the table names the rule {rule}, which does not exist"),
     }
-    AfterRule::Stop
+    RuleOutcome::Stop
 }
 
-/// The texts of an option with several values, or with a list of JSON or Python.
+/// Returns the list items of an option that has several values, or one value in list syntax (JSON or Python).
 pub fn listed_values(given: &GivenOption) -> Vec<String> {
     let one = |text: &str| match serde_json::from_str::<Value>(&text.replace('\'', "\"")) {
         Ok(Value::Array(items)) => items.iter().map(|v| v.as_str().map_or(v.to_string(), String::from)).collect(),
-        // A shell removes the quotes of hydra's ['console','wandb'].
+        // Hydra's list ['console','wandb'] arrives without its quotes, because the shell removes them.
         _ if text.starts_with('[') && text.ends_with(']') => {
             let items = text[1..text.len() - 1].split(',');
             items.map(|item| item.trim().trim_matches(['"', '\'']).to_string()).collect()
@@ -62,8 +63,8 @@ pub fn listed_values(given: &GivenOption) -> Vec<String> {
     given.values.iter().flat_map(|text| one(text)).filter(|text| !text.is_empty()).collect()
 }
 
-/// The interval of QwenLM's script between two frames of a video, in seconds.
-fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut Translation) {
+/// Translates `base_interval` of QwenLM's script, the seconds between two frames of a video, into `--fps`.
+fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut CommandTranslation) {
     match seconds.filter(|seconds| *seconds > 0.0) {
         Some(seconds) => t.set_option("fps", vec![format!("{}", 1.0 / seconds)], given),
         None => {
@@ -73,13 +74,14 @@ fn base_interval(seconds: Option<f64>, given: &GivenOption, t: &mut Translation)
     }
 }
 
-fn each(given: &GivenOption, t: &mut Translation, set: impl Fn(String, &mut Translation)) {
+fn each(given: &GivenOption, t: &mut CommandTranslation, set: impl Fn(String, &mut CommandTranslation)) {
     t.is_changed |= given.values.len() > 1;
     given.values.iter().for_each(|value| set(value.clone(), t));
 }
 
-/// vLLM's `--max-model-len`: a number of tokens, with `k` (1000) or `K` (1024) behind it, or `auto` (-1).
-fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
+/// Translates vLLM's `--max-model-len`: a number of tokens, with an optional suffix `k` (1000) or `K` (1024), or
+/// `auto` (-1).
+fn max_model_len(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let scaled = |text: &str, factor: f64| text.parse::<f64>().ok().map(|n| (n * factor).round());
     let tokens = match value {
         "auto" | "-1" => {
@@ -103,8 +105,8 @@ fn max_model_len(value: &str, given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// vLLM's LoRA adapters: `NAME=PATH`, or a JSON object with `name` and `path`.
-fn lora_modules(given: &GivenOption, t: &mut Translation) {
+/// Translates vLLM's `--lora-modules`: `NAME=PATH`, or a JSON object with `name` and `path`.
+fn lora_modules(given: &GivenOption, t: &mut CommandTranslation) {
     for text in listed_values(given) {
         let object: Option<Value> = serde_json::from_str(&text).ok();
         let field = |name: &str| Some(object.as_ref()?.get(name)?.as_str()?.to_string());
@@ -115,8 +117,8 @@ fn lora_modules(given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// vLLM's `--served-model-name` takes several names.
-fn served_names(given: &GivenOption, t: &mut Translation) {
+/// Translates vLLM's `--served-model-name`, which takes several names.
+fn served_names(given: &GivenOption, t: &mut CommandTranslation) {
     t.is_changed |= given.values.len() > 1;
     for name in given.values.clone() {
         t.set_option("served_model_name", vec![name], given);

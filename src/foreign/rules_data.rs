@@ -1,17 +1,17 @@
-//! Rules for the options that say which rows are trained on, and which model has which name.
+//! Rules that translate the options for the training data and for the name of the model.
 
 use serde_json::{Map, Value};
 
-use super::environment::VARIABLES;
+use super::environment::MEDIA_VARIABLES;
 use super::rules::listed_values;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
-/// Applies a rule; `false` if the rule is not one of these.
-pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+/// Applies a rule for data options; returns `false` if `rule` is not one of them.
+pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
         "datasets" => data_sets(value, given, t),
-        // The data that they are parts of may stand behind them.
+        // The data set that this configuration or split belongs to may come later on the command line.
         "dataset_part" => {
             let part = if given.name.ends_with("split") { "data_split" } else { "data_config" };
             t.parts.insert(part, listed_values(given).join(","));
@@ -20,7 +20,7 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
                 given.text_for_messages(),
             );
         }
-        // VLM-R1's files and their folders, with colons between them; its script then ignores --dataset-name.
+        // VLM-R1's list of data files, separated by colons. VLM-R1 ignores --dataset-name if this list is given.
         "data_files" => drop(t.parts.insert("data_files", value.replace(':', ","))),
         "media_folders" => {
             let mut folders: Vec<&str> = value.split(':').collect();
@@ -33,7 +33,7 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
                 }
             }
         }
-        // A name beside the model is one of its names; alone, it is the model.
+        // If the command also names a model, this is a name for the served model; otherwise it is the model.
         "model_name" => {
             t.parts.insert("model_name", value.to_string());
             t.parts.insert("model_name_shown", given.text_for_messages());
@@ -48,8 +48,9 @@ pub fn apply_data_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
     true
 }
 
-/// TRL's `dataset_kwargs`: without its preparation of the rows, the rows are those of the file, as in reel.
-fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+/// Translates TRL's `dataset_kwargs`. The field `skip_prepare_dataset` has no effect, because reel never changes the
+/// rows of the file.
+fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let fields = serde_json::from_str::<Map<String, Value>>(value).ok();
     let unknown = fields.as_ref().map(|fields| fields.keys().find(|name| *name != "skip_prepare_dataset"));
     match unknown {
@@ -62,15 +63,16 @@ fn dataset_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// ms-swift's `model_kwargs`, which it turns into variables of the environment, such as `FPS_MAX_FRAMES`.
-pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
+/// Translates ms-swift's `model_kwargs`, whose fields ms-swift passes on as environment variables such as
+/// `FPS_MAX_FRAMES`.
+pub fn translate_model_kwargs(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let Ok(fields) = serde_json::from_str::<Map<String, Value>>(value) else {
         let help = "give the options themselves, such as --max-frames and --max-pixels";
         return t.refuse_option(&given.text_for_messages(), "is not a JSON object", help);
     };
     for (name, value) in &fields {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        let variable = VARIABLES.iter().find(|(variable, _)| variable.eq_ignore_ascii_case(name));
+        let variable = MEDIA_VARIABLES.iter().find(|(variable, _)| variable.eq_ignore_ascii_case(name));
         match variable.filter(|(_, option)| t.has_option(option)) {
             Some((_, option)) => {
                 let written = format!("{} {name}", given.written);
@@ -84,8 +86,8 @@ pub fn model_kwargs(value: &str, given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// The data sets of a configuration file of Axolotl or TRL: objects with `path`, `name` and `split`.
-fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
+/// Translates the data sets of an Axolotl or TRL configuration file: objects with `path`, `name` and `split`.
+fn data_sets(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let entries: Vec<Value> = match serde_json::from_str(value) {
         Ok(Value::Array(entries)) => entries,
         _ => return t.set_option("data", vec![value.to_string()], given),
@@ -93,7 +95,7 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     let mut places = Vec::new();
     for entry in &entries {
         let field = |name: &str| entry.get(name).and_then(Value::as_str);
-        // `json` and its like are formats, whose rows are in `data_files`.
+        // A `path` such as `json` is a file format; the files are then listed in `data_files`.
         let is_format = |path: &&str| ["json", "parquet", "csv", "arrow"].contains(path);
         let path = match (field("path").filter(|path| !is_format(path)), entry.get("data_files")) {
             (Some(path), Some(_)) => {
@@ -130,8 +132,8 @@ fn data_sets(value: &str, given: &GivenOption, t: &mut Translation) {
     t.set_option("data", vec![places.join(",")], given);
 }
 
-/// Whether a field of Axolotl's data set says what reel does without it: the names of the fields of a row and of a
-/// message, and that each answer is learned.
+/// Returns true if a field of an Axolotl data set asks for what reel does anyway: the usual field names of rows and
+/// messages, and training on every answer.
 fn is_reels_own(name: &str, value: &Value) -> bool {
     match (name, value) {
         (_, Value::Null) => true,
@@ -148,8 +150,14 @@ fn is_reels_own(name: &str, value: &Value) -> bool {
     }
 }
 
-/// The place of a data set as reel writes it: `PATH#CONFIG@SPLIT`. A part of a split, such as `train[:1%]`, is refused.
-fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str, t: &mut Translation) -> String {
+/// Returns a data set in reel's syntax, `PATH#CONFIG@SPLIT`. Refuses a slice of a split, such as `train[:1%]`.
+fn with_parts(
+    path: &str,
+    config: Option<&str>,
+    split: Option<&str>,
+    shown: &str,
+    t: &mut CommandTranslation,
+) -> String {
     let (split, slice) = split.map_or((None, None), |split| match split.split_once('[') {
         Some((split, slice)) => (Some(split), Some(slice)),
         None => (Some(split), None),
@@ -163,8 +171,9 @@ fn with_parts(path: &str, config: Option<&str>, split: Option<&str>, shown: &str
     format!("{path}{config}{split}")
 }
 
-/// Combines the data with the configuration and the split that other options name, and the model with its names.
-pub fn combine_data_parts(t: &mut Translation) {
+/// Combines options that belong together: the data set with its configuration and split, and the model with its
+/// names.
+pub fn combine_data_set_options(t: &mut CommandTranslation) {
     if let Some(files) = t.parts.remove("data_files") {
         t.replace_option("data", &files, "--data_file_paths");
     }

@@ -1,11 +1,12 @@
-//! Rules for the options of `reel eval` (lmms-eval, VLMEvalKit, the scripts of Video-R1) and `reel bench serve` (vLLM's
-//! load generator).
+//! Rules that translate the options of evaluation programs (lmms-eval, VLMEvalKit, the scripts of Video-R1) to
+//! `reel eval`, and those of vLLM's load test to `reel bench serve`.
 
 use super::rules::listed_values;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
-/// reel's benchmarks, and what the names of other programs for them begin with (small letters and digits alone).
+/// The benchmarks of `reel eval`. The second text of a pair is the prefix by which names in other programs are
+/// recognized, after they are reduced to lower-case letters and digits.
 const BENCHMARKS: [(&str, &str); 7] = [
     ("vsibench", "vsibench"),
     ("videommmu", "videommmu"),
@@ -16,15 +17,16 @@ const BENCHMARKS: [(&str, &str); 7] = [
     ("videoholmes", "videoholmes"),
 ];
 
-/// Applies a rule; `false` if the rule is not one of these.
-pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+/// Applies a rule for evaluation options; returns `false` if `rule` is not one of them.
+pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
-        // The scripts of VideoRFT and Video-R1 ask six benchmarks, read from this folder.
+        // The option `--file_name` of the evaluation scripts of VideoRFT and Video-R1, which evaluate six benchmarks
+        // from the folder `src/r1-v/Evaluation`.
         "eval_file_name" => {
             t.set_option("out", vec![format!("eval_results/{value}")], given);
             t.set_option("benchmark", vec!["all".into()], given);
             t.parts.insert("eval_data", "src/r1-v/Evaluation".into());
-            t.vote_for_programs(&["video-r1"]);
+            t.count_option_of_programs(&["video-r1"]);
         }
         "model_args" => model_args(value, t),
         "tasks" => benchmarks(&listed_values(given).join(","), given, t),
@@ -71,15 +73,15 @@ pub fn apply_eval_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tra
     true
 }
 
-fn refuse(t: &mut Translation, given: &GivenOption, what: &str, help: &str) -> bool {
+fn refuse(t: &mut CommandTranslation, given: &GivenOption, what: &str, help: &str) -> bool {
     t.refuse_option(&given.text_for_messages(), what, help);
     true
 }
 
-/// lmms-eval's `NAME=VALUE,…` for the model.
-fn model_args(value: &str, t: &mut Translation) {
+/// Translates `--model_args` of lmms-eval: `NAME=VALUE,…`.
+fn model_args(value: &str, t: &mut CommandTranslation) {
     t.parts.insert("model_args", String::new());
-    // Beside a rate, lmms-eval's number of frames is their bound.
+    // If `fps` is given as well, lmms-eval's number of frames is a maximum.
     let has_rate = value.split(',').any(|pair| pair.starts_with("fps=") && !pair.ends_with('='));
     let frames = if has_rate { "max_frames" } else { "nframes" };
     for pair in value.split(',').filter(|pair| !pair.is_empty()) {
@@ -131,8 +133,9 @@ fn model_args(value: &str, t: &mut Translation) {
     }
 }
 
-/// Sets `--benchmark` to the benchmarks that names of another program mean. Refuses the others.
-fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
+/// Sets `--benchmark` to the benchmarks that another program calls `names`. Refuses names of benchmarks that reel
+/// does not have.
+fn benchmarks(names: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let mut found: Vec<&str> = Vec::new();
     for name in names.split(',').filter(|name| !name.is_empty()) {
         let letters: String = name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
@@ -150,9 +153,9 @@ fn benchmarks(names: &str, given: &GivenOption, t: &mut Translation) {
     t.set_option("benchmark", vec![benchmark], given);
 }
 
-/// VLMEvalKit's `--data` names benchmarks with their number of frames (`Video-MME_8frame`, `MMBench-Video_1fps`);
-/// reel's names a folder.
-fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
+/// Translates `--data` of VLMEvalKit, which names benchmarks with a number of frames or a rate (`Video-MME_8frame`,
+/// `MMBench-Video_1fps`). In reel, `--data` names a folder.
+fn vlmevalkit_data(given: &GivenOption, t: &mut CommandTranslation) {
     let text = listed_values(given).join(",");
     let is_folder =
         given.values.iter().all(|path| path.contains('/') || path == "." || std::path::Path::new(path).exists());
@@ -160,8 +163,8 @@ fn vlmevalkit_data(given: &GivenOption, t: &mut Translation) {
         return t.set_option("data", given.values.clone(), given);
     }
     t.is_foreign = true;
-    t.vote_for_programs(&["vlmevalkit"]);
-    // Each name may say how many frames its videos have.
+    t.count_option_of_programs(&["vlmevalkit"]);
+    // Returns the number of frames or the frame rate in a benchmark's name.
     let frames_of = |name: &str| {
         let number =
             |part: &str, end: &str| part.strip_suffix(end).filter(|n| n.parse::<f64>().is_ok()).map(str::to_string);

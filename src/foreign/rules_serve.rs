@@ -1,14 +1,15 @@
-//! Rules for the options of servers: vLLM, SGLang, LMDeploy.
+//! Rules that translate the options of inference servers: vLLM, SGLang, LMDeploy.
 
 use serde_json::{Map, Value};
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::words::GivenOption;
 
-/// Applies a rule; `false` if the rule is not one of these.
-pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+/// Applies a rule for server options; returns `false` if `rule` is not one of them.
+pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     match rule {
-        // Whether it is the model's own tokenizer is known when all options are read.
+        // Only the tokenizer of the model's own folder is accepted. The model may come later on the command line, so
+        // the check is made after all options are read.
         "tokenizer" => {
             t.parts.insert("tokenizer", value.to_string());
             t.parts.insert("tokenizer_shown", given.text_for_messages());
@@ -27,7 +28,7 @@ pub fn apply_serve_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
 }
 
 /// Calls `set` for each field of an option whose value is a JSON object.
-fn each_field(given: &GivenOption, t: &mut Translation, set: impl Fn(&str, &Value, &mut Translation)) {
+fn each_field(given: &GivenOption, t: &mut CommandTranslation, set: impl Fn(&str, &Value, &mut CommandTranslation)) {
     let text = given.joined_values().unwrap_or_default();
     match serde_json::from_str::<Map<String, Value>>(&text) {
         Ok(fields) => fields.iter().for_each(|(name, value)| set(name, value, t)),
@@ -37,8 +38,9 @@ fn each_field(given: &GivenOption, t: &mut Translation, set: impl Fn(&str, &Valu
     }
 }
 
-/// A field of the processor of Qwen2.5-VL: `{"min_pixels": N, "max_pixels": N, "fps": N}`.
-fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translation) {
+/// Translates a field of `--mm-processor-kwargs`, the settings of Qwen2.5-VL's processor:
+/// `{"min_pixels": N, "max_pixels": N, "fps": N}`.
+fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut CommandTranslation) {
     match (name, value) {
         (_, Value::Null) | ("use_fast" | "do_resize" | "do_sample_frames", Value::Bool(true)) => {}
         ("min_pixels" | "max_pixels" | "fps" | "min_frames" | "max_frames", Value::Number(n)) => {
@@ -49,8 +51,8 @@ fn processor_field(name: &str, value: &Value, given: &GivenOption, t: &mut Trans
     }
 }
 
-/// A field of vLLM's reader of videos. A number of frames of -1 means all frames.
-fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translation) {
+/// Translates a field of vLLM's `--media-io-kwargs` for videos. A `num_frames` of -1 means all frames.
+fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut CommandTranslation) {
     match (name, value) {
         ("num_frames", Value::Number(n)) if n.as_f64().is_some_and(|n| n > 0.0) => {
             t.set_option("nframes", vec![n.to_string()], given);
@@ -67,13 +69,14 @@ fn reader_field(name: &str, value: &Value, given: &GivenOption, t: &mut Translat
     }
 }
 
-fn refuse_field(given: &GivenOption, field: &str, t: &mut Translation) {
+fn refuse_field(given: &GivenOption, field: &str, t: &mut CommandTranslation) {
     let help = "use --min-pixels, --max-pixels, --nframes, --fps, --min-frames and --max-frames";
     t.refuse_option(&given.written, &format!("has {field}, a limit that reel does not have"), help);
 }
 
-/// Folds vLLM's options with a dot, `--limit-mm-per-prompt.image 4`, into one option with a JSON object each. An object
-/// that the option itself has is kept, and a field that is given twice has its last value.
+/// Joins vLLM's options with dots in their names, such as `--limit-mm-per-prompt.image 4`, into one option whose
+/// value is a JSON object. Keeps the fields that the option itself sets; if a field is given twice, the last value
+/// counts.
 pub fn fold_dotted_options(all_given: Vec<GivenOption>) -> Vec<GivenOption> {
     let is_dotted = |given: &GivenOption| given.written.starts_with("--") && given.name.contains('.');
     let mut folded: Vec<GivenOption> = Vec::new();
@@ -102,12 +105,12 @@ pub fn fold_dotted_options(all_given: Vec<GivenOption>) -> Vec<GivenOption> {
     folded
 }
 
-/// The object that is the value of an option.
+/// Returns the JSON object that is the value of an option.
 fn object_of(given: &GivenOption) -> Option<Map<String, Value>> {
     serde_json::from_str(&given.joined_values()?).ok()
 }
 
-/// Sets a field whose name has a dot for each level: `video.num_frames`.
+/// Sets a field of a JSON object; dots in `path` separate the nested levels: `video.num_frames`.
 fn set_field(fields: &mut Map<String, Value>, path: &str, value: Value) {
     match path.split_once('.') {
         None => drop(fields.insert(path.into(), value)),

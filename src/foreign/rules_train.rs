@@ -1,17 +1,17 @@
-//! Rules for the options of training commands.
+//! Rules that translate the options of other training programs.
 
 use serde_json::Value;
 
 use super::rules::listed_values;
-use super::translation::{OptionSetting, Translation};
+use super::translation::{CommandTranslation, OptionSetting};
 use super::words::GivenOption;
 
-/// Applies a rule; `false` if the rule is not one of these.
-pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Translation) -> bool {
+/// Applies a rule for training options; returns `false` if `rule` is not one of them.
+pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut CommandTranslation) -> bool {
     let number = value.parse::<f64>().ok();
-    let is_true = is_true(value);
+    let is_true = is_python_true(value);
     match rule {
-        // transformers 5 reads a number below 1 as a share of all steps.
+        // In transformers 5, a number below 1 is a share of all steps.
         "warmup_steps" => match number {
             Some(share) if share > 0.0 && share < 1.0 => {
                 t.is_changed = true;
@@ -36,7 +36,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             Some(steps) if steps <= 0.0 => t.set_option("save_steps", vec!["0".into()], given),
             _ => t.set_option("save_steps", vec![value.into()], given),
         },
-        // One checkpoint for each epoch: the run's end has one, and the number of steps is not known here.
+        // The other program writes a checkpoint after each epoch. reel writes one every --save-steps and at the end;
+        // the number of steps of an epoch is not known here.
         "save_each_epoch" => {
             t.harmless
                 .push((given.written.clone(), "form of checkpoints: a checkpoint every --save-steps and at the end"));
@@ -65,7 +66,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             t.parts.insert("all_linear_own", String::new());
         }
         "lora_exclusions" => lora_exclusions(given, t),
-        // Whether the tower is excluded by name is known when all options are read.
+        // Another option may exclude the vision tower from LoRA, so this option is evaluated after all options are
+        // read.
         "vision_lora" => {
             if is_true {
                 t.parts.insert("vision_lora", given.text_for_messages());
@@ -78,7 +80,8 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
         "freezing" => freezing(given, is_true, t),
         "reward_funcs" => {
             let before = t.parts.remove("reward_funcs");
-            // Python's parsers take the last of several lists; reel's own spelling adds to the list.
+            // If a list is given several times, Python's argument parsers keep the last one. With reel's own option
+            // name, the lists are joined.
             let adds = given.written == "--reward-funcs";
             if let Some(lost) = before.as_ref().filter(|_| !adds) {
                 t.is_foreign = true;
@@ -116,7 +119,7 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
         "prompts_per_step" => {
             t.parts.insert("prompts_per_step", value.to_string());
         }
-        // verl's batch of supervised fine-tuning counts the rows of a step.
+        // In SFT, verl's batch size is the number of rows of a step.
         "global_batch" => {
             t.parts.insert("global_batch", value.to_string());
         }
@@ -130,7 +133,7 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             t.parts.insert("use_kl_loss_shown", given.text_for_messages());
         }
         "kl_penalty" => {
-            // verl's estimator for the reward is not the one of the loss.
+            // verl has separate KL estimators for the loss and for the reward.
             let is_of_loss = given.name.ends_with("kl_loss_type");
             t.parts.insert(if is_of_loss { "kl_loss_type" } else { "kl_penalty" }, value.to_string());
             t.parts
@@ -142,7 +145,7 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
             }
         }
         "kl_coef" => {
-            // EasyR1's older files have a coefficient for the loss beside the one for the reward.
+            // Older configuration files of EasyR1 have one KL coefficient for the loss and one for the reward.
             let is_of_loss = given.name.ends_with("kl_loss_coef");
             t.parts.insert(if is_of_loss { "kl_loss_coef" } else { "kl_coef" }, value.to_string());
             let shown = if is_of_loss { "kl_loss_coef_shown" } else { "kl_coef_shown" };
@@ -159,12 +162,12 @@ pub fn apply_train_rule(rule: &str, value: &str, given: &GivenOption, t: &mut Tr
     true
 }
 
-/// Whether a value switches an option on, as Python's programs write it.
-pub fn is_true(value: &str) -> bool {
+/// Returns true if a value switches an option on in Python programs (`true`, `yes`, `1`, …).
+pub fn is_python_true(value: &str) -> bool {
     ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// Services that other programs report to.
+/// Experiment trackers to which other programs report and reel does not.
 const SERVICES: [&str; 13] = [
     "swanlab",
     "mlflow",
@@ -181,11 +184,12 @@ const SERVICES: [&str; 13] = [
     "rerun",
 ];
 
-/// Services that reel does not report to are left out, with a note. Any other name is refused by the parser.
-fn report_to(given: &GivenOption, t: &mut Translation) {
+/// Translates the option that names experiment trackers. Leaves out known trackers that reel does not support, with a
+/// note. Other names are passed on, and reel's parser refuses them.
+fn report_to(given: &GivenOption, t: &mut CommandTranslation) {
     let names = listed_values(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
     let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
-    // verl's and EasyR1's console and file are what reel always does.
+    // The loggers `console` and `file` of verl and EasyR1 are what reel does anyway.
     let always = |name: &str| ["all", "console", "file"].contains(&name);
     if names.iter().any(|name| !known(&name) && !always(name) && !SERVICES.contains(&name.as_str())) {
         return t.set_option("report_to", vec![names.join(",")], given);
@@ -210,9 +214,10 @@ fn report_to(given: &GivenOption, t: &mut Translation) {
     t.set_option("report_to", vec![places.join(",")], given);
 }
 
-/// Layers that get no adapter. A part of the decoder that other programs leave out cannot be left out by its name here.
-/// A pattern of verl (`.*visual.*|lm_head`) is read as the names in it.
-fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
+/// Translates the list of layers without a LoRA adapter. Refuses the name of a decoder layer, because reel cannot
+/// exclude single decoder layers by name. A regular expression of verl (`.*visual.*|lm_head`) is read as the names in
+/// it.
+fn lora_exclusions(given: &GivenOption, t: &mut CommandTranslation) {
     let is_mark = |c: char| "()^$.*\\".contains(c);
     let names: Vec<String> = listed_values(given)
         .iter()
@@ -239,13 +244,14 @@ fn lora_exclusions(given: &GivenOption, t: &mut Translation) {
     }
 }
 
-/// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where
-/// it is frozen, which is their default: these are the layers that reel adapts without a list.
-fn lora_targets(given: &GivenOption, t: &mut Translation) {
+/// Translates the list of layers with a LoRA adapter. If the vision tower is frozen, which is the default of other
+/// programs, `all` of LLaMA-Factory and `all-linear` of other programs do not include it: these are the layers that
+/// reel adapts by default.
+fn lora_targets(given: &GivenOption, t: &mut CommandTranslation) {
     let names: Vec<String> =
         listed_values(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
     if names.iter().any(|name| ["all", "all-linear", "all_linear"].contains(&name.as_str())) {
-        // Whether the tower is frozen is known when all options are read.
+        // Whether the vision tower is frozen is known only after all options are read.
         t.parts.insert("all_linear", given.text_for_messages());
         if given.name == "lora_target_modules" && given.written.starts_with("--lora-") {
             t.parts.insert("all_linear_own", String::new());
@@ -262,8 +268,8 @@ fn lora_targets(given: &GivenOption, t: &mut Translation) {
     t.set_option("lora_target_modules", vec![names.join(",")], given);
 }
 
-/// Which parts of the model are frozen, under the names of several programs.
-fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
+/// Translates the options of several programs that freeze parts of the model.
+fn freezing(given: &GivenOption, is_true: bool, t: &mut CommandTranslation) {
     let name = given.name.as_str();
     let frozen = if name.starts_with("tune_") || name.starts_with("unfreeze_") { !is_true } else { is_true };
     let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
@@ -278,21 +284,21 @@ fn freezing(given: &GivenOption, is_true: bool, t: &mut Translation) {
         t.weights.tower_shown = given.text_for_messages();
     }
     if name == "freeze_vision" {
-        // reel's own switch is for the tower and its merger.
+        // The option `--freeze-vision` of reel also freezes the merger.
         t.weights.merger_frozen = t.weights.merger_frozen.or(Some(frozen));
     }
 }
 
-/// DeepSpeed's configuration and FSDP's sharding: a stage that divides the weights is ZeRO-3. The other stages and
-/// offloading have no counterpart that must be named.
-fn zero_stage(value: &str, given: &GivenOption, t: &mut Translation) {
+/// Translates DeepSpeed's configuration and FSDP's sharding mode. A stage that shards the weights becomes ZeRO-3. The
+/// other stages, and offloading, need no option in reel.
+fn zero_stage(value: &str, given: &GivenOption, t: &mut CommandTranslation) {
     let text = value.to_ascii_lowercase();
     let file = std::fs::read_to_string(value).ok();
     let of_file = file.and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let of_file = of_file.and_then(|value| value.pointer("/zero_optimization/stage")?.as_u64());
     let names_stage = ["zero3", "zero_3", "zero-3", "_z3", "stage3", "stage_3"].iter().any(|name| text.contains(name));
     let divides_weights = match given.name.as_str() {
-        "fsdp" => is_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),
+        "fsdp" => is_python_true(value) || text.contains("full_shard") || text.contains("hybrid_shard"),
         _ => of_file.map_or(names_stage, |stage| stage == 3),
     };
     if divides_weights {

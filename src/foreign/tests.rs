@@ -5,7 +5,7 @@ use reel_runs::foreign_options;
 
 use super::*;
 
-/// The parser of the command line; making it takes longer than using it.
+/// Returns the parser of the command line. It is built once, because building takes longer than parsing.
 pub(super) fn parser() -> &'static Command {
     static PARSER: LazyLock<Command> = LazyLock::new(crate::cli::command);
     &PARSER
@@ -13,14 +13,14 @@ pub(super) fn parser() -> &'static Command {
 
 pub(super) fn outcome_of_words(words: &[String], environment: &[(String, String)]) -> TranslationOutcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
-    translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
+    translate_command(parser(), words, &CommandEnvironment { variable: &variable, processes: 1 })
 }
 
 pub(super) fn outcome_of_line(words: &str) -> TranslationOutcome {
     outcome_of_words(&words.split(' ').map(String::from).collect::<Vec<_>>(), &[])
 }
 
-/// The words that a translated command has; panics if it is refused.
+/// Returns the words of a translated command and its notes; panics if the command is refused.
 pub(super) fn expect_translated(outcome: TranslationOutcome, shown: &str) -> (String, Vec<String>) {
     match outcome {
         TranslationOutcome::Translated { words, notes } => (words.join(" "), notes),
@@ -29,7 +29,7 @@ pub(super) fn expect_translated(outcome: TranslationOutcome, shown: &str) -> (St
     }
 }
 
-/// The message of a refused command.
+/// Returns the error message of a refused command; panics if the command is accepted.
 pub(super) fn expect_refused(outcome: TranslationOutcome, shown: &str) -> String {
     match outcome {
         TranslationOutcome::Refused { message } => message,
@@ -37,7 +37,8 @@ pub(super) fn expect_refused(outcome: TranslationOutcome, shown: &str) -> String
     }
 }
 
-/// The words of the corrected command in a message, after the program's name, as a shell splits them.
+/// Returns the words of the corrected command in an error message, after the program's name, split as a shell splits
+/// them.
 pub(super) fn corrected_words(message: &str) -> Vec<String> {
     let start = message.find("\n  reel ").expect("a corrected command") + 3;
     let text = message[start..].split("\nnote: ").next().unwrap_or_default().replace("\\\n", " ");
@@ -62,8 +63,8 @@ pub(super) fn corrected_words(message: &str) -> Vec<String> {
     words.split_off(1)
 }
 
-/// A corrected command is accepted as it is, and has options of reel alone.
-pub(super) fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
+/// Checks that the corrected command in an error message is accepted unchanged and has only options of reel.
+pub(super) fn assert_corrected_command_is_accepted(id: &str, message: &str, environment: &[(String, String)]) {
     let words = corrected_words(message);
     let again = outcome_of_words(&words, environment);
     assert!(!matches!(again, TranslationOutcome::Refused { .. }), "{id}: {message}\n{again:?}");
@@ -132,7 +133,7 @@ fn name_and_value_are_judged_together() {
     ] {
         let message = expect_refused(sft(words), words);
         assert!(message.contains(&format!("\n  {problem}")), "{words}: {message}");
-        check_corrected(words, &message, &[]);
+        assert_corrected_command_is_accepted(words, &message, &[]);
     }
 }
 
@@ -160,7 +161,7 @@ fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
     let message =
         expect_refused(outcome_of_line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
     assert!(message.contains("has cosine, which is not a reward of reel"), "{message}");
-    // Reel's own spelling keeps reel's own rule.
+    // A command with reel's own option names is not translated: reel's own rule applies.
     assert_eq!(
         outcome_of_line("grpo --model m --data d --out o --per-device-train-batch-size 1"),
         TranslationOutcome::Unchanged
@@ -279,7 +280,8 @@ fn defaults_of_the_program_are_stated_once() {
     assert!(!stated[0].contains("--out"), "{stated:?}");
 }
 
-/// Rows that are too long are cut, skipped or split as in the program that names the limit; packing takes its default.
+/// Rows that are too long are cut, skipped or split as in the program that the command was written for. With packing,
+/// `--max-length` gets that program's default.
 #[test]
 fn long_rows_are_treated_as_in_the_program() {
     let sft =
@@ -295,7 +297,7 @@ fn long_rows_are_treated_as_in_the_program() {
     assert!(packed.contains("--max-length 1024"), "{packed}");
 }
 
-/// DeepSpeed's stage 3 divides the weights; the KL term and the second bound are judged by all options together.
+/// DeepSpeed's stage 3 becomes ZeRO-3. The KL term and the second clip bound depend on several options together.
 #[test]
 fn stages_divergence_and_bounds_are_read_together() {
     let sft =
@@ -322,7 +324,7 @@ fn stages_divergence_and_bounds_are_read_together() {
     ] {
         let message = expect_refused(outcome_of_line(&words), &words);
         assert!(message.contains(problem), "{words}: {message}");
-        check_corrected(&words, &message, &[]);
+        assert_corrected_command_is_accepted(&words, &message, &[]);
     }
     let words = format!("{verl} {actor}.clip_ratio_c=3");
     let (_, notes) = expect_translated(outcome_of_line(&words), &words);
@@ -334,7 +336,8 @@ fn stages_divergence_and_bounds_are_read_together() {
     );
 }
 
-/// The command line wins over a file that names the same option otherwise, and one note says so.
+/// If a file and the command line set the same option under different names, the command line wins and one note says
+/// so.
 #[test]
 fn the_command_line_wins_over_the_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -352,7 +355,7 @@ fn the_command_line_wins_over_the_file() {
     assert!(notes.iter().any(|note| note == wanted), "{notes:?}");
 }
 
-/// Fields of JSON that vLLM's servers take, its configuration file, and names of models and data sets.
+/// Translates JSON values of vLLM's options, vLLM's configuration file, and names of models and data sets.
 #[test]
 fn nested_values_are_translated() {
     let words: Vec<String> = ["serve", "m", "--mm-processor-kwargs", "{\"max_pixels\": 50176}", "--media-io-kwargs"]
@@ -382,7 +385,7 @@ fn nested_values_are_translated() {
     assert_eq!(got, "serve --model m --port 9 --max-model-len 64 --served-model-name q");
 }
 
-/// Every rule of the table exists, and every option that the table sets is one of the command.
+/// Every rule that the option table names exists, and every option that the table sets is an option of the command.
 #[test]
 fn the_table_names_rules_and_options_that_exist() {
     let root = parser();
@@ -407,17 +410,17 @@ fn the_table_names_rules_and_options_that_exist() {
             let path = if command == "bench" { "bench serve" } else { command };
             let words: Vec<String> = path.split(' ').map(String::from).collect();
             let line = words::split_command_line(root, &words).expect("a command");
-            let surroundings = Surroundings { variable: &|_| None, processes: 1 };
-            let mut translation = Translation::new(line, command.to_string(), &surroundings);
+            let surroundings = CommandEnvironment { variable: &|_| None, processes: 1 };
+            let mut translation = CommandTranslation::new(line, command.to_string(), &surroundings);
             let given =
                 words::GivenOption { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
-            // A rule that is not there ends this test by an assertion.
+            // `apply_rule` panics in a debug build if the rule does not exist.
             let _ = rules::apply_rule(rule, &given, &mut translation);
         }
     }
 }
 
-/// The page of the documentation has the table of options and of defaults.
+/// `docs/coming-from.md` contains the tables of options and defaults.
 #[test]
 fn the_documentation_has_the_tables() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/coming-from.md");
@@ -431,7 +434,7 @@ fn the_documentation_has_the_tables() {
     assert!(rest == tables(), "docs/coming-from.md differs from the tables; run this test with REEL_WRITE_DOCS=1");
 }
 
-/// The tables as Markdown: the options by class, then the defaults.
+/// Returns the option table as Markdown, grouped by class, followed by the table of defaults.
 fn tables() -> String {
     use std::fmt::Write;
     let mut text = String::new();

@@ -1,11 +1,11 @@
-//! What several options say together, when all of them are read: the weights that are trained, the batch, the rewards,
-//! the server's address.
+//! Translates what several options of another program set together, after all options are read: the trained weights,
+//! the batch size, the rewards, the server's address.
 
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 use super::{environment, peers, places, rules_data, weights};
 
-/// Combines the options.
-pub fn combine_options(t: &mut Translation) {
+/// Combines options that depend on each other, after all options have been read.
+pub fn combine_options(t: &mut CommandTranslation) {
     for fallback in std::mem::take(&mut t.fallbacks) {
         if !t.is_set(&fallback.name) {
             t.add_option(&fallback.name, fallback.values, &fallback.shown);
@@ -15,13 +15,13 @@ pub fn combine_options(t: &mut Translation) {
         "sft" | "grpo" => {
             evaluation_of_training(t);
             epochs(t);
-            rules_data::combine_data_parts(t);
+            rules_data::combine_data_set_options(t);
             if t.is_foreign {
-                places::translate_places(t);
+                places::translate_data_set_names(t);
                 peers::set_default_output_folder(t);
             }
             resume(t);
-            weights::trained_weights(t);
+            weights::translate_weight_options(t);
             if t.command == "grpo" {
                 rewards(t);
                 divergence(t);
@@ -33,7 +33,7 @@ pub fn combine_options(t: &mut Translation) {
             environment::translate_batch_size(t);
         }
         "serve" if t.is_foreign => {
-            rules_data::combine_data_parts(t);
+            rules_data::combine_data_set_options(t);
             server(t);
         }
         "eval" if t.is_foreign => evaluation(t),
@@ -42,15 +42,15 @@ pub fn combine_options(t: &mut Translation) {
     }
 }
 
-/// ms-swift's `max_epochs` ends a run of `num_train_epochs` earlier.
-fn epochs(t: &mut Translation) {
+/// Translates ms-swift's `max_epochs`, which ends a run before its `num_train_epochs` epochs.
+fn epochs(t: &mut CommandTranslation) {
     let Some(most) = t.parts.remove("max_epochs") else { return };
     let shown = t.parts.remove("max_epochs_shown").unwrap_or_default();
-    // OpenRLHF's number of passes over a rollout.
+    // In OpenRLHF, `max_epochs` is the number of passes over a rollout.
     if peers::most_likely_program(t) == "openrlhf" {
         return t.add_option("num_iterations", vec![most], &shown);
     }
-    let Some(epochs) = t.number_of("num_train_epochs") else {
+    let Some(epochs) = t.option_number("num_train_epochs") else {
         return t.add_option("num_train_epochs", vec![most], &shown);
     };
     if most.parse::<f64>().is_ok_and(|most| most < epochs) {
@@ -64,13 +64,14 @@ fn epochs(t: &mut Translation) {
     }
 }
 
-/// `--resume_from_checkpoint True` stands in scripts that are started again after an interruption: the first start has
-/// no checkpoint to resume.
-fn resume(t: &mut Translation) {
-    let out = t.value_of("out").unwrap_or_default();
+/// Removes `--resume_from_checkpoint True` if the output folder has no checkpoint. Scripts that are started again
+/// after an interruption have this option from their first start on.
+fn resume(t: &mut CommandTranslation) {
+    let out = t.option_value("out").unwrap_or_default();
     let is_checkpoint = |name: std::ffi::OsString| name.to_string_lossy().starts_with("checkpoint-");
     let mut entries = std::fs::read_dir(out).into_iter().flatten().flatten();
-    if t.value_of("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name())) {
+    if t.option_value("resume_from_checkpoint") != Some("last") || entries.any(|entry| is_checkpoint(entry.file_name()))
+    {
         return;
     }
     let shown = t.settings.iter().find(|s| s.name == "resume_from_checkpoint").map(|s| s.shown.clone());
@@ -80,9 +81,11 @@ fn resume(t: &mut Translation) {
     }
 }
 
-/// An interval of evaluation is reel's own if a benchmark or validation rows are named. Other programs take the best
-/// checkpoint only on request, so their intervals of checkpoints and evaluations need not agree.
-fn evaluation_of_training(t: &mut Translation) {
+/// Translates the evaluation interval (`eval_steps`). reel has this option only if the command names a benchmark or
+/// validation rows. reel selects the best checkpoint by default, which needs checkpoint intervals that are multiples
+/// of the evaluation interval; other programs do so only on request. If the intervals do not fit, the selection is
+/// switched off.
+fn evaluation_of_training(t: &mut CommandTranslation) {
     let Some(steps) = t.parts.remove("eval_steps") else { return };
     let shown = t.parts.remove("eval_steps_shown").unwrap_or_default();
     let validates = t.is_set("val_size") || t.is_set("eval_file");
@@ -94,7 +97,7 @@ fn evaluation_of_training(t: &mut Translation) {
         true => {
             let divides = |saves: f64| steps.parse::<f64>().is_ok_and(|steps| steps > 0.0 && saves % steps == 0.0);
             let is_compared = t.is_foreign && validates && !t.is_set("metric_for_best_model");
-            if is_compared && !divides(t.number_of("save_steps").unwrap_or(500.0)) {
+            if is_compared && !divides(t.option_number("save_steps").unwrap_or(500.0)) {
                 t.add_option("metric_for_best_model", vec!["none".into()], &shown);
             }
             t.add_option("eval_steps", vec![steps], &shown);
@@ -103,8 +106,9 @@ fn evaluation_of_training(t: &mut Translation) {
     }
 }
 
-/// TRL's and ms-swift's names of rewards, as weights of reel's: a reward that is not named has the weight 0.
-fn rewards(t: &mut Translation) {
+/// Translates the reward names of TRL and ms-swift into weights of reel's rewards. A reward that is not named gets
+/// the weight 0.
+fn rewards(t: &mut CommandTranslation) {
     let weights = t.parts.remove("reward_weights");
     let weights_shown = t.parts.remove("reward_weights_shown").unwrap_or_default();
     let Some(names) = t.parts.remove("reward_funcs") else {
@@ -115,7 +119,7 @@ fn rewards(t: &mut Translation) {
     };
     let shown = t.parts.remove("reward_funcs_shown").unwrap_or_default();
     if names.contains(':') {
-        // Functions of Python files, perhaps with rewards of reel among them.
+        // The list names functions in Python files, and may also name rewards of reel.
         let names: Vec<&str> = names.split(',').map(|name| own_reward(name).unwrap_or(name)).collect();
         t.add_option("reward_funcs", vec![names.join(",")], &shown);
         if let Some(weights) = weights {
@@ -147,7 +151,7 @@ fn rewards(t: &mut Translation) {
     }
 }
 
-/// The reward of reel that another program's name means.
+/// Returns the reward of reel that another program calls `name`.
 fn own_reward(name: &str) -> Option<&'static str> {
     match name {
         "accuracy" | "accuracy_reward" | "external_accuracy" => Some("accuracy"),
@@ -156,9 +160,9 @@ fn own_reward(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The KL term of verl and EasyR1: whether there is one, in the loss or in the reward, its coefficient and its
+/// Translates the KL term of verl and EasyR1: whether it is in the loss or in the reward, its coefficient and its
 /// estimator.
-fn divergence(t: &mut Translation) {
+fn divergence(t: &mut CommandTranslation) {
     let is_easyr1 = peers::most_likely_program(t) == "easyr1";
     let of_reward = (t.parts.remove("kl_coef"), t.parts.remove("kl_coef_shown"));
     let of_loss = (t.parts.remove("kl_loss_coef"), t.parts.remove("kl_loss_coef_shown"));
@@ -167,7 +171,8 @@ fn divergence(t: &mut Translation) {
     let in_loss = t.parts.remove("use_kl_loss").map(|value| value == "true");
     let in_loss_shown = t.parts.remove("use_kl_loss_shown").unwrap_or_default();
     let no_kl = t.parts.remove("no_kl");
-    // Without the KL loss verl has no KL term (its KL reward is refused by its own name), EasyR1 has one in the reward.
+    // Without the KL loss, verl has no KL term (its KL reward is refused by another rule), but EasyR1 puts the KL
+    // term into the reward.
     let off = no_kl.clone().or((in_loss == Some(false) && !is_easyr1).then(|| in_loss_shown.clone()));
     let off = off.or((in_loss.is_none() && !is_easyr1 && coefficient.is_some()).then(|| shown.clone()));
     let in_reward = is_easyr1 && no_kl.is_none() && in_loss == Some(false);
@@ -189,7 +194,8 @@ fn divergence(t: &mut Translation) {
     match (off, coefficient) {
         (Some(shown), _) if !t.is_set("beta") => t.add_option("beta", vec!["0".into()], &shown),
         (None, Some(value)) if !t.is_set("beta") => t.add_option("beta", vec![value], &shown),
-        // The coefficient of both programs where only the term is named.
+        // If the command switches the KL loss on without a coefficient, it gets 0.001, the default of verl and
+        // EasyR1.
         (None, None) if in_loss == Some(true) && !t.is_set("beta") => {
             t.notes.push("note: --beta 0.001 (the other program's default coefficient of the KL term)".into());
             t.add_option("beta", vec!["0.001".into()], &in_loss_shown);
@@ -198,8 +204,9 @@ fn divergence(t: &mut Translation) {
     }
 }
 
-/// A prompt that is too long is skipped in reel, and loses its beginning in TRL's trainer and those made from it.
-fn long_prompts(t: &mut Translation) {
+/// Adds a note about prompts that are too long: reel skips such rows; TRL and the trainers that are based on it cut
+/// the beginning of the prompt.
+fn long_prompts(t: &mut CommandTranslation) {
     if ["trl", "video-r1"].contains(&peers::most_likely_program(t)) && t.is_set("max_prompt_length") {
         let note = "note: --max-prompt-length skips rows with a longer prompt; the other program cuts the beginning of \
                     such a prompt";
@@ -207,12 +214,13 @@ fn long_prompts(t: &mut Translation) {
     }
 }
 
-/// A second bound of the ratio of probabilities (verl's dual clip, TRL's `delta`). The ratio is 1 in the first step
-/// after a rollout, and reel has a rollout for each step, so the bound counts with several iterations alone.
-fn second_bound(t: &mut Translation) {
+/// Translates a second clip bound of the probability ratio (verl's dual clip, TRL's `delta`). reel samples a rollout
+/// for each step, and the ratio is 1 in the first step after a rollout. The bound therefore has an effect only if
+/// `--num-iterations` exceeds 1.
+fn second_bound(t: &mut CommandTranslation) {
     let Some(shown) = t.parts.remove("dual_clip") else { return };
     let name = t.parts.remove("dual_clip_name").unwrap_or_default();
-    match t.number_of("num_iterations").is_some_and(|n| n > 1.0) {
+    match t.option_number("num_iterations").is_some_and(|n| n > 1.0) {
         true => {
             let what = "is a second bound of the probability ratio, which changes a loss if --num-iterations exceeds 1";
             t.refuse_option(&shown, what, "leave this option out: --epsilon and --epsilon-high are the bounds of reel");
@@ -221,8 +229,9 @@ fn second_bound(t: &mut Translation) {
     }
 }
 
-/// The most tokens of a row: what happens to longer rows, and how many a packed batch has, as in the other program.
-fn long_rows(t: &mut Translation) {
+/// Sets what happens to rows above the maximum length, and the length of a packed batch, to the defaults of the other
+/// program.
+fn long_rows(t: &mut CommandTranslation) {
     let program = peers::most_likely_program(t);
     let default = match program {
         "trl" => "1024",
@@ -230,7 +239,7 @@ fn long_rows(t: &mut Translation) {
         "axolotl" => "512",
         _ => "",
     };
-    let packs = t.value_of("packing").is_some_and(|value| value != "false")
+    let packs = t.option_value("packing").is_some_and(|value| value != "false")
         || t.settings.iter().any(|setting| setting.name == "packing" && setting.values.is_empty());
     if packs && !t.is_set("max_length") && !t.is_set("config") && !default.is_empty() {
         t.notes.push(format!("note: --max-length {default} (the other program's default; packing needs such a limit)"));
@@ -241,10 +250,11 @@ fn long_rows(t: &mut Translation) {
     }
 }
 
-/// vLLM answers everybody that reaches it; reel wants a key, or the word that none is meant.
-fn server(t: &mut Translation) {
+/// Translates the options of a server. vLLM serves every client that reaches it; reel needs an API key or `--no-auth`
+/// for an address that other machines can reach.
+fn server(t: &mut CommandTranslation) {
     if !t.is_set("model") {
-        // A switch of another program with the model behind it.
+        // The model may have been read as the value of a switch of the other program that precedes it.
         let path = |text: &str| text.contains('/') || std::path::Path::new(text).exists();
         let found = t.harmless_values.iter().find(|value| path(value)).cloned();
         if let Some(model) = found {
@@ -253,11 +263,11 @@ fn server(t: &mut Translation) {
     }
     let tokenizer = t.parts.remove("tokenizer");
     let shown = t.parts.remove("tokenizer_shown").unwrap_or_default();
-    if tokenizer.is_some_and(|folder| t.value_of("model") != Some(folder.as_str())) {
+    if tokenizer.is_some_and(|folder| t.option_value("model") != Some(folder.as_str())) {
         let help = "put the tokenizer's files there, and leave this option out";
         t.refuse_option(&shown, "reel reads the tokenizer of the model folder", help);
     }
-    let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
+    let host = t.option_value("host").unwrap_or("127.0.0.1").to_string();
     let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
     let has_key =
         t.is_set("api_key") || t.is_set("api_key_file") || (t.surroundings.variable)("VLLM_API_KEY").is_some();
@@ -269,9 +279,9 @@ fn server(t: &mut Translation) {
     }
 }
 
-fn evaluation(t: &mut Translation) {
+fn evaluation(t: &mut CommandTranslation) {
     if t.parts.contains_key("model_args") {
-        // `--model` of lmms-eval names the class that runs the model.
+        // In lmms-eval, `--model` names the Python class that runs the model, so it is removed.
         t.remove_option("model");
         let endpoint = t.is_set("endpoint");
         match t.parts.remove("pretrained") {
@@ -289,7 +299,7 @@ fn evaluation(t: &mut Translation) {
     let base = variable("OPENAI_API_BASE").or(variable("OPENAI_BASE_URL"));
     let data = variable("LMUData");
     if t.parts.contains_key("vlmevalkit") {
-        let model = t.value_of("model").unwrap_or_default().to_string();
+        let model = t.option_value("model").unwrap_or_default().to_string();
         let is_served = ["gpt", "claude", "gemini", "qwen-vl-max", "lmdeploy"]
             .iter()
             .any(|start| model.to_ascii_lowercase().starts_with(start));
@@ -320,11 +330,11 @@ fn evaluation(t: &mut Translation) {
     }
 }
 
-/// The server's address, and the file for the result.
-fn load_test(t: &mut Translation) {
+/// Translates the options of a load test: the server's address, and the file for the result.
+fn load_test(t: &mut CommandTranslation) {
     let (host, port) = (t.parts.remove("host"), t.parts.remove("port"));
     if (host.is_some() || port.is_some()) && !t.is_set("url") {
-        // A client cannot reach the address that means all addresses of a server.
+        // A client cannot connect to 0.0.0.0 or ::, which mean all addresses of the server's machine.
         let host = host.filter(|host| !["0.0.0.0", "::"].contains(&host.as_str())).unwrap_or("127.0.0.1".into());
         t.add_option("url", vec![format!("http://{host}:{}", port.unwrap_or("8000".into()))], "--host, --port");
     }

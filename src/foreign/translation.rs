@@ -1,4 +1,5 @@
-//! Turns the options of a command line and of its configuration file into options of reel, by the rows of the table.
+//! Translates the options of a command line and of its configuration file into options of reel, by the rows of the
+//! option table.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +8,35 @@ use reel_runs::foreign_options::{self, OptionClass, OptionRow};
 use reel_runs::option_names;
 
 use super::words::{CommandLine, GivenOption, option_words, reel_argument};
-use super::{Surroundings, config, rules, rules_serve, rules_train};
+use super::{CommandEnvironment, config, rules, rules_serve, rules_train};
 use crate::number_kind::number_kind;
 
-/// An option of reel with its values.
+/// An option of reel with the values that the command gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionSetting {
-    /// The field name.
+    /// The name of the option as a field name, such as `learning_rate`.
     pub name: String,
-    /// The values; none for a switch.
+    /// The values of the option; empty for a switch.
     pub values: Vec<String>,
-    /// The option as it was given, for messages.
+    /// The option as the user gave it, for messages.
     pub shown: String,
 }
 
-/// An option that is refused.
+/// An option of the command that reel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusedOption {
-    /// The option as it was given.
+    /// The option as the user gave it.
     pub shown: String,
-    /// What is wrong.
+    /// What is wrong with the option.
     pub what: String,
-    /// What to do.
+    /// What the user can do instead.
     pub help: String,
 }
 
-/// What the rows of several options say together about the weights that are trained.
+/// What all options together say about the weights that are trained.
 #[derive(Clone, Debug, Default)]
 pub struct TrainedWeights {
-    /// Whether LoRA is switched on or off by name.
+    /// Whether an option switches LoRA on or off; `None` if no option does.
     pub lora: Option<bool>,
     /// Whether the vision tower is frozen.
     pub tower_frozen: Option<bool>,
@@ -43,17 +44,17 @@ pub struct TrainedWeights {
     pub merger_frozen: Option<bool>,
     /// Whether the decoder is frozen.
     pub decoder_frozen: Option<bool>,
-    /// The option that says that the tower is not frozen, for a message.
+    /// The option that sets `tower_frozen`, for a message.
     pub tower_shown: String,
-    /// The option that says whether the merger is frozen, for a message.
+    /// The option that sets `merger_frozen`, for a message.
     pub merger_shown: String,
-    /// The option that says that the decoder is frozen, for a message.
+    /// The option that sets `decoder_frozen`, for a message.
     pub decoder_shown: String,
 }
 
 impl TrainedWeights {
-    /// What these options and, where they are silent, those of `below` say. `lost` gets the options of `below` that say
-    /// something else.
+    /// Fills the fields that are not set from `below`, the settings with lower priority. Adds to `lost` the options
+    /// of `below` that are overridden by different values.
     pub fn with_fallback(self, below: Self, lost: &mut Vec<String>) -> Self {
         let differs = |a: Option<bool>, b: Option<bool>| a.is_some() && b.is_some() && a != b;
         if differs(self.lora, below.lora) {
@@ -80,45 +81,45 @@ impl TrainedWeights {
     }
 }
 
-/// A command on its way from another program's options to reel's.
-pub struct Translation<'a> {
+/// The state of a translation from another program's options to reel's.
+pub struct CommandTranslation<'a> {
     pub line: CommandLine<'a>,
-    /// The command as the table names it.
+    /// The command's name in the option table.
     pub command: String,
-    pub surroundings: &'a Surroundings<'a>,
-    /// Whether an option, a value or an argument was given that is not one of reel's.
+    pub surroundings: &'a CommandEnvironment<'a>,
+    /// Whether the command has an option, value or argument that reel does not have.
     pub is_foreign: bool,
-    /// Whether a value of one of reel's options was written as another program writes it.
+    /// Whether an option of reel has a value in the syntax of another program.
     pub is_changed: bool,
     pub settings: Vec<OptionSetting>,
     pub problems: Vec<RefusedOption>,
-    /// Options without effect, each with its group.
+    /// Options that have no effect in reel, each with the kind of option as text for the note.
     pub harmless: Vec<(String, &'static str)>,
-    /// The last value of each option without effect: it may be an argument behind a switch.
+    /// The last value of each option that has no effect. It may be a positional argument that follows a switch.
     pub harmless_values: Vec<String>,
     pub notes: Vec<String>,
-    /// For each program, how many of the given options it has.
+    /// The number of the command's options that each program has.
     pub votes: BTreeMap<&'static str, usize>,
     pub weights: TrainedWeights,
-    /// Values that a later stage combines, by a name of their own.
+    /// Values that `totals` combines after all options are read, by internal names.
     pub parts: BTreeMap<&'static str, String>,
-    /// The names and values of all options that were read.
+    /// The names and values of all options that have been read.
     pub read: Vec<(String, Option<String>)>,
-    /// Values of options that are set if the command does not set them.
+    /// Options with values that are used only if the command does not set these options.
     pub fallbacks: Vec<OptionSetting>,
-    /// The options that the configuration file sets, if it stays a file.
+    /// The options that the configuration file sets, if the command still names that file.
     pub set_by_file: Vec<String>,
-    /// The options that were given by their own names.
+    /// The options of reel that were given by reel's own names.
     own_names: Vec<String>,
-    /// Whether names are written with underscores, as in Python's programs.
+    /// Whether option names are written with underscores, as is usual in Python programs.
     pub has_underscores: bool,
 }
 
-/// The values with which another program switches an option off.
+/// The values by which other programs switch an option off.
 const OFF: [&str; 6] = ["false", "no", "none", "null", "off", ""];
 
-impl<'a> Translation<'a> {
-    pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a Surroundings<'a>) -> Self {
+impl<'a> CommandTranslation<'a> {
+    pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a CommandEnvironment<'a>) -> Self {
         Self {
             line,
             command,
@@ -141,7 +142,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Reads the arguments, the options, and the configuration file if it has options of another program.
+    /// Reads all arguments and options, and the configuration file if it has options of another program.
     pub fn read_options(&mut self) {
         self.read_arguments();
         self.has_underscores = self.line.given.iter().any(|given| given.written.contains('_'));
@@ -156,7 +157,7 @@ impl<'a> Translation<'a> {
         config::read_config_file(self);
     }
 
-    /// Whether the command has the option `name`, a field name.
+    /// Returns true if the command of reel has the option `name` (in the form of a field name: `learning_rate`).
     pub fn has_option(&self, name: &str) -> bool {
         reel_argument(self.line.command, name).is_some()
     }
@@ -165,22 +166,22 @@ impl<'a> Translation<'a> {
         self.settings.iter().any(|setting| setting.name == name) || self.set_by_file.iter().any(|set| set == name)
     }
 
-    /// The value of an option that is set on the command line.
-    pub fn value_of(&self, name: &str) -> Option<&str> {
+    /// Returns the value of an option that the command sets.
+    pub fn option_value(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|setting| setting.name == name)?.values.first().map(String::as_str)
     }
 
-    pub fn number_of(&self, name: &str) -> Option<f64> {
-        self.value_of(name)?.parse().ok()
+    pub fn option_number(&self, name: &str) -> Option<f64> {
+        self.option_value(name)?.parse().ok()
     }
 
-    /// Removes an option, and returns it.
+    /// Removes an option from the command and returns it.
     pub fn remove_option(&mut self, name: &str) -> Option<OptionSetting> {
         let at = self.settings.iter().position(|setting| setting.name == name)?;
         Some(self.settings.remove(at))
     }
 
-    /// Sets an option in place of an earlier value.
+    /// Sets an option; an earlier value is replaced.
     pub fn replace_option(&mut self, name: &str, value: &str, shown: &str) {
         let setting =
             OptionSetting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
@@ -198,12 +199,12 @@ impl<'a> Translation<'a> {
         self.problems.push(RefusedOption { shown: shown.to_string(), what: what.to_string(), help: help.to_string() });
     }
 
-    /// Whether an option of the command can be given several times.
+    /// Returns true if an option of reel can be given several times.
     fn is_list(&self, name: &str) -> bool {
         reel_argument(self.line.command, name).is_some_and(|a| matches!(a.get_action(), ArgAction::Append))
     }
 
-    /// Sets an option of reel. A second value for the same option is refused, unless it is the same one.
+    /// Sets an option of reel. If the option already has another value, records an error.
     pub fn set_option(&mut self, name: &str, values: Vec<String>, given: &GivenOption) {
         let earlier = self.settings.iter().find(|setting| setting.name == name).cloned();
         match earlier.filter(|_| !self.is_list(name)) {
@@ -226,7 +227,8 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Reads arguments that are not options: vLLM's model, hydra's `key=value`, and a configuration file.
+    /// Reads arguments that are not options: the model of `vllm serve MODEL`, Hydra's `key=value`, and a
+    /// configuration file.
     fn read_arguments(&mut self) {
         let mut others = Vec::new();
         let positionals = self.line.command.get_positionals().count();
@@ -246,7 +248,7 @@ impl<'a> Translation<'a> {
                 }
                 _ if self.command == "serve" && positionals == 0 && !self.is_set("model") => {
                     self.given_as_argument("model", &word, &word);
-                    self.vote_for_programs(&["vllm", "lmdeploy"]);
+                    self.count_option_of_programs(&["vllm", "lmdeploy"]);
                 }
                 _ => others.push(word),
             }
@@ -259,13 +261,13 @@ impl<'a> Translation<'a> {
         self.add_option(name, vec![value.to_string()], word);
     }
 
-    pub fn vote_for_programs(&mut self, programs: &[&'static str]) {
+    pub fn count_option_of_programs(&mut self, programs: &[&'static str]) {
         for program in programs.iter().filter(|program| **program != "guess") {
             *self.votes.entry(program).or_default() += 1;
         }
     }
 
-    /// Reads one option: one of reel's, or one that the table has.
+    /// Reads one given option, which is an option of reel, a row of the option table, or unknown.
     pub fn read_option(&mut self, given: &GivenOption) {
         self.read.push((given.name.clone(), given.joined_values()));
         let is_own = self.has_option(&given.name);
@@ -313,7 +315,7 @@ impl<'a> Translation<'a> {
         let is_off = value.as_deref().is_some_and(|value| OFF.contains(&value.to_ascii_lowercase().as_str()));
         if !is_own {
             self.is_foreign = true;
-            self.vote_for_programs(&row.programs);
+            self.count_option_of_programs(&row.programs);
         } else if row.class != OptionClass::Same {
             self.is_foreign = true;
         } else {
@@ -338,14 +340,14 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Sets the options that a row names.
+    /// Sets the options of reel that a row of the option table names.
     fn set_targets(&mut self, row: &'static OptionRow, given: &GivenOption) {
         let value = given.joined_values();
         for becomes in &row.becomes {
             if let Some(rule) = becomes.strip_prefix('@') {
                 match rules::apply_rule(rule, given, self) {
-                    rules::AfterRule::Stop => return,
-                    rules::AfterRule::Continue => continue,
+                    rules::RuleOutcome::Stop => return,
+                    rules::RuleOutcome::Continue => continue,
                 }
             }
             let (target, wanted) =
@@ -365,9 +367,9 @@ impl<'a> Translation<'a> {
                 Some("$") => value.clone(),
                 other => other.map(str::to_string),
             };
-            // An option of reel that is reached by another name has rules and values of its own.
+            // The row only renames an option of reel, so the value is read by the rules of that option.
             match value {
-                Some(value) if target != given.name && wanted == Some("$") && means_not_given(&value) => {}
+                Some(value) if target != given.name && wanted == Some("$") && is_none_value(&value) => {}
                 Some(value) if target != given.name && wanted == Some("$") => {
                     let renamed =
                         GivenOption { name: target.to_string(), written: given.written.clone(), values: vec![value] };
@@ -378,7 +380,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Another command of reel that has the option `name` itself.
+    /// Returns another command of reel that has the option `name`.
     fn reel_command_with(&self, name: &str) -> Option<&'static str> {
         ["sft", "grpo", "serve", "eval", "generate", "bench serve"].into_iter().find(|path| {
             let command = path.split(' ').try_fold(self.line.root, |command, name| command.find_subcommand(name));
@@ -389,7 +391,7 @@ impl<'a> Translation<'a> {
     fn read_unknown(&mut self, given: &GivenOption) {
         let path = self.line.path.join(" ");
         let what = format!("is not an option of reel {path}");
-        // An option of another command has no similar option here.
+        // If another command of reel has this option, no similar option is suggested.
         if let Some(command) = self.reel_command_with(&given.name) {
             let what = format!("{what} (it is an option of reel {command})");
             return self.refuse_option(&given.text_for_messages(), &what, "leave it out");
@@ -422,28 +424,28 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// The words of the translated command after the program's name.
+    /// Returns the words of the translated command after the program's name.
     pub fn translated_words(&self) -> Vec<String> {
         let options = self.settings.iter().flat_map(|s| option_words(self.line.command, &s.name, &s.values));
         let own = self.line.before.iter().chain(&self.line.path).cloned();
         own.chain(options).chain(self.line.arguments.iter().cloned()).collect()
     }
 
-    /// The parser of the command.
+    /// Returns the parser of the command.
     pub fn parser(&self) -> &'a Command {
         self.line.command
     }
 }
 
-/// Whether an option takes values of the kind of `value`: a switch, a truth value, a number, one of a few names, or
-/// text.
+/// Returns true if `value` is of the kind that an option takes: none (a switch), a boolean, a number, one of a few
+/// names, or text.
 fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
     let takes_values = argument.get_action().takes_values();
     let Some(value) = value else {
         return !takes_values || argument.get_num_args().is_some_and(|range| range.min_values() == 0);
     };
     let names = argument.get_possible_values();
-    let is_truth_value = OFF.contains(&value.to_ascii_lowercase().as_str()) || rules_train::is_true(value);
+    let is_truth_value = OFF.contains(&value.to_ascii_lowercase().as_str()) || rules_train::is_python_true(value);
     match number_kind(argument.get_value_parser()) {
         _ if !takes_values => is_truth_value,
         _ if names.iter().any(|own| own.matches(value, true)) => true,
@@ -452,7 +454,7 @@ fn is_of_kind(argument: &clap::Arg, value: Option<&str>) -> bool {
     }
 }
 
-/// Whether a value means that the option is not given.
-pub fn means_not_given(value: &str) -> bool {
+/// Returns true if a value, such as `None` in Python, means that the option is not given.
+pub fn is_none_value(value: &str) -> bool {
     ["none", "null", ""].contains(&value.to_ascii_lowercase().as_str())
 }

@@ -1,12 +1,13 @@
-//! Which weights a command trains: all of them or LoRA adapters, with the rank and scale that the other program has by
-//! default, and which parts of the model are frozen.
+//! Translates the options for the trained weights: full fine-tuning or LoRA, the other program's default rank and
+//! alpha of LoRA, and the frozen parts of the model.
 
 use super::peers;
-use super::translation::Translation;
+use super::translation::CommandTranslation;
 
-/// The rank and the alpha of an adapter in a program, where the command names neither. Sources: TRL's `ModelConfig`,
-/// ms-swift's `tuner_args.py`, LLaMA-Factory's `finetuning_args.py` (alpha is twice the rank, as in reel), verl's
-/// `config/model/hf_model.yaml`, EasyR1's `workers/actor/config.py`, QwenLM's `train_qwen.py`, 2U1's `params.py`.
+/// The default rank and alpha of a LoRA adapter in other programs; `None` stands for twice the rank, as in reel.
+/// Sources: TRL's `ModelConfig`, ms-swift's `tuner_args.py`, LLaMA-Factory's `finetuning_args.py` (alpha is twice the
+/// rank), verl's `config/model/hf_model.yaml`, EasyR1's `workers/actor/config.py`, QwenLM's `train_qwen.py`, 2U1's
+/// `params.py`.
 const LORA_DEFAULTS: [(&str, &str, Option<&str>); 9] = [
     ("trl", "16", Some("32")),
     ("video-r1", "16", Some("32")),
@@ -19,15 +20,15 @@ const LORA_DEFAULTS: [(&str, &str, Option<&str>); 9] = [
     ("2u1", "64", Some("16")),
 ];
 
-/// The layers that QwenLM's `train_qwen.py` adapts.
+/// The layers to which QwenLM's `train_qwen.py` adds adapters.
 const QWEN_TARGETS: &str = "q_proj,k_proj,v_proj,o_proj";
 
-/// LoRA or all weights, and which parts of the model are frozen.
-pub fn trained_weights(t: &mut Translation) {
+/// Sets full fine-tuning or LoRA, and the frozen parts of the model.
+pub fn translate_weight_options(t: &mut CommandTranslation) {
     let weights = t.weights.clone();
     let program = peers::most_likely_program(t);
     let all_linear = t.parts.remove("all_linear");
-    if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
+    if t.option_number("lora_r") == Some(0.0) || weights.lora == Some(false) {
         for name in ["lora_r", "lora_alpha", "lora_target_modules"] {
             t.remove_option(name);
         }
@@ -45,11 +46,11 @@ pub fn trained_weights(t: &mut Translation) {
     }
 }
 
-/// Sets the rank and the alpha that the program takes where they are not given.
-fn set_rank_and_alpha(t: &mut Translation, program: &str, wants: bool) {
+/// Sets the rank and alpha of LoRA to the other program's defaults if the command does not set them.
+fn set_rank_and_alpha(t: &mut CommandTranslation, program: &str, wants: bool) {
     let known = LORA_DEFAULTS.iter().find(|(name, ..)| *name == program);
     let (_, rank, alpha) = known.copied().unwrap_or(("", "8", Some("32")));
-    // In reel's own spelling reel's own alpha holds, twice the rank.
+    // If the rank is given by reel's own option name, alpha is not set: reel's default is twice the rank.
     let setting = t.settings.iter().find(|setting| setting.name == "lora_r");
     let is_own_rank = setting.is_some_and(|setting| setting.shown.split(' ').next() == Some("--lora-r"));
     let mut added = Vec::new();
@@ -68,13 +69,13 @@ fn set_rank_and_alpha(t: &mut Translation, program: &str, wants: bool) {
     }
 }
 
-/// The layers that get an adapter. Without a list of layers, reel adapts all linear layers of the decoder.
-fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
+/// Sets the layers that get a LoRA adapter. By default, reel adapts all linear layers of the decoder.
+fn set_targets(t: &mut CommandTranslation, program: &str, all_linear: Option<String>) {
     let tower_frozen = t.weights.tower_frozen;
     let tower_excluded = t.parts.remove("tower_excluded").is_some();
     let vision_lora = t.parts.remove("vision_lora");
     let own = t.parts.contains_key("all_linear_own") || ["trl", "axolotl"].contains(&program);
-    // verl and EasyR1 adapt all linear layers without a word about it.
+    // verl and EasyR1 adapt all linear layers by default, those of the vision tower included.
     let of_verl = ["verl", "easyr1"].contains(&program) && !t.is_set("lora_target_modules");
     let shown = vision_lora.clone().or(all_linear.clone()).unwrap_or_else(|| "LoRA".into());
     let with_tower = match all_linear {
@@ -97,13 +98,15 @@ fn set_targets(t: &mut Translation, program: &str, all_linear: Option<String>) {
     }
 }
 
-/// With LoRA no weight of the model is trained, so freezing says which parts get no adapter.
+/// Translates the freezing options of a run with LoRA. LoRA trains no weights of the model itself, so an option that
+/// freezes a part says that the part gets no adapter.
 ///
-/// 2U1's `vision_lora` (`adapts_tower`) wants a frozen tower, whose own weights are kept, and adapts it.
-fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bool) {
+/// The program 2U1 is an exception: with its `vision_lora` (`adapts_tower`), the weights of the tower are frozen and
+/// the tower gets an adapter.
+fn frozen_beside_an_adapter(t: &mut CommandTranslation, program: &str, adapts_tower: bool) {
     let weights = t.weights.clone();
     if program == "qwen-finetune" {
-        // Its script reads these options only for a run without LoRA.
+        // The training script of QwenLM reads the freezing options only in runs without LoRA.
         let parts = [
             (weights.tower_frozen, weights.tower_shown),
             (weights.merger_frozen, weights.merger_shown),
@@ -141,15 +144,15 @@ fn frozen_beside_an_adapter(t: &mut Translation, program: &str, adapts_tower: bo
             }
         }
     }
-    // 2U1's scripts freeze the decoder for its own weights, and adapt it.
+    // Scripts of the program 2U1 freeze the weights of the decoder and add an adapter to it, as reel does.
     if weights.decoder_frozen == Some(true) && program != "2u1" {
         let help = "leave this option out, or name the layers that get an adapter in --lora-target-modules";
         t.refuse_option(&weights.decoder_shown, "leaves the decoder without an adapter", help);
     }
 }
 
-/// Without LoRA the tower, its merger and the decoder are trained unless they are frozen.
-fn frozen_parts(t: &mut Translation) {
+/// Translates the freezing options of a run without LoRA, in which all parts of the model are trained by default.
+fn frozen_parts(t: &mut CommandTranslation) {
     let weights = t.weights.clone();
     let tower = weights.tower_frozen.unwrap_or(false);
     if tower {

@@ -1,38 +1,38 @@
-//! Splits the words of a command line into options with their values, and writes options as words.
+//! Splits the words of a command line into options with their values, and writes options as words of a command line.
 
 use clap::{Arg, ArgAction, Command};
 use reel_runs::option_names;
 
-/// An option as it was given, before it is known whether reel has it.
+/// An option of a command line or configuration file, which may not be an option of reel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GivenOption {
-    /// The field name: `learning_rate` for `--learning-rate`; the whole key for `data.train_files=…`.
+    /// The name as a field name: `learning_rate` for `--learning-rate`; the whole key for `data.train_files=…`.
     pub name: String,
-    /// The name as it was written, for messages: `--use_vllm`, or `run.yaml: use_vllm`.
+    /// The name as the user wrote it, for messages: `--use_vllm`, or `run.yaml: use_vllm`.
     pub written: String,
-    /// The values; none for a switch without one.
+    /// The values; empty for a switch without a value.
     pub values: Vec<String>,
 }
 
-/// A command line whose command is known.
+/// A command line, split into the command's name, options and arguments.
 #[derive(Debug)]
 pub struct CommandLine<'a> {
-    /// The words before the command: common options.
+    /// The words before the command's name: options that all commands share.
     pub before: Vec<String>,
-    /// The names of the command, such as `bench` and `serve`.
+    /// The words of the command's name, such as `bench` and `serve`.
     pub path: Vec<String>,
     /// The parser of the whole command line.
     pub root: &'a Command,
-    /// The parser of the command.
+    /// The parser of the subcommand.
     pub command: &'a Command,
-    /// The options, in order.
+    /// The options and their values, in the order of the command line.
     pub given: Vec<GivenOption>,
     /// Arguments that are not options.
     pub arguments: Vec<String>,
 }
 
 impl GivenOption {
-    /// All values as one text, with commas between them; `None` for a switch without a value.
+    /// Returns all values as one text, separated by commas; `None` for a switch without a value.
     pub fn joined_values(&self) -> Option<String> {
         match &self.values[..] {
             [] => None,
@@ -44,10 +44,10 @@ impl GivenOption {
         }
     }
 
-    /// The option with its values, as a message shows it.
+    /// Returns the option with its values as messages show it.
     pub fn text_for_messages(&self) -> String {
         match self.joined_values() {
-            // Messages do not contain keys.
+            // API keys, tokens and passwords must not appear in messages.
             Some(_) if ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end)) => {
                 format!("{} …", self.written)
             }
@@ -70,13 +70,13 @@ fn shortened(value: &str) -> String {
     text
 }
 
-/// Whether a word begins an option: `--name`, or one dash and a letter. Negative numbers do not.
+/// Returns true if a word begins an option: `--name`, or one dash and a letter. Negative numbers are not options.
 fn is_option(word: &str) -> bool {
     let name = word.trim_start_matches('-');
     word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !["inf", "nan"].contains(&name)
 }
 
-/// Whether a word is a key of verl or EasyR1 with its value, as `trainer.nnodes=1`.
+/// Returns true if a word is a `key=value` pair of verl or EasyR1, such as `trainer.nnodes=1`.
 fn is_nested_key(word: &str) -> bool {
     let Some((key, _)) = word.split_once('=') else { return false };
     let (root, rest) = key.trim_start_matches('+').split_once('.').unwrap_or_default();
@@ -85,32 +85,33 @@ fn is_nested_key(word: &str) -> bool {
     roots.contains(&root) && rest.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-/// Whether the command trains a model.
+/// Returns true if the command trains a model.
 fn trains(path: &[String]) -> bool {
     path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()))
 }
 
-/// The letter of an option with one dash and one letter, such as `-v`.
+/// Returns the letter of an option such as `-v`; `None` for other words.
 fn single_letter(word: &str) -> Option<char> {
     let mut letters = word.strip_prefix('-')?.chars();
     letters.next().filter(|letter| letter.is_ascii_alphabetic() && letters.next().is_none())
 }
 
-/// Whether reel has an option with this letter, such as `-v`, in the command or for all commands.
+/// Returns true if reel has a one-letter option with this letter (`-v`), in the command or for all commands.
 fn has_short_option(root: &Command, command: &Command, letter: char) -> bool {
     let has = |command: &Command| command.get_arguments().any(|argument| argument.get_short() == Some(letter));
     letter == 'h' || letter == 'V' || has(command) || has(root)
 }
 
-/// The argument of `command` with the long name or its alias `name`, a field name.
+/// Returns the argument of `command` whose long name, as a field name, is `name`.
 pub fn reel_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| long.replace('-', "_") == name))
 }
 
-/// The most words that are values of an option of reel. Python's programs write lists as several words, so options of
-/// training take all words up to the next option, and so do the options of a server that may be repeated.
+/// Returns the maximum number of words that follow an option of reel as its values. Python programs write a list as
+/// several words. Therefore the options of training commands, and the server options that may be repeated, take all
+/// words up to the next option.
 fn max_values(argument: &Arg, path: &[String]) -> usize {
-    // VLMEvalKit takes several data sets and models.
+    // VLMEvalKit's --data and --model take several values.
     let names_several = path == ["eval"] && argument.get_long().is_some_and(|long| ["data", "model"].contains(&long));
     let is_repeated = matches!(argument.get_action(), ArgAction::Append);
     match argument.get_action().takes_values() {
@@ -122,7 +123,8 @@ fn max_values(argument: &Arg, path: &[String]) -> usize {
     }
 }
 
-/// Splits the words of a command line after the program's name. `None` if they name no command, or a group of commands.
+/// Splits the words of a command line after the program's name. Returns `None` if they name no command, or only a
+/// group of commands such as `sim`.
 pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>> {
     let start = words.iter().position(|word| root.find_subcommand(word).is_some())?;
     let (mut command, mut path, mut at) = (root, Vec::new(), start);
@@ -155,7 +157,7 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
         let (written, joined) = match word.split_once('=') {
             Some((name, value)) => (name, Some(value.to_string())),
             None => match word.as_bytes() {
-                // A number behind a letter is its value: `-O3`.
+                // A number right after a one-letter option is its value: `-O3`.
                 [b'-', letter, rest @ ..]
                     if letter.is_ascii_alphabetic() && !rest.is_empty() && rest.iter().all(u8::is_ascii_digit) =>
                 {
@@ -179,7 +181,7 @@ pub fn split_command_line<'a>(root: &'a Command, words: &[String]) -> Option<Com
     Some(line)
 }
 
-/// Writes an option of reel with its values as words.
+/// Returns the words that set an option of reel to these values on a command line.
 pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<String> {
     let long = format!("--{}", name.replace('_', "-"));
     let argument = reel_argument(command, name);
@@ -196,7 +198,7 @@ pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<Str
     }
 }
 
-/// Quotes a word for a shell, if it needs it.
+/// Quotes a word for a shell if it has special characters.
 pub fn quoted_for_shell(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {

@@ -13,7 +13,7 @@ use crate::fail::usage_error;
 use crate::model::QuantizeFlag;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
 use crate::tensor_parallel::TensorParallelFlag;
-use rows::RowFlags;
+use rows::DataFileFlags;
 
 /// The options of `reel generate`.
 #[derive(Args, Debug)]
@@ -38,7 +38,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     messages: MessageFlags,
     #[command(flatten)]
-    rows: RowFlags,
+    rows: DataFileFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
     /// Number of completions; with --data, of each row [default: 1]
@@ -104,7 +104,8 @@ impl SamplingFlags {
         })
     }
 
-    /// The settings of a generation: flags win over a request body. `seed` is that of `--seed`.
+    /// Returns the settings of a generation. Flags override the fields of a request body. `seed` is the value of
+    /// `--seed`.
     fn settings(&self, body: &RequestSettings, seed: Option<u64>) -> RequestSettings {
         RequestSettings {
             temperature: self.temperature.or(body.temperature),
@@ -137,7 +138,7 @@ impl GenerateArgs {
         self.n.map_or(Ok(()), check_completion_count)?;
         self.sampling.validate()?;
         if self.rows.data.is_none() {
-            self.rows.refuse_without_data()?;
+            self.rows.refuse_row_options_without_data()?;
             self.refuse_standard_input_of_several()?;
         }
         self.parallel.run("generate", &self.model, common, |process, common| match &self.rows.data {
@@ -146,7 +147,8 @@ impl GenerateArgs {
         })
     }
 
-    /// Refuses messages from standard input if several processes would have to read it.
+    /// Refuses messages from standard input if several processes compute the model, because each would have to read
+    /// it.
     fn refuse_standard_input_of_several(&self) -> Result<()> {
         match self.parallel.uses_several_processes() && self.messages.reads_standard_input() {
             true => {

@@ -22,10 +22,10 @@ use crate::prompt::EncodedPrompt;
 use crate::tensor_parallel::TensorParallelProcess;
 use crate::{interrupt, output};
 
-/// Default of the maximum number of tokens of an answer.
+/// Default of the maximum number of tokens of a completion.
 const MAX_NEW_TOKENS: usize = 1024;
 
-/// The location in errors about the fields of a request that --messages names.
+/// The location in errors about fields of the request body in the --messages file.
 const REQUEST: &str = "the request";
 
 /// Seconds of each stage of a generation, and its throughput.
@@ -55,7 +55,7 @@ impl GenerateArgs {
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let device = model::open_device(common)?;
         let parallel = process.map(|process| process.divide_model(config, &device)).transpose()?;
-        let model = LoadedModel::open_on(
+        let model = LoadedModel::open_on_device(
             &device,
             &prompt.folder,
             adapter.as_deref(),
@@ -99,7 +99,8 @@ impl GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// The maximum number of new tokens: `asked`, else the default, as far as the model has positions after the prompt.
+    /// Returns the maximum number of new tokens: `asked`, else the default; never more than the model has positions
+    /// after the prompt.
     fn new_tokens(&self, prompt: &EncodedPrompt, asked: Option<usize>) -> Result<usize> {
         let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
         new_tokens_within_positions(positions, tokens, asked, MAX_NEW_TOKENS).map_err(|e| match e {

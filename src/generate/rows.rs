@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::GenerateArgs;
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::predictor::{self, PredictionJob, Predictor, RunProcesses};
+use crate::predictor::{self, PredictionJob, Predictor, WorkDivision};
 use crate::prompt::media_files;
 use crate::tensor_parallel::TensorParallelProcess;
 use crate::{hub, model, output, replaced};
@@ -24,7 +24,7 @@ use crate::{hub, model, output, replaced};
 /// Options for generating answers to the rows of a data file.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Options for many prompts")]
-pub struct RowFlags {
+pub struct DataFileFlags {
     /// Data file instead of a single prompt: JSON, JSONL, Parquet or the folder of a data set (DIR@split), rows as for
     /// sft, grpo and eval; several files are separated by commas. If a row holds a whole chat, the answer at its end is
     /// left out of the prompt
@@ -53,10 +53,10 @@ pub struct RowFlags {
     strict: bool,
 }
 
-impl RowFlags {
+impl DataFileFlags {
     /// Refuses options that need `--data`, such as `--out`, if `--data` is not given. clap cannot check this: if
     /// `--prompt` is given, which conflicts with `--data`, clap does not require `--data`.
-    pub fn refuse_without_data(&self) -> Result<()> {
+    pub fn refuse_row_options_without_data(&self) -> Result<()> {
         let given = [
             ("--out", self.out.is_some()),
             ("--resume", self.resume),
@@ -82,7 +82,7 @@ impl RowFlags {
 
 impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process
-    /// if several compute the model together.
+    /// if several processes compute the model together.
     pub(super) fn run_rows(
         &self,
         data: &Path,
@@ -91,7 +91,7 @@ impl GenerateArgs {
     ) -> Result<()> {
         let data = hub::local_data_path("--data", data)?;
         let data = data.as_path();
-        let processes = process.map_or(RunProcesses::One, RunProcesses::DivideModel);
+        let processes = process.map_or(WorkDivision::One, WorkDivision::DivideModel);
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;
@@ -137,13 +137,14 @@ impl GenerateArgs {
             sampling,
             strict,
         })?;
-        // Rows without an output are an error of the command, not of a process.
+        // A row without an output fails the whole command, not this process, so the other processes must not report a
+        // failed rank.
         process.into_iter().for_each(TensorParallelProcess::set_common_work_done);
         summary.map_or(Ok(()), |summary| report(out, &summary, common))
     }
 
     /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also
-    /// returns an error if the output file would replace an image or a video of a row.
+    /// returns an error if `--out` would replace an image or a video of a row.
     fn check_rows(&self, rows: &RowConversations, data: &Path, common: &CommonOptions) -> Result<()> {
         let unusable = rows.find_unusable_rows();
         if let Some(first) = unusable.first {

@@ -54,15 +54,16 @@ impl KernelsBenchArgs {
         let (name, sm) = (gpu.name().to_string(), gpu.sm_name());
         let most = PublishedLimits::of_gpu(&name).map_or(f64::INFINITY, |limits| limits.rates.bytes);
         let rate = |row: &TimedKernel| row.cost.bytes / row.timed.median_seconds();
-        // A kernel above the data sheet's bandwidth gets no share: its bytes must have been counted wrong.
+        // A rate above the data sheet's bandwidth is impossible, so the kernel's bytes must have been counted wrong;
+        // its share is left out.
         let share = |row: &TimedKernel, bandwidth: f64| (rate(row) <= bandwidth).then(|| rate(row) / bandwidth);
         let timing_device = TimingDevice::for_gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
             match timing_device.time_kernel(example, self.runs as usize) {
                 Ok(row) => {
-                    // A kernel that moves bytes faster than the copy shows that the measured bandwidth was too low, so
-                    // the bandwidth is raised.
+                    // If a kernel moves bytes faster than the copy, the measured bandwidth was too low. It is raised,
+                    // up to that of the data sheet.
                     bandwidth = bandwidth.max(rate(&row)).min(most);
                     if !common.json {
                         // The table's header is printed with the first row, so that a failing command prints nothing on

@@ -118,7 +118,7 @@ impl KernelsCheckArgs {
     /// Compiles the selected kernels for all selected architectures.
     fn compile(&self, common: &CommonOptions) -> Result<Vec<CompiledSource>> {
         let archs = if self.arch.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { self.arch.clone() };
-        let mut done = compile_all(&self.sources()?, &archs, common)?;
+        let mut done = compile_all_sources(&self.sources()?, &archs, common)?;
         if let Some(name) = &self.kernel {
             for checked in done.iter_mut().filter_map(|d| d.checked.as_mut().ok()) {
                 retain_kernel(checked, name);
@@ -136,7 +136,7 @@ impl KernelsCheckArgs {
 
 /// Compiles every source file for every architecture, in parallel. Prints the compile time of each compilation that
 /// takes longer than a second.
-pub fn compile_all(
+pub fn compile_all_sources(
     sources: &[&'static Source],
     archs: &[String],
     common: &CommonOptions,
@@ -171,8 +171,8 @@ pub fn compile_all(
     Ok(done)
 }
 
-/// Keeps only the functions of kernel `name`, whose symbols begin with this name; keeps all functions if `name` is a
-/// folder.
+/// Keeps only the functions of the kernel `name`: their symbols begin with the name. Keeps all functions if `name` is
+/// a folder.
 fn retain_kernel(checked: &mut CheckResult, name: &str) {
     if FOLDERS.iter().any(|f| f.name == name) {
         return;
@@ -201,8 +201,8 @@ pub fn resources_json(r: &FunctionResources) -> Value {
     })
 }
 
-/// Prints one line per function: its number of registers on each architecture; then the largest value on any
-/// architecture of its shared memory, stack, spills and local-memory accesses.
+/// Prints one line per function: its registers on each architecture, then its shared memory, stack, spills and
+/// local-memory accesses, each as the maximum over all architectures.
 fn print_table(done: &[CompiledSource]) -> Result<()> {
     let mut archs: Vec<&str> = done.iter().map(|d| d.sm.as_str()).collect();
     archs.sort();

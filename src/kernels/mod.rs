@@ -57,7 +57,7 @@ impl KernelsArgs {
 /// Opens the GPU that `cuda` or `cuda:N` names.
 ///
 /// # Errors
-/// There is no such GPU. If the driver or every GPU is missing, the help ends with "or `alternative`".
+/// There is no such GPU. If the driver or every GPU is missing, the advice in the error ends with "or `alternative`".
 pub fn open_gpu(name: &str, alternative: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,

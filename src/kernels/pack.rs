@@ -1,4 +1,4 @@
-//! `reel kernels pack`: writes the machine code of every kernel into one file, which a build can include in the binary.
+//! `reel kernels pack`: writes the machine code of every kernel into one file that a build can include in the binary.
 
 use std::path::PathBuf;
 

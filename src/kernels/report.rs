@@ -8,7 +8,7 @@ use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
 use reel_measure::roofline_page::{RooflinePage, is_page_of_gpu, roofline_page};
 
-use super::check::compile_all;
+use super::check::compile_all_sources;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -40,13 +40,17 @@ pub struct KernelsReportArgs {
 
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        // An unknown GPU is refused before the kernels are compiled.
+        // Refuses an unknown GPU before the kernels are compiled, which takes long.
         self.gpu.as_deref().map(MachineSpec::gpu).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
         if is_page_of_gpu(gpu, times)? {
-            // Compiles all kernels in parallel beforehand. The page asks for their register counts one by one, which
-            // would compile one kernel after the other. Without NVRTC the page has no register counts.
-            compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
+            // Compiles all kernels in parallel beforehand. Otherwise the page would request the register counts one
+            // by one, and each request would compile one kernel. Without NVRTC the page has no register counts.
+            compile_all_sources(
+                &FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(),
+                &["sm_90a".to_string()],
+                common,
+            )?;
         }
         let RooflinePage { html, kernel_count: kernels } = roofline_page(gpu, times)?;
         output::write_file(&self.out, html.as_bytes())?;

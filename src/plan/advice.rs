@@ -1,17 +1,18 @@
-//! What would fit, if a planned command does not: choices that `search` has found, as options to set.
+//! Advice for a planned command that does not fit into memory: option changes that `search` has found, with which the
+//! command fits.
 
 use anyhow::Result;
 use reel_train::step::checkpointing::usable_memory_share;
 use serde_json::{Map, Value, json};
 
 use super::Sizes;
-use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search};
+use super::search::{FittingSettings, PlanOutcome, SearchDimension, SearchResult, search_fitting_settings};
 use super::table::{format_duration, format_rate};
 use crate::common::CommonOptions;
 use crate::output;
 
-/// The memory that a command may fill: that of the planned machine without the part that the driver, libraries and
-/// gaps between allocations need, or other processes of the command.
+/// The memory that the tensors of a command can use. It excludes the part that the driver, libraries and gaps between
+/// allocations take, or other processes of the command.
 #[derive(Clone, Copy, Debug)]
 pub struct UsableMemory {
     pub all: f64,
@@ -19,7 +20,7 @@ pub struct UsableMemory {
 }
 
 impl UsableMemory {
-    /// The memory of the planned machine; `None` if it is unknown.
+    /// Returns the memory of the planned machine; `None` if it is unknown.
     pub fn of_planned_machine(sizes: &Sizes, memory: Option<f64>, common: &CommonOptions) -> Result<Option<Self>> {
         let Some(all) = memory else { return Ok(None) };
         Ok(Some(Self { all, share: usable_memory_share(&sizes.device(common)?) }))
@@ -30,7 +31,7 @@ impl UsableMemory {
     }
 }
 
-/// More results of a plan: fields of its JSON, and lines after its text.
+/// Additional results of a plan: fields of its JSON, and lines after its text.
 #[derive(Debug, Default)]
 pub struct PlanAdditions {
     pub fields: Map<String, Value>,
@@ -50,14 +51,14 @@ impl PlanAdditions {
     }
 }
 
-/// Whether a search shows its progress on stderr.
+/// Returns true if a search should show its progress on stderr.
 pub fn shows_progress(common: &CommonOptions) -> bool {
     !common.quiet && !common.json && output::stderr_is_terminal()
 }
 
-/// Searches for what would fit, and describes it. `options_of` returns the options that turn `start` into other
-/// settings. `peak` is the peak of `start` in bytes, if it is known.
-pub fn advise<S: Clone>(
+/// Searches for settings that fit into memory, and describes them. `options_of` returns the command-line options that
+/// change `start` to other settings. `peak` is the peak memory of `start` in bytes, if it is known.
+pub fn advise_on_settings<S: Clone>(
     start: &S,
     dimensions: &[SearchDimension<S>],
     common: &CommonOptions,
@@ -66,7 +67,7 @@ pub fn advise<S: Clone>(
     options_of: impl Fn(&S) -> String,
     plan: impl FnMut(&S) -> Result<PlanOutcome>,
 ) -> PlanAdditions {
-    let found = search(start, dimensions, shows_progress(common), plan);
+    let found = search_fitting_settings(start, dimensions, shows_progress(common), plan);
     let choices: Vec<(String, PlanOutcome, u32)> = found
         .choices
         .iter()

@@ -13,7 +13,7 @@ use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::Cx;
 use serde_json::json;
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::serve::load_model_part_of_rank;
 use super::table::{self, DryRunCounts};
@@ -44,7 +44,7 @@ pub struct PlanGenerateArgs {
     sizes: Sizes,
 }
 
-/// The counts of a call, and the bytes that each GPU receives from the others.
+/// The costs of a generation, and the bytes that each GPU receives from the other GPUs.
 struct Counted {
     counts: DryRunCounts,
     received: u64,
@@ -70,7 +70,7 @@ impl PlanGenerateArgs {
         advice()?.print_lines()
     }
 
-    /// Searches for what would fit. `peak` is the peak of this plan in bytes.
+    /// Searches for settings that fit into memory. `peak` is the peak memory of this plan in bytes.
     fn advice(
         &self,
         common: &CommonOptions,
@@ -90,10 +90,10 @@ impl PlanGenerateArgs {
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
         let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-        Ok(advise(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
+        Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, Some(peak), options_of, plan))
     }
 
-    /// What the GPUs of a divided model exchange.
+    /// Describes what the GPUs of a divided model exchange.
     fn gathers(&self, counted: &Counted, machine: &MachineSpec) -> Result<PlanAdditions> {
         let ranks = self.tensor_parallel_size;
         if ranks == 1 {
@@ -116,7 +116,7 @@ impl PlanGenerateArgs {
         Ok(PlanAdditions { fields, lines: vec![line] })
     }
 
-    /// The ways to save memory that are left.
+    /// Returns the ways to save memory that these options do not use yet.
     fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<SearchDimension<Self>> {
         let int8: Vec<SettingsChange<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
@@ -161,7 +161,8 @@ impl PlanGenerateArgs {
             let what = format!("is {tokens}, more than the model's {positions} positions");
             return Err(usage_error("--tokens", what, "lower it"));
         }
-        // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
+        // The number of new tokens is checked first: device `dry` runs one forward pass per token, so a huge number
+        // would take very long.
         refuse_new_tokens(self.max_new_tokens, &config)?;
         generate::check_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;

@@ -1,6 +1,6 @@
 //! `reel plan sft|grpo --world N`: plans a training job of N GPUs from the plan of one process.
 //!
-//! The process of one rank runs on device `dry`, with the micro-batches of the rank that computes most. From its
+//! The process of one rank runs on device `dry`, with the micro-batches of the rank that has the most work. From its
 //! counts, [`reel_measure::job`] predicts the memory of each rank, the bytes that the ranks exchange, and step times.
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub struct JobFlags {
     html: Option<PathBuf>,
 }
 
-/// A job to plan.
+/// A training job of several GPUs that is planned.
 pub struct PlannedJob {
     shape: JobShape,
     /// Whether the ranks divide the weights (ZeRO-3).
@@ -55,8 +55,8 @@ pub struct PlannedJob {
 }
 
 impl JobFlags {
-    /// Returns the job of `--world`, or of `--gpus` of the planned command; `None` for a single process. Changes
-    /// `options` to the options of one process that computes the micro-batches of the rank that computes most.
+    /// Returns the job that `--world`, or `--gpus` of the planned command, describes; `None` for a single process.
+    /// Changes `options` to the options of one process that has the micro-batches of the rank with the most work.
     ///
     /// # Errors
     /// The GPU is not known, the numbers contradict each other, or the GPU does not have the links.
@@ -100,7 +100,8 @@ impl JobFlags {
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
         let links = Links::new(&sizes.machine(common)?, &self.link)?;
-        // If the job is on one machine, its options do not say how many GPUs the machines of larger jobs would have.
+        // The options of a job on one machine do not say how many GPUs the machines of larger jobs have, so the usual
+        // number is assumed.
         let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
         options.gradient_accumulation_steps = shape.rounds();
@@ -110,14 +111,14 @@ impl JobFlags {
 }
 
 impl JobFlags {
-    /// Number of GPUs that `--world`, or `--gpus` of the planned command, gives; 1 without.
-    pub fn ranks(&self, options: &RunOptions) -> u32 {
+    /// Returns the number of GPUs that `--world`, or `--gpus` of the planned command, sets; 1 if neither is given.
+    pub fn rank_count(&self, options: &RunOptions) -> u32 {
         self.world.or(options.gpus).unwrap_or(1)
     }
 
-    /// Sets the number of GPUs, with as many machines as are needed for them.
-    pub fn set_ranks(&mut self, options: &mut RunOptions, ranks: u32) {
-        let per_node = self.nodes.map_or(GPUS_PER_NODE as u32, |nodes| (self.ranks(options) / nodes).max(1));
+    /// Sets the number of GPUs; the number of machines becomes the smallest that has so many GPUs.
+    pub fn set_rank_count(&mut self, options: &mut RunOptions, ranks: u32) {
+        let per_node = self.nodes.map_or(GPUS_PER_NODE as u32, |nodes| (self.rank_count(options) / nodes).max(1));
         self.nodes = self.nodes.map(|_| 1).into_iter().chain([ranks.div_ceil(per_node)]).max().filter(|n| *n > 1);
         if options.gpus.is_some() {
             options.gpus = Some(ranks);
@@ -127,7 +128,8 @@ impl JobFlags {
         }
     }
 
-    /// The options that turn `before` into these flags, with the options of the command before and now.
+    /// Returns the options that change `before` to these flags. `old` and `new` are the options of the planned
+    /// command before and after the change.
     pub fn changed_options(&self, before: &Self, old: &RunOptions, new: &RunOptions) -> Vec<String> {
         let changes = [("--world", before.world, self.world), ("--gpus", old.gpus, new.gpus)];
         let changes = changes.into_iter().chain([("--nodes", before.nodes, self.nodes)]);
@@ -138,17 +140,17 @@ impl JobFlags {
     }
 }
 
-/// The predictions for a job.
+/// The predicted memory, traffic and speed of a job.
 struct Prediction {
     process: ProcessCosts,
-    /// Peak bytes of the rank that needs most, by category.
+    /// Peak bytes by category, of the rank that needs the most memory.
     memory: Vec<(&'static str, u64)>,
     /// Peak bytes of each rank.
     peaks: Vec<u64>,
     /// Bytes of gradients and of weights that rank 0 exchanges in a step. No rank exchanges more.
     gradients: Traffic,
     weights: Traffic,
-    /// Bytes of weights that it exchanges before an evaluation.
+    /// Bytes of weights that rank 0 exchanges before an evaluation.
     evaluation: Traffic,
     time: StepTime,
     tokens_per_second: f64,
@@ -156,8 +158,8 @@ struct Prediction {
 }
 
 impl PlannedJob {
-    /// The job's memory and speed; `None` if `counts` are not those of a training command. `fits` is whether a GPU has
-    /// so many bytes.
+    /// Returns the job's memory and speed; `None` if `counts` are not those of a training command. `fits` tells
+    /// whether a GPU has room for a number of bytes.
     pub fn outcome(
         &self,
         counts: &DryRunCounts,
@@ -227,7 +229,7 @@ impl PlannedJob {
         }
     }
 
-    /// The assumptions that a reader of the table of weak scaling must know, one paragraph each.
+    /// Returns the assumptions behind the table of weak scaling, one paragraph each.
     fn notes(&self) -> Vec<String> {
         let Links { within_node, between_nodes } = self.links;
         let link = |link: &Link| format!("{}, {:.1} GB/s", link.title, link.bytes_per_second / 1e9);
@@ -374,7 +376,7 @@ impl PlannedJob {
     }
 }
 
-/// A number of things: `1 machine`, `2 machines`.
+/// Formats a count with its noun: `1 machine`, `2 machines`.
 fn counted(number: usize, thing: &str, plural_end: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { plural_end })
 }
@@ -403,10 +405,10 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
     Ok(())
 }
 
-/// The costs of the process of `counts` per step.
+/// Returns the costs of one step of the process that `counts` describes.
 fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> ProcessCosts {
     let step = table::total(table::phase_seconds(counts, machine).iter().map(|(_, seconds)| *seconds));
-    // The parts may have been counted in fewer steps, so only their shares of the time are used.
+    // `training.parts` may cover fewer steps than `counts`, so only the relative times of the parts are used.
     let parts = table::seconds_of_phases(&training.parts, counts, machine);
     let all = table::total(parts.iter().map(|(_, seconds)| *seconds));
     let seconds_of = |wanted: &str| {

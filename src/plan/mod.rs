@@ -177,12 +177,12 @@ impl Sizes {
         }
     }
 
-    /// Whether the machine is a GPU.
+    /// Returns true if the planned machine is a GPU.
     fn plans_gpu(&self, common: &CommonOptions) -> bool {
         self.gpu.is_some() || matches!(common.device(), Ok(common::DeviceName::Cuda(_)))
     }
 
-    /// The number of tokens of a prompt (`--tokens`); an error if the option is missing.
+    /// Returns the number of tokens of a prompt (`--tokens`); an error if the option is missing.
     fn prompt_tokens(&self) -> Result<usize> {
         self.tokens.ok_or_else(|| usage_error("--tokens", "is missing", "give the number of tokens of the prompt"))
     }
@@ -194,8 +194,8 @@ impl Sizes {
             return Ok(Device::dry_machine(Kernels::Cpu, 0, Device::cpu(1).free_bytes()));
         }
         let machine = self.machine(common)?;
-        // Hopper's kernels run on no later architecture. Newer GPUs load the PTX of compute_80, that is, A100's
-        // kernels.
+        // The kernels for Hopper run on no later architecture, so newer GPUs load the PTX of compute_80, which has
+        // the kernels for the A100.
         let capability = if machine.compute_capability > 90 { 80 } else { machine.compute_capability };
         Ok(Device::dry_machine(Kernels::Cuda, capability, machine.memory.map(|bytes| bytes as u64)))
     }
@@ -216,7 +216,8 @@ impl Sizes {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
-    /// Returns the config, the dtype of the weight files, and the name of the model that `--model` or `--preset` names.
+    /// Returns the config, the dtype of the weight files and the name of the model that `--model` or `--preset`
+    /// selects.
     fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<(ModelConfig, StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => {
@@ -241,17 +242,17 @@ impl Sizes {
     }
 }
 
-/// A training command to plan, with the functions that plan it.
+/// A training command to plan, with the functions that run it on device `dry`.
 struct Counting<'a, O> {
     resolved: &'a ResolvedOptions<O>,
     sizes: &'a Sizes,
-    /// The word for training examples in the command's output: `rows` or `prompts`.
+    /// The name of training examples in the printed plan: `rows` or `prompts`.
     rows: &'static str,
     /// The unit of work that needs `wanted` training examples: `micro-batch` or `step`.
     unit: &'static str,
-    /// How many training examples the options put into a unit; `None` with packing.
+    /// Returns the number of training examples in a unit; `None` with packing.
     wanted: fn(&O) -> Option<usize>,
-    /// The option that limits the tokens of a training example, and its value.
+    /// Returns the option that limits the tokens of a training example, and its value.
     token_limit: fn(&O) -> (&'static str, Option<usize>),
     plan_rows_of_one_size: WithShape<O>,
     plan_run_on_data: fn(&RunSetup<O>, StoredDType) -> reel_train::Result<plan::Plan>,
@@ -260,7 +261,7 @@ struct Counting<'a, O> {
 type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
-    /// Counts the costs of the command with `options`.
+    /// Runs the command with `options` on device `dry` and returns its costs.
     fn count(&self, common: &CommonOptions, options: &O) -> Result<DryRunCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let dtype = sizes.dtype(common);
@@ -393,8 +394,8 @@ impl PlanGrpoArgs {
     }
 }
 
-/// The common options of the plan of a training command: those of the run (`resolved`, with its configuration file).
-/// The file's device is where the run computes, not the machine of `--gpu`.
+/// Returns the common options for planning a training command: those of the run (`resolved`, with its configuration
+/// file). The device in that file is where the run computes, so it does not replace the planned machine of `--gpu`.
 fn planned_common_options(resolved: &CommonOptions, given: &CommonOptions, sizes: &Sizes) -> CommonOptions {
     let device = if sizes.gpu.is_some() { &given.device } else { &resolved.device };
     CommonOptions { device: device.clone(), ..resolved.clone() }

@@ -1,6 +1,7 @@
-//! Searches for the changes of a command with which it would fit: the fewest changes, then the least loss of speed.
+//! Searches for changes of a command's settings with which it fits into memory: the fewest changes, then the least
+//! loss of speed.
 //!
-//! Each way to save memory is a [`SearchDimension`] with levels from the mildest to the strongest, such as
+//! Each way to save memory is a [`SearchDimension`] with levels from the weakest to the strongest, such as gradient
 //! checkpointing with `selective` and `full`. A choice sets some dimensions to a level:
 //!
 //! ```text
@@ -20,12 +21,12 @@ use anyhow::Result;
 
 /// Maximum number of runs on device `dry`.
 const MAX_RUNS: usize = 40;
-/// Number of choices after which no larger sets of changes are tried, and maximum number that is shown.
+/// Maximum number of results. If there are so many, no larger sets of changes are tried.
 pub const MAX_CHOICES: usize = 3;
-/// Maximum number of changes of a choice.
+/// Maximum number of changed settings of a result.
 const MAX_CHANGES: u32 = 3;
 
-/// What the plan of some settings says.
+/// The predicted memory and speed of a command with some settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlanOutcome {
     /// Peak bytes of a GPU (or of the CPU).
@@ -35,7 +36,7 @@ pub struct PlanOutcome {
     /// Tokens per second of all GPUs.
     pub tokens_per_second: f64,
     pub gpus: u64,
-    /// Whether the command runs with the usable memory.
+    /// Whether the peak is within the usable memory.
     pub fits: bool,
 }
 
@@ -49,20 +50,20 @@ impl PlanOutcome {
 /// A change of a command's settings `S`.
 pub type SettingsChange<S> = Box<dyn Fn(&mut S)>;
 
-/// A way to save memory.
+/// A way to save memory, such as gradient checkpointing, with one or more levels.
 pub struct SearchDimension<S> {
-    /// What it is, in words, such as `gradient checkpointing`.
+    /// A description for messages, such as `gradient checkpointing`.
     pub name: &'static str,
-    /// Dimensions of the same group exclude each other.
+    /// At most one dimension of a group is changed.
     pub group: &'static str,
-    /// Changes from the mildest to the strongest, at least one.
+    /// Changes of the settings, from the weakest to the strongest; at least one.
     pub levels: Vec<SettingsChange<S>>,
 }
 
-/// A set of changes with which the command fits.
+/// A set of changes with which the command fits into memory.
 #[derive(Clone, Debug)]
 pub struct FittingSettings<S> {
-    /// The settings with the changes.
+    /// The changed settings.
     pub settings: S,
     pub changes: u32,
     pub outcome: PlanOutcome,
@@ -71,19 +72,20 @@ pub struct FittingSettings<S> {
 /// The result of a search.
 #[derive(Debug)]
 pub struct SearchResult<S> {
-    /// At most [`MAX_CHOICES`] choices, the nearest first.
+    /// At most [`MAX_CHOICES`] results, the one with the fewest changes first.
     pub choices: Vec<FittingSettings<S>>,
-    /// The smallest peak that was planned, in bytes.
+    /// The smallest peak of all settings that were tried, in bytes.
     pub smallest_peak: Option<u64>,
     /// Number of runs on device `dry`.
     pub runs: usize,
-    /// Whether the search ended at the limit of runs.
+    /// Whether the search stopped because it reached the maximum number of runs.
     pub is_cut_short: bool,
 }
 
-/// Searches from `start`. `plan` plans settings; its error means that they do not fit together. `shows_progress` is
-/// whether to show progress on a terminal.
-pub fn search<S: Clone>(
+/// Searches for settings that fit into memory, starting from `start`. `plan` predicts the memory and speed of
+/// settings; it returns an error if the settings contradict each other. `shows_progress` prints progress on a
+/// terminal.
+pub fn search_fitting_settings<S: Clone>(
     start: &S,
     dimensions: &[SearchDimension<S>],
     shows_progress: bool,
@@ -100,14 +102,14 @@ pub fn search<S: Clone>(
     SearchResult { choices, smallest_peak, runs, is_cut_short }
 }
 
-/// The level of each dimension, from 1; 0 is unchanged.
+/// The level of each dimension, counted from 1; 0 means unchanged.
 type Levels = Vec<usize>;
 
 struct Search<'a, S, P> {
     start: &'a S,
     dimensions: &'a [SearchDimension<S>],
     plan: P,
-    /// Outcomes that are known; `None` if the settings cannot be planned.
+    /// Outcomes of the settings that were tried; `None` if they cannot be planned.
     known: HashMap<Levels, Option<PlanOutcome>>,
     runs: usize,
     smallest_peak: Option<u64>,
@@ -139,7 +141,7 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
         choices
     }
 
-    /// All sets of this many dimensions that do not exclude each other, as masks.
+    /// Returns all sets of `changes` dimensions, at most one of each group, as bit masks.
     fn sets(&self, changes: u32) -> Vec<u32> {
         let of = |set: u32| (0..self.dimensions.len()).filter(move |at| set >> at & 1 == 1);
         let excludes =
@@ -148,13 +150,14 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
         all.filter(|set| set.count_ones() == changes && !excludes(*set)).collect()
     }
 
-    /// The mildest levels of a set of dimensions with which the command fits; `None` if it does not.
+    /// Returns the weakest levels of a set of dimensions with which the command fits; `None` if it does not fit even
+    /// with the strongest.
     fn mildest(&mut self, set: u32) -> Option<(Levels, PlanOutcome)> {
         let strongest = |at: usize| if set >> at & 1 == 1 { self.dimensions[at].levels.len() } else { 0 };
         let mut levels: Levels = (0..self.dimensions.len()).map(strongest).collect();
         let mut outcome = self.fitting(&levels)?;
         for at in (0..levels.len()).rev() {
-            // The level `fits` fits; levels below `next` do not.
+            // Bisection: the level `fits` fits, and levels below `next` do not.
             let (mut next, mut fits) = (1, levels[at]);
             while next < fits {
                 let middle = (next + fits) / 2;
@@ -178,7 +181,7 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
         settings
     }
 
-    /// The outcome of settings that fit; `None` if they do not, or if the search has ended.
+    /// Returns the outcome of settings if they fit; `None` if they do not fit or the search has ended.
     fn fitting(&mut self, levels: &Levels) -> Option<PlanOutcome> {
         if let Some(known) = self.known.get(levels) {
             return known.filter(|outcome| outcome.fits);
@@ -201,8 +204,8 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
         outcome.filter(|outcome| outcome.fits)
     }
 
-    /// Sorts choices by speed. Of those that differ only by the dimensions of one group, keeps the one with the fewest
-    /// GPUs, or the fastest of these.
+    /// Sorts results by speed. Of results that differ only in the dimensions of one group, keeps the one with the
+    /// fewest GPUs, or the fastest of these.
     fn best_of_groups(&self, found: Vec<(u32, FittingSettings<S>)>) -> Vec<FittingSettings<S>> {
         let groups = |set: u32| -> Vec<&str> {
             let of = (0..self.dimensions.len()).filter(|at| set >> at & 1 == 1);
@@ -224,11 +227,12 @@ impl<S: Clone, P: FnMut(&S) -> Result<PlanOutcome>> Search<'_, S, P> {
     }
 }
 
-/// The largest number from `least` to `most` for which `fits` says that it fits, if it says so of `least`: found by
-/// doubling and then by bisection. Of this number and of the next one, `fits` has been asked.
+/// Returns the largest number from `least` to `most` that fits according to `fits`; `None` if `least` does not fit.
+/// The search doubles the number and then bisects. It has called `fits` for the result and, below `most`, for the
+/// next number.
 ///
 /// # Errors
-/// That of `fits`.
+/// Errors of `fits`.
 pub fn largest_that_fits(least: u64, most: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
     if !fits(least)? {
         return Ok(None);
@@ -249,7 +253,7 @@ pub fn largest_that_fits(least: u64, most: u64, mut fits: impl FnMut(u64) -> Res
 mod tests {
     use super::*;
 
-    /// Settings of a made-up command: a memory of 100 is divided by levels.
+    /// Settings of a hypothetical command that needs 100 bytes; `a` and `b` reduce the memory, and `gpus` divides it.
     #[derive(Clone, Debug, Default, PartialEq)]
     struct Settings {
         a: u64,
@@ -270,7 +274,7 @@ mod tests {
     }
 
     fn found(memory: u64) -> SearchResult<Settings> {
-        search(&Settings::default(), &dimensions(), false, |s| {
+        search_fitting_settings(&Settings::default(), &dimensions(), false, |s| {
             let gpus = s.gpus.max(1);
             let peak = (100 - s.a - s.b) / gpus;
             let seconds = 1.0 + s.a as f64;
@@ -284,11 +288,12 @@ mod tests {
             found(memory).choices.into_iter().map(|choice| (choice.changes, choice.settings)).collect()
         };
         let settings = |a, b, gpus| Settings { a, b, gpus };
-        // One change each, the fastest first; 20 of `a` is enough.
+        // Each result has one change, and the fastest is first. Level 20 of `a` is the weakest that fits.
         assert_eq!(of(80), [(1, settings(0, 25, 0)), (1, settings(0, 0, 2)), (1, settings(20, 0, 0))]);
-        // One change is not enough without GPUs, so two follow; no choice has more GPUs than needed.
+        // Without more GPUs, one change is not enough, so the second result has two changes. No result has more GPUs
+        // than needed.
         assert_eq!(of(50), [(1, settings(0, 0, 2)), (2, settings(30, 25, 0))]);
-        // A set that contains a smaller choice is no choice.
+        // Supersets of a smaller result are left out.
         assert_eq!(of(30), [(1, settings(0, 0, 4))]);
         assert_eq!(of(20), [(2, settings(0, 25, 4)), (2, settings(20, 0, 4))]);
         let none = found(10);
@@ -303,7 +308,7 @@ mod tests {
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let dimensions = names.map(|name| SearchDimension { name, group: name, levels: levels() });
         let mut runs = 0;
-        let found = search(&0, &dimensions, false, |sum| {
+        let found = search_fitting_settings(&0, &dimensions, false, |sum| {
             runs += 1;
             let fits = *sum > 70;
             Ok(PlanOutcome { peak: 1000 - sum, seconds: 1.0, tokens_per_second: 1.0, gpus: 1, fits })

@@ -33,7 +33,7 @@ use reel_runtime::{Cx, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange};
 use super::table::{self, DryRunCounts, PredictionWording, format_duration};
 use super::{Sizes, refuse_new_tokens, request};
@@ -82,7 +82,7 @@ pub struct PlanServeArgs {
     sizes: Sizes,
 }
 
-/// Counts what a rank of a divided model receives from the others, on device `dry`.
+/// Counts, on device `dry`, the bytes that a rank of a divided model receives from the other ranks.
 #[derive(Debug)]
 pub struct ExchangeCounter {
     ranks: usize,
@@ -107,7 +107,7 @@ impl ShardExchange for ExchangeCounter {
 }
 
 impl ExchangeCounter {
-    /// The bytes and exchanges since the last call.
+    /// Returns the bytes and exchanges since the last call.
     pub fn take_counts(&self) -> ExchangeCounts {
         ExchangeCounts {
             bytes: self.bytes.swap(0, Ordering::Relaxed),
@@ -116,27 +116,28 @@ impl ExchangeCounter {
     }
 }
 
-/// What each rank receives in a phase.
+/// The bytes that each rank receives in a phase, and the number of exchanges.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ExchangeCounts {
     pub bytes: u64,
     pub exchanges: u64,
 }
 
-/// The sizes of a server on device `dry`: what its memory has room for.
+/// The sizes of a server on device `dry`: what fits into its memory.
 struct ServingPlan {
     batch: usize,
     kv_bytes: usize,
     blocks: usize,
-    /// Sequences of prompt and answer whose KV blocks fit at the same time.
+    /// Number of sequences (prompt and answer) whose KV blocks fit into memory at the same time.
     sequences: usize,
     /// Number of sequences in the decode step whose costs are counted.
     decoding: usize,
-    /// What a rank of a divided model receives for a prompt and in a decode step.
+    /// The exchanges of a divided model: for a prompt, and in a decode step.
     gathers: [ExchangeCounts; 2],
 }
 
-/// The part of a model that a GPU of `ranks` GPUs has, without values, and the counts of what it receives.
+/// Loads, without values, the part of a model that one of `ranks` GPUs has. Also returns the counter of the bytes
+/// that this GPU receives.
 pub fn load_model_part_of_rank(
     device: &Device,
     files: StoredDType,
@@ -234,7 +235,8 @@ impl PlanServeArgs {
         additions.print_lines()
     }
 
-    /// Prints what would fit if not even one request has room, and fails with `error`.
+    /// Prints the settings with which a request would fit, and returns `error`. Called if the KV cache has no room
+    /// for one request.
     fn refuse_with_advice(&self, common: &CommonOptions, machine: &MachineSpec, error: anyhow::Error) -> Result<()> {
         let additions = self.advice(common, machine, None)?;
         if common.json {
@@ -247,7 +249,7 @@ impl PlanServeArgs {
         Err(error)
     }
 
-    /// Searches for what would fit.
+    /// Searches for settings with which the server fits into memory.
     fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<PlanAdditions> {
         let Some(usable) = UsableMemory::of_planned_machine(&self.sizes, machine.memory, common)? else {
             return Ok(PlanAdditions::default());
@@ -265,16 +267,16 @@ impl PlanServeArgs {
         };
         let plan = |changed: &Self| changed.outcome(common, machine, usable);
         let (config, ..) = self.sizes.config(self.model.as_deref(), common)?;
-        Ok(advise(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
+        Ok(advise_on_settings(self, &self.dimensions(common, &config), common, usable, peak, options_of, plan))
     }
 
-    /// The ways to save memory that are left.
+    /// Returns the ways to save memory that these options do not use yet.
     fn dimensions(&self, common: &CommonOptions, config: &ModelConfig) -> Vec<SearchDimension<Self>> {
         let int8: Vec<SettingsChange<Self>> = match self.quantize.name() {
             Some(_) => Vec::new(),
             None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
         };
-        // Halves of the planned length, as long as half of it is left for the prompt.
+        // Tries half, a quarter, … of the planned length, as long as at least half of it is left for the prompt.
         let now = self.prompt_and_answer();
         let lengths = (1..16).map(|power| now >> power).take_while(|length| *length >= 2 * self.max_new_tokens);
         let shorter = |length: usize| -> SettingsChange<Self> {
@@ -295,7 +297,7 @@ impl PlanServeArgs {
         all
     }
 
-    /// What a decode step of all sequences needs.
+    /// Returns the memory and speed of a decode step of all sequences.
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let (counts, plan) = self.count(common, machine.memory)?;
         let phases = table::phase_seconds(&counts, machine);
@@ -311,13 +313,13 @@ impl PlanServeArgs {
         })
     }
 
-    /// Tokens of a request with its answer.
+    /// Returns the number of tokens of a prompt with its answer.
     fn prompt_and_answer(&self) -> usize {
         let all = self.sizes.tokens.unwrap_or(0) + self.max_new_tokens;
         self.max_model_len.map_or(all, |most| all.min(most as usize))
     }
 
-    /// The links between the GPUs.
+    /// Returns the links between the GPUs of a divided model.
     fn links(&self, machine: &MachineSpec) -> Result<Links> {
         if self.link.is_some() && self.tensor_parallel_size == 1 {
             return Err(usage_error("--link", "is for several GPUs", "give --tensor-parallel-size N as well"));
@@ -357,7 +359,7 @@ impl PlanServeArgs {
             .continuous_batch(kv_memory.map_or_else(default_kv_bytes, |mib| (u64::from(mib) << 20) / ranks as u64))?;
         let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
         let planned = (*new).max(MIN_NEW_TOKENS);
-        // The last token of an answer is never read, so it has no place in the KV cache.
+        // The last token of an answer is never an input of the model, so it takes no place in the KV cache.
         let sequences = blocks / (tokens + planned - 1).div_ceil(KvPages::BLOCK_TOKENS);
         let decoding = batch.min(sequences).max(1);
         device.profiler().clear();
@@ -394,12 +396,12 @@ impl PlanServeArgs {
     }
 }
 
-/// Whether a plan failed because the KV cache has no room for one request.
+/// Returns true if a plan failed because the KV cache has no room for one request.
 fn is_out_of_memory(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(EngineError::Request(e)) if e.to_string().starts_with("KV cache: "))
 }
 
-/// Replaces the number of keys that the attention of a decode step reads. The step was counted at the beginning of the
+/// Replaces the number of keys that the attention of a decode step reads. The counted step is at the beginning of the
 /// answers; `keys` is the number of keys of all sequences in the middle of the answers.
 fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
     let layers = text.num_hidden_layers as f64;

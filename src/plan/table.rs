@@ -27,23 +27,23 @@ pub struct DryRunCounts {
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// The counts that only a plan of a training command has.
+    /// Counts that only training commands have.
     pub training: Option<TrainingCounts>,
 }
 
-/// Counts of a plan of a training command.
+/// Additional counts of a training command.
 pub struct TrainingCounts {
     /// Size of a checkpoint in bytes.
     pub checkpoint: u64,
     /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.
     pub parts: PhaseCosts,
-    /// The first backward pass.
+    /// The launches of the first backward pass.
     pub backward: BackwardPass,
-    /// The size of what is trained.
+    /// The number of trained parameters and their bytes.
     pub trained: TrainedParameterSize,
-    /// The weights that ranks divide with ZeRO-3.
+    /// The weights that ZeRO-3 shards among the ranks.
     pub divided: ShardedWeights,
-    /// Whether the data has fewer rows than a micro-batch or step has.
+    /// Whether the data has fewer rows than a micro-batch or a step.
     pub has_few_rows: bool,
 }
 
@@ -58,7 +58,7 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-/// The lines of the table for `phases`, which are costs of the command of `counts`.
+/// Returns the lines of the table for `phases`. `counts` describe the command that has these costs.
 fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     let each = counts.units as f64;
     let record = record_of_gpu(&machine.name);
@@ -90,7 +90,7 @@ pub struct PredictionWording {
 }
 
 impl PredictionWording {
-    /// The words for a plan for `machine`.
+    /// Returns the words for a plan of `machine`.
     pub fn for_machine(machine: &MachineSpec) -> PredictionWording {
         match record_of_gpu(&machine.name) {
             Some(_) => PredictionWording { time: "about", rate: "about" },
@@ -99,13 +99,13 @@ impl PredictionWording {
     }
 }
 
-/// The predicted time of each phase in seconds, per step or call.
+/// Returns the predicted seconds of each phase, per step or call.
 pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
     seconds_of_phases(&counts.phases, counts, machine)
 }
 
-/// The predicted time of each phase of `phases`, which are costs of the command of `counts`, in seconds per step or
-/// call.
+/// Returns the predicted seconds of each phase of `phases`, per step or call. `counts` describe the command that has
+/// these costs.
 pub fn seconds_of_phases(
     phases: &PhaseCosts,
     counts: &DryRunCounts,
@@ -116,7 +116,7 @@ pub fn seconds_of_phases(
     phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
 }
 
-/// The predicted time in seconds of each launch of the backward pass in `training`.
+/// Returns the predicted seconds of each launch of the backward pass.
 pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine: &MachineSpec) -> Vec<f64> {
     let record = record_of_gpu(&machine.name);
     let seconds = |(op, totals): &(&'static str, OpTotals)| match record {
@@ -126,12 +126,12 @@ pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine:
     training.backward.launches.iter().map(seconds).collect()
 }
 
-/// Whether the peak memory fits the machine; `None` if the machine's memory is unknown.
+/// Returns true if the peak memory fits the machine; `None` if the machine's memory is unknown.
 pub fn fits_in_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Option<bool> {
     machine.memory.map(|all| counts.memory.peak as f64 <= all)
 }
 
-/// The table of ops as JSON.
+/// Returns the table of ops as JSON.
 pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     let line = |l: &Line| {
         let PredictedTime { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
@@ -152,8 +152,8 @@ pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     lines(&counts.phases, counts, machine).iter().map(line).collect()
 }
 
-/// The basis of the predicted times, as JSON: the ceilings, the record of measurements and the constants of the kernel
-/// model.
+/// Returns the basis of the predicted times as JSON: the ceilings, the record of measurements and the constants of
+/// the kernel model.
 pub fn ceilings_json(machine: &MachineSpec) -> Value {
     let record = record_of_gpu(&machine.name);
     json!({
@@ -202,7 +202,7 @@ impl Totals {
     }
 }
 
-/// A plan as JSON.
+/// Returns the plan as JSON.
 pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
     let phases: BTreeMap<&str, f64> = phase_seconds(counts, machine).into_iter().collect();
@@ -258,8 +258,8 @@ fn print_plan(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result
     print_ops(counts, machine, all)
 }
 
-/// Prints the size of a checkpoint of a run of `ranks` processes. One process copies it and writes it in the
-/// background.
+/// Prints the size of a checkpoint of a run with `ranks` processes, and how it is written. A single process copies
+/// the checkpoint and writes it in the background.
 pub fn print_checkpoint(training: &TrainingCounts, ranks: usize) -> Result<()> {
     let bytes = training.checkpoint as f64 / 1e9;
     let how = match ranks {
@@ -276,8 +276,7 @@ pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> 
     print_peak("peak memory", &parts, machine)
 }
 
-/// Prints the sum of `parts`, which are bytes by category, after `title`; whether it fits into the memory; and the
-/// parts.
+/// Prints `title`, the total of `parts` (bytes by category), whether the total fits into the memory, and the parts.
 pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> Result<()> {
     let peak = parts.iter().map(|(_, bytes)| bytes).sum::<u64>() as f64;
     let verdict = match machine.memory {
@@ -293,7 +292,7 @@ pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> 
 }
 
 /// Prints the ceilings, the basis of the predicted times, and the table of ops. Ops below [`MIN_SHOWN_SHARE`] of the
-/// time are one line, unless `all` are shown.
+/// time are joined into one line, unless `all` is true.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result<()> {
     print_prediction_basis(counts, machine)?;
     let lines = lines(&counts.phases, counts, machine);
@@ -378,12 +377,13 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     )
 }
 
-/// The sum of `values`; 0 for none, where [`Iterator::sum`] gives -0, which would be printed.
+/// Returns the sum of `values`; 0 if there are none. [`Iterator::sum`] returns -0 in that case, which would be
+/// printed.
 pub fn total(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
 }
 
-/// Formats a number with at least three significant digits, and none behind the point from 100 on.
+/// Formats a number with at least three significant digits; no decimals from 100 on.
 pub fn format_rate(rate: f64) -> String {
     let decimals = match rate.abs() {
         x if x >= 100.0 || x == 0.0 || !x.is_finite() => 0,

@@ -1,4 +1,5 @@
-//! `reel plan sft|grpo`: the plan, what would fit if it does not, and the largest micro-batch (`--find-batch-size`).
+//! `reel plan sft|grpo`: prints the plan, settings that fit if the plan does not, and the largest micro-batch
+//! (`--find-batch-size`).
 
 use std::collections::BTreeMap;
 use std::ops::DerefMut;
@@ -9,7 +10,7 @@ use reel_train::options::{GradientCheckpointing, GrpoOptions, Optim, RunOptions,
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::advice::{PlanAdditions, UsableMemory, advise, push_changed_option, shows_progress};
+use super::advice::{PlanAdditions, UsableMemory, advise_on_settings, push_changed_option, shows_progress};
 use super::job::{JobFlags, PlannedJob};
 use super::search::{PlanOutcome, SearchDimension, SettingsChange, largest_that_fits};
 use super::table::{self, DryRunCounts};
@@ -17,26 +18,27 @@ use super::{Counting, Sizes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 
-/// Rank of the adapter that advice names, that of the example in README.
+/// LoRA rank in suggested options; the README's example has the same rank.
 const LORA_RANK: usize = 16;
-/// The numbers of GPUs that advice tries.
+/// Numbers of GPUs that are tried as advice.
 const GPU_COUNTS: [u32; 6] = [2, 4, 8, 16, 32, 64];
 
-/// Largest micro-batches that `--find-batch-size` tries: rows of one size; tokens, of which the host makes inputs for
-/// device `dry`; rows of a data file, of which a plan reads no more.
+/// Maximum micro-batches that `--find-batch-size` tries: `MAX_ROWS` rows of one size; `MAX_TOKENS` tokens with
+/// packing, because the host must create the inputs for device `dry`; `MAX_ROWS_OF_DATA` rows of a data file, because
+/// a plan reads no more rows.
 const MAX_ROWS: usize = 4096;
 const MAX_TOKENS: usize = 1 << 22;
 const MAX_ROWS_OF_DATA: usize = 256;
 
 /// Options of a training command whose micro-batch `reel plan` changes.
 pub trait MicroBatchOptions: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned {
-    /// Number of rows by which a micro-batch grows.
+    /// Number of rows by which the size of a micro-batch can change.
     fn rows_of_unit(&self) -> usize;
 
-    /// With packing, the number of tokens that a micro-batch is filled up to; else `None`.
+    /// Returns the number of tokens that packing puts into a micro-batch (`--max-length`); `None` without packing.
     fn packed_tokens(&mut self) -> Option<&mut Option<usize>>;
 
-    /// What the plan's subject says about these options.
+    /// Describes these options in words, for the headline of a plan.
     fn subject(&self) -> String;
 }
 
@@ -70,7 +72,7 @@ impl MicroBatchOptions for GrpoOptions {
     }
 }
 
-/// What `reel plan` plans: the options of the command, and those of the job.
+/// The settings that `reel plan` varies: the options of the command, and those of the job.
 #[derive(Clone, Debug)]
 pub struct PlannedSettings<O> {
     pub options: O,
@@ -84,7 +86,7 @@ pub struct TrainingPlanner<'a, O> {
     pub common: &'a CommonOptions,
 }
 
-/// A plan: the counts of the process of one rank, and the job if there is one.
+/// A plan: the counts of one rank's process, and the job if there are several ranks.
 struct Planned {
     counts: DryRunCounts,
     job: Option<PlannedJob>,
@@ -104,7 +106,7 @@ impl Planned {
 }
 
 impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
-    /// Plans and prints; `finds_batch_size` is the option `--find-batch-size`.
+    /// Makes the plan and prints it. `finds_batch_size` is the value of `--find-batch-size`.
     pub fn run(&self, settings: PlannedSettings<O>, finds_batch_size: bool) -> Result<()> {
         if !finds_batch_size {
             let planned = self.plan(&settings)?;
@@ -127,8 +129,8 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         Ok(Planned { counts, job })
     }
 
-    /// Prints a plan with `additions` and, if it does not fit, with what would. The text of the plan is printed before
-    /// the search.
+    /// Prints a plan with `additions`. If the plan does not fit, also searches for settings that fit and prints them
+    /// after the text of the plan.
     fn print(
         &self,
         settings: &PlannedSettings<O>,
@@ -138,15 +140,15 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
     ) -> Result<()> {
         let usable = UsableMemory::of_planned_machine(self.sizes, machine.memory, self.common)?;
         let outcome = planned.outcome(machine, None);
-        // On a GPU a plan needs more than the tensors, so advice begins before all of the memory is filled.
+        // A GPU needs memory for more than the tensors, so advice is given before the tensors fill all of the memory.
         let is_gpu = self.sizes.plans_gpu(self.common);
         let lacks_memory =
             |usable: &UsableMemory| outcome.peak as f64 > if is_gpu { usable.bytes() as f64 } else { usable.all };
-        // Settings that the command itself would refuse are no advice.
+        // No advice is given for settings that the command itself would refuse.
         let is_valid = settings.options.validate_values().is_ok();
         let advice = || match usable.filter(lacks_memory) {
             None => PlanAdditions::default(),
-            Some(usable) => advise(
+            Some(usable) => advise_on_settings(
                 settings,
                 &self.dimensions(settings),
                 self.common,
@@ -173,7 +175,7 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         advice().print_lines()
     }
 
-    /// The ways to save memory that are left. A search weakens the last ones first.
+    /// Returns the ways to save memory that these settings do not use yet. A search weakens the last dimension first.
     fn dimensions(&self, settings: &PlannedSettings<O>) -> Vec<SearchDimension<PlannedSettings<O>>> {
         let mut all = vec![
             SearchDimension { name: "LoRA", group: "lora", levels: lora_levels(&settings.options) },
@@ -200,7 +202,8 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
         all
     }
 
-    /// Finds the largest micro-batch that fits. Returns the settings with it, or with the smallest one if none fits.
+    /// Finds the largest micro-batch that fits. Returns the settings with this micro-batch, or with the smallest one
+    /// if none fits.
     fn find_batch_size(
         &self,
         settings: PlannedSettings<O>,
@@ -277,12 +280,12 @@ impl<O: MicroBatchOptions> TrainingPlanner<'_, O> {
     }
 }
 
-/// How the size of a micro-batch is given.
+/// The unit in which an option gives the size of a micro-batch.
 struct BatchUnit {
     option: &'static str,
     /// The value of the option for one unit.
     size: usize,
-    /// Largest number of units that is tried.
+    /// Maximum number of units that is tried.
     most: usize,
 }
 
@@ -331,7 +334,8 @@ fn optimizer_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<Pla
     smaller.iter().map(level).collect()
 }
 
-/// `auto` has recomputed every layer already if the plan does not fit.
+/// Returns the changes to stronger gradient checkpointing. The mode `auto` has none: if a plan with `auto` does not
+/// fit, every layer is recomputed already.
 fn checkpointing_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     use GradientCheckpointing::{Auto, Full, None, Selective};
     let stronger: &[GradientCheckpointing] = match options.gradient_checkpointing {
@@ -345,7 +349,8 @@ fn checkpointing_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange
     stronger.iter().map(level).collect()
 }
 
-/// Smaller micro-batches of which a whole number has the rows of the present one, so that a step keeps its rows.
+/// Returns the changes to smaller micro-batches. Each size divides the present one, so that a step keeps its number
+/// of rows.
 fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<PlannedSettings<O>>> {
     let (rows, unit) = (options.per_device_train_batch_size, options.rows_of_unit());
     if options.clone().packed_tokens().is_some() {
@@ -361,16 +366,17 @@ fn micro_batch_levels<O: MicroBatchOptions>(options: &O) -> Vec<SettingsChange<P
     (1..units).rev().filter(|n| units.is_multiple_of(*n)).map(level).collect()
 }
 
-/// More GPUs, with at least one micro-batch each; with ZeRO-3 instead of ZeRO-2 also the present number of several. A
-/// run of several processes cannot answer requests (`--serve`).
+/// Returns the changes to more GPUs, with at least one micro-batch per GPU. For ZeRO-3 instead of ZeRO-2, the present
+/// number of GPUs is also tried if there are several. A run of several processes cannot answer requests (`--serve`),
+/// so it gets no such change.
 fn gpu_levels<O: MicroBatchOptions>(
     settings: &PlannedSettings<O>,
     zero_stage: u8,
 ) -> Vec<SettingsChange<PlannedSettings<O>>> {
-    let now = settings.job.ranks(&settings.options);
+    let now = settings.job.rank_count(&settings.options);
     let level = |ranks: u32| -> SettingsChange<PlannedSettings<O>> {
         Box::new(move |s| {
-            s.job.set_ranks(&mut s.options, ranks);
+            s.job.set_rank_count(&mut s.options, ranks);
             s.options.zero_stage = zero_stage;
             s.options.gradient_accumulation_steps = s.options.gradient_accumulation_steps.max(ranks as usize);
         })
@@ -383,7 +389,7 @@ fn gpu_levels<O: MicroBatchOptions>(
     }
 }
 
-/// The options that turn `before` into `after`.
+/// Returns the options that change `before` to `after`.
 fn options_between<O: MicroBatchOptions>(before: &PlannedSettings<O>, after: &PlannedSettings<O>) -> String {
     let mut options = Vec::new();
     let (old, new): (&RunOptions, &RunOptions) = (&before.options, &after.options);

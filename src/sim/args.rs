@@ -10,11 +10,11 @@ pub enum KernelArgument {
     /// A number: its type and bytes.
     Scalar(ElementType, Vec<u8>),
     Buffer(BufferSpec),
-    /// An array of numbers, as a field of a struct: the type and the bytes of all elements.
+    /// An array of numbers as a struct field: the element type, and the bytes of all elements.
     Array(ElementType, Vec<u8>),
-    /// A struct that is passed by value, given as bytes, or padding as a field of a struct.
+    /// Raw bytes: a struct passed by value, or padding between struct fields.
     Bytes(Vec<u8>),
-    /// A struct that is passed by value, given as fields in C layout.
+    /// A struct passed by value, given as its fields; the layout is that of C.
     Struct(Vec<KernelArgument>),
     /// A tensor map (TMA descriptor). If the kernel's parameter is a pointer, the map is put into memory and its
     /// address passed.
@@ -33,9 +33,9 @@ pub struct BufferSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum BufferFill {
     Zeros,
-    /// Uninitialised memory; a kernel that reads it causes a finding.
+    /// Uninitialised memory. A kernel that reads it causes a finding.
     Uninitialized,
-    /// 0, 1, 2, …
+    /// Consecutive integers: 0, 1, 2, …
     Arange,
     /// Normally distributed numbers.
     Random,
@@ -46,8 +46,8 @@ pub enum BufferFill {
 }
 
 impl KernelArgument {
-    /// Returns true if this argument is a tensor map whose buffer is argument number `argument`, or a struct with such
-    /// a tensor map.
+    /// Returns true if this argument is a tensor map over the buffer of argument number `argument`, or a struct that
+    /// contains such a tensor map.
     pub fn has_tensor_map_of(&self, argument: usize) -> bool {
         match self {
             KernelArgument::TensorMap(map) => map.buffer.argument == argument,
@@ -68,12 +68,12 @@ impl KernelArgument {
     }
 }
 
-/// The position of a tensor map's buffer among the kernel arguments.
+/// The location of a tensor map's buffer among the kernel arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BufferIndex {
     /// Index of the argument, from 0.
     pub argument: usize,
-    /// If that argument is a struct: the index of the field that is the buffer.
+    /// If the argument is a struct: the index of the field that holds the buffer.
     pub field: Option<usize>,
 }
 
@@ -183,8 +183,8 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     if !text.contains('=') {
         return hexadecimal(text).map(KernelArgument::Bytes);
     }
-    // The values of tensor maps and arrays contain commas, too: a part between commas begins a new field only if it
-    // starts with `TYPE=`, `TYPE[N]=`, `pad=`, `buf=` or `tmap=`.
+    // Commas also separate the values of tensor maps and arrays. A part between commas therefore begins a new field
+    // only if it starts with `TYPE=`, `TYPE[N]=`, `pad=`, `buf=` or `tmap=`.
     let mut fields: Vec<String> = Vec::new();
     for part in text.split(',') {
         let begins =

@@ -27,7 +27,7 @@ pub struct BoundArguments {
     pub buffers: Vec<NamedBuffer>,
 }
 
-/// Alignment of a tensor map in bytes; no other struct field needs more.
+/// Alignment of a tensor map in bytes; other struct fields need at most this alignment.
 const MAP_ALIGN: usize = 64;
 
 /// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
@@ -117,8 +117,7 @@ impl BoundArguments {
         self.buffers.iter().find(|b| b.name == name).map(|b| b.address)
     }
 
-    /// Returns the bytes that the kernel gets for an argument or struct field: its value, or the address of its
-    /// buffer.
+    /// Returns the parameter bytes of an argument or struct field: its value, or the address of its buffer.
     fn bytes_of(&self, location: &str, name: &str, argument: &KernelArgument) -> Result<Vec<u8>> {
         Ok(match argument {
             KernelArgument::Scalar(_, bytes) | KernelArgument::Array(_, bytes) | KernelArgument::Bytes(bytes) => {

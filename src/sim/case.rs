@@ -22,7 +22,7 @@ pub struct PreparedLaunch {
     /// The simulator's options for every run of this kernel.
     pub options: ExecOptions,
     pub interleavings: u32,
-    /// Number of host threads.
+    /// Number of host threads that run the simulation.
     pub threads: usize,
 }
 

@@ -1,19 +1,20 @@
-//! Groups findings by their cause: a missing wait often also leads to wrong phases of an mbarrier and to a deadlock.
+//! Groups findings by their cause. One defect can cause several findings: a missing wait, for example, often also
+//! leads to wrong mbarrier phases and to a deadlock.
 //!
-//! The simulator merges findings that lack the same synchronisation (`reel_sim::finding`). What is grouped here are
-//! findings of other kinds that may follow from such a defect, and that disappear with it.
+//! The simulator itself merges findings that lack the same synchronisation (`reel_sim::finding`). This module groups
+//! findings of different kinds that may follow from one defect and would disappear with it.
 
 use reel_sim::finding::{Finding, FindingKind};
 
-/// A finding, and the findings that may follow from it.
+/// A finding, and other findings that it may have caused.
 #[derive(Debug)]
-pub struct Cause<'a> {
+pub struct FindingGroup<'a> {
     pub finding: &'a Finding,
     pub may_follow: Vec<&'a Finding>,
 }
 
-/// Groups findings; every finding is in one group.
-pub fn causes<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Cause<'a>> {
+/// Groups findings by cause; every finding is in exactly one group.
+pub fn group_by_cause<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<FindingGroup<'a>> {
     let findings: Vec<&Finding> = findings.collect();
     let is_unordered = |f: &Finding| matches!(f.kind, FindingKind::Race | FindingKind::AsyncNotWaited);
     let first = |is: &dyn Fn(&Finding) -> bool| findings.iter().position(|f| is(f));
@@ -30,13 +31,13 @@ pub fn causes<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Cause<'a>>
             _ => None,
         }
     };
-    let mut groups: Vec<(usize, Cause)> = (0..findings.len())
+    let mut groups: Vec<(usize, FindingGroup)> = (0..findings.len())
         .filter(|at| cause_of(*at).is_none())
-        .map(|at| (at, Cause { finding: findings[at], may_follow: Vec::new() }))
+        .map(|at| (at, FindingGroup { finding: findings[at], may_follow: Vec::new() }))
         .collect();
     for (at, finding) in findings.iter().enumerate() {
-        // A cause is never itself the consequence of another finding, except a first mbarrier, which then has the same
-        // cause.
+        // If the cause itself is an mbarrier finding that follows from another finding, the group is that of the
+        // first cause.
         let Some(cause) = cause_of(at).map(|cause| cause_of(cause).unwrap_or(cause)) else { continue };
         if let Some((_, group)) = groups.iter_mut().find(|(of, _)| *of == cause) {
             group.may_follow.push(finding);
@@ -45,7 +46,7 @@ pub fn causes<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Cause<'a>>
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// The defect of a finding in words: the first clause of its message, without numbers.
+/// Describes the defect of a finding: the first clause of its message, without numbers.
 fn defect(finding: &Finding) -> String {
     first_clause(finding).split(|c: char| c.is_ascii_digit()).collect()
 }
@@ -65,8 +66,8 @@ mod tests {
     }
 
     fn lines(findings: &[Finding]) -> Vec<(u32, Vec<u32>)> {
-        let of = |cause: Cause| (cause.finding.line, cause.may_follow.iter().map(|f| f.line).collect());
-        causes(findings.iter()).into_iter().map(of).collect()
+        let of = |cause: FindingGroup| (cause.finding.line, cause.may_follow.iter().map(|f| f.line).collect());
+        group_by_cause(findings.iter()).into_iter().map(of).collect()
     }
 
     #[test]
@@ -79,7 +80,8 @@ mod tests {
         let outside = finding(OutOfBounds, 8, "read of arg0");
         let all = [late.clone(), copy.clone(), stuck.clone(), race.clone(), outside.clone()];
         assert_eq!(lines(&all), [(5, vec![4, 6]), (7, vec![]), (8, vec![])]);
-        // Without unordered accesses, a deadlock may follow from the use of an mbarrier, and stands alone without one.
+        // Without unordered accesses, a deadlock is grouped with a wrong mbarrier use if there is one, and is a group
+        // of its own otherwise.
         assert_eq!(lines(&[late, stuck.clone()]), [(4, vec![6])]);
         assert_eq!(lines(&[stuck, outside]), [(6, vec![]), (8, vec![])]);
         let more = |line, bytes| finding(Mbarrier, line, &format!("copies deliver {bytes} bytes more; f.cuh:{line}"));

@@ -27,8 +27,8 @@ pub struct CompilerOptions {
     nvcc_arg: Vec<String>,
 }
 
-/// The PTX of a user's file.
-pub struct UserModule {
+/// The PTX of the file that the user named.
+pub struct PtxSource {
     pub ptx: String,
     /// True if the PTX was compiled from CUDA C++, false if the file itself is PTX.
     pub cuda_source: bool,
@@ -50,7 +50,7 @@ impl CompilerOptions {
     }
 
     /// Returns the file's text if it is PTX; else compiles it for the architecture and returns the compiler's PTX.
-    pub fn module(&self, file: &Path, architecture: Option<&str>) -> Result<UserModule> {
+    pub fn read_or_compile(&self, file: &Path, architecture: Option<&str>) -> Result<PtxSource> {
         let bytes = output::read_file(file)?;
         let text = String::from_utf8_lossy(&bytes);
         let is_ptx = match file.extension().and_then(|e| e.to_str()) {
@@ -59,7 +59,7 @@ impl CompilerOptions {
             _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
         };
         if is_ptx {
-            return Ok(UserModule { ptx: text.into_owned(), cuda_source: false });
+            return Ok(PtxSource { ptx: text.into_owned(), cuda_source: false });
         }
         let options = UserCompilerOptions {
             include: &self.include,
@@ -69,12 +69,13 @@ impl CompilerOptions {
             stand_ins: HEADER_NAMES_AND_TEXTS,
         };
         compile::compile_user_file(file, architecture.unwrap_or("sm_90a"), &options)
-            .map(|built| UserModule { ptx: built.ptx, cuda_source: true })
+            .map(|built| PtxSource { ptx: built.ptx, cuda_source: true })
             .map_err(|e| compiler_error(&e, file))
     }
 }
 
-/// Converts a compiler error about `file` to a message with its first line; the whole log is shown with `-v`.
+/// Converts a compiler error about `file` to a message that has only the first line of the log; `-v` shows the whole
+/// log.
 fn compiler_error(e: &CompileError, file: &Path) -> anyhow::Error {
     let line = match e {
         CompileError::Refused { first, .. } => format!("{first}; correct the file"),
@@ -84,7 +85,7 @@ fn compiler_error(e: &CompileError, file: &Path) -> anyhow::Error {
     anyhow::Error::msg(log).context(line)
 }
 
-/// Replaces `./FILE`, by which nvcc is given a relative path, by the path that the user gave.
+/// Replaces `./FILE` in the compiler's output by the path that the user gave. nvcc gets relative paths in this form.
 fn with_given_name(text: &str, file: &Path) -> String {
     let name = file.display().to_string();
     let compiled = format!("./{name}");
@@ -95,7 +96,7 @@ fn with_given_name(text: &str, file: &Path) -> String {
     while let Some(at) = rest.find(&compiled) {
         let (before, after) = rest.split_at(at);
         out += before;
-        // In `../FILE` and `folder/./FILE` the name is a part of another path.
+        // In `../FILE` and `folder/./FILE`, the name is a part of another path and is kept.
         let is_part = out.ends_with(|c: char| c.is_alphanumeric() || "./_-".contains(c));
         out += if is_part { &compiled } else { &name };
         rest = &after[compiled.len()..];

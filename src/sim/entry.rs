@@ -1,4 +1,4 @@
-//! Resolves `--entry` to a kernel of the module. `--entry` is the kernel's symbol, or its name in the source.
+//! Finds the kernel of a module that `--entry` names, by its symbol or by its name in the source.
 
 use anyhow::Result;
 use cpp_demangle::Symbol;
@@ -40,8 +40,11 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
         matches = matching(&|name| name.starts_with(&literals));
     }
     if matches.is_empty() && !wanted.is_empty() {
-        matches =
-            symbols.iter().copied().filter(|s| without_literal_types(&signature(s)).contains(&literals)).collect();
+        matches = symbols
+            .iter()
+            .copied()
+            .filter(|s| without_literal_types(&demangled_signature(s)).contains(&literals))
+            .collect();
     }
     match matches[..] {
         [one] => Ok(one),
@@ -50,8 +53,8 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Removes spaces after commas and the types of integer literals in template arguments, because demanglers and people
-/// write both in different ways: `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
+/// Normalizes template arguments: removes spaces after commas and the types of integer literals, which demanglers and
+/// users write differently. `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
 fn without_literal_types(name: &str) -> String {
     let mut text = name.replace(", ", ",");
     for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {
@@ -87,7 +90,7 @@ fn short_list(symbols: &[&str]) -> String {
         let (start, end) = (&characters[..half], &characters[characters.len() - half..]);
         format!("{}…{}", start.iter().collect::<String>(), end.iter().collect::<String>())
     };
-    let mut listed: Vec<String> = symbols.iter().take(MAX_LISTED).map(|s| shorten(signature(s))).collect();
+    let mut listed: Vec<String> = symbols.iter().take(MAX_LISTED).map(|s| shorten(demangled_signature(s))).collect();
     if symbols.len() > MAX_LISTED {
         listed.push(format!("… ({} in all)", symbols.len()));
     }
@@ -104,14 +107,14 @@ pub fn demangle_symbols(message: &str) -> String {
         let end = rest[start..].find(|c| !is_symbol(c)).map_or(rest.len(), |length| start + length);
         out += &rest[..start];
         let symbol = &rest[start..end];
-        out += &if before.is_some_and(is_symbol) { symbol.to_string() } else { signature(symbol) };
+        out += &if before.is_some_and(is_symbol) { symbol.to_string() } else { demangled_signature(symbol) };
         rest = &rest[end..];
     }
     out + rest
 }
 
 /// Returns the C++ name with its parameters, or the symbol if it is not mangled.
-pub fn signature(symbol: &str) -> String {
+pub fn demangled_signature(symbol: &str) -> String {
     let text = Symbol::new(symbol).ok().and_then(|s| s.demangle().ok()).unwrap_or_else(|| symbol.to_string());
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
@@ -133,7 +136,7 @@ pub fn parameter_types(signature: &str) -> Option<Vec<String>> {
 
 /// Returns all names by which `--entry` can select the kernel `symbol`.
 fn names(symbol: &str) -> Vec<String> {
-    let signature = signature(symbol);
+    let signature = demangled_signature(symbol);
     let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
     let name = &signature[..top_level(&signature, parameters).next().unwrap_or(signature.len())];
     let mut names = vec![signature.clone(), name.to_string()];
@@ -146,7 +149,7 @@ fn names(symbol: &str) -> Vec<String> {
     names
 }
 
-/// Returns the positions in `text`, outside of angle and round brackets, at which the rest of the text satisfies
+/// Returns the positions in `text`, outside of angle and round brackets, where the rest of the text satisfies
 /// `wanted`.
 fn top_level<'a>(text: &'a str, wanted: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = usize> + 'a {
     let mut depth = 0;
@@ -199,7 +202,7 @@ mod tests {
 
     #[test]
     fn parameter_types_are_those_of_the_source() {
-        let of = |symbol: &str| parameter_types(&signature(symbol));
+        let of = |symbol: &str| parameter_types(&demangled_signature(symbol));
         assert_eq!(of("_Z5saxpyPKfPffj").unwrap(), ["float const*", "float*", "float", "unsigned int"]);
         assert_eq!(of("_ZN3lib6reduceILi4EfEEvPKT0_PS1_").unwrap(), ["float const*", "float*"]);
         assert_eq!(of("_Z1kv").unwrap(), [""; 0]);

@@ -44,8 +44,8 @@ impl LimitOptions {
         self.max_memory << 20
     }
 
-    /// Returns the error of a run that one of these limits has stopped; `None` if the run already has a finding about
-    /// the stop.
+    /// Returns the error for a run that one of these limits has stopped; `None` if a finding of the run already
+    /// reports the stop.
     pub fn error_of_stop(&self, file: &str, stop: &EarlyStop) -> Option<anyhow::Error> {
         let EarlyStop { cause, line, place } = stop;
         let (what, help) = match cause {

@@ -38,7 +38,7 @@ const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 impl SimMutantsArgs {
     /// Runs every mutant whose changed instruction the unchanged kernel executes.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.run.prepare_case(common)?;
+        let case = self.run.prepare_launch(common)?;
         let location = self.run.displayed_path();
         let whole = case.check_kernel(&case.program, case.options.clone())?;
         self.run.error_if_stopped_early(&whole)?;

@@ -12,7 +12,7 @@ use reel_sim::finding::Finding;
 use reel_sim::report::{CountReport, LineCounts};
 use reel_sim::roofline::Roofline;
 
-use super::entry::{demangle_symbols, signature};
+use super::entry::{demangle_symbols, demangled_signature};
 use super::show::{RunDisplay, readable_message};
 
 /// Number of lines shown around each executed line or finding of a long source.
@@ -20,7 +20,7 @@ const CONTEXT_LINES: usize = 3;
 /// Sources of up to this many lines are shown whole.
 const MAX_WHOLE_LINES: usize = 600;
 
-/// CSS of this page, in addition to the CSS of all pages.
+/// CSS of this page, in addition to the common CSS of all pages.
 const STYLE: &str = "\
 td.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px;overflow-wrap:normal}\
 td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,transparent)}\
@@ -30,7 +30,7 @@ td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,tran
 
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
-    let name = signature(&run.kernel.name);
+    let name = demangled_signature(&run.kernel.name);
     let mut page = Page::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
     let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
     page.add(&format!(
@@ -98,7 +98,7 @@ fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountRep
     }
 }
 
-/// Returns a chart with a GPU's roofs and the kernel at its least time; `None` if the kernel has no floating-point
+/// Returns a roofline chart of a GPU, with the kernel at its least time. `None` if the kernel has no floating-point
 /// operations or no memory traffic.
 fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Chart> {
     let float = counts.total.executed_classes().find(|(class, _)| class.name() == "float");

@@ -1,5 +1,5 @@
-//! The types of a kernel's parameters, as far as its C++ symbol and its PTX contain them, and the check of an
-//! argument's type.
+//! The types of a kernel's parameters, read from its C++ symbol and its PTX, and the check that an argument matches
+//! its parameter.
 
 use anyhow::Result;
 use reel_sim::program::{Kernel, Program};
@@ -10,13 +10,13 @@ use super::args::KernelArgument;
 use super::entry;
 use crate::fail::usage_error;
 
-/// The class of arguments that a parameter takes.
+/// The class of arguments that a parameter accepts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ParameterClass {
     Integer,
     Float(ElementType),
     Pointer,
-    /// A 64-bit integer of PTX, which may be an integer or a pointer in the source.
+    /// A 64-bit integer in PTX, which can be an integer or a pointer in the source.
     IntegerOrPointer,
     /// A struct, an array, or an unknown type.
     Other,
@@ -30,7 +30,7 @@ pub struct KernelParameter {
     kernel: String,
     /// The parameter's name in the PTX.
     name: String,
-    /// The parameter's types for messages: the source type, if the symbol contains it, then the PTX type.
+    /// The parameter's types for messages: the source type if the symbol contains it, then the PTX type.
     types: String,
     class: ParameterClass,
     bytes: usize,
@@ -41,7 +41,7 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     let functions = &program.module.functions;
     let function = functions.iter().find(|f| f.kernel && !f.declaration && f.name == kernel.name);
     let declared = function.map_or(&[][..], |f| &f.params);
-    let signature = entry::signature(&kernel.name);
+    let signature = entry::demangled_signature(&kernel.name);
     // The mangled symbol of a C++ function without C linkage contains the types in the source.
     let sources = entry::parameter_types(&signature).filter(|types| types.len() == declared.len());
     let one = |(index, p): (usize, &reel_sim::ptx::ast::Param)| {
@@ -94,10 +94,10 @@ fn is_float(dtype: ElementType) -> bool {
 }
 
 impl KernelParameter {
-    /// Checks that an argument is of the parameter's kind. `text` is the argument as the user gave it.
+    /// Checks that an argument matches the parameter's class. `text` is the argument as the user wrote it.
     ///
     /// # Errors
-    /// The argument is a number of another kind, such as an f32 for an integer, or a buffer for a number.
+    /// The argument is of another class, such as an f32 for an integer or a buffer for a number.
     pub fn check_kind(&self, text: &str, argument: &KernelArgument) -> Result<()> {
         use ParameterClass::{Float, Integer, IntegerOrPointer, Pointer};
         let given = match (argument, self.class) {
@@ -124,7 +124,7 @@ impl KernelParameter {
         format!("parameter {} ({}: {}) of kernel {}", self.index, self.name, self.types, self.kernel)
     }
 
-    /// Returns what to write for the parameter, with the number in `text` if it fits.
+    /// Returns advice on what to write for the parameter. The number in `text` is kept if it fits the type.
     fn help(&self, text: &str) -> String {
         let value = text.split_once(':').map_or("", |(_, value)| value);
         let bits = 8 * self.bytes;

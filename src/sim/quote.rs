@@ -17,8 +17,9 @@ pub struct SourceQuotes {
 }
 
 impl SourceQuotes {
-    /// Opens the source that a report quotes: the kernel's main CUDA file if its PTX has line information, else the
-    /// PTX. `given` is the file that the user named; `ptx` is the text of this file, or the compiler's output.
+    /// Opens the source file from which a report quotes lines: the kernel's main CUDA file if the PTX has line
+    /// information, else the PTX. `given` is the file that the user named; `ptx` is the text of this file, or the
+    /// compiler's output.
     pub fn new(program: &Program, kernel: &str, given: &Path, ptx: &str) -> SourceQuotes {
         let of = |name: String, cuda: bool, text: &str| SourceQuotes {
             name,
@@ -41,8 +42,8 @@ impl SourceQuotes {
         &self.lines
     }
 
-    /// Returns the place of a line as `file:line`, and its text if the line is in this file. The file of a PTX line of
-    /// a kernel with line information is `ptx`.
+    /// Returns the location of a line as `file:line`, and its text if the line is in the quoted file. If the kernel
+    /// has line information, a line of its PTX is shown as `ptx:line`.
     pub fn location_and_text(&self, line: &SourceLine) -> (String, Option<&str>) {
         match &line.file {
             Some(file) => (format!("{file}:{}", line.line), None),

@@ -1,5 +1,5 @@
 //! Remarks on the speed of a kernel by source line: bank conflicts, uncoalesced accesses to global memory, and idle
-//! lanes. They are counted in the first run, and are no defects.
+//! lanes. They are counted in the first run and do not count as defects.
 
 use std::collections::BTreeMap;
 
@@ -8,26 +8,26 @@ use reel_sim::finding::{SourceLine, source_line};
 use reel_sim::program::op::InstructionClass;
 use reel_sim::program::{Kernel, Program};
 
-/// The waste of a line is worth a remark from this multiple of what the accesses need.
+/// A line gets a remark only if its accesses take at least this many times the sectors or wavefronts that they need.
 const WORTH_NAMING: f64 = 1.5;
-/// A line is not worth a remark if it has less than this share of the launch's sectors, wavefronts or instructions.
+/// A line gets a remark only if it has at least this share of the launch's sectors, wavefronts or instructions.
 const LEAST_SHARE: f64 = 0.02;
-/// Idle lanes are worth a remark if fewer lanes than this work on average.
+/// A line gets a remark about idle lanes if on average fewer than this many lanes are active.
 const FEW_LANES: f64 = 16.0;
-/// Maximum number of remarks of each kind; those that waste most are shown.
+/// Maximum number of remarks of each kind; the lines that waste the most are shown.
 const MAX_REMARKS: usize = 3;
 
-/// A line that wastes time.
+/// A source line that wastes time, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Remark {
     /// `bank-conflicts`, `uncoalesced` or `idle-lanes`.
     pub kind: &'static str,
     pub line: SourceLine,
-    /// What is wasted, in one sentence.
+    /// A sentence about what is wasted.
     pub message: String,
 }
 
-/// What the accesses of a line took and needed at least.
+/// Memory transactions of a source line, actual and minimum, and its executed warps and threads.
 #[derive(Clone, Copy, Debug, Default)]
 struct LineUse {
     sectors: u64,
@@ -43,8 +43,8 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
     let mut lines: BTreeMap<SourceLine, LineUse> = BTreeMap::new();
     let mut all = LineUse::default();
     for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, count)| count.warps > 0) {
-        // An access of a warp needs one sector, and no fewer than the sectors that its bytes fill. Lanes that read the
-        // same bytes need fewer.
+        // The minimum is one sector per access of a warp, and enough sectors for all bytes. It can be lower if lanes
+        // read the same bytes, so it is limited to the counted sectors.
         let bytes = count.global_read + count.global_written;
         let least = bytes.div_ceil(32).max(count.warps).min(count.sectors);
         for sum in [&mut all, lines.entry(source_line(program, kernel, pc as u32)).or_default()] {
@@ -52,7 +52,7 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
             sum.sectors_least += least;
             sum.wavefronts += count.wavefronts;
             sum.wavefronts_least += count.wavefronts_least;
-            // A branch counts only the lanes that take it, so it says nothing about idle lanes.
+            // The counter of a branch includes only the lanes that take it, so it says nothing about idle lanes.
             if !is_branch(kernel, pc as u32) {
                 sum.warps += count.warps;
                 sum.threads += count.threads;
@@ -78,7 +78,7 @@ pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads:
             ("uncoalesced", wasted, message)
         })
     }));
-    // A block of fewer threads than a warp has idle lanes everywhere.
+    // In a block with fewer threads than a warp, the missing threads do not count as idle lanes.
     let lanes = f64::from(threads.min(32));
     found.extend(worst(&lines, |line| {
         let working = line.threads as f64 / line.warps.max(1) as f64;
@@ -107,8 +107,8 @@ fn is_share(part: u64, all: u64) -> bool {
     part as f64 >= LEAST_SHARE * all as f64
 }
 
-/// The lines that waste most, as remarks. `of` returns the kind, the waste and the message of a line that is worth a
-/// remark.
+/// Returns the lines that waste the most, as remarks. `of` returns the kind, the waste and the message for a line;
+/// `None` if the line gets no remark.
 fn worst(
     lines: &BTreeMap<SourceLine, LineUse>,
     of: impl Fn(&LineUse) -> Option<(&'static str, u64, String)>,

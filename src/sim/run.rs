@@ -13,8 +13,8 @@ use reel_sim::program::{Kernel, Program, ProgramError};
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
 use super::case::PreparedLaunch;
-use super::causes::causes;
-use super::compiler::{CompilerOptions, UserModule};
+use super::causes::group_by_cause;
+use super::compiler::{CompilerOptions, PtxSource};
 use super::limits::LimitOptions;
 use super::parameters::kernel_parameters;
 use super::quote::SourceQuotes;
@@ -132,7 +132,7 @@ fn architecture(text: &str) -> Result<String, String> {
 impl SimRunArgs {
     /// Runs the kernel and prints the report; findings make the command fail.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let case = self.prepare_case(common)?;
+        let case = self.prepare_launch(common)?;
         let report = case.check_kernel(&case.program, case.options.clone())?;
         if let Some(out) = &self.out {
             case.bound.write_buffers(out, &report.memory)?;
@@ -163,7 +163,7 @@ impl SimRunArgs {
                 .and_then(|()| output::print_text(&shown.text(common.quiet, common.verbose)))
         };
         self.error_if_stopped_early(&report)?;
-        let causes = causes(shown.findings());
+        let causes = group_by_cause(shown.findings());
         let Some(first) = causes.first().map(|cause| cause.finding) else { return printed };
         let more = match causes.len() - 1 {
             0 => String::new(),
@@ -185,9 +185,9 @@ impl SimRunArgs {
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn prepare_case(&self, common: &CommonOptions) -> Result<PreparedLaunch> {
+    pub fn prepare_launch(&self, common: &CommonOptions) -> Result<PreparedLaunch> {
         let arguments = self.arguments()?;
-        let UserModule { ptx, cuda_source } = self.compiler.module(&self.file, self.arch.as_deref())?;
+        let PtxSource { ptx, cuda_source } = self.compiler.read_or_compile(&self.file, self.arch.as_deref())?;
         let location = self.displayed_path();
         let refused = |e: ProgramError| {
             let help = match &e {
@@ -255,12 +255,12 @@ impl SimRunArgs {
     }
 }
 
-/// Warp instructions without a memory change after which a run counts as a deadlock; lower than the simulator's
-/// default, so that a kernel that polls for ever ends within seconds.
+/// Number of warp instructions without a memory change after which a run counts as a deadlock. It is lower than the
+/// simulator's default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
-/// Returns the registers per thread that ptxas assigns with these options. They are needed for kernels with
-/// `setmaxnreg`, whose rules depend on them. `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
+/// Returns the registers per thread that ptxas assigns with these options. The rules of `setmaxnreg` depend on them.
+/// Returns `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
 fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
     let uses_setmaxnreg =
         kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));

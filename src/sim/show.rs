@@ -12,8 +12,8 @@ use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
 use serde_json::{Map, Value, json};
 
-use super::causes::{Cause, causes, first_clause};
-use super::entry::{demangle_symbols, signature};
+use super::causes::{FindingGroup, first_clause, group_by_cause};
+use super::entry::{demangle_symbols, demangled_signature};
 use super::quote::SourceQuotes;
 use super::remarks::{Remark, remarks};
 
@@ -32,7 +32,7 @@ pub struct RunDisplay<'a> {
     pub quotes: SourceQuotes,
 }
 
-/// The note of a run that only counted.
+/// The note in the report of a `--count-only` run.
 const NOT_CHECKED: &str = "races, missing waits and reads of unwritten bytes were not looked for (--count-only)";
 
 /// Maximum number of source lines in the text report's table; the lines with the highest counts are shown.
@@ -58,7 +58,7 @@ impl RunDisplay<'_> {
 
     /// Returns the report as JSON.
     pub fn json(&self) -> Value {
-        let causes = causes(self.findings());
+        let causes = group_by_cause(self.findings());
         let follows = |f: &Finding| causes.iter().any(|c| c.may_follow.iter().any(|other| std::ptr::eq(*other, f)));
         let findings: Vec<Value> = self.findings().map(|f| finding_json(f, follows(f))).collect();
         let counts = self.counts();
@@ -78,8 +78,8 @@ impl RunDisplay<'_> {
         })
     }
 
-    /// Returns whether the kernel has no defects; `None` if the run without findings only counted, which says nothing
-    /// about the order of accesses.
+    /// Returns whether the kernel has no defects. Returns `None` for a `--count-only` run without findings, because
+    /// such a run does not check the order of accesses.
     fn is_ok(&self) -> Option<bool> {
         match self.report.has_no_findings() {
             true if self.count_only => None,
@@ -87,7 +87,7 @@ impl RunDisplay<'_> {
         }
     }
 
-    /// Returns the notes of the report, and one on what the run did not check.
+    /// Returns the notes of the report, and a note on what a `--count-only` run did not check.
     fn notes(&self) -> impl Iterator<Item = String> {
         let of_report = self.report.notes.iter().map(|note| demangle_symbols(note));
         of_report.chain(self.count_only.then(|| NOT_CHECKED.to_string()))
@@ -99,9 +99,8 @@ impl RunDisplay<'_> {
         self.report.counters.first().map_or_else(Vec::new, |c| remarks(self.program, self.kernel, c, threads))
     }
 
-    /// Returns the report as text, whose last lines are the findings and the verdict: with `verbose` after all counts
-    /// and modelled times; with `quiet` the findings alone. The counts are what a run with `--count-only` is for, so it
-    /// always prints them.
+    /// Returns the report as text. The findings and the verdict come last; with `verbose`, all counts and modelled
+    /// times come first. With `quiet`, only the findings are printed. A `--count-only` run always prints the counts.
     pub fn text(&self, quiet: bool, verbose: bool) -> String {
         let mut out = String::new();
         if self.count_only || verbose && !quiet {
@@ -117,7 +116,7 @@ impl RunDisplay<'_> {
         for note in self.notes() {
             out += &format!("note: {note}\n");
         }
-        for Cause { finding, may_follow } in causes(self.findings()) {
+        for FindingGroup { finding, may_follow } in group_by_cause(self.findings()) {
             self.add_finding(&mut out, finding);
             for f in may_follow {
                 let (kind, file, clause) = (f.kind.name(), &self.quotes.name, first_clause(f));
@@ -125,15 +124,15 @@ impl RunDisplay<'_> {
             }
         }
         if !quiet {
-            out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
+            out += &format!("{}: {}: {}\n", self.file, demangled_signature(&self.kernel.name), self.verdict());
         }
         out
     }
 
-    /// Returns the number of findings, without those that may follow from others, and the number of runs as text, such
-    /// as `1 finding in 8 interleavings`.
+    /// Returns the number of findings and of runs as text, such as `1 finding in 8 interleavings`. Findings that may
+    /// follow from other findings are not counted.
     pub fn verdict(&self) -> String {
-        let verdict = match causes(self.findings()).len() {
+        let verdict = match group_by_cause(self.findings()).len() {
             0 if self.count_only => "counted".to_string(),
             0 => "no defects found".to_string(),
             1 => "1 finding".to_string(),
@@ -252,8 +251,8 @@ pub fn readable_message(f: &Finding) -> String {
     if lists_waits { message.replace("; ", ";\n    ") } else { message }
 }
 
-/// Returns a line's file and number in at most 16 characters: `k.cu:12`, or `ptx:12` for a PTX line without a CUDA
-/// line. The beginning of a longer path is cut off.
+/// Returns the file and number of a line in at most 16 characters: `k.cu:12`, or `ptx:12` for a PTX line without a
+/// CUDA line. The beginning of a longer path is cut off.
 fn location(line: &LineCounts, quotes: &SourceQuotes) -> String {
     let main = if line.origin.cuda == quotes.cuda { quotes.name.rsplit('/').next().unwrap_or_default() } else { "ptx" };
     let full = format!("{}:{}", line.origin.file.as_deref().unwrap_or(main), line.origin.line);

@@ -1,7 +1,7 @@
-//! A model whose lists are as long as those of a published model: 36 decoder layers, 32 vision blocks, all tensor
-//! names, a vocabulary of 151,936. Its hidden size is 16, so that training, serving and saving it take seconds. A tiny
-//! model has no lists, headers and tables of this length: here the headers of the weights file and of the optimizer
-//! state are longer than 65,535 bytes.
+//! Tests of a model whose lists are as long as those of a published model: 36 decoder layers, 32 vision blocks, all
+//! tensor names, a vocabulary of 151,936. Its hidden size is only 16, so training, serving and saving take seconds.
+//! Here the headers of the weights file and of the optimizer state exceed 65,535 bytes, which they do not with a tiny
+//! model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::support::{file_names_in, golden, run_in};
 /// Maximum size of a shard in bytes; it is small, so that the folder has several shards and an index.
 const SHARD_BYTES: u64 = 2 << 20;
 
-/// A folder with the wide model, a question about an image, and rows that ask it.
+/// Creates a folder with the wide model, a question about an image, and training rows with this question.
 fn wide_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
@@ -57,7 +57,7 @@ fn write_wide_model(folder: &Path) {
     let dtype = StoredDType::Bf16;
     let specs: Vec<TensorSpec> =
         expected_tensors(&config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
-    // A linear congruential generator; weights are uniform in ±0.125, and the weights of norms are 1.
+    // Weights come from a linear congruential generator and are uniform in ±0.125; the weights of norms are 1.
     let mut state = 1u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -66,7 +66,7 @@ fn write_wide_model(folder: &Path) {
     write_weights(folder, TensorNaming::Classic, &specs, SHARD_BYTES, |spec, out| {
         let is_norm = spec.shape.len() == 1 && spec.name.contains("norm");
         let elements = spec.shape.iter().product::<usize>();
-        // The upper half of an f32 is its bf16, rounded toward zero.
+        // The upper half of an f32 is its value as bf16, rounded toward zero.
         let bf16 = |x: f32| (x.to_bits() >> 16) as u16;
         let value = |_| bf16(if is_norm { 1.0 } else { random() }).to_le_bytes();
         out.write_all(&(0..elements).flat_map(value).collect::<Vec<u8>>())
@@ -81,7 +81,8 @@ fn reel(folder: &Path, command: &str) -> String {
     run_in(folder, command.split_whitespace().chain(["--quiet"])).ok().to_string()
 }
 
-/// Removes what the run `out` wrote after step 1, as if the run had been killed after that step, and resumes it to step
+/// Removes what the run `out` wrote after step 1, as if it had been killed there, and resumes it to step 2. Checks
+/// that the weights equal those of the uninterrupted run.
 /// 2. Checks that this gives the weights of the uninterrupted run.
 fn resume_equals(folder: &Path, out: &str, weights: &str, command: &str) {
     let straight = fs::read(folder.join(out).join(weights)).expect("weights");
@@ -94,7 +95,7 @@ fn resume_equals(folder: &Path, out: &str, weights: &str, command: &str) {
     assert!(straight == resumed, "{out}: the resumed run has different weights");
 }
 
-/// The length of the header of a safetensors file.
+/// Returns the header length of a safetensors file.
 fn header_bytes(path: PathBuf) -> u64 {
     let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
@@ -119,7 +120,7 @@ fn all_weights_are_trained_saved_and_resumed_with_every_optimizer() {
     reel(at, "generate --model adamw --messages m.json --max-new-tokens 3");
 }
 
-/// The embedding and the output layer have more weights than a cell, so several processes own parts of them.
+/// The embedding and the output layer have more weights than a cell, so several processes own parts of each.
 #[test]
 fn several_processes_train_and_save_the_bits_of_one() {
     let folder = wide_folder();

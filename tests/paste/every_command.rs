@@ -1,6 +1,6 @@
-//! Every published command runs to its end on a tiny model: training for one step, a server with a request that names
-//! the published model, an evaluation, a load test. The test of all commands takes minutes, so it is ignored;
-//! `paste.rs` runs some of them.
+//! Runs every published command to its end on a tiny model: training for one step, a server that gets a request for
+//! the published model name, an evaluation, a load test. All commands together take minutes, so that test is ignored
+//! by default; `paste.rs` always runs some of them.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -14,10 +14,11 @@ use crate::server::{self, Server};
 use crate::support::{FinishedRun, finished_run, golden, reel, run};
 use crate::{commands, corrected, published, shell, workshop};
 
-/// The name of the model in the commands of servers and their clients.
+/// The model name that the commands of servers and their clients use.
 const PUBLISHED_MODEL: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
 
-/// Sizes that would take minutes, in the words of the commands: an option or key, and the value in its place.
+/// Small values for options that would make a command run for minutes: the option or key as the commands spell it,
+/// and its new value.
 const SIZES: [(&str, &str); 17] = [
     ("--max_completion_length", "8"),
     ("data.max_response_length", "8"),
@@ -33,20 +34,20 @@ const SIZES: [(&str, &str); 17] = [
     ("--random-input-len", "64"),
     ("--random-output-len", "8"),
     ("--num-prompts", "4"),
-    // The tiny model has two heads for keys and values.
+    // The tiny model has two key-value heads, so it can be divided by at most 2.
     ("--tensor-parallel-size", "2"),
     ("--gradient_accumulation_steps", "1"),
     ("gradient_accumulation_steps", "1"),
 ];
 
-/// What a command did.
+/// The result of running a published command.
 pub struct CommandReport {
-    /// The number of messages before the command ran.
+    /// The number of error messages before the command was accepted.
     pub rounds: usize,
     pub what: String,
 }
 
-/// Replaces the values of [`SIZES`] in the words of a command.
+/// Sets the options of [`SIZES`] on a command line to their small values.
 fn with_small_sizes(words: Vec<String>) -> Vec<String> {
     let size = |name: &str| SIZES.iter().find(|(own, _)| *own == name).map(|(_, size)| *size);
     let mut previous = String::new();
@@ -59,7 +60,8 @@ fn with_small_sizes(words: Vec<String>) -> Vec<String> {
     words.into_iter().map(small).collect()
 }
 
-/// The same for the file that a command names.
+/// Sets the options of [`SIZES`] in a configuration file to their small values. Returns true if the file limits the
+/// number of steps.
 fn shorten_file(path: &Path) -> bool {
     let Ok(text) = std::fs::read_to_string(path) else { return false };
     let line = |line: &str| match line.split_once(": ") {
@@ -74,7 +76,7 @@ fn shorten_file(path: &Path) -> bool {
     short.contains("max_steps: ")
 }
 
-/// Runs a published command, or the corrected command of its one message.
+/// Runs a published command, or the corrected command in its one error message.
 pub fn run_published(id: &str) -> CommandReport {
     let folder = workshop();
     let at = folder.path();
@@ -89,7 +91,7 @@ pub fn run_published(id: &str) -> CommandReport {
             let has_length = has_length || words.iter().any(|word| word.contains("max_response_length"));
             let length = if kind == "grpo" && !has_length { "--max_completion_length 8" } else { "" };
             words.extend(format!("{steps} {length} --device cpu").split_whitespace().map(String::from));
-            // The folder of the media is this one.
+            // The media are in the test's folder, so the media folder becomes `.`.
             for at in 1..words.len() {
                 if ["--image_folder", "--image_folders"].contains(&words[at - 1].as_str()) {
                     words[at] = ".".into();
@@ -103,12 +105,13 @@ pub fn run_published(id: &str) -> CommandReport {
     }
 }
 
-/// Whether the file of a command has the length of completions.
+/// Returns true if the command's configuration file limits the length of completions.
 fn base_names_length(at: &Path) -> bool {
     std::fs::read_to_string(at.join("run.yaml")).is_ok_and(|text| text.contains("max_response_length: "))
 }
 
-/// Runs a command, then the corrected command of its message, if it has one.
+/// Runs a command. If it is refused, runs the corrected command in its message. Returns the number of refusals (0 or
+/// 1) and the result.
 fn finish(at: &Path, words: &[String], environment: &[(String, String)]) -> (usize, FinishedRun) {
     let mut first = reel();
     first.current_dir(at).args(words).envs(environment.iter().cloned());
@@ -120,9 +123,9 @@ fn finish(at: &Path, words: &[String], environment: &[(String, String)]) -> (usi
     (1, shell(at, &second))
 }
 
-/// The loss of the one step of a run.
+/// Describes the result of a one-step run: its loss.
 fn trained(at: &Path, done: &FinishedRun) -> String {
-    // Dynamic sampling looks for groups with different rewards, and the tiny model has none.
+    // Dynamic sampling needs groups with different rewards, which the tiny model does not produce.
     if done.stderr.contains("has the same reward for all of its completions") {
         return "each group of completions of the tiny model has equal rewards".into();
     }
@@ -137,7 +140,7 @@ fn trained(at: &Path, done: &FinishedRun) -> String {
     }
 }
 
-/// A model folder with the published name.
+/// Creates a model folder with the published name.
 fn published_model(at: &Path) -> PathBuf {
     let folder = at.join(PUBLISHED_MODEL);
     std::fs::create_dir_all(folder.parent().expect("a folder")).expect("a folder");
@@ -145,7 +148,7 @@ fn published_model(at: &Path) -> PathBuf {
     folder
 }
 
-/// Starts a server, and asks it with the published name of the model.
+/// Starts a server and sends it a request with the published model name.
 fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> CommandReport {
     published_model(at);
     let on_free_port = |word: String| match word.as_str() {
@@ -174,14 +177,14 @@ fn served(at: &Path, words: Vec<String>, environment: &[(String, String)]) -> Co
     CommandReport { rounds, what: format!("answered a request for {PUBLISHED_MODEL}") }
 }
 
-/// A server that is killed when it is dropped.
+/// A running server; dropping it kills the server.
 struct Running {
     child: Child,
     address: SocketAddr,
 }
 
 impl Running {
-    /// Starts a server. The error is what it printed, if it ended instead.
+    /// Starts a server. If it ends instead of listening, returns its output as the error.
     fn start(mut command: Command) -> Result<Self, String> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut line = String::new();
@@ -204,7 +207,8 @@ impl Drop for Running {
     }
 }
 
-/// An evaluation of one question of each benchmark, or a load test, against a server where the command names one.
+/// Runs an evaluation of one question per benchmark, or a load test. If the command needs a server, one is started
+/// for it.
 fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, String)>) -> CommandReport {
     published_model(at);
     let names = [PUBLISHED_MODEL, "Qwen/Qwen3-VL-4B-Instruct", "GPT4o"].map(|name| ["--served-model-name", name]);
@@ -223,7 +227,7 @@ fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, Str
         questions(&at.join("src/r1-v/Evaluation"));
         environment.push(("LMUData".into(), "src/r1-v/Evaluation".into()));
         let mut short = vec!["--max-new-tokens", "8", "--min-pixels", "3136", "--max-pixels", "12544"];
-        // VLMEvalKit's names of data have frames.
+        // Benchmark names of VLMEvalKit may already contain a number of frames or a rate.
         if !words.iter().any(|word| word.contains("frame") || word.contains("fps")) {
             short.extend(["--nframes", "2"]);
         }
@@ -233,14 +237,14 @@ fn measured(at: &Path, mut words: Vec<String>, mut environment: Vec<(String, Str
         words.extend(short);
     }
     let (rounds, done) = finish(at, &words, &environment);
-    // The scores of a benchmark, or the requests of a load test that were answered.
+    // The line of the output with the score of a benchmark, or with the number of answered requests of a load test.
     let is_result =
         |line: &&str| line.contains("Successful requests:") || (words[0] == "eval" && line.contains("rows"));
     let result = done.ok().lines().find(is_result).unwrap_or_else(|| panic!("{words:?}: {}", done.stdout));
     CommandReport { rounds, what: result.split_whitespace().collect::<Vec<_>>().join(" ") }
 }
 
-/// One question of each benchmark, in the files of VideoRFT and Video-R1.
+/// Writes one question of each benchmark, in the file format of VideoRFT and Video-R1.
 fn questions(folder: &Path) {
     std::fs::create_dir_all(folder).expect("a folder");
     std::fs::copy(golden("train/sft_videorft_mp4/media/clip.mp4"), folder.join("clip.mp4")).expect("copied");
@@ -253,7 +257,7 @@ fn questions(folder: &Path) {
     }
 }
 
-/// Servers and load tests are quick, so these commands run always.
+/// Commands of servers and load tests are quick, so this test always runs them.
 #[test]
 fn servers_and_load_tests_run() {
     let mut rounds = 0;

@@ -1,17 +1,17 @@
-//! Finds circles of arrows (uses of items) between files of different parts of a crate.
+//! Finds circular dependencies between files of different parts of a crate.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::modules::Graph;
+use crate::modules::DependencyGraph;
 
-/// The part of a crate that a file belongs to: a folder in `src`, with all folders in it, or a file in `src`.
+/// Returns the part of a crate that a file belongs to: a file in `src`, or a folder in `src` with all its subfolders.
 fn part(file: &str) -> &str {
     let from = file.find("src/").map_or(0, |at| at + "src/".len());
     file[from..].split('/').next().unwrap_or(file)
 }
 
-/// The files of a shortest path along arrows, both ends included.
-fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
+/// Returns the files of a shortest dependency path from `from` to `to`, both included.
+fn shortest_path(graph: &DependencyGraph, from: &str, to: &str) -> Option<Vec<String>> {
     let (mut before, mut queue) = (BTreeMap::new(), VecDeque::from([from.to_string()]));
     while let Some(file) = queue.pop_front() {
         if file == to {
@@ -32,21 +32,21 @@ fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The shortest circle through each arrow that leads to another part of the crate, without repeating the first file at
-/// its end.
-fn circles(graph: &Graph) -> Vec<Vec<String>> {
+/// Returns the shortest circle through each dependency between two parts of the crate. A circle's first file is not
+/// repeated at its end.
+fn circles(graph: &DependencyGraph) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (from, named) in &graph.0 {
         for to in named.keys().filter(|to| part(to) != part(from)) {
-            found.extend(way(graph, to, from));
+            found.extend(shortest_path(graph, to, from));
         }
     }
     found
 }
 
-/// Describes the shortest circle between parts of the crate, and how many files are in such circles. Returns `None` if
-/// the crate has no circle.
-pub fn describe_shortest_circle(graph: &Graph) -> Option<String> {
+/// Describes the shortest circular dependency between parts of the crate, and how many files are in such circles.
+/// Returns `None` if there are none.
+pub fn describe_shortest_circle(graph: &DependencyGraph) -> Option<String> {
     let all = circles(graph);
     let files: BTreeSet<&String> = all.iter().flatten().collect();
     let circle = all.iter().min_by_key(|circle| circle.len())?;

@@ -3,23 +3,24 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A row of the table: a folder, and the crates that it may use.
+/// A row of the table of layers: a folder, and the crates that its crate may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The folder without its slash, such as `train` or `apps/serve`.
+    /// The crate's folder, such as `train` or `apps/serve`.
     pub folder: String,
-    /// The crates that the last column names, each by the last part of its folder.
+    /// The names of the crates in the last column of the table.
     pub may_use: Vec<String>,
 }
 
 impl Layer {
-    /// The last part of the folder, which is the crate's name without `reel-`.
+    /// Returns the last part of the folder: the crate's name without `reel-`.
     fn name(&self) -> &str {
         self.folder.rsplit('/').next().unwrap_or(&self.folder)
     }
 }
 
-/// The ring of the crate in a folder. A crate may use crates of its own ring and of lower rings.
+/// Returns the ring of the crate in a folder. A crate may use crates of its own ring and of inner rings (lower
+/// numbers).
 fn ring(folder: &str) -> usize {
     const APPLICATIONS: [&str; 3] = ["src", "eval", "benches"];
     match folder {
@@ -30,7 +31,7 @@ fn ring(folder: &str) -> usize {
     }
 }
 
-/// The rows of the table of layers, from the lowest up.
+/// Parses the table of layers; the rows go from the lowest layer up.
 pub fn layers_of_table(page: &str) -> Vec<Layer> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.strip_prefix("| `")?.trim_end_matches(" |").split(" | ").collect();
@@ -42,7 +43,7 @@ pub fn layers_of_table(page: &str) -> Vec<Layer> {
     page.lines().filter_map(row).collect()
 }
 
-/// The crates that the row at index `at` may use, directly or through other crates.
+/// Returns the crates that the crate of row `at` may use, directly or indirectly.
 fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     let below = &layers[..at];
     if layers[at].may_use.iter().any(|name| name == "all") {
@@ -58,8 +59,8 @@ fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     found
 }
 
-/// Describes what contradicts the table: a crate without a row, a row that names a crate which is not above it in the
-/// table, a crate that uses a crate which its row does not allow, and a crate that uses a crate of an outer ring.
+/// Describes all contradictions to the table: a crate without a row, a row that names a crate which is not above it
+/// in the table, a dependency that the crate's row does not allow, and a dependency on a crate of an outer ring.
 /// `manifest` returns the Cargo.toml in a folder.
 pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path) -> String) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -92,7 +93,7 @@ pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path)
     wrong
 }
 
-/// The folders of the workspace's crates in the section `[dependencies]` of a manifest.
+/// Returns the folders of the workspace crates in the section `[dependencies]` of a manifest.
 fn dependencies(manifest: &str) -> Vec<String> {
     let section = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
     let lines = section.take_while(|line| !line.starts_with('['));

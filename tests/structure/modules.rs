@@ -1,4 +1,4 @@
-//! The modules of a crate, and the arrows between its files.
+//! The modules of a crate, and the dependencies between its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,30 +6,30 @@ use std::path::{Path, PathBuf};
 
 use crate::tokens::{Token, index_after_brackets, tokens};
 
-/// The first place where a file names an item of another file.
+/// The first line in which a file names an item of another file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mention {
+pub struct ItemUse {
     /// The line, counted from 1.
     pub line: usize,
     /// The name of the item.
     pub item: String,
 }
 
-/// The arrows between the files of a crate: for each file, the files whose items it names.
+/// The dependencies between the files of a crate: for each file, the files whose items it names.
 #[derive(Clone, Debug, Default)]
-pub struct Graph(pub BTreeMap<String, BTreeMap<String, Mention>>);
+pub struct DependencyGraph(pub BTreeMap<String, BTreeMap<String, ItemUse>>);
 
-impl Graph {
-    /// The arrows as `from -> to`, sorted.
+impl DependencyGraph {
+    /// Returns the dependencies as `from -> to`, sorted.
     pub fn dependency_names(&self) -> Vec<String> {
-        let of_file = |(from, to): (&String, &BTreeMap<String, Mention>)| -> Vec<String> {
+        let of_file = |(from, to): (&String, &BTreeMap<String, ItemUse>)| -> Vec<String> {
             to.keys().map(|to| format!("{from} -> {to}")).collect()
         };
         self.0.iter().flat_map(of_file).collect()
     }
 }
 
-/// All Rust files below a folder.
+/// Returns all Rust files below a folder.
 pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
@@ -46,7 +46,7 @@ pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The root files of the library and the programs of the crate in `folder`, relative to the repository.
+/// Returns the root files of the library and the programs of the crate in `folder`, relative to the repository.
 pub fn crate_root_files(repository: &Path, folder: &Path) -> Vec<PathBuf> {
     let bins = rust_files(&repository.join(folder).join("src/bin"));
     let bins = bins.iter().map(|path| path.strip_prefix(repository).expect("a path in the repository").to_path_buf());
@@ -54,18 +54,18 @@ pub fn crate_root_files(repository: &Path, folder: &Path) -> Vec<PathBuf> {
     roots.into_iter().chain(bins).filter(|path| repository.join(path).exists()).collect()
 }
 
-/// The arrows between the files of the crate whose root file is `root`, relative to `repository`.
-pub fn file_dependencies(repository: &Path, root: &Path) -> Graph {
+/// Returns the dependencies between the files of the crate whose root file is `root`, relative to `repository`.
+pub fn file_dependencies(repository: &Path, root: &Path) -> DependencyGraph {
     let mut tree = Modules { repository: repository.to_path_buf(), ..Modules::default() };
     let folder = root.parent().expect("a folder").to_path_buf();
     tree.add_file(None, root.to_path_buf(), folder);
-    let mut graph = Graph::default();
+    let mut graph = DependencyGraph::default();
     for module in &tree.modules {
         for path in &module.paths {
             let Some((to, item)) = tree.file_of(module.id, &path.names, &mut BTreeSet::new()) else { continue };
             if to != module.file {
                 let named = graph.0.entry(module.file.clone()).or_default();
-                named.entry(to).or_insert(Mention { line: path.line, item });
+                named.entry(to).or_insert(ItemUse { line: path.line, item });
             }
         }
     }
@@ -84,19 +84,19 @@ struct Module {
     id: usize,
     parent: Option<usize>,
     file: String,
-    /// The folder of the files of its child modules.
+    /// The folder with the files of its child modules.
     folder: PathBuf,
     children: BTreeMap<String, usize>,
     /// Items that are defined in the module.
     items: BTreeSet<String>,
-    /// Names that `use` lines bring into scope, with the paths that they stand for.
+    /// Names imported by `use` lines, each with its full path.
     imports: BTreeMap<String, Vec<String>>,
-    /// The paths of `use …::*`.
+    /// The paths of glob imports, `use …::*`.
     globs: Vec<Vec<String>>,
     paths: Vec<CodePath>,
 }
 
-/// What a path leads to.
+/// The module or item that a path refers to; for an item, its file and name.
 enum Target {
     Module(usize),
     Item(String, String),
@@ -124,7 +124,7 @@ impl Modules {
         id
     }
 
-    /// Reads the code of a module.
+    /// Reads the source text of a module.
     fn read(&mut self, id: usize, code: &[Token]) {
         let text = |at: usize| code.get(at).map_or("", |token| token.text.as_str());
         let mut at = 0;
@@ -151,7 +151,7 @@ impl Modules {
                     self.modules[id].items.insert(name.to_string());
                     at += 3;
                 }
-                // A macro may declare the modules that it lists.
+                // Modules may also be declared by a macro that lists them.
                 (_, "!", "{") => {
                     let end = index_after_brackets(code, at + 2);
                     for listed in &code[at + 3..end - 1] {
@@ -166,7 +166,7 @@ impl Modules {
         }
     }
 
-    /// The file of a child module; `None` if the module has no file of its own or was read already.
+    /// Returns the file of a child module; `None` if the module has no file of its own or has already been read.
     fn file_of_child(&self, id: usize, name: &str) -> Option<PathBuf> {
         let Module { folder, children, .. } = &self.modules[id];
         let candidates = [folder.join(format!("{name}.rs")), folder.join(name).join("mod.rs")];
@@ -185,7 +185,7 @@ impl Modules {
         self.modules[id].children.insert(name.to_string(), child);
     }
 
-    /// Reads the rest of a `use` line from `at` on. Returns the index after it.
+    /// Reads the rest of a `use` line, from index `at`. Returns the index of the token after the line.
     fn read_use(&mut self, id: usize, code: &[Token], at: usize) -> usize {
         let end = at + code[at..].iter().position(|token| token.text == ";").unwrap_or(code.len() - at);
         self.read_use_tree(id, Vec::new(), &code[at..end]);
@@ -221,7 +221,7 @@ impl Modules {
         self.modules[id].paths.push(CodePath { names: prefix, line: last.line });
     }
 
-    /// Reads a path of two or more names at `at`. Returns the index after it.
+    /// Reads a path of two or more names at index `at`. Returns the index of the token after the path.
     fn read_path(&mut self, id: usize, code: &[Token], at: usize) -> usize {
         let text = |at: usize| code.get(at).map_or("", |token| token.text.as_str());
         let is_name = |at: usize| is_identifier(text(at));
@@ -239,8 +239,8 @@ impl Modules {
         next
     }
 
-    /// Resolves a Rust path such as `a::b::Item` that module `id` uses: the source file of the item, and the item's
-    /// name. Returns `None` if the path names a module or an item of another crate.
+    /// Resolves a Rust path such as `a::b::Item` that is used in module `id`. Returns the source file of the item,
+    /// and the item's name; `None` if the path names a module or an item of another crate.
     fn file_of(&self, id: usize, names: &[String], seen: &mut BTreeSet<(usize, String)>) -> Option<(String, String)> {
         match self.target(id, names, seen)? {
             Target::Module(_) => None,
@@ -262,7 +262,7 @@ impl Modules {
         }
     }
 
-    /// The module or item that the path `names` leads to, seen from inside module `id`.
+    /// Returns the module or item that the path `names` refers to, seen from module `id`.
     fn inside(&self, id: usize, names: &[String], seen: &mut BTreeSet<(usize, String)>) -> Option<Target> {
         let Some((name, rest)) = names.split_first() else { return Some(Target::Module(id)) };
         let module = &self.modules[id];
@@ -294,7 +294,7 @@ impl Modules {
                 return self.inside(found, names, seen);
             }
         }
-        // An item that a macro defines.
+        // The item is not in the source text, so a macro must define it.
         Some(Target::Item(module.file.clone(), name.clone()))
     }
 
@@ -308,7 +308,7 @@ fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// The parts of a list in braces of a `use` line.
+/// Splits a braced list of a `use` line at its commas.
 fn split_at_commas(code: &[Token]) -> Vec<&[Token]> {
     let (mut parts, mut from, mut depth) = (Vec::new(), 0, 0);
     for (i, token) in code.iter().enumerate() {

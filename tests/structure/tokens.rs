@@ -10,7 +10,7 @@ pub struct Token {
     pub line: usize,
 }
 
-/// The tokens of a source file without items under `#[cfg(test)]`.
+/// Returns the tokens of a source file, without items under `#[cfg(test)]`.
 pub fn tokens(source: &str) -> Vec<Token> {
     without_tests(all_tokens(source))
 }
@@ -103,7 +103,7 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     kept
 }
 
-/// The index after the item that begins at `at` with its attributes.
+/// Returns the index after the item (with its attributes) that begins at `at`.
 fn item_end(tokens: &[Token], mut at: usize) -> usize {
     while tokens.get(at).is_some_and(|token| token.text == "#") {
         at = index_after_brackets(tokens, at + 1);
@@ -119,7 +119,7 @@ fn item_end(tokens: &[Token], mut at: usize) -> usize {
     at
 }
 
-/// The index after the group of brackets that opens at `at`.
+/// Returns the index after the bracket group that opens at `at`.
 pub fn index_after_brackets(tokens: &[Token], at: usize) -> usize {
     let mut depth = 0;
     for (i, token) in tokens.iter().enumerate().skip(at) {

@@ -13,14 +13,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Time limit of a wait for the page to show something.
+/// Time limit for the page to show something.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time limit for the browser to end by itself.
+/// Time limit for the browser to end by itself after it was asked to.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Names of the browser's program. The first one that is in PATH is used.
+/// Names of browser programs. The first one in PATH is used.
 const PROGRAMS: [&str; 3] = ["chromium", "chromium-headless-shell", "google-chrome"];
 
-/// The path of a browser: the value of REEL_CHROMIUM, or else a program in PATH.
+/// Returns the path of a browser program: the value of REEL_CHROMIUM, or else a program in PATH.
 pub fn find_browser() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("REEL_CHROMIUM") {
         return Some(named.into());
@@ -30,20 +30,21 @@ pub fn find_browser() -> Option<PathBuf> {
     PROGRAMS.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|file| file.is_file())
 }
 
-/// A browser with one page. It ends when it is dropped.
+/// A running browser with one page. Dropping it ends the browser.
 pub struct Browser {
     child: Child,
     commands: ChildStdin,
     answers: Receiver<Value>,
     session: Option<String>,
     next: u64,
-    /// Uncaught errors of scripts, and errors in the console: files that do not load, refusals by the page's policy.
+    /// Uncaught errors of scripts, and errors in the console, such as files that do not load or are blocked by the
+    /// content security policy.
     pub errors: Vec<String>,
     _profile: TempDir,
 }
 
-/// Starts a program that reads the protocol from file descriptor 3 and writes it to 4. They are copies of the shell's
-/// stdin and stdout.
+/// A shell command that starts the browser with file descriptors 3 and 4 as input and output of the protocol. They
+/// are copies of the shell's stdin and stdout.
 const SHELL: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>/dev/null"#;
 
 impl Browser {
@@ -77,7 +78,7 @@ impl Browser {
         browser
     }
 
-    /// Calls a method of the protocol and returns its result.
+    /// Calls a DevTools method and returns its result.
     #[track_caller]
     pub fn call_method(&mut self, method: &str, params: Value) -> Value {
         self.next += 1;
@@ -111,7 +112,7 @@ impl Browser {
         }
     }
 
-    /// Opens an address and waits until it has loaded.
+    /// Opens a URL and waits until it has loaded.
     #[track_caller]
     pub fn open(&mut self, address: &str) {
         let opened = self.call_method("Page.navigate", json!({"url": address}));
@@ -119,7 +120,7 @@ impl Browser {
         self.wait_until(&format!("location.href === '{address}' && document.readyState === 'complete'"));
     }
 
-    /// The value of a JavaScript expression.
+    /// Returns the value of a JavaScript expression.
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
@@ -128,17 +129,17 @@ impl Browser {
         answer["result"]["value"].take()
     }
 
-    /// The text of the first element that the selector finds, as it is shown. Fails if the element is hidden.
+    /// Returns the visible text of the first element that the selector finds. Fails if the element is hidden.
     #[track_caller]
-    pub fn text(&mut self, selector: &str) -> String {
+    pub fn visible_text(&mut self, selector: &str) -> String {
         let find = format!("const e = document.querySelector({});", json!(selector));
         let text = self.eval(&format!("(() => {{ {find} return e?.checkVisibility() ? e.innerText : null; }})()"));
         text.as_str().unwrap_or_else(|| panic!("no {selector} is shown")).to_string()
     }
 
-    /// The number of elements that the selector finds.
+    /// Returns the number of elements that the selector finds.
     #[track_caller]
-    pub fn count(&mut self, selector: &str) -> u64 {
+    pub fn count_elements(&mut self, selector: &str) -> u64 {
         self.eval(&format!("document.querySelectorAll({}).length", json!(selector))).as_u64().unwrap()
     }
 
@@ -155,7 +156,7 @@ impl Browser {
         }
     }
 
-    /// Clicks in the middle of an element, once it stands at the same place in two frames of the page.
+    /// Clicks in the middle of an element, once its position is the same in two consecutive frames of the page.
     #[track_caller]
     pub fn click(&mut self, selector: &str) {
         let selector = json!(selector);
@@ -179,13 +180,13 @@ impl Browser {
         }
     }
 
-    /// Puts text into the element that has the focus, as if typed.
+    /// Inserts text into the focused element, as if typed.
     pub fn type_text(&mut self, text: &str) {
         self.call_method("Input.insertText", json!({"text": text}));
     }
 
     /// Presses a key: `Enter`, `Escape`, an arrow, `End`, a letter, or with `shift` Shift and the key.
-    pub fn press(&mut self, key: &str, shift: bool) {
+    pub fn press_key(&mut self, key: &str, shift: bool) {
         let (code, text) = match key {
             "Enter" => (13, "\r"),
             "Escape" => (27, ""),
@@ -204,7 +205,7 @@ impl Browser {
         }
     }
 
-    /// Chooses files in a file input.
+    /// Selects files in a file input element.
     pub fn choose_files(&mut self, selector: &str, files: &[&Path]) {
         let document = self.call_method("DOM.getDocument", json!({}));
         let find = json!({"nodeId": document["root"]["nodeId"], "selector": selector});
@@ -220,7 +221,7 @@ impl Browser {
         }
     }
 
-    /// Writes what the window shows as a PNG file.
+    /// Writes a screenshot of the window to a PNG file.
     pub fn screenshot(&mut self, file: &Path) {
         let shot = self.call_method("Page.captureScreenshot", json!({"format": "png"}));
         let bytes = STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
@@ -233,16 +234,16 @@ impl Browser {
         self.call_method("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// Sets the colour scheme that the system asks for.
-    pub fn prefer_colors(&mut self, scheme: &str) {
+    /// Sets the colour scheme that the operating system prefers.
+    pub fn set_preferred_color_scheme(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call_method("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 }
 
 impl Drop for Browser {
-    /// Ends the browser and waits for its end, since it would write into its profile folder after the folder was
-    /// removed. Killing it is not enough: Debian's program is a script that starts the browser.
+    /// Ends the browser and waits for its end, because it could otherwise write into its profile folder after the
+    /// folder was removed. Killing the process is not enough: Debian's program is a script that starts the browser.
     fn drop(&mut self) {
         let close = json!({"id": self.next + 1, "method": "Browser.close"});
         let _ = self.commands.write_all(format!("{close}\0").as_bytes());

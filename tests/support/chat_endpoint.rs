@@ -1,4 +1,4 @@
-//! An endpoint with OpenAI's chat API whose answers, and whose ways to fail, a test decides request by request.
+//! A fake endpoint with OpenAI's chat API. For each request, the test decides the answer or the kind of failure.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::io::{BufReader, Result, Write};
@@ -11,25 +11,25 @@ use serde_json::{Value, json};
 
 use super::support::http::read_request;
 
-/// Tokens that each answer states in its usage.
+/// Token counts in the usage of each answer.
 pub const PROMPT_TOKENS: u64 = 100;
 pub const ANSWER_TOKENS: u64 = 50;
 
-/// How long the endpoint keeps a connection open without a reply.
+/// Time for which the endpoint keeps a connection open without a reply.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// What the endpoint does with a request.
+/// The reply of the fake endpoint to a request.
 #[derive(Clone, Debug)]
 pub enum EndpointReply {
     /// Answers with this text.
     Text(String),
-    /// Answers with this text after this time.
+    /// Answers with this text after this delay.
     Late(Duration, String),
     /// Replies with a status, header lines that end in CR LF, and a body.
     Status(u16, &'static str, &'static str),
     /// Replies with status 200 and this body.
     Body(String),
-    /// Closes the connection in the middle of an answer with this text.
+    /// Closes the connection in the middle of an answer that has this text.
     Cut(String),
     /// Closes the connection without a reply.
     Reset,
@@ -38,22 +38,22 @@ pub enum EndpointReply {
 }
 
 impl EndpointReply {
-    /// An answer with a text.
+    /// Creates a reply that answers with this text.
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
 }
 
-/// The running endpoint. It ends with the test program.
+/// The running endpoint. It runs until the test program ends.
 pub struct ChatEndpoint {
-    /// `http://ADDRESS/v1`
+    /// The base URL, `http://ADDRESS/v1`.
     pub url: String,
     seen: Arc<Mutex<Vec<Value>>>,
 }
 
 impl ChatEndpoint {
-    /// Starts an endpoint that answers a chat request with `decide(body, n)`; `n` is the number of equal requests
-    /// before it.
+    /// Starts an endpoint that replies to a chat request with `decide(body, n)`; `n` is the number of earlier
+    /// requests with the same body.
     pub fn start(decide: impl Fn(&Value, usize) -> EndpointReply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -69,18 +69,18 @@ impl ChatEndpoint {
         Self { url, seen }
     }
 
-    /// The bodies of all chat requests so far.
+    /// Returns the bodies of all chat requests so far.
     pub fn received_requests(&self) -> Vec<Value> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Number of chat requests so far.
-    pub fn count(&self) -> usize {
+    /// Returns the number of chat requests so far.
+    pub fn request_count(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 }
 
-/// Answers the requests of a connection, of which a client may send several.
+/// Serves a connection, on which a client may send several requests.
 fn serve(
     mut stream: TcpStream,
     log: &Mutex<Vec<Value>>,

@@ -1,4 +1,4 @@
-//! A small GRPO run: a tiny model, rows of text, and a reward that is a shell command.
+//! Files and arguments of a small GRPO run: a tiny model, rows of text, and a shell command as reward.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{tiny_model, with_options};
 
-/// A temporary folder with a tiny model and text rows.
+/// Creates a temporary folder with a tiny model and text rows.
 pub fn training_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -20,8 +20,8 @@ pub fn training_folder() -> tempfile::TempDir {
     folder
 }
 
-/// The arguments of a run that rewards each completion by the length of its JSON line. Options of `more` replace others
-/// of the same name.
+/// Returns the arguments of a run that rewards each completion by the length of its JSON line. Options in `more`
+/// replace options of the same name.
 pub fn grpo_args(out: &str, more: &[&str]) -> Vec<String> {
     let own =
         ["grpo", "--model", "tiny", "--out", out, "--reward-command", "while read -r line; do echo ${#line}; done"];

@@ -1,10 +1,10 @@
-//! Reads HTTP requests, for the servers that tests write themselves.
+//! Reads HTTP requests, for the servers that are part of tests.
 
 use std::io::{BufRead, Result};
 
 use serde_json::Value;
 
-/// A request.
+/// A parsed HTTP request.
 pub struct HttpRequest {
     /// The request line and the headers.
     pub head: String,
@@ -12,19 +12,19 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// Whether the request has this method and this path.
+    /// Returns true if the request has this method and this path.
     pub fn has_method_and_path(&self, method: &str, path: &str) -> bool {
         self.head.starts_with(&format!("{method} {path} "))
     }
 
-    /// The body as JSON.
+    /// Returns the body, parsed as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
 }
 
-/// Reads the next request of a connection; `None` if the client has closed it.
+/// Reads the next request of a connection; returns `None` if the client has closed it.
 pub fn read_request(reader: &mut impl BufRead) -> Result<Option<HttpRequest>> {
     let (mut head, mut length) = (String::new(), 0);
     loop {

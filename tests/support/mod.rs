@@ -17,16 +17,16 @@ pub struct FinishedRun {
     pub stderr: String,
 }
 
-/// A command that runs the built binary without GPUs. The environment variable `REEL_TEST_BIN` names another binary,
-/// for tests that were copied to another machine.
+/// Returns a command that runs the built binary with all GPUs hidden. For tests that were copied to another machine,
+/// the environment variable `REEL_TEST_BIN` names the binary.
 pub fn reel() -> Command {
     let mut command = Command::new(std::env::var_os("REEL_TEST_BIN").unwrap_or(env!("CARGO_BIN_EXE_reel").into()));
-    // No test downloads a model. GPUs are hidden, so that results do not depend on the machine.
+    // Tests download no models. GPUs are hidden, so that results do not depend on the machine.
     command.env("HF_HUB_OFFLINE", "1").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 
-/// A command that runs the built binary with at most `kib` KiB of address space.
+/// Returns a command that runs the built binary with at most `kib` KiB of address space.
 pub fn reel_with_address_space(kib: u32) -> Command {
     let reel = reel();
     let mut command = Command::new("sh");
@@ -35,7 +35,7 @@ pub fn reel_with_address_space(kib: u32) -> Command {
     command
 }
 
-/// A command that runs the built binary with the machine's GPUs.
+/// Returns a command that runs the built binary with the machine's GPUs visible.
 pub fn reel_on_gpu() -> Command {
     let mut command = reel();
     command.env_remove("CUDA_VISIBLE_DEVICES");
@@ -52,9 +52,9 @@ pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<
     finished_run(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
-/// The words of a command line, with the options of `more` in place of the options of the same name in `args`: the
-/// program refuses an option that is given twice. An option is a word that begins with `--`; its value, if any, is the
-/// next word.
+/// Returns the words of a command line. Options in `more` replace options of the same name in `args`, because the
+/// program refuses an option that is given twice. An option is a word that begins with `--`; its value, if any, is
+/// the next word.
 pub fn with_options<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     let mut words = Vec::new();
     let mut at = 0;
@@ -71,7 +71,7 @@ pub fn with_options<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     words
 }
 
-/// Exit code and output of a process that has ended.
+/// Converts the output of a finished process.
 pub fn finished_run(out: Output) -> FinishedRun {
     FinishedRun {
         code: out.status.code(),
@@ -110,9 +110,9 @@ impl FinishedRun {
     }
 }
 
-/// Lets children of this process receive SIGINT, also if it was started with SIGINT ignored, as a background job of a
-/// shell script is: an ignored signal stays ignored in a child, and `reel` respects that. A child does not inherit a
-/// handler, so a handler that does nothing restores the default action in children.
+/// Makes children of this process receive SIGINT, even if this process was started with SIGINT ignored, as background
+/// jobs of a shell script are. A child inherits an ignored signal, and `reel` then keeps ignoring it. A child does
+/// not inherit a handler, so installing an empty handler restores the default action in children.
 pub fn let_children_receive_sigint() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -125,7 +125,7 @@ pub fn let_children_receive_sigint() {
     });
 }
 
-/// Sends a signal (`-INT`, `-KILL`, …) to a process. It uses the shell's built-in `kill`, because a minimal system
+/// Sends a signal (`-INT`, `-KILL`, …) to a process. Uses the `kill` built into the shell, because a minimal system
 /// lacks the program `kill`.
 #[allow(dead_code)] // not every test program sends signals
 pub fn send_signal(pid: u32, name: &str) {
@@ -133,15 +133,15 @@ pub fn send_signal(pid: u32, name: &str) {
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
 }
 
-/// The processes that `parent` has started, in the order of their starts.
+/// Returns the ids of the processes that `parent` has started, in the order of their starts.
 pub fn child_processes(parent: &Child) -> Vec<u32> {
     let id = parent.id();
     let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
     text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
 }
 
-/// Path of `tests/golden/NAME`. The environment variable `REEL_TEST_GOLDEN` names another folder in place of
-/// `tests/golden`, for tests that were copied to another machine.
+/// Returns the path of `tests/golden/NAME`. For tests that were copied to another machine, the environment variable
+/// `REEL_TEST_GOLDEN` names the folder in place of `tests/golden`.
 pub fn golden(name: &str) -> PathBuf {
     let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     std::env::var_os("REEL_TEST_GOLDEN").map_or_else(here, PathBuf::from).join(name)
@@ -154,7 +154,7 @@ pub fn tiny_model(parent: &Path) -> PathBuf {
     folder
 }
 
-/// The sorted names of all files and folders in a folder.
+/// Returns the sorted names of all files and folders in a folder.
 pub fn file_names_in(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .expect("the folder is there")
@@ -164,13 +164,13 @@ pub fn file_names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The lines of metrics.jsonl in an output folder.
+/// Reads the lines of metrics.jsonl in an output folder.
 pub fn read_metrics(out: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// The lines of metrics.jsonl without the fields that depend on the clock or on the machine's state.
+/// Reads the lines of metrics.jsonl, without the fields that depend on the time or on the machine's state.
 pub fn metrics_without_times(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = read_metrics(out);
     for line in lines.iter_mut().filter_map(serde_json::Value::as_object_mut) {
@@ -180,14 +180,14 @@ pub fn metrics_without_times(out: &Path) -> Vec<serde_json::Value> {
     lines
 }
 
-/// CRC-32 (IEEE 802.3), bit by bit.
+/// Computes the CRC-32 (IEEE 802.3) of bytes, bit by bit.
 pub fn crc32(bytes: &[u8]) -> u32 {
     let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
     !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }
 
-/// Checks that an HTML page loads no files, that its policy forbids loading, and that the data of its charts is
-/// complete JSON. Returns the data of the charts.
+/// Checks an HTML page: it loads no files, its content security policy forbids loading, and the data of its charts is
+/// valid JSON. Returns the data of the charts.
 pub fn check_page(html: &str) -> Vec<serde_json::Value> {
     assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
     assert!(html.contains("default-src 'none'"), "the page may load other files");

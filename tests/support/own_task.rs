@@ -1,6 +1,6 @@
-//! A benchmark of the user's own.
+//! A user-defined benchmark.
 
-/// A task file for rows of text and of videos.
+/// The task file of a user-defined benchmark, with rows of text and of videos.
 pub const CUSTOM_TASK_TOML: &str = r#"
 name = "mine"
 title = "Mine"

@@ -1,7 +1,9 @@
-//! What tests of pages in a browser share: finding the browser, opening a file, and checks of errors and layout.
+//! Shared code of the tests of HTML pages in a browser: finding the browser, opening a file, and checks of errors and
+//! layout.
 //!
 //! The browser is the program in REEL_CHROMIUM, else chromium, chromium-headless-shell or google-chrome in PATH.
-//! Without one the tests in a browser are skipped. REEL_SCREENSHOTS names a folder for pictures of the pages.
+//! Without a browser these tests are skipped. If REEL_SCREENSHOTS names a folder, screenshots of the pages are
+//! written there.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::path::Path;
@@ -21,7 +23,7 @@ pub fn start_browser(test: &str) -> Option<Browser> {
     found.map(|program| Browser::start(&program, 1200, 900))
 }
 
-/// Opens an HTML file; `state` is appended to its address.
+/// Opens an HTML file; `state` is appended to its URL.
 pub fn open_page(page: &mut Browser, file: &Path, state: &str) {
     page.open("about:blank");
     page.open(&format!("file://{}{state}", file.display()));
@@ -34,7 +36,7 @@ pub fn save_screenshot(page: &mut Browser, name: &str) {
     }
 }
 
-/// Checks that no script has failed and the policy has refused nothing.
+/// Checks that no script failed and that the content security policy blocked nothing.
 #[track_caller]
 pub fn check_errors(page: &mut Browser) {
     page.eval("0");
@@ -54,13 +56,14 @@ pub fn check_width(page: &mut Browser, width: u32, height: u32) {
     assert_eq!(page.eval(outside), json!([]));
 }
 
-/// Checks that nothing is cut off at the right at a width of 390 pixels, and that the colours follow the system.
+/// Checks that nothing is cut off at the right at a width of 390 pixels, and that the colours follow the system
+/// setting.
 #[track_caller]
 pub fn check_layout(page: &mut Browser) {
     check_width(page, 390, 844);
     let color = "getComputedStyle(document.body).backgroundColor";
-    page.prefer_colors("dark");
+    page.set_preferred_color_scheme("dark");
     assert_eq!(page.eval(color), "rgb(16, 18, 22)");
-    page.prefer_colors("light");
+    page.set_preferred_color_scheme("light");
     assert_eq!(page.eval(color), "rgb(251, 251, 250)");
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, with_options};
 
-/// A command line of `reel sft` that several ranks can run.
+/// The arguments of a `reel sft` run that several ranks can compute.
 pub const SFT_ARGS: [&str; 15] = [
     "sft",
     "--model",
@@ -27,7 +27,7 @@ pub const SFT_ARGS: [&str; 15] = [
     "2",
 ];
 
-/// A command that trains in `folder`, with more options, which replace others of the same name.
+/// Returns a command that trains in `folder`. Options in `more` replace options of the same name.
 pub fn sft_command(folder: &Path, out: &str, more: &[&str]) -> Command {
     let mut command = reel();
     command.current_dir(folder).args(with_options(&SFT_ARGS, more)).args(["--out", out]);
@@ -38,7 +38,7 @@ pub fn run_sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     finished_run(sft_command(folder, out, more).output().expect("the binary starts"))
 }
 
-/// Open MPI's mpirun with these options, for `run` as processes of this machine.
+/// Returns a command by which Open MPI's mpirun, with these options, starts `run` as processes of this machine.
 pub fn mpirun(options: &[&str], run: &Command) -> Command {
     let mut mpirun = Command::new("mpirun");
     mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "plm", "isolated"]).args(options);
@@ -50,7 +50,7 @@ pub fn mpirun(options: &[&str], run: &Command) -> Command {
     mpirun
 }
 
-/// The metrics of a run, without the values that depend on the clock or on the number of processes.
+/// Returns the metrics of a run, without the values that depend on the time or on the number of processes.
 pub fn comparable_metrics(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = metrics_without_times(out);
     for line in lines.iter_mut().filter_map(|line| line.as_object_mut()) {
@@ -59,7 +59,7 @@ pub fn comparable_metrics(out: &Path) -> Vec<serde_json::Value> {
     lines
 }
 
-/// Asserts that two runs have the same metrics, and a checkpoint with the same weights and optimizer state.
+/// Asserts that two runs have the same metrics, and checkpoints with the same weights and optimizer state.
 #[track_caller]
 pub fn assert_same_results(a: &Path, b: &Path, checkpoint: &str) {
     assert_eq!(comparable_metrics(a), comparable_metrics(b));

@@ -1,5 +1,5 @@
-//! A server whose chat completions a test writes piece by piece. It forwards all other requests to a real `reel serve`,
-//! so that the page, its policy and the previews are the real ones.
+//! A server whose chat completions are sent by the test piece by piece. All other requests are forwarded to a real
+//! `reel serve`, so the page, its content security policy and the previews are the real ones.
 
 use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::serving::{http_agent, read_reply};
 use super::support::http::read_request;
 
-/// Time limit of a wait for the page to send or to end a request.
+/// Time limit for the page to send or to end a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the server does next with the answer that it streams.
+/// The next action of the server on the answer that it streams.
 pub enum ScriptedStep {
     /// Sends a piece of text.
     Piece(&'static str),
@@ -27,17 +27,17 @@ pub enum ScriptedStep {
     Hang,
 }
 
-/// What the server has seen.
+/// An event that the server reports to the test.
 #[derive(Debug)]
 pub enum ServerEvent {
     /// A chat request with this body.
     Chat(Value),
-    /// The client has closed the connection before the end of the answer.
+    /// The client has closed the connection before the answer ended.
     Gone,
 }
 
 pub struct ScriptedServer {
-    /// `http://ADDRESS`
+    /// The server's address, `http://ADDRESS`.
     pub address: String,
     steps: Sender<ScriptedStep>,
     seen: Receiver<ServerEvent>,
@@ -62,14 +62,14 @@ impl ScriptedServer {
         ScriptedServer { address, steps, seen }
     }
 
-    /// Does the next step.
+    /// Makes the server do this step of the script.
     pub fn do_step(&self, step: ScriptedStep) {
         self.steps.send(step).unwrap();
     }
 
-    /// The next chat request.
+    /// Waits for the next chat request and returns its body.
     #[track_caller]
-    pub fn next_chat(&self) -> Value {
+    pub fn next_chat_request(&self) -> Value {
         match self.seen.recv_timeout(REQUEST_TIMEOUT) {
             Ok(ServerEvent::Chat(body)) => body,
             other => panic!("no chat request: {other:?}"),
@@ -78,7 +78,7 @@ impl ScriptedServer {
 
     /// Waits until the client has closed the connection.
     #[track_caller]
-    pub fn wait_until_gone(&self) {
+    pub fn wait_until_client_disconnects(&self) {
         let seen = self.seen.recv_timeout(REQUEST_TIMEOUT);
         assert!(matches!(seen, Ok(ServerEvent::Gone)), "the client is still connected: {seen:?}");
     }
@@ -112,7 +112,7 @@ fn answer(
     stream.write_all(forwarded.body.as_bytes())
 }
 
-/// Streams an answer as the script says.
+/// Streams an answer by the steps of the script.
 fn stream_answer(
     stream: &mut TcpStream,
     script: &Receiver<ScriptedStep>,
@@ -142,7 +142,7 @@ fn stream_answer(
             Ok(ScriptedStep::Hang) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        // A closed connection reads as 0 bytes; from an open connection there is nothing to read.
+        // Reading from a closed connection returns 0 bytes; an open connection has nothing to read.
         if matches!(stream.peek(&mut [0]), Ok(0)) {
             let _ = seen.send(ServerEvent::Gone);
             return Ok(());

@@ -1,4 +1,4 @@
-//! Runs `reel serve` and talks to it.
+//! Starts `reel serve` and sends requests to it.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use crate::support::{reel, run, tiny_model, with_options};
 
-/// Time limit of every request of these tests.
+/// Time limit of every request in tests.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running server; it is killed when it is dropped.
+/// A running server; dropping it kills the process.
 pub struct Server {
     pub child: Child,
     pub address: SocketAddr,
@@ -39,8 +39,8 @@ impl Server {
         Server::start_with(folder, model, args)
     }
 
-    /// A server whose stderr the test reads.
-    pub fn start_logged(args: &[&str]) -> Server {
+    /// Starts a server whose stderr the test can read.
+    pub fn start_with_piped_stderr(args: &[&str]) -> Server {
         let folder = TempDir::new().unwrap();
         let model = tiny_model(folder.path());
         let mut command = serve_command(&model, args);
@@ -61,17 +61,18 @@ impl Server {
         Server { child, address, _folder: folder, model }
     }
 
-    /// The server of a training run with `--serve`, whose first lines on stderr have its address.
-    pub fn of_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
+    /// Starts a training run with `--serve` and returns its server. The run prints the server's address on stderr
+    /// first.
+    pub fn start_training_run(folder: TempDir, model: PathBuf, mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
-        // The rest of stderr is read and dropped, because a full pipe would block the run.
+        // The rest of stderr is read and discarded, because a full pipe would block the run.
         std::thread::spawn(move || lines.for_each(drop));
         Server { child, address, _folder: folder, model }
     }
 
-    /// Sends a request with these header lines, and reads the whole answer.
+    /// Sends a request with these header lines, and reads the complete answer.
     pub fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
         let mut stream = self.connect();
         write_request(&mut stream, method, path, headers, body);
@@ -88,15 +89,15 @@ impl Server {
         self.send("POST", "/v1/chat/completions", "", &body.to_string())
     }
 
-    /// Checks that the server answers a plain request in time.
+    /// Checks that the server answers a plain request within the time limit.
     #[track_caller]
-    pub fn assert_answers(&self) {
+    pub fn assert_still_answers(&self) {
         let begun = Instant::now();
         self.chat(&json!({"messages": question("x"), "max_tokens": 2})).ok();
         assert!(begun.elapsed() < Duration::from_secs(20), "an answer took {:?}", begun.elapsed());
     }
 
-    /// What `reel generate` answers to the messages file `messages` with the options `args`.
+    /// Returns the output of `reel generate` for the chat messages `messages` with the options `args`.
     pub fn generate(&self, messages: &Value, args: &[&str]) -> Value {
         let file = self.model.with_extension("messages.json");
         std::fs::write(&file, messages.to_string()).unwrap();
@@ -104,7 +105,7 @@ impl Server {
         serde_json::from_str(run(with_options(&all, args)).ok()).unwrap()
     }
 
-    /// What `reel generate` answers to the request `body` with the LoRA adapter in `adapter`.
+    /// Returns the output of `reel generate` for the request `body` with the LoRA adapter in `adapter`.
     pub fn generate_with_adapter(&self, adapter: &Path, body: &Value) -> Value {
         let adapter = ["--adapter", text(adapter)];
         self.generate(body, &adapter)
@@ -124,7 +125,7 @@ impl Drop for Server {
     }
 }
 
-/// The address at the end of a line.
+/// Returns the address at the end of a line.
 fn address_in(line: &str) -> Option<SocketAddr> {
     line.trim().rsplit_once("://")?.1.parse().ok()
 }
@@ -171,7 +172,8 @@ pub fn read_reply(stream: &mut impl Read) -> Reply {
     Reply { status, head: head.to_string(), body }
 }
 
-/// The body of a chunked answer: each chunk is a line with its size in hexadecimal digits, its bytes, and a line end.
+/// Decodes a body in chunked encoding: each chunk has a line with its size in hexadecimal digits, its bytes, and a
+/// line end.
 pub fn without_chunk_sizes(mut body: &str) -> String {
     let mut whole = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
@@ -189,7 +191,7 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// The error object, after a check of the status.
+    /// Checks the status and returns the error object of the answer.
     #[track_caller]
     pub fn error(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.body);
@@ -199,7 +201,7 @@ impl Reply {
         error
     }
 
-    /// The data of the server-sent events.
+    /// Returns the data of the server-sent events.
     #[track_caller]
     pub fn events(&self) -> Vec<String> {
         assert_eq!(self.status, 200, "{}", self.body);

@@ -1,4 +1,4 @@
-//! Starts `reel serve` with a tiny model, and sends requests to it. Makes media for them.
+//! Starts `reel serve` with a tiny model, sends requests to it, and creates media for them.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::io::{BufRead, BufReader};
@@ -17,15 +17,15 @@ use super::support::{reel, tiny_model};
 
 /// Path of the chat endpoint.
 pub const CHAT_PATH: &str = "/v1/chat/completions";
-/// Path of the endpoint that shows what the model sees.
+/// Path of the preview endpoint, which shows what the model sees.
 pub const PREVIEW_PATH: &str = "/v1/preview";
 
-/// A running server with a tiny model; it is killed when it is dropped.
+/// A running server with a tiny model; dropping it kills the process.
 pub struct Server {
     child: Child,
-    /// `http://ADDRESS`
+    /// The server's address, `http://ADDRESS`.
     pub address: String,
-    /// A folder for the test's files; the model is in it.
+    /// A folder for the test's files; it also contains the model.
     pub folder: TempDir,
 }
 
@@ -50,22 +50,22 @@ impl Server {
         Server { child, address: address.to_string(), folder }
     }
 
-    /// The path of a file in the folder of the test.
+    /// Returns the path of a file in the folder of the test.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// `GET path`
+    /// Sends `GET path` and returns the answer.
     pub fn get(&self, path: &str) -> Reply {
         read_reply(http_agent().get(format!("{}{path}", self.address)).call())
     }
 
-    /// `POST path` with this body.
+    /// Sends `POST path` with this body and returns the answer.
     pub fn post(&self, path: &str, body: &str) -> Reply {
         read_reply(http_agent().post(format!("{}{path}", self.address)).send(body))
     }
 
-    /// The answer to a request that must succeed.
+    /// Sends a request that must succeed; returns the answer.
     #[track_caller]
     pub fn ok(&self, path: &str, body: &Value) -> Value {
         let reply = self.post(path, &body.to_string());
@@ -82,12 +82,12 @@ impl Drop for Server {
 }
 
 impl Reply {
-    /// The value of a header; empty if there is none.
+    /// Returns the value of a header; empty if the header is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The error object, after a check of the status.
+    /// Checks the status and returns the error object of the answer.
     #[track_caller]
     pub fn error(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.body);
@@ -97,12 +97,12 @@ impl Reply {
     }
 }
 
-/// A client that returns answers of every status.
+/// Returns an HTTP client for which an error status is an answer, not an error.
 pub fn http_agent() -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build().into()
 }
 
-/// Reads a whole answer.
+/// Reads an answer completely.
 pub fn read_reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
     let mut answer = answer.unwrap();
     let body = answer.body_mut().with_config().limit(1 << 30).read_to_string().unwrap();
@@ -113,7 +113,7 @@ pub fn read_reply(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>)
 pub const GREY_PIXEL_PNG_BASE64: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
 
-/// A synthetic clip of the demo, 8 frames of 224 × 224 pixels at 4 frames per second, written to `path`.
+/// Writes a synthetic clip of the demo to `path`: 8 frames of 224 × 224 pixels at 4 frames per second.
 pub fn write_clip(path: &Path) -> Clip {
     let clip = make_clips(ClipSet::Sft, 2, 0).remove(1);
     let frames = FrameView::new(&clip.frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE).unwrap();
@@ -122,17 +122,17 @@ pub fn write_clip(path: &Path) -> Clip {
     clip
 }
 
-/// A video file as a `data:` URI.
+/// Returns a video file as a `data:` URI.
 pub fn data_uri(path: &Path) -> String {
     format!("data:video/mp4;base64,{}", STANDARD.encode(std::fs::read(path).unwrap()))
 }
 
-/// A request for one token with one user message.
+/// Returns a request for one token with one user message.
 pub fn one_token_request(content: Value) -> Value {
     json!({"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0})
 }
 
-/// A content part with a PNG file in base64.
+/// Returns a content part with a base64-encoded PNG image.
 pub fn image_part(data: &str) -> Value {
     json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}})
 }

@@ -1,4 +1,4 @@
-//! A folder to train in, and `reel sft` on its rows.
+//! Creates a folder with training rows, and runs `reel sft` in it.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::support::{FinishedRun, file_names_in, golden, metrics_without_times, run_in, tiny_model, with_options};
 
-/// A temporary folder with a tiny model and text rows.
+/// Creates a temporary folder with a tiny model and text rows.
 pub fn training_folder(rows: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     tiny_model(folder.path());
@@ -20,13 +20,13 @@ pub fn training_folder(rows: usize) -> tempfile::TempDir {
     folder
 }
 
-/// Runs `reel sft` in this folder on `rows.jsonl` with more options, which replace others of the same name.
+/// Runs `reel sft` in this folder on `rows.jsonl`. Options in `more` replace options of the same name.
 pub fn run_sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"];
     run_in(folder, with_options(&args, more))
 }
 
-/// A row with a question about a video or an image.
+/// Returns a row with a question about a video or an image.
 pub fn media_question_row(kind: &str, path: &str) -> String {
     format!(
         "{{\"messages\": [{{\"role\": \"user\", \"content\": [{{\"type\": \"{kind}\", \"{kind}\": \"{path}\"}}, {{\"type\": \"text\", \
@@ -43,7 +43,7 @@ pub fn copy_test_media(folder: &Path) {
     }
 }
 
-/// Asserts that two runs have the same metrics, the same files in a checkpoint, and the same weights.
+/// Asserts that two runs have the same metrics, the same checkpoint files, and the same weights.
 #[track_caller]
 pub fn assert_same_results(a: &Path, b: &Path, checkpoint: &str) {
     assert_eq!(metrics_without_times(a), metrics_without_times(b));

@@ -1,9 +1,9 @@
-//! The PTX of the kernels that the tests of `reel sim run` run.
+//! PTX of the kernels for the tests of `reel sim run`.
 
-/// The head of a module for sm_80.
+/// The first lines of a PTX module for sm_80.
 pub const PTX_HEADER: &str = ".version 9.0\n.target sm_80\n.address_size 64\n";
 
-/// PTX of y[i] = a·x[i] + y[i] for i < n; the kernel's symbol is the one that nvcc gives it.
+/// PTX of y[i] = a·x[i] + y[i] for i < n; the kernel has the mangled symbol that nvcc generates.
 pub const SAXPY_PTX: &str = "
 .visible .entry _Z5saxpyPKfPffj(.param .u64 px, .param .u64 py, .param .f32 pa, .param .u32 pn) {
     .reg .pred %p<2>; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<5>;
@@ -28,8 +28,8 @@ DONE:
     ret;
 }";
 
-/// PTX of a kernel with a race: each thread writes its word of shared memory and, without a barrier, reads the word
-/// of its neighbour.
+/// PTX of a kernel with a race: each thread writes a word to shared memory and, without a barrier, reads the word of
+/// its neighbour.
 pub const RACY_SHIFT_PTX: &str = "
 .visible .entry shift(.param .u64 px) {
     .reg .b32 %r<6>; .reg .b64 %rd<4>;

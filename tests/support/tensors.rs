@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
-/// A tensor of any dtype, whose values are converted to f64.
+/// A tensor of any dtype; its values are converted to f64.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub shape: Vec<usize>,
@@ -40,13 +40,13 @@ fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
     }
 }
 
-/// The values of the given rows (indices into the first dimension), concatenated.
+/// Returns the rows at the given indices of the first dimension, concatenated.
 pub fn gathered_rows(t: &Tensor, row_indices: &[f64]) -> Vec<f64> {
     let width = t.values.len() / t.shape[0].max(1);
     row_indices.iter().flat_map(|&r| t.values[r as usize * width..(r as usize + 1) * width].iter().copied()).collect()
 }
 
-/// Relative L2 distance |got − want| / |want|; panics if a value is not finite.
+/// Returns the relative L2 distance |got − want| / |want|; panics if a value is not finite.
 #[track_caller]
 pub fn relative_distance(name: &str, got: &[f64], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len(), "{name}");

@@ -1,4 +1,4 @@
-//! Compares training runs of the binary, on any device, with the reference runs in `tests/golden`.
+//! Compares training runs on any device with the reference runs in `tests/golden`.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::fs;
@@ -9,14 +9,14 @@ use serde_json::Value;
 use super::support::{finished_run, golden, read_metrics, with_options};
 use super::tensors::{assert_close, gathered_rows, read_tensors};
 
-/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
-/// each step and the change of the weights with the reference. Returns the hash of the final weights.
+/// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options. Compares the metrics of each
+/// step and the weight changes with the reference. Returns the hash of the final weights.
 pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) -> String {
     let folder = golden(case);
     let text = fs::read_to_string(folder.join("expected.json")).expect("expected.json");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
     let path_of = |key: &str| match expected[key].as_str().expect("a path") {
-        // A case in `grpo/` may use a model in `train/`: its path begins with `../`.
+        // A case in `grpo/` can use a model in `train/`; its path then begins with `../`.
         shared if shared.starts_with("../") => golden("train").join(&shared[3..]),
         own => folder.join(own),
     };
@@ -50,8 +50,8 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
             }
             let got = g[key].as_f64().unwrap_or_else(|| panic!("{case} step {}: no {key} in {g}", w["step"]));
             let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
-            // Mean rewards and clip ratios may be 0, where a relative tolerance allows no difference; so these two get
-            // an absolute tolerance.
+            // Mean rewards and clip ratios can be 0, where a relative tolerance would allow no difference. They
+            // therefore get an absolute tolerance.
             let absolute = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
             let off = (got - want).abs();
             let tolerance = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(absolute));

@@ -42,7 +42,7 @@ impl ModelWorkspace {
         fs::write(self.model_file(file), value.to_string()).expect("written");
     }
 
-    /// Gives the model this number of positions.
+    /// Sets the number of positions in the model's config.
     pub fn set_positions(&self, positions: usize) {
         self.edit_json("config.json", |config| {
             config["max_position_embeddings"] = positions.into();
