@@ -1,9 +1,9 @@
 //! The fake NCCL, for GPUs of the fake driver in one process: each rank is a thread with its own fake GPU.
 //!
-//! It enforces the rules in `crate::cuda::nccl`. Like the fake driver it does everything as late as it may: a group is
-//! enqueued when the rank asks for the state of the communicator after the end of the group, a communicator is created
-//! when all ranks have joined, and data move when a thread waits for a stream. Where the user guide leaves the outcome
-//! of an error undefined, the call fails and adds a violation to the GPU.
+//! The fake NCCL enforces the rules in `crate::cuda::nccl`. Like the fake driver, it does everything as late as the
+//! rules allow. A group is enqueued when the rank asks for the state of the communicator after the end of the group.
+//! A communicator is created when all ranks have joined. Data move when a thread waits for a stream. If the user
+//! guide leaves the outcome of an error undefined, the call fails and adds a violation to the GPU.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ pub(super) struct FakeNccl(pub FakeDriver);
 #[derive(Default)]
 struct Registry {
     handles: usize,
-    /// The communicators that ranks are joining, by id.
+    /// The communicators that some ranks have not joined yet, by id.
     joining: HashMap<UniqueId, Arc<RankGroup>>,
     /// The ids of communicators that all ranks have joined.
     used: HashSet<UniqueId>,
@@ -35,8 +35,8 @@ struct Comm {
     group: Arc<RankGroup>,
     rank: usize,
     gpu: FakeDriver,
-    /// The group that is being enqueued, its stream, and the `Queue::enqueued` of this stream at the
-    /// end of the group.
+    /// The group that is being enqueued, its stream, and the value of `Queue::enqueued` for this stream at the end of
+    /// the group.
     in_progress: Option<(Arc<Transfer>, StreamHandle, u64)>,
     /// The error of the communicator, if it has one.
     error: Option<NcclResult>,
@@ -44,7 +44,7 @@ struct Comm {
     is_created: bool,
 }
 
-/// A group that a thread has begun.
+/// A group of sends and receives that a thread has begun.
 #[derive(Default)]
 struct OpenGroup {
     depth: usize,
@@ -76,7 +76,7 @@ pub(super) fn kill_ranks(gpu: &Arc<Inner>) {
     }
 }
 
-/// Records the text that `ncclGetLastError` returns.
+/// Records the text for `ncclGetLastError` and returns the result code.
 fn fail(result: NcclResult, text: impl Into<String>) -> NcclResult {
     LAST_ERROR.set(text.into());
     result
@@ -89,7 +89,7 @@ impl FakeNccl {
         fail(result, text)
     }
 
-    /// Returns the communicator, or an error if it has ended or is another GPU's.
+    /// Returns the communicator, or an error if it has ended or belongs to another GPU.
     fn comm(&self, handle: CommHandle) -> Result<Comm, NcclResult> {
         let comm = registry().comms.get(&handle.0).cloned();
         match comm {
@@ -102,7 +102,7 @@ impl FakeNccl {
         }
     }
 
-    /// Changes the registered communicator.
+    /// Applies a change to a registered communicator.
     fn update(&self, handle: CommHandle, f: impl FnOnce(&mut Comm)) {
         if let Some(comm) = registry().comms.get_mut(&handle.0) {
             f(comm);
@@ -192,7 +192,7 @@ impl FakeNccl {
         }
     }
 
-    /// Returns the state of a communicator that ranks are joining.
+    /// Returns the state of a communicator that is being created.
     fn joining_state(&self, handle: CommHandle, comm: &Comm) -> NcclResult {
         let state = comm.group.state();
         let same_gpu = |(rank, member): (&usize, &JoinedRank)| {

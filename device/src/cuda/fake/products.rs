@@ -11,7 +11,7 @@ use crate::cuda::error::CudaError;
 use crate::cuda::types::StreamHandle;
 use crate::launch::Matmul;
 
-/// Matrix products by the CPU's code.
+/// Computes matrix products by the CPU's code.
 pub(super) struct FakeBlas {
     fake: FakeDriver,
     known: Mutex<HashSet<ProductShape>>,
