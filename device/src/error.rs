@@ -12,7 +12,7 @@ pub enum DeviceError {
     OutOfMemory {
         /// The size of the failed allocation, in bytes.
         bytes: usize,
-        /// The category that the memory was for.
+        /// The category of the memory, such as weights.
         category: &'static str,
         /// Bytes in use at the time of the failure, by category.
         held: Vec<(&'static str, usize)>,

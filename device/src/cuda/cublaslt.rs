@@ -194,7 +194,7 @@ impl CublasLt {
     /// library.
     ///
     /// # Errors
-    /// # Errors [`CudaError::NoBlas`] if cuBLASLt is not installed, or the library's own error.
+    /// [`CudaError::NoBlas`] if cuBLASLt is not installed, or the library's own error.
     pub(super) fn open(context: Context, driver: u32) -> Result<CublasLt, CudaError> {
         let path = Toolkit::from_environment().cublas_lt(driver).ok_or(CudaError::NoBlas { driver })?;
         let functions = Functions::open(&path)?;

@@ -7,7 +7,7 @@ use crate::launch::Arch;
 pub struct GpuProperties {
     /// The GPU's name, for example `NVIDIA H200`.
     pub name: String,
-    /// The architecture, from which kernels plan their launches.
+    /// The GPU's architecture, for which kernels plan their launches.
     pub arch: Arch,
     /// The limits of a launch.
     pub limits: LaunchLimits,
@@ -21,7 +21,7 @@ pub struct GpuProperties {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StreamHandle(pub usize);
 
-/// A CUDA event: a point in a stream that can be waited for.
+/// A CUDA event: a point in a stream for which the host or another stream can wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EventHandle(pub usize);
 
@@ -53,7 +53,7 @@ pub struct CompiledCode<'a> {
 /// The attributes of a kernel function, as the driver reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionAttributes {
-    /// Maximum number of threads per block, from the function's registers and launch bounds.
+    /// Maximum number of threads per block. It follows from the function's registers and launch bounds.
     pub threads: u32,
     /// Bytes of static shared memory.
     pub static_shared: u32,
@@ -89,8 +89,8 @@ pub struct LaunchLimits {
     pub block: [u32; 3],
     /// Maximum number of threads of a block.
     pub threads: u32,
-    /// Maximum bytes of shared memory of a block, static and dynamic together, once the function's limit is raised to
-    /// it.
+    /// Maximum bytes of shared memory of a block, static and dynamic together, after the function's limit was raised
+    /// to this maximum.
     pub shared: u32,
     /// Maximum number of registers of a block.
     pub registers: u32,

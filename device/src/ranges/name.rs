@@ -1,8 +1,8 @@
-//! The names of ranges. A name is plain data, so that making one allocates nothing.
+//! The names of ranges. A name is plain data, so making a name allocates no memory.
 
 use std::fmt::{Display, Formatter, Result};
 
-/// A layer of one of the model's stacks.
+/// A layer of one of the model's layer stacks, such as the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerOrigin {
     /// The stack: `decoder`, `vision`, …
@@ -26,7 +26,7 @@ pub enum RangeName {
     Op {
         /// The op's name.
         name: &'static str,
-        /// Whether it is the op's backward rule.
+        /// Whether the range is the backward rule of the op.
         is_backward: bool,
     },
     /// A launch.
@@ -36,7 +36,7 @@ pub enum RangeName {
 }
 
 impl RangeName {
-    /// The names of [`Self::kind`], outermost first.
+    /// The values of [`Self::kind`], outermost first.
     pub const KINDS: [&'static str; 7] = ["step", "micro-batch", "phase", "layer", "op", "launch", "task"];
 
     /// The index of this kind of range in [`Self::KINDS`].
@@ -57,7 +57,8 @@ impl RangeName {
         Self::KINDS[self.kind_index()]
     }
 
-    /// Whether a trace has the range only while it has launches, because there are many of them.
+    /// Whether a trace records this range only while it also records launches, because there are many ranges of this
+    /// kind.
     pub(super) fn is_detail(&self) -> bool {
         matches!(self, RangeName::Layer(_) | RangeName::Op { .. } | RangeName::Launch(_))
     }

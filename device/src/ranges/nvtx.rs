@@ -1,4 +1,4 @@
-//! Reports ranges to a profiling tool that speaks NVTX 3, such as NVIDIA Nsight Systems.
+//! Reports ranges to a profiling tool that uses NVTX 3, such as NVIDIA Nsight Systems.
 //!
 //! No library is linked. A tool names its own library in an environment variable; without it nothing is opened:
 //!
@@ -29,7 +29,7 @@ use crate::shared_library::SharedLibrary;
 /// The environment variable with the path of the tool's library.
 pub const INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
 
-/// The domain of the ranges, by which a tool can select them.
+/// The NVTX domain of the ranges, by which a tool can filter them.
 const DOMAIN: &std::ffi::CStr = c"reel";
 /// The version of NVTX.
 const VERSION: u32 = 3;
@@ -48,11 +48,11 @@ const POP: usize = 5;
 const NAME_CATEGORY: usize = 8;
 const CREATE_DOMAIN: usize = 12;
 
-/// The variables to which the tool writes the addresses of its functions, by module and number.
+/// The variables to which the tool writes the addresses of its functions, by module and function number.
 static FUNCTIONS: [[AtomicPtr<c_void>; MOST_FUNCTIONS]; FUNCTION_COUNTS.len()] =
     [const { [const { AtomicPtr::new(ptr::null_mut()) }; MOST_FUNCTIONS] }; FUNCTION_COUNTS.len()];
 
-/// For each module, the addresses of the variables in [`FUNCTIONS`], and a null after the last one.
+/// For each module: the addresses of its variables in [`FUNCTIONS`], followed by a null.
 type FunctionTable = [Option<&'static AtomicPtr<c_void>>; MOST_FUNCTIONS + 1];
 
 /// The attributes of a range, `nvtxEventAttributes_t`.
@@ -99,7 +99,7 @@ struct Tool {
     domain: AtomicPtr<c_void>,
     push: Push,
     pop: Pop,
-    /// The functions are those of this library.
+    /// Keeps the library open, because the function pointers of this struct point into it.
     _library: SharedLibrary,
 }
 
@@ -108,8 +108,8 @@ static TOOL: OnceLock<Tool> = OnceLock::new();
 /// Opens the library that [`INJECTION_VARIABLE`] names, if it is set, and reports ranges to it from now on.
 ///
 /// # Errors
-/// The library cannot be opened, is not one for NVTX 3, or fails to start: the reason in one line. There are no ranges
-/// for the tool then.
+/// The library cannot be opened, is not a library for NVTX 3, or fails to start. The error is the reason in one line.
+/// The tool then gets no ranges.
 pub fn attach_nvtx_tool() -> Result<(), String> {
     match std::env::var_os(INJECTION_VARIABLE) {
         Some(path) if !path.is_empty() && TOOL.get().is_none() => attach(path),
@@ -128,8 +128,8 @@ fn attach(path: OsString) -> Result<(), String> {
     let function = |number: usize| -> *mut c_void { FUNCTIONS[DOMAIN_MODULE][number].load(Ordering::Acquire) };
     let (push, pop) = (function(PUSH), function(POP));
     if push.is_null() || pop.is_null() {
-        // A tool takes what it wants to know, and this one does not want ranges. Its library stays open, because it may
-        // have started threads.
+        // A tool takes only the functions that it needs, and this tool takes none for ranges. Its library stays open,
+        // because the library may have started threads.
         std::mem::forget(library);
         return Ok(());
     }
@@ -158,12 +158,12 @@ fn attach(path: OsString) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a tool gets the ranges.
+/// Tells whether a profiling tool receives the ranges.
 pub(crate) fn is_tool_attached() -> bool {
     TOOL.get().is_some()
 }
 
-/// Begins a range of this thread in the tool.
+/// Begins a range of this thread in the profiling tool.
 pub(super) fn push(name: &RangeName) {
     let Some(tool) = TOOL.get() else { return };
     let message = CString::new(name.to_string()).unwrap_or_default();
@@ -183,14 +183,14 @@ pub(super) fn push(name: &RangeName) {
     unsafe { (tool.push)(tool.domain.load(Ordering::Relaxed), &attributes) };
 }
 
-/// Ends the innermost range of this thread in the tool.
+/// Ends the innermost range of this thread in the profiling tool.
 pub(super) fn pop() {
     let Some(tool) = TOOL.get() else { return };
     // SAFETY: the tool's function, with its domain.
     unsafe { (tool.pop)(tool.domain.load(Ordering::Relaxed)) };
 }
 
-/// Returns the table with this number to the tool: `NvtxGetExportTableFunc_t`.
+/// Returns the export table with this number to the tool: `NvtxGetExportTableFunc_t`.
 extern "C" fn export_table(number: u32) -> *const c_void {
     static CALLBACKS: Callbacks = Callbacks { struct_size: size_of::<Callbacks>(), module_table };
     static VERSION_INFO: VersionInfo =
@@ -202,7 +202,7 @@ extern "C" fn export_table(number: u32) -> *const c_void {
     }
 }
 
-/// Gives the tool the table of a module. Returns 0 if there is no such module.
+/// Passes the function table of a module to the tool. Returns 0 if there is no such module.
 extern "C" fn module_table(
     module: c_int,
     table: *mut *const Option<&'static AtomicPtr<c_void>>,
@@ -231,14 +231,14 @@ extern "C" fn module_table(
     1
 }
 
-/// The tool says which version it speaks. All versions have the functions that are used here.
+/// The tool passes the NVTX version that it uses. All versions have the functions that are used here.
 extern "C" fn set_injection_version(_version: u32) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The table of the functions of a module, and their number.
+    /// Returns the table of a module's functions, and the number of functions.
     fn table_of(module: c_int) -> Option<(&'static [Option<&'static AtomicPtr<c_void>>], usize)> {
         let (mut table, mut count) = (ptr::null(), 0);
         let found = module_table(module, &mut table, &mut count) != 0;

@@ -1,4 +1,4 @@
-//! The recorder of ranges: it keeps all ranges of a time window, for a trace.
+//! The recorder of ranges: it keeps all ranges of a time window for a trace.
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ pub struct RangeEvent {
     pub thread: usize,
     /// When the range began.
     pub start: Instant,
-    /// Duration in seconds. A range that was still open at the end of the window ends there.
+    /// Duration in seconds. A range that was still open when the window ended is cut at that time.
     pub seconds: f64,
 }
 
@@ -27,7 +27,7 @@ pub struct RangeEvent {
 pub struct RangeId {
     /// The number of the window.
     window: u64,
-    /// The index among the recorded ranges of the window.
+    /// The index of the range among the recorded ranges of the window.
     pub index: usize,
 }
 
@@ -35,16 +35,16 @@ pub struct RangeId {
 #[derive(Debug)]
 pub(super) struct OpenRange {
     id: RangeId,
-    /// The range that was the innermost one before.
+    /// The range that was the innermost one before this range began.
     outer: Option<RangeId>,
 }
 
 #[derive(Default)]
 struct Recording {
-    /// Counts the windows of time that are recorded: the number of the present one, or of the last one.
+    /// The number of the current time window, or of the last one if no window is open.
     window: u64,
     is_on: bool,
-    /// The ranges of the window, each with whether it is still open.
+    /// The ranges of the window. The bool tells whether the range is still open.
     events: Vec<(RangeEvent, bool)>,
 }
 
@@ -59,7 +59,7 @@ fn recording() -> MutexGuard<'static, Recording> {
     RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins a time window: ranges that begin from now on are recorded, those of an earlier window are dropped.
+/// Begins a time window: ranges that begin from now on are recorded, and the ranges of an earlier window are dropped.
 pub fn start_recording_ranges() {
     let mut recording = recording();
     *recording = Recording { window: recording.window + 1, is_on: true, events: Vec::new() };
@@ -77,7 +77,7 @@ pub fn take_recorded_ranges() -> Vec<RangeEvent> {
     events.map(|(event, is_open)| RangeEvent { seconds: seconds(&event, is_open), ..event }).collect()
 }
 
-/// The innermost range of this thread that is recorded now.
+/// The innermost recorded range of this thread that is still open.
 pub fn current_range() -> Option<RangeId> {
     INNERMOST.get()
 }
@@ -102,7 +102,7 @@ pub(super) fn end(OpenRange { id, outer }: OpenRange) {
     if recording.window != id.window {
         return;
     }
-    // The range is not there if the window has ended.
+    // The window may have ended. Then the range is no longer in the list.
     if let Some((event, is_open)) = recording.events.get_mut(id.index) {
         event.seconds = event.start.elapsed().as_secs_f64();
         *is_open = false;
@@ -114,7 +114,8 @@ mod tests {
     use super::super::{in_layer, in_op, range, record_details};
     use super::*;
 
-    /// The ranges of this thread: name, and name of the parent. Other tests of the program may record at the same time.
+    /// Returns the recorded ranges of this thread: name, and name of the parent. Other tests of the program may
+    /// record at the same time.
     fn taken() -> Vec<(String, String)> {
         let events = take_recorded_ranges();
         let name = |event: &RangeEvent| event.name.to_string();
@@ -123,7 +124,7 @@ mod tests {
         own.map(|event| (name(event), parent(event))).collect()
     }
 
-    /// One test, because there is one recorder in the process.
+    /// There is only one test, because the process has one recorder.
     #[test]
     fn ranges_have_parents_and_windows() {
         let outside = range(RangeName::Task("before the window"));
@@ -156,7 +157,7 @@ mod tests {
             pair("open at the end", ""),
         ];
         assert_eq!(taken(), want);
-        // A range of an earlier window is no parent in the next window, and its end changes nothing there.
+        // A range of an earlier window is not a parent in the next window, and its end changes nothing there.
         start_recording_ranges();
         let next = range(RangeName::Task("next window"));
         drop((next, open));

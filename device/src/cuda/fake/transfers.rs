@@ -174,7 +174,7 @@ impl Transfer {
     /// blocked.
     ///
     /// # Errors
-    /// # Errors The memory cannot be read or written.
+    /// The memory cannot be read or written.
     pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
         let mut state = self.group.state();
         if matches!(
@@ -275,7 +275,7 @@ impl BlockedTransfer {
     /// Waits until another rank has made a change after which the group may be able to run. No lock may be held.
     ///
     /// # Errors
-    /// # Errors No rank can continue. The error says which rank waits for which.
+    /// No rank can continue. The error says which rank waits for which.
     pub fn wait(self) -> Result<(), String> {
         let (group, rank) = self.waiting_rank();
         group.run_other_gpus(rank);

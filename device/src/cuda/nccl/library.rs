@@ -1,6 +1,6 @@
 //! NVIDIA's NCCL library, opened at run time. Source: nccl.h of NCCL 2.32.3 and NVIDIA's NCCL user guide.
 //!
-//! No binding crate is used, because the library must be opened from a folder found at run time, as cuBLASLt.
+//! No binding crate is used, because the library must be opened from a folder found at run time, like cuBLASLt.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
@@ -23,7 +23,7 @@ const LIBRARY: &str = "libnccl.so.2";
 const INT8: c_int = 0;
 /// `NCCL_API_MAGIC`.
 const MAGIC: c_uint = 0xcafe_beef;
-/// `NCCL_CONFIG_UNDEF_INT`: the library decides.
+/// `NCCL_CONFIG_UNDEF_INT`: the library chooses the value.
 const UNDEFINED: c_int = c_int::MIN;
 
 type Comm = *mut c_void;
@@ -34,8 +34,8 @@ type OfComm = unsafe extern "C" fn(Comm) -> Status;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is the size of an
-/// older version.
+/// `ncclConfig_t` as of version 2.18. Newer versions append fields. They use the defaults for these fields if `size`
+/// is the size of an older version's struct.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -141,11 +141,11 @@ impl Functions {
     }
 }
 
-/// Returns the paths at which the library may be, apart from the loader's search path: in the folder of NVRTC or
-/// cuBLASLt, and in the package `nvidia-nccl` of the same Python environment.
+/// Returns the paths at which the library may be, besides the loader's search path: the folder of NVRTC or cuBLASLt,
+/// and the package `nvidia-nccl` of the same Python environment.
 fn places_beside_toolkit() -> Vec<PathBuf> {
     let toolkit = Toolkit::from_environment();
-    // All majors: a library for exchanges is found beside the cuBLASLt of any release.
+    // `u32::MAX` accepts every major version of cuBLASLt: NCCL may lie beside any of them.
     let libraries = [toolkit.nvrtc(), toolkit.cublas_lt(u32::MAX)].into_iter().flatten();
     libraries
         .flat_map(|library| {
@@ -157,7 +157,7 @@ fn places_beside_toolkit() -> Vec<PathBuf> {
 }
 
 /// Returns the path of the NCCL library beside the CUDA libraries, as in one Python environment; `None` if not found.
-/// The loader may find one elsewhere. Opens nothing.
+/// The loader may find another NCCL library elsewhere. Opens no library.
 pub fn library_beside_toolkit() -> Option<PathBuf> {
     places_beside_toolkit().into_iter().find(|path| path.is_file())
 }
@@ -212,7 +212,7 @@ impl Nccl for NcclLibrary {
             }
         };
         let meaning = text(unsafe { (self.functions.get_error_string)(result.0) });
-        // The communicator is not used by the function.
+        // `ncclGetLastError` ignores its communicator argument.
         let last = text(unsafe { (self.functions.get_last_error)(std::ptr::null_mut()) });
         if last.is_empty() { meaning } else { format!("{meaning}; {last}") }
     }
