@@ -6,7 +6,7 @@ use std::path::Path;
 use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
-/// Why a data file or one of its rows cannot be read.
+/// The reason why a data file or one of its rows cannot be read.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum DataError {
     /// The file, or one of its rows, is malformed.
@@ -26,7 +26,7 @@ impl DataError {
         Self::Data(Diagnostic::new(location, what, help))
     }
 
-    /// The error of a file or folder that could not be read.
+    /// Creates the error for a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: &io::Error) -> Self {
         Self::Io(Diagnostic::cannot_read(path, source))
     }

@@ -15,7 +15,7 @@ pub fn bytes_fingerprint(data: &[u8]) -> String {
     hash_to_hex(combine_hashes(&data.par_chunks(PIECE_BYTES).map(XxHash3_64::oneshot).collect::<Vec<_>>()))
 }
 
-/// The fingerprint of an open file: equal to [`bytes_fingerprint`] of its contents.
+/// Returns the fingerprint of an open file, which equals [`bytes_fingerprint`] of its contents.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -30,12 +30,12 @@ pub fn file_fingerprint(file: &File) -> io::Result<String> {
     Ok(hash_to_hex(combine_hashes(&pieces.collect::<io::Result<Vec<_>>>()?)))
 }
 
-/// One hash of the hashes of pieces.
+/// Combines the hashes of pieces into one hash.
 pub fn combine_hashes(pieces: &[u64]) -> u64 {
     XxHash3_64::oneshot(bytemuck::cast_slice(pieces))
 }
 
-/// A hash in hex digits, as fingerprints are written.
+/// Formats a hash as hex digits, the written form of fingerprints.
 pub fn hash_to_hex(hash: u64) -> String {
     format!("{hash:016x}")
 }

@@ -1,14 +1,14 @@
-//! JSON objects that a run records: they carry their own fingerprint, and hold no secrets of the user.
+//! JSON objects that a run records. They contain their own fingerprint and no secrets of the user.
 
 use reel_diagnostic::redact_urls;
 use serde_json::Value;
 
 use crate::fingerprint::bytes_fingerprint;
 
-/// The key of a JSON object with the fingerprint of its other keys.
+/// The key of a JSON object that holds the fingerprint of its other keys.
 pub const DIGEST_KEY: &str = "digest";
 
-/// Adds to a JSON object its own fingerprint, under the key `digest`.
+/// Adds the fingerprint of a JSON object to the object, under the key `digest`.
 pub fn with_own_digest(mut object: Value) -> Value {
     if let Value::Object(map) = &mut object {
         map.shift_remove(DIGEST_KEY);
@@ -18,8 +18,8 @@ pub fn with_own_digest(mut object: Value) -> Value {
     object
 }
 
-/// Whether the keys of a JSON object have the fingerprint under its key `digest`. True if it lacks that key, because
-/// earlier versions wrote none.
+/// Tells whether the keys of a JSON object have the fingerprint under its key `digest`. True if the key is missing,
+/// because earlier versions wrote none.
 pub fn has_its_own_digest(object: &Value) -> bool {
     object.get(DIGEST_KEY).is_none() || with_own_digest(object.clone())[DIGEST_KEY] == object[DIGEST_KEY]
 }
@@ -34,8 +34,8 @@ pub fn redact_urls_in_json(value: &mut Value) {
     }
 }
 
-/// Whether a run's options hold a command of the user, which may contain secrets. Only the user can read files that
-/// hold such commands.
+/// Tells whether a run's options contain a shell command of the user. Such commands may contain secrets, so only the
+/// user may read files that contain them.
 pub fn holds_commands(options: &Value) -> bool {
     options.get("reward_command").is_some_and(|command| !command.is_null())
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use reel_diagnostic::Diagnostic;
 use reel_files::FileError;
 
-/// A model or a data set could not be found, downloaded or unpacked: which, what is wrong, and what to do.
+/// A model or a data set could not be found, downloaded or unpacked. The diagnostic has its name, what is wrong, and
+/// what to do.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct HubError(pub Diagnostic);

@@ -15,16 +15,16 @@ pub(crate) struct RemoteFile {
     pub(crate) path: String,
     /// The size in bytes, if the hub states it.
     pub(crate) bytes: Option<u64>,
-    /// What the content must hash to, if the hub states it.
+    /// The expected checksum of the content, if the hub states it.
     pub(crate) checksum: Option<Checksum>,
 }
 
 /// A checksum in lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
-    /// SHA-256 of the content: of large files, which the hub stores outside git.
+    /// The SHA-256 of the content, for large files, which the hub stores outside git.
     Sha256(String),
-    /// SHA-1 of `blob LENGTH\0` and the content: git's id of a small file.
+    /// The SHA-1 of `blob LENGTH\0` and the content, which is git's id of a small file.
     GitBlob(String),
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Listing {
 }
 
 impl Hub {
-    /// Asks the hub for the commit of the repository's revision and the files in it.
+    /// Requests the commit of the repository's revision and its list of files from the hub.
     pub(crate) fn listing(&self, repository: &Repository) -> Result<Listing> {
         let Repository { kind, id, revision } = repository;
         let revision = download::percent_encoded(revision, false);
@@ -71,7 +71,7 @@ impl Hub {
     }
 }
 
-/// Parses the hub's answer; `None` if it has another form. The error is a path that would leave the folder.
+/// Parses the hub's answer; `None` if it has another form. The inner error is a path that would leave the folder.
 fn parse(text: &str) -> Option<Result<Listing, String>> {
     let value: Value = serde_json::from_str(text).ok()?;
     let commit = value.get("sha")?.as_str().filter(|sha| is_commit(sha))?.to_string();
@@ -97,7 +97,7 @@ fn remote_file(path: &str, file: &Value) -> RemoteFile {
     };
     let lfs = file.get("lfs").filter(|lfs| lfs.is_object());
     let checksum = match lfs {
-        // git's id of such a file is that of the few lines that name the content.
+        // For such a file, git's id is the id of the few lines that name the content.
         Some(lfs) => lfs.get("sha256").and_then(|sha| hexadecimal(sha, 64)).map(Checksum::Sha256),
         None => file.get("blobId").and_then(|id| hexadecimal(id, 40)).map(Checksum::GitBlob),
     };

@@ -17,16 +17,16 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// An HTTP server with one repository: a model and a data set at once. It closes the connection in the middle of the
-/// first answer for each weight file.
+/// An HTTP server with one repository, which is both a model and a data set. It closes the connection in the middle
+/// of the first answer for each weight file.
 struct Server {
     endpoint: String,
-    /// The paths of all requests, each with the token that came with it.
+    /// The paths of all requests, each with the token in the request.
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    /// `damaged` is a file whose content differs from its checksum in the first answers, `damages` of them.
+    /// Starts the server. The content of the file `damaged` differs from its checksum in the first `damages` answers.
     fn start(files: Files, damaged: &'static str, damages: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -103,7 +103,8 @@ fn answer(mut stream: TcpStream, files: &Files, log: &Mutex<Vec<String>>, (damag
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&rest[..cut]));
 }
 
-/// A file as the hub lists it: weights and archives are in its store of large files, all else is in git.
+/// Returns the hub's description of a file: weights and archives are in the hub's storage for large files, all others
+/// are in git.
 fn description((name, content): (&String, &Vec<u8>)) -> Value {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let blob = hex(&Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize());
@@ -161,7 +162,7 @@ fn model_is_downloaded_once_and_interrupted_files_go_on() {
     assert!(by_option.contains("because --offline is set"), "{by_option}");
     hub.folder_or_download(&model(), &mut |_| ()).unwrap();
     assert_eq!(server.count(), requests + 2);
-    // A commit names its snapshot without the hub.
+    // With a commit as the revision, the snapshot is found without the hub.
     let commit = Repository { revision: COMMIT.into(), ..model() };
     assert_eq!(offline.folder_or_download(&commit, &mut |_| ()).unwrap(), folder);
 }
@@ -170,7 +171,7 @@ fn model_is_downloaded_once_and_interrupted_files_go_on() {
 fn file_that_differs_from_its_checksum_is_downloaded_again() {
     for damaged in ["tokenizer.json", "model-00002-of-00002.safetensors"] {
         let cache = tempfile::tempdir().unwrap();
-        // The first answer for a weight file ends in its middle and is damaged; the second has the other half.
+        // The first answer for a weight file is damaged and ends in its middle. The second answer has the rest.
         let server = Server::start(model_files(), damaged, 1);
         let folder = server.hub(cache.path()).folder_or_download(&model(), &mut |_| ()).unwrap();
         assert_eq!(fs::read(folder.join(damaged)).unwrap(), model_files()[damaged]);

@@ -1,8 +1,8 @@
-//! Decides on rank 0 whether the job has failed, and because of which rank.
+//! Decides on rank 0 whether the job has failed, and which rank is the cause.
 //!
-//! The input is what rank 0 hears from the other ranks: heartbeats, activities, closed connections. The decision is
-//! made in one place, so that all ranks name the same cause. This module has no connection of its own and is given the
-//! time, so that tests can let any amount of it pass.
+//! The input is the information that rank 0 receives from the other ranks: heartbeats, activities, closed
+//! connections. Only rank 0 decides, so that all ranks report the same cause. This module has no connections and gets
+//! the time as an argument, so tests can simulate any amount of time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use crate::error::{RankError, format_rank_list, format_ranks};
 use crate::member::Member;
 use crate::timeouts::Timeouts;
 
-/// How long a suspicion is kept before it counts as a failure. If the suspected rank was killed, its connection to rank
-/// 0 closes meanwhile, which is the better explanation.
+/// The time after which a suspicion counts as a failure. If the suspected rank was killed, its connection to rank 0
+/// closes within this time, and the closed connection is the better explanation.
 const SUSPICION_TIME: Duration = Duration::from_secs(2);
 
 /// What rank 0 knows about all ranks.
@@ -25,13 +25,13 @@ pub(crate) struct FailureDetector {
     peers: Vec<Peer>,
     suspicions: Vec<Suspicion>,
     timeouts: Timeouts,
-    /// Whether ranks that have left are still needed, until all have.
+    /// Whether ranks that have left must stay connected until all ranks have left.
     leaves_together: bool,
 }
 
 #[derive(Debug)]
 struct Peer {
-    /// When bytes last arrived from it.
+    /// The time at which bytes last arrived from the rank.
     last_received: Instant,
     activity: Activity,
     has_left: bool,
@@ -47,13 +47,13 @@ struct Suspicion {
 }
 
 impl FailureDetector {
-    /// `leaves_together`: ranks that have left must not end before all have.
+    /// Creates the detector. `leaves_together`: a rank that has left must not end before all ranks have left.
     pub fn new(members: Vec<Member>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
         let peer = |_: &Member| Peer { last_received: now, activity: Activity::default(), has_left: false };
         Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts, leaves_together }
     }
 
-    /// Records when bytes last arrived from a rank.
+    /// Records the time at which bytes last arrived from a rank.
     pub fn record_received(&mut self, rank: usize, at: Instant) {
         self.peers[rank].last_received = at;
     }
@@ -63,7 +63,7 @@ impl FailureDetector {
         self.peers[rank].activity = activity;
     }
 
-    /// Records that a rank makes no more calls.
+    /// Records that a rank will make no more calls.
     pub fn record_leave(&mut self, rank: usize) {
         self.peers[rank].has_left = true;
     }
@@ -75,12 +75,12 @@ impl FailureDetector {
         }
     }
 
-    /// The failure that a closed control connection means: none if the rank has left.
+    /// Returns the failure that a closed control connection means; `None` if the rank has left and may end.
     pub fn failure_of_closed_connection(&self, rank: usize) -> Option<RankError> {
         self.is_needed(&self.peers[rank]).then(|| process_ended_error(&self.members[rank]))
     }
 
-    /// Whether the job fails if this rank ends now.
+    /// Tells whether the job fails if this rank ends now.
     fn is_needed(&self, peer: &Peer) -> bool {
         !peer.has_left || self.leaves_together
     }
@@ -90,12 +90,12 @@ impl FailureDetector {
         self.peers[1..].iter().all(|peer| peer.has_left)
     }
 
-    /// The failure of the job at this time, if it has failed.
+    /// Returns the failure of the job, if the job has failed at this time.
     pub fn failure(&self, now: Instant) -> Option<RankError> {
         self.silence(now).or_else(|| self.lost_connection(now)).or_else(|| self.mismatch()).or_else(|| self.stall())
     }
 
-    /// A rank that sends no heartbeats.
+    /// Returns the failure of a rank that sends no heartbeats.
     fn silence(&self, now: Instant) -> Option<RankError> {
         let is_silent =
             |peer: &Peer| self.is_needed(peer) && now.duration_since(peer.last_received) > self.timeouts.silence;
@@ -103,7 +103,7 @@ impl FailureDetector {
         Some(silent_rank_error(&self.members[rank], self.timeouts.silence))
     }
 
-    /// A rank that another one cannot reach.
+    /// Returns the failure of a rank that another rank cannot reach.
     fn lost_connection(&self, now: Instant) -> Option<RankError> {
         let failure = |suspicion: &Suspicion| {
             if self.peers[suspicion.about].has_left {
@@ -114,8 +114,9 @@ impl FailureDetector {
         self.suspicions.iter().find_map(failure)
     }
 
-    /// Two ranks whose collectives of the same number differ. Most mismatches are found in the headers of messages, but
-    /// not those of ranks that wait for each other's connection, because these send no message.
+    /// Returns the failure of two ranks whose collectives of the same number differ. Most mismatches are found in the
+    /// headers of messages. But ranks that wait for each other's connection send no message, so their mismatch is
+    /// found here.
     fn mismatch(&self) -> Option<RankError> {
         let calls = self.peers.iter().map(|peer| peer.activity.call.as_ref()).enumerate();
         let calls = calls.filter_map(|(rank, call)| Some((rank, call.filter(|call| call.is_collective())?)));
@@ -129,7 +130,8 @@ impl FailureDetector {
         None
     }
 
-    /// A rank whose call needs one that has left, or waits for others longer than the limit.
+    /// Returns the failure of a rank whose call needs a rank that has left, or waits for other ranks longer than the
+    /// limit.
     fn stall(&self) -> Option<RankError> {
         (0..self.peers.len()).find_map(|rank| {
             let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
@@ -144,7 +146,7 @@ impl FailureDetector {
         })
     }
 
-    /// The ranks that have not made a call in which rank `by` waits for them.
+    /// Returns the ranks for which rank `by` waits in this call and that have not made the call.
     fn missing(&self, by: usize, call: &Call) -> Vec<usize> {
         let has_called = |rank: usize| match call.kind {
             CallKind::Send | CallKind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
@@ -154,7 +156,7 @@ impl FailureDetector {
         (0..self.peers.len()).filter(|rank| *rank != by && !has_called(*rank)).collect()
     }
 
-    /// Whether a rank is in the receive that belongs to a send of rank `by`, or in the send that belongs to a receive.
+    /// Tells whether a rank is in the call that matches the send or receive of rank `by`.
     fn is_counterpart(&self, rank: usize, by: usize, call: &Call) -> bool {
         let Activity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
         let belongs =
@@ -205,14 +207,14 @@ fn failure(member: &Member, what: String, help: &str) -> RankError {
     RankError { diagnostic: Diagnostic::new(member.to_string(), what, help), rank: Some(member.rank) }
 }
 
-/// The failure of a rank whose connection has closed.
+/// Returns the failure of a rank whose connection has closed.
 pub(crate) fn process_ended_error(member: &Member) -> RankError {
     let help = "look at the output of this rank; if it shows no error, the kernel may have killed the rank for lack of \
                 memory (dmesg)";
     failure(member, "ended".into(), help)
 }
 
-/// The failure of a rank that has sent no heartbeats for this time.
+/// Returns the failure of a rank that has sent no heartbeats for this time.
 pub(crate) fn silent_rank_error(member: &Member, time: Duration) -> RankError {
     let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
     let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";

@@ -23,25 +23,26 @@ use crate::member::Member;
 const HELLO: [u8; 8] = *b"reelrnk1";
 const ACCEPTED: [u8; 8] = *b"reelack1";
 
-/// The length of what precedes the JSON.
+/// The length in bytes of everything before the JSON.
 const HEAD_BYTES: usize = HELLO.len() + TOKEN_BYTES + 4;
 
 const TOKEN_BYTES: usize = 16;
 
-/// The longest JSON of a [`Hello`] in bytes.
+/// The maximum length of the JSON of a [`Hello`] in bytes.
 const MAX_HELLO_BYTES: usize = 64 << 10;
 
-/// The most handshakes at a time. Further connections are closed; a process of the job connects again.
+/// The maximum number of handshakes at a time. Further connections are closed, and a process of the job then connects
+/// again.
 const MAX_PENDING: usize = 128;
 
 /// The time limit for the connection itself, before the handshake.
 const MAX_CONNECT: Duration = Duration::from_secs(5);
 
-/// How often a process that waits for an answer checks whether it still should.
+/// The interval at which a process that waits for an answer checks whether it should continue.
 const CONTINUE_CHECK: Duration = Duration::from_millis(50);
 
-/// How long no connection is accepted after accepting has failed, as it does if the process has no free file
-/// descriptor.
+/// The pause after a failed accept, as happens if the process has no free file descriptor. No connection is accepted
+/// during the pause.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The secret of a job: 128 random bits.
@@ -49,10 +50,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Token([u8; TOKEN_BYTES]);
 
 impl Token {
-    /// A new token.
+    /// Creates a random token.
     ///
     /// # Errors
-    /// The kernel gives no random numbers.
+    /// The kernel returns no random numbers.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0; TOKEN_BYTES];
         getrandom(&mut bytes[..], GetRandomFlags::empty())?;
@@ -71,7 +72,8 @@ impl Token {
         Some(Self(bits.to_be_bytes()))
     }
 
-    /// Whether these bytes are the token. The time that this takes does not depend on how many bytes are right.
+    /// Tells whether these bytes are the token. The comparison takes constant time: its duration does not depend on
+    /// how many bytes are right.
     fn equals(self, bytes: &[u8]) -> bool {
         let differing = self.0.iter().zip(bytes).fold(0, |all, (a, b)| all | (a ^ b));
         bytes.len() == TOKEN_BYTES && differing == 0
@@ -83,10 +85,10 @@ impl Token {
 pub(crate) struct Hello {
     /// The rank of the sender.
     pub from: usize,
-    /// The rank that the sender wants. Another rank may have the same address: the same private one, or one of a stale
-    /// file.
+    /// The rank to which the sender wants to connect. A process with another rank may have the same address: the same
+    /// private address, or the address in a stale file.
     pub to: usize,
-    /// The number of ranks that the sender counts.
+    /// The number of ranks of the job according to the sender.
     pub size: usize,
     /// What the connection is for.
     pub purpose: ConnectionPurpose,
@@ -95,17 +97,18 @@ pub(crate) struct Hello {
 /// What a connection is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ConnectionPurpose {
-    /// Joining the job, at rank 0. Control messages follow.
+    /// The sender joins the job at rank 0. Control messages follow.
     Join(Member),
     /// Exchanging data.
     Data,
 }
 
-/// Connects to a process and does the handshake. The returned connection blocks. `may_continue` is asked again and
-/// again while the answer is awaited.
+/// Connects to a process and does the handshake. The returned connection is blocking. While it waits for the answer,
+/// it calls `may_continue` repeatedly.
 ///
 /// # Errors
-/// Nothing listens there, another program does, it does not accept, or it takes longer than `limit`.
+/// No process listens there, another program listens there, the process does not accept, or the call takes longer
+/// than `limit`.
 pub(crate) fn connect_to(
     address: SocketAddr,
     token: Token,
@@ -118,7 +121,7 @@ pub(crate) fn connect_to(
     stream.set_nodelay(true)?;
     let json = serde_json::to_vec(hello)?;
     let length = (json.len() as u32).to_le_bytes();
-    // Does not block, because the buffer of a new socket has room for these bytes.
+    // This write does not block, because the buffer of a new socket has space for these bytes.
     stream.write_all(&[&HELLO[..], &token.0, &length, &json].concat())?;
     let mut answer = [0; ACCEPTED.len()];
     read_exact_until(&mut stream, &mut answer, deadline, may_continue)?;
@@ -149,7 +152,7 @@ fn read_exact_until(
     Ok(())
 }
 
-/// Accepts connections of processes of the job, without blocking.
+/// Accepts connections from processes of the job, without blocking.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     listener: TcpListener,
@@ -177,7 +180,7 @@ enum Progress {
 }
 
 impl Acceptor {
-    /// Listens at a free port. `is_local`: accepts connections from this machine only.
+    /// Listens at a free port. `is_local`: accepts connections only from this machine.
     ///
     /// # Errors
     /// No port or file descriptor is free, or the machine has no network.
@@ -185,17 +188,17 @@ impl Acceptor {
         let listener = if is_local {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         } else {
-            // A socket for IPv6 accepts IPv4 as well.
+            // An IPv6 socket also accepts IPv4 connections.
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
         };
         listener.set_nonblocking(true)?;
         Ok(Self { listener, token: Token::random()?, rank, limit, pending: Vec::new(), paused_until: None })
     }
 
-    /// The port at which it listens.
+    /// The port of the listening socket.
     ///
     /// # Errors
-    /// The operating system does not tell.
+    /// The operating system does not return the port.
     pub fn port(&self) -> io::Result<u16> {
         Ok(self.listener.local_addr()?.port())
     }
@@ -204,12 +207,12 @@ impl Acceptor {
         self.token
     }
 
-    /// Sets the token that connections must have from now on.
+    /// Sets the token that new connections must send.
     pub fn set_token(&mut self, token: Token) {
         self.token = token;
     }
 
-    /// Adds the events after which [`Acceptor::accept_ready`] has something to do.
+    /// Adds the events to wait for before the next call of [`Acceptor::accept_ready`].
     pub fn poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
         if self.paused_until.is_none() {
             events.push(PollFd::new(&self.listener, PollFlags::IN));
@@ -217,7 +220,8 @@ impl Acceptor {
         events.extend(self.pending.iter().map(|handshake| PollFd::new(&handshake.stream, PollFlags::IN)));
     }
 
-    /// Continues all handshakes. Returns the connections whose handshake is now complete; they do not block.
+    /// Continues all handshakes. Returns the connections whose handshake is now complete. These connections are
+    /// nonblocking.
     pub fn accept_ready(&mut self) -> Vec<(Hello, TcpStream)> {
         self.accept();
         let now = Instant::now();
@@ -226,7 +230,7 @@ impl Acceptor {
             match handshake.progress(self.token, self.rank) {
                 Progress::Incomplete if now < handshake.deadline => self.pending.push(handshake),
                 Progress::Incomplete | Progress::Invalid => {}
-                // If the connection has closed meanwhile, its first use fails.
+                // If the connection has closed in the meantime, its first use fails.
                 Progress::Complete(hello) => {
                     let _ = (&handshake.stream).write(&ACCEPTED);
                     done.push((hello, handshake.stream));
@@ -248,7 +252,7 @@ impl Acceptor {
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                // The connection has closed meanwhile.
+                // The connection has closed in the meantime.
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(_) => self.paused_until = Some(Instant::now() + ACCEPT_PAUSE),
             }
@@ -267,7 +271,7 @@ impl PendingHandshake {
             match (&self.stream).take(missing as u64).read_to_end(&mut self.received) {
                 Ok(read) if read == missing => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    // The bytes so far may be wrong already.
+                    // The bytes received so far may already be wrong.
                     return if self.wanted(token).is_some() { Progress::Incomplete } else { Progress::Invalid };
                 }
                 Ok(_) | Err(_) => return Progress::Invalid,
@@ -275,8 +279,8 @@ impl PendingHandshake {
         }
     }
 
-    /// The number of bytes of the hello, as far as it is known: its JSON is read only after the token. Returns `None`
-    /// if the bytes so far are wrong.
+    /// Returns the number of bytes of the hello that are wanted so far, because its JSON is read only after the
+    /// token. `None` if the bytes so far are wrong.
     fn wanted(&self, token: Token) -> Option<usize> {
         let first = self.received.len().min(HELLO.len());
         if self.received[..first] != HELLO[..first] {
@@ -301,7 +305,7 @@ mod tests {
     use super::*;
     use crate::launch::Transport;
 
-    /// A listener that is open to other machines is reached at each IPv4 address of this machine.
+    /// A listener that is open to other machines is reachable at each IPv4 address of this machine.
     #[test]
     fn other_machines_connect_at_any_address_of_this_one() {
         let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();

@@ -1,4 +1,4 @@
-//! How a rank exchanges data with the others: by the sockets of the [`Mesh`], or by MPI. The calls of
+//! The transport with which a rank exchanges data with the others: the sockets of the [`Mesh`], or MPI. The calls of
 //! [`Ranks`](crate::Ranks) are the same for both.
 
 use crate::call::{Call, CallKind, CallNumbers};
@@ -12,7 +12,7 @@ use crate::mesh::Mesh;
 use crate::mpi::MpiLink;
 use crate::shared::RankState;
 
-/// The transport of a rank, and the numbers of its calls.
+/// The transport of a rank, and the counters that number its calls.
 #[derive(Debug)]
 pub(crate) struct Link {
     carrier: Carrier,
@@ -27,10 +27,10 @@ enum Carrier {
 }
 
 impl Link {
-    /// Opens the transport of a job. `mesh` is used if that is sockets.
+    /// Opens the transport of a job. `mesh` is used if the transport is sockets.
     ///
     /// # Errors
-    /// The MPI library counts other processes than the launcher, or does not support several threads.
+    /// The MPI library reports other ranks than the launcher, or does not support several threads.
     pub fn open(world: &World, mesh: Mesh) -> Result<Self> {
         let carrier = match world.transport() {
             #[cfg(feature = "mpi")]
@@ -40,12 +40,13 @@ impl Link {
         Ok(Self { carrier, numbers: CallNumbers::new(world.size) })
     }
 
-    /// Numbers the next call of this kind.
+    /// Returns the next call of this kind, with its number.
     pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
         self.numbers.next_call(kind, name, peer)
     }
 
-    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
+    /// buffer.
     pub fn exchange(
         &mut self,
         shared: &RankState,
@@ -59,7 +60,7 @@ impl Link {
         }
     }
 
-    /// Closes this rank's connections. Returns what is to be done after all ranks have left, which waits for them.
+    /// Closes this rank's connections. Returns the action to do after all ranks have left, which waits for them.
     pub fn close(self) -> Option<Closing> {
         match self.carrier {
             Carrier::Sockets(_) => None,
@@ -69,5 +70,5 @@ impl Link {
     }
 }
 
-/// The last action of a rank. It is left out if the job has failed.
+/// The last action of a rank. It is skipped if the job has failed.
 pub(crate) type Closing = Box<dyn FnOnce()>;

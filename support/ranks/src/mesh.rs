@@ -1,5 +1,5 @@
 //! The mesh: the connections on which pairs of ranks exchange data. Each connection is made by the first call that
-//! needs it. The higher rank of a pair connects to the lower one.
+//! needs it. The higher rank of a pair connects to the lower rank.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -11,10 +11,11 @@ use crate::member::Member;
 use crate::shared::RankState;
 use crate::timeouts::Timeouts;
 
-/// How long a rank tries to connect to one that refuses. A rank refuses for a moment when very many connect at once.
+/// The time for which a rank retries a refused connection. A rank can refuse for a moment when very many ranks
+/// connect at once.
 const RETRY_TIME: Duration = Duration::from_secs(1);
 
-/// The pause between two attempts.
+/// The pause between two attempts to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The data connections of a rank.

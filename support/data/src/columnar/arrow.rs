@@ -1,6 +1,6 @@
-//! Decodes Arrow files, of the stream format (`Dataset.save_to_disk` of the library `datasets` writes it) or of the
-//! file format. All columns are decoded when the file is opened, embedded media too. A large file with media should be
-//! converted to Parquet: the media of a Parquet file are read only when their row is.
+//! Decodes Arrow files: the stream format (written by `Dataset.save_to_disk` of the library `datasets`) and the file
+//! format. All columns, embedded media included, are decoded when the file is opened. A large file with media should
+//! be converted to Parquet: the media of a row in a Parquet file are read only when the row is read.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(crate) struct ArrowDecoder {
     file: SharedFile,
 }
 
-/// Whether a file begins as an Arrow file of the file format or of the stream format does.
+/// Tells whether `start`, the first bytes of a file, begins an Arrow file of the file format or of the stream format.
 pub(super) fn has_magic(start: &[u8]) -> bool {
     start.starts_with(FILE_MAGIC) || start.starts_with(&[0xff; 4])
 }
@@ -33,7 +33,7 @@ pub(super) fn has_magic(start: &[u8]) -> bool {
 const FILE_MAGIC: &[u8] = b"ARROW1";
 
 impl ArrowDecoder {
-    /// Creates a decoder without reading the file; `path` is for messages.
+    /// Creates a decoder without reading the file. `path` is used in messages.
     pub(super) fn new(path: &Path, file: SharedFile) -> Self {
         Self { path: path.to_path_buf(), file }
     }
@@ -86,7 +86,7 @@ impl ArrowDecoder {
                     let help = "write it as Parquet (Dataset.to_parquet), whose images and videos stay in the file";
                     return Err(DataError::data(self.path.display().to_string(), what, help));
                 }
-                // The rows are given to the sink in parts, because rows with media can take many times the memory of
+                // The rows are passed to the sink in parts, because rows with media can take many times the memory of
                 // rows of text.
                 if rows.text.len() > APPEND_BYTES || row + 1 == batch.num_rows() {
                     sink.append(&rows)?;
@@ -98,7 +98,7 @@ impl ArrowDecoder {
         Ok(count)
     }
 
-    /// Appends row `row` of a batch, which is row `index` of the file.
+    /// Appends row `row` of a batch. The row has number `index` in the file.
     fn write_row(
         &self,
         rows: &mut RowTexts,
@@ -139,13 +139,13 @@ impl ArrowDecoder {
     }
 }
 
-/// Size of the rows' texts in bytes at which the rows are given to the sink.
+/// Size in bytes of the pending rows' texts at which the rows are passed to the sink.
 const APPEND_BYTES: usize = 1 << 20;
 
 const CUT: &str = "is cut short or damaged";
 
 /// Checks that each block of a file of the file format lies within the file, because the reader allocates the sizes
-/// that the footer claims. A footer that cannot be parsed is an error, too.
+/// that the footer claims. A footer that cannot be parsed is an error too.
 fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
     let end = FILE_MAGIC.len() as u64 + 4;
     let Some(footer_end) = file.bytes().checked_sub(end) else { return Ok(Err(CUT.to_string())) };
@@ -178,7 +178,7 @@ fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
             other => other?,
         }
         position += 4;
-        // Streams of earlier versions of the format do not have this mark (four bytes 0xff) before a length.
+        // Streams of earlier format versions do not have this mark (four bytes 0xff) before a length.
         if word == [0xff; 4] {
             match reader.read_exact(&mut word) {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Ok(())),

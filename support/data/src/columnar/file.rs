@@ -1,5 +1,5 @@
-//! Reads a data file at given positions (`pread`). Several threads read rows at the same time, and a worker process
-//! shares the file's offset with the process that opened the file, so no read may move the offset.
+//! Reads a data file at given positions (`pread`). No read may move the file offset, because several threads read
+//! rows at the same time, and a worker process shares the offset with the process that opened the file.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -17,7 +17,7 @@ use parquet::file::reader::{ChunkReader, Length};
 pub(super) struct SharedFile {
     file: Arc<File>,
     bytes: u64,
-    /// The number of bytes that were read.
+    /// The number of bytes read so far.
     #[cfg(test)]
     pub(super) bytes_read: Arc<AtomicU64>,
 }

@@ -1,7 +1,7 @@
-//! The media type of the bytes of an image or a video.
+//! Detects the media type of an image or a video from its bytes.
 
-/// The media type of a file that starts with `content`, by its first bytes; `application/octet-stream` if they are of
-/// no known format. Readers of `data:` URIs look at the bytes too, so an unknown format is not an error here.
+/// Returns the media type of a file that starts with `content`, by its first bytes; `application/octet-stream` for an
+/// unknown format. An unknown format is not an error here, because readers of `data:` URIs also check the bytes.
 pub(crate) fn media_type(content: &[u8]) -> &'static str {
     let at = |start: usize, magic: &[u8]| content.get(start..start + magic.len()) == Some(magic);
     match () {

@@ -16,7 +16,7 @@ pub(super) fn arrow_type(shape: &Shape) -> DataType {
         Shape::Integer { beyond_i64: false, .. } => DataType::Int64,
         Shape::Integer { beyond_i64: true, .. } => DataType::UInt64,
         Shape::Float => DataType::Float64,
-        // A column with only nulls has no type of its own; it is written as text.
+        // A column with only nulls has no type. It is written as text.
         Shape::Null | Shape::Text | Shape::Mixed => DataType::Utf8,
         Shape::List(items) => DataType::List(item_field(items)),
         Shape::Object(fields) => DataType::Struct(struct_fields(fields)),
@@ -24,7 +24,7 @@ pub(super) fn arrow_type(shape: &Shape) -> DataType {
 }
 
 fn item_field(items: &Shape) -> Arc<Field> {
-    // "element" is the name that the specification of Parquet gives.
+    // The Parquet specification calls the items of a list "element".
     Arc::new(Field::new("element", arrow_type(items), true))
 }
 
@@ -32,7 +32,7 @@ fn struct_fields(fields: &[(String, Shape)]) -> Fields {
     fields.iter().map(|(key, shape)| Field::new(key, arrow_type(shape), true)).collect()
 }
 
-/// The array of the values of a column, in which a missing value is null. All values have the shape `shape`.
+/// Makes the array of a column's values. A missing value becomes null. All values have the shape `shape`.
 pub(super) fn arrow_array(shape: &Shape, values: &[Option<&Value>]) -> ArrayRef {
     let present = || values.iter().map(|value| value.filter(|value| !value.is_null()));
     let is_valid = || NullBuffer::from(present().map(|value| value.is_some()).collect::<Vec<bool>>());

@@ -1,5 +1,5 @@
-//! Writes the rows of a table to a file of another format. `shape.rs` finds the types of the columns of a Parquet file,
-//! `arrays.rs` makes Arrow arrays from the values.
+//! Writes the rows of a table to a file of another format. `shape.rs` finds the column types for a Parquet file, and
+//! `arrays.rs` makes Arrow arrays of the values.
 
 mod arrays;
 mod parquet;
@@ -17,7 +17,7 @@ use crate::{DataError, Result, Table};
 
 pub use parquet::write_parquet;
 
-/// A format of data files that can be written.
+/// A data file format that can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataFormat {
     /// A JSON list of rows.
@@ -29,7 +29,7 @@ pub enum DataFormat {
 }
 
 impl DataFormat {
-    /// The format that the extension of a file name says: `.json`, `.jsonl`, `.ndjson` or `.parquet`.
+    /// Returns the format that a file name's extension stands for: `.json`, `.jsonl`, `.ndjson` or `.parquet`.
     ///
     /// # Errors
     /// The name has another extension.
@@ -47,13 +47,13 @@ impl DataFormat {
     }
 }
 
-/// Writes all rows of `table` to the file `out` in the format of its extension. The file appears when it is complete.
-/// Every row of JSON or JSONL keeps its values: a column that no type of Parquet holds without a change is written as
-/// JSON text, marked as such (the logical type JSON).
+/// Writes all rows of `table` to the file `out`, in the format of its extension. The file gets its name only when it
+/// is complete. Every row of JSON or JSONL keeps its values: a column that fits no Parquet type unchanged is written
+/// as text of the logical type JSON.
 ///
 /// # Errors
-/// The extension names no format; `out` exists and `overwrite` is false; a row cannot be read, or is not a JSON object
-/// although `out` is a Parquet file; writing fails.
+/// The extension stands for no format; `out` exists and `overwrite` is false; a row cannot be read, or is not a JSON
+/// object although `out` is a Parquet file; writing fails.
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     check_output(out, overwrite)?;
     let format = DataFormat::of_path(out)?;
@@ -82,10 +82,10 @@ pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     })
 }
 
-/// Checks that [`convert()`] can write the file `out`, before its input is read.
+/// Checks that [`convert()`] can write the file `out`. Commands call this before they read the input.
 ///
 /// # Errors
-/// The extension names no format; `out` exists and `overwrite` is false.
+/// The extension stands for no format; `out` exists and `overwrite` is false.
 pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
     DataFormat::of_path(out)?;
     match !overwrite && out.symlink_metadata().is_ok() {

@@ -20,7 +20,7 @@ use super::shape::{ColumnShape, Columns, Shape};
 use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
 
-/// The limits of a batch of rows that is written at once: the number of rows, and their size in bytes (approximately).
+/// The limits of a batch of rows that is written at once: the number of rows, and their approximate size in bytes.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
 
@@ -74,7 +74,7 @@ fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
     }
 }
 
-/// The approximate size of a value in bytes: its texts, and 8 for each number, bool or null.
+/// Returns the approximate size of a value in bytes: the length of its texts, and 8 for each number, bool or null.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -106,12 +106,12 @@ fn batch(
     Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
 }
 
-/// Calls the Parquet writer. Its panics become errors: it panics if one batch has more than 2 GiB of text.
+/// Calls the Parquet writer and turns its panics into errors. It panics if one batch has more than 2 GiB of text.
 fn caught<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, WriteError> {
     let failed = |reason: &str| WriteError::Io(io::Error::other(one_line(reason)));
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| match e {
-            // An I/O error that the writer has wrapped keeps its kind, such as a full disk.
+            // An I/O error inside the writer's error keeps its kind, such as a full disk.
             ParquetError::External(source) => match source.downcast::<io::Error>() {
                 Ok(e) => WriteError::Io(*e),
                 Err(source) => failed(&source.to_string()),

@@ -1,8 +1,8 @@
-//! Finds the type that can hold all values of a column, one value after the other.
+//! Finds the type that can hold all values of a column, by adding one value after the other.
 
 use serde_json::{Map, Value};
 
-/// The most levels of lists and objects that become nested columns; deeper values are written as JSON text.
+/// The maximum depth of lists and objects that become nested columns. Deeper values are written as JSON text.
 const MAX_DEPTH: usize = 16;
 
 /// The type of values. Every shape also holds null.
@@ -11,7 +11,7 @@ pub(super) enum Shape {
     /// Only null so far.
     Null,
     Bool,
-    /// Integers in the range of i64, or, if `beyond_i64`, of u64.
+    /// Integers in the range of i64, or in the range of u64 if `beyond_i64` is true.
     Integer {
         has_negative: bool,
         beyond_i64: bool,
@@ -21,7 +21,7 @@ pub(super) enum Shape {
     List(Box<Shape>),
     /// Objects with the same keys.
     Object(Vec<(String, Shape)>),
-    /// Values that have no type in common; they are written as JSON text.
+    /// Values without a common type, which are written as JSON text.
     Mixed,
 }
 
@@ -75,7 +75,7 @@ impl Shape {
             Value::Number(_) => Self::Integer { has_negative: false, beyond_i64: false },
             Value::String(_) => Self::Text,
             Value::Array(_) => Self::List(Box::new(Self::Null)),
-            // Parquet has no struct without fields.
+            // Parquet does not support structs without fields.
             Value::Object(fields) if fields.is_empty() => Self::Mixed,
             Value::Object(fields) => Self::Object(fields.keys().map(|key| (key.clone(), Self::Null)).collect()),
         };
@@ -95,7 +95,7 @@ pub(super) struct ColumnShape {
     has_null: bool,
     /// The number of rows that have this column.
     rows: usize,
-    /// Whether some rows do not have this column. If so, null in the Parquet file stands for a missing field.
+    /// Whether some rows do not have this column. If so, null in the Parquet file means that the field is missing.
     pub(super) is_optional: bool,
 }
 
@@ -124,7 +124,7 @@ impl Columns {
         }
     }
 
-    /// The columns of all rows. In a column with both null and missing values, null is written as JSON text.
+    /// Returns the columns of all rows. In a column with both null and missing values, null is written as JSON text.
     pub(super) fn finish(self) -> Vec<ColumnShape> {
         let rows = self.rows;
         let finish = |mut column: ColumnShape| {

@@ -1,10 +1,11 @@
 //! Decodes Parquet files.
 //!
 //! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text
-//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads only the pages
-//! that hold the row. The page index says where these pages are; in a file without a page index, the headers of the
-//! earlier pages are read. A column of lists with neither a page index nor data pages of version 2 is slower: all
-//! earlier pages of its row group are decompressed, because nothing else says which rows a page holds.
+//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads only the
+//! pages that hold the row. The page index gives the positions of these pages. In a file without a page index, the
+//! headers of the earlier pages are read. A column of lists is slower if it has neither a page index nor data pages
+//! of version 2: all earlier pages of its row group are decompressed, because nothing else tells which rows a page
+//! holds.
 
 mod footer;
 mod pages;
@@ -49,18 +50,19 @@ pub(crate) struct ParquetDecoder {
 #[derive(Debug)]
 struct Column {
     name: String,
-    /// Whether the column has bytes and therefore stays in the file.
+    /// Whether the column contains bytes and therefore stays in the file.
     in_file: bool,
-    /// Whether null in this column means that the row does not have the column.
+    /// Whether null in this column means that the field is missing in the row.
     null_is_absent: bool,
 }
 
-/// The key of the file's metadata that lists, as JSON, the columns in which null means that the row does not have the
-/// column. `reel data convert` writes this key, because a JSON row can lack a field and a Parquet row cannot.
+/// A key of the file's metadata. Its value is a JSON list of the columns in which null means that the field is
+/// missing in the row. `reel data convert` writes this key, because a JSON row can lack a field and a Parquet row
+/// cannot.
 pub(crate) const OPTIONAL_COLUMNS: &str = "reel.optional_columns";
 
 impl ParquetDecoder {
-    /// Reads the metadata of a file; `path` is for messages.
+    /// Reads the metadata of a file. `path` is used in messages.
     ///
     /// # Errors
     /// The file cannot be read, is cut short, damaged or encrypted, or has a column whose type has no JSON form.
@@ -102,15 +104,15 @@ impl ParquetDecoder {
             if !kept.is_empty() {
                 self.decode_group(group, &kept, &mut bytes, sink)?;
             } else if end > first {
-                // No column is decoded that would show whether the group has as many rows as its metadata says, so its
-                // last row is read.
+                // No column is decoded that would show whether the group has as many rows as its metadata claims. So
+                // the group's last row is read.
                 self.row(end - 1)?;
             }
         }
         Ok(self.group_starts[self.group_starts.len() - 1])
     }
 
-    /// Decodes the columns `kept` of a row group. Adds the length of the texts to `bytes`.
+    /// Decodes the columns `kept` of a row group. Adds the length of the texts in bytes to `bytes`.
     fn decode_group(&self, group: usize, kept: &[usize], bytes: &mut u64, sink: &mut dyn RowSink) -> Result<()> {
         let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
         let mut index = first;
@@ -156,7 +158,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Decodes the kept columns of a row group one by one and drops their values.
+    /// Decodes the columns of a row group that are kept in memory one by one, and drops their values.
     pub(super) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         if group >= self.group_starts.len() - 1 {
             return Ok(());
@@ -171,7 +173,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Appends the columns `kept` of row `row` of a batch, which is row `index` of the file.
+    /// Appends the columns `kept` of row `row` of a batch. The row has number `index` in the file.
     fn write_row(
         &self,
         rows: &mut RowTexts,
@@ -201,7 +203,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// The field of a column in the schema. A text whose logical type is JSON has Arrow's extension type for JSON.
+    /// Returns the schema field of a column. Text of the logical type JSON has Arrow's extension type for JSON.
     fn field(&self, column: usize) -> &Field {
         self.metadata.schema().field(column)
     }
@@ -218,7 +220,7 @@ impl ParquetDecoder {
         DataError::data(location, what, DAMAGED_FILE_HELP)
     }
 
-    /// The columns with bytes of row `index`, counted from 0, as a JSON object.
+    /// Returns the columns with bytes of row `index`, counted from 0, as a JSON object.
     ///
     /// # Errors
     /// The row's pages cannot be read.
@@ -251,19 +253,19 @@ impl ParquetDecoder {
     }
 }
 
-/// How messages name a row group, counted from 1.
+/// Returns the name of a row group in messages, where groups are counted from 1.
 fn group_name(group: usize) -> String {
     format!("row group {}", group + 1)
 }
 
-/// The columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
+/// Returns the columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
 fn optional_columns(metadata: &ArrowReaderMetadata) -> Vec<String> {
     let values = metadata.metadata().file_metadata().key_value_metadata();
     let own = values.into_iter().flatten().find(|pair| pair.key == OPTIONAL_COLUMNS);
     own.and_then(|pair| serde_json::from_str(pair.value.as_deref()?).ok()).unwrap_or_default()
 }
 
-/// Whether a file begins as a Parquet file does.
+/// Tells whether `start`, the first bytes of a file, begins a Parquet file.
 pub(super) fn has_magic(start: &[u8]) -> bool {
     start.starts_with(b"PAR1") || start.starts_with(b"PARE")
 }
@@ -298,7 +300,8 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     }
 }
 
-/// Calls the Parquet reader. Its errors, and its panics, which damaged data causes, become errors about the file.
+/// Calls the Parquet reader. Errors of the reader become errors about the file, and so do panics, which damaged data
+/// can cause.
 fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
@@ -311,10 +314,10 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     }
 }
 
-/// What the error says about a file at which the Parquet reader panics.
+/// The problem in the error message for a file on which the Parquet reader panics.
 const INCONSISTENT: &str = "the data in the file is inconsistent";
 
-/// Writes a value by `call`. A panic becomes an error, because arrays of a damaged file can cause panics.
+/// Calls `call` and turns a panic into an error. The arrays of a damaged file can cause panics.
 fn without_panic(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_panic(call).unwrap_or_else(|_| Err(INCONSISTENT.to_string()))
 }

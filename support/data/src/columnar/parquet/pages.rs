@@ -1,5 +1,5 @@
-//! Checks what the pages of a column claim about themselves against the metadata and the length of the file, before the
-//! Parquet reader allocates memory of the claimed sizes. Only the headers of the pages are read.
+//! Checks the sizes in a column's page headers against the metadata and the length of the file, before the Parquet
+//! reader allocates memory of these sizes. Only the headers of the pages are read.
 
 use std::io;
 
@@ -8,22 +8,22 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use super::super::file::SharedFile;
 use super::thrift::{TYPE_I32, TYPE_STRUCT, ThriftReader};
 
-/// How many bytes are read to parse the header of a page. If the header is longer, the next larger number is tried. A
-/// header has few bytes unless it has statistics with long texts.
+/// The numbers of bytes to read for parsing a page header, tried in this order until the header fits. A header is
+/// short unless it has statistics with long texts.
 const HEADER_BYTES: [u64; 3] = [1 << 10, 1 << 16, 16 << 20];
 
-/// What the header of a page says.
+/// The contents of a page header.
 #[derive(Debug, Default, PartialEq)]
 struct PageHeader {
-    /// The length of the header itself.
+    /// The length of the header itself in bytes.
     bytes: u64,
-    /// The length of the page in the file.
+    /// The compressed length of the page in bytes.
     compressed: i64,
-    /// The length of the decompressed page.
+    /// The decompressed length of the page in bytes.
     uncompressed: i64,
-    /// The number of values, nulls included, of a data page.
+    /// The number of values of a data page, nulls included.
     values: Option<i64>,
-    /// The number of values of a dictionary.
+    /// The number of values of a dictionary page.
     dictionary_values: Option<i64>,
 }
 
@@ -77,9 +77,9 @@ fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader
     Ok(None)
 }
 
-/// Parses the header of a page, a Thrift struct. Fields 2 and 3 are the page's length in bytes, decompressed and
-/// compressed. A data page also has field 5, a dictionary field 7, and a data page of version 2 field 8; each of these
-/// is a struct whose field 1 is the number of values.
+/// Parses a page header, a Thrift struct. Fields 2 and 3 are the page's length in bytes, decompressed and compressed.
+/// A data page also has field 5, a dictionary page field 7, and a data page of version 2 field 8. Each of these three
+/// fields is a struct whose field 1 is the number of values.
 fn parse_header(bytes: &[u8]) -> Option<PageHeader> {
     let mut thrift = ThriftReader::new(bytes);
     let mut header = PageHeader::default();
