@@ -35,7 +35,8 @@ impl Mesh {
         Self { rank, members, token, timeouts, connections }
     }
 
-    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
+    /// buffer.
     pub fn exchange(
         &mut self,
         shared: &RankState,
@@ -47,8 +48,9 @@ impl Mesh {
         Ok(transfers.into_iter().map(Transfer::into_received).collect())
     }
 
-    /// Makes the missing connections. First this rank connects to lower ranks, whose watching threads accept at any
-    /// time; then it waits for higher ranks. So no two ranks wait for each other.
+    /// Makes the missing connections. This rank first connects to lower ranks, whose watching threads accept
+    /// connections at any time. Then it waits for the connections of higher ranks. So no two ranks wait for each
+    /// other.
     fn connect(&mut self, shared: &RankState, transfers: &[Transfer<'_>]) -> Result<(), ExchangeError> {
         let peers = || transfers.iter().map(|transfer| transfer.peer);
         for peer in peers().filter(|peer| *peer < self.rank) {
@@ -71,7 +73,7 @@ impl Mesh {
         let start = Instant::now();
         loop {
             for address in self.members[peer].socket_addresses(None) {
-                // A stopped process does not answer; the watching thread notices its silence.
+                // A stopped process does not answer. The watching thread then notices that its heartbeats stop.
                 let connected = connect_to(address, self.token, &hello, self.timeouts.silence, may_continue);
                 if let Ok(stream) = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream)) {
                     return Ok(stream);

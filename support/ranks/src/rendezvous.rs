@@ -1,11 +1,11 @@
 //! The processes of a job find each other through a file in a folder that they share.
 //!
 //! Rank 0 listens at a free port and writes its addresses, the port and a random token to the file. The other ranks
-//! wait for the file, connect, and send the token. When all are connected, rank 0 removes the file.
+//! wait for the file, connect, and send the token. When all ranks are connected, rank 0 removes the file.
 //!
-//! A file can be stale: left by an earlier job that crashed, possibly with the same job id. Then the connection is
-//! refused, or another program has the port and does not answer as rank 0 would. The rank reads the file again until
-//! rank 0 has replaced it.
+//! A file can be stale: an earlier job that crashed left it, possibly with the same job id. In this case the
+//! connection is refused, or another program uses the port and does not answer like rank 0. The rank then reads the
+//! file again until rank 0 has replaced it.
 
 use std::fs;
 use std::io;
@@ -24,17 +24,17 @@ use crate::launch::World;
 use crate::member::Member;
 use crate::timeouts::Timeouts;
 
-/// The longest rendezvous file in bytes.
+/// The maximum size of the rendezvous file in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The pause before a rank reads the file again: at first, and at most. It doubles each time.
+/// The first and the longest pause before a rank reads the file again. The pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(320);
 
-/// How often rank 0 checks that no other process has replaced its file.
+/// The interval at which rank 0 checks that no other process has replaced its file.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest time for sending an error to the other ranks before their connections are closed.
+/// The maximum time for sending an error to the other ranks before their connections are closed.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// The connections of a rank that has joined its job.
@@ -44,7 +44,7 @@ pub(crate) struct JobConnections {
     pub members: Vec<Member>,
     /// Accepts connections for data.
     pub acceptor: Acceptor,
-    /// The control connections by rank: rank 0 has one to each other rank, which has one to rank 0.
+    /// The control connections by rank. Rank 0 has one to each other rank, and each other rank has one to rank 0.
     pub controls: Vec<Option<ControlConnection>>,
 }
 
@@ -64,7 +64,7 @@ impl RendezvousInfo {
     }
 }
 
-/// Whether a file of this name is one by which ranks meet in a folder. A killed job may leave it there.
+/// Tells by its name whether a file is a rendezvous file. A killed job may leave such a file behind.
 pub fn is_rendezvous_file(name: &str) -> bool {
     name.strip_prefix("ranks-").is_some_and(|rest| rest.ends_with(".json"))
 }
@@ -72,8 +72,8 @@ pub fn is_rendezvous_file(name: &str) -> bool {
 /// Connects the ranks of a job.
 ///
 /// # Errors
-/// A rank is missing when the time limit is over, or has ended; two processes have the same rank, or differ in the
-/// number of ranks; no port is free; rank 0 cannot write the folder.
+/// A rank is missing at the end of the time limit, or has ended; two processes have the same rank, or differ in the
+/// number of ranks; no port is free; rank 0 cannot write to the folder.
 pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<JobConnections> {
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
@@ -93,7 +93,7 @@ fn cannot_listen(error: io::Error) -> RankError {
     Diagnostic::new("", what, "check the network of this machine and the limit of open files (ulimit -n)").into()
 }
 
-/// The end of waiting, and the times of notes meanwhile.
+/// The deadline of a wait, and the times at which notes are printed during the wait.
 struct Deadline {
     end: Instant,
     next_note: Instant,
@@ -120,7 +120,7 @@ impl Deadline {
     }
 }
 
-/// The rendezvous file of this process, which is rank 0. Dropping it removes the file.
+/// The rendezvous file of this process, which is rank 0. Dropping this value removes the file.
 struct RendezvousFile {
     path: PathBuf,
     token: Token,
@@ -133,7 +133,7 @@ impl RendezvousFile {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let part = path.with_file_name(format!(".{name}.{}-{}.part", info.rank_0.pid, info.rank_0.port));
         let unfinished = TemporaryPaths::new([path.clone(), part.clone()]);
-        // Only this user may read the token.
+        // The file is private (mode 0600), because only this user may read the token.
         let written = write_synced_with_mode(&part, &text, true).and_then(|()| fs::rename(&part, &path));
         written.map_err(|e| {
             let _ = fs::remove_file(&part);
@@ -145,7 +145,7 @@ impl RendezvousFile {
 
 impl Drop for RendezvousFile {
     fn drop(&mut self) {
-        // Another process may have replaced the file; then it stays.
+        // If another process has replaced the file, the file stays.
         if read_info(&self.path).is_some_and(|info| info.token() == Some(self.token)) {
             let _ = fs::remove_file(&self.path);
         }
@@ -160,7 +160,7 @@ struct Coordinator<'a> {
     acceptor: Acceptor,
     file: RendezvousFile,
     next_check: Instant,
-    /// By rank: the processes that have joined.
+    /// The processes that have joined, by rank.
     joined: Vec<Option<(Member, ControlConnection)>>,
 }
 
@@ -216,7 +216,7 @@ impl<'a> Coordinator<'a> {
         wait_for(&mut events, MAX_PAUSE);
     }
 
-    /// Adds a process that has connected.
+    /// Adds a process that has connected to this rank.
     fn add(&mut self, hello: Hello, mut control: ControlConnection) -> Result<()> {
         let ConnectionPurpose::Join(mut member) = hello.purpose else { return Ok(()) };
         let error = if hello.size != self.world.size || member.rank >= hello.size {
@@ -239,7 +239,7 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// The process that has joined with this rank.
+    /// Returns the process that has joined as this rank.
     fn member_of_rank(&self, rank: usize) -> Option<&Member> {
         if rank == 0 { Some(&self.member) } else { self.joined[rank].as_ref().map(|(member, _)| member) }
     }
@@ -253,8 +253,8 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// Fails if another process has replaced the file: it is rank 0 as well. Connecting to it lets it fail, too,
-    /// together with the ranks that have found it.
+    /// Returns an error if another process has replaced the file, because that process is rank 0 too. Connecting to
+    /// it makes it fail too, together with the ranks that have found it.
     fn check_file(&mut self) -> Result<()> {
         if Instant::now() < self.next_check {
             return Ok(());
@@ -319,7 +319,7 @@ fn different_transports(rank_0: &Member, joiner: &Member) -> RankError {
     Diagnostic::new(joiner.to_string(), what, "start the same program on all machines, by one launcher").into()
 }
 
-/// The error of two processes that have the same rank.
+/// Returns the error about two processes that have the same rank.
 pub(crate) fn duplicate_rank(first: &Member, second: &Member) -> RankError {
     let place = |member: &Member| format!("process {} on {}", member.pid, member.host);
     let what = format!("{} has this rank, and {} has it, too", place(first), place(second));
@@ -332,8 +332,8 @@ fn ended_early(member: &Member) -> RankError {
     RankError { diagnostic, rank: Some(member.rank) }
 }
 
-/// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first: NFS caches
-/// that a file does not exist, so opening it could fail for a while after rank 0 has written it.
+/// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first, because
+/// NFS caches the absence of a file: opening the file could fail for a while after rank 0 has written it.
 fn read_info(path: &Path) -> Option<RendezvousInfo> {
     let name = path.file_name()?;
     let mut entries = fs::read_dir(path.parent()?).ok()?;
@@ -373,7 +373,7 @@ impl Joiner<'_> {
         }
     }
 
-    /// Connects to rank 0. The error says what failed.
+    /// Connects to rank 0. The error is a text about what failed.
     fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(Token, ControlConnection), String> {
         let token = info.token().ok_or_else(|| format!("{} has no token", self.path.display()))?;
         let purpose = ConnectionPurpose::Join(self.member.clone());
@@ -394,7 +394,7 @@ impl Joiner<'_> {
         mut control: ControlConnection,
         mut rank_0: Member,
     ) -> Result<JobConnections> {
-        // Rank 0 reaches its own time limit before, and its error names the missing ranks.
+        // Rank 0 reaches its own time limit earlier, and its error names the missing ranks.
         let deadline = Instant::now() + self.timeouts.join + CLOSE_TIME;
         if let Ok(address) = control.stream().peer_addr() {
             rank_0.put_address_first(address.ip());

@@ -1,4 +1,4 @@
-//! What a rank exchanges with one other rank: the packets in flight, and messages that have arrived early.
+//! The data exchange of a rank with one other rank: packets in flight, and messages that have arrived early.
 
 use std::collections::VecDeque;
 
@@ -10,22 +10,23 @@ use crate::message::{Header, SocketError, decode_start};
 
 use super::library::{Library, MpiError, Pending, Tag};
 
-/// The most packets to or from one rank that are in flight at a time. With two, one is copied while one is on its way.
+/// The maximum number of packets in flight to or from one rank. With two, one packet is copied while the other is
+/// transferred.
 const MAX_IN_FLIGHT: usize = 2;
 
-/// The packets between this rank and another one.
+/// The packets between this rank and one other rank.
 #[derive(Debug)]
 pub(super) struct Channel {
     peer: usize,
-    /// Sends in the order in which they have begun.
+    /// The sends in flight, in the order in which they were started.
     sends: VecDeque<Pending>,
-    /// The receive of the first packet of a message.
+    /// The receive in flight for the first packet of a message.
     first: Option<Pending>,
-    /// The receives of further packets of the last message, in the order of its bytes.
+    /// The receives in flight for further packets of the last message, in the order of its bytes.
     receives: VecDeque<Pending>,
-    /// The bytes of the last message that have arrived or whose receives have begun.
+    /// The bytes of the last message that have arrived or whose receives were started.
     begun: usize,
-    /// Messages that no call has taken completely, in the order of their arrival. Only the last one may be incomplete.
+    /// Messages that no call has read completely, in the order of their arrival. Only the last one may be incomplete.
     messages: VecDeque<Incoming>,
 }
 
@@ -33,9 +34,9 @@ pub(super) struct Channel {
 #[derive(Debug)]
 struct Incoming {
     header: Header,
-    /// The number of bytes of data that have arrived.
+    /// The number of data bytes that have arrived.
     arrived: usize,
-    /// Those of them that no call has taken.
+    /// The arrived bytes that no call has read yet.
     data: Vec<u8>,
 }
 
@@ -46,13 +47,13 @@ impl Channel {
         Self { peer, sends, first: None, receives, begun: 0, messages }
     }
 
-    /// Whether no packet to the other rank is in flight. MPI makes progress only in its own functions, so a call waits
-    /// for its last packet: else that could stay here until the next call.
+    /// Tells whether no packet to the other rank is in flight. MPI transfers data only inside its own functions. So a
+    /// call waits until its last packet is sent, because the packet could otherwise stay here until the next call.
     pub fn is_idle(&self) -> bool {
         self.sends.is_empty()
     }
 
-    /// Begins sends, and ends those that are complete. Returns whether there was any progress.
+    /// Starts sends and finishes complete ones. Returns whether any packet made progress.
     pub fn send(&mut self, library: &mut Library, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
         let mut has_progress = false;
         while let Some(mut oldest) = self.sends.pop_front() {
@@ -75,7 +76,7 @@ impl Channel {
         Ok(has_progress)
     }
 
-    /// Receives what has arrived of the message for this call. Returns whether there was any progress.
+    /// Receives the packets of this call's message that have arrived. Returns whether any have arrived.
     pub fn receive(
         &mut self,
         library: &mut Library,
@@ -95,7 +96,7 @@ impl Channel {
         if self.messages.len() == 1 {
             has_progress |= self.receive_further(library, Some(transfer), here, call)?;
         }
-        // The data of the first packet, and of a message that has arrived early.
+        // The data are those of the first packet, or of a message that has arrived early.
         let Some(message) = self.messages.front_mut() else { return Ok(has_progress) };
         transfer.add_received(&message.data);
         message.data = Vec::new();
@@ -107,7 +108,7 @@ impl Channel {
         Ok(has_progress)
     }
 
-    /// Receives what has arrived, for a later call. Returns whether there was any progress.
+    /// Receives packets that have arrived, for a later call. Returns whether any have arrived.
     pub fn receive_early(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         let is_complete = |message: &Incoming| message.arrived == message.header.length;
         if self.messages.back().is_none_or(is_complete) {
@@ -138,7 +139,7 @@ impl Channel {
         Ok(true)
     }
 
-    /// Receives further packets of the last message: into the transfer, if that is for this message.
+    /// Receives further packets of the last message: directly into the transfer, if the message belongs to it.
     fn receive_further(
         &mut self,
         library: &mut Library,
@@ -181,8 +182,8 @@ impl Channel {
     }
 }
 
-/// An error of MPI about a rank. If that rank has ended, the watching thread knows it soon, and it is the better
-/// explanation.
+/// Converts an MPI error about a rank. If that rank has ended, the watching thread learns it soon, and the end of the
+/// rank is the better explanation.
 fn unreachable_by(peer: usize, error: &MpiError) -> ExchangeError {
     note!("{error} (rank {peer})");
     ExchangeError::Unreachable(peer)

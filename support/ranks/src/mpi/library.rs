@@ -1,8 +1,9 @@
-//! The MPI library: the only file that calls it. Its functions are those of the crate `mpi`'s bindings, because the
-//! safe requests of that crate must complete before their scope ends, and those of a rank that has ended never do.
+//! The MPI library. Only this file calls it, through the raw bindings of the crate `mpi`. The safe requests of that
+//! crate must complete before their scope ends, but requests to a rank that has ended never complete.
 //!
 //! The library only gets memory that belongs to this file ([`Pending`]). If a job fails, the packets in flight are
-//! never freed: the network may still write into them, and cancelling a receive can wait for the other process.
+//! never freed, because the network may still write into them, and cancelling a receive can block until the other
+//! process responds.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -19,20 +20,20 @@ use crate::error::{RankError, Result};
 use crate::launch::World;
 use crate::message::MAX_HEAD_BYTES;
 
-/// The data in the first packet of a message, in bytes. With the head it is below the limit, 4 KiB with shared memory
-/// in Open MPI, up to which a packet is sent without waiting for its receiver.
+/// The data bytes in the first packet of a message. Together with the head they are below the eager limit of the MPI
+/// library, up to which a packet is sent without waiting for its receiver (4 KiB for shared memory in Open MPI).
 const FIRST_DATA_BYTES: usize = 2 << 10;
 
-/// The packets of all ranks together that one rank has in flight, in bytes, about.
+/// The approximate number of bytes that one rank has in flight to and from all ranks.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
-/// The least and the most bytes of a packet.
+/// The minimum and maximum size of a packet in bytes.
 const PACKET_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// Which packet of a message.
+/// The position of a packet in its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
-    /// The one with the header.
+    /// The first packet, which contains the header.
     First = 1,
     Further = 2,
 }
@@ -44,13 +45,14 @@ pub(super) struct PacketSizes {
 }
 
 impl PacketSizes {
-    /// Of a job of this number of ranks: the more, the smaller the packets, because each pair of ranks has some.
+    /// Returns the sizes for a job with this number of ranks. More ranks get smaller packets, because each pair of
+    /// ranks has several packets in flight.
     pub fn of_job(ranks: usize) -> Self {
         let [least, most] = PACKET_BYTES;
         Self { further: (IN_FLIGHT_BYTES / (4 * ranks)).clamp(least, most) }
     }
 
-    /// The most bytes of a packet.
+    /// Returns the maximum size in bytes of a packet with this tag.
     pub fn of(self, tag: Tag) -> usize {
         match tag {
             Tag::First => MAX_HEAD_BYTES + FIRST_DATA_BYTES,
@@ -59,7 +61,7 @@ impl PacketSizes {
     }
 }
 
-/// An error of an MPI function, by the text of the library.
+/// An error of an MPI function, with the error text of the library.
 #[derive(Debug)]
 pub(super) struct MpiError {
     function: &'static str,
@@ -72,14 +74,14 @@ impl fmt::Display for MpiError {
     }
 }
 
-/// A send or receive. Dropping it before it is complete leaks its memory, which the library may still use.
+/// A send or receive in flight. Dropping it before it is complete leaks its memory, which the library may still use.
 #[derive(Debug)]
 pub(super) struct Pending {
     request: ffi::MPI_Request,
     packet: ManuallyDrop<Vec<u8>>,
-    /// The bytes of `packet` that are sent, or that must arrive.
+    /// The number of bytes of `packet` to send, or the number that must arrive.
     length: usize,
-    /// The number of bytes that have arrived. `None` before, or if it is not `length`.
+    /// The number of bytes that have arrived. `None` before that, or if the number is not `length`.
     received: Option<usize>,
     is_complete: bool,
 }
@@ -95,16 +97,16 @@ impl Pending {
         Self { request, packet: ManuallyDrop::new(packet), length, received: None, is_complete: false }
     }
 
-    /// The bytes of a complete receive; `None` if their number is not the expected one.
+    /// Returns the bytes of a complete receive; `None` if their number is not the expected one.
     pub fn received(&self) -> Option<&[u8]> {
         self.received.map(|length| &self.packet[..length])
     }
 }
 
-/// The initialized library. There is one in a process. The mutable borrows make its calls come one after the other.
+/// The initialized library. A process has only one. The mutable borrows serialize its calls.
 #[derive(Debug)]
 pub(super) struct Library {
-    /// Dropping it would call `MPI_Finalize`, which waits for all processes.
+    /// Never dropped, because dropping would call `MPI_Finalize`, which waits for all processes.
     universe: ManuallyDrop<Initialized>,
     sizes: PacketSizes,
     /// Packets that are not in use.
@@ -123,15 +125,15 @@ impl Library {
     /// Initializes MPI.
     ///
     /// # Errors
-    /// See [`MpiLink::open`](super::MpiLink::open).
+    /// The errors of [`MpiLink::open`](super::MpiLink::open).
     pub fn open(world: &World, sizes: PacketSizes) -> Result<Self> {
-        // Threads of a rank call in turn, each through `&mut Library`. So MPI_THREAD_MULTIPLE, with which libraries
-        // take locks, is not needed.
+        // The threads of a rank make their calls one after the other, through `&mut Library`. So MPI_THREAD_MULTIPLE,
+        // which makes libraries use locks, is not needed.
         let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             let what = "MPI has been used by an earlier job of this process, and can be initialized only once";
             return Err(wrong(what, "start a process for each job"));
         };
-        // From here on, the value is not dropped, see `finalize`.
+        // From here on, the value must not be dropped; see `finalize`.
         let universe = ManuallyDrop::new(Initialized(universe));
         if threading < Threading::Serialized {
             let what = format!("{} supports only threads of the level {threading:?}, not Serialized", library_name());
@@ -164,19 +166,19 @@ impl Library {
         self.sizes
     }
 
-    /// A packet for [`Library::send`], with room for the longest one.
+    /// Returns an empty packet for [`Library::send`], with space for the longest one.
     pub fn packet(&mut self) -> Vec<u8> {
         self.free.pop().unwrap_or_else(|| vec![0; self.sizes.of(Tag::Further).max(self.sizes.of(Tag::First))])
     }
 
-    /// Takes back the packet of a complete send or receive.
+    /// Takes back the packet of a complete send or receive, for reuse.
     pub fn recycle(&mut self, pending: Pending) {
         if pending.is_complete {
             self.free.push(ManuallyDrop::into_inner(pending.packet));
         }
     }
 
-    /// Begins to send the first `length` bytes of a packet.
+    /// Starts to send the first `length` bytes of a packet.
     pub fn send(&mut self, to: usize, tag: Tag, packet: Vec<u8>, length: usize) -> Result<Pending, MpiError> {
         let mut send = Pending::new(packet, length);
         // SAFETY: the packet has `length` bytes, and stays where it is until the request is complete. Its length is
@@ -195,7 +197,7 @@ impl Library {
         check("MPI_Isend", code).map(|()| send)
     }
 
-    /// Begins to receive the next packet with [`Tag::Further`], which must have `length` bytes.
+    /// Starts to receive the next packet with [`Tag::Further`], which must have `length` bytes.
     pub fn receive(&mut self, from: usize, length: usize) -> Result<Pending, MpiError> {
         let mut receive = Pending::new(self.packet(), length);
         // SAFETY: as in `send`; nothing else uses the packet meanwhile.
@@ -213,8 +215,8 @@ impl Library {
         check("MPI_Irecv", code).map(|()| receive)
     }
 
-    /// Begins to receive a packet with [`Tag::First`] if one has arrived. A receive that began before could be left
-    /// when the job ends.
+    /// Starts to receive a packet with [`Tag::First`] if one has arrived. A receive that was started before the
+    /// arrival could still be in flight when the job ends.
     pub fn receive_first(&mut self, from: usize) -> Result<Option<Pending>, MpiError> {
         let mut status = MaybeUninit::zeroed();
         // SAFETY: a null pointer or number, which the library replaces.
@@ -244,7 +246,7 @@ impl Library {
         check("MPI_Imrecv", code).map(|()| Some(receive))
     }
 
-    /// Whether a send or receive is complete. MPI makes progress with all of them in this function.
+    /// Tells whether a send or receive is complete. In this function, MPI makes progress with all sends and receives.
     pub fn is_complete(&mut self, pending: &mut Pending) -> Result<bool, MpiError> {
         if pending.is_complete {
             return Ok(true);
@@ -265,13 +267,13 @@ impl Library {
         Ok(true)
     }
 
-    /// Ends MPI. Waits until all processes do the same.
+    /// Finalizes MPI. Waits until all processes do the same.
     pub fn finalize(self) {
         drop(ManuallyDrop::into_inner(self.universe).0);
     }
 }
 
-/// The number of bytes of a message.
+/// Returns the number of bytes of a message.
 ///
 /// # Safety
 /// A function of MPI has written the status.
@@ -295,7 +297,7 @@ fn check(function: &'static str, code: c_int) -> Result<(), MpiError> {
     Err(MpiError { function, text: String::from_utf8_lossy(&text).into_owned() })
 }
 
-/// The name and version of the library, such as `Open MPI v4.1.4`.
+/// Returns the name and version of the library, such as `Open MPI v4.1.4`.
 fn library_name() -> String {
     let version = mpi::environment::library_version().unwrap_or_default();
     version.split([',', '\n']).next().unwrap_or_default().trim().to_string()
