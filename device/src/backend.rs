@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::Exchanges;
+use crate::exchanges::ExchangeBackend;
 use crate::host_memory::free_host_bytes;
 use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
@@ -112,7 +112,7 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
     fn capabilities(&self) -> Capabilities {
-        Capabilities::of_kernels(self.kernels())
+        Capabilities::for_kernels(self.kernels())
     }
     /// The processor or GPU behind the device.
     fn hardware(&self) -> Hardware {
@@ -180,7 +180,7 @@ pub(crate) trait Backend: Send + Sync {
         _size: usize,
         _id: &[u8; 128],
         _time_limit: Duration,
-    ) -> Result<Box<dyn Exchanges>> {
+    ) -> Result<Box<dyn ExchangeBackend>> {
         Err(no_exchanges(self.name()))
     }
 }

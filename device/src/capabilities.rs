@@ -79,7 +79,7 @@ impl Capabilities {
     };
 
     /// The capabilities of a real device with this implementation of the kernels.
-    pub(crate) fn of_kernels(kernels: Kernels) -> Self {
+    pub(crate) fn for_kernels(kernels: Kernels) -> Self {
         match kernels {
             Kernels::Cpu => Self::CPU,
             Kernels::Cuda => Self::GPU,

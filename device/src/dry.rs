@@ -35,7 +35,7 @@ impl Backend for DryDevice {
 
     /// The capabilities of the planned device, but with synchronous launches: device `dry` knows each result at once.
     fn capabilities(&self) -> Capabilities {
-        Capabilities { async_launches: false, ..Capabilities::of_kernels(self.kernels) }
+        Capabilities { async_launches: false, ..Capabilities::for_kernels(self.kernels) }
     }
 
     fn compute_capability(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! The trait for a device's exchanges of memory with other ranks ([`Exchanges`]), and their progress.
+//! The trait for a device's exchanges of memory with other ranks ([`ExchangeBackend`]), and their progress.
 #![allow(unsafe_code)]
 
 use crate::error::Result;
@@ -29,20 +29,25 @@ impl ExchangeStatus {
 
 /// A range of device memory by its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceSpan {
+pub(crate) struct AddressRange {
     pub addr: u64,
     pub bytes: usize,
 }
 
 /// A device's exchanges of memory with other ranks. `Collectives` documents these calls.
-pub(crate) trait Exchanges: Send + Sync {
+pub(crate) trait ExchangeBackend: Send + Sync {
     fn rank(&self) -> usize;
     fn size(&self) -> usize;
     /// Starts an exchange and returns its ticket.
     ///
     /// # Safety
-    /// The ranges are memory of the device that stays allocated until [`Exchanges::wait`].
-    unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64>;
+    /// The ranges are memory of the device that stays allocated until [`ExchangeBackend::wait`].
+    unsafe fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<AddressRange>],
+        receive: &[Vec<AddressRange>],
+    ) -> Result<u64>;
     /// Makes later launches run after the exchange.
     fn wait(&self, ticket: u64) -> Result<()>;
     fn wait_for_all(&self) -> Result<()>;

@@ -137,7 +137,7 @@ struct Prepared {
 
 impl Functions {
     fn open(path: &Path) -> Result<Functions, CudaError> {
-        let failed = |reason: String| CudaError::of_library(path.as_os_str(), reason);
+        let failed = |reason: String| CudaError::library_error(path.as_os_str(), reason);
         let library = SharedLibrary::open(path).map_err(failed)?;
         macro_rules! get {
             ($name:literal) => {

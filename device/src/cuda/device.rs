@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use super::memory::MemoryPool;
-use super::staging::{ParallelCopier, Staging};
+use super::staging::{ParallelCopier, StagingBuffers};
 use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, cpu_only_launch_error};
 use crate::capabilities::Kernels;
@@ -20,7 +20,7 @@ use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
+use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
@@ -47,7 +47,7 @@ pub(crate) struct Cuda {
     graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
-    staging: Mutex<Option<Staging>>,
+    staging: Mutex<Option<StagingBuffers>>,
     copier: Mutex<Option<ParallelCopier>>,
     /// Measures the times of profiled launches. Created by the first profiled launch.
     timeline: Mutex<Option<LaunchTimeline>>,
@@ -205,10 +205,10 @@ impl Cuda {
     }
 
     /// Calls `f` with the staging buffers, which the first call allocates.
-    fn with_staging<T>(&self, f: impl FnOnce(&mut Staging) -> std::result::Result<T, CudaError>) -> Result<T> {
+    fn with_staging<T>(&self, f: impl FnOnce(&mut StagingBuffers) -> std::result::Result<T, CudaError>) -> Result<T> {
         let mut staging = lock(&self.staging);
         if staging.is_none() {
-            *staging = Some(Staging::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(device_error)?);
+            *staging = Some(StagingBuffers::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(device_error)?);
         }
         f(staging.as_mut().expect("it was just made")).map_err(device_error)
     }
@@ -465,13 +465,13 @@ impl Backend for Cuda {
         size: usize,
         id: &[u8; 128],
         time_limit: Duration,
-    ) -> Result<Box<dyn Exchanges>> {
+    ) -> Result<Box<dyn ExchangeBackend>> {
         let joined = Communicator::join(&self.gpu, (rank, size), id, time_limit).map_err(device_error)?;
         Ok(Box::new(joined))
     }
 }
 
-impl Exchanges for Communicator {
+impl ExchangeBackend for Communicator {
     fn rank(&self) -> usize {
         self.rank()
     }
@@ -480,9 +480,14 @@ impl Exchanges for Communicator {
         self.size()
     }
 
-    unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64> {
+    unsafe fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<AddressRange>],
+        receive: &[Vec<AddressRange>],
+    ) -> Result<u64> {
         // SAFETY: the caller guarantees the ranges.
-        unsafe { self.start(name, send, receive) }.map_err(device_error)
+        unsafe { self.start_exchange(name, send, receive) }.map_err(device_error)
     }
 
     fn wait(&self, ticket: u64) -> Result<()> {

@@ -99,13 +99,13 @@ pub enum CudaError {
 
 impl CudaError {
     /// Returns the error for a library (named `library`) that cannot be opened or lacks a function.
-    pub(super) fn of_library(library: &OsStr, reason: String) -> CudaError {
+    pub(super) fn library_error(library: &OsStr, reason: String) -> CudaError {
         CudaError::Call { call: format!("opening {}", library.display()), what: reason }
     }
 
     /// Returns what is wrong and how to get a GPU, if this error means that no GPU can be opened. The printed message
     /// also names the devices `cpu` and `sim`, which not every command supports.
-    pub fn missing_gpu(&self) -> Option<(String, String)> {
+    pub fn missing_gpu_message(&self) -> Option<(String, String)> {
         match self {
             Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),
             Self::OldDriver { has, needs } => Some((
@@ -123,9 +123,9 @@ impl CudaError {
         }
     }
 
-    /// Returns the message of an error for which [`CudaError::missing_gpu`] returns a text.
+    /// Returns the message of an error for which [`CudaError::missing_gpu_message`] returns a text.
     fn with_other_device(&self) -> String {
-        let (what, remedy) = self.missing_gpu().unwrap_or_default();
+        let (what, remedy) = self.missing_gpu_message().unwrap_or_default();
         format!("cuda: {what}; {remedy}, or choose --device cpu or --device sim")
     }
 }

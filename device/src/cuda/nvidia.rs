@@ -78,12 +78,12 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 
 impl Nvidia {
     /// Tells whether the machine has an NVIDIA driver and a GPU. Opening the GPU may still fail.
-    pub fn is_present() -> bool {
-        Self::count() > 0
+    pub fn has_gpu() -> bool {
+        Self::gpu_count() > 0
     }
 
     /// Returns the number of GPUs that this process can use; 0 without a driver.
-    pub fn count() -> usize {
+    pub fn gpu_count() -> usize {
         // An incomplete driver library may lack the calls that follow.
         let library = DriverLibrary::open().is_some_and(|library| library.missing.is_empty());
         let count = if library && driver::init().is_ok() { driver::device::get_count().ok() } else { None };
@@ -92,8 +92,8 @@ impl Nvidia {
 
     /// Returns the identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`). The identity is the
     /// same in all processes, while the indices of GPUs may differ. `None` if the driver does not report it.
-    pub fn uuid(ordinal: usize) -> Option<String> {
-        if ordinal >= Self::count() {
+    pub fn gpu_uuid(ordinal: usize) -> Option<String> {
+        if ordinal >= Self::gpu_count() {
             return None;
         }
         let device = driver::device::get(c_int::try_from(ordinal).ok()?).ok()?;

@@ -17,13 +17,13 @@ pub const MAX_CLUSTER_BLOCKS: u32 = 16;
 pub const MAX_PARAMETER_BYTES: usize = 4096;
 /// The first CUDA version (times 1000) whose graphs can hold programmatic dependent launches. Such a launch needs a
 /// graph edge with data (`CUgraphEdgeData`).
-pub const PROGRAMMATIC_GRAPHS_SINCE: u32 = 12_030;
+pub const MIN_CUDA_WITH_PROGRAMMATIC_GRAPHS: u32 = 12_030;
 /// The number of registers of a warp is rounded up to a multiple of this number.
 const REGISTER_UNIT: u32 = 256;
 
 /// Tells whether graphs of a driver of this CUDA version (times 1000) can hold programmatic dependent launches.
 pub fn graphs_have_programmatic_launches(version: u32) -> bool {
-    version >= PROGRAMMATIC_GRAPHS_SINCE
+    version >= MIN_CUDA_WITH_PROGRAMMATIC_GRAPHS
 }
 
 /// Returns a text that says which limit a launch exceeds; `None` if the launch is possible.

@@ -141,11 +141,11 @@ impl Drop for StagingRing {
 }
 
 /// Staging slots for small copies on the device's stream.
-pub(super) struct Staging(StagingRing);
+pub(super) struct StagingBuffers(StagingRing);
 
-impl Staging {
-    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> Result<Staging, CudaError> {
-        Ok(Staging(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
+impl StagingBuffers {
+    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> Result<StagingBuffers, CudaError> {
+        Ok(StagingBuffers(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
     }
 
     /// Enqueues a copy to the GPU in stream order. When this returns, all bytes of `from` have been read and may

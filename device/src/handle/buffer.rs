@@ -90,7 +90,7 @@ impl Buffer {
         if from.is_empty() {
             return Ok(());
         }
-        self.device.refuse_during_capture("copying from the host")?;
+        self.device.check_not_capturing("copying from the host")?;
         self.device.0.backend.upload(self.addr + offset as u64, from)
     }
 
@@ -107,7 +107,7 @@ impl Buffer {
         if to.is_empty() {
             return Ok(());
         }
-        self.device.refuse_during_capture("copying to the host")?;
+        self.device.check_not_capturing("copying to the host")?;
         self.device.0.backend.download(self.addr + offset as u64, to)
     }
 

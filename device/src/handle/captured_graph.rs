@@ -283,7 +283,7 @@ impl Device {
 
     /// Returns an error if a graph is being captured. `operation` names the operation that the caller wants to do and
     /// that a graph cannot contain.
-    pub(super) fn refuse_during_capture(&self, operation: &str) -> Result<()> {
+    pub(super) fn check_not_capturing(&self, operation: &str) -> Result<()> {
         match self.current_capture().as_ref() {
             None => Ok(()),
             Some(_) => Err(DeviceError::Failed(format!(

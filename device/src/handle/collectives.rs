@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{Buffer, Device};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
+use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
 
 /// A range of device memory that a rank sends or receives. The value keeps the memory allocated.
 #[derive(Clone, Debug)]
@@ -44,8 +44,8 @@ impl DeviceRange {
         self.bytes
     }
 
-    fn span(&self) -> DeviceSpan {
-        DeviceSpan { addr: self.addr(), bytes: self.bytes }
+    fn span(&self) -> AddressRange {
+        AddressRange { addr: self.addr(), bytes: self.bytes }
     }
 }
 
@@ -150,7 +150,7 @@ impl Drop for PendingExchange {
 /// the drop waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, because exchanges use the device's stream.
-    exchanges: Arc<dyn Exchanges>,
+    exchanges: Arc<dyn ExchangeBackend>,
     device: Device,
 }
 
@@ -160,7 +160,7 @@ impl Device {
     ///
     /// # Errors
     /// The device is not a GPU, or NCCL is missing, too old or fails.
-    pub fn nccl_id(&self) -> Result<[u8; 128]> {
+    pub fn create_nccl_id(&self) -> Result<[u8; 128]> {
         self.0.backend.exchange_id()
     }
 
@@ -217,7 +217,7 @@ impl Collectives for NcclCollectives {
         send: &[Vec<DeviceRange>],
         receive: &[Vec<DeviceRange>],
     ) -> Result<PendingExchange> {
-        self.device.refuse_during_capture("an exchange between ranks")?;
+        self.device.check_not_capturing("an exchange between ranks")?;
         if let Some(why) = self.invalid_buffer(send, receive) {
             return Err(DeviceError::Failed(format!("exchange '{name}': {why}")));
         }
@@ -225,7 +225,7 @@ impl Collectives for NcclCollectives {
             of_ranks.iter().map(|ranges| ranges.iter().map(DeviceRange::span).collect()).collect::<Vec<_>>()
         };
         // SAFETY: the pending exchange owns the ranges, which keep their buffers allocated.
-        let ticket = unsafe { self.exchanges.start(name, &spans(send), &spans(receive)) }?;
+        let ticket = unsafe { self.exchanges.start_exchange(name, &spans(send), &spans(receive)) }?;
         let (exchanges, device) = (self.exchanges.clone(), self.device.clone());
         let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
         Ok(PendingExchange::new(move || {
@@ -276,6 +276,6 @@ mod tests {
         let device = Device::cpu(1);
         let e = device.join_nccl(0, 1, &[0; 128], Duration::ZERO).unwrap_err().to_string();
         assert_eq!(e, "NCCL: moves memory between GPUs, but device cpu is not a GPU; use --device cuda");
-        assert_eq!(device.nccl_id().unwrap_err().to_string(), e);
+        assert_eq!(device.create_nccl_id().unwrap_err().to_string(), e);
     }
 }

@@ -28,7 +28,7 @@ use crate::launch::Launch;
 use crate::mapped_file::MappedFile;
 use crate::memory::{MemoryCategory, MemoryCounters, MemoryUse};
 use crate::profile::ProfileData;
-use crate::ranges::launch_range;
+use crate::ranges::begin_launch_range;
 use crate::sim::{Sim, SimOptions};
 use captured_graph::CaptureState;
 
@@ -239,7 +239,7 @@ impl Device {
         if self.capture_if_active(launch)? {
             return Ok(());
         }
-        let _range = launch_range(launch.name());
+        let _range = begin_launch_range(launch.name());
         let profile = &self.0.profile;
         if !profile.is_collecting() {
             return self.0.backend.launch(launch);
@@ -276,7 +276,7 @@ impl Device {
     /// # Errors
     /// The launch fails, or the device is capturing a graph.
     pub fn time_launch(&self, launch: &Launch) -> Result<f64> {
-        self.refuse_during_capture("timing a launch")?;
+        self.check_not_capturing("timing a launch")?;
         self.0.backend.launch_and_wait(launch)
     }
 
@@ -289,7 +289,7 @@ impl Device {
         &self,
         mut f: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<f64, E> {
-        self.refuse_during_capture("timing")?;
+        self.check_not_capturing("timing")?;
         let mut failed = None;
         let seconds = self.0.backend.measure_seconds(&mut || {
             failed = f().err();
@@ -309,7 +309,7 @@ impl Device {
     /// Records on device `dry` that the planned machine reads `bytes` of the allocated weights in place from their
     /// files. These weights need no free memory. Has no effect on other devices, and none for planned GPUs, which
     /// copy all weights.
-    pub fn count_as_mapped(&self, bytes: usize) {
+    pub fn record_mapped_weights(&self, bytes: usize) {
         if self.0.memory_limit.is_some() && self.kernels() == Kernels::Cpu {
             self.0.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }

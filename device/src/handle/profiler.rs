@@ -63,7 +63,7 @@ impl Profiler<'_> {
     ///
     /// # Errors
     /// A launch in flight has failed.
-    pub fn start_external(&self) -> Result<()> {
+    pub fn start_external_profiler(&self) -> Result<()> {
         self.0.0.backend.start_external_profiler()
     }
 
@@ -71,7 +71,7 @@ impl Profiler<'_> {
     ///
     /// # Errors
     /// A launch in flight has failed.
-    pub fn stop_external(&self) -> Result<()> {
+    pub fn stop_external_profiler(&self) -> Result<()> {
         self.0.0.backend.stop_external_profiler()
     }
 

@@ -203,14 +203,14 @@ impl ProfileData {
     /// The totals by kernel name.
     pub(crate) fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
         let (mut totals, cycle) = (self.lock().totals.clone(), self.operands().bytes());
-        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
+        totals.values_mut().for_each(|t| t.operands.set_unknown_cycle(cycle));
         totals
     }
 
     /// The launches of the timeline, ordered by start time.
     pub(crate) fn events(&self) -> Vec<LaunchEvent> {
         let (mut events, cycle) = (self.lock().events.clone(), self.operands().bytes());
-        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
+        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.set_unknown_cycle(cycle));
         events.sort_by_key(|e| e.start);
         events
     }

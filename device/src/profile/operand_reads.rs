@@ -28,14 +28,14 @@ pub struct OperandRead {
 impl OperandRead {
     /// Sets the cycle of an operand that has no earlier read in the profile to the bytes of all operands in the
     /// profile.
-    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
+    pub(crate) fn set_unknown_cycle(&mut self, all_operands: f64) {
         if self.cycle.is_infinite() {
             self.cycle = all_operands;
         }
     }
 
     /// The minimum number of bytes that come from memory if all caches together hold `capacity` bytes.
-    pub fn bytes_from_memory(&self, capacity: f64) -> f64 {
+    pub fn min_bytes_from_memory(&self, capacity: f64) -> f64 {
         (self.bytes * (1.0 - capacity / self.cycle)).max(0.0)
     }
 }
@@ -61,7 +61,7 @@ impl OperandReads {
         }
     }
 
-    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
+    pub(crate) fn set_unknown_cycle(&mut self, all_operands: f64) {
         if self.open > 0.0 {
             self.shares += self.open / all_operands;
             self.open = 0.0;
@@ -69,7 +69,7 @@ impl OperandReads {
     }
 
     /// The minimum number of bytes that come from memory if all caches together hold `capacity` bytes.
-    pub fn bytes_from_memory(&self, capacity: f64) -> f64 {
+    pub fn min_bytes_from_memory(&self, capacity: f64) -> f64 {
         (self.bytes - capacity * self.shares).max(0.0)
     }
 }
@@ -128,14 +128,17 @@ mod tests {
         let mut reads = OperandReads::default();
         reads.add(&OperandRead { bytes: 60.0, cycle: 100.0 });
         reads.add(&OperandRead { bytes: 40.0, cycle: f64::INFINITY });
-        reads.close_cycle(100.0);
+        reads.set_unknown_cycle(100.0);
         assert_eq!(
-            [0.0, 30.0, 100.0, 200.0].map(|capacity| reads.bytes_from_memory(capacity)),
+            [0.0, 30.0, 100.0, 200.0].map(|capacity| reads.min_bytes_from_memory(capacity)),
             [100.0, 70.0, 0.0, 0.0]
         );
         let mut read = OperandRead { bytes: 60.0, cycle: f64::INFINITY };
-        read.close_cycle(240.0);
-        assert_eq!([0.0, 60.0, 240.0, 300.0].map(|capacity| read.bytes_from_memory(capacity)), [60.0, 45.0, 0.0, 0.0]);
+        read.set_unknown_cycle(240.0);
+        assert_eq!(
+            [0.0, 60.0, 240.0, 300.0].map(|capacity| read.min_bytes_from_memory(capacity)),
+            [60.0, 45.0, 0.0, 0.0]
+        );
     }
 
     proptest! {
@@ -163,7 +166,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert!(reads.bytes_from_memory(capacity as f64) <= misses as f64 + 1e-9);
+            prop_assert!(reads.min_bytes_from_memory(capacity as f64) <= misses as f64 + 1e-9);
         }
     }
 }

@@ -27,9 +27,9 @@ mod threads;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use name::{LayerOrigin, RangeName};
+pub use name::{LayerId, RangeName};
 pub(crate) use nvtx::is_tool_attached;
-pub use nvtx::{INJECTION_VARIABLE, attach_nvtx_tool};
+pub use nvtx::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
 pub use recorder::{RangeEvent, RangeId, current_range, start_recording_ranges, take_recorded_ranges};
 pub use threads::{host_thread_names, host_thread_number};
@@ -63,10 +63,10 @@ impl RangeGuard {
 impl Drop for RangeGuard {
     fn drop(&mut self) {
         if let Some(open) = self.recorded.take() {
-            recorder::end(open);
+            recorder::end_range(open);
         }
         if self.in_nvtx {
-            nvtx::pop();
+            nvtx::pop_range();
         }
     }
 }
@@ -83,7 +83,7 @@ pub fn range(name: RangeName) -> RangeGuard {
 /// Begins the range of a launch, for a profiling tool only. The recorder gets launches from the profiler, with their
 /// times on the device ([`LaunchEvent`](crate::LaunchEvent)).
 #[inline]
-pub(crate) fn launch_range(name: &'static str) -> RangeGuard {
+pub(crate) fn begin_launch_range(name: &'static str) -> RangeGuard {
     match LISTENERS.load(Ordering::Relaxed) & NVTX {
         0 => RangeGuard::NONE,
         nvtx => begin(RangeName::Launch(name), nvtx),
@@ -94,10 +94,10 @@ pub(crate) fn launch_range(name: &'static str) -> RangeGuard {
 fn begin(name: RangeName, listeners: u8) -> RangeGuard {
     let in_nvtx = listeners & NVTX != 0;
     if in_nvtx {
-        nvtx::push(&name);
+        nvtx::push_range(&name);
     }
     let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_detail());
-    let recorded = if is_recorded { recorder::begin(name) } else { None };
+    let recorded = if is_recorded { recorder::begin_range(name) } else { None };
     RangeGuard { in_nvtx, recorded, _thread: PhantomData }
 }
 

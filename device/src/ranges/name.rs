@@ -4,7 +4,7 @@ use std::fmt::{Display, Formatter, Result};
 
 /// A layer of one of the model's layer stacks, such as the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LayerOrigin {
+pub struct LayerId {
     /// The stack: `decoder`, `vision`, …
     pub stack: &'static str,
     /// The layer's number, from 0.
@@ -21,7 +21,7 @@ pub enum RangeName {
     /// A part of a step, such as `forward`, `rollout` or `checkpoint`.
     Phase(&'static str),
     /// A layer of the model.
-    Layer(LayerOrigin),
+    Layer(LayerId),
     /// An op.
     Op {
         /// The op's name.
@@ -69,7 +69,7 @@ impl Display for RangeName {
         match self {
             RangeName::Step(n) => write!(f, "step {n}"),
             RangeName::MicroBatch(index) => write!(f, "micro-batch {index}"),
-            RangeName::Layer(LayerOrigin { stack, index }) => write!(f, "{stack} {index}"),
+            RangeName::Layer(LayerId { stack, index }) => write!(f, "{stack} {index}"),
             RangeName::Op { name, is_backward: true } => write!(f, "{name} backward"),
             RangeName::Op { name, is_backward: false }
             | RangeName::Phase(name)

@@ -27,7 +27,7 @@ use super::{NVTX, RangeName, listen};
 use crate::shared_library::SharedLibrary;
 
 /// The environment variable with the path of the tool's library.
-pub const INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
+pub const NVTX_INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
 
 /// The NVTX domain of the ranges, by which a tool can filter them.
 const DOMAIN: &std::ffi::CStr = c"reel";
@@ -105,13 +105,13 @@ struct Tool {
 
 static TOOL: OnceLock<Tool> = OnceLock::new();
 
-/// Opens the library that [`INJECTION_VARIABLE`] names, if it is set, and reports ranges to it from now on.
+/// Opens the library that [`NVTX_INJECTION_VARIABLE`] names, if it is set, and reports ranges to it from now on.
 ///
 /// # Errors
 /// The library cannot be opened, is not a library for NVTX 3, or fails to start. The error is the reason in one line.
 /// The tool then gets no ranges.
 pub fn attach_nvtx_tool() -> Result<(), String> {
-    match std::env::var_os(INJECTION_VARIABLE) {
+    match std::env::var_os(NVTX_INJECTION_VARIABLE) {
         Some(path) if !path.is_empty() && TOOL.get().is_none() => attach(path),
         _ => Ok(()),
     }
@@ -164,7 +164,7 @@ pub(crate) fn is_tool_attached() -> bool {
 }
 
 /// Begins a range of this thread in the profiling tool.
-pub(super) fn push(name: &RangeName) {
+pub(super) fn push_range(name: &RangeName) {
     let Some(tool) = TOOL.get() else { return };
     let message = CString::new(name.to_string()).unwrap_or_default();
     let attributes = EventAttributes {
@@ -184,7 +184,7 @@ pub(super) fn push(name: &RangeName) {
 }
 
 /// Ends the innermost range of this thread in the profiling tool.
-pub(super) fn pop() {
+pub(super) fn pop_range() {
     let Some(tool) = TOOL.get() else { return };
     // SAFETY: the tool's function, with its domain.
     unsafe { (tool.pop)(tool.domain.load(Ordering::Relaxed)) };

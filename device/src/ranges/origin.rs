@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 
-use super::{LayerOrigin, RangeGuard, RangeName, range};
+use super::{LayerId, RangeGuard, RangeName, range};
 
 /// The op and the layer to which a launch belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct LaunchOrigin {
     /// Whether the launch is part of the op's backward rule.
     pub is_backward: bool,
     /// The layer, if the launch belongs to one.
-    pub layer: Option<LayerOrigin>,
+    pub layer: Option<LayerId>,
 }
 
 thread_local! {
@@ -66,7 +66,7 @@ pub fn with_origin(origin: LaunchOrigin) -> OriginGuard {
 
 /// Sets the layer of this thread's launches until the guard is dropped.
 pub fn in_layer(stack: &'static str, index: usize) -> OriginGuard {
-    with_origin(LaunchOrigin { layer: Some(LayerOrigin { stack, index }), ..current_origin() })
+    with_origin(LaunchOrigin { layer: Some(LayerId { stack, index }), ..current_origin() })
 }
 
 /// Sets the op of this thread's launches until the guard is dropped. If an op calls another op, the launches of both
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn guards_nest_and_restore() {
-        let layer = Some(LayerOrigin { stack: "decoder", index: 3 });
+        let layer = Some(LayerId { stack: "decoder", index: 3 });
         {
             let _layer = in_layer("decoder", 3);
             let _op = in_op("lora_linear");

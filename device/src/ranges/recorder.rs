@@ -82,7 +82,7 @@ pub fn current_range() -> Option<RangeId> {
     INNERMOST.get()
 }
 
-pub(super) fn begin(name: RangeName) -> Option<OpenRange> {
+pub(super) fn begin_range(name: RangeName) -> Option<OpenRange> {
     let thread = host_thread_number();
     let outer = INNERMOST.get();
     let mut recording = recording();
@@ -96,7 +96,7 @@ pub(super) fn begin(name: RangeName) -> Option<OpenRange> {
     Some(OpenRange { id, outer })
 }
 
-pub(super) fn end(OpenRange { id, outer }: OpenRange) {
+pub(super) fn end_range(OpenRange { id, outer }: OpenRange) {
     INNERMOST.set(outer);
     let mut recording = recording();
     if recording.window != id.window {

@@ -12,9 +12,9 @@ use ureq::Agent;
 
 use crate::budget::ReservationError;
 use crate::pace::{RateLimiter, sleep};
-use crate::reply::{AnswerOfModel, describe_error, parse_answer};
+use crate::reply::{ModelAnswer, describe_error, parse_answer};
 use crate::request::PromptSize;
-use crate::retry::{back_off, is_retryable, retry_after};
+use crate::retry::{backoff_delay, is_retryable, parse_retry_after};
 use crate::url::check_http_url;
 use crate::{ChatRequest, ClientOptions};
 
@@ -114,7 +114,7 @@ pub struct ChatClient {
 
 /// What one attempt has led to.
 enum Attempt {
-    Answer(AnswerOfModel),
+    Answer(ModelAnswer),
     /// The attempt failed, but a later attempt may succeed.
     Retry {
         what: String,
@@ -272,7 +272,7 @@ impl ChatClient {
                         reel_diagnostic::note!("{}: asks to wait {seconds} s (Retry-After)", redact_urls(url));
                     }
                 }
-                _ if sleep(back_off(self.options.first_wait, running.attempts), stop) => {}
+                _ if sleep(backoff_delay(self.options.first_wait, running.attempts), stop) => {}
                 _ => return Err(self.stopped(&running)),
             }
         }
@@ -422,7 +422,7 @@ impl ChatClient {
                 Err(SendError::Transport { what, help, .. }) if is_last => return Err(unusable(&what, help)),
                 Ok(_) | Err(SendError::Transport { .. }) => {}
             }
-            if !sleep(back_off(self.options.first_wait, attempt), stop) {
+            if !sleep(backoff_delay(self.options.first_wait, attempt), stop) {
                 break;
             }
         }
@@ -470,7 +470,7 @@ impl ChatClient {
 }
 
 impl Running<'_> {
-    fn answer(&self, reply: AnswerOfModel, model: &str) -> ChatAnswer {
+    fn answer(&self, reply: ModelAnswer, model: &str) -> ChatAnswer {
         let (prompt_tokens, completion_tokens) = reply.usage.unwrap_or_default();
         ChatAnswer {
             text: reply.text,
@@ -542,7 +542,7 @@ fn timed_out() -> SendError {
 fn read_reply(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, SendError> {
     let mut response = result.map_err(transport_error)?;
     let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-    let wait = wait.and_then(|value| retry_after(value, SystemTime::now()));
+    let wait = wait.and_then(|value| parse_retry_after(value, SystemTime::now()));
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(MAX_REPLY_BYTES).lossy_utf8(true).read_to_string();
     Ok(Reply { status, body: body.map_err(transport_error)?, wait })

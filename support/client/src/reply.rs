@@ -8,7 +8,7 @@ const MAX_QUOTED: usize = 200;
 
 /// The model's answer, parsed from the body of a reply.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct AnswerOfModel {
+pub(crate) struct ModelAnswer {
     pub text: String,
     pub reasoning: Option<String>,
     pub finish_reason: Option<String>,
@@ -18,7 +18,7 @@ pub(crate) struct AnswerOfModel {
 }
 
 /// Parses the answer from the body of a reply with status 200. The error is the problem and its help text.
-pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'static str)> {
+pub(crate) fn parse_answer(body: &str) -> Result<ModelAnswer, (String, &'static str)> {
     let help = "check that this is the base URL of a server with OpenAI's API (it often ends in /v1)";
     let Ok(reply) = serde_json::from_str::<Value>(body) else {
         let what = match body.trim() {
@@ -43,7 +43,7 @@ pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'stati
         (None, None) => return Err((format!("replied `{}`, without a text", quoted(body)), help)),
     };
     let tokens = |name: &str| reply["usage"][name].as_u64();
-    Ok(AnswerOfModel {
+    Ok(ModelAnswer {
         text,
         reasoning,
         finish_reason: choice["finish_reason"].as_str().map(String::from),

@@ -72,7 +72,7 @@ impl ColumnarRows {
         let (count, kept) = decoded?;
         let fingerprint = fingerprint.map_err(cannot_read)?;
         if count == 0 {
-            return Err(DataError::data(path.display().to_string(), "has no rows", "give a file with rows"));
+            return Err(DataError::malformed(path.display().to_string(), "has no rows", "give a file with rows"));
         }
         let source = columns.iter().any(|column| column.in_file).then_some(source);
         Ok(Self { path: path.to_path_buf(), format, columns, kept, count, source, fingerprint })
@@ -108,7 +108,7 @@ impl ColumnarRows {
 
     fn parse(&self, index: usize, text: &[u8]) -> Result<Map<String, Value>> {
         serde_json::from_slice(text).map_err(|e| {
-            DataError::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
+            DataError::malformed(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
         })
     }
 

@@ -22,7 +22,7 @@ pub type Result<T, E = DataError> = std::result::Result<T, E>;
 
 impl DataError {
     /// Creates the error of a malformed file or row from its location, the problem and the help.
-    pub fn data(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub fn malformed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Data(Diagnostic::new(location, what, help))
     }
 

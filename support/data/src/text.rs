@@ -69,7 +69,7 @@ impl TextRows {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         if text[start..].starts_with('[') {
             let line = damaged.first().copied().unwrap_or(1);
-            return Err(DataError::data(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
+            return Err(DataError::malformed(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
         }
         let mut rows = lines(&text, start);
         rows.iter_mut().for_each(|row| row.damaged = damaged.contains(&row.line));
@@ -78,7 +78,7 @@ impl TextRows {
 
     fn of_rows(path: &Path, text: String, rows: Vec<RowPosition>) -> Result<Self> {
         if rows.is_empty() {
-            return Err(DataError::data(path.display().to_string(), "has no rows", LISTS));
+            return Err(DataError::malformed(path.display().to_string(), "has no rows", LISTS));
         }
         let rows_share_lines = rows.windows(2).any(|pair| pair[0].line == pair[1].line);
         Ok(Self { path: path.to_path_buf(), text, rows, rows_share_lines })
@@ -93,22 +93,22 @@ impl TextRows {
     pub fn value(&self, index: usize) -> Result<Value> {
         let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
-            return Err(DataError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
+            return Err(DataError::malformed(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
         let text = &self.text[bytes.clone()];
         if let Some(number) = whole_number_beyond_64_bits(text) {
             let shown: String = number.chars().take(40).collect();
             let what = format!("has the whole number {shown}, which does not fit in 64 bits");
-            return Err(DataError::data(self.location(index), what, "write the number as text, in quotes"));
+            return Err(DataError::malformed(self.location(index), what, "write the number as text, in quotes"));
         }
         serde_json::from_str(text)
-            .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), LISTS))
+            .map_err(|e| DataError::malformed(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
     /// Returns the whole text. Fails if a line is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         match self.rows.iter().position(|row| row.damaged) {
-            Some(row) => Err(DataError::data(self.location(row), NOT_UTF8, SAVE_UTF8)),
+            Some(row) => Err(DataError::malformed(self.location(row), NOT_UTF8, SAVE_UTF8)),
             None => Ok(&self.text),
         }
     }
@@ -195,7 +195,7 @@ fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
     let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
-        DataError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
+        DataError::malformed(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
     })?;
     Ok(positions(text, found))
 }

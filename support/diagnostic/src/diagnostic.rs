@@ -34,7 +34,7 @@ impl Diagnostic {
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
         if let Some(unsuitable) = unsuitable {
-            return Self::new(shown_path(path), unsuitable.to_string(), unsuitable.help());
+            return Self::new(display_path(path), unsuitable.to_string(), unsuitable.help());
         }
         let help = match error.kind() {
             io::ErrorKind::NotFound => "check the path",
@@ -43,7 +43,7 @@ impl Diagnostic {
             _ if is_link_loop(error) => LOOP_HELP,
             _ => resource_shortage_help(error).unwrap_or("check the file and the disk it is on"),
         };
-        Self::new(shown_path(path), format!("cannot be read: {}", io_cause(error)), help)
+        Self::new(display_path(path), format!("cannot be read: {}", io_cause(error)), help)
     }
 
     /// Creates the diagnostic for a file or folder that could not be written.
@@ -132,7 +132,7 @@ fn printed(text: &str) -> String {
 const MAX_PATH_CHARS: usize = 400;
 
 /// Returns a path for display in an error: without its middle if it is very long.
-pub fn shown_path(path: impl AsRef<Path>) -> String {
+pub fn display_path(path: impl AsRef<Path>) -> String {
     shortened(&path.as_ref().display().to_string(), MAX_PATH_CHARS)
 }
 

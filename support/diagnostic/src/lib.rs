@@ -17,8 +17,8 @@ mod redact;
 mod shortage;
 mod unfinished;
 
-pub use diagnostic::{Diagnostic, shown_path};
-pub use notes::{note_once, print_note};
+pub use diagnostic::{Diagnostic, display_path};
+pub use notes::{print_note, print_note_once};
 pub use panics::{catch_panic, is_panic_caught};
 pub use printable::{escape_controls, escape_controls_in_json, one_line};
 pub use redact::redact_urls;

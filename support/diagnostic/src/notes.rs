@@ -23,7 +23,7 @@ pub fn print_note(text: Arguments) {
 
 /// Prints a line to stderr, at most once per process for each text. Commands read the files of a model folder more
 /// than once, and would repeat the line otherwise.
-pub fn note_once(text: String) {
+pub fn print_note_once(text: String) {
     static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let is_new = PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
     if is_new {

@@ -93,11 +93,11 @@ impl FinishedFile {
 
 /// Writes a small file under a temporary name and renames it when it is complete.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_unfinished(path, bytes)?.rename_to_final_name()
+    write_temporary(path, bytes)?.rename_to_final_name()
 }
 
 /// Writes a small file under a temporary name.
-pub fn write_unfinished(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
+pub fn write_temporary(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.finish()

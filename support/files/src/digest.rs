@@ -99,7 +99,7 @@ impl ModelFiles {
 
     /// Tells whether these files have the fingerprint that a run recorded. Earlier versions did not include `*.jinja`
     /// files, so that form is accepted too.
-    pub fn have_fingerprint(&self, recorded: &str) -> bool {
+    pub fn matches_fingerprint(&self, recorded: &str) -> bool {
         self.fingerprint() == recorded || self.fingerprint_without(Some("jinja")) == recorded
     }
 
@@ -179,7 +179,7 @@ mod tests {
         let now = folder_fingerprint(dir.path()).unwrap();
         assert_ne!(now, with_weights);
         for (recorded, want) in [(&now, true), (&with_weights, true), (&before, false)] {
-            assert_eq!(ModelFiles::read(dir.path()).unwrap().have_fingerprint(recorded), want);
+            assert_eq!(ModelFiles::read(dir.path()).unwrap().matches_fingerprint(recorded), want);
         }
     }
 

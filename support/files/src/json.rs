@@ -9,7 +9,7 @@ use crate::fingerprint::bytes_fingerprint;
 pub const DIGEST_KEY: &str = "digest";
 
 /// Adds the fingerprint of a JSON object to the object, under the key `digest`.
-pub fn with_own_digest(mut object: Value) -> Value {
+pub fn with_digest(mut object: Value) -> Value {
     if let Value::Object(map) = &mut object {
         map.shift_remove(DIGEST_KEY);
         let digest = bytes_fingerprint(Value::Object(map.clone()).to_string().as_bytes());
@@ -20,8 +20,8 @@ pub fn with_own_digest(mut object: Value) -> Value {
 
 /// Tells whether the keys of a JSON object have the fingerprint under its key `digest`. True if the key is missing,
 /// because earlier versions wrote none.
-pub fn has_its_own_digest(object: &Value) -> bool {
-    object.get(DIGEST_KEY).is_none() || with_own_digest(object.clone())[DIGEST_KEY] == object[DIGEST_KEY]
+pub fn has_valid_digest(object: &Value) -> bool {
+    object.get(DIGEST_KEY).is_none() || with_digest(object.clone())[DIGEST_KEY] == object[DIGEST_KEY]
 }
 
 /// Removes user names, passwords and queries from the URLs in all texts of a JSON value.
@@ -36,7 +36,7 @@ pub fn redact_urls_in_json(value: &mut Value) {
 
 /// Tells whether a run's options contain a shell command of the user. Such commands may contain secrets, so only the
 /// user may read files that contain them.
-pub fn holds_commands(options: &Value) -> bool {
+pub fn contains_commands(options: &Value) -> bool {
     options.get("reward_command").is_some_and(|command| !command.is_null())
 }
 
@@ -47,11 +47,11 @@ mod tests {
     #[test]
     fn json_object_carries_its_own_digest() {
         let object = serde_json::json!({"a": 0.1, "b": [1e300, -0.0, 7], "c": {"d": "x"}});
-        let protected = with_own_digest(object.clone());
+        let protected = with_digest(object.clone());
         let read: Value = serde_json::from_str(&format!("{protected:#}")).unwrap();
-        assert!(has_its_own_digest(&read) && has_its_own_digest(&object));
+        assert!(has_valid_digest(&read) && has_valid_digest(&object));
         let mut other = read.clone();
         other["c"]["d"] = "y".into();
-        assert!(!has_its_own_digest(&other));
+        assert!(!has_valid_digest(&other));
     }
 }

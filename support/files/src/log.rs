@@ -25,18 +25,18 @@ pub struct LogDigest {
 
 /// Computes the [`LogDigest`] of a file while it is written.
 #[derive(Clone, Default)]
-pub struct RunningDigest {
+pub struct LogHasher {
     bytes: u64,
     hasher: XxHash3_64,
 }
 
-impl std::fmt::Debug for RunningDigest {
+impl std::fmt::Debug for LogHasher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RunningDigest({:?})", self.digest())
+        write!(f, "LogHasher({:?})", self.digest())
     }
 }
 
-impl RunningDigest {
+impl LogHasher {
     /// Returns the digest of a file that contains these bytes. More bytes can be added later.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut digest = Self::default();
@@ -61,14 +61,14 @@ impl RunningDigest {
 pub struct JsonlLog {
     path: PathBuf,
     file: File,
-    digest: RunningDigest,
+    digest: LogHasher,
 }
 
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| FileError::cannot_write(path, &e))?;
-        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::default() })
+        Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::default() })
     }
 
     /// Continues a log: replaces the log file by a new one that contains `lines`. Further lines are appended to it.
@@ -85,7 +85,7 @@ impl JsonlLog {
             .map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::from_bytes(text.as_bytes()) })
+        Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::from_bytes(text.as_bytes()) })
     }
 
     /// Length and fingerprint of the lines so far.

@@ -42,7 +42,7 @@ fn agent() -> ureq::Agent {
 }
 
 /// Why a text was not downloaded.
-pub(crate) struct TextFailure {
+pub(crate) struct TextDownloadError {
     /// A phrase for a message.
     pub(crate) phrase: String,
     /// Whether the server does not know the address or rejects this user (HTTP status 401, 403 or 404).
@@ -50,8 +50,8 @@ pub(crate) struct TextFailure {
 }
 
 /// Downloads a text file.
-pub(crate) fn download_text(address: &str, token: Option<&str>) -> Result<String, TextFailure> {
-    let failure = |phrase, is_refused| TextFailure { phrase, is_refused };
+pub(crate) fn download_text(address: &str, token: Option<&str>) -> Result<String, TextDownloadError> {
+    let failure = |phrase, is_refused| TextDownloadError { phrase, is_refused };
     let mut request = agent().get(address);
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));

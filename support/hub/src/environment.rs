@@ -102,7 +102,7 @@ mod tests {
             let hub = of(none);
             assert!(hub.lacks_home, "{hub:?}");
             let model = Repository::parse_model("org/name").unwrap();
-            let refused = hub.folder_or_download(&model, &mut |_| {}).unwrap_err().to_string();
+            let refused = hub.download_if_missing(&model, &mut |_| {}).unwrap_err().to_string();
             assert!(refused.starts_with("HOME: is not set") && refused.contains("; set HOME, or HF_HOME"), "{refused}");
         }
         assert!(!hub(&[("HF_HOME", "/x")]).lacks_home);

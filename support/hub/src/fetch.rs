@@ -27,7 +27,7 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Hub {
     pub(crate) fn fetch(&self, repository: &Repository, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
-        let listing = self.listing(repository)?;
+        let listing = self.fetch_listing(repository)?;
         let store = self.store(repository);
         let snapshot = store.join("snapshots").join(&listing.commit);
         fs::create_dir_all(&snapshot).map_err(|e| HubError::cannot_write(&snapshot, &e))?;

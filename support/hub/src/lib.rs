@@ -37,7 +37,7 @@ impl Hub {
     /// # Errors
     /// Files are missing and must not or cannot be downloaded; a file differs from the hub's checksum; an archive
     /// cannot be unpacked; the disk has no space.
-    pub fn folder_or_download(
+    pub fn download_if_missing(
         &self,
         repository: &Repository,
         progress: &mut dyn FnMut(DownloadProgress),
@@ -73,7 +73,7 @@ impl Hub {
 
     /// Returns the folder of a repository in the cache.
     fn store(&self, repository: &Repository) -> PathBuf {
-        self.cache.join(format!("{}--{}", repository.kind.plural(), repository.id.replace('/', "--")))
+        self.cache.join(format!("{}--{}", repository.kind.plural_name(), repository.id.replace('/', "--")))
     }
 
     /// Returns the folder for the files of the repository's revision, which need not exist; `None` if the commit of

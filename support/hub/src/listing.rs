@@ -30,17 +30,17 @@ pub(crate) enum Checksum {
 
 /// The commit of a revision, and its files.
 #[derive(Clone, Debug)]
-pub(crate) struct Listing {
+pub(crate) struct RepositoryListing {
     pub(crate) commit: String,
     pub(crate) files: Vec<RemoteFile>,
 }
 
 impl Hub {
     /// Requests the commit of the repository's revision and its list of files from the hub.
-    pub(crate) fn listing(&self, repository: &Repository) -> Result<Listing> {
+    pub(crate) fn fetch_listing(&self, repository: &Repository) -> Result<RepositoryListing> {
         let Repository { kind, id, revision } = repository;
         let revision = download::percent_encoded(revision, false);
-        let address = format!("{}/api/{}/{id}/revision/{revision}?blobs=true", self.endpoint, kind.plural());
+        let address = format!("{}/api/{}/{id}/revision/{revision}?blobs=true", self.endpoint, kind.plural_name());
         let text = download::download_text(&address, self.token.as_deref()).map_err(|failure| {
             let of_folder = match kind {
                 RepositoryKind::Model => "is not a folder, is",
@@ -72,7 +72,7 @@ impl Hub {
 }
 
 /// Parses the hub's answer; `None` if it has another form. The inner error is a path that would leave the folder.
-fn parse(text: &str) -> Option<Result<Listing, String>> {
+fn parse(text: &str) -> Option<Result<RepositoryListing, String>> {
     let value: Value = serde_json::from_str(text).ok()?;
     let commit = value.get("sha")?.as_str().filter(|sha| is_commit(sha))?.to_string();
     let mut files = Vec::new();
@@ -87,7 +87,7 @@ fn parse(text: &str) -> Option<Result<Listing, String>> {
         }
         files.push(remote_file(path, file));
     }
-    Some(Ok(Listing { commit, files }))
+    Some(Ok(RepositoryListing { commit, files }))
 }
 
 fn remote_file(path: &str, file: &Value) -> RemoteFile {

@@ -19,7 +19,7 @@ pub enum RepositoryKind {
 impl RepositoryKind {
     /// The word for this kind in addresses of the hub's API (between `api/` and the id) and in names of cache folders
     /// (before `--`).
-    pub(crate) fn plural(self) -> &'static str {
+    pub(crate) fn plural_name(self) -> &'static str {
         match self {
             Self::Model => "models",
             Self::Dataset => "datasets",

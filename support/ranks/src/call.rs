@@ -93,7 +93,7 @@ impl fmt::Display for Call {
 
 /// Assigns numbers to the calls of a rank. Matching calls have the same number on all ranks.
 #[derive(Debug)]
-pub(crate) struct CallNumbers {
+pub(crate) struct CallCounters {
     /// The number of collectives.
     collectives: u64,
     /// By rank: the number of [`CallKind::Send`] calls to that rank.
@@ -102,7 +102,7 @@ pub(crate) struct CallNumbers {
     received: Vec<u64>,
 }
 
-impl CallNumbers {
+impl CallCounters {
     /// For a job of `size` ranks.
     pub fn new(size: usize) -> Self {
         Self { collectives: 0, sent: vec![0; size], received: vec![0; size] }
@@ -122,7 +122,7 @@ impl CallNumbers {
 
 /// The activity of a rank, which its heartbeats report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Activity {
+pub(crate) struct RankActivity {
     /// Its last call.
     pub call: Option<Call>,
     /// Milliseconds since this call last sent or received a byte, or since it began. `None` if the call has returned.

@@ -10,9 +10,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::error::RankError;
-use crate::member::Member;
+use crate::member::JobMember;
 
 /// The maximum length of a message in bytes. The list of members of a job with 10 000 ranks is shorter.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -21,17 +21,17 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ControlMessage {
     /// From rank 0: all ranks have joined.
-    Welcome(Vec<Member>),
+    Welcome(Vec<JobMember>),
     /// From rank 0: the job has failed.
     Failed(RankError),
     /// From and to rank 0: the sender is alive. The activity of rank 0 is empty.
-    Heartbeat(Activity),
+    Heartbeat(RankActivity),
     /// To rank 0: the connection to rank `about`, which `call` needs, has closed or cannot be made.
     Suspicion { about: usize, call: Call },
     /// To rank 0: the sender has failed, or has found an error of another rank.
     Report(RankError),
     /// To rank 0: the sender will make no more calls.
-    Leave(Activity),
+    Leave(RankActivity),
     /// From rank 0: the [`ControlMessage::Leave`] of the receiving rank has arrived.
     LeaveConfirmed,
     /// From rank 0: all ranks have left.

@@ -77,19 +77,19 @@ impl<'a> Transfer<'a> {
     }
 
     /// Adds data to send.
-    pub fn sending(mut self, call: &Call, data: &'a [u8]) -> Self {
+    pub fn with_send(mut self, call: &Call, data: &'a [u8]) -> Self {
         self.send = Some(OutgoingMessage::new(call, data));
         self
     }
 
     /// Adds receiving into a new buffer.
-    pub fn receiving(mut self) -> Self {
+    pub fn with_receive(mut self) -> Self {
         self.receive = Some(Target::New);
         self
     }
 
     /// Adds receiving into this buffer.
-    pub fn receiving_into(mut self, buffer: &'a mut [u8]) -> Self {
+    pub fn with_receive_into(mut self, buffer: &'a mut [u8]) -> Self {
         self.receive = Some(Target::Given(buffer, 0));
         self
     }
@@ -110,7 +110,7 @@ impl<'a> Transfer<'a> {
 
     /// Sends once and receives once. Returns whether any bytes were transferred.
     fn advance(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
-        let has_sent = self.send(connection).or_else(|error| no_progress(error, self.peer, here, call))?;
+        let has_sent = self.send(connection).or_else(|error| socket_error_result(error, self.peer, here, call))?;
         let has_received = self.receive.is_some() && self.receive(connection, here, call)?;
         Ok(has_sent || has_received)
     }
@@ -123,7 +123,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn receive(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
-        let failed = |error| no_progress(error, self.peer, here, call);
+        let failed = |error| socket_error_result(error, self.peer, here, call);
         let Some(stream) = &connection.stream else { return failed(SocketError::Closed) };
         if connection.messages.is_empty() {
             connection.messages.push_back(IncomingMessage::default());
@@ -186,14 +186,14 @@ impl<'a> Transfer<'a> {
 #[cfg(feature = "mpi")]
 impl Transfer<'_> {
     /// Copies the next bytes to send into `packet`. Returns their number, which is 0 if all bytes are sent.
-    pub fn take_packet(&mut self, packet: &mut [u8]) -> usize {
+    pub fn fill_packet(&mut self, packet: &mut [u8]) -> usize {
         let length = self.send.as_mut().map_or(0, |outgoing| outgoing.copy_next(packet));
         self.send.take_if(|outgoing| outgoing.is_complete());
         length
     }
 
-    /// Tells whether a packet of the message was taken with [`Self::take_packet`].
-    pub fn has_sent(&self) -> bool {
+    /// Tells whether a packet of the message was taken with [`Self::fill_packet`].
+    pub fn has_begun_sending(&self) -> bool {
         self.send.as_ref().is_none_or(OutgoingMessage::has_begun)
     }
 
@@ -217,7 +217,7 @@ impl Transfer<'_> {
         }
         self.check(header, here, call).map_err(ExchangeError::Invalid)?;
         if matches!(self.receive, Some(Target::New)) && self.received.try_reserve_exact(header.length).is_err() {
-            no_progress(SocketError::NoMemory(header.length), self.peer, here, call)?;
+            socket_error_result(SocketError::NoMemory(header.length), self.peer, here, call)?;
         }
         self.is_checked = true;
         Ok(())
@@ -261,7 +261,12 @@ impl DataConnection {
 }
 
 /// Returns false if the socket is not ready. Otherwise returns the meaning of the error for the call.
-pub(crate) fn no_progress(error: SocketError, peer: usize, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+pub(crate) fn socket_error_result(
+    error: SocketError,
+    peer: usize,
+    here: usize,
+    call: &Call,
+) -> Result<bool, ExchangeError> {
     let (what, help) = match error {
         SocketError::WouldBlock => return Ok(false),
         SocketError::Closed => return Err(ExchangeError::Unreachable(peer)),
@@ -325,7 +330,7 @@ fn receive_early_messages(
         }
         // In a receive, the transfer itself receives from the needed rank.
         if peer != needed || call.kind == CallKind::Send {
-            has_progress |= connection.receive_early().or_else(|error| no_progress(error, peer, here, call))?;
+            has_progress |= connection.receive_early().or_else(|error| socket_error_result(error, peer, here, call))?;
         }
     }
     Ok(has_progress)
@@ -333,7 +338,7 @@ fn receive_early_messages(
 
 /// Waits until a socket is ready or the job fails.
 fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &RankState) {
-    let mut events = vec![PollFd::from_borrowed_fd(shared.failed_event(), PollFlags::IN)];
+    let mut events = vec![PollFd::from_borrowed_fd(shared.failure_event(), PollFlags::IN)];
     for transfer in transfers.iter().filter(|transfer| !transfer.is_done()) {
         let stream = connections[transfer.peer].stream.as_ref();
         events.extend(stream.map(|stream| PollFd::new(stream, transfer.poll_flags())));

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
 
-use crate::call::{Activity, Call, CallKind, mismatched_calls};
+use crate::call::{Call, CallKind, RankActivity, mismatched_calls};
 use crate::error::{RankError, format_rank_list, format_ranks};
-use crate::member::Member;
+use crate::member::JobMember;
 use crate::timeouts::Timeouts;
 
 /// The time after which a suspicion counts as a failure. If the suspected rank was killed, its connection to rank 0
@@ -21,7 +21,7 @@ const SUSPICION_TIME: Duration = Duration::from_secs(2);
 /// What rank 0 knows about all ranks.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
-    members: Vec<Member>,
+    members: Vec<JobMember>,
     peers: Vec<Peer>,
     suspicions: Vec<Suspicion>,
     timeouts: Timeouts,
@@ -33,7 +33,7 @@ pub(crate) struct FailureDetector {
 struct Peer {
     /// The time at which bytes last arrived from the rank.
     last_received: Instant,
-    activity: Activity,
+    activity: RankActivity,
     has_left: bool,
 }
 
@@ -48,8 +48,8 @@ struct Suspicion {
 
 impl FailureDetector {
     /// Creates the detector. `leaves_together`: a rank that has left must not end before all ranks have left.
-    pub fn new(members: Vec<Member>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
-        let peer = |_: &Member| Peer { last_received: now, activity: Activity::default(), has_left: false };
+    pub fn new(members: Vec<JobMember>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
+        let peer = |_: &JobMember| Peer { last_received: now, activity: RankActivity::default(), has_left: false };
         Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts, leaves_together }
     }
 
@@ -59,7 +59,7 @@ impl FailureDetector {
     }
 
     /// Records what a rank does.
-    pub fn record_activity(&mut self, rank: usize, activity: Activity) {
+    pub fn record_activity(&mut self, rank: usize, activity: RankActivity) {
         self.peers[rank].activity = activity;
     }
 
@@ -134,7 +134,7 @@ impl FailureDetector {
     /// limit.
     fn stall(&self) -> Option<RankError> {
         (0..self.peers.len()).find_map(|rank| {
-            let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+            let RankActivity { call, waiting_ms, .. } = &self.peers[rank].activity;
             let (call, waiting) = (call.as_ref()?, Duration::from_millis((*waiting_ms)?));
             let missing = self.missing(rank, call);
             // The sender of a message may leave before the message has arrived.
@@ -158,7 +158,7 @@ impl FailureDetector {
 
     /// Tells whether a rank is in the call that matches the send or receive of rank `by`.
     fn is_counterpart(&self, rank: usize, by: usize, call: &Call) -> bool {
-        let Activity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
+        let RankActivity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
         let belongs =
             |theirs: &Call| theirs.peer == Some(by) && theirs.kind != call.kind && theirs.sequence == call.sequence;
         waiting_ms.is_some() && theirs.as_ref().is_some_and(belongs)
@@ -194,7 +194,7 @@ impl FailureDetector {
     }
 
     fn last_call(&self, rank: usize) -> String {
-        let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+        let RankActivity { call, waiting_ms, .. } = &self.peers[rank].activity;
         match call {
             Some(call) if waiting_ms.is_some() => format!("rank {rank} is in {call}"),
             Some(call) => format!("the last call of rank {rank} was {call}"),
@@ -203,19 +203,19 @@ impl FailureDetector {
     }
 }
 
-fn failure(member: &Member, what: String, help: &str) -> RankError {
+fn failure(member: &JobMember, what: String, help: &str) -> RankError {
     RankError { diagnostic: Diagnostic::new(member.to_string(), what, help), rank: Some(member.rank) }
 }
 
 /// Returns the failure of a rank whose connection has closed.
-pub(crate) fn process_ended_error(member: &Member) -> RankError {
+pub(crate) fn process_ended_error(member: &JobMember) -> RankError {
     let help = "look at the output of this rank; if it shows no error, the kernel may have killed the rank for lack of \
                 memory (dmesg)";
     failure(member, "ended".into(), help)
 }
 
 /// Returns the failure of a rank that has sent no heartbeats for this time.
-pub(crate) fn silent_rank_error(member: &Member, time: Duration) -> RankError {
+pub(crate) fn silent_rank_error(member: &JobMember, time: Duration) -> RankError {
     let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
     let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";
     failure(member, what, help)
@@ -227,7 +227,7 @@ mod tests {
     use crate::launch::Transport;
 
     fn detector(size: usize, now: Instant) -> FailureDetector {
-        let member = |rank| Member {
+        let member = |rank| JobMember {
             rank,
             host: "node".into(),
             pid: 10 + rank as u32,
@@ -247,8 +247,8 @@ mod tests {
         Call::new(CallKind::Barrier, &format!("step {sequence}"), sequence, None)
     }
 
-    fn waits(call: Call, collectives: u64, time: Duration) -> Activity {
-        Activity { call: Some(call), waiting_ms: Some(time.as_millis() as u64), collectives }
+    fn waits(call: Call, collectives: u64, time: Duration) -> RankActivity {
+        RankActivity { call: Some(call), waiting_ms: Some(time.as_millis() as u64), collectives }
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         let mut detector = detector(4, now);
         detector.record_activity(0, waits(barrier(7), 8, seconds(599)));
         detector.record_activity(1, waits(barrier(7), 8, seconds(0)));
-        detector.record_activity(2, Activity { call: Some(barrier(6)), waiting_ms: None, collectives: 7 });
+        detector.record_activity(2, RankActivity { call: Some(barrier(6)), waiting_ms: None, collectives: 7 });
         assert_eq!(detector.failure(now), None);
         detector.record_activity(1, waits(barrier(7), 8, seconds(601)));
         let error = detector.failure(now).expect("a failure");
@@ -330,10 +330,10 @@ mod tests {
     fn ranks_that_have_left_are_missed_only_by_calls_that_they_have_not_made() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        detector.record_activity(2, Activity { call: Some(barrier(3)), waiting_ms: None, collectives: 4 });
+        detector.record_activity(2, RankActivity { call: Some(barrier(3)), waiting_ms: None, collectives: 4 });
         detector.record_leave(2);
         detector.record_activity(1, waits(barrier(3), 4, seconds(0)));
-        detector.record_activity(0, Activity { call: None, waiting_ms: None, collectives: 4 });
+        detector.record_activity(0, RankActivity { call: None, waiting_ms: None, collectives: 4 });
         assert_eq!(detector.failure(now), None, "the bytes of the rank that has left may still arrive");
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
         assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));

@@ -3,7 +3,7 @@
 //! ```text
 //! connecting process                                                              accepting process
 //! "reelrnk1" (8 bytes), token (16 bytes),
-//! length of the JSON (u32, little-endian), JSON (`Hello`)                    --->
+//! length of the JSON (u32, little-endian), JSON (`HelloMessage`)                    --->
 //!                                                                            <--- "reelack1" (8 bytes)
 //! ```
 //! The accepting process closes a connection that begins differently, is meant for another rank, or takes too long. The
@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-use crate::member::Member;
+use crate::member::JobMember;
 
 const HELLO: [u8; 8] = *b"reelrnk1";
 const ACCEPTED: [u8; 8] = *b"reelack1";
@@ -28,7 +28,7 @@ const HEAD_BYTES: usize = HELLO.len() + TOKEN_BYTES + 4;
 
 const TOKEN_BYTES: usize = 16;
 
-/// The maximum length of the JSON of a [`Hello`] in bytes.
+/// The maximum length of the JSON of a [`HelloMessage`] in bytes.
 const MAX_HELLO_BYTES: usize = 64 << 10;
 
 /// The maximum number of handshakes at a time. Further connections are closed, and a process of the job then connects
@@ -47,9 +47,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The secret of a job: 128 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token([u8; TOKEN_BYTES]);
+pub(crate) struct JobToken([u8; TOKEN_BYTES]);
 
-impl Token {
+impl JobToken {
     /// Creates a random token.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Token {
 
 /// The first message of a process that connects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub(crate) struct HelloMessage {
     /// The rank of the sender.
     pub from: usize,
     /// The rank to which the sender wants to connect. A process with another rank may have the same address: the same
@@ -98,7 +98,7 @@ pub(crate) struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ConnectionPurpose {
     /// The sender joins the job at rank 0. Control messages follow.
-    Join(Member),
+    Join(JobMember),
     /// Exchanging data.
     Data,
 }
@@ -111,8 +111,8 @@ pub(crate) enum ConnectionPurpose {
 /// than `limit`.
 pub(crate) fn connect_to(
     address: SocketAddr,
-    token: Token,
-    hello: &Hello,
+    token: JobToken,
+    hello: &HelloMessage,
     limit: Duration,
     may_continue: impl Fn() -> bool,
 ) -> io::Result<TcpStream> {
@@ -154,9 +154,9 @@ fn read_exact_until(
 
 /// Accepts connections from processes of the job, without blocking.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+pub(crate) struct ConnectionAcceptor {
     listener: TcpListener,
-    token: Token,
+    token: JobToken,
     rank: usize,
     /// The time limit for a handshake.
     limit: Duration,
@@ -176,10 +176,10 @@ struct PendingHandshake {
 enum Progress {
     Incomplete,
     Invalid,
-    Complete(Hello),
+    Complete(HelloMessage),
 }
 
-impl Acceptor {
+impl ConnectionAcceptor {
     /// Listens at a free port. `is_local`: accepts connections only from this machine.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ impl Acceptor {
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
         };
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, token: Token::random()?, rank, limit, pending: Vec::new(), paused_until: None })
+        Ok(Self { listener, token: JobToken::random()?, rank, limit, pending: Vec::new(), paused_until: None })
     }
 
     /// The port of the listening socket.
@@ -203,17 +203,17 @@ impl Acceptor {
         Ok(self.listener.local_addr()?.port())
     }
 
-    pub fn token(&self) -> Token {
+    pub fn token(&self) -> JobToken {
         self.token
     }
 
     /// Sets the token that new connections must send.
-    pub fn set_token(&mut self, token: Token) {
+    pub fn set_token(&mut self, token: JobToken) {
         self.token = token;
     }
 
-    /// Adds the events to wait for before the next call of [`Acceptor::accept_ready`].
-    pub fn poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
+    /// Adds the events to wait for before the next call of [`ConnectionAcceptor::accept_ready`].
+    pub fn add_poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
         if self.paused_until.is_none() {
             events.push(PollFd::new(&self.listener, PollFlags::IN));
         }
@@ -222,7 +222,7 @@ impl Acceptor {
 
     /// Continues all handshakes. Returns the connections whose handshake is now complete. These connections are
     /// nonblocking.
-    pub fn accept_ready(&mut self) -> Vec<(Hello, TcpStream)> {
+    pub fn accept_ready(&mut self) -> Vec<(HelloMessage, TcpStream)> {
         self.accept();
         let now = Instant::now();
         let mut done = Vec::new();
@@ -261,7 +261,7 @@ impl Acceptor {
 }
 
 impl PendingHandshake {
-    fn progress(&mut self, token: Token, rank: usize) -> Progress {
+    fn progress(&mut self, token: JobToken, rank: usize) -> Progress {
         loop {
             let Some(wanted) = self.wanted(token) else { return Progress::Invalid };
             let missing = wanted - self.received.len();
@@ -281,7 +281,7 @@ impl PendingHandshake {
 
     /// Returns the number of bytes of the hello that are wanted so far, because its JSON is read only after the
     /// token. `None` if the bytes so far are wrong.
-    fn wanted(&self, token: Token) -> Option<usize> {
+    fn wanted(&self, token: JobToken) -> Option<usize> {
         let first = self.received.len().min(HELLO.len());
         if self.received[..first] != HELLO[..first] {
             return None;
@@ -294,8 +294,8 @@ impl PendingHandshake {
         (length <= MAX_HELLO_BYTES).then_some(HEAD_BYTES + length)
     }
 
-    fn hello(&self, rank: usize) -> Option<Hello> {
-        let hello: Hello = serde_json::from_slice(self.received.get(HEAD_BYTES..)?).ok()?;
+    fn hello(&self, rank: usize) -> Option<HelloMessage> {
+        let hello: HelloMessage = serde_json::from_slice(self.received.get(HEAD_BYTES..)?).ok()?;
         (hello.to == rank).then_some(hello)
     }
 }
@@ -308,13 +308,13 @@ mod tests {
     /// A listener that is open to other machines is reachable at each IPv4 address of this machine.
     #[test]
     fn other_machines_connect_at_any_address_of_this_one() {
-        let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();
+        let mut acceptor = ConnectionAcceptor::open(0, false, Duration::from_secs(5)).unwrap();
         let token = acceptor.token();
-        let mut member = Member::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
+        let mut member = JobMember::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
         member.machine = "another machine".into();
         member.addresses.retain(|address| address.is_ipv4());
         member.addresses.push(Ipv4Addr::LOCALHOST.into());
-        let hello = Hello { from: 1, to: 0, size: 2, purpose: ConnectionPurpose::Data };
+        let hello = HelloMessage { from: 1, to: 0, size: 2, purpose: ConnectionPurpose::Data };
         for address in member.socket_addresses(None) {
             std::thread::scope(|scope| {
                 let connecting = scope.spawn(|| connect_to(address, token, &hello, Duration::from_secs(5), || true));
@@ -332,12 +332,12 @@ mod tests {
 
     #[test]
     fn tokens_are_written_in_32_hex_digits() {
-        let token = Token::random().unwrap();
-        assert_ne!(token, Token::random().unwrap());
-        assert_eq!(Token::from_hex(&token.to_hex()), Some(token));
+        let token = JobToken::random().unwrap();
+        assert_ne!(token, JobToken::random().unwrap());
+        assert_eq!(JobToken::from_hex(&token.to_hex()), Some(token));
         assert!(token.equals(&token.0) && !token.equals(&token.0[..15]) && !token.equals(&[]));
         for wrong in ["", "0", "+0000000000000000000000000000000", "000000000000000000000000000000000"] {
-            assert_eq!(Token::from_hex(wrong), None, "{wrong}");
+            assert_eq!(JobToken::from_hex(wrong), None, "{wrong}");
         }
     }
 }

@@ -1,43 +1,43 @@
-//! The transport with which a rank exchanges data with the others: the sockets of the [`Mesh`], or MPI. The calls of
+//! The transport with which a rank exchanges data with the others: the sockets of the [`SocketMesh`], or MPI. The calls of
 //! [`Ranks`](crate::Ranks) are the same for both.
 
-use crate::call::{Call, CallKind, CallNumbers};
+use crate::call::{Call, CallCounters, CallKind};
 use crate::error::Result;
 use crate::exchange::{ExchangeError, Transfer};
 #[cfg(feature = "mpi")]
 use crate::launch::Transport;
 use crate::launch::World;
-use crate::mesh::Mesh;
+use crate::mesh::SocketMesh;
 #[cfg(feature = "mpi")]
 use crate::mpi::MpiLink;
 use crate::shared::RankState;
 
 /// The transport of a rank, and the counters that number its calls.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct DataLink {
     carrier: Carrier,
-    numbers: CallNumbers,
+    numbers: CallCounters,
 }
 
 #[derive(Debug)]
 enum Carrier {
-    Sockets(Mesh),
+    Sockets(SocketMesh),
     #[cfg(feature = "mpi")]
     Mpi(Box<MpiLink>),
 }
 
-impl Link {
+impl DataLink {
     /// Opens the transport of a job. `mesh` is used if the transport is sockets.
     ///
     /// # Errors
     /// The MPI library reports other ranks than the launcher, or does not support several threads.
-    pub fn open(world: &World, mesh: Mesh) -> Result<Self> {
+    pub fn open(world: &World, mesh: SocketMesh) -> Result<Self> {
         let carrier = match world.transport() {
             #[cfg(feature = "mpi")]
             Transport::Mpi => Carrier::Mpi(Box::new(MpiLink::open(world)?)),
             _ => Carrier::Sockets(mesh),
         };
-        Ok(Self { carrier, numbers: CallNumbers::new(world.size) })
+        Ok(Self { carrier, numbers: CallCounters::new(world.size) })
     }
 
     /// Returns the next call of this kind, with its number.
@@ -61,7 +61,7 @@ impl Link {
     }
 
     /// Closes this rank's connections. Returns the action to do after all ranks have left, which waits for them.
-    pub fn close(self) -> Option<Closing> {
+    pub fn close(self) -> Option<CloseAction> {
         match self.carrier {
             Carrier::Sockets(_) => None,
             #[cfg(feature = "mpi")]
@@ -71,4 +71,4 @@ impl Link {
 }
 
 /// The last action of a rank. It is skipped if the job has failed.
-pub(crate) type Closing = Box<dyn FnOnce()>;
+pub(crate) type CloseAction = Box<dyn FnOnce()>;

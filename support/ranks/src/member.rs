@@ -11,7 +11,7 @@ use crate::launch::Transport;
 
 /// A process of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct JobMember {
     pub rank: usize,
     /// The name of its machine.
     pub host: String,
@@ -28,13 +28,13 @@ pub(crate) struct Member {
     pub transport: Transport,
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for JobMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} ({}, process {})", self.rank, self.host, self.pid)
     }
 }
 
-impl Member {
+impl JobMember {
     /// Describes this process. `is_local`: all ranks run on this machine, so its addresses are not needed.
     pub fn of_this_process(rank: usize, port: u16, is_local: bool, transport: Transport) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn other_machines_are_reached_at_each_address_once_and_the_given_one_first() {
-        let mut member = Member::of_this_process(3, 4000, false, Transport::Sockets);
+        let mut member = JobMember::of_this_process(3, 4000, false, Transport::Sockets);
         let local = [SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))];
         assert_eq!(member.socket_addresses(Some("10.9.9.9")), local, "this machine is reached at its loopback address");
         member.machine = "another".into();

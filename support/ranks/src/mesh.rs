@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::call::Call;
 use crate::exchange::{DataConnection, ExchangeError, Transfer, exchange};
-use crate::handshake::{ConnectionPurpose, Hello, Token, connect_to};
-use crate::member::Member;
+use crate::handshake::{ConnectionPurpose, HelloMessage, JobToken, connect_to};
+use crate::member::JobMember;
 use crate::shared::RankState;
 use crate::timeouts::Timeouts;
 
@@ -20,17 +20,17 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The data connections of a rank.
 #[derive(Debug)]
-pub(crate) struct Mesh {
+pub(crate) struct SocketMesh {
     rank: usize,
-    members: Vec<Member>,
-    token: Token,
+    members: Vec<JobMember>,
+    token: JobToken,
     timeouts: Timeouts,
     /// By rank.
     connections: Vec<DataConnection>,
 }
 
-impl Mesh {
-    pub fn new(rank: usize, members: Vec<Member>, token: Token, timeouts: Timeouts) -> Self {
+impl SocketMesh {
+    pub fn new(rank: usize, members: Vec<JobMember>, token: JobToken, timeouts: Timeouts) -> Self {
         let connections = members.iter().map(|_| DataConnection::default()).collect();
         Self { rank, members, token, timeouts, connections }
     }
@@ -68,7 +68,8 @@ impl Mesh {
     }
 
     fn connect_to_peer(&self, shared: &RankState, peer: usize) -> Result<TcpStream, ExchangeError> {
-        let hello = Hello { from: self.rank, to: peer, size: self.members.len(), purpose: ConnectionPurpose::Data };
+        let hello =
+            HelloMessage { from: self.rank, to: peer, size: self.members.len(), purpose: ConnectionPurpose::Data };
         let may_continue = || !shared.has_failed();
         let start = Instant::now();
         loop {

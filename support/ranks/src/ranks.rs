@@ -12,9 +12,9 @@ use crate::call::{Call, CallKind};
 use crate::error::{RankError, Result};
 use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::{Transport, World};
-use crate::link::{Closing, Link};
-use crate::member::Member;
-use crate::mesh::Mesh;
+use crate::link::{CloseAction, DataLink};
+use crate::member::JobMember;
+use crate::mesh::SocketMesh;
 use crate::rendezvous;
 use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
@@ -54,11 +54,11 @@ pub struct Ranks {
 #[derive(Debug)]
 struct Job {
     rank: usize,
-    members: Vec<Member>,
+    members: Vec<JobMember>,
     timeouts: Timeouts,
     shared: Arc<RankState>,
     /// `None` before the link is open, and after this rank has left.
-    link: Mutex<Option<Link>>,
+    link: Mutex<Option<DataLink>>,
     /// `None` after this rank has left.
     watcher: Option<JoinHandle<Option<OnFailure>>>,
 }
@@ -88,11 +88,11 @@ impl Ranks {
         let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
         let shared = Arc::new(RankState::new(world.size).map_err(|e| no_event(&e))?);
         let watcher = Some(watch::start_watching_thread(rank, joined, &shared, &timeouts, on_failure)?);
-        let mesh = Mesh::new(rank, members.clone(), token, timeouts);
+        let mesh = SocketMesh::new(rank, members.clone(), token, timeouts);
         let job = Job { rank, members, timeouts, shared, link: Mutex::new(None), watcher };
         // The watching thread must already run here, because initializing MPI waits for the other ranks without
         // noticing failed ones.
-        let link = Link::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
+        let link = DataLink::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
         *job.link() = Some(link);
         Ok(Self { world, job: Some(job), counters })
     }
@@ -137,8 +137,8 @@ impl Ranks {
     pub fn barrier(&self, name: &str) -> Result<()> {
         let Some(job) = &self.job else { return Ok(()) };
         job.call(CallKind::Barrier, name, None, |link, call| {
-            let notify = |peer| Transfer::new(peer).sending(call, &[]);
-            let wait = |peer| Transfer::new(peer).receiving();
+            let notify = |peer| Transfer::new(peer).with_send(call, &[]);
+            let wait = |peer| Transfer::new(peer).with_receive();
             // Rank 0 waits for all other ranks, and then notifies them.
             let (first, second): (Vec<_>, Vec<_>) = match job.rank {
                 0 => (job.others().map(wait).collect(), job.others().map(notify).collect()),
@@ -167,8 +167,8 @@ impl Ranks {
         let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
         let received = job.call(CallKind::Broadcast, name, None, |link, call| {
             let transfers = match &bytes {
-                Some(bytes) => job.others().map(|peer| Transfer::new(peer).sending(call, bytes)).collect(),
-                None => vec![Transfer::new(root).receiving()],
+                Some(bytes) => job.others().map(|peer| Transfer::new(peer).with_send(call, bytes)).collect(),
+                None => vec![Transfer::new(root).with_receive()],
             };
             link.exchange(&job.shared, call, transfers)
         })?;
@@ -206,7 +206,7 @@ impl Ranks {
         let mut received = match &self.job {
             None => Vec::new(),
             Some(job) => job.call(kind, name, None, |link, call| {
-                let transfer = |peer| Transfer::new(peer).sending(call, send[peer]).receiving();
+                let transfer = |peer| Transfer::new(peer).with_send(call, send[peer]).with_receive();
                 link.exchange(&job.shared, call, job.others().map(transfer).collect())
             })?,
         };
@@ -233,7 +233,7 @@ impl Ranks {
         job.call(CallKind::AllToAll, name, None, |link, call| {
             let mut transfers = Vec::with_capacity(send.len());
             for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
-                transfers.push(Transfer::new(peer).sending(call, send[peer]).receiving_into(buffer));
+                transfers.push(Transfer::new(peer).with_send(call, send[peer]).with_receive_into(buffer));
             }
             link.exchange(&job.shared, call, transfers)
         })?;
@@ -258,7 +258,7 @@ impl Ranks {
         self.check_peer("send", name, to);
         let Some(job) = &self.job else { return Ok(()) };
         job.call(CallKind::Send, name, Some(to), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
+            link.exchange(&job.shared, call, vec![Transfer::new(to).with_send(call, bytes)])
         })?;
         self.counters.add(CallKind::Send, bytes.len(), 0);
         Ok(())
@@ -275,7 +275,7 @@ impl Ranks {
         self.check_peer("receive", name, from);
         let Some(job) = &self.job else { return Ok(Vec::new()) };
         let received = job.call(CallKind::Receive, name, Some(from), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
+            link.exchange(&job.shared, call, vec![Transfer::new(from).with_receive()])
         })?;
         let bytes = received.into_iter().next().unwrap_or_default();
         self.counters.add(CallKind::Receive, 0, bytes.len());
@@ -320,7 +320,7 @@ impl Job {
         kind: CallKind,
         name: &str,
         peer: Option<usize>,
-        work: impl FnOnce(&mut Link, &Call) -> Result<T, ExchangeError>,
+        work: impl FnOnce(&mut DataLink, &Call) -> Result<T, ExchangeError>,
     ) -> Result<T> {
         let mut link = self.link();
         self.shared.check()?;
@@ -332,7 +332,7 @@ impl Job {
         result
     }
 
-    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+    fn link(&self) -> MutexGuard<'_, Option<DataLink>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -375,7 +375,7 @@ impl Job {
         let Some(watcher) = self.watcher.take() else { return Ok(()) };
         let link = self.link().take();
         // This closes the connections, so ranks that wait for this rank notice that it has left.
-        let closing = link.and_then(Link::close);
+        let closing = link.and_then(DataLink::close);
         if self.rank == 0 {
             self.shared.begin_call(&Call::new(CallKind::Leave, "", 0, None));
         }
@@ -393,7 +393,7 @@ impl Job {
 impl Job {
     /// Runs the last action, `MPI_Finalize`, which waits for all ranks. If a rank is killed during these
     /// milliseconds, `on_failure` ends the wait, because the watching thread has already ended.
-    fn close(&self, closing: Closing, on_failure: Option<OnFailure>) {
+    fn close(&self, closing: CloseAction, on_failure: Option<OnFailure>) {
         let error =
             self.error_of(self.rank, &format!("has waited {} s for the end of all ranks", CLOSE_TIME.as_secs()));
         let (done, end) = mpsc::channel::<()>();

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{ControlConnection, ControlMessage, wait_for, wait_until};
 use crate::error::{RankError, Result, format_ranks};
-use crate::handshake::{Acceptor, ConnectionPurpose, Hello, Token, connect_to};
+use crate::handshake::{ConnectionAcceptor, ConnectionPurpose, HelloMessage, JobToken, connect_to};
 use crate::launch::World;
-use crate::member::Member;
+use crate::member::JobMember;
 use crate::timeouts::Timeouts;
 
 /// The maximum size of the rendezvous file in bytes.
@@ -41,9 +41,9 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct JobConnections {
     /// By rank.
-    pub members: Vec<Member>,
+    pub members: Vec<JobMember>,
     /// Accepts connections for data.
-    pub acceptor: Acceptor,
+    pub acceptor: ConnectionAcceptor,
     /// The control connections by rank. Rank 0 has one to each other rank, and each other rank has one to rank 0.
     pub controls: Vec<Option<ControlConnection>>,
 }
@@ -55,12 +55,12 @@ struct RendezvousInfo {
     size: usize,
     /// 32 hex digits.
     token: String,
-    rank_0: Member,
+    rank_0: JobMember,
 }
 
 impl RendezvousInfo {
-    fn token(&self) -> Option<Token> {
-        Token::from_hex(&self.token)
+    fn token(&self) -> Option<JobToken> {
+        JobToken::from_hex(&self.token)
     }
 }
 
@@ -78,9 +78,10 @@ pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
     let path = folder.join(format!("ranks-{}.json", job.finish()));
-    let acceptor = Acceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
+    let acceptor =
+        ConnectionAcceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
     let port = acceptor.port().map_err(cannot_listen)?;
-    let member = Member::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
+    let member = JobMember::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
     if world.rank == 0 {
         Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
     } else {
@@ -123,12 +124,12 @@ impl Deadline {
 /// The rendezvous file of this process, which is rank 0. Dropping this value removes the file.
 struct RendezvousFile {
     path: PathBuf,
-    token: Token,
+    token: JobToken,
     _unfinished: TemporaryPaths,
 }
 
 impl RendezvousFile {
-    fn write(path: PathBuf, info: &RendezvousInfo, token: Token) -> Result<Self> {
+    fn write(path: PathBuf, info: &RendezvousInfo, token: JobToken) -> Result<Self> {
         let text = serde_json::to_vec(info).unwrap_or_default();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let part = path.with_file_name(format!(".{name}.{}-{}.part", info.rank_0.pid, info.rank_0.port));
@@ -156,16 +157,22 @@ impl Drop for RendezvousFile {
 struct Coordinator<'a> {
     world: &'a World,
     timeouts: Timeouts,
-    member: Member,
-    acceptor: Acceptor,
+    member: JobMember,
+    acceptor: ConnectionAcceptor,
     file: RendezvousFile,
     next_check: Instant,
     /// The processes that have joined, by rank.
-    joined: Vec<Option<(Member, ControlConnection)>>,
+    joined: Vec<Option<(JobMember, ControlConnection)>>,
 }
 
 impl<'a> Coordinator<'a> {
-    fn new(world: &'a World, path: PathBuf, acceptor: Acceptor, member: Member, timeouts: Timeouts) -> Result<Self> {
+    fn new(
+        world: &'a World,
+        path: PathBuf,
+        acceptor: ConnectionAcceptor,
+        member: JobMember,
+        timeouts: Timeouts,
+    ) -> Result<Self> {
         let token = acceptor.token();
         let (job, size) = (world.job.clone(), world.size);
         let contents = RendezvousInfo { job, size, token: token.to_hex(), rank_0: member.clone() };
@@ -211,20 +218,20 @@ impl<'a> Coordinator<'a> {
 
     fn wait(&self) {
         let mut events = Vec::new();
-        self.acceptor.poll_events(&mut events);
+        self.acceptor.add_poll_events(&mut events);
         events.extend(self.joined.iter().flatten().map(|(_, control)| control.poll_event()));
         wait_for(&mut events, MAX_PAUSE);
     }
 
     /// Adds a process that has connected to this rank.
-    fn add(&mut self, hello: Hello, mut control: ControlConnection) -> Result<()> {
+    fn add(&mut self, hello: HelloMessage, mut control: ControlConnection) -> Result<()> {
         let ConnectionPurpose::Join(mut member) = hello.purpose else { return Ok(()) };
         let error = if hello.size != self.world.size || member.rank >= hello.size {
             Some(different_sizes(&self.member, self.world, &member, hello.size))
         } else if member.transport != self.member.transport {
             Some(different_transports(&self.member, &member))
         } else {
-            self.member_of_rank(member.rank).map(|first| duplicate_rank(first, &member))
+            self.member_of_rank(member.rank).map(|first| duplicate_rank_error(first, &member))
         };
         if let Some(error) = error {
             control.send(&ControlMessage::Failed(error.clone()));
@@ -240,7 +247,7 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Returns the process that has joined as this rank.
-    fn member_of_rank(&self, rank: usize) -> Option<&Member> {
+    fn member_of_rank(&self, rank: usize) -> Option<&JobMember> {
         if rank == 0 { Some(&self.member) } else { self.joined[rank].as_ref().map(|(member, _)| member) }
     }
 
@@ -263,10 +270,10 @@ impl<'a> Coordinator<'a> {
         let Some(info) = read_info(&self.file.path) else { return Ok(()) };
         let Some(token) = info.token().filter(|token| *token != self.file.token) else { return Ok(()) };
         let purpose = ConnectionPurpose::Join(self.member.clone());
-        let hello = Hello { from: 0, to: 0, size: self.world.size, purpose };
+        let hello = HelloMessage { from: 0, to: 0, size: self.world.size, purpose };
         for socket in info.rank_0.socket_addresses(None) {
             if connect_to(socket, token, &hello, self.timeouts.handshake, || true).is_ok() {
-                return Err(duplicate_rank(&info.rank_0, &self.member));
+                return Err(duplicate_rank_error(&info.rank_0, &self.member));
             }
         }
         Ok(())
@@ -308,26 +315,26 @@ impl<'a> Coordinator<'a> {
     }
 }
 
-fn different_sizes(rank_0: &Member, world: &World, joiner: &Member, size: usize) -> RankError {
+fn different_sizes(rank_0: &JobMember, world: &World, joiner: &JobMember, size: usize) -> RankError {
     let what = format!("counts {size} ranks, but {rank_0} counts {}", world.size);
     let help = "start all processes of the job with the same number of ranks";
     Diagnostic::new(joiner.to_string(), what, help).into()
 }
 
-fn different_transports(rank_0: &Member, joiner: &Member) -> RankError {
+fn different_transports(rank_0: &JobMember, joiner: &JobMember) -> RankError {
     let what = format!("exchanges data by {}, but {rank_0} by {}", joiner.transport, rank_0.transport);
     Diagnostic::new(joiner.to_string(), what, "start the same program on all machines, by one launcher").into()
 }
 
 /// Returns the error about two processes that have the same rank.
-pub(crate) fn duplicate_rank(first: &Member, second: &Member) -> RankError {
-    let place = |member: &Member| format!("process {} on {}", member.pid, member.host);
+pub(crate) fn duplicate_rank_error(first: &JobMember, second: &JobMember) -> RankError {
+    let place = |member: &JobMember| format!("process {} on {}", member.pid, member.host);
     let what = format!("{} has this rank, and {} has it, too", place(first), place(second));
     let help = "start each rank once, and one job at a time in an output folder";
     Diagnostic::new(format!("rank {}", second.rank), what, help).into()
 }
 
-fn ended_early(member: &Member) -> RankError {
+fn ended_early(member: &JobMember) -> RankError {
     let diagnostic = Diagnostic::new(member.to_string(), "ended before all ranks had joined", "look at its output");
     RankError { diagnostic, rank: Some(member.rank) }
 }
@@ -345,12 +352,12 @@ fn read_info(path: &Path) -> Option<RendezvousInfo> {
 struct Joiner<'a> {
     world: &'a World,
     path: PathBuf,
-    member: Member,
+    member: JobMember,
     timeouts: Timeouts,
 }
 
 impl Joiner<'_> {
-    fn join(&self, mut acceptor: Acceptor) -> Result<JobConnections> {
+    fn join(&self, mut acceptor: ConnectionAcceptor) -> Result<JobConnections> {
         let mut deadline = Deadline::new(&self.timeouts);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -374,10 +381,10 @@ impl Joiner<'_> {
     }
 
     /// Connects to rank 0. The error is a text about what failed.
-    fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(Token, ControlConnection), String> {
+    fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(JobToken, ControlConnection), String> {
         let token = info.token().ok_or_else(|| format!("{} has no token", self.path.display()))?;
         let purpose = ConnectionPurpose::Join(self.member.clone());
-        let hello = Hello { from: self.world.rank, to: 0, size: self.world.size, purpose };
+        let hello = HelloMessage { from: self.world.rank, to: 0, size: self.world.size, purpose };
         let mut obstacles = Vec::new();
         for socket in info.rank_0.socket_addresses(self.world.address.as_deref()) {
             match connect_to(socket, token, &hello, self.timeouts.handshake, || true).and_then(ControlConnection::new) {
@@ -390,9 +397,9 @@ impl Joiner<'_> {
 
     fn wait_for_welcome(
         &self,
-        acceptor: Acceptor,
+        acceptor: ConnectionAcceptor,
         mut control: ControlConnection,
-        mut rank_0: Member,
+        mut rank_0: JobMember,
     ) -> Result<JobConnections> {
         // Rank 0 reaches its own time limit earlier, and its error names the missing ranks.
         let deadline = Instant::now() + self.timeouts.join + CLOSE_TIME;
@@ -425,7 +432,7 @@ impl Joiner<'_> {
         RankError { diagnostic: Diagnostic::new(format!("rank {}", self.world.rank), what, help), rank: Some(0) }
     }
 
-    fn no_answer(&self, rank_0: &Member) -> RankError {
+    fn no_answer(&self, rank_0: &JobMember) -> RankError {
         let what = format!("has not answered within {} seconds", self.timeouts.join.as_secs_f64());
         RankError { diagnostic: Diagnostic::new(rank_0.to_string(), what, "look at its output"), rank: Some(0) }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::error::{RankError, Result};
 
 /// The state of a rank in its job, shared by its threads.
@@ -83,7 +83,7 @@ impl RankState {
     }
 
     /// An event that becomes readable when the job fails.
-    pub fn failed_event(&self) -> BorrowedFd<'_> {
+    pub fn failure_event(&self) -> BorrowedFd<'_> {
         self.failed.as_fd()
     }
 
@@ -158,11 +158,11 @@ impl RankState {
     }
 
     /// What this rank does.
-    pub fn activity(&self) -> Activity {
+    pub fn activity(&self) -> RankActivity {
         let state = self.state();
         let waiting = self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Relaxed));
         let waiting_ms = state.is_in_call.then_some(waiting);
-        Activity { call: state.call.clone(), waiting_ms, collectives: state.collectives }
+        RankActivity { call: state.call.clone(), waiting_ms, collectives: state.collectives }
     }
 
     /// Sends a request to the watching thread and waits until it fails the job. If the job has not failed after

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::control::{ControlConnection, ControlMessage, wait_for};
 use crate::error::{RankError, Result};
 use crate::failure_detector::{FailureDetector, process_ended_error, silent_rank_error};
-use crate::handshake::{Acceptor, ConnectionPurpose, Hello};
+use crate::handshake::{ConnectionAcceptor, ConnectionPurpose, HelloMessage};
 use crate::launch::Transport;
-use crate::member::Member;
-use crate::rendezvous::{JobConnections, duplicate_rank};
+use crate::member::JobMember;
+use crate::rendezvous::{JobConnections, duplicate_rank_error};
 use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
 
@@ -74,8 +74,8 @@ pub(crate) fn start_watching_thread(
 
 struct Watcher {
     rank: usize,
-    members: Vec<Member>,
-    acceptor: Acceptor,
+    members: Vec<JobMember>,
+    acceptor: ConnectionAcceptor,
     /// The open control connections by rank; see [`JobConnections::controls`].
     controls: Vec<Option<ControlConnection>>,
     /// `None` except on rank 0.
@@ -119,7 +119,7 @@ impl Watcher {
 
     fn wait(&self) {
         let mut events = vec![PollFd::from_borrowed_fd(self.shared.wake_event(), PollFlags::IN)];
-        self.acceptor.poll_events(&mut events);
+        self.acceptor.add_poll_events(&mut events);
         events.extend(self.controls.iter().flatten().map(ControlConnection::poll_event));
         wait_for(&mut events, (self.timeouts.heartbeat / 4).min(MAX_TICK));
         self.shared.clear_wake_event();
@@ -166,7 +166,7 @@ impl Watcher {
         }
     }
 
-    fn accept(&self, hello: Hello, stream: TcpStream) {
+    fn accept(&self, hello: HelloMessage, stream: TcpStream) {
         match hello.purpose {
             ConnectionPurpose::Data if hello.from > self.rank && hello.from < self.members.len() => {
                 self.shared.put_connection(hello.from, stream);
@@ -176,7 +176,7 @@ impl Watcher {
             ConnectionPurpose::Join(member) => {
                 let first = self.members.get(member.rank).unwrap_or(&self.members[self.rank]);
                 if let Ok(mut control) = ControlConnection::new(stream) {
-                    control.send(&ControlMessage::Failed(duplicate_rank(first, &member)));
+                    control.send(&ControlMessage::Failed(duplicate_rank_error(first, &member)));
                 }
             }
         }
@@ -252,7 +252,7 @@ impl Watcher {
             return;
         }
         self.next_heartbeat = now + self.timeouts.heartbeat;
-        let activity = if self.rank == 0 { Activity::default() } else { self.shared.activity() };
+        let activity = if self.rank == 0 { RankActivity::default() } else { self.shared.activity() };
         let message = ControlMessage::Heartbeat(activity);
         self.controls.iter_mut().flatten().for_each(|control| control.send(&message));
     }

@@ -40,7 +40,7 @@ pub struct Worker {
     stderr: UnixStream,
     /// The number of jobs that were sent to this worker.
     pub jobs: usize,
-    /// The subjects of this worker's jobs; see [`Pool::take_idle_worker`].
+    /// The subjects of this worker's jobs; see [`WorkerPool::take_idle_worker`].
     subjects: Vec<u64>,
     timeout: Duration,
 }
@@ -224,9 +224,9 @@ impl Drop for Worker {
 
 /// A pool of idle workers of one kind. Dropping the pool ends the workers.
 #[derive(Debug)]
-pub struct Pool(Mutex<Vec<Worker>>);
+pub struct WorkerPool(Mutex<Vec<Worker>>);
 
-impl Pool {
+impl WorkerPool {
     /// A pool without workers.
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
@@ -252,7 +252,7 @@ impl Pool {
     }
 }
 
-impl Default for Pool {
+impl Default for WorkerPool {
     fn default() -> Self {
         Self::new()
     }

@@ -20,7 +20,7 @@
 //!
 //! A worker that exceeds its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped.
 //! The caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
-//! [`Pool`].
+//! [`WorkerPool`].
 //!
 //! A worker has its own process group, so Ctrl-C in a terminal reaches only the caller. If memory runs out, the
 //! kernel kills workers first.
@@ -30,8 +30,9 @@ mod message;
 mod program;
 mod serve;
 
-pub use caller::{Pool, Worker, WorkerExit, WorkerFailure};
+pub use caller::{Worker, WorkerExit, WorkerFailure, WorkerPool};
 pub use program::{
-    DEFAULT_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, use_workers, worker_program,
+    DEFAULT_WORKER_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, set_worker_program,
+    worker_program,
 };
-pub use serve::{Replies, limit_memory, limit_processor_time, serve, serve_in_forks};
+pub use serve::{ReplySender, limit_memory, limit_processor_time, serve, serve_in_forks};

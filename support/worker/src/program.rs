@@ -10,7 +10,7 @@ use std::time::Duration;
 pub const WORKER_ARGUMENT: &str = "__worker";
 
 /// The time limit that [`WorkerProgram::new`] sets.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const DEFAULT_WORKER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A kind of worker.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct WorkerProgram {
 impl WorkerProgram {
     /// Describes the program at `path`, which is started with [`WORKER_ARGUMENT`] and has the default time limit.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), args: vec![WORKER_ARGUMENT.to_owned()], timeout: DEFAULT_TIMEOUT }
+        Self { path: path.into(), args: vec![WORKER_ARGUMENT.to_owned()], timeout: DEFAULT_WORKER_TIMEOUT }
     }
 
     /// Describes the running program. This works even if the program's file was replaced or deleted after the start.
@@ -62,11 +62,11 @@ static PROGRAM: RwLock<Option<WorkerProgram>> = RwLock::new(None);
 
 /// Makes this process handle untrusted input in workers that `program` starts. Without this call, as in tests or in
 /// other programs that use these libraries, this process handles the input itself, and hostile input can crash it.
-pub fn use_workers(program: WorkerProgram) {
+pub fn set_worker_program(program: WorkerProgram) {
     *PROGRAM.write().unwrap_or_else(PoisonError::into_inner) = Some(program);
 }
 
-/// The program that was given to [`use_workers`].
+/// The program that was given to [`set_worker_program`].
 pub fn worker_program() -> Option<WorkerProgram> {
     PROGRAM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

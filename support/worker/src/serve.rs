@@ -21,9 +21,9 @@ use crate::message::{read_message, write_message};
 
 /// Sends the replies to a job.
 #[derive(Debug)]
-pub struct Replies(UnixStream);
+pub struct ReplySender(UnixStream);
 
-impl Replies {
+impl ReplySender {
     /// Sends a reply with a header and a body.
     ///
     /// # Errors
@@ -36,10 +36,12 @@ impl Replies {
 /// Runs jobs until the caller closes the socket at standard input. `work` gets a job and its open file, and sends the
 /// replies. If `work` fails or panics, the worker prints the error and exits, because its data may be only partly
 /// changed.
-pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+pub fn serve<J: DeserializeOwned>(
+    mut work: impl FnMut(J, Option<File>, &mut ReplySender) -> io::Result<()>,
+) -> ExitCode {
     let served = start().and_then(|socket| {
         end_with_caller(socket.try_clone()?)?;
-        let mut replies = Replies(socket.try_clone()?);
+        let mut replies = ReplySender(socket.try_clone()?);
         while let Some((job, file)) = receive_job(&socket)? {
             without_panic(|| work(job, file, &mut replies))?;
         }
@@ -50,9 +52,11 @@ pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Rep
 
 /// Does the same as [`serve`], but runs each job in a fork of the worker. If a fork fails, the worker ends in the
 /// same way.
-pub fn serve_in_forks<J: DeserializeOwned>(work: impl Fn(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+pub fn serve_in_forks<J: DeserializeOwned>(
+    work: impl Fn(J, Option<File>, &mut ReplySender) -> io::Result<()>,
+) -> ExitCode {
     let served = start().and_then(|socket| {
-        let mut replies = Replies(socket.try_clone()?);
+        let mut replies = ReplySender(socket.try_clone()?);
         while let Some((job, file)) = receive_job(&socket)? {
             let fork = fork(|| without_panic(|| work(job, file, &mut replies)))?;
             wait_for_fork(&socket, fork)?;

@@ -9,7 +9,7 @@
 //! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
 //! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
 //! 13.0, the function that the comment of the call names. A driver of an earlier CUDA version
-//! ([`FakeDriver::of_version`]) loads only the code that this version knows, and captures no programmatic launches
+//! ([`FakeDriver::with_driver_version`]) loads only the code that this version knows, and captures no programmatic launches
 //! before 12.3.
 #![allow(unsafe_code)]
 
@@ -36,7 +36,7 @@ use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::{Arch, Matmul};
 use capture::Capture;
-use overlap::Overlap;
+use overlap::OverlapCounter;
 use transfers::Transfer;
 
 /// Granularity of mapped memory in bytes: addresses and sizes are multiples of it. On NVIDIA's GPUs it is 2 MiB.
@@ -150,7 +150,7 @@ struct State {
     profiled: Vec<Range<u64>>,
     /// The index of the launch at which the process is killed, counted from 1.
     killed_at_launch: Option<u64>,
-    overlap: Overlap,
+    overlap: OverlapCounter,
     /// The error of a kernel that faulted; every later call returns it.
     faulted: Option<String>,
     violations: Vec<String>,
@@ -159,12 +159,12 @@ struct State {
 impl FakeDriver {
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of CUDA 13.0.
     pub fn new(arch: Arch, memory: u64) -> FakeDriver {
-        FakeDriver::of_version(arch, memory, 13_000)
+        FakeDriver::with_driver_version(arch, memory, 13_000)
     }
 
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of a CUDA version,
     /// times 1000: 12040 for 12.4.
-    pub fn of_version(arch: Arch, memory: u64, version: u32) -> FakeDriver {
+    pub fn with_driver_version(arch: Arch, memory: u64, version: u32) -> FakeDriver {
         let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
         let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };

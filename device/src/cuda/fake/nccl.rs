@@ -72,7 +72,7 @@ pub(super) fn open_communicators(gpu: &Arc<Inner>) -> usize {
 pub(super) fn kill_ranks(gpu: &Arc<Inner>) {
     let comms: Vec<Comm> = registry().comms.values().filter(|comm| Arc::ptr_eq(&comm.gpu.0, gpu)).cloned().collect();
     for Comm { group, rank, .. } in comms {
-        group.update_and_wake(|state| state.end_member(rank, CommunicatorState::Dead));
+        group.update_and_wake(|state| state.record_member_end(rank, CommunicatorState::Dead));
     }
 }
 
@@ -233,7 +233,7 @@ impl FakeNccl {
         match self.comm(handle) {
             Err(error) => error,
             Ok(comm) => {
-                comm.group.update_and_wake(|state| state.end_member(comm.rank, life));
+                comm.group.update_and_wake(|state| state.record_member_end(comm.rank, life));
                 if life != CommunicatorState::Finalized {
                     registry().comms.remove(&handle.0);
                 }

@@ -3,7 +3,7 @@
 use super::Op;
 
 #[derive(Default)]
-pub(super) struct Overlap {
+pub(super) struct OverlapCounter {
     /// The sends and receives for which no stream and no host waits yet: the index of their stream, and the first
     /// recording of an event after them.
     transfers: Vec<(usize, Option<u64>)>,
@@ -11,7 +11,7 @@ pub(super) struct Overlap {
     pub launches: u64,
 }
 
-impl Overlap {
+impl OverlapCounter {
     /// Counts an operation that is enqueued on a stream.
     pub fn count_operation(&mut self, stream: usize, op: &Op) {
         match *op {

@@ -156,7 +156,7 @@ impl RankGroup {
 
 impl GroupState {
     /// Records that a rank has ended its communicator, unless the rank was killed before.
-    pub fn end_member(&mut self, rank: usize, life: CommunicatorState) {
+    pub fn record_member_end(&mut self, rank: usize, life: CommunicatorState) {
         if let Some(member) = self.members.get_mut(&rank).filter(|m| m.life != CommunicatorState::Dead) {
             member.life = life;
         }

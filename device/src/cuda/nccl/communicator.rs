@@ -21,7 +21,7 @@ use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
 use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
-use crate::exchanges::{DeviceSpan, ExchangeStatus};
+use crate::exchanges::{AddressRange, ExchangeStatus};
 
 /// The largest number of exchanges in flight. Before the host enqueues another one, it waits for the oldest.
 const MAX_IN_FLIGHT: usize = 256;
@@ -150,11 +150,11 @@ impl Communicator {
     ///
     /// # Errors
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
-    pub unsafe fn start(
+    pub unsafe fn start_exchange(
         &self,
         name: &str,
-        send: &[Vec<DeviceSpan>],
-        receive: &[Vec<DeviceSpan>],
+        send: &[Vec<AddressRange>],
+        receive: &[Vec<AddressRange>],
     ) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
         self.check_at(|| format!("before exchange '{name}'"))?;
@@ -276,8 +276,8 @@ impl Communicator {
     /// Enqueues an exchange on its stream.
     ///
     /// # Safety
-    /// The conditions of [`Communicator::start`] hold.
-    unsafe fn enqueue(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<(), String> {
+    /// The conditions of [`Communicator::start_exchange`] hold.
+    unsafe fn enqueue(&self, send: &[Vec<AddressRange>], receive: &[Vec<AddressRange>]) -> Result<(), String> {
         // SAFETY: this value owns stream and event; the caller guarantees the ranges.
         let copied = unsafe {
             self.driver.record(self.ready, self.compute).and_then(|()| {
@@ -287,7 +287,7 @@ impl Communicator {
             })
         };
         copied.map_err(|e| e.to_string())?;
-        let transfers = |of_ranks: &[Vec<DeviceSpan>]| {
+        let transfers = |of_ranks: &[Vec<AddressRange>]| {
             let of_peers = of_ranks.iter().enumerate().filter(|(peer, _)| *peer != self.rank);
             let ranges = of_peers.flat_map(|(peer, ranges)| ranges.iter().map(move |range| (peer, *range)));
             ranges.filter(|(_, range)| range.bytes > 0).collect::<Vec<_>>()
@@ -314,11 +314,11 @@ impl Communicator {
     /// Makes the NCCL calls of one group of sends and receives.
     ///
     /// # Safety
-    /// The conditions of [`Communicator::start`] hold.
+    /// The conditions of [`Communicator::start_exchange`] hold.
     unsafe fn enqueue_group(
         &self,
-        sends: &[(usize, DeviceSpan)],
-        receives: &[(usize, DeviceSpan)],
+        sends: &[(usize, AddressRange)],
+        receives: &[(usize, AddressRange)],
     ) -> Result<NcclResult, String> {
         let comm = lock(&self.comm);
         let handle = comm.ok_or("the communicator was aborted")?;
@@ -329,11 +329,11 @@ impl Communicator {
         let mut first_error = None;
         // SAFETY: the communicator and its stream are live; the caller guarantees the ranges.
         unsafe {
-            for &(peer, DeviceSpan { addr, bytes }) in sends {
+            for &(peer, AddressRange { addr, bytes }) in sends {
                 let result = self.nccl.send(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
-            for &(peer, DeviceSpan { addr, bytes }) in receives {
+            for &(peer, AddressRange { addr, bytes }) in receives {
                 let result = self.nccl.receive(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
@@ -344,20 +344,20 @@ impl Communicator {
     }
 
     /// Returns why these ranges cannot be exchanged; `None` if they can.
-    fn invalid_ranges(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Option<String> {
+    fn invalid_ranges(&self, send: &[Vec<AddressRange>], receive: &[Vec<AddressRange>]) -> Option<String> {
         for (what, of_ranks) in [("sends", send), ("receives", receive)] {
             if of_ranks.len() != self.size {
                 return Some(format!("{what} are given for {} ranks, but there are {}", of_ranks.len(), self.size));
             }
         }
-        let sizes = |ranges: &[DeviceSpan]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
+        let sizes = |ranges: &[AddressRange]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
         let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
         if sent != received {
             return Some(format!(
                 "this rank sends ranges of {sent:?} bytes to itself, but receives {received:?} bytes from itself"
             ));
         }
-        let mut ranges: Vec<(DeviceSpan, bool)> = Vec::new();
+        let mut ranges: Vec<(AddressRange, bool)> = Vec::new();
         for (rank, (sent, received)) in send.iter().zip(receive).enumerate() {
             ranges.extend(sent.iter().map(|range| (*range, false)));
             let is_written = |i: usize| rank != self.rank || is_copy(&sent[i], &received[i]);
@@ -367,7 +367,7 @@ impl Communicator {
         ranges.sort_by_key(|(range, _)| range.addr);
         // The end of the address ranges so far, and the end of those ranges that are written.
         let (mut end, mut written_end) = (0, 0);
-        for (DeviceSpan { addr, bytes }, is_written) in ranges {
+        for (AddressRange { addr, bytes }, is_written) in ranges {
             if addr < written_end || is_written && addr < end {
                 return Some(format!("a range that is received overlaps another one at {addr:#x}"));
             }
@@ -480,7 +480,7 @@ impl Drop for Communicator {
 }
 
 /// Tells whether a range that a rank sends to itself must be copied. If it is received in place, no copy is needed.
-fn is_copy(from: &DeviceSpan, to: &DeviceSpan) -> bool {
+fn is_copy(from: &AddressRange, to: &AddressRange) -> bool {
     from.bytes > 0 && from != to
 }
 

@@ -100,7 +100,7 @@ impl Functions {
         let places = places_beside_toolkit();
         let file = places.into_iter().find(|path| path.is_file());
         let name = file.as_deref().map_or(OsStr::new(LIBRARY), |path| path.as_os_str());
-        let failed = |reason: String| CudaError::of_library(name, reason);
+        let failed = |reason: String| CudaError::library_error(name, reason);
         let library = SharedLibrary::open(name).map_err(|reason| {
             let is_missing = file.is_none() && reason.contains("No such file");
             if is_missing { CudaError::NoNccl } else { failed(reason) }

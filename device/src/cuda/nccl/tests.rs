@@ -30,7 +30,7 @@ fn on_ranks<T: Send>(
     time_limit: Duration,
     f: impl Fn(&Device, &NcclCollectives) -> T + Sync,
 ) -> Vec<T> {
-    let id = device_of(&FakeDriver::new(Arch::H100, 1 << 20)).nccl_id().unwrap();
+    let id = device_of(&FakeDriver::new(Arch::H100, 1 << 20)).create_nccl_id().unwrap();
     std::thread::scope(|scope| {
         let start = |(rank, gpu)| {
             let f = &f;
@@ -305,11 +305,11 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
     let gpus = fake_gpus(2);
     let (device, other) = (device_of(&gpus[0]), device_of(&gpus[1]));
     let limit = Duration::from_millis(50);
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let alone = device.join_nccl(0, 2, &id, limit).unwrap_err().to_string();
     assert!(alone.starts_with("NCCL: rank 0 of 2: not all ranks have joined within 50ms"), "{alone}");
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let twice = std::thread::scope(|scope| {
         let join = |rank| {
             scope.spawn({
@@ -321,7 +321,7 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
     });
     assert!(twice.iter().any(|e| e.contains("ncclInvalidUsage (Duplicate GPU detected : rank")), "{twice:?}");
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     drop(device.join_nccl(0, 1, &id, LONG).unwrap());
     let used = other.join_nccl(0, 1, &id, LONG).unwrap_err().to_string();
     assert!(used.contains("ncclSystemError (a second communicator with the same id)"), "{used}");
@@ -457,7 +457,7 @@ proptest! {
 #[test]
 fn launch_after_an_exchange_waits_for_it() {
     let gpus = fake_gpus(2);
-    let id = device_of(&gpus[0]).nccl_id().unwrap();
+    let id = device_of(&gpus[0]).create_nccl_id().unwrap();
     std::thread::scope(|scope| {
         for (rank, fake) in gpus.iter().enumerate() {
             scope.spawn(move || {
@@ -465,11 +465,11 @@ fn launch_after_an_exchange_waits_for_it() {
                 let ranks = super::Communicator::join(&gpu, (rank, 2), &id, LONG).unwrap();
                 let memory = gpu.alloc(16).unwrap();
                 gpu.fill(&memory, rank as u8).unwrap();
-                let span = |offset| crate::exchanges::DeviceSpan { addr: memory.address() + offset, bytes: 8 };
+                let span = |offset| crate::exchanges::AddressRange { addr: memory.address() + offset, bytes: 8 };
                 let parts = [vec![span(0)], vec![span(8)]];
                 let send = [parts[rank].clone(), parts[rank].clone()];
                 // SAFETY: the memory is allocated until the GPU is done.
-                let ticket = unsafe { ranks.start("halves", &send, &parts) }.unwrap();
+                let ticket = unsafe { ranks.start_exchange("halves", &send, &parts) }.unwrap();
                 gpu.next_may_start_early.store(true, std::sync::atomic::Ordering::Relaxed);
                 ranks.wait(ticket).unwrap();
                 assert!(!gpu.next_may_start_early.load(std::sync::atomic::Ordering::Relaxed));
@@ -485,8 +485,8 @@ fn launch_after_an_exchange_waits_for_it() {
 /// On a machine with a GPU and NCCL, one rank exchanges with itself, and two ranks cannot share the GPU.
 #[test]
 fn nccl_of_one_gpu() {
-    let device = if Nvidia::is_present() { Device::cuda(0).map_err(|e| e.to_string()) } else { Err("no GPU".into()) };
-    let opened = device.and_then(|device| device.nccl_id().map(|id| (device, id)).map_err(|e| e.to_string()));
+    let device = if Nvidia::has_gpu() { Device::cuda(0).map_err(|e| e.to_string()) } else { Err("no GPU".into()) };
+    let opened = device.and_then(|device| device.create_nccl_id().map(|id| (device, id)).map_err(|e| e.to_string()));
     let (device, id) = match opened {
         Ok(opened) => opened,
         Err(e) => return println!("skipped: nccl_of_one_gpu: {e}"),
@@ -498,7 +498,7 @@ fn nccl_of_one_gpu() {
     assert_eq!(bytes_of(&received), [5; 1000]);
     drop(ranks);
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let refused = std::thread::scope(|scope| {
         let join = |rank| {
             scope.spawn({

@@ -12,7 +12,7 @@ use arrow_schema::{ArrowError, SchemaRef};
 use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{check_type, write_text, write_value};
-use super::file::SharedFile;
+use super::file::PositionedFile;
 use super::{FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
@@ -22,7 +22,7 @@ pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write 
 #[derive(Debug)]
 pub(crate) struct ArrowDecoder {
     path: PathBuf,
-    file: SharedFile,
+    file: PositionedFile,
 }
 
 /// Tells whether `start`, the first bytes of a file, begins an Arrow file of the file format or of the stream format.
@@ -34,7 +34,7 @@ const FILE_MAGIC: &[u8] = b"ARROW1";
 
 impl ArrowDecoder {
     /// Creates a decoder without reading the file. `path` is used in messages.
-    pub(super) fn new(path: &Path, file: SharedFile) -> Self {
+    pub(super) fn new(path: &Path, file: PositionedFile) -> Self {
         Self { path: path.to_path_buf(), file }
     }
 
@@ -68,7 +68,7 @@ impl ArrowDecoder {
             check_type(field.data_type()).map_err(|unsupported| {
                 let location = format!("{}: column {}", self.path.display(), field.name());
                 let what = format!("has the type {unsupported}, which is not supported");
-                DataError::data(location, what, "write the column as text or numbers")
+                DataError::malformed(location, what, "write the column as text or numbers")
             })?;
         }
         let (mut count, mut bytes) = (0, 0);
@@ -84,7 +84,7 @@ impl ArrowDecoder {
                 if bytes > input::MAX_ROWS_BYTES {
                     let what = format!("has more than {} bytes of rows", input::MAX_ROWS_BYTES);
                     let help = "write it as Parquet (Dataset.to_parquet), whose images and videos stay in the file";
-                    return Err(DataError::data(self.path.display().to_string(), what, help));
+                    return Err(DataError::malformed(self.path.display().to_string(), what, help));
                 }
                 // The rows are passed to the sink in parts, because rows with media can take many times the memory of
                 // rows of text.
@@ -118,7 +118,7 @@ impl ArrowDecoder {
             let written = catch_panic(|| write_value(text, field, array as &dyn Array, row));
             let written = written.unwrap_or_else(|_| Err("is damaged".to_string()));
             let location = || format!("{}: {}", row_location(&self.path, index), field.name());
-            written.map_err(|what| DataError::data(location(), what, DAMAGED_FILE_HELP))?;
+            written.map_err(|what| DataError::malformed(location(), what, DAMAGED_FILE_HELP))?;
         }
         rows.text.push(b'}');
         rows.end_row();
@@ -126,7 +126,7 @@ impl ArrowDecoder {
     }
 
     fn damaged(&self, what: impl Into<String>) -> DataError {
-        DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
+        DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
     }
 
     /// Calls the Arrow reader. Its errors and panics become errors about the file.
@@ -146,7 +146,7 @@ const CUT: &str = "is cut short or damaged";
 
 /// Checks that each block of a file of the file format lies within the file, because the reader allocates the sizes
 /// that the footer claims. A footer that cannot be parsed is an error too.
-fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
+fn check_blocks(file: &PositionedFile) -> io::Result<Result<(), String>> {
     let end = FILE_MAGIC.len() as u64 + 4;
     let Some(footer_end) = file.bytes().checked_sub(end) else { return Ok(Err(CUT.to_string())) };
     let length = file.read_exact(footer_end, 4)?;
@@ -167,7 +167,7 @@ fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
 
 /// Checks that each message of a stream lies within the file, because the reader allocates the size that a message
 /// claims.
-fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
+fn check_messages(file: &PositionedFile) -> io::Result<Result<(), String>> {
     let bytes = file.bytes();
     let mut reader = BufReader::new(file.read_from(0));
     let mut position = 0;

@@ -33,7 +33,7 @@ impl DataFormat {
     ///
     /// # Errors
     /// The name has another extension.
-    pub fn of_path(path: &Path) -> Result<Self> {
+    pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         match &extension[..] {
             "json" => Ok(Self::Json),
@@ -41,7 +41,11 @@ impl DataFormat {
             "parquet" => Ok(Self::Parquet),
             _ => {
                 let what = "has an extension that names no format of data files";
-                Err(DataError::data(path.display().to_string(), what, "use the extension .json, .jsonl or .parquet"))
+                Err(DataError::malformed(
+                    path.display().to_string(),
+                    what,
+                    "use the extension .json, .jsonl or .parquet",
+                ))
             }
         }
     }
@@ -56,7 +60,7 @@ impl DataFormat {
 /// object although `out` is a Parquet file; writing fails.
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     check_output(out, overwrite)?;
-    let format = DataFormat::of_path(out)?;
+    let format = DataFormat::from_path(out)?;
     let cannot_write = |e: &std::io::Error| DataError::Io(Diagnostic::cannot_write(out, e));
     let folder =
         out.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_path_buf);
@@ -87,7 +91,7 @@ pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
 /// # Errors
 /// The extension stands for no format; `out` exists and `overwrite` is false.
 pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
-    DataFormat::of_path(out)?;
+    DataFormat::from_path(out)?;
     match !overwrite && out.symlink_metadata().is_ok() {
         true => Err(exists(out)),
         false => Ok(()),
@@ -95,7 +99,7 @@ pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
 }
 
 fn exists(out: &Path) -> DataError {
-    DataError::data(out.display().to_string(), "exists", "choose another name, or give --overwrite")
+    DataError::malformed(out.display().to_string(), "exists", "choose another name, or give --overwrite")
 }
 
 /// Why rows were not written.

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::WriteError;
 use super::arrays::{arrow_array, arrow_type};
-use super::shape::{ColumnShape, Columns, Shape};
+use super::shape::{ColumnTypes, InferredColumn, ValueType};
 use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
 
@@ -32,14 +32,14 @@ const GROUP_BYTES: usize = 64 << 20;
 /// # Errors
 /// A row cannot be read or is no object; no row has a field; writing fails.
 pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(), WriteError> {
-    let mut columns = Columns::default();
+    let mut columns = ColumnTypes::default();
     for row in 0..table.len() {
         columns.add_row(&object(table, row)?);
     }
     let columns = columns.finish();
     if columns.is_empty() {
         let what = "has no columns: every row is an empty object";
-        return Err(DataError::data(table.location(0), what, "write the rows as JSON or JSONL").into());
+        return Err(DataError::malformed(table.location(0), what, "write the rows as JSON or JSONL").into());
     }
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
     let optional: Vec<&str> = columns.iter().filter(|c| c.is_optional).map(|c| c.name.as_str()).collect();
@@ -70,7 +70,7 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
 fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
     match table.value(row)? {
         Value::Object(fields) => Ok(fields),
-        _ => Err(DataError::data(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
+        _ => Err(DataError::malformed(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
     }
 }
 
@@ -84,9 +84,9 @@ fn text_bytes(value: &Value) -> usize {
     }
 }
 
-fn field(column: &ColumnShape) -> Field {
-    let field = Field::new(&column.name, arrow_type(&column.shape), true);
-    if column.shape != Shape::Mixed {
+fn field(column: &InferredColumn) -> Field {
+    let field = Field::new(&column.name, arrow_type(&column.value_type), true);
+    if column.value_type != ValueType::Mixed {
         return field;
     }
     // Marks the texts as JSON by Arrow's extension type, which the Parquet writer turns into the logical type JSON.
@@ -96,12 +96,12 @@ fn field(column: &ColumnShape) -> Field {
 
 fn batch(
     schema: &Arc<Schema>,
-    columns: &[ColumnShape],
+    columns: &[InferredColumn],
     rows: &[Map<String, Value>],
 ) -> parquet::errors::Result<RecordBatch> {
-    let array = |column: &ColumnShape| -> ArrayRef {
+    let array = |column: &InferredColumn| -> ArrayRef {
         let values: Vec<Option<&Value>> = rows.iter().map(|row| row.get(&column.name)).collect();
-        arrow_array(&column.shape, &values)
+        arrow_array(&column.value_type, &values)
     };
     Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
 }

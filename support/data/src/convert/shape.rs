@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 /// The maximum depth of lists and objects that become nested columns. Deeper values are written as JSON text.
 const MAX_DEPTH: usize = 16;
 
-/// The type of values. Every shape also holds null.
+/// The type of values. Every type also holds null.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Shape {
+pub(super) enum ValueType {
     /// Only null so far.
     Null,
     Bool,
@@ -18,15 +18,15 @@ pub(super) enum Shape {
     },
     Float,
     Text,
-    List(Box<Shape>),
+    List(Box<ValueType>),
     /// Objects with the same keys.
-    Object(Vec<(String, Shape)>),
+    Object(Vec<(String, ValueType)>),
     /// Values without a common type, which are written as JSON text.
     Mixed,
 }
 
-impl Shape {
-    /// Extends the shape so that it holds `value` too.
+impl ValueType {
+    /// Extends the type so that it holds `value` too.
     pub(super) fn add(&mut self, value: &Value) {
         self.add_nested(value, 0);
     }
@@ -54,11 +54,11 @@ impl Shape {
             (Self::Object(fields), Value::Object(values)) => {
                 let same_keys = fields.len() == values.len() && fields.iter().all(|(key, _)| values.contains_key(key));
                 if same_keys {
-                    for (key, shape) in fields.iter_mut() {
-                        shape.add_nested(&values[key], depth + 1);
+                    for (key, value_type) in fields.iter_mut() {
+                        value_type.add_nested(&values[key], depth + 1);
                     }
                 }
-                if !same_keys || fields.iter().any(|(_, shape)| *shape == Self::Mixed) {
+                if !same_keys || fields.iter().any(|(_, value_type)| *value_type == Self::Mixed) {
                     *self = Self::Mixed;
                 }
             }
@@ -68,7 +68,7 @@ impl Shape {
     }
 
     fn of(value: &Value, depth: usize) -> Self {
-        let mut shape = match value {
+        let mut value_type = match value {
             Value::Null => Self::Null,
             Value::Bool(_) => Self::Bool,
             Value::Number(number) if number.is_f64() => Self::Float,
@@ -79,18 +79,18 @@ impl Shape {
             Value::Object(fields) if fields.is_empty() => Self::Mixed,
             Value::Object(fields) => Self::Object(fields.keys().map(|key| (key.clone(), Self::Null)).collect()),
         };
-        if shape != Self::Null {
-            shape.add_nested(value, depth);
+        if value_type != Self::Null {
+            value_type.add_nested(value, depth);
         }
-        shape
+        value_type
     }
 }
 
 /// A column of a table.
 #[derive(Clone, Debug)]
-pub(super) struct ColumnShape {
+pub(super) struct InferredColumn {
     pub(super) name: String,
-    pub(super) shape: Shape,
+    pub(super) value_type: ValueType,
     /// Whether a row has null here.
     has_null: bool,
     /// The number of rows that have this column.
@@ -101,36 +101,36 @@ pub(super) struct ColumnShape {
 
 /// The columns of rows, in the order in which they first occur.
 #[derive(Debug, Default)]
-pub(super) struct Columns {
-    all: Vec<ColumnShape>,
+pub(super) struct ColumnTypes {
+    all: Vec<InferredColumn>,
     by_name: std::collections::HashMap<String, usize>,
     rows: usize,
 }
 
-impl Columns {
+impl ColumnTypes {
     pub(super) fn add_row(&mut self, row: &Map<String, Value>) {
         self.rows += 1;
         for (name, value) in row {
             let next = self.all.len();
             let column = *self.by_name.entry(name.clone()).or_insert(next);
             if column == next {
-                let (name, shape) = (name.clone(), Shape::Null);
-                self.all.push(ColumnShape { name, shape, has_null: false, rows: 0, is_optional: false });
+                let (name, value_type) = (name.clone(), ValueType::Null);
+                self.all.push(InferredColumn { name, value_type, has_null: false, rows: 0, is_optional: false });
             }
             let column = &mut self.all[column];
             column.rows += 1;
             column.has_null |= value.is_null();
-            column.shape.add(value);
+            column.value_type.add(value);
         }
     }
 
     /// Returns the columns of all rows. In a column with both null and missing values, null is written as JSON text.
-    pub(super) fn finish(self) -> Vec<ColumnShape> {
+    pub(super) fn finish(self) -> Vec<InferredColumn> {
         let rows = self.rows;
-        let finish = |mut column: ColumnShape| {
+        let finish = |mut column: InferredColumn| {
             column.is_optional = column.rows < rows;
             if column.is_optional && column.has_null {
-                column.shape = Shape::Mixed;
+                column.value_type = ValueType::Mixed;
             }
             column
         };

@@ -26,9 +26,9 @@ fn columns_have_types_where_all_values_agree() {
         json!({"i": 1, "u": 1, "f": 0.5, "t": "a", "l": [1, null], "o": {"x": [true], "y": null}, "m": 1, "n": null}),
         json!({"i": -1, "u": u64::MAX, "f": -0.0, "t": null, "l": [], "o": {"y": "z", "x": []}, "m": "1", "n": null}),
     ];
-    let mut columns = shape::Columns::default();
+    let mut columns = shape::ColumnTypes::default();
     given.iter().for_each(|row| columns.add_row(row.as_object().unwrap()));
-    let types: Vec<String> = columns.finish().iter().map(|c| arrays::arrow_type(&c.shape).to_string()).collect();
+    let types: Vec<String> = columns.finish().iter().map(|c| arrays::arrow_type(&c.value_type).to_string()).collect();
     let simple = ["Int64", "UInt64", "Float64", "Utf8"];
     assert_eq!(types[..4], simple);
     assert!(types[4].starts_with("List(") && types[5].starts_with("Struct("), "{types:?}");

@@ -27,7 +27,7 @@ pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> 
     let text = String::from_utf8_lossy(&text);
     let Some(yaml) = front_matter(&text) else { return Ok(Vec::new()) };
     let error = |what: String| {
-        DataError::data(path.display().to_string(), what, "correct its front matter, or remove `configs`")
+        DataError::malformed(path.display().to_string(), what, "correct its front matter, or remove `configs`")
     };
     let values: Value = serde_saphyr::from_str_with_options(yaml, serde_saphyr::options! { with_snippet: false })
         .map_err(|e| error(format!("has front matter that is not YAML: {}", one_line(e.to_string()))))?;

@@ -61,7 +61,7 @@ impl DatasetFolder {
     }
 
     fn error(&self, what: impl Into<String>, help: impl Into<String>) -> DataError {
-        DataError::data(self.folder.display().to_string(), what, help)
+        DataError::malformed(self.folder.display().to_string(), what, help)
     }
 
     /// Returns the files to read, in order.
@@ -162,7 +162,9 @@ impl DatasetFolder {
         let files: Option<Vec<PathBuf>> = names.map(|name| Some(folder.join(Path::new(name).file_name()?))).collect();
         match files.filter(|files| !files.is_empty()) {
             Some(files) => Ok(Some(files)),
-            None => Err(DataError::data(state.display().to_string(), "names no data files", "save the data set again")),
+            None => {
+                Err(DataError::malformed(state.display().to_string(), "names no data files", "save the data set again"))
+            }
         }
     }
 
@@ -206,7 +208,7 @@ fn is_name(text: &str) -> bool {
 fn read_json(path: &Path) -> Result<Value> {
     let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
     serde_json::from_str(&text).map_err(|e| {
-        DataError::data(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again")
+        DataError::malformed(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again")
     })
 }
 

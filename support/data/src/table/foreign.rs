@@ -7,7 +7,7 @@ use crate::columnar::media_type;
 
 /// The number of bytes at the start of a file that [`foreign_format`] reads. The signature of a tar archive ends at
 /// byte 262.
-pub(super) const START_BYTES: u64 = 512;
+pub(super) const SIGNATURE_BYTES: u64 = 512;
 
 const UNPACK: &str = "unpack it, and give the file in it";
 const CONVERT: &str = "convert it to JSONL or Parquet";

@@ -194,22 +194,22 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 fn open_file(path: &Path, program: Option<&WorkerProgram>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
-    let read = file.and_then(|file| file.take(foreign::START_BYTES).read_to_end(&mut start));
+    let read = file.and_then(|file| file.take(foreign::SIGNATURE_BYTES).read_to_end(&mut start));
     read.map_err(|e| DataError::cannot_read(path, &e))?;
     let location = || path.display().to_string();
     if start.starts_with(LFS_POINTER) {
         let what = "is a pointer of Git LFS, not the data itself";
-        return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
+        return Err(DataError::malformed(location(), what, "run git lfs pull in its folder, or download the file"));
     }
     if let Some(format) = ColumnarFormat::from_magic_bytes(&start) {
         return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let what = "is not a Parquet file: it does not begin with PAR1";
-        return Err(DataError::data(location(), what, "copy or download it again, or correct its extension"));
+        return Err(DataError::malformed(location(), what, "copy or download it again, or correct its extension"));
     }
     if let Some((what, help)) = foreign::foreign_format(path, &start) {
-        return Err(DataError::data(location(), what, help));
+        return Err(DataError::malformed(location(), what, help));
     }
     TextRows::open(path).map(FileRows::Text)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_worker::{Pool, Worker, WorkerExit, WorkerFailure, WorkerProgram};
+use reel_worker::{Worker, WorkerExit, WorkerFailure, WorkerPool, WorkerProgram};
 
 use super::{Job, Reply, Task, WORKER};
 use crate::columnar::{ColumnInfo, ColumnarFormat, FilePart, RowTexts};
@@ -26,11 +26,11 @@ const MAX_TIMEOUTS: usize = 3;
 
 /// Returns the pool of idle workers, which all tables share. The workers end when the last table that needs them is
 /// dropped.
-pub(crate) fn shared_worker_pool() -> Arc<Pool> {
-    static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+pub(crate) fn shared_worker_pool() -> Arc<WorkerPool> {
+    static POOL: Mutex<Weak<WorkerPool>> = Mutex::new(Weak::new());
     let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     shared.upgrade().unwrap_or_else(|| {
-        let pool = Arc::new(Pool::new());
+        let pool = Arc::new(WorkerPool::new());
         *shared = Arc::downgrade(&pool);
         pool
     })
@@ -40,7 +40,7 @@ pub(crate) fn shared_worker_pool() -> Arc<Pool> {
 #[derive(Debug)]
 pub(crate) struct WorkerFile {
     program: WorkerProgram,
-    pool: Arc<Pool>,
+    pool: Arc<WorkerPool>,
     /// The number of this file in messages to workers; unique in this process.
     number: u64,
     path: PathBuf,
@@ -121,7 +121,7 @@ impl WorkerFile {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
             let help = self.format.damaged_file_help();
-            return Err(JobError::File(DataError::data(self.path.display().to_string(), what, help)));
+            return Err(JobError::File(DataError::malformed(self.path.display().to_string(), what, help)));
         }
         if let Some(worker) = self.pool.take_idle_worker(&self.program, self.number) {
             match self.run_in(worker, task, rows) {
@@ -205,7 +205,7 @@ impl WorkerFile {
             input::MAX_ROWS_BYTES
         );
         let help = "use the same version of the program for the worker, or split the file if it has very many rows";
-        DataError::data(self.path.display().to_string(), what, help)
+        DataError::malformed(self.path.display().to_string(), what, help)
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use reel_worker::Replies;
+use reel_worker::ReplySender;
 
 use super::{Job, Reply, Task};
 use crate::columnar::{Decoder, FilePart, RowSink, RowTexts};
@@ -49,7 +49,7 @@ fn answer(
         decoders.push_back((job.file, decoder));
     }
     let Some((_, decoder)) = decoders.iter().find(|(number, _)| *number == job.file) else {
-        return Err(DataError::data("", "has no decoder", ""));
+        return Err(DataError::malformed("", "has no decoder", ""));
     };
     let reply = match job.task {
         Task::Columns => Reply::Columns(decoder.columns()),
@@ -62,7 +62,7 @@ fn answer(
 
 /// Sends parts and rows to the caller.
 struct Sender<'a> {
-    replies: &'a mut Replies,
+    replies: &'a mut ReplySender,
     /// The reason why sending failed: the caller has ended.
     failed: Option<io::Error>,
 }

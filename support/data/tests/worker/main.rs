@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use reel_data::Table;
 use reel_data::worker::WORKER;
-use reel_worker::{WorkerProgram, use_workers};
+use reel_worker::{WorkerProgram, set_worker_program};
 
 fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            use_workers(WorkerProgram::new(me()));
+            set_worker_program(WorkerProgram::new(me()));
             // A failing test panics, which prints its location and ends the program with an error.
             test();
             println!("test {name} ... ok");
@@ -126,7 +126,7 @@ fn player(part: &str) -> WorkerProgram {
 
 /// Opens a file whose media stay in it, prints the id of the worker process, and waits.
 fn open_and_wait(path: &Path) -> ExitCode {
-    use_workers(WorkerProgram::new(me()));
+    set_worker_program(WorkerProgram::new(me()));
     let _other = std::fs::File::open(me()).unwrap();
     let table = Table::open(path).unwrap();
     println!("{}", children_of(std::process::id())[0]);
@@ -148,7 +148,7 @@ fn measure(path: &Path) -> ExitCode {
         let seconds = begun.elapsed().as_secs_f64();
         println!("{what}: {} rows in {seconds:.3} s: {:.0} rows/s", table.len(), table.len() as f64 / seconds);
     };
-    use_workers(WorkerProgram::new(me()));
+    set_worker_program(WorkerProgram::new(me()));
     for _ in 0..4 {
         time("this process", false);
         time("worker", true);
@@ -202,11 +202,11 @@ fn broken_workers_give_one_line() {
         ("other rows", "invalid reply"),
         ("another reply", "invalid reply"),
     ] {
-        use_workers(player(part));
+        set_worker_program(player(part));
         let e = one_line(Table::open(&path).unwrap_err(), &path);
         assert!(e.contains(wanted), "{part}: {e}");
     }
-    use_workers(WorkerProgram::new("/does/not/exist"));
+    set_worker_program(WorkerProgram::new("/does/not/exist"));
     let e = one_line(Table::open(&path).unwrap_err(), &path);
     assert!(e.contains("/does/not/exist cannot be started"), "{e}");
     assert!(children_of(std::process::id()).is_empty());
@@ -215,7 +215,7 @@ fn broken_workers_give_one_line() {
 fn killed_worker_is_replaced_once() {
     let counter = tempfile::NamedTempFile::new().unwrap();
     let program = WorkerProgram { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
-    use_workers(program);
+    set_worker_program(program);
     let table = Table::open(&golden("datasets.parquet")).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);
     // An idle worker that has died is replaced too.
@@ -233,7 +233,7 @@ fn kill_workers() {
 
 fn file_is_given_up_after_three_timeouts() {
     let flag = tempfile::Builder::new().suffix(".flag").tempfile().unwrap();
-    use_workers(player(flag.path().to_str().unwrap()));
+    set_worker_program(player(flag.path().to_str().unwrap()));
     let path = golden("datasets.parquet");
     let table = Table::open(&path).unwrap();
     table.value(0).unwrap();

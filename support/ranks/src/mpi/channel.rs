@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use reel_diagnostic::note;
 
 use crate::call::Call;
-use crate::exchange::{ExchangeError, Transfer, no_progress};
+use crate::exchange::{ExchangeError, Transfer, socket_error_result};
 use crate::message::{Header, SocketError, decode_start};
 
-use super::library::{Library, MpiError, Pending, Tag};
+use super::library::{MpiError, MpiLibrary, PacketTag, PendingPacket};
 
 /// The maximum number of packets in flight to or from one rank. With two, one packet is copied while the other is
 /// transferred.
@@ -16,14 +16,14 @@ const MAX_IN_FLIGHT: usize = 2;
 
 /// The packets between this rank and one other rank.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct PacketChannel {
     peer: usize,
     /// The sends in flight, in the order in which they were started.
-    sends: VecDeque<Pending>,
+    sends: VecDeque<PendingPacket>,
     /// The receive in flight for the first packet of a message.
-    first: Option<Pending>,
+    first: Option<PendingPacket>,
     /// The receives in flight for further packets of the last message, in the order of its bytes.
-    receives: VecDeque<Pending>,
+    receives: VecDeque<PendingPacket>,
     /// The bytes of the last message that have arrived or whose receives were started.
     begun: usize,
     /// Messages that no call has read completely, in the order of their arrival. Only the last one may be incomplete.
@@ -40,7 +40,7 @@ struct Incoming {
     data: Vec<u8>,
 }
 
-impl Channel {
+impl PacketChannel {
     /// Nothing is in flight.
     pub fn new(peer: usize) -> Self {
         let (sends, receives, messages) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
@@ -54,7 +54,7 @@ impl Channel {
     }
 
     /// Starts sends and finishes complete ones. Returns whether any packet made progress.
-    pub fn send(&mut self, library: &mut Library, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
+    pub fn send(&mut self, library: &mut MpiLibrary, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
         let mut has_progress = false;
         while let Some(mut oldest) = self.sends.pop_front() {
             if !library.is_complete(&mut oldest).map_err(|e| self.unreachable(&e))? {
@@ -65,10 +65,10 @@ impl Channel {
             has_progress = true;
         }
         while transfer.has_to_send() && self.sends.len() < MAX_IN_FLIGHT {
-            let tag = if transfer.has_sent() { Tag::Further } else { Tag::First };
-            let mut packet = library.packet();
-            let limit = library.sizes().of(tag);
-            let length = transfer.take_packet(&mut packet[..limit]);
+            let tag = if transfer.has_begun_sending() { PacketTag::Further } else { PacketTag::First };
+            let mut packet = library.new_packet();
+            let limit = library.sizes().max_bytes(tag);
+            let length = transfer.fill_packet(&mut packet[..limit]);
             let send = library.send(self.peer, tag, packet, length).map_err(|e| self.unreachable(&e))?;
             self.sends.push_back(send);
             has_progress = true;
@@ -79,7 +79,7 @@ impl Channel {
     /// Receives the packets of this call's message that have arrived. Returns whether any have arrived.
     pub fn receive(
         &mut self,
-        library: &mut Library,
+        library: &mut MpiLibrary,
         transfer: &mut Transfer<'_>,
         here: usize,
         call: &Call,
@@ -109,7 +109,7 @@ impl Channel {
     }
 
     /// Receives packets that have arrived, for a later call. Returns whether any have arrived.
-    pub fn receive_early(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+    pub fn receive_early(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         let is_complete = |message: &Incoming| message.arrived == message.header.length;
         if self.messages.back().is_none_or(is_complete) {
             return self.receive_first(library, here, call);
@@ -118,7 +118,7 @@ impl Channel {
     }
 
     /// Receives the first packet of a message.
-    fn receive_first(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+    fn receive_first(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         if self.first.is_none() {
             self.first = library.receive_first(self.peer).map_err(|e| self.unreachable(&e))?;
         }
@@ -132,7 +132,7 @@ impl Channel {
             let data = bytes[at..].to_vec();
             (data.len() <= header.length).then_some(Incoming { header, arrived: data.len(), data })
         });
-        let Some(message) = start else { return no_progress(SocketError::Malformed, self.peer, here, call) };
+        let Some(message) = start else { return socket_error_result(SocketError::Malformed, self.peer, here, call) };
         self.begun = message.arrived;
         self.messages.push_back(message);
         library.recycle(first);
@@ -142,7 +142,7 @@ impl Channel {
     /// Receives further packets of the last message: directly into the transfer, if the message belongs to it.
     fn receive_further(
         &mut self,
-        library: &mut Library,
+        library: &mut MpiLibrary,
         mut transfer: Option<&mut Transfer<'_>>,
         here: usize,
         call: &Call,
@@ -151,7 +151,7 @@ impl Channel {
         loop {
             let Some(message) = self.messages.back_mut() else { return Ok(has_progress) };
             while self.begun < message.header.length && self.receives.len() < MAX_IN_FLIGHT {
-                let length = library.sizes().of(Tag::Further).min(message.header.length - self.begun);
+                let length = library.sizes().max_bytes(PacketTag::Further).min(message.header.length - self.begun);
                 let receive = library.receive(self.peer, length);
                 self.receives.push_back(receive.map_err(|e| unreachable_by(self.peer, &e))?);
                 self.begun += length;
@@ -162,7 +162,7 @@ impl Channel {
                 return Ok(has_progress);
             }
             let Some(bytes) = oldest.received() else {
-                return no_progress(SocketError::Malformed, self.peer, here, call);
+                return socket_error_result(SocketError::Malformed, self.peer, here, call);
             };
             message.arrived += bytes.len();
             match &mut transfer {
@@ -194,7 +194,7 @@ impl Incoming {
     fn add(&mut self, bytes: &[u8], peer: usize, here: usize, call: &Call) -> Result<(), ExchangeError> {
         let left = self.header.length - (self.arrived - bytes.len());
         if self.data.try_reserve_exact(left).is_err() {
-            no_progress(SocketError::NoMemory(left), peer, here, call)?;
+            socket_error_result(SocketError::NoMemory(left), peer, here, call)?;
         }
         self.data.extend_from_slice(bytes);
         Ok(())

@@ -23,13 +23,13 @@ const TIMER_SLACK: Option<NonZeroU64> = NonZeroU64::new(1000);
 /// A wait without progress. A rank that waits for a long time leaves its core to others: the ranks on one machine
 /// share its cores, and one of them may be computing the data that this rank waits for.
 #[derive(Debug, Default)]
-pub(super) struct Idle {
+pub(super) struct IdleWait {
     since: Option<Instant>,
     /// The thread's original timer slack, if it was changed.
     slack: Option<u64>,
 }
 
-impl Idle {
+impl IdleWait {
     /// Pauses for about an eighth of the time without progress. So a message is delayed by at most that share.
     pub fn wait(&mut self) {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
@@ -51,7 +51,7 @@ impl Idle {
     }
 }
 
-impl Drop for Idle {
+impl Drop for IdleWait {
     fn drop(&mut self) {
         if let Some(slack) = self.slack {
             let _ = set_current_timer_slack(NonZeroU64::new(slack));

@@ -1,7 +1,7 @@
 //! The MPI library. Only this file calls it, through the raw bindings of the crate `mpi`. The safe requests of that
 //! crate must complete before their scope ends, but requests to a rank that has ended never complete.
 //!
-//! The library only gets memory that belongs to this file ([`Pending`]). If a job fails, the packets in flight are
+//! The library only gets memory that belongs to this file ([`PendingPacket`]). If a job fails, the packets in flight are
 //! never freed, because the network may still write into them, and cancelling a receive can block until the other
 //! process responds.
 #![allow(unsafe_code)]
@@ -32,7 +32,7 @@ const PACKET_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The position of a packet in its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tag {
+pub(super) enum PacketTag {
     /// The first packet, which contains the header.
     First = 1,
     Further = 2,
@@ -47,16 +47,16 @@ pub(super) struct PacketSizes {
 impl PacketSizes {
     /// Returns the sizes for a job with this number of ranks. More ranks get smaller packets, because each pair of
     /// ranks has several packets in flight.
-    pub fn of_job(ranks: usize) -> Self {
+    pub fn for_job(ranks: usize) -> Self {
         let [least, most] = PACKET_BYTES;
         Self { further: (IN_FLIGHT_BYTES / (4 * ranks)).clamp(least, most) }
     }
 
     /// Returns the maximum size in bytes of a packet with this tag.
-    pub fn of(self, tag: Tag) -> usize {
+    pub fn max_bytes(self, tag: PacketTag) -> usize {
         match tag {
-            Tag::First => MAX_HEAD_BYTES + FIRST_DATA_BYTES,
-            Tag::Further => self.further,
+            PacketTag::First => MAX_HEAD_BYTES + FIRST_DATA_BYTES,
+            PacketTag::Further => self.further,
         }
     }
 }
@@ -76,7 +76,7 @@ impl fmt::Display for MpiError {
 
 /// A send or receive in flight. Dropping it before it is complete leaks its memory, which the library may still use.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingPacket {
     request: ffi::MPI_Request,
     packet: ManuallyDrop<Vec<u8>>,
     /// The number of bytes of `packet` to send, or the number that must arrive.
@@ -86,11 +86,11 @@ pub(super) struct Pending {
     is_complete: bool,
 }
 
-// SAFETY: a request may be used by any thread, one at a time (MPI_THREAD_SERIALIZED), and only functions of `Library`
+// SAFETY: a request may be used by any thread, one at a time (MPI_THREAD_SERIALIZED), and only functions of `MpiLibrary`
 // that borrow it mutably do so.
-unsafe impl Send for Pending {}
+unsafe impl Send for PendingPacket {}
 
-impl Pending {
+impl PendingPacket {
     fn new(packet: Vec<u8>, length: usize) -> Self {
         // SAFETY: `RSMPI_REQUEST_NULL` is a constant of the C part of the bindings.
         let request = unsafe { ffi::RSMPI_REQUEST_NULL };
@@ -105,7 +105,7 @@ impl Pending {
 
 /// The initialized library. A process has only one. The mutable borrows serialize its calls.
 #[derive(Debug)]
-pub(super) struct Library {
+pub(super) struct MpiLibrary {
     /// Never dropped, because dropping would call `MPI_Finalize`, which waits for all processes.
     universe: ManuallyDrop<Initialized>,
     sizes: PacketSizes,
@@ -121,13 +121,13 @@ impl fmt::Debug for Initialized {
     }
 }
 
-impl Library {
+impl MpiLibrary {
     /// Initializes MPI.
     ///
     /// # Errors
     /// The errors of [`MpiLink::open`](super::MpiLink::open).
     pub fn open(world: &World, sizes: PacketSizes) -> Result<Self> {
-        // The threads of a rank make their calls one after the other, through `&mut Library`. So MPI_THREAD_MULTIPLE,
+        // The threads of a rank make their calls one after the other, through `&mut MpiLibrary`. So MPI_THREAD_MULTIPLE,
         // which makes libraries use locks, is not needed.
         let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             let what = "MPI has been used by an earlier job of this process, and can be initialized only once";
@@ -166,21 +166,29 @@ impl Library {
         self.sizes
     }
 
-    /// Returns an empty packet for [`Library::send`], with space for the longest one.
-    pub fn packet(&mut self) -> Vec<u8> {
-        self.free.pop().unwrap_or_else(|| vec![0; self.sizes.of(Tag::Further).max(self.sizes.of(Tag::First))])
+    /// Returns an empty packet for [`MpiLibrary::send`], with space for the longest one.
+    pub fn new_packet(&mut self) -> Vec<u8> {
+        self.free.pop().unwrap_or_else(|| {
+            vec![0; self.sizes.max_bytes(PacketTag::Further).max(self.sizes.max_bytes(PacketTag::First))]
+        })
     }
 
     /// Takes back the packet of a complete send or receive, for reuse.
-    pub fn recycle(&mut self, pending: Pending) {
+    pub fn recycle(&mut self, pending: PendingPacket) {
         if pending.is_complete {
             self.free.push(ManuallyDrop::into_inner(pending.packet));
         }
     }
 
     /// Starts to send the first `length` bytes of a packet.
-    pub fn send(&mut self, to: usize, tag: Tag, packet: Vec<u8>, length: usize) -> Result<Pending, MpiError> {
-        let mut send = Pending::new(packet, length);
+    pub fn send(
+        &mut self,
+        to: usize,
+        tag: PacketTag,
+        packet: Vec<u8>,
+        length: usize,
+    ) -> Result<PendingPacket, MpiError> {
+        let mut send = PendingPacket::new(packet, length);
         // SAFETY: the packet has `length` bytes, and stays where it is until the request is complete. Its length is
         // below 2^31, as that of every packet is.
         let code = unsafe {
@@ -197,9 +205,9 @@ impl Library {
         check("MPI_Isend", code).map(|()| send)
     }
 
-    /// Starts to receive the next packet with [`Tag::Further`], which must have `length` bytes.
-    pub fn receive(&mut self, from: usize, length: usize) -> Result<Pending, MpiError> {
-        let mut receive = Pending::new(self.packet(), length);
+    /// Starts to receive the next packet with [`PacketTag::Further`], which must have `length` bytes.
+    pub fn receive(&mut self, from: usize, length: usize) -> Result<PendingPacket, MpiError> {
+        let mut receive = PendingPacket::new(self.new_packet(), length);
         // SAFETY: as in `send`; nothing else uses the packet meanwhile.
         let code = unsafe {
             ffi::MPI_Irecv(
@@ -207,7 +215,7 @@ impl Library {
                 length as c_int,
                 ffi::RSMPI_UINT8_T,
                 from as c_int,
-                Tag::Further as c_int,
+                PacketTag::Further as c_int,
                 ffi::RSMPI_COMM_WORLD,
                 &mut receive.request,
             )
@@ -215,16 +223,16 @@ impl Library {
         check("MPI_Irecv", code).map(|()| receive)
     }
 
-    /// Starts to receive a packet with [`Tag::First`] if one has arrived. A receive that was started before the
+    /// Starts to receive a packet with [`PacketTag::First`] if one has arrived. A receive that was started before the
     /// arrival could still be in flight when the job ends.
-    pub fn receive_first(&mut self, from: usize) -> Result<Option<Pending>, MpiError> {
+    pub fn receive_first(&mut self, from: usize) -> Result<Option<PendingPacket>, MpiError> {
         let mut status = MaybeUninit::zeroed();
         // SAFETY: a null pointer or number, which the library replaces.
         let mut message = unsafe { ffi::RSMPI_MESSAGE_NULL };
         let mut is_there = 0;
         // SAFETY: all pointers are those of variables of the types that the function writes.
         let code = unsafe {
-            let (from, tag) = (from as c_int, Tag::First as c_int);
+            let (from, tag) = (from as c_int, PacketTag::First as c_int);
             ffi::MPI_Improbe(from, tag, ffi::RSMPI_COMM_WORLD, &mut is_there, &mut message, status.as_mut_ptr())
         };
         check("MPI_Improbe", code)?;
@@ -233,7 +241,7 @@ impl Library {
         }
         // SAFETY: the function has found a message, so it has written the status.
         let length = unsafe { count(status.as_ptr()) }?;
-        let mut receive = Pending::new(self.packet(), length);
+        let mut receive = PendingPacket::new(self.new_packet(), length);
         if length > receive.packet.len() {
             let text = format!("the first packet of a message has {length} bytes");
             return Err(MpiError { function: "MPI_Improbe", text });
@@ -247,7 +255,7 @@ impl Library {
     }
 
     /// Tells whether a send or receive is complete. In this function, MPI makes progress with all sends and receives.
-    pub fn is_complete(&mut self, pending: &mut Pending) -> Result<bool, MpiError> {
+    pub fn is_complete(&mut self, pending: &mut PendingPacket) -> Result<bool, MpiError> {
         if pending.is_complete {
             return Ok(true);
         }

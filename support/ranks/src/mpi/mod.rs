@@ -1,4 +1,4 @@
-//! Data exchange over MPI: the second transport of [`Link`](crate::link::Link), with the feature `mpi`.
+//! Data exchange over MPI: the second transport of [`DataLink`](crate::link::DataLink), with the feature `mpi`.
 //!
 //! A message has the same bytes as on a socket: header, name of the call, data. It is divided into packets for two
 //! reasons. The counts of MPI are `int`, so one MPI message has at most 2^31 - 1 bytes; and packets let copies and
@@ -21,17 +21,17 @@ use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::World;
 use crate::shared::RankState;
 
-use channel::Channel;
-use idle::Idle;
-use library::{Library, PacketSizes};
+use channel::PacketChannel;
+use idle::IdleWait;
+use library::{MpiLibrary, PacketSizes};
 
 /// The data exchange of a rank over MPI.
 #[derive(Debug)]
 pub(crate) struct MpiLink {
     rank: usize,
-    library: Library,
+    library: MpiLibrary,
     /// By rank.
-    channels: Vec<Channel>,
+    channels: Vec<PacketChannel>,
 }
 
 impl MpiLink {
@@ -41,8 +41,8 @@ impl MpiLink {
     /// An earlier job of this process has used MPI; the library reports other ranks than the launcher, or does not
     /// support several threads.
     pub fn open(world: &World) -> Result<Self> {
-        let library = Library::open(world, PacketSizes::of_job(world.size))?;
-        Ok(Self { rank: world.rank, library, channels: (0..world.size).map(Channel::new).collect() })
+        let library = MpiLibrary::open(world, PacketSizes::for_job(world.size))?;
+        Ok(Self { rank: world.rank, library, channels: (0..world.size).map(PacketChannel::new).collect() })
     }
 
     /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
@@ -53,7 +53,7 @@ impl MpiLink {
         call: &Call,
         mut transfers: Vec<Transfer<'_>>,
     ) -> Result<Vec<Vec<u8>>, ExchangeError> {
-        let mut idle = Idle::default();
+        let mut idle = IdleWait::default();
         loop {
             let (mut has_progress, mut is_done) = (false, true);
             for transfer in &mut transfers {

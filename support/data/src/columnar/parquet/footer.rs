@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::super::file::SharedFile;
+use super::super::file::PositionedFile;
 use super::thrift::{TYPE_I32, TYPE_LIST, TYPE_STRUCT, ThriftReader};
 
 /// The maximum nesting depth of columns.
@@ -13,12 +13,12 @@ pub(super) const MAX_SCHEMA_DEPTH: usize = 64;
 const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
 /// The reason why a file cannot be read as a Parquet file: what is wrong, and what to do.
-pub(super) type FaultAndHelp = (String, &'static str);
+pub(super) type ProblemAndHelp = (String, &'static str);
 
 const DAMAGED_FILE_HELP: &str = "copy or download it again";
 
 /// Checks the magic bytes, the length of the metadata and the depth of its schema, before the metadata is parsed.
-pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), FaultAndHelp>> {
+pub(super) fn check_footer(file: &PositionedFile) -> io::Result<Result<(), ProblemAndHelp>> {
     let cut = || ("is not a whole Parquet file: it has no Parquet metadata at its end".to_string(), DAMAGED_FILE_HELP);
     if file.bytes() < 12 {
         return Ok(Err(cut()));

@@ -26,7 +26,7 @@ use parquet::file::metadata::PageIndexPolicy;
 use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{self, write_text, write_value};
-use super::file::SharedFile;
+use super::file::PositionedFile;
 use super::{ColumnInfo, FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
@@ -39,7 +39,7 @@ pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write 
 #[derive(Debug)]
 pub(crate) struct ParquetDecoder {
     path: PathBuf,
-    pub(super) file: SharedFile,
+    pub(super) file: PositionedFile,
     pub(super) metadata: ArrowReaderMetadata,
     columns: Vec<Column>,
     /// The index of the first row of each row group; the last entry is the number of all rows.
@@ -66,10 +66,10 @@ impl ParquetDecoder {
     ///
     /// # Errors
     /// The file cannot be read, is cut short, damaged or encrypted, or has a column whose type has no JSON form.
-    pub(super) fn open(path: &Path, file: SharedFile) -> Result<Self> {
+    pub(super) fn open(path: &Path, file: PositionedFile) -> Result<Self> {
         footer::check_footer(&file)
             .map_err(|e| DataError::cannot_read(path, &e))?
-            .map_err(|(what, help)| DataError::data(path.display().to_string(), what, help))?;
+            .map_err(|(what, help)| DataError::malformed(path.display().to_string(), what, help))?;
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
             .with_column_index_policy(PageIndexPolicy::Skip)
@@ -81,7 +81,7 @@ impl ParquetDecoder {
             let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= u32::MAX as usize);
             let Some(rows) = rows else {
                 let what = format!("is damaged: a row group claims to have {} rows", group.num_rows());
-                return Err(DataError::data(path.display().to_string(), what, DAMAGED_FILE_HELP));
+                return Err(DataError::malformed(path.display().to_string(), what, DAMAGED_FILE_HELP));
             };
             group_starts.push(group_starts[group_starts.len() - 1] + rows);
         }
@@ -126,7 +126,7 @@ impl ParquetDecoder {
             *bytes += rows.text.len() as u64;
             if *bytes > input::MAX_ROWS_BYTES {
                 let what = format!("has more than {} bytes of text and numbers", input::MAX_ROWS_BYTES);
-                return Err(DataError::data(self.path.display().to_string(), what, "split it"));
+                return Err(DataError::malformed(self.path.display().to_string(), what, "split it"));
             }
             sink.append(&rows)?;
             rows.text.clear();
@@ -135,7 +135,7 @@ impl ParquetDecoder {
         if index != end {
             let (decoded, count) = (index - first, end - first);
             let what = format!("is damaged: a row group has {decoded} rows where its metadata says {count}");
-            return Err(DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
+            return Err(DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl ParquetDecoder {
                 pages::check_column(&self.file, column).map_err(|e| DataError::cannot_read(&self.path, &e))?;
             checked.map_err(|what| {
                 let name = column.column_path().parts().first().map_or("", String::as_str);
-                DataError::data(
+                DataError::malformed(
                     format!("{}: {}: {name}", self.path.display(), group_name(group)),
                     what,
                     DAMAGED_FILE_HELP,
@@ -208,7 +208,7 @@ impl ParquetDecoder {
         self.metadata.schema().field(column)
     }
 
-    fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<SharedFile> {
+    fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<PositionedFile> {
         let schema = self.metadata.parquet_schema();
         ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.metadata.clone())
             .with_row_groups(vec![group])
@@ -217,7 +217,7 @@ impl ParquetDecoder {
 
     fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> DataError {
         let location = format!("{}: {}", row_location(&self.path, row), self.columns[column].name);
-        DataError::data(location, what, DAMAGED_FILE_HELP)
+        DataError::malformed(location, what, DAMAGED_FILE_HELP)
     }
 
     /// Returns the columns with bytes of row `index`, counted from 0, as a JSON object.
@@ -226,7 +226,7 @@ impl ParquetDecoder {
     /// The row's pages cannot be read.
     pub(super) fn row(&self, index: usize) -> Result<Vec<u8>> {
         let missing =
-            || DataError::data(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
+            || DataError::malformed(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
         let in_file: Vec<usize> = (0..self.columns.len()).filter(|&c| self.columns[c].in_file).collect();
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         if group >= self.group_starts.len() - 1 {
@@ -278,7 +278,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     let column = |field: &Arc<Field>| {
         let error = |what: String, help: &str| {
             let location = format!("{}: column {}", path.display(), field.name());
-            Err(DataError::data(location, what, help))
+            Err(DataError::malformed(location, what, help))
         };
         if !names.insert(field.name().clone()) {
             return error("occurs twice".into(), "rename one of the two");
@@ -295,7 +295,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     };
     let columns = fields.iter().map(column).collect::<Result<Vec<_>>>()?;
     match columns.is_empty() {
-        true => Err(DataError::data(path.display().to_string(), "has no columns", "give a file with columns")),
+        true => Err(DataError::malformed(path.display().to_string(), "has no columns", "give a file with columns")),
         false => Ok(columns),
     }
 }
@@ -306,7 +306,7 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
         let what = format!("cannot be read as Parquet: {}", one_line(reason));
-        DataError::data(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
+        DataError::malformed(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
     };
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| failed(&e.to_string())),

@@ -5,7 +5,7 @@ use std::io;
 
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::super::file::SharedFile;
+use super::super::file::PositionedFile;
 use super::thrift::{TYPE_I32, TYPE_STRUCT, ThriftReader};
 
 /// The numbers of bytes to read for parsing a page header, tried in this order until the header fits. A header is
@@ -28,7 +28,7 @@ struct PageHeader {
 }
 
 /// Checks a column of a row group. The inner error says what is wrong.
-pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> io::Result<Result<(), String>> {
+pub(super) fn check_column(file: &PositionedFile, column: &ColumnChunkMetaData) -> io::Result<Result<(), String>> {
     let (start, length) = (column.dictionary_page_offset(), column.compressed_size());
     let start = start.unwrap_or(column.data_page_offset());
     let (Ok(start), Ok(length)) = (u64::try_from(start), u64::try_from(length)) else {
@@ -65,7 +65,7 @@ pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> i
 }
 
 /// Reads the header of the page at `position`; `None` if it cannot be parsed.
-fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader>> {
+fn read_header(file: &PositionedFile, position: u64) -> io::Result<Option<PageHeader>> {
     let rest = file.bytes().saturating_sub(position);
     for length in HEADER_BYTES {
         let bytes = file.read_exact(position, length.min(rest))?;
