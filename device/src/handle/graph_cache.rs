@@ -1,7 +1,7 @@
 //! The captured graphs of one repeated step, such as a decode step, by the number of rows that the step computes.
 //!
 //! ```text
-//! run(rows):
+//! run_step(rows):
 //!     first call with this number of rows    launch the step directly: compiles kernels, chooses matmul algorithms
 //!     second call                            capture the step, then replay the graphs
 //!     later calls                            replay the graphs
@@ -49,7 +49,7 @@ impl GraphCache {
     ///
     /// # Errors
     /// The error of `first_rows`, `launch` or the device.
-    pub fn run<S, E>(
+    pub fn run_step<S, E>(
         &mut self,
         rows: usize,
         first_rows: impl Fn(usize) -> Result<S, E>,

@@ -35,14 +35,14 @@ pub struct Profiler<'a>(pub(super) &'a Device);
 impl Profiler<'_> {
     /// Turns the collection of totals by kernel on or off.
     pub fn collect_totals(&self, on: bool) {
-        self.collected().switch_mode(TOTALS_BIT, on);
+        self.collected().set_mode_bits(TOTALS_BIT, on);
     }
 
     /// Turns the recording of the timelines of launches and memory on or off. While it is on, recorded ranges include
     /// layers and ops.
     pub fn record_timeline(&self, on: bool) {
         record_details(on);
-        self.collected().switch_mode(TIMELINE_BIT, on);
+        self.collected().set_mode_bits(TIMELINE_BIT, on);
         self.0.0.memory.record_samples(on);
     }
 

@@ -20,9 +20,9 @@ use planned_launches::planned_stages;
 pub use operand_reads::{OperandRead, OperandReads};
 pub use planned_launches::{PlannedLaunches, PlannedStage};
 
-/// The bit of [`ProfileData::switch_mode`] for totals.
+/// The bit of [`ProfileData::set_mode_bits`] for totals.
 pub(crate) const TOTALS_BIT: u8 = 1;
-/// The bit of [`ProfileData::switch_mode`] for the timeline.
+/// The bit of [`ProfileData::set_mode_bits`] for the timeline.
 pub(crate) const TIMELINE_BIT: u8 = 2;
 
 /// Totals of all launches of one kernel.
@@ -215,7 +215,7 @@ impl ProfileData {
         events
     }
 
-    pub(crate) fn switch_mode(&self, bits: u8, on: bool) {
+    pub(crate) fn set_mode_bits(&self, bits: u8, on: bool) {
         if on {
             self.mode.fetch_or(bits, Ordering::Relaxed);
         } else {

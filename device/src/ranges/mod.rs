@@ -96,7 +96,7 @@ fn begin(name: RangeName, listeners: u8) -> RangeGuard {
     if in_nvtx {
         nvtx::push_range(&name);
     }
-    let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_detail());
+    let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_layer_op_or_launch());
     let recorded = if is_recorded { recorder::begin_range(name) } else { None };
     RangeGuard { in_nvtx, recorded, _thread: PhantomData }
 }

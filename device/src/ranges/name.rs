@@ -59,7 +59,7 @@ impl RangeName {
 
     /// Whether a trace records this range only while it also records launches, because there are many ranges of this
     /// kind.
-    pub(super) fn is_detail(&self) -> bool {
+    pub(super) fn is_layer_op_or_launch(&self) -> bool {
         matches!(self, RangeName::Layer(_) | RangeName::Op { .. } | RangeName::Launch(_))
     }
 }

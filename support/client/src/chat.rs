@@ -226,7 +226,7 @@ impl ChatClient {
     ) -> Result<(T, ChatAnswer), ChatFailure> {
         let model = self.model(stop)?;
         let mut running = Running {
-            body: request.body(&model).to_string(),
+            body: request.request_body(&model).to_string(),
             size: PromptSize::of_messages(&request.messages),
             max_tokens: request.max_tokens,
             begun: Instant::now(),

@@ -73,7 +73,7 @@ impl PromptSize {
 
 impl ChatRequest {
     /// The body of the HTTP request.
-    pub(crate) fn body(&self, model: &str) -> Value {
+    pub(crate) fn request_body(&self, model: &str) -> Value {
         let mut body = json!({"model": model, "messages": self.messages, "max_tokens": self.max_tokens});
         if let Value::Object(fields) = &mut body {
             fields.extend(self.params.clone());
@@ -107,7 +107,7 @@ mod tests {
     fn params_are_fields_of_the_body() {
         let params = json!({"temperature": 0.01, "seed": 7, "n": null}).as_object().unwrap().clone();
         let request = ChatRequest { messages: vec![json!({"role": "user", "content": "a"})], max_tokens: 9, params };
-        let body = request.body("m");
+        let body = request.request_body("m");
         assert_eq!((&body["model"], &body["max_tokens"], &body["seed"]), (&json!("m"), &json!(9), &json!(7)));
         assert!(body.get("n").is_none());
     }

@@ -26,7 +26,11 @@ const FILES_AT_A_TIME: usize = 8;
 const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Hub {
-    pub(crate) fn fetch(&self, repository: &Repository, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
+    pub(crate) fn download_repository(
+        &self,
+        repository: &Repository,
+        progress: &mut dyn FnMut(DownloadProgress),
+    ) -> Result<PathBuf> {
         let listing = self.fetch_listing(repository)?;
         let store = self.store(repository);
         let snapshot = store.join("snapshots").join(&listing.commit);

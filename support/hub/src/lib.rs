@@ -49,7 +49,7 @@ impl Hub {
         if let Some(snapshot) = self.cached_folder(repository) {
             return Ok(snapshot);
         }
-        let Some(cause) = self.offline else { return self.fetch(repository, progress) };
+        let Some(cause) = self.offline else { return self.download_repository(repository, progress) };
         // Other clients write no file that tells whether the snapshot is complete.
         if repository.kind == RepositoryKind::Dataset
             && let Some(snapshot) = self.snapshot(repository).filter(|snapshot| snapshot.is_dir())

@@ -54,7 +54,7 @@ impl FailureDetector {
     }
 
     /// Records the time at which bytes last arrived from a rank.
-    pub fn record_received(&mut self, rank: usize, at: Instant) {
+    pub fn record_receive_time(&mut self, rank: usize, at: Instant) {
         self.peers[rank].last_received = at;
     }
 
@@ -255,7 +255,7 @@ mod tests {
     fn silence_counts_from_the_last_bytes() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        detector.record_received(1, now + seconds(20));
+        detector.record_receive_time(1, now + seconds(20));
         assert_eq!(detector.failure(now + seconds(40)), None);
         let error = detector.failure(now + seconds(41)).expect("rank 2 is silent");
         assert_eq!(error.rank, Some(2));

@@ -188,7 +188,7 @@ impl Watcher {
             control.flush();
             let (messages, is_closed) = control.receive();
             if let Some(detector) = &mut self.detector {
-                detector.record_received(rank, control.last_received);
+                detector.record_receive_time(rank, control.last_received);
             }
             for message in messages {
                 self.handle_message(rank, message);

@@ -157,7 +157,7 @@ impl Inner {
                     return Ok(self.run_stream(state, other, RunUntil::Event(ticket)));
                 }
             }
-            Op::Transfer(ref transfer) => return transfer.run(&mut state.memory).map_err(illegal),
+            Op::Transfer(ref transfer) => return transfer.run_or_post(&mut state.memory).map_err(illegal),
         }
         Ok(None)
     }
@@ -237,7 +237,7 @@ impl State {
             let is_unordered = |op: &&Op| !matches!(op, Op::Wait(ticket) if !self.reached.contains_key(ticket));
             for op in queue.work.iter().take_while(is_unordered) {
                 if let Op::Transfer(transfer) = op {
-                    ranges.extend(transfer.ranges());
+                    ranges.extend(transfer.memory_ranges());
                 }
             }
         }

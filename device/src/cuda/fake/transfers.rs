@@ -175,7 +175,7 @@ impl Transfer {
     ///
     /// # Errors
     /// The memory cannot be read or written.
-    pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
+    pub fn run_or_post(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
         let mut state = self.group.state();
         if matches!(
             state.members.get(&self.rank).map(|m| m.life),
@@ -261,7 +261,7 @@ impl Transfer {
     }
 
     /// Iterates over the memory ranges that the group uses.
-    pub fn ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
+    pub fn memory_ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
         self.sends.iter().chain(&self.receives).map(|part| (part.addr, part.bytes))
     }
 }

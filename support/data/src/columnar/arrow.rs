@@ -26,7 +26,7 @@ pub(crate) struct ArrowDecoder {
 }
 
 /// Tells whether `start`, the first bytes of a file, begins an Arrow file of the file format or of the stream format.
-pub(super) fn has_magic(start: &[u8]) -> bool {
+pub(super) fn starts_with_magic(start: &[u8]) -> bool {
     start.starts_with(FILE_MAGIC) || start.starts_with(&[0xff; 4])
 }
 

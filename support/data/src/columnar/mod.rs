@@ -33,8 +33,8 @@ impl ColumnarFormat {
     /// Detects the format by the first bytes of a file, `start`; `None` for other files.
     pub(crate) fn from_magic_bytes(start: &[u8]) -> Option<Self> {
         match () {
-            () if parquet::has_magic(start) => Some(Self::Parquet),
-            () if arrow::has_magic(start) => Some(Self::Arrow),
+            () if parquet::starts_with_magic(start) => Some(Self::Parquet),
+            () if arrow::starts_with_magic(start) => Some(Self::Arrow),
             () => None,
         }
     }

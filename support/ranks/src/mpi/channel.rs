@@ -67,7 +67,7 @@ impl PacketChannel {
         while transfer.has_to_send() && self.sends.len() < MAX_IN_FLIGHT {
             let tag = if transfer.has_begun_sending() { PacketTag::Further } else { PacketTag::First };
             let mut packet = library.new_packet();
-            let limit = library.sizes().max_bytes(tag);
+            let limit = library.packet_sizes().max_bytes(tag);
             let length = transfer.fill_packet(&mut packet[..limit]);
             let send = library.send(self.peer, tag, packet, length).map_err(|e| self.unreachable(&e))?;
             self.sends.push_back(send);
@@ -151,7 +151,8 @@ impl PacketChannel {
         loop {
             let Some(message) = self.messages.back_mut() else { return Ok(has_progress) };
             while self.begun < message.header.length && self.receives.len() < MAX_IN_FLIGHT {
-                let length = library.sizes().max_bytes(PacketTag::Further).min(message.header.length - self.begun);
+                let length =
+                    library.packet_sizes().max_bytes(PacketTag::Further).min(message.header.length - self.begun);
                 let receive = library.receive(self.peer, length);
                 self.receives.push_back(receive.map_err(|e| unreachable_by(self.peer, &e))?);
                 self.begun += length;

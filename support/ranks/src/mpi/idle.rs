@@ -31,7 +31,7 @@ pub(super) struct IdleWait {
 
 impl IdleWait {
     /// Pauses for about an eighth of the time without progress. So a message is delayed by at most that share.
-    pub fn wait(&mut self) {
+    pub fn pause(&mut self) {
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         if waited < SPIN_TIME {
             return spin_loop();
@@ -46,7 +46,7 @@ impl IdleWait {
     }
 
     /// Records progress: the next wait starts anew.
-    pub fn end(&mut self) {
+    pub fn record_progress(&mut self) {
         self.since = None;
     }
 }

@@ -162,7 +162,7 @@ impl MpiLibrary {
         Ok(Self { universe, sizes, free: Vec::new() })
     }
 
-    pub fn sizes(&self) -> PacketSizes {
+    pub fn packet_sizes(&self) -> PacketSizes {
         self.sizes
     }
 

@@ -68,9 +68,9 @@ impl MpiLink {
             has_progress = has_progress || self.receive_early(call)?;
             if has_progress {
                 shared.record_progress();
-                idle.end();
+                idle.record_progress();
             } else {
-                idle.wait();
+                idle.pause();
             }
             if shared.has_failed() {
                 return Err(ExchangeError::JobFailed);

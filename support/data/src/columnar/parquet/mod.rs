@@ -266,7 +266,7 @@ fn optional_columns(metadata: &ArrowReaderMetadata) -> Vec<String> {
 }
 
 /// Tells whether `start`, the first bytes of a file, begins a Parquet file.
-pub(super) fn has_magic(start: &[u8]) -> bool {
+pub(super) fn starts_with_magic(start: &[u8]) -> bool {
     start.starts_with(b"PAR1") || start.starts_with(b"PARE")
 }
 
