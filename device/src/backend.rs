@@ -37,7 +37,7 @@ pub struct MatmulLibrary {
     pub hash: String,
 }
 
-/// The state of an enqueued copy.
+/// A copy to the host that was enqueued.
 pub(crate) enum PendingCopy {
     /// The copy is done. A synchronous device copies at once.
     Ready(Vec<u8>),

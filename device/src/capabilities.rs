@@ -4,7 +4,7 @@
 /// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
-    /// The Rust code for the CPU.
+    /// The kernels in Rust, for the CPU.
     Cpu,
     /// The CUDA kernels, on a GPU or on the simulator.
     Cuda,

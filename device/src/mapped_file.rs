@@ -40,12 +40,12 @@ impl MappedFile {
         &self.map
     }
 
-    /// Length in bytes.
+    /// The length of the file in bytes.
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether the file has no bytes.
+    /// Whether the file is empty.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }

@@ -19,7 +19,7 @@ pub const ALIGN: usize = 256;
 #[derive(Debug, Default)]
 pub struct Arena {
     end: usize,
-    /// Free ranges: start → length.
+    /// The length of each free range, by its start.
     free: BTreeMap<usize, usize>,
     /// The free ranges as (length, start), ordered by length, to find the smallest sufficient one.
     by_length: BTreeSet<(usize, usize)>,

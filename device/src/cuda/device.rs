@@ -34,7 +34,7 @@ pub enum MatmulImplementation {
     /// of operands that tensor copies (TMA) cannot read.
     #[default]
     Own,
-    /// cuBLASLt.
+    /// NVIDIA's library cuBLASLt.
     CublasLt,
 }
 

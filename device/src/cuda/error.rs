@@ -39,7 +39,7 @@ pub enum CudaError {
     /// A call to the driver failed.
     #[error("cuda: {call}: {what}")]
     Call {
-        /// What the call was doing.
+        /// The call, as an activity: `querying the driver version`.
         call: String,
         /// The driver's name for the failure, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
         what: String,
@@ -60,7 +60,7 @@ pub enum CudaError {
     Product {
         /// Name and shape of the product.
         product: String,
-        /// Why it cannot be computed.
+        /// The reason why cuBLASLt cannot compute the product.
         why: String,
     },
     /// The machine has no cuBLASLt that works with the driver.
@@ -79,7 +79,7 @@ pub enum CudaError {
     OldNccl {
         /// The installed version, for example 21403 for 2.14.3.
         has: u32,
-        /// The oldest supported version.
+        /// The oldest supported version of NCCL.
         needs: u32,
     },
     /// An exchange between ranks failed.

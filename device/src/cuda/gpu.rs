@@ -427,7 +427,7 @@ impl Buffer {
         self.at
     }
 
-    /// The size in bytes.
+    /// The size of the buffer in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }

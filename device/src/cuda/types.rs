@@ -9,9 +9,9 @@ pub struct GpuProperties {
     pub name: String,
     /// The GPU's architecture, for which kernels plan their launches.
     pub arch: Arch,
-    /// The limits of a launch.
+    /// The limits of a launch on this GPU.
     pub limits: LaunchLimits,
-    /// Bytes of GPU memory.
+    /// The total GPU memory in bytes.
     pub memory: u64,
     /// The newest CUDA version that the driver supports, times 1000: 13000 for 13.0.
     pub version: u32,
@@ -46,7 +46,7 @@ pub struct PhysicalMemoryHandle(pub u64);
 pub struct CompiledCode<'a> {
     /// Machine code (CUBIN), which NVIDIA's driver loads; empty if there is only PTX.
     pub cubin: &'a [u8],
-    /// PTX text.
+    /// The source text in PTX.
     pub ptx: &'a str,
 }
 

@@ -30,7 +30,7 @@ pub struct GpuReading {
     pub busy_share: Option<f64>,
     /// Bytes of GPU memory that all processes use.
     pub memory_used_bytes: Option<f64>,
-    /// Bytes of GPU memory.
+    /// The total GPU memory in bytes.
     pub memory_bytes: Option<f64>,
     /// The reasons why the clocks are below the highest ones, by names such as `sw_power_cap`. `gpu_idle` is one of
     /// these names.

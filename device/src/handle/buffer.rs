@@ -56,7 +56,7 @@ impl Buffer {
         self.addr
     }
 
-    /// The size in bytes.
+    /// The size of the buffer in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -39,7 +39,7 @@ impl DeviceRange {
         self.buffer.addr() + self.offset as u64
     }
 
-    /// The size in bytes.
+    /// The size of the range in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -51,7 +51,7 @@ impl DeviceRange {
 
 /// Exchanges of device memory between the ranks of a job. All ranks make the same calls in the same order.
 pub trait Collectives: fmt::Debug + Send + Sync {
-    /// This rank: 0 for the first.
+    /// The number of this rank, from 0 on.
     fn rank(&self) -> usize;
 
     /// The number of ranks.
@@ -109,7 +109,7 @@ pub trait Collectives: fmt::Debug + Send + Sync {
 pub struct PendingExchange(Option<Box<dyn FnOnce() -> Result<()> + Send>>);
 
 impl PendingExchange {
-    /// An exchange that is done.
+    /// Returns an exchange that has already completed.
     pub fn done() -> PendingExchange {
         PendingExchange(None)
     }

@@ -28,7 +28,7 @@ pub(crate) const TIMELINE_BIT: u8 = 2;
 /// Totals of all launches of one kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpTotals {
-    /// Number of launches.
+    /// The number of launches of the kernel.
     pub launches: u64,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
@@ -45,7 +45,7 @@ pub struct OpTotals {
 pub struct HostCall {
     /// The thread, see [`host_thread_number`].
     pub thread: usize,
-    /// When the call began.
+    /// The time at which the call began.
     pub start: Instant,
     /// Seconds until the call returned; the launch may run later.
     pub seconds: f64,
@@ -73,7 +73,7 @@ pub struct LaunchEvent {
     pub host: HostCall,
     /// The start of the launch by the host's clock.
     pub start: Instant,
-    /// Duration in seconds.
+    /// The duration of the launch in seconds.
     pub seconds: f64,
     /// On device `dry`: the CUDA launches that a GPU would execute.
     pub stages: Vec<PlannedStage>,
@@ -200,7 +200,7 @@ impl ProfileData {
         *self.operands() = OperandHistory::default();
     }
 
-    /// The totals by kernel name.
+    /// Returns the totals of all launches, by kernel name.
     pub(crate) fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
         let (mut totals, cycle) = (self.lock().totals.clone(), self.operands().bytes());
         totals.values_mut().for_each(|t| t.operands.set_unknown_cycle(cycle));

@@ -52,7 +52,7 @@ pub struct OperandReads {
 }
 
 impl OperandReads {
-    /// Adds a read.
+    /// Adds a read of an operand.
     pub fn add(&mut self, read: &OperandRead) {
         self.bytes += read.bytes;
         match read.cycle.is_infinite() {

@@ -9,13 +9,13 @@ use crate::{Cost, Launch};
 /// One CUDA launch of a plan, without its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlannedStage {
-    /// The `extern "C"` name.
+    /// The kernel's symbol, its `extern "C"` name.
     pub symbol: &'static str,
-    /// Blocks of the grid.
+    /// Number of blocks of the grid.
     pub blocks: u32,
     /// Number of blocks of a cluster; 1 without clusters.
     pub cluster: u32,
-    /// Threads of a block.
+    /// Number of threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared: u32,

@@ -11,7 +11,7 @@ pub struct LayerId {
     pub index: usize,
 }
 
-/// What a range is about.
+/// The name of a range: the kind of work and its number or name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RangeName {
     /// A training step, counted from 1.
@@ -22,14 +22,14 @@ pub enum RangeName {
     Phase(&'static str),
     /// A layer of the model.
     Layer(LayerId),
-    /// An op.
+    /// An op, forward or backward.
     Op {
         /// The op's name.
         name: &'static str,
         /// Whether the range is the backward rule of the op.
         is_backward: bool,
     },
-    /// A launch.
+    /// A launch, by the kernel's name.
     Launch(&'static str),
     /// Other work, such as loading weights.
     Task(&'static str),

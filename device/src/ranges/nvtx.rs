@@ -31,7 +31,7 @@ pub const NVTX_INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
 
 /// The NVTX domain of the ranges, by which a tool can filter them.
 const DOMAIN: &std::ffi::CStr = c"reel";
-/// The version of NVTX.
+/// The version of the NVTX interface.
 const VERSION: u32 = 3;
 /// `NVTX_MESSAGE_TYPE_ASCII`: a zero-terminated string of bytes, which tools read as UTF-8.
 const BYTE_STRING: i32 = 1;
@@ -72,14 +72,14 @@ struct EventAttributes {
 
 const _: () = assert!(size_of::<EventAttributes>() == 48, "the layout in nvToolsExt.h");
 
-/// `NvtxExportTableCallbacks`.
+/// The struct `NvtxExportTableCallbacks` of `nvtxTypes.h`.
 #[repr(C)]
 struct Callbacks {
     struct_size: usize,
     module_table: extern "C" fn(c_int, *mut *const Option<&'static AtomicPtr<c_void>>, *mut c_uint) -> c_int,
 }
 
-/// `NvtxExportTableVersionInfo`.
+/// The struct `NvtxExportTableVersionInfo` of `nvtxTypes.h`.
 #[repr(C)]
 struct VersionInfo {
     struct_size: usize,
@@ -94,7 +94,7 @@ type NameCategory = unsafe extern "C" fn(*mut c_void, u32, *const c_char);
 type Push = unsafe extern "C" fn(*mut c_void, *const EventAttributes) -> c_int;
 type Pop = unsafe extern "C" fn(*mut c_void) -> c_int;
 
-/// A tool that receives ranges.
+/// An attached profiling tool that receives ranges.
 struct Tool {
     domain: AtomicPtr<c_void>,
     push: Push,

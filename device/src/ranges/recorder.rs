@@ -9,23 +9,23 @@ use super::{RECORDER, RangeName, host_thread_number, listen};
 /// A recorded range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RangeEvent {
-    /// What the range is about.
+    /// The name of the range.
     pub name: RangeName,
     /// The index, in the list of recorded ranges, of the enclosing range on the same thread. It is smaller than this
     /// range's own index.
     pub parent: Option<usize>,
     /// The thread, see [`host_thread_number`].
     pub thread: usize,
-    /// When the range began.
+    /// The time at which the range began.
     pub start: Instant,
     /// Duration in seconds. A range that was still open when the window ended is cut at that time.
     pub seconds: f64,
 }
 
-/// A range of a time window.
+/// An id of a recorded range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeId {
-    /// The number of the window.
+    /// The number of the time window.
     window: u64,
     /// The index of the range among the recorded ranges of the window.
     pub index: usize,

@@ -21,7 +21,7 @@ pub struct Budget {
     changed: Condvar,
 }
 
-/// Dollars.
+/// Amounts in US dollars.
 #[derive(Clone, Copy, Debug, Default)]
 struct Amounts {
     spent: f64,

@@ -72,14 +72,14 @@ pub enum FailureKind {
     Stopped,
 }
 
-/// A request without an answer.
+/// The failure of a request: it got no answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatFailure {
     /// The kind of the failure, which says whether other requests can succeed.
     pub kind: FailureKind,
     /// One line: the URL, what is wrong, and what to do.
     pub message: String,
-    /// Number of attempts.
+    /// The number of attempts made.
     pub attempts: u32,
     /// Cost of all attempts in dollars.
     pub cost: f64,
@@ -97,7 +97,7 @@ impl std::error::Error for ChatFailure {}
 #[derive(Debug)]
 pub struct ChatClient {
     options: ClientOptions,
-    /// `URL/chat/completions`
+    /// The address of the API call: `URL/chat/completions`.
     address: String,
     agent: Agent,
     pace: RateLimiter,
@@ -112,7 +112,7 @@ pub struct ChatClient {
     bound_scale: AtomicU64,
 }
 
-/// What one attempt has led to.
+/// The outcome of one attempt.
 enum Attempt {
     Answer(ModelAnswer),
     /// The attempt failed, but a later attempt may succeed.
@@ -516,7 +516,7 @@ fn judge(reply: Reply) -> Attempt {
     Attempt::Fail { kind, what, help }
 }
 
-/// A reply with any status.
+/// A reply of the server, with any HTTP status.
 struct Reply {
     status: u16,
     body: String,

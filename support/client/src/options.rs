@@ -41,7 +41,7 @@ pub struct ClientOptions {
     pub requests_per_minute: Option<f64>,
     /// Maximum number of tokens, of prompts and answers, per minute.
     pub tokens_per_minute: Option<f64>,
-    /// Prices of tokens.
+    /// The prices of tokens, from which costs are computed.
     pub prices: Prices,
     /// The cap on the cost. Several clients may share it.
     pub budget: Arc<Budget>,
@@ -74,7 +74,7 @@ impl ClientOptions {
     }
 }
 
-/// Leaves the key out.
+/// The debug text omits the API key, which is secret.
 impl std::fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientOptions")

@@ -35,7 +35,7 @@ fn invalid_port(uri: &Uri) -> Option<&str> {
     if port.parse::<u16>().is_ok_and(|number| number > 0) { None } else { Some(port) }
 }
 
-/// The first 200 characters.
+/// Returns at most the first 200 characters of a text.
 fn shorten(text: &str) -> String {
     let start: String = text.chars().take(200).collect();
     if start.len() < text.len() { format!("{start}…") } else { start }

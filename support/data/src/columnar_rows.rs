@@ -14,14 +14,14 @@ use crate::columnar::{ColumnInfo, ColumnarFormat, Decoder, RowTexts, row_locatio
 use crate::worker::WorkerFile;
 use crate::{DataError, Result};
 
-/// Where a file is decoded.
+/// The place where a file is decoded.
 #[derive(Debug)]
 enum Source {
     ThisProcess(Decoder),
     Worker(WorkerFile),
 }
 
-/// The rows of a file.
+/// The rows of a Parquet or Arrow file.
 #[derive(Debug)]
 pub(crate) struct ColumnarRows {
     path: PathBuf,
@@ -112,7 +112,7 @@ impl ColumnarRows {
         })
     }
 
-    /// `FILE: row N`.
+    /// Returns the location of row `index` as `FILE: row N`.
     pub(crate) fn location(&self, index: usize) -> String {
         row_location(&self.path, index)
     }

@@ -17,7 +17,7 @@ pub enum DataError {
     Io(Diagnostic),
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = DataError> = std::result::Result<T, E>;
 
 impl DataError {
@@ -31,14 +31,14 @@ impl DataError {
         Self::Io(Diagnostic::cannot_read(path, source))
     }
 
-    /// Location, problem and help.
+    /// The error as a diagnostic: location, problem and help.
     pub fn diagnostic(&self) -> &Diagnostic {
         match self {
             Self::Data(diagnostic) | Self::Io(diagnostic) => diagnostic,
         }
     }
 
-    /// Location, problem and help.
+    /// The error as a diagnostic: location, problem and help.
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Data(diagnostic) | Self::Io(diagnostic) => diagnostic,

@@ -18,9 +18,9 @@ pub struct Diagnostic {
     /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
     /// [`Diagnostic::at`].
     pub location: String,
-    /// What is wrong with it.
+    /// What is wrong at the location.
     pub what: String,
-    /// What the user can do about it.
+    /// What the user can do about the problem.
     pub help: String,
 }
 

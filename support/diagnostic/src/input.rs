@@ -25,11 +25,11 @@ pub const MAX_ROWS_BYTES: u64 = 4 << 30;
 /// [`Diagnostic::cannot_read`](crate::Diagnostic::cannot_read) can print help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnsuitableFile {
-    /// A folder.
+    /// The path is a folder.
     Folder,
-    /// A pipe, a socket or a device.
+    /// The path is a pipe, a socket or a device.
     Special,
-    /// More bytes than the limit.
+    /// The file has more bytes than the limit.
     TooLong {
         /// The file's length in bytes, or a lower bound if the file grew while it was read.
         bytes: u64,
@@ -39,7 +39,7 @@ pub enum UnsuitableFile {
 }
 
 impl UnsuitableFile {
-    /// What the user can do about it.
+    /// Returns the help text: what the user can do.
     pub fn help(self) -> &'static str {
         match self {
             Self::Folder => "give a file",

@@ -51,7 +51,7 @@ pub fn redact_urls(text: &str) -> String {
 /// Positions of special characters in a URL, which the URLs in its path share. Each is searched for once per outer
 /// URL.
 struct UrlMarks {
-    /// The end of the URL.
+    /// The position of the end of the URL.
     end: usize,
     /// The position of the `?` or `#` that the last search found in the URL. If the search found none, this is `end`.
     query: usize,

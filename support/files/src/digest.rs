@@ -45,7 +45,7 @@ impl FingerprintBuilder {
         self.0.push(content_hash);
     }
 
-    /// The fingerprint of all pieces.
+    /// Returns the fingerprint of all added pieces.
     pub fn finish(self) -> String {
         fingerprint::hash_to_hex(fingerprint::combine_hashes(&self.0))
     }
@@ -92,7 +92,7 @@ impl ModelFiles {
         self.0.is_empty()
     }
 
-    /// One fingerprint of all files.
+    /// Returns one fingerprint of all files.
     pub fn fingerprint(&self) -> String {
         self.fingerprint_without(None)
     }

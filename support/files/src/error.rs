@@ -1,4 +1,4 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub struct FileError {
     pub remedy: Option<&'static str>,
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = FileError> = std::result::Result<T, E>;
 
 impl FileError {

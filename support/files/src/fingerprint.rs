@@ -10,7 +10,7 @@ use twox_hash::XxHash3_64;
 /// Files are hashed in parallel, in pieces of this many bytes (8 MiB).
 pub const HASH_PIECE_BYTES: usize = 8 << 20;
 
-/// The fingerprint of bytes.
+/// Returns the fingerprint of some bytes.
 pub fn bytes_fingerprint(data: &[u8]) -> String {
     hash_to_hex(combine_hashes(&data.par_chunks(HASH_PIECE_BYTES).map(XxHash3_64::oneshot).collect::<Vec<_>>()))
 }

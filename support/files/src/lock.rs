@@ -52,7 +52,7 @@ pub struct LockHolder {
     pub machine: Option<String>,
 }
 
-/// Why a folder cannot be locked.
+/// The reason why a folder cannot be locked.
 #[derive(Debug)]
 pub enum LockError {
     /// Another process holds the lock.

@@ -17,7 +17,7 @@ use crate::{FileError, Result};
 /// The number of bytes at the start of a log file, and their fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogDigest {
-    /// Length in bytes.
+    /// The number of bytes.
     pub bytes: u64,
     /// XXH3 of these bytes, 16 hex digits.
     pub digest: String,
@@ -44,7 +44,7 @@ impl LogHasher {
         digest
     }
 
-    /// Adds bytes at the end.
+    /// Adds bytes that were appended to the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.hasher.write(bytes);

@@ -62,7 +62,7 @@ struct Unpacker<'a> {
     links: usize,
     /// Complete files by their final path. They have a temporary name until the file system is synced.
     unnamed: BTreeMap<PathBuf, FinishedFile>,
-    /// The bytes of these files.
+    /// The total size in bytes of the files in `unnamed`.
     bytes: u64,
 }
 
@@ -279,7 +279,7 @@ mod tests {
             for (file, content) in FILES {
                 assert_eq!(fs::read(dir.path().join("below").join(file)).unwrap(), content, "{name}: {file}");
             }
-            // A second call finds all files.
+            // The second call finds all files unpacked.
             unpack(&dir.path().join("below").join(name)).unwrap();
         }
     }

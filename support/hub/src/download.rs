@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{HubError, Result};
 
-/// The progress of a download.
+/// The progress of the download of one file.
 #[derive(Debug, Clone, Copy)]
 pub struct DownloadProgress<'a> {
     /// Path of the file in its repository.
@@ -41,9 +41,9 @@ fn agent() -> ureq::Agent {
     config.build().into()
 }
 
-/// Why a text was not downloaded.
+/// The reason why a text was not downloaded.
 pub(crate) struct TextDownloadError {
-    /// A phrase for a message.
+    /// A phrase for the error message.
     pub(crate) phrase: String,
     /// Whether the server does not know the address or rejects this user (HTTP status 401, 403 or 404).
     pub(crate) is_refused: bool,
@@ -84,9 +84,9 @@ pub(crate) struct Downloader<'a> {
     token: Option<&'a str>,
 }
 
-/// How much of a file is there.
+/// The number of bytes of a file that were received so far.
 pub(crate) struct ReceivedBytes {
-    /// In bytes.
+    /// The number of received bytes.
     pub(crate) done: u64,
     /// The size of the file in bytes, if known.
     pub(crate) total: Option<u64>,

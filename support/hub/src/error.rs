@@ -1,4 +1,4 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use reel_files::FileError;
 #[error(transparent)]
 pub struct HubError(pub Diagnostic);
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = HubError> = std::result::Result<T, E>;
 
 impl HubError {

@@ -40,7 +40,7 @@ impl RepositoryKind {
 pub struct Repository {
     /// The kind of the repository.
     pub kind: RepositoryKind,
-    /// `ORG/NAME`.
+    /// The id of the repository: `ORG/NAME`.
     pub id: String,
     /// A branch, a tag, a reference such as `refs/pr/1`, or a commit in 40 hexadecimal digits.
     pub revision: String,
@@ -70,7 +70,7 @@ impl Repository {
 /// A data set of the hub, and which part of it to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetReference {
-    /// The data set.
+    /// The repository of the data set.
     pub repository: Repository,
     /// The data file; `None` for the whole data set.
     pub file: Option<String>,

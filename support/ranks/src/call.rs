@@ -103,7 +103,7 @@ pub(crate) struct CallCounters {
 }
 
 impl CallCounters {
-    /// For a job of `size` ranks.
+    /// Creates the counters for a job of `size` ranks.
     pub fn new(size: usize) -> Self {
         Self { collectives: 0, sent: vec![0; size], received: vec![0; size] }
     }
@@ -123,7 +123,7 @@ impl CallCounters {
 /// The activity of a rank, which its heartbeats report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RankActivity {
-    /// Its last call.
+    /// The last call of the rank.
     pub call: Option<Call>,
     /// Milliseconds since this call last sent or received a byte, or since it began. `None` if the call has returned.
     pub waiting_ms: Option<u64>,

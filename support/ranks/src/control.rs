@@ -44,7 +44,7 @@ pub(crate) struct ControlConnection {
     stream: TcpStream,
     received: Vec<u8>,
     unsent: Vec<u8>,
-    /// When bytes last arrived.
+    /// The time at which bytes last arrived.
     pub last_received: Instant,
 }
 
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// The two ends of a connection.
+    /// Creates the two ends of a connection.
     fn pair() -> [ControlConnection; 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

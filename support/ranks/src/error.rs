@@ -1,4 +1,4 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ pub struct RankError {
     pub rank: Option<usize>,
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = RankError> = std::result::Result<T, E>;
 
 impl From<Diagnostic> for RankError {

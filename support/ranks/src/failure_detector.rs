@@ -58,7 +58,7 @@ impl FailureDetector {
         self.peers[rank].last_received = at;
     }
 
-    /// Records what a rank does.
+    /// Records the activity of a rank.
     pub fn record_activity(&mut self, rank: usize, activity: RankActivity) {
         self.peers[rank].activity = activity;
     }

@@ -60,12 +60,12 @@ impl JobToken {
         Ok(Self(bytes))
     }
 
-    /// The token in 32 hex digits.
+    /// Formats the token as 32 hex digits.
     pub fn to_hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))
     }
 
-    /// Reads 32 hex digits.
+    /// Parses a token of 32 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         let is_hex = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let bits = u128::from_str_radix(text, 16).ok().filter(|_| is_hex)?;
@@ -90,16 +90,16 @@ pub(crate) struct HelloMessage {
     pub to: usize,
     /// The number of ranks of the job according to the sender.
     pub size: usize,
-    /// What the connection is for.
+    /// The purpose of the connection.
     pub purpose: ConnectionPurpose,
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ConnectionPurpose {
     /// The sender joins the job at rank 0. Control messages follow.
     Join(JobMember),
-    /// Exchanging data.
+    /// The exchange of data with a higher rank.
     Data,
 }
 

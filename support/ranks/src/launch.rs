@@ -72,7 +72,7 @@ impl fmt::Display for Transport {
 pub enum Launcher {
     /// torchrun, or another launcher that sets the variables of `torch.distributed`.
     Torchrun,
-    /// This program with `--gpus`.
+    /// `reel --gpus`, which starts one process per GPU.
     Reel,
     /// mpirun of Open MPI.
     OpenMpi,
@@ -216,7 +216,7 @@ fn check_local_size(name: &str, value: usize, size_name: &str, size: usize) -> R
     Ok(())
 }
 
-/// torchrun and `reel --gpus`.
+/// Reads the variables of torchrun and `reel --gpus`.
 fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
     let is_reel = variables.text("REEL_LAUNCH").is_some_and(|value| value == "1");
     let is_torch = variables.has("TORCHELASTIC_RUN_ID") || variables.has("RANK") && variables.has("LOCAL_RANK");

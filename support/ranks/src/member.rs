@@ -13,18 +13,18 @@ use crate::launch::Transport;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobMember {
     pub rank: usize,
-    /// The name of its machine.
+    /// The name of the process's machine.
     pub host: String,
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
-    /// See [`machine_id`].
+    /// The id of the process's machine; see [`machine_id`].
     pub machine: String,
     /// The addresses of the process's machine. If a connection to rank 0 has used one of them, that address is the
     /// first.
     pub addresses: Vec<IpAddr>,
     /// The port at which the process accepts connections.
     pub port: u16,
-    /// What it exchanges data by.
+    /// The transport with which the process exchanges data.
     pub transport: Transport,
 }
 

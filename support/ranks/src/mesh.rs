@@ -25,7 +25,7 @@ pub(crate) struct SocketMesh {
     members: Vec<JobMember>,
     token: JobToken,
     timeouts: Timeouts,
-    /// By rank.
+    /// The connections to the other ranks, by rank.
     connections: Vec<DataConnection>,
 }
 

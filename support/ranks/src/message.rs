@@ -32,7 +32,7 @@ pub(crate) const MAX_HEAD_BYTES: usize = HEADER_BYTES + MAX_NAME_BYTES;
 /// A message to send.
 #[derive(Debug)]
 pub(crate) struct OutgoingMessage<'a> {
-    /// Header and name.
+    /// The header and the name of the call.
     head: Vec<u8>,
     data: &'a [u8],
     /// The number of bytes of head and data that are sent.
@@ -61,7 +61,7 @@ pub(crate) struct Header {
 /// The reason why a socket was not read or written.
 #[derive(Debug)]
 pub(crate) enum SocketError {
-    /// It is not ready.
+    /// The socket is not ready.
     WouldBlock,
     /// The connection has closed.
     Closed,
@@ -95,7 +95,7 @@ impl<'a> OutgoingMessage<'a> {
         self.sent == self.head.len() + self.data.len()
     }
 
-    /// Whether some bytes are sent.
+    /// Whether some bytes of the message are sent.
     #[cfg(feature = "mpi")]
     pub fn has_begun(&self) -> bool {
         self.sent > 0

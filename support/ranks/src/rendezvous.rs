@@ -40,7 +40,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// The connections of a rank that has joined its job.
 #[derive(Debug)]
 pub(crate) struct JobConnections {
-    /// By rank.
+    /// All processes of the job, by rank.
     pub members: Vec<JobMember>,
     /// Accepts connections for data.
     pub acceptor: ConnectionAcceptor,
@@ -53,7 +53,7 @@ pub(crate) struct JobConnections {
 struct RendezvousInfo {
     job: String,
     size: usize,
-    /// 32 hex digits.
+    /// The token of the job in 32 hex digits.
     token: String,
     rank_0: JobMember,
 }
@@ -153,7 +153,7 @@ impl Drop for RendezvousFile {
     }
 }
 
-/// Rank 0 while the others join.
+/// The state of rank 0 while the other ranks join.
 struct Coordinator<'a> {
     world: &'a World,
     timeouts: Timeouts,

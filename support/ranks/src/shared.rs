@@ -36,7 +36,7 @@ struct State {
     /// Whether a call has returned the failure.
     is_returned: bool,
     requests: Vec<WatcherRequest>,
-    /// The last call.
+    /// The last call of this rank.
     call: Option<Call>,
     is_in_call: bool,
     /// The number of collectives that this rank has begun.
@@ -157,7 +157,7 @@ impl RankState {
         self.progress_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// What this rank does.
+    /// The current activity of this rank.
     pub fn activity(&self) -> RankActivity {
         let state = self.state();
         let waiting = self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Relaxed));
@@ -176,7 +176,7 @@ impl RankState {
         self.check().err().unwrap_or(otherwise)
     }
 
-    /// Takes all requests.
+    /// Takes all requests to the watching thread.
     pub fn take_requests(&self) -> Vec<WatcherRequest> {
         std::mem::take(&mut self.state().requests)
     }

@@ -23,9 +23,9 @@ pub struct Traffic {
 /// The number of bytes in each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrafficVolume {
-    /// Bytes sent.
+    /// The number of bytes sent.
     pub sent: u64,
-    /// Bytes received.
+    /// The number of bytes received.
     pub received: u64,
 }
 

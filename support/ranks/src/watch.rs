@@ -78,7 +78,7 @@ struct Watcher {
     acceptor: ConnectionAcceptor,
     /// The open control connections by rank; see [`JobConnections::controls`].
     controls: Vec<Option<ControlConnection>>,
-    /// `None` except on rank 0.
+    /// The failure detector of rank 0; `None` on other ranks.
     detector: Option<FailureDetector>,
     shared: Arc<RankState>,
     timeouts: Timeouts,
@@ -91,7 +91,7 @@ struct Watcher {
     is_leave_confirmed: bool,
     /// Whether this rank stays connected until all ranks have left.
     leaves_together: bool,
-    /// Whether rank 0 has said so.
+    /// Whether rank 0 has reported that all ranks have left.
     all_have_left: bool,
 }
 

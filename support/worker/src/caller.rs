@@ -63,23 +63,23 @@ impl Read for Socket {
     }
 }
 
-/// Why a worker gave no reply.
+/// The reason why a worker sent no valid reply.
 #[derive(Debug)]
 pub enum WorkerFailure {
-    /// It sent no reply in time.
+    /// The worker sent no reply in time.
     Timeout,
     /// The worker sent a message that is not a reply, or that is too long.
     Invalid,
-    /// It ended.
+    /// The worker ended.
     Ended(WorkerExit),
 }
 
 /// How a worker ended.
 #[derive(Debug)]
 pub struct WorkerExit {
-    /// The signal that killed it.
+    /// The signal that killed the worker.
     pub signal: Option<i32>,
-    /// Its exit code, if it exited.
+    /// The exit code of the worker, if it exited.
     pub code: Option<i32>,
     stderr: String,
 }
@@ -227,7 +227,7 @@ impl Drop for Worker {
 pub struct WorkerPool(Mutex<Vec<Worker>>);
 
 impl WorkerPool {
-    /// A pool without workers.
+    /// Creates a pool without workers.
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }

@@ -15,7 +15,7 @@ pub const DEFAULT_WORKER_TIMEOUT: Duration = Duration::from_secs(60);
 /// A kind of worker.
 #[derive(Debug)]
 pub struct WorkerKind {
-    /// Its name on the command line.
+    /// The name of the kind on the command line.
     pub name: &'static str,
     /// The maximum number of malloc arenas, as the text of the environment variable `MALLOC_ARENA_MAX`. Each arena
     /// reserves address space, which counts against the memory limit.

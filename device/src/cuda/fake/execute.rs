@@ -11,10 +11,10 @@ use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK, failed};
 use crate::cuda::error::CudaError;
 use crate::simulate;
 
-/// How far a stream runs.
+/// The point up to which the work of a stream runs.
 #[derive(Clone, Copy)]
 pub(super) enum RunUntil {
-    /// To the end of its work.
+    /// Run all work of the stream.
     End,
     /// Run the work up to this recording of an event.
     Event(u64),

@@ -9,8 +9,8 @@
 //! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
 //! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
 //! 13.0, the function that the comment of the call names. A driver of an earlier CUDA version
-//! ([`FakeDriver::with_driver_version`]) loads only the code that this version knows, and captures no programmatic launches
-//! before 12.3.
+//! ([`FakeDriver::with_driver_version`]) loads only the code that this version supports. Before 12.3 it captures no
+//! programmatic launches.
 #![allow(unsafe_code)]
 
 mod capture;
@@ -124,7 +124,7 @@ struct State {
     memory: SimMemory,
     /// The size in bytes of each allocation, by its address.
     allocated: BTreeMap<u64, usize>,
-    /// Reserved address ranges.
+    /// The size in bytes of each reserved address range, by its start.
     reserved: BTreeMap<u64, usize>,
     /// The parts of reserved ranges that have mapped memory: by address, the size in bytes and the handle of the
     /// physical memory.

@@ -15,7 +15,7 @@ use super::{FakeDriver, Inner, Op};
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::types::StreamHandle;
 
-/// NCCL for one fake GPU.
+/// The fake NCCL library for one fake GPU.
 pub(super) struct FakeNccl(pub FakeDriver);
 
 /// The communicators of this process.
@@ -40,7 +40,7 @@ struct Comm {
     in_progress: Option<(Arc<Transfer>, StreamHandle, u64)>,
     /// The error of the communicator, if it has one.
     error: Option<NcclResult>,
-    /// Whether all ranks have joined.
+    /// Whether all ranks have joined the communicator.
     is_created: bool,
 }
 

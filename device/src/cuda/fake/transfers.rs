@@ -32,7 +32,7 @@ pub(super) struct RankGroup {
 
 #[derive(Debug, Default)]
 pub(super) struct GroupState {
-    /// The ranks that have joined.
+    /// The ranks that have joined, by their number.
     pub members: HashMap<usize, JoinedRank>,
     /// The messages between ranks, by sender and receiver.
     channels: HashMap<(usize, usize), Channel>,
@@ -42,7 +42,7 @@ pub(super) struct GroupState {
     hang: Option<String>,
 }
 
-/// A rank that has joined.
+/// A rank that has joined a communicator.
 #[derive(Debug)]
 pub(super) struct JoinedRank {
     pub gpu: Weak<Inner>,
@@ -61,7 +61,7 @@ pub(super) enum CommunicatorState {
     Finalized,
     Destroyed,
     Aborted,
-    /// Its process was killed.
+    /// The process of the rank was killed.
     Dead,
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Communicator {
     /// Set to false by [`Communicator::wait`]. See `Gpu::make_next_launch_wait`.
     next_may_start_early: Arc<AtomicBool>,
     nccl: Box<dyn Nccl>,
-    /// The stream of the exchanges.
+    /// The stream on which exchanges run.
     stream: StreamHandle,
     /// The event that is recorded on the compute stream when an exchange starts. A stream that waits for an earlier
     /// recording of the event still waits for that recording.
@@ -56,13 +56,13 @@ pub(crate) struct Communicator {
     progress: Mutex<Progress>,
 }
 
-/// The exchanges so far.
+/// The progress of this rank's exchanges.
 struct Progress {
     started: u64,
     finished: u64,
     /// The exchanges that may not have completed, oldest first.
     in_flight: VecDeque<InFlight>,
-    /// Events that no exchange uses.
+    /// Events that no exchange uses now.
     free_events: Vec<EventHandle>,
     /// The time of the last progress: when an exchange was last found to be complete, or when an exchange was started
     /// while no other was in flight.

@@ -21,7 +21,7 @@ const OLDEST: u32 = 21_800;
 const LIBRARY: &str = "libnccl.so.2";
 /// `ncclInt8`, the data type of bytes.
 const INT8: c_int = 0;
-/// `NCCL_API_MAGIC`.
+/// `NCCL_API_MAGIC` of nccl.h, the value of the field `magic` in `ncclConfig_t`.
 const MAGIC: c_uint = 0xcafe_beef;
 /// `NCCL_CONFIG_UNDEF_INT`: the library chooses the value.
 const UNDEFINED: c_int = c_int::MIN;
@@ -170,7 +170,7 @@ pub fn installed_version() -> Result<String, CudaError> {
     Functions::get().map(|functions| nccl_version_text(functions.version()))
 }
 
-/// NCCL for one GPU.
+/// The NCCL library, used for one GPU.
 pub(in crate::cuda) struct NcclLibrary {
     functions: &'static Functions,
     /// The GPU's context. Each call makes it current, because NCCL uses the current GPU of the calling thread.

@@ -49,7 +49,7 @@ pub struct CommHandle(pub usize);
 pub struct NcclResult(pub i32);
 
 impl NcclResult {
-    /// No error.
+    /// The call succeeded.
     pub const SUCCESS: NcclResult = NcclResult(0);
     /// A call to CUDA failed.
     pub const UNHANDLED_CUDA_ERROR: NcclResult = NcclResult(1);
@@ -66,7 +66,7 @@ impl NcclResult {
     /// The call continues in the background.
     pub const IN_PROGRESS: NcclResult = NcclResult(7);
 
-    /// The name in nccl.h.
+    /// The name of this result in nccl.h.
     pub fn name(self) -> String {
         const NAMES: [&str; 9] = [
             "ncclSuccess",

@@ -14,7 +14,7 @@ pub(crate) fn media_type(content: &[u8]) -> &'static str {
         () if at(0, b"RIFF") && at(8, b"AVI ") => "video/x-msvideo",
         () if at(4, b"ftypqt") => "video/quicktime",
         () if at(4, b"ftyp") => "video/mp4",
-        // Matroska and WebM begin alike.
+        // Matroska and WebM files begin with the same bytes.
         () if at(0, b"\x1a\x45\xdf\xa3") => "video/webm",
         () => "application/octet-stream",
     }

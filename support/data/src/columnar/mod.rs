@@ -61,7 +61,7 @@ pub(crate) struct ColumnInfo {
 #[derive(Debug, Default)]
 pub(crate) struct RowTexts {
     pub(crate) text: Vec<u8>,
-    /// The end of each row in `text`.
+    /// The offset in `text` at which each row ends.
     pub(crate) ends: Vec<usize>,
 }
 
@@ -97,7 +97,7 @@ pub(crate) trait RowSink {
     fn append(&mut self, rows: &RowTexts) -> Result<()>;
 }
 
-/// Decodes a file.
+/// A decoder for one file of either format.
 #[derive(Debug)]
 pub(crate) enum Decoder {
     Parquet(Box<ParquetDecoder>),

@@ -1,4 +1,4 @@
-//! Arrow arrays of JSON values.
+//! Makes Arrow arrays of JSON values.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::shape::ValueType;
 
-/// Returns the Arrow type for values of a type.
+/// Returns the Arrow type that stores values of this type.
 pub(super) fn arrow_type(value_type: &ValueType) -> DataType {
     match value_type {
         ValueType::Bool => DataType::Boolean,

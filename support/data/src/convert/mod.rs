@@ -24,7 +24,7 @@ pub enum DataFormat {
     Json,
     /// One row per line.
     JsonLines,
-    /// Parquet.
+    /// A Parquet file.
     Parquet,
 }
 
@@ -102,7 +102,7 @@ fn exists(out: &Path) -> DataError {
     DataError::malformed(out.display().to_string(), "exists", "choose another name, or give --overwrite")
 }
 
-/// Why rows were not written.
+/// The reason why rows were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// A row cannot be read or cannot be written in this format.

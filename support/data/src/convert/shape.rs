@@ -8,7 +8,7 @@ const MAX_DEPTH: usize = 16;
 /// The type of values. Every type also holds null.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ValueType {
-    /// Only null so far.
+    /// Only null values so far.
     Null,
     Bool,
     /// Integers in the range of i64, or in the range of u64 if `beyond_i64` is true.
@@ -19,7 +19,7 @@ pub(super) enum ValueType {
     Float,
     Text,
     List(Box<ValueType>),
-    /// Objects with the same keys.
+    /// Objects that all have the same keys.
     Object(Vec<(String, ValueType)>),
     /// Values without a common type, which are written as JSON text.
     Mixed,
@@ -91,7 +91,7 @@ impl ValueType {
 pub(super) struct InferredColumn {
     pub(super) name: String,
     pub(super) value_type: ValueType,
-    /// Whether a row has null here.
+    /// Whether a row has null in this column.
     has_null: bool,
     /// The number of rows that have this column.
     rows: usize,

@@ -93,7 +93,7 @@ fn full_disk_keeps_its_kind() {
     assert!(matches!(&e, WriteError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull), "{e:?}");
 }
 
-/// Any JSON value.
+/// Generates any JSON value.
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -123,7 +123,7 @@ impl DatasetConfig {
     }
 }
 
-/// A relative path without `./`.
+/// Returns a relative path without `./` components.
 fn normal(path: &str) -> PathBuf {
     Path::new(path).components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
 }
@@ -139,7 +139,7 @@ fn matches(pattern: &[char], path: &[char]) -> bool {
         let mut next = vec![false; path.len() + 1];
         match pattern[at] {
             '*' if pattern.get(at + 1) == Some(&'*') => {
-                // `**/` also matches no folder.
+                // `**/` also matches an empty sequence of folders.
                 at += if pattern.get(at + 2) == Some(&'/') { 3 } else { 2 };
                 let whole_folders = pattern[at - 1] == '/';
                 let mut open = false;

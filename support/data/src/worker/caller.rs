@@ -50,7 +50,7 @@ pub(crate) struct WorkerFile {
     timeouts: AtomicUsize,
 }
 
-/// Why a job has no result.
+/// The reason why a job has no result.
 enum JobError {
     /// The worker reports an error in the file, or no worker can be started.
     File(DataError),

@@ -31,7 +31,7 @@ pub const WORKER: WorkerKind = WorkerKind { name: "data", malloc_arenas: "1", ma
 struct Job {
     /// The number that the caller gave to the file. The worker keeps the file's decoder under this number.
     file: u64,
-    /// The path for messages.
+    /// The path of the file, used in messages.
     path: OsString,
     format: ColumnarFormat,
     /// The memory in bytes that the worker may allocate beyond its memory at the start of the job.
@@ -53,14 +53,14 @@ enum Task {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
-    /// A part of the file begins.
+    /// The worker begins with this part of the file.
     Part(FilePart),
     /// Some rows. The body of the reply is their text. The numbers are the offsets in the body at which each row
     /// ends.
     Rows(Vec<usize>),
     /// The last reply, with the number of rows.
     End(usize),
-    /// The last reply: the columns.
+    /// The last reply, with the columns.
     Columns(Vec<ColumnInfo>),
     /// The last reply. Its body is the text of a row.
     Row,

@@ -98,7 +98,7 @@ fn play(part: &str) -> ExitCode {
         "invalid JSON" => say(&message(2, 0, "{]")),
         "other rows" => say(&message(12, 2, r#"{"Rows":[1]}{}"#)),
         "another reply" => say(&message(5, 2, r#""Row"{}"#)),
-        // Works while a file is empty.
+        // Works correctly while the file `flag` is empty.
         flag if flag.ends_with(".flag") => {
             if std::fs::read(flag).unwrap().is_empty() {
                 return (WORKER.main)();

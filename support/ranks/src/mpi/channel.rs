@@ -30,7 +30,7 @@ pub(super) struct PacketChannel {
     messages: VecDeque<Incoming>,
 }
 
-/// A message that arrives.
+/// A message that is being received.
 #[derive(Debug)]
 struct Incoming {
     header: Header,
@@ -41,7 +41,7 @@ struct Incoming {
 }
 
 impl PacketChannel {
-    /// Nothing is in flight.
+    /// Creates a channel without packets in flight.
     pub fn new(peer: usize) -> Self {
         let (sends, receives, messages) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         Self { peer, sends, first: None, receives, begun: 0, messages }
@@ -191,7 +191,7 @@ fn unreachable_by(peer: usize, error: &MpiError) -> ExchangeError {
 }
 
 impl Incoming {
-    /// Adds data for a later call.
+    /// Adds received data of the last message for a later call.
     fn add(&mut self, bytes: &[u8], peer: usize, here: usize, call: &Call) -> Result<(), ExchangeError> {
         let left = self.header.length - (self.arrived - bytes.len());
         if self.data.try_reserve_exact(left).is_err() {

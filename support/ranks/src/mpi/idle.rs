@@ -38,7 +38,7 @@ impl IdleWait {
         }
         if self.slack.is_none() {
             self.slack = current_timer_slack().ok();
-            // Without it, waits take longer.
+            // If this call fails, pauses end later.
             let _ = set_current_timer_slack(TIMER_SLACK);
         }
         let [least, most] = PAUSES;

@@ -30,7 +30,7 @@ use library::{MpiLibrary, PacketSizes};
 pub(crate) struct MpiLink {
     rank: usize,
     library: MpiLibrary,
-    /// By rank.
+    /// The channels to the other ranks, by rank.
     channels: Vec<PacketChannel>,
 }
 

@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(10);
 enum Work {
     /// Calls of all ranks, one after the other.
     Calls,
-    /// As `Calls`, with short limits.
+    /// The same as `Calls`, with short time limits.
     CallsWithShortLimits,
     /// A barrier and then no call, like a thread that waits for a GPU.
     Nothing,
@@ -208,7 +208,7 @@ fn a_rank_that_waits_for_something_else_is_called_back() {
 fn a_rank_that_is_killed_while_others_are_missing_ends_those_that_are_there() {
     for victim in [0, 1] {
         let folder = tempfile::tempdir().expect("a folder");
-        // Rank 2 does not come.
+        // Rank 2 is never started.
         let mut ranks: Vec<Rank> = (0..2).map(|rank| Rank::start(rank, 3, Work::Calls, folder.path())).collect();
         ranks[0].wait_for_line("waiting for rank 2 of 3");
         ranks[victim].signal(Signal::KILL);

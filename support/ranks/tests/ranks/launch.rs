@@ -40,7 +40,7 @@ const TORCHRUN: &str = "
     OMP_NUM_THREADS=1
 ";
 
-/// mpirun of Open MPI 4.1.
+/// The variables of mpirun of Open MPI 4.1.
 const OPEN_MPI_4: &str = "
     OMPI_COMMAND=reel
     OMPI_MCA_orte_hnp_uri=1543503872.0;tcp://10.0.0.1:39583
@@ -55,7 +55,7 @@ const OPEN_MPI_4: &str = "
     OMPI_COMM_WORLD_NODE_RANK=0
 ";
 
-/// mpirun of Open MPI 5.
+/// The variables of mpirun of Open MPI 5.
 const OPEN_MPI_5: &str = "
     PMIX_NAMESPACE=prterun-node1-2812@1
     PMIX_RANK=3
@@ -226,7 +226,7 @@ fn the_innermost_launcher_counts() {
     assert_eq!(below(TORCHRUN), Launcher::Torchrun);
     assert_eq!(below(OPEN_MPI_5), Launcher::OpenMpi);
     assert_eq!(below(MPICH), Launcher::Hydra);
-    // srun itself with --mpi=pmi2.
+    // srun alone, with --mpi=pmi2.
     assert_eq!(below("PMI_RANK=9\nPMI_SIZE=11\nPMI_FD=5\nPMI_JOBID=81723.2"), Launcher::Srun);
     // torchrun in a pod of a PyTorchJob, and mpirun in a shell with leftover variables.
     assert_eq!(world(&format!("{TORCHRUN}\n{PYTORCH_JOB}")).launcher, Launcher::Torchrun);
@@ -266,7 +266,7 @@ fn contradictions_name_the_variable_its_value_and_what_to_do() {
             "MPI_LOCALRANKID: is 2, but MPI_LOCALNRANKS is 2; give a number from 0 to 1",
         ),
         ("PMI_RANK=1\nPMI_SIZE=2".into(), "MPI_LOCALRANKID: is not set, although the launcher's other variables are"),
-        // mpiexec -pmi-port
+        // The variables of `mpiexec -pmi-port`.
         (
             "MPI_LOCALNRANKS=2\nMPI_LOCALRANKID=1\nPMI_PORT=node1:4000\nPMI_ID=1".into(),
             "PMI_RANK: is not set, although the launcher's other variables are",

@@ -23,7 +23,7 @@ fn join_all(folder: &Path, worlds: Vec<(World, u64)>, timeouts: Timeouts) -> Vec
     })
 }
 
-/// Lets all ranks meet and leave.
+/// Makes all ranks call a barrier and leave.
 fn finish(ranks: Vec<Result<Ranks, RankError>>) {
     std::thread::scope(|scope| {
         for ranks in ranks {

@@ -55,7 +55,7 @@ pub(super) fn check_column(file: &PositionedFile, column: &ColumnChunkMetaData) 
             return Ok(Err(format!("is damaged: a page claims to have {values} values, where {left} are left")));
         }
         left -= values;
-        // A value takes at least a bit.
+        // An encoded value takes at least one bit.
         let dictionary = header.dictionary_values.unwrap_or(0);
         if dictionary < 0 || dictionary / 8 > header.uncompressed {
             return Ok(Err(format!("is damaged: its dictionary claims to have {dictionary} values")));
