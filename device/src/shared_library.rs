@@ -55,11 +55,11 @@ mod tests {
     fn functions_are_found_and_errors_are_one_line() {
         let library = SharedLibrary::open("libc.so.6").unwrap();
         type Abs = unsafe extern "C" fn(c_int) -> c_int;
-        // SAFETY: the type of `abs` in stdlib.h.
+        // SAFETY: this is the type of `abs` in stdlib.h.
         let abs = unsafe { library.function::<Abs>(c"abs") }.unwrap();
         // SAFETY: `abs` has no preconditions for this number.
         assert_eq!(unsafe { abs(-3) }, 3);
-        // SAFETY: there is no such function.
+        // SAFETY: the library has no such function, so none is called.
         let missing = unsafe { library.function::<Abs>(c"reel_has_no_such_function") }.unwrap_err();
         let unknown = SharedLibrary::open("/nowhere/libreel.so.9").unwrap_err();
         assert!(missing.contains("reel_has_no_such_function") && !missing.contains('\n'), "{missing}");

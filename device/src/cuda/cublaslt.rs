@@ -287,7 +287,7 @@ impl Blas for CublasLt {
         if let Some(why) = unsupported_reason(p) {
             return Err(product_error(p, why));
         }
-        // SAFETY: who opened the library keeps the context retained.
+        // SAFETY: the code that opened the library keeps the context retained.
         unsafe { self.context.make_current() }?;
         let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());

@@ -354,7 +354,7 @@ impl Backend for Cuda {
             // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
             return self.with_staging(|s| unsafe { s.copy_to_host(to, from) });
         }
-        // SAFETY: as above.
+        // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
         self.with_copier(|c| unsafe { c.copy_to_host(to, from, self.gpu.stream()) })
     }
 

@@ -170,7 +170,7 @@ impl Gpu {
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
         self.make_next_launch_wait();
-        // SAFETY: both own their ranges.
+        // SAFETY: both buffers own their ranges.
         unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
     }
 

@@ -141,7 +141,7 @@ impl Nvidia {
     fn query_properties(&self, version: u32) -> Result<GpuProperties, CudaError> {
         use sys::CUdevice_attribute_enum as A;
         let attribute = |which| {
-            // SAFETY: the device comes from the driver.
+            // SAFETY: `device` was returned by the driver.
             let value = unsafe { driver::device::get_attribute(self.device, which) };
             named("querying a GPU attribute", value).map(|v| v as u32)
         };
@@ -166,7 +166,7 @@ impl Nvidia {
             shared,
             registers: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK)?,
         };
-        // SAFETY: the device comes from the driver.
+        // SAFETY: `device` was returned by the driver.
         let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
         // `clusters_of_8` is queried once the GPU is open, because the query needs a loaded kernel.
         let arch = Arch { sm, shared_per_block: shared, multiprocessors, clusters_of_8: 0 };
@@ -583,7 +583,7 @@ impl Driver for Nvidia {
     }
 
     fn stop_profiler(&self) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the call has no preconditions but a current context.
         self.call("stopping the profiler", || unsafe { sys::cuProfilerStop() }.result())
     }
 

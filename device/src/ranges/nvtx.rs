@@ -119,7 +119,7 @@ pub fn attach_nvtx_tool() -> Result<(), String> {
 
 fn attach(path: OsString) -> Result<(), String> {
     let library = SharedLibrary::open(path)?;
-    // SAFETY: the type of this function in `nvtxTypes.h`.
+    // SAFETY: `Initialise` is the type of this function in `nvtxTypes.h`.
     let initialise = unsafe { library.function::<Initialise>(c"InitializeInjectionNvtx2") }?;
     // SAFETY: a library for NVTX 3 is called once, with the function that returns the export tables.
     if unsafe { initialise(export_table) } == 0 {
@@ -138,12 +138,12 @@ fn attach(path: OsString) -> Result<(), String> {
     let create = function(CREATE_DOMAIN);
     let domain = match create.is_null() {
         true => ptr::null_mut(),
-        // SAFETY: as above; the name is a zero-terminated string that lives as long as the program.
+        // SAFETY: the tool's function has this type. The name is a zero-terminated string of the program.
         false => unsafe { transmute::<*mut c_void, CreateDomain>(create)(DOMAIN.as_ptr()) },
     };
     let name_category = function(NAME_CATEGORY);
     if !name_category.is_null() {
-        // SAFETY: as above.
+        // SAFETY: the tool's function has this type, and its arguments live during the call.
         let name_category = unsafe { transmute::<*mut c_void, NameCategory>(name_category) };
         for (number, kind) in (1..).zip(RangeName::KINDS) {
             let Ok(kind) = CString::new(kind) else { continue };
@@ -179,14 +179,14 @@ pub(super) fn push_range(name: &RangeName) {
         message_type: BYTE_STRING,
         message: message.as_ptr(),
     };
-    // SAFETY: the tool's function, with its domain. The attributes and the message live during the call, as NVTX asks.
+    // SAFETY: the tool's function, called with its domain. The attributes and the message live during the call.
     unsafe { (tool.push)(tool.domain.load(Ordering::Relaxed), &attributes) };
 }
 
 /// Ends the innermost range of this thread in the profiling tool.
 pub(super) fn pop_range() {
     let Some(tool) = TOOL.get() else { return };
-    // SAFETY: the tool's function, with its domain.
+    // SAFETY: the tool's function, called with its domain.
     unsafe { (tool.pop)(tool.domain.load(Ordering::Relaxed)) };
 }
 
@@ -221,11 +221,11 @@ extern "C" fn module_table(
         return 0;
     };
     if !table.is_null() {
-        // SAFETY: the tool gives the address of a variable of its own, or null.
+        // SAFETY: the tool passes the address of one of its variables, or null.
         unsafe { table.write(functions.as_ptr()) };
     }
     if !count.is_null() {
-        // SAFETY: as above.
+        // SAFETY: the tool passes the address of one of its variables, or null.
         unsafe { count.write(own_count as c_uint) };
     }
     1

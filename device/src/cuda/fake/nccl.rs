@@ -243,7 +243,7 @@ impl FakeNccl {
     }
 }
 
-// SAFETY (of each call below): the fake checks its arguments.
+// SAFETY (of each call below): the fake NCCL checks its arguments.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Nccl for FakeNccl {
     fn version(&self) -> u32 {

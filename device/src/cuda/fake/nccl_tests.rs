@@ -24,13 +24,13 @@ impl Rank {
     }
 
     fn receive(&self, bytes: usize, peer: usize) -> NcclResult {
-        // SAFETY: as above.
+        // SAFETY: the communicator is live, and the memory is never freed.
         unsafe { self.nccl.receive(self.memory + 32, bytes, peer, self.comm, self.stream) }
     }
 
     /// Returns the state of the communicator.
     fn state(&self) -> NcclResult {
-        // SAFETY: the fake checks the communicator.
+        // SAFETY: the fake NCCL checks the communicator.
         unsafe { self.nccl.async_error(self.comm) }
     }
 
@@ -179,7 +179,7 @@ fn a_send_without_a_receive_hangs_until_the_abort() {
         "{error}"
     );
     assert_eq!(all[0].state(), NcclResult::REMOTE_ERROR);
-    // SAFETY: as above.
+    // SAFETY: the communicator is not used later.
     unsafe { all[0].nccl.abort(all[0].comm) };
     all[0].synchronize().unwrap();
 }
@@ -192,7 +192,7 @@ fn prohibited_calls_are_reported() {
     assert_eq!(r.nccl.group_end(), NcclResult::INVALID_USAGE);
     assert!(r.gpu.violations().is_empty());
 
-    // SAFETY: the fake checks the communicator.
+    // SAFETY: the fake NCCL checks the communicator.
     assert_eq!(unsafe { other.nccl.async_error(r.comm) }, NcclResult::INVALID_ARGUMENT);
     violation(other, "use of another GPU's communicator");
 
@@ -204,7 +204,7 @@ fn prohibited_calls_are_reported() {
     r.state();
     violation(r, "work was enqueued on a stream while NCCL was enqueueing a group on it");
 
-    // SAFETY: the fake checks the communicator.
+    // SAFETY: the fake NCCL checks the communicator.
     unsafe { r.nccl.abort(r.comm) };
     assert_eq!(r.state(), NcclResult::INVALID_ARGUMENT);
     violation(r, "use of a communicator that was destroyed or aborted");

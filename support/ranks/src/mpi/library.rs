@@ -208,7 +208,7 @@ impl MpiLibrary {
     /// Starts to receive the next packet with [`PacketTag::Further`], which must have `length` bytes.
     pub fn receive(&mut self, from: usize, length: usize) -> Result<PendingPacket, MpiError> {
         let mut receive = PendingPacket::new(self.new_packet(), length);
-        // SAFETY: as in `send`; nothing else uses the packet meanwhile.
+        // SAFETY: the packet stays where it is until the request is complete, and nothing else uses it until then.
         let code = unsafe {
             ffi::MPI_Irecv(
                 receive.packet[..length].as_mut_ptr().cast(),
@@ -227,10 +227,10 @@ impl MpiLibrary {
     /// arrival could still be in flight when the job ends.
     pub fn receive_first(&mut self, from: usize) -> Result<Option<PendingPacket>, MpiError> {
         let mut status = MaybeUninit::zeroed();
-        // SAFETY: a null pointer or number, which the library replaces.
+        // SAFETY: a null pointer or number is a valid start value, which the library replaces.
         let mut message = unsafe { ffi::RSMPI_MESSAGE_NULL };
         let mut is_there = 0;
-        // SAFETY: all pointers are those of variables of the types that the function writes.
+        // SAFETY: all pointers point to variables of the types that the function writes.
         let code = unsafe {
             let (from, tag) = (from as c_int, PacketTag::First as c_int);
             ffi::MPI_Improbe(from, tag, ffi::RSMPI_COMM_WORLD, &mut is_there, &mut message, status.as_mut_ptr())
@@ -287,7 +287,7 @@ impl MpiLibrary {
 /// A function of MPI has written the status.
 unsafe fn count(status: *const ffi::MPI_Status) -> Result<usize, MpiError> {
     let mut bytes = 0;
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees that MPI has written the status.
     let code = unsafe { ffi::MPI_Get_count(status, ffi::RSMPI_UINT8_T, &mut bytes) };
     check("MPI_Get_count", code)?;
     Ok(usize::try_from(bytes).unwrap_or_default())
