@@ -99,7 +99,7 @@ pub(crate) struct HelloMessage {
 pub(crate) enum ConnectionPurpose {
     /// The sender joins the job at rank 0. Control messages follow.
     Join(JobMember),
-    /// The exchange of data with a higher rank.
+    /// The sender, which is the higher rank, exchanges data with the receiver.
     Data,
 }
 

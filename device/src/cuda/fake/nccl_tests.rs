@@ -167,8 +167,8 @@ fn a_send_without_a_receive_hangs_until_the_abort() {
     let all = ranks(3);
     assert!(all[0].send(8, 2).is_accepted());
     assert_eq!(all[0].state(), NcclResult::SUCCESS);
-    // Rank 1 takes no part in the transfer. It must abort too: otherwise it could still make a call for which rank 2
-    // waits.
+    // A hang is reported only if no other rank can still act. So rank 1 aborts too, although it takes no part in the
+    // transfer.
     for rank in [&all[1], &all[2]] {
         // SAFETY: the communicator is not used later.
         unsafe { rank.nccl.abort(rank.comm) };

@@ -51,13 +51,13 @@ fn file(folder: &Path) -> PathBuf {
 }
 
 /// Returns the port and the token in a rendezvous file.
-fn door(path: &Path) -> (u16, String) {
+fn port_and_token(path: &Path) -> (u16, String) {
     let card: serde_json::Value = serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON");
     (card["rank_0"]["port"].as_u64().expect("a port") as u16, card["token"].as_str().expect("a token").to_string())
 }
 
 /// Returns the rendezvous file of a job that was killed while it waited for ranks.
-fn stale_card(folder: &Path) -> (PathBuf, serde_json::Value) {
+fn stale_rendezvous_file(folder: &Path) -> (PathBuf, serde_json::Value) {
     let error = std::thread::scope(|scope| {
         let host = scope
             .spawn(|| join(world(0, 2), folder, Timeouts { join: Duration::from_millis(200), ..short_timeouts() }));
@@ -72,7 +72,7 @@ fn stale_card(folder: &Path) -> (PathBuf, serde_json::Value) {
 #[test]
 fn stale_files_are_not_followed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (path, card) = stale_card(folder.path());
+    let (path, card) = stale_rendezvous_file(folder.path());
     // One program accepts the connection and sends nothing; the other sends a wrong answer.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let talkative = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -210,7 +210,7 @@ fn strange_messages(token: &str) -> Vec<Vec<u8>> {
 }
 
 /// Opens a connection to the port for each message, sends the message, and waits until all connections are closed.
-fn knock(port: u16, messages: &[Vec<u8>]) {
+fn send_to_port(port: u16, messages: &[Vec<u8>]) {
     let connect = |message: &Vec<u8>| {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         let _ = stream.write_all(message);
@@ -236,11 +236,11 @@ fn strangers_are_turned_away_before_and_after_all_are_there() {
     std::thread::scope(|scope| {
         let ranks = scope
             .spawn(|| join_all(folder.path(), vec![(world(0, 3), 0), (world(1, 3), 900), (world(2, 3), 0)], timeouts));
-        let (port, token) = door(&file(folder.path()));
+        let (port, token) = port_and_token(&file(folder.path()));
         let messages = strange_messages(&token);
-        knock(port, &messages);
+        send_to_port(port, &messages);
         let ranks: Vec<Ranks> = ranks.join().expect("no panic").into_iter().map(|r| r.expect("it joins")).collect();
-        let knocking = scope.spawn(move || knock(port, &messages));
+        let knocking = scope.spawn(move || send_to_port(port, &messages));
         let work = |ranks: Ranks| {
             scope.spawn(move || {
                 let begin = Instant::now();
@@ -291,11 +291,11 @@ proptest::proptest! {
         let timeouts = Timeouts { handshake: Duration::from_millis(150), ..short_timeouts() };
         std::thread::scope(|scope| {
             let ranks = scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 100)], timeouts));
-            let (port, token) = door(&file(folder.path()));
+            let (port, token) = port_and_token(&file(folder.path()));
             let first = strange_messages(&token)[5].clone();
             let head = if with_token { first.as_slice() } else { &[] };
             let messages = messages.iter().map(|message| [head, message].concat());
-            knock(port, &messages.collect::<Vec<_>>());
+            send_to_port(port, &messages.collect::<Vec<_>>());
             finish(ranks.join().expect("no panic"));
         });
     }
