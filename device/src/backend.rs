@@ -55,22 +55,23 @@ pub(crate) trait Backend: Send + Sync {
     fn compute_capability(&self) -> u32 {
         0
     }
-    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
-    /// of memory.
+    /// Allocates at least `bytes` (> 0) bytes, aligned to 64 bytes, with unspecified contents. Returns `None` if the
+    /// device is out of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
-    /// Allocates memory for weights. A device may place weights apart from other memory, because they live long.
+    /// Allocates memory for weights. A device may place weights apart from other memory, because weights stay
+    /// allocated for a long time.
     fn alloc_weights(&self, bytes: usize) -> Option<u64> {
         self.alloc(bytes)
     }
     fn free(&self, addr: u64, bytes: usize);
-    /// The bytes that can still be allocated, if that is known.
+    /// Returns the number of bytes that can still be allocated, if known.
     fn free_bytes(&self) -> Option<u64> {
         free_host_bytes()
     }
-    /// Makes the system provide the memory of a live range now instead of at the first access to each page. Contents do
-    /// not change, so other threads may use the memory meanwhile.
+    /// Makes the operating system provide the memory of a live range now, not at the first access to each page. The
+    /// contents do not change, so other threads may use the memory during the call.
     fn populate(&self, _addr: u64, _bytes: usize) {}
-    /// Returns to the system the freed memory that the device keeps for later allocations.
+    /// Returns the freed memory that the device keeps for later allocations to the operating system.
     fn return_kept_memory(&self) {}
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// Runs a launch and waits for it. Returns its duration in seconds.

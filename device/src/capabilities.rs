@@ -1,7 +1,7 @@
 //! Capabilities of a device, as plain data. Code above the ops reads these fields and never asks which device it runs
 //! on, so a new device needs only one more constant here.
 
-/// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
+/// The implementation of the kernels that a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernels {
     /// The kernels in Rust, for the CPU.

@@ -48,7 +48,7 @@ pub(crate) trait ExchangeBackend: Send + Sync {
         send: &[Vec<AddressRange>],
         receive: &[Vec<AddressRange>],
     ) -> Result<u64>;
-    /// Makes later launches run after the exchange.
+    /// Makes later launches run after the exchange with this ticket.
     fn wait(&self, ticket: u64) -> Result<()>;
     fn wait_for_all(&self) -> Result<()>;
     fn check(&self) -> Result<()>;

@@ -235,7 +235,7 @@ impl CublasLt {
             }
             check((f.preference_create)(&mut parts.preference))?;
         }
-        // B is stored as row-major [n, k], which is column-major [k, n]; as the first operand it must be [n, k].
+        // B is stored as row-major [n, k], which is column-major [k, n]. As the first operand, B must be [n, k].
         if !p.b.transposed {
             number(f.desc_set, parts.desc, DESC_TRANSA, &OP_T.to_ne_bytes())?;
         }

@@ -182,7 +182,7 @@ impl Cuda {
         self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Prepares a matrix product that will be captured: loads its kernel, or opens cuBLASLt and, for operands of two
+    /// Prepares a matrix product that will be captured. Loads its kernel, or opens cuBLASLt and, for operands of two
     /// dtypes, allocates the buffer for the cast.
     fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
         if let Some(kernel) = self.product_kernel(product) {

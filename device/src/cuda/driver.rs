@@ -44,7 +44,7 @@ pub trait Driver: Send + Sync {
     /// Releases a reserved range to which no memory is mapped.
     unsafe fn release(&self, at: u64, bytes: usize);
 
-    /// Allocates `bytes` (> 0) of page-locked host memory, from and to which copies run at full speed.
+    /// Allocates `bytes` (> 0) bytes of page-locked host memory. Copies from and to such memory run at full speed.
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError>;
     /// Frees page-locked host memory.
     unsafe fn free_host(&self, at: *mut u8);
@@ -129,6 +129,6 @@ pub trait Driver: Send + Sync {
 
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;
-    /// Opens the library for exchanges of this GPU's memory with other GPUs.
+    /// Opens the library for exchanging this GPU's memory with other GPUs.
     fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError>;
 }

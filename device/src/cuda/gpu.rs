@@ -197,7 +197,7 @@ impl Gpu {
         self.next_may_start_early.store(false, Ordering::Relaxed);
     }
 
-    /// Waits until all enqueued work is done. Returns the error of a kernel that faulted.
+    /// Waits until all enqueued work is done. Returns the error of a kernel that failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.synchronize(self.stream) }
@@ -207,15 +207,15 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel folder's code. Otherwise [`Gpu::launch`] loads the code at its first use. The code is, in order
-    /// of preference: the machine code in the binary for this GPU and driver, the code that NVRTC compiles (cached on
-    /// disk), or, without a compiler for this driver, the PTX in the binary.
+    /// Loads a kernel folder's code before its first use, at which [`Gpu::launch`] would load it. The code is, in
+    /// order of preference: the machine code in the binary for this GPU and driver, the code that NVRTC compiles
+    /// (cached on disk), or, without a compiler for this driver, the PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
-        // No lock is held during the load: compiling may take seconds, and other threads may load other code
-        // meanwhile.
+        // No lock is held during the load, because compiling may take seconds. Other threads may load other code at
+        // the same time.
         let (module, has_waits) = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, has_waits, functions: HashMap::new() });
         if let Some(other) = beaten {

@@ -168,7 +168,7 @@ impl Nvidia {
         };
         // SAFETY: `device` was returned by the driver.
         let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
-        // `clusters_of_8` is queried once the GPU is open, because the query needs a loaded kernel.
+        // `clusters_of_8` is queried after the GPU is open, because the query needs a loaded kernel.
         let arch = Arch { sm, shared_per_block: shared, multiprocessors, clusters_of_8: 0 };
         Ok(GpuProperties { name, arch, limits, memory: bytes as u64, version })
     }

@@ -68,7 +68,7 @@ impl Drop for NativeGraph {
 /// The memory of a captured graph. During the capture, a freed block is reused for allocations of the same size. All
 /// blocks are freed together with the graph.
 pub(super) struct GraphMemory {
-    /// Unique in the process; for debug output.
+    /// A number that is unique in the process, for debug output.
     id: u64,
     device: Device,
     blocks: Mutex<GraphBlocks>,
@@ -145,7 +145,7 @@ pub(super) struct CaptureState {
     launches: Vec<(Launch, LaunchOrigin)>,
 }
 
-/// A guard for one pass of a capture: ends the pass when dropped, also after an error or a panic.
+/// A guard for one pass of a capture. Dropping it ends the pass, even after an error or a panic.
 struct CapturePass<'a>(&'a Device);
 
 impl CapturePass<'_> {

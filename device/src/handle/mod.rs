@@ -109,7 +109,7 @@ impl Device {
         Ok(Device::new(Sim::new(options)?))
     }
 
-    /// The NVIDIA GPU with this ordinal. A kernel is compiled at its first use and cached on disk.
+    /// The NVIDIA GPU with this ordinal, as a device. A kernel is compiled at its first use and cached on disk.
     ///
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.

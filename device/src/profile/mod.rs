@@ -43,7 +43,7 @@ pub struct OpTotals {
 /// The call on the host that enqueued or ran a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostCall {
-    /// The thread, see [`host_thread_number`].
+    /// The number of the thread; see [`host_thread_number`].
     pub thread: usize,
     /// The time at which the call began.
     pub start: Instant,
@@ -56,7 +56,7 @@ pub struct HostCall {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see
+    /// The part of the work to which the launch belongs; see
     /// [`Profiler::set_work_part`](crate::Profiler::set_work_part).
     pub part: &'static str,
     /// The op and the layer that the launch belongs to.
@@ -136,7 +136,7 @@ impl ProfileData {
         mode & TOTALS_BIT != 0 || mode & TIMELINE_BIT != 0 && !is_tool_attached()
     }
 
-    /// Begins the record of a launch that the host is about to make.
+    /// Creates the record of a launch that the host is about to make.
     pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
         let sizes = if mode & TIMELINE_BIT != 0 { launch.sizes() } else { Vec::new() };

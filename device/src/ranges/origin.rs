@@ -16,7 +16,7 @@ use super::{LayerId, RangeGuard, RangeName, range};
 /// The op and the layer to which a launch belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaunchOrigin {
-    /// The op's name; empty for launches outside of ops, such as the optimizer's.
+    /// The name of the op. Empty for launches outside ops, such as those of the optimizer.
     pub op: &'static str,
     /// Whether the launch is part of the op's backward rule.
     pub is_backward: bool,

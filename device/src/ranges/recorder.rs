@@ -11,10 +11,10 @@ use super::{RECORDER, RangeName, host_thread_number, listen};
 pub struct RangeEvent {
     /// The name of the range.
     pub name: RangeName,
-    /// The index, in the list of recorded ranges, of the enclosing range on the same thread. It is smaller than this
+    /// The index of the enclosing range of the same thread in the list of recorded ranges. It is smaller than this
     /// range's own index.
     pub parent: Option<usize>,
-    /// The thread, see [`host_thread_number`].
+    /// The number of the thread; see [`host_thread_number`].
     pub thread: usize,
     /// The time at which the range began.
     pub start: Instant,

@@ -40,7 +40,7 @@ pub struct ChatAnswer {
     pub text: String,
     /// The reasoning before the answer, if the server returns it separately (`reasoning_content`).
     pub reasoning: Option<String>,
-    /// Why the answer ends: `stop`, `length`, ….
+    /// The reason why the answer ends: `stop`, `length`, ….
     pub finish_reason: Option<String>,
     /// The name of the answering model, as the server reports it.
     pub model: String,
@@ -63,8 +63,8 @@ pub enum FailureKind {
     Exhausted,
     /// The server rejects this request, and would reject it again.
     Refused,
-    /// No request can succeed: wrong key, wrong URL, unknown model, nothing answers at the URL, or 100 requests in a
-    /// row have failed.
+    /// No request can succeed: the key, the URL or the model name is wrong, no server answers at the URL, or 100
+    /// consecutive requests have failed.
     Unusable,
     /// The request may cost more than the unspent rest of the cap.
     Budget,
@@ -93,7 +93,7 @@ impl fmt::Display for ChatFailure {
 
 impl std::error::Error for ChatFailure {}
 
-/// A client of one server. Threads share it.
+/// A client of one server. Threads can share a client.
 #[derive(Debug)]
 pub struct ChatClient {
     options: ClientOptions,
@@ -105,7 +105,7 @@ pub struct ChatClient {
     model: Mutex<Option<String>>,
     /// Number of consecutive requests that did not reach the server in any attempt.
     unreached: AtomicU32,
-    /// Number of requests in a row that failed.
+    /// Number of consecutive requests that failed.
     failed: AtomicU32,
     /// The largest ratio so far of a prompt's actual tokens, as the server counts them, to the upper bound of its
     /// tokens. In thousandths, at least 1000.

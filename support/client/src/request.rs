@@ -77,7 +77,7 @@ impl ChatRequest {
         let mut body = json!({"model": model, "messages": self.messages, "max_tokens": self.max_tokens});
         if let Value::Object(fields) = &mut body {
             fields.extend(self.params.clone());
-            // A parameter of null removes the field.
+            // A parameter whose value is null removes the field.
             fields.retain(|_, value| !value.is_null());
         }
         body

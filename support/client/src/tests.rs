@@ -18,7 +18,7 @@ static GO: AtomicBool = AtomicBool::new(false);
 enum Act {
     /// Answers with this text, and reports 10 prompt tokens and 5 completion tokens.
     Say(&'static str),
-    /// Replies with a status, a header line and a body.
+    /// Replies with a status, one header line and a body.
     Status(u16, &'static str, &'static str),
     /// Replies with status 200 and a body.
     Body(String),

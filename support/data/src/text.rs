@@ -38,7 +38,7 @@ const SAVE_UTF8: &str = "save the file as UTF-8";
 const LISTS: &str = "write a JSON list of objects, or JSONL: one object per line";
 
 impl TextRows {
-    /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].
+    /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::value`].
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
         match String::from_utf8(bytes) {

@@ -15,7 +15,7 @@ use crate::shortage::{disk_full_help, failed_start_help, resource_shortage_help}
 /// in URLs are not printed ([`redact_urls`]). A text longer than 2000 characters is printed without its middle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
-    /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
+    /// The file, line, field, flag or tensor that is wrong. If the location is empty, the caller sets it with
     /// [`Diagnostic::at`].
     pub location: String,
     /// What is wrong at the location.

@@ -47,8 +47,8 @@ fn is_unsafe(c: char) -> bool {
     changes_direction || c.is_control() && !matches!(c, '\n' | '\t')
 }
 
-/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error message of
-/// `reel` has one line.
+/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines, but an error
+/// message of `reel` has one line.
 pub fn one_line(text: impl AsRef<str>) -> String {
     let lines = text.as_ref().split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")

@@ -19,7 +19,7 @@ use crate::{FileError, Result};
 pub struct LogDigest {
     /// The number of bytes.
     pub bytes: u64,
-    /// XXH3 of these bytes, 16 hex digits.
+    /// The XXH3 hash of these bytes in 16 hex digits.
     pub digest: String,
 }
 
@@ -56,7 +56,7 @@ impl LogHasher {
     }
 }
 
-/// A JSON Lines file that lines are appended to.
+/// A JSON Lines file to which lines are appended.
 #[derive(Debug)]
 pub struct JsonlLog {
     path: PathBuf,

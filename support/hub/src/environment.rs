@@ -38,7 +38,7 @@ impl Hub {
     ) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let home_of_user = || home_of_user().filter(|home| home.is_absolute());
-        // Python leaves `~` as it is if there is no home folder.
+        // Python keeps `~` in a path if there is no home folder, and so does this code.
         let home = || variable("HOME").map(PathBuf::from).or_else(home_of_user).unwrap_or_else(|| PathBuf::from("~"));
         let path = |name: &str| {
             variable(name).map(|value| {

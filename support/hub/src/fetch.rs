@@ -101,7 +101,7 @@ impl Hub {
                         if result.is_err() {
                             next.store(files.len(), Ordering::Relaxed);
                         }
-                        // The receiver waits until all threads have ended.
+                        // The send cannot fail, because the receiver waits until all threads have ended.
                         let _ = sender.send(Event::Ended(result));
                     }
                 });

@@ -153,7 +153,7 @@ fn model_is_downloaded_once_and_interrupted_files_go_on() {
         assert_eq!(hub.download_if_missing(&model(), &mut |_| ()).unwrap(), folder);
     }
     assert_eq!(server.count(), requests, "the second call used the cache");
-    // Only a missing shard is downloaded again.
+    // Only the missing shard is downloaded again.
     fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
     let error = offline.download_if_missing(&model(), &mut |_| ()).unwrap_err().to_string();
     assert!(error.starts_with("org/name: is not complete") && error.contains("HF_HUB_OFFLINE"), "{error}");

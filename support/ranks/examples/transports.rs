@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Measures as one of several ranks. Rank 0 prints the results.
+/// Runs the measurement as one of several ranks. Rank 0 prints the results.
 fn measure(folder: &Path) -> Result<(), Box<dyn Error>> {
     let by_mpi = World::from_variables(|name| std::env::var(name).ok())?.ok_or("no launcher has started this")?;
     let by_sockets = World { offers_mpi: false, job: format!("{} sockets", by_mpi.job), ..by_mpi.clone() };

@@ -26,7 +26,7 @@ pub(crate) enum ControlMessage {
     Failed(RankError),
     /// From and to rank 0: the sender is alive. The activity of rank 0 is empty.
     Heartbeat(RankActivity),
-    /// To rank 0: the connection to rank `about`, which `call` needs, has closed or cannot be made.
+    /// To rank 0: the connection to rank `about` has closed or cannot be made, and `call` needs it.
     Suspicion { about: usize, call: Call },
     /// To rank 0: the sender has failed, or has found an error of another rank.
     Report(RankError),

@@ -30,7 +30,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 pub(crate) enum ExchangeError {
     /// The connection to this rank has closed, or cannot be made.
     Unreachable(usize),
-    /// A message is not the expected one.
+    /// A received message is not the expected one.
     Invalid(RankError),
     /// The job has failed.
     JobFailed,
@@ -328,7 +328,7 @@ fn receive_early_messages(
         if connection.stream.is_none() {
             connection.stream = shared.try_take_connection(peer);
         }
-        // In a receive, the transfer itself receives from the needed rank.
+        // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
         if peer != needed || call.kind == CallKind::Send {
             has_progress |= connection.receive_early().or_else(|error| socket_error_result(error, peer, here, call))?;
         }

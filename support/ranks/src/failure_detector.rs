@@ -18,7 +18,7 @@ use crate::timeouts::Timeouts;
 /// closes within this time, and the closed connection is the better explanation.
 const SUSPICION_TIME: Duration = Duration::from_secs(2);
 
-/// What rank 0 knows about all ranks.
+/// The state of all ranks, as far as rank 0 knows it.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
     members: Vec<JobMember>,
@@ -37,7 +37,7 @@ struct Peer {
     has_left: bool,
 }
 
-/// Rank `by` cannot reach rank `about`, which `call` needs.
+/// A report that rank `by` cannot reach rank `about`, to which `call` needs a connection.
 #[derive(Debug)]
 struct Suspicion {
     by: usize,

@@ -46,7 +46,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Ranks {
     world: World,
-    /// `None` if this is the only rank.
+    /// `None` if this rank is the only one.
     job: Option<Job>,
     counters: TrafficCounters,
 }
@@ -253,7 +253,7 @@ impl Ranks {
     /// The job fails, see [`Ranks`].
     ///
     /// # Panics
-    /// `to` is this rank, or not below the number of ranks.
+    /// `to` is this rank, or not less than the number of ranks.
     pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
         self.check_peer("send", name, to);
         let Some(job) = &self.job else { return Ok(()) };

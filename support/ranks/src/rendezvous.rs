@@ -348,7 +348,7 @@ fn read_info(path: &Path) -> Option<RendezvousInfo> {
     serde_json::from_slice(&input::read_file(path, MAX_FILE_BYTES).ok()?).ok()
 }
 
-/// A rank other than 0 while it joins.
+/// The state of a rank other than 0 while it joins.
 struct Joiner<'a> {
     world: &'a World,
     path: PathBuf,

@@ -49,7 +49,7 @@ struct State {
 /// A message to the watching thread.
 #[derive(Debug)]
 pub(crate) enum WatcherRequest {
-    /// The connection to rank `about`, which `call` needs, has closed or cannot be made.
+    /// The connection to rank `about` has closed or cannot be made, and `call` needs it.
     Suspicion { about: usize, call: Call },
     /// This rank has failed, or has found an error of another rank.
     Report(RankError),
@@ -138,7 +138,7 @@ impl RankState {
         state.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Records that a call begins.
+    /// Records that this rank begins a call.
     pub fn begin_call(&self, call: &Call) {
         let mut state = self.state();
         state.call = Some(call.clone());
@@ -147,7 +147,7 @@ impl RankState {
         self.record_progress();
     }
 
-    /// Records that the call ends.
+    /// Records that this rank ends a call.
     pub fn end_call(&self) {
         self.state().is_in_call = false;
     }

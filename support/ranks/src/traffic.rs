@@ -38,7 +38,7 @@ impl Traffic {
     }
 }
 
-/// The counters behind [`Traffic`].
+/// The counters from which [`Traffic`] is read.
 #[derive(Debug, Default)]
 pub(crate) struct TrafficCounters([[AtomicU64; 2]; CallKind::ALL.len()]);
 

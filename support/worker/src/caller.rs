@@ -74,7 +74,7 @@ pub enum WorkerFailure {
     Ended(WorkerExit),
 }
 
-/// How a worker ended.
+/// The way in which a worker ended.
 #[derive(Debug)]
 pub struct WorkerExit {
     /// The signal that killed the worker.
@@ -85,7 +85,7 @@ pub struct WorkerExit {
 }
 
 impl WorkerExit {
-    /// Whether the worker was killed by SIGKILL, as the kernel does for lack of memory.
+    /// Whether SIGKILL ended the worker. The kernel sends SIGKILL if memory runs out.
     pub fn was_killed(&self) -> bool {
         self.signal == Some(Signal::KILL.as_raw())
     }

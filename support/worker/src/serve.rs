@@ -133,7 +133,7 @@ fn caller_closes(socket: &UnixStream, other: Option<&OwnedFd>) -> io::Result<boo
     }
 }
 
-/// Forks this process. The fork does the work and exits.
+/// Forks this process. The child process does the work and exits.
 fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
     // SAFETY: this process has a single thread (`run_if_worker` is called before any other is started), so no other
     // thread holds a lock or changes memory at the fork. The child gets a consistent copy of all memory.

@@ -274,8 +274,8 @@ impl Driver for FakeDriver {
         Ok(false)
     }
 
-    // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
-    // work inside it.
+    // cuStreamWaitEvent: a captured stream must not wait for work outside the capture. A stream that is not captured
+    // must not wait for work inside it.
     unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError> {
         let call = "waiting for an event";
         let mut s = self.0.state_unless_faulted(call)?;

@@ -44,7 +44,7 @@ const GRANULARITY: usize = 64 << 10;
 /// Seconds that every operation takes on the fake driver's clock.
 const TICK: f64 = 1e-6;
 
-/// A simulated GPU with its driver. Clones share one GPU.
+/// A simulated GPU with its driver. Clones refer to the same GPU.
 #[derive(Clone)]
 pub struct FakeDriver(Arc<Inner>);
 
@@ -145,13 +145,13 @@ struct State {
     programmatic_launches: u64,
     /// The number of launches and matrix products that were enqueued.
     enqueued_launches: u64,
-    /// For each window between cuProfilerStart and cuProfilerStop: the numbers of the launches that were enqueued in
+    /// For each window between cuProfilerStart and cuProfilerStop: the indices of the launches that were enqueued in
     /// it.
     profiled: Vec<Range<u64>>,
     /// The index of the launch at which the process is killed, counted from 1.
     killed_at_launch: Option<u64>,
     overlap: OverlapCounter,
-    /// The error of a kernel that faulted; every later call returns it.
+    /// The error of a kernel that failed. Every later call returns this error.
     faulted: Option<String>,
     violations: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Matrix products of the fake driver, by the code of device `cpu`.
+//! Matrix products of the fake driver, computed by the code of device `cpu`.
 #![allow(unsafe_code)]
 
 use std::collections::HashSet;

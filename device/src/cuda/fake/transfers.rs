@@ -36,7 +36,7 @@ pub(super) struct GroupState {
     pub members: HashMap<usize, JoinedRank>,
     /// The messages between ranks, by sender and receiver.
     channels: HashMap<(usize, usize), Channel>,
-    /// Counts the changes after which a waiting rank may be able to go on.
+    /// A counter that increases with every change after which a waiting rank may be able to continue.
     version: u64,
     /// If all ranks wait for each other: a text that says which rank waits for which.
     hang: Option<String>,
@@ -47,7 +47,7 @@ pub(super) struct GroupState {
 pub(super) struct JoinedRank {
     pub gpu: Weak<Inner>,
     pub life: CommunicatorState,
-    /// How many NCCL groups (from ncclGroupStart to ncclGroupEnd) this rank has enqueued.
+    /// The number of NCCL groups (from ncclGroupStart to ncclGroupEnd) that this rank has enqueued.
     pub groups: u64,
     /// If a thread of this rank waits: [`GroupState::version`] at the start of the wait, and a text that says what
     /// the thread waits for.

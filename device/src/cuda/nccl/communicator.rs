@@ -1,4 +1,4 @@
-//! Exchanges of GPU memory between ranks, on a stream of their own beside the GPU's compute stream.
+//! Exchanges of GPU memory between ranks. They run on a separate stream, concurrently with the GPU's compute stream.
 //!
 //! ```text
 //! start:   event `ready` on the compute stream; the exchange's stream waits for it
@@ -80,8 +80,8 @@ struct InFlight {
 }
 
 impl Communicator {
-    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` is the limit of
-    /// joining and of exchanges, see [`Communicator::check`]. The communicator must be dropped before the GPU.
+    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` limits the time of
+    /// joining and of exchanges; see [`Communicator::check`]. The communicator must be dropped before the GPU.
     ///
     /// # Errors
     /// NCCL is missing or fails, or a rank is missing after the time limit.
@@ -250,7 +250,7 @@ impl Communicator {
         }
     }
 
-    /// Returns how many exchanges this rank has started and finished.
+    /// Returns the number of exchanges that this rank has started and finished.
     pub fn status(&self) -> ExchangeStatus {
         let progress = lock(&self.progress);
         let unfinished = progress.in_flight.front().map(|e| e.name.clone());
@@ -338,7 +338,7 @@ impl Communicator {
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
         }
-        // The group ends also after an error, because groups belong to the thread.
+        // The group must end after an error too, because groups belong to the thread.
         let ended = self.nccl.group_end();
         Ok(first_error.unwrap_or(ended))
     }

@@ -84,7 +84,8 @@ struct Functions {
 }
 
 impl Functions {
-    /// Returns the functions of the library, which is opened once and never closed: it has threads of its own.
+    /// Returns the functions of the library. The library is opened once and never closed, because it runs its own
+    /// threads.
     fn get() -> Result<&'static Functions, CudaError> {
         static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
         match FUNCTIONS.get() {

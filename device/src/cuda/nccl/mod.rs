@@ -37,7 +37,7 @@ pub(crate) use communicator::Communicator;
 pub(super) use library::NcclLibrary;
 pub use library::{installed_version, library_beside_toolkit};
 
-/// The id by which the ranks of a communicator find each other (`ncclUniqueId`).
+/// The id with which ranks join the same communicator (`ncclUniqueId`).
 pub type UniqueId = [u8; 128];
 
 /// A communicator (`ncclComm_t`): one rank's membership in a group of ranks.

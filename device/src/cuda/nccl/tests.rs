@@ -1,4 +1,4 @@
-//! Tests of exchanges on fake GPUs: each rank is a thread with a fake GPU of its own.
+//! Tests of exchanges on fake GPUs. Each rank is a thread with its own fake GPU.
 
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};

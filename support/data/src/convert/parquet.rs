@@ -30,7 +30,7 @@ const GROUP_BYTES: usize = 64 << 20;
 /// Writes all rows of `table` as a Parquet file, compressed with zstd and with a page index.
 ///
 /// # Errors
-/// A row cannot be read or is no object; no row has a field; writing fails.
+/// A row cannot be read or is not an object; no row has a field; writing fails.
 pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(), WriteError> {
     let mut columns = ColumnTypes::default();
     for row in 0..table.len() {

@@ -58,8 +58,8 @@ impl DatasetConfig {
     /// Finds the files of the configuration among all files of the folder.
     ///
     /// # Errors
-    /// A pattern matches no file, or `data_files` has an unknown form. The error says what is wrong with the
-    /// configuration.
+    /// A pattern matches no file, or `data_files` has an unknown form. The error is a text about what is wrong with
+    /// the configuration.
     pub(super) fn splits(&self, all: &[PathBuf]) -> Result<Splits, String> {
         let in_folder: Vec<PathBuf> = match &self.data_dir {
             Some(folder) => all.iter().filter(|file| file.starts_with(normal(folder))).cloned().collect(),

@@ -20,7 +20,7 @@ const SPLIT_WORDS: [(&str, &str); 9] = [
 /// JSON files of a data set that contain metadata and no rows.
 const NO_DATA: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
-/// The format of a data file by its extension; JSON Lines has two extensions.
+/// Returns the format of a data file by its extension. JSON Lines has two extensions.
 pub(super) fn format_name(path: &Path) -> &'static str {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match &extension[..] {

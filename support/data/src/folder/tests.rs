@@ -141,7 +141,7 @@ fn saved_data_sets_are_read() {
     assert!(e.contains("without splits"), "{e}");
 }
 
-/// A damaged Arrow file gives an error or rows, never a panic.
+/// Reading a damaged Arrow file returns an error or rows, and never panics.
 #[test]
 fn damaged_arrow_files_are_refused() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/saved");

@@ -29,7 +29,7 @@ pub(super) fn foreign_format(path: &Path, start: &[u8]) -> Option<(String, &'sta
     if let Some(what) = packed {
         return Some((format!("{what}, not a data file itself"), UNPACK));
     }
-    // The signature of BMP, two letters, may also begin a text.
+    // The signature of BMP has only two letters, so a text may begin with it.
     let media = Some(media_type(start)).filter(|media| *media != "image/bmp");
     let kind =
         media.and_then(|media| media.split_once('/')).map(|(kind, _)| kind).filter(|kind| *kind != "application");

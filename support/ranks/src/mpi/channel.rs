@@ -117,7 +117,7 @@ impl PacketChannel {
         self.receive_further(library, None, here, call)
     }
 
-    /// Receives the first packet of a message.
+    /// Receives the first packet of a message, if one has arrived.
     fn receive_first(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         if self.first.is_none() {
             self.first = library.receive_first(self.peer).map_err(|e| self.unreachable(&e))?;

@@ -84,7 +84,7 @@ impl MpiLink {
         let Some(needed) = call.peer else { return Ok(false) };
         let mut has_progress = false;
         for peer in (0..self.channels.len()).filter(|peer| *peer != self.rank) {
-            // In a receive, the transfer itself receives from the needed rank.
+            // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
             if peer != needed || call.kind == CallKind::Send {
                 has_progress |= self.channels[peer].receive_early(&mut self.library, self.rank, call)?;
             }

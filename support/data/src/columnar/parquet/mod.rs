@@ -65,7 +65,7 @@ impl ParquetDecoder {
     /// Reads the metadata of a file. `path` is used in messages.
     ///
     /// # Errors
-    /// The file cannot be read, is cut short, damaged or encrypted, or has a column whose type has no JSON form.
+    /// The file cannot be read, is truncated, damaged or encrypted, or has a column whose type has no JSON form.
     pub(super) fn open(path: &Path, file: PositionedFile) -> Result<Self> {
         footer::check_footer(&file)
             .map_err(|e| DataError::cannot_read(path, &e))?

@@ -27,7 +27,7 @@ struct PageHeader {
     dictionary_values: Option<i64>,
 }
 
-/// Checks a column of a row group. The inner error says what is wrong.
+/// Checks a column of a row group. The inner error is a text about what is wrong.
 pub(super) fn check_column(file: &PositionedFile, column: &ColumnChunkMetaData) -> io::Result<Result<(), String>> {
     let (start, length) = (column.dictionary_page_offset(), column.compressed_size());
     let start = start.unwrap_or(column.data_page_offset());
