@@ -132,7 +132,7 @@ impl CommonOptions {
     /// Returns the device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
-            return Ok(if reel_device::cuda::Nvidia::is_present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
+            return Ok(if reel_device::cuda::Nvidia::has_gpu() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
         };
         match name.as_str() {
             "cpu" => Ok(DeviceName::Cpu),

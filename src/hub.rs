@@ -117,5 +117,5 @@ fn download(repository: &Repository) -> Result<PathBuf> {
         let (file, done) = (escape_controls(progress.file), progress.done as f64 / 1e6);
         let _ = write!(std::io::stderr(), "\rdownloading {file}: {done:.1}{of} MB{end}");
     };
-    Ok(hub.folder_or_download(repository, &mut progress)?)
+    Ok(hub.download_if_missing(repository, &mut progress)?)
 }

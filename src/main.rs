@@ -60,7 +60,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 use reel_device::cpu::simd;
-use reel_device::{INJECTION_VARIABLE, attach_nvtx_tool};
+use reel_device::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 use reel_input::chat;
 use reel_measure::trace::{self, TraceOutputs};
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }
-    reel_worker::use_workers(reel_worker::WorkerProgram::of_current_executable());
+    reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
@@ -114,7 +114,9 @@ fn main() -> ExitCode {
     // container, and must not end a run of several days.
     if let Err(reason) = attach_nvtx_tool() {
         let reason = reel_diagnostic::escape_controls(&reason).to_string();
-        reel_diagnostic::note!("warning: {INJECTION_VARIABLE}: {reason}; no ranges are reported to a profiling tool");
+        reel_diagnostic::note!(
+            "warning: {NVTX_INJECTION_VARIABLE}: {reason}; no ranges are reported to a profiling tool"
+        );
     }
     trace::start_trace(TraceOutputs { trace: common.trace.clone(), folded: common.folded.clone() });
     let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));

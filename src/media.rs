@@ -185,7 +185,7 @@ pub fn media_error_to_usage_error(e: MediaError) -> anyhow::Error {
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
     /// Time limit for decoding one media file, in seconds
-    #[arg(long, value_name = "S", default_value_t = reel_worker::DEFAULT_TIMEOUT.as_secs_f64())]
+    #[arg(long, value_name = "S", default_value_t = reel_worker::DEFAULT_WORKER_TIMEOUT.as_secs_f64())]
     media_timeout: f64,
     /// Memory limit for decoding one media file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_DECODE_MEMORY_MIB)]
@@ -195,7 +195,7 @@ pub struct WorkerFlags {
 impl Default for WorkerFlags {
     fn default() -> Self {
         Self {
-            media_timeout: reel_worker::DEFAULT_TIMEOUT.as_secs_f64(),
+            media_timeout: reel_worker::DEFAULT_WORKER_TIMEOUT.as_secs_f64(),
             media_memory: worker::DEFAULT_DECODE_MEMORY_MIB,
         }
     }

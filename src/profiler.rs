@@ -64,7 +64,7 @@ impl RunProfiler {
 
     fn close(&self) -> reel_train::Result<()> {
         self.state.set(Window::After);
-        self.device.profiler().stop_external().map_err(RuntimeError::from)?;
+        self.device.profiler().stop_external_profiler().map_err(RuntimeError::from)?;
         match trace::stop_trace().map_err(into_train_error)? {
             Some(recorded) => recorded.write().map_err(into_train_error),
             None => Ok(()),
@@ -82,7 +82,7 @@ impl StepProfiler for RunProfiler {
             trace::start_recording_launches(&self.device, self.dtype);
         }
         self.state.set(Window::Open);
-        Ok(self.device.profiler().start_external().map_err(RuntimeError::from)?)
+        Ok(self.device.profiler().start_external_profiler().map_err(RuntimeError::from)?)
     }
 
     fn after_step(&self, n: u64) -> reel_train::Result<()> {
@@ -131,14 +131,14 @@ impl ServerProfiler for ServerTraceProfiler {
     fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
         trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
         trace::start_recording_launches(device, dtype);
-        device.profiler().start_external().map_err(|e| {
+        device.profiler().start_external_profiler().map_err(|e| {
             trace::discard_trace();
             e.to_string()
         })
     }
 
     fn stop(&self, device: &Device) -> Result<WriteProfile, String> {
-        device.profiler().stop_external().map_err(|e| e.to_string())?;
+        device.profiler().stop_external_profiler().map_err(|e| e.to_string())?;
         let recorded = trace::stop_trace().map_err(|e| e.to_string())?;
         Ok(Box::new(move || match recorded {
             Some(recorded) => {

@@ -259,8 +259,8 @@ pub fn join_ranks(world: World, folder: &Path, timeouts: Timeouts, common: &Comm
     let ranks = Ranks::join(world, folder, timeouts, Box::new(end_process_after_rank_error))?;
     if let DeviceName::Cuda(named) = common.device()? {
         let world = ranks.world();
-        let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
-        let gpus = ranks.all_gather("GPUs", Nvidia::uuid(own).unwrap_or_default().as_bytes())?;
+        let own = if world.local_size > 1 { gpu_of(world, Nvidia::gpu_count())? } else { named };
+        let gpus = ranks.all_gather("GPUs", Nvidia::gpu_uuid(own).unwrap_or_default().as_bytes())?;
         if let Err(e) = refuse_shared_gpu(&gpus) {
             // All ranks return the same error. They disconnect first, so that no rank reports that another rank has
             // ended.
@@ -278,7 +278,7 @@ pub fn common_options(world: &World, common: &CommonOptions) -> CommonOptions {
     let share = (cpus / world.local_size).max(1);
     let mut own = CommonOptions { threads: common.threads.or(Some(share)), ..common.clone() };
     if let (Ok(DeviceName::Cuda(_)), true) = (common.device(), world.local_size > 1) {
-        own.device = gpu_of(world, Nvidia::count()).ok().map(|number| format!("cuda:{number}"));
+        own.device = gpu_of(world, Nvidia::gpu_count()).ok().map(|number| format!("cuda:{number}"));
     }
     if world.rank > 0 {
         (own.quiet, own.json) = (true, false);
@@ -301,7 +301,7 @@ pub fn refuse_unusable_devices(common: &CommonOptions, world: &World) -> Result<
             let what = format!("names one GPU, but {local_size} processes on this machine need one each");
             Err(usage_error("--device", what, "give --device cuda"))
         }
-        DeviceName::Cuda(_) => gpu_of(world, Nvidia::count()).map(drop),
+        DeviceName::Cuda(_) => gpu_of(world, Nvidia::gpu_count()).map(drop),
         DeviceName::Sim | DeviceName::Dry => {
             let help = "give --device cpu or cuda, or start one process";
             Err(usage_error("--device", "is not possible with several processes, which compute on CPUs or GPUs", help))

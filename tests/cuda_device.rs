@@ -237,7 +237,7 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             println!("skipped: steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
             continue;
         }
-        let (fake, device) = fake_gpu::open_cuda_device(FakeDriver::of_version(arch, 512 << 20, version));
+        let (fake, device) = fake_gpu::open_cuda_device(FakeDriver::with_driver_version(arch, 512 << 20, version));
         let steps = [sft_step_on(sft_rows.path(), &device, DType::BF16, 4), grpo_step_on(grpo_rows.path(), &device)];
         drop(device);
         assert_no_violations_or_leaks(&fake, &format!("sm_{}, {version}", arch.sm));
@@ -252,7 +252,7 @@ fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
 
 /// Returns true if there is a GPU; otherwise prints that the test is skipped.
 fn gpu_is_present() -> bool {
-    let present = Nvidia::is_present();
+    let present = Nvidia::has_gpu();
     if !present {
         println!("no GPU: skipped");
     }

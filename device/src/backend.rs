@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::Exchanges;
+use crate::exchanges::ExchangeBackend;
 use crate::host_memory::free_host_bytes;
 use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
@@ -30,19 +30,18 @@ pub struct Hardware {
 pub struct MatmulLibrary {
     /// Name and version, for example `cuBLASLt 13.1.0`.
     pub name: String,
-    /// The number of different matrix product shapes that were computed so far. The library chooses one algorithm per
-    /// shape.
+    /// The number of distinct matrix product shapes computed so far. The library chooses one algorithm per shape.
     pub algorithms: usize,
     /// A hash of the matrix product shapes so far and of the algorithm for each. If two GPUs of the same model have
     /// equal hashes and the same library, their matrix products have equal bits.
     pub hash: String,
 }
 
-/// The state of an enqueued copy.
+/// A copy to the host that was enqueued.
 pub(crate) enum PendingCopy {
-    /// The copy is done: a synchronous device copies at once.
+    /// The copy is done. A synchronous device copies at once.
     Ready(Vec<u8>),
-    /// The copy is in flight; the backend knows it by this handle.
+    /// The copy is in flight. The handle identifies the copy to the backend.
     InFlight(u64),
 }
 
@@ -56,22 +55,23 @@ pub(crate) trait Backend: Send + Sync {
     fn compute_capability(&self) -> u32 {
         0
     }
-    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
-    /// of memory.
+    /// Allocates at least `bytes` (> 0) bytes, aligned to 64 bytes, with unspecified contents. Returns `None` if the
+    /// device is out of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
-    /// Allocates memory for weights. A device may place weights apart from other memory, because they live long.
+    /// Allocates memory for weights. A device may place weights apart from other memory, because weights stay
+    /// allocated for a long time.
     fn alloc_weights(&self, bytes: usize) -> Option<u64> {
         self.alloc(bytes)
     }
     fn free(&self, addr: u64, bytes: usize);
-    /// The bytes that can still be allocated, if that is known.
+    /// Returns the number of bytes that can still be allocated, if known.
     fn free_bytes(&self) -> Option<u64> {
         free_host_bytes()
     }
-    /// Makes the system provide the memory of a live range now instead of at the first access to each page. Contents do
-    /// not change, so other threads may use the memory meanwhile.
+    /// Makes the operating system provide the memory of a live range now, not at the first access to each page. The
+    /// contents do not change, so other threads may use the memory during the call.
     fn populate(&self, _addr: u64, _bytes: usize) {}
-    /// Returns to the system the freed memory that the device keeps for later allocations.
+    /// Returns the freed memory that the device keeps for later allocations to the operating system.
     fn return_kept_memory(&self) {}
     fn launch(&self, launch: &Launch) -> Result<()>;
     /// Runs a launch and waits for it. Returns its duration in seconds.
@@ -80,7 +80,7 @@ pub(crate) trait Backend: Send + Sync {
         self.launch(launch)?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Runs `f` and waits for everything that it enqueues. Returns the seconds from the start of the first launch to
+    /// Runs `f` and waits for everything that `f` enqueues. Returns the seconds from the start of the first launch to
     /// the end of the last launch.
     fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let start = Instant::now();
@@ -88,8 +88,8 @@ pub(crate) trait Backend: Send + Sync {
         self.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }
-    /// Runs a launch for the profiler. Returns the launches whose times are now known: on a synchronous device this
-    /// launch, on an asynchronous device earlier launches.
+    /// Runs a launch for the profiler. Returns the launches whose times became known: this launch on a synchronous
+    /// device, earlier launches on an asynchronous device.
     fn launch_timed(&self, launch: &Launch, mut record: LaunchRecord) -> Result<Vec<TimedLaunch>> {
         let start = Instant::now();
         let seconds = self.launch_and_wait(launch)?;
@@ -100,11 +100,11 @@ pub(crate) trait Backend: Send + Sync {
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
         Ok(Vec::new())
     }
-    /// Waits for the work so far, and tells a profiling tool of the GPU that waits for it to collect from now on.
+    /// Waits for all enqueued work, then starts the collection of an attached GPU profiler (as `cuProfilerStart`).
     fn start_external_profiler(&self) -> Result<()> {
         Ok(())
     }
-    /// Waits for the work so far, and tells a profiling tool of the GPU to collect nothing more.
+    /// Waits for all enqueued work, then stops the collection of an attached GPU profiler (as `cuProfilerStop`).
     fn stop_external_profiler(&self) -> Result<()> {
         Ok(())
     }
@@ -113,7 +113,7 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
     fn capabilities(&self) -> Capabilities {
-        Capabilities::of_kernels(self.kernels())
+        Capabilities::for_kernels(self.kernels())
     }
     /// The processor or GPU behind the device.
     fn hardware(&self) -> Hardware {
@@ -132,10 +132,10 @@ pub(crate) trait Backend: Send + Sync {
     fn map(&self, part: &[u8]) -> Result<Option<u64>> {
         Ok(Some(part.as_ptr() as u64))
     }
-    /// Ends the access to a part of a file that [`Backend::map`] gave.
+    /// Ends the device's access to a part of a file that [`Backend::map`] mapped.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
-    /// Enqueues a copy to the host after the launches so far. `finish_copy` waits for the copy, `discard_copy` gives
-    /// it up.
+    /// Enqueues a copy to the host behind the launches enqueued so far. `finish_copy` waits for the copy;
+    /// `discard_copy` abandons it.
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         let mut to = vec![0; bytes];
         self.download(from, &mut to)?;
@@ -145,7 +145,7 @@ pub(crate) trait Backend: Send + Sync {
     fn finish_copy(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
         Ok(())
     }
-    /// Gives up a copy that is `PendingCopy::InFlight`.
+    /// Abandons a copy that is `PendingCopy::InFlight`.
     fn discard_copy(&self, _handle: u64) {}
     /// Prepares a launch for a capture: compiles its kernel or chooses its matmul algorithm, and allocates its
     /// workspace.
@@ -170,18 +170,18 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
     fn destroy_graph(&self, _handle: u64) {}
-    /// Creates the id by which the ranks of a job find each other.
+    /// Creates an id for a group of ranks. One rank creates the id, and all ranks join with it.
     fn exchange_id(&self) -> Result<[u8; 128]> {
         Err(no_exchanges(self.name()))
     }
-    /// Joins the exchanges of the `size` ranks that have this id. Returns when all of them have joined.
+    /// Joins the group of `size` ranks that exchange memory under this id. Returns when all ranks have joined.
     fn join_exchanges(
         &self,
         _rank: usize,
         _size: usize,
         _id: &[u8; 128],
         _time_limit: Duration,
-    ) -> Result<Box<dyn Exchanges>> {
+    ) -> Result<Box<dyn ExchangeBackend>> {
         Err(no_exchanges(self.name()))
     }
 }

@@ -33,10 +33,9 @@ impl Backend for DryDevice {
         self.kernels
     }
 
-    /// The capabilities of the planned device, except that launches are not asynchronous: device `dry` knows each
-    /// result at once.
+    /// The capabilities of the planned device, but with synchronous launches: device `dry` knows each result at once.
     fn capabilities(&self) -> Capabilities {
-        Capabilities { async_launches: false, ..Capabilities::of_kernels(self.kernels) }
+        Capabilities { async_launches: false, ..Capabilities::for_kernels(self.kernels) }
     }
 
     fn compute_capability(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! The error of devices.
+//! The error type of this crate.
 
 /// A device failed, or it is not available.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum DeviceError {
     OutOfMemory {
         /// The size of the failed allocation, in bytes.
         bytes: usize,
-        /// The category that the memory was for.
+        /// The category of the memory, such as weights.
         category: &'static str,
         /// Bytes in use at the time of the failure, by category.
         held: Vec<(&'static str, usize)>,
@@ -24,7 +24,7 @@ pub enum DeviceError {
     Failed(String),
 }
 
-/// The result type of devices.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, DeviceError>;
 
 /// Formats a number of bytes, for example `1.5 GiB`.

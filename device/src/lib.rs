@@ -49,7 +49,7 @@ pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
 pub use profile::{HostCall, LaunchEvent, OpTotals, OperandRead, OperandReads, PlannedLaunches, PlannedStage};
 pub use ranges::{
-    INJECTION_VARIABLE, LaunchOrigin, LayerOrigin, OriginGuard, RangeEvent, RangeGuard, RangeId, RangeName,
+    LaunchOrigin, LayerId, NVTX_INJECTION_VARIABLE, OriginGuard, RangeEvent, RangeGuard, RangeId, RangeName,
     attach_nvtx_tool, current_origin, host_thread_names, host_thread_number, in_layer, in_op, range,
     start_recording_ranges, take_recorded_ranges, with_origin,
 };

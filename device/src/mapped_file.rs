@@ -1,5 +1,5 @@
-//! Memory-mapped files: weights are read in place. The system loads pages when they are first read and shares them
-//! between processes.
+//! Memory-mapped files, so that weights are read in place. The operating system loads pages when they are first read,
+//! and shares them between processes.
 //!
 //! Caution: reading a page beyond the end of the file raises SIGBUS, which ends the process. So a mapped file must
 //! not be truncated or rewritten in place. This project writes a file under another name and renames it; existing
@@ -24,7 +24,7 @@ impl MappedFile {
     /// Maps the whole file `path`, which must be a regular file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Arc<Self>> {
         let path = path.as_ref().to_path_buf();
-        // Checked before opening, because opening a pipe without a writer would block forever.
+        // This check comes before opening, because opening a pipe without a writer would block forever.
         if !std::fs::metadata(&path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -35,23 +35,23 @@ impl MappedFile {
         Ok(Arc::new(Self { map, path }))
     }
 
-    /// The file's bytes. The first byte is page-aligned, unless the file is empty.
+    /// The bytes of the file. The first byte is page-aligned, unless the file is empty.
     pub fn as_bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// Length in bytes.
+    /// The length of the file in bytes.
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether the file has no bytes.
+    /// Whether the file is empty.
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
-    /// Lets the system drop the pages of a range from this process's memory. They are read from the file again if they
-    /// are needed. Has no effect on systems other than Linux.
+    /// Allows the operating system to drop the pages of a range from this process's memory. A later access reads them
+    /// from the file again. Has no effect on systems other than Linux.
     pub fn forget_pages(&self, offset: usize, len: usize) {
         #[cfg(target_os = "linux")]
         {
@@ -68,7 +68,7 @@ impl MappedFile {
         let _ = (offset, len);
     }
 
-    /// The path as it was given to [`Self::open`].
+    /// The path that was given to [`Self::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }

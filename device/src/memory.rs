@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// The purpose of a buffer, by which memory is counted.
+/// The purpose of a buffer. Memory use is counted by category.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemoryCategory {
     /// Parameters of the model.
@@ -122,8 +122,8 @@ impl MemoryCounters {
         c.sample();
     }
 
-    /// Turns recording of the timeline of memory on or off. The first sample has the bytes that are in use when it is
-    /// turned on.
+    /// Turns the recording of memory use over time on or off. The first sample has the bytes in use at the time of
+    /// turning it on.
     pub(crate) fn record_samples(&self, on: bool) {
         let mut c = self.lock();
         let begins = on && !c.recording;

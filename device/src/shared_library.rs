@@ -6,16 +6,16 @@ use std::ffi::{CStr, OsStr};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-/// An open library. The functions that it returns may be called as long as it exists.
+/// An open library. The functions that it returns may be called as long as this value exists.
 #[derive(Debug)]
 pub(crate) struct SharedLibrary(Library);
 
 impl SharedLibrary {
-    /// Opens the library with this path, or this name in the loader's search path. Its initialisers must have no
-    /// preconditions, as those of NVIDIA's libraries.
+    /// Opens the library with this path, or with this name in the loader's search path. The library's initialisers
+    /// must have no preconditions; NVIDIA's libraries have none.
     ///
     /// # Errors
-    /// The reason of the system's loader, in one line.
+    /// The library cannot be opened. The error is the message of the system's loader in one line.
     pub fn open(name: impl AsRef<OsStr>) -> Result<Self, String> {
         let name = name.as_ref();
         // SAFETY: the initialisers have no preconditions.
@@ -25,18 +25,18 @@ impl SharedLibrary {
     /// Returns the function with this name.
     ///
     /// # Safety
-    /// `T` is the type of the function pointer, as the library's header declares it.
+    /// `T` is the function pointer type that the library's header declares.
     ///
     /// # Errors
-    /// The library has no such function; the reason in one line.
+    /// The library has no such function. The error is the reason in one line.
     pub unsafe fn function<T: Copy>(&self, name: &CStr) -> Result<T, String> {
         // SAFETY: the caller guarantees the type.
         unsafe { self.0.get::<T>(name) }.map(|function| *function).map_err(|e| one_line(&e))
     }
 }
 
-/// The innermost cause of an error in one line: the message of the system's loader, which says more than libloading's
-/// error around it.
+/// Returns the innermost cause of an error in one line. That cause is the message of the system's loader, which says
+/// more than libloading's error around it.
 pub(crate) fn one_line(e: &dyn Error) -> String {
     let mut cause = e;
     while let Some(inner) = cause.source() {
@@ -55,11 +55,11 @@ mod tests {
     fn functions_are_found_and_errors_are_one_line() {
         let library = SharedLibrary::open("libc.so.6").unwrap();
         type Abs = unsafe extern "C" fn(c_int) -> c_int;
-        // SAFETY: the type of `abs` in stdlib.h.
+        // SAFETY: this is the type of `abs` in stdlib.h.
         let abs = unsafe { library.function::<Abs>(c"abs") }.unwrap();
         // SAFETY: `abs` has no preconditions for this number.
         assert_eq!(unsafe { abs(-3) }, 3);
-        // SAFETY: there is no such function.
+        // SAFETY: the library has no such function, so none is called.
         let missing = unsafe { library.function::<Abs>(c"reel_has_no_such_function") }.unwrap_err();
         let unknown = SharedLibrary::open("/nowhere/libreel.so.9").unwrap_err();
         assert!(missing.contains("reel_has_no_such_function") && !missing.contains('\n'), "{missing}");

@@ -1,6 +1,6 @@
-//! Device `sim`: the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which checks
-//! every access and knows which bytes were written. Matrix products that cuBLASLt computes on a GPU of this kind run on
-//! the CPU over the same memory.
+//! Device `sim` runs the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which
+//! checks every access and knows which bytes were written. Matrix products that cuBLASLt would compute on a real GPU
+//! run on the CPU over the same memory.
 #![allow(unsafe_code)]
 
 use std::sync::Mutex;
@@ -15,13 +15,14 @@ use crate::error::{DeviceError, Result};
 use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, KernelLaunch, Launch, Team, compile};
 
-/// The options of device `sim`: the simulated GPU, and how often and in which orders warps run.
+/// The options of device `sim`: the simulated GPU, and in how many and which orders warps run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SimOptions {
-    /// The simulated GPU: kernels are planned for its limits and compiled for its compute capability.
+    /// The architecture of the simulated GPU. Kernels are planned for its limits and compiled for its compute
+    /// capability.
     pub arch: Arch,
-    /// How often each launch runs (at least once), each time with another order of warps. All results must be equal
-    /// to the bit.
+    /// Number of runs of each launch (at least 1), each with another order of warps. The results of all runs must
+    /// have the same bits.
     pub interleavings: u32,
     /// The seed for the random orders of warps.
     pub seed: u64,
@@ -30,7 +31,7 @@ pub struct SimOptions {
 }
 
 impl Default for SimOptions {
-    /// An A100, one run of each launch, all hardware threads.
+    /// The default: an A100, one run of each launch, all hardware threads.
     fn default() -> SimOptions {
         SimOptions { arch: Arch::A100, interleavings: 1, seed: 0, threads: 0 }
     }
@@ -67,7 +68,7 @@ impl Sim {
     }
 
     fn interleave(&self, launch: &KernelLaunch, memory: &mut SimMemory) -> Result<()> {
-        // The random orders of warps also depend on the number of the launch, so one forward pass of a model tests
+        // The random orders of warps also depend on the index of the launch, so one forward pass of a model tests
         // many orders.
         let first = self.launches.fetch_add(1, Ordering::Relaxed);
         let runs = u64::from(self.options.interleavings.max(1));
@@ -100,8 +101,8 @@ impl Sim {
     }
 }
 
-/// Checks that the tables of addresses in device memory equal the tables that the launch lists. The device chooses the
-/// buffers that the launch may access by the listed tables.
+/// Checks that the tables of addresses in device memory equal the tables that the launch lists. The listed tables
+/// determine which buffers the launch may access.
 fn check_tables(launch: &KernelLaunch, memory: &SimMemory) -> Result<()> {
     for field in launch.kernel.fields.iter().filter(|f| f.address) {
         let Some(table) = launch.table_of(field).filter(|table| !table.bytes().is_empty()) else { continue };
@@ -115,7 +116,8 @@ fn check_tables(launch: &KernelLaunch, memory: &SimMemory) -> Result<()> {
     Ok(())
 }
 
-/// Returns the first finding as an error, with kernel, location in its source, kind and message.
+/// Returns the first finding as an error, with the kernel, the source location, the kind of the finding and the
+/// message.
 fn check_findings(launch: &KernelLaunch, staged: &[SimulatedStage]) -> Result<()> {
     let mut findings = staged.iter().flat_map(|s| s.findings.iter().map(move |f| (s.stage.symbol, f)));
     let Some((symbol, f)) = findings.next() else { return Ok(()) };
@@ -135,7 +137,7 @@ fn check_findings(launch: &KernelLaunch, staged: &[SimulatedStage]) -> Result<()
     )))
 }
 
-/// Describes the first byte that differs between the memories after two runs of a launch.
+/// Describes the first byte that differs between two runs of a launch.
 fn difference(a: &SimMemory, b: &SimMemory) -> Option<String> {
     a.iter().zip(b.iter()).find_map(|(a, b)| {
         let at = a.data.iter().zip(&b.data).position(|(a, b)| a != b)?;

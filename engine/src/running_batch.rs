@@ -390,7 +390,7 @@ impl RunningBatch {
                 step.insert(DecodeStep { graphs, state: self.state.variant(variant)? })
             }
         };
-        graphs.run(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
+        graphs.run_step(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
         state.rows.row_range(0, batch_size)?.count_step();
         PendingStep::start_download(&state.sampled.row_range(0, batch_size)?)
     }

@@ -240,7 +240,7 @@ fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
             println!("skipped: decode steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
             continue;
         }
-        let fake = FakeDriver::of_version(Arch::H100, 512 << 20, version);
+        let fake = FakeDriver::with_driver_version(Arch::H100, 512 << 20, version);
         let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
         let (on_gpu, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
         let engine = Engine::new(&on_gpu, &cx).unwrap();

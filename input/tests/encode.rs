@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&[&worker::WORKER, &chat::TEMPLATE_WORKER]) {
         return code;
     }
-    reel_worker::use_workers(reel_worker::WorkerProgram::of_current_executable());
+    reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
     let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();

@@ -16,7 +16,7 @@ use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
 use reel_media::worker::{self, DecodeWorker, FrameCache, WORKER, WorkerRequest};
-use reel_worker::{Replies, WorkerProgram};
+use reel_worker::{ReplySender, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -94,7 +94,7 @@ fn not_a_server() -> ExitCode {
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
-fn play(part: &str, request: Value, memory: Option<File>, replies: &mut Replies) -> std::io::Result<()> {
+fn play(part: &str, request: Value, memory: Option<File>, replies: &mut ReplySender) -> std::io::Result<()> {
     match part {
         "real worker on a pipe" => return open_pipe(request, memory, replies),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
@@ -155,7 +155,7 @@ fn caller_without_processes(video: &Path) -> ExitCode {
 /// Answers as the real worker does, but opens the pipe that the environment variable [`PIPE`] names instead of the
 /// requested file. Opening the pipe blocks, as a hanging decoder does. (A request cannot name a pipe, because the
 /// caller refuses it.)
-fn open_pipe(mut request: Value, memory: Option<File>, replies: &mut Replies) -> std::io::Result<()> {
+fn open_pipe(mut request: Value, memory: Option<File>, replies: &mut ReplySender) -> std::io::Result<()> {
     request["path"] = json!({"Unix": std::env::var(PIPE).unwrap().into_bytes()});
     worker::run_job(serde_json::from_value(request)?, memory, replies)
 }

@@ -273,7 +273,7 @@ impl WeightLoader<'_> {
                 let kept = self.kept_dtype(dtype, shape, trained);
                 let t = Tensor::empty(self.device, shape, kept.unwrap_or(self.dtype), MemoryCategory::Weights)?;
                 if kept.is_some() && !copied && !trained {
-                    self.device.count_as_mapped(t.bytes());
+                    self.device.record_mapped_weights(t.bytes());
                 }
                 t
             }

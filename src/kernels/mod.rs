@@ -66,7 +66,7 @@ pub fn open_gpu(name: &str, alternative: &str) -> Result<Gpu> {
             Err(_) => return Err(usage_error("--device", format!("{name}: no such device"), "use cuda or cuda:N")),
         },
     };
-    Gpu::open(number).map_err(|e| match e.missing_gpu() {
+    Gpu::open(number).map_err(|e| match e.missing_gpu_message() {
         Some((what, remedy)) => failed("cuda", what, format!("{remedy}, or {alternative}")),
         None => e.into(),
     })

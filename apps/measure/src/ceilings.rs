@@ -221,7 +221,7 @@ impl Ceilings {
         let OpTotals { launches, cost: Cost { bytes, .. }, operands, .. } = totals;
         let Some(cache) = self.cache else { return bytes / self.bytes };
         let beyond_one_launch = bytes - cache.capacity * *launches as f64;
-        let from_memory = operands.bytes_from_memory(cache.capacity).max(beyond_one_launch).clamp(0.0, *bytes);
+        let from_memory = operands.min_bytes_from_memory(cache.capacity).max(beyond_one_launch).clamp(0.0, *bytes);
         (bytes - from_memory) / cache.bytes.max(self.bytes) + from_memory / self.bytes
     }
 }

@@ -33,7 +33,8 @@ impl ProductShape {
 }
 
 impl ProductShape {
-    /// Returns the shape as stable text: `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
+    /// Returns the shape as text in a stable format:
+    /// `m=5 n=3 k=7 a=bf16 b=bf16t c=f32 bias=0 add=1 align=256,256,256`.
     pub fn to_text(self) -> String {
         let ProductShape { sizes: [m, n, k], transposed: [at, bt], types: [a, b, c], bias, accumulate, alignment } =
             self;
@@ -63,8 +64,8 @@ pub struct AlgorithmFingerprint {
 }
 
 impl AlgorithmFingerprint {
-    /// Summarises pairs of a shape and its algorithm. The eight numbers are those of `cublasLtMatmulAlgo_t`, which
-    /// NVIDIA's manual allows to store and use again with the same version of the library.
+    /// Summarises pairs of a shape and its algorithm. The eight numbers are the contents of `cublasLtMatmulAlgo_t`.
+    /// NVIDIA's manual allows storing them and using them again with the same version of the library.
     pub fn new(chosen: impl IntoIterator<Item = (ProductShape, [u64; 8])>) -> AlgorithmFingerprint {
         let mut lines: Vec<String> =
             chosen.into_iter().map(|(shape, algorithm)| format!("{} {algorithm:016x?}\n", shape.to_text())).collect();

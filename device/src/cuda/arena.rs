@@ -11,15 +11,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Alignment of sizes and addresses in bytes: that of the widest memory access and of tensor maps, and enough for
-/// every algorithm of cuBLASLt.
+/// Alignment of block sizes and addresses in bytes. It is enough for the widest memory access, for tensor maps and
+/// for every algorithm of cuBLASLt.
 pub const ALIGN: usize = 256;
 
-/// The free and allocated blocks of the range `0 .. end`.
+/// The free and allocated blocks of the address range `0 .. end`.
 #[derive(Debug, Default)]
 pub struct Arena {
     end: usize,
-    /// Free ranges: start → length.
+    /// The length of each free range, by its start.
     free: BTreeMap<usize, usize>,
     /// The free ranges as (length, start), ordered by length, to find the smallest sufficient one.
     by_length: BTreeSet<(usize, usize)>,
@@ -49,7 +49,7 @@ impl Arena {
         self.insert_free(start, bytes);
     }
 
-    /// Returns by how many bytes the range must grow before `alloc(bytes)` succeeds: 0 if a free range is large
+    /// Returns the bytes by which the range must grow before `alloc(bytes)` succeeds: 0 if a free range is large
     /// enough, `None` if `bytes` is too large for any range.
     pub fn bytes_to_grow_before_alloc(&self, bytes: usize) -> Option<usize> {
         let size = rounded(bytes)?;
@@ -114,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    /// Grows the arena if needed and allocates a block, as a device does.
+    /// Grows the arena if necessary and allocates a block, as device `cuda` does.
     fn grow_and_alloc(arena: &mut Arena, bytes: usize) -> usize {
         arena.grow(arena.bytes_to_grow_before_alloc(bytes).unwrap());
         arena.alloc(bytes).expect("the arena has grown")
@@ -160,7 +160,7 @@ mod tests {
             prop_assert_eq!(arena.by_length.len(), 1);
         }
 
-        /// A repeated step gets the addresses of the first step, and the arena does not grow.
+        /// A repeated step gets the same addresses as the first step, and the arena does not grow.
         #[test]
         fn repeated_step_gets_the_same_offsets(sizes in prop::collection::vec(1usize..100_000, 1..40)) {
             let mut arena = Arena::new();

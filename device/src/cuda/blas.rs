@@ -15,8 +15,8 @@ pub trait Blas: Send + Sync {
     /// Returns the library's name and version, such as `cuBLASLt 13.1.0`.
     fn version(&self) -> String;
 
-    /// Returns a summary of the algorithms used so far. The algorithm of a product depends on its shape and dtypes,
-    /// the GPU and the library only.
+    /// Returns a summary of the algorithms used so far. The algorithm of a product depends only on its shape and
+    /// dtypes, the GPU and the library.
     fn algorithms(&self) -> AlgorithmFingerprint;
 
     /// Enqueues a matrix product on the stream; m, n and k are at least 1.

@@ -14,8 +14,8 @@ use crate::cuda::{
     driver::{EventHandle, StreamHandle},
 };
 
-/// Bytes of one slot, which is the maximum size of an asynchronous copy. A decode step needs far less for its tokens
-/// and log-probabilities.
+/// Bytes of one slot, which is the maximum size of an asynchronous copy. A decode step needs far fewer bytes for its
+/// tokens and log-probabilities.
 pub(super) const MAX_ASYNC_COPY_BYTES: usize = 64 << 10;
 
 /// Slots of page-locked memory, each of which is free or in use by one copy.

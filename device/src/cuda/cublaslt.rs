@@ -1,14 +1,16 @@
 //! Matrix products on a GPU by cuBLASLt, which is opened at run time.
 //!
-//! reel's matrices are row-major, cuBLASLt's column-major: `C[m, n] = A · Bᵀ` is computed as `Cᵀ = B · Aᵀ`, so
-//! cuBLASLt's first operand is B, its second A, and a bias of n elements lies along its rows. The algorithm is the
-//! first one that cuBLASLt's heuristic returns for shape, dtypes, alignment and epilogue. So one GPU, driver and
-//! library give the same bits every time; partial sums are never added by atomics.
+//! The matrices of this project are row-major, those of cuBLASLt column-major. So `C[m, n] = A · Bᵀ` is computed as
+//! `Cᵀ = B · Aᵀ`: cuBLASLt's first operand is B, its second operand is A, and a bias of n elements lies along its
+//! rows. The algorithm is the first one that cuBLASLt's heuristic returns for the shape, dtypes, alignment and
+//! epilogue. So the same GPU, driver and library give the same bits every time. Partial sums are never added by
+//! atomics.
 //!
-//! No binding crate is used because the library must be opened from a folder found at run time, and preferred to an
-//! older one in the loader's search path. cuBLASLt 13 is used, or cuBLASLt 12, which a driver of CUDA 12 needs. Source:
-//! NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the constants are those of cublasLt.h and library_types.h.
-//! The headers of cuBLAS 12.0 and 13.0 agree in all constants, types and functions that are used here.
+//! No binding crate is used, because the library must be opened from a folder found at run time. That folder takes
+//! precedence over an older library in the loader's search path. cuBLASLt 13 is used, or cuBLASLt 12, which a driver
+//! of CUDA 12 needs. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the constants are those of
+//! cublasLt.h and library_types.h. The headers of cuBLAS 12.0 and 13.0 agree in all constants, types and functions
+//! that are used here.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -60,15 +62,15 @@ const EPILOGUE_BIAS: c_int = 4;
 const PREFERENCE_WORKSPACE: c_int = 1;
 const PREFERENCE_REDUCTIONS: c_int = 3;
 const PREFERENCE_ALIGNMENT_A: c_int = 5;
-/// Reduction scheme: partial sums, if there are any, are kept in f32 in the workspace.
+/// The reduction scheme that keeps the partial sums of a split product in f32 in the workspace.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
 
 /// The loaded cuBLASLt library with a handle for one GPU.
 pub struct CublasLt {
     functions: Functions,
     handle: Handle,
-    /// The context for which the handle was made. Each product makes it current, because the library computes in the
-    /// context of the calling thread, and a thread without a context gets the context of GPU 0.
+    /// The GPU context for which the handle was made. Each product makes this context current, because the library
+    /// computes in the context of the calling thread, and a thread without a context gets the context of GPU 0.
     context: Context,
     known: Mutex<HashMap<ProductShape, Prepared>>,
 }
@@ -135,7 +137,7 @@ struct Prepared {
 
 impl Functions {
     fn open(path: &Path) -> Result<Functions, CudaError> {
-        let failed = |reason: String| CudaError::of_library(path.as_os_str(), reason);
+        let failed = |reason: String| CudaError::library_error(path.as_os_str(), reason);
         let library = SharedLibrary::open(path).map_err(failed)?;
         macro_rules! get {
             ($name:literal) => {
@@ -192,7 +194,7 @@ impl CublasLt {
     /// library.
     ///
     /// # Errors
-    /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
+    /// [`CudaError::NoBlas`] if cuBLASLt is not installed, or the library's own error.
     pub(super) fn open(context: Context, driver: u32) -> Result<CublasLt, CudaError> {
         let path = Toolkit::from_environment().cublas_lt(driver).ok_or(CudaError::NoBlas { driver })?;
         let functions = Functions::open(&path)?;
@@ -233,7 +235,7 @@ impl CublasLt {
             }
             check((f.preference_create)(&mut parts.preference))?;
         }
-        // B is stored as row-major [n, k], which is column-major [k, n]; as the first operand it must be [n, k].
+        // B is stored as row-major [n, k], which is column-major [k, n]. As the first operand, B must be [n, k].
         if !p.b.transposed {
             number(f.desc_set, parts.desc, DESC_TRANSA, &OP_T.to_ne_bytes())?;
         }
@@ -285,7 +287,7 @@ impl Blas for CublasLt {
         if let Some(why) = unsupported_reason(p) {
             return Err(product_error(p, why));
         }
-        // SAFETY: who opened the library keeps the context retained.
+        // SAFETY: the code that opened the library keeps the context retained.
         unsafe { self.context.make_current() }?;
         let shape = ProductShape::new(p);
         let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());

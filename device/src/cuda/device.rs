@@ -1,8 +1,9 @@
-//! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the
-//! GPU once. Exchanges with other ranks have a stream of their own (`nccl/communicator.rs`).
+//! Device `cuda`. All launches go to one stream, memory comes from one pool (`memory.rs`), and weights are copied to
+//! the GPU once. Exchanges with other ranks run on a second stream (`nccl/communicator.rs`).
 //!
-//! One stream gives one order: a freed block can be given to another tensor while earlier launches still use it,
-//! because launches on that tensor run later. The memory of an exchange stays allocated until the stream waits for it.
+//! All work of one stream runs in order. So a freed block can be given to another tensor while earlier launches still
+//! use it, because launches on the new tensor run later. The memory of an exchange stays allocated until the compute
+//! stream waits for the exchange.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use super::memory::MemoryPool;
-use super::staging::{ParallelCopier, Staging};
+use super::staging::{ParallelCopier, StagingBuffers};
 use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, cpu_only_launch_error};
 use crate::capabilities::Kernels;
@@ -19,7 +20,7 @@ use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
+use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
@@ -27,27 +28,28 @@ use crate::{Addr, DType, KernelLaunch, Launch};
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatmulImplementation {
-    /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for
-    /// a row depend neither on the other rows nor on their number. cuBLASLt computes the products that these kernels do
-    /// not support: those on GPUs below compute capability 9.0, of f32 operands, and of operands that tensor copies
-    /// (TMA) cannot read.
+    /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)). They are
+    /// batch invariant: a row's bits depend neither on the other rows nor on their number. cuBLASLt computes the
+    /// products that these kernels do not support: those on GPUs below compute capability 9.0, of f32 operands, and
+    /// of operands that tensor copies (TMA) cannot read.
     #[default]
     Own,
-    /// cuBLASLt.
+    /// NVIDIA's library cuBLASLt.
     CublasLt,
 }
 
 /// Copies of at least this many bytes use several threads and streams.
 pub const MULTI_STREAM_BYTES: usize = 32 << 20;
 
-// The fields are dropped in this order: the GPU last, because the others use it.
+// Device `cuda`. Fields are dropped in the order of their declaration: the GPU comes last, because the other fields
+// use it.
 pub(crate) struct Cuda {
     graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
-    staging: Mutex<Option<Staging>>,
+    staging: Mutex<Option<StagingBuffers>>,
     copier: Mutex<Option<ParallelCopier>>,
-    /// Times the profiled launches. Created by the first profiled launch.
+    /// Measures the times of profiled launches. Created by the first profiled launch.
     timeline: Mutex<Option<LaunchTimeline>>,
     pool: Mutex<MemoryPool>,
     products: MatmulImplementation,
@@ -58,13 +60,13 @@ pub(crate) struct Cuda {
 #[derive(Default)]
 struct Graphs {
     native: HandleTable<(GpuGraph, Option<(u64, usize)>)>,
-    /// Address and size of the buffer in which the capture in progress keeps a bf16 operand as f32. Matrix products
-    /// run one after the other, so all matrix products of a graph share one buffer.
+    /// Address and size in bytes of the buffer for bf16 operands that are cast to f32 during the capture in progress.
+    /// Matrix products run one after the other, so all matrix products of a graph share one buffer.
     widened_operand: Option<(u64, usize)>,
     capturing: bool,
 }
 
-/// A backend's native graphs by handle.
+/// Values of a backend (such as its captured graphs), each with a handle.
 struct HandleTable<T> {
     next: u64,
     by_handle: BTreeMap<u64, T>,
@@ -180,7 +182,7 @@ impl Cuda {
         self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Prepares a matrix product that will be captured: loads its kernel, or opens cuBLASLt and, for operands of two
+    /// Prepares a matrix product that will be captured. Loads its kernel, or opens cuBLASLt and, for operands of two
     /// dtypes, allocates the buffer for the cast.
     fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
         if let Some(kernel) = self.product_kernel(product) {
@@ -203,10 +205,10 @@ impl Cuda {
     }
 
     /// Calls `f` with the staging buffers, which the first call allocates.
-    fn with_staging<T>(&self, f: impl FnOnce(&mut Staging) -> std::result::Result<T, CudaError>) -> Result<T> {
+    fn with_staging<T>(&self, f: impl FnOnce(&mut StagingBuffers) -> std::result::Result<T, CudaError>) -> Result<T> {
         let mut staging = lock(&self.staging);
         if staging.is_none() {
-            *staging = Some(Staging::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(device_error)?);
+            *staging = Some(StagingBuffers::new(self.gpu.driver().clone(), self.gpu.stream()).map_err(device_error)?);
         }
         f(staging.as_mut().expect("it was just made")).map_err(device_error)
     }
@@ -277,8 +279,8 @@ impl Backend for Cuda {
         lock(&self.pool).alloc(bytes)
     }
 
-    /// The block is free at once: launches that still use it run before launches of its next owner, because all are
-    /// on one stream.
+    /// The block can be reused at once: launches that still use it run before launches of its next owner, because all
+    /// launches are on one stream.
     fn free(&self, addr: u64, _bytes: usize) {
         lock(&self.pool).free(addr);
     }
@@ -352,7 +354,7 @@ impl Backend for Cuda {
             // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
             return self.with_staging(|s| unsafe { s.copy_to_host(to, from) });
         }
-        // SAFETY: as above.
+        // SAFETY: `Buffer::download` checked that the range lies in a live buffer.
         self.with_copier(|c| unsafe { c.copy_to_host(to, from, self.gpu.stream()) })
     }
 
@@ -463,13 +465,13 @@ impl Backend for Cuda {
         size: usize,
         id: &[u8; 128],
         time_limit: Duration,
-    ) -> Result<Box<dyn Exchanges>> {
+    ) -> Result<Box<dyn ExchangeBackend>> {
         let joined = Communicator::join(&self.gpu, (rank, size), id, time_limit).map_err(device_error)?;
         Ok(Box::new(joined))
     }
 }
 
-impl Exchanges for Communicator {
+impl ExchangeBackend for Communicator {
     fn rank(&self) -> usize {
         self.rank()
     }
@@ -478,9 +480,14 @@ impl Exchanges for Communicator {
         self.size()
     }
 
-    unsafe fn start(&self, name: &str, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<u64> {
+    unsafe fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<AddressRange>],
+        receive: &[Vec<AddressRange>],
+    ) -> Result<u64> {
         // SAFETY: the caller guarantees the ranges.
-        unsafe { self.start(name, send, receive) }.map_err(device_error)
+        unsafe { self.start_exchange(name, send, receive) }.map_err(device_error)
     }
 
     fn wait(&self, ticket: u64) -> Result<()> {
@@ -502,7 +509,8 @@ impl Exchanges for Communicator {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // No work may be in flight when memory is freed. After a failed kernel the wait fails too, and no work is left.
+        // No work may be in flight when memory is freed. If a kernel has failed, this wait fails too, but then no
+        // work is in flight.
         let _ = self.gpu.synchronize();
     }
 }

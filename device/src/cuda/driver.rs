@@ -44,7 +44,7 @@ pub trait Driver: Send + Sync {
     /// Releases a reserved range to which no memory is mapped.
     unsafe fn release(&self, at: u64, bytes: usize);
 
-    /// Allocates `bytes` (> 0) of page-locked host memory, from and to which copies run at full speed.
+    /// Allocates `bytes` (> 0) bytes of page-locked host memory. Copies from and to such memory run at full speed.
     fn alloc_host(&self, bytes: usize) -> Result<*mut u8, CudaError>;
     /// Frees page-locked host memory.
     unsafe fn free_host(&self, at: *mut u8);
@@ -53,7 +53,7 @@ pub trait Driver: Send + Sync {
     fn stream(&self) -> Result<StreamHandle, CudaError>;
     /// Destroys a stream.
     unsafe fn destroy_stream(&self, stream: StreamHandle);
-    /// Waits until all work of the stream is done. Returns the error of a kernel that faulted.
+    /// Waits until all work of the stream is done. Returns the error of a kernel that failed.
     unsafe fn synchronize(&self, stream: StreamHandle) -> Result<(), CudaError>;
     /// Enqueues a copy of host bytes to the GPU.
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError>;
@@ -68,11 +68,11 @@ pub trait Driver: Send + Sync {
     fn event(&self) -> Result<EventHandle, CudaError>;
     /// Destroys an event.
     unsafe fn destroy_event(&self, event: EventHandle);
-    /// Records the event on the stream. The event completes when all work that the stream has now is done.
+    /// Records the event on the stream. The event completes when all work that is now enqueued on the stream is done.
     unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
     unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError>;
-    /// Tells whether the event has completed, without waiting. Returns the error of a kernel that faulted.
+    /// Tells whether the event has completed, without waiting. Returns the error of a kernel that failed.
     unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError>;
     /// Makes later work of the stream wait until the event completes.
     unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError>;
@@ -80,8 +80,8 @@ pub trait Driver: Send + Sync {
     /// completed first.
     unsafe fn elapsed(&self, start: EventHandle, end: EventHandle) -> Result<f64, CudaError>;
 
-    /// Tells whether this driver needs PTX with line information, compiled on this machine, instead of the machine
-    /// code in the binary.
+    /// Tells whether this driver needs PTX with line information that is compiled on this machine, instead of the
+    /// machine code in the binary.
     fn needs_ptx(&self) -> bool {
         false
     }
@@ -89,7 +89,7 @@ pub trait Driver: Send + Sync {
     fn load(&self, name: &str, image: CompiledCode<'_>) -> Result<ModuleHandle, CudaError>;
     /// Unloads a module. None of its kernels may be running.
     unsafe fn unload(&self, module: ModuleHandle);
-    /// Returns the function of a module with this symbol.
+    /// Returns the function with this symbol in a module.
     unsafe fn function(&self, module: ModuleHandle, symbol: &str) -> Result<FunctionHandle, CudaError>;
     /// Returns the attributes of a function.
     unsafe fn function_attributes(&self, function: FunctionHandle) -> Result<FunctionAttributes, CudaError>;
@@ -101,7 +101,7 @@ pub trait Driver: Send + Sync {
     /// Returns how many blocks with `threads` threads and `shared` bytes of dynamic shared memory can be resident on
     /// one multiprocessor.
     unsafe fn resident(&self, function: FunctionHandle, threads: u32, shared: u32) -> Result<u32, CudaError>;
-    /// Encodes a tensor map into the 128 bytes that kernels read.
+    /// Encodes a tensor map into the 128 bytes that kernels read (a `CUtensorMap`).
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError>;
     /// Enqueues a launch. `arguments` are the bytes of each parameter of the function, in the order of its
     /// declaration.
@@ -122,13 +122,13 @@ pub trait Driver: Send + Sync {
     /// Destroys a graph that is not running.
     unsafe fn destroy_graph(&self, graph: GraphHandle);
 
-    /// Tells a profiling tool that waits for it to collect from now on.
+    /// Starts the collection of an attached profiler (`cuProfilerStart`).
     fn start_profiler(&self) -> Result<(), CudaError>;
-    /// Tells a profiling tool to collect nothing more.
+    /// Stops the collection of an attached profiler (`cuProfilerStop`).
     fn stop_profiler(&self) -> Result<(), CudaError>;
 
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;
-    /// Opens the library for exchanges of this GPU's memory with other GPUs.
+    /// Opens the library for exchanging this GPU's memory with other GPUs.
     fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError>;
 }

@@ -1,9 +1,9 @@
 //! The calls of NVIDIA's driver that `nvidia.rs` makes, and a check that a driver has them.
 //!
-//! All of them are in the driver of CUDA 12.0, in the version of their interface that `nvidia.rs` uses. Newer drivers
-//! keep these versions beside newer ones: `cuEventElapsedTime` of CUDA 2.0 beside `cuEventElapsedTime_v2` of 12.8. The
+//! The driver of CUDA 12.0 has all these calls, in the interface version that `nvidia.rs` uses. Newer drivers keep
+//! the old versions beside new ones: `cuEventElapsedTime` of CUDA 2.0 beside `cuEventElapsedTime_v2` of 12.8. The
 //! bindings are those of CUDA 12.0 (feature `cuda-12000` of the crate cudarc), so a newer version cannot be called by
-//! accident. What newer drivers do better is chosen by their version: see
+//! accident. Features of newer drivers are switched on by the driver's version: see
 //! [`graphs_have_programmatic_launches`](rules::graphs_have_programmatic_launches).
 #![allow(unsafe_code)]
 
@@ -77,7 +77,7 @@ const CALLS: [(&str, u32); 58] = [
     ("cuTensorMapEncodeTiled", 12_000),
 ];
 
-/// The installed library of the driver.
+/// The driver library that is installed on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverLibrary {
     /// The newest CUDA version that the driver supports, times 1000: 13000 for 13.0.
@@ -102,8 +102,8 @@ impl DriverLibrary {
         Some(DriverLibrary { version: version.max(0) as u32, missing })
     }
 
-    /// Returns what a newer driver would do better, one clause each. `has_ptxas_12` tells whether a ptxas of CUDA 12 is
-    /// installed.
+    /// Returns what this driver lacks in comparison with a newer one, one clause per feature. `has_ptxas_12` tells
+    /// whether a ptxas of CUDA 12 is installed.
     pub fn limitations(&self, has_ptxas_12: bool) -> Vec<&'static str> {
         let mut all = Vec::new();
         if !rules::graphs_have_programmatic_launches(self.version) {
@@ -142,7 +142,7 @@ mod tests {
         assert!(of(12_000).contains("need ptxas 12") && of(12_040).contains("the driver compiles"));
     }
 
-    /// Each call that `nvidia.rs` makes without a wrapper of cudarc is in the list.
+    /// Each call that `nvidia.rs` makes without a wrapper of cudarc is in the list `CALLS`.
     #[test]
     fn the_list_has_the_calls_of_nvidia() {
         let text = include_str!("nvidia.rs");

@@ -16,10 +16,10 @@ pub enum CudaError {
     OldDriver {
         /// The newest CUDA version that the driver supports, times 1000.
         has: u32,
-        /// The oldest supported CUDA version times 1000.
+        /// The oldest CUDA version that is supported, times 1000.
         needs: u32,
     },
-    /// The driver lacks calls that it must have.
+    /// The driver lacks calls that this program needs.
     #[error("{}", self.with_other_device())]
     IncompleteDriver {
         /// The newest CUDA version that the driver supports, times 1000.
@@ -39,9 +39,9 @@ pub enum CudaError {
     /// A call to the driver failed.
     #[error("cuda: {call}: {what}")]
     Call {
-        /// What the call was doing.
+        /// The call, as an activity: `querying the driver version`.
         call: String,
-        /// The driver's name of the failure, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
+        /// The driver's name for the failure, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.
         what: String,
     },
     /// A launch exceeds a limit of the GPU.
@@ -60,10 +60,10 @@ pub enum CudaError {
     Product {
         /// Name and shape of the product.
         product: String,
-        /// Why it cannot be computed.
+        /// The reason why cuBLASLt cannot compute the product.
         why: String,
     },
-    /// No cuBLASLt is installed that the driver supports.
+    /// The machine has no cuBLASLt that works with the driver.
     #[error("cuda: cuBLASLt not found: {}; details: `reel doctor`", missing_blas(*.driver))]
     NoBlas {
         /// The major version of the newest CUDA version that the driver supports.
@@ -77,9 +77,9 @@ pub enum CudaError {
     /// NCCL is too old.
     #[error("cuda: NCCL {} is too old; install NCCL {} or newer", nccl_version_text(*.has), nccl_version_text(*.needs))]
     OldNccl {
-        /// The version that is installed, for example 21403 for 2.14.3.
+        /// The installed version, for example 21403 for 2.14.3.
         has: u32,
-        /// The oldest supported version.
+        /// The oldest supported version of NCCL.
         needs: u32,
     },
     /// An exchange between ranks failed.
@@ -89,7 +89,7 @@ pub enum CudaError {
         rank: usize,
         /// The number of ranks.
         size: usize,
-        /// What failed, and in which exchange.
+        /// What failed, and in which exchange between ranks.
         what: String,
     },
     /// A kernel does not compile.
@@ -98,14 +98,14 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// The error of a library, named `library`, that cannot be opened or lacks a function for this reason.
-    pub(super) fn of_library(library: &OsStr, reason: String) -> CudaError {
+    /// Returns the error for a library (named `library`) that cannot be opened or lacks a function.
+    pub(super) fn library_error(library: &OsStr, reason: String) -> CudaError {
         CudaError::Call { call: format!("opening {}", library.display()), what: reason }
     }
 
-    /// Returns what is wrong and how to get a GPU if the error means that no GPU can be opened. The printed message
+    /// Returns what is wrong and how to get a GPU, if this error means that no GPU can be opened. The printed message
     /// also names the devices `cpu` and `sim`, which not every command supports.
-    pub fn missing_gpu(&self) -> Option<(String, String)> {
+    pub fn missing_gpu_message(&self) -> Option<(String, String)> {
         match self {
             Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),
             Self::OldDriver { has, needs } => Some((
@@ -123,9 +123,9 @@ impl CudaError {
         }
     }
 
-    /// Returns the message of an error for which [`CudaError::missing_gpu`] returns a text.
+    /// Returns the message of an error for which [`CudaError::missing_gpu_message`] returns a text.
     fn with_other_device(&self) -> String {
-        let (what, remedy) = self.missing_gpu().unwrap_or_default();
+        let (what, remedy) = self.missing_gpu_message().unwrap_or_default();
         format!("cuda: {what}; {remedy}, or choose --device cpu or --device sim")
     }
 }

@@ -16,9 +16,10 @@ use crate::compile::driver_code::compile_for_driver;
 use crate::launch::{Arch, Kernel, Source, Stage};
 
 /// The kernel folders whose launches a following programmatic dependent launch ([`Stage::programmatic`]) may overlap.
-/// Before it waits, such a launch reads weights only, and the kernels of these folders write activations, the KV cache
-/// and the state of sequences, but no weights. After any other work, a launch starts when that work has ended. So all
-/// writes of weights have ended before the first launch of a chain of early launches starts.
+/// Until such a launch waits for its predecessor, it reads only weights. The kernels of these folders write
+/// activations, the KV cache and the state of sequences, but no weights. After any other work, a launch starts when
+/// that work has ended. So all writes of weights have ended before the first launch of a chain of early launches
+/// starts.
 const FOLDERS_BEFORE_EARLY_LAUNCHES: [&str; 5] = ["paged_attention", "rms_norm", "rope_kv_write", "sample", "skinny"];
 
 /// An opened GPU with its loaded kernels and one stream.
@@ -35,13 +36,13 @@ pub struct Gpu {
 /// A loaded translation unit, and those of its functions that have been used.
 struct Loaded {
     module: ModuleHandle,
-    /// Whether the code has the waits of programmatic dependent launches. The PTX of sm_80 in the binary has no such
-    /// waits.
+    /// Whether the code waits for the preceding launch in programmatic dependent launches. The PTX of sm_80 in the
+    /// binary has no such waits.
     has_waits: bool,
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties. The two last fields are driver attributes that have been raised for the
+/// A loaded function with its properties. The last two fields are driver attributes that were raised for this
 /// function.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
@@ -83,7 +84,7 @@ impl Gpu {
         &self.driver
     }
 
-    /// Returns the stream on which all work of this GPU runs.
+    /// Returns the compute stream, on which all launches of this GPU run.
     pub fn stream(&self) -> StreamHandle {
         self.stream
     }
@@ -139,7 +140,7 @@ impl Gpu {
     /// Copies bytes of the buffer from `offset` on to the host, and returns when the copy is done.
     ///
     /// # Panics
-    /// If the buffer ends before the last of these bytes.
+    /// If the range of bytes is beyond the end of the buffer.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         let end = offset + bytes.len();
         assert!(
@@ -169,7 +170,7 @@ impl Gpu {
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
         self.make_next_launch_wait();
-        // SAFETY: both own their ranges.
+        // SAFETY: both buffers own their ranges.
         unsafe { self.driver.copy(to.at, from.at, from.bytes, self.stream) }
     }
 
@@ -196,7 +197,7 @@ impl Gpu {
         self.next_may_start_early.store(false, Ordering::Relaxed);
     }
 
-    /// Waits until all enqueued work is done. Returns the error of a kernel that faulted.
+    /// Waits until all enqueued work is done. Returns the error of a kernel that failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.synchronize(self.stream) }
@@ -206,15 +207,15 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel folder's code. Otherwise [`Gpu::launch`] loads the code at its first use. The code is, in order
-    /// of preference: the machine code in the binary for this GPU and driver, the code that NVRTC compiles (cached on
-    /// disk), or, without a compiler for this driver, the PTX in the binary.
+    /// Loads a kernel folder's code before its first use, at which [`Gpu::launch`] would load it. The code is, in
+    /// order of preference: the machine code in the binary for this GPU and driver, the code that NVRTC compiles
+    /// (cached on disk), or, without a compiler for this driver, the PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
         }
-        // No lock is held during the load: compiling may take seconds, and other threads may load other code
-        // meanwhile.
+        // No lock is held during the load, because compiling may take seconds. Other threads may load other code at
+        // the same time.
         let (module, has_waits) = self.load_code(source)?;
         let beaten = self.modules().insert(source.name, Loaded { module, has_waits, functions: HashMap::new() });
         if let Some(other) = beaten {
@@ -227,7 +228,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Loads a folder's code; also returns whether the code has the waits of programmatic dependent launches.
+    /// Loads a folder's code. Also returns whether the code has the waits of programmatic dependent launches.
     fn load_code(&self, source: &'static Source) -> Result<(ModuleHandle, bool), CudaError> {
         let sm = self.sm_name();
         let has_waits = self.arch().sm >= 90 && source.has_dependent_launches();
@@ -256,8 +257,8 @@ impl Gpu {
         Ok(PtxFunction { gpu: self, module, function })
     }
 
-    /// Returns the function of a stage, after checking the launch against the GPU's limits and raising the function's
-    /// driver attributes where the launch needs it.
+    /// Returns the function of a stage. Before that, checks the launch against the GPU's limits and raises the
+    /// function's driver attributes where the launch needs it.
     pub(super) fn function_for_launch(
         &self,
         source: &'static Source,
@@ -303,8 +304,8 @@ impl Gpu {
     /// Enqueues all launches of a kernel call, in order.
     ///
     /// # Safety
-    /// The addresses in `params` point to memory of this GPU with the sizes that the kernel documents, which stays
-    /// allocated until [`Gpu::synchronize`].
+    /// The addresses in `params` point to memory of this GPU with the sizes that the kernel documents. The memory
+    /// stays allocated until [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
             // SAFETY: the caller guarantees the addresses in `params`.
@@ -343,7 +344,7 @@ impl Gpu {
         })
     }
 
-    /// Returns how many seconds the work that `f` enqueues takes, by the GPU's own clock.
+    /// Returns the duration in seconds of the work that `f` enqueues, by the GPU's own clock.
     pub fn time_seconds(&self, f: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
         let events = [self.driver.event()?, self.driver.event()?];
         let seconds = self.time_between(events, f);
@@ -370,7 +371,7 @@ impl Gpu {
     }
 }
 
-/// Returns the driver's launch configuration of a stage.
+/// Returns the driver's launch configuration for a stage.
 fn config(stage: &Stage) -> LaunchConfig {
     let Stage { grid, block, cluster, shared, cooperative, programmatic, .. } = *stage;
     LaunchConfig { grid, block, cluster, shared, cooperative, programmatic }
@@ -380,9 +381,9 @@ impl PtxFunction<'_> {
     /// Enqueues a launch of `grid` blocks of `block` threads.
     ///
     /// # Safety
-    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them points
-    /// to memory of this GPU that contains all that the function accesses and stays allocated until
-    /// [`Gpu::synchronize`].
+    /// `arguments` are the bytes of each parameter of the function, in the order of its declaration. Every address in
+    /// them points to memory of this GPU. This memory contains everything that the function accesses, and stays
+    /// allocated until [`Gpu::synchronize`].
     pub unsafe fn launch(
         &self,
         grid: [u32; 3],
@@ -426,7 +427,7 @@ impl Buffer {
         self.at
     }
 
-    /// The size in bytes.
+    /// The size of the buffer in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }

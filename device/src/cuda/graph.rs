@@ -1,8 +1,8 @@
 //! CUDA graphs: launches that are captured once and then enqueued together by one call.
 //!
-//! During a capture the host must neither wait nor allocate memory. Loading a kernel does, so [`Gpu::load_for_capture`]
-//! loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream
-//! Capture".
+//! During a capture the host must neither wait nor allocate memory. Loading a kernel may do so. Therefore
+//! [`Gpu::load_for_capture`] loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating
+//! a Graph Using Stream Capture".
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,8 +37,8 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub fn begin_capture(&self) -> Result<(), CudaError> {
-        // The work before the first captured launch is known only when the graph is launched, so this launch must wait
-        // for it.
+        // The work that runs before the first captured launch is not known before the replay. So this launch must
+        // wait for it.
         self.make_next_launch_wait();
         let overlaps = rules::graphs_have_programmatic_launches(self.driver.properties().version);
         self.captures_without_overlap.store(!overlaps, Ordering::Relaxed);
@@ -49,7 +49,7 @@ impl Gpu {
     /// Ends the capture and returns the launches that this thread has recorded since [`Gpu::begin_capture`].
     ///
     /// # Errors
-    /// The driver's error, for example because a call during the capture waited or allocated.
+    /// The driver's error, for example if a call during the capture waited or allocated memory.
     pub fn end_capture(&self) -> Result<GpuGraph, CudaError> {
         // SAFETY: the stream belongs to this GPU.
         let graph = unsafe { self.driver.end_capture(self.stream) };
@@ -62,7 +62,7 @@ impl Gpu {
     /// Enqueues the captured launches, in order.
     ///
     /// # Safety
-    /// The conditions of [`Gpu::launch`] hold for every captured launch, with the addresses of the capture.
+    /// The conditions of [`Gpu::launch`] hold for every captured launch and the addresses that were captured.
     ///
     /// # Errors
     /// The driver's error.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::cuda::{CudaError, Driver, arena::Arena, driver::PhysicalMemoryHandle};
 
-/// The pool maps at least this many bytes at a time if the GPU has them, so small blocks do not need one driver call
-/// each.
+/// The minimum number of bytes that the pool maps at a time, if the GPU has them. So small blocks do not need one
+/// driver call each.
 const GROWTH: usize = 64 << 20;
 
 pub(super) struct MemoryPool {
@@ -26,7 +26,7 @@ impl MemoryPool {
         Ok(MemoryPool { driver, base, span, arena: Arena::new(), backings: Vec::new() })
     }
 
-    /// Allocates a block of `bytes` bytes and returns its address. None if the GPU is out of memory.
+    /// Allocates a block of `bytes` bytes and returns its address; `None` if the GPU is out of memory.
     pub fn alloc(&mut self, bytes: usize) -> Option<u64> {
         let missing = self.arena.bytes_to_grow_before_alloc(bytes)?;
         if missing > 0 && !self.grow(missing.max(GROWTH)) && !self.grow(missing) {
@@ -40,7 +40,7 @@ impl MemoryPool {
         debug_assert!(was_allocated, "cannot free {addr:#x}: no allocated block begins there");
     }
 
-    /// Maps physical memory to the next `bytes` bytes of the range. False if the GPU is out of memory.
+    /// Maps physical memory to the next `bytes` bytes of the range. Returns false if the GPU is out of memory.
     fn grow(&mut self, bytes: usize) -> bool {
         let Some(bytes) = bytes.checked_next_multiple_of(self.driver.granularity()) else { return false };
         if bytes > self.span - self.arena.size_bytes() {

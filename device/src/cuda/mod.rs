@@ -3,8 +3,8 @@
 //! The trait [`Driver`] has the driver's calls. [`Nvidia`] implements it with NVIDIA's driver, which is opened at run
 //! time. [`fake::FakeDriver`] implements it for machines without a GPU: it enforces the documented rules and runs
 //! launches on the simulator. [`Gpu`] is the interface for the rest of the program: it loads kernels at first use and
-//! checks each launch against [`rules`] before it calls the driver. Device `cuda` (`device.rs`) is above it: its memory
-//! is a pool, its copies go through page-locked memory, and its profiler records events.
+//! checks each launch against [`rules`] before it calls the driver. Device `cuda` (`device.rs`) builds on [`Gpu`]:
+//! its memory is a pool, its copies go through page-locked memory, and its profiler records events.
 #![allow(unsafe_code)]
 
 mod algorithms;

@@ -40,7 +40,7 @@ unsafe impl Sync for Nvidia {}
 pub(super) struct Context(usize);
 
 impl Context {
-    /// Makes the context current on this thread, unless it is already.
+    /// Makes the context current on this thread, unless it already is.
     ///
     /// # Safety
     /// The context must be retained.
@@ -55,7 +55,7 @@ impl Context {
     }
 }
 
-/// Adds to a driver's error what the program was doing, such as "querying the driver version".
+/// Adds to a driver's error a text that says what the program was doing, such as "querying the driver version".
 fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     result.map_err(|e| {
         let text = e.error_string().ok().map(|s| s.to_string_lossy().into_owned());
@@ -68,7 +68,7 @@ fn named<T>(call: impl Into<String>, result: Result<T, driver::DriverError>) -> 
     })
 }
 
-/// Like [`named`], for calls that allocate: out of memory becomes [`CudaError::OutOfMemory`].
+/// Does the same as [`named`] for calls that allocate: out of memory becomes [`CudaError::OutOfMemory`].
 fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -> Result<T, CudaError> {
     match result {
         Err(e) if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(CudaError::OutOfMemory { bytes }),
@@ -78,22 +78,22 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 
 impl Nvidia {
     /// Tells whether the machine has an NVIDIA driver and a GPU. Opening the GPU may still fail.
-    pub fn is_present() -> bool {
-        Self::count() > 0
+    pub fn has_gpu() -> bool {
+        Self::gpu_count() > 0
     }
 
-    /// The number of GPUs that this process can use; 0 without a driver.
-    pub fn count() -> usize {
-        // An incomplete library may lack the calls below.
+    /// Returns the number of GPUs that this process can use; 0 without a driver.
+    pub fn gpu_count() -> usize {
+        // An incomplete driver library may lack the calls that follow.
         let library = DriverLibrary::open().is_some_and(|library| library.missing.is_empty());
         let count = if library && driver::init().is_ok() { driver::device::get_count().ok() } else { None };
         count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
 
-    /// The identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`): the same in all processes,
-    /// which may number GPUs differently. `None` if the driver does not tell it.
-    pub fn uuid(ordinal: usize) -> Option<String> {
-        if ordinal >= Self::count() {
+    /// Returns the identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`). The identity is the
+    /// same in all processes, while the indices of GPUs may differ. `None` if the driver does not report it.
+    pub fn gpu_uuid(ordinal: usize) -> Option<String> {
+        if ordinal >= Self::gpu_count() {
             return None;
         }
         let device = driver::device::get(c_int::try_from(ordinal).ok()?).ok()?;
@@ -126,8 +126,8 @@ impl Nvidia {
         let mut opened = Nvidia { properties: GpuProperties::unknown(version), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.query_properties(version)?;
-        // A driver that cannot compile PTX cannot tell this number. With 0, launch plans use no such clusters and give
-        // the same bits.
+        // A driver that cannot compile PTX cannot report this number. With 0, launch plans use no clusters of 8
+        // blocks and give the same bits.
         opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8().unwrap_or(0);
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
@@ -141,7 +141,7 @@ impl Nvidia {
     fn query_properties(&self, version: u32) -> Result<GpuProperties, CudaError> {
         use sys::CUdevice_attribute_enum as A;
         let attribute = |which| {
-            // SAFETY: the device comes from the driver.
+            // SAFETY: `device` was returned by the driver.
             let value = unsafe { driver::device::get_attribute(self.device, which) };
             named("querying a GPU attribute", value).map(|v| v as u32)
         };
@@ -166,15 +166,15 @@ impl Nvidia {
             shared,
             registers: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK)?,
         };
-        // SAFETY: the device comes from the driver.
+        // SAFETY: `device` was returned by the driver.
         let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
-        // `clusters_of_8` is queried once the GPU is open, because the query needs a loaded kernel.
+        // `clusters_of_8` is queried after the GPU is open, because the query needs a loaded kernel.
         let arch = Arch { sm, shared_per_block: shared, multiprocessors, clusters_of_8: 0 };
         Ok(GpuProperties { name, arch, limits, memory: bytes as u64, version })
     }
 
-    /// Returns [`Arch::clusters_of_8`]. The driver gives this number for a kernel. Here the kernel does nothing and
-    /// asks for all of a multiprocessor's shared memory, so that each block has a multiprocessor of its own.
+    /// Returns [`Arch::clusters_of_8`]. The driver reports this number for a given kernel. The kernel here does
+    /// nothing, but uses all shared memory of a multiprocessor, so that each block has a multiprocessor to itself.
     fn query_clusters_of_8(&self) -> Result<u32, CudaError> {
         const PTX: &str = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry one_block() { ret; }\n";
         let Arch { sm, shared_per_block: shared, .. } = self.properties.arch;
@@ -225,7 +225,7 @@ impl Nvidia {
         Ok(clusters.max(0) as u32)
     }
 
-    /// Makes the GPU's context current on this thread.
+    /// Makes the context of this GPU current on this thread.
     fn current(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained until `self` is dropped.
         unsafe { Context(self.context as usize).make_current() }
@@ -252,7 +252,8 @@ impl Nvidia {
 }
 
 impl GpuProperties {
-    /// Returns properties with the driver's version and otherwise zeros, to be filled by asking the driver.
+    /// Returns properties that contain the driver's version and otherwise zeros. The caller queries the driver for
+    /// the other values.
     fn unknown(version: u32) -> GpuProperties {
         let arch = Arch { sm: 0, shared_per_block: 0, multiprocessors: 0, clusters_of_8: 0 };
         GpuProperties { name: String::new(), arch, limits: LaunchLimits::new(0, 0), memory: 0, version }
@@ -582,7 +583,7 @@ impl Driver for Nvidia {
     }
 
     fn stop_profiler(&self) -> Result<(), CudaError> {
-        // SAFETY: as above.
+        // SAFETY: the call has no preconditions but a current context.
         self.call("stopping the profiler", || unsafe { sys::cuProfilerStop() }.result())
     }
 

@@ -12,20 +12,21 @@ pub const SHARED_BYTES_WITHOUT_ATTRIBUTE: u32 = 48 << 10;
 pub const MAX_PORTABLE_CLUSTER_BLOCKS: u32 = 8;
 /// Maximum number of blocks of a cluster if the function's driver attribute allows large clusters.
 pub const MAX_CLUSTER_BLOCKS: u32 = 16;
-/// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 from compute capability 7.0 on.
+/// Maximum bytes of a kernel's parameters in this project. The driver accepts 32764 bytes from compute capability 7.0
+/// on.
 pub const MAX_PARAMETER_BYTES: usize = 4096;
-/// The CUDA version, times 1000, from which graphs can hold programmatic dependent launches: the first whose driver API
-/// has edges of graphs with data (`CUgraphEdgeData`), by which such a launch follows another one.
-pub const PROGRAMMATIC_GRAPHS_SINCE: u32 = 12_030;
-/// A warp gets its registers in multiples of this number.
+/// The first CUDA version (times 1000) whose graphs can hold programmatic dependent launches. Such a launch needs a
+/// graph edge with data (`CUgraphEdgeData`).
+pub const MIN_CUDA_WITH_PROGRAMMATIC_GRAPHS: u32 = 12_030;
+/// The number of registers of a warp is rounded up to a multiple of this number.
 const REGISTER_UNIT: u32 = 256;
 
-/// Whether programmatic dependent launches may be captured in a graph of a driver of this CUDA version (times 1000).
+/// Tells whether graphs of a driver of this CUDA version (times 1000) can hold programmatic dependent launches.
 pub fn graphs_have_programmatic_launches(version: u32) -> bool {
-    version >= PROGRAMMATIC_GRAPHS_SINCE
+    version >= MIN_CUDA_WITH_PROGRAMMATIC_GRAPHS
 }
 
-/// Returns which limit a launch exceeds, as text; `None` if the launch is possible.
+/// Returns a text that says which limit a launch exceeds; `None` if the launch is possible.
 pub fn exceeded_launch_limit(
     config: &LaunchConfig,
     attributes: &FunctionAttributes,
@@ -101,7 +102,7 @@ fn broken_cluster(grid: [u32; 3], cluster: [u32; 3], limits: &LaunchLimits) -> O
     Some(format!("{} blocks in {axis}, which is not a multiple of the cluster size {}", grid[uneven], cluster[uneven]))
 }
 
-/// Returns the number of registers that a block occupies. Each of its warps gets a multiple of [`REGISTER_UNIT`].
+/// Returns the number of registers that a block occupies. Each warp gets a multiple of [`REGISTER_UNIT`].
 fn registers_of(threads: u32, registers: u32) -> u32 {
     threads.div_ceil(32) * (registers * 32).next_multiple_of(REGISTER_UNIT)
 }

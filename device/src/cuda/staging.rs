@@ -13,8 +13,8 @@ use crate::cuda::{
 const STAGING_SLOT_BYTES: usize = 1 << 20;
 /// Number of slots for small copies. A copy of at most one slot can be enqueued without waiting while a slot is free.
 const STAGING_SLOTS: usize = 16;
-/// Threads of a large copy. In an upload each thread fills one slot while the GPU reads another; eight threads read the
-/// page cache, or write the host's memory, faster than PCIe 5 transfers it.
+/// Number of threads of a large copy. In an upload, each thread fills one slot while the GPU reads another. Eight
+/// threads read the page cache, or write the host's memory, faster than PCIe 5 transfers the bytes.
 const LANES: usize = 8;
 /// Number of slots of each thread, of `LANE_SLOT_BYTES` bytes each.
 const LANE_SLOTS: usize = 2;
@@ -92,7 +92,7 @@ impl StagingRing {
         Ok(())
     }
 
-    /// Copies GPU memory to the host, after all work that was enqueued on the stream before.
+    /// Copies GPU memory to the host, after all work that was already enqueued on the stream.
     ///
     /// # Safety
     /// `from` must be live GPU memory with at least `to.len()` bytes.
@@ -141,11 +141,11 @@ impl Drop for StagingRing {
 }
 
 /// Staging slots for small copies on the device's stream.
-pub(super) struct Staging(StagingRing);
+pub(super) struct StagingBuffers(StagingRing);
 
-impl Staging {
-    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> Result<Staging, CudaError> {
-        Ok(Staging(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
+impl StagingBuffers {
+    pub fn new(driver: Arc<dyn Driver>, stream: StreamHandle) -> Result<StagingBuffers, CudaError> {
+        Ok(StagingBuffers(StagingRing::new(driver, stream, STAGING_SLOTS, STAGING_SLOT_BYTES)?))
     }
 
     /// Enqueues a copy to the GPU in stream order. When this returns, all bytes of `from` have been read and may
@@ -158,7 +158,7 @@ impl Staging {
         unsafe { self.0.copy_to_gpu(to, from) }
     }
 
-    /// Copies GPU memory to the host, after all work that was enqueued on the stream before.
+    /// Copies GPU memory to the host, after all work that was already enqueued on the stream.
     ///
     /// # Safety
     /// `from` must be live GPU memory with at least `to.len()` bytes.
@@ -168,8 +168,8 @@ impl Staging {
     }
 }
 
-/// Copies large data, such as weights, with several threads. Each thread has a part of the bytes and a stream of its
-/// own.
+/// Copies large data, such as weights, with several threads. Each thread copies a part of the bytes on its own
+/// stream.
 pub(super) struct ParallelCopier {
     driver: Arc<dyn Driver>,
     lanes: Vec<StagingRing>,
@@ -229,7 +229,7 @@ impl ParallelCopier {
         self.in_lanes(stream, jobs, |lane, (from, part)| unsafe { lane.copy_to_host(part, from) })
     }
 
-    /// The number of bytes of each thread in a copy of `bytes` bytes.
+    /// Returns the number of bytes that each thread copies in a copy of `bytes` bytes.
     fn share(&self, bytes: usize) -> usize {
         bytes.div_ceil(self.lanes.len()).next_multiple_of(LANE_SLOT_BYTES)
     }
@@ -255,7 +255,7 @@ impl ParallelCopier {
                     })
                 })
                 .collect();
-            // All threads end before the first error is returned.
+            // All threads are joined before the first error is returned.
             let results: Vec<_> = threads.into_iter().map(|t| t.join().expect("copies do not panic")).collect();
             results.into_iter().collect()
         })

@@ -1,4 +1,4 @@
-//! The timeline of profiled launches: times by the GPU's clock, without making the host wait for each launch.
+//! The timeline of profiled launches. Times come from the GPU's clock, and the host does not wait for each launch.
 //!
 //! ```text
 //! anchor:     an event that the host waits for; host time of this event = now
@@ -20,12 +20,12 @@ use crate::cuda::{CudaError, Driver};
 use crate::error::Result;
 use crate::profile::{LaunchRecord, TimedLaunch};
 
-/// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
-/// GPU works on the newer half.
+/// Maximum number of profiled launches in flight. At the maximum, the times of the older half are read while the GPU
+/// works on the newer half.
 pub(super) const MAX_LAUNCHES_IN_FLIGHT: usize = 4096;
 
-/// Age at which the anchor (an event with a known host time) is replaced by a new one, as soon as no launch is in
-/// flight: the clocks of GPU and host drift apart by some microseconds per second.
+/// Age at which the anchor (an event with a known host time) is replaced, as soon as no launch is in flight. The
+/// clocks of GPU and host drift apart by some microseconds per second.
 const ANCHOR_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A profiled launch in flight, with the events around it.
@@ -39,7 +39,7 @@ struct TimedPair {
 pub(super) struct LaunchTimeline {
     driver: Arc<dyn Driver>,
     stream: StreamHandle,
-    /// An event that the GPU has reached, and its time by the host's clock.
+    /// An event that the GPU has reached, and the time of the event by the host's clock.
     anchor: (CudaEvent, Instant),
     anchored_at: Instant,
     free: Vec<[CudaEvent; 2]>,
@@ -49,7 +49,8 @@ pub(super) struct LaunchTimeline {
 }
 
 impl LaunchTimeline {
-    /// A timeline with at most `max_in_flight` (> 1) launches in flight. Waits for the GPU once, to set the anchor.
+    /// Creates a timeline with at most `max_in_flight` (> 1) launches in flight. Waits for the GPU once, to set the
+    /// anchor.
     pub fn new(
         driver: Arc<dyn Driver>,
         stream: StreamHandle,
@@ -107,7 +108,7 @@ impl LaunchTimeline {
         }
     }
 
-    /// Returns two events for a launch: a free pair that an earlier launch used, else a new pair.
+    /// Returns two events for a launch: a pair that an earlier launch no longer uses, else a new pair.
     fn events(&mut self) -> std::result::Result<[CudaEvent; 2], CudaError> {
         if let Some(events) = self.free.pop() {
             return Ok(events);
@@ -127,7 +128,7 @@ impl LaunchTimeline {
         let Some(last) = count.checked_sub(1).and_then(|i| self.in_flight.get(i)) else { return Ok(Vec::new()) };
         // SAFETY: the timeline owns the event.
         unsafe { self.driver.wait(last.events[1])? }
-        // The driver gives the time between two events in milliseconds as f32, which is exact for short spans only.
+        // The driver returns the time between two events in milliseconds as f32, which is exact for short spans only.
         // So each read makes the last event the new anchor.
         let times: std::result::Result<Vec<(Instant, f64)>, CudaError> =
             self.in_flight.iter().take(count).map(|pair| self.time(pair)).collect();
@@ -146,7 +147,7 @@ impl LaunchTimeline {
         Ok(timed)
     }
 
-    /// When a launch began, on the host's clock, and how many seconds it took.
+    /// Returns the start of a launch by the host's clock, and its duration in seconds.
     fn time(&self, pair: &TimedPair) -> std::result::Result<(Instant, f64), CudaError> {
         let [before, after] = pair.events;
         // SAFETY: the timeline owns the events, which have been reached.
@@ -156,7 +157,7 @@ impl LaunchTimeline {
     }
 }
 
-/// Converts seconds to a duration; a negative value, which only rounding can cause, becomes zero.
+/// Converts seconds to a duration. A negative value, which only rounding can cause, becomes zero.
 fn positive(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Tests of the timeline on the fake driver, which runs work as late as CUDA allows and refuses events that were not
-//! reached.
+//! Tests of the timeline on the fake driver. The fake driver runs work as late as CUDA allows, and returns an error
+//! for the time of an event that was not reached.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::profile::ProfileData;
 use crate::{Addr, Arch, Buffer, Cost, Device, Kernel, Launch, MemoryCategory, Source, Stage, Team, compile};
 
 crate::params! {
-    /// Parameters of the kernels below.
+    /// Parameters of the test kernels in this file.
     struct FourParams {
         /// f32 `[4]`, written.
         x: Addr,
@@ -54,8 +54,8 @@ fn call(kernel: &'static Kernel, x: &Buffer) -> Launch {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Each launch gets one time span; spans are in stream order and do not overlap, for any limit of launches in
-    /// flight and whenever times are read.
+    /// Each launch gets one time span. For any limit of launches in flight, and whenever the times are read, the
+    /// spans are in stream order and do not overlap.
     #[test]
     fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
         let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };

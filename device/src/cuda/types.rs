@@ -7,11 +7,11 @@ use crate::launch::Arch;
 pub struct GpuProperties {
     /// The GPU's name, for example `NVIDIA H200`.
     pub name: String,
-    /// The architecture, from which kernels plan their launches.
+    /// The GPU's architecture, for which kernels plan their launches.
     pub arch: Arch,
-    /// The limits of a launch.
+    /// The limits of a launch on this GPU.
     pub limits: LaunchLimits,
-    /// Bytes of GPU memory.
+    /// The total GPU memory in bytes.
     pub memory: u64,
     /// The newest CUDA version that the driver supports, times 1000: 13000 for 13.0.
     pub version: u32,
@@ -21,7 +21,7 @@ pub struct GpuProperties {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StreamHandle(pub usize);
 
-/// A CUDA event: a point in a stream that can be waited for.
+/// A CUDA event: a point in a stream for which the host or another stream can wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EventHandle(pub usize);
 
@@ -46,14 +46,14 @@ pub struct PhysicalMemoryHandle(pub u64);
 pub struct CompiledCode<'a> {
     /// Machine code (CUBIN), which NVIDIA's driver loads; empty if there is only PTX.
     pub cubin: &'a [u8],
-    /// PTX text.
+    /// The source text in PTX.
     pub ptx: &'a str,
 }
 
 /// The attributes of a kernel function, as the driver reports them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionAttributes {
-    /// Maximum number of threads per block, from the function's registers and launch bounds.
+    /// Maximum number of threads per block. It follows from the function's registers and launch bounds.
     pub threads: u32,
     /// Bytes of static shared memory.
     pub static_shared: u32,
@@ -89,8 +89,8 @@ pub struct LaunchLimits {
     pub block: [u32; 3],
     /// Maximum number of threads of a block.
     pub threads: u32,
-    /// Maximum bytes of shared memory of a block, static and dynamic together, once the function's limit is raised to
-    /// it.
+    /// Maximum bytes of shared memory of a block, static and dynamic together, after the function's limit was raised
+    /// to this maximum.
     pub shared: u32,
     /// Maximum number of registers of a block.
     pub registers: u32,

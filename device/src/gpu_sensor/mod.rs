@@ -1,8 +1,8 @@
 //! Readings of a GPU's power, clocks, temperature, memory in use and throttling, through NVIDIA's management library
 //! (NVML), which is opened at run time ([`nvml`]).
 //!
-//! A reading asks the driver on the host and neither launches nor waits for anything on the GPU. Some calls take
-//! milliseconds, so programs that train or measure read on a thread of their own ([`GpuSampler`]).
+//! A reading queries the driver on the host. It launches nothing on the GPU and does not wait for the GPU. Some calls
+//! take milliseconds, so programs that train or measure read on a separate thread ([`GpuSampler`]).
 
 mod nvml;
 
@@ -16,7 +16,7 @@ pub use nvml::{NVML_LIBRARY, NvmlGpu, nvml_driver_version};
 /// The state of a GPU at one moment. A value is `None` if the GPU does not report it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuReading {
-    /// Power that the whole board draws, in W. GPUs since Ampere report the mean over the last second.
+    /// Power draw of the whole board, in W. GPUs since Ampere report the mean over the last second.
     pub power_watts: Option<f64>,
     /// Energy since the driver was loaded, in J.
     pub energy_joules: Option<f64>,
@@ -30,13 +30,14 @@ pub struct GpuReading {
     pub busy_share: Option<f64>,
     /// Bytes of GPU memory that all processes use.
     pub memory_used_bytes: Option<f64>,
-    /// Bytes of GPU memory.
+    /// The total GPU memory in bytes.
     pub memory_bytes: Option<f64>,
-    /// Why the clocks are below the highest ones, as names such as `sw_power_cap`. `gpu_idle` is one of them.
+    /// The reasons why the clocks are below the highest ones, by names such as `sw_power_cap`. `gpu_idle` is one of
+    /// these names.
     pub throttled: Vec<&'static str>,
 }
 
-/// A source of readings: a GPU, or a list of readings in tests.
+/// A source of readings: a GPU, or a fixed list of readings in tests.
 pub trait GpuSensor: Send {
     /// Reads the current values.
     fn read(&mut self) -> GpuReading;
@@ -48,7 +49,7 @@ pub struct GpuSampler {
     end: Sender<()>,
     thread: Option<JoinHandle<()>>,
     readings: Arc<Mutex<Vec<GpuReading>>>,
-    /// The last reading that [`Self::take`] has returned.
+    /// The last reading that [`Self::take_readings`] has returned.
     last: Option<GpuReading>,
 }
 
@@ -72,8 +73,8 @@ impl GpuSampler {
         GpuSampler { end, thread: Some(thread), readings, last: None }
     }
 
-    /// Returns the readings since the last call, oldest first. If there are none yet, returns the last reading again,
-    /// so that work shorter than the interval has one, too.
+    /// Returns the readings since the last call, oldest first. If there are no new readings, returns the last reading
+    /// again, so that work shorter than the interval also has a reading.
     pub fn take_readings(&mut self) -> Vec<GpuReading> {
         let new = std::mem::take(&mut *self.readings.lock().unwrap_or_else(PoisonError::into_inner));
         if new.is_empty() {
@@ -83,14 +84,14 @@ impl GpuSampler {
         new
     }
 
-    /// Makes one last reading, ends the thread, and returns all readings since the last [`Self::take`].
+    /// Makes one last reading, ends the thread, and returns all readings since the last [`Self::take_readings`].
     pub fn stop(mut self) -> Vec<GpuReading> {
         self.end();
         std::mem::take(&mut *self.readings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn end(&mut self) {
-        // If the thread has panicked, the message is not received and there is no last reading.
+        // The send fails if the thread has panicked. There is no last reading then.
         let _ = self.end.send(());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -108,7 +109,7 @@ impl Drop for GpuSampler {
 mod tests {
     use super::*;
 
-    /// Returns readings of 1, 2, 3, … W.
+    /// A sensor that returns readings of 1, 2, 3, … W.
     struct Counter(f64);
 
     impl GpuSensor for Counter {

@@ -1,5 +1,5 @@
-//! NVIDIA's management library, which comes with the driver: the calls that [`GpuReading`] needs, by the crate
-//! nvml-wrapper, which opens the library at run time.
+//! NVML, NVIDIA's management library, which comes with the driver. This module makes the calls that [`GpuReading`]
+//! needs, through the crate nvml-wrapper, which opens the library at run time.
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
@@ -8,10 +8,10 @@ use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use super::{GpuReading, GpuSensor};
 use crate::shared_library::one_line;
 
-/// The name by which the library is opened.
+/// The file name by which the library is opened.
 pub const NVML_LIBRARY: &str = "libnvidia-ml.so.1";
 
-/// The reasons of a low clock, with their names in nvidia-smi's queries.
+/// The reasons for a low clock, with their names in the queries of nvidia-smi.
 const THROTTLE_REASONS: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::GPU_IDLE, "gpu_idle"),
     (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks_setting"),
@@ -24,12 +24,12 @@ const THROTTLE_REASONS: [(ThrottleReasons, &str); 9] = [
     (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
 ];
 
-/// A GPU as NVML knows it. It is found by its PCI bus id, which does not depend on how CUDA numbers GPUs and on
+/// A GPU in NVML. The GPU is found by its PCI bus id, which does not depend on CUDA's numbering of GPUs or on
 /// `CUDA_VISIBLE_DEVICES`. An instance of a divided GPU (MIG) has the bus id and the readings of the whole GPU.
 pub struct NvmlGpu {
     nvml: Nvml,
     bus_id: String,
-    /// `GPU-…`, as nvidia-smi and DCGM name the GPU.
+    /// The name of the GPU in nvidia-smi and DCGM (`GPU-…`).
     uuid: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl NvmlGpu {
         Self::open_by(NVML_LIBRARY, bus_id)
     }
 
-    /// As [`Self::open`], with another name or path of the library.
+    /// Does the same as [`Self::open`], with another name or path of the library.
     fn open_by(library: &str, bus_id: &str) -> Result<Self, String> {
         let nvml = open(library)?;
         let gpu = nvml.device_by_pci_bus_id(bus_id).map_err(|e| format!("no GPU at PCI bus id {bus_id}: {e}"))?;
@@ -104,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    /// Compiles the stand-in for the library, with these options of the C compiler.
+    /// Compiles the stand-in for the library with these options of the C compiler.
     fn stand_in(options: &[&str]) -> (tempfile::TempDir, String) {
         let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/support/stub_nvml.c");
@@ -134,11 +134,11 @@ mod tests {
             throttled: vec!["sw_power_cap", "hw_thermal_slowdown"],
         };
         assert_eq!(reading, want);
-        // The counter of energy grows by 0.5 J with each reading.
+        // The stand-in's energy counter grows by 0.5 J with each reading.
         assert_eq!(gpu.read().energy_joules.unwrap() - reading.energy_joules.unwrap(), 0.5);
     }
 
-    /// Every call but those that find the GPU may be missing in the driver or be refused by the GPU.
+    /// Calls may be missing in the driver or refused by the GPU, except those calls that find the GPU.
     #[test]
     fn values_that_a_gpu_does_not_report_are_absent() {
         for option in ["-DLACKS_VALUES", "-DREFUSES_VALUES"] {

@@ -1,4 +1,4 @@
-//! An owned piece of device memory, which is freed when it is dropped.
+//! A buffer of device memory, which is freed when the buffer is dropped.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::mapped_file::MappedFile;
 use crate::memory::MemoryCategory;
 
-/// An owned piece of device memory, or a part of a mapped file.
+/// A buffer: an owned piece of device memory, or a part of a mapped file.
 pub struct Buffer {
     device: Device,
     addr: u64,
     bytes: usize,
     category: MemoryCategory,
-    /// The mapped file, if the buffer is a part of one. It stays mapped as long as the buffer exists; dropping the
-    /// buffer does not free this memory.
+    /// The mapped file, if the buffer is a part of one. The file stays mapped as long as the buffer exists. Dropping
+    /// the buffer frees no memory then.
     file: Option<Arc<MappedFile>>,
     /// The memory of a captured graph, if the buffer was allocated during its capture.
     graph: Option<Arc<GraphMemory>>,
@@ -56,7 +56,7 @@ impl Buffer {
         self.addr
     }
 
-    /// The size in bytes.
+    /// The size of the buffer in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -66,8 +66,8 @@ impl Buffer {
         self.file.is_none()
     }
 
-    /// Makes the system provide the memory now. Without this call, a CPU gets each page at the first access. Contents
-    /// do not change, so other threads may use the buffer meanwhile.
+    /// Makes the operating system provide the buffer's memory now. Without this call, a CPU gets each page at the
+    /// first access. The contents do not change, so other threads may use the buffer during the call.
     pub fn prefault_pages(&self) {
         if self.is_writable() {
             self.device.0.backend.populate(self.addr, self.bytes);
@@ -80,7 +80,7 @@ impl Buffer {
     /// The device is capturing a graph, or an earlier launch failed.
     ///
     /// # Panics
-    /// The range is beyond the buffer's end, or the buffer is a mapped file.
+    /// The range goes beyond the buffer's end, or the buffer is a mapped file.
     pub fn upload(&self, offset: usize, from: &[u8]) -> Result<()> {
         assert!(
             self.is_writable() && offset + from.len() <= self.bytes,
@@ -90,35 +90,35 @@ impl Buffer {
         if from.is_empty() {
             return Ok(());
         }
-        self.device.refuse_during_capture("copying from the host")?;
+        self.device.check_not_capturing("copying from the host")?;
         self.device.0.backend.upload(self.addr + offset as u64, from)
     }
 
     /// Copies bytes of the buffer, from byte `offset` on, to the host.
     ///
     /// # Errors
-    /// The device is capturing a graph, or an earlier launch failed. Device `sim` also refuses bytes that were never
-    /// written.
+    /// The device is capturing a graph, or an earlier launch failed. Device `sim` also returns an error for bytes
+    /// that were never written.
     ///
     /// # Panics
-    /// The range is beyond the buffer's end.
+    /// The range goes beyond the buffer's end.
     pub fn download(&self, offset: usize, to: &mut [u8]) -> Result<()> {
         assert!(offset + to.len() <= self.bytes, "cannot download {} bytes at offset {offset} from {self:?}", to.len());
         if to.is_empty() {
             return Ok(());
         }
-        self.device.refuse_during_capture("copying to the host")?;
+        self.device.check_not_capturing("copying to the host")?;
         self.device.0.backend.download(self.addr + offset as u64, to)
     }
 
     /// Enqueues a copy of `bytes` bytes of the buffer, from byte `offset` on, to the host. The copy runs after all
-    /// launches so far.
+    /// launches that are already enqueued.
     ///
     /// # Errors
     /// The device is capturing a graph, or an earlier launch failed.
     ///
     /// # Panics
-    /// The range is beyond the buffer's end.
+    /// The range goes beyond the buffer's end.
     pub fn download_async(&self, offset: usize, bytes: usize) -> Result<Download> {
         assert!(offset + bytes <= self.bytes, "cannot download {bytes} bytes at offset {offset} from {self:?}");
         Download::new(&self.device, self.addr + offset as u64, bytes)

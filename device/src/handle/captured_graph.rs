@@ -1,5 +1,5 @@
-//! Captured graphs: a sequence of launches that is captured once and replayed as a whole. On `cuda` it is a CUDA
-//! graph, elsewhere a list of launches.
+//! Captured graphs: a sequence of launches that is captured once and replayed as a whole. On device `cuda` a captured
+//! graph is a CUDA graph, on other devices a list of launches.
 //!
 //! ```text
 //! capture(f):
@@ -26,12 +26,12 @@ use crate::ranges::{LaunchOrigin, RangeName, current_origin, in_layer, range, wi
 
 /// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
-    /// The native graph, on a device that has native graphs. Dropped before the memory that it uses.
+    /// The native graph, on a device that has native graphs. Dropped before the memory that the graph uses.
     native: Option<NativeGraph>,
-    /// The launches, each with its op and layer.
+    /// The launches, each with the op and layer that it belongs to.
     launches: Vec<(Launch, LaunchOrigin)>,
     memory: Arc<GraphMemory>,
-    /// Owners of other memory that the launches use: weights, caches, state.
+    /// Owns the other memory that the launches use: weights, caches, state.
     _keep: Box<dyn Any + Send + Sync>,
 }
 
@@ -65,10 +65,10 @@ impl Drop for NativeGraph {
     }
 }
 
-/// The memory of a captured graph. During the capture, a freed block is used again for an allocation of the same
-/// size. All blocks are freed with the graph.
+/// The memory of a captured graph. During the capture, a freed block is reused for allocations of the same size. All
+/// blocks are freed together with the graph.
 pub(super) struct GraphMemory {
-    /// Unique in the process; for debug output.
+    /// A number that is unique in the process, for debug output.
     id: u64,
     device: Device,
     blocks: Mutex<GraphBlocks>,
@@ -101,7 +101,7 @@ impl GraphMemory {
         self.blocks().all.iter().map(|block| block.bytes).sum()
     }
 
-    /// Takes the last freed block of this size, if there is one.
+    /// Takes the most recently freed block of this size, if there is one.
     fn take_free_block(&self, bytes: usize) -> Option<u64> {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
@@ -114,7 +114,7 @@ impl GraphMemory {
         Some(at)
     }
 
-    /// Frees a block: later allocations of the same capture may take it.
+    /// Marks a block as free: later allocations of the same capture may take it.
     pub fn free_block(&self, addr: u64, bytes: usize) {
         self.blocks().free.entry(bytes).or_default().push(addr);
     }
@@ -139,13 +139,13 @@ impl Drop for GraphMemory {
 pub(super) struct CaptureState {
     thread: ThreadId,
     memory: Arc<GraphMemory>,
-    /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures
-    /// them.
+    /// False in the first pass, which allocates memory and prepares launches. True in the second pass, which captures
+    /// the launches.
     second: bool,
     launches: Vec<(Launch, LaunchOrigin)>,
 }
 
-/// A guard for one pass of a capture: ends the pass when dropped, also after an error or a panic.
+/// A guard for one pass of a capture. Dropping it ends the pass, even after an error or a panic.
 struct CapturePass<'a>(&'a Device);
 
 impl CapturePass<'_> {
@@ -161,9 +161,9 @@ impl Drop for CapturePass<'_> {
 }
 
 impl Device {
-    /// Captures the launches of `f` without running them. `f` is called twice and must allocate and launch the same
-    /// both times; it must not copy from or to the host. `keep` owns the other memory that the launches use: weights,
-    /// caches, state.
+    /// Captures the launches of `f` without running them. `f` is called twice. Both calls must make the same
+    /// allocations and launches, and must not copy from or to the host. `keep` owns the other memory that the
+    /// launches use: weights, caches, state.
     ///
     /// # Errors
     /// `f` fails, copies from or to the host, or captures another graph; the device is out of memory.
@@ -179,7 +179,8 @@ impl Device {
         let second = self.pass(&memory, true)?;
         let native = self.0.backend.begin_capture()?;
         let done = f();
-        // Ends the native capture also after an error: a stream that is still capturing refuses all other work.
+        // The native capture must end after an error too, because a stream that is still capturing refuses all other
+        // work.
         let handle = if native { Some(self.0.backend.end_capture()) } else { None };
         let launches = second.end();
         let native = match (done, handle) {
@@ -206,7 +207,7 @@ impl Device {
         let _range = range(RangeName::Task("captured graph"));
         match &graph.native {
             Some(native) if !self.0.profile.needs_single_launches() => self.0.backend.replay_graph(native.handle),
-            // Each layer is one range, not one of each of its launches.
+            // A trace gets one range for each layer, not one for each launch.
             _ => graph.launches.chunk_by(|(_, a), (_, b)| a.layer == b.layer).try_for_each(|calls| {
                 let layer = calls.first().and_then(|(_, origin)| origin.layer);
                 let _layer = layer.map(|layer| in_layer(layer.stack, layer.index));
@@ -234,8 +235,8 @@ impl Device {
         Ok(CapturePass(self))
     }
 
-    /// Allocates a block during a capture. Returns it with the graph memory that owns it; `None` if this thread
-    /// captures nothing.
+    /// Allocates a block during a capture, and returns the block with the graph memory that owns it. Returns `None`
+    /// if this thread is not capturing.
     pub(super) fn alloc_in_graph_memory(
         &self,
         bytes: usize,
@@ -260,7 +261,8 @@ impl Device {
         Some(at.map(|at| (at, memory)))
     }
 
-    /// Adds a launch to the capture in progress. Returns false if there is no capture, so the launch must run.
+    /// Adds a launch to the capture in progress. Returns false if no capture is in progress: the caller must then run
+    /// the launch.
     pub(super) fn capture_if_active(&self, launch: &Launch) -> Result<bool> {
         let mut capture = self.current_capture();
         let Some(r) = capture.as_mut() else { return Ok(false) };
@@ -279,9 +281,9 @@ impl Device {
         Ok(true)
     }
 
-    /// Returns an error if a graph is being captured; `operation` names what the caller would do, which a captured
-    /// graph cannot hold.
-    pub(super) fn refuse_during_capture(&self, operation: &str) -> Result<()> {
+    /// Returns an error if a graph is being captured. `operation` names the operation that the caller wants to do and
+    /// that a graph cannot contain.
+    pub(super) fn check_not_capturing(&self, operation: &str) -> Result<()> {
         match self.current_capture().as_ref() {
             None => Ok(()),
             Some(_) => Err(DeviceError::Failed(format!(

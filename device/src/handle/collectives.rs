@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::{Buffer, Device};
 use crate::error::{DeviceError, Result};
-use crate::exchanges::{DeviceSpan, ExchangeStatus, Exchanges};
+use crate::exchanges::{AddressRange, ExchangeBackend, ExchangeStatus};
 
-/// A range of device memory that a rank sends or receives. It keeps the memory allocated.
+/// A range of device memory that a rank sends or receives. The value keeps the memory allocated.
 #[derive(Clone, Debug)]
 pub struct DeviceRange {
     buffer: Arc<Buffer>,
@@ -39,31 +39,32 @@ impl DeviceRange {
         self.buffer.addr() + self.offset as u64
     }
 
-    /// The size in bytes.
+    /// The size of the range in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    fn span(&self) -> DeviceSpan {
-        DeviceSpan { addr: self.addr(), bytes: self.bytes }
+    fn span(&self) -> AddressRange {
+        AddressRange { addr: self.addr(), bytes: self.bytes }
     }
 }
 
 /// Exchanges of device memory between the ranks of a job. All ranks make the same calls in the same order.
 pub trait Collectives: fmt::Debug + Send + Sync {
-    /// This rank: 0 for the first.
+    /// The number of this rank, from 0 on.
     fn rank(&self) -> usize;
 
     /// The number of ranks.
     fn size(&self) -> usize;
 
-    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// the ranges `receive[from]`, for all ranks, this one included. The k-th non-empty range that a rank sends to
-    /// another rank is received in the k-th non-empty range of that rank's list, which has the same size. Ranges that
-    /// are sent may overlap. `name` appears in messages.
+    /// Starts an exchange with all ranks, this one included: sends the ranges `send[to]` to rank `to`, and writes the
+    /// data from rank `from` to the ranges `receive[from]`. The k-th non-empty range for a rank is received in the
+    /// k-th non-empty range of that rank's list for this rank. The two ranges have the same size. Ranges that are
+    /// sent may overlap. `name` appears in messages.
     ///
-    /// The exchange sends what the launches before this call have written. It may run beside the launches between this
-    /// call and [`PendingExchange::wait`], which must neither write the sent ranges nor use the received ones.
+    /// The exchange sends the values that launches before this call have written. It may run concurrently with the
+    /// launches between this call and [`PendingExchange::wait`]. These launches must neither write the sent ranges
+    /// nor use the received ranges.
     ///
     /// # Errors
     /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange
@@ -84,22 +85,22 @@ pub trait Collectives: fmt::Debug + Send + Sync {
         self.start_exchange(name, send, receive)?.wait()
     }
 
-    /// Waits until all exchanges so far are done on this rank. Call it before the host waits for the device in another
-    /// way: such a wait never ends if a rank has ended.
+    /// Waits until all exchanges so far are done on this rank. Call this function before the host waits for the
+    /// device in another way, because such a wait never ends if another rank has ended.
     ///
     /// # Errors
     /// The errors of [`Collectives::check`].
     fn wait_for_all(&self) -> Result<()>;
 
-    /// Returns an error if an exchange has failed, if a rank has ended, or if an exchange has taken longer than the
-    /// time limit; the message names the exchange. Does not wait, so a watchdog thread may call it once a second.
+    /// Checks the exchanges without waiting, so a watchdog thread may call this function once a second.
     ///
     /// # Errors
-    /// As above. The error stays: all later calls return it.
+    /// An exchange has failed, a rank has ended, or an exchange has taken longer than the time limit. The message
+    /// names the exchange. All later calls return the same error.
     fn check(&self) -> Result<()>;
 
-    /// How many exchanges this rank has started and finished, from which [`ExchangeStatus::missing_ranks`] finds the
-    /// ranks that the others wait for.
+    /// Returns the number of exchanges that this rank has started and finished. [`ExchangeStatus::missing_ranks`]
+    /// computes from it for which ranks the others wait.
     fn status(&self) -> ExchangeStatus;
 }
 
@@ -108,18 +109,19 @@ pub trait Collectives: fmt::Debug + Send + Sync {
 pub struct PendingExchange(Option<Box<dyn FnOnce() -> Result<()> + Send>>);
 
 impl PendingExchange {
-    /// An exchange that is done.
+    /// Returns an exchange that has already completed.
     pub fn done() -> PendingExchange {
         PendingExchange(None)
     }
 
-    /// An exchange in progress. [`PendingExchange::wait`] calls `wait`, which makes later launches run after the
-    /// exchange and owns the exchanged ranges.
+    /// Creates a pending exchange. [`PendingExchange::wait`] calls the function `wait`, which makes later launches
+    /// run after the exchange and owns the exchanged ranges.
     pub fn new(wait: impl FnOnce() -> Result<()> + Send + 'static) -> PendingExchange {
         PendingExchange(Some(Box::new(wait)))
     }
 
-    /// Makes the launches after this call run after the exchange, and releases its ranges. Does not wait on the host.
+    /// Makes the launches after this call run after the exchange, and releases the exchanged ranges. Does not block
+    /// the host.
     ///
     /// # Errors
     /// An exchange has failed.
@@ -137,36 +139,37 @@ impl fmt::Debug for PendingExchange {
 impl Drop for PendingExchange {
     fn drop(&mut self) {
         if let Some(wait) = self.0.take() {
-            // The error stays, so the next call of `Collectives` returns it.
+            // The communicator keeps the error, so the next call of `Collectives` returns it.
             let _ = wait();
         }
     }
 }
 
-/// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until
-/// both have started it. Dropping the value leaves the job. All ranks must drop it at about the same time: the drop
-/// waits up to 10 s for the others, and a rank that still exchanges after that gets an error.
+/// Exchanges by NCCL. The first exchange between two ranks connects them, so in it the host may wait until both ranks
+/// have started it. Dropping the value ends this rank's membership. All ranks must drop it at about the same time:
+/// the drop waits up to 10 s for the other ranks, and a rank that exchanges after that gets an error.
 pub struct NcclCollectives {
-    // Dropped before the device, whose stream it uses.
-    exchanges: Arc<dyn Exchanges>,
+    // Dropped before the device, because exchanges use the device's stream.
+    exchanges: Arc<dyn ExchangeBackend>,
     device: Device,
 }
 
 impl Device {
-    /// Creates the id by which the ranks of a job find each other. Rank 0 creates it and sends it to the other ranks;
-    /// each id serves for one call of [`Device::join_nccl`] by each rank.
+    /// Creates an id for a group of ranks. Rank 0 creates the id and sends it to the other ranks. Each rank may use
+    /// an id for only one call of [`Device::join_nccl`].
     ///
     /// # Errors
-    /// The device is no GPU, or NCCL is missing, too old or fails.
-    pub fn nccl_id(&self) -> Result<[u8; 128]> {
+    /// The device is not a GPU, or NCCL is missing, too old or fails.
+    pub fn create_nccl_id(&self) -> Result<[u8; 128]> {
         self.0.backend.exchange_id()
     }
 
-    /// Joins the exchanges of `size` ranks as rank `rank`, and returns when all have joined. Each rank has a GPU of its
-    /// own. Joining fails after `time_limit`; exchanges fail if one is in flight and none completes for `time_limit`.
+    /// Joins the group of `size` ranks that exchange memory under this id, as rank `rank`. Returns when all ranks
+    /// have joined. Each rank must have its own GPU. Joining fails after `time_limit`. Exchanges fail if one is in
+    /// flight and none completes for `time_limit`.
     ///
     /// # Errors
-    /// The device is no GPU; NCCL is missing, too old or fails; a rank does not join in time.
+    /// The device is not a GPU; NCCL is missing, too old or fails; a rank does not join in time.
     ///
     /// # Panics
     /// `rank` is not less than `size`.
@@ -184,7 +187,7 @@ impl fmt::Debug for NcclCollectives {
 }
 
 impl NcclCollectives {
-    /// Returns why ranges cannot be exchanged.
+    /// Returns why these ranges cannot be exchanged; `None` if they can.
     fn invalid_buffer(&self, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Option<String> {
         let buffers = |of_ranks: &[Vec<DeviceRange>]| {
             let ranges = of_ranks.iter().flatten().filter(|range| range.bytes > 0);
@@ -214,7 +217,7 @@ impl Collectives for NcclCollectives {
         send: &[Vec<DeviceRange>],
         receive: &[Vec<DeviceRange>],
     ) -> Result<PendingExchange> {
-        self.device.refuse_during_capture("an exchange between ranks")?;
+        self.device.check_not_capturing("an exchange between ranks")?;
         if let Some(why) = self.invalid_buffer(send, receive) {
             return Err(DeviceError::Failed(format!("exchange '{name}': {why}")));
         }
@@ -222,12 +225,13 @@ impl Collectives for NcclCollectives {
             of_ranks.iter().map(|ranges| ranges.iter().map(DeviceRange::span).collect()).collect::<Vec<_>>()
         };
         // SAFETY: the pending exchange owns the ranges, which keep their buffers allocated.
-        let ticket = unsafe { self.exchanges.start(name, &spans(send), &spans(receive)) }?;
+        let ticket = unsafe { self.exchanges.start_exchange(name, &spans(send), &spans(receive)) }?;
         let (exchanges, device) = (self.exchanges.clone(), self.device.clone());
         let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
         Ok(PendingExchange::new(move || {
             let waited = exchanges.wait(ticket);
-            // The ranges are dropped after the call above, because then their memory may be reused; the device is last.
+            // The ranges are dropped after the wait, because their memory may be reused from then on. The device is
+            // dropped last.
             drop((ranges, exchanges, device));
             waited
         }))
@@ -263,7 +267,7 @@ mod tests {
         assert_eq!(missing(&[(42, 41), (41, 41), (43, 41), (40, 40)]), [1, 3]);
         assert_eq!(missing(&[(42, 41), (42, 41)]), [0; 0]);
         assert_eq!(missing(&[(42, 42), (41, 41)]), [0; 0]);
-        // Rank 1 is behind by more exchanges than rank 2, and both wait for rank 3.
+        // Rank 1 has finished fewer exchanges than rank 2, and both wait for rank 3.
         assert_eq!(missing(&[(7, 6), (6, 4), (6, 5), (4, 4)]), [3]);
     }
 
@@ -272,6 +276,6 @@ mod tests {
         let device = Device::cpu(1);
         let e = device.join_nccl(0, 1, &[0; 128], Duration::ZERO).unwrap_err().to_string();
         assert_eq!(e, "NCCL: moves memory between GPUs, but device cpu is not a GPU; use --device cuda");
-        assert_eq!(device.nccl_id().unwrap_err().to_string(), e);
+        assert_eq!(device.create_nccl_id().unwrap_err().to_string(), e);
     }
 }

@@ -25,7 +25,7 @@ impl std::fmt::Debug for Download {
 
 impl Download {
     pub(super) fn new(device: &Device, from: u64, bytes: usize) -> Result<Download> {
-        device.refuse_during_capture("copying to the host")?;
+        device.check_not_capturing("copying to the host")?;
         let copy = match bytes {
             0 => PendingCopy::Ready(Vec::new()),
             _ => device.0.backend.download_async(from, bytes)?,

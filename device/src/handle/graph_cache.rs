@@ -1,14 +1,15 @@
 //! The captured graphs of one repeated step, such as a decode step, by the number of rows that the step computes.
 //!
 //! ```text
-//! run(rows):
+//! run_step(rows):
 //!     first call with this number of rows    launch the step directly: compiles kernels, chooses matmul algorithms
 //!     second call                            capture the step, then replay the graphs
 //!     later calls                            replay the graphs
 //! ```
 //!
-//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. For every later number of
-//! rows it waits for the second call: it does not round the number of rows up, so some numbers occur in one step only.
+//! Device `cpu` has nothing to compile or to choose, so it captures the very first step too. For every later number
+//! of rows it waits for the second call. It does not round the number of rows up, so some numbers occur in only one
+//! step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,38 +17,39 @@ use super::{CapturedGraph, Device};
 use crate::capabilities::Kernels;
 use crate::error::DeviceError;
 
-/// Captures a repeated step when it runs for the second time with the same number of rows (sequences of the batch),
-/// and replays the graph from then on.
+/// Captures a repeated step at its second run with the same number of rows (sequences of the batch), and replays the
+/// graph from then on.
 #[derive(Debug)]
 pub struct GraphCache {
     device: Device,
     enabled: bool,
     /// The captured step for each number of rows.
     graphs: BTreeMap<usize, CapturedGraph>,
-    /// Numbers of rows with which the step has run once. The first run does work that a capture must not contain.
+    /// Numbers of rows for which the step has run once. The first run does work that a capture must not contain, such
+    /// as compiling kernels.
     warmed_up: BTreeSet<usize>,
     captures: usize,
 }
 
 impl GraphCache {
-    /// An empty cache. If it is not `enabled`, every run launches the step directly.
+    /// Creates an empty cache. If `enabled` is false, every run launches the step directly.
     pub fn new(device: &Device, enabled: bool) -> GraphCache {
         let (graphs, warmed_up) = (BTreeMap::new(), BTreeSet::new());
         GraphCache { device: device.clone(), enabled, graphs, warmed_up, captures: 0 }
     }
 
-    /// How often a step was captured so far.
+    /// The number of captures so far.
     pub fn capture_count(&self) -> usize {
         self.captures
     }
 
     /// Runs the step over the first `rows` rows. `first_rows(rows)` returns the state of these rows, which shares
-    /// memory with the state of all rows. `launch` enqueues the step for such a state; it must make the same launches
-    /// each time.
+    /// memory with the state of all rows. `launch` enqueues the step for such a state, and must make the same
+    /// launches each time.
     ///
     /// # Errors
     /// The error of `first_rows`, `launch` or the device.
-    pub fn run<S, E>(
+    pub fn run_step<S, E>(
         &mut self,
         rows: usize,
         first_rows: impl Fn(usize) -> Result<S, E>,
@@ -62,7 +64,7 @@ impl GraphCache {
         if self.enabled && !self.graphs.contains_key(&rows) && may_capture {
             if is_cpu {
                 // Device `cpu` does not round the number of rows up, so this number changes whenever a sequence ends.
-                // Graphs for earlier numbers are seldom used again and would keep memory.
+                // Graphs for earlier numbers of rows are seldom used again and would occupy memory.
                 self.graphs.clear();
             }
             let state = first_rows(rows)?;

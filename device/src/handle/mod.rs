@@ -1,4 +1,4 @@
-//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, exchanges
+//! The handle of a device ([`Device`]) and the parts of its interface: buffers, downloads, captured graphs, exchanges
 //! with other ranks, the profiler.
 
 mod buffer;
@@ -28,7 +28,7 @@ use crate::launch::Launch;
 use crate::mapped_file::MappedFile;
 use crate::memory::{MemoryCategory, MemoryCounters, MemoryUse};
 use crate::profile::ProfileData;
-use crate::ranges::launch_range;
+use crate::ranges::begin_launch_range;
 use crate::sim::{Sim, SimOptions};
 use captured_graph::CaptureState;
 
@@ -37,7 +37,7 @@ struct Inner {
     memory: MemoryCounters,
     profile: ProfileData,
     capture: Mutex<Option<CaptureState>>,
-    /// On device `dry`: the memory of the planned machine that is free before anything is allocated.
+    /// On device `dry`: the free memory of the planned machine in bytes, before anything is allocated.
     memory_limit: Option<u64>,
     /// On device `dry`: bytes of weights that the planned machine reads in place from their files.
     mapped_bytes: AtomicU64,
@@ -75,8 +75,8 @@ impl Device {
         Device::new(Cpu::new(threads))
     }
 
-    /// A device that computes nothing: it counts allocations, operations and bytes as a device with these kernels
-    /// would. Downloads give zeros. For CUDA kernels, the GPU has compute capability 9.0.
+    /// A device that computes nothing. It counts allocations, operations and bytes as a device with these kernels
+    /// would. Downloads return zeros. For CUDA kernels, the planned GPU has compute capability 9.0.
     pub fn dry(kernels: Kernels) -> Device {
         Device::dry_with_capability(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
     }
@@ -91,8 +91,8 @@ impl Device {
         Device::dry_machine(kernels, compute_capability, None)
     }
 
-    /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated. A
-    /// run that decides by the free memory decides as on that machine. The device does not refuse larger allocations.
+    /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated.
+    /// Decisions that depend on the free memory are the same as on that machine. Larger allocations do not fail.
     pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
         let device = Device::with_memory_limit(DryDevice::new(kernels, compute_capability), free_bytes);
         device.profiler().collect_totals(true);
@@ -109,7 +109,7 @@ impl Device {
         Ok(Device::new(Sim::new(options)?))
     }
 
-    /// The NVIDIA GPU with this ordinal. A kernel is compiled at its first use and cached on disk.
+    /// The NVIDIA GPU with this ordinal, as a device. A kernel is compiled at its first use and cached on disk.
     ///
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
@@ -117,7 +117,7 @@ impl Device {
         Device::cuda_with_matmul_implementation(ordinal, MatmulImplementation::default())
     }
 
-    /// As [`Device::cuda`], with a choice of the code for matrix products.
+    /// Does the same as [`Device::cuda`], with a choice of the code for matrix products.
     ///
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
@@ -125,7 +125,7 @@ impl Device {
         Device::on_gpu_with_matmul_implementation(Gpu::open(ordinal).map_err(device_error)?, products)
     }
 
-    /// The device of a GPU that was opened by a given driver. Tests pass a GPU of the fake driver.
+    /// Makes a device of a GPU that a given driver has opened. Tests pass a GPU of the fake driver.
     ///
     /// # Errors
     /// The driver cannot reserve address space.
@@ -133,7 +133,7 @@ impl Device {
         Device::on_gpu_with_matmul_implementation(gpu, MatmulImplementation::default())
     }
 
-    /// As [`Device::on_gpu`], with a choice of the code for matrix products.
+    /// Does the same as [`Device::on_gpu`], with a choice of the code for matrix products.
     ///
     /// # Errors
     /// The driver cannot reserve address space.
@@ -146,20 +146,20 @@ impl Device {
         self.0.backend.name()
     }
 
-    /// The instruction set of the CPU code that computes on this device: all of it on `cpu`, the matrix products on
+    /// The instruction set of the CPU code that this device uses: for all kernels on `cpu`, for matrix products on
     /// `sim`. Two instruction sets may give different bits. `None` on devices whose bits do not depend on the
     /// instruction set.
     pub fn instruction_set(&self) -> Option<&'static str> {
         ["cpu", "sim"].contains(&self.name()).then(|| crate::cpu::simd::isa().name())
     }
 
-    /// Which kernels the device runs, or counts on device `dry`. Ops read this value; code above the ops reads
-    /// [`Device::capabilities`] instead.
+    /// The implementation of the kernels that the device runs, or counts on device `dry`. Ops read this value; code
+    /// above the ops reads [`Device::capabilities`] instead.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
     }
 
-    /// What the device does well, and the sizes of work that suit it.
+    /// The capabilities of the device, and the batch sizes that suit it.
     pub fn capabilities(&self) -> Capabilities {
         self.0.backend.capabilities()
     }
@@ -169,9 +169,9 @@ impl Device {
         self.0.backend.compute_capability()
     }
 
-    /// The number of rows, including unused ones, that a decode step for `rows` sequences computes; at most
-    /// `max_rows`. A GPU rounds up to a power of two, so a few captured graphs serve all batch sizes; the CPU
-    /// computes no unused row.
+    /// The number of rows, unused rows included, that a decode step for `rows` sequences computes; at most
+    /// `max_rows`. A GPU rounds up to a power of two, so that a few captured graphs serve all batch sizes. The CPU
+    /// computes no unused rows.
     pub fn padded_decode_batch_size(&self, rows: usize, max_rows: usize) -> usize {
         match self.kernels() {
             Kernels::Cuda => rows.next_power_of_two().min(max_rows),
@@ -205,11 +205,11 @@ impl Device {
         Ok(Buffer::owned(self.clone(), addr, bytes, category))
     }
 
-    /// A buffer with the bytes `offset .. offset + len` of a mapped file, which are read in place if the device can,
-    /// else copied.
+    /// Makes a buffer of the bytes `offset .. offset + len` of a mapped file. The bytes are read in place if the
+    /// device can, else they are copied.
     ///
     /// # Errors
-    /// The range is beyond the file's end, or there is no memory for a copy.
+    /// The range goes beyond the file's end, or there is no memory for a copy.
     pub fn map_file_range(&self, file: &Arc<MappedFile>, offset: usize, len: usize) -> Result<Buffer> {
         let bytes = file.as_bytes();
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
@@ -230,7 +230,8 @@ impl Device {
         DeviceError::OutOfMemory { bytes, category: category.name(), held, advice: category.memory_saving_options() }
     }
 
-    /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured instead.
+    /// Runs a launch. Later launches see the memory that it wrote. Inside [`Device::capture`], the launch is captured
+    /// instead.
     ///
     /// # Errors
     /// The kernel cannot be compiled or launched, or an earlier launch failed.
@@ -238,7 +239,7 @@ impl Device {
         if self.capture_if_active(launch)? {
             return Ok(());
         }
-        let _range = launch_range(launch.name());
+        let _range = begin_launch_range(launch.name());
         let profile = &self.0.profile;
         if !profile.is_collecting() {
             return self.0.backend.launch(launch);
@@ -248,8 +249,8 @@ impl Device {
         Ok(())
     }
 
-    /// Returns to the system the freed memory that the device keeps for later allocations; the next allocations take
-    /// longer.
+    /// Returns the freed memory that the device keeps for later allocations to the operating system. The next
+    /// allocations take longer.
     pub fn return_kept_memory(&self) {
         self.0.backend.return_kept_memory();
     }
@@ -275,11 +276,11 @@ impl Device {
     /// # Errors
     /// The launch fails, or the device is capturing a graph.
     pub fn time_launch(&self, launch: &Launch) -> Result<f64> {
-        self.refuse_during_capture("timing a launch")?;
+        self.check_not_capturing("timing a launch")?;
         self.0.backend.launch_and_wait(launch)
     }
 
-    /// Calls `f` and waits for everything that it enqueues on this device. Returns the duration in seconds by the
+    /// Calls `f` and waits for all launches that `f` enqueues on this device. Returns the duration in seconds by the
     /// device's clock.
     ///
     /// # Errors
@@ -288,7 +289,7 @@ impl Device {
         &self,
         mut f: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<f64, E> {
-        self.refuse_during_capture("timing")?;
+        self.check_not_capturing("timing")?;
         let mut failed = None;
         let seconds = self.0.backend.measure_seconds(&mut || {
             failed = f().err();
@@ -297,7 +298,7 @@ impl Device {
         failed.map_or(seconds.map_err(E::from), Err)
     }
 
-    /// The bytes of device memory that can still be allocated, unless other processes take them; `None` if that is
+    /// The bytes of device memory that can still be allocated, as long as other processes take none; `None` if
     /// unknown.
     pub fn free_bytes(&self) -> Option<u64> {
         let Some(limit) = self.0.memory_limit else { return self.0.backend.free_bytes() };
@@ -305,9 +306,10 @@ impl Device {
         Some(limit.saturating_sub(allocated))
     }
 
-    /// Tells device `dry` that the planned machine reads `bytes` of the allocated weights in place from their files and
-    /// needs no free memory for them. Has no effect on other devices and for planned GPUs, which copy all weights.
-    pub fn count_as_mapped(&self, bytes: usize) {
+    /// Records on device `dry` that the planned machine reads `bytes` of the allocated weights in place from their
+    /// files. These weights need no free memory. Has no effect on other devices, and none for planned GPUs, which
+    /// copy all weights.
+    pub fn record_mapped_weights(&self, bytes: usize) {
         if self.0.memory_limit.is_some() && self.kernels() == Kernels::Cpu {
             self.0.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
@@ -318,7 +320,7 @@ impl Device {
         self.0.memory.usage()
     }
 
-    /// Lowers the recorded peak to the bytes that are in use now.
+    /// Sets the recorded peak to the bytes that are in use now.
     pub fn reset_peak(&self) {
         self.0.memory.reset_peak();
     }

@@ -8,7 +8,8 @@ use crate::memory::MemorySample;
 use crate::profile::{LaunchEvent, OpTotals, ProfileData, TIMELINE_BIT, TOTALS_BIT};
 use crate::ranges::{RangeGuard, RangeName, range, record_details};
 
-/// A phase of the work, such as `forward`. Later launches belong to the part before it when it is dropped.
+/// A phase of the work, such as `forward`. Dropping the guard ends the phase: later launches belong to the part of
+/// the work that was set before.
 #[derive(Debug)]
 #[must_use = "the phase ends when this value is dropped"]
 pub struct PhaseGuard {
@@ -26,57 +27,57 @@ impl Drop for PhaseGuard {
 /// Collects the costs and times of a device's launches, and its bytes in use, while collecting is turned on.
 ///
 /// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted
-/// to the host's clock by one event that the host waited for, so they are late by the time of that wait, about 10
-/// microseconds.
+/// to the host's clock by one event for which the host waited. So they are late by the duration of that wait, about
+/// 10 microseconds.
 #[derive(Clone, Copy)]
 pub struct Profiler<'a>(pub(super) &'a Device);
 
 impl Profiler<'_> {
-    /// Turns collecting the totals by kernel on or off.
+    /// Turns the collection of totals by kernel on or off.
     pub fn collect_totals(&self, on: bool) {
-        self.collected().switch_mode(TOTALS_BIT, on);
+        self.collected().set_mode_bits(TOTALS_BIT, on);
     }
 
-    /// Turns recording the timelines of launches and memory on or off. While it is on, recorded ranges include layers
-    /// and ops.
+    /// Turns the recording of the timelines of launches and memory on or off. While it is on, recorded ranges include
+    /// layers and ops.
     pub fn record_timeline(&self, on: bool) {
         record_details(on);
-        self.collected().switch_mode(TIMELINE_BIT, on);
+        self.collected().set_mode_bits(TIMELINE_BIT, on);
         self.0.0.memory.record_samples(on);
     }
 
-    /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
-    /// empty.
+    /// Sets the part of the work, for example `forward`, to which later launches belong. The part is empty at first.
     pub fn set_work_part(&self, name: &'static str) {
         self.collected().set_part(name);
     }
 
-    /// Begins a phase of the work: a range, and the part of its launches. Both end when the guard is dropped.
+    /// Begins a phase of the work: a range of host time, and the part to which launches belong. Both end when the
+    /// guard is dropped.
     pub fn phase(&self, name: &'static str) -> PhaseGuard {
         let outer = self.collected().set_part(name);
         PhaseGuard { device: self.0.clone(), outer, _range: range(RangeName::Phase(name)) }
     }
 
-    /// Waits for the launches in flight. Then tells a profiling tool of the GPU, such as `nsys profile
-    /// --capture-range=cudaProfilerApi`, to collect from now on. Does nothing on other devices.
+    /// Waits for the launches in flight, then starts the collection of an attached GPU profiler, such as
+    /// `nsys profile --capture-range=cudaProfilerApi`. Does nothing on devices other than a GPU.
     ///
     /// # Errors
     /// A launch in flight has failed.
-    pub fn start_external(&self) -> Result<()> {
+    pub fn start_external_profiler(&self) -> Result<()> {
         self.0.0.backend.start_external_profiler()
     }
 
-    /// Waits for the launches in flight, and tells a profiling tool of the GPU to collect nothing more.
+    /// Waits for the launches in flight, then stops the collection of an attached GPU profiler.
     ///
     /// # Errors
     /// A launch in flight has failed.
-    pub fn stop_external(&self) -> Result<()> {
+    pub fn stop_external_profiler(&self) -> Result<()> {
         self.0.0.backend.stop_external_profiler()
     }
 
     /// Waits for the launches in flight and deletes everything that was collected.
     pub fn clear(&self) {
-        // An error of a failed launch is not lost here: every later call of the device reports it.
+        // The error of a failed launch is not lost here, because every later call of the device returns it.
         let _ = self.read();
         self.collected().clear();
         self.0.0.memory.clear_samples();

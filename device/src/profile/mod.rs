@@ -1,7 +1,8 @@
-//! What the profiler of a device collects: operations, bytes and time of each launch.
+//! The data that a device's profiler collects: operations, bytes and time of each launch.
 //!
-//! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an
-//! event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
+//! `cpu`, `sim` and `dry` finish a launch before the call returns, so its time is measured on the host. `cuda`
+//! records an event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host
+//! wait.
 
 mod operand_reads;
 mod planned_launches;
@@ -19,19 +20,19 @@ use planned_launches::planned_stages;
 pub use operand_reads::{OperandRead, OperandReads};
 pub use planned_launches::{PlannedLaunches, PlannedStage};
 
-/// The bit of [`ProfileData::switch_mode`] for totals.
+/// The bit of [`ProfileData::set_mode_bits`] for totals.
 pub(crate) const TOTALS_BIT: u8 = 1;
-/// The bit of [`ProfileData::switch_mode`] for the timeline.
+/// The bit of [`ProfileData::set_mode_bits`] for the timeline.
 pub(crate) const TIMELINE_BIT: u8 = 2;
 
 /// Totals of all launches of one kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpTotals {
-    /// Number of launches.
+    /// The number of launches of the kernel.
     pub launches: u64,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// The right operands of matrix products, which are among the bytes of `cost`.
+    /// The right operands of matrix products. Their bytes are included in `cost`.
     pub operands: OperandReads,
     /// Seconds that the launches took.
     pub seconds: f64,
@@ -42,9 +43,9 @@ pub struct OpTotals {
 /// The call on the host that enqueued or ran a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostCall {
-    /// The thread, see [`host_thread_number`].
+    /// The number of the thread; see [`host_thread_number`].
     pub thread: usize,
-    /// When the call began.
+    /// The time at which the call began.
     pub start: Instant,
     /// Seconds until the call returned; the launch may run later.
     pub seconds: f64,
@@ -55,24 +56,24 @@ pub struct HostCall {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see
+    /// The part of the work to which the launch belongs; see
     /// [`Profiler::set_work_part`](crate::Profiler::set_work_part).
     pub part: &'static str,
     /// The op and the layer that the launch belongs to.
     pub origin: LaunchOrigin,
-    /// The innermost range of the host in which the launch was made, if ranges were recorded.
+    /// The innermost range of host time in which the launch was made, if ranges were recorded.
     pub range: Option<RangeId>,
-    /// The sizes among the launch's parameters, by name.
+    /// The launch's parameters that are sizes, by name.
     pub sizes: Vec<(&'static str, u64)>,
     /// Operations and bytes, from the kernel's cost function.
     pub cost: Cost,
-    /// For a matrix product: its right operand, whose bytes are among those of `cost`.
+    /// The right operand of a matrix product. Its bytes are included in `cost`.
     pub operand: Option<OperandRead>,
     /// The call on the host that made the launch.
     pub host: HostCall,
-    /// When the launch began, on the host's clock.
+    /// The start of the launch by the host's clock.
     pub start: Instant,
-    /// Duration in seconds.
+    /// The duration of the launch in seconds.
     pub seconds: f64,
     /// On device `dry`: the CUDA launches that a GPU would execute.
     pub stages: Vec<PlannedStage>,
@@ -80,19 +81,19 @@ pub struct LaunchEvent {
 
 /// A profiled launch whose time is not known yet.
 pub(crate) struct LaunchRecord {
-    /// What the profiler collects about the launch: totals, timeline or both. The record keeps this mode, because the
-    /// mode of the profiler may change before the launch's time is known.
+    /// The data that the profiler collects about the launch: totals, timeline or both. The record keeps its own mode,
+    /// because the profiler's mode may change before the time of the launch is known.
     mode: u8,
     event: LaunchEvent,
 }
 
 impl LaunchRecord {
-    /// Records that the call on the host has returned.
+    /// Records the time at which the call on the host returned.
     pub(crate) fn record_host_return(&mut self) {
         self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
     }
 
-    /// Returns the launch with its time: it began at `start` and took `seconds`.
+    /// Completes the record: the launch began at `start` and took `seconds`.
     pub(crate) fn with_time(self, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
     }
@@ -115,7 +116,7 @@ struct State {
 pub(crate) struct ProfileData {
     mode: AtomicU8,
     part: Mutex<&'static str>,
-    /// The GPU for which launches are planned.
+    /// The GPU architecture for which launches are planned.
     arch: Mutex<Option<Arch>>,
     operands: Mutex<OperandHistory>,
     state: Mutex<State>,
@@ -126,15 +127,16 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether the launches of a captured graph must run one by one, because the profiler needs the time of each, which
-    /// a native graph does not give. A tool that is attached sees into native graphs, and must see what runs without
-    /// it; then a trace leaves their launches to the tool.
+    /// Tells whether the launches of a captured graph must run one by one. They must if the profiler needs the time
+    /// of each launch, which a native graph does not give. An attached profiling tool sees the launches inside native
+    /// graphs. With such a tool, a trace replays native graphs as without profiling, and leaves their launches to the
+    /// tool.
     pub(crate) fn needs_single_launches(&self) -> bool {
         let mode = self.mode.load(Ordering::Relaxed);
         mode & TOTALS_BIT != 0 || mode & TIMELINE_BIT != 0 && !is_tool_attached()
     }
 
-    /// Begins the record of a launch that the host is about to make.
+    /// Creates the record of a launch that the host is about to make.
     pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
         let sizes = if mode & TIMELINE_BIT != 0 { launch.sizes() } else { Vec::new() };
@@ -179,18 +181,18 @@ impl ProfileData {
     }
 
     /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans.
-    /// With 0 it plans nothing.
+    /// With 0 the profiler plans no launch.
     pub(crate) fn plan_launches(&self, compute_capability: u32) {
         let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
         *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
     }
 
-    /// Sets the part of the work that the launches from now on belong to. Returns the part before it.
+    /// Sets the part of the work to which later launches belong. Returns the part that was set before.
     pub(crate) fn set_part(&self, name: &'static str) -> &'static str {
         std::mem::replace(&mut *self.part(), name)
     }
 
-    /// Deletes everything that was collected.
+    /// Deletes all collected data.
     pub(crate) fn clear(&self) {
         let mut s = self.lock();
         s.totals.clear();
@@ -198,22 +200,22 @@ impl ProfileData {
         *self.operands() = OperandHistory::default();
     }
 
-    /// The totals by kernel name.
+    /// Returns the totals of all launches, by kernel name.
     pub(crate) fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
         let (mut totals, cycle) = (self.lock().totals.clone(), self.operands().bytes());
-        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
+        totals.values_mut().for_each(|t| t.operands.set_unknown_cycle(cycle));
         totals
     }
 
-    /// The timeline, ordered by start time.
+    /// The launches of the timeline, ordered by start time.
     pub(crate) fn events(&self) -> Vec<LaunchEvent> {
         let (mut events, cycle) = (self.lock().events.clone(), self.operands().bytes());
-        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
+        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.set_unknown_cycle(cycle));
         events.sort_by_key(|e| e.start);
         events
     }
 
-    pub(crate) fn switch_mode(&self, bits: u8, on: bool) {
+    pub(crate) fn set_mode_bits(&self, bits: u8, on: bool) {
         if on {
             self.mode.fetch_or(bits, Ordering::Relaxed);
         } else {

@@ -1,14 +1,14 @@
 //! A lower bound on the bytes that matrix products read from memory and not from a cache. A decode step reads every
 //! weight once, and the next step reads the weights again in the same order: a cycle of about the size of the model.
-//! Caches of `capacity` bytes can keep at most `capacity` bytes of a repeated cycle, whatever they replace:
+//! Caches of `capacity` bytes can keep at most `capacity` bytes of a repeated cycle, for any replacement policy:
 //!
 //! ```text
 //! bytes of an operand from memory >= bytes * (1 - capacity / cycle)
 //! cycle = bytes of the different operands that products have read since they read this one last, itself included
 //! ```
 //!
-//! Only right operands count. Other data that is read in between makes the true cycle longer, so the bound stays a
-//! lower one. Two operands that overlap but begin at different addresses count as two, as if both were in memory.
+//! Only right operands count. Reads of other data in between make the true cycle longer, so the bound stays a lower
+//! bound. Two operands that overlap but begin at different addresses count as two.
 
 use std::collections::BTreeMap;
 
@@ -20,21 +20,22 @@ pub struct OperandRead {
     /// Bytes of the operand.
     pub bytes: f64,
     /// Bytes of the cycle that ends with this read: of all different operands that were read since the last read of
-    /// this operand, this operand included. Without an earlier read in the profile: bytes of all different operands in
-    /// the profile, because a profile shows one of several equal rounds of work.
+    /// this operand, this operand included. If the profile has no earlier read, these are the bytes of all different
+    /// operands in the profile, because a profile shows one of several equal rounds of work.
     pub cycle: f64,
 }
 
 impl OperandRead {
-    /// Sets the cycle of a read without an earlier read in the profile to the bytes of all operands in the profile.
-    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
+    /// Sets the cycle of an operand that has no earlier read in the profile to the bytes of all operands in the
+    /// profile.
+    pub(crate) fn set_unknown_cycle(&mut self, all_operands: f64) {
         if self.cycle.is_infinite() {
             self.cycle = all_operands;
         }
     }
 
-    /// The least number of bytes that come from memory if all caches together hold `capacity` bytes.
-    pub fn bytes_from_memory(&self, capacity: f64) -> f64 {
+    /// The minimum number of bytes that come from memory if all caches together hold `capacity` bytes.
+    pub fn min_bytes_from_memory(&self, capacity: f64) -> f64 {
         (self.bytes * (1.0 - capacity / self.cycle)).max(0.0)
     }
 }
@@ -44,14 +45,14 @@ impl OperandRead {
 pub struct OperandReads {
     /// Bytes of the operands, counted once for each read.
     bytes: f64,
-    /// The sum over all reads of the operand's bytes divided by the bytes of its cycle.
+    /// The sum, over all reads, of the operand's bytes divided by the bytes of its cycle.
     shares: f64,
-    /// Bytes of the reads whose cycle begins before the profile; they are not among `shares`.
+    /// Bytes of the reads whose cycle begins before the profile. These reads are not part of `shares`.
     open: f64,
 }
 
 impl OperandReads {
-    /// Adds a read.
+    /// Adds a read of an operand.
     pub fn add(&mut self, read: &OperandRead) {
         self.bytes += read.bytes;
         match read.cycle.is_infinite() {
@@ -60,25 +61,25 @@ impl OperandReads {
         }
     }
 
-    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
+    pub(crate) fn set_unknown_cycle(&mut self, all_operands: f64) {
         if self.open > 0.0 {
             self.shares += self.open / all_operands;
             self.open = 0.0;
         }
     }
 
-    /// The least number of bytes that come from memory if all caches together hold `capacity` bytes.
-    pub fn bytes_from_memory(&self, capacity: f64) -> f64 {
+    /// The minimum number of bytes that come from memory if all caches together hold `capacity` bytes.
+    pub fn min_bytes_from_memory(&self, capacity: f64) -> f64 {
         (self.bytes - capacity * self.shares).max(0.0)
     }
 }
 
-/// The right operands of all products so far, each with the number of its last read.
+/// The right operands of all matrix products so far, each with the number of its last read.
 #[derive(Debug, Default)]
 pub(crate) struct OperandHistory {
-    /// For each address: the number of the last read, and the bytes of the largest operand that was read there.
+    /// By address: the number of the last read, and the bytes of the largest operand that was read there.
     last: BTreeMap<u64, (u64, f64)>,
-    /// For each number of a last read: the bytes of that operand.
+    /// The bytes of each operand, by the number of its last read.
     order: BTreeMap<u64, f64>,
     reads: u64,
 }
@@ -127,19 +128,21 @@ mod tests {
         let mut reads = OperandReads::default();
         reads.add(&OperandRead { bytes: 60.0, cycle: 100.0 });
         reads.add(&OperandRead { bytes: 40.0, cycle: f64::INFINITY });
-        reads.close_cycle(100.0);
+        reads.set_unknown_cycle(100.0);
         assert_eq!(
-            [0.0, 30.0, 100.0, 200.0].map(|capacity| reads.bytes_from_memory(capacity)),
+            [0.0, 30.0, 100.0, 200.0].map(|capacity| reads.min_bytes_from_memory(capacity)),
             [100.0, 70.0, 0.0, 0.0]
         );
         let mut read = OperandRead { bytes: 60.0, cycle: f64::INFINITY };
-        read.close_cycle(240.0);
-        assert_eq!([0.0, 60.0, 240.0, 300.0].map(|capacity| read.bytes_from_memory(capacity)), [60.0, 45.0, 0.0, 0.0]);
+        read.set_unknown_cycle(240.0);
+        assert_eq!(
+            [0.0, 60.0, 240.0, 300.0].map(|capacity| read.min_bytes_from_memory(capacity)),
+            [60.0, 45.0, 0.0, 0.0]
+        );
     }
 
     proptest! {
-        /// A cache that keeps the operands that were read last, with room for `capacity` operands of one byte, misses
-        /// at least as often as the bound says.
+        /// An LRU cache with room for `capacity` operands of one byte misses at least as often as the bound says.
         #[test]
         fn a_real_cache_misses_at_least_as_often(
             addresses in prop::collection::vec(0u64..12, 1..200),
@@ -147,7 +150,7 @@ mod tests {
         ) {
             let (mut history, mut reads) = (OperandHistory::default(), OperandReads::default());
             let (mut cache, mut misses) = (Vec::new(), 0);
-            // Only the second of two equal rounds counts, as in a profile after a warm-up round.
+            // Only the second of two equal rounds is counted, as in a profile after a warm-up round.
             for round in 0..2 {
                 for &address in &addresses {
                     let read = history.read((Addr(address), 1.0));
@@ -163,7 +166,7 @@ mod tests {
                     }
                 }
             }
-            prop_assert!(reads.bytes_from_memory(capacity as f64) <= misses as f64 + 1e-9);
+            prop_assert!(reads.min_bytes_from_memory(capacity as f64) <= misses as f64 + 1e-9);
         }
     }
 }

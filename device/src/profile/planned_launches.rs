@@ -1,5 +1,5 @@
-//! The CUDA launches that a GPU would execute for the launches of device `dry`: their grids, as the kernels' plans
-//! return them. `reel plan` computes modelled times from them.
+//! The CUDA launches that a GPU would execute for the launches of device `dry`, with the grids that the kernels'
+//! launch plans contain. `reel plan` computes modelled times from these launches.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,21 @@ use crate::{Cost, Launch};
 /// One CUDA launch of a plan, without its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlannedStage {
-    /// The `extern "C"` name.
+    /// The kernel's symbol, its `extern "C"` name.
     pub symbol: &'static str,
-    /// Blocks of the grid.
+    /// Number of blocks of the grid.
     pub blocks: u32,
-    /// Blocks of a cluster; 1 without clusters.
+    /// Number of blocks of a cluster; 1 without clusters.
     pub cluster: u32,
-    /// Threads of a block.
+    /// Number of threads of a block.
     pub threads: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared: u32,
-    /// Whether the blocks may start before the previous launch has ended.
+    /// Whether the blocks may start before the previous launch has ended (programmatic dependent launch).
     pub programmatic: bool,
 }
 
-/// The stages that a GPU of this architecture executes for a launch; none for a matrix product, which a library
+/// The stages that a GPU of this architecture executes for a launch. Empty for a matrix product, which a library
 /// computes.
 pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> {
     let Launch::Kernel(launch) = launch else { return Vec::new() };
@@ -45,7 +45,8 @@ pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlannedLaunches(BTreeMap<Group, Launches>);
 
-/// The key of a group of equal launches: their stages, and the bits of the planned operations and bytes of one launch.
+/// The key of a group of equal launches: their stages, and the operations and bytes of one launch as the bits of f64
+/// values.
 type Group = (Vec<PlannedStage>, [u64; 2]);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -75,7 +76,7 @@ impl PlannedLaunches {
         }
     }
 
-    /// Removes the launches of `before`, an earlier state of the same counters.
+    /// Subtracts the launches of `before`, an earlier state of the same counters.
     pub fn subtract(&mut self, before: &PlannedLaunches) {
         for (group, before) in &before.0 {
             if let Some(mine) = self.0.get_mut(group) {
@@ -87,7 +88,7 @@ impl PlannedLaunches {
         self.0.retain(|_, launches| launches.count > 0);
     }
 
-    /// Multiplies the operations of all launches by `flops`, and their bytes by `bytes`.
+    /// Multiplies the operations of all launches by `flops`, and the bytes of all launches by `bytes`.
     pub fn scale(&mut self, flops: f64, bytes: f64) {
         for launches in self.0.values_mut() {
             launches.cost.flops *= flops;

@@ -27,31 +27,31 @@ mod threads;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use name::{LayerOrigin, RangeName};
+pub use name::{LayerId, RangeName};
 pub(crate) use nvtx::is_tool_attached;
-pub use nvtx::{INJECTION_VARIABLE, attach_nvtx_tool};
+pub use nvtx::{NVTX_INJECTION_VARIABLE, attach_nvtx_tool};
 pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
 pub use recorder::{RangeEvent, RangeId, current_range, start_recording_ranges, take_recorded_ranges};
 pub use threads::{host_thread_names, host_thread_number};
 
 /// The bit of [`LISTENERS`] for the recorder.
 const RECORDER: u8 = 1;
-/// The bit of [`LISTENERS`] for the layers and ops in the recorder.
+/// The bit of [`LISTENERS`] for layers and ops in the recorder.
 const DETAILS: u8 = 2;
-/// The bit of [`LISTENERS`] for a tool that speaks NVTX.
+/// The bit of [`LISTENERS`] for an attached NVTX profiling tool.
 const NVTX: u8 = 4;
 
-/// Who listens to ranges now: a sum of bits.
+/// The listeners that receive ranges now, as a sum of bits.
 static LISTENERS: AtomicU8 = AtomicU8::new(0);
 
 /// A range of host time that has begun. It ends when this value is dropped, on the thread that began it.
 #[derive(Debug)]
 #[must_use = "the range ends when this value is dropped"]
 pub struct RangeGuard {
-    /// Whether the range was reported to a tool that speaks NVTX, which must get its end as well.
+    /// Whether the range was reported to an NVTX profiling tool, which must then be told the end too.
     in_nvtx: bool,
     recorded: Option<recorder::OpenRange>,
-    /// A range belongs to one thread, so the guard must not be sent to another one.
+    /// A range belongs to one thread. This field prevents sending the guard to another thread.
     _thread: PhantomData<*const ()>,
 }
 
@@ -63,10 +63,10 @@ impl RangeGuard {
 impl Drop for RangeGuard {
     fn drop(&mut self) {
         if let Some(open) = self.recorded.take() {
-            recorder::end(open);
+            recorder::end_range(open);
         }
         if self.in_nvtx {
-            nvtx::pop();
+            nvtx::pop_range();
         }
     }
 }
@@ -80,10 +80,10 @@ pub fn range(name: RangeName) -> RangeGuard {
     }
 }
 
-/// Begins the range of a launch. The recorder has launches in another way: with their times on the device
-/// ([`LaunchEvent`](crate::LaunchEvent)).
+/// Begins the range of a launch, for a profiling tool only. The recorder gets launches from the profiler, with their
+/// times on the device ([`LaunchEvent`](crate::LaunchEvent)).
 #[inline]
-pub(crate) fn launch_range(name: &'static str) -> RangeGuard {
+pub(crate) fn begin_launch_range(name: &'static str) -> RangeGuard {
     match LISTENERS.load(Ordering::Relaxed) & NVTX {
         0 => RangeGuard::NONE,
         nvtx => begin(RangeName::Launch(name), nvtx),
@@ -94,14 +94,15 @@ pub(crate) fn launch_range(name: &'static str) -> RangeGuard {
 fn begin(name: RangeName, listeners: u8) -> RangeGuard {
     let in_nvtx = listeners & NVTX != 0;
     if in_nvtx {
-        nvtx::push(&name);
+        nvtx::push_range(&name);
     }
-    let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_detail());
-    let recorded = if is_recorded { recorder::begin(name) } else { None };
+    let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_layer_op_or_launch());
+    let recorded = if is_recorded { recorder::begin_range(name) } else { None };
     RangeGuard { in_nvtx, recorded, _thread: PhantomData }
 }
 
-/// Turns the recording of layers and ops on or off. They are recorded while the launches of a device are.
+/// Turns the recording of layers and ops on or off. They are recorded as long as the profiler records the timeline of
+/// a device.
 pub(crate) fn record_details(on: bool) {
     listen(DETAILS, on);
 }

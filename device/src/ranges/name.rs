@@ -1,17 +1,17 @@
-//! The names of ranges. A name is plain data, so that making one allocates nothing.
+//! The names of ranges. A name is plain data, so making a name allocates no memory.
 
 use std::fmt::{Display, Formatter, Result};
 
-/// A layer of one of the model's stacks.
+/// A layer of one of the model's layer stacks, such as the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LayerOrigin {
+pub struct LayerId {
     /// The stack: `decoder`, `vision`, …
     pub stack: &'static str,
     /// The layer's number, from 0.
     pub index: usize,
 }
 
-/// What a range is about.
+/// The name of a range: the kind of work and its number or name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RangeName {
     /// A training step, counted from 1.
@@ -21,22 +21,22 @@ pub enum RangeName {
     /// A part of a step, such as `forward`, `rollout` or `checkpoint`.
     Phase(&'static str),
     /// A layer of the model.
-    Layer(LayerOrigin),
-    /// An op.
+    Layer(LayerId),
+    /// An op, forward or backward.
     Op {
         /// The op's name.
         name: &'static str,
-        /// Whether it is the op's backward rule.
+        /// Whether the range is the backward rule of the op.
         is_backward: bool,
     },
-    /// A launch.
+    /// A launch, by the kernel's name.
     Launch(&'static str),
     /// Other work, such as loading weights.
     Task(&'static str),
 }
 
 impl RangeName {
-    /// The names of [`Self::kind`], outermost first.
+    /// The values of [`Self::kind`], outermost first.
     pub const KINDS: [&'static str; 7] = ["step", "micro-batch", "phase", "layer", "op", "launch", "task"];
 
     /// The index of this kind of range in [`Self::KINDS`].
@@ -57,8 +57,9 @@ impl RangeName {
         Self::KINDS[self.kind_index()]
     }
 
-    /// Whether a trace has the range only while it has launches, because there are many of them.
-    pub(super) fn is_detail(&self) -> bool {
+    /// Whether a trace records this range only while it also records launches, because there are many ranges of this
+    /// kind.
+    pub(super) fn is_layer_op_or_launch(&self) -> bool {
         matches!(self, RangeName::Layer(_) | RangeName::Op { .. } | RangeName::Launch(_))
     }
 }
@@ -68,7 +69,7 @@ impl Display for RangeName {
         match self {
             RangeName::Step(n) => write!(f, "step {n}"),
             RangeName::MicroBatch(index) => write!(f, "micro-batch {index}"),
-            RangeName::Layer(LayerOrigin { stack, index }) => write!(f, "{stack} {index}"),
+            RangeName::Layer(LayerId { stack, index }) => write!(f, "{stack} {index}"),
             RangeName::Op { name, is_backward: true } => write!(f, "{name} backward"),
             RangeName::Op { name, is_backward: false }
             | RangeName::Phase(name)

@@ -1,4 +1,4 @@
-//! Reports ranges to a profiling tool that speaks NVTX 3, such as NVIDIA Nsight Systems.
+//! Reports ranges to a profiling tool that uses NVTX 3, such as NVIDIA Nsight Systems.
 //!
 //! No library is linked. A tool names its own library in an environment variable; without it nothing is opened:
 //!
@@ -27,11 +27,11 @@ use super::{NVTX, RangeName, listen};
 use crate::shared_library::SharedLibrary;
 
 /// The environment variable with the path of the tool's library.
-pub const INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
+pub const NVTX_INJECTION_VARIABLE: &str = "NVTX_INJECTION64_PATH";
 
-/// The domain of the ranges, by which a tool can select them.
+/// The NVTX domain of the ranges, by which a tool can filter them.
 const DOMAIN: &std::ffi::CStr = c"reel";
-/// The version of NVTX.
+/// The version of the NVTX interface.
 const VERSION: u32 = 3;
 /// `NVTX_MESSAGE_TYPE_ASCII`: a zero-terminated string of bytes, which tools read as UTF-8.
 const BYTE_STRING: i32 = 1;
@@ -42,17 +42,17 @@ const FUNCTION_COUNTS: [usize; 7] = [0, 16, 9, 16, 7, 16, 7];
 const MOST_FUNCTIONS: usize = 16;
 /// The module of the functions with domains, `NVTX_CB_MODULE_CORE2`.
 const DOMAIN_MODULE: usize = 5;
-/// Numbers of functions in [`DOMAIN_MODULE`].
+/// The numbers of the functions in [`DOMAIN_MODULE`] that are used here.
 const PUSH: usize = 4;
 const POP: usize = 5;
 const NAME_CATEGORY: usize = 8;
 const CREATE_DOMAIN: usize = 12;
 
-/// The variables to which the tool writes the addresses of its functions, by module and number.
+/// The variables to which the tool writes the addresses of its functions, by module and function number.
 static FUNCTIONS: [[AtomicPtr<c_void>; MOST_FUNCTIONS]; FUNCTION_COUNTS.len()] =
     [const { [const { AtomicPtr::new(ptr::null_mut()) }; MOST_FUNCTIONS] }; FUNCTION_COUNTS.len()];
 
-/// For each module, the addresses of the variables in [`FUNCTIONS`], and a null after the last one.
+/// For each module: the addresses of its variables in [`FUNCTIONS`], followed by a null.
 type FunctionTable = [Option<&'static AtomicPtr<c_void>>; MOST_FUNCTIONS + 1];
 
 /// The attributes of a range, `nvtxEventAttributes_t`.
@@ -72,14 +72,14 @@ struct EventAttributes {
 
 const _: () = assert!(size_of::<EventAttributes>() == 48, "the layout in nvToolsExt.h");
 
-/// `NvtxExportTableCallbacks`.
+/// The struct `NvtxExportTableCallbacks` of `nvtxTypes.h`.
 #[repr(C)]
 struct Callbacks {
     struct_size: usize,
     module_table: extern "C" fn(c_int, *mut *const Option<&'static AtomicPtr<c_void>>, *mut c_uint) -> c_int,
 }
 
-/// `NvtxExportTableVersionInfo`.
+/// The struct `NvtxExportTableVersionInfo` of `nvtxTypes.h`.
 #[repr(C)]
 struct VersionInfo {
     struct_size: usize,
@@ -94,24 +94,24 @@ type NameCategory = unsafe extern "C" fn(*mut c_void, u32, *const c_char);
 type Push = unsafe extern "C" fn(*mut c_void, *const EventAttributes) -> c_int;
 type Pop = unsafe extern "C" fn(*mut c_void) -> c_int;
 
-/// A tool that receives ranges.
+/// An attached profiling tool that receives ranges.
 struct Tool {
     domain: AtomicPtr<c_void>,
     push: Push,
     pop: Pop,
-    /// The functions are those of this library.
+    /// Keeps the library open, because the function pointers of this struct point into it.
     _library: SharedLibrary,
 }
 
 static TOOL: OnceLock<Tool> = OnceLock::new();
 
-/// Opens the library that [`INJECTION_VARIABLE`] names, if it is set, and reports ranges to it from now on.
+/// Opens the library that [`NVTX_INJECTION_VARIABLE`] names, if it is set, and reports ranges to it from now on.
 ///
 /// # Errors
-/// The library cannot be opened, is not one for NVTX 3, or fails to start: the reason in one line. There are no ranges
-/// for the tool then.
+/// The library cannot be opened, is not a library for NVTX 3, or fails to start. The error is the reason in one line.
+/// The tool then gets no ranges.
 pub fn attach_nvtx_tool() -> Result<(), String> {
-    match std::env::var_os(INJECTION_VARIABLE) {
+    match std::env::var_os(NVTX_INJECTION_VARIABLE) {
         Some(path) if !path.is_empty() && TOOL.get().is_none() => attach(path),
         _ => Ok(()),
     }
@@ -119,7 +119,7 @@ pub fn attach_nvtx_tool() -> Result<(), String> {
 
 fn attach(path: OsString) -> Result<(), String> {
     let library = SharedLibrary::open(path)?;
-    // SAFETY: the type of this function in `nvtxTypes.h`.
+    // SAFETY: `Initialise` is the type of this function in `nvtxTypes.h`.
     let initialise = unsafe { library.function::<Initialise>(c"InitializeInjectionNvtx2") }?;
     // SAFETY: a library for NVTX 3 is called once, with the function that returns the export tables.
     if unsafe { initialise(export_table) } == 0 {
@@ -128,8 +128,8 @@ fn attach(path: OsString) -> Result<(), String> {
     let function = |number: usize| -> *mut c_void { FUNCTIONS[DOMAIN_MODULE][number].load(Ordering::Acquire) };
     let (push, pop) = (function(PUSH), function(POP));
     if push.is_null() || pop.is_null() {
-        // A tool takes what it wants to know, and this one does not want ranges. Its library stays open, because it may
-        // have started threads.
+        // A tool takes only the functions that it needs, and this tool takes none for ranges. Its library stays open,
+        // because the library may have started threads.
         std::mem::forget(library);
         return Ok(());
     }
@@ -138,12 +138,12 @@ fn attach(path: OsString) -> Result<(), String> {
     let create = function(CREATE_DOMAIN);
     let domain = match create.is_null() {
         true => ptr::null_mut(),
-        // SAFETY: as above; the name is a zero-terminated string that lives as long as the program.
+        // SAFETY: the tool's function has this type. The name is a zero-terminated string of the program.
         false => unsafe { transmute::<*mut c_void, CreateDomain>(create)(DOMAIN.as_ptr()) },
     };
     let name_category = function(NAME_CATEGORY);
     if !name_category.is_null() {
-        // SAFETY: as above.
+        // SAFETY: the tool's function has this type, and its arguments live during the call.
         let name_category = unsafe { transmute::<*mut c_void, NameCategory>(name_category) };
         for (number, kind) in (1..).zip(RangeName::KINDS) {
             let Ok(kind) = CString::new(kind) else { continue };
@@ -158,13 +158,13 @@ fn attach(path: OsString) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a tool gets the ranges.
+/// Tells whether a profiling tool receives the ranges.
 pub(crate) fn is_tool_attached() -> bool {
     TOOL.get().is_some()
 }
 
-/// Begins a range of this thread in the tool.
-pub(super) fn push(name: &RangeName) {
+/// Begins a range of this thread in the profiling tool.
+pub(super) fn push_range(name: &RangeName) {
     let Some(tool) = TOOL.get() else { return };
     let message = CString::new(name.to_string()).unwrap_or_default();
     let attributes = EventAttributes {
@@ -179,18 +179,18 @@ pub(super) fn push(name: &RangeName) {
         message_type: BYTE_STRING,
         message: message.as_ptr(),
     };
-    // SAFETY: the tool's function, with its domain. The attributes and the message live during the call, as NVTX asks.
+    // SAFETY: the tool's function, called with its domain. The attributes and the message live during the call.
     unsafe { (tool.push)(tool.domain.load(Ordering::Relaxed), &attributes) };
 }
 
-/// Ends the innermost range of this thread in the tool.
-pub(super) fn pop() {
+/// Ends the innermost range of this thread in the profiling tool.
+pub(super) fn pop_range() {
     let Some(tool) = TOOL.get() else { return };
-    // SAFETY: the tool's function, with its domain.
+    // SAFETY: the tool's function, called with its domain.
     unsafe { (tool.pop)(tool.domain.load(Ordering::Relaxed)) };
 }
 
-/// Returns the table with this number to the tool: `NvtxGetExportTableFunc_t`.
+/// Returns the export table with this number to the tool: `NvtxGetExportTableFunc_t`.
 extern "C" fn export_table(number: u32) -> *const c_void {
     static CALLBACKS: Callbacks = Callbacks { struct_size: size_of::<Callbacks>(), module_table };
     static VERSION_INFO: VersionInfo =
@@ -202,7 +202,7 @@ extern "C" fn export_table(number: u32) -> *const c_void {
     }
 }
 
-/// Gives the tool the table of a module. Returns 0 if there is no such module.
+/// Passes the function table of a module to the tool. Returns 0 if there is no such module.
 extern "C" fn module_table(
     module: c_int,
     table: *mut *const Option<&'static AtomicPtr<c_void>>,
@@ -221,24 +221,24 @@ extern "C" fn module_table(
         return 0;
     };
     if !table.is_null() {
-        // SAFETY: the tool gives the address of a variable of its own, or null.
+        // SAFETY: the tool passes the address of one of its variables, or null.
         unsafe { table.write(functions.as_ptr()) };
     }
     if !count.is_null() {
-        // SAFETY: as above.
+        // SAFETY: the tool passes the address of one of its variables, or null.
         unsafe { count.write(own_count as c_uint) };
     }
     1
 }
 
-/// The tool says which version it speaks. All versions have the functions that are used here.
+/// The tool passes the NVTX version that it uses. All versions have the functions that are used here.
 extern "C" fn set_injection_version(_version: u32) {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The table of the functions of a module, and their number.
+    /// Returns the table of a module's functions, and the number of functions.
     fn table_of(module: c_int) -> Option<(&'static [Option<&'static AtomicPtr<c_void>>], usize)> {
         let (mut table, mut count) = (ptr::null(), 0);
         let found = module_table(module, &mut table, &mut count) != 0;

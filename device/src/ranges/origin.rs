@@ -1,7 +1,7 @@
-//! The origin of a launch: the op and the layer of the model that the launch belongs to. Profiles and traces show it
-//! beside the launch. Each op and each layer is also a range.
+//! The origin of a launch: the op and the layer of the model to which the launch belongs. Profiles and traces show
+//! the origin beside the launch. Each op and each layer is also a range.
 //!
-//! Ops, layers and the tape set the origin of the launches that follow on their thread, until a guard is dropped:
+//! Ops, layers and the tape set the origin of later launches on their thread. A guard ends this when it is dropped:
 //!
 //! ```text
 //! let _layer = in_layer("decoder", 3);
@@ -11,30 +11,30 @@
 
 use std::cell::Cell;
 
-use super::{LayerOrigin, RangeGuard, RangeName, range};
+use super::{LayerId, RangeGuard, RangeName, range};
 
-/// The op and the layer that a launch belongs to.
+/// The op and the layer to which a launch belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaunchOrigin {
-    /// The op's name; empty for launches outside of ops, such as the optimizer's.
+    /// The name of the op. Empty for launches outside ops, such as those of the optimizer.
     pub op: &'static str,
     /// Whether the launch is part of the op's backward rule.
     pub is_backward: bool,
     /// The layer, if the launch belongs to one.
-    pub layer: Option<LayerOrigin>,
+    pub layer: Option<LayerId>,
 }
 
 thread_local! {
     static CURRENT: Cell<LaunchOrigin> = const { Cell::new(LaunchOrigin { op: "", is_backward: false, layer: None }) };
 }
 
-/// Restores the earlier origin of this thread's launches when it is dropped, and ends the ranges of the op and the
-/// layer that began with it.
+/// Restores the previous origin of this thread's launches when it is dropped. Also ends the ranges of the op and the
+/// layer that began with the guard.
 #[derive(Debug)]
 #[must_use = "the origin ends when this value is dropped"]
 pub struct OriginGuard {
     outer: LaunchOrigin,
-    /// The op's range lies inside of the layer's, so it is dropped first.
+    /// The range of the op lies inside the range of the layer, so it is dropped first.
     _op: RangeGuard,
     _layer: RangeGuard,
 }
@@ -45,13 +45,13 @@ impl Drop for OriginGuard {
     }
 }
 
-/// Returns the origin that launches on this thread have now.
+/// Returns the origin that launches on this thread currently get.
 pub fn current_origin() -> LaunchOrigin {
     CURRENT.get()
 }
 
-/// Sets the origin of this thread's launches until the guard is dropped. Begins a range for the layer and for the op,
-/// unless they are those of the present origin.
+/// Sets the origin of this thread's launches until the guard is dropped. Begins a range for the layer and one for the
+/// op, unless the current origin already has the same layer or op.
 pub fn with_origin(origin: LaunchOrigin) -> OriginGuard {
     let outer = CURRENT.replace(origin);
     let layer = match origin.layer {
@@ -66,7 +66,7 @@ pub fn with_origin(origin: LaunchOrigin) -> OriginGuard {
 
 /// Sets the layer of this thread's launches until the guard is dropped.
 pub fn in_layer(stack: &'static str, index: usize) -> OriginGuard {
-    with_origin(LaunchOrigin { layer: Some(LayerOrigin { stack, index }), ..current_origin() })
+    with_origin(LaunchOrigin { layer: Some(LayerId { stack, index }), ..current_origin() })
 }
 
 /// Sets the op of this thread's launches until the guard is dropped. If an op calls another op, the launches of both
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn guards_nest_and_restore() {
-        let layer = Some(LayerOrigin { stack: "decoder", index: 3 });
+        let layer = Some(LayerId { stack: "decoder", index: 3 });
         {
             let _layer = in_layer("decoder", 3);
             let _op = in_op("lora_linear");

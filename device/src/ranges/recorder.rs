@@ -1,4 +1,4 @@
-//! The recorder of ranges: it keeps all ranges of a time window, for a trace.
+//! The recorder of ranges: it keeps all ranges of a time window for a trace.
 
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,25 +9,25 @@ use super::{RECORDER, RangeName, host_thread_number, listen};
 /// A recorded range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RangeEvent {
-    /// What the range is about.
+    /// The name of the range.
     pub name: RangeName,
-    /// The index, in the list of recorded ranges, of the enclosing range on the same thread. It is smaller than this
+    /// The index of the enclosing range of the same thread in the list of recorded ranges. It is smaller than this
     /// range's own index.
     pub parent: Option<usize>,
-    /// The thread, see [`host_thread_number`].
+    /// The number of the thread; see [`host_thread_number`].
     pub thread: usize,
-    /// When the range began.
+    /// The time at which the range began.
     pub start: Instant,
-    /// Duration in seconds. A range that was still open at the end of the window ends there.
+    /// Duration in seconds. A range that was still open when the window ended is cut at that time.
     pub seconds: f64,
 }
 
-/// A range of a time window.
+/// An id of a recorded range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeId {
-    /// The number of the window.
+    /// The number of the time window.
     window: u64,
-    /// The index among the recorded ranges of the window.
+    /// The index of the range among the recorded ranges of the window.
     pub index: usize,
 }
 
@@ -35,16 +35,16 @@ pub struct RangeId {
 #[derive(Debug)]
 pub(super) struct OpenRange {
     id: RangeId,
-    /// The range that was the innermost one before.
+    /// The range that was the innermost one before this range began.
     outer: Option<RangeId>,
 }
 
 #[derive(Default)]
 struct Recording {
-    /// Counts the windows of time that are recorded: the number of the present one, or of the last one.
+    /// The number of the current time window, or of the last one if no window is open.
     window: u64,
     is_on: bool,
-    /// The ranges of the window, each with whether it is still open.
+    /// The ranges of the window. The bool tells whether the range is still open.
     events: Vec<(RangeEvent, bool)>,
 }
 
@@ -59,7 +59,7 @@ fn recording() -> MutexGuard<'static, Recording> {
     RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins a time window: ranges that begin from now on are recorded, those of an earlier window are dropped.
+/// Begins a time window: ranges that begin from now on are recorded, and the ranges of an earlier window are dropped.
 pub fn start_recording_ranges() {
     let mut recording = recording();
     *recording = Recording { window: recording.window + 1, is_on: true, events: Vec::new() };
@@ -77,12 +77,12 @@ pub fn take_recorded_ranges() -> Vec<RangeEvent> {
     events.map(|(event, is_open)| RangeEvent { seconds: seconds(&event, is_open), ..event }).collect()
 }
 
-/// The innermost range of this thread that is recorded now.
+/// The innermost recorded range of this thread that is still open.
 pub fn current_range() -> Option<RangeId> {
     INNERMOST.get()
 }
 
-pub(super) fn begin(name: RangeName) -> Option<OpenRange> {
+pub(super) fn begin_range(name: RangeName) -> Option<OpenRange> {
     let thread = host_thread_number();
     let outer = INNERMOST.get();
     let mut recording = recording();
@@ -96,13 +96,13 @@ pub(super) fn begin(name: RangeName) -> Option<OpenRange> {
     Some(OpenRange { id, outer })
 }
 
-pub(super) fn end(OpenRange { id, outer }: OpenRange) {
+pub(super) fn end_range(OpenRange { id, outer }: OpenRange) {
     INNERMOST.set(outer);
     let mut recording = recording();
     if recording.window != id.window {
         return;
     }
-    // The range is not there if the window has ended.
+    // The window may have ended. Then the range is no longer in the list.
     if let Some((event, is_open)) = recording.events.get_mut(id.index) {
         event.seconds = event.start.elapsed().as_secs_f64();
         *is_open = false;
@@ -114,7 +114,8 @@ mod tests {
     use super::super::{in_layer, in_op, range, record_details};
     use super::*;
 
-    /// The ranges of this thread: name, and name of the parent. Other tests of the program may record at the same time.
+    /// Returns the recorded ranges of this thread: name, and name of the parent. Other tests of the program may
+    /// record at the same time.
     fn taken() -> Vec<(String, String)> {
         let events = take_recorded_ranges();
         let name = |event: &RangeEvent| event.name.to_string();
@@ -123,7 +124,7 @@ mod tests {
         own.map(|event| (name(event), parent(event))).collect()
     }
 
-    /// One test, because there is one recorder in the process.
+    /// There is only one test, because the process has one recorder.
     #[test]
     fn ranges_have_parents_and_windows() {
         let outside = range(RangeName::Task("before the window"));
@@ -156,7 +157,7 @@ mod tests {
             pair("open at the end", ""),
         ];
         assert_eq!(taken(), want);
-        // A range of an earlier window is no parent in the next window, and its end changes nothing there.
+        // A range of an earlier window is not a parent in the next window, and its end changes nothing there.
         start_recording_ranges();
         let next = range(RangeName::Task("next window"));
         drop((next, open));

@@ -7,7 +7,7 @@ thread_local! {
     static THREAD: OnceCell<usize> = const { OnceCell::new() };
 }
 
-/// The names of the host threads that have a number, at the index of their number.
+/// The names of the numbered host threads, at the index of their number.
 static THREADS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Returns the number of this thread. Threads have the numbers 0, 1, … in the order of their first calls.

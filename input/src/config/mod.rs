@@ -15,7 +15,7 @@ pub(crate) mod tests;
 
 use std::path::Path;
 
-use reel_diagnostic::{input, note_once};
+use reel_diagnostic::{input, print_note_once};
 
 use crate::error::{InputError, Result};
 use crate::tensor_file::StoredDType;
@@ -410,7 +410,7 @@ fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
         match &stated {
             Some((first, dtype)) if *dtype != found => {
                 let (outer, inner) = (dtype.torch_dtype_name(), found.torch_dtype_name());
-                note_once(format!("{}, but {first} is {outer}", fields.error_text(key, &format!("is {inner}"))));
+                print_note_once(format!("{}, but {first} is {outer}", fields.error_text(key, &format!("is {inner}"))));
             }
             Some(_) => {}
             None => stated = Some((fields.path_of(key), found)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use memmap2::Mmap;
 use reel_diagnostic::Diagnostic;
 use reel_diagnostic::input::UnsuitableFile;
-use reel_worker::{Pool, Worker, WorkerFailure, WorkerProgram};
+use reel_worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
@@ -135,7 +135,7 @@ impl DecodeWorker {
     }
 
     fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
-        static IDLE: Pool = Pool::new();
+        static IDLE: WorkerPool = WorkerPool::new();
         let request = WorkerRequest {
             path: path.into(),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use memmap2::MmapMut;
 use reel_diagnostic::{Diagnostic, catch_panic};
-use reel_worker::Replies;
+use reel_worker::ReplySender;
 use rustix::process::Resource;
 
 use super::{WorkerJob, WorkerReply, WorkerRequest};
@@ -28,7 +28,7 @@ pub(super) fn worker_main() -> ExitCode {
 ///
 /// # Errors
 /// The caller has ended, sent no file, or the limits cannot be set.
-pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Replies) -> io::Result<()> {
+pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut ReplySender) -> io::Result<()> {
     let memory = memory.ok_or_else(|| io::Error::other("a decoding job came without its shared memory file"))?;
     let path = Path::new(&request.path);
     // The file is checked before memory is limited, so that an error with another cause is never taken for lack of

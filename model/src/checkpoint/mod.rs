@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use reel_device::MappedFile;
-use reel_diagnostic::note_once;
+use reel_diagnostic::print_note_once;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{StoredDType, read_header};
 
@@ -244,7 +244,7 @@ impl Checkpoint {
             && (head.dtype, head.bytes) != (table.dtype, table.bytes)
         {
             let file = head.file.path().display();
-            note_once(format!(
+            print_note_once(format!(
                 "{file}: {LM_HEAD} is not used, although it differs from the embedding table: config.json has \
                  tie_word_embeddings = true"
             ));

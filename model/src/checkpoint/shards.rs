@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::{input, note_once};
+use reel_diagnostic::{input, print_note_once};
 use serde_json::Value;
 
 use super::COPY_AGAIN;
@@ -42,7 +42,10 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let unused = |name: &String| name.starts_with("model") || name.starts_with("consolidated");
     let used = |name: &String| found.files.contains(&folder.join(name));
     for name in safetensors_names(folder)?.into_iter().filter(|name| unused(name) && !used(name)) {
-        note_once(format!("{}: not used, because the weights are read from other files", folder.join(name).display()));
+        print_note_once(format!(
+            "{}: not used, because the weights are read from other files",
+            folder.join(name).display()
+        ));
     }
     Ok(found)
 }

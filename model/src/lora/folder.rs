@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_device::MappedFile;
-use reel_files::write_unfinished;
+use reel_files::write_temporary;
 use reel_hub::{Hub, Repository};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
@@ -204,7 +204,7 @@ pub fn save(
     std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
-    files.push(write_unfinished(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
+    files.push(write_temporary(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
     let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
     write_tensor_file_and_finish(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
 }

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
-use reel_files::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
+use reel_files::{AtomicFile, FinishedFile, write_atomically, write_temporary};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
@@ -115,7 +115,7 @@ impl ConfigAndTokenizerFiles {
         if is_same_folder(&self.folder, out) {
             return Ok(Vec::new());
         }
-        self.others.iter().map(|(name, bytes)| Ok(write_unfinished(&out.join(name), bytes)?)).collect()
+        self.others.iter().map(|(name, bytes)| Ok(write_temporary(&out.join(name), bytes)?)).collect()
     }
 
     /// The text of config.json for weights of type `dtype`. The dtype is written under the key that the source file
@@ -153,7 +153,7 @@ pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFil
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = folder.small_files.config_text(folder.dtype);
-    files.push(write_unfinished(&out.join("config.json"), config.as_bytes())?);
+    files.push(write_temporary(&out.join("config.json"), config.as_bytes())?);
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
     weight_files.create(out)
 }
@@ -240,7 +240,7 @@ fn write_weights_and(
         names.push(name.as_str());
     }
     if let Some(index) = weight_files.index() {
-        files.push(write_unfinished(&out.join(INDEX), index.as_bytes())?);
+        files.push(write_temporary(&out.join(INDEX), index.as_bytes())?);
         names.push(INDEX);
     }
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;

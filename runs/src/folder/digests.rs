@@ -15,8 +15,8 @@ use std::path::Path;
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::digest::file_fingerprint;
-use reel_files::json::{DIGEST_KEY, has_its_own_digest, with_own_digest};
-use reel_files::log::{LogDigest, RunningDigest};
+use reel_files::json::{DIGEST_KEY, has_valid_digest, with_digest};
+use reel_files::log::{LogDigest, LogHasher};
 use reel_files::write_synced;
 use reel_model::lora::ADAPTER_CONFIG_FILE;
 use reel_train::file_names::{DIGESTS_FILE, RUN_STATE_FILE};
@@ -51,7 +51,7 @@ pub(crate) fn write(folder: &Path, logs: LogDigests) -> Result<()> {
     let path = folder.join(DIGESTS_FILE);
     let failed = |e| TrainError::cannot_write(&path, e);
     let list = serde_json::to_value(CheckpointDigests { files, logs }).map_err(|e| failed(e.into()))?;
-    write_synced(&path, format!("{:#}\n", with_own_digest(list)).as_bytes()).map_err(failed)
+    write_synced(&path, format!("{:#}\n", with_digest(list)).as_bytes()).map_err(failed)
 }
 
 /// Returns the files in a checkpoint that a resume reads: weights, adapter, and everything in `training/` except
@@ -92,7 +92,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     };
     let list = serde_json::from_slice::<Value>(&text).ok().filter(|list| list.get(DIGEST_KEY).is_some());
-    let list = list.filter(has_its_own_digest).and_then(|list| serde_json::from_value::<CheckpointDigests>(list).ok());
+    let list = list.filter(has_valid_digest).and_then(|list| serde_json::from_value::<CheckpointDigests>(list).ok());
     let Some(list) = list else {
         return Err(damaged_file_error(folder, DIGESTS_FILE, "is damaged: it is not what the run wrote"));
     };
@@ -130,7 +130,7 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(TrainError::cannot_read(&path, e)),
     }
-    if RunningDigest::from_bytes(&bytes).digest() == *digest {
+    if LogHasher::from_bytes(&bytes).digest() == *digest {
         return Ok(());
     }
     let what =
@@ -218,7 +218,7 @@ mod tests {
         fn any_flipped_bit_is_noticed(file in 0usize..5, at in 0.0f64..1.0, bit in 0u8..8) {
             let dir = tempfile::tempdir().unwrap();
             let folder = checkpoint_folder(dir.path(), 4);
-            let logs = [("metrics.jsonl".to_string(), RunningDigest::from_bytes(b"{}\n").digest())];
+            let logs = [("metrics.jsonl".to_string(), LogHasher::from_bytes(b"{}\n").digest())];
             write(&folder, logs.into_iter().collect()).unwrap();
             let names = ["model.safetensors", "training/optimizer.safetensors", "training/set.json", RUN_STATE_FILE];
             let path = folder.join(names.get(file).unwrap_or(&DIGESTS_FILE));
@@ -240,10 +240,10 @@ mod tests {
             flip in any::<prop::sample::Index>(),
         ) {
             let dir = tempfile::tempdir().unwrap();
-            let mut running = RunningDigest::default();
+            let mut running = LogHasher::default();
             pieces.iter().for_each(|piece| running.update(piece));
             let whole = pieces.concat();
-            prop_assert_eq!(running.digest(), RunningDigest::from_bytes(&whole).digest());
+            prop_assert_eq!(running.digest(), LogHasher::from_bytes(&whole).digest());
             let logs = [("log".to_string(), running.digest())].into_iter().collect();
             let list = CheckpointDigests { logs, ..Default::default() };
             let check = |bytes: &[u8]| {

@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
-use reel_files::log::{LogDigest, RunningDigest};
+use reel_files::log::{LogDigest, LogHasher};
 use reel_train::file_names::HASHES_FILE;
 use reel_train::{Result, TrainError};
 
@@ -16,7 +16,7 @@ use reel_train::{Result, TrainError};
 pub struct TensorHashLog {
     path: PathBuf,
     file: File,
-    digest: RunningDigest,
+    digest: LogHasher,
 }
 
 impl TensorHashLog {
@@ -36,7 +36,7 @@ impl TensorHashLog {
         let part = out.join(format!(".{HASHES_FILE}.part"));
         std::fs::write(&part, &kept).and_then(|()| std::fs::rename(&part, &path)).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
-        Ok(Self { file, path, digest: RunningDigest::from_bytes(&kept) })
+        Ok(Self { file, path, digest: LogHasher::from_bytes(&kept) })
     }
 
     /// Appends the hashes of a step.

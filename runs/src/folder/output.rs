@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_files::json::{has_its_own_digest, holds_commands, with_own_digest};
+use reel_files::json::{contains_commands, has_valid_digest, with_digest};
 use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_files::{digest, write_synced_with_mode};
 use reel_samples::quarantine;
@@ -169,8 +169,8 @@ pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
     let part = out.join(format!(".{RUN_FILE}.part"));
     let failed = |e| TrainError::cannot_write(&path, e);
-    let text = format!("{:#}\n", with_own_digest(run.clone()));
-    write_synced_with_mode(&part, text.as_bytes(), holds_commands(&run["options"])).map_err(failed)?;
+    let text = format!("{:#}\n", with_digest(run.clone()));
+    write_synced_with_mode(&part, text.as_bytes(), contains_commands(&run["options"])).map_err(failed)?;
     fs::rename(&part, &path).map_err(failed)
 }
 
@@ -197,7 +197,7 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     if !run.is_object() {
         return Err(damaged("is not a JSON object".into(), help));
     }
-    match has_its_own_digest(&run) {
+    match has_valid_digest(&run) {
         true => Ok(run),
         false => Err(damaged("is damaged: it is not what the run wrote".into(), restore)),
     }

@@ -217,7 +217,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
         TrainError::option(what, format!("{why} {}", folder.display()), help)
     };
     let model = ModelFiles::read(setup.model)?;
-    if !model.have_fingerprint(&state.model_hash) {
+    if !model.matches_fingerprint(&state.model_hash) {
         let which = model.differences_from(&state.model_files);
         let what = format!("is not the model of the run that wrote {}{which}", folder.display());
         let help = "give the model that the run was started with, unchanged, or start a new run in another --out";

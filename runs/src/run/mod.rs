@@ -156,7 +156,7 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 /// Checks that the model and data of a replay have the fingerprints that the run recorded in its run.json.
 fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
     let model = ModelFiles::read(setup.model)?;
-    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.have_fingerprint(hash));
+    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.matches_fingerprint(hash));
     let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
     let (path, thing, which) = match (same_model, same_data) {
         (true, true) => return Ok(()),

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use reel_device::{
-    DType, Device, Launch, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, in_layer, with_origin,
+    DType, Device, Launch, LaunchOrigin, LayerId, MemoryCategory, current_origin, in_layer, with_origin,
 };
 use reel_kernels::{column_sum, elementwise};
 
@@ -56,7 +56,7 @@ enum Entry {
 struct Node {
     name: &'static str,
     /// The layer that the op belongs to, for profiles of the backward pass.
-    layer: Option<LayerOrigin>,
+    layer: Option<LayerId>,
     /// The ids of the op's output tensors on the tape. `backward` gets the gradients of the outputs in this order.
     outputs: Vec<u64>,
     /// The trained parameters among the inputs. After the backward pass each of them must have a gradient.
@@ -209,7 +209,7 @@ pub struct BackwardContext<'a> {
 /// Column sums that the rules of a layer have asked for and that one launch will compute.
 #[derive(Default)]
 struct PendingColumnSums {
-    layer: Option<LayerOrigin>,
+    layer: Option<LayerId>,
     /// For each matrix: the matrix `[rows, cols]`, its sum `[cols]`, and whether to add to the old contents of the sum.
     /// All matrices have the same number of rows and the same dtype.
     matrices: Vec<(Tensor, Tensor, bool)>,

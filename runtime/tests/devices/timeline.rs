@@ -49,14 +49,14 @@ fn a_tool_of_the_gpu_collects_the_launches_of_the_window() {
     let (fake, d) = fake_gpu_device(1 << 20);
     let x = f32_tensor(&d, &[4], &[1.0; 4]);
     d.launch(&fill(&x)).unwrap();
-    d.profiler().start_external().unwrap();
+    d.profiler().start_external_profiler().unwrap();
     assert_eq!(fake.launch_count(), 1, "the launches before the window have ended");
     d.launch(&fill(&x)).unwrap();
     d.launch(&add(&x)).unwrap();
-    d.profiler().stop_external().unwrap();
+    d.profiler().stop_external_profiler().unwrap();
     assert_eq!(fake.launch_count(), 3, "the launches of the window have ended");
     d.launch(&fill(&x)).unwrap();
-    d.profiler().start_external().unwrap();
+    d.profiler().start_external_profiler().unwrap();
     assert_eq!(fake.profiled_launches(), [1..3, 4..u64::MAX]);
     drop((x, d));
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));

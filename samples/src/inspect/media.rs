@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, shown_path};
+use reel_diagnostic::{Diagnostic, display_path};
 use reel_input::InputError;
 use reel_input::encode::MediaOptions;
 use reel_input::fetch::decode_data_uri;
@@ -82,7 +82,7 @@ impl MediaInspector<'_> {
                 let missing = part_paths(part).into_iter().find(|path| is_missing(path));
                 let diagnostic = match missing {
                     Some(path) => Diagnostic::new(
-                        shown_path(path),
+                        display_path(path),
                         "does not exist",
                         "correct the path, give --media-root, or remove the row",
                     ),

@@ -1,7 +1,7 @@
 //! A cap on the cost of requests.
 //!
 //! The cost of a request is known only when the request ends. So its largest possible cost is reserved before the
-//! request is sent, and the unspent part is given back when it ends: the money spent never exceeds the cap, however
+//! request is sent, and the unspent part is given back when it ends. The money spent never exceeds the cap, however
 //! many requests are in flight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,33 +11,33 @@ use std::time::Duration;
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The cap on the cost of all requests together, and their cost so far, in US dollars. Several clients can share a
+/// The cap on the total cost of all requests, and their cost so far, in US dollars. Several clients can share a
 /// budget.
 #[derive(Debug)]
 pub struct Budget {
     cap: Option<f64>,
     amounts: Mutex<Amounts>,
-    /// Is notified when a reservation ends.
+    /// Notified when a reservation ends.
     changed: Condvar,
 }
 
-/// Dollars.
+/// Amounts in US dollars.
 #[derive(Clone, Copy, Debug, Default)]
 struct Amounts {
     spent: f64,
     reserved: f64,
 }
 
-/// The reason why nothing was reserved.
+/// The reason why [`Budget::reserve`] reserved nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReservationError {
-    /// The request may cost more than what is left.
+    /// The request may cost more than the unspent rest of the cap.
     CapReached,
     Stopped,
 }
 
-/// The largest possible cost of an attempt in flight. Dropping the reservation without [`Self::charge`] gives the whole
-/// amount back.
+/// The largest possible cost of an attempt in flight, in dollars. Dropping the reservation without [`Self::charge`]
+/// gives the whole amount back.
 #[derive(Debug)]
 pub(crate) struct Reservation<'b> {
     budget: &'b Budget,
@@ -45,12 +45,12 @@ pub(crate) struct Reservation<'b> {
 }
 
 impl Budget {
-    /// A budget of `cap` dollars; `None` has no cap.
+    /// Creates a budget with a cap of `cap` dollars; `None` sets no cap.
     pub fn new(cap: Option<f64>) -> Self {
         Self { cap, amounts: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// A budget of `cap` dollars of which an earlier process has spent `spent`.
+    /// Creates a budget with a cap of `cap` dollars, of which an earlier process has spent `spent` dollars.
     pub fn with_spent(cap: Option<f64>, spent: f64) -> Self {
         Self { cap, amounts: Mutex::new(Amounts { spent, reserved: 0.0 }), changed: Condvar::new() }
     }
@@ -65,7 +65,8 @@ impl Budget {
         self.amounts().spent
     }
 
-    /// Reserves `amount` dollars. Waits while requests in flight hold money that they may give back.
+    /// Reserves `amount` dollars. If too little is left, waits as long as reservations of other requests may give
+    /// money back.
     pub(crate) fn reserve(&self, amount: f64, stop: &AtomicBool) -> Result<Reservation<'_>, ReservationError> {
         let Some(cap) = self.cap else { return Ok(Reservation { budget: self, amount: 0.0 }) };
         let mut amounts = self.amounts();
@@ -91,7 +92,7 @@ impl Budget {
 }
 
 impl Reservation<'_> {
-    /// Ends the reservation: the attempt has cost `cost` dollars.
+    /// Ends the reservation and records that the attempt has cost `cost` dollars.
     pub fn charge(mut self, cost: f64) {
         let mut amounts = self.budget.amounts();
         amounts.spent += cost;
@@ -133,7 +134,7 @@ mod tests {
     }
 
     proptest! {
-        /// The cap holds for all costs of requests up to the amounts that were reserved for them.
+        /// The total cost never exceeds the cap, for all request costs up to the reserved amounts.
         #[test]
         fn the_cap_is_never_passed(requests in proptest::collection::vec((0.0f64..1.0, 0.0f64..=1.0), 1..40)) {
             let budget = &Budget::new(Some(3.0));

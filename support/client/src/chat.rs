@@ -12,25 +12,25 @@ use ureq::Agent;
 
 use crate::budget::ReservationError;
 use crate::pace::{RateLimiter, sleep};
-use crate::reply::{AnswerOfModel, describe_error, parse_answer};
+use crate::reply::{ModelAnswer, describe_error, parse_answer};
 use crate::request::PromptSize;
-use crate::retry::{back_off, is_retryable, retry_after};
+use crate::retry::{backoff_delay, is_retryable, parse_retry_after};
 use crate::url::check_http_url;
 use crate::{ChatRequest, ClientOptions};
 
 /// Maximum length of a reply in bytes.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
-/// How long the caller waits for an attempt after the attempt's deadline, at which the attempt's own thread should end
-/// it.
+/// The time for which the caller waits after an attempt's deadline. The attempt's own thread should end the attempt
+/// at the deadline.
 const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// After this many requests in a row that could not reach the server at all, the run cannot go on.
+/// The number of consecutive requests that could not reach the server at which the run is ended.
 const MAX_UNREACHED: u32 = 3;
-/// After this many failed requests in a row, whatever the reasons, the run cannot go on: more of them cost time and
-/// money.
+/// The number of consecutive failed requests, for any reason, at which the run is ended: more requests would cost
+/// time and money.
 const MAX_FAILED: u32 = 100;
-/// A wait that the server asks for (`Retry-After`) is printed if it is at least this long.
+/// A wait of at least this duration that the server asks for (`Retry-After`) is printed.
 const MIN_PRINTED_WAIT: Duration = Duration::from_secs(2);
 
 /// The answer to a request.
@@ -38,11 +38,11 @@ const MIN_PRINTED_WAIT: Duration = Duration::from_secs(2);
 pub struct ChatAnswer {
     /// The text of the answer.
     pub text: String,
-    /// The reasoning before the answer, if the server gives it apart (`reasoning_content`).
+    /// The reasoning before the answer, if the server returns it separately (`reasoning_content`).
     pub reasoning: Option<String>,
-    /// Why the answer ends: `stop`, `length`, ….
+    /// The reason why the answer ends: `stop`, `length`, ….
     pub finish_reason: Option<String>,
-    /// The model that answered, as the server names it.
+    /// The name of the answering model, as the server reports it.
     pub model: String,
     /// Number of tokens of the prompt; 0 if the server does not state it.
     pub prompt_tokens: u64,
@@ -50,7 +50,7 @@ pub struct ChatAnswer {
     pub completion_tokens: u64,
     /// Cost of all attempts in dollars.
     pub cost: f64,
-    /// Number of attempts, including the one that was answered.
+    /// Number of attempts, including the successful one.
     pub attempts: u32,
     /// Seconds from the first attempt to the answer, including waits.
     pub seconds: f64,
@@ -61,25 +61,25 @@ pub struct ChatAnswer {
 pub enum FailureKind {
     /// Every attempt failed, the last one for a reason that may be temporary.
     Exhausted,
-    /// The server refuses this request; it would refuse it again.
+    /// The server rejects this request, and would reject it again.
     Refused,
-    /// No request can succeed: wrong key, wrong URL, unknown model, nothing answers at the URL, or 100 requests in a
-    /// row have failed.
+    /// No request can succeed: the key, the URL or the model name is wrong, no server answers at the URL, or 100
+    /// consecutive requests have failed.
     Unusable,
-    /// The request may cost more than what is left of the cap.
+    /// The request may cost more than the unspent rest of the cap.
     Budget,
     /// The caller has set the stop flag.
     Stopped,
 }
 
-/// A request without an answer.
+/// The failure of a request: it got no answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatFailure {
     /// The kind of the failure, which says whether other requests can succeed.
     pub kind: FailureKind,
     /// One line: the URL, what is wrong, and what to do.
     pub message: String,
-    /// Number of attempts.
+    /// The number of attempts made.
     pub attempts: u32,
     /// Cost of all attempts in dollars.
     pub cost: f64,
@@ -93,11 +93,11 @@ impl fmt::Display for ChatFailure {
 
 impl std::error::Error for ChatFailure {}
 
-/// A client of one server. Threads share it.
+/// A client of one server. Threads can share a client.
 #[derive(Debug)]
 pub struct ChatClient {
     options: ClientOptions,
-    /// `URL/chat/completions`
+    /// The address of the API call: `URL/chat/completions`.
     address: String,
     agent: Agent,
     pace: RateLimiter,
@@ -105,17 +105,17 @@ pub struct ChatClient {
     model: Mutex<Option<String>>,
     /// Number of consecutive requests that did not reach the server in any attempt.
     unreached: AtomicU32,
-    /// Number of requests in a row that failed.
+    /// Number of consecutive requests that failed.
     failed: AtomicU32,
-    /// The largest ratio so far of a prompt's tokens, as the server counts them, to the bound of their number, in
-    /// thousandths; at least 1000.
+    /// The largest ratio so far of a prompt's actual tokens, as the server counts them, to the upper bound of its
+    /// tokens. In thousandths, at least 1000.
     bound_scale: AtomicU64,
 }
 
-/// What one attempt has led to.
+/// The outcome of one attempt.
 enum Attempt {
-    Answer(AnswerOfModel),
-    /// Failed; a later attempt may succeed.
+    Answer(ModelAnswer),
+    /// The attempt failed, but a later attempt may succeed.
     Retry {
         what: String,
         help: &'static str,
@@ -130,7 +130,7 @@ enum Attempt {
     },
 }
 
-/// A request whose attempts are running.
+/// A request in progress, whose attempts are running or still to come.
 struct Running<'r> {
     body: String,
     size: PromptSize,
@@ -142,7 +142,7 @@ struct Running<'r> {
 }
 
 impl ChatClient {
-    /// A client with these options. Nothing is sent yet.
+    /// Creates a client with these options. Sends nothing yet.
     ///
     /// # Errors
     /// The URL is not an HTTP URL, the API key is empty or has characters that a header cannot have, a rate is not a
@@ -183,12 +183,12 @@ impl ChatClient {
         })
     }
 
-    /// The name of the model: the name in the options, else the first one that the server lists.
+    /// The name of the model: the name in the options, else the name of the first model that the server lists.
     ///
     /// # Errors
     /// The server does not answer, or lists no model.
     pub fn model(&self, stop: &AtomicBool) -> Result<String, ChatFailure> {
-        // The lock is held while the server is asked, so that only one thread asks.
+        // The lock is held during the request to the server, so that only one thread sends it.
         let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(name) = &*model {
             return Ok(name.clone());
@@ -206,17 +206,18 @@ impl ChatClient {
     /// Returns the answer to a request.
     ///
     /// # Errors
-    /// The request has no answer, for one of the reasons in [`FailureKind`].
+    /// The request got no answer, for one of the reasons in [`FailureKind`].
     pub fn chat(&self, request: &ChatRequest, stop: &AtomicBool) -> Result<ChatAnswer, ChatFailure> {
         self.chat_parsed(request, stop, |_| Ok(())).map(|(_, answer)| answer)
     }
 
-    /// Returns the answer to a request and what `parse` makes of its text. If `parse` refuses the text, the request is
-    /// sent again; the error of `parse` ends the message `gave an answer that …`, for example "is not a JSON object".
+    /// Returns the answer to a request, and the result of `parse` for its text. If `parse` returns an error, the
+    /// request is sent again. The error of `parse` completes the message `gave an answer that …`, for example "is not
+    /// a JSON object".
     ///
     /// # Errors
-    /// The request has no answer, for one of the reasons in [`FailureKind`]. A text that `parse` refuses at the last
-    /// attempt is [`FailureKind::Exhausted`].
+    /// The request got no answer, for one of the reasons in [`FailureKind`]. If `parse` returns an error at the last
+    /// attempt, the kind is [`FailureKind::Exhausted`].
     pub fn chat_parsed<T>(
         &self,
         request: &ChatRequest,
@@ -225,7 +226,7 @@ impl ChatClient {
     ) -> Result<(T, ChatAnswer), ChatFailure> {
         let model = self.model(stop)?;
         let mut running = Running {
-            body: request.body(&model).to_string(),
+            body: request.request_body(&model).to_string(),
             size: PromptSize::of_messages(&request.messages),
             max_tokens: request.max_tokens,
             begun: Instant::now(),
@@ -263,7 +264,7 @@ impl ChatClient {
                 return Err(self.exhausted(&running, reached_once, &what, help));
             }
             match wait {
-                // All requests of this client wait, not only this one.
+                // All requests of this client pause, not only this one.
                 Some(wait) if !wait.is_zero() => {
                     let is_longer = self.pace.pause(wait);
                     if is_longer && self.options.prints_waits && wait >= MIN_PRINTED_WAIT {
@@ -271,13 +272,13 @@ impl ChatClient {
                         reel_diagnostic::note!("{}: asks to wait {seconds} s (Retry-After)", redact_urls(url));
                     }
                 }
-                _ if sleep(back_off(self.options.first_wait, running.attempts), stop) => {}
+                _ if sleep(backoff_delay(self.options.first_wait, running.attempts), stop) => {}
                 _ => return Err(self.stopped(&running)),
             }
         }
     }
 
-    /// Sends the request once, when the rate limits and the cap on cost allow it, and charges its cost.
+    /// Makes one attempt as soon as the rate limits and the cap on cost allow it, and charges its cost.
     fn attempt(&self, running: &mut Running<'_>) -> Result<Attempt, ChatFailure> {
         let options = &self.options;
         let bound = self.max_attempt_cost(running.size, running.max_tokens);
@@ -320,7 +321,8 @@ impl ChatClient {
         Ok(attempt)
     }
 
-    /// Upper bound of the cost of an attempt. Prompts that had more tokens than their bound raise later bounds.
+    /// Returns an upper bound of the cost of an attempt in dollars. A prompt with more tokens than its bound raises
+    /// the bounds of later prompts.
     fn max_attempt_cost(&self, size: PromptSize, max_tokens: u32) -> f64 {
         let scale = self.bound_scale.load(Ordering::Relaxed) as f64 / 1000.0;
         let prompt = (size.max_tokens(self.options.image_tokens) as f64 * scale).ceil() as u64;
@@ -332,7 +334,7 @@ impl ChatClient {
         self.bound_scale.fetch_max(tokens.saturating_mul(1000).div_ceil(bound), Ordering::Relaxed);
     }
 
-    /// Sends the request once. Returns `None` if the stop flag was set before its reply.
+    /// Sends the request once. Returns `None` if the stop flag was set before the reply arrived.
     fn post(&self, running: &Running<'_>) -> Option<Attempt> {
         let (address, body) = (self.address.clone(), running.body.clone());
         let result = self.send(running.stop, move |agent, key| {
@@ -351,8 +353,8 @@ impl ChatClient {
         }
     }
 
-    /// Runs a request on another thread, so that the stop flag can end the wait for it. The thread itself ends when the
-    /// request does, at the latest at the request's deadline.
+    /// Sends a request on another thread, so that the stop flag can end the wait for the reply. That thread ends when
+    /// the request ends, at the latest at the request's deadline.
     fn send(
         &self,
         stop: &AtomicBool,
@@ -379,7 +381,7 @@ impl ChatClient {
         }
     }
 
-    /// Asks the server for the models that it has and returns the first one's name.
+    /// Gets the server's list of models, and returns the name of the first one.
     fn first_model(&self, stop: &AtomicBool) -> Result<String, ChatFailure> {
         let address = format!("{}/models", self.options.url.trim_end_matches('/'));
         let running = Running {
@@ -420,14 +422,14 @@ impl ChatClient {
                 Err(SendError::Transport { what, help, .. }) if is_last => return Err(unusable(&what, help)),
                 Ok(_) | Err(SendError::Transport { .. }) => {}
             }
-            if !sleep(back_off(self.options.first_wait, attempt), stop) {
+            if !sleep(backoff_delay(self.options.first_wait, attempt), stop) {
                 break;
             }
         }
         Err(self.stopped(&running))
     }
 
-    /// The failure of a request whose last attempt failed.
+    /// Returns the failure for a request whose last attempt failed.
     fn exhausted(&self, running: &Running<'_>, reached: bool, what: &str, help: &str) -> ChatFailure {
         let unreached = match reached {
             true => {
@@ -444,7 +446,7 @@ impl ChatClient {
         self.failed(running, kind, &what, help)
     }
 
-    /// The failure of a request. It is counted: after `MAX_FAILED` failures in a row, no request can succeed
+    /// Returns the failure for a request, and counts it. After `MAX_FAILED` consecutive failures the run is ended
     /// (`FailureKind::Unusable`).
     fn failed(&self, running: &Running<'_>, kind: FailureKind, what: &str, help: &str) -> ChatFailure {
         let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
@@ -468,7 +470,7 @@ impl ChatClient {
 }
 
 impl Running<'_> {
-    fn answer(&self, reply: AnswerOfModel, model: &str) -> ChatAnswer {
+    fn answer(&self, reply: ModelAnswer, model: &str) -> ChatAnswer {
         let (prompt_tokens, completion_tokens) = reply.usage.unwrap_or_default();
         ChatAnswer {
             text: reply.text,
@@ -514,17 +516,17 @@ fn judge(reply: Reply) -> Attempt {
     Attempt::Fail { kind, what, help }
 }
 
-/// A reply with any status.
+/// A reply of the server, with any HTTP status.
 struct Reply {
     status: u16,
     body: String,
-    /// The wait that a `Retry-After` header asks for.
+    /// The wait that the reply's `Retry-After` header asks for.
     wait: Option<Duration>,
 }
 
 enum SendError {
     Stopped,
-    /// No reply. `reached`: the request may have reached the server.
+    /// No reply arrived. `reached`: the request may have reached the server.
     Transport {
         what: String,
         reached: bool,
@@ -540,7 +542,7 @@ fn timed_out() -> SendError {
 fn read_reply(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Reply, SendError> {
     let mut response = result.map_err(transport_error)?;
     let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-    let wait = wait.and_then(|value| retry_after(value, SystemTime::now()));
+    let wait = wait.and_then(|value| parse_retry_after(value, SystemTime::now()));
     let status = response.status().as_u16();
     let body = response.body_mut().with_config().limit(MAX_REPLY_BYTES).lossy_utf8(true).read_to_string();
     Ok(Reply { status, body: body.map_err(transport_error)?, wait })

@@ -1,5 +1,5 @@
-//! A client of servers with OpenAI's chat API (`POST /chat/completions`). [`ChatClient::chat`] sends one request and
-//! returns its answer; it blocks until then. To keep N requests in flight, call it from N threads.
+//! A client for servers with OpenAI's chat API (`POST /chat/completions`). [`ChatClient::chat`] sends one request,
+//! blocks until the answer arrives, and returns it. To keep N requests in flight, call it from N threads.
 //!
 //! ```text
 //! until the request is answered, or max_attempts attempts have failed:
@@ -10,8 +10,8 @@
 //!     charge what the attempt has cost: the tokens that the reply states
 //! ```
 //!
-//! An attempt whose outcome is unknown (time-out, broken connection, reply without token counts) is charged the whole
-//! reserved amount, since the server may have charged for it.
+//! If the outcome of an attempt is unknown (time-out, broken connection, reply without token counts), the whole
+//! reserved amount is charged, because the server may have charged for the attempt.
 
 mod budget;
 mod chat;

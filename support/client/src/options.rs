@@ -1,4 +1,4 @@
-//! Which server is asked, and the limits of the requests.
+//! The options of a client: the server, and the limits of requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl Prices {
 /// The server of a [`ChatClient`](crate::ChatClient) and the limits of its requests.
 #[derive(Clone)]
 pub struct ClientOptions {
-    /// Base URL of the API, for example `http://127.0.0.1:8000/v1`.
+    /// The base URL of the API, for example `http://127.0.0.1:8000/v1`.
     pub url: String,
     /// The key that is sent as `Authorization: Bearer KEY`.
     pub api_key: Option<String>,
@@ -32,29 +32,30 @@ pub struct ClientOptions {
     pub model: Option<String>,
     /// Maximum duration of one attempt, from the connection to the end of the reply.
     pub timeout: Duration,
-    /// Maximum number of attempts of a request; at least 1.
+    /// Maximum number of attempts per request; at least 1.
     pub max_attempts: u32,
-    /// Wait before the second attempt; the wait doubles with each further attempt, up to a minute, and is shortened at
-    /// random by up to a half.
+    /// The wait before the second attempt. The wait doubles with each further attempt, up to a minute, and is
+    /// shortened by a random share of up to a half.
     pub first_wait: Duration,
     /// Maximum number of attempts per minute.
     pub requests_per_minute: Option<f64>,
     /// Maximum number of tokens, of prompts and answers, per minute.
     pub tokens_per_minute: Option<f64>,
-    /// Prices of tokens.
+    /// The prices of tokens, from which costs are computed.
     pub prices: Prices,
-    /// The cap on the cost, which several clients may share.
+    /// The cap on the cost. Several clients may share it.
     pub budget: Arc<Budget>,
-    /// Upper bound of the tokens that the server counts for one image. The cost that is reserved for a request depends
-    /// on it.
+    /// Upper bound of the tokens that the server counts for one image. The reserved cost of a request depends on this
+    /// bound.
     pub image_tokens: u32,
     /// Whether to print a line on stderr when the server asks to wait for two seconds or more (`Retry-After`).
     pub prints_waits: bool,
 }
 
 impl ClientOptions {
-    /// The options for a server at `url` with the defaults: 10 minutes for an attempt, 5 attempts, 1 second before the
-    /// second attempt, no rate limits, no prices, no cap, 1500 tokens for an image, and no line about waits.
+    /// Returns the options for a server at `url` with the defaults: 10 minutes per attempt, 5 attempts, 1 second
+    /// before the second attempt, no rate limits, no prices, no cap, 1500 tokens per image, and no printed line about
+    /// waits.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -73,7 +74,7 @@ impl ClientOptions {
     }
 }
 
-/// Leaves the key out.
+/// The debug text omits the API key, which is secret.
 impl std::fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ClientOptions")

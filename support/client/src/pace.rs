@@ -1,4 +1,4 @@
-//! Rate limits: when the next attempt may be sent.
+//! Rate limits: the time at which the next attempt may be sent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// The burst after an idle time: the tokens that the limit allows in this many seconds may be used at once.
+/// The size of a burst after an idle time, in seconds: the tokens that the limit allows in this many seconds may be
+/// used at once.
 const TOKEN_BURST_SECONDS: f64 = 10.0;
 
 /// The rate limits of one server, and the pause that the server has asked for.
@@ -22,8 +23,8 @@ struct Limits {
     paused_until: Option<Instant>,
 }
 
-/// A token bucket: an amount that grows with time up to `most`. A request may be sent while the amount is positive;
-/// what the request uses is subtracted, so the amount may become negative.
+/// A token bucket: an amount that grows with time up to `most`. A request may be sent while the amount is positive.
+/// Its use is then subtracted, so the amount may become negative.
 #[derive(Debug)]
 struct Allowance {
     per_second: f64,
@@ -39,12 +40,12 @@ impl Allowance {
         Self { per_second, most, available: most, updated: Instant::now() }
     }
 
-    /// The time until the amount is positive.
+    /// Returns the time until the amount is positive.
     fn wait(&mut self, now: Instant) -> Duration {
         self.available += now.saturating_duration_since(self.updated).as_secs_f64() * self.per_second;
         self.available = self.available.min(self.most);
         self.updated = now;
-        // At an amount of exactly 0 no request may be sent yet; the smallest wait makes the amount positive.
+        // At an amount of exactly 0, no request may be sent yet. The smallest wait makes the amount positive.
         let missing = if self.available > 0.0 { 0.0 } else { (-self.available).max(1e-6) };
         Duration::try_from_secs_f64(missing / self.per_second).unwrap_or(Duration::MAX)
     }
@@ -52,13 +53,13 @@ impl Allowance {
 
 impl RateLimiter {
     pub fn new(requests_per_minute: Option<f64>, tokens_per_minute: Option<f64>) -> Self {
-        // Requests are spread evenly: an idle time saves up almost nothing for a burst.
+        // Requests are spread evenly: idle time allows almost no burst.
         let requests = requests_per_minute.map(|rate| Allowance::new(rate, |_| 1e-3));
         let tokens = tokens_per_minute.map(|rate| Allowance::new(rate, |per_second| per_second * TOKEN_BURST_SECONDS));
         Self { limits: Mutex::new(Limits { requests, tokens, paused_until: None }) }
     }
 
-    /// Waits until an attempt of about `tokens` tokens may be sent. Returns false if `stop` was set.
+    /// Waits until an attempt of about `tokens` tokens may be sent. Returns false if `stop` is set before that.
     pub fn wait_for_permission(&self, tokens: f64, stop: &AtomicBool) -> bool {
         loop {
             let left = self.take(tokens, Instant::now());
@@ -71,8 +72,8 @@ impl RateLimiter {
         }
     }
 
-    /// If a request of `tokens` tokens may be sent at `now`, subtracts it from the limits and returns zero. Otherwise
-    /// returns the time until it may be sent.
+    /// If a request of `tokens` tokens may be sent at `now`, subtracts the request from the limits and returns zero.
+    /// Otherwise returns the time until it may be sent.
     fn take(&self, tokens: f64, now: Instant) -> Duration {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         let pause = limits.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
@@ -99,8 +100,9 @@ impl RateLimiter {
         }
     }
 
-    /// Sends no attempt for this duration, because the server has asked for a pause. Returns whether the pause ends at
-    /// least a second later than earlier pauses: several requests in flight may be asked for the same pause.
+    /// Delays all attempts by this duration, because the server has asked for a pause. Returns whether the pause ends
+    /// at least a second later than earlier pauses: the server may ask for the same pause in several requests in
+    /// flight.
     pub fn pause(&self, duration: Duration) -> bool {
         let now = Instant::now();
         let until = now.checked_add(duration);
@@ -111,7 +113,7 @@ impl RateLimiter {
     }
 }
 
-/// Sleeps, and returns false as soon as `stop` is set.
+/// Sleeps for `duration`. Returns false as soon as `stop` is set.
 pub(crate) fn sleep(duration: Duration, stop: &AtomicBool) -> bool {
     let begun = Instant::now();
     loop {
@@ -131,7 +133,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The times in seconds at which requests with these numbers of tokens are sent, each as early as the limits allow.
+    /// Returns the times in seconds at which requests with these numbers of tokens are sent, each as early as the
+    /// limits allow.
     fn times(pace: &RateLimiter, tokens: &[f64]) -> Vec<f64> {
         let start = Instant::now();
         let mut now = start;
@@ -178,8 +181,7 @@ mod tests {
     }
 
     proptest! {
-        /// Beyond the burst, the tokens of all earlier requests never exceed what the limit allows in the time that has
-        /// passed.
+        /// Apart from the burst, the tokens of all requests never exceed the limit times the elapsed time.
         #[test]
         fn the_token_limit_holds(tokens in proptest::collection::vec(1.0f64..5000.0, 1..30)) {
             let sent = times(&RateLimiter::new(None, Some(60_000.0)), &tokens);

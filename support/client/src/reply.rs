@@ -3,12 +3,12 @@
 use reel_diagnostic::{escape_controls, redact_urls};
 use serde_json::Value;
 
-/// Maximum number of characters of a reply that a message quotes.
+/// Maximum number of characters of a reply in a message.
 const MAX_QUOTED: usize = 200;
 
-/// The model's answer in the body of a reply.
+/// The model's answer, parsed from the body of a reply.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct AnswerOfModel {
+pub(crate) struct ModelAnswer {
     pub text: String,
     pub reasoning: Option<String>,
     pub finish_reason: Option<String>,
@@ -17,8 +17,8 @@ pub(crate) struct AnswerOfModel {
     pub usage: Option<(u64, u64)>,
 }
 
-/// Reads the answer from the body of a reply with status 200. The error is the problem and its help.
-pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'static str)> {
+/// Parses the answer from the body of a reply with status 200. The error is the problem and its help text.
+pub(crate) fn parse_answer(body: &str) -> Result<ModelAnswer, (String, &'static str)> {
     let help = "check that this is the base URL of a server with OpenAI's API (it often ends in /v1)";
     let Ok(reply) = serde_json::from_str::<Value>(body) else {
         let what = match body.trim() {
@@ -43,7 +43,7 @@ pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'stati
         (None, None) => return Err((format!("replied `{}`, without a text", quoted(body)), help)),
     };
     let tokens = |name: &str| reply["usage"][name].as_u64();
-    Ok(AnswerOfModel {
+    Ok(ModelAnswer {
         text,
         reasoning,
         finish_reason: choice["finish_reason"].as_str().map(String::from),
@@ -52,8 +52,8 @@ pub(crate) fn parse_answer(body: &str) -> Result<AnswerOfModel, (String, &'stati
     })
 }
 
-/// What an error reply says: OpenAI's `{"error": {"message": …}}`, FastAPI's `{"detail": …}`, or the start of the
-/// reply's text.
+/// Returns the error message in an error reply: OpenAI's `{"error": {"message": …}}`, FastAPI's `{"detail": …}`, or
+/// the start of the reply's text.
 pub(crate) fn describe_error(body: &str) -> String {
     let message = serde_json::from_str(body).ok().and_then(|reply| error_message(&reply));
     message.unwrap_or_else(|| quoted(body.trim()))
@@ -65,7 +65,7 @@ fn error_message(reply: &Value) -> Option<String> {
     Some(quoted(text.as_str().unwrap_or(&text.to_string())))
 }
 
-/// The start of a text, on one line.
+/// Returns the start of a text, on one line.
 fn quoted(text: &str) -> String {
     let start: String = text.chars().take(MAX_QUOTED).collect();
     let end = if start.len() < text.len() { " […]" } else { "" };

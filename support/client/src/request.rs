@@ -1,13 +1,14 @@
-//! A chat request, and bounds of its size in tokens.
+//! A chat request, and bounds on its size in tokens.
 
 use serde_json::{Map, Value, json};
 
-/// Upper bound of the tokens that a chat template adds: its own texts, and the special tokens around each message.
+/// Upper bound of the tokens that a chat template adds: the template's own texts, and the special tokens around each
+/// message.
 pub const fn max_template_tokens(messages: u64) -> u64 {
     64 + 16 * messages
 }
 
-/// Bytes of a token on average, for the token rate limit.
+/// The average number of bytes per token, for the token rate limit.
 const BYTES_PER_TOKEN: u64 = 4;
 
 /// A request for one answer.
@@ -22,7 +23,8 @@ pub struct ChatRequest {
     pub params: Map<String, Value>,
 }
 
-/// A part of a message with an image, as a data URI of its file's content. `media_type` is `image/jpeg` or `image/png`.
+/// Returns a message part that contains an image as a data URI of the file's content. `media_type` is `image/jpeg` or
+/// `image/png`.
 pub fn image_part(media_type: &str, base64: &str) -> Value {
     json!({"type": "image_url", "image_url": {"url": format!("data:{media_type};base64,{base64}")}})
 }
@@ -54,7 +56,7 @@ impl PromptSize {
         }
     }
 
-    /// Upper bound of the prompt's tokens: a token stands for at least one byte of text.
+    /// Upper bound of the prompt's tokens: each token stands for at least one byte of text.
     pub fn max_tokens(&self, image_tokens: u32) -> u64 {
         self.fixed(image_tokens) + self.text_bytes
     }
@@ -71,11 +73,11 @@ impl PromptSize {
 
 impl ChatRequest {
     /// The body of the HTTP request.
-    pub(crate) fn body(&self, model: &str) -> Value {
+    pub(crate) fn request_body(&self, model: &str) -> Value {
         let mut body = json!({"model": model, "messages": self.messages, "max_tokens": self.max_tokens});
         if let Value::Object(fields) = &mut body {
             fields.extend(self.params.clone());
-            // A parameter of null removes the field.
+            // A parameter whose value is null removes the field.
             fields.retain(|_, value| !value.is_null());
         }
         body
@@ -95,7 +97,7 @@ mod tests {
         ];
         let size = PromptSize::of_messages(&messages);
         assert_eq!(size.images, 2);
-        // Roles and the types of content parts count too, since the size is an upper bound.
+        // Roles and the types of content parts are included, because the size is an upper bound.
         assert!((18..60).contains(&size.text_bytes), "{size:?}");
         assert_eq!(size.max_tokens(100), 64 + 2 * 16 + 200 + size.text_bytes);
         assert!(size.estimated_tokens(100) < size.max_tokens(100));
@@ -105,7 +107,7 @@ mod tests {
     fn params_are_fields_of_the_body() {
         let params = json!({"temperature": 0.01, "seed": 7, "n": null}).as_object().unwrap().clone();
         let request = ChatRequest { messages: vec![json!({"role": "user", "content": "a"})], max_tokens: 9, params };
-        let body = request.body("m");
+        let body = request.request_body("m");
         assert_eq!((&body["model"], &body["max_tokens"], &body["seed"]), (&json!("m"), &json!(9), &json!(7)));
         assert!(body.get("n").is_none());
     }

@@ -1,21 +1,22 @@
-//! How long to wait before the next attempt.
+//! The wait before the next attempt.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime};
 
-/// The longest wait between two attempts that the server has not asked for.
+/// The longest wait between two attempts, unless the server asks for a longer one.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// The longest wait that the server may ask for. A longer wait is shortened to this one.
+/// The longest wait that the server may ask for. A longer wait is shortened to this maximum.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
-/// Whether a request that was answered with this status may succeed later.
+/// Tells whether a request may succeed later if it was answered with this HTTP status.
 pub(crate) fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 409 | 425 | 429 | 500..=599)
 }
 
 /// The wait after failed attempt number `attempt` (from 1): `first`, doubled for each further attempt up to a minute,
-/// times a random factor from 0.5 to 1, so that clients that failed at the same time do not retry at the same time.
-pub(crate) fn back_off(first: Duration, attempt: u32) -> Duration {
+/// times a random factor from 0.5 to 1. The random factor prevents clients that failed at the same time from retrying
+/// at the same time.
+pub(crate) fn backoff_delay(first: Duration, attempt: u32) -> Duration {
     let doubled = first.saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.min(MAX_WAIT.max(first)).mul_f64(0.5 + 0.5 * random_fraction())
 }
@@ -25,9 +26,9 @@ fn random_fraction() -> f64 {
     (RandomState::new().build_hasher().finish() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The wait that a `Retry-After` header asks for: a number of seconds, or a date (RFC 9110, section 10.2.3). `None` for
-/// any other value.
-pub(crate) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+/// The wait that a `Retry-After` header asks for. The header is a number of seconds or a date (RFC 9110, section
+/// 10.2.3). `None` for any other value.
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     let wait = match value.parse::<f64>() {
         // Some servers send fractions of seconds.
@@ -56,7 +57,7 @@ mod tests {
             ("soon", None),
             ("", None),
         ] {
-            assert_eq!(retry_after(value, now).map(|wait| wait.as_secs_f64()), want, "{value}");
+            assert_eq!(parse_retry_after(value, now).map(|wait| wait.as_secs_f64()), want, "{value}");
         }
     }
 
@@ -65,7 +66,7 @@ mod tests {
         fn waits_double_up_to_a_minute(first_ms in 1u64..2000, attempt in 1u32..200) {
             let first = Duration::from_millis(first_ms);
             let whole = (first.as_secs_f64() * 2f64.powi(attempt as i32 - 1)).min(60.0);
-            let wait = back_off(first, attempt).as_secs_f64();
+            let wait = backoff_delay(first, attempt).as_secs_f64();
             prop_assert!(wait >= 0.499 * whole && wait <= 1.001 * whole, "{wait} {whole}");
         }
     }

@@ -1,4 +1,4 @@
-//! Tests of the client with a server that follows a script.
+//! Tests of the client with a server that follows a script of replies.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,16 +13,16 @@ use crate::{Budget, ChatClient, ChatFailure, ChatRequest, ClientOptions, Failure
 
 static GO: AtomicBool = AtomicBool::new(false);
 
-/// What the server does with a request.
+/// The server's reaction to one request.
 #[derive(Clone, Debug)]
 enum Act {
-    /// Answers with this text and 10 + 5 tokens.
+    /// Answers with this text, and reports 10 prompt tokens and 5 completion tokens.
     Say(&'static str),
-    /// Replies with a status, a header line and a body.
+    /// Replies with a status, one header line and a body.
     Status(u16, &'static str, &'static str),
     /// Replies with status 200 and a body.
     Body(String),
-    /// Announces more bytes than it sends.
+    /// Announces more bytes in the reply than it sends.
     Cut,
     /// Closes the connection without a reply.
     Reset,
@@ -30,7 +30,8 @@ enum Act {
     Silence,
 }
 
-/// A server that does `script[i]` with request number i, and repeats the last act of the script for all later requests.
+/// A server that does `script[i]` for request number i. Requests beyond the end of the script get the script's last
+/// reaction.
 struct Server {
     url: String,
     asked: Arc<AtomicUsize>,
@@ -66,7 +67,7 @@ impl Server {
     }
 }
 
-/// Answers the requests of a connection; a client may send several.
+/// Answers the requests of a connection. A client may send several requests.
 fn serve(stream: TcpStream, script: &[Act], asked: &AtomicUsize, bodies: &Mutex<Vec<Value>>) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
@@ -180,7 +181,7 @@ fn failures_say_what_was_wrong_last() {
 
 #[test]
 fn a_server_that_is_down_ends_the_run_after_a_few_requests() {
-    // No server listens on this port: it was free a moment ago.
+    // No server listens on this port, because it was free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut options = ClientOptions::new(format!("http://{address}/v1"));
     (options.model, options.first_wait, options.max_attempts) = (Some("m".into()), Duration::ZERO, 2);
@@ -193,7 +194,7 @@ fn a_server_that_is_down_ends_the_run_after_a_few_requests() {
     assert_eq!(failure.kind, FailureKind::Unusable, "{failure}");
 }
 
-/// An answer after 60 refused requests starts the count again.
+/// An answer after 60 failed requests resets the count of consecutive failures.
 #[test]
 fn a_hundred_failed_requests_in_a_row_end_the_run() {
     let refusal = Act::Status(400, "", "{\"error\": {\"message\": \"too long\"}}");
@@ -250,8 +251,8 @@ fn the_cap_holds_with_many_threads_and_unknown_ends() {
     let client = server.client(|options| {
         options.prices = Prices { input_per_million: 1.0, output_per_million: 10.0 };
         options.budget = budget.clone();
-        // More attempts than the script has failures: the order of the threads decides which request meets the
-        // failures, and no request may use up its attempts before the cap ends the run.
+        // The number of attempts exceeds the number of failures in the script. The order of the threads decides which
+        // request meets the failures, and no request may run out of attempts before the cap ends the run.
         (options.max_attempts, options.first_wait) = (1000, Duration::ZERO);
     });
     let (answered, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -282,7 +283,7 @@ fn a_request_is_bounded_by_its_bytes_and_images() {
         .client(|options| options.prices = Prices { input_per_million: 1e6, output_per_million: 0.0 });
     let before = client.max_cost(&request());
     assert!((64.0..200.0).contains(&before), "{before}");
-    // 10 tokens were used: less than the bound, which does not change.
+    // The prompt used 10 tokens, fewer than its bound, so the bound does not change.
     client.chat(&request(), &GO).unwrap();
     assert_eq!(client.max_cost(&request()), before);
     let text =

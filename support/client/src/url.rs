@@ -1,12 +1,12 @@
-//! Checks of URLs that a user gives.
+//! Checks URLs that a user gives.
 
 use ureq::http::Uri;
 
-/// Checks that a text is a URL that requests can be sent to: `http` or `https`, a host, and, if it has a port, one from
-/// 1 to 65535.
+/// Checks that a text is a URL to which requests can be sent: `http` or `https`, a host, and optionally a port from 1
+/// to 65535.
 ///
 /// # Errors
-/// The text is not such a URL. The error says what is wrong and what to give instead; it quotes the text without its
+/// The text is not such a URL. The error says what is wrong and what to give instead. It quotes the text without its
 /// user name, password and query.
 pub fn check_http_url(url: &str) -> Result<(), (String, &'static str)> {
     let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
@@ -25,17 +25,17 @@ pub fn check_http_url(url: &str) -> Result<(), (String, &'static str)> {
     }
 }
 
-/// Returns the text after the host's colon if it is not a port: a number from 1 to 65535.
+/// Returns the text after the host's colon if it is not a valid port, a number from 1 to 65535.
 fn invalid_port(uri: &Uri) -> Option<&str> {
     let authority = uri.authority()?.as_str();
-    // The colons of an IPv6 address are in brackets and the colon of a password is before an `@`: none of them begins a
-    // port.
+    // The colons of an IPv6 address are inside brackets, and the colon of a password is before an `@`. None of them
+    // begins a port.
     let host_end = authority.rfind([']', '@']).map_or(0, |at| at + 1);
     let (_, port) = authority[host_end..].split_once(':')?;
     if port.parse::<u16>().is_ok_and(|number| number > 0) { None } else { Some(port) }
 }
 
-/// The first 200 characters.
+/// Returns at most the first 200 characters of a text.
 fn shorten(text: &str) -> String {
     let start: String = text.chars().take(200).collect();
     if start.len() < text.len() { format!("{start}…") } else { start }

@@ -14,35 +14,35 @@ use crate::columnar::{ColumnInfo, ColumnarFormat, Decoder, RowTexts, row_locatio
 use crate::worker::WorkerFile;
 use crate::{DataError, Result};
 
-/// Where a file is decoded.
+/// The place where a file is decoded.
 #[derive(Debug)]
 enum Source {
     ThisProcess(Decoder),
     Worker(WorkerFile),
 }
 
-/// The rows of a file.
+/// The rows of a Parquet or Arrow file.
 #[derive(Debug)]
 pub(crate) struct ColumnarRows {
     path: PathBuf,
     format: ColumnarFormat,
     columns: Vec<ColumnInfo>,
-    /// The texts of the rows, with the columns that are kept in memory; no rows if all columns stay in the file.
+    /// The rows' texts with the columns that are kept in memory. No rows if all columns stay in the file.
     kept: RowTexts,
     /// Number of rows.
     count: usize,
-    /// Decodes the columns that stay in the file; `None` if there are none.
+    /// The decoder for the columns that stay in the file; `None` if there are none.
     source: Option<Source>,
     fingerprint: String,
 }
 
 impl ColumnarRows {
-    /// Opens a file and decodes its columns without bytes, in a worker process of `program`, or in this process if
+    /// Opens a file and decodes its columns without bytes: in a worker process of `program`, or in this process if
     /// `program` is `None`.
     ///
     /// # Errors
-    /// The file cannot be read, is cut short, damaged or encrypted, has no rows, or has a column whose type has no JSON
-    /// form.
+    /// The file cannot be read, is truncated, damaged or encrypted, has no rows, or has a column whose type has no
+    /// JSON form.
     pub(crate) fn open(path: &Path, format: ColumnarFormat, program: Option<&WorkerProgram>) -> Result<Self> {
         let cannot_read = |e| DataError::cannot_read(path, &e);
         let file = input::open_regular_file(path).map_err(cannot_read)?;
@@ -72,7 +72,7 @@ impl ColumnarRows {
         let (count, kept) = decoded?;
         let fingerprint = fingerprint.map_err(cannot_read)?;
         if count == 0 {
-            return Err(DataError::data(path.display().to_string(), "has no rows", "give a file with rows"));
+            return Err(DataError::malformed(path.display().to_string(), "has no rows", "give a file with rows"));
         }
         let source = columns.iter().any(|column| column.in_file).then_some(source);
         Ok(Self { path: path.to_path_buf(), format, columns, kept, count, source, fingerprint })
@@ -83,7 +83,7 @@ impl ColumnarRows {
         self.count
     }
 
-    /// The columns of row `index`, counted from 0, in the order of the file.
+    /// Returns the columns of row `index`, counted from 0, in the order of the file.
     ///
     /// # Errors
     /// The row's pages of a column with bytes cannot be read.
@@ -108,11 +108,11 @@ impl ColumnarRows {
 
     fn parse(&self, index: usize, text: &[u8]) -> Result<Map<String, Value>> {
         serde_json::from_slice(text).map_err(|e| {
-            DataError::data(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
+            DataError::malformed(self.location(index), format!("is not JSON: {e}"), self.format.damaged_file_help())
         })
     }
 
-    /// `FILE: row N`.
+    /// Returns the location of row `index` as `FILE: row N`.
     pub(crate) fn location(&self, index: usize) -> String {
         row_location(&self.path, index)
     }
@@ -122,7 +122,7 @@ impl ColumnarRows {
         self.fingerprint.clone()
     }
 
-    /// The decoder of a Parquet file that this process decodes.
+    /// Returns the Parquet decoder if this process decodes the file.
     #[cfg(test)]
     pub(crate) fn parquet(&self) -> &ParquetDecoder {
         match &self.source {

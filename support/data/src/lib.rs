@@ -1,7 +1,7 @@
-//! Reads data files row by row. [`Table`] has the rows of a file as JSON values; what the fields of a row mean is
-//! decided by the crates that use them. `table/` is the place to start. `text.rs` reads JSON and JSONL, `columnar/`
-//! reads Parquet and Arrow, `worker/` runs `columnar/` in another process; `folder/` finds the files of a data set's
-//! folder; [`convert()`] writes a table in another format.
+//! Reads data files row by row. [`Table`] returns the rows of a file as JSON values. Other crates interpret the
+//! fields of a row. Start reading at `table/`. `text.rs` reads JSON and JSONL, `columnar/` reads Parquet and Arrow,
+//! and `worker/` runs `columnar/` in another process. `folder/` finds the files of a data set's folder. [`convert()`]
+//! writes a table in another format.
 
 mod columnar;
 mod columnar_rows;

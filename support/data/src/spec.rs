@@ -1,6 +1,6 @@
-//! The value of `--data`: one file or folder, or several with commas between them. Either all of them have a weight
-//! after a colon or none has: `a.parquet:0.7,b.jsonl:0.3`. A file that has a comma or a colon in its name is found by
-//! its whole name.
+//! Parses the value of `--data`: one file or folder, or several with commas between them. Either all or none of them
+//! have a weight after a colon: `a.parquet:0.7,b.jsonl:0.3`. Names that contain a comma or a colon are supported: an
+//! existing path with the whole name takes precedence.
 
 use std::path::{Path, PathBuf};
 
@@ -19,17 +19,18 @@ pub struct WeightedPath {
 
 const WEIGHTS: &str = "give each file a positive weight, as in a.parquet:0.7,b.jsonl:0.3, or give no weights";
 
-/// Parses the value of `--data`. A text that is an existing path is never split at its commas and colons.
+/// Parses the value of `--data`. A text that is an existing path is never split at commas and colons.
 ///
 /// # Errors
-/// A weight is not a positive finite number; only some files have one; a path is empty.
+/// A weight is not a positive finite number; only some files have a weight; a path is empty.
 pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     let whole = || vec![WeightedPath { path: text.to_path_buf(), weight: None }];
     let Some(value) = text.to_str().filter(|_| !exists(text)) else { return Ok(whole()) };
     let pieces: Vec<&str> = value.split(',').collect();
     let (mut paths, mut next) = (Vec::new(), 0);
     while next < pieces.len() {
-        // Names may contain commas: the longest run of pieces that is an existing path, or else a single piece.
+        // Names may contain commas. So the next name is the longest run of pieces that is an existing path, or else a
+        // single piece.
         let runs = (next + 1..=pieces.len()).rev().map(|end| (end, pieces[next..end].join(",")));
         let found = runs.into_iter().find(|(_, run)| exists(Path::new(run)) || weighted(run).is_some());
         let (end, run) = found.unwrap_or((next + 1, pieces[next].to_string()));
@@ -42,8 +43,8 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     }
 }
 
-/// The folder to which the media paths in the data are relative if no option names a folder: the folder of the first
-/// data file, or the folder of the data set.
+/// Returns the folder that media paths in the data are relative to by default: the folder of the first data file, or
+/// the folder of the data set.
 pub fn media_root(data: &Path) -> PathBuf {
     let first = parse_data_paths(data).ok().and_then(|paths| paths.into_iter().next());
     let path = first.map_or_else(|| data.to_path_buf(), |first| first.path);
@@ -53,7 +54,7 @@ pub fn media_root(data: &Path) -> PathBuf {
     }
 }
 
-/// The files and folders on disk that the value of `--data` names, without weights and splits.
+/// Returns the files and folders on disk in the value of `--data`, without weights and splits.
 pub fn input_paths(data: &Path) -> Vec<PathBuf> {
     let paths = parse_data_paths(data).unwrap_or_default().into_iter().map(|weighted| weighted.path);
     paths.map(|path| DatasetFolder::parse(&path).map_or(path, |folder| folder.folder)).collect()
@@ -76,7 +77,7 @@ fn parse_one(text: &str) -> Result<WeightedPath, Diagnostic> {
     if exists(Path::new(text)) {
         return of_path(text, None);
     }
-    // A text that is no existing path and does not end with a colon and a number is the name of a missing file.
+    // If a text is not an existing path and does not end with a colon and a number, it is the name of a missing file.
     let parts = weighted(text).or_else(|| text.rsplit_once(':').filter(|(_, weight)| weight.parse::<f64>().is_ok()));
     let Some((path, weight)) = parts else { return of_path(text, None) };
     match weight.parse::<f64>() {

@@ -1,4 +1,4 @@
-//! The rows of a JSON or JSONL text. Only the text and the byte range of each row are kept in memory; a row is parsed
+//! The rows of a JSON or JSONL text. Only the text and the byte range of each row are kept in memory. A row is parsed
 //! when it is used.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ pub(crate) struct TextRows {
     path: PathBuf,
     text: String,
     rows: Vec<RowPosition>,
-    /// Whether several rows of a list begin on one line, so that a line does not tell which row is meant.
+    /// Whether several rows of a list begin on one line. Then a line number does not identify a row.
     rows_share_lines: bool,
 }
 
@@ -28,8 +28,8 @@ pub(crate) struct TextRows {
 struct RowPosition {
     bytes: Range<usize>,
     line: usize,
-    /// Whether the row's line has bytes that are not UTF-8. In `text` these bytes are replaced by U+FFFD, and using the
-    /// row is an error.
+    /// Whether the row's line contains bytes that are not UTF-8. In `text` these bytes are replaced by U+FFFD, and
+    /// using the row is an error.
     damaged: bool,
 }
 
@@ -38,7 +38,7 @@ const SAVE_UTF8: &str = "save the file as UTF-8";
 const LISTS: &str = "write a JSON list of objects, or JSONL: one object per line";
 
 impl TextRows {
-    /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::row`].
+    /// Reads a data file. Rows of a JSONL file are parsed and checked later, by [`Self::value`].
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
         match String::from_utf8(bytes) {
@@ -47,7 +47,7 @@ impl TextRows {
         }
     }
 
-    /// Finds the rows in the text of a data file. `path` is for error messages.
+    /// Finds the rows in the text of a data file. `path` is used in error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         let rows = match text[start..].starts_with('[') {
@@ -57,8 +57,8 @@ impl TextRows {
         Self::of_rows(path, text, rows)
     }
 
-    /// Finds the rows of a file that is not valid UTF-8. In JSONL only lines with invalid bytes are unusable; a JSON
-    /// list is refused as a whole.
+    /// Finds the rows of a file that is not valid UTF-8. In JSONL only lines with invalid bytes are unusable. A JSON
+    /// list is rejected as a whole.
     fn parse_damaged(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged: BTreeSet<usize> = (1..)
             .zip(bytes.split(|&b| b == b'\n'))
@@ -69,7 +69,7 @@ impl TextRows {
         let start = text.len() - text.trim_start_matches('\u{feff}').trim_start().len();
         if text[start..].starts_with('[') {
             let line = damaged.first().copied().unwrap_or(1);
-            return Err(DataError::data(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
+            return Err(DataError::malformed(format!("{}:{line}", path.display()), NOT_UTF8, SAVE_UTF8));
         }
         let mut rows = lines(&text, start);
         rows.iter_mut().for_each(|row| row.damaged = damaged.contains(&row.line));
@@ -78,7 +78,7 @@ impl TextRows {
 
     fn of_rows(path: &Path, text: String, rows: Vec<RowPosition>) -> Result<Self> {
         if rows.is_empty() {
-            return Err(DataError::data(path.display().to_string(), "has no rows", LISTS));
+            return Err(DataError::malformed(path.display().to_string(), "has no rows", LISTS));
         }
         let rows_share_lines = rows.windows(2).any(|pair| pair[0].line == pair[1].line);
         Ok(Self { path: path.to_path_buf(), text, rows, rows_share_lines })
@@ -89,31 +89,32 @@ impl TextRows {
         self.rows.len()
     }
 
-    /// The JSON value of row `index`, counted from 0. Its type is not checked.
+    /// Parses the JSON value of row `index`, counted from 0. Does not check its type.
     pub fn value(&self, index: usize) -> Result<Value> {
         let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {
-            return Err(DataError::data(self.location(index), NOT_UTF8, SAVE_UTF8));
+            return Err(DataError::malformed(self.location(index), NOT_UTF8, SAVE_UTF8));
         }
         let text = &self.text[bytes.clone()];
         if let Some(number) = whole_number_beyond_64_bits(text) {
             let shown: String = number.chars().take(40).collect();
             let what = format!("has the whole number {shown}, which does not fit in 64 bits");
-            return Err(DataError::data(self.location(index), what, "write the number as text, in quotes"));
+            return Err(DataError::malformed(self.location(index), what, "write the number as text, in quotes"));
         }
         serde_json::from_str(text)
-            .map_err(|e| DataError::data(self.location(index), format!("is not JSON: {e}"), LISTS))
+            .map_err(|e| DataError::malformed(self.location(index), format!("is not JSON: {e}"), LISTS))
     }
 
-    /// The whole text. Fails if a line is not UTF-8.
+    /// Returns the whole text. Fails if a line is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         match self.rows.iter().position(|row| row.damaged) {
-            Some(row) => Err(DataError::data(self.location(row), NOT_UTF8, SAVE_UTF8)),
+            Some(row) => Err(DataError::malformed(self.location(row), NOT_UTF8, SAVE_UTF8)),
             None => Ok(&self.text),
         }
     }
 
-    /// `FILE:LINE` of row `index`, for messages; `FILE: row N` in a list with several rows on one line.
+    /// Returns the location of row `index` for messages: `FILE:LINE`, or `FILE: row N` in a list with several rows on
+    /// one line.
     pub fn location(&self, index: usize) -> String {
         let number = self.line_number(index);
         match self.rows_share_lines {
@@ -122,18 +123,20 @@ impl TextRows {
         }
     }
 
-    /// The line of row `index`, or the number of the row in a list with several rows on one line; counted from 1.
+    /// Returns the line of row `index`, counted from 1. In a list with several rows on one line, returns the number
+    /// of the row, counted from 1.
     pub fn line_number(&self, index: usize) -> usize {
         if self.rows_share_lines { index + 1 } else { self.rows[index].line }
     }
 
-    /// Fingerprint of the file's text, by which a resumed run recognises its data.
+    /// Returns the fingerprint of the file's text. A resumed run compares it to check that the data have not changed.
     pub fn fingerprint(&self) -> String {
         fingerprint::bytes_fingerprint(self.text.as_bytes())
     }
 }
 
-/// Finds a whole number in a JSON text that the parser would round, because it fits neither in an i64 nor in a u64.
+/// Finds a whole number in a JSON text that fits neither in an i64 nor in a u64. The parser would round such a
+/// number.
 pub(crate) fn whole_number_beyond_64_bits(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -178,8 +181,8 @@ fn lines(text: &str, start: usize) -> Vec<RowPosition> {
     rows
 }
 
-/// The rows of a text of objects that are written over several lines each, such as a single pretty-printed row. `None`
-/// if the first line is not the beginning of such an object, as in JSONL, or if the text is no sequence of objects.
+/// Finds the rows of a text of objects that span several lines each, such as a single pretty-printed row. `None` if
+/// the first line is not the beginning of such an object, as in JSONL, or if the text is not a sequence of objects.
 fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
     let first = text[start..].lines().next().filter(|line| line.starts_with('{'))?;
     serde_json::from_str::<IgnoredAny>(first).err().filter(serde_json::Error::is_eof)?;
@@ -192,12 +195,12 @@ fn objects_over_lines(text: &str, start: usize) -> Option<Vec<RowPosition>> {
 fn list(path: &Path, text: &str, start: usize) -> Result<Vec<RowPosition>> {
     let found: Vec<&RawValue> = serde_json::from_str(&text[start..]).map_err(|e| {
         let line = e.line() + text[..start].matches('\n').count();
-        DataError::data(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
+        DataError::malformed(format!("{}:{line}", path.display()), format!("is not JSON: {e}"), LISTS)
     })?;
     Ok(positions(text, found))
 }
 
-/// The positions of the values `found`, which are parts of `text` in its order.
+/// Returns the positions of the values `found`, which are parts of `text` in the same order.
 fn positions(text: &str, found: Vec<&RawValue>) -> Vec<RowPosition> {
     let (mut line, mut seen) = (1, 0);
     found
@@ -241,7 +244,7 @@ mod tests {
         assert_eq!((rows.len(), rows.value(0).unwrap(), rows.location(0)), (1, json!({"a": 1}), "d.json:2".into()));
         let rows = parse("{\n\"a\": 1}\n{\"a\":\n2}");
         assert_eq!((rows.len(), rows.value(1).unwrap(), rows.location(1)), (2, json!({"a": 2}), "d.json:3".into()));
-        // The lines of JSONL are rows of their own, whatever follows the first.
+        // In JSONL each line is a row, whatever follows the first line.
         assert_eq!(parse("{\"a\": 1}\n{\n").len(), 2);
         assert_eq!(parse("{\"a\": 1\n{\"a\": 1}\n").len(), 2);
     }

@@ -11,30 +11,30 @@ use crate::printable::{escape_controls, one_line};
 use crate::redact::redact_urls;
 use crate::shortage::{disk_full_help, failed_start_help, resource_shortage_help};
 
-/// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
-/// URLs are not printed ([`redact_urls`]), and of a text longer than 2000 characters the middle is left out.
+/// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries
+/// in URLs are not printed ([`redact_urls`]). A text longer than 2000 characters is printed without its middle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
-    /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
+    /// The file, line, field, flag or tensor that is wrong. If the location is empty, the caller sets it with
     /// [`Diagnostic::at`].
     pub location: String,
-    /// What is wrong with it.
+    /// What is wrong at the location.
     pub what: String,
-    /// What the user can do about it.
+    /// What the user can do about the problem.
     pub help: String,
 }
 
 impl Diagnostic {
-    /// Creates a diagnostic of these three texts, in which line breaks become spaces.
+    /// Creates a diagnostic from these three texts. Line breaks in them become spaces.
     pub fn new(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self { location: one_line(location.into()), what: one_line(what.into()), help: one_line(help.into()) }
     }
 
-    /// Creates the diagnostic of a file or folder that could not be read.
+    /// Creates the diagnostic for a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
         if let Some(unsuitable) = unsuitable {
-            return Self::new(shown_path(path), unsuitable.to_string(), unsuitable.help());
+            return Self::new(display_path(path), unsuitable.to_string(), unsuitable.help());
         }
         let help = match error.kind() {
             io::ErrorKind::NotFound => "check the path",
@@ -43,17 +43,17 @@ impl Diagnostic {
             _ if is_link_loop(error) => LOOP_HELP,
             _ => resource_shortage_help(error).unwrap_or("check the file and the disk it is on"),
         };
-        Self::new(shown_path(path), format!("cannot be read: {}", io_cause(error)), help)
+        Self::new(display_path(path), format!("cannot be read: {}", io_cause(error)), help)
     }
 
-    /// Creates the diagnostic of a file or folder that could not be written.
+    /// Creates the diagnostic for a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref();
         if let Some(folder) = missing_folder(path).filter(|_| error.kind() == io::ErrorKind::NotFound) {
             let what = format!("cannot be written: the folder {} does not exist", folder.display());
             return Self::new(path.display().to_string(), what, "create it, or choose another folder");
         }
-        // Creating a file reports "file exists" also for a path that cannot be followed, such as a loop of links. The
+        // Creating a file also reports "file exists" for a path that cannot be followed, such as a loop of links. The
         // error of following the path is then the true cause.
         let not_followed = std::fs::metadata(path).err().filter(|_| error.kind() == io::ErrorKind::AlreadyExists);
         let error = not_followed.as_ref().unwrap_or(error);
@@ -73,13 +73,13 @@ impl Diagnostic {
         Self::new(path.display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
-    /// Creates the diagnostic of a thread that could not be started; `purpose` says what the thread is for.
+    /// Creates the diagnostic for a thread that could not be started. `purpose` says what the thread is for.
     pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
         let help = failed_start_help(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::new(purpose, format!("a thread cannot be created: {error}"), help)
     }
 
-    /// Puts `outer` before the present location: if the location is `fps`, `at("rows.jsonl:3")` makes it
+    /// Puts `outer` before the current location: if the location is `fps`, `at("rows.jsonl:3")` makes it
     /// `rows.jsonl:3: fps`.
     #[must_use]
     pub fn at(mut self, outer: impl fmt::Display) -> Self {
@@ -92,7 +92,7 @@ impl Diagnostic {
         self
     }
 
-    /// Replaces the help text, for callers that know a better one.
+    /// Replaces the help text. For callers that know a better one.
     #[must_use]
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = one_line(help.into());
@@ -102,8 +102,8 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Location, problem and help may each quote text of a file, a row or a model folder, so each is escaped and its
-        // URLs are redacted.
+        // Location, problem and help may each quote text of a file, a row or a model folder. So each of them is
+        // escaped and its URLs are redacted.
         let mut text = String::new();
         if !self.location.is_empty() {
             text = printed(&self.location) + ": ";
@@ -117,26 +117,26 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The most characters of one text of a diagnostic that are printed. A message may quote a value of any length.
+/// The maximum number of printed characters per text of a diagnostic. A message may quote a value of any length.
 const MAX_PRINTED_CHARS: usize = 2000;
 
-/// A text of a diagnostic as it is printed. URLs are redacted before the text is cut, because a part of a URL may not
-/// be recognised.
+/// Returns a text of a diagnostic as it is printed. URLs are redacted before the text is cut, because a part of a URL
+/// may not be recognised as one.
 fn printed(text: &str) -> String {
     let redacted = redact_urls(text);
     shortened(&escape_controls(&redacted), MAX_PRINTED_CHARS)
 }
 
-/// The most characters of a path in an error. A longer text that was given as a path is most likely the content of a
-/// file.
+/// The maximum number of characters of a path in an error. A longer text that was given as a path is most likely the
+/// content of a file.
 const MAX_PATH_CHARS: usize = 400;
 
-/// A path as an error shows it: without its middle if it is very long.
-pub fn shown_path(path: impl AsRef<Path>) -> String {
+/// Returns a path for display in an error: without its middle if it is very long.
+pub fn display_path(path: impl AsRef<Path>) -> String {
     shortened(&path.as_ref().display().to_string(), MAX_PATH_CHARS)
 }
 
-/// A text without its middle if it has more than `limit` characters.
+/// Returns a text without its middle if it has more than `limit` characters.
 fn shortened(text: &str, limit: usize) -> String {
     let count = text.chars().count();
     if count <= limit {
@@ -151,20 +151,20 @@ impl std::error::Error for Diagnostic {}
 
 const LOOP_HELP: &str = "remove or correct the symbolic links";
 
-/// Whether a path could not be followed because its symbolic links form a loop.
+/// Tells whether a path could not be followed because its symbolic links form a loop.
 fn is_link_loop(error: &io::Error) -> bool {
-    // The error of Linux for a loop of links. The standard library's `ErrorKind` for this error is not stable.
+    // Linux's error number for a loop of links. The standard library's `ErrorKind` for this error is not stable.
     const ELOOP: i32 = 40;
     error.raw_os_error() == Some(ELOOP)
 }
 
-/// The outermost missing folder of a path.
+/// Returns the outermost missing folder of a path.
 fn missing_folder(path: &Path) -> Option<&Path> {
     let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
     folders.take_while(|folder| folder.symlink_metadata().is_err()).last()
 }
 
-/// The operating system's reason, in the same English words on every operating system.
+/// Returns the cause of an I/O error, in the same English words on every operating system.
 fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file or folder".to_string(),

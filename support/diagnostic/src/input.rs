@@ -1,5 +1,5 @@
-//! Opens input files. Every input that a user names, or that a model folder or a row names, is opened here: a device
-//! such as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be longer than
+//! Opens input files. Every input that a user, a model folder or a row names is opened here, for safety: a device
+//! such as `/dev/zero` never ends, opening a pipe without a writer never returns, and a file can be larger than
 //! memory.
 
 use std::fmt;
@@ -10,27 +10,28 @@ use std::path::Path;
 /// The size limit of a JSON file of a model folder, such as config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// The size limit of a tokenizer.json in bytes. The tokenizer.json of Qwen2.5-VL has 11 MB; a vocabulary takes about
-/// ten times its bytes in memory.
+/// The size limit of a tokenizer.json in bytes. The tokenizer.json of Qwen2.5-VL has 11 MB. A vocabulary takes about
+/// ten times its file size in memory.
 pub const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 
-/// The size limit of a file of chat messages, which may hold images as `data:` URIs, in bytes.
+/// The size limit in bytes of a file of chat messages, which may contain images as `data:` URIs.
 pub const MAX_MESSAGES_BYTES: u64 = 256 << 20;
 
-/// The size limit of a file of rows (training data, completions, predictions, rollouts), in bytes.
+/// The size limit in bytes of a file of rows (training data, completions, predictions, rollouts).
 pub const MAX_ROWS_BYTES: u64 = 4 << 30;
 
-/// Why a file cannot be an input although it exists. It is inside the [`io::Error`] of [`open_regular_file`] and
-/// [`read_file`], so that [`Diagnostic::cannot_read`](crate::Diagnostic::cannot_read) can say what to do.
+/// The reason why an existing file cannot be an input. It is the source of the [`io::Error`] that
+/// [`open_regular_file`] and [`read_file`] return, so that
+/// [`Diagnostic::cannot_read`](crate::Diagnostic::cannot_read) can print help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnsuitableFile {
-    /// A folder.
+    /// The path is a folder.
     Folder,
-    /// A pipe, a socket or a device.
+    /// The path is a pipe, a socket or a device.
     Special,
-    /// More bytes than the limit.
+    /// The file has more bytes than the limit.
     TooLong {
-        /// The file's length in bytes; at least this long if it grew while it was read.
+        /// The file's length in bytes, or a lower bound if the file grew while it was read.
         bytes: u64,
         /// The limit in bytes.
         limit: u64,
@@ -38,7 +39,7 @@ pub enum UnsuitableFile {
 }
 
 impl UnsuitableFile {
-    /// What the user can do about it.
+    /// Returns the help text: what the user can do.
     pub fn help(self) -> &'static str {
         match self {
             Self::Folder => "give a file",
@@ -78,8 +79,8 @@ impl From<UnsuitableFile> for io::Error {
 /// # Errors
 /// The file cannot be opened; it is a folder, a pipe, a socket or a device (an [`UnsuitableFile`]).
 pub fn open_regular_file(path: impl AsRef<Path>) -> io::Result<File> {
-    // Checked before opening, because opening a pipe without a writer blocks forever; checked again afterwards, because
-    // the name may have got another file in between.
+    // The type is checked before opening, because opening a pipe without a writer blocks forever. It is checked again
+    // afterwards, because another file may have got the name in between.
     check_is_regular(&std::fs::metadata(&path)?)?;
     let file = File::open(path)?;
     check_is_regular(&file.metadata()?)?;
@@ -98,7 +99,7 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
         return Err(too_long(bytes));
     }
     let mut content = Vec::with_capacity(bytes as usize);
-    // Files of /proc and files that grow have more bytes than their length says.
+    // Files of /proc and growing files have more bytes than their length says.
     file.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit { Err(too_long(content.len() as u64)) } else { Ok(content) }
 }

@@ -1,4 +1,4 @@
-//! Turns a panic in a library that reads input from strangers into an error.
+//! Turns a panic in a library that reads untrusted input into an error.
 
 #[cfg(not(panic = "unwind"))]
 compile_error!("a panic in a library must become an error: build with panic = \"unwind\"");
@@ -7,15 +7,15 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// How many calls of [`catch_panic`] the current thread is in.
+    /// The number of nested calls of [`catch_panic`] on the current thread.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Runs `work`. If it panics, returns the message of the panic.
 ///
-/// It is for calls of a library that panics on damaged input. After a panic the caller must drop what `work` was
-/// changing. Only panics of the current thread are caught: a panic of a thread that `work` starts reaches the caller
-/// when `work` joins the thread, but is printed.
+/// Use this function for libraries that panic on damaged input. After a panic the caller must drop the values that
+/// `work` was changing. Only panics of the current thread are caught. If `work` starts a thread that panics, the
+/// panic reaches the caller when `work` joins the thread, but it is printed.
 ///
 /// The panic hook belongs to the whole process, so this function does not change it. The program's hook calls
 /// [`is_panic_caught`] and prints nothing if it returns true.
@@ -38,7 +38,7 @@ pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Returns true while the current thread runs the `work` of [`catch_panic`]: a panic hook then prints nothing.
+/// Returns true while the current thread runs the `work` of [`catch_panic`]. A panic hook should then print nothing.
 pub fn is_panic_caught() -> bool {
     DEPTH.get() > 0
 }
@@ -54,7 +54,7 @@ mod tests {
             let caught = catch_panic(|| {
                 assert_eq!(catch_panic(|| panic!("inner")), Err::<(), _>("inner".into()));
                 assert!(is_panic_caught());
-                // Whether panics are caught is a property of the thread: a panic of another thread is not caught.
+                // Panics are caught per thread: a panic of another thread is not caught.
                 assert!(!std::thread::spawn(is_panic_caught).join().expect("it ends"));
                 let damaged: Vec<u8> = Vec::new();
                 damaged[damaged.len()]

@@ -1,11 +1,11 @@
-//! Makes text of unknown origin safe to print: model output, file names, rows and templates can hold control characters
-//! that recolour a terminal, move its cursor, set its title or reorder what the reader sees.
+//! Makes untrusted text safe to print. Model output, file names, rows and templates can contain control characters
+//! that recolour a terminal, move its cursor, set its title or reorder the displayed text.
 
 use std::borrow::Cow;
 
 /// Replaces each control character except newline and tab by its escape in Rust's notation, such as `\u{1b}`. Also
-/// replaces the characters that change the direction of text, with which a name can be shown in another order than it
-/// has.
+/// replaces characters that change the direction of text, because they can display a name in another order than its
+/// characters.
 pub fn escape_controls(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
@@ -21,9 +21,8 @@ pub fn escape_controls(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Replaces the control characters that JSON may hold unescaped (U+007F to U+009F, and those that change the direction
-/// of text) in a JSON text by JSON's own escapes. Such characters occur only inside strings, so the value stays the
-/// same.
+/// Replaces control characters that may stand unescaped in JSON (U+007F to U+009F, and those that change the
+/// direction of text) by JSON's own escapes. Such characters occur only inside strings, so the value stays the same.
 pub fn escape_controls_in_json(json: &str) -> Cow<'_, str> {
     use std::fmt::Write;
     if !json.contains(is_unsafe) {
@@ -31,7 +30,7 @@ pub fn escape_controls_in_json(json: &str) -> Cow<'_, str> {
     }
     let mut escaped = String::with_capacity(json.len() + 16);
     for c in json.chars() {
-        // JSON itself escapes all characters below U+0020 in strings; between values only white space occurs.
+        // JSON itself escapes all characters below U+0020 in strings. Between values only white space occurs.
         if c >= '\u{7f}' && is_unsafe(c) {
             // All these characters have at most four hexadecimal digits. Writing to a string cannot fail.
             let _ = write!(escaped, "\\u{:04x}", u32::from(c));
@@ -48,8 +47,8 @@ fn is_unsafe(c: char) -> bool {
     changes_direction || c.is_control() && !matches!(c, '\n' | '\t')
 }
 
-/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error message of
-/// `reel` has one line.
+/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines, but an error
+/// message of `reel` has one line.
 pub fn one_line(text: impl AsRef<str>) -> String {
     let lines = text.as_ref().split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(" ")

@@ -1,20 +1,20 @@
-//! Removes what may be secret from the URLs in a text: user name and password, query and fragment (tokens, signatures).
+//! Removes possible secrets from the URLs in a text: user name and password, query and fragment (tokens, signatures).
 
 /// The text that replaces a removed query or fragment.
 const REMOVED: &str = "?…";
 
-/// Characters that end a URL in a text.
+/// Tells whether a character ends a URL in a text.
 fn ends_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '`' | '<' | '>' | '\\')
 }
 
 /// Removes user information, query and fragment from each URL in `text`: `https://user:key@host/a?token=b` becomes
-/// `https://host/a?…`. Everything else stays, also `file:` URLs, which are paths. Takes time linear in the text's
-/// length, even if a URL has many other URLs in its path.
+/// `https://host/a?…`. Everything else stays, including `file:` URLs, which are paths. Takes time linear in the
+/// text's length, even if the path of a URL contains many other URLs.
 pub fn redact_urls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut marks = UrlMarks { end: 0, query: 0, last_at: None };
-    // The first byte of `text` that has not been read.
+    // The index of the first byte of `text` that was not read yet.
     let mut next = 0;
     while let Some(found) = text[next..].find("://").map(|found| next + found) {
         let scheme = scheme_at_end(&text[next..found]);
@@ -29,8 +29,8 @@ pub fn redact_urls(text: &str) -> String {
             start += user;
         }
         let query = marks.query_from(text, start);
-        // A URL can have another URL in its path (the URLs of some proxies do). The loop then continues at the inner
-        // URL.
+        // The path of a URL can contain another URL, as in the URLs of some proxies. The loop then continues at the
+        // inner URL.
         let inner = text[start..query]
             .find("://")
             .map(|at| start + at - scheme_at_end(&text[start..start + at]).len())
@@ -48,9 +48,10 @@ pub fn redact_urls(text: &str) -> String {
     out
 }
 
-/// Positions in a text that belong to a URL and to the URLs in its path. They are searched for once per outer URL.
+/// Positions of special characters in a URL, which the URLs in its path share. Each is searched for once per outer
+/// URL.
 struct UrlMarks {
-    /// The end of the URL.
+    /// The position of the end of the URL.
     end: usize,
     /// The position of the `?` or `#` that the last search found in the URL. If the search found none, this is `end`.
     query: usize,
@@ -59,8 +60,8 @@ struct UrlMarks {
 }
 
 impl UrlMarks {
-    /// Searches for the marks of the URL that begins (after its scheme) at `start`, unless this URL lies in the path of
-    /// the previous URL.
+    /// Moves to the URL that begins (after its scheme) at `start`, and searches for its marks. Keeps the marks if
+    /// this URL lies in the path of the previous URL.
     fn move_to(&mut self, text: &str, start: usize) {
         if self.end == 0 || start > self.end {
             let end = text[start..].find(ends_url).map_or(text.len(), |end| start + end);
@@ -69,7 +70,7 @@ impl UrlMarks {
         }
     }
 
-    /// The position of the first `?` or `#` from `start` on, or the end of the URL.
+    /// Returns the position of the first `?` or `#` from `start` on, or the end of the URL.
     fn query_from(&mut self, text: &str, start: usize) -> usize {
         if self.query < start {
             self.query = next_query(text, start, self.end);
@@ -83,26 +84,27 @@ fn next_query(text: &str, start: usize, end: usize) -> usize {
     text[start..end].find(['?', '#']).map_or(end, |query| start + query)
 }
 
-/// The scheme with which `text` ends, such as `https`; empty if `text` does not end with a scheme.
+/// Returns the scheme at the end of `text`, such as `https`; empty if `text` does not end with a scheme.
 fn scheme_at_end(text: &str) -> &str {
     let is_scheme = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
     &text[text.len() - text.bytes().rev().take_while(is_scheme).count()..]
 }
 
-/// Length of the user information at the start of a URL without its scheme, `@` included. `last_at` is the position of
-/// the last `@` in the URL.
+/// Returns the length of the user information at the start of a URL without its scheme, `@` included. `last_at` is
+/// the position of the last `@` in the URL.
 fn user_len(url: &str, last_at: Option<usize>) -> Option<usize> {
     // The authority ends at the first of these characters (RFC 3986).
     let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
     match authority.rfind('@') {
         Some(at) => Some(at + 1),
-        // A password may contain `/`, `?` or `#` unescaped, by mistake: `user:pa/ss@host`.
+        // A password may contain an unescaped `/`, `?` or `#` by mistake: `user:pa/ss@host`.
         None if has_password(authority) => last_at.map(|at| at + 1),
         None => None,
     }
 }
 
-/// Whether the text after the host's colon is no port number. It is then taken for a password: `user:password`.
+/// Tells whether the text after the host's colon is not a port number. It is then treated as a password:
+/// `user:password`.
 fn has_password(authority: &str) -> bool {
     let host = authority.rfind(']').map_or(authority, |end| &authority[end..]);
     host.split_once(':').is_some_and(|(_, port)| !port.bytes().all(|b| b.is_ascii_digit()))
@@ -137,7 +139,7 @@ mod tests {
         }
     }
 
-    /// If the redaction took quadratic time, this test would need many minutes.
+    /// If the redaction took quadratic time, this test would take many minutes.
     #[test]
     fn many_urls_in_one_are_redacted() {
         let many = |part: &str| part.repeat(200_000);
@@ -154,7 +156,7 @@ mod tests {
     }
 
     proptest! {
-        /// Neither password nor query survives, wherever the URL stands in a text; redaction is idempotent.
+        /// The password and the query are removed wherever the URL stands in a text. Redaction is idempotent.
         #[test]
         fn no_secret_survives(
             before in "[ a-z\"']{0,9}", scheme in "http|https|ftp", user in "[a-z]{0,4}", after in "( [a-z ]{0,9})?",

@@ -1,5 +1,5 @@
-//! Errors of the operating system that say what this machine lacks (open files, processes and threads, memory, space):
-//! what to do about them is the same for every file and program.
+//! Help texts for errors of the operating system about a resource that this machine lacks: open files, processes and
+//! threads, memory, disk space. The help is the same for every file and program.
 
 use std::io;
 
@@ -8,8 +8,8 @@ const EAGAIN: i32 = 11;
 const ENFILE: i32 = 23;
 const EMFILE: i32 = 24;
 
-/// What to do about an error that is not the fault of the file or program: this process or this machine has no open
-/// file or no memory left. `None` for other errors.
+/// Returns the help text for an error that is not the fault of the file or program: this process or this machine has
+/// no free open-file slots or no memory left. `None` for other errors.
 pub fn resource_shortage_help(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EMFILE => Some("raise the limit of open files (ulimit -n)"),
@@ -19,8 +19,8 @@ pub fn resource_shortage_help(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// What to do if starting a process or a thread failed because a resource is used up: open files or memory as in
-/// [`resource_shortage_help`], or the number of processes and threads. `None` for other errors.
+/// Returns the help text if starting a process or a thread failed because a resource is used up: open files or memory
+/// as in [`resource_shortage_help`], or the number of processes and threads. `None` for other errors.
 pub fn failed_start_help(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EAGAIN => Some(
@@ -31,8 +31,8 @@ pub fn failed_start_help(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// What to do if a file could not be written because the disk is full, or because the file would exceed the limit on
-/// file sizes. `None` for other errors.
+/// Returns the help text if a file could not be written because the disk is full, or because the file would exceed
+/// the limit on file sizes. `None` for other errors.
 pub fn disk_full_help(kind: io::ErrorKind) -> Option<&'static str> {
     match kind {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free space on that disk"),
@@ -60,7 +60,8 @@ mod tests {
         let thread = Diagnostic::cannot_start_thread("the server", &error(EAGAIN));
         assert!(thread.to_string().starts_with("the server: a thread cannot be created: "), "{thread}");
         assert!(thread.help.contains("ulimit -u") && thread.help.contains("pids limit"), "{thread}");
-        // EAGAIN means a lack of threads or processes only when one is started; reading a file does not start any.
+        // EAGAIN means a lack of threads or processes only when a thread or process is started. Reading a file starts
+        // none.
         assert_eq!(resource_shortage_help(&error(EAGAIN)), None);
     }
 }

@@ -1,12 +1,12 @@
-//! Files and folders that are not complete yet. Their writers register them, so that the program can remove them when a
-//! signal ends it.
+//! Incomplete files and folders. Their writers register them here, so that the program can remove them when a signal
+//! ends it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The paths of files and folders that are not complete yet; they are removed if the program is interrupted.
+/// The paths of incomplete files and folders. They are removed if the program is interrupted.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -14,10 +14,10 @@ fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 }
 
 /// Removes all incomplete files, the folders that are then empty, and unfinished hidden folders (`.….part`) with
-/// their contents. To be called when a signal ends the program, because destructors do not run then.
+/// their contents. Call this function when a signal ends the program, because destructors do not run then.
 pub fn remove_unfinished_files() {
-    // In reverse order of paths, so that the files of a folder are removed before the folder. Errors are ignored,
-    // because the program is ending.
+    // The paths are removed in reverse order, so that the files of a folder come before the folder. Errors are
+    // ignored, because the program is ending.
     for path in unfinished().iter().rev() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let hidden = name.starts_with('.') && name.ends_with(".part");
@@ -26,12 +26,12 @@ pub fn remove_unfinished_files() {
     }
 }
 
-/// Paths that are removed if the program is interrupted; dropping this value unregisters them.
+/// Paths that are removed if the program is interrupted. Dropping this value unregisters them.
 #[derive(Debug)]
 pub struct TemporaryPaths(Vec<PathBuf>);
 
 impl TemporaryPaths {
-    /// Registers these paths, which need not exist yet.
+    /// Registers these paths. They need not exist yet.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let paths: Vec<PathBuf> = paths.into_iter().collect();
         unfinished().extend(paths.iter().cloned());

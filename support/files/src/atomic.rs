@@ -8,8 +8,8 @@ use reel_diagnostic::TemporaryPaths;
 
 use crate::FileError;
 
-/// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If the value is
-/// dropped before that, the temporary file is removed. A device, a pipe or a standard stream is written directly,
+/// A file that is written under a temporary name. [`AtomicFile::commit`] renames it to its final name. If the value
+/// is dropped before that, the temporary file is removed. A device, a pipe or a standard stream is written directly,
 /// because renaming would replace it by a file.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -44,7 +44,7 @@ impl AtomicFile {
         self.finish()?.rename_to_final_name()
     }
 
-    /// Flushes the file to the disk but keeps the temporary name, so that several files can get their final names
+    /// Flushes the file to the disk but keeps the temporary name. So several files can get their final names
     /// together.
     pub fn finish(mut self) -> Result<FinishedFile, FileError> {
         let file = self.flushed()?;
@@ -55,20 +55,20 @@ impl AtomicFile {
         Ok(FinishedFile { file: self })
     }
 
-    /// Closes the file without waiting for the disk. The caller syncs the file system before it renames the file: for
-    /// thousands of small files this takes much less time than [`AtomicFile::finish`].
+    /// Closes the file without waiting for the disk. The caller must sync the file system before it renames the file.
+    /// For thousands of small files this takes much less time than [`AtomicFile::finish`].
     pub fn close_without_sync(mut self) -> Result<FinishedFile, FileError> {
         self.flushed()?;
         Ok(FinishedFile { file: self })
     }
 
-    /// Writes what is buffered, and takes the file; `None` if that was done before.
+    /// Writes the buffered bytes and takes the file. `None` if the file was taken before.
     fn flushed(&mut self) -> Result<Option<File>, FileError> {
         let flushed = self.writer.take().map(BufWriter::into_inner).transpose();
         flushed.map_err(|e| FileError::cannot_write(&self.target, &e.into_error()))
     }
 
-    /// The error of a failed write to this file.
+    /// Returns the error for a failed write to this file.
     pub fn write_error(&self, source: io::Error) -> FileError {
         FileError::cannot_write(&self.target, &source)
     }
@@ -93,18 +93,18 @@ impl FinishedFile {
 
 /// Writes a small file under a temporary name and renames it when it is complete.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_unfinished(path, bytes)?.rename_to_final_name()
+    write_temporary(path, bytes)?.rename_to_final_name()
 }
 
 /// Writes a small file under a temporary name.
-pub fn write_unfinished(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
+pub fn write_temporary(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
     file.finish()
 }
 
-/// Whether a path is a device or a pipe, or names an open file of this process (`/dev/stdout` can be a link to a
-/// regular file).
+/// Tells whether a path is a device or a pipe, or names an open file of this process (`/dev/stdout` can be a link to
+/// a regular file).
 fn is_stream(path: &Path) -> bool {
     let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
     open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
@@ -125,8 +125,8 @@ impl Write for AtomicFile {
 
 impl Drop for AtomicFile {
     fn drop(&mut self) {
-        // After a successful rename no file has the temporary name, so removing fails; a destructor can only ignore
-        // errors.
+        // After a successful rename, no file has the temporary name, and this removal fails. A destructor can only
+        // ignore errors.
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
         }
@@ -140,14 +140,15 @@ mod tests {
     #[test]
     fn devices_are_written_directly() {
         let dir = tempfile::tempdir().unwrap();
-        // Writes through links to the devices, so that a faulty `AtomicFile` would replace a link and not a device.
+        // The test writes through links to the devices. A faulty `AtomicFile` would then replace a link and not a
+        // device.
         for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
             let link = dir.path().join(name);
             std::os::unix::fs::symlink(device, &link).unwrap();
             let mut file = AtomicFile::create(&link).unwrap();
             file.write_all(b"words").unwrap();
             let done = file.commit();
-            // `commit` flushes the data, so the full disk is reported.
+            // `commit` flushes the data, so it reports the full disk.
             assert_eq!(done.is_ok(), name == "null", "{done:?}");
             assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
         }

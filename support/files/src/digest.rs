@@ -11,8 +11,8 @@ use twox_hash::XxHash3_64;
 use crate::fingerprint::{self, bytes_fingerprint};
 use crate::{FileError, Result};
 
-/// The fingerprint of the small files of a model folder that decide how text and media become tokens (config,
-/// tokenizer, chat template).
+/// Returns the fingerprint of the small files of a model folder that determine how text and media become tokens
+/// (config, tokenizer, chat template).
 pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     let names = [
         "config.json",
@@ -33,7 +33,8 @@ pub fn config_files_fingerprint(folder: &Path) -> Result<String> {
     Ok(all.finish())
 }
 
-/// Computes one fingerprint of several named pieces of data. It depends on their names, contents and order.
+/// Computes one fingerprint of several named pieces of data. It depends on the names, contents and order of the
+/// pieces.
 #[derive(Debug, Default)]
 pub struct FingerprintBuilder(Vec<u64>);
 
@@ -44,32 +45,32 @@ impl FingerprintBuilder {
         self.0.push(content_hash);
     }
 
-    /// The fingerprint of all pieces.
+    /// Returns the fingerprint of all added pieces.
     pub fn finish(self) -> String {
         fingerprint::hash_to_hex(fingerprint::combine_hashes(&self.0))
     }
 }
 
-/// The fingerprint of a file: equal to [`bytes_fingerprint`] of its contents.
+/// Returns the fingerprint of a file, which equals [`bytes_fingerprint`] of its contents.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
     let file = input::open_regular_file(path);
     file.and_then(|file| fingerprint::file_fingerprint(&file)).map_err(|e| FileError::cannot_read(path, &e))
 }
 
-/// The files of a model folder that its fingerprint covers, by their extension.
+/// The file extensions that a model folder's fingerprint covers.
 const MODEL_FILES: [&str; 3] = ["safetensors", "json", "jinja"];
 
-/// How many files a message names.
+/// The maximum number of files that a message lists.
 const MAX_NAMED_FILES: usize = 3;
 
 /// The fingerprints of the files of a model folder by file name: its weights, its JSON files and its chat template. A
-/// run records them, so that a later process can name the file that was changed.
+/// run records these fingerprints, so that a later process can tell which file was changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModelFiles(BTreeMap<String, String>);
 
 impl ModelFiles {
-    /// Reads the files of a model folder.
+    /// Computes the fingerprints of the files of a model folder.
     ///
     /// # Errors
     /// The folder or a file in it cannot be read.
@@ -86,18 +87,19 @@ impl ModelFiles {
         Ok(Self(files))
     }
 
-    /// True if there are no files, as in a record of an earlier version.
+    /// True if there are no files, as in a record by an earlier version of the program.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// One fingerprint of all files.
+    /// Returns one fingerprint of all files.
     pub fn fingerprint(&self) -> String {
         self.fingerprint_without(None)
     }
 
-    /// Whether these files have the fingerprint that a run recorded. Earlier versions did not include `*.jinja` files.
-    pub fn have_fingerprint(&self, recorded: &str) -> bool {
+    /// Tells whether these files have the fingerprint that a run recorded. Earlier versions did not include `*.jinja`
+    /// files, so that form is accepted too.
+    pub fn matches_fingerprint(&self, recorded: &str) -> bool {
         self.fingerprint() == recorded || self.fingerprint_without(Some("jinja")) == recorded
     }
 
@@ -108,8 +110,8 @@ impl ModelFiles {
         bytes_fingerprint(all.as_bytes())
     }
 
-    /// Says which files differ from those that a run recorded, such as ` (vocab.json differs)`; empty if the record has
-    /// no files.
+    /// Returns a text about the files that differ from those that a run recorded, such as ` (vocab.json differs)`.
+    /// Empty if the record has no files.
     pub fn differences_from(&self, recorded: &Self) -> String {
         let names: BTreeSet<&String> = self.0.keys().chain(recorded.0.keys()).collect();
         let mut different: Vec<&str> =
@@ -172,12 +174,12 @@ mod tests {
         std::fs::write(dir.path().join("model.safetensors"), "x").unwrap();
         let with_weights = folder_fingerprint(dir.path()).unwrap();
         assert_ne!(with_weights, before);
-        // A run of an earlier version recorded a fingerprint without the chat template.
+        // An earlier version of the program recorded a fingerprint without the chat template.
         std::fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
         let now = folder_fingerprint(dir.path()).unwrap();
         assert_ne!(now, with_weights);
         for (recorded, want) in [(&now, true), (&with_weights, true), (&before, false)] {
-            assert_eq!(ModelFiles::read(dir.path()).unwrap().have_fingerprint(recorded), want);
+            assert_eq!(ModelFiles::read(dir.path()).unwrap().matches_fingerprint(recorded), want);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use std::io;
 use std::path::Path;
@@ -11,21 +11,21 @@ use reel_diagnostic::{Diagnostic, disk_full_help};
 pub struct FileError {
     /// The file, what is wrong, and what to do.
     pub diagnostic: Diagnostic,
-    /// What makes room ([`disk_full_help`]) if the disk is full, or the file would exceed the limit on file sizes; else
-    /// `None`.
+    /// The help text about freeing space ([`disk_full_help`]), if the disk is full or the file would exceed the limit
+    /// on file sizes; else `None`.
     pub remedy: Option<&'static str>,
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = FileError> = std::result::Result<T, E>;
 
 impl FileError {
-    /// The error of a file or folder that could not be read.
+    /// Creates the error for a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: &io::Error) -> Self {
         Self { diagnostic: Diagnostic::cannot_read(path, source), remedy: None }
     }
 
-    /// The error of a file or folder that could not be written.
+    /// Creates the error for a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: &io::Error) -> Self {
         Self { diagnostic: Diagnostic::cannot_write(path, source), remedy: disk_full_help(source.kind()) }
     }

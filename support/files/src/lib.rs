@@ -14,7 +14,7 @@ mod lock;
 pub mod log;
 mod synced;
 
-pub use atomic::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
+pub use atomic::{AtomicFile, FinishedFile, write_atomically, write_temporary};
 pub use error::{FileError, Result};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
 pub use synced::{write_synced, write_synced_with_mode};

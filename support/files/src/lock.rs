@@ -1,4 +1,5 @@
-//! Exclusive locks on the folders that commands write, so that two processes never write one folder at a time.
+//! Exclusive locks on the folders that commands write, so that two processes never write to the same folder at the
+//! same time.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -7,21 +8,22 @@ use std::time::Duration;
 
 use reel_diagnostic::TemporaryPaths;
 
-/// The file in a folder that a process locks while it writes the folder. Its text is the id of that process and the
+/// The file that a process locks while it writes to the file's folder. Its text is the id of that process and the
 /// name of its machine.
 pub const FOLDER_LOCK_FILE: &str = ".reel.lock";
 
-/// How often [`FileLock::acquire`] tries again when another process removes the lock file or the folder meanwhile, or
-/// holds the lock and has not written its id yet.
+/// The maximum number of attempts of [`FileLock::acquire`]. It tries again if another process removes the lock file
+/// or the folder in the meantime, or holds the lock and has not written its id yet.
 const MAX_ATTEMPTS: usize = 100;
 
-/// How long [`FileLock::acquire`] waits for the id of the process that holds the lock, before each further attempt.
+/// The pause of [`FileLock::acquire`] before each further attempt, while it waits for the id of the process that
+/// holds the lock.
 const WAIT_FOR_ID: Duration = Duration::from_millis(10);
 
-/// An exclusively locked file, whose name stands for what the lock protects.
+/// An exclusively locked file. Its path stands for the protected resource.
 ///
-/// The kernel holds the lock (flock) and releases it when the process ends in any way; a file that a killed process
-/// left is no obstacle. Dropping the lock removes the file.
+/// The kernel holds the lock (flock) and releases it when the process ends in any way. A file that a killed process
+/// left behind does not prevent a new lock. Dropping the lock removes the file.
 #[derive(Debug)]
 pub struct FileLock {
     path: PathBuf,
@@ -30,8 +32,8 @@ pub struct FileLock {
     _unfinished: TemporaryPaths,
 }
 
-/// The exclusive lock of this process on a folder, held until it is dropped: a [`FileLock`] on a hidden file in it.
-/// Dropping the lock also removes the folder if [`FolderLock::acquire`] created it and it is still empty.
+/// The exclusive lock of this process on a folder: a [`FileLock`] on a hidden file in it. Dropping this value
+/// releases the lock. It also removes the folder if [`FolderLock::acquire`] created it and it is still empty.
 #[derive(Debug)]
 pub struct FolderLock {
     /// `None` only while this value is being dropped.
@@ -46,11 +48,11 @@ pub struct FolderLock {
 pub struct LockHolder {
     /// The process id; `None` if the lock file does not hold an id.
     pub pid: Option<u32>,
-    /// The name of the process's machine, if that is not this machine.
+    /// The name of the process's machine, if it is not this machine.
     pub machine: Option<String>,
 }
 
-/// Why a folder cannot be locked.
+/// The reason why a folder cannot be locked.
 #[derive(Debug)]
 pub enum LockError {
     /// Another process holds the lock.
@@ -70,7 +72,8 @@ impl std::fmt::Display for LockHolder {
 }
 
 impl LockHolder {
-    /// Whether the process may be running: the lock file has its id, and the process exists or is on another machine.
+    /// Tells whether the process may be running: the lock file contains its id, and the process exists or is on
+    /// another machine.
     fn is_running(&self) -> bool {
         self.pid.is_some_and(|pid| self.machine.is_some() || Path::new(&format!("/proc/{pid}")).exists())
     }
@@ -90,14 +93,14 @@ impl FileLock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     holder = read_holder(file);
-                    // The lock file has the id of a killed process until the new holder writes its own id.
+                    // The lock file still has the id of a killed process until the new holder writes its own id.
                     if holder.is_running() {
                         break;
                     }
                     std::thread::sleep(WAIT_FOR_ID);
                     continue;
                 }
-                // Some network file systems have no locks. Writing there is possible, but it is not protected.
+                // Some network file systems do not support locks. Writing there is allowed, but not protected.
                 Err(TryLockError::Error(e)) if has_no_locks(&e) => {
                     let path = path.display();
                     reel_diagnostic::note!(
@@ -106,8 +109,8 @@ impl FileLock {
                 }
                 Err(TryLockError::Error(e)) => return Err(LockError::Io(e)),
             }
-            // The last holder may have removed the file after it was opened here. Then another process can create and
-            // lock a new file of this name, and this lock protects nothing.
+            // The last holder may have removed the file after this process opened it. Then another process can create
+            // and lock a new file of this name, and this lock protects nothing.
             if !is_file_at(&file, path) {
                 continue;
             }
@@ -121,8 +124,9 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // The file is removed before the lock is released. A destructor can only ignore errors; a lock file that stays
-        // does not prevent the next lock. If another file has the name now, it can be the lock of another process.
+        // The file is removed before the lock is released. A destructor can only ignore errors, and a lock file that
+        // stays does not prevent the next lock. If another file now has the name, it can be the lock of another
+        // process, so it stays.
         if is_file_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
@@ -143,7 +147,7 @@ impl FolderLock {
                     let unfinished = TemporaryPaths::new(created.iter().cloned());
                     return Ok(Self { lock: Some(lock), created, _unfinished: unfinished });
                 }
-                // The last holder has just removed the folder, which it had created.
+                // The last holder has just removed the folder, because it had created the folder.
                 Err(LockError::Io(e)) if e.kind() == io::ErrorKind::NotFound && attempt < MAX_ATTEMPTS => {}
                 Err(e) => return Err(e),
             }
@@ -153,8 +157,8 @@ impl FolderLock {
 }
 
 impl FolderLock {
-    /// Whether the folder still contains the locked file. It does not if the folder was removed or replaced; then
-    /// nothing that is written to the folder's path is protected.
+    /// Tells whether the folder still contains the locked file. If the folder was removed or replaced, it does not,
+    /// and writes to the folder's path are no longer protected.
     pub fn still_protects_folder(&self) -> bool {
         self.lock.as_ref().is_some_and(|lock| is_file_at(&lock.file, &lock.path))
     }
@@ -164,7 +168,8 @@ impl Drop for FolderLock {
     fn drop(&mut self) {
         self.lock = None;
         for folder in self.created.iter().rev() {
-            // Fails if the folder has files by now. Most commands create a folder to write files into it.
+            // The removal fails if the folder contains files by now. Most commands create a folder to write files
+            // into it.
             let _ = fs::remove_dir(folder);
         }
     }
@@ -174,7 +179,8 @@ impl Drop for FolderLock {
 fn create_folders(folder: &Path, created: &mut Vec<PathBuf>) -> io::Result<()> {
     let missing: Vec<&Path> =
         folder.ancestors().filter(|path| !path.as_os_str().is_empty()).take_while(|path| !path.exists()).collect();
-    // For a loop of symbolic links, creating a folder reports that the path exists; only reading reports the loop.
+    // For a loop of symbolic links, creating a folder only reports that the path exists. Reading the path reports the
+    // loop.
     let cause = |e| fs::metadata(folder).err().filter(|read| read.kind() != io::ErrorKind::NotFound).unwrap_or(e);
     fs::create_dir_all(folder).map_err(cause)?;
     for path in missing.into_iter().rev() {
@@ -192,7 +198,7 @@ fn is_file_at(file: &File, path: &Path) -> bool {
 }
 
 fn has_no_locks(e: &io::Error) -> bool {
-    // ENOLCK and ENOSYS have no io::ErrorKind of their own; 37 and 38 are their numbers on Linux.
+    // ENOLCK and ENOSYS have no `io::ErrorKind`. Their numbers on Linux are 37 and 38.
     e.kind() == io::ErrorKind::Unsupported || matches!(e.raw_os_error(), Some(37 | 38))
 }
 
@@ -224,7 +230,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/b");
         let first = FolderLock::acquire(&out).unwrap();
-        // Another path to the same folder leads to the same lock.
+        // Another path to the same folder uses the same lock.
         for other in [out.clone(), dir.path().join("a/../a/b")] {
             let Err(LockError::InUse(holder)) = FolderLock::acquire(&other) else { panic!("two locks at a time") };
             assert_eq!(holder.to_string(), format!("process {}", std::process::id()));
@@ -262,8 +268,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
-    /// A process locks the file first and then writes its id into it: until then the file is empty, or has the id of a
-    /// killed process.
+    /// A process first locks the file and then writes its id into it. Until then, the file is empty or has the id of
+    /// a killed process.
     #[test]
     fn id_of_the_holder_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
@@ -284,7 +290,7 @@ mod tests {
         }
     }
 
-    /// Of many threads that lock and release one folder, never two hold the lock at a time.
+    /// Many threads lock and release one folder. Two of them never hold the lock at the same time.
     #[test]
     fn lock_is_exclusive_while_its_file_is_removed_and_created_again() {
         use std::sync::atomic::{AtomicUsize, Ordering};

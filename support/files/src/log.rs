@@ -1,6 +1,6 @@
-//! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each
-//! unusable row. A resumed run first cuts both files back to the lines that its checkpoint recorded, so they become
-//! what an uninterrupted run would have written.
+//! The JSON Lines logs of a run. `metrics.jsonl` gets one line at the end of each step, and `skipped.jsonl` one line
+//! for each unusable row. A resumed run first truncates both files to the lines that its checkpoint recorded. So they
+//! end up as an uninterrupted run would have written them.
 
 use std::fs::{File, OpenOptions};
 use std::hash::Hasher;
@@ -14,37 +14,37 @@ use twox_hash::XxHash3_64;
 
 use crate::{FileError, Result};
 
-/// The first bytes of a log file: how many, and their fingerprint.
+/// The number of bytes at the start of a log file, and their fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogDigest {
-    /// Length in bytes.
+    /// The number of bytes.
     pub bytes: u64,
-    /// XXH3 of these bytes, 16 hex digits.
+    /// The XXH3 hash of these bytes in 16 hex digits.
     pub digest: String,
 }
 
 /// Computes the [`LogDigest`] of a file while it is written.
 #[derive(Clone, Default)]
-pub struct RunningDigest {
+pub struct LogHasher {
     bytes: u64,
     hasher: XxHash3_64,
 }
 
-impl std::fmt::Debug for RunningDigest {
+impl std::fmt::Debug for LogHasher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RunningDigest({:?})", self.digest())
+        write!(f, "LogHasher({:?})", self.digest())
     }
 }
 
-impl RunningDigest {
-    /// The digest of a file with these bytes, to which more are added later.
+impl LogHasher {
+    /// Returns the digest of a file that contains these bytes. More bytes can be added later.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut digest = Self::default();
         digest.update(bytes);
         digest
     }
 
-    /// Adds bytes at the end.
+    /// Adds bytes that were appended to the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.hasher.write(bytes);
@@ -56,23 +56,23 @@ impl RunningDigest {
     }
 }
 
-/// A JSON Lines file that lines are appended to.
+/// A JSON Lines file to which lines are appended.
 #[derive(Debug)]
 pub struct JsonlLog {
     path: PathBuf,
     file: File,
-    digest: RunningDigest,
+    digest: LogHasher,
 }
 
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(|e| FileError::cannot_write(path, &e))?;
-        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::default() })
+        Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::default() })
     }
 
-    /// Continues a log: replaces its file by one with `lines`, to which further lines are appended. The new file is
-    /// complete before it replaces the old one, so that an interruption loses no line.
+    /// Continues a log: replaces the log file by a new one that contains `lines`. Further lines are appended to it.
+    /// The new file is complete before it replaces the old one, so an interruption loses no line.
     pub fn resume(path: &Path, lines: &[String]) -> Result<Self> {
         let part = path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()));
         let mut text = lines.join("\n");
@@ -85,7 +85,7 @@ impl JsonlLog {
             .map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::from_bytes(text.as_bytes()) })
+        Ok(Self { path: path.to_path_buf(), file, digest: LogHasher::from_bytes(text.as_bytes()) })
     }
 
     /// Length and fingerprint of the lines so far.
@@ -93,7 +93,7 @@ impl JsonlLog {
         self.digest.digest()
     }
 
-    /// Appends a line. It is written to the file, but not synced to the disk, when this returns.
+    /// Appends a line. On return, the line is written to the file but not synced to the disk.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
         let failed = |e| FileError::cannot_write(&self.path, &e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
@@ -109,7 +109,7 @@ impl JsonlLog {
     }
 }
 
-/// Reads a log and returns its lines for which `keep` is true. Stops at the first damaged line, because a killed run
+/// Reads a log and returns the lines for which `keep` is true. Stops at the first damaged line, because a killed run
 /// may leave half a line. A missing file has no lines.
 pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -> bool) -> Result<Vec<String>> {
     let file = match input::open_regular_file(path) {

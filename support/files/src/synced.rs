@@ -1,4 +1,4 @@
-//! Files that are on the disk when the writing function returns.
+//! Writes files that are on the disk when the call returns.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,9 +10,10 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_synced_with_mode(path, bytes, false)
 }
 
-/// Writes a file; with `private`, only the user can read it (mode 0600).
+/// Writes a file and waits until it is on the disk. If `private` is true, only the user can read the file (mode
+/// 0600).
 pub fn write_synced_with_mode(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
-    // The mode is set only when a file is created, so an existing file is removed first.
+    // The mode is set only when a file is created. So an existing file is removed first.
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -1,5 +1,5 @@
-//! Unpacks the archives of a data set: `x.zip`, `x.tar`, `x.tar.gz` and `x.tgz` into the folder that they are in, as
-//! the scripts of VideoRFT and Video-R1 unpack their data.
+//! Unpacks the archives of a data set (`x.zip`, `x.tar`, `x.tar.gz` and `x.tgz`) into the folder that contains them,
+//! like the scripts of VideoRFT and Video-R1.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,24 +12,24 @@ use reel_files::{AtomicFile, FinishedFile};
 
 use crate::error::{HubError, Result};
 
-/// The largest number of files in an archive.
+/// The maximum number of files in an archive.
 const MAX_FILES: usize = 10_000_000;
 
-/// The numbers of files and bytes that are written before the file system is synced and the files get their names. An
-/// interrupted unpacking repeats at most these.
+/// The numbers of files and bytes after which the file system is synced and the written files get their final names.
+/// An interrupted unpacking repeats at most this many files or bytes.
 const MAX_UNNAMED_FILES: usize = 4096;
 const MAX_UNNAMED_BYTES: u64 = 1 << 30;
 
-/// Whether the name of a file is that of an archive.
+/// Tells by a file's name whether the file is an archive.
 pub(crate) fn is_archive(path: &str) -> bool {
     unpacker_of(path).is_some()
 }
 
-/// Unpacks an archive. Files that have the size of the archive's file are kept, so that an interrupted unpacking
-/// continues.
+/// Unpacks an archive. Existing files whose size equals the size in the archive are kept, so an interrupted unpacking
+/// can continue.
 ///
 /// # Errors
-/// The archive is damaged, has a file outside its folder, or needs more room than the disk has.
+/// The archive is damaged, contains a file outside its folder, or needs more space than the disk has.
 pub(crate) fn unpack(path: &Path) -> Result<()> {
     let Some(unpack) = unpacker_of(&path.to_string_lossy()) else { return Ok(()) };
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -42,7 +42,7 @@ pub(crate) fn unpack(path: &Path) -> Result<()> {
     unpacked.unwrap_or_else(|panic| Err(damaged(path, format!("is damaged ({panic})"))))
 }
 
-/// What unpacks an archive of this name.
+/// Returns the function that unpacks an archive of this name.
 fn unpacker_of(path: &str) -> Option<fn(File, &mut Unpacker) -> Result<()>> {
     let path = path.to_ascii_lowercase();
     match () {
@@ -58,17 +58,17 @@ struct Unpacker<'a> {
     archive: &'a Path,
     folder: &'a Path,
     files: usize,
-    /// The number of links, devices and other things that are neither files nor folders. They are left out.
+    /// The number of links, devices and other entries that are neither files nor folders. They are not unpacked.
     links: usize,
-    /// Complete files, by path, that have a temporary name until the file system is synced.
+    /// Complete files by their final path. They have a temporary name until the file system is synced.
     unnamed: BTreeMap<PathBuf, FinishedFile>,
-    /// The bytes of these files.
+    /// The total size in bytes of the files in `unnamed`.
     bytes: u64,
 }
 
 impl Unpacker<'_> {
-    /// Gives the files that were written so far their names, when their content is on the disk. Syncing the file system
-    /// once takes much less time than syncing each of many small files.
+    /// Syncs the file system, then gives the files written so far their final names. Syncing the file system once
+    /// takes much less time than syncing each of many small files.
     fn name_files(&mut self) -> Result<()> {
         if self.unnamed.is_empty() {
             return Ok(());
@@ -79,7 +79,7 @@ impl Unpacker<'_> {
         Ok(std::mem::take(&mut self.unnamed).into_values().try_for_each(FinishedFile::rename_to_final_name)?)
     }
 
-    /// Where the file `name` of the archive is written.
+    /// Returns the path to which the file `name` of the archive is written.
     fn target(&self, name: &Path) -> Result<PathBuf> {
         let parts = name.components().filter(|part| *part != Component::CurDir);
         let parts: Vec<Component> = parts.collect();
@@ -99,7 +99,7 @@ impl Unpacker<'_> {
     }
 
     fn folder(&self, name: &Path) -> Result<()> {
-        // The archive's own folder may be named `./`.
+        // The entry of the archive's own folder may be named `./`.
         if name.components().all(|part| part == Component::CurDir) {
             return Ok(());
         }
@@ -117,7 +117,7 @@ impl Unpacker<'_> {
             return Err(damaged(self.archive, "has a file with the archive's own name"));
         }
         if self.unnamed.contains_key(&target) {
-            // The archive has the file twice.
+            // The archive contains the file twice.
             self.name_files()?;
         }
         if fs::metadata(&target).is_ok_and(|found| found.is_file() && found.len() == bytes) {
@@ -126,7 +126,7 @@ impl Unpacker<'_> {
         let parent = target.parent().unwrap_or(self.folder);
         fs::create_dir_all(parent).map_err(|e| HubError::cannot_write(parent, &e))?;
         let mut out = AtomicFile::create(&target)?;
-        // One byte more shows that the archive has more than it says.
+        // One more byte is read than the archive states, to detect an entry that is too long.
         let written = io::copy(&mut content.take(bytes.saturating_add(1)), &mut out);
         match written {
             Ok(written) if written == bytes => {
@@ -167,7 +167,7 @@ fn unpack_zip(file: File, to: &mut Unpacker) -> Result<()> {
     let mut zip = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| broken(&e))?;
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).map_err(|e| broken(&e))?;
-        // The name as it is in the archive: a name that is not safe is an error and is not repaired.
+        // The name is used as it is in the archive. An unsafe name is an error and is not repaired.
         let name = PathBuf::from(entry.name().map_err(|e| broken(&e))?.into_owned());
         let bytes = entry.size();
         match () {
@@ -185,7 +185,7 @@ fn unpack_tar_gz(file: File, to: &mut Unpacker) -> Result<()> {
 }
 
 fn unpack_tar(mut file: File, to: &mut Unpacker) -> Result<()> {
-    // Some data sets name a compressed archive `.tar`.
+    // Some data sets use the name `.tar` for a compressed archive.
     let mut magic = [0; 2];
     let read = file.read(&mut magic).and_then(|n| file.rewind().map(|()| n));
     match read.map_err(|e| HubError::cannot_read(to.archive, &e))? {
@@ -238,7 +238,7 @@ mod tests {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, content) in files {
             let mut header = tar::Header::new_gnu();
-            // `set_path` refuses names that leave the folder.
+            // `set_path` rejects names that leave the folder, so the test writes the name directly.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
@@ -279,12 +279,12 @@ mod tests {
             for (file, content) in FILES {
                 assert_eq!(fs::read(dir.path().join("below").join(file)).unwrap(), content, "{name}: {file}");
             }
-            // A second call finds all files.
+            // The second call finds all files unpacked.
             unpack(&dir.path().join("below").join(name)).unwrap();
         }
     }
 
-    /// More files than get their names at once; the file `a.mp4` comes twice, with another size.
+    /// The archive has more files than one sync handles, and contains the file `a.mp4` twice, with different sizes.
     #[test]
     fn archives_of_many_files_are_unpacked_whole() {
         let names: Vec<String> = (0..MAX_UNNAMED_FILES + 10).map(|i| format!("{}/{i}.txt", i % 7)).collect();
@@ -299,7 +299,7 @@ mod tests {
         }
         assert_eq!(fs::read(folder.join("a.mp4")).unwrap(), b"second");
         let files_in = |folder: &Path| fs::read_dir(folder).unwrap().count();
-        // Nothing else is left, and an archive that is damaged at its end leaves no temporary file.
+        // No other files are left. An archive that is damaged at its end leaves no temporary file.
         assert_eq!((0..7).map(|i| files_in(&folder.join(i.to_string()))).sum::<usize>(), names.len());
         let mut archive = tar_of(&FILES);
         archive.truncate(archive.len() - 1200);

@@ -1,4 +1,4 @@
-//! Whether a downloaded file has the size and the checksum that the hub states.
+//! Checks that a downloaded file has the size and the checksum that the hub states.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::listing::{Checksum, RemoteFile};
 
-/// What is wrong with a file; `None` if it agrees with all that the hub states.
+/// Returns how a file differs from the size and checksum that the hub states; `None` if it agrees.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -48,7 +48,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         std::fs::write(&path, "hello\n").unwrap();
-        // `git hash-object` and `sha256sum` of this file.
+        // The outputs of `git hash-object` and `sha256sum` for this file.
         let blob = Checksum::GitBlob("ce013625030ba8dba906f756967f9e9ca394464a".into());
         let sha = Checksum::Sha256("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".into());
         let remote = |bytes, checksum| RemoteFile { path: "x".into(), bytes, checksum };

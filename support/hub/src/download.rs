@@ -1,5 +1,5 @@
 //! Downloads files over HTTP in pieces. A failed piece is requested again, and a restarted program continues where
-//! the stopped one ended.
+//! the last one stopped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::error::{HubError, Result};
 
-/// The progress of a download.
+/// The progress of the download of one file.
 #[derive(Debug, Clone, Copy)]
 pub struct DownloadProgress<'a> {
     /// Path of the file in its repository.
@@ -22,15 +22,15 @@ pub struct DownloadProgress<'a> {
 /// The number of bytes that one HTTP request asks for.
 const PIECE_BYTES: u64 = 64 << 20;
 
-/// `ANSWER_TIMEOUT` limits the wait until the server begins its answer, `PIECE_TIMEOUT` the time to receive a whole
-/// piece.
+/// `ANSWER_TIMEOUT` limits the wait for the start of the server's answer, and `PIECE_TIMEOUT` the time for receiving
+/// a whole piece.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const PIECE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The number of consecutive failed requests after which the next failure ends the download.
+/// The number of consecutive failed requests that are retried. One more failure ends the download.
 const MAX_FAILURES: usize = 4;
 
-/// The largest list of files that a hub may answer with.
+/// The maximum size in bytes of the hub's answer with a list of files.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
 fn agent() -> ureq::Agent {
@@ -41,17 +41,17 @@ fn agent() -> ureq::Agent {
     config.build().into()
 }
 
-/// Why a text was not downloaded.
-pub(crate) struct TextFailure {
-    /// A phrase for a message.
+/// The reason why a text was not downloaded.
+pub(crate) struct TextDownloadError {
+    /// A phrase for the error message.
     pub(crate) phrase: String,
-    /// Whether the server does not know the address, or refuses this user (HTTP status 401, 403 or 404).
+    /// Whether the server does not know the address or rejects this user (HTTP status 401, 403 or 404).
     pub(crate) is_refused: bool,
 }
 
 /// Downloads a text file.
-pub(crate) fn download_text(address: &str, token: Option<&str>) -> Result<String, TextFailure> {
-    let failure = |phrase, is_refused| TextFailure { phrase, is_refused };
+pub(crate) fn download_text(address: &str, token: Option<&str>) -> Result<String, TextDownloadError> {
+    let failure = |phrase, is_refused| TextDownloadError { phrase, is_refused };
     let mut request = agent().get(address);
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
@@ -64,7 +64,7 @@ pub(crate) fn download_text(address: &str, token: Option<&str>) -> Result<String
     text.map_err(|e| failure(format!("{address}: download was interrupted ({e})"), false))
 }
 
-/// Percent-encodes what an address may not contain as it is. Slashes stay if `keep_slashes` is set.
+/// Percent-encodes the characters that an address must not contain. Slashes are kept if `keep_slashes` is true.
 pub(crate) fn percent_encoded(text: &str, keep_slashes: bool) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
@@ -77,16 +77,16 @@ pub(crate) fn percent_encoded(text: &str, keep_slashes: bool) -> String {
     encoded
 }
 
-/// Downloads the files below one address.
+/// Downloads files whose addresses begin with one base address.
 pub(crate) struct Downloader<'a> {
     agent: ureq::Agent,
     address: &'a str,
     token: Option<&'a str>,
 }
 
-/// How much of a file is there.
+/// The number of bytes of a file that were received so far.
 pub(crate) struct ReceivedBytes {
-    /// In bytes.
+    /// The number of received bytes.
     pub(crate) done: u64,
     /// The size of the file in bytes, if known.
     pub(crate) total: Option<u64>,
@@ -97,13 +97,13 @@ impl<'a> Downloader<'a> {
         Self { agent: agent(), address, token }
     }
 
-    /// The address of the file `path`.
+    /// Returns the address of the file `path`.
     pub(crate) fn address(&self, path: &str) -> String {
         format!("{}/{}", self.address, percent_encoded(path, true))
     }
 
-    /// Downloads the file `path`, and returns the name under which it is complete: `target` with `.incomplete` after
-    /// it. Continues where an earlier attempt stopped.
+    /// Downloads the file `path`. Returns the name of the complete file, which is `target` with `.incomplete`
+    /// appended. Continues where an earlier attempt stopped.
     pub(crate) fn download(
         &self,
         path: &str,
@@ -154,11 +154,11 @@ struct Piece {
 
 enum Failure {
     Write(io::Error),
-    /// A network error: what happened, and whether it is final, so that trying again is useless.
+    /// A network error: the description, and whether the error is final, so that a retry is useless.
     Network(String, bool),
 }
 
-/// Requests one piece of the file, which begins at byte `from`, and appends it to `out`.
+/// Requests one piece of the file, from byte `from` on, and appends it to `out`.
 fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File, from: u64) -> Result<Piece, Failure> {
     let mut request = agent.get(address).header("Range", format!("bytes={from}-{}", from + PIECE_BYTES - 1));
     if let Some(token) = token {
@@ -166,7 +166,8 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
     }
     let mut response = match request.call() {
         Ok(response) => response,
-        // HTTP 416 means that the file has no bytes from `from` on: it is already complete, or empty.
+        // HTTP 416 means that the file has no bytes from `from` on: the download is already complete, or the file is
+        // empty.
         Err(ureq::Error::StatusCode(416)) => return Ok(Piece { bytes: 0, total: Some(from) }),
         Err(ureq::Error::StatusCode(code)) => {
             return Err(Failure::Network(format!("the server answered with HTTP status {code}"), is_final(code)));
@@ -179,7 +180,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
             .get("content-range")
             .and_then(|v| v.to_str().ok())
             .and_then(|v| v.rsplit('/').next()?.parse().ok()),
-        // A server that does not support ranges sends the whole file, so what `out` already has is discarded.
+        // A server that does not support ranges sends the whole file. So the existing content of `out` is discarded.
         _ => {
             out.set_len(0).map_err(Failure::Write)?;
             None
@@ -207,7 +208,7 @@ fn piece(agent: &ureq::Agent, address: &str, token: Option<&str>, out: &mut File
     Ok(Piece { bytes, total: total.or(Some(from + bytes)) })
 }
 
-/// Whether a request that was answered with this HTTP status will be answered so again: all errors of the client but a
+/// Tells whether a repeated request would get the same HTTP status again. This holds for all client errors except a
 /// timeout (408) and too many requests (429).
 fn is_final(code: u16) -> bool {
     code < 500 && !matches!(code, 408 | 429)

@@ -1,5 +1,5 @@
-//! The variables of the Hugging Face clients: where the cache and the token are, which hub is asked, and whether it may
-//! be asked.
+//! Reads the environment variables of the Hugging Face clients: the folder of the cache, the token, the address of
+//! the hub, and whether downloads are allowed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,31 +14,31 @@ pub struct Hub {
     pub(crate) endpoint: String,
     /// The access token of the user.
     pub(crate) token: Option<String>,
-    /// Where the token was found, for messages.
+    /// Where the token was found. Used in messages.
     pub token_source: Option<String>,
-    /// What forbids downloads, if anything does: an environment variable, or an option of the program.
+    /// The environment variable or the option of the program that forbids downloads, if there is one.
     pub(crate) offline: Option<&'static str>,
-    /// Whether the cache would be in the home folder of a user that has none.
+    /// Whether the cache would be in the home folder, but the user has no home folder.
     pub lacks_home: bool,
 }
 
 impl Hub {
     /// Reads `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`, with the
-    /// meaning that `huggingface_hub` gives them. Without `HF_TOKEN` the token is that of the file that `hf auth login`
-    /// writes.
+    /// meaning that they have in `huggingface_hub`. Without `HF_TOKEN`, the token is read from the file that
+    /// `hf auth login` writes.
     pub fn from_environment() -> Self {
         Self::from_variables(|name| std::env::var(name).ok(), std::env::home_dir)
     }
 
-    /// As [`Self::from_environment`], with other variables. `home_of_user` returns the home folder of the user, as the
-    /// system's list of users has it, for a process without `HOME`.
+    /// Does the same as [`Self::from_environment`], with other variables. `home_of_user` returns the user's home
+    /// folder from the system's user database, for a process without `HOME`.
     pub(crate) fn from_variables(
         variable: impl Fn(&str) -> Option<String>,
         home_of_user: impl Fn() -> Option<PathBuf>,
     ) -> Self {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let home_of_user = || home_of_user().filter(|home| home.is_absolute());
-        // Python leaves `~` as it is if there is no home folder.
+        // Python keeps `~` in a path if there is no home folder, and so does this code.
         let home = || variable("HOME").map(PathBuf::from).or_else(home_of_user).unwrap_or_else(|| PathBuf::from("~"));
         let path = |name: &str| {
             variable(name).map(|value| {
@@ -70,13 +70,13 @@ impl Hub {
         }
     }
 
-    /// Forbids downloads. `cause` is what forbids them, for messages.
+    /// Forbids downloads. `cause` is the reason for messages.
     pub fn without_downloads(self, cause: &'static str) -> Self {
         Self { offline: self.offline.or(Some(cause)), ..self }
     }
 }
 
-/// The text of the token file, without white space around it.
+/// Returns the text of the token file, without surrounding white space.
 fn read_token(file: &Path) -> Option<String> {
     Some(input::read_text(file, input::MAX_CONFIG_BYTES).ok()?.trim().to_string())
 }
@@ -102,7 +102,7 @@ mod tests {
             let hub = of(none);
             assert!(hub.lacks_home, "{hub:?}");
             let model = Repository::parse_model("org/name").unwrap();
-            let refused = hub.folder_or_download(&model, &mut |_| {}).unwrap_err().to_string();
+            let refused = hub.download_if_missing(&model, &mut |_| {}).unwrap_err().to_string();
             assert!(refused.starts_with("HOME: is not set") && refused.contains("; set HOME, or HF_HOME"), "{refused}");
         }
         assert!(!hub(&[("HF_HOME", "/x")]).lacks_home);

@@ -1,4 +1,4 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use std::io;
 use std::path::Path;
@@ -6,12 +6,13 @@ use std::path::Path;
 use reel_diagnostic::Diagnostic;
 use reel_files::FileError;
 
-/// A model or a data set could not be found, downloaded or unpacked: which, what is wrong, and what to do.
+/// A model or a data set could not be found, downloaded or unpacked. The diagnostic has its name, what is wrong, and
+/// what to do.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct HubError(pub Diagnostic);
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = HubError> = std::result::Result<T, E>;
 
 impl HubError {

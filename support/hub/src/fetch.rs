@@ -1,5 +1,5 @@
-//! Downloads a repository into the cache: lists its files, downloads those that are missing, several at a time,
-//! compares them with their checksums, and unpacks the archives of a data set.
+//! Downloads a repository into the cache: lists its files, downloads the missing ones (several at a time), verifies
+//! their checksums, and unpacks the archives of a data set.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,21 +19,25 @@ use crate::listing::RemoteFile;
 use crate::reference::{Repository, RepositoryKind};
 use crate::{COMPLETE_FILE, is_whole_model};
 
-/// How many files are downloaded at a time.
+/// The number of files that are downloaded at a time.
 const FILES_AT_A_TIME: usize = 8;
 
-/// How often a process looks whether another one that downloads the same repository has ended.
+/// The interval at which a process checks whether another process that downloads the same repository has ended.
 const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Hub {
-    pub(crate) fn fetch(&self, repository: &Repository, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
-        let listing = self.listing(repository)?;
+    pub(crate) fn download_repository(
+        &self,
+        repository: &Repository,
+        progress: &mut dyn FnMut(DownloadProgress),
+    ) -> Result<PathBuf> {
+        let listing = self.fetch_listing(repository)?;
         let store = self.store(repository);
         let snapshot = store.join("snapshots").join(&listing.commit);
         fs::create_dir_all(&snapshot).map_err(|e| HubError::cannot_write(&snapshot, &e))?;
-        // The processes of one job ask for the same files.
+        // The processes of one job request the same files at the same time.
         let _lock = wait_for_lock(&store, repository)?;
-        // Another process may have finished meanwhile; its archives are not read again.
+        // Another process may have finished in the meantime. Then its archives need not be read again.
         if let Some(done) = self.cached_folder(repository) {
             return Ok(done);
         }
@@ -76,7 +80,7 @@ impl Hub {
         Ok(snapshot)
     }
 
-    /// Downloads files below `address` into `folder`, in threads that take one file after the other.
+    /// Downloads files below `address` into `folder`. Each of several threads takes one file after the other.
     fn download_all(
         &self,
         address: &str,
@@ -93,11 +97,11 @@ impl Hub {
                 scope.spawn(move || {
                     while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let result = download_one(downloader, folder, file, &sender);
-                        // The other threads end after the file that they have begun.
+                        // The other threads end after their current file.
                         if result.is_err() {
                             next.store(files.len(), Ordering::Relaxed);
                         }
-                        // The receiver waits until all threads have ended.
+                        // The send cannot fail, because the receiver waits until all threads have ended.
                         let _ = sender.send(Event::Ended(result));
                     }
                 });
@@ -122,8 +126,8 @@ enum Event {
     Ended(Result<()>),
 }
 
-/// Downloads a file and compares it with the hub's checksum. A file that differs is downloaded once more from its
-/// start, because the pieces of an earlier attempt can be damaged.
+/// Downloads a file and verifies the hub's checksum. A file that differs is downloaded once more from its start,
+/// because the pieces of an earlier attempt can be damaged.
 fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, events: &Sender<Event>) -> Result<()> {
     let target = folder.join(&file.path);
     let parent = target.parent().unwrap_or(folder);
@@ -144,14 +148,14 @@ fn download_one(downloader: &Downloader, folder: &Path, file: &RemoteFile, event
     Err(HubError::new(downloader.address(&file.path), what, help))
 }
 
-/// Whether a file is there. A file has its final name only after it agreed with its checksum, and another size means
-/// that it was changed afterwards.
+/// Tells whether a file is complete in the cache. A file gets its final name only after its checksum was verified. If
+/// its size differs, it was changed afterwards.
 fn is_there(folder: &Path, file: &RemoteFile) -> bool {
     let found = fs::metadata(folder.join(&file.path));
     found.is_ok_and(|found| found.is_file() && file.bytes.is_none_or(|bytes| bytes == found.len()))
 }
 
-/// Returns an error if the disk has no room for the files.
+/// Returns an error if the disk has no space for the files.
 fn check_room(repository: &Repository, folder: &Path, files: &[&RemoteFile]) -> Result<()> {
     let needed: u64 = files.iter().filter_map(|file| file.bytes).sum();
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
@@ -182,7 +186,8 @@ fn wait_for_lock(store: &Path, repository: &Repository) -> Result<FileLock> {
     }
 }
 
-/// Whether a file of a model is needed: weights and the small files of a model folder, but no file in a sub-folder.
+/// Tells whether a file of a model is needed: weights and the small files of a model folder, but no file in a
+/// subfolder.
 fn is_model_file(path: &str) -> bool {
     let kinds = [".safetensors", ".json", ".jinja", ".txt"];
     !path.contains('/') && kinds.iter().any(|kind| path.ends_with(kind))

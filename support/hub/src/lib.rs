@@ -1,9 +1,9 @@
-//! Models and data sets of the Hugging Face hub.
+//! Models and data sets of the Hugging Face hub, in a local cache.
 //!
-//! The cache is that of the Hugging Face clients: `models--ORG--NAME/refs/REVISION` names a commit, and
-//! `snapshots/COMMIT` holds its files. What is there is not asked for again. What is missing is downloaded: several
-//! files at a time, in pieces that are requested again when they fail, continued after a stop, and compared with the
-//! hub's checksums. Archives of a data set are unpacked where they are.
+//! The cache has the layout of the Hugging Face clients: `models--ORG--NAME/refs/REVISION` names a commit, and
+//! `snapshots/COMMIT` contains its files. Cached files are not requested again. Missing files are downloaded, several
+//! at a time, in pieces. Failed pieces are requested again, an interrupted download is continued, and the hub's
+//! checksums are verified. Archives of a data set are unpacked into the folder that contains them.
 
 mod archives;
 mod checksum;
@@ -27,17 +27,17 @@ pub use environment::Hub;
 pub use error::{HubError, Result};
 pub use reference::{DatasetReference, Repository, RepositoryKind};
 
-/// The file in the snapshot of a data set that says that all its files are there and its archives are unpacked.
+/// A file in the snapshot of a data set. It exists if all files are there and the archives are unpacked.
 const COMPLETE_FILE: &str = ".reel-complete";
 
 impl Hub {
-    /// Returns the folder of a model or a data set. Downloads the files that are missing in the cache, and calls
-    /// `progress` again and again meanwhile.
+    /// Returns the folder of a model or a data set. Downloads files that are missing in the cache, and calls
+    /// `progress` repeatedly during the download.
     ///
     /// # Errors
-    /// Files are missing and must not or cannot be downloaded; a file differs from the hub's checksum; an archive cannot
-    /// be unpacked; the disk has no room.
-    pub fn folder_or_download(
+    /// Files are missing and must not or cannot be downloaded; a file differs from the hub's checksum; an archive
+    /// cannot be unpacked; the disk has no space.
+    pub fn download_if_missing(
         &self,
         repository: &Repository,
         progress: &mut dyn FnMut(DownloadProgress),
@@ -49,8 +49,8 @@ impl Hub {
         if let Some(snapshot) = self.cached_folder(repository) {
             return Ok(snapshot);
         }
-        let Some(cause) = self.offline else { return self.fetch(repository, progress) };
-        // Other clients write no file that says whether the snapshot is whole.
+        let Some(cause) = self.offline else { return self.download_repository(repository, progress) };
+        // Other clients write no file that tells whether the snapshot is complete.
         if repository.kind == RepositoryKind::Dataset
             && let Some(snapshot) = self.snapshot(repository).filter(|snapshot| snapshot.is_dir())
         {
@@ -63,7 +63,7 @@ impl Hub {
         Err(HubError::new(repository.name(), what, format!("remove {cause}, or give a folder")))
     }
 
-    /// The folder of a model or a data set that is complete in the cache.
+    /// Returns the folder of a model or a data set if it is complete in the cache.
     pub fn cached_folder(&self, repository: &Repository) -> Option<PathBuf> {
         self.snapshot(repository).filter(|snapshot| match repository.kind {
             RepositoryKind::Model => is_whole_model(snapshot),
@@ -71,12 +71,13 @@ impl Hub {
         })
     }
 
-    /// The folder of a repository in the cache.
+    /// Returns the folder of a repository in the cache.
     fn store(&self, repository: &Repository) -> PathBuf {
-        self.cache.join(format!("{}--{}", repository.kind.plural(), repository.id.replace('/', "--")))
+        self.cache.join(format!("{}--{}", repository.kind.plural_name(), repository.id.replace('/', "--")))
     }
 
-    /// Where the files of the repository's revision are or will be; `None` if its commit is not known.
+    /// Returns the folder for the files of the repository's revision, which need not exist; `None` if the commit of
+    /// the revision is not known.
     fn snapshot(&self, repository: &Repository) -> Option<PathBuf> {
         let store = self.store(repository);
         let snapshots = store.join("snapshots");
@@ -88,7 +89,7 @@ impl Hub {
     }
 }
 
-/// Whether a folder has a config, a tokenizer and all weight files.
+/// Tells whether a folder contains a config, a tokenizer and all weight files.
 fn is_whole_model(snapshot: &Path) -> bool {
     let has = |name: &str| snapshot.join(name).is_file();
     if !has("config.json") || !has("tokenizer.json") {

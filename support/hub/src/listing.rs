@@ -15,32 +15,32 @@ pub(crate) struct RemoteFile {
     pub(crate) path: String,
     /// The size in bytes, if the hub states it.
     pub(crate) bytes: Option<u64>,
-    /// What the content must hash to, if the hub states it.
+    /// The expected checksum of the content, if the hub states it.
     pub(crate) checksum: Option<Checksum>,
 }
 
 /// A checksum in lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Checksum {
-    /// SHA-256 of the content: of large files, which the hub stores outside git.
+    /// The SHA-256 of the content, for large files, which the hub stores outside git.
     Sha256(String),
-    /// SHA-1 of `blob LENGTH\0` and the content: git's id of a small file.
+    /// The SHA-1 of `blob LENGTH\0` and the content, which is git's id of a small file.
     GitBlob(String),
 }
 
 /// The commit of a revision, and its files.
 #[derive(Clone, Debug)]
-pub(crate) struct Listing {
+pub(crate) struct RepositoryListing {
     pub(crate) commit: String,
     pub(crate) files: Vec<RemoteFile>,
 }
 
 impl Hub {
-    /// Asks the hub for the commit of the repository's revision and the files in it.
-    pub(crate) fn listing(&self, repository: &Repository) -> Result<Listing> {
+    /// Requests the commit of the repository's revision and its list of files from the hub.
+    pub(crate) fn fetch_listing(&self, repository: &Repository) -> Result<RepositoryListing> {
         let Repository { kind, id, revision } = repository;
         let revision = download::percent_encoded(revision, false);
-        let address = format!("{}/api/{}/{id}/revision/{revision}?blobs=true", self.endpoint, kind.plural());
+        let address = format!("{}/api/{}/{id}/revision/{revision}?blobs=true", self.endpoint, kind.plural_name());
         let text = download::download_text(&address, self.token.as_deref()).map_err(|failure| {
             let of_folder = match kind {
                 RepositoryKind::Model => "is not a folder, is",
@@ -71,8 +71,8 @@ impl Hub {
     }
 }
 
-/// Parses the hub's answer; `None` if it has another form. The error is a path that would leave the folder.
-fn parse(text: &str) -> Option<Result<Listing, String>> {
+/// Parses the hub's answer; `None` if it has another form. The inner error is a path that would leave the folder.
+fn parse(text: &str) -> Option<Result<RepositoryListing, String>> {
     let value: Value = serde_json::from_str(text).ok()?;
     let commit = value.get("sha")?.as_str().filter(|sha| is_commit(sha))?.to_string();
     let mut files = Vec::new();
@@ -87,7 +87,7 @@ fn parse(text: &str) -> Option<Result<Listing, String>> {
         }
         files.push(remote_file(path, file));
     }
-    Some(Ok(Listing { commit, files }))
+    Some(Ok(RepositoryListing { commit, files }))
 }
 
 fn remote_file(path: &str, file: &Value) -> RemoteFile {
@@ -97,7 +97,7 @@ fn remote_file(path: &str, file: &Value) -> RemoteFile {
     };
     let lfs = file.get("lfs").filter(|lfs| lfs.is_object());
     let checksum = match lfs {
-        // git's id of such a file is that of the few lines that name the content.
+        // For such a file, git's id is the id of the few lines that name the content.
         Some(lfs) => lfs.get("sha256").and_then(|sha| hexadecimal(sha, 64)).map(Checksum::Sha256),
         None => file.get("blobId").and_then(|id| hexadecimal(id, 40)).map(Checksum::GitBlob),
     };

@@ -1,13 +1,13 @@
-//! What names a model or a data set of the hub: `ORG/NAME`, `ORG/NAME@REVISION`,
+//! Parses references to a model or a data set of the hub: `ORG/NAME`, `ORG/NAME@REVISION`,
 //! `hf://datasets/ORG/NAME@REVISION/FILE`.
 
-/// The branch that is meant if no revision is given.
+/// The branch that is used if no revision is given.
 const DEFAULT_REVISION: &str = "main";
 
-/// What starts the address of a data set, as the library `huggingface_hub` writes it.
+/// The start of a data set's address in the syntax of the library `huggingface_hub`.
 const DATASET_SCHEME: &str = "hf://datasets/";
 
-/// Whether a repository of the hub holds a model or a data set.
+/// The kind of a repository of the hub: a model or a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepositoryKind {
     /// A model.
@@ -17,15 +17,16 @@ pub enum RepositoryKind {
 }
 
 impl RepositoryKind {
-    /// What addresses of the hub's API have between `api/` and the id, and names of folders in the cache before `--`.
-    pub(crate) fn plural(self) -> &'static str {
+    /// The word for this kind in addresses of the hub's API (between `api/` and the id) and in names of cache folders
+    /// (before `--`).
+    pub(crate) fn plural_name(self) -> &'static str {
         match self {
             Self::Model => "models",
             Self::Dataset => "datasets",
         }
     }
 
-    /// What addresses of files have before the id.
+    /// The part of a file's address before the id.
     pub(crate) fn address_prefix(self) -> &'static str {
         match self {
             Self::Model => "",
@@ -37,22 +38,22 @@ impl RepositoryKind {
 /// A repository of the hub, at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
-    /// Whether it is a model or a data set.
+    /// The kind of the repository.
     pub kind: RepositoryKind,
-    /// `ORG/NAME`.
+    /// The id of the repository: `ORG/NAME`.
     pub id: String,
     /// A branch, a tag, a reference such as `refs/pr/1`, or a commit in 40 hexadecimal digits.
     pub revision: String,
 }
 
 impl Repository {
-    /// Parses `ORG/NAME` or `ORG/NAME@REVISION` as a model; `None` if the text is neither.
+    /// Parses `ORG/NAME` or `ORG/NAME@REVISION` as a model. `None` if the text has another form.
     pub fn parse_model(text: &str) -> Option<Self> {
         let (id, revision) = split_revision(text)?;
         Some(Self { kind: RepositoryKind::Model, id, revision })
     }
 
-    /// The id, and the revision unless it is the default.
+    /// The id, followed by the revision unless it is the default.
     pub fn name(&self) -> String {
         match self.revision.as_str() {
             DEFAULT_REVISION => self.id.clone(),
@@ -66,19 +67,20 @@ impl Repository {
     }
 }
 
-/// A data set of the hub, and what of it is read.
+/// A data set of the hub, and which part of it to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatasetReference {
-    /// The data set.
+    /// The repository of the data set.
     pub repository: Repository,
     /// The data file; `None` for the whole data set.
     pub file: Option<String>,
-    /// `@SPLIT`, `#CONFIG` or `#CONFIG@SPLIT`, as after the folder of a data set; empty if none is given.
+    /// `@SPLIT`, `#CONFIG` or `#CONFIG@SPLIT`, with the same meaning as after the folder of a data set. Empty if none
+    /// is given.
     pub selection: String,
 }
 
 impl DatasetReference {
-    /// Parses one of these; `None` if the text is neither:
+    /// Parses one of these forms; `None` if the text has another form:
     ///
     /// - `ORG/NAME` with `@SPLIT`, `#CONFIG` or `#CONFIG@SPLIT` after it: as a folder of a data set, so that what
     ///   follows
@@ -112,30 +114,30 @@ impl DatasetReference {
     }
 }
 
-/// Splits `ORG/NAME@REVISION`; without a revision it is the default.
+/// Splits `ORG/NAME@REVISION` into id and revision. The default revision is used if none is given.
 fn split_revision(text: &str) -> Option<(String, String)> {
     let (id, revision) = text.split_once('@').unwrap_or((text, DEFAULT_REVISION));
     (is_id(id) && is_safe_path(revision)).then(|| (id.to_string(), revision.to_string()))
 }
 
-/// Whether a text is `ORG/NAME`, with only the characters that the hub allows.
+/// Tells whether a text is `ORG/NAME` with only the characters that the hub allows.
 fn is_id(text: &str) -> bool {
     let parts = text.split('/').collect::<Vec<_>>();
     parts.len() == 2 && parts.iter().all(|part| !part.contains("..") && is_plain(part))
 }
 
-/// Whether a text has only letters, digits, `-`, `_` and `.`, and starts with neither `.` nor `-`.
+/// Tells whether a text has only letters, digits, `-`, `_` and `.`, and starts with neither `.` nor `-`.
 fn is_plain(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(allowed)
 }
 
-/// Whether a commit is named: 40 hexadecimal digits.
+/// Tells whether a revision is a commit: 40 hexadecimal digits.
 pub(crate) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether a relative path stays below the folder to which it is joined, and names no hidden file.
+/// Tells whether a relative path stays below the folder to which it is joined, and names no hidden file.
 pub(crate) fn is_safe_path(text: &str) -> bool {
     let safe = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(['\\', '\0']);
     text.split('/').all(safe)

@@ -17,16 +17,16 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// An HTTP server with one repository: a model and a data set at once. It closes the connection in the middle of the
-/// first answer for each weight file.
+/// An HTTP server with one repository, which is both a model and a data set. It closes the connection in the middle
+/// of the first answer for each weight file.
 struct Server {
     endpoint: String,
-    /// The paths of all requests, each with the token that came with it.
+    /// The paths of all requests, each with the token in the request.
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    /// `damaged` is a file whose content differs from its checksum in the first answers, `damages` of them.
+    /// Starts the server. The content of the file `damaged` differs from its checksum in the first `damages` answers.
     fn start(files: Files, damaged: &'static str, damages: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -103,7 +103,8 @@ fn answer(mut stream: TcpStream, files: &Files, log: &Mutex<Vec<String>>, (damag
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&rest[..cut]));
 }
 
-/// A file as the hub lists it: weights and archives are in its store of large files, all else is in git.
+/// Returns the hub's description of a file: weights and archives are in the hub's storage for large files, all others
+/// are in git.
 fn description((name, content): (&String, &Vec<u8>)) -> Value {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let blob = hex(&Sha1::new_with_prefix(format!("blob {}\0", content.len())).chain_update(content).finalize());
@@ -139,7 +140,7 @@ fn model_is_downloaded_once_and_interrupted_files_go_on() {
     let server = Server::start(model_files(), "", 0);
     let hub = server.hub(cache.path());
     let mut seen = Vec::new();
-    let folder = hub.folder_or_download(&model(), &mut |p| seen.push((p.file.to_string(), p.done, p.total))).unwrap();
+    let folder = hub.download_if_missing(&model(), &mut |p| seen.push((p.file.to_string(), p.done, p.total))).unwrap();
     assert_eq!(folder, cache.path().join("models--org--name/snapshots").join(COMMIT));
     for (name, bytes) in model_files() {
         let wanted = name != "README.md" && name != ".gitattributes";
@@ -149,35 +150,35 @@ fn model_is_downloaded_once_and_interrupted_files_go_on() {
     let requests = server.count();
     let offline = hub.clone().without_downloads("HF_HUB_OFFLINE");
     for hub in [&hub, &offline] {
-        assert_eq!(hub.folder_or_download(&model(), &mut |_| ()).unwrap(), folder);
+        assert_eq!(hub.download_if_missing(&model(), &mut |_| ()).unwrap(), folder);
     }
     assert_eq!(server.count(), requests, "the second call used the cache");
-    // Only a missing shard is downloaded again.
+    // Only the missing shard is downloaded again.
     fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
-    let error = offline.folder_or_download(&model(), &mut |_| ()).unwrap_err().to_string();
+    let error = offline.download_if_missing(&model(), &mut |_| ()).unwrap_err().to_string();
     assert!(error.starts_with("org/name: is not complete") && error.contains("HF_HUB_OFFLINE"), "{error}");
     let by_option =
-        hub.clone().without_downloads("--offline").folder_or_download(&model(), &mut |_| ()).unwrap_err().to_string();
+        hub.clone().without_downloads("--offline").download_if_missing(&model(), &mut |_| ()).unwrap_err().to_string();
     assert!(by_option.contains("because --offline is set"), "{by_option}");
-    hub.folder_or_download(&model(), &mut |_| ()).unwrap();
+    hub.download_if_missing(&model(), &mut |_| ()).unwrap();
     assert_eq!(server.count(), requests + 2);
-    // A commit names its snapshot without the hub.
+    // With a commit as the revision, the snapshot is found without the hub.
     let commit = Repository { revision: COMMIT.into(), ..model() };
-    assert_eq!(offline.folder_or_download(&commit, &mut |_| ()).unwrap(), folder);
+    assert_eq!(offline.download_if_missing(&commit, &mut |_| ()).unwrap(), folder);
 }
 
 #[test]
 fn file_that_differs_from_its_checksum_is_downloaded_again() {
     for damaged in ["tokenizer.json", "model-00002-of-00002.safetensors"] {
         let cache = tempfile::tempdir().unwrap();
-        // The first answer for a weight file ends in its middle and is damaged; the second has the other half.
+        // The first answer for a weight file is damaged and ends in its middle. The second answer has the rest.
         let server = Server::start(model_files(), damaged, 1);
-        let folder = server.hub(cache.path()).folder_or_download(&model(), &mut |_| ()).unwrap();
+        let folder = server.hub(cache.path()).download_if_missing(&model(), &mut |_| ()).unwrap();
         assert_eq!(fs::read(folder.join(damaged)).unwrap(), model_files()[damaged]);
 
         let cache = tempfile::tempdir().unwrap();
         let server = Server::start(model_files(), damaged, usize::MAX);
-        let error = server.hub(cache.path()).folder_or_download(&model(), &mut |_| ()).unwrap_err().to_string();
+        let error = server.hub(cache.path()).download_if_missing(&model(), &mut |_| ()).unwrap_err().to_string();
         assert!(error.contains(damaged) && error.contains("SHA-") && error.contains("downloaded twice"), "{error}");
         let snapshot = cache.path().join("models--org--name/snapshots").join(COMMIT);
         assert!(!snapshot.join(damaged).exists() && server.hub(cache.path()).cached_folder(&model()).is_none());
@@ -197,12 +198,12 @@ fn data_set_is_unpacked_at_its_revision() {
     let server = Server::start(files, "", 0);
     let reference = DatasetReference::parse("hf://datasets/org/name@refs%2Fpr%2F1/train.jsonl").unwrap();
     let hub = server.hub(cache.path());
-    let folder = hub.folder_or_download(&reference.repository, &mut |_| ()).unwrap();
+    let folder = hub.download_if_missing(&reference.repository, &mut |_| ()).unwrap();
     assert_eq!(folder, cache.path().join("datasets--org--name/snapshots").join(COMMIT));
     assert_eq!(fs::read(folder.join("train.jsonl")).unwrap(), b"{}");
     assert_eq!(fs::read(folder.join("videos/clips/a.mp4")).unwrap(), b"frames");
     let requests = server.count();
-    assert_eq!(hub.folder_or_download(&reference.repository, &mut |_| ()).unwrap(), folder);
+    assert_eq!(hub.download_if_missing(&reference.repository, &mut |_| ()).unwrap(), folder);
     assert_eq!(server.count(), requests);
     assert_eq!(fs::read(cache.path().join("datasets--org--name/refs/refs/pr/1")).unwrap(), COMMIT.as_bytes());
 }
@@ -213,7 +214,7 @@ fn processes_of_a_job_download_once() {
     let server = Server::start(model_files(), "", 0);
     std::thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| server.hub(cache.path()).folder_or_download(&model(), &mut |_| ()).unwrap());
+            scope.spawn(|| server.hub(cache.path()).download_if_missing(&model(), &mut |_| ()).unwrap());
         }
     });
     let requests = server.requests.lock().unwrap().clone();
@@ -227,14 +228,14 @@ fn errors_are_one_line() {
     let server = Server::start(model_files(), "", 0);
     let hub = server.hub(cache.path());
     let other = Repository::parse_model("org/other@v1").unwrap();
-    let none = hub.folder_or_download(&other, &mut |_| ()).unwrap_err().to_string();
+    let none = hub.download_if_missing(&other, &mut |_| ()).unwrap_err().to_string();
     assert!(
         none.starts_with("org/other@v1: is not a folder") && none.contains("404") && !none.contains('\n'),
         "{none}"
     );
     assert!(none.contains("hf auth login"), "{none}");
     let gone = Hub { endpoint: "http://127.0.0.1:1".into(), ..hub };
-    let error = gone.folder_or_download(&model(), &mut |_| ()).unwrap_err().to_string();
+    let error = gone.download_if_missing(&model(), &mut |_| ()).unwrap_err().to_string();
     assert!(error.contains("cannot be downloaded") && error.contains("check the name and the network"), "{error}");
     assert!(!cache.path().join("models--org--name").exists());
 }

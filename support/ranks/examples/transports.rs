@@ -1,9 +1,11 @@
-//! Measures the calls of `Ranks` by sockets and by MPI, in turns in the same processes, and prints a record as JSON:
+//! Measures the calls of `Ranks` over sockets and over MPI, alternately in the same processes, and prints a record as
+//! JSON:
 //!
 //! `cargo run --release -p reel-ranks --features mpi --example transports >RECORD.json`
 //!
-//! It needs Open MPI's `mpirun`, by which it starts itself as 2 and as 4 ranks on this machine. Each round measures one
-//! transport and then the other one, so that other programs of the machine slow down both. Only ratios count.
+//! The example needs Open MPI's `mpirun`, with which it starts itself as 2 and as 4 ranks on this machine. Each round
+//! measures one transport and then the other, so that other programs on the machine slow down both. Only the ratios
+//! of times are meaningful.
 
 use std::error::Error;
 use std::path::Path;
@@ -13,12 +15,12 @@ use std::time::Instant;
 use reel_ranks::{Ranks, Timeouts, World};
 use serde_json::{Value, json};
 
-/// Bytes that a rank gives to a call, and the calls in a round.
+/// Message sizes in bytes, each with the number of calls per round.
 const SIZES: [(usize, usize); 4] = [(64, 200), (64 << 10, 100), (1 << 20, 20), (16 << 20, 3)];
 
 const CALLS: [&str; 2] = ["all_gather", "all_to_all"];
 
-/// Rounds that are counted, after one that is not.
+/// The number of measured rounds, after one warm-up round.
 const ROUNDS: usize = 15;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -55,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Measures as one of several ranks. Rank 0 prints the results.
+/// Runs the measurement as one of several ranks. Rank 0 prints the results.
 fn measure(folder: &Path) -> Result<(), Box<dyn Error>> {
     let by_mpi = World::from_variables(|name| std::env::var(name).ok())?.ok_or("no launcher has started this")?;
     let by_sockets = World { offers_mpi: false, job: format!("{} sockets", by_mpi.job), ..by_mpi.clone() };
@@ -92,7 +94,7 @@ fn measure(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The seconds of a call, from a barrier to the end on all ranks.
+/// Returns the time of a call in seconds, from a barrier to the end on all ranks.
 fn time(ranks: &Ranks, call: &str, bytes: usize, repetitions: usize) -> Result<f64, Box<dyn Error>> {
     let (mine, part) = (vec![1u8; bytes], bytes / ranks.size());
     let mut received = vec![vec![0u8; part]; ranks.size()];
@@ -111,7 +113,7 @@ fn time(ranks: &Ranks, call: &str, bytes: usize, repetitions: usize) -> Result<f
     Ok(start.elapsed().as_secs_f64() / repetitions as f64)
 }
 
-/// The least, the median and the greatest.
+/// Returns the minimum, the median and the maximum.
 fn spread(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     [values[0], values[values.len() / 2], values[values.len() - 1]]
@@ -121,7 +123,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// The processor as /proc/cpuinfo names it.
+/// Returns the processor's name in /proc/cpuinfo.
 fn machine() -> String {
     let text = read("/proc/cpuinfo");
     let value = |name: &str| {

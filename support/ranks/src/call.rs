@@ -1,4 +1,4 @@
-//! The calls of [`Ranks`](crate::Ranks), and what a rank reports of its own.
+//! The calls of [`Ranks`](crate::Ranks), and the activity that a rank reports about itself.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RankError;
 
-/// The longest name of a call in bytes. Longer names are cut.
+/// The maximum length of a call's name in bytes. Longer names are cut.
 pub(crate) const MAX_NAME_BYTES: usize = 256;
 
 /// The kind of a call.
@@ -26,12 +26,12 @@ impl CallKind {
     pub const ALL: [Self; 7] =
         [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Send, Self::Receive, Self::Leave];
 
-    /// The kind of call that sends the messages which this kind of call receives.
+    /// The kind of call that sends the messages for this kind of call.
     pub fn matching_sender_kind(self) -> Self {
         if self == Self::Receive { Self::Send } else { self }
     }
 
-    /// Its number in the headers of messages.
+    /// The code of this kind in message headers.
     pub fn code(self) -> u8 {
         self as u8
     }
@@ -53,9 +53,10 @@ impl CallKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {
     pub kind: CallKind,
-    /// The name that the caller gives it.
+    /// The name that the caller has given to the call.
     pub name: String,
-    /// Counts the collectives of the job. Of a send or receive: counts the messages of this sender to this receiver.
+    /// The number of this call: collectives are counted in the whole job, sends and receives per pair of sender and
+    /// receiver.
     pub sequence: u64,
     /// The other rank of a send or receive.
     pub peer: Option<usize>,
@@ -90,24 +91,24 @@ impl fmt::Display for Call {
     }
 }
 
-/// Numbers the calls of a rank. The numbers of matching calls are the same on all ranks.
+/// Assigns numbers to the calls of a rank. Matching calls have the same number on all ranks.
 #[derive(Debug)]
-pub(crate) struct CallNumbers {
+pub(crate) struct CallCounters {
     /// The number of collectives.
     collectives: u64,
-    /// By rank: the number of [`CallKind::Send`] calls to it.
+    /// By rank: the number of [`CallKind::Send`] calls to that rank.
     sent: Vec<u64>,
-    /// By rank: the number of [`CallKind::Receive`] calls from it.
+    /// By rank: the number of [`CallKind::Receive`] calls from that rank.
     received: Vec<u64>,
 }
 
-impl CallNumbers {
-    /// For a job of `size` ranks.
+impl CallCounters {
+    /// Creates the counters for a job of `size` ranks.
     pub fn new(size: usize) -> Self {
         Self { collectives: 0, sent: vec![0; size], received: vec![0; size] }
     }
 
-    /// Numbers the next call of this kind.
+    /// Returns the next call of this kind, with its number.
     pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
         let count = match (kind, peer) {
             (CallKind::Send, Some(peer)) => &mut self.sent[peer],
@@ -119,22 +120,22 @@ impl CallNumbers {
     }
 }
 
-/// What a rank does, as its heartbeats report it.
+/// The activity of a rank, which its heartbeats report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Activity {
-    /// Its last call.
+pub(crate) struct RankActivity {
+    /// The last call of the rank.
     pub call: Option<Call>,
-    /// Milliseconds since this call last sent or received a byte, or began. `None` if the call has returned.
+    /// Milliseconds since this call last sent or received a byte, or since it began. `None` if the call has returned.
     pub waiting_ms: Option<u64>,
     /// The number of collectives that the rank has begun.
     pub collectives: u64,
 }
 
-/// The help of errors of ranks that make different calls.
+/// The help text of errors about ranks that make different calls.
 pub(crate) const SAME_CALLS_HELP: &str =
     "all ranks must make the same calls: start them with the same program, options and data";
 
-/// The error of two ranks whose calls do not match.
+/// Returns the error about two ranks whose calls do not match.
 pub(crate) fn mismatched_calls(first: (usize, &Call), second: (usize, &Call)) -> RankError {
     let named = |call: &Call, other: &Call| {
         let text = call.to_string();

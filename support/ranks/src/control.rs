@@ -1,5 +1,5 @@
-//! The control connection between rank 0 and another rank, on a socket that does not block. A message is the length of
-//! its JSON in bytes (`u32`, little-endian), and the JSON.
+//! The control connection between rank 0 and another rank, on a nonblocking socket. A message is the length of its
+//! JSON in bytes (`u32`, little-endian), followed by the JSON.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
@@ -10,29 +10,29 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::error::RankError;
-use crate::member::Member;
+use crate::member::JobMember;
 
-/// The longest message in bytes. The list of members of a job with 10 000 ranks is shorter.
+/// The maximum length of a message in bytes. The list of members of a job with 10 000 ranks is shorter.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// A control message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ControlMessage {
     /// From rank 0: all ranks have joined.
-    Welcome(Vec<Member>),
+    Welcome(Vec<JobMember>),
     /// From rank 0: the job has failed.
     Failed(RankError),
-    /// From and to rank 0: the sender is alive. Rank 0 reports no activity of its own.
-    Heartbeat(Activity),
-    /// To rank 0: the connection to rank `about`, which `call` needs, has closed or cannot be made.
+    /// From and to rank 0: the sender is alive. The activity of rank 0 is empty.
+    Heartbeat(RankActivity),
+    /// To rank 0: the connection to rank `about` has closed or cannot be made, and `call` needs it.
     Suspicion { about: usize, call: Call },
     /// To rank 0: the sender has failed, or has found an error of another rank.
     Report(RankError),
-    /// To rank 0: the sender makes no more calls.
-    Leave(Activity),
-    /// From rank 0: the receiver's [`ControlMessage::Leave`] has arrived.
+    /// To rank 0: the sender will make no more calls.
+    Leave(RankActivity),
+    /// From rank 0: the [`ControlMessage::Leave`] of the receiving rank has arrived.
     LeaveConfirmed,
     /// From rank 0: all ranks have left.
     AllHaveLeft,
@@ -44,12 +44,12 @@ pub(crate) struct ControlConnection {
     stream: TcpStream,
     received: Vec<u8>,
     unsent: Vec<u8>,
-    /// When bytes last arrived.
+    /// The time at which bytes last arrived.
     pub last_received: Instant,
 }
 
 impl ControlConnection {
-    /// Uses a connection whose handshake is done.
+    /// Wraps a connection whose handshake is done.
     ///
     /// # Errors
     /// The socket cannot be made nonblocking.
@@ -62,8 +62,8 @@ impl ControlConnection {
         &self.stream
     }
 
-    /// Queues a message and sends as much as the socket takes now. If the connection has closed, the message is lost;
-    /// [`ControlConnection::receive`] reports that.
+    /// Queues a message and sends as much as the socket takes now. If the connection has closed, the message is lost,
+    /// and [`ControlConnection::receive`] reports the closed connection.
     pub fn send(&mut self, message: &ControlMessage) {
         let json = serde_json::to_vec(message).unwrap_or_default();
         self.unsent.extend((json.len() as u32).to_le_bytes());
@@ -100,7 +100,7 @@ impl ControlConnection {
         (messages, is_closed)
     }
 
-    /// Returns the first message that has arrived and that no call has returned. If there is none, returns whether the
+    /// Returns the oldest message that has arrived and was not returned yet. If there is none, returns whether the
     /// connection has closed.
     pub fn receive_one(&mut self) -> (Option<ControlMessage>, bool) {
         let is_closed = self.receive_bytes();
@@ -142,9 +142,9 @@ impl ControlConnection {
         PollFd::new(&self.stream, PollFlags::IN | out)
     }
 
-    /// Sends the queued messages and closes the connection. Waits until the peer has closed it as well, but not longer
-    /// than `deadline`: if unread bytes are in the socket, closing it resets the connection, and the peer can lose the
-    /// last messages.
+    /// Sends the queued messages and closes the connection. Waits until the peer has closed it too, at most until
+    /// `deadline`. If unread bytes were in the socket, closing it would reset the connection, and the peer could lose
+    /// the last messages.
     pub fn close(mut self, deadline: Instant) {
         while !self.flush() && wait_until(&mut [self.poll_event()], deadline) {}
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -170,14 +170,14 @@ mod tests {
 
     use super::*;
 
-    /// The two ends of a connection.
+    /// Creates the two ends of a connection.
     fn pair() -> [ControlConnection; 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         [one, listener.accept().unwrap().0].map(|stream| ControlConnection::new(stream).unwrap())
     }
 
-    /// Rank 0 may fail as soon as it has welcomed the others.
+    /// Rank 0 may fail as soon as it has welcomed the other ranks.
     #[test]
     fn messages_after_the_first_are_kept_until_they_are_asked_for() {
         let [mut sender, mut receiver] = pair();

@@ -1,19 +1,20 @@
-//! The error of this crate.
+//! The error type of this crate.
 
 use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
-/// Why a process cannot join its job, or why the job has failed. All ranks of a job that has failed get the same error.
+/// The reason why a process cannot join its job, or why the job has failed. All ranks of a failed job get the same
+/// error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{diagnostic}")]
 pub struct RankError {
     /// The rank, environment variable or file, what is wrong with it, and what to do.
     pub diagnostic: Diagnostic,
-    /// The rank that the job fails for, such as one that was killed. `None` if the socket_error is not one rank's.
+    /// The rank that caused the job to fail, such as a killed one. `None` if no single rank is the cause.
     pub rank: Option<usize>,
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = RankError> = std::result::Result<T, E>;
 
 impl From<Diagnostic> for RankError {

@@ -1,9 +1,10 @@
-//! The exchange of data in one call. One thread sends and receives all of it, on sockets that do not block, and waits
-//! for whichever is ready. So however much all ranks send at once, none waits for another one to receive first.
+//! The exchange of data in one call. One thread sends and receives all data on nonblocking sockets, and waits for
+//! whichever socket is ready. So no rank must receive before another one can send, however many bytes all ranks send
+//! at once.
 //!
-//! Each message must belong to the call that this rank is in. While a send or receive waits, messages from other ranks
-//! are received early and kept for later calls. Otherwise ranks that each send to the next one, in a circle, would wait
-//! for ever as soon as the sockets' buffers are full.
+//! Each message must belong to the current call of this rank. While a send or receive waits, messages from other
+//! ranks are received early and kept for later calls. Otherwise a deadlock is possible: if the ranks send in a
+//! circle, each to the next one, all wait forever as soon as the buffers of the sockets are full.
 
 use std::collections::VecDeque;
 use std::net::TcpStream;
@@ -18,18 +19,18 @@ use crate::error::RankError;
 use crate::message::{Header, IncomingMessage, OutgoingMessage, SocketError, receive_into};
 use crate::shared::RankState;
 
-/// How often a waiting send or receive checks whether other ranks have connected.
+/// The interval at which a waiting send or receive checks whether other ranks have connected.
 const CONNECTION_CHECK: Duration = Duration::from_millis(10);
 
 /// The longest wait for a socket. A failure of the job ends the wait at once.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Why an exchange is not complete.
+/// The reason why an exchange did not complete.
 #[derive(Debug)]
 pub(crate) enum ExchangeError {
     /// The connection to this rank has closed, or cannot be made.
     Unreachable(usize),
-    /// A message is not the expected one.
+    /// A received message is not the expected one.
     Invalid(RankError),
     /// The job has failed.
     JobFailed,
@@ -40,9 +41,10 @@ pub(crate) enum ExchangeError {
 pub(crate) struct DataConnection {
     /// `None` until a call needs the connection.
     pub stream: Option<TcpStream>,
-    /// Messages that no call has taken yet, in the order of their arrival. Only the last one may be incomplete.
+    /// Received messages that no call has used yet, in the order of their arrival. Only the last one may be
+    /// incomplete.
     messages: VecDeque<IncomingMessage>,
-    /// Set if the connection closed while messages were received early.
+    /// Whether the connection closed while messages were received early.
     is_closed: bool,
 }
 
@@ -50,49 +52,49 @@ pub(crate) struct DataConnection {
 #[derive(Debug)]
 pub(crate) struct Transfer<'a> {
     pub peer: usize,
-    /// `None` when all is sent.
+    /// `None` when all data are sent.
     send: Option<OutgoingMessage<'a>>,
-    /// `None` when all is received.
+    /// `None` when all data are received.
     receive: Option<Target<'a>>,
     received: Vec<u8>,
     /// Whether the header of the received message has been compared with this rank's call.
     is_checked: bool,
 }
 
-/// Where received data go.
+/// The destination of received data.
 #[derive(Debug)]
 enum Target<'a> {
-    /// To a new buffer.
+    /// A new buffer.
     New,
-    /// To a given buffer, of which this number of bytes is filled. The message must have its length.
+    /// A given buffer, and the number of bytes filled so far. The message must have the length of the buffer.
     Given(&'a mut [u8], usize),
 }
 
 impl<'a> Transfer<'a> {
-    /// An exchange of nothing.
+    /// Creates a transfer that sends and receives nothing.
     pub fn new(peer: usize) -> Self {
         Self { peer, send: None, receive: None, received: Vec::new(), is_checked: false }
     }
 
-    /// Also sends these data.
-    pub fn sending(mut self, call: &Call, data: &'a [u8]) -> Self {
+    /// Adds data to send.
+    pub fn with_send(mut self, call: &Call, data: &'a [u8]) -> Self {
         self.send = Some(OutgoingMessage::new(call, data));
         self
     }
 
-    /// Also receives data, into a new buffer.
-    pub fn receiving(mut self) -> Self {
+    /// Adds receiving into a new buffer.
+    pub fn with_receive(mut self) -> Self {
         self.receive = Some(Target::New);
         self
     }
 
-    /// Also receives data, into this buffer.
-    pub fn receiving_into(mut self, buffer: &'a mut [u8]) -> Self {
+    /// Adds receiving into this buffer.
+    pub fn with_receive_into(mut self, buffer: &'a mut [u8]) -> Self {
         self.receive = Some(Target::Given(buffer, 0));
         self
     }
 
-    /// The data that were received into a new buffer.
+    /// Returns the data that were received into a new buffer.
     pub fn into_received(self) -> Vec<u8> {
         self.received
     }
@@ -106,9 +108,9 @@ impl<'a> Transfer<'a> {
         out | if self.receive.is_some() { PollFlags::IN } else { PollFlags::empty() }
     }
 
-    /// Sends once and receives once. Returns whether there was any progress.
+    /// Sends once and receives once. Returns whether any bytes were transferred.
     fn advance(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
-        let has_sent = self.send(connection).or_else(|error| no_progress(error, self.peer, here, call))?;
+        let has_sent = self.send(connection).or_else(|error| socket_error_result(error, self.peer, here, call))?;
         let has_received = self.receive.is_some() && self.receive(connection, here, call)?;
         Ok(has_sent || has_received)
     }
@@ -121,7 +123,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn receive(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
-        let failed = |error| no_progress(error, self.peer, here, call);
+        let failed = |error| socket_error_result(error, self.peer, here, call);
         let Some(stream) = &connection.stream else { return failed(SocketError::Closed) };
         if connection.messages.is_empty() {
             connection.messages.push_back(IncomingMessage::default());
@@ -180,32 +182,32 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// What a transport of packets needs. It has no socket that takes or gives as many bytes as are there.
+/// Methods for packet transports, which have no socket that accepts or returns any number of bytes.
 #[cfg(feature = "mpi")]
 impl Transfer<'_> {
-    /// Copies the next bytes to send into `packet`. Returns their number, 0 if all are sent.
-    pub fn take_packet(&mut self, packet: &mut [u8]) -> usize {
+    /// Copies the next bytes to send into `packet`. Returns their number, which is 0 if all bytes are sent.
+    pub fn fill_packet(&mut self, packet: &mut [u8]) -> usize {
         let length = self.send.as_mut().map_or(0, |outgoing| outgoing.copy_next(packet));
         self.send.take_if(|outgoing| outgoing.is_complete());
         length
     }
 
-    /// Whether a packet of the message has been taken.
-    pub fn has_sent(&self) -> bool {
+    /// Tells whether a packet of the message was taken with [`Self::fill_packet`].
+    pub fn has_begun_sending(&self) -> bool {
         self.send.as_ref().is_none_or(OutgoingMessage::has_begun)
     }
 
-    /// Whether there is more to send.
+    /// Tells whether there is more to send.
     pub fn has_to_send(&self) -> bool {
         self.send.is_some()
     }
 
-    /// Whether there is more to receive.
+    /// Tells whether there is more to receive.
     pub fn has_to_receive(&self) -> bool {
         self.receive.is_some()
     }
 
-    /// Prepares for the message with this header. Does nothing from the second time on.
+    /// Prepares for receiving the message with this header. Later calls for the same message have no effect.
     ///
     /// # Errors
     /// The message does not belong to the call, has another length than the buffer, or there is no memory for it.
@@ -215,13 +217,13 @@ impl Transfer<'_> {
         }
         self.check(header, here, call).map_err(ExchangeError::Invalid)?;
         if matches!(self.receive, Some(Target::New)) && self.received.try_reserve_exact(header.length).is_err() {
-            no_progress(SocketError::NoMemory(header.length), self.peer, here, call)?;
+            socket_error_result(SocketError::NoMemory(header.length), self.peer, here, call)?;
         }
         self.is_checked = true;
         Ok(())
     }
 
-    /// Adds data that have arrived. All parts together must not be longer than the header says.
+    /// Adds received data. All parts together must not be longer than the length in the header.
     pub fn add_received(&mut self, part: &[u8]) {
         match &mut self.receive {
             Some(Target::New) => self.received.extend_from_slice(part),
@@ -240,7 +242,7 @@ impl Transfer<'_> {
 }
 
 impl DataConnection {
-    /// Receives once, for a later call. Returns whether anything has arrived.
+    /// Receives once, for a later call. Returns whether any bytes have arrived.
     fn receive_early(&mut self) -> Result<bool, SocketError> {
         let Some(stream) = self.stream.as_ref().filter(|_| !self.is_closed) else { return Ok(false) };
         if self.messages.back().is_none_or(IncomingMessage::is_complete) {
@@ -248,7 +250,7 @@ impl DataConnection {
         }
         match self.messages.back_mut().map_or(Ok(()), |message| message.receive(stream)) {
             Err(SocketError::WouldBlock) => Ok(false),
-            // This call does not need the rank. The next one that does will fail.
+            // The current call does not need this rank. The next call that needs it will fail.
             Err(SocketError::Closed) => {
                 self.is_closed = true;
                 Ok(false)
@@ -258,8 +260,13 @@ impl DataConnection {
     }
 }
 
-/// Returns false if the socket is not ready, and otherwise what the error means for the call.
-pub(crate) fn no_progress(error: SocketError, peer: usize, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+/// Returns false if the socket is not ready. Otherwise returns the meaning of the error for the call.
+pub(crate) fn socket_error_result(
+    error: SocketError,
+    peer: usize,
+    here: usize,
+    call: &Call,
+) -> Result<bool, ExchangeError> {
     let (what, help) = match error {
         SocketError::WouldBlock => return Ok(false),
         SocketError::Closed => return Err(ExchangeError::Unreachable(peer)),
@@ -277,7 +284,7 @@ fn invalid_message(sender: usize, what: String, help: &str) -> RankError {
     RankError { diagnostic: Diagnostic::new(format!("rank {sender}"), what, help), rank: None }
 }
 
-/// Does all transfers of a call of rank `here`. `connections` has one entry per rank.
+/// Runs all transfers of a call on rank `here`. `connections` has one entry per rank.
 ///
 /// # Errors
 /// A connection closes, a message does not belong to the call, or the job fails.
@@ -307,7 +314,8 @@ pub(crate) fn exchange(
     }
 }
 
-/// In a send or receive, receives messages that other ranks have sent. Returns whether anything has arrived.
+/// During a send or receive, receives messages that other ranks have sent for later calls. Returns whether any bytes
+/// have arrived.
 fn receive_early_messages(
     here: usize,
     call: &Call,
@@ -320,9 +328,9 @@ fn receive_early_messages(
         if connection.stream.is_none() {
             connection.stream = shared.try_take_connection(peer);
         }
-        // In a receive, the transfer itself receives from the needed rank.
+        // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
         if peer != needed || call.kind == CallKind::Send {
-            has_progress |= connection.receive_early().or_else(|error| no_progress(error, peer, here, call))?;
+            has_progress |= connection.receive_early().or_else(|error| socket_error_result(error, peer, here, call))?;
         }
     }
     Ok(has_progress)
@@ -330,7 +338,7 @@ fn receive_early_messages(
 
 /// Waits until a socket is ready or the job fails.
 fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &RankState) {
-    let mut events = vec![PollFd::from_borrowed_fd(shared.failed_event(), PollFlags::IN)];
+    let mut events = vec![PollFd::from_borrowed_fd(shared.failure_event(), PollFlags::IN)];
     for transfer in transfers.iter().filter(|transfer| !transfer.is_done()) {
         let stream = connections[transfer.peer].stream.as_ref();
         events.extend(stream.map(|stream| PollFd::new(stream, transfer.poll_flags())));

@@ -1,43 +1,43 @@
-//! Decides on rank 0 whether the job has failed, and because of which rank.
+//! Decides on rank 0 whether the job has failed, and which rank is the cause.
 //!
-//! The input is what rank 0 hears from the other ranks: heartbeats, activities, closed connections. The decision is
-//! made in one place, so that all ranks name the same cause. This module has no connection of its own and is given the
-//! time, so that tests can let any amount of it pass.
+//! The input is the information that rank 0 receives from the other ranks: heartbeats, activities, closed
+//! connections. Only rank 0 decides, so that all ranks report the same cause. This module has no connections and gets
+//! the time as an argument, so tests can simulate any amount of time.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
 
-use crate::call::{Activity, Call, CallKind, mismatched_calls};
+use crate::call::{Call, CallKind, RankActivity, mismatched_calls};
 use crate::error::{RankError, format_rank_list, format_ranks};
-use crate::member::Member;
+use crate::member::JobMember;
 use crate::timeouts::Timeouts;
 
-/// How long a suspicion is kept before it counts as a failure. If the suspected rank was killed, its connection to rank
-/// 0 closes meanwhile, which is the better explanation.
+/// The time after which a suspicion counts as a failure. If the suspected rank was killed, its connection to rank 0
+/// closes within this time, and the closed connection is the better explanation.
 const SUSPICION_TIME: Duration = Duration::from_secs(2);
 
-/// What rank 0 knows about all ranks.
+/// The state of all ranks, as far as rank 0 knows it.
 #[derive(Debug)]
 pub(crate) struct FailureDetector {
-    members: Vec<Member>,
+    members: Vec<JobMember>,
     peers: Vec<Peer>,
     suspicions: Vec<Suspicion>,
     timeouts: Timeouts,
-    /// Whether ranks that have left are still needed, until all have.
+    /// Whether ranks that have left must stay connected until all ranks have left.
     leaves_together: bool,
 }
 
 #[derive(Debug)]
 struct Peer {
-    /// When bytes last arrived from it.
+    /// The time at which bytes last arrived from the rank.
     last_received: Instant,
-    activity: Activity,
+    activity: RankActivity,
     has_left: bool,
 }
 
-/// Rank `by` cannot reach rank `about`, which `call` needs.
+/// A report that rank `by` cannot reach rank `about`, to which `call` needs a connection.
 #[derive(Debug)]
 struct Suspicion {
     by: usize,
@@ -47,23 +47,23 @@ struct Suspicion {
 }
 
 impl FailureDetector {
-    /// `leaves_together`: ranks that have left must not end before all have.
-    pub fn new(members: Vec<Member>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
-        let peer = |_: &Member| Peer { last_received: now, activity: Activity::default(), has_left: false };
+    /// Creates the detector. `leaves_together`: a rank that has left must not end before all ranks have left.
+    pub fn new(members: Vec<JobMember>, timeouts: Timeouts, leaves_together: bool, now: Instant) -> Self {
+        let peer = |_: &JobMember| Peer { last_received: now, activity: RankActivity::default(), has_left: false };
         Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts, leaves_together }
     }
 
-    /// Records when bytes last arrived from a rank.
-    pub fn record_received(&mut self, rank: usize, at: Instant) {
+    /// Records the time at which bytes last arrived from a rank.
+    pub fn record_receive_time(&mut self, rank: usize, at: Instant) {
         self.peers[rank].last_received = at;
     }
 
-    /// Records what a rank does.
-    pub fn record_activity(&mut self, rank: usize, activity: Activity) {
+    /// Records the activity of a rank.
+    pub fn record_activity(&mut self, rank: usize, activity: RankActivity) {
         self.peers[rank].activity = activity;
     }
 
-    /// Records that a rank makes no more calls.
+    /// Records that a rank will make no more calls.
     pub fn record_leave(&mut self, rank: usize) {
         self.peers[rank].has_left = true;
     }
@@ -75,12 +75,12 @@ impl FailureDetector {
         }
     }
 
-    /// The failure that a closed control connection means: none if the rank has left.
+    /// Returns the failure that a closed control connection means; `None` if the rank has left and may end.
     pub fn failure_of_closed_connection(&self, rank: usize) -> Option<RankError> {
         self.is_needed(&self.peers[rank]).then(|| process_ended_error(&self.members[rank]))
     }
 
-    /// Whether the job fails if this rank ends now.
+    /// Tells whether the job fails if this rank ends now.
     fn is_needed(&self, peer: &Peer) -> bool {
         !peer.has_left || self.leaves_together
     }
@@ -90,12 +90,12 @@ impl FailureDetector {
         self.peers[1..].iter().all(|peer| peer.has_left)
     }
 
-    /// The failure of the job at this time, if it has failed.
+    /// Returns the failure of the job, if the job has failed at this time.
     pub fn failure(&self, now: Instant) -> Option<RankError> {
         self.silence(now).or_else(|| self.lost_connection(now)).or_else(|| self.mismatch()).or_else(|| self.stall())
     }
 
-    /// A rank that sends no heartbeats.
+    /// Returns the failure of a rank that sends no heartbeats.
     fn silence(&self, now: Instant) -> Option<RankError> {
         let is_silent =
             |peer: &Peer| self.is_needed(peer) && now.duration_since(peer.last_received) > self.timeouts.silence;
@@ -103,7 +103,7 @@ impl FailureDetector {
         Some(silent_rank_error(&self.members[rank], self.timeouts.silence))
     }
 
-    /// A rank that another one cannot reach.
+    /// Returns the failure of a rank that another rank cannot reach.
     fn lost_connection(&self, now: Instant) -> Option<RankError> {
         let failure = |suspicion: &Suspicion| {
             if self.peers[suspicion.about].has_left {
@@ -114,8 +114,9 @@ impl FailureDetector {
         self.suspicions.iter().find_map(failure)
     }
 
-    /// Two ranks whose collectives of the same number differ. Most mismatches are found in the headers of messages, but
-    /// not those of ranks that wait for each other's connection, because these send no message.
+    /// Returns the failure of two ranks whose collectives of the same number differ. Most mismatches are found in the
+    /// headers of messages. But ranks that wait for each other's connection send no message, so their mismatch is
+    /// found here.
     fn mismatch(&self) -> Option<RankError> {
         let calls = self.peers.iter().map(|peer| peer.activity.call.as_ref()).enumerate();
         let calls = calls.filter_map(|(rank, call)| Some((rank, call.filter(|call| call.is_collective())?)));
@@ -129,10 +130,11 @@ impl FailureDetector {
         None
     }
 
-    /// A rank whose call needs one that has left, or waits for others longer than the limit.
+    /// Returns the failure of a rank whose call needs a rank that has left, or waits for other ranks longer than the
+    /// limit.
     fn stall(&self) -> Option<RankError> {
         (0..self.peers.len()).find_map(|rank| {
-            let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+            let RankActivity { call, waiting_ms, .. } = &self.peers[rank].activity;
             let (call, waiting) = (call.as_ref()?, Duration::from_millis((*waiting_ms)?));
             let missing = self.missing(rank, call);
             // The sender of a message may leave before the message has arrived.
@@ -144,7 +146,7 @@ impl FailureDetector {
         })
     }
 
-    /// The ranks that have not made a call in which rank `by` waits for them.
+    /// Returns the ranks for which rank `by` waits in this call and that have not made the call.
     fn missing(&self, by: usize, call: &Call) -> Vec<usize> {
         let has_called = |rank: usize| match call.kind {
             CallKind::Send | CallKind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
@@ -154,9 +156,9 @@ impl FailureDetector {
         (0..self.peers.len()).filter(|rank| *rank != by && !has_called(*rank)).collect()
     }
 
-    /// Whether a rank is in the receive that belongs to a send of rank `by`, or in the send that belongs to a receive.
+    /// Tells whether a rank is in the call that matches the send or receive of rank `by`.
     fn is_counterpart(&self, rank: usize, by: usize, call: &Call) -> bool {
-        let Activity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
+        let RankActivity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
         let belongs =
             |theirs: &Call| theirs.peer == Some(by) && theirs.kind != call.kind && theirs.sequence == call.sequence;
         waiting_ms.is_some() && theirs.as_ref().is_some_and(belongs)
@@ -192,7 +194,7 @@ impl FailureDetector {
     }
 
     fn last_call(&self, rank: usize) -> String {
-        let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+        let RankActivity { call, waiting_ms, .. } = &self.peers[rank].activity;
         match call {
             Some(call) if waiting_ms.is_some() => format!("rank {rank} is in {call}"),
             Some(call) => format!("the last call of rank {rank} was {call}"),
@@ -201,19 +203,19 @@ impl FailureDetector {
     }
 }
 
-fn failure(member: &Member, what: String, help: &str) -> RankError {
+fn failure(member: &JobMember, what: String, help: &str) -> RankError {
     RankError { diagnostic: Diagnostic::new(member.to_string(), what, help), rank: Some(member.rank) }
 }
 
-/// The failure of a rank whose connection has closed.
-pub(crate) fn process_ended_error(member: &Member) -> RankError {
+/// Returns the failure of a rank whose connection has closed.
+pub(crate) fn process_ended_error(member: &JobMember) -> RankError {
     let help = "look at the output of this rank; if it shows no error, the kernel may have killed the rank for lack of \
                 memory (dmesg)";
     failure(member, "ended".into(), help)
 }
 
-/// The failure of a rank that has sent no heartbeats for this time.
-pub(crate) fn silent_rank_error(member: &Member, time: Duration) -> RankError {
+/// Returns the failure of a rank that has sent no heartbeats for this time.
+pub(crate) fn silent_rank_error(member: &JobMember, time: Duration) -> RankError {
     let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
     let help = "check that the machine of this rank runs and can be reached, and that its process is not stopped";
     failure(member, what, help)
@@ -225,7 +227,7 @@ mod tests {
     use crate::launch::Transport;
 
     fn detector(size: usize, now: Instant) -> FailureDetector {
-        let member = |rank| Member {
+        let member = |rank| JobMember {
             rank,
             host: "node".into(),
             pid: 10 + rank as u32,
@@ -245,15 +247,15 @@ mod tests {
         Call::new(CallKind::Barrier, &format!("step {sequence}"), sequence, None)
     }
 
-    fn waits(call: Call, collectives: u64, time: Duration) -> Activity {
-        Activity { call: Some(call), waiting_ms: Some(time.as_millis() as u64), collectives }
+    fn waits(call: Call, collectives: u64, time: Duration) -> RankActivity {
+        RankActivity { call: Some(call), waiting_ms: Some(time.as_millis() as u64), collectives }
     }
 
     #[test]
     fn silence_counts_from_the_last_bytes() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        detector.record_received(1, now + seconds(20));
+        detector.record_receive_time(1, now + seconds(20));
         assert_eq!(detector.failure(now + seconds(40)), None);
         let error = detector.failure(now + seconds(41)).expect("rank 2 is silent");
         assert_eq!(error.rank, Some(2));
@@ -288,7 +290,7 @@ mod tests {
         let mut detector = detector(4, now);
         detector.record_activity(0, waits(barrier(7), 8, seconds(599)));
         detector.record_activity(1, waits(barrier(7), 8, seconds(0)));
-        detector.record_activity(2, Activity { call: Some(barrier(6)), waiting_ms: None, collectives: 7 });
+        detector.record_activity(2, RankActivity { call: Some(barrier(6)), waiting_ms: None, collectives: 7 });
         assert_eq!(detector.failure(now), None);
         detector.record_activity(1, waits(barrier(7), 8, seconds(601)));
         let error = detector.failure(now).expect("a failure");
@@ -328,10 +330,10 @@ mod tests {
     fn ranks_that_have_left_are_missed_only_by_calls_that_they_have_not_made() {
         let now = Instant::now();
         let mut detector = detector(3, now);
-        detector.record_activity(2, Activity { call: Some(barrier(3)), waiting_ms: None, collectives: 4 });
+        detector.record_activity(2, RankActivity { call: Some(barrier(3)), waiting_ms: None, collectives: 4 });
         detector.record_leave(2);
         detector.record_activity(1, waits(barrier(3), 4, seconds(0)));
-        detector.record_activity(0, Activity { call: None, waiting_ms: None, collectives: 4 });
+        detector.record_activity(0, RankActivity { call: None, waiting_ms: None, collectives: 4 });
         assert_eq!(detector.failure(now), None, "the bytes of the rank that has left may still arrive");
         detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
         assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));

@@ -3,7 +3,7 @@
 //! ```text
 //! connecting process                                                              accepting process
 //! "reelrnk1" (8 bytes), token (16 bytes),
-//! length of the JSON (u32, little-endian), JSON (`Hello`)                    --->
+//! length of the JSON (u32, little-endian), JSON (`HelloMessage`)                    --->
 //!                                                                            <--- "reelack1" (8 bytes)
 //! ```
 //! The accepting process closes a connection that begins differently, is meant for another rank, or takes too long. The
@@ -18,60 +18,62 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
-use crate::member::Member;
+use crate::member::JobMember;
 
 const HELLO: [u8; 8] = *b"reelrnk1";
 const ACCEPTED: [u8; 8] = *b"reelack1";
 
-/// The length of what precedes the JSON.
+/// The length in bytes of everything before the JSON.
 const HEAD_BYTES: usize = HELLO.len() + TOKEN_BYTES + 4;
 
 const TOKEN_BYTES: usize = 16;
 
-/// The longest JSON of a [`Hello`] in bytes.
+/// The maximum length of the JSON of a [`HelloMessage`] in bytes.
 const MAX_HELLO_BYTES: usize = 64 << 10;
 
-/// The most handshakes at a time. Further connections are closed; a process of the job connects again.
+/// The maximum number of handshakes at a time. Further connections are closed, and a process of the job then connects
+/// again.
 const MAX_PENDING: usize = 128;
 
 /// The time limit for the connection itself, before the handshake.
 const MAX_CONNECT: Duration = Duration::from_secs(5);
 
-/// How often a process that waits for an answer checks whether it still should.
+/// The interval at which a process that waits for an answer checks whether it should continue.
 const CONTINUE_CHECK: Duration = Duration::from_millis(50);
 
-/// How long no connection is accepted after accepting has failed, as it does if the process has no free file
-/// descriptor.
+/// The pause after a failed accept, as happens if the process has no free file descriptor. No connection is accepted
+/// during the pause.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The secret of a job: 128 random bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token([u8; TOKEN_BYTES]);
+pub(crate) struct JobToken([u8; TOKEN_BYTES]);
 
-impl Token {
-    /// A new token.
+impl JobToken {
+    /// Creates a random token.
     ///
     /// # Errors
-    /// The kernel gives no random numbers.
+    /// The kernel returns no random numbers.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0; TOKEN_BYTES];
         getrandom(&mut bytes[..], GetRandomFlags::empty())?;
         Ok(Self(bytes))
     }
 
-    /// The token in 32 hex digits.
+    /// Formats the token as 32 hex digits.
     pub fn to_hex(self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.0))
     }
 
-    /// Reads 32 hex digits.
+    /// Parses a token of 32 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         let is_hex = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let bits = u128::from_str_radix(text, 16).ok().filter(|_| is_hex)?;
         Some(Self(bits.to_be_bytes()))
     }
 
-    /// Whether these bytes are the token. The time that this takes does not depend on how many bytes are right.
+    /// Tells whether these bytes are the token. The comparison takes constant time: its duration does not depend on
+    /// how many bytes are right.
     fn equals(self, bytes: &[u8]) -> bool {
         let differing = self.0.iter().zip(bytes).fold(0, |all, (a, b)| all | (a ^ b));
         bytes.len() == TOKEN_BYTES && differing == 0
@@ -80,36 +82,37 @@ impl Token {
 
 /// The first message of a process that connects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub(crate) struct HelloMessage {
     /// The rank of the sender.
     pub from: usize,
-    /// The rank that the sender wants. Another rank may have the same address: the same private one, or one of a stale
-    /// file.
+    /// The rank to which the sender wants to connect. A process with another rank may have the same address: the same
+    /// private address, or the address in a stale file.
     pub to: usize,
-    /// The number of ranks that the sender counts.
+    /// The number of ranks of the job according to the sender.
     pub size: usize,
-    /// What the connection is for.
+    /// The purpose of the connection.
     pub purpose: ConnectionPurpose,
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ConnectionPurpose {
-    /// Joining the job, at rank 0. Control messages follow.
-    Join(Member),
-    /// Exchanging data.
+    /// The sender joins the job at rank 0. Control messages follow.
+    Join(JobMember),
+    /// The sender, which is the higher rank, exchanges data with the receiver.
     Data,
 }
 
-/// Connects to a process and does the handshake. The returned connection blocks. `may_continue` is asked again and
-/// again while the answer is awaited.
+/// Connects to a process and does the handshake. The returned connection is blocking. While it waits for the answer,
+/// it calls `may_continue` repeatedly.
 ///
 /// # Errors
-/// Nothing listens there, another program does, it does not accept, or it takes longer than `limit`.
+/// No process listens there, another program listens there, the process does not accept, or the call takes longer
+/// than `limit`.
 pub(crate) fn connect_to(
     address: SocketAddr,
-    token: Token,
-    hello: &Hello,
+    token: JobToken,
+    hello: &HelloMessage,
     limit: Duration,
     may_continue: impl Fn() -> bool,
 ) -> io::Result<TcpStream> {
@@ -118,7 +121,7 @@ pub(crate) fn connect_to(
     stream.set_nodelay(true)?;
     let json = serde_json::to_vec(hello)?;
     let length = (json.len() as u32).to_le_bytes();
-    // Does not block, because the buffer of a new socket has room for these bytes.
+    // This write does not block, because the buffer of a new socket has space for these bytes.
     stream.write_all(&[&HELLO[..], &token.0, &length, &json].concat())?;
     let mut answer = [0; ACCEPTED.len()];
     read_exact_until(&mut stream, &mut answer, deadline, may_continue)?;
@@ -149,11 +152,11 @@ fn read_exact_until(
     Ok(())
 }
 
-/// Accepts connections of processes of the job, without blocking.
+/// Accepts connections from processes of the job, without blocking.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
+pub(crate) struct ConnectionAcceptor {
     listener: TcpListener,
-    token: Token,
+    token: JobToken,
     rank: usize,
     /// The time limit for a handshake.
     limit: Duration,
@@ -173,11 +176,11 @@ struct PendingHandshake {
 enum Progress {
     Incomplete,
     Invalid,
-    Complete(Hello),
+    Complete(HelloMessage),
 }
 
-impl Acceptor {
-    /// Listens at a free port. `is_local`: accepts connections from this machine only.
+impl ConnectionAcceptor {
+    /// Listens at a free port. `is_local`: accepts connections only from this machine.
     ///
     /// # Errors
     /// No port or file descriptor is free, or the machine has no network.
@@ -185,40 +188,41 @@ impl Acceptor {
         let listener = if is_local {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         } else {
-            // A socket for IPv6 accepts IPv4 as well.
+            // An IPv6 socket also accepts IPv4 connections.
             TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
         };
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, token: Token::random()?, rank, limit, pending: Vec::new(), paused_until: None })
+        Ok(Self { listener, token: JobToken::random()?, rank, limit, pending: Vec::new(), paused_until: None })
     }
 
-    /// The port at which it listens.
+    /// The port of the listening socket.
     ///
     /// # Errors
-    /// The operating system does not tell.
+    /// The operating system does not return the port.
     pub fn port(&self) -> io::Result<u16> {
         Ok(self.listener.local_addr()?.port())
     }
 
-    pub fn token(&self) -> Token {
+    pub fn token(&self) -> JobToken {
         self.token
     }
 
-    /// Sets the token that connections must have from now on.
-    pub fn set_token(&mut self, token: Token) {
+    /// Sets the token that new connections must send.
+    pub fn set_token(&mut self, token: JobToken) {
         self.token = token;
     }
 
-    /// Adds the events after which [`Acceptor::accept_ready`] has something to do.
-    pub fn poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
+    /// Adds the events to wait for before the next call of [`ConnectionAcceptor::accept_ready`].
+    pub fn add_poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
         if self.paused_until.is_none() {
             events.push(PollFd::new(&self.listener, PollFlags::IN));
         }
         events.extend(self.pending.iter().map(|handshake| PollFd::new(&handshake.stream, PollFlags::IN)));
     }
 
-    /// Continues all handshakes. Returns the connections whose handshake is now complete; they do not block.
-    pub fn accept_ready(&mut self) -> Vec<(Hello, TcpStream)> {
+    /// Continues all handshakes. Returns the connections whose handshake is now complete. These connections are
+    /// nonblocking.
+    pub fn accept_ready(&mut self) -> Vec<(HelloMessage, TcpStream)> {
         self.accept();
         let now = Instant::now();
         let mut done = Vec::new();
@@ -226,7 +230,7 @@ impl Acceptor {
             match handshake.progress(self.token, self.rank) {
                 Progress::Incomplete if now < handshake.deadline => self.pending.push(handshake),
                 Progress::Incomplete | Progress::Invalid => {}
-                // If the connection has closed meanwhile, its first use fails.
+                // If the connection has closed in the meantime, its first use fails.
                 Progress::Complete(hello) => {
                     let _ = (&handshake.stream).write(&ACCEPTED);
                     done.push((hello, handshake.stream));
@@ -248,7 +252,7 @@ impl Acceptor {
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                // The connection has closed meanwhile.
+                // The connection has closed in the meantime.
                 Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(_) => self.paused_until = Some(Instant::now() + ACCEPT_PAUSE),
             }
@@ -257,7 +261,7 @@ impl Acceptor {
 }
 
 impl PendingHandshake {
-    fn progress(&mut self, token: Token, rank: usize) -> Progress {
+    fn progress(&mut self, token: JobToken, rank: usize) -> Progress {
         loop {
             let Some(wanted) = self.wanted(token) else { return Progress::Invalid };
             let missing = wanted - self.received.len();
@@ -267,7 +271,7 @@ impl PendingHandshake {
             match (&self.stream).take(missing as u64).read_to_end(&mut self.received) {
                 Ok(read) if read == missing => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    // The bytes so far may be wrong already.
+                    // The bytes received so far may already be wrong.
                     return if self.wanted(token).is_some() { Progress::Incomplete } else { Progress::Invalid };
                 }
                 Ok(_) | Err(_) => return Progress::Invalid,
@@ -275,9 +279,9 @@ impl PendingHandshake {
         }
     }
 
-    /// The number of bytes of the hello, as far as it is known: its JSON is read only after the token. Returns `None`
-    /// if the bytes so far are wrong.
-    fn wanted(&self, token: Token) -> Option<usize> {
+    /// Returns the number of bytes of the hello that are wanted so far, because its JSON is read only after the
+    /// token. `None` if the bytes so far are wrong.
+    fn wanted(&self, token: JobToken) -> Option<usize> {
         let first = self.received.len().min(HELLO.len());
         if self.received[..first] != HELLO[..first] {
             return None;
@@ -290,8 +294,8 @@ impl PendingHandshake {
         (length <= MAX_HELLO_BYTES).then_some(HEAD_BYTES + length)
     }
 
-    fn hello(&self, rank: usize) -> Option<Hello> {
-        let hello: Hello = serde_json::from_slice(self.received.get(HEAD_BYTES..)?).ok()?;
+    fn hello(&self, rank: usize) -> Option<HelloMessage> {
+        let hello: HelloMessage = serde_json::from_slice(self.received.get(HEAD_BYTES..)?).ok()?;
         (hello.to == rank).then_some(hello)
     }
 }
@@ -301,16 +305,16 @@ mod tests {
     use super::*;
     use crate::launch::Transport;
 
-    /// A listener that is open to other machines is reached at each IPv4 address of this machine.
+    /// A listener that is open to other machines is reachable at each IPv4 address of this machine.
     #[test]
     fn other_machines_connect_at_any_address_of_this_one() {
-        let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();
+        let mut acceptor = ConnectionAcceptor::open(0, false, Duration::from_secs(5)).unwrap();
         let token = acceptor.token();
-        let mut member = Member::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
+        let mut member = JobMember::of_this_process(0, acceptor.port().unwrap(), false, Transport::Sockets);
         member.machine = "another machine".into();
         member.addresses.retain(|address| address.is_ipv4());
         member.addresses.push(Ipv4Addr::LOCALHOST.into());
-        let hello = Hello { from: 1, to: 0, size: 2, purpose: ConnectionPurpose::Data };
+        let hello = HelloMessage { from: 1, to: 0, size: 2, purpose: ConnectionPurpose::Data };
         for address in member.socket_addresses(None) {
             std::thread::scope(|scope| {
                 let connecting = scope.spawn(|| connect_to(address, token, &hello, Duration::from_secs(5), || true));
@@ -328,12 +332,12 @@ mod tests {
 
     #[test]
     fn tokens_are_written_in_32_hex_digits() {
-        let token = Token::random().unwrap();
-        assert_ne!(token, Token::random().unwrap());
-        assert_eq!(Token::from_hex(&token.to_hex()), Some(token));
+        let token = JobToken::random().unwrap();
+        assert_ne!(token, JobToken::random().unwrap());
+        assert_eq!(JobToken::from_hex(&token.to_hex()), Some(token));
         assert!(token.equals(&token.0) && !token.equals(&token.0[..15]) && !token.equals(&[]));
         for wrong in ["", "0", "+0000000000000000000000000000000", "000000000000000000000000000000000"] {
-            assert_eq!(Token::from_hex(wrong), None, "{wrong}");
+            assert_eq!(JobToken::from_hex(wrong), None, "{wrong}");
         }
     }
 }

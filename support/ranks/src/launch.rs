@@ -1,5 +1,5 @@
-//! Reads from environment variables which process of which job this is. The launcher, a program that starts the
-//! processes of a job, sets them:
+//! Reads the rank of this process and the size of its job from environment variables. The launcher, which is the
+//! program that starts the processes of a job, sets them:
 //!
 //! | launcher | rank, size | local rank, local size | job |
 //! |---|---|---|---|
@@ -11,8 +11,8 @@
 //! | JobSet | `JOB_COMPLETION_INDEX`, `WORLD_SIZE` | 0, 1 | none |
 //! | srun | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE` | job and step |
 //!
-//! The launchers are tried in this order, so that the innermost one counts: torchrun may run inside of srun, and mpirun
-//! starts its daemons on other machines by srun.
+//! The launchers are tried in this order, so that the innermost launcher is found: torchrun may run inside srun, and
+//! mpirun uses srun to start its daemons on other machines.
 //!
 //! The variables are those of PyTorch (`local_elastic_agent.py`), Open MPI (`environment-var`), MPICH (`pmip_cb.c`),
 //! Kubeflow's training operator (`envvar.go`) and Slurm (`env.c`, `env_array_for_step`).
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{RankError, Result};
 
-/// The place of this process in its job.
+/// The place of this process in its job: its rank, and the size of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
     /// The number of this process, from 0 to `size` - 1.
@@ -40,21 +40,21 @@ pub struct World {
     pub local_size: usize,
     /// The program that has started the processes.
     pub launcher: Launcher,
-    /// Identifies the job. It is the same on all ranks, but not unique: a later job can have the same text.
+    /// Identifies the job. The text is the same on all ranks, but not unique: a later job can have the same text.
     pub job: String,
     /// The name or address of rank 0's machine (`MASTER_ADDR`), if the launcher or the user has set it.
     pub address: Option<String>,
-    /// Whether the launcher is one of MPI programs: it has named the process manager (PMIx or PMI) by which an MPI
-    /// library finds the other processes.
+    /// Whether the launcher starts MPI programs: it has set the variables of the process manager (PMIx or PMI)
+    /// through which an MPI library finds the other processes.
     pub offers_mpi: bool,
 }
 
-/// What carries the data that ranks exchange through host memory.
+/// The transport of the data that ranks exchange through host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Transport {
     /// TCP sockets.
     Sockets,
-    /// The MPI library that the program is linked to (feature `mpi`).
+    /// The MPI library that the program is linked with (feature `mpi`).
     Mpi,
 }
 
@@ -72,11 +72,11 @@ impl fmt::Display for Transport {
 pub enum Launcher {
     /// torchrun, or another launcher that sets the variables of `torch.distributed`.
     Torchrun,
-    /// This program with `--gpus`.
+    /// `reel --gpus`, which starts one process per GPU.
     Reel,
     /// mpirun of Open MPI.
     OpenMpi,
-    /// mpiexec of MPICH or Intel MPI, whose process manager is Hydra.
+    /// mpiexec of MPICH or Intel MPI, which use the process manager Hydra.
     Hydra,
     /// A PyTorchJob of Kubeflow, on Kubernetes.
     PyTorchJob,
@@ -100,11 +100,11 @@ impl fmt::Display for Launcher {
     }
 }
 
-/// Slurm steps with this id or a higher one are not started by srun: batch scripts, and the interactive shells of
+/// Slurm steps with this id or a higher one were not started by srun: batch scripts, and the interactive shells of
 /// salloc.
 const FIRST_SPECIAL_STEP: u64 = 0xffff_fff0;
 
-/// The variables that name a process manager. An MPI library that finds none of them counts one process.
+/// The variables that process managers set. An MPI library that finds none of them assumes a single process.
 const PROCESS_MANAGERS: [&str; 8] = [
     "PMIX_SERVER_URI",
     "PMIX_SERVER_URI2",
@@ -117,8 +117,8 @@ const PROCESS_MANAGERS: [&str; 8] = [
 ];
 
 impl World {
-    /// Reads the environment variables that launchers set. `get` returns the value of a variable, such as `|name|
-    /// std::env::var(name).ok()`. Returns `None` if no launcher has set any: then this is a single process.
+    /// Reads the environment variables that launchers set. `get` returns the value of a variable, such as
+    /// `|name| std::env::var(name).ok()`. Returns `None` if no launcher has set any: then this is a single process.
     ///
     /// # Errors
     /// A variable is missing, is not a number, or contradicts another one.
@@ -134,8 +134,8 @@ impl World {
         Ok(None)
     }
 
-    /// What carries data between this process and the others: MPI, if this crate was built with its feature `mpi` and
-    /// the launcher is one of MPI programs.
+    /// The transport of data between this process and the other ranks. It is MPI if this crate was built with its
+    /// feature `mpi` and the launcher starts MPI programs.
     pub fn transport(&self) -> Transport {
         if cfg!(feature = "mpi") && self.offers_mpi { Transport::Mpi } else { Transport::Sockets }
     }
@@ -151,7 +151,7 @@ struct Variables<'a> {
     get: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// The names of the variables of a launcher that hold numbers. Without `local` there is one process per machine.
+/// The names of a launcher's variables that hold numbers. Without `local` there is one process per machine.
 struct Names {
     rank: &'static str,
     size: &'static str,
@@ -174,7 +174,7 @@ impl Variables<'_> {
         text.parse().map_err(|_| wrong(name, &format!("is `{text}`"), "give a whole number"))
     }
 
-    /// Reads the place of this process from these variables.
+    /// Reads the place of this process in the job from these variables.
     fn world(self, launcher: Launcher, names: &Names, job: String) -> Result<World> {
         let (rank, size) = (self.number(names.rank)?, self.number(names.size)?);
         check_below(names.rank, rank, names.size, size)?;
@@ -216,7 +216,7 @@ fn check_local_size(name: &str, value: usize, size_name: &str, size: usize) -> R
     Ok(())
 }
 
-/// torchrun and `reel --gpus`.
+/// Reads the variables of torchrun and `reel --gpus`.
 fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
     let is_reel = variables.text("REEL_LAUNCH").is_some_and(|value| value == "1");
     let is_torch = variables.has("TORCHELASTIC_RUN_ID") || variables.has("RANK") && variables.has("LOCAL_RANK");
@@ -234,10 +234,10 @@ fn torchrun(variables: Variables<'_>) -> Result<Option<World>> {
     variables.world(launcher, &Names { rank: "RANK", size: "WORLD_SIZE", local }, job).map(Some)
 }
 
-/// The job of torchrun. The run id is `none` by default, so the port, which is the same on all nodes, is added. A
-/// restart is another attempt, and so another job, but the number of restarts is added only if there is one node. On
-/// several nodes it can differ within an attempt, because each agent counts the restarts that its own processes have
-/// caused (<https://github.com/pytorch/pytorch/issues/108158>).
+/// Returns the job id of torchrun. The run id is `none` by default, so the port, which is the same on all nodes, is
+/// added. A restart starts a new job. But the number of restarts is added only if there is one node: on several nodes
+/// it can differ within an attempt, because each agent counts the restarts that its own processes have caused
+/// (<https://github.com/pytorch/pytorch/issues/108158>).
 fn torchrun_job(variables: Variables<'_>) -> String {
     let text = |name| variables.text(name).unwrap_or_default();
     let is_one_node = text("LOCAL_WORLD_SIZE") == text("WORLD_SIZE");
@@ -259,8 +259,8 @@ fn open_mpi(variables: Variables<'_>) -> Result<Option<World>> {
     variables.world(Launcher::OpenMpi, &names, job).map(Some)
 }
 
-/// Hydra, the process manager of MPICH and Intel MPI. `srun --mpi=pmi2` also sets `PMI_RANK` and `PMI_SIZE`, but not
-/// the local variables.
+/// Reads the variables of Hydra, the process manager of MPICH and Intel MPI. `srun --mpi=pmi2` also sets `PMI_RANK`
+/// and `PMI_SIZE`, but not the local variables.
 fn hydra(variables: Variables<'_>) -> Result<Option<World>> {
     let local = ["MPI_LOCALRANKID", "MPI_LOCALNRANKS"];
     let names = Names { rank: "PMI_RANK", size: "PMI_SIZE", local: Some(local) };
@@ -283,7 +283,8 @@ fn pytorch_job(variables: Variables<'_>) -> Result<Option<World>> {
         return Ok(None);
     }
     let world = variables.world(Launcher::PyTorchJob, &names, "PyTorchJob".into())?;
-    // A script that srun has started may set the two variables for PyTorch. Then srun's variables give the local rank.
+    // A script that srun has started may set `RANK` and `WORLD_SIZE` for PyTorch. Then srun's variables give the
+    // local rank.
     let by_srun = srun(variables).ok().flatten();
     Ok(Some(by_srun.filter(|srun| (srun.rank, srun.size) == (world.rank, world.size)).unwrap_or(world)))
 }
@@ -296,7 +297,7 @@ fn job_set(variables: Variables<'_>) -> Result<Option<World>> {
     variables.world(Launcher::JobSet, &names, "JobSet".into()).map(Some)
 }
 
-/// Whether srun has started this process. Batch scripts and shells of salloc have a `SLURM_PROCID` as well.
+/// Tells whether srun has started this process. Batch scripts and shells of salloc have a `SLURM_PROCID` too.
 fn is_srun_step(variables: Variables<'_>) -> bool {
     let step = variables.text("SLURM_STEP_ID").and_then(|id| id.parse::<u64>().ok());
     let is_program = step.is_none_or(|id| id < FIRST_SPECIAL_STEP);
@@ -317,7 +318,7 @@ fn srun(variables: Variables<'_>) -> Result<Option<World>> {
     Ok(Some(world))
 }
 
-/// The number of tasks on this node. The value `4(x2),3` means 4, 4 and 3 tasks on three nodes.
+/// Returns the number of tasks on this node. The value `4(x2),3` means 4, 4 and 3 tasks on three nodes.
 fn tasks_on_node(variables: Variables<'_>, tasks: usize) -> Result<usize> {
     const NAME: &str = "SLURM_STEP_TASKS_PER_NODE";
     let Some(text) = variables.text(NAME) else {
@@ -342,7 +343,7 @@ fn tasks_on_node(variables: Variables<'_>, tasks: usize) -> Result<usize> {
     Err(wrong("SLURM_NODEID", &format!("is {node}, but {NAME} is `{text}`, {first} nodes"), START_AGAIN))
 }
 
-/// Parses `4(x2)`, 4 tasks on each of 2 nodes, or `3`, which is 3 tasks on 1 node.
+/// Parses `4(x2)` (4 tasks on each of 2 nodes) or `3` (3 tasks on 1 node).
 fn tasks_and_nodes(text: &str) -> Option<(usize, usize)> {
     match text.trim().split_once("(x") {
         None => Some((text.trim().parse().ok()?, 1)),

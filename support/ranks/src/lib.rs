@@ -1,5 +1,5 @@
 //! The processes (ranks) of one job find each other, exchange bytes, and end together when one of them fails. This
-//! crate knows no model and no device.
+//! crate does not depend on a model or a device.
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -15,9 +15,9 @@
 //! # }
 //! ```
 //!
-//! [`World::from_variables`] reads what the launcher (torchrun, mpirun, srun, Kubernetes) says about this process.
-//! [`Ranks::join`] connects the ranks. [`Ranks`] has the calls; none of them reduces data, so that the caller decides
-//! the order of its sums.
+//! [`World::from_variables`] reads the rank and size of this process from the launcher's variables (torchrun, mpirun,
+//! srun, Kubernetes). [`Ranks::join`] connects the ranks. [`Ranks`] has the calls. No call reduces data, so the
+//! caller chooses the order of its sums.
 //!
 //! # Connections
 //!
@@ -45,17 +45,15 @@
 //! 2. **Handshake.** A process that connects sends the token, its rank and the number of ranks. Without the right token
 //!    its connection is closed. When all ranks have connected, rank 0 removes the file and sends each rank the addresses
 //!    of all.
-//! 3. **Calls.** For data, the higher rank of a pair connects to the lower one, with the same handshake. A message has
-//!    the
-//!    kind, the name and the sequence number of its call. The receiver compares them with its own call.
+//! 3. **Calls.** For data, the higher rank of a pair connects to the lower one, with the same handshake. A message
+//!    contains the kind, the name and the sequence number of its call. The receiver compares them with its own call.
 //! 4. **Failures.** Each rank sends heartbeats with its last call to rank 0. Rank 0 declares the job failed if a
-//!    control
-//!    connection closes, heartbeats stop, a call waits too long, or a rank reports an error. It sends the failure to all
-//!    ranks, so that all return the same error. If rank 0 itself ends, each rank notices that by its own control
-//!    connection. By default it takes at most 50 s from the end of a process to the end of all others.
-//! 5. **Leaving.** A rank tells rank 0 that it makes no more calls, waits for a confirmation and closes its
-//!    connections.
-//!    Rank 0 leaves last. With MPI, each rank waits until rank 0 says that all have left, and then finalizes MPI.
+//!    control connection closes, heartbeats stop, a call waits too long, or a rank reports an error. It sends the
+//!    failure to all ranks, so that all return the same error. If rank 0 itself ends, each rank notices that by its
+//!    own control connection. By default all processes end at most 50 s after the first one.
+//! 5. **Leaving.** A rank tells rank 0 that it will make no more calls, waits for a confirmation and closes its
+//!    connections. Rank 0 leaves last. With MPI, each rank waits until rank 0 says that all have left, and then
+//!    finalizes MPI.
 //!
 //! # Where to read on
 //!

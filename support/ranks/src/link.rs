@@ -1,51 +1,52 @@
-//! How a rank exchanges data with the others: by the sockets of the [`Mesh`], or by MPI. The calls of
+//! The transport with which a rank exchanges data with the others: the sockets of the [`SocketMesh`], or MPI. The calls of
 //! [`Ranks`](crate::Ranks) are the same for both.
 
-use crate::call::{Call, CallKind, CallNumbers};
+use crate::call::{Call, CallCounters, CallKind};
 use crate::error::Result;
 use crate::exchange::{ExchangeError, Transfer};
 #[cfg(feature = "mpi")]
 use crate::launch::Transport;
 use crate::launch::World;
-use crate::mesh::Mesh;
+use crate::mesh::SocketMesh;
 #[cfg(feature = "mpi")]
 use crate::mpi::MpiLink;
 use crate::shared::RankState;
 
-/// The transport of a rank, and the numbers of its calls.
+/// The transport of a rank, and the counters that number its calls.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct DataLink {
     carrier: Carrier,
-    numbers: CallNumbers,
+    numbers: CallCounters,
 }
 
 #[derive(Debug)]
 enum Carrier {
-    Sockets(Mesh),
+    Sockets(SocketMesh),
     #[cfg(feature = "mpi")]
     Mpi(Box<MpiLink>),
 }
 
-impl Link {
-    /// Opens the transport of a job. `mesh` is used if that is sockets.
+impl DataLink {
+    /// Opens the transport of a job. `mesh` is used if the transport is sockets.
     ///
     /// # Errors
-    /// The MPI library counts other processes than the launcher, or does not support several threads.
-    pub fn open(world: &World, mesh: Mesh) -> Result<Self> {
+    /// The MPI library reports other ranks than the launcher, or does not support several threads.
+    pub fn open(world: &World, mesh: SocketMesh) -> Result<Self> {
         let carrier = match world.transport() {
             #[cfg(feature = "mpi")]
             Transport::Mpi => Carrier::Mpi(Box::new(MpiLink::open(world)?)),
             _ => Carrier::Sockets(mesh),
         };
-        Ok(Self { carrier, numbers: CallNumbers::new(world.size) })
+        Ok(Self { carrier, numbers: CallCounters::new(world.size) })
     }
 
-    /// Numbers the next call of this kind.
+    /// Returns the next call of this kind, with its number.
     pub fn next_call(&mut self, kind: CallKind, name: &str, peer: Option<usize>) -> Call {
         self.numbers.next_call(kind, name, peer)
     }
 
-    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
+    /// buffer.
     pub fn exchange(
         &mut self,
         shared: &RankState,
@@ -59,8 +60,8 @@ impl Link {
         }
     }
 
-    /// Closes this rank's connections. Returns what is to be done after all ranks have left, which waits for them.
-    pub fn close(self) -> Option<Closing> {
+    /// Closes this rank's connections. Returns the action to do after all ranks have left, which waits for them.
+    pub fn close(self) -> Option<CloseAction> {
         match self.carrier {
             Carrier::Sockets(_) => None,
             #[cfg(feature = "mpi")]
@@ -69,5 +70,5 @@ impl Link {
     }
 }
 
-/// The last action of a rank. It is left out if the job has failed.
-pub(crate) type Closing = Box<dyn FnOnce()>;
+/// The last action of a rank. It is skipped if the job has failed.
+pub(crate) type CloseAction = Box<dyn FnOnce()>;

@@ -1,4 +1,4 @@
-//! A process of the job as the others know it: its machine, and the addresses to connect to.
+//! A process of the job, as the other processes see it: its machine, and the addresses to connect to.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,30 +11,31 @@ use crate::launch::Transport;
 
 /// A process of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct JobMember {
     pub rank: usize,
-    /// The name of its machine.
+    /// The name of the process's machine.
     pub host: String,
-    /// Its process id.
+    /// The process id.
     pub pid: u32,
-    /// See [`machine_id`].
+    /// The id of the process's machine; see [`machine_id`].
     pub machine: String,
-    /// The addresses of its machine. If a connection between it and rank 0 has used one of them, that is the first.
+    /// The addresses of the process's machine. If a connection to rank 0 has used one of them, that address is the
+    /// first.
     pub addresses: Vec<IpAddr>,
-    /// The port at which it accepts connections.
+    /// The port at which the process accepts connections.
     pub port: u16,
-    /// What it exchanges data by.
+    /// The transport with which the process exchanges data.
     pub transport: Transport,
 }
 
-impl fmt::Display for Member {
+impl fmt::Display for JobMember {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} ({}, process {})", self.rank, self.host, self.pid)
     }
 }
 
-impl Member {
-    /// This process. `is_local`: all ranks run on this machine, so its addresses are not needed.
+impl JobMember {
+    /// Describes this process. `is_local`: all ranks run on this machine, so its addresses are not needed.
     pub fn of_this_process(rank: usize, port: u16, is_local: bool, transport: Transport) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let host = read("/proc/sys/kernel/hostname").trim().to_string();
@@ -46,8 +47,8 @@ impl Member {
         Self { rank, host, pid: std::process::id(), machine: machine_id(), addresses, port, transport }
     }
 
-    /// Where to connect to this process, in the order of attempts. `first` is the name or address of its machine, if
-    /// the user has given one.
+    /// Returns the addresses for connecting to this process, in the order of attempts. `first` is the name or address
+    /// of its machine, if the user has set one.
     pub fn socket_addresses(&self, first: Option<&str>) -> Vec<SocketAddr> {
         if self.machine == machine_id() {
             return vec![SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))];
@@ -63,7 +64,7 @@ impl Member {
         sockets
     }
 
-    /// Makes an address the first one.
+    /// Moves an address to the front of the list.
     pub fn put_address_first(&mut self, address: IpAddr) {
         let address = address.to_canonical();
         self.addresses.retain(|known| *known != address);
@@ -71,15 +72,16 @@ impl Member {
     }
 }
 
-/// Identifies the machine of this process. Processes with the same id reach each other at 127.0.0.1: they have the same
-/// running kernel and the same network namespace. Two containers on one machine may have different namespaces.
+/// Returns an id of this process's machine. Processes with the same id reach each other at 127.0.0.1: they have the
+/// same running kernel and the same network namespace. Two containers on one machine may have different namespaces.
 fn machine_id() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let network = fs::read_link("/proc/self/ns/net").unwrap_or_default();
     format!("{} {}", boot.trim(), network.display())
 }
 
-/// This machine's IPv4 addresses, from the text of /proc/net/fib_trie: a line `|-- 10.0.0.12`, then `/32 host LOCAL`.
+/// Parses this machine's IPv4 addresses from the text of /proc/net/fib_trie: a line `|-- 10.0.0.12`, then
+/// `/32 host LOCAL`.
 fn ipv4_addresses(table: &str) -> Vec<Ipv4Addr> {
     let mut last = None;
     let mut found = Vec::new();
@@ -93,8 +95,9 @@ fn ipv4_addresses(table: &str) -> Vec<Ipv4Addr> {
     found
 }
 
-/// This machine's IPv6 addresses that other machines can reach, from the text of /proc/net/if_inet6: 32 hex digits,
-/// index of the interface, length of the prefix, scope (00 is global), flags, name of the interface.
+/// Parses the IPv6 addresses at which other machines can reach this machine from the text of /proc/net/if_inet6. Its
+/// columns are: 32 hex digits, index of the interface, length of the prefix, scope (00 is global), flags, name of the
+/// interface.
 fn ipv6_addresses(table: &str) -> Vec<Ipv6Addr> {
     let address = |line: &str| {
         let mut fields = line.split_whitespace();
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn other_machines_are_reached_at_each_address_once_and_the_given_one_first() {
-        let mut member = Member::of_this_process(3, 4000, false, Transport::Sockets);
+        let mut member = JobMember::of_this_process(3, 4000, false, Transport::Sockets);
         let local = [SocketAddr::from((Ipv4Addr::LOCALHOST, 4000))];
         assert_eq!(member.socket_addresses(Some("10.9.9.9")), local, "this machine is reached at its loopback address");
         member.machine = "another".into();

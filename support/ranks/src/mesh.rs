@@ -1,40 +1,42 @@
 //! The mesh: the connections on which pairs of ranks exchange data. Each connection is made by the first call that
-//! needs it. The higher rank of a pair connects to the lower one.
+//! needs it. The higher rank of a pair connects to the lower rank.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::call::Call;
 use crate::exchange::{DataConnection, ExchangeError, Transfer, exchange};
-use crate::handshake::{ConnectionPurpose, Hello, Token, connect_to};
-use crate::member::Member;
+use crate::handshake::{ConnectionPurpose, HelloMessage, JobToken, connect_to};
+use crate::member::JobMember;
 use crate::shared::RankState;
 use crate::timeouts::Timeouts;
 
-/// How long a rank tries to connect to one that refuses. A rank refuses for a moment when very many connect at once.
+/// The time for which a rank retries a refused connection. A rank can refuse for a moment when very many ranks
+/// connect at once.
 const RETRY_TIME: Duration = Duration::from_secs(1);
 
-/// The pause between two attempts.
+/// The pause between two attempts to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The data connections of a rank.
 #[derive(Debug)]
-pub(crate) struct Mesh {
+pub(crate) struct SocketMesh {
     rank: usize,
-    members: Vec<Member>,
-    token: Token,
+    members: Vec<JobMember>,
+    token: JobToken,
     timeouts: Timeouts,
-    /// By rank.
+    /// The connections to the other ranks, by rank.
     connections: Vec<DataConnection>,
 }
 
-impl Mesh {
-    pub fn new(rank: usize, members: Vec<Member>, token: Token, timeouts: Timeouts) -> Self {
+impl SocketMesh {
+    pub fn new(rank: usize, members: Vec<JobMember>, token: JobToken, timeouts: Timeouts) -> Self {
         let connections = members.iter().map(|_| DataConnection::default()).collect();
         Self { rank, members, token, timeouts, connections }
     }
 
-    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
+    /// buffer.
     pub fn exchange(
         &mut self,
         shared: &RankState,
@@ -46,8 +48,9 @@ impl Mesh {
         Ok(transfers.into_iter().map(Transfer::into_received).collect())
     }
 
-    /// Makes the missing connections. First this rank connects to lower ranks, whose watching threads accept at any
-    /// time; then it waits for higher ranks. So no two ranks wait for each other.
+    /// Makes the missing connections. This rank first connects to lower ranks, whose watching threads accept
+    /// connections at any time. Then it waits for the connections of higher ranks. So no two ranks wait for each
+    /// other.
     fn connect(&mut self, shared: &RankState, transfers: &[Transfer<'_>]) -> Result<(), ExchangeError> {
         let peers = || transfers.iter().map(|transfer| transfer.peer);
         for peer in peers().filter(|peer| *peer < self.rank) {
@@ -65,12 +68,13 @@ impl Mesh {
     }
 
     fn connect_to_peer(&self, shared: &RankState, peer: usize) -> Result<TcpStream, ExchangeError> {
-        let hello = Hello { from: self.rank, to: peer, size: self.members.len(), purpose: ConnectionPurpose::Data };
+        let hello =
+            HelloMessage { from: self.rank, to: peer, size: self.members.len(), purpose: ConnectionPurpose::Data };
         let may_continue = || !shared.has_failed();
         let start = Instant::now();
         loop {
             for address in self.members[peer].socket_addresses(None) {
-                // A stopped process does not answer; the watching thread notices its silence.
+                // A stopped process does not answer. The watching thread then notices that its heartbeats stop.
                 let connected = connect_to(address, self.token, &hello, self.timeouts.silence, may_continue);
                 if let Ok(stream) = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream)) {
                     return Ok(stream);

@@ -1,4 +1,4 @@
-//! Messages with data, on the connection of two ranks: a header, the name of the call, and the bytes.
+//! The format of data messages on the connection of two ranks: a header, the name of the call, and the bytes.
 //! ```text
 //! offset  size  contents
 //!      0     4  "reel"
@@ -25,26 +25,26 @@ use crate::call::{Call, CallKind};
 const MAGIC: [u8; 4] = *b"reel";
 const HEADER_BYTES: usize = 24;
 
-/// The longest header with its name.
+/// The maximum length in bytes of a header and the name after it.
 #[cfg(feature = "mpi")]
 pub(crate) const MAX_HEAD_BYTES: usize = HEADER_BYTES + MAX_NAME_BYTES;
 
 /// A message to send.
 #[derive(Debug)]
 pub(crate) struct OutgoingMessage<'a> {
-    /// Header and name.
+    /// The header and the name of the call.
     head: Vec<u8>,
     data: &'a [u8],
-    /// The number of bytes of both that are sent.
+    /// The number of bytes of head and data that are sent.
     sent: usize,
 }
 
-/// A message that is received, as far as it has arrived. Its data are in a buffer of its own, unless the caller
-/// receives them from the socket into another one.
+/// A message that is being received. Its data are in its own buffer, unless the caller receives them from the socket
+/// into another buffer.
 #[derive(Debug, Default)]
 pub(crate) struct IncomingMessage {
     head: Vec<u8>,
-    /// `None` until header and name have arrived.
+    /// `None` until the header and the name have arrived.
     pub header: Option<Header>,
     data: Vec<u8>,
 }
@@ -52,22 +52,22 @@ pub(crate) struct IncomingMessage {
 /// The contents of a header.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// The sender's call, without [`Call::peer`].
+    /// The call of the sender, without [`Call::peer`].
     pub call: Call,
     /// The number of bytes of data.
     pub length: usize,
 }
 
-/// Why a socket was not read or written.
+/// The reason why a socket was not read or written.
 #[derive(Debug)]
 pub(crate) enum SocketError {
-    /// It is not ready.
+    /// The socket is not ready.
     WouldBlock,
     /// The connection has closed.
     Closed,
     /// The header is malformed.
     Malformed,
-    /// There is no memory for this number of bytes.
+    /// The allocation of this number of bytes failed.
     NoMemory(usize),
 }
 
@@ -95,13 +95,13 @@ impl<'a> OutgoingMessage<'a> {
         self.sent == self.head.len() + self.data.len()
     }
 
-    /// Whether some bytes are sent.
+    /// Whether some bytes of the message are sent.
     #[cfg(feature = "mpi")]
     pub fn has_begun(&self) -> bool {
         self.sent > 0
     }
 
-    /// Copies the next bytes into `packet`, as many as are left and as it has room for. Returns their number.
+    /// Copies the next bytes into `packet`, as many as are left and fit into it. Returns their number.
     #[cfg(feature = "mpi")]
     pub fn copy_next(&mut self, packet: &mut [u8]) -> usize {
         let head = &self.head[self.sent.min(self.head.len())..];
@@ -120,7 +120,7 @@ impl IncomingMessage {
         self.header.as_ref().is_some_and(|header| self.data.len() == header.length)
     }
 
-    /// Whether the message has no data in its own buffer.
+    /// Whether the message's own buffer is empty.
     pub fn has_no_data(&self) -> bool {
         self.data.is_empty()
     }
@@ -129,7 +129,7 @@ impl IncomingMessage {
         self.data
     }
 
-    /// Receives a part of the head or of the data, by one system call.
+    /// Receives a part of the head or of the data with one system call.
     pub fn receive(&mut self, stream: &TcpStream) -> Result<(), SocketError> {
         let Some(header) = &self.header else { return self.receive_head(stream) };
         let left = header.length - self.data.len();
@@ -140,7 +140,7 @@ impl IncomingMessage {
             not_closed(recv(stream, spare_capacity(&mut self.data), RecvFlags::empty())?.1)?;
             return Ok(());
         }
-        // The allocator has given more memory than requested. It must not be filled with the next message.
+        // The allocator has returned more memory than requested. The excess must not be filled with the next message.
         let mut buffer = [0; 16 << 10];
         let wanted = left.min(buffer.len());
         let received = receive_into(stream, &mut buffer[..wanted])?;
@@ -160,12 +160,12 @@ impl IncomingMessage {
     }
 }
 
-/// Receives into a buffer that is not empty, by one system call. Returns the number of bytes.
+/// Receives into a non-empty buffer with one system call. Returns the number of received bytes.
 pub(crate) fn receive_into(stream: &TcpStream, buffer: &mut [u8]) -> Result<usize, SocketError> {
     not_closed(recv(stream, buffer, RecvFlags::empty())?.1)
 }
 
-/// Receiving 0 bytes means that the peer has closed the connection.
+/// Returns an error if 0 bytes were received, which means that the peer has closed the connection.
 fn not_closed(received: usize) -> Result<usize, SocketError> {
     if received == 0 { Err(SocketError::Closed) } else { Ok(received) }
 }
@@ -181,21 +181,21 @@ fn encode_head(call: &Call, length: usize) -> Vec<u8> {
     head
 }
 
-/// The length of header and name in bytes; without the name's until the header has arrived.
+/// Returns the length of header and name in bytes. Until the header has arrived, returns the length of the header.
 fn head_length(head: &[u8]) -> usize {
     let name = if head.len() < HEADER_BYTES { 0 } else { u16::from_le_bytes([head[6], head[7]]) };
     HEADER_BYTES + usize::from(name)
 }
 
-/// Decodes the head at the start of a message. Returns it with its length in bytes, or `None` if it is malformed or not
-/// complete.
+/// Decodes the head (header and name) at the start of a message. Returns the header and the length of the head in
+/// bytes, or `None` if the head is malformed or incomplete.
 #[cfg(feature = "mpi")]
 pub(crate) fn decode_start(bytes: &[u8]) -> Option<(Header, usize)> {
     let length = head_length(bytes);
     Some((decode_head(bytes.get(..length)?)?, length))
 }
 
-/// Returns `None` if the header is malformed.
+/// Decodes the head. Returns `None` if it is malformed.
 fn decode_head(head: &[u8]) -> Option<Header> {
     let (header, name) = head.split_first_chunk::<HEADER_BYTES>()?;
     let number = |at: usize| Some(u64::from_le_bytes(*header[at..].first_chunk()?));

@@ -1,4 +1,4 @@
-//! The calls by which ranks exchange data.
+//! The calls with which ranks exchange data.
 
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,29 +12,30 @@ use crate::call::{Call, CallKind};
 use crate::error::{RankError, Result};
 use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::{Transport, World};
-use crate::link::{Closing, Link};
-use crate::member::Member;
-use crate::mesh::Mesh;
+use crate::link::{CloseAction, DataLink};
+use crate::member::JobMember;
+use crate::mesh::SocketMesh;
 use crate::rendezvous;
 use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
 use crate::traffic::{Traffic, TrafficCounters};
 use crate::watch::{self, OnFailure};
 
-/// The longest time that [`Ranks::fail_job`] waits until the other ranks know.
+/// The maximum time that [`Ranks::fail_job`] waits until the other ranks know of the failure.
 const FAIL_TIME: Duration = Duration::from_secs(5);
 
-/// The longest time in which all ranks end their transport, after all have left.
+/// The maximum time that all ranks need to close their transport after all have left.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
 
-/// All ranks of a job, as one of them sees them.
+/// A handle to all ranks of a job. Each rank has its own.
 ///
 /// All ranks make the same collectives ([`barrier`](Ranks::barrier), [`broadcast`](Ranks::broadcast),
 /// [`all_gather`](Ranks::all_gather), [`all_to_all`](Ranks::all_to_all)) in the same order and with the same names.
-/// What one rank sends to another one, in collectives and by [`send`](Ranks::send), arrives in that order. Errors show
-/// the name of a call, so it should be specific, such as `gradients 17 of step 5`; only its first 256 bytes count.
+/// The data that one rank sends to another, in collectives and by [`send`](Ranks::send), arrive in that order. Errors
+/// show the name of a call, so it should be specific, such as `gradients 17 of step 5`. Only the first 256 bytes of
+/// the name count.
 ///
-/// Calls of several threads of a rank run one after the other.
+/// If several threads of a rank make calls, the calls run one after the other.
 ///
 /// # Errors
 /// When the job has failed, the running call and all later ones return the same error, on all ranks. A job fails
@@ -45,7 +46,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Ranks {
     world: World,
-    /// `None` if this is the only rank.
+    /// `None` if this rank is the only one.
     job: Option<Job>,
     counters: TrafficCounters,
 }
@@ -53,11 +54,11 @@ pub struct Ranks {
 #[derive(Debug)]
 struct Job {
     rank: usize,
-    members: Vec<Member>,
+    members: Vec<JobMember>,
     timeouts: Timeouts,
     shared: Arc<RankState>,
-    /// `None` before it is open, and after this rank has left.
-    link: Mutex<Option<Link>>,
+    /// `None` before the link is open, and after this rank has left.
+    link: Mutex<Option<DataLink>>,
     /// `None` after this rank has left.
     watcher: Option<JoinHandle<Option<OnFailure>>>,
 }
@@ -66,10 +67,10 @@ impl Ranks {
     /// Joins the job that `world` describes, through a file in `folder`, which all ranks share. Returns when all ranks
     /// have joined. A job of one rank needs no folder and no network.
     ///
-    /// `on_failure` is called from the watching thread, at most once, if the job fails and no call returns the failure
-    /// within [`Timeouts::notice`]. Then the other threads may wait for something else, such as a GPU, that cannot
-    /// complete without the failed rank. The function should end this wait or the process, and must not use these
-    /// ranks.
+    /// `on_failure` is called from the watching thread, at most once, if the job fails and no call returns the
+    /// failure within [`Timeouts::notice`]. In this case the other threads may be waiting for something else, such as
+    /// a GPU, that cannot complete without the failed rank. The function should end this wait or the process. It must
+    /// not use these ranks.
     ///
     /// # Errors
     /// - A rank is missing when [`Timeouts::join`] is over, or ends before all have joined.
@@ -87,15 +88,16 @@ impl Ranks {
         let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
         let shared = Arc::new(RankState::new(world.size).map_err(|e| no_event(&e))?);
         let watcher = Some(watch::start_watching_thread(rank, joined, &shared, &timeouts, on_failure)?);
-        let mesh = Mesh::new(rank, members.clone(), token, timeouts);
+        let mesh = SocketMesh::new(rank, members.clone(), token, timeouts);
         let job = Job { rank, members, timeouts, shared, link: Mutex::new(None), watcher };
-        // The watching thread runs already: initializing MPI waits for the other ranks without looking after them.
-        let link = Link::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
+        // The watching thread must already run here, because initializing MPI waits for the other ranks without
+        // noticing failed ones.
+        let link = DataLink::open(&world, mesh).inspect_err(|e| job.fail(&e.to_string()))?;
         *job.link() = Some(link);
         Ok(Self { world, job: Some(job), counters })
     }
 
-    /// This process, from 0 to [`Ranks::size`] - 1.
+    /// The number of this process, from 0 to [`Ranks::size`] - 1.
     pub fn rank(&self) -> usize {
         self.world.rank
     }
@@ -105,12 +107,12 @@ impl Ranks {
         self.world.size
     }
 
-    /// The place of this process in its job.
+    /// The rank and job of this process.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// What carries the data. A job of one rank has none.
+    /// The transport of the data. A job of one rank transports no data.
     pub fn transport(&self) -> Transport {
         self.world.transport()
     }
@@ -120,7 +122,7 @@ impl Ranks {
         self.counters.read()
     }
 
-    /// Returns the failure if the job has failed, without waiting for anything.
+    /// Returns the failure if the job has failed. Does not wait.
     ///
     /// # Errors
     /// The job has failed.
@@ -128,16 +130,16 @@ impl Ranks {
         self.job.as_ref().map_or(Ok(()), |job| job.shared.check())
     }
 
-    /// Waits until all ranks have called it.
+    /// Waits until all ranks have called this function.
     ///
     /// # Errors
-    /// The job fails, see [`Ranks`].
+    /// The job fails; see [`Ranks`].
     pub fn barrier(&self, name: &str) -> Result<()> {
         let Some(job) = &self.job else { return Ok(()) };
         job.call(CallKind::Barrier, name, None, |link, call| {
-            let notify = |peer| Transfer::new(peer).sending(call, &[]);
-            let wait = |peer| Transfer::new(peer).receiving();
-            // Rank 0 waits for all others and then notifies them.
+            let notify = |peer| Transfer::new(peer).with_send(call, &[]);
+            let wait = |peer| Transfer::new(peer).with_receive();
+            // Rank 0 waits for all other ranks, and then notifies them.
             let (first, second): (Vec<_>, Vec<_>) = match job.rank {
                 0 => (job.others().map(wait).collect(), job.others().map(notify).collect()),
                 _ => (vec![notify(0)], vec![wait(0)]),
@@ -147,8 +149,8 @@ impl Ranks {
         })
     }
 
-    /// Returns the bytes of rank `root` on all ranks. `root` passes `Some`, the others `None`. The call may return on
-    /// `root` before the others have the bytes.
+    /// Returns the bytes of rank `root` on all ranks. `root` passes `Some`, the other ranks pass `None`. The call may
+    /// return on `root` before the other ranks have the bytes.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].
@@ -165,8 +167,8 @@ impl Ranks {
         let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
         let received = job.call(CallKind::Broadcast, name, None, |link, call| {
             let transfers = match &bytes {
-                Some(bytes) => job.others().map(|peer| Transfer::new(peer).sending(call, bytes)).collect(),
-                None => vec![Transfer::new(root).receiving()],
+                Some(bytes) => job.others().map(|peer| Transfer::new(peer).with_send(call, bytes)).collect(),
+                None => vec![Transfer::new(root).with_receive()],
             };
             link.exchange(&job.shared, call, transfers)
         })?;
@@ -179,7 +181,7 @@ impl Ranks {
         Ok(bytes)
     }
 
-    /// Returns the bytes that each rank passes, by rank. Their lengths may differ.
+    /// Returns the bytes that each rank has passed, by rank. Their lengths may differ.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].
@@ -187,7 +189,7 @@ impl Ranks {
         self.exchange_all(CallKind::AllGather, name, &vec![mine; self.size()])
     }
 
-    /// Sends `send[r]` to each rank r. Returns the bytes that each rank has sent to this one, by rank.
+    /// Sends `send[r]` to each rank r. Returns the bytes that each rank has sent to this rank, by rank.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].
@@ -204,7 +206,7 @@ impl Ranks {
         let mut received = match &self.job {
             None => Vec::new(),
             Some(job) => job.call(kind, name, None, |link, call| {
-                let transfer = |peer| Transfer::new(peer).sending(call, send[peer]).receiving();
+                let transfer = |peer| Transfer::new(peer).with_send(call, send[peer]).with_receive();
                 link.exchange(&job.shared, call, job.others().map(transfer).collect())
             })?,
         };
@@ -213,8 +215,8 @@ impl Ranks {
         Ok(received)
     }
 
-    /// As [`Ranks::all_to_all`], but writes the bytes that rank r has sent into `receive[r]`, which must have their
-    /// length. Allocates no memory for them.
+    /// Does the same as [`Ranks::all_to_all`], but writes the bytes of rank r into `receive[r]`, which must have
+    /// their length. Allocates no memory for them.
     ///
     /// # Errors
     /// The job fails, see [`Ranks`]. After an error, the contents of `receive` are unspecified.
@@ -231,7 +233,7 @@ impl Ranks {
         job.call(CallKind::AllToAll, name, None, |link, call| {
             let mut transfers = Vec::with_capacity(send.len());
             for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
-                transfers.push(Transfer::new(peer).sending(call, send[peer]).receiving_into(buffer));
+                transfers.push(Transfer::new(peer).with_send(call, send[peer]).with_receive_into(buffer));
             }
             link.exchange(&job.shared, call, transfers)
         })?;
@@ -251,18 +253,18 @@ impl Ranks {
     /// The job fails, see [`Ranks`].
     ///
     /// # Panics
-    /// `to` is this rank, or not below the number of ranks.
+    /// `to` is this rank, or not less than the number of ranks.
     pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
         self.check_peer("send", name, to);
         let Some(job) = &self.job else { return Ok(()) };
         job.call(CallKind::Send, name, Some(to), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
+            link.exchange(&job.shared, call, vec![Transfer::new(to).with_send(call, bytes)])
         })?;
         self.counters.add(CallKind::Send, bytes.len(), 0);
         Ok(())
     }
 
-    /// Waits for the bytes that another rank sends to this one by [`Ranks::send`].
+    /// Waits for bytes that another rank sends to this rank with [`Ranks::send`].
     ///
     /// # Errors
     /// The job fails, see [`Ranks`].
@@ -273,7 +275,7 @@ impl Ranks {
         self.check_peer("receive", name, from);
         let Some(job) = &self.job else { return Ok(Vec::new()) };
         let received = job.call(CallKind::Receive, name, Some(from), |link, call| {
-            link.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
+            link.exchange(&job.shared, call, vec![Transfer::new(from).with_receive()])
         })?;
         let bytes = received.into_iter().next().unwrap_or_default();
         self.counters.add(CallKind::Receive, 0, bytes.len());
@@ -284,23 +286,23 @@ impl Ranks {
         assert!(peer < self.size() && peer != self.rank(), "{what} '{name}': {peer} is not another rank");
     }
 
-    /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank 0
-    /// has told the others. Does nothing if the job has failed already.
+    /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank
+    /// 0 has notified the other ranks. Does nothing if the job has already failed.
     pub fn fail_job(&self, text: &str) {
         if let Some(job) = &self.job {
             job.fail(text);
         }
     }
 
-    /// Leaves the job, which is the normal end. On rank 0 it waits until all other ranks have left, at most
-    /// [`Timeouts::call`], because rank 0 watches over them until then. With MPI, each rank waits for all. Dropping the
-    /// value does the same, but hides the error. If a thread drops it while it panics, the job fails.
+    /// Leaves the job, which is the normal end. Rank 0 watches over the other ranks until they have left, so on rank
+    /// 0 this call waits for them, at most [`Timeouts::call`]. With MPI, each rank waits for all ranks. Dropping the
+    /// value does the same, but hides the error. If a thread drops it during a panic, the job fails.
     ///
-    /// If another rank then waits for this one in a call, the job fails and the error names this rank. A rank that
-    /// leaves because of an error should call [`Ranks::fail_job`] before, so that the others print the reason.
+    /// If another rank later waits for this rank in a call, the job fails, and the error names this rank. A rank that
+    /// leaves because of an error should first call [`Ranks::fail_job`], so that the other ranks print the reason.
     ///
     /// # Errors
-    /// The job fails before this rank has left, or has failed.
+    /// The job has failed, or fails before this rank has left.
     pub fn leave(mut self) -> Result<()> {
         self.job.as_mut().map_or(Ok(()), Job::leave)
     }
@@ -312,13 +314,13 @@ impl Job {
         (0..self.members.len()).filter(move |other| *other != rank)
     }
 
-    /// Runs a call. `work` exchanges its data.
+    /// Runs a call. The function `work` exchanges the call's data.
     fn call<T>(
         &self,
         kind: CallKind,
         name: &str,
         peer: Option<usize>,
-        work: impl FnOnce(&mut Link, &Call) -> Result<T, ExchangeError>,
+        work: impl FnOnce(&mut DataLink, &Call) -> Result<T, ExchangeError>,
     ) -> Result<T> {
         let mut link = self.link();
         self.shared.check()?;
@@ -330,13 +332,15 @@ impl Job {
         result
     }
 
-    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+    fn link(&self) -> MutexGuard<'_, Option<DataLink>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fails the job because of this call. Returns the failure that rank 0 decides on, which can be another one.
+    /// Fails the job because of an error in this call. Returns the failure that rank 0 decides on, which can be
+    /// another one.
     fn fail_call(&self, error: ExchangeError, call: &Call) -> RankError {
-        // Rank 0 answers within seconds. If it has ended, the watching thread notices within the time of silence.
+        // Rank 0 answers within seconds. If rank 0 has ended, the watching thread notices it within the time of
+        // silence.
         let limit = self.timeouts.silence + FAIL_TIME;
         match error {
             ExchangeError::Invalid(error) => {
@@ -370,13 +374,13 @@ impl Job {
     fn leave(&mut self) -> Result<()> {
         let Some(watcher) = self.watcher.take() else { return Ok(()) };
         let link = self.link().take();
-        // Closes the connections, so that ranks that wait for this one notice.
-        let closing = link.and_then(Link::close);
+        // This closes the connections, so ranks that wait for this rank notice that it has left.
+        let closing = link.and_then(DataLink::close);
         if self.rank == 0 {
             self.shared.begin_call(&Call::new(CallKind::Leave, "", 0, None));
         }
         self.shared.leave();
-        // If the watching thread has panicked, its panic has been printed.
+        // If the watching thread has panicked, its panic was already printed.
         let on_failure = watcher.join().ok().flatten();
         self.shared.check()?;
         if let Some(closing) = closing {
@@ -387,13 +391,13 @@ impl Job {
 }
 
 impl Job {
-    /// Runs the last action, `MPI_Finalize`, which waits for all ranks. If one is killed in these milliseconds,
-    /// `on_failure` ends the wait, because the watching thread has ended.
-    fn close(&self, closing: Closing, on_failure: Option<OnFailure>) {
+    /// Runs the last action, `MPI_Finalize`, which waits for all ranks. If a rank is killed during these
+    /// milliseconds, `on_failure` ends the wait, because the watching thread has already ended.
+    fn close(&self, closing: CloseAction, on_failure: Option<OnFailure>) {
         let error =
             self.error_of(self.rank, &format!("has waited {} s for the end of all ranks", CLOSE_TIME.as_secs()));
         let (done, end) = mpsc::channel::<()>();
-        // Without this thread, only the launcher ends the wait.
+        // If this thread cannot be created, only the launcher can end the wait.
         let _ = std::thread::Builder::new().name("ranks-end".to_owned()).spawn(move || {
             if end.recv_timeout(CLOSE_TIME) == Err(RecvTimeoutError::Timeout)
                 && let Some(on_failure) = on_failure

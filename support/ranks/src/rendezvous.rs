@@ -1,11 +1,11 @@
 //! The processes of a job find each other through a file in a folder that they share.
 //!
 //! Rank 0 listens at a free port and writes its addresses, the port and a random token to the file. The other ranks
-//! wait for the file, connect, and send the token. When all are connected, rank 0 removes the file.
+//! wait for the file, connect, and send the token. When all ranks are connected, rank 0 removes the file.
 //!
-//! A file can be stale: left by an earlier job that crashed, possibly with the same job id. Then the connection is
-//! refused, or another program has the port and does not answer as rank 0 would. The rank reads the file again until
-//! rank 0 has replaced it.
+//! A file can be stale: an earlier job that crashed left it, possibly with the same job id. In this case the
+//! connection is refused, or another program uses the port and does not answer like rank 0. The rank then reads the
+//! file again until rank 0 has replaced it.
 
 use std::fs;
 use std::io;
@@ -19,32 +19,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::{ControlConnection, ControlMessage, wait_for, wait_until};
 use crate::error::{RankError, Result, format_ranks};
-use crate::handshake::{Acceptor, ConnectionPurpose, Hello, Token, connect_to};
+use crate::handshake::{ConnectionAcceptor, ConnectionPurpose, HelloMessage, JobToken, connect_to};
 use crate::launch::World;
-use crate::member::Member;
+use crate::member::JobMember;
 use crate::timeouts::Timeouts;
 
-/// The longest rendezvous file in bytes.
+/// The maximum size of the rendezvous file in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The pause before a rank reads the file again: at first, and at most. It doubles each time.
+/// The first and the longest pause before a rank reads the file again. The pause doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(320);
 
-/// How often rank 0 checks that no other process has replaced its file.
+/// The interval at which rank 0 checks that no other process has replaced its file.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest time for sending an error to the other ranks before their connections are closed.
+/// The maximum time for sending an error to the other ranks before their connections are closed.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// The connections of a rank that has joined its job.
 #[derive(Debug)]
 pub(crate) struct JobConnections {
-    /// By rank.
-    pub members: Vec<Member>,
+    /// All processes of the job, by rank.
+    pub members: Vec<JobMember>,
     /// Accepts connections for data.
-    pub acceptor: Acceptor,
-    /// The control connections by rank: rank 0 has one to each other rank, which has one to rank 0.
+    pub acceptor: ConnectionAcceptor,
+    /// The control connections by rank. Rank 0 has one to each other rank, and each other rank has one to rank 0.
     pub controls: Vec<Option<ControlConnection>>,
 }
 
@@ -53,18 +53,18 @@ pub(crate) struct JobConnections {
 struct RendezvousInfo {
     job: String,
     size: usize,
-    /// 32 hex digits.
+    /// The token of the job in 32 hex digits.
     token: String,
-    rank_0: Member,
+    rank_0: JobMember,
 }
 
 impl RendezvousInfo {
-    fn token(&self) -> Option<Token> {
-        Token::from_hex(&self.token)
+    fn token(&self) -> Option<JobToken> {
+        JobToken::from_hex(&self.token)
     }
 }
 
-/// Whether a file of this name is one by which ranks meet in a folder. A killed job may leave it there.
+/// Tells by its name whether a file is a rendezvous file. A killed job may leave such a file behind.
 pub fn is_rendezvous_file(name: &str) -> bool {
     name.strip_prefix("ranks-").is_some_and(|rest| rest.ends_with(".json"))
 }
@@ -72,15 +72,16 @@ pub fn is_rendezvous_file(name: &str) -> bool {
 /// Connects the ranks of a job.
 ///
 /// # Errors
-/// A rank is missing when the time limit is over, or has ended; two processes have the same rank, or differ in the
-/// number of ranks; no port is free; rank 0 cannot write the folder.
+/// A rank is missing at the end of the time limit, or has ended; two processes have the same rank, or differ in the
+/// number of ranks; no port is free; rank 0 cannot write to the folder.
 pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<JobConnections> {
     let mut job = FingerprintBuilder::default();
     job.add(&world.job, 0);
     let path = folder.join(format!("ranks-{}.json", job.finish()));
-    let acceptor = Acceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
+    let acceptor =
+        ConnectionAcceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
     let port = acceptor.port().map_err(cannot_listen)?;
-    let member = Member::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
+    let member = JobMember::of_this_process(world.rank, port, world.is_on_one_machine(), world.transport());
     if world.rank == 0 {
         Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
     } else {
@@ -93,7 +94,7 @@ fn cannot_listen(error: io::Error) -> RankError {
     Diagnostic::new("", what, "check the network of this machine and the limit of open files (ulimit -n)").into()
 }
 
-/// The end of waiting, and the times of notes meanwhile.
+/// The deadline of a wait, and the times at which notes are printed during the wait.
 struct Deadline {
     end: Instant,
     next_note: Instant,
@@ -120,20 +121,20 @@ impl Deadline {
     }
 }
 
-/// The rendezvous file of this process, which is rank 0. Dropping it removes the file.
+/// The rendezvous file of this process, which is rank 0. Dropping this value removes the file.
 struct RendezvousFile {
     path: PathBuf,
-    token: Token,
+    token: JobToken,
     _unfinished: TemporaryPaths,
 }
 
 impl RendezvousFile {
-    fn write(path: PathBuf, info: &RendezvousInfo, token: Token) -> Result<Self> {
+    fn write(path: PathBuf, info: &RendezvousInfo, token: JobToken) -> Result<Self> {
         let text = serde_json::to_vec(info).unwrap_or_default();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let part = path.with_file_name(format!(".{name}.{}-{}.part", info.rank_0.pid, info.rank_0.port));
         let unfinished = TemporaryPaths::new([path.clone(), part.clone()]);
-        // Only this user may read the token.
+        // The file is private (mode 0600), because only this user may read the token.
         let written = write_synced_with_mode(&part, &text, true).and_then(|()| fs::rename(&part, &path));
         written.map_err(|e| {
             let _ = fs::remove_file(&part);
@@ -145,27 +146,33 @@ impl RendezvousFile {
 
 impl Drop for RendezvousFile {
     fn drop(&mut self) {
-        // Another process may have replaced the file; then it stays.
+        // If another process has replaced the file, the file stays.
         if read_info(&self.path).is_some_and(|info| info.token() == Some(self.token)) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Rank 0 while the others join.
+/// The state of rank 0 while the other ranks join.
 struct Coordinator<'a> {
     world: &'a World,
     timeouts: Timeouts,
-    member: Member,
-    acceptor: Acceptor,
+    member: JobMember,
+    acceptor: ConnectionAcceptor,
     file: RendezvousFile,
     next_check: Instant,
-    /// By rank: the processes that have joined.
-    joined: Vec<Option<(Member, ControlConnection)>>,
+    /// The processes that have joined, by rank.
+    joined: Vec<Option<(JobMember, ControlConnection)>>,
 }
 
 impl<'a> Coordinator<'a> {
-    fn new(world: &'a World, path: PathBuf, acceptor: Acceptor, member: Member, timeouts: Timeouts) -> Result<Self> {
+    fn new(
+        world: &'a World,
+        path: PathBuf,
+        acceptor: ConnectionAcceptor,
+        member: JobMember,
+        timeouts: Timeouts,
+    ) -> Result<Self> {
         let token = acceptor.token();
         let (job, size) = (world.job.clone(), world.size);
         let contents = RendezvousInfo { job, size, token: token.to_hex(), rank_0: member.clone() };
@@ -211,20 +218,20 @@ impl<'a> Coordinator<'a> {
 
     fn wait(&self) {
         let mut events = Vec::new();
-        self.acceptor.poll_events(&mut events);
+        self.acceptor.add_poll_events(&mut events);
         events.extend(self.joined.iter().flatten().map(|(_, control)| control.poll_event()));
         wait_for(&mut events, MAX_PAUSE);
     }
 
-    /// Adds a process that has connected.
-    fn add(&mut self, hello: Hello, mut control: ControlConnection) -> Result<()> {
+    /// Adds a process that has connected to this rank.
+    fn add(&mut self, hello: HelloMessage, mut control: ControlConnection) -> Result<()> {
         let ConnectionPurpose::Join(mut member) = hello.purpose else { return Ok(()) };
         let error = if hello.size != self.world.size || member.rank >= hello.size {
             Some(different_sizes(&self.member, self.world, &member, hello.size))
         } else if member.transport != self.member.transport {
             Some(different_transports(&self.member, &member))
         } else {
-            self.member_of_rank(member.rank).map(|first| duplicate_rank(first, &member))
+            self.member_of_rank(member.rank).map(|first| duplicate_rank_error(first, &member))
         };
         if let Some(error) = error {
             control.send(&ControlMessage::Failed(error.clone()));
@@ -239,8 +246,8 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// The process that has joined with this rank.
-    fn member_of_rank(&self, rank: usize) -> Option<&Member> {
+    /// Returns the process that has joined as this rank.
+    fn member_of_rank(&self, rank: usize) -> Option<&JobMember> {
         if rank == 0 { Some(&self.member) } else { self.joined[rank].as_ref().map(|(member, _)| member) }
     }
 
@@ -253,8 +260,8 @@ impl<'a> Coordinator<'a> {
         Ok(())
     }
 
-    /// Fails if another process has replaced the file: it is rank 0 as well. Connecting to it lets it fail, too,
-    /// together with the ranks that have found it.
+    /// Returns an error if another process has replaced the file, because that process is rank 0 too. Connecting to
+    /// it makes it fail too, together with the ranks that have found it.
     fn check_file(&mut self) -> Result<()> {
         if Instant::now() < self.next_check {
             return Ok(());
@@ -263,10 +270,10 @@ impl<'a> Coordinator<'a> {
         let Some(info) = read_info(&self.file.path) else { return Ok(()) };
         let Some(token) = info.token().filter(|token| *token != self.file.token) else { return Ok(()) };
         let purpose = ConnectionPurpose::Join(self.member.clone());
-        let hello = Hello { from: 0, to: 0, size: self.world.size, purpose };
+        let hello = HelloMessage { from: 0, to: 0, size: self.world.size, purpose };
         for socket in info.rank_0.socket_addresses(None) {
             if connect_to(socket, token, &hello, self.timeouts.handshake, || true).is_ok() {
-                return Err(duplicate_rank(&info.rank_0, &self.member));
+                return Err(duplicate_rank_error(&info.rank_0, &self.member));
             }
         }
         Ok(())
@@ -308,32 +315,32 @@ impl<'a> Coordinator<'a> {
     }
 }
 
-fn different_sizes(rank_0: &Member, world: &World, joiner: &Member, size: usize) -> RankError {
+fn different_sizes(rank_0: &JobMember, world: &World, joiner: &JobMember, size: usize) -> RankError {
     let what = format!("counts {size} ranks, but {rank_0} counts {}", world.size);
     let help = "start all processes of the job with the same number of ranks";
     Diagnostic::new(joiner.to_string(), what, help).into()
 }
 
-fn different_transports(rank_0: &Member, joiner: &Member) -> RankError {
+fn different_transports(rank_0: &JobMember, joiner: &JobMember) -> RankError {
     let what = format!("exchanges data by {}, but {rank_0} by {}", joiner.transport, rank_0.transport);
     Diagnostic::new(joiner.to_string(), what, "start the same program on all machines, by one launcher").into()
 }
 
-/// The error of two processes that have the same rank.
-pub(crate) fn duplicate_rank(first: &Member, second: &Member) -> RankError {
-    let place = |member: &Member| format!("process {} on {}", member.pid, member.host);
+/// Returns the error about two processes that have the same rank.
+pub(crate) fn duplicate_rank_error(first: &JobMember, second: &JobMember) -> RankError {
+    let place = |member: &JobMember| format!("process {} on {}", member.pid, member.host);
     let what = format!("{} has this rank, and {} has it, too", place(first), place(second));
     let help = "start each rank once, and one job at a time in an output folder";
     Diagnostic::new(format!("rank {}", second.rank), what, help).into()
 }
 
-fn ended_early(member: &Member) -> RankError {
+fn ended_early(member: &JobMember) -> RankError {
     let diagnostic = Diagnostic::new(member.to_string(), "ended before all ranks had joined", "look at its output");
     RankError { diagnostic, rank: Some(member.rank) }
 }
 
-/// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first: NFS caches
-/// that a file does not exist, so opening it could fail for a while after rank 0 has written it.
+/// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first, because
+/// NFS caches the absence of a file: opening the file could fail for a while after rank 0 has written it.
 fn read_info(path: &Path) -> Option<RendezvousInfo> {
     let name = path.file_name()?;
     let mut entries = fs::read_dir(path.parent()?).ok()?;
@@ -341,16 +348,16 @@ fn read_info(path: &Path) -> Option<RendezvousInfo> {
     serde_json::from_slice(&input::read_file(path, MAX_FILE_BYTES).ok()?).ok()
 }
 
-/// A rank other than 0 while it joins.
+/// The state of a rank other than 0 while it joins.
 struct Joiner<'a> {
     world: &'a World,
     path: PathBuf,
-    member: Member,
+    member: JobMember,
     timeouts: Timeouts,
 }
 
 impl Joiner<'_> {
-    fn join(&self, mut acceptor: Acceptor) -> Result<JobConnections> {
+    fn join(&self, mut acceptor: ConnectionAcceptor) -> Result<JobConnections> {
         let mut deadline = Deadline::new(&self.timeouts);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -373,11 +380,11 @@ impl Joiner<'_> {
         }
     }
 
-    /// Connects to rank 0. The error says what failed.
-    fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(Token, ControlConnection), String> {
+    /// Connects to rank 0. The error is a text about what failed.
+    fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(JobToken, ControlConnection), String> {
         let token = info.token().ok_or_else(|| format!("{} has no token", self.path.display()))?;
         let purpose = ConnectionPurpose::Join(self.member.clone());
-        let hello = Hello { from: self.world.rank, to: 0, size: self.world.size, purpose };
+        let hello = HelloMessage { from: self.world.rank, to: 0, size: self.world.size, purpose };
         let mut obstacles = Vec::new();
         for socket in info.rank_0.socket_addresses(self.world.address.as_deref()) {
             match connect_to(socket, token, &hello, self.timeouts.handshake, || true).and_then(ControlConnection::new) {
@@ -390,11 +397,11 @@ impl Joiner<'_> {
 
     fn wait_for_welcome(
         &self,
-        acceptor: Acceptor,
+        acceptor: ConnectionAcceptor,
         mut control: ControlConnection,
-        mut rank_0: Member,
+        mut rank_0: JobMember,
     ) -> Result<JobConnections> {
-        // Rank 0 reaches its own time limit before, and its error names the missing ranks.
+        // Rank 0 reaches its own time limit earlier, and its error names the missing ranks.
         let deadline = Instant::now() + self.timeouts.join + CLOSE_TIME;
         if let Ok(address) = control.stream().peer_addr() {
             rank_0.put_address_first(address.ip());
@@ -425,7 +432,7 @@ impl Joiner<'_> {
         RankError { diagnostic: Diagnostic::new(format!("rank {}", self.world.rank), what, help), rank: Some(0) }
     }
 
-    fn no_answer(&self, rank_0: &Member) -> RankError {
+    fn no_answer(&self, rank_0: &JobMember) -> RankError {
         let what = format!("has not answered within {} seconds", self.timeouts.join.as_secs_f64());
         RankError { diagnostic: Diagnostic::new(rank_0.to_string(), what, "look at its output"), rank: Some(0) }
     }

@@ -1,4 +1,4 @@
-//! The state that the threads of a rank share: those that call [`Ranks`](crate::Ranks), and the watching thread.
+//! The state shared by the threads of a rank: the threads that call [`Ranks`](crate::Ranks), and the watching thread.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::error::{RankError, Result};
 
-/// The state of a rank in its job.
+/// The state of a rank in its job, shared by its threads.
 #[derive(Debug)]
 pub(crate) struct RankState {
     state: Mutex<State>,
-    /// Notified when the job fails or a rank has connected.
+    /// Notified when the job fails or another rank has connected.
     changed: Condvar,
     has_failed: AtomicBool,
-    /// An eventfd that is readable from the failure of the job on.
+    /// An eventfd that becomes readable when the job fails.
     failed: File,
     /// An eventfd that wakes the watching thread.
     wake: File,
-    /// When a call last sent or received data, or began: milliseconds after `start`.
+    /// The time at which a call last sent or received data, or began, in milliseconds after `start`.
     progress_ms: AtomicU64,
     start: Instant,
 }
@@ -36,12 +36,12 @@ struct State {
     /// Whether a call has returned the failure.
     is_returned: bool,
     requests: Vec<WatcherRequest>,
-    /// The last call.
+    /// The last call of this rank.
     call: Option<Call>,
     is_in_call: bool,
-    /// The number of collectives that have begun.
+    /// The number of collectives that this rank has begun.
     collectives: u64,
-    /// By rank: connections for data that no call has taken yet.
+    /// By rank: data connections that no call has used yet.
     accepted: Vec<Option<TcpStream>>,
     is_leaving: bool,
 }
@@ -49,14 +49,14 @@ struct State {
 /// A message to the watching thread.
 #[derive(Debug)]
 pub(crate) enum WatcherRequest {
-    /// The connection to rank `about`, which `call` needs, has closed or cannot be made.
+    /// The connection to rank `about` has closed or cannot be made, and `call` needs it.
     Suspicion { about: usize, call: Call },
-    /// This rank has failed, or has found an error of another one.
+    /// This rank has failed, or has found an error of another rank.
     Report(RankError),
 }
 
 impl RankState {
-    /// The state of a rank that has just joined.
+    /// Creates the state of a rank that has just joined.
     ///
     /// # Errors
     /// The process has no free file descriptor.
@@ -82,24 +82,25 @@ impl RankState {
         self.start.elapsed().as_millis() as u64
     }
 
-    /// Readable from the failure of the job on.
-    pub fn failed_event(&self) -> BorrowedFd<'_> {
+    /// An event that becomes readable when the job fails.
+    pub fn failure_event(&self) -> BorrowedFd<'_> {
         self.failed.as_fd()
     }
 
-    /// Readable when the watching thread has something to do, until it calls [`RankState::clear_wake_event`].
+    /// An event that is readable while the watching thread has work to do, until [`RankState::clear_wake_event`] is
+    /// called.
     pub fn wake_event(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
-    /// To be called before the watching thread looks for requests.
+    /// Clears the wake event. The watching thread calls this before it takes requests.
     pub fn clear_wake_event(&self) {
-        // Fails if the event is clear already.
+        // The read fails if the event is already clear.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
     fn wake_watching_thread(&self) {
-        // Fails only if the event's counter is at its maximum; then it is readable.
+        // The write fails only if the event's counter is at its maximum. Then the event is readable anyway.
         let _ = (&self.wake).write(&1u64.to_ne_bytes());
     }
 
@@ -118,13 +119,13 @@ impl RankState {
         }
     }
 
-    /// The failure of the job that no call has returned yet.
+    /// Returns the failure of the job if no call has returned it yet.
     pub fn unreturned_failure(&self) -> Option<RankError> {
         let state = self.state();
         state.failure.clone().filter(|_| !state.is_returned)
     }
 
-    /// Returns the failure of the job to a caller.
+    /// Returns an error if the job has failed, and records that a call has returned the failure.
     ///
     /// # Errors
     /// The job has failed.
@@ -137,7 +138,7 @@ impl RankState {
         state.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Records that a call begins.
+    /// Records that this rank begins a call.
     pub fn begin_call(&self, call: &Call) {
         let mut state = self.state();
         state.call = Some(call.clone());
@@ -146,26 +147,26 @@ impl RankState {
         self.record_progress();
     }
 
-    /// Records that the call ends.
+    /// Records that this rank ends a call.
     pub fn end_call(&self) {
         self.state().is_in_call = false;
     }
 
-    /// Records that the call has sent or received data.
+    /// Records that a call has sent or received data.
     pub fn record_progress(&self) {
         self.progress_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// What this rank does.
-    pub fn activity(&self) -> Activity {
+    /// The current activity of this rank.
+    pub fn activity(&self) -> RankActivity {
         let state = self.state();
         let waiting = self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Relaxed));
         let waiting_ms = state.is_in_call.then_some(waiting);
-        Activity { call: state.call.clone(), waiting_ms, collectives: state.collectives }
+        RankActivity { call: state.call.clone(), waiting_ms, collectives: state.collectives }
     }
 
-    /// Sends a request to the watching thread and waits for the failure of the job that results. If there is none
-    /// within `limit`, the job fails with `otherwise`.
+    /// Sends a request to the watching thread and waits until it fails the job. If the job has not failed after
+    /// `limit`, it fails with `otherwise`.
     pub fn request_failure(&self, request: WatcherRequest, limit: Duration, otherwise: RankError) -> RankError {
         let mut state = self.state();
         state.requests.push(request);
@@ -175,25 +176,25 @@ impl RankState {
         self.check().err().unwrap_or(otherwise)
     }
 
-    /// Takes all requests.
+    /// Takes all requests to the watching thread.
     pub fn take_requests(&self) -> Vec<WatcherRequest> {
         std::mem::take(&mut self.state().requests)
     }
 
-    /// Stores the connection that a rank has made.
+    /// Stores a connection that another rank has made.
     pub fn put_connection(&self, rank: usize, stream: TcpStream) {
         self.state().accepted[rank] = Some(stream);
         self.changed.notify_all();
     }
 
-    /// Waits until a rank has connected. Returns `None` if the job fails before.
+    /// Waits until another rank has connected, and takes the connection. Returns `None` if the job fails before that.
     pub fn take_connection(&self, rank: usize) -> Option<TcpStream> {
         let must_wait = |state: &mut State| state.failure.is_none() && state.accepted[rank].is_none();
         let state = self.changed.wait_while(self.state(), must_wait);
         state.unwrap_or_else(PoisonError::into_inner).accepted[rank].take()
     }
 
-    /// Takes the connection of a rank if it has connected.
+    /// Takes the connection that another rank has made; `None` if it has not connected yet.
     pub fn try_take_connection(&self, rank: usize) -> Option<TcpStream> {
         self.state().accepted[rank].take()
     }

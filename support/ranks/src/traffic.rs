@@ -4,27 +4,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::call::CallKind;
 
-/// The data that a rank has sent to other ranks and received from them, in bytes, by the kind of call. Headers and
-/// control messages do not count, nor does a rank's own part of a collective. Data for several ranks count once for
-/// each.
+/// The bytes of data that a rank has sent to other ranks and received from them, by the kind of call. Headers,
+/// control messages and a rank's own part of a collective are not counted. Data for several ranks are counted once
+/// per rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// [`Ranks::broadcast`](crate::Ranks::broadcast).
+    /// Data of [`Ranks::broadcast`](crate::Ranks::broadcast).
     pub broadcast: TrafficVolume,
-    /// [`Ranks::all_gather`](crate::Ranks::all_gather).
+    /// Data of [`Ranks::all_gather`](crate::Ranks::all_gather).
     pub all_gather: TrafficVolume,
-    /// [`Ranks::all_to_all`](crate::Ranks::all_to_all) and [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
+    /// Data of [`Ranks::all_to_all`](crate::Ranks::all_to_all) and
+    /// [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
     pub all_to_all: TrafficVolume,
-    /// [`Ranks::send`](crate::Ranks::send) and [`Ranks::receive`](crate::Ranks::receive).
+    /// Data of [`Ranks::send`](crate::Ranks::send) and [`Ranks::receive`](crate::Ranks::receive).
     pub point_to_point: TrafficVolume,
 }
 
-/// A number of bytes in each direction.
+/// The number of bytes in each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrafficVolume {
-    /// Bytes sent.
+    /// The number of bytes sent.
     pub sent: u64,
-    /// Bytes received.
+    /// The number of bytes received.
     pub received: u64,
 }
 
@@ -37,7 +38,7 @@ impl Traffic {
     }
 }
 
-/// The counters behind [`Traffic`].
+/// The counters from which [`Traffic`] is read.
 #[derive(Debug, Default)]
 pub(crate) struct TrafficCounters([[AtomicU64; 2]; CallKind::ALL.len()]);
 

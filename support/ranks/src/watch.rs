@@ -1,8 +1,8 @@
 //! The watching thread of a rank. It sends heartbeats, receives control messages, and ends the job when a rank fails,
 //! even while all other threads of the process wait for something else.
 //!
-//! Rank 0's thread hears from all ranks and decides (see [`FailureDetector`]). The threads of other ranks report to it
-//! and carry out its decisions. They decide themselves only that rank 0 has ended.
+//! Rank 0's thread gets the messages of all ranks and decides (see [`FailureDetector`]). The threads of other ranks
+//! report to it and carry out its decisions. The only failure that they detect themselves is the end of rank 0.
 
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -12,30 +12,30 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::Diagnostic;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::call::{Activity, Call};
+use crate::call::{Call, RankActivity};
 use crate::control::{ControlConnection, ControlMessage, wait_for};
 use crate::error::{RankError, Result};
 use crate::failure_detector::{FailureDetector, process_ended_error, silent_rank_error};
-use crate::handshake::{Acceptor, ConnectionPurpose, Hello};
+use crate::handshake::{ConnectionAcceptor, ConnectionPurpose, HelloMessage};
 use crate::launch::Transport;
-use crate::member::Member;
-use crate::rendezvous::{JobConnections, duplicate_rank};
+use crate::member::JobMember;
+use crate::rendezvous::{JobConnections, duplicate_rank_error};
 use crate::shared::{RankState, WatcherRequest};
 use crate::timeouts::Timeouts;
 
 /// A function that is called with the failure of the job.
 pub type OnFailure = Box<dyn Fn(&RankError) + Send>;
 
-/// The longest time that a leaving rank waits for rank 0's confirmation.
+/// The maximum time that a leaving rank waits for rank 0's confirmation.
 const CONFIRM_TIME: Duration = Duration::from_secs(5);
 
-/// The longest time that rank 0 waits at its end until the other ranks have read its last messages.
+/// The maximum time that rank 0 waits at its end until the other ranks have read its last messages.
 const CLOSE_TIME: Duration = Duration::from_millis(500);
 
-/// The longest time between two checks of the clock.
+/// The maximum time between two checks of the clock.
 const MAX_TICK: Duration = Duration::from_millis(250);
 
-/// Starts the watching thread. When it ends, it returns `on_failure` if it has not called it.
+/// Starts the watching thread. The thread's result is `on_failure`, or `None` if the thread has called it.
 ///
 /// # Errors
 /// The thread cannot be created.
@@ -48,9 +48,9 @@ pub(crate) fn start_watching_thread(
 ) -> Result<JoinHandle<Option<OnFailure>>> {
     let now = Instant::now();
     let JobConnections { members, acceptor, mut controls } = joined;
-    // MPI is finalized by all processes together, so each must know until then whether the others are alive.
+    // All processes finalize MPI together. Until then, each process must know whether the others are alive.
     let leaves_together = members[rank].transport == Transport::Mpi;
-    // The time in which ranks joined does not count as silence.
+    // The time in which the ranks joined does not count as silence.
     controls.iter_mut().flatten().for_each(|control| control.last_received = now);
     let watcher = Watcher {
         rank,
@@ -74,24 +74,24 @@ pub(crate) fn start_watching_thread(
 
 struct Watcher {
     rank: usize,
-    members: Vec<Member>,
-    acceptor: Acceptor,
-    /// The open control connections by rank, see [`JobConnections::controls`].
+    members: Vec<JobMember>,
+    acceptor: ConnectionAcceptor,
+    /// The open control connections by rank; see [`JobConnections::controls`].
     controls: Vec<Option<ControlConnection>>,
-    /// `None` except on rank 0.
+    /// The failure detector of rank 0; `None` on other ranks.
     detector: Option<FailureDetector>,
     shared: Arc<RankState>,
     timeouts: Timeouts,
-    /// `None` after it has been called.
+    /// `None` after the function was called.
     on_failure: Option<OnFailure>,
     next_heartbeat: Instant,
     failed_at: Option<Instant>,
     leaving_since: Option<Instant>,
-    /// Whether rank 0 has confirmed that this rank leaves.
+    /// Whether rank 0 has confirmed that this rank may leave.
     is_leave_confirmed: bool,
-    /// Whether this rank waits at its end until all ranks have left.
+    /// Whether this rank stays connected until all ranks have left.
     leaves_together: bool,
-    /// Whether rank 0 has said so.
+    /// Whether rank 0 has reported that all ranks have left.
     all_have_left: bool,
 }
 
@@ -119,7 +119,7 @@ impl Watcher {
 
     fn wait(&self) {
         let mut events = vec![PollFd::from_borrowed_fd(self.shared.wake_event(), PollFlags::IN)];
-        self.acceptor.poll_events(&mut events);
+        self.acceptor.add_poll_events(&mut events);
         events.extend(self.controls.iter().flatten().map(ControlConnection::poll_event));
         wait_for(&mut events, (self.timeouts.heartbeat / 4).min(MAX_TICK));
         self.shared.clear_wake_event();
@@ -148,7 +148,7 @@ impl Watcher {
         }
     }
 
-    /// Ends the job. Rank 0 tells the other ranks first, because its process may exit as soon as a call returns.
+    /// Ends the job. Rank 0 first notifies the other ranks, because its process may exit as soon as a call returns.
     fn fail(&mut self, error: RankError) {
         if self.shared.has_failed() {
             return;
@@ -166,17 +166,17 @@ impl Watcher {
         }
     }
 
-    fn accept(&self, hello: Hello, stream: TcpStream) {
+    fn accept(&self, hello: HelloMessage, stream: TcpStream) {
         match hello.purpose {
             ConnectionPurpose::Data if hello.from > self.rank && hello.from < self.members.len() => {
                 self.shared.put_connection(hello.from, stream);
             }
             ConnectionPurpose::Data => {}
-            // It comes too late: all ranks have joined.
+            // The process comes too late, because all ranks have joined.
             ConnectionPurpose::Join(member) => {
                 let first = self.members.get(member.rank).unwrap_or(&self.members[self.rank]);
                 if let Ok(mut control) = ControlConnection::new(stream) {
-                    control.send(&ControlMessage::Failed(duplicate_rank(first, &member)));
+                    control.send(&ControlMessage::Failed(duplicate_rank_error(first, &member)));
                 }
             }
         }
@@ -188,7 +188,7 @@ impl Watcher {
             control.flush();
             let (messages, is_closed) = control.receive();
             if let Some(detector) = &mut self.detector {
-                detector.record_received(rank, control.last_received);
+                detector.record_receive_time(rank, control.last_received);
             }
             for message in messages {
                 self.handle_message(rank, message);
@@ -216,7 +216,7 @@ impl Watcher {
             (ControlMessage::Report(error), Some(_)) | (ControlMessage::Failed(error), None) => self.fail(error),
             (ControlMessage::LeaveConfirmed, None) => self.is_leave_confirmed = true,
             (ControlMessage::AllHaveLeft, None) => self.all_have_left = true,
-            // Heartbeats of rank 0. Ranks send nothing else that the other side does not expect.
+            // These are heartbeats of rank 0. A rank sends no other messages that the receiver does not expect.
             _ => {}
         }
     }
@@ -225,7 +225,8 @@ impl Watcher {
         let error = match &self.detector {
             Some(detector) => detector.failure_of_closed_connection(rank),
             None if self.leaves_together => (!self.all_have_left).then(|| process_ended_error(&self.members[0])),
-            // Rank 0 leaves last. If this rank is leaving as well, nothing is lost.
+            // Rank 0 leaves last. If this rank is leaving too, its work is done, so the closed connection is no
+            // failure.
             None => self.leaving_since.is_none().then(|| process_ended_error(&self.members[0])),
         };
         if let Some(error) = error {
@@ -251,7 +252,7 @@ impl Watcher {
             return;
         }
         self.next_heartbeat = now + self.timeouts.heartbeat;
-        let activity = if self.rank == 0 { Activity::default() } else { self.shared.activity() };
+        let activity = if self.rank == 0 { RankActivity::default() } else { self.shared.activity() };
         let message = ControlMessage::Heartbeat(activity);
         self.controls.iter_mut().flatten().for_each(|control| control.send(&message));
     }
@@ -275,7 +276,7 @@ impl Watcher {
         }
     }
 
-    /// Calls `on_failure` if no call has returned the failure in time.
+    /// Calls `on_failure` if no call has returned the failure within the time limit.
     fn call_on_failure(&mut self) {
         if !self.shared.has_failed() || self.leaving_since.is_some() {
             return;

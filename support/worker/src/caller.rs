@@ -1,4 +1,5 @@
-//! The caller's side: starts workers, gives them jobs, reads their replies, and says how a worker ended.
+//! The caller's side of the worker protocol: starts workers, sends them jobs, reads their replies, and reports how a
+//! worker ended.
 
 use std::io::{self, BufReader, ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -17,34 +18,34 @@ use serde::de::DeserializeOwned;
 use crate::message::{read_message, write_message};
 use crate::program::{WorkerKind, WorkerProgram};
 
-/// The longest header of a reply in bytes.
+/// The maximum size of a reply's header in bytes.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 
-/// The most bytes of a worker's standard error that are read.
+/// The maximum number of bytes that are read from a worker's standard error.
 const MAX_STDERR_BYTES: u64 = 64 << 10;
 
-/// How long to wait for a killed worker to exit. A process that waits for a broken disk can survive SIGKILL for a
-/// while.
+/// The time to wait until a killed worker has exited. A process that waits for a broken disk can survive SIGKILL for
+/// a while.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
-/// How long to wait for a worker that has closed its socket to exit. It is killed after that.
+/// The time to wait until a worker that has closed its socket has exited. After this time, the worker is killed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// A running worker. When dropped, it is killed together with its fork.
+/// A running worker. When this value is dropped, the worker is killed together with its fork.
 #[derive(Debug)]
 pub struct Worker {
     program: WorkerProgram,
     process: Child,
     socket: BufReader<Socket>,
     stderr: UnixStream,
-    /// Number of jobs that were sent to this worker.
+    /// The number of jobs that were sent to this worker.
     pub jobs: usize,
-    /// The subjects of this worker's jobs, see [`Pool::take_idle_worker`].
+    /// The subjects of this worker's jobs; see [`WorkerPool::take_idle_worker`].
     subjects: Vec<u64>,
     timeout: Duration,
 }
 
-/// The socket to a worker. Reading fails at the deadline; `None` waits for ever.
+/// The socket to a worker, with a deadline at which reading fails. `None` waits forever.
 #[derive(Debug)]
 struct Socket {
     stream: UnixStream,
@@ -62,29 +63,29 @@ impl Read for Socket {
     }
 }
 
-/// Why a worker gave no reply.
+/// The reason why a worker sent no valid reply.
 #[derive(Debug)]
 pub enum WorkerFailure {
-    /// It sent no reply in time.
+    /// The worker sent no reply in time.
     Timeout,
     /// The worker sent a message that is not a reply, or that is too long.
     Invalid,
-    /// It ended.
+    /// The worker ended.
     Ended(WorkerExit),
 }
 
-/// How a worker ended.
+/// The way in which a worker ended.
 #[derive(Debug)]
 pub struct WorkerExit {
-    /// The signal that killed it.
+    /// The signal that killed the worker.
     pub signal: Option<i32>,
-    /// Its exit code, if it exited.
+    /// The exit code of the worker, if it exited.
     pub code: Option<i32>,
     stderr: String,
 }
 
 impl WorkerExit {
-    /// Whether the worker was killed by SIGKILL, as the kernel does for lack of memory.
+    /// Whether SIGKILL ended the worker. The kernel sends SIGKILL if memory runs out.
     pub fn was_killed(&self) -> bool {
         self.signal == Some(Signal::KILL.as_raw())
     }
@@ -94,8 +95,8 @@ impl WorkerExit {
         self.stderr.contains("memory allocation of") || self.stderr.contains("capacity overflow")
     }
 
-    /// The first line that the worker printed to its standard error since its last job (or the worker) began, in
-    /// brackets after a space; or an empty text.
+    /// Returns the first line that the worker printed to its standard error since the start of its last job (or of
+    /// the worker), in brackets after a space. Empty if there is no line.
     pub fn stderr_detail(&self) -> String {
         let line = self.stderr.lines().map(str::trim).find(|line| !line.is_empty());
         line.map_or(String::new(), |line| format!(" ({})", line.chars().take(200).collect::<String>()))
@@ -110,7 +111,8 @@ impl Worker {
     pub fn start(program: &WorkerProgram, kind: &WorkerKind) -> io::Result<Self> {
         let (stream, other) = UnixStream::pair()?;
         let (stderr, stderr_end) = UnixStream::pair()?;
-        // Output of the worker beyond the capacity of the socket is lost, so that the worker never waits for a reader.
+        // If the worker prints more than the socket holds, the excess is lost. So the worker never waits for a
+        // reader.
         stderr.set_nonblocking(true)?;
         stderr_end.set_nonblocking(true)?;
         let process = Command::new(&program.path)
@@ -127,17 +129,17 @@ impl Worker {
         Ok(Self { program, process, socket, stderr, jobs: 0, subjects: Vec::new(), timeout })
     }
 
-    /// Sends a job, with an open file or without one. Each reply to it must then come within `timeout`.
+    /// Sends a job, with or without an open file. Each reply to the job must then arrive within `timeout`.
     ///
     /// # Errors
-    /// The worker has ended, or takes no job in time.
+    /// The worker has ended, or does not accept the job in time.
     pub fn send(
         &mut self,
         job: &impl Serialize,
         file: Option<BorrowedFd<'_>>,
         timeout: Duration,
     ) -> Result<(), WorkerFailure> {
-        // Before its first job, a worker prints only why it cannot start, such as a missing library.
+        // Before its first job, a worker prints only the reason why it cannot start, such as a missing library.
         if self.jobs > 0 {
             self.read_stderr();
         }
@@ -152,7 +154,7 @@ impl Worker {
         let sent = stream
             .set_write_timeout(Some(timeout.max(Duration::from_millis(1))))
             .and_then(|()| Ok(sendmsg(stream, &[IoSlice::new(&[1])], &mut attached, SendFlags::NOSIGNAL)?))
-            // The standard library ignores SIGPIPE, so writing to a worker that has ended is an error.
+            // The standard library ignores SIGPIPE. So writing to a worker that has ended returns an error.
             .and_then(|_| write_message(&mut stream, job, &[]));
         sent.map_err(|e| self.failure(&e))
     }
@@ -172,34 +174,34 @@ impl Worker {
             ErrorKind::InvalidData => return WorkerFailure::Invalid,
             _ => {}
         }
-        // A worker that ends closes the socket before it exits: killing it at once would hide its exit code. A worker
-        // that goes on is killed.
+        // A worker that ends closes the socket before it exits. Killing it at once would hide its exit code. A worker
+        // that continues is killed.
         self.wait_for_exit(EXIT_GRACE);
         let status = self.kill();
         let (signal, code) = status.map_or((None, None), |status| (status.signal(), status.code()));
         WorkerFailure::Ended(WorkerExit { signal, code, stderr: self.read_stderr() })
     }
 
-    /// Reads what the worker has printed to its standard error since the last call.
+    /// Reads the output of the worker on its standard error since the last call.
     fn read_stderr(&self) -> String {
         let mut bytes = Vec::new();
-        // The error after the last byte says that reading would wait for more.
+        // The read ends with an error when reading more would block.
         let _ = (&self.stderr).take(MAX_STDERR_BYTES).read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Kills the worker and its fork. Returns how the worker ended; `None` if it does not end.
+    /// Kills the worker and its fork. Returns the exit status of the worker; `None` if it does not exit.
     fn kill(&mut self) -> Option<ExitStatus> {
         let status = self.process.try_wait();
         let group = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
         if let (Ok(None), Some(group)) = (&status, group) {
-            // If killing fails, the process group has already exited.
+            // The call fails if the process group has already exited.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.wait_for_exit(KILL_GRACE)
     }
 
-    /// Waits for the worker to exit, for at most `limit`. Returns how it ended; `None` if it does not exit in this
+    /// Waits at most `limit` for the worker to exit. Returns its exit status; `None` if it does not exit in this
     /// time.
     fn wait_for_exit(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;
@@ -220,18 +222,18 @@ impl Drop for Worker {
     }
 }
 
-/// Workers of one kind that wait for a job. When dropped, they end.
+/// A pool of idle workers of one kind. Dropping the pool ends the workers.
 #[derive(Debug)]
-pub struct Pool(Mutex<Vec<Worker>>);
+pub struct WorkerPool(Mutex<Vec<Worker>>);
 
-impl Pool {
-    /// A pool without workers.
+impl WorkerPool {
+    /// Creates a pool without workers.
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Takes an idle worker of a program, preferably one that has had a job with this subject. Returns `None` if no
-    /// worker of the program is idle.
+    /// Takes an idle worker of a program, preferably one that already had a job with this subject. Returns `None` if
+    /// no worker of the program is idle.
     pub fn take_idle_worker(&self, program: &WorkerProgram, subject: u64) -> Option<Worker> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain_mut(|worker| matches!(worker.process.try_wait(), Ok(None)));
@@ -241,7 +243,7 @@ impl Pool {
         Some(idle.swap_remove(at))
     }
 
-    /// Lets a worker, which has done a job with this subject, wait for the next job.
+    /// Returns a worker to the pool after a job with this subject.
     pub fn return_worker(&self, mut worker: Worker, subject: u64) {
         if !worker.subjects.contains(&subject) {
             worker.subjects.push(subject);
@@ -250,7 +252,7 @@ impl Pool {
     }
 }
 
-impl Default for Pool {
+impl Default for WorkerPool {
     fn default() -> Self {
         Self::new()
     }

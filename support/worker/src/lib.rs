@@ -1,5 +1,5 @@
-//! Worker processes: this program, started again to do work that can crash, hang or take all memory, such as decoding
-//! a file from a stranger. Whatever happens to a worker, its caller goes on with one error.
+//! Worker processes: this program, started again for work that can crash, hang or use up all memory, such as decoding
+//! an untrusted file. If a worker fails, its caller gets an error and continues.
 //!
 //! A worker is started with the hidden argument [`WORKER_ARGUMENT`] and the name of its [`WorkerKind`]. Its standard
 //! input is a socket to the caller:
@@ -14,24 +14,25 @@
 //! ```
 //! A job or a reply is a message: the lengths of its two parts (`u64`, little-endian), a header in JSON, raw bytes.
 //!
-//! [`serve`] does the jobs in the worker. [`serve_in_forks`] does each in a fork of the worker, which inherits loaded
-//! libraries and no data of other jobs. If a fork fails, the worker ends in the same way, so the caller sees no
-//! difference.
+//! [`serve`] runs the jobs in the worker. [`serve_in_forks`] runs each job in a fork of the worker, which inherits
+//! the loaded libraries but no data of other jobs. If a fork fails, the worker ends in the same way, so the caller
+//! sees no difference.
 //!
-//! A worker that misses its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped. The
-//! caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
-//! [`Pool`].
+//! A worker that exceeds its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped.
+//! The caller gets a [`WorkerFailure`] and decides whether another worker tries the job again. Idle workers wait in a
+//! [`WorkerPool`].
 //!
-//! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller. If memory runs out,
-//! the kernel ends workers first.
+//! A worker has its own process group, so Ctrl-C in a terminal reaches only the caller. If memory runs out, the
+//! kernel kills workers first.
 
 mod caller;
 mod message;
 mod program;
 mod serve;
 
-pub use caller::{Pool, Worker, WorkerExit, WorkerFailure};
+pub use caller::{Worker, WorkerExit, WorkerFailure, WorkerPool};
 pub use program::{
-    DEFAULT_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, use_workers, worker_program,
+    DEFAULT_WORKER_TIMEOUT, WORKER_ARGUMENT, WorkerKind, WorkerProgram, run_if_worker, set_worker_program,
+    worker_program,
 };
-pub use serve::{Replies, limit_memory, limit_processor_time, serve, serve_in_forks};
+pub use serve::{ReplySender, limit_memory, limit_processor_time, serve, serve_in_forks};

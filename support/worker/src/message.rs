@@ -1,5 +1,5 @@
-//! Messages between caller and worker: the lengths of header and body (`u64`, little-endian), the header as JSON, the
-//! body as raw bytes.
+//! The messages between caller and worker: the lengths of header and body (`u64`, little-endian), the header as JSON,
+//! and the body as raw bytes.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -16,7 +16,7 @@ pub(crate) fn write_message(out: &mut impl Write, header: &impl Serialize, body:
 /// Reads a message. Appends its body to `body`, and returns its header.
 ///
 /// # Errors
-/// The kind `InvalidData` says that the header has another form, or that a part is longer than its limit in bytes.
+/// The kind is `InvalidData` if the header has another form, or if a part is longer than its limit in bytes.
 pub(crate) fn read_message<H: DeserializeOwned>(
     input: &mut impl Read,
     max_header: u64,
@@ -64,7 +64,8 @@ mod tests {
                 prop_assert_eq!(read(&sent[..sent.len() - 1], bytes).unwrap_err().kind(), ErrorKind::UnexpectedEof);
             }
             *at.get_mut(&mut sent) = value;
-            // With a changed byte, reading may fail, but does not panic or take more memory than the input has bytes.
+            // If a byte is changed, reading may fail. It must not panic or allocate more memory than the input has
+            // bytes.
             let _ = read(&sent, u64::MAX);
         }
     }

@@ -1,31 +1,32 @@
-//! The program that is a worker, and how it is started.
+//! The program that runs as a worker, and its command line.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-/// The hidden command line argument that makes the program a worker. The next argument is the name of a [`WorkerKind`].
+/// The hidden command line argument that makes the program run as a worker. The next argument is the name of a
+/// [`WorkerKind`].
 pub const WORKER_ARGUMENT: &str = "__worker";
 
 /// The time limit that [`WorkerProgram::new`] sets.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const DEFAULT_WORKER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A kind of worker.
 #[derive(Debug)]
 pub struct WorkerKind {
-    /// Its name on the command line.
+    /// The name of the kind on the command line.
     pub name: &'static str,
-    /// The most arenas of malloc: a number, as the text of the variable `MALLOC_ARENA_MAX`. Each arena reserves address
-    /// space, which counts against the memory limit.
+    /// The maximum number of malloc arenas, as the text of the environment variable `MALLOC_ARENA_MAX`. Each arena
+    /// reserves address space, which counts against the memory limit.
     pub malloc_arenas: &'static str,
-    /// The `main` function of such a worker, which calls [`serve`](crate::serve) or
+    /// The `main` function of a worker of this kind. It calls [`serve`](crate::serve) or
     /// [`serve_in_forks`](crate::serve_in_forks).
     pub main: fn() -> ExitCode,
 }
 
-/// Runs the worker that the command line asks for. Returns its exit code, or `None` if this process is no worker. Call
-/// this function before the program starts any thread, because a worker may fork.
+/// Runs as a worker if the command line asks for it. Returns the exit code, or `None` if this process is not a
+/// worker. Call this function before the program starts any thread, because a worker may fork.
 pub fn run_if_worker(kinds: &[&WorkerKind]) -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let name = args.next().filter(|arg| arg == WORKER_ARGUMENT).and(args.next())?;
@@ -33,24 +34,25 @@ pub fn run_if_worker(kinds: &[&WorkerKind]) -> Option<ExitCode> {
     Some((kind.main)())
 }
 
-/// How to start a worker, and how long to wait for it.
+/// The command that starts a worker, and the time limit for its replies.
 #[derive(Clone, Debug)]
 pub struct WorkerProgram {
-    /// The program. With `args` and the name of a kind, it must call the kind's `main` function.
+    /// The path of the program. If it is called with `args` and the name of a kind, it must call the kind's `main`
+    /// function.
     pub path: PathBuf,
     /// The arguments before the name of the kind.
     pub args: Vec<String>,
-    /// Time without a reply after which a worker is killed.
+    /// The time without a reply after which a worker is killed.
     pub timeout: Duration,
 }
 
 impl WorkerProgram {
-    /// Starts the program at `path` with [`WORKER_ARGUMENT`] and the default time limit.
+    /// Describes the program at `path`, which is started with [`WORKER_ARGUMENT`] and has the default time limit.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), args: vec![WORKER_ARGUMENT.to_owned()], timeout: DEFAULT_TIMEOUT }
+        Self { path: path.into(), args: vec![WORKER_ARGUMENT.to_owned()], timeout: DEFAULT_WORKER_TIMEOUT }
     }
 
-    /// Starts the running program. This works even if its file was replaced or deleted after the start.
+    /// Describes the running program. This works even if the program's file was replaced or deleted after the start.
     pub fn of_current_executable() -> Self {
         Self::new("/proc/self/exe")
     }
@@ -58,13 +60,13 @@ impl WorkerProgram {
 
 static PROGRAM: RwLock<Option<WorkerProgram>> = RwLock::new(None);
 
-/// From now on, input from strangers is processed in workers that `program` starts. Without this call, as in a test or
-/// in another program that uses these libraries, this process does the work, and a hostile input can crash it.
-pub fn use_workers(program: WorkerProgram) {
+/// Makes this process handle untrusted input in workers that `program` starts. Without this call, as in tests or in
+/// other programs that use these libraries, this process handles the input itself, and hostile input can crash it.
+pub fn set_worker_program(program: WorkerProgram) {
     *PROGRAM.write().unwrap_or_else(PoisonError::into_inner) = Some(program);
 }
 
-/// The program that was given to [`use_workers`].
+/// The program that was given to [`set_worker_program`].
 pub fn worker_program() -> Option<WorkerProgram> {
     PROGRAM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -1,4 +1,5 @@
-//! The worker's side: receives jobs, does them, sends replies, and limits the memory and processor time of jobs.
+//! The worker's side of the worker protocol: receives jobs, runs them, sends replies, and limits the memory and
+//! processor time of jobs.
 
 #![allow(unsafe_code)]
 
@@ -20,9 +21,9 @@ use crate::message::{read_message, write_message};
 
 /// Sends the replies to a job.
 #[derive(Debug)]
-pub struct Replies(UnixStream);
+pub struct ReplySender(UnixStream);
 
-impl Replies {
+impl ReplySender {
     /// Sends a reply with a header and a body.
     ///
     /// # Errors
@@ -32,12 +33,15 @@ impl Replies {
     }
 }
 
-/// Does jobs until the caller closes the socket at standard input. `work` gets a job and its open file, and sends the
-/// replies. If `work` fails or panics, the worker prints the error and exits, because its memory may be half changed.
-pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+/// Runs jobs until the caller closes the socket at standard input. `work` gets a job and its open file, and sends the
+/// replies. If `work` fails or panics, the worker prints the error and exits, because its data may be only partly
+/// changed.
+pub fn serve<J: DeserializeOwned>(
+    mut work: impl FnMut(J, Option<File>, &mut ReplySender) -> io::Result<()>,
+) -> ExitCode {
     let served = start().and_then(|socket| {
         end_with_caller(socket.try_clone()?)?;
-        let mut replies = Replies(socket.try_clone()?);
+        let mut replies = ReplySender(socket.try_clone()?);
         while let Some((job, file)) = receive_job(&socket)? {
             without_panic(|| work(job, file, &mut replies))?;
         }
@@ -46,10 +50,13 @@ pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Rep
     ExitCode::from(code_of(served))
 }
 
-/// As [`serve`], but does each job in a fork of the worker. If a fork fails, the worker ends in the same way.
-pub fn serve_in_forks<J: DeserializeOwned>(work: impl Fn(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+/// Does the same as [`serve`], but runs each job in a fork of the worker. If a fork fails, the worker ends in the
+/// same way.
+pub fn serve_in_forks<J: DeserializeOwned>(
+    work: impl Fn(J, Option<File>, &mut ReplySender) -> io::Result<()>,
+) -> ExitCode {
     let served = start().and_then(|socket| {
-        let mut replies = Replies(socket.try_clone()?);
+        let mut replies = ReplySender(socket.try_clone()?);
         while let Some((job, file)) = receive_job(&socket)? {
             let fork = fork(|| without_panic(|| work(job, file, &mut replies)))?;
             wait_for_fork(&socket, fork)?;
@@ -59,15 +66,16 @@ pub fn serve_in_forks<J: DeserializeOwned>(work: impl Fn(J, Option<File>, &mut R
     ExitCode::from(code_of(served))
 }
 
-/// Prepares this process. Returns the socket to the caller.
+/// Prepares this process to run jobs. Returns the socket to the caller.
 fn start() -> io::Result<UnixStream> {
-    // The caller learns of panics, which damaged input causes, from the line that `code_of` prints.
+    // Damaged input can cause panics. The caller learns of them from the line that `code_of` prints, so the hook
+    // prints nothing.
     std::panic::set_hook(Box::new(|_| {}));
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     set_limit(Resource::Core, 0)?;
-    // If memory runs out, the kernel ends the worker before the caller. Without permission to say so, the kernel
-    // chooses by itself.
+    // If memory runs out, the kernel should kill the worker before the caller. Without permission for this setting,
+    // the kernel chooses by itself.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     Ok(socket)
 }
@@ -76,7 +84,7 @@ fn without_panic(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     catch_panic(work).unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {panic}"))))
 }
 
-/// The exit code of a process whose work is done. Prints its error.
+/// Returns the exit code of a process whose work is done. Prints the error, if there is one.
 fn code_of(done: io::Result<()>) -> u8 {
     if let Err(e) = &done {
         note!("{e}");
@@ -100,7 +108,7 @@ fn receive_job<J: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Optio
     Ok(Some((job, file.map(File::from))))
 }
 
-/// Starts a thread that ends this process when the caller closes the socket, also while a job runs.
+/// Starts a thread that ends this process when the caller closes the socket, even while a job runs.
 fn end_with_caller(socket: UnixStream) -> io::Result<()> {
     let watch = move || {
         let _ = caller_closes(&socket, None);
@@ -110,10 +118,11 @@ fn end_with_caller(socket: UnixStream) -> io::Result<()> {
     thread.spawn(watch).map(drop)
 }
 
-/// Waits until the caller closes the socket, or until another process ends. Returns true if the caller did.
+/// Waits until the caller closes the socket, or until the other process ends. Returns true if the caller closed the
+/// socket.
 fn caller_closes(socket: &UnixStream, other: Option<&OwnedFd>) -> io::Result<bool> {
     loop {
-        // No event is requested for the socket: `poll` always reports that the other end was closed.
+        // No event is requested for the socket, because `poll` always reports that the other end was closed.
         let mut events = vec![PollFd::new(socket, PollFlags::empty())];
         events.extend(other.map(|process| PollFd::new(process, PollFlags::IN)));
         match poll(&mut events, None) {
@@ -124,7 +133,7 @@ fn caller_closes(socket: &UnixStream, other: Option<&OwnedFd>) -> io::Result<boo
     }
 }
 
-/// Forks this process. The fork does the work and exits.
+/// Forks this process. The child process does the work and exits.
 fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
     // SAFETY: this process has a single thread (`run_if_worker` is called before any other is started), so no other
     // thread holds a lock or changes memory at the fork. The child gets a consistent copy of all memory.
@@ -141,11 +150,12 @@ fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
     }
 }
 
-/// Waits until the fork has done its job. Ends this process if the fork failed or the caller closes the socket.
+/// Waits until the fork has finished its job. Ends this process if the fork failed or the caller closes the socket.
 fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
     let ended = rustix::process::pidfd_open(fork, PidfdFlags::empty())?;
     if caller_closes(socket, Some(&ended))? {
-        // The fork asks the kernel to be killed when this process ends, but it may not have asked yet.
+        // The fork asks the kernel to kill it when this process ends. But the fork may not have reached this call
+        // yet.
         let _ = rustix::process::kill_process(fork, Signal::KILL);
     }
     match rustix::process::waitpid(Some(fork), WaitOptions::empty())? {
@@ -154,7 +164,7 @@ fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
     }
 }
 
-/// Ends this process as another process has ended: by the same signal, or with the same exit code.
+/// Ends this process in the same way as another process ended: by the same signal, or with the same exit code.
 fn end_as(status: WaitStatus) -> ! {
     if let Some(signal) = status.terminating_signal() {
         // SAFETY: both functions take numbers and change no memory of Rust. The signal has ended the other process, so
@@ -167,7 +177,7 @@ fn end_as(status: WaitStatus) -> ! {
     std::process::exit(status.exit_status().unwrap_or(1))
 }
 
-/// Limits the address space of this process to what it has now and `bytes` more. The next job may have another limit.
+/// Limits the address space of this process to its current size plus `bytes`. The next job may set another limit.
 ///
 /// # Errors
 /// The limit cannot be set.
@@ -178,7 +188,8 @@ pub fn limit_memory(bytes: u64) -> io::Result<()> {
     set_limit(Resource::As, (pages * rustix::param::page_size() as u64).saturating_add(bytes))
 }
 
-/// Limits the processor time of this process since its start. The kernel then ends it by SIGXCPU.
+/// Limits the processor time of this process since its start. When the limit is reached, the kernel ends the process
+/// with SIGXCPU.
 ///
 /// # Errors
 /// The limit cannot be set.

@@ -161,7 +161,7 @@ pub fn read_recorded_groups(
         };
         let not_a_record = |e| damaged(format!("is not a record of a group: {e}"));
         let line: Value = serde_json::from_str(line).map_err(not_a_record)?;
-        if !json::has_its_own_digest(&line) {
+        if !json::has_valid_digest(&line) {
             let location = format!("{}:{number}", path.display());
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
             return Err(TrainError::Damaged(Diagnostic::new(location, what, help)));
@@ -209,7 +209,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));
     }
-    json::with_own_digest(Value::Object(line))
+    json::with_digest(Value::Object(line))
 }
 
 /// Returns a prompt without the passwords and query strings in the URLs of its media. Texts are not changed.

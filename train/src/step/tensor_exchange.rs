@@ -61,7 +61,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn TensorExch
         return Ok(Box::new(HostExchange::new(ranks.clone())));
     }
     let (rank, size) = (ranks.rank(), ranks.size());
-    let id = if rank == 0 { Some(device.nccl_id()?.to_vec()) } else { None };
+    let id = if rank == 0 { Some(device.create_nccl_id()?.to_vec()) } else { None };
     let id = ranks.broadcast("id of NCCL", 0, id)?;
     // NCCL waits for less time than a rank may take to load its model.
     ranks.barrier("start of NCCL")?;

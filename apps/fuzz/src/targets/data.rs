@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use reel_data::Table;
-use reel_worker::{WorkerProgram, use_workers};
+use reel_worker::{WorkerProgram, set_worker_program};
 
 use super::{Judge, Target, repository_file, scratch_folder};
 use crate::mutate::{PartFormat, Seed};
@@ -37,7 +37,7 @@ fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
 /// killed after half a second; a file gets three tries.
 fn rows_of(name: &str) -> anyhow::Result<Judge> {
     let timeout = Duration::from_millis(500);
-    use_workers(WorkerProgram { timeout, ..WorkerProgram::of_current_executable() });
+    set_worker_program(WorkerProgram { timeout, ..WorkerProgram::of_current_executable() });
     let path = scratch_folder()?.join(name);
     Ok(Box::new(move |input| {
         fs::write(&path, input).map_err(|e| e.to_string())?;

@@ -436,7 +436,7 @@ pub const CHAT_TEMPLATE: Target = Target {
         Ok(templates.iter().map(seed).collect())
     },
     open: || {
-        reel_worker::use_workers(reel_worker::WorkerProgram::of_current_executable());
+        reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());
         Ok(Box::new(|input| {
             let parts = parts_of(input);
             let messages = parts.get(1).and_then(|part| serde_json::from_slice(part).ok()).unwrap_or_default();

@@ -19,7 +19,7 @@ impl<T> Capture<T> {
         Capture { ops: Vec::new(), thread: thread::current().id(), invalid: false }
     }
 
-    /// Tells whether the calling thread began the capture. In thread-local mode potentially unsafe calls are
+    /// Tells whether the calling thread began the capture. In thread-local mode, potentially unsafe calls are
     /// prohibited for that thread only (cuThreadExchangeStreamCaptureMode).
     pub fn was_begun_by_this_thread(&self) -> bool {
         self.thread == thread::current().id()

@@ -1,4 +1,4 @@
-//! The calls of the fake driver, with the documented rules that each call enforces.
+//! The calls of the fake driver, and the documented rules that each call enforces.
 
 use std::sync::Arc;
 
@@ -82,8 +82,8 @@ impl Driver for FakeDriver {
         let mut s = self.0.state_unless_capturing("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
-        // On a GPU, reservations begin at multiples of the granularity; in the simulator they begin where it has room.
-        // So the offset within the reservation is checked.
+        // On a GPU, reservations begin at multiples of the granularity. In the simulator they begin wherever it has
+        // free addresses, so the offset within the reservation is checked.
         let inside = within.is_some_and(|(r, _)| (at - r).is_multiple_of(GRANULARITY as u64));
         let taken = s.backed.range(..end).next_back().is_some_and(|(b, (len, _))| b + *len as u64 > at);
         let even = bytes.is_multiple_of(GRANULARITY) && bytes > 0;
@@ -252,7 +252,8 @@ impl Driver for FakeDriver {
     }
 
     // cuEventQuery: an event that was never recorded counts as complete. If the host queries the same event twice and
-    // has enqueued nothing in between, it waits for the event. Then the work runs, and a later query returns true.
+    // enqueues nothing in between, it is polling. The second query then runs the work before the event, and a later
+    // query returns true.
     unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError> {
         let call = "querying an event";
         let Some((ticket, stream)) = self.0.recorded(call, event)? else { return Ok(true) };
@@ -273,8 +274,8 @@ impl Driver for FakeDriver {
         Ok(false)
     }
 
-    // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
-    // work inside it.
+    // cuStreamWaitEvent: a captured stream must not wait for work outside the capture. A stream that is not captured
+    // must not wait for work inside it.
     unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError> {
         let call = "waiting for an event";
         let mut s = self.0.state_unless_faulted(call)?;
@@ -299,7 +300,7 @@ impl Driver for FakeDriver {
         Ok(time(end)? - time(start)?)
     }
 
-    // The simulator runs PTX and reports the source lines of its findings.
+    // The simulator runs PTX, and reports findings by source line.
     fn needs_ptx(&self) -> bool {
         true
     }
@@ -435,7 +436,8 @@ impl Driver for FakeDriver {
             }
         }
         let mut params = vec![0; known.kernel.param_bytes as usize];
-        // A programmatic edge of a graph connects two kernel nodes (CUgraphEdgeData), in CUDA 12.3 and newer.
+        // A programmatic edge of a graph connects two kernel nodes (CUgraphEdgeData). CUDA 12.3 introduced such
+        // edges.
         let capture = s.streams.get(&stream.0).and_then(|queue| queue.capture.as_ref());
         let has_edges = rules::graphs_have_programmatic_launches(self.0.properties.version);
         if config.programmatic && capture.is_some() && !has_edges {
@@ -464,8 +466,8 @@ impl Driver for FakeDriver {
         Ok(())
     }
 
-    // cuStreamEndCapture: only the thread that began the capture may end it. After a prohibited call during the
-    // capture it returns an error, but the capture has ended.
+    // cuStreamEndCapture: only the thread that began the capture may end it. If a call during the capture was
+    // prohibited, this call returns an error, but still ends the capture.
     unsafe fn end_capture(&self, stream: StreamHandle) -> Result<GraphHandle, CudaError> {
         let call = "ending a capture";
         let mut s = self.0.state_unless_faulted(call)?;
@@ -501,8 +503,8 @@ impl Driver for FakeDriver {
         }
     }
 
-    // cuProfilerStart, cuProfilerStop: no effect on work, and none without a tool. A tool collects what the host
-    // enqueues between them, so both note how many launches were enqueued before.
+    // cuProfilerStart and cuProfilerStop do not affect the work. A profiler collects what the host enqueues between
+    // the two calls, so each call records how many launches were enqueued before it.
     fn start_profiler(&self) -> Result<(), CudaError> {
         let mut s = self.0.state();
         let before = s.enqueued_launches;

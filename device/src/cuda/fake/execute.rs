@@ -11,14 +11,14 @@ use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK, failed};
 use crate::cuda::error::CudaError;
 use crate::simulate;
 
-/// How far a stream runs.
+/// The point up to which the work of a stream runs.
 #[derive(Clone, Copy)]
 pub(super) enum RunUntil {
-    /// To the end of its work.
+    /// Run all work of the stream.
     End,
-    /// Up to this recording of an event.
+    /// Run the work up to this recording of an event.
     Event(u64),
-    /// Up to the next sends and receives between ranks.
+    /// Run the work up to the next sends and receives between ranks.
     Transfer,
 }
 
@@ -40,13 +40,13 @@ impl Op {
 type UsedRange = (u64, usize, Option<Vec<u8>>);
 
 impl Inner {
-    /// Runs the work of a stream up to `until`. If the stream cannot go on because sends and receives have to wait for
-    /// other ranks, returns these.
+    /// Runs the work of a stream up to `until`. Returns the sends and receives at which the stream must wait for
+    /// other ranks, if there are any.
     pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: RunUntil) -> Option<BlockedTransfer> {
         while state.faulted.is_none() && !until.is_reached(state) {
             let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
-            // Work that may have to wait stays in the queue until it is done. So while a wait runs another stream,
-            // `used_by_transfers` sees that the work behind the wait is ordered after that stream.
+            // An operation that may have to wait stays in the queue until it is done. So while a wait runs another
+            // stream, `used_by_transfers` sees that the operations behind the wait are ordered after that stream.
             let may_wait = matches!(op, Op::Wait(_) | Op::Transfer(_));
             if !may_wait {
                 state.remove_first(stream);
@@ -71,7 +71,8 @@ impl Inner {
         None
     }
 
-    /// Waits until the work of a stream is done up to `until`. Meanwhile the other ranks of its communicators may run.
+    /// Waits until the work of a stream is done up to `until`. During the wait, the other ranks of the stream's
+    /// communicators may run.
     pub(super) fn wait_for_stream(&self, call: &str, stream: usize, until: RunUntil) -> Result<(), CudaError> {
         loop {
             let blocked = self.run_stream(&mut self.state(), stream, until);
@@ -80,8 +81,8 @@ impl Inner {
         }
     }
 
-    /// Runs each stream that has sends or receives of this communicator, until the next group of them is posted or
-    /// done. Returns whether there was such a stream.
+    /// Runs each stream that has sends or receives of this communicator, up to the point at which its next group of
+    /// them is posted or done. Returns whether there was such a stream.
     pub(super) fn run_to_next_transfers(&self, group: &RankGroup) -> bool {
         let mut state = self.state();
         let mine = |op: &Op| matches!(op, Op::Transfer(t) if std::ptr::eq(&*t.group, group));
@@ -156,7 +157,7 @@ impl Inner {
                     return Ok(self.run_stream(state, other, RunUntil::Event(ticket)));
                 }
             }
-            Op::Transfer(ref transfer) => return transfer.run(&mut state.memory).map_err(illegal),
+            Op::Transfer(ref transfer) => return transfer.run_or_post(&mut state.memory).map_err(illegal),
         }
         Ok(None)
     }
@@ -209,7 +210,7 @@ impl Inner {
     }
 }
 
-/// A launch with its compiled code, as the simulator needs it.
+/// A launch together with its compiled code, as the simulator needs it.
 struct Ready {
     program: Arc<Program>,
     kernel: Arc<Kernel>,
@@ -228,21 +229,22 @@ impl State {
         self.streams.get_mut(&stream).and_then(|queue| queue.work.pop_front());
     }
 
-    /// Returns the memory of sends and receives on other streams that no event orders after the work of `stream`.
+    /// Returns the memory ranges of sends and receives on other streams, if no event orders them after the work of
+    /// `stream`.
     fn used_by_transfers(&self, stream: usize) -> Vec<UsedRange> {
         let mut ranges = Vec::new();
         for queue in self.streams.iter().filter(|(s, _)| **s != stream).map(|(_, queue)| queue) {
             let is_unordered = |op: &&Op| !matches!(op, Op::Wait(ticket) if !self.reached.contains_key(ticket));
             for op in queue.work.iter().take_while(is_unordered) {
                 if let Op::Transfer(transfer) = op {
-                    ranges.extend(transfer.ranges());
+                    ranges.extend(transfer.memory_ranges());
                 }
             }
         }
         ranges.into_iter().map(|(at, bytes)| (at, bytes, self.contents(at, bytes))).collect()
     }
 
-    /// Adds a violation for each range whose contents have changed.
+    /// Adds a violation for each range whose contents have changed since the range was listed.
     fn report_changes(&mut self, ranges: &[UsedRange]) {
         for (at, bytes, before) in ranges {
             if self.contents(*at, *bytes) != *before {

@@ -32,15 +32,15 @@ impl State {
     }
 
     pub(super) fn enqueue(&mut self, call: &str, stream: StreamHandle, op: Op) -> Result<(), CudaError> {
-        // The legacy stream waits for all other streams, which a capture does not allow.
+        // Work on the legacy stream waits for all other streams. A capture does not allow this.
         if stream.0 == 0 {
             let captures = self.streams.values_mut().filter_map(|q| q.capture.as_mut());
             let prohibited = captures.map(Capture::invalidate).count() > 0;
             let code = if prohibited { "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" } else { "CUDA_ERROR_INVALID_HANDLE" };
             return Err(failed(call, code));
         }
-        // Work on a stream outside the capture would run now and not when the graph is launched, even if the graph
-        // depends on it.
+        // Work on a stream outside the capture would run now and not when the graph is launched, although the graph
+        // may depend on this work.
         let outside = |(&s, q): (&usize, &Queue)| {
             s != stream.0 && q.capture.as_ref().is_some_and(Capture::was_begun_by_this_thread)
         };

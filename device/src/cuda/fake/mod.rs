@@ -1,16 +1,16 @@
 //! A driver for machines without a GPU, used to test the code above the driver.
 //!
-//! It enforces the driver's documented rules and runs launches on the simulator. Several fake GPUs of one process
-//! exchange memory by a fake NCCL (`nccl.rs`). Enqueued work runs as late as the rules allow: when the host waits for
-//! it. So three kinds of errors show here that a fast GPU would mostly hide: a host buffer that is changed too early,
-//! memory that is freed while a launch still needs it, and a missing wait between streams.
+//! The fake driver enforces the documented rules of the real one and runs launches on the simulator. Several fake
+//! GPUs of one process exchange memory by a fake NCCL (`nccl.rs`). Enqueued work runs as late as the rules allow:
+//! when the host waits for it. So three kinds of errors appear here that a fast GPU would mostly hide: a host buffer
+//! that is changed too early, memory that is freed while a launch still needs it, and a missing wait between streams.
 //!
 //! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
 //! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
 //! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
 //! 13.0, the function that the comment of the call names. A driver of an earlier CUDA version
-//! ([`FakeDriver::of_version`]) loads only the code that this version knows, and captures no programmatic launches
-//! before 12.3.
+//! ([`FakeDriver::with_driver_version`]) loads only the code that this version supports. Before 12.3 it captures no
+//! programmatic launches.
 #![allow(unsafe_code)]
 
 mod capture;
@@ -36,15 +36,15 @@ use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::{Arch, Matmul};
 use capture::Capture;
-use overlap::Overlap;
+use overlap::OverlapCounter;
 use transfers::Transfer;
 
-/// Granularity of mapped memory in bytes: its addresses and sizes are multiples. On NVIDIA's GPUs it is 2 MiB.
+/// Granularity of mapped memory in bytes: addresses and sizes are multiples of it. On NVIDIA's GPUs it is 2 MiB.
 const GRANULARITY: usize = 64 << 10;
 /// Seconds that every operation takes on the fake driver's clock.
 const TICK: f64 = 1e-6;
 
-/// A simulated GPU with its driver. Clones share one GPU.
+/// A simulated GPU with its driver. Clones refer to the same GPU.
 #[derive(Clone)]
 pub struct FakeDriver(Arc<Inner>);
 
@@ -81,7 +81,7 @@ enum Op {
     Product(Matmul),
     Record(u64),
     Wait(u64),
-    /// Marks the end of a launched graph.
+    /// Marks the end of a launched graph in the stream's queue.
     Launched(usize),
     /// Sends and receives of the fake NCCL.
     Transfer(Arc<Transfer>),
@@ -124,7 +124,7 @@ struct State {
     memory: SimMemory,
     /// The size in bytes of each allocation, by its address.
     allocated: BTreeMap<u64, usize>,
-    /// Reserved address ranges.
+    /// The size in bytes of each reserved address range, by its start.
     reserved: BTreeMap<u64, usize>,
     /// The parts of reserved ranges that have mapped memory: by address, the size in bytes and the handle of the
     /// physical memory.
@@ -134,7 +134,7 @@ struct State {
     events: BTreeMap<usize, Option<EventRecord>>,
     /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
     reached: HashMap<u64, f64>,
-    /// The recording of an event that the host has queried last, and the number of operations that were enqueued then.
+    /// The event recording that the host queried last, and the number of operations that were enqueued at that time.
     last_query: Option<(u64, u64)>,
     modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,
@@ -145,13 +145,13 @@ struct State {
     programmatic_launches: u64,
     /// The number of launches and matrix products that were enqueued.
     enqueued_launches: u64,
-    /// For each window between cuProfilerStart and cuProfilerStop: the numbers of the launches that were enqueued in
+    /// For each window between cuProfilerStart and cuProfilerStop: the indices of the launches that were enqueued in
     /// it.
     profiled: Vec<Range<u64>>,
-    /// The launch at which the process is killed, counted from 1.
+    /// The index of the launch at which the process is killed, counted from 1.
     killed_at_launch: Option<u64>,
-    overlap: Overlap,
-    /// The error of a kernel that faulted; every later call returns it.
+    overlap: OverlapCounter,
+    /// The error of a kernel that failed. Every later call returns this error.
     faulted: Option<String>,
     violations: Vec<String>,
 }
@@ -159,20 +159,20 @@ struct State {
 impl FakeDriver {
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of CUDA 13.0.
     pub fn new(arch: Arch, memory: u64) -> FakeDriver {
-        FakeDriver::of_version(arch, memory, 13_000)
+        FakeDriver::with_driver_version(arch, memory, 13_000)
     }
 
     /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of a CUDA version,
     /// times 1000: 12040 for 12.4.
-    pub fn of_version(arch: Arch, memory: u64, version: u32) -> FakeDriver {
+    pub fn with_driver_version(arch: Arch, memory: u64, version: u32) -> FakeDriver {
         let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
         let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
         FakeDriver(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }
 
-    /// Returns descriptions of the violations so far, oldest first: broken rules for which the manual defines no
-    /// outcome.
+    /// Returns descriptions of the violations so far, oldest first. A violation is a broken rule for which the manual
+    /// defines no outcome.
     pub fn violations(&self) -> Vec<String> {
         self.0.state().violations.clone()
     }
@@ -182,8 +182,9 @@ impl FakeDriver {
         self.0.state().launches
     }
 
-    /// Returns, for each window in which a profiling tool was told to collect, the numbers of the launches and matrix
-    /// products that were enqueued in it, counted from 0. A window that was not ended ends at `u64::MAX`.
+    /// Returns one range of launch indices (counted from 0) for each window in which a profiler was told to collect.
+    /// Kernel launches and matrix products that were enqueued in the window count. A window that was not ended ends
+    /// at `u64::MAX`.
     pub fn profiled_launches(&self) -> Vec<Range<u64>> {
         self.0.state().profiled.clone()
     }
@@ -193,9 +194,8 @@ impl FakeDriver {
         self.0.state().programmatic_launches
     }
 
-    /// Returns the number of launches and matrix products that may run at the same time as sends or receives on
-    /// another stream: these were enqueued before, and neither the stream of the launch nor the host has waited for
-    /// them.
+    /// Returns the number of launches and matrix products that may run at the same time as earlier sends or receives
+    /// on another stream, because neither the launch's stream nor the host has waited for those sends or receives.
     pub fn launches_beside_transfers(&self) -> u64 {
         self.0.state().overlap.launches
     }
@@ -205,15 +205,15 @@ impl FakeDriver {
         self.0.state().allocated_bytes()
     }
 
-    /// Ends the process that uses this GPU, as a signal would: nothing runs on the GPU any more, every call fails, and
-    /// the other ranks of its communicators lose the connection.
+    /// Simulates that a signal kills the process that uses this GPU: nothing runs on the GPU any more, every call
+    /// fails, and the other ranks of its communicators lose the connection.
     pub fn kill_process(&self) {
         self.0.state().faulted = Some("the process was killed".into());
         nccl::kill_ranks(&self.0);
     }
 
-    /// Ends the process as [`FakeDriver::kill_process`] does, when it enqueues its n-th launch or matrix product,
-    /// counted from 1.
+    /// Simulates a kill as [`FakeDriver::kill_process`] does, when the process enqueues its n-th launch or matrix
+    /// product, counted from 1.
     pub fn kill_process_at_launch(&self, n: u64) {
         self.0.state().killed_at_launch = Some(n);
     }
@@ -244,7 +244,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Returns the state, or an error if a kernel has faulted before.
+    /// Returns the state, or an error if a kernel has failed before.
     fn state_unless_faulted(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let state = self.state();
         match &state.faulted {
@@ -253,9 +253,9 @@ impl Inner {
         }
     }
 
-    /// Returns the state, or an error if a kernel has faulted before or this thread is capturing a stream. During a
-    /// capture, calls that may wait are prohibited and invalidate it (cuThreadExchangeStreamCaptureMode: "potentially
-    /// unsafe API calls").
+    /// Returns the state, or an error if a kernel has failed before or this thread is capturing a stream. During a
+    /// capture, calls that may wait are prohibited and invalidate the capture (cuThreadExchangeStreamCaptureMode:
+    /// "potentially unsafe API calls").
     fn state_unless_capturing(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
         let mut state = self.state_unless_faulted(call)?;
         let mut captures =

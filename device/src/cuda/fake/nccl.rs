@@ -1,9 +1,9 @@
 //! The fake NCCL, for GPUs of the fake driver in one process: each rank is a thread with its own fake GPU.
 //!
-//! It enforces the rules in `crate::cuda::nccl`. Like the fake driver it does everything as late as it may: a group is
-//! enqueued when the rank asks for the state of the communicator after the end of the group, a communicator is created
-//! when all ranks have joined, and data move when a thread waits for a stream. Where the user guide leaves the outcome
-//! of an error undefined, the call fails and adds a violation to the GPU.
+//! The fake NCCL enforces the rules in `crate::cuda::nccl`. Like the fake driver, it does everything as late as the
+//! rules allow. A group is enqueued when the rank asks for the state of the communicator after the end of the group.
+//! A communicator is created when all ranks have joined. Data move when a thread waits for a stream. If the user
+//! guide leaves the outcome of an error undefined, the call fails and adds a violation to the GPU.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -15,14 +15,14 @@ use super::{FakeDriver, Inner, Op};
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::types::StreamHandle;
 
-/// NCCL for one fake GPU.
+/// The fake NCCL library for one fake GPU.
 pub(super) struct FakeNccl(pub FakeDriver);
 
 /// The communicators of this process.
 #[derive(Default)]
 struct Registry {
     handles: usize,
-    /// The communicators that ranks are joining, by id.
+    /// The communicators that some ranks have not joined yet, by id.
     joining: HashMap<UniqueId, Arc<RankGroup>>,
     /// The ids of communicators that all ranks have joined.
     used: HashSet<UniqueId>,
@@ -35,16 +35,16 @@ struct Comm {
     group: Arc<RankGroup>,
     rank: usize,
     gpu: FakeDriver,
-    /// The group that is being enqueued, its stream, and the `Queue::enqueued` of this stream at the
-    /// end of the group.
+    /// The group that is being enqueued, its stream, and the value of `Queue::enqueued` for this stream at the end of
+    /// the group.
     in_progress: Option<(Arc<Transfer>, StreamHandle, u64)>,
     /// The error of the communicator, if it has one.
     error: Option<NcclResult>,
-    /// Whether all ranks have joined.
+    /// Whether all ranks have joined the communicator.
     is_created: bool,
 }
 
-/// A group that a thread has begun.
+/// A group of sends and receives that a thread has begun.
 #[derive(Default)]
 struct OpenGroup {
     depth: usize,
@@ -72,11 +72,11 @@ pub(super) fn open_communicators(gpu: &Arc<Inner>) -> usize {
 pub(super) fn kill_ranks(gpu: &Arc<Inner>) {
     let comms: Vec<Comm> = registry().comms.values().filter(|comm| Arc::ptr_eq(&comm.gpu.0, gpu)).cloned().collect();
     for Comm { group, rank, .. } in comms {
-        group.update_and_wake(|state| state.end_member(rank, CommunicatorState::Dead));
+        group.update_and_wake(|state| state.record_member_end(rank, CommunicatorState::Dead));
     }
 }
 
-/// Records the text that `ncclGetLastError` returns.
+/// Records the text for `ncclGetLastError` and returns the result code.
 fn fail(result: NcclResult, text: impl Into<String>) -> NcclResult {
     LAST_ERROR.set(text.into());
     result
@@ -89,7 +89,7 @@ impl FakeNccl {
         fail(result, text)
     }
 
-    /// Returns the communicator, or an error if it has ended or is another GPU's.
+    /// Returns the communicator, or an error if it has ended or belongs to another GPU.
     fn comm(&self, handle: CommHandle) -> Result<Comm, NcclResult> {
         let comm = registry().comms.get(&handle.0).cloned();
         match comm {
@@ -102,7 +102,7 @@ impl FakeNccl {
         }
     }
 
-    /// Changes the registered communicator.
+    /// Applies a change to a registered communicator.
     fn update(&self, handle: CommHandle, f: impl FnOnce(&mut Comm)) {
         if let Some(comm) = registry().comms.get_mut(&handle.0) {
             f(comm);
@@ -192,7 +192,7 @@ impl FakeNccl {
         }
     }
 
-    /// Returns the state of a communicator that ranks are joining.
+    /// Returns the state of a communicator that is being created.
     fn joining_state(&self, handle: CommHandle, comm: &Comm) -> NcclResult {
         let state = comm.group.state();
         let same_gpu = |(rank, member): (&usize, &JoinedRank)| {
@@ -233,7 +233,7 @@ impl FakeNccl {
         match self.comm(handle) {
             Err(error) => error,
             Ok(comm) => {
-                comm.group.update_and_wake(|state| state.end_member(comm.rank, life));
+                comm.group.update_and_wake(|state| state.record_member_end(comm.rank, life));
                 if life != CommunicatorState::Finalized {
                     registry().comms.remove(&handle.0);
                 }
@@ -243,7 +243,7 @@ impl FakeNccl {
     }
 }
 
-// SAFETY (of each call below): the fake checks its arguments.
+// SAFETY (of each call below): the fake NCCL checks its arguments.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Nccl for FakeNccl {
     fn version(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! Tests of the rules that the fake NCCL enforces, by its own calls.
+//! Tests of the rules that the fake NCCL enforces. The tests call the fake NCCL directly.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::cuda::Driver;
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult};
 use crate::cuda::types::StreamHandle;
 
-/// A rank with a stream and 64 bytes of memory, all of which have the rank's number as their value.
+/// A rank with a stream and 64 bytes of memory. Each byte holds the rank's number.
 struct Rank {
     gpu: FakeDriver,
     nccl: Box<dyn Nccl>,
@@ -24,13 +24,13 @@ impl Rank {
     }
 
     fn receive(&self, bytes: usize, peer: usize) -> NcclResult {
-        // SAFETY: as above.
+        // SAFETY: the communicator is live, and the memory is never freed.
         unsafe { self.nccl.receive(self.memory + 32, bytes, peer, self.comm, self.stream) }
     }
 
     /// Returns the state of the communicator.
     fn state(&self) -> NcclResult {
-        // SAFETY: the fake checks the communicator.
+        // SAFETY: the fake NCCL checks the communicator.
         unsafe { self.nccl.async_error(self.comm) }
     }
 
@@ -49,7 +49,7 @@ impl Rank {
     }
 }
 
-/// Ranks whose communicator is created.
+/// Creates `size` ranks that share a communicator.
 fn ranks(size: usize) -> Vec<Rank> {
     let mut id = None;
     let mut ranks = Vec::new();
@@ -102,7 +102,7 @@ fn grouped_send_and_receive_do_not_wait_for_each_other() {
     assert_eq!(received, [[1; 8], [0; 8]]);
 }
 
-/// Rank 1's thread waits for nothing on its GPU, but rank 0 gets its bytes.
+/// Rank 0 receives the bytes of rank 1, although the thread of rank 1 never waits for its GPU.
 #[test]
 fn a_gpu_runs_without_its_host() {
     let both = ranks(2);
@@ -111,7 +111,7 @@ fn a_gpu_runs_without_its_host() {
     assert_eq!(both[0].received(), [1; 8]);
 }
 
-/// Nothing moves before a host waits, so what is sent is what earlier work on the stream has written.
+/// No data move before a host waits. So the sent bytes are those that earlier work on the stream has written.
 #[test]
 fn work_runs_as_late_as_allowed() {
     let both = ranks(2);
@@ -167,7 +167,8 @@ fn a_send_without_a_receive_hangs_until_the_abort() {
     let all = ranks(3);
     assert!(all[0].send(8, 2).is_accepted());
     assert_eq!(all[0].state(), NcclResult::SUCCESS);
-    // Rank 1 has nothing to do with it, but could still wait for something that rank 2 waits for.
+    // A hang is reported only if no other rank can still act. So rank 1 aborts too, although it takes no part in the
+    // transfer.
     for rank in [&all[1], &all[2]] {
         // SAFETY: the communicator is not used later.
         unsafe { rank.nccl.abort(rank.comm) };
@@ -178,7 +179,7 @@ fn a_send_without_a_receive_hangs_until_the_abort() {
         "{error}"
     );
     assert_eq!(all[0].state(), NcclResult::REMOTE_ERROR);
-    // SAFETY: as above.
+    // SAFETY: the communicator is not used later.
     unsafe { all[0].nccl.abort(all[0].comm) };
     all[0].synchronize().unwrap();
 }
@@ -191,7 +192,7 @@ fn prohibited_calls_are_reported() {
     assert_eq!(r.nccl.group_end(), NcclResult::INVALID_USAGE);
     assert!(r.gpu.violations().is_empty());
 
-    // SAFETY: the fake checks the communicator.
+    // SAFETY: the fake NCCL checks the communicator.
     assert_eq!(unsafe { other.nccl.async_error(r.comm) }, NcclResult::INVALID_ARGUMENT);
     violation(other, "use of another GPU's communicator");
 
@@ -203,7 +204,7 @@ fn prohibited_calls_are_reported() {
     r.state();
     violation(r, "work was enqueued on a stream while NCCL was enqueueing a group on it");
 
-    // SAFETY: the fake checks the communicator.
+    // SAFETY: the fake NCCL checks the communicator.
     unsafe { r.nccl.abort(r.comm) };
     assert_eq!(r.state(), NcclResult::INVALID_ARGUMENT);
     violation(r, "use of a communicator that was destroyed or aborted");

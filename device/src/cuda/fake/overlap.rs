@@ -3,15 +3,15 @@
 use super::Op;
 
 #[derive(Default)]
-pub(super) struct Overlap {
-    /// The sends and receives for which no stream and no host waits yet: their stream, and the first recording of an
-    /// event after them.
+pub(super) struct OverlapCounter {
+    /// The sends and receives for which no stream and no host waits yet: the index of their stream, and the first
+    /// recording of an event after them.
     transfers: Vec<(usize, Option<u64>)>,
-    /// The number of launches and matrix products that were enqueued while another stream had such sends or receives.
+    /// The number of launches and matrix products that were enqueued while another stream had entries in `transfers`.
     pub launches: u64,
 }
 
-impl Overlap {
+impl OverlapCounter {
     /// Counts an operation that is enqueued on a stream.
     pub fn count_operation(&mut self, stream: usize, op: &Op) {
         match *op {
@@ -26,7 +26,8 @@ impl Overlap {
         }
     }
 
-    /// Records that later launches run after the sends and receives before this recording of an event.
+    /// Records that the host or a stream has waited for this recording of an event: later launches run after the
+    /// sends and receives that precede the recording.
     pub fn end_transfers_before(&mut self, ticket: u64) {
         self.transfers.retain(|(_, done)| *done != Some(ticket));
     }

@@ -1,4 +1,4 @@
-//! Matrix products of the fake driver, by the code of device `cpu`.
+//! Matrix products of the fake driver, computed by the code of device `cpu`.
 #![allow(unsafe_code)]
 
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use crate::cuda::error::CudaError;
 use crate::cuda::types::StreamHandle;
 use crate::launch::Matmul;
 
-/// Matrix products by the CPU's code.
+/// Computes matrix products by the CPU's code.
 pub(super) struct FakeBlas {
     fake: FakeDriver,
     known: Mutex<HashSet<ProductShape>>,

@@ -1,4 +1,4 @@
-//! The sends and receives of the fake NCCL between GPUs: how they match, and when ranks would wait forever.
+//! Sends and receives of the fake NCCL between GPUs: how they match, and how a deadlock of the ranks is found.
 //!
 //! ```text
 //! a stream reaches a group of sends and receives   it posts them: the bytes of sends, the sizes of receives
@@ -18,7 +18,8 @@ use reel_sim::memory::SimMemory;
 
 use super::Inner;
 
-/// A rank that waits for this time is reported as hanging, even if the rank that it waits for may still compute.
+/// A rank that has waited this long is reported as hanging, even if the rank that it waits for may still be
+/// computing.
 const HANG_TIME: Duration = Duration::from_secs(1200);
 
 /// The ranks of one communicator.
@@ -31,24 +32,25 @@ pub(super) struct RankGroup {
 
 #[derive(Debug, Default)]
 pub(super) struct GroupState {
-    /// The ranks that have joined.
+    /// The ranks that have joined, by their number.
     pub members: HashMap<usize, JoinedRank>,
     /// The messages between ranks, by sender and receiver.
     channels: HashMap<(usize, usize), Channel>,
-    /// Counts the changes after which a waiting rank may be able to go on.
+    /// A counter that increases with every change after which a waiting rank may be able to continue.
     version: u64,
-    /// If all ranks wait: which rank waits for which other rank.
+    /// If all ranks wait for each other: a text that says which rank waits for which.
     hang: Option<String>,
 }
 
-/// A rank that has joined.
+/// A rank that has joined a communicator.
 #[derive(Debug)]
 pub(super) struct JoinedRank {
     pub gpu: Weak<Inner>,
     pub life: CommunicatorState,
-    /// How many NCCL groups (from ncclGroupStart to ncclGroupEnd) this rank has enqueued.
+    /// The number of NCCL groups (from ncclGroupStart to ncclGroupEnd) that this rank has enqueued.
     pub groups: u64,
-    /// The version at which one of its threads found that it must wait, and what it waits for.
+    /// If a thread of this rank waits: [`GroupState::version`] at the start of the wait, and a text that says what
+    /// the thread waits for.
     waits: Option<(u64, String)>,
 }
 
@@ -59,12 +61,12 @@ pub(super) enum CommunicatorState {
     Finalized,
     Destroyed,
     Aborted,
-    /// Its process was killed.
+    /// The process of the rank was killed.
     Dead,
 }
 
 impl CommunicatorState {
-    /// Why a rank in this state sends and receives nothing more; `None` if it still may.
+    /// Returns why a rank in this state can no longer send and receive; `None` if it can.
     fn end(self) -> Option<&'static str> {
         match self {
             CommunicatorState::Active => None,
@@ -78,10 +80,10 @@ impl CommunicatorState {
 
 #[derive(Debug, Default)]
 struct Channel {
-    /// The number of posted sends, and the bytes of unfinished sends, by the number of the send.
+    /// The number of posted sends. `messages` has the bytes of each unfinished send, by the number of the send.
     sent: u64,
     messages: HashMap<u64, Vec<u8>>,
-    /// The number of posted receives, and the sizes of unfinished receives, by the number of the receive.
+    /// The number of posted receives. `sizes` has the bytes of each unfinished receive, by the number of the receive.
     received: u64,
     sizes: HashMap<u64, usize>,
 }
@@ -99,7 +101,7 @@ pub(super) struct TransferPart {
 pub(super) struct Transfer {
     pub group: Arc<RankGroup>,
     pub rank: usize,
-    /// Counts the groups of this rank.
+    /// The number of this group among the groups that this rank has enqueued.
     pub number: u64,
     pub sends: Vec<TransferPart>,
     pub receives: Vec<TransferPart>,
@@ -114,10 +116,10 @@ pub(super) struct PostedParts {
     receives: Vec<u64>,
 }
 
-/// A group of sends and receives that has to wait for other ranks.
+/// A group of sends and receives that cannot run before other ranks make matching calls.
 pub(super) struct BlockedTransfer {
     transfer: Arc<Transfer>,
-    /// [`GroupState::version`] when the group was found to wait.
+    /// [`GroupState::version`] at the time when the group could not run.
     version: u64,
     waits: String,
 }
@@ -153,8 +155,8 @@ impl RankGroup {
 }
 
 impl GroupState {
-    /// Records that a rank ends its communicator, unless it was killed before.
-    pub fn end_member(&mut self, rank: usize, life: CommunicatorState) {
+    /// Records that a rank has ended its communicator, unless the rank was killed before.
+    pub fn record_member_end(&mut self, rank: usize, life: CommunicatorState) {
         if let Some(member) = self.members.get_mut(&rank).filter(|m| m.life != CommunicatorState::Dead) {
             member.life = life;
         }
@@ -168,11 +170,12 @@ impl JoinedRank {
 }
 
 impl Transfer {
-    /// Runs the group if it need not wait. Otherwise posts it and returns what it waits for.
+    /// Runs the group if all its sends and receives have a match. Otherwise posts the group and returns it as
+    /// blocked.
     ///
     /// # Errors
     /// The memory cannot be read or written.
-    pub fn run(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
+    pub fn run_or_post(self: &Arc<Self>, memory: &mut SimMemory) -> Result<Option<BlockedTransfer>, String> {
         let mut state = self.group.state();
         if matches!(
             state.members.get(&self.rank).map(|m| m.life),
@@ -207,7 +210,7 @@ impl Transfer {
         Ok(None)
     }
 
-    /// Gives the bytes of sends and the sizes of receives to the channels. Returns their numbers.
+    /// Adds the bytes of sends and the sizes of receives to the channels. Returns their numbers in the channels.
     fn post(&self, state: &mut GroupState, memory: &SimMemory) -> Result<PostedParts, String> {
         let mut posted = PostedParts { sends: Vec::new(), receives: Vec::new() };
         for part in &self.sends {
@@ -226,7 +229,7 @@ impl Transfer {
         Ok(posted)
     }
 
-    /// Describes the sends and receives that have no match.
+    /// Describes the sends and receives of this group that have no match.
     fn missing_matches(&self, state: &GroupState, posted: &PostedParts) -> Vec<String> {
         let end = |peer: usize| match state.members.get(&peer).and_then(|m| m.life.end()) {
             Some(end) => format!(", which {end}"),
@@ -238,7 +241,7 @@ impl Transfer {
             match channel.sizes.get(number) {
                 Some(&size) if size == bytes => None,
                 Some(size) => Some(format!("sends {bytes} bytes to rank {peer}, which receives {size} bytes")),
-                // The receiver may be done already.
+                // The receiver has already completed its side of this transfer.
                 None if channel.received > *number => None,
                 None => Some(format!("sends {bytes} bytes to rank {peer}{}", end(peer))),
             }
@@ -257,22 +260,22 @@ impl Transfer {
         sends.chain(receives).collect()
     }
 
-    /// The ranges of memory that the group uses.
-    pub fn ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
+    /// Iterates over the memory ranges that the group uses.
+    pub fn memory_ranges(&self) -> impl Iterator<Item = (u64, usize)> + '_ {
         self.sends.iter().chain(&self.receives).map(|part| (part.addr, part.bytes))
     }
 }
 
 impl BlockedTransfer {
-    /// The communicator and the rank that waits.
+    /// Returns the communicator, and the number of the rank that waits.
     pub fn waiting_rank(&self) -> (&Arc<RankGroup>, usize) {
         (&self.transfer.group, self.transfer.rank)
     }
 
-    /// Waits until the group may be able to go on. No lock may be held.
+    /// Waits until another rank has made a change after which the group may be able to run. No lock may be held.
     ///
     /// # Errors
-    /// No rank can go on. The error says which rank waits for which other rank.
+    /// No rank can continue. The error says which rank waits for which.
     pub fn wait(self) -> Result<(), String> {
         let (group, rank) = self.waiting_rank();
         group.run_other_gpus(rank);

@@ -1,4 +1,4 @@
-//! Exchanges of GPU memory between ranks, on a stream of their own beside the GPU's compute stream.
+//! Exchanges of GPU memory between ranks. They run on a separate stream, concurrently with the GPU's compute stream.
 //!
 //! ```text
 //! start:   event `ready` on the compute stream; the exchange's stream waits for it
@@ -7,8 +7,9 @@
 //! wait:    the compute stream waits for `done`
 //! ```
 //!
-//! So an exchange runs beside the launches between `start` and `wait`. These must not write what it sends, nor use what
-//! it receives, and its memory must not be reused before `wait`. Work that is enqueued after `wait` runs after it.
+//! So an exchange runs concurrently with the launches between `start` and `wait`. These launches must neither write
+//! the sent ranges nor use the received ranges, and the memory must not be reused before `wait`. Work that is
+//! enqueued after `wait` runs after the exchange.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -20,13 +21,13 @@ use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
 use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
-use crate::exchanges::{DeviceSpan, ExchangeStatus};
+use crate::exchanges::{AddressRange, ExchangeStatus};
 
 /// The largest number of exchanges in flight. Before the host enqueues another one, it waits for the oldest.
 const MAX_IN_FLIGHT: usize = 256;
-/// The longest time that a rank waits for the others when it leaves.
+/// The longest time that a rank waits for the other ranks when it leaves the communicator.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
-/// A wait polls without pause for this time, then pauses between polls.
+/// The time for which a wait polls without pauses. After that, it pauses between polls.
 const POLL_TIME: Duration = Duration::from_millis(1);
 /// The pause between two polls of a long wait.
 const POLL_PAUSE: Duration = Duration::from_micros(200);
@@ -40,30 +41,31 @@ pub(crate) struct Communicator {
     driver: Arc<dyn Driver>,
     /// The stream of the GPU's launches.
     compute: StreamHandle,
-    /// See `Gpu::make_next_launch_wait`.
+    /// Set to false by [`Communicator::wait`]. See `Gpu::make_next_launch_wait`.
     next_may_start_early: Arc<AtomicBool>,
     nccl: Box<dyn Nccl>,
-    /// The stream of the exchanges.
+    /// The stream on which exchanges run.
     stream: StreamHandle,
-    /// Recorded on the compute stream when an exchange starts. Waits for an earlier recording stay valid.
+    /// The event that is recorded on the compute stream when an exchange starts. A stream that waits for an earlier
+    /// recording of the event still waits for that recording.
     ready: EventHandle,
     /// Held during each call to NCCL, which allows one thread at a time. `None` before the start and after the end.
     comm: Mutex<Option<CommHandle>>,
-    /// Held while an exchange is enqueued: no other may begin before NCCL has enqueued it.
+    /// Held while an exchange is enqueued: no other exchange may begin before NCCL has enqueued this one.
     starting: Mutex<()>,
     progress: Mutex<Progress>,
 }
 
-/// The exchanges so far.
+/// The progress of this rank's exchanges.
 struct Progress {
     started: u64,
     finished: u64,
     /// The exchanges that may not have completed, oldest first.
     in_flight: VecDeque<InFlight>,
-    /// Events that no exchange uses.
+    /// Events that no exchange uses now.
     free_events: Vec<EventHandle>,
-    /// The time at which the last completed exchange was found to be complete or, if none was in flight then, at which
-    /// the oldest exchange in flight was started.
+    /// The time of the last progress: when an exchange was last found to be complete, or when an exchange was started
+    /// while no other was in flight.
     last_progress: Instant,
     /// The first error. All later calls return it.
     failure: Option<CudaError>,
@@ -78,8 +80,8 @@ struct InFlight {
 }
 
 impl Communicator {
-    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` is the limit of
-    /// joining and of exchanges, see [`Communicator::check`]. The communicator must be dropped before the GPU.
+    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` limits the time of
+    /// joining and of exchanges; see [`Communicator::check`]. The communicator must be dropped before the GPU.
     ///
     /// # Errors
     /// NCCL is missing or fails, or a rank is missing after the time limit.
@@ -138,21 +140,21 @@ impl Communicator {
         self.size
     }
 
-    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// the ranges `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs
-    /// after the work that is enqueued on the compute stream now.
+    /// Starts an exchange with all ranks: sends the ranges `send[to]` to rank `to`, and writes the data from rank
+    /// `from` to the ranges `receive[from]`. Returns the exchange's ticket for [`Communicator::wait`]. The exchange
+    /// runs after the work that is enqueued on the compute stream now.
     ///
     /// # Safety
-    /// The ranges are memory of this GPU that stays allocated until [`Communicator::wait`], and the work between does
-    /// not write what is sent nor use what is received.
+    /// The ranges are memory of this GPU that stays allocated until [`Communicator::wait`]. Until then, other work
+    /// neither writes the sent ranges nor uses the received ranges.
     ///
     /// # Errors
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
-    pub unsafe fn start(
+    pub unsafe fn start_exchange(
         &self,
         name: &str,
-        send: &[Vec<DeviceSpan>],
-        receive: &[Vec<DeviceSpan>],
+        send: &[Vec<AddressRange>],
+        receive: &[Vec<AddressRange>],
     ) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
         self.check_at(|| format!("before exchange '{name}'"))?;
@@ -190,25 +192,25 @@ impl Communicator {
         if let Some(exchange) = progress.in_flight.iter().find(|e| e.sequence == ticket) {
             // Launches that start early read weights before they wait, and the exchange may write weights.
             self.next_may_start_early.store(false, Ordering::Relaxed);
-            // Also after a failure: an aborted exchange uses its memory until the abort is done.
-            // SAFETY: this value owns the event, and the compute stream is live.
+            // The stream waits after a failure too, because an aborted exchange uses its memory until the abort is
+            // done. SAFETY: this value owns the event, and the compute stream is live.
             unsafe { self.driver.stream_wait(self.compute, exchange.done)? }
         }
         progress.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Returns an error if an exchange has failed, if another rank has ended, or if no exchange has completed for the
-    /// time limit although one is in flight. Does not wait. The communicator is then aborted, and all later calls
-    /// return the error.
+    /// Checks the exchanges without waiting. If the check finds an error, the communicator is aborted, and all later
+    /// calls return the error.
     ///
     /// # Errors
-    /// As above. The message names the oldest exchange in flight.
+    /// An exchange has failed, another rank has ended, or no exchange has completed for the time limit although one
+    /// is in flight. The message names the oldest exchange in flight.
     pub fn check(&self) -> Result<(), CudaError> {
         self.check_at(|| "between exchanges".into())
     }
 
-    /// As [`Communicator::check`]. `place` describes the place in the program for the message if no exchange is in
-    /// flight.
+    /// Does the same as [`Communicator::check`]. If no exchange is in flight, the message contains `place`, a place
+    /// in the program.
     fn check_at(&self, place: impl Fn() -> String) -> Result<(), CudaError> {
         let state = self.poll_nccl()?;
         let (oldest, waited) = {
@@ -236,7 +238,7 @@ impl Communicator {
     /// Waits until all exchanges so far have completed.
     ///
     /// # Errors
-    /// Those of [`Communicator::check`].
+    /// The errors of [`Communicator::check`].
     pub fn wait_for_all(&self) -> Result<(), CudaError> {
         let start = Instant::now();
         loop {
@@ -248,7 +250,7 @@ impl Communicator {
         }
     }
 
-    /// Returns how many exchanges this rank has started and finished.
+    /// Returns the number of exchanges that this rank has started and finished.
     pub fn status(&self) -> ExchangeStatus {
         let progress = lock(&self.progress);
         let unfinished = progress.in_flight.front().map(|e| e.name.clone());
@@ -274,8 +276,8 @@ impl Communicator {
     /// Enqueues an exchange on its stream.
     ///
     /// # Safety
-    /// As [`Communicator::start`].
-    unsafe fn enqueue(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Result<(), String> {
+    /// The conditions of [`Communicator::start_exchange`] hold.
+    unsafe fn enqueue(&self, send: &[Vec<AddressRange>], receive: &[Vec<AddressRange>]) -> Result<(), String> {
         // SAFETY: this value owns stream and event; the caller guarantees the ranges.
         let copied = unsafe {
             self.driver.record(self.ready, self.compute).and_then(|()| {
@@ -285,7 +287,7 @@ impl Communicator {
             })
         };
         copied.map_err(|e| e.to_string())?;
-        let transfers = |of_ranks: &[Vec<DeviceSpan>]| {
+        let transfers = |of_ranks: &[Vec<AddressRange>]| {
             let of_peers = of_ranks.iter().enumerate().filter(|(peer, _)| *peer != self.rank);
             let ranges = of_peers.flat_map(|(peer, ranges)| ranges.iter().map(move |range| (peer, *range)));
             ranges.filter(|(_, range)| range.bytes > 0).collect::<Vec<_>>()
@@ -309,14 +311,14 @@ impl Communicator {
         }
     }
 
-    /// Makes the calls of one group.
+    /// Makes the NCCL calls of one group of sends and receives.
     ///
     /// # Safety
-    /// As [`Communicator::start`].
+    /// The conditions of [`Communicator::start_exchange`] hold.
     unsafe fn enqueue_group(
         &self,
-        sends: &[(usize, DeviceSpan)],
-        receives: &[(usize, DeviceSpan)],
+        sends: &[(usize, AddressRange)],
+        receives: &[(usize, AddressRange)],
     ) -> Result<NcclResult, String> {
         let comm = lock(&self.comm);
         let handle = comm.ok_or("the communicator was aborted")?;
@@ -327,35 +329,35 @@ impl Communicator {
         let mut first_error = None;
         // SAFETY: the communicator and its stream are live; the caller guarantees the ranges.
         unsafe {
-            for &(peer, DeviceSpan { addr, bytes }) in sends {
+            for &(peer, AddressRange { addr, bytes }) in sends {
                 let result = self.nccl.send(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
-            for &(peer, DeviceSpan { addr, bytes }) in receives {
+            for &(peer, AddressRange { addr, bytes }) in receives {
                 let result = self.nccl.receive(addr, bytes, peer, handle, self.stream);
                 first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
             }
         }
-        // The group ends also after an error, because groups belong to the thread.
+        // The group must end after an error too, because groups belong to the thread.
         let ended = self.nccl.group_end();
         Ok(first_error.unwrap_or(ended))
     }
 
-    /// Returns why ranges cannot be exchanged.
-    fn invalid_ranges(&self, send: &[Vec<DeviceSpan>], receive: &[Vec<DeviceSpan>]) -> Option<String> {
+    /// Returns why these ranges cannot be exchanged; `None` if they can.
+    fn invalid_ranges(&self, send: &[Vec<AddressRange>], receive: &[Vec<AddressRange>]) -> Option<String> {
         for (what, of_ranks) in [("sends", send), ("receives", receive)] {
             if of_ranks.len() != self.size {
                 return Some(format!("{what} are given for {} ranks, but there are {}", of_ranks.len(), self.size));
             }
         }
-        let sizes = |ranges: &[DeviceSpan]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
+        let sizes = |ranges: &[AddressRange]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
         let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
         if sent != received {
             return Some(format!(
                 "this rank sends ranges of {sent:?} bytes to itself, but receives {received:?} bytes from itself"
             ));
         }
-        let mut ranges: Vec<(DeviceSpan, bool)> = Vec::new();
+        let mut ranges: Vec<(AddressRange, bool)> = Vec::new();
         for (rank, (sent, received)) in send.iter().zip(receive).enumerate() {
             ranges.extend(sent.iter().map(|range| (*range, false)));
             let is_written = |i: usize| rank != self.rank || is_copy(&sent[i], &received[i]);
@@ -363,9 +365,9 @@ impl Communicator {
         }
         ranges.retain(|(range, _)| range.bytes > 0);
         ranges.sort_by_key(|(range, _)| range.addr);
-        // The end of all ranges so far, and the end of the ranges that are written.
+        // The end of the address ranges so far, and the end of those ranges that are written.
         let (mut end, mut written_end) = (0, 0);
-        for (DeviceSpan { addr, bytes }, is_written) in ranges {
+        for (AddressRange { addr, bytes }, is_written) in ranges {
             if addr < written_end || is_written && addr < end {
                 return Some(format!("a range that is received overlaps another one at {addr:#x}"));
             }
@@ -377,8 +379,8 @@ impl Communicator {
         None
     }
 
-    /// Waits until NCCL has finished or enqueued the last call, which it does in the background. Returns NCCL's state;
-    /// [`NcclResult::IN_PROGRESS`] means that `time` has passed.
+    /// Waits until NCCL has finished or enqueued the last call, which NCCL does in the background. Returns NCCL's
+    /// state; [`NcclResult::IN_PROGRESS`] means that `time` has passed.
     fn wait_for_nccl(&self, time: Duration) -> Result<NcclResult, CudaError> {
         let start = Instant::now();
         loop {
@@ -404,7 +406,7 @@ impl Communicator {
         format!("{} ({})", result.name(), self.nccl.describe(result))
     }
 
-    /// Aborts the communicator, so that nothing waits for its exchanges any more, and returns the first failure.
+    /// Aborts the communicator, so that nothing waits for its exchanges any more. Returns the first failure.
     fn fail(&self, what: String) -> CudaError {
         let error = CudaError::Exchange { rank: self.rank, size: self.size, what };
         let failure = lock(&self.progress).failure.get_or_insert(error).clone();
@@ -419,7 +421,7 @@ impl Communicator {
         }
     }
 
-    /// Ends the communicator together with the other ranks. Returns false if they do not end it in time.
+    /// Ends the communicator together with the other ranks. Returns false if the other ranks do not end it in time.
     fn leave(&self) -> bool {
         let deadline = Instant::now() + LEAVE_TIME;
         while !lock(&self.progress).in_flight.is_empty() {
@@ -442,7 +444,7 @@ impl Communicator {
 }
 
 impl Progress {
-    /// Removes the exchanges that have completed.
+    /// Removes the completed exchanges from those in flight.
     fn release_completed(&mut self, driver: &dyn Driver) -> Result<(), CudaError> {
         while let Some(oldest) = self.in_flight.front().filter(|e| e.is_enqueued) {
             // SAFETY: the event is live.
@@ -477,8 +479,8 @@ impl Drop for Communicator {
     }
 }
 
-/// Whether a range that a rank sends to itself has to be copied: it is not received in place.
-fn is_copy(from: &DeviceSpan, to: &DeviceSpan) -> bool {
+/// Tells whether a range that a rank sends to itself must be copied. If it is received in place, no copy is needed.
+fn is_copy(from: &AddressRange, to: &AddressRange) -> bool {
     from.bytes > 0 && from != to
 }
 

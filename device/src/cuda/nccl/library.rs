@@ -1,6 +1,6 @@
 //! NVIDIA's NCCL library, opened at run time. Source: nccl.h of NCCL 2.32.3 and NVIDIA's NCCL user guide.
 //!
-//! No binding crate is used, because the library must be opened from a folder found at run time, as cuBLASLt.
+//! No binding crate is used, because the library must be opened from a folder found at run time, like cuBLASLt.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
@@ -21,9 +21,9 @@ const OLDEST: u32 = 21_800;
 const LIBRARY: &str = "libnccl.so.2";
 /// `ncclInt8`, the data type of bytes.
 const INT8: c_int = 0;
-/// `NCCL_API_MAGIC`.
+/// `NCCL_API_MAGIC` of nccl.h, the value of the field `magic` in `ncclConfig_t`.
 const MAGIC: c_uint = 0xcafe_beef;
-/// `NCCL_CONFIG_UNDEF_INT`: the library decides.
+/// `NCCL_CONFIG_UNDEF_INT`: the library chooses the value.
 const UNDEFINED: c_int = c_int::MIN;
 
 type Comm = *mut c_void;
@@ -34,8 +34,8 @@ type OfComm = unsafe extern "C" fn(Comm) -> Status;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is the size of an
-/// older version.
+/// `ncclConfig_t` as of version 2.18. Newer versions append fields. They use the defaults for these fields if `size`
+/// is the size of an older version's struct.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -84,7 +84,8 @@ struct Functions {
 }
 
 impl Functions {
-    /// Returns the functions of the library, which is opened once and never closed: it has threads of its own.
+    /// Returns the functions of the library. The library is opened once and never closed, because it runs its own
+    /// threads.
     fn get() -> Result<&'static Functions, CudaError> {
         static FUNCTIONS: OnceLock<Functions> = OnceLock::new();
         match FUNCTIONS.get() {
@@ -100,7 +101,7 @@ impl Functions {
         let places = places_beside_toolkit();
         let file = places.into_iter().find(|path| path.is_file());
         let name = file.as_deref().map_or(OsStr::new(LIBRARY), |path| path.as_os_str());
-        let failed = |reason: String| CudaError::of_library(name, reason);
+        let failed = |reason: String| CudaError::library_error(name, reason);
         let library = SharedLibrary::open(name).map_err(|reason| {
             let is_missing = file.is_none() && reason.contains("No such file");
             if is_missing { CudaError::NoNccl } else { failed(reason) }
@@ -141,11 +142,11 @@ impl Functions {
     }
 }
 
-/// Returns the paths at which the library may be, apart from the loader's search path: in the folder of NVRTC or
-/// cuBLASLt, and in the package `nvidia-nccl` of the same Python environment.
+/// Returns the paths at which the library may be, besides the loader's search path: the folder of NVRTC or cuBLASLt,
+/// and the package `nvidia-nccl` of the same Python environment.
 fn places_beside_toolkit() -> Vec<PathBuf> {
     let toolkit = Toolkit::from_environment();
-    // All majors: a library for exchanges is found beside the cuBLASLt of any release.
+    // `u32::MAX` accepts every major version of cuBLASLt: NCCL may lie beside any of them.
     let libraries = [toolkit.nvrtc(), toolkit.cublas_lt(u32::MAX)].into_iter().flatten();
     libraries
         .flat_map(|library| {
@@ -157,7 +158,7 @@ fn places_beside_toolkit() -> Vec<PathBuf> {
 }
 
 /// Returns the path of the NCCL library beside the CUDA libraries, as in one Python environment; `None` if not found.
-/// The loader may find one elsewhere. Opens nothing.
+/// The loader may find another NCCL library elsewhere. Opens no library.
 pub fn library_beside_toolkit() -> Option<PathBuf> {
     places_beside_toolkit().into_iter().find(|path| path.is_file())
 }
@@ -170,7 +171,7 @@ pub fn installed_version() -> Result<String, CudaError> {
     Functions::get().map(|functions| nccl_version_text(functions.version()))
 }
 
-/// NCCL for one GPU.
+/// The NCCL library, used for one GPU.
 pub(in crate::cuda) struct NcclLibrary {
     functions: &'static Functions,
     /// The GPU's context. Each call makes it current, because NCCL uses the current GPU of the calling thread.
@@ -212,7 +213,7 @@ impl Nccl for NcclLibrary {
             }
         };
         let meaning = text(unsafe { (self.functions.get_error_string)(result.0) });
-        // The communicator is not used by the function.
+        // `ncclGetLastError` ignores its communicator argument.
         let last = text(unsafe { (self.functions.get_last_error)(std::ptr::null_mut()) });
         if last.is_empty() { meaning } else { format!("{meaning}; {last}") }
     }

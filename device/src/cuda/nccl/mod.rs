@@ -37,7 +37,7 @@ pub(crate) use communicator::Communicator;
 pub(super) use library::NcclLibrary;
 pub use library::{installed_version, library_beside_toolkit};
 
-/// The id by which the ranks of a communicator find each other (`ncclUniqueId`).
+/// The id with which ranks join the same communicator (`ncclUniqueId`).
 pub type UniqueId = [u8; 128];
 
 /// A communicator (`ncclComm_t`): one rank's membership in a group of ranks.
@@ -49,7 +49,7 @@ pub struct CommHandle(pub usize);
 pub struct NcclResult(pub i32);
 
 impl NcclResult {
-    /// No error.
+    /// The call succeeded.
     pub const SUCCESS: NcclResult = NcclResult(0);
     /// A call to CUDA failed.
     pub const UNHANDLED_CUDA_ERROR: NcclResult = NcclResult(1);
@@ -66,7 +66,7 @@ impl NcclResult {
     /// The call continues in the background.
     pub const IN_PROGRESS: NcclResult = NcclResult(7);
 
-    /// The name in nccl.h.
+    /// The name of this result in nccl.h.
     pub fn name(self) -> String {
         const NAMES: [&str; 9] = [
             "ncclSuccess",
@@ -91,8 +91,8 @@ impl NcclResult {
 
 /// The NCCL library, for the communicators of one GPU.
 ///
-/// The caller of an unsafe function ensures that the communicator is live and no other thread uses it, that the stream
-/// and the memory belong to this GPU, and that the memory stays allocated until the work is done.
+/// The caller of an unsafe function ensures that the communicator is live, that no other thread uses it, that the
+/// stream and the memory belong to this GPU, and that the memory stays allocated until the work is done.
 #[allow(clippy::missing_safety_doc)]
 pub trait Nccl: Send + Sync {
     /// The version, for example 23203 for 2.32.3.
@@ -101,8 +101,8 @@ pub trait Nccl: Send + Sync {
     fn describe(&self, result: NcclResult) -> String;
     /// Creates an id for one communicator.
     fn unique_id(&self) -> Result<UniqueId, NcclResult>;
-    /// Begins to create the nonblocking communicator of rank `rank` among `size` ranks, all of which make this call.
-    /// It is created when [`Nccl::async_error`] returns success.
+    /// Begins to create the nonblocking communicator of rank `rank` among `size` ranks; all ranks make this call. The
+    /// communicator is created when [`Nccl::async_error`] returns success.
     fn init_rank(&self, size: usize, id: &UniqueId, rank: usize) -> Result<CommHandle, NcclResult>;
     /// Returns the state of the communicator: success, in progress, or an error that has occurred since its creation.
     unsafe fn async_error(&self, comm: CommHandle) -> NcclResult;
@@ -114,11 +114,11 @@ pub trait Nccl: Send + Sync {
     unsafe fn send(&self, from: u64, bytes: usize, peer: usize, comm: CommHandle, stream: StreamHandle) -> NcclResult;
     /// Receives `bytes` bytes from rank `peer` at `to`.
     unsafe fn receive(&self, to: u64, bytes: usize, peer: usize, comm: CommHandle, stream: StreamHandle) -> NcclResult;
-    /// Begins to end the communicator: completes its work and waits for the other ranks, which make this call too. It
-    /// has ended when [`Nccl::async_error`] returns success.
+    /// Begins to end the communicator: completes its work and waits for the other ranks, which make this call too.
+    /// The communicator has ended when [`Nccl::async_error`] returns success.
     unsafe fn finalize(&self, comm: CommHandle) -> NcclResult;
     /// Frees a communicator that [`Nccl::finalize`] has ended.
     unsafe fn destroy(&self, comm: CommHandle) -> NcclResult;
-    /// Frees a communicator at once. Its work that has not completed ends with undefined results.
+    /// Frees a communicator at once. Unfinished work of the communicator ends with undefined results.
     unsafe fn abort(&self, comm: CommHandle) -> NcclResult;
 }

@@ -1,4 +1,4 @@
-//! Tests of exchanges on fake GPUs: each rank is a thread with a fake GPU of its own.
+//! Tests of exchanges on fake GPUs. Each rank is a thread with its own fake GPU.
 
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -24,13 +24,13 @@ fn device_of(gpu: &FakeDriver) -> Device {
     Device::on_gpu(Gpu::from_driver(Arc::new(gpu.clone())).unwrap()).unwrap()
 }
 
-/// Calls `f` for each rank on a thread of its own. Returns the results by rank.
+/// Calls `f` once for each rank, on a thread per rank. Returns the results by rank.
 fn on_ranks<T: Send>(
     gpus: &[FakeDriver],
     time_limit: Duration,
     f: impl Fn(&Device, &NcclCollectives) -> T + Sync,
 ) -> Vec<T> {
-    let id = device_of(&FakeDriver::new(Arch::H100, 1 << 20)).nccl_id().unwrap();
+    let id = device_of(&FakeDriver::new(Arch::H100, 1 << 20)).create_nccl_id().unwrap();
     std::thread::scope(|scope| {
         let start = |(rank, gpu)| {
             let f = &f;
@@ -45,7 +45,7 @@ fn on_ranks<T: Send>(
     })
 }
 
-/// Requires that everything was freed and no rule was broken.
+/// Asserts that everything was freed and that no rule was broken.
 #[track_caller]
 fn assert_clean(gpus: &[FakeDriver]) {
     for gpu in gpus {
@@ -69,19 +69,19 @@ fn whole(buffer: &Arc<Buffer>) -> DeviceRange {
     DeviceRange::new(buffer, 0, buffer.bytes())
 }
 
-/// Lists of one range for each rank.
+/// Makes one list for each rank, which holds one range.
 fn one_each(ranges: &[DeviceRange]) -> Vec<Vec<DeviceRange>> {
     ranges.iter().map(|range| vec![range.clone()]).collect()
 }
 
-/// Lists for two ranks: `range` for the rank `peer`, nothing for the other.
+/// Makes the lists for two ranks: `range` for rank `peer`, no range for the other rank.
 fn only_for(peer: usize, range: DeviceRange) -> Vec<Vec<DeviceRange>> {
     let mut lists = vec![Vec::new(); 2];
     lists[peer].push(range);
     lists
 }
 
-/// What rank `from` sends to rank `to` in a round: its size depends on both and may be 0.
+/// The message that rank `from` sends to rank `to` in a round. Its size depends on both ranks and may be 0.
 fn message(from: usize, to: usize, round: usize) -> Vec<u8> {
     let bytes = (from * 5 + to * 3) % 7 * 100 + from % 2;
     (0..bytes).map(|i| (i * 31 + from * 17 + to * 7 + round) as u8).collect()
@@ -93,7 +93,7 @@ fn exchange_messages(size: usize) {
         let rank = ranks.rank();
         let send: Vec<_> = (0..size).map(|to| buffer(device, &message(rank, to, 0))).collect();
         let receive: Vec<_> = (0..size).map(|from| buffer(device, &vec![0; message(from, rank, 0).len()])).collect();
-        // A message is sent as two ranges, of which one or both may be empty.
+        // A message is sent as two ranges. One or both of them may be empty.
         let range = |buffers: &[Arc<Buffer>]| {
             let halves = |buffer: &Arc<Buffer>| {
                 let middle = buffer.bytes() / 3;
@@ -128,7 +128,7 @@ fn ranks_exchange_ragged_messages() {
     exchange_messages(8);
 }
 
-/// An all-gather: each rank sends its part of a buffer to all, and receives the other parts in the same buffer.
+/// An all-gather: each rank sends its part of a buffer to all ranks, and receives the other parts in the same buffer.
 #[test]
 fn parts_of_a_buffer_are_gathered_in_place() {
     let gpus = fake_gpus(3);
@@ -185,8 +185,8 @@ fn calls_that_cannot_work_are_refused() {
     });
 }
 
-/// The buffers are dropped while the exchange is pending. Their memory is not reused before `wait`, and is reused at
-/// once after it.
+/// The buffers are dropped while the exchange is pending. Their memory is not reused before `wait`, and is reused
+/// right after `wait`.
 #[test]
 fn memory_of_a_pending_exchange_stays_allocated() {
     let gpus = fake_gpus(2);
@@ -207,7 +207,8 @@ fn memory_of_a_pending_exchange_stays_allocated() {
     assert_clean(&gpus);
 }
 
-/// The fake reports work that changes what an exchange has not sent yet, or writes where it will receive.
+/// The fake NCCL reports work that changes bytes before an exchange has sent them, or that writes to a range where an
+/// exchange will receive.
 #[test]
 fn writing_to_a_pending_exchange_is_reported() {
     for write_to_sent in [true, false] {
@@ -254,7 +255,7 @@ fn loss_of_a_rank_is_an_asynchronous_error() {
             gpus[2].kill_process();
             return String::new();
         }
-        // The calls succeed; the error comes later.
+        // The calls succeed. The error is found later.
         ranks.exchange("layers.1", &send, &receive).unwrap();
         started.wait();
         let error = ranks.wait_for_all().unwrap_err().to_string();
@@ -304,11 +305,11 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
     let gpus = fake_gpus(2);
     let (device, other) = (device_of(&gpus[0]), device_of(&gpus[1]));
     let limit = Duration::from_millis(50);
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let alone = device.join_nccl(0, 2, &id, limit).unwrap_err().to_string();
     assert!(alone.starts_with("NCCL: rank 0 of 2: not all ranks have joined within 50ms"), "{alone}");
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let twice = std::thread::scope(|scope| {
         let join = |rank| {
             scope.spawn({
@@ -320,7 +321,7 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
     });
     assert!(twice.iter().any(|e| e.contains("ncclInvalidUsage (Duplicate GPU detected : rank")), "{twice:?}");
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     drop(device.join_nccl(0, 1, &id, LONG).unwrap());
     let used = other.join_nccl(0, 1, &id, LONG).unwrap_err().to_string();
     assert!(used.contains("ncclSystemError (a second communicator with the same id)"), "{used}");
@@ -330,7 +331,7 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
 }
 
 crate::params! {
-    /// Parameters of the kernels below.
+    /// Parameters of the test kernels `add_four` and `halve_four`.
     struct PairParams {
         /// f32 `[4]`, read and written.
         y: Addr,
@@ -378,9 +379,9 @@ enum Step {
     AddOne,
     /// `own /= 2`
     Halve,
-    /// Each rank sends `own` to all, and adds all in the order of the ranks: `own += sum`.
+    /// Each rank sends `own` to all ranks, and adds the received values in the order of the ranks: `own += sum`.
     Sum,
-    /// As `Sum`, and this many launches on another buffer run beside the exchange.
+    /// The same as `Sum`, while this many launches on another buffer run beside the exchange.
     SumBeside(usize),
 }
 
@@ -388,8 +389,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![Just(Step::AddOne), Just(Step::Halve), Just(Step::Sum), (1usize..4).prop_map(Step::SumBeside)]
 }
 
-/// Runs a program on a rank and returns its value. `waits` has a bit for each step after which the host waits for the
-/// GPU.
+/// Runs a program on a rank and returns the final value of `own`. `waits` has a bit for each step after which the
+/// host waits for the GPU.
 fn run_program(device: &Device, ranks: &NcclCollectives, program: &[Step], waits: u32) -> [f32; 4] {
     let array = |value: f32| buffer(device, bytemuck::cast_slice(&[value; 4]));
     let (own, one, beside) = (array(ranks.rank() as f32), array(1.0), array(0.0));
@@ -419,7 +420,7 @@ fn run_program(device: &Device, ranks: &NcclCollectives, program: &[Step], waits
     value
 }
 
-/// What each rank must have after a program.
+/// The value of `own` that each rank must have after a program.
 fn values_after(program: &[Step], size: usize) -> Vec<[f32; 4]> {
     let mut own: Vec<f32> = (0..size).map(|rank| rank as f32).collect();
     for step in program {
@@ -437,8 +438,8 @@ fn values_after(program: &[Step], size: usize) -> Vec<[f32; 4]> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
-    /// An exchange sends what the launches before it have written, and the launches after it read what it received,
-    /// wherever each rank's host waits.
+    /// An exchange sends the values that earlier launches have written, and later launches read the received values.
+    /// The places at which each rank's host waits make no difference.
     #[test]
     fn exchanges_follow_the_order_of_launches(
         program in prop::collection::vec(step(), 1..10),
@@ -456,7 +457,7 @@ proptest! {
 #[test]
 fn launch_after_an_exchange_waits_for_it() {
     let gpus = fake_gpus(2);
-    let id = device_of(&gpus[0]).nccl_id().unwrap();
+    let id = device_of(&gpus[0]).create_nccl_id().unwrap();
     std::thread::scope(|scope| {
         for (rank, fake) in gpus.iter().enumerate() {
             scope.spawn(move || {
@@ -464,11 +465,11 @@ fn launch_after_an_exchange_waits_for_it() {
                 let ranks = super::Communicator::join(&gpu, (rank, 2), &id, LONG).unwrap();
                 let memory = gpu.alloc(16).unwrap();
                 gpu.fill(&memory, rank as u8).unwrap();
-                let span = |offset| crate::exchanges::DeviceSpan { addr: memory.address() + offset, bytes: 8 };
+                let span = |offset| crate::exchanges::AddressRange { addr: memory.address() + offset, bytes: 8 };
                 let parts = [vec![span(0)], vec![span(8)]];
                 let send = [parts[rank].clone(), parts[rank].clone()];
                 // SAFETY: the memory is allocated until the GPU is done.
-                let ticket = unsafe { ranks.start("halves", &send, &parts) }.unwrap();
+                let ticket = unsafe { ranks.start_exchange("halves", &send, &parts) }.unwrap();
                 gpu.next_may_start_early.store(true, std::sync::atomic::Ordering::Relaxed);
                 ranks.wait(ticket).unwrap();
                 assert!(!gpu.next_may_start_early.load(std::sync::atomic::Ordering::Relaxed));
@@ -481,11 +482,11 @@ fn launch_after_an_exchange_waits_for_it() {
     assert_clean(&gpus);
 }
 
-/// On a machine with a GPU and NCCL: one rank exchanges with itself, and two ranks cannot share the GPU.
+/// On a machine with a GPU and NCCL, one rank exchanges with itself, and two ranks cannot share the GPU.
 #[test]
 fn nccl_of_one_gpu() {
-    let device = if Nvidia::is_present() { Device::cuda(0).map_err(|e| e.to_string()) } else { Err("no GPU".into()) };
-    let opened = device.and_then(|device| device.nccl_id().map(|id| (device, id)).map_err(|e| e.to_string()));
+    let device = if Nvidia::has_gpu() { Device::cuda(0).map_err(|e| e.to_string()) } else { Err("no GPU".into()) };
+    let opened = device.and_then(|device| device.create_nccl_id().map(|id| (device, id)).map_err(|e| e.to_string()));
     let (device, id) = match opened {
         Ok(opened) => opened,
         Err(e) => return println!("skipped: nccl_of_one_gpu: {e}"),
@@ -497,7 +498,7 @@ fn nccl_of_one_gpu() {
     assert_eq!(bytes_of(&received), [5; 1000]);
     drop(ranks);
 
-    let id = device.nccl_id().unwrap();
+    let id = device.create_nccl_id().unwrap();
     let refused = std::thread::scope(|scope| {
         let join = |rank| {
             scope.spawn({

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use reel_device::DType;
-use reel_files::json::holds_commands;
+use reel_files::json::contains_commands;
 use reel_files::{write_synced, write_synced_with_mode};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
@@ -315,7 +315,7 @@ impl CheckpointSnapshot {
         self.weights.write_cells(&draft.0)?;
         self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
-        let private = holds_commands(&Value::Object(self.state.options.clone()));
+        let private = contains_commands(&Value::Object(self.state.options.clone()));
         write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;

@@ -1,6 +1,6 @@
-//! Decodes Arrow files, of the stream format (`Dataset.save_to_disk` of the library `datasets` writes it) or of the
-//! file format. All columns are decoded when the file is opened, embedded media too. A large file with media should be
-//! converted to Parquet: the media of a Parquet file are read only when their row is.
+//! Decodes Arrow files: the stream format (written by `Dataset.save_to_disk` of the library `datasets`) and the file
+//! format. All columns, embedded media included, are decoded when the file is opened. A large file with media should
+//! be converted to Parquet: the media of a row in a Parquet file are read only when the row is read.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use arrow_schema::{ArrowError, SchemaRef};
 use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{check_type, write_text, write_value};
-use super::file::SharedFile;
+use super::file::PositionedFile;
 use super::{FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
@@ -22,19 +22,19 @@ pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write 
 #[derive(Debug)]
 pub(crate) struct ArrowDecoder {
     path: PathBuf,
-    file: SharedFile,
+    file: PositionedFile,
 }
 
-/// Whether a file begins as an Arrow file of the file format or of the stream format does.
-pub(super) fn has_magic(start: &[u8]) -> bool {
+/// Tells whether `start`, the first bytes of a file, begins an Arrow file of the file format or of the stream format.
+pub(super) fn starts_with_magic(start: &[u8]) -> bool {
     start.starts_with(FILE_MAGIC) || start.starts_with(&[0xff; 4])
 }
 
 const FILE_MAGIC: &[u8] = b"ARROW1";
 
 impl ArrowDecoder {
-    /// Creates a decoder without reading the file; `path` is for messages.
-    pub(super) fn new(path: &Path, file: SharedFile) -> Self {
+    /// Creates a decoder without reading the file. `path` is used in messages.
+    pub(super) fn new(path: &Path, file: PositionedFile) -> Self {
         Self { path: path.to_path_buf(), file }
     }
 
@@ -68,7 +68,7 @@ impl ArrowDecoder {
             check_type(field.data_type()).map_err(|unsupported| {
                 let location = format!("{}: column {}", self.path.display(), field.name());
                 let what = format!("has the type {unsupported}, which is not supported");
-                DataError::data(location, what, "write the column as text or numbers")
+                DataError::malformed(location, what, "write the column as text or numbers")
             })?;
         }
         let (mut count, mut bytes) = (0, 0);
@@ -84,9 +84,9 @@ impl ArrowDecoder {
                 if bytes > input::MAX_ROWS_BYTES {
                     let what = format!("has more than {} bytes of rows", input::MAX_ROWS_BYTES);
                     let help = "write it as Parquet (Dataset.to_parquet), whose images and videos stay in the file";
-                    return Err(DataError::data(self.path.display().to_string(), what, help));
+                    return Err(DataError::malformed(self.path.display().to_string(), what, help));
                 }
-                // The rows are given to the sink in parts, because rows with media can take many times the memory of
+                // The rows are passed to the sink in parts, because rows with media can take many times the memory of
                 // rows of text.
                 if rows.text.len() > APPEND_BYTES || row + 1 == batch.num_rows() {
                     sink.append(&rows)?;
@@ -98,7 +98,7 @@ impl ArrowDecoder {
         Ok(count)
     }
 
-    /// Appends row `row` of a batch, which is row `index` of the file.
+    /// Appends row `row` of a batch. The row has number `index` in the file.
     fn write_row(
         &self,
         rows: &mut RowTexts,
@@ -118,7 +118,7 @@ impl ArrowDecoder {
             let written = catch_panic(|| write_value(text, field, array as &dyn Array, row));
             let written = written.unwrap_or_else(|_| Err("is damaged".to_string()));
             let location = || format!("{}: {}", row_location(&self.path, index), field.name());
-            written.map_err(|what| DataError::data(location(), what, DAMAGED_FILE_HELP))?;
+            written.map_err(|what| DataError::malformed(location(), what, DAMAGED_FILE_HELP))?;
         }
         rows.text.push(b'}');
         rows.end_row();
@@ -126,7 +126,7 @@ impl ArrowDecoder {
     }
 
     fn damaged(&self, what: impl Into<String>) -> DataError {
-        DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
+        DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP)
     }
 
     /// Calls the Arrow reader. Its errors and panics become errors about the file.
@@ -139,14 +139,14 @@ impl ArrowDecoder {
     }
 }
 
-/// Size of the rows' texts in bytes at which the rows are given to the sink.
+/// Size in bytes of the pending rows' texts at which the rows are passed to the sink.
 const APPEND_BYTES: usize = 1 << 20;
 
 const CUT: &str = "is cut short or damaged";
 
 /// Checks that each block of a file of the file format lies within the file, because the reader allocates the sizes
-/// that the footer claims. A footer that cannot be parsed is an error, too.
-fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
+/// that the footer claims. A footer that cannot be parsed is an error too.
+fn check_blocks(file: &PositionedFile) -> io::Result<Result<(), String>> {
     let end = FILE_MAGIC.len() as u64 + 4;
     let Some(footer_end) = file.bytes().checked_sub(end) else { return Ok(Err(CUT.to_string())) };
     let length = file.read_exact(footer_end, 4)?;
@@ -167,7 +167,7 @@ fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
 
 /// Checks that each message of a stream lies within the file, because the reader allocates the size that a message
 /// claims.
-fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
+fn check_messages(file: &PositionedFile) -> io::Result<Result<(), String>> {
     let bytes = file.bytes();
     let mut reader = BufReader::new(file.read_from(0));
     let mut position = 0;
@@ -178,7 +178,7 @@ fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
             other => other?,
         }
         position += 4;
-        // Streams of earlier versions of the format do not have this mark (four bytes 0xff) before a length.
+        // Streams of earlier format versions do not have this mark (four bytes 0xff) before a length.
         if word == [0xff; 4] {
             match reader.read_exact(&mut word) {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Ok(())),

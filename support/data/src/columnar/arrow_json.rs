@@ -15,8 +15,8 @@
 //! | image or video with further fields | object; `bytes` is a `data:` URI, or `null` if it is empty |
 //! | JSON (text of the extension type `arrow.json`), at any depth | the value that the text is |
 //!
-//! An image or a video is a struct with a field `bytes` (binary), as Hugging Face stores it with `path` (text).
-//! Columns of other types are refused by their name when the file is opened ([`check_type`]).
+//! An image or a video is a struct with a field `bytes` (binary); Hugging Face stores it beside a field `path`
+//! (text). Columns of unsupported types are rejected by name when the file is opened ([`check_type`]).
 
 use std::fmt::Write;
 
@@ -31,14 +31,14 @@ use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
 use super::media_type::media_type;
 use crate::text::whole_number_beyond_64_bits;
 
-/// The extension type of a text that is a JSON value. The Parquet reader gives this type to texts of the logical type
+/// The extension type of a text that is a JSON value. The Parquet reader gives this type to text of the logical type
 /// JSON.
 const JSON: &str = "arrow.json";
 
-/// The most levels of nested values.
+/// The maximum nesting depth of values.
 const MAX_DEPTH: usize = 64;
 
-/// Whether values of this type can be written as JSON.
+/// Checks that values of this type can be written as JSON.
 ///
 /// # Errors
 /// This type, or a type nested in it, is not supported. The error is Arrow's name of the unsupported type.
@@ -84,14 +84,14 @@ pub(crate) fn has_binary(data_type: &DataType) -> bool {
     }
 }
 
-/// The columns and fields whose bytes are images and videos.
+/// The names of columns and fields in which bytes are images and videos.
 const MEDIA_NAMES: [&str; 4] = ["image", "images", "video", "videos"];
 
 fn is_bytes(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Binary | DataType::LargeBinary | DataType::BinaryView)
 }
 
-/// Whether values of this type are bytes, or lists of bytes.
+/// Tells whether values of this type are bytes or lists of bytes.
 fn is_bytes_or_list(data_type: &DataType) -> bool {
     match data_type {
         DataType::List(f) | DataType::LargeList(f) | DataType::FixedSizeList(f, _) => is_bytes_or_list(f.data_type()),
@@ -99,8 +99,8 @@ fn is_bytes_or_list(data_type: &DataType) -> bool {
     }
 }
 
-/// The position of `bytes` in a struct that is an image or a video. A `path` beside it must be text; both may have the
-/// type null if all values are.
+/// Returns the index of the field `bytes` if a struct is an image or a video. A field `path` beside it must be text.
+/// Both fields may have the type null if all values are null.
 fn media_bytes(fields: &Fields) -> Option<usize> {
     let position = |name: &str| fields.iter().position(|f| f.name() == name);
     let (bytes, path) = (position("bytes")?, position("path"));
@@ -112,7 +112,7 @@ fn media_bytes(fields: &Fields) -> Option<usize> {
     ((is_bytes(fields[bytes].data_type()) || is_empty_media) && path.is_none_or(is_text)).then_some(bytes)
 }
 
-/// Appends the `data:` URI of bytes; null if there are none.
+/// Appends bytes as a `data:` URI, or null if there are no bytes.
 fn write_data_uri(out: &mut Vec<u8>, array: &dyn Array, row: usize) {
     let content = if array.is_valid(row) { bytes_at(array, row) } else { &[] };
     if content.is_empty() {
@@ -143,18 +143,18 @@ fn write_media(out: &mut Vec<u8>, array: &dyn Array, row: usize) {
     out.push(b']');
 }
 
-/// Appends the text `text` as JSON.
+/// Appends `text` as a JSON string.
 pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
-    // Writing to a vector does not fail, and any text can be written as a JSON string.
+    // Writing to a vector cannot fail, and any text can be written as a JSON string.
     let _ = serde_json::to_writer(out, text);
 }
 
 /// Appends the value of `array` at `row` as JSON. `field` is the array's column in the schema: its type has passed
-/// [`check_type`], and its metadata say which texts in it are JSON.
+/// [`check_type`], and its metadata tell which texts in it are JSON.
 ///
 /// # Errors
-/// Why the value has no JSON form: a date that is out of range, a map with a repeated key, or a text that is marked as
-/// JSON and is not.
+/// The error says why the value has no JSON form: a date is out of range, a map repeats a key, or a text is marked as
+/// JSON but is not JSON.
 pub(crate) fn write_value(out: &mut Vec<u8>, field: &Field, array: &dyn Array, row: usize) -> Result<(), String> {
     if field.extension_type_name() == Some(JSON) {
         return write_json_text(out, array, row);
@@ -283,7 +283,7 @@ fn list(out: &mut Vec<u8>, items: &Field, values: &ArrayRef) -> Result<(), Strin
 
 fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usize) -> Result<(), String> {
     let bytes = media_bytes(fields);
-    // An image or a video without further fields is its URI or its path.
+    // An image or a video without further fields is written as its URI or its path.
     if let Some(bytes) = bytes
         && fields.iter().zip(columns).all(|(field, column)| {
             let is_null = column.is_null(row) || *column.data_type() == DataType::Null;
@@ -344,7 +344,7 @@ fn map(out: &mut Vec<u8>, entries: &Field, columns: &[ArrayRef]) -> Result<(), S
     Ok(())
 }
 
-/// A date, time, timestamp or duration in ISO 8601; `None` if it is out of range.
+/// Formats a date, time, timestamp or duration in ISO 8601. `None` if it is out of range.
 fn time_text(array: &dyn Array, row: usize) -> Option<String> {
     use TimeUnit as U;
     let date = |days: i64| Some(NaiveDate::default().checked_add_signed(TimeDelta::try_days(days)?)?.to_string());

@@ -1,5 +1,5 @@
-//! Reads a data file at given positions (`pread`). Several threads read rows at the same time, and a worker process
-//! shares the file's offset with the process that opened the file, so no read may move the offset.
+//! Reads a data file at given positions (`pread`). No read may move the file offset, because several threads read
+//! rows at the same time, and a worker process shares the offset with the process that opened the file.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -14,15 +14,15 @@ use parquet::file::reader::{ChunkReader, Length};
 
 /// An open file that is read at given positions only.
 #[derive(Clone, Debug)]
-pub(super) struct SharedFile {
+pub(super) struct PositionedFile {
     file: Arc<File>,
     bytes: u64,
-    /// The number of bytes that were read.
+    /// The number of bytes read so far.
     #[cfg(test)]
     pub(super) bytes_read: Arc<AtomicU64>,
 }
 
-impl SharedFile {
+impl PositionedFile {
     pub(super) fn new(file: File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
         Ok(Self {
@@ -53,19 +53,19 @@ impl SharedFile {
     }
 
     /// Reads from `position` to the end of the file.
-    pub(super) fn read_from(&self, position: u64) -> ReadFrom {
-        ReadFrom { file: self.clone(), position }
+    pub(super) fn read_from(&self, position: u64) -> PositionedReader {
+        PositionedReader { file: self.clone(), position }
     }
 }
 
-impl Length for SharedFile {
+impl Length for PositionedFile {
     fn len(&self) -> u64 {
         self.bytes
     }
 }
 
-impl ChunkReader for SharedFile {
-    type T = BufReader<ReadFrom>;
+impl ChunkReader for PositionedFile {
+    type T = BufReader<PositionedReader>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         // The Parquet reader makes a new buffered reader for each page header, so a large buffer would read most of the
@@ -81,12 +81,12 @@ impl ChunkReader for SharedFile {
 
 /// Reads a file from a position on.
 #[derive(Debug)]
-pub(super) struct ReadFrom {
-    file: SharedFile,
+pub(super) struct PositionedReader {
+    file: PositionedFile,
     position: u64,
 }
 
-impl Read for ReadFrom {
+impl Read for PositionedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.file.read_at(buffer, self.position)?;
         self.position += count as u64;
@@ -96,7 +96,7 @@ impl Read for ReadFrom {
     }
 }
 
-impl Seek for ReadFrom {
+impl Seek for PositionedReader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let position = match to {
             SeekFrom::Start(position) => Some(position),

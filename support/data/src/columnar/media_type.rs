@@ -1,7 +1,7 @@
-//! The media type of the bytes of an image or a video.
+//! Detects the media type of an image or a video from its bytes.
 
-/// The media type of a file that starts with `content`, by its first bytes; `application/octet-stream` if they are of
-/// no known format. Readers of `data:` URIs look at the bytes too, so an unknown format is not an error here.
+/// Returns the media type of a file that starts with `content`, by its first bytes; `application/octet-stream` for an
+/// unknown format. An unknown format is not an error here, because readers of `data:` URIs also check the bytes.
 pub(crate) fn media_type(content: &[u8]) -> &'static str {
     let at = |start: usize, magic: &[u8]| content.get(start..start + magic.len()) == Some(magic);
     match () {
@@ -14,7 +14,7 @@ pub(crate) fn media_type(content: &[u8]) -> &'static str {
         () if at(0, b"RIFF") && at(8, b"AVI ") => "video/x-msvideo",
         () if at(4, b"ftypqt") => "video/quicktime",
         () if at(4, b"ftyp") => "video/mp4",
-        // Matroska and WebM begin alike.
+        // Matroska and WebM files begin with the same bytes.
         () if at(0, b"\x1a\x45\xdf\xa3") => "video/webm",
         () => "application/octet-stream",
     }

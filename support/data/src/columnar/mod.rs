@@ -1,9 +1,9 @@
-//! The rows of files whose values are stored by column: Parquet and Arrow.
+//! The rows of columnar files: Parquet and Arrow.
 //!
-//! A [`Decoder`] reads such a file and gives its rows as JSON texts. [`ColumnarRows`] keeps these texts, and asks the
-//! decoder again for the columns that stay in the file (embedded images and videos). The libraries for these formats
-//! can take all memory at a damaged file, so the program runs the decoder in a worker process
-//! ([`worker`](crate::worker)); tests and other programs run it in their own process.
+//! A [`Decoder`] reads such a file and returns its rows as JSON texts. [`ColumnarRows`] keeps these texts. It calls
+//! the decoder again for the columns that stay in the file (embedded images and videos). The libraries for these
+//! formats can use up all memory on a damaged file, so the program runs the decoder in a worker process
+//! ([`worker`](crate::worker)). Tests and other programs run it in their own process.
 
 mod arrow;
 mod arrow_json;
@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DataError, Result};
 use arrow::ArrowDecoder;
-use file::SharedFile;
+use file::PositionedFile;
 pub(crate) use media_type::media_type;
 pub(crate) use parquet::ParquetDecoder;
 
-/// A format of files whose values are stored by column.
+/// A columnar file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ColumnarFormat {
     Parquet,
@@ -30,16 +30,16 @@ pub(crate) enum ColumnarFormat {
 }
 
 impl ColumnarFormat {
-    /// The format of a file that begins with `start`; `None` for other files.
+    /// Detects the format by the first bytes of a file, `start`; `None` for other files.
     pub(crate) fn from_magic_bytes(start: &[u8]) -> Option<Self> {
         match () {
-            () if parquet::has_magic(start) => Some(Self::Parquet),
-            () if arrow::has_magic(start) => Some(Self::Arrow),
+            () if parquet::starts_with_magic(start) => Some(Self::Parquet),
+            () if arrow::starts_with_magic(start) => Some(Self::Arrow),
             () => None,
         }
     }
 
-    /// What to do with a damaged file.
+    /// The help text of an error about a damaged file.
     pub(crate) fn damaged_file_help(self) -> &'static str {
         match self {
             Self::Parquet => parquet::DAMAGED_FILE_HELP,
@@ -48,29 +48,30 @@ impl ColumnarFormat {
     }
 }
 
-/// What a decoder says about a top-level column.
+/// A decoder's description of a top-level column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ColumnInfo {
     pub(crate) name: String,
-    /// Whether the column is left in the file when the other columns are decoded; [`Decoder::row`] reads it later.
+    /// Whether the column stays in the file when the other columns are decoded. [`Decoder::row`] reads such a column
+    /// later.
     pub(crate) in_file: bool,
 }
 
-/// Rows as JSON objects, one after the other.
+/// The JSON objects of rows, one after the other in one text.
 #[derive(Debug, Default)]
 pub(crate) struct RowTexts {
     pub(crate) text: Vec<u8>,
-    /// The end of each row in `text`.
+    /// The offset in `text` at which each row ends.
     pub(crate) ends: Vec<usize>,
 }
 
 impl RowTexts {
-    /// Ends the row whose text was appended last.
+    /// Ends the current row: its text is complete.
     fn end_row(&mut self) {
         self.ends.push(self.text.len());
     }
 
-    /// The text of row `index`; `None` if there are not so many rows.
+    /// Returns the text of row `index`; `None` if there are fewer rows.
     pub(crate) fn row(&self, index: usize) -> Option<&[u8]> {
         let end = *self.ends.get(index)?;
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
@@ -83,20 +84,20 @@ impl RowTexts {
 pub(crate) struct FilePart {
     /// Name of the part in messages, such as `row group 2`.
     pub(crate) name: String,
-    /// The row group of a Parquet file, counted from 0, if its columns can be tried one by one.
+    /// The row group of a Parquet file, counted from 0, if its columns can be decoded one by one.
     pub(crate) group: Option<usize>,
 }
 
 /// Receives the rows while they are decoded.
 pub(crate) trait RowSink {
-    /// Is called when the decoder begins with this part of the file.
+    /// Called when the decoder begins with this part of the file.
     fn begin(&mut self, part: FilePart) -> Result<()>;
 
-    /// Is called with the next decoded rows. The decoder reuses the memory of `rows` afterwards.
+    /// Called with the next decoded rows. The decoder reuses the memory of `rows` afterwards.
     fn append(&mut self, rows: &RowTexts) -> Result<()>;
 }
 
-/// Decodes a file.
+/// A decoder for one file of either format.
 #[derive(Debug)]
 pub(crate) enum Decoder {
     Parquet(Box<ParquetDecoder>),
@@ -104,19 +105,20 @@ pub(crate) enum Decoder {
 }
 
 impl Decoder {
-    /// Reads the metadata of an open file. `path` is for messages.
+    /// Reads the metadata of an open file. `path` is used in messages.
     ///
     /// # Errors
     /// The file cannot be read or is damaged, or a column has a type that has no JSON form.
     pub(crate) fn open(format: ColumnarFormat, path: &Path, file: File) -> Result<Self> {
-        let file = SharedFile::new(file).map_err(|e| DataError::cannot_read(path, &e))?;
+        let file = PositionedFile::new(file).map_err(|e| DataError::cannot_read(path, &e))?;
         match format {
             ColumnarFormat::Parquet => ParquetDecoder::open(path, file).map(|d| Self::Parquet(Box::new(d))),
             ColumnarFormat::Arrow => Ok(Self::Arrow(ArrowDecoder::new(path, file))),
         }
     }
 
-    /// The columns in the order of the file. Empty for an Arrow file, whose columns are all decoded when it is opened.
+    /// Returns the columns in the order of the file. Empty for an Arrow file, because all its columns are decoded
+    /// when it is opened.
     pub(crate) fn columns(&self) -> Vec<ColumnInfo> {
         match self {
             Self::Parquet(file) => file.column_infos(),
@@ -124,7 +126,7 @@ impl Decoder {
         }
     }
 
-    /// Decodes the columns that do not stay in the file. Returns the number of rows; if all columns stay in the file,
+    /// Decodes the columns that do not stay in the file. Returns the number of rows. If all columns stay in the file,
     /// `sink` gets no rows.
     ///
     /// # Errors
@@ -136,8 +138,8 @@ impl Decoder {
         }
     }
 
-    /// Decodes the columns of a row group one by one and drops the values, to find the column at which the decoder
-    /// dies.
+    /// Decodes the columns of a row group one by one and drops the values, to find the column that makes the decoder
+    /// crash.
     ///
     /// # Errors
     /// The file cannot be read or is damaged.
@@ -148,7 +150,7 @@ impl Decoder {
         }
     }
 
-    /// The columns of row `index` that stay in the file, as a JSON object.
+    /// Returns, as a JSON object, those columns of row `index` that stay in the file.
     ///
     /// # Errors
     /// The row's pages cannot be read.
@@ -173,7 +175,7 @@ impl RowSink for RowTexts {
     }
 }
 
-/// `FILE: row N`, for row `index`, counted from 0.
+/// Formats the location of row `index` (counted from 0) as `FILE: row N` (counted from 1).
 pub(crate) fn row_location(path: &Path, index: usize) -> String {
     format!("{}: row {}", path.display(), index + 1)
 }

@@ -1,5 +1,5 @@
-//! Writes the rows of a table to a file of another format. `shape.rs` finds the types of the columns of a Parquet file,
-//! `arrays.rs` makes Arrow arrays from the values.
+//! Writes the rows of a table to a file of another format. `shape.rs` finds the column types for a Parquet file, and
+//! `arrays.rs` makes Arrow arrays of the values.
 
 mod arrays;
 mod parquet;
@@ -17,23 +17,23 @@ use crate::{DataError, Result, Table};
 
 pub use parquet::write_parquet;
 
-/// A format of data files that can be written.
+/// A data file format that can be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataFormat {
     /// A JSON list of rows.
     Json,
     /// One row per line.
     JsonLines,
-    /// Parquet.
+    /// A Parquet file.
     Parquet,
 }
 
 impl DataFormat {
-    /// The format that the extension of a file name says: `.json`, `.jsonl`, `.ndjson` or `.parquet`.
+    /// Returns the format that a file name's extension stands for: `.json`, `.jsonl`, `.ndjson` or `.parquet`.
     ///
     /// # Errors
     /// The name has another extension.
-    pub fn of_path(path: &Path) -> Result<Self> {
+    pub fn from_path(path: &Path) -> Result<Self> {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         match &extension[..] {
             "json" => Ok(Self::Json),
@@ -41,22 +41,26 @@ impl DataFormat {
             "parquet" => Ok(Self::Parquet),
             _ => {
                 let what = "has an extension that names no format of data files";
-                Err(DataError::data(path.display().to_string(), what, "use the extension .json, .jsonl or .parquet"))
+                Err(DataError::malformed(
+                    path.display().to_string(),
+                    what,
+                    "use the extension .json, .jsonl or .parquet",
+                ))
             }
         }
     }
 }
 
-/// Writes all rows of `table` to the file `out` in the format of its extension. The file appears when it is complete.
-/// Every row of JSON or JSONL keeps its values: a column that no type of Parquet holds without a change is written as
-/// JSON text, marked as such (the logical type JSON).
+/// Writes all rows of `table` to the file `out`, in the format of its extension. The file gets its name only when it
+/// is complete. Every row of JSON or JSONL keeps its values: a column that fits no Parquet type unchanged is written
+/// as text of the logical type JSON.
 ///
 /// # Errors
-/// The extension names no format; `out` exists and `overwrite` is false; a row cannot be read, or is not a JSON object
-/// although `out` is a Parquet file; writing fails.
+/// The extension stands for no format; `out` exists and `overwrite` is false; a row cannot be read, or is not a JSON
+/// object although `out` is a Parquet file; writing fails.
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     check_output(out, overwrite)?;
-    let format = DataFormat::of_path(out)?;
+    let format = DataFormat::from_path(out)?;
     let cannot_write = |e: &std::io::Error| DataError::Io(Diagnostic::cannot_write(out, e));
     let folder =
         out.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_path_buf);
@@ -82,12 +86,12 @@ pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     })
 }
 
-/// Checks that [`convert()`] can write the file `out`, before its input is read.
+/// Checks that [`convert()`] can write the file `out`. Commands call this before they read the input.
 ///
 /// # Errors
-/// The extension names no format; `out` exists and `overwrite` is false.
+/// The extension stands for no format; `out` exists and `overwrite` is false.
 pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
-    DataFormat::of_path(out)?;
+    DataFormat::from_path(out)?;
     match !overwrite && out.symlink_metadata().is_ok() {
         true => Err(exists(out)),
         false => Ok(()),
@@ -95,10 +99,10 @@ pub fn check_output(out: &Path, overwrite: bool) -> Result<()> {
 }
 
 fn exists(out: &Path) -> DataError {
-    DataError::data(out.display().to_string(), "exists", "choose another name, or give --overwrite")
+    DataError::malformed(out.display().to_string(), "exists", "choose another name, or give --overwrite")
 }
 
-/// Why rows were not written.
+/// The reason why rows were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// A row cannot be read or cannot be written in this format.

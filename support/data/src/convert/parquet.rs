@@ -16,11 +16,11 @@ use serde_json::{Map, Value};
 
 use super::WriteError;
 use super::arrays::{arrow_array, arrow_type};
-use super::shape::{ColumnShape, Columns, Shape};
+use super::shape::{ColumnTypes, InferredColumn, ValueType};
 use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
 
-/// The limits of a batch of rows that is written at once: the number of rows, and their size in bytes (approximately).
+/// The limits of a batch of rows that is written at once: the number of rows, and their approximate size in bytes.
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
 
@@ -30,16 +30,16 @@ const GROUP_BYTES: usize = 64 << 20;
 /// Writes all rows of `table` as a Parquet file, compressed with zstd and with a page index.
 ///
 /// # Errors
-/// A row cannot be read or is no object; no row has a field; writing fails.
+/// A row cannot be read or is not an object; no row has a field; writing fails.
 pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(), WriteError> {
-    let mut columns = Columns::default();
+    let mut columns = ColumnTypes::default();
     for row in 0..table.len() {
         columns.add_row(&object(table, row)?);
     }
     let columns = columns.finish();
     if columns.is_empty() {
         let what = "has no columns: every row is an empty object";
-        return Err(DataError::data(table.location(0), what, "write the rows as JSON or JSONL").into());
+        return Err(DataError::malformed(table.location(0), what, "write the rows as JSON or JSONL").into());
     }
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
     let optional: Vec<&str> = columns.iter().filter(|c| c.is_optional).map(|c| c.name.as_str()).collect();
@@ -70,11 +70,11 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
 fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
     match table.value(row)? {
         Value::Object(fields) => Ok(fields),
-        _ => Err(DataError::data(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
+        _ => Err(DataError::malformed(table.location(row), "is not an object", "write the rows as JSON or JSONL")),
     }
 }
 
-/// The approximate size of a value in bytes: its texts, and 8 for each number, bool or null.
+/// Returns the approximate size of a value in bytes: the length of its texts, and 8 for each number, bool or null.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -84,9 +84,9 @@ fn text_bytes(value: &Value) -> usize {
     }
 }
 
-fn field(column: &ColumnShape) -> Field {
-    let field = Field::new(&column.name, arrow_type(&column.shape), true);
-    if column.shape != Shape::Mixed {
+fn field(column: &InferredColumn) -> Field {
+    let field = Field::new(&column.name, arrow_type(&column.value_type), true);
+    if column.value_type != ValueType::Mixed {
         return field;
     }
     // Marks the texts as JSON by Arrow's extension type, which the Parquet writer turns into the logical type JSON.
@@ -96,22 +96,22 @@ fn field(column: &ColumnShape) -> Field {
 
 fn batch(
     schema: &Arc<Schema>,
-    columns: &[ColumnShape],
+    columns: &[InferredColumn],
     rows: &[Map<String, Value>],
 ) -> parquet::errors::Result<RecordBatch> {
-    let array = |column: &ColumnShape| -> ArrayRef {
+    let array = |column: &InferredColumn| -> ArrayRef {
         let values: Vec<Option<&Value>> = rows.iter().map(|row| row.get(&column.name)).collect();
-        arrow_array(&column.shape, &values)
+        arrow_array(&column.value_type, &values)
     };
     Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
 }
 
-/// Calls the Parquet writer. Its panics become errors: it panics if one batch has more than 2 GiB of text.
+/// Calls the Parquet writer and turns its panics into errors. It panics if one batch has more than 2 GiB of text.
 fn caught<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, WriteError> {
     let failed = |reason: &str| WriteError::Io(io::Error::other(one_line(reason)));
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| match e {
-            // An I/O error that the writer has wrapped keeps its kind, such as a full disk.
+            // An I/O error inside the writer's error keeps its kind, such as a full disk.
             ParquetError::External(source) => match source.downcast::<io::Error>() {
                 Ok(e) => WriteError::Io(*e),
                 Err(source) => failed(&source.to_string()),

@@ -1,32 +1,32 @@
-//! Finds the type that can hold all values of a column, one value after the other.
+//! Finds the type that can hold all values of a column, by adding one value after the other.
 
 use serde_json::{Map, Value};
 
-/// The most levels of lists and objects that become nested columns; deeper values are written as JSON text.
+/// The maximum depth of lists and objects that become nested columns. Deeper values are written as JSON text.
 const MAX_DEPTH: usize = 16;
 
-/// The type of values. Every shape also holds null.
+/// The type of values. Every type also holds null.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Shape {
-    /// Only null so far.
+pub(super) enum ValueType {
+    /// Only null values so far.
     Null,
     Bool,
-    /// Integers in the range of i64, or, if `beyond_i64`, of u64.
+    /// Integers in the range of i64, or in the range of u64 if `beyond_i64` is true.
     Integer {
         has_negative: bool,
         beyond_i64: bool,
     },
     Float,
     Text,
-    List(Box<Shape>),
-    /// Objects with the same keys.
-    Object(Vec<(String, Shape)>),
-    /// Values that have no type in common; they are written as JSON text.
+    List(Box<ValueType>),
+    /// Objects that all have the same keys.
+    Object(Vec<(String, ValueType)>),
+    /// Values without a common type, which are written as JSON text.
     Mixed,
 }
 
-impl Shape {
-    /// Extends the shape so that it holds `value` too.
+impl ValueType {
+    /// Extends the type so that it holds `value` too.
     pub(super) fn add(&mut self, value: &Value) {
         self.add_nested(value, 0);
     }
@@ -54,11 +54,11 @@ impl Shape {
             (Self::Object(fields), Value::Object(values)) => {
                 let same_keys = fields.len() == values.len() && fields.iter().all(|(key, _)| values.contains_key(key));
                 if same_keys {
-                    for (key, shape) in fields.iter_mut() {
-                        shape.add_nested(&values[key], depth + 1);
+                    for (key, value_type) in fields.iter_mut() {
+                        value_type.add_nested(&values[key], depth + 1);
                     }
                 }
-                if !same_keys || fields.iter().any(|(_, shape)| *shape == Self::Mixed) {
+                if !same_keys || fields.iter().any(|(_, value_type)| *value_type == Self::Mixed) {
                     *self = Self::Mixed;
                 }
             }
@@ -68,69 +68,69 @@ impl Shape {
     }
 
     fn of(value: &Value, depth: usize) -> Self {
-        let mut shape = match value {
+        let mut value_type = match value {
             Value::Null => Self::Null,
             Value::Bool(_) => Self::Bool,
             Value::Number(number) if number.is_f64() => Self::Float,
             Value::Number(_) => Self::Integer { has_negative: false, beyond_i64: false },
             Value::String(_) => Self::Text,
             Value::Array(_) => Self::List(Box::new(Self::Null)),
-            // Parquet has no struct without fields.
+            // Parquet does not support structs without fields.
             Value::Object(fields) if fields.is_empty() => Self::Mixed,
             Value::Object(fields) => Self::Object(fields.keys().map(|key| (key.clone(), Self::Null)).collect()),
         };
-        if shape != Self::Null {
-            shape.add_nested(value, depth);
+        if value_type != Self::Null {
+            value_type.add_nested(value, depth);
         }
-        shape
+        value_type
     }
 }
 
 /// A column of a table.
 #[derive(Clone, Debug)]
-pub(super) struct ColumnShape {
+pub(super) struct InferredColumn {
     pub(super) name: String,
-    pub(super) shape: Shape,
-    /// Whether a row has null here.
+    pub(super) value_type: ValueType,
+    /// Whether a row has null in this column.
     has_null: bool,
     /// The number of rows that have this column.
     rows: usize,
-    /// Whether some rows do not have this column. If so, null in the Parquet file stands for a missing field.
+    /// Whether some rows do not have this column. If so, null in the Parquet file means that the field is missing.
     pub(super) is_optional: bool,
 }
 
 /// The columns of rows, in the order in which they first occur.
 #[derive(Debug, Default)]
-pub(super) struct Columns {
-    all: Vec<ColumnShape>,
+pub(super) struct ColumnTypes {
+    all: Vec<InferredColumn>,
     by_name: std::collections::HashMap<String, usize>,
     rows: usize,
 }
 
-impl Columns {
+impl ColumnTypes {
     pub(super) fn add_row(&mut self, row: &Map<String, Value>) {
         self.rows += 1;
         for (name, value) in row {
             let next = self.all.len();
             let column = *self.by_name.entry(name.clone()).or_insert(next);
             if column == next {
-                let (name, shape) = (name.clone(), Shape::Null);
-                self.all.push(ColumnShape { name, shape, has_null: false, rows: 0, is_optional: false });
+                let (name, value_type) = (name.clone(), ValueType::Null);
+                self.all.push(InferredColumn { name, value_type, has_null: false, rows: 0, is_optional: false });
             }
             let column = &mut self.all[column];
             column.rows += 1;
             column.has_null |= value.is_null();
-            column.shape.add(value);
+            column.value_type.add(value);
         }
     }
 
-    /// The columns of all rows. In a column with both null and missing values, null is written as JSON text.
-    pub(super) fn finish(self) -> Vec<ColumnShape> {
+    /// Returns the columns of all rows. In a column with both null and missing values, null is written as JSON text.
+    pub(super) fn finish(self) -> Vec<InferredColumn> {
         let rows = self.rows;
-        let finish = |mut column: ColumnShape| {
+        let finish = |mut column: InferredColumn| {
             column.is_optional = column.rows < rows;
             if column.is_optional && column.has_null {
-                column.shape = Shape::Mixed;
+                column.value_type = ValueType::Mixed;
             }
             column
         };

@@ -26,9 +26,9 @@ fn columns_have_types_where_all_values_agree() {
         json!({"i": 1, "u": 1, "f": 0.5, "t": "a", "l": [1, null], "o": {"x": [true], "y": null}, "m": 1, "n": null}),
         json!({"i": -1, "u": u64::MAX, "f": -0.0, "t": null, "l": [], "o": {"y": "z", "x": []}, "m": "1", "n": null}),
     ];
-    let mut columns = shape::Columns::default();
+    let mut columns = shape::ColumnTypes::default();
     given.iter().for_each(|row| columns.add_row(row.as_object().unwrap()));
-    let types: Vec<String> = columns.finish().iter().map(|c| arrays::arrow_type(&c.shape).to_string()).collect();
+    let types: Vec<String> = columns.finish().iter().map(|c| arrays::arrow_type(&c.value_type).to_string()).collect();
     let simple = ["Int64", "UInt64", "Float64", "Utf8"];
     assert_eq!(types[..4], simple);
     assert!(types[4].starts_with("List(") && types[5].starts_with("Struct("), "{types:?}");
@@ -44,7 +44,7 @@ fn values_without_a_common_type_stay_the_same() {
         json!({"b": {"k": [{"k": {}}]}, "c": null, "g": "last"}),
     ];
     assert_eq!(through_parquet(&given), given);
-    // A missing field stays missing in a column with a type.
+    // In a column with a type, a missing field stays missing.
     let given = [json!({"a": 1}), json!({"b": [2]}), json!({})];
     assert_eq!(through_parquet(&given), given);
 }
@@ -76,7 +76,7 @@ fn nothing_is_overwritten_and_failures_leave_no_file() {
     assert_eq!(files(), before);
 }
 
-/// A full disk gives an error of the kind `StorageFull`, although the writer of the format wraps it in an error of its
+/// A full disk gives an error of the kind `StorageFull`, although the writer of the format wraps this error in its
 /// own.
 #[test]
 fn full_disk_keeps_its_kind() {
@@ -93,7 +93,7 @@ fn full_disk_keeps_its_kind() {
     assert!(matches!(&e, WriteError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull), "{e:?}");
 }
 
-/// Any JSON value.
+/// Generates any JSON value.
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -111,7 +111,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Generates the values of a column: of one type, as in most files, or of any types.
+/// Generates the values of a column: either all of one type, as in most files, or of mixed types.
 fn column() -> impl Strategy<Value = BoxedStrategy<Value>> {
     prop_oneof![
         Just(any::<i64>().prop_map(Value::from).boxed()),
@@ -127,7 +127,7 @@ fn column() -> impl Strategy<Value = BoxedStrategy<Value>> {
 }
 
 proptest! {
-    /// Rows keep their values from JSON to Parquet, to JSONL and back to JSON.
+    /// Rows keep their values through the conversions from JSON to Parquet, to JSONL and back to JSON.
     #[test]
     fn no_format_changes_a_value(
         given in prop::collection::vec(column(), 1..4).prop_flat_map(|columns| {

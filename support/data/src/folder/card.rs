@@ -1,4 +1,4 @@
-//! The configurations that the front matter of a data set's README.md names.
+//! The configurations in the front matter of a data set's README.md.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub(super) struct DatasetConfig {
     data_dir: Option<String>,
 }
 
-/// The `configs` of DIR/README.md; empty if there is no README.md, or no field `configs` in it.
+/// Reads the `configs` of DIR/README.md. Empty if README.md or its field `configs` is missing.
 pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> {
     let path = folder.join("README.md");
     if !path.exists() {
@@ -27,7 +27,7 @@ pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> 
     let text = String::from_utf8_lossy(&text);
     let Some(yaml) = front_matter(&text) else { return Ok(Vec::new()) };
     let error = |what: String| {
-        DataError::data(path.display().to_string(), what, "correct its front matter, or remove `configs`")
+        DataError::malformed(path.display().to_string(), what, "correct its front matter, or remove `configs`")
     };
     let values: Value = serde_saphyr::from_str_with_options(yaml, serde_saphyr::options! { with_snippet: false })
         .map_err(|e| error(format!("has front matter that is not YAML: {}", one_line(e.to_string()))))?;
@@ -45,7 +45,7 @@ pub(super) fn read_dataset_configs(folder: &Path) -> Result<Vec<DatasetConfig>> 
         .collect()
 }
 
-/// The YAML between two lines `---` at the start of a text.
+/// Returns the YAML between two lines `---` at the start of a text.
 fn front_matter(text: &str) -> Option<&str> {
     let text = text.trim_start_matches('\u{feff}');
     let rest = text.strip_prefix("---\n").or_else(|| text.strip_prefix("---\r\n"))?;
@@ -58,8 +58,8 @@ impl DatasetConfig {
     /// Finds the files of the configuration among all files of the folder.
     ///
     /// # Errors
-    /// A pattern matches no file, or `data_files` has an unknown form. The error says what is wrong with the
-    /// configuration.
+    /// A pattern matches no file, or `data_files` has an unknown form. The error is a text about what is wrong with
+    /// the configuration.
     pub(super) fn splits(&self, all: &[PathBuf]) -> Result<Splits, String> {
         let in_folder: Vec<PathBuf> = match &self.data_dir {
             Some(folder) => all.iter().filter(|file| file.starts_with(normal(folder))).cloned().collect(),
@@ -93,8 +93,8 @@ impl DatasetConfig {
         }
     }
 
-    /// The files that a pattern, or one of a list of patterns, matches, in the order of the patterns and then of the
-    /// file names.
+    /// Returns the files that match a pattern or one of a list of patterns, in the order of the patterns and then of
+    /// the file names.
     fn matching(&self, patterns: &Value, all: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
         let patterns: Vec<&Value> = match patterns {
             Value::Array(list) => list.iter().collect(),
@@ -123,14 +123,15 @@ impl DatasetConfig {
     }
 }
 
-/// A relative path without `./`.
+/// Returns a relative path without `./` components.
 fn normal(path: &str) -> PathBuf {
     Path::new(path).components().filter(|part| !matches!(part, std::path::Component::CurDir)).collect()
 }
 
-/// Whether a path matches a pattern with `*` and `?` (no `/`), `**` (any folders) and `[a-z]` or `[!a-z]`.
+/// Tells whether a path matches a pattern with `*` and `?` (without `/`), `**` (any folders) and `[a-z]` or `[!a-z]`.
 fn matches(pattern: &[char], path: &[char]) -> bool {
-    // One row of the table: entry j says whether the first i characters of the pattern match the first j of the path.
+    // One row of a dynamic programming table: entry j tells whether the first i characters of the pattern match the
+    // first j characters of the path.
     let mut now = vec![false; path.len() + 1];
     now[0] = true;
     let mut at = 0;
@@ -138,7 +139,7 @@ fn matches(pattern: &[char], path: &[char]) -> bool {
         let mut next = vec![false; path.len() + 1];
         match pattern[at] {
             '*' if pattern.get(at + 1) == Some(&'*') => {
-                // `**/` also matches no folder.
+                // `**/` also matches an empty sequence of folders.
                 at += if pattern.get(at + 2) == Some(&'/') { 3 } else { 2 };
                 let whole_folders = pattern[at - 1] == '/';
                 let mut open = false;
@@ -170,7 +171,8 @@ fn matches(pattern: &[char], path: &[char]) -> bool {
     now[path.len()]
 }
 
-/// The length of a set such as `[0-9]` at the start of a pattern, and which characters it accepts.
+/// Returns the length of a character set such as `[0-9]` at the start of a pattern, and a function that tells which
+/// characters the set contains.
 fn character_set(pattern: &[char]) -> Option<(usize, impl Fn(char) -> bool)> {
     let end = 2 + pattern.iter().skip(2).position(|&c| c == ']')?;
     let inside = &pattern[1..end];

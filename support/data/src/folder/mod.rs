@@ -1,12 +1,12 @@
-//! The files of a data set's folder, as the library `datasets` finds them:
+//! Finds the files of a data set's folder by the rules of the library `datasets`:
 //!
 //! 1. `dataset_dict.json` or `state.json`: a folder of `save_to_disk` (Arrow files).
 //! 2. `configs` in the front matter of README.md: `data_files` and `data_dir` of each configuration (`card.rs`).
 //! 3. Otherwise file names: `data/train-00000-of-00002.parquet`, a folder `train/`, or `train.jsonl`. Files whose names
 //!    say no split belong to `train`.
 //!
-//! `DIR@split` chooses a split and `DIR#config@split` a configuration too; without them it is the split `train` of the
-//! only or default configuration.
+//! `DIR@split` chooses a split, and `DIR#config@split` also chooses a configuration. Without them, the split is
+//! `train`, and the configuration is the only one or the default.
 
 mod card;
 mod names;
@@ -19,19 +19,19 @@ use serde_json::Value;
 
 use crate::{DataError, Result};
 
-/// The split that is read if none is named.
+/// The split that is read by default.
 const DEFAULT_SPLIT: &str = "train";
 
-/// The most data files that a folder may have.
+/// The maximum number of data files in a folder.
 const MAX_FILES: usize = 100_000;
 
-/// The most levels of subfolders that are searched for data files.
+/// The maximum depth of subfolders that are searched for data files.
 const MAX_DEPTH: usize = 12;
 
-/// The files of each split by its name, in their order.
+/// The files of each split in order, by the name of the split.
 type Splits = BTreeMap<String, Vec<PathBuf>>;
 
-/// The folder of a data set, and which configuration and split of it are to be read.
+/// The folder of a data set, with the configuration and the split to read.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DatasetFolder {
     pub(crate) folder: PathBuf,
@@ -40,7 +40,7 @@ pub(crate) struct DatasetFolder {
 }
 
 impl DatasetFolder {
-    /// Parses `DIR`, `DIR@split`, `DIR#config` or `DIR#config@split`; `None` if the text names no folder.
+    /// Parses `DIR`, `DIR@split`, `DIR#config` or `DIR#config@split`. `None` if the text does not name a folder.
     pub(crate) fn parse(path: &Path) -> Option<Self> {
         if path.exists() {
             return path.is_dir().then(|| Self { folder: path.to_path_buf(), config: None, split: None });
@@ -61,14 +61,14 @@ impl DatasetFolder {
     }
 
     fn error(&self, what: impl Into<String>, help: impl Into<String>) -> DataError {
-        DataError::data(self.folder.display().to_string(), what, help)
+        DataError::malformed(self.folder.display().to_string(), what, help)
     }
 
-    /// The files to read, in their order.
+    /// Returns the files to read, in order.
     ///
     /// # Errors
-    /// The folder has no files of a known format, does not have the configuration or the split, or has several
-    /// configurations and none is chosen.
+    /// The folder has no files of a known format, the configuration or the split does not exist, or the folder has
+    /// several configurations and none is chosen.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         if let Some(saved) = self.saved_files()? {
             return Ok(saved);
@@ -96,8 +96,8 @@ impl DatasetFolder {
         Ok(files.into_iter().map(|file| self.folder.join(file)).collect())
     }
 
-    /// The files of each split of one configuration: the configuration that the path names, the only one, or the
-    /// default.
+    /// Returns the files of each split of one configuration: the configuration that the path names, the only one, or
+    /// the default.
     fn splits_of_config(&self, configs: &[card::DatasetConfig], all: &[PathBuf]) -> Result<Splits> {
         let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
         let list = names.join(", ");
@@ -136,7 +136,7 @@ impl DatasetFolder {
         }
     }
 
-    /// The files of a folder that `save_to_disk` wrote; `None` for other folders.
+    /// Returns the files of a folder that `save_to_disk` wrote; `None` for other folders.
     fn saved_files(&self) -> Result<Option<Vec<PathBuf>>> {
         let (dict, state) = (self.folder.join("dataset_dict.json"), self.folder.join("state.json"));
         let folder = if dict.exists() {
@@ -158,15 +158,17 @@ impl DatasetFolder {
         let state = folder.join("state.json");
         let listed = read_json(&state)?;
         let names = listed["_data_files"].as_array().into_iter().flatten().filter_map(|file| file["filename"].as_str());
-        // Names in a file of unknown origin must not lead out of the folder.
+        // The names in an untrusted file must not lead out of the folder.
         let files: Option<Vec<PathBuf>> = names.map(|name| Some(folder.join(Path::new(name).file_name()?))).collect();
         match files.filter(|files| !files.is_empty()) {
             Some(files) => Ok(Some(files)),
-            None => Err(DataError::data(state.display().to_string(), "names no data files", "save the data set again")),
+            None => {
+                Err(DataError::malformed(state.display().to_string(), "names no data files", "save the data set again"))
+            }
         }
     }
 
-    /// All files below the folder whose format is known. Their paths are relative to the folder and sorted.
+    /// Lists all files below the folder that have a known format. The paths are relative to the folder and sorted.
     fn list(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         let mut folders = vec![(PathBuf::new(), 0)];
@@ -198,7 +200,7 @@ impl DatasetFolder {
     }
 }
 
-/// Whether a text can be the name of a configuration or a split.
+/// Tells whether a text can be the name of a configuration or a split.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'))
 }
@@ -206,7 +208,7 @@ fn is_name(text: &str) -> bool {
 fn read_json(path: &Path) -> Result<Value> {
     let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| DataError::cannot_read(path, &e))?;
     serde_json::from_str(&text).map_err(|e| {
-        DataError::data(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again")
+        DataError::malformed(path.display().to_string(), format!("is not JSON: {e}"), "save the data set again")
     })
 }
 

@@ -1,10 +1,10 @@
-//! Which split a file belongs to, by its name or its folder.
+//! Finds the split of a file by the file's name or its folder.
 
 use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_SPLIT, Splits};
 
-/// Words that name a split, as the library `datasets` knows them.
+/// Words that stand for a split, with the name of the split, as in the library `datasets`.
 const SPLIT_WORDS: [(&str, &str); 9] = [
     ("train", "train"),
     ("training", "train"),
@@ -17,10 +17,10 @@ const SPLIT_WORDS: [(&str, &str); 9] = [
     ("eval", "test"),
 ];
 
-/// JSON files of a data set that hold metadata and no rows.
+/// JSON files of a data set that contain metadata and no rows.
 const NO_DATA: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
-/// The format of a data file by its extension; JSON Lines has two extensions.
+/// Returns the format of a data file by its extension. JSON Lines has two extensions.
 pub(super) fn format_name(path: &Path) -> &'static str {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match &extension[..] {
@@ -31,15 +31,15 @@ pub(super) fn format_name(path: &Path) -> &'static str {
     }
 }
 
-/// Whether a file has rows of data, judged by its name.
+/// Tells by a file's name whether the file contains rows of data.
 pub(super) fn is_data_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     !format_name(path).is_empty() && !NO_DATA.contains(&&*name)
 }
 
 /// Divides files among splits. If there are names like `data/SPLIT-00000-of-00002.parquet`, all other files are
-/// ignored. Otherwise a word in the name of a file or of its folder names the split. If no name does, all files are
-/// `train`.
+/// ignored. Otherwise a word in the name of a file or of its folder determines the split. If no name has such a word,
+/// all files belong to the split `train`.
 pub(super) fn splits_of_files(files: &[PathBuf]) -> Splits {
     for split_of in [split_of_shard, split_of_words] {
         let mut splits = Splits::new();
@@ -55,7 +55,7 @@ pub(super) fn splits_of_files(files: &[PathBuf]) -> Splits {
     Splits::from([(DEFAULT_SPLIT.to_string(), files.to_vec())])
 }
 
-/// The split of `data/SPLIT-NNNNN-of-NNNNN…`.
+/// Returns the split of a file that is named `data/SPLIT-NNNNN-of-NNNNN…`.
 fn split_of_shard(file: &Path) -> Option<String> {
     let name = file.strip_prefix("data").ok()?.to_str()?;
     let (split, rest) = name.split_once('-')?;
@@ -64,7 +64,7 @@ fn split_of_shard(file: &Path) -> Option<String> {
     (is_word && is_number(rest.get(..5)) && rest.get(5..9) == Some("-of-")).then(|| split.to_string())
 }
 
-/// The split that a word in the file's name stands for, or else a word in the name of one of its folders.
+/// Returns the split for which a word in the file's name stands, or else a word in the name of one of its folders.
 fn split_of_words(file: &Path) -> Option<String> {
     let split = |name: &str| {
         let words = name.split(|c: char| !c.is_ascii_alphabetic());

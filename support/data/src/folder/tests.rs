@@ -1,7 +1,7 @@
 use super::*;
 use crate::Table;
 
-/// A folder with one row per file; the row has the file's name.
+/// Creates a folder with one row per file. The row holds the file's name.
 fn folder(files: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in files {
@@ -12,7 +12,7 @@ fn folder(files: &[&str]) -> tempfile::TempDir {
     dir
 }
 
-/// The names in the rows of `DIR…`.
+/// Reads the data set `DIR` + `rest` and returns the file names in its rows.
 fn read(dir: &Path, rest: &str) -> Result<Vec<String>> {
     let table = Table::open(Path::new(&format!("{}{rest}", dir.display())))?;
     Ok((0..table.len()).map(|row| table.value(row).unwrap()["file"].as_str().unwrap().to_string()).collect())
@@ -90,7 +90,7 @@ fn configurations_of_the_readme_come_first() {
     std::fs::write(dir.path().join("README.md"), "---\na: [\n---\n").unwrap();
     let e = read(dir.path(), "").unwrap_err().to_string();
     assert!(e.contains("README.md: has front matter that is not YAML") && !e.contains('\n'), "{e}");
-    // If README.md lists no configurations, the file names decide the splits.
+    // If README.md lists no configurations, the file names determine the splits.
     std::fs::write(dir.path().join("README.md"), "---\nlicense: mit\n---\n").unwrap();
     assert_eq!(read(dir.path(), "@test").unwrap(), ["c/test.jsonl"]);
 }
@@ -141,7 +141,7 @@ fn saved_data_sets_are_read() {
     assert!(e.contains("without splits"), "{e}");
 }
 
-/// A damaged Arrow file gives an error or rows, never a panic.
+/// Reading a damaged Arrow file returns an error or rows, and never panics.
 #[test]
 fn damaged_arrow_files_are_refused() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/saved");

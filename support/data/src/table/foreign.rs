@@ -1,18 +1,19 @@
-//! Recognises files that are no data files by their first bytes or their name: compressed files, archives, images,
-//! videos and tables of text.
+//! Recognises files that are not data files, by their first bytes or their name: compressed files, archives, images,
+//! videos and tables in text formats.
 
 use std::path::Path;
 
 use crate::columnar::media_type;
 
-/// The number of bytes at the start of a file that [`foreign_format`] looks at. The signature of a tar archive ends at
+/// The number of bytes at the start of a file that [`foreign_format`] reads. The signature of a tar archive ends at
 /// byte 262.
-pub(super) const START_BYTES: u64 = 512;
+pub(super) const SIGNATURE_BYTES: u64 = 512;
 
 const UNPACK: &str = "unpack it, and give the file in it";
 const CONVERT: &str = "convert it to JSONL or Parquet";
 
-/// If a file that starts with `start` has a format other than JSON and JSONL: what it is, and what to do.
+/// If a file that starts with `start` has a format other than JSON and JSONL, returns the name of the format and the
+/// help text.
 pub(super) fn foreign_format(path: &Path, start: &[u8]) -> Option<(String, &'static str)> {
     let at = |position: usize, magic: &[u8]| start.get(position..position + magic.len()) == Some(magic);
     let packed = match () {
@@ -28,7 +29,7 @@ pub(super) fn foreign_format(path: &Path, start: &[u8]) -> Option<(String, &'sta
     if let Some(what) = packed {
         return Some((format!("{what}, not a data file itself"), UNPACK));
     }
-    // The signature of BMP, two letters, may also begin a text.
+    // The signature of BMP has only two letters, so a text may begin with it.
     let media = Some(media_type(start)).filter(|media| *media != "image/bmp");
     let kind =
         media.and_then(|media| media.split_once('/')).map(|(kind, _)| kind).filter(|kind| *kind != "application");

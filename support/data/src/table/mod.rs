@@ -1,4 +1,4 @@
-//! The rows of a data file, whatever its format.
+//! The rows of a data file of any supported format.
 
 mod foreign;
 
@@ -33,9 +33,9 @@ enum FileRows {
 }
 
 impl Table {
-    /// Opens a data file: JSON (a list of rows), JSONL (one row per line), Parquet or Arrow; or the folder of a data
-    /// set, as `DIR`, `DIR@split` or `DIR#config@split`. If a file or folder with the whole name `path` exists, it is
-    /// opened. Rows of a JSONL file are parsed later, by [`Self::value`].
+    /// Opens a data file: JSON (a list of rows), JSONL (one row per line), Parquet or Arrow. Also opens the folder of
+    /// a data set, as `DIR`, `DIR@split` or `DIR#config@split`. An existing file or folder with the whole name `path`
+    /// takes precedence. Rows of a JSONL file are parsed later, by [`Self::value`].
     ///
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
@@ -43,8 +43,8 @@ impl Table {
         Self::open_with(path, reel_worker::worker_program().as_ref())
     }
 
-    /// Opens a data file as [`Self::open`] does, but decodes Parquet and Arrow files in this process, so a damaged file
-    /// can crash it. For files of known origin, and for tests and measurements of the worker.
+    /// Opens a data file as [`Self::open`] does, but decodes Parquet and Arrow files in this process, so a damaged
+    /// file can crash it. Use this for trusted files, and for tests and measurements of the worker.
     ///
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
@@ -62,7 +62,7 @@ impl Table {
         Ok(Self::of_files(files.iter().map(|file| open_file(file, program)).collect::<Result<_>>()?))
     }
 
-    /// The rows of several tables, one after the other.
+    /// Concatenates the rows of several tables.
     pub fn concatenate(tables: Vec<Self>) -> Self {
         let mut all = Self { files: Vec::new(), starts: vec![0] };
         for table in tables {
@@ -73,7 +73,7 @@ impl Table {
         all
     }
 
-    /// The first `count` rows, at least one.
+    /// Keeps only the first `count` rows, at least one.
     pub fn first_rows(mut self, count: usize) -> Self {
         let count = count.max(1);
         let files = self.starts.partition_point(|&start| start < count).max(1);
@@ -85,7 +85,7 @@ impl Table {
         self
     }
 
-    /// Finds the rows in a JSON or JSONL text. `path` is for error messages.
+    /// Finds the rows in a JSON or JSONL text. `path` is used in error messages.
     ///
     /// # Errors
     /// The text has no rows, or is a list that is not JSON.
@@ -107,19 +107,19 @@ impl Table {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// Always false: [`Self::open`] refuses files without rows.
+    /// Always returns false, because [`Self::open`] returns an error for files without rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The file of row `index`, and the number of the row in it.
+    /// Returns the file of row `index`, and the index of the row within this file.
     fn file(&self, index: usize) -> (&FileRows, usize) {
         let file = self.starts.partition_point(|&start| start <= index) - 1;
         (&self.files[file], index - self.starts[file])
     }
 
-    /// The JSON value of row `index`, counted from 0: an object with the columns in the order of the file. A row of a
-    /// JSON or JSONL file may be a value of another type, which the caller must check.
+    /// Returns the JSON value of row `index`, counted from 0: an object with the columns in the order of the file. A
+    /// row of a JSON or JSONL file may be a value of another type; the caller must check the type.
     ///
     /// # Errors
     /// The row is not JSON or not UTF-8, or its embedded media cannot be read.
@@ -130,8 +130,8 @@ impl Table {
         }
     }
 
-    /// Where row `index` is, for messages: `FILE:LINE`; `FILE: row N` in a Parquet or Arrow file, or in a JSON list
-    /// with several rows on one line.
+    /// Returns the location of row `index` for messages: `FILE:LINE`, or `FILE: row N` in a Parquet or Arrow file and
+    /// in a JSON list with several rows on one line.
     pub fn location(&self, index: usize) -> String {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.location(row),
@@ -139,7 +139,8 @@ impl Table {
         }
     }
 
-    /// The number in [`Self::location`]: the line of row `index` in its file, or the number of the row, counted from 1.
+    /// Returns the number in [`Self::location`]: the line of row `index` in its file, or the number of the row,
+    /// counted from 1.
     pub fn line_number(&self, index: usize) -> usize {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.line_number(row),
@@ -147,7 +148,7 @@ impl Table {
         }
     }
 
-    /// The text of a single JSON or JSONL file; `None` for other formats and for several files.
+    /// Returns the text of a single JSON or JSONL file; `None` for other formats and for several files.
     ///
     /// # Errors
     /// A line is not UTF-8.
@@ -158,8 +159,8 @@ impl Table {
         }
     }
 
-    /// Fingerprint of the content of all files, by which a resumed run recognises its data. The fingerprint of a single
-    /// file depends only on its bytes.
+    /// Returns the fingerprint of the contents of all files. A resumed run compares it to check that the data have
+    /// not changed. The fingerprint of a single file depends only on its bytes.
     pub fn fingerprint(&self) -> String {
         let all: Vec<String> = self.files.iter().map(FileRows::fingerprint).collect();
         match &all[..] {
@@ -185,30 +186,30 @@ impl FileRows {
     }
 }
 
-/// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
+/// The start of a Git LFS pointer file. A clone without Git LFS has such a file in place of each large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Opens a file; its first bytes tell its format. A Parquet or Arrow file is decoded in a worker process of `program`,
-/// or in this process if `program` is `None`.
+/// Opens a file and detects its format by the first bytes. A Parquet or Arrow file is decoded in a worker process of
+/// `program`, or in this process if `program` is `None`.
 fn open_file(path: &Path, program: Option<&WorkerProgram>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
-    let read = file.and_then(|file| file.take(foreign::START_BYTES).read_to_end(&mut start));
+    let read = file.and_then(|file| file.take(foreign::SIGNATURE_BYTES).read_to_end(&mut start));
     read.map_err(|e| DataError::cannot_read(path, &e))?;
     let location = || path.display().to_string();
     if start.starts_with(LFS_POINTER) {
         let what = "is a pointer of Git LFS, not the data itself";
-        return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
+        return Err(DataError::malformed(location(), what, "run git lfs pull in its folder, or download the file"));
     }
     if let Some(format) = ColumnarFormat::from_magic_bytes(&start) {
         return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let what = "is not a Parquet file: it does not begin with PAR1";
-        return Err(DataError::data(location(), what, "copy or download it again, or correct its extension"));
+        return Err(DataError::malformed(location(), what, "copy or download it again, or correct its extension"));
     }
     if let Some((what, help)) = foreign::foreign_format(path, &start) {
-        return Err(DataError::data(location(), what, help));
+        return Err(DataError::malformed(location(), what, help));
     }
     TextRows::open(path).map(FileRows::Text)
 }

@@ -24,7 +24,7 @@ fn rows_have_line_numbers() {
     let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
     assert_eq!((d.len(), d.line_number(0), d.line_number(1)), (2, 2, 4));
     assert_eq!(d.location(1), "d.jsonl:4");
-    // The location of rows that share a line has the row's number instead of the line number.
+    // If several rows share a line, the location of a row has the number of the row instead of the line.
     let d = parse(&format!("[{ROW},\n{ROW}, {ROW}]")).unwrap();
     assert_eq!((d.line_number(2), d.location(2)), (3, "d.jsonl: row 3".into()));
 }
@@ -62,7 +62,7 @@ fn invalid_utf8_damages_one_line_only() {
 }
 
 proptest! {
-    /// A JSON list and JSONL lines with the same rows are parsed to the same rows, whatever characters they contain.
+    /// A JSON list and JSONL lines with the same rows parse to the same rows, for any characters in them.
     #[test]
     fn both_layouts_hold_the_same_rows(texts in prop::collection::vec("\\PC{0,12}", 1..6), gap in "[ \n\r\t]{0,3}") {
         let rows: Vec<Value> = texts.iter().map(|t| json!({"prompt": [{"role": "user", "content": t}]})).collect();
@@ -78,14 +78,14 @@ proptest! {
     }
 }
 
-/// An Arrow field whose texts are marked as JSON.
+/// Makes an Arrow field whose texts are marked as JSON.
 fn json_field(name: &str) -> Field {
     let keys = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
     let metadata = keys.map(|(key, value)| (key.to_string(), value.to_string()));
     Field::new(name, DataType::Utf8, true).with_metadata(HashMap::from(metadata))
 }
 
-/// Opens a column of lists of structs, as Parquet and as Arrow; each struct has a text (`role`) and a JSON text
+/// Opens a column of lists of structs, as Parquet and as Arrow. Each struct has a text (`role`) and a JSON text
 /// (`content`).
 fn open_lists(contents: &[Option<&str>]) -> [Result<Table>; 2] {
     let fields = Fields::from(vec![Field::new("role", DataType::Utf8, true), json_field("content")]);
@@ -114,7 +114,7 @@ fn json_inside_of_lists_and_structs_is_read_as_its_value() {
     let values = [json!("a"), json!([{"type": "text", "text": "\"b\""}]), json!(null), json!(null), json!(7)];
     for table in open_lists(&contents) {
         let messages = table.unwrap().value(0).unwrap()["messages"].clone();
-        // A text that is not marked as JSON stays a text.
+        // A text that is not marked as JSON stays text.
         let want: Vec<Value> = values.iter().map(|value| json!({"role": "\"user\"", "content": value})).collect();
         assert_eq!(messages, Value::Array(want));
     }
@@ -126,7 +126,8 @@ fn json_inside_of_lists_and_structs_is_read_as_its_value() {
     }
 }
 
-/// Files that the library `datasets` wrote, in which `content` is sometimes a text and sometimes a list of parts.
+/// Tests files that the library `datasets` wrote. In them, `content` is sometimes a text and sometimes a list of
+/// parts.
 #[test]
 fn json_of_datasets_is_read_as_its_value() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/json");

@@ -1,4 +1,4 @@
-//! The caller's side: sends jobs for a file and reads the worker's replies.
+//! The caller's side of the worker protocol: sends jobs for a file and reads the worker's replies.
 
 use std::fs::File;
 use std::io;
@@ -8,28 +8,29 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_worker::{Pool, Worker, WorkerExit, WorkerFailure, WorkerProgram};
+use reel_worker::{Worker, WorkerExit, WorkerFailure, WorkerPool, WorkerProgram};
 
 use super::{Job, Reply, Task, WORKER};
 use crate::columnar::{ColumnInfo, ColumnarFormat, FilePart, RowTexts};
 use crate::{DataError, Result};
 
-/// The least and the largest memory limit of a worker; between them, the limit grows with the size of the file. A page
+/// The minimum and maximum memory limit of a worker. Between them, the limit grows with the size of the file. A page
 /// or a batch of rows is in memory as a whole, up to three times (compressed, decompressed, as text).
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 const MAX_MEMORY_BYTES: u64 = 8 << 30;
 const MEMORY_PER_FILE_BYTE: u64 = 8;
 
-/// The number of times that workers may exceed the time limit at one file; then the file is refused. Without this
-/// limit, each row of a damaged file could take the whole time.
+/// The number of timeouts of workers after which a file is rejected. Without this limit, each row of a damaged file
+/// could take the whole time limit.
 const MAX_TIMEOUTS: usize = 3;
 
-/// The idle workers that all tables share. They end when the last table that needs them is dropped.
-pub(crate) fn shared_worker_pool() -> Arc<Pool> {
-    static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+/// Returns the pool of idle workers, which all tables share. The workers end when the last table that needs them is
+/// dropped.
+pub(crate) fn shared_worker_pool() -> Arc<WorkerPool> {
+    static POOL: Mutex<Weak<WorkerPool>> = Mutex::new(Weak::new());
     let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     shared.upgrade().unwrap_or_else(|| {
-        let pool = Arc::new(Pool::new());
+        let pool = Arc::new(WorkerPool::new());
         *shared = Arc::downgrade(&pool);
         pool
     })
@@ -39,8 +40,8 @@ pub(crate) fn shared_worker_pool() -> Arc<Pool> {
 #[derive(Debug)]
 pub(crate) struct WorkerFile {
     program: WorkerProgram,
-    pool: Arc<Pool>,
-    /// The number by which the workers know this file; unique in this process.
+    pool: Arc<WorkerPool>,
+    /// The number of this file in messages to workers; unique in this process.
     number: u64,
     path: PathBuf,
     format: ColumnarFormat,
@@ -49,16 +50,16 @@ pub(crate) struct WorkerFile {
     timeouts: AtomicUsize,
 }
 
-/// Why a job has no result.
+/// The reason why a job has no result.
 enum JobError {
-    /// The worker reports an error of the file, or no worker can be started.
+    /// The worker reports an error in the file, or no worker can be started.
     File(DataError),
-    /// The worker failed, while it decoded this part of the file.
+    /// The worker failed while it decoded this part of the file.
     Worker(WorkerFailure, Option<FilePart>),
 }
 
 impl WorkerFile {
-    /// Prepares to decode an open file; `path` is for messages.
+    /// Prepares to decode an open file. `path` is used in messages.
     pub(crate) fn new(program: &WorkerProgram, path: &Path, format: ColumnarFormat, file: File) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let memory_bytes = MIN_MEMORY_BYTES.saturating_add(file.metadata()?.len().saturating_mul(MEMORY_PER_FILE_BYTE));
@@ -82,7 +83,7 @@ impl WorkerFile {
         }
     }
 
-    /// Appends all rows to the empty `rows`. Returns the number of rows, also if all columns stay in the file.
+    /// Appends all rows to the empty `rows`. Returns the number of rows, even if all columns stay in the file.
     pub(crate) fn decode_rows(&self, rows: &mut RowTexts) -> Result<usize> {
         let reply = self.run(Task::Rows, rows).map_err(|e| match e {
             JobError::Worker(WorkerFailure::Ended(end), Some(FilePart { name, group: Some(group) })) => {
@@ -97,7 +98,7 @@ impl WorkerFile {
         }
     }
 
-    /// The columns of row `index` that stay in the file, as a JSON object.
+    /// Returns, as a JSON object, those columns of row `index` that stay in the file.
     pub(crate) fn row(&self, index: usize) -> Result<Vec<u8>> {
         let mut row = RowTexts::default();
         match self.run(Task::Row(index), &mut row).map_err(|e| self.error(&format!("row {}", index + 1), e))? {
@@ -106,7 +107,7 @@ impl WorkerFile {
         }
     }
 
-    /// Decodes the columns of a row group one by one. Returns the name of the column at which the worker dies.
+    /// Decodes the columns of a row group one by one. Returns the name of the column that makes the worker crash.
     fn column_that_ends_the_worker(&self, group: usize) -> Option<String> {
         match self.run(Task::TryColumns(group), &mut RowTexts::default()) {
             Err(JobError::Worker(WorkerFailure::Ended(_) | WorkerFailure::Timeout, part)) => part.map(|part| part.name),
@@ -114,13 +115,13 @@ impl WorkerFile {
         }
     }
 
-    /// Runs a job in an idle worker or in a new one, and returns the last reply. If the idle worker ends during the
-    /// job, or the new worker is killed, a new worker does the job again, once in each case.
+    /// Runs a job in an idle worker or in a new one, and returns the last reply. If an idle worker ends during the
+    /// job, or a new worker is killed, a new worker runs the job again. Each of the two happens at most once.
     fn run(&self, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
             let help = self.format.damaged_file_help();
-            return Err(JobError::File(DataError::data(self.path.display().to_string(), what, help)));
+            return Err(JobError::File(DataError::malformed(self.path.display().to_string(), what, help)));
         }
         if let Some(worker) = self.pool.take_idle_worker(&self.program, self.number) {
             match self.run_in(worker, task, rows) {
@@ -167,7 +168,7 @@ impl WorkerFile {
         }
     }
 
-    /// The error of a job. `place` names the part of the file if the worker has not named one.
+    /// Converts the error of a job. `place` names the part of the file if the worker has not named one.
     fn error(&self, place: &str, error: JobError) -> DataError {
         let (failure, part) = match error {
             JobError::File(e) => return e,
@@ -204,12 +205,12 @@ impl WorkerFile {
             input::MAX_ROWS_BYTES
         );
         let help = "use the same version of the program for the worker, or split the file if it has very many rows";
-        DataError::data(self.path.display().to_string(), what, help)
+        DataError::malformed(self.path.display().to_string(), what, help)
     }
 }
 
-/// Reads the replies to a job. Appends their rows to `rows`, and returns the last reply. `part` becomes the last part
-/// that the worker began.
+/// Reads the replies to a job. Appends their rows to `rows`, sets `part` to the last part of the file that the worker
+/// began, and returns the last reply.
 fn read_replies(worker: &mut Worker, rows: &mut RowTexts, part: &mut Option<FilePart>) -> Result<Reply, WorkerFailure> {
     loop {
         let start = rows.text.len();

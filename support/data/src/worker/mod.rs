@@ -1,13 +1,14 @@
-//! Decodes Parquet and Arrow files in worker processes (see [`reel_worker`]): a damaged file that makes the decoder
-//! allocate all memory, hang or crash gives one error message and does not harm the caller.
+//! Decodes Parquet and Arrow files in worker processes (see [`reel_worker`]). If a damaged file makes the decoder
+//! allocate all memory, hang or crash, the caller gets one error message and is not harmed.
 //!
-//! The caller opens the files and sends the open file with each [`Job`], so the worker opens none. The worker keeps a
-//! decoder for each file. It answers with [`Reply`]s: parts of the file that begin, rows, one last reply.
+//! The caller opens the files and passes the open file with each [`Job`], so the worker opens no file. The worker
+//! keeps a decoder for each file. It sends [`Reply`]s: the parts of the file that it begins, rows, and one last
+//! reply.
 //!
-//! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers end
-//! with the last table that needs them. A job ends with an error if the worker sends nothing for a minute, dies, or
-//! sends more than a file of rows may have. After three jobs that exceeded the time limit, the file is refused. A
-//! worker that was killed is replaced once, because a kernel without free memory kills the worker first.
+//! A worker runs one job at a time. Threads that read rows at the same time use several workers. Idle workers end
+//! when the last table that needs them is dropped. A job fails if the worker sends nothing for a minute, dies, or
+//! sends more than the rows of a file may have. After three jobs that exceeded the time limit, the file is rejected.
+//! A worker that was killed is replaced once, because a kernel without free memory kills the worker first.
 
 mod caller;
 mod serve;
@@ -25,15 +26,15 @@ pub(crate) use caller::{WorkerFile, shared_worker_pool};
 /// The kind of worker that decodes data files.
 pub const WORKER: WorkerKind = WorkerKind { name: "data", malloc_arenas: "1", main: serve::worker_main };
 
-/// What the worker is to do with a file.
+/// A task for a worker: what to do with which file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
     /// The number that the caller gave to the file. The worker keeps the file's decoder under this number.
     file: u64,
-    /// The path for messages.
+    /// The path of the file, used in messages.
     path: OsString,
     format: ColumnarFormat,
-    /// The memory in bytes that the worker may allocate, in addition to the memory that it has when the job begins.
+    /// The memory in bytes that the worker may allocate beyond its memory at the start of the job.
     memory_bytes: u64,
     task: Task,
 }
@@ -52,16 +53,17 @@ enum Task {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
-    /// A part of the file begins.
+    /// The worker begins with this part of the file.
     Part(FilePart),
-    /// Rows. The body of the reply is their text; the numbers are the offsets in the body at which each row ends.
+    /// Some rows. The body of the reply is their text. The numbers are the offsets in the body at which each row
+    /// ends.
     Rows(Vec<usize>),
-    /// The last reply: the number of rows.
+    /// The last reply, with the number of rows.
     End(usize),
-    /// The last reply: the columns.
+    /// The last reply, with the columns.
     Columns(Vec<ColumnInfo>),
-    /// The last reply: the body is the text of a row.
+    /// The last reply. Its body is the text of a row.
     Row,
-    /// The last reply: why the job failed.
+    /// The last reply, with the reason why the job failed.
     Failed(DataError),
 }

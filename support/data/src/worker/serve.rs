@@ -1,4 +1,4 @@
-//! The worker's side: decodes files.
+//! The worker's side of the worker protocol: decodes files.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -6,16 +6,16 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use reel_worker::Replies;
+use reel_worker::ReplySender;
 
 use super::{Job, Reply, Task};
 use crate::columnar::{Decoder, FilePart, RowSink, RowTexts};
 use crate::{DataError, Result};
 
-/// The most decoders that a worker keeps, one per file.
+/// The maximum number of decoders that a worker keeps, one per file.
 const MAX_DECODERS: usize = 64;
 
-/// The most rows of a reply. The header of a reply holds the end of each row as a number in JSON.
+/// The maximum number of rows per reply. The header of a reply contains the end of each row as a number in JSON.
 const MAX_ROWS: usize = 1 << 16;
 
 /// The `main` function of a worker: decodes files until the caller closes the socket at standard input.
@@ -34,7 +34,7 @@ pub(super) fn worker_main() -> ExitCode {
     })
 }
 
-/// The last reply to a job, and its body.
+/// Returns the last reply to a job, and its body.
 fn answer(
     job: &Job,
     file: File,
@@ -49,7 +49,7 @@ fn answer(
         decoders.push_back((job.file, decoder));
     }
     let Some((_, decoder)) = decoders.iter().find(|(number, _)| *number == job.file) else {
-        return Err(DataError::data("", "has no decoder", ""));
+        return Err(DataError::malformed("", "has no decoder", ""));
     };
     let reply = match job.task {
         Task::Columns => Reply::Columns(decoder.columns()),
@@ -62,8 +62,8 @@ fn answer(
 
 /// Sends parts and rows to the caller.
 struct Sender<'a> {
-    replies: &'a mut Replies,
-    /// Why sending failed: the caller has ended.
+    replies: &'a mut ReplySender,
+    /// The reason why sending failed: the caller has ended.
     failed: Option<io::Error>,
 }
 
@@ -79,7 +79,7 @@ impl Sender<'_> {
 
 impl RowSink for Sender<'_> {
     fn begin(&mut self, part: FilePart) -> Result<()> {
-        // The caller is told of the part before it is decoded, so that it can name the part if decoding ends this
+        // The caller learns of the part before it is decoded. So the caller can name the part if decoding ends this
         // process.
         self.send(&Reply::Part(part), &[])
     }

@@ -1,4 +1,4 @@
-//! Tests with damaged files: whatever the damage, the caller gets rows or an error of one line, and goes on.
+//! Tests with damaged files. For any damage, the caller gets rows or a one-line error, and continues.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ fn delta(encoding: Encoding) -> WriterProperties {
         .build()
 }
 
-/// Small files of every encoding and format.
+/// Makes small files of every encoding and format.
 fn files() -> Vec<Vec<u8>> {
     let batch = batch(60);
     let properties = WriterProperties::builder;
@@ -94,7 +94,7 @@ fn files() -> Vec<Vec<u8>> {
     files
 }
 
-/// Reads the rows of a file and checks that each error has one line. Returns the number of rows.
+/// Reads the rows of a file and checks that each error message has one line. Returns the number of rows.
 fn read(path: &Path) -> usize {
     match Table::open(path) {
         Err(e) => {
@@ -110,9 +110,9 @@ fn read(path: &Path) -> usize {
     }
 }
 
-/// Flips one to three random bits in files of every encoding. Reading such a file never ends the caller.
+/// Flips one to three random bits in files of every encoding. Reading such a file never ends the calling process.
 pub fn damaged_files_never_end_the_caller() {
-    // Keeps a worker alive between the files.
+    // This table keeps a worker alive between the files.
     let _table = Table::open(&golden("datasets.parquet")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let files = files();
@@ -137,14 +137,14 @@ pub fn damaged_files_never_end_the_caller() {
     held.unwrap();
 }
 
-/// In the header of a delta-encoded page, the count of values is made larger than any memory. The error names the row
-/// group and the column.
+/// Sets the count of values in the header of a delta-encoded page to more than fits in any memory. The error names
+/// the row group and the column.
 pub fn page_that_claims_all_memory_is_named() {
     let texts: StringArray = (0..600).map(|i| Some("x".repeat(i % 50))).collect();
     let numbers = Int64Array::from_iter_values(0..600);
     let batch = RecordBatch::try_from_iter([("n", Arc::new(numbers) as ArrayRef), ("text", Arc::new(texts))]).unwrap();
     let mut file = parquet_file(&batch, delta(Encoding::DELTA_LENGTH_BYTE_ARRAY));
-    // The start of a page's header: blocks of 128 values in 4 parts, and 300 values in all.
+    // The start of the page header: blocks of 128 values in 4 parts, and 300 values in all.
     let header = [0x80, 0x01, 0x04, 0xac, 0x02];
     let found: Vec<usize> = (0..file.len()).filter(|&at| file[at..].starts_with(&header)).collect();
     assert_eq!(found.len(), 2, "the lengths of the texts of two row groups");

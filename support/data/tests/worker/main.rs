@@ -1,8 +1,8 @@
-//! Tests the worker that decodes Parquet and Arrow files from outside. This test program starts itself as the worker,
-//! as the binary `reel` does, and can also behave like a broken worker. With the arguments `measure FILE` it compares
-//! the times of opening a file in this process and in a worker.
+//! Tests the worker that decodes Parquet and Arrow files, from outside the crate. This test program starts itself as
+//! the worker, as the binary `reel` does. It can also behave like a broken worker. With the arguments `measure FILE`
+//! it compares the times of opening a file in this process and in a worker.
 //!
-//! It does not use the test harness, because it also runs as the worker.
+//! The program does not use the test harness, because it also runs as the worker.
 
 mod damage;
 
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use reel_data::Table;
 use reel_data::worker::WORKER;
-use reel_worker::{WorkerProgram, use_workers};
+use reel_worker::{WorkerProgram, set_worker_program};
 
 fn main() -> ExitCode {
     if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            use_workers(WorkerProgram::new(me()));
+            set_worker_program(WorkerProgram::new(me()));
             // A failing test panics, which prints its location and ends the program with an error.
             test();
             println!("test {name} ... ok");
@@ -56,12 +56,12 @@ fn me() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// A file of the folder `tests/golden/data`.
+/// Returns the path of a file in the folder `tests/golden/data`.
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
 }
 
-/// Checks a message about `file` and returns it without the path.
+/// Checks an error message about `file` and returns it without the path.
 fn one_line(error: impl std::fmt::Display, file: &Path) -> String {
     let text = error.to_string();
     let rest = text.strip_prefix(&*file.to_string_lossy()).unwrap_or_else(|| panic!("{text}"));
@@ -69,14 +69,14 @@ fn one_line(error: impl std::fmt::Display, file: &Path) -> String {
     rest.to_string()
 }
 
-/// The processes that this one started and that have not ended.
+/// Returns the running child processes of a process.
 fn children_of(process: u32) -> Vec<u32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let children = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default());
     children.flat_map(|text| text.split_whitespace().map(|n| n.parse().unwrap()).collect::<Vec<u32>>()).collect()
 }
 
-/// Behaves like a broken worker; `part` names the way in which it is broken.
+/// Behaves like a broken worker. `part` is the name of the defect.
 fn play(part: &str) -> ExitCode {
     let say = |bytes: &[u8]| {
         let mut caller = UnixStream::from(rustix::io::dup(rustix::stdio::stdin()).unwrap());
@@ -98,14 +98,14 @@ fn play(part: &str) -> ExitCode {
         "invalid JSON" => say(&message(2, 0, "{]")),
         "other rows" => say(&message(12, 2, r#"{"Rows":[1]}{}"#)),
         "another reply" => say(&message(5, 2, r#""Row"{}"#)),
-        // Works while a file is empty.
+        // Works correctly while the file `flag` is empty.
         flag if flag.ends_with(".flag") => {
             if std::fs::read(flag).unwrap().is_empty() {
                 return (WORKER.main)();
             }
             std::thread::sleep(Duration::from_secs(600));
         }
-        // Kills itself at its first start and works afterwards; the length of the file `counter` is the number of
+        // Kills itself at its first start and works afterwards. The length of the file `counter` is the number of
         // starts.
         counter => {
             let starts = std::fs::read(counter).unwrap().len() + 1;
@@ -124,9 +124,9 @@ fn player(part: &str) -> WorkerProgram {
     WorkerProgram { args, timeout: Duration::from_millis(500), ..WorkerProgram::new(me()) }
 }
 
-/// Opens a file whose media stay in it, prints the worker's process, and waits.
+/// Opens a file whose media stay in it, prints the id of the worker process, and waits.
 fn open_and_wait(path: &Path) -> ExitCode {
-    use_workers(WorkerProgram::new(me()));
+    set_worker_program(WorkerProgram::new(me()));
     let _other = std::fs::File::open(me()).unwrap();
     let table = Table::open(path).unwrap();
     println!("{}", children_of(std::process::id())[0]);
@@ -135,11 +135,11 @@ fn open_and_wait(path: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints the times of opening a file in this process and in a worker, in turns.
+/// Prints the times of opening a file in this process and in a worker, alternately.
 fn measure(path: &Path) -> ExitCode {
     let time = |what: &str, worker: bool| {
         let begun = Instant::now();
-        // Each opening of a file makes a decoder of its own, so no decoder is warm.
+        // Each opening of a file makes a new decoder, so no decoder is warm.
         let table = match worker {
             true => Table::open(path),
             false => Table::open_in_this_process(path),
@@ -148,7 +148,7 @@ fn measure(path: &Path) -> ExitCode {
         let seconds = begun.elapsed().as_secs_f64();
         println!("{what}: {} rows in {seconds:.3} s: {:.0} rows/s", table.len(), table.len() as f64 / seconds);
     };
-    use_workers(WorkerProgram::new(me()));
+    set_worker_program(WorkerProgram::new(me()));
     for _ in 0..4 {
         time("this process", false);
         time("worker", true);
@@ -202,11 +202,11 @@ fn broken_workers_give_one_line() {
         ("other rows", "invalid reply"),
         ("another reply", "invalid reply"),
     ] {
-        use_workers(player(part));
+        set_worker_program(player(part));
         let e = one_line(Table::open(&path).unwrap_err(), &path);
         assert!(e.contains(wanted), "{part}: {e}");
     }
-    use_workers(WorkerProgram::new("/does/not/exist"));
+    set_worker_program(WorkerProgram::new("/does/not/exist"));
     let e = one_line(Table::open(&path).unwrap_err(), &path);
     assert!(e.contains("/does/not/exist cannot be started"), "{e}");
     assert!(children_of(std::process::id()).is_empty());
@@ -215,10 +215,10 @@ fn broken_workers_give_one_line() {
 fn killed_worker_is_replaced_once() {
     let counter = tempfile::NamedTempFile::new().unwrap();
     let program = WorkerProgram { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
-    use_workers(program);
+    set_worker_program(program);
     let table = Table::open(&golden("datasets.parquet")).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);
-    // An idle worker that has died is replaced, too.
+    // An idle worker that has died is replaced too.
     kill_workers();
     table.value(0).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 3);
@@ -233,7 +233,7 @@ fn kill_workers() {
 
 fn file_is_given_up_after_three_timeouts() {
     let flag = tempfile::Builder::new().suffix(".flag").tempfile().unwrap();
-    use_workers(player(flag.path().to_str().unwrap()));
+    set_worker_program(player(flag.path().to_str().unwrap()));
     let path = golden("datasets.parquet");
     let table = Table::open(&path).unwrap();
     table.value(0).unwrap();
@@ -266,7 +266,7 @@ fn worker_has_no_other_files_and_dies_with_its_caller() {
         let is_own = text == "/dev/null" || text.starts_with("pipe:") || text.starts_with("socket:");
         assert!(is_own || *opened == file, "{files:?}");
     }
-    // The worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
+    // The worker has its own process group, so Ctrl-C in a terminal reaches only the caller.
     let stat = std::fs::read_to_string(worker.join("stat")).unwrap();
     let group = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(2).unwrap().to_string();
     assert_eq!(group, line.trim());

@@ -1,59 +1,60 @@
-//! What a rank exchanges with one other rank: the packets in flight, and messages that have arrived early.
+//! The data exchange of a rank with one other rank: packets in flight, and messages that have arrived early.
 
 use std::collections::VecDeque;
 
 use reel_diagnostic::note;
 
 use crate::call::Call;
-use crate::exchange::{ExchangeError, Transfer, no_progress};
+use crate::exchange::{ExchangeError, Transfer, socket_error_result};
 use crate::message::{Header, SocketError, decode_start};
 
-use super::library::{Library, MpiError, Pending, Tag};
+use super::library::{MpiError, MpiLibrary, PacketTag, PendingPacket};
 
-/// The most packets to or from one rank that are in flight at a time. With two, one is copied while one is on its way.
+/// The maximum number of packets in flight to or from one rank. With two, one packet is copied while the other is
+/// transferred.
 const MAX_IN_FLIGHT: usize = 2;
 
-/// The packets between this rank and another one.
+/// The packets between this rank and one other rank.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(super) struct PacketChannel {
     peer: usize,
-    /// Sends in the order in which they have begun.
-    sends: VecDeque<Pending>,
-    /// The receive of the first packet of a message.
-    first: Option<Pending>,
-    /// The receives of further packets of the last message, in the order of its bytes.
-    receives: VecDeque<Pending>,
-    /// The bytes of the last message that have arrived or whose receives have begun.
+    /// The sends in flight, in the order in which they were started.
+    sends: VecDeque<PendingPacket>,
+    /// The receive in flight for the first packet of a message.
+    first: Option<PendingPacket>,
+    /// The receives in flight for further packets of the last message, in the order of its bytes.
+    receives: VecDeque<PendingPacket>,
+    /// The bytes of the last message that have arrived or whose receives were started.
     begun: usize,
-    /// Messages that no call has taken completely, in the order of their arrival. Only the last one may be incomplete.
+    /// Messages that no call has read completely, in the order of their arrival. Only the last one may be incomplete.
     messages: VecDeque<Incoming>,
 }
 
-/// A message that arrives.
+/// A message that is being received.
 #[derive(Debug)]
 struct Incoming {
     header: Header,
-    /// The number of bytes of data that have arrived.
+    /// The number of data bytes that have arrived.
     arrived: usize,
-    /// Those of them that no call has taken.
+    /// The arrived bytes that no call has read yet.
     data: Vec<u8>,
 }
 
-impl Channel {
-    /// Nothing is in flight.
+impl PacketChannel {
+    /// Creates a channel without packets in flight.
     pub fn new(peer: usize) -> Self {
         let (sends, receives, messages) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         Self { peer, sends, first: None, receives, begun: 0, messages }
     }
 
-    /// Whether no packet to the other rank is in flight. MPI makes progress only in its own functions, so a call waits
-    /// for its last packet: else that could stay here until the next call.
+    /// Tells whether no packet to the other rank is in flight. MPI transfers data only inside its own functions. So a
+    /// call waits until its last packet is sent, because the packet could otherwise stay here until the next call.
     pub fn is_idle(&self) -> bool {
         self.sends.is_empty()
     }
 
-    /// Begins sends, and ends those that are complete. Returns whether there was any progress.
-    pub fn send(&mut self, library: &mut Library, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
+    /// Starts sends and finishes complete ones. Returns whether any packet made progress.
+    pub fn send(&mut self, library: &mut MpiLibrary, transfer: &mut Transfer<'_>) -> Result<bool, ExchangeError> {
         let mut has_progress = false;
         while let Some(mut oldest) = self.sends.pop_front() {
             if !library.is_complete(&mut oldest).map_err(|e| self.unreachable(&e))? {
@@ -64,10 +65,10 @@ impl Channel {
             has_progress = true;
         }
         while transfer.has_to_send() && self.sends.len() < MAX_IN_FLIGHT {
-            let tag = if transfer.has_sent() { Tag::Further } else { Tag::First };
-            let mut packet = library.packet();
-            let limit = library.sizes().of(tag);
-            let length = transfer.take_packet(&mut packet[..limit]);
+            let tag = if transfer.has_begun_sending() { PacketTag::Further } else { PacketTag::First };
+            let mut packet = library.new_packet();
+            let limit = library.packet_sizes().max_bytes(tag);
+            let length = transfer.fill_packet(&mut packet[..limit]);
             let send = library.send(self.peer, tag, packet, length).map_err(|e| self.unreachable(&e))?;
             self.sends.push_back(send);
             has_progress = true;
@@ -75,10 +76,10 @@ impl Channel {
         Ok(has_progress)
     }
 
-    /// Receives what has arrived of the message for this call. Returns whether there was any progress.
+    /// Receives the packets of this call's message that have arrived. Returns whether any have arrived.
     pub fn receive(
         &mut self,
-        library: &mut Library,
+        library: &mut MpiLibrary,
         transfer: &mut Transfer<'_>,
         here: usize,
         call: &Call,
@@ -95,7 +96,7 @@ impl Channel {
         if self.messages.len() == 1 {
             has_progress |= self.receive_further(library, Some(transfer), here, call)?;
         }
-        // The data of the first packet, and of a message that has arrived early.
+        // The data are those of the first packet, or of a message that has arrived early.
         let Some(message) = self.messages.front_mut() else { return Ok(has_progress) };
         transfer.add_received(&message.data);
         message.data = Vec::new();
@@ -107,8 +108,8 @@ impl Channel {
         Ok(has_progress)
     }
 
-    /// Receives what has arrived, for a later call. Returns whether there was any progress.
-    pub fn receive_early(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+    /// Receives packets that have arrived, for a later call. Returns whether any have arrived.
+    pub fn receive_early(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         let is_complete = |message: &Incoming| message.arrived == message.header.length;
         if self.messages.back().is_none_or(is_complete) {
             return self.receive_first(library, here, call);
@@ -116,8 +117,8 @@ impl Channel {
         self.receive_further(library, None, here, call)
     }
 
-    /// Receives the first packet of a message.
-    fn receive_first(&mut self, library: &mut Library, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+    /// Receives the first packet of a message, if one has arrived.
+    fn receive_first(&mut self, library: &mut MpiLibrary, here: usize, call: &Call) -> Result<bool, ExchangeError> {
         if self.first.is_none() {
             self.first = library.receive_first(self.peer).map_err(|e| self.unreachable(&e))?;
         }
@@ -131,17 +132,17 @@ impl Channel {
             let data = bytes[at..].to_vec();
             (data.len() <= header.length).then_some(Incoming { header, arrived: data.len(), data })
         });
-        let Some(message) = start else { return no_progress(SocketError::Malformed, self.peer, here, call) };
+        let Some(message) = start else { return socket_error_result(SocketError::Malformed, self.peer, here, call) };
         self.begun = message.arrived;
         self.messages.push_back(message);
         library.recycle(first);
         Ok(true)
     }
 
-    /// Receives further packets of the last message: into the transfer, if that is for this message.
+    /// Receives further packets of the last message: directly into the transfer, if the message belongs to it.
     fn receive_further(
         &mut self,
-        library: &mut Library,
+        library: &mut MpiLibrary,
         mut transfer: Option<&mut Transfer<'_>>,
         here: usize,
         call: &Call,
@@ -150,7 +151,8 @@ impl Channel {
         loop {
             let Some(message) = self.messages.back_mut() else { return Ok(has_progress) };
             while self.begun < message.header.length && self.receives.len() < MAX_IN_FLIGHT {
-                let length = library.sizes().of(Tag::Further).min(message.header.length - self.begun);
+                let length =
+                    library.packet_sizes().max_bytes(PacketTag::Further).min(message.header.length - self.begun);
                 let receive = library.receive(self.peer, length);
                 self.receives.push_back(receive.map_err(|e| unreachable_by(self.peer, &e))?);
                 self.begun += length;
@@ -161,7 +163,7 @@ impl Channel {
                 return Ok(has_progress);
             }
             let Some(bytes) = oldest.received() else {
-                return no_progress(SocketError::Malformed, self.peer, here, call);
+                return socket_error_result(SocketError::Malformed, self.peer, here, call);
             };
             message.arrived += bytes.len();
             match &mut transfer {
@@ -181,19 +183,19 @@ impl Channel {
     }
 }
 
-/// An error of MPI about a rank. If that rank has ended, the watching thread knows it soon, and it is the better
-/// explanation.
+/// Converts an MPI error about a rank. If that rank has ended, the watching thread learns it soon, and the end of the
+/// rank is the better explanation.
 fn unreachable_by(peer: usize, error: &MpiError) -> ExchangeError {
     note!("{error} (rank {peer})");
     ExchangeError::Unreachable(peer)
 }
 
 impl Incoming {
-    /// Adds data for a later call.
+    /// Adds received data of the last message for a later call.
     fn add(&mut self, bytes: &[u8], peer: usize, here: usize, call: &Call) -> Result<(), ExchangeError> {
         let left = self.header.length - (self.arrived - bytes.len());
         if self.data.try_reserve_exact(left).is_err() {
-            no_progress(SocketError::NoMemory(left), peer, here, call)?;
+            socket_error_result(SocketError::NoMemory(left), peer, here, call)?;
         }
         self.data.extend_from_slice(bytes);
         Ok(())

@@ -1,8 +1,9 @@
-//! The MPI library: the only file that calls it. Its functions are those of the crate `mpi`'s bindings, because the
-//! safe requests of that crate must complete before their scope ends, and those of a rank that has ended never do.
+//! The MPI library. Only this file calls it, through the raw bindings of the crate `mpi`. The safe requests of that
+//! crate must complete before their scope ends, but requests to a rank that has ended never complete.
 //!
-//! The library only gets memory that belongs to this file ([`Pending`]). If a job fails, the packets in flight are
-//! never freed: the network may still write into them, and cancelling a receive can wait for the other process.
+//! The library only gets memory that belongs to this file ([`PendingPacket`]). If a job fails, the packets in flight are
+//! never freed, because the network may still write into them, and cancelling a receive can block until the other
+//! process responds.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -19,20 +20,20 @@ use crate::error::{RankError, Result};
 use crate::launch::World;
 use crate::message::MAX_HEAD_BYTES;
 
-/// The data in the first packet of a message, in bytes. With the head it is below the limit, 4 KiB with shared memory
-/// in Open MPI, up to which a packet is sent without waiting for its receiver.
+/// The data bytes in the first packet of a message. Together with the head they are below the eager limit of the MPI
+/// library, up to which a packet is sent without waiting for its receiver (4 KiB for shared memory in Open MPI).
 const FIRST_DATA_BYTES: usize = 2 << 10;
 
-/// The packets of all ranks together that one rank has in flight, in bytes, about.
+/// The approximate number of bytes that one rank has in flight to and from all ranks.
 const IN_FLIGHT_BYTES: usize = 64 << 20;
 
-/// The least and the most bytes of a packet.
+/// The minimum and maximum size of a packet in bytes.
 const PACKET_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// Which packet of a message.
+/// The position of a packet in its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tag {
-    /// The one with the header.
+pub(super) enum PacketTag {
+    /// The first packet, which contains the header.
     First = 1,
     Further = 2,
 }
@@ -44,22 +45,23 @@ pub(super) struct PacketSizes {
 }
 
 impl PacketSizes {
-    /// Of a job of this number of ranks: the more, the smaller the packets, because each pair of ranks has some.
-    pub fn of_job(ranks: usize) -> Self {
+    /// Returns the sizes for a job with this number of ranks. More ranks get smaller packets, because each pair of
+    /// ranks has several packets in flight.
+    pub fn for_job(ranks: usize) -> Self {
         let [least, most] = PACKET_BYTES;
         Self { further: (IN_FLIGHT_BYTES / (4 * ranks)).clamp(least, most) }
     }
 
-    /// The most bytes of a packet.
-    pub fn of(self, tag: Tag) -> usize {
+    /// Returns the maximum size in bytes of a packet with this tag.
+    pub fn max_bytes(self, tag: PacketTag) -> usize {
         match tag {
-            Tag::First => MAX_HEAD_BYTES + FIRST_DATA_BYTES,
-            Tag::Further => self.further,
+            PacketTag::First => MAX_HEAD_BYTES + FIRST_DATA_BYTES,
+            PacketTag::Further => self.further,
         }
     }
 }
 
-/// An error of an MPI function, by the text of the library.
+/// An error of an MPI function, with the error text of the library.
 #[derive(Debug)]
 pub(super) struct MpiError {
     function: &'static str,
@@ -72,39 +74,39 @@ impl fmt::Display for MpiError {
     }
 }
 
-/// A send or receive. Dropping it before it is complete leaks its memory, which the library may still use.
+/// A send or receive in flight. Dropping it before it is complete leaks its memory, which the library may still use.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingPacket {
     request: ffi::MPI_Request,
     packet: ManuallyDrop<Vec<u8>>,
-    /// The bytes of `packet` that are sent, or that must arrive.
+    /// The number of bytes of `packet` to send, or the number that must arrive.
     length: usize,
-    /// The number of bytes that have arrived. `None` before, or if it is not `length`.
+    /// The number of bytes that have arrived. `None` before that, or if the number is not `length`.
     received: Option<usize>,
     is_complete: bool,
 }
 
-// SAFETY: a request may be used by any thread, one at a time (MPI_THREAD_SERIALIZED), and only functions of `Library`
+// SAFETY: a request may be used by any thread, one at a time (MPI_THREAD_SERIALIZED), and only functions of `MpiLibrary`
 // that borrow it mutably do so.
-unsafe impl Send for Pending {}
+unsafe impl Send for PendingPacket {}
 
-impl Pending {
+impl PendingPacket {
     fn new(packet: Vec<u8>, length: usize) -> Self {
         // SAFETY: `RSMPI_REQUEST_NULL` is a constant of the C part of the bindings.
         let request = unsafe { ffi::RSMPI_REQUEST_NULL };
         Self { request, packet: ManuallyDrop::new(packet), length, received: None, is_complete: false }
     }
 
-    /// The bytes of a complete receive; `None` if their number is not the expected one.
+    /// Returns the bytes of a complete receive; `None` if their number is not the expected one.
     pub fn received(&self) -> Option<&[u8]> {
         self.received.map(|length| &self.packet[..length])
     }
 }
 
-/// The initialized library. There is one in a process. The mutable borrows make its calls come one after the other.
+/// The initialized library. A process has only one. The mutable borrows serialize its calls.
 #[derive(Debug)]
-pub(super) struct Library {
-    /// Dropping it would call `MPI_Finalize`, which waits for all processes.
+pub(super) struct MpiLibrary {
+    /// Never dropped, because dropping would call `MPI_Finalize`, which waits for all processes.
     universe: ManuallyDrop<Initialized>,
     sizes: PacketSizes,
     /// Packets that are not in use.
@@ -119,19 +121,19 @@ impl fmt::Debug for Initialized {
     }
 }
 
-impl Library {
+impl MpiLibrary {
     /// Initializes MPI.
     ///
     /// # Errors
-    /// See [`MpiLink::open`](super::MpiLink::open).
+    /// The errors of [`MpiLink::open`](super::MpiLink::open).
     pub fn open(world: &World, sizes: PacketSizes) -> Result<Self> {
-        // Threads of a rank call in turn, each through `&mut Library`. So MPI_THREAD_MULTIPLE, with which libraries
-        // take locks, is not needed.
+        // The threads of a rank make their calls one after the other, through `&mut MpiLibrary`. So MPI_THREAD_MULTIPLE,
+        // which makes libraries use locks, is not needed.
         let Some((universe, threading)) = mpi::initialize_with_threading(Threading::Serialized) else {
             let what = "MPI has been used by an earlier job of this process, and can be initialized only once";
             return Err(wrong(what, "start a process for each job"));
         };
-        // From here on, the value is not dropped, see `finalize`.
+        // From here on, the value must not be dropped; see `finalize`.
         let universe = ManuallyDrop::new(Initialized(universe));
         if threading < Threading::Serialized {
             let what = format!("{} supports only threads of the level {threading:?}, not Serialized", library_name());
@@ -160,25 +162,33 @@ impl Library {
         Ok(Self { universe, sizes, free: Vec::new() })
     }
 
-    pub fn sizes(&self) -> PacketSizes {
+    pub fn packet_sizes(&self) -> PacketSizes {
         self.sizes
     }
 
-    /// A packet for [`Library::send`], with room for the longest one.
-    pub fn packet(&mut self) -> Vec<u8> {
-        self.free.pop().unwrap_or_else(|| vec![0; self.sizes.of(Tag::Further).max(self.sizes.of(Tag::First))])
+    /// Returns an empty packet for [`MpiLibrary::send`], with space for the longest one.
+    pub fn new_packet(&mut self) -> Vec<u8> {
+        self.free.pop().unwrap_or_else(|| {
+            vec![0; self.sizes.max_bytes(PacketTag::Further).max(self.sizes.max_bytes(PacketTag::First))]
+        })
     }
 
-    /// Takes back the packet of a complete send or receive.
-    pub fn recycle(&mut self, pending: Pending) {
+    /// Takes back the packet of a complete send or receive, for reuse.
+    pub fn recycle(&mut self, pending: PendingPacket) {
         if pending.is_complete {
             self.free.push(ManuallyDrop::into_inner(pending.packet));
         }
     }
 
-    /// Begins to send the first `length` bytes of a packet.
-    pub fn send(&mut self, to: usize, tag: Tag, packet: Vec<u8>, length: usize) -> Result<Pending, MpiError> {
-        let mut send = Pending::new(packet, length);
+    /// Starts to send the first `length` bytes of a packet.
+    pub fn send(
+        &mut self,
+        to: usize,
+        tag: PacketTag,
+        packet: Vec<u8>,
+        length: usize,
+    ) -> Result<PendingPacket, MpiError> {
+        let mut send = PendingPacket::new(packet, length);
         // SAFETY: the packet has `length` bytes, and stays where it is until the request is complete. Its length is
         // below 2^31, as that of every packet is.
         let code = unsafe {
@@ -195,17 +205,17 @@ impl Library {
         check("MPI_Isend", code).map(|()| send)
     }
 
-    /// Begins to receive the next packet with [`Tag::Further`], which must have `length` bytes.
-    pub fn receive(&mut self, from: usize, length: usize) -> Result<Pending, MpiError> {
-        let mut receive = Pending::new(self.packet(), length);
-        // SAFETY: as in `send`; nothing else uses the packet meanwhile.
+    /// Starts to receive the next packet with [`PacketTag::Further`], which must have `length` bytes.
+    pub fn receive(&mut self, from: usize, length: usize) -> Result<PendingPacket, MpiError> {
+        let mut receive = PendingPacket::new(self.new_packet(), length);
+        // SAFETY: the packet stays where it is until the request is complete, and nothing else uses it until then.
         let code = unsafe {
             ffi::MPI_Irecv(
                 receive.packet[..length].as_mut_ptr().cast(),
                 length as c_int,
                 ffi::RSMPI_UINT8_T,
                 from as c_int,
-                Tag::Further as c_int,
+                PacketTag::Further as c_int,
                 ffi::RSMPI_COMM_WORLD,
                 &mut receive.request,
             )
@@ -213,16 +223,16 @@ impl Library {
         check("MPI_Irecv", code).map(|()| receive)
     }
 
-    /// Begins to receive a packet with [`Tag::First`] if one has arrived. A receive that began before could be left
-    /// when the job ends.
-    pub fn receive_first(&mut self, from: usize) -> Result<Option<Pending>, MpiError> {
+    /// Starts to receive a packet with [`PacketTag::First`] if one has arrived. A receive that was started before the
+    /// arrival could still be in flight when the job ends.
+    pub fn receive_first(&mut self, from: usize) -> Result<Option<PendingPacket>, MpiError> {
         let mut status = MaybeUninit::zeroed();
-        // SAFETY: a null pointer or number, which the library replaces.
+        // SAFETY: a null pointer or number is a valid start value, which the library replaces.
         let mut message = unsafe { ffi::RSMPI_MESSAGE_NULL };
         let mut is_there = 0;
-        // SAFETY: all pointers are those of variables of the types that the function writes.
+        // SAFETY: all pointers point to variables of the types that the function writes.
         let code = unsafe {
-            let (from, tag) = (from as c_int, Tag::First as c_int);
+            let (from, tag) = (from as c_int, PacketTag::First as c_int);
             ffi::MPI_Improbe(from, tag, ffi::RSMPI_COMM_WORLD, &mut is_there, &mut message, status.as_mut_ptr())
         };
         check("MPI_Improbe", code)?;
@@ -231,7 +241,7 @@ impl Library {
         }
         // SAFETY: the function has found a message, so it has written the status.
         let length = unsafe { count(status.as_ptr()) }?;
-        let mut receive = Pending::new(self.packet(), length);
+        let mut receive = PendingPacket::new(self.new_packet(), length);
         if length > receive.packet.len() {
             let text = format!("the first packet of a message has {length} bytes");
             return Err(MpiError { function: "MPI_Improbe", text });
@@ -244,8 +254,8 @@ impl Library {
         check("MPI_Imrecv", code).map(|()| Some(receive))
     }
 
-    /// Whether a send or receive is complete. MPI makes progress with all of them in this function.
-    pub fn is_complete(&mut self, pending: &mut Pending) -> Result<bool, MpiError> {
+    /// Tells whether a send or receive is complete. In this function, MPI makes progress with all sends and receives.
+    pub fn is_complete(&mut self, pending: &mut PendingPacket) -> Result<bool, MpiError> {
         if pending.is_complete {
             return Ok(true);
         }
@@ -265,19 +275,19 @@ impl Library {
         Ok(true)
     }
 
-    /// Ends MPI. Waits until all processes do the same.
+    /// Finalizes MPI. Waits until all processes do the same.
     pub fn finalize(self) {
         drop(ManuallyDrop::into_inner(self.universe).0);
     }
 }
 
-/// The number of bytes of a message.
+/// Returns the number of bytes of a message.
 ///
 /// # Safety
 /// A function of MPI has written the status.
 unsafe fn count(status: *const ffi::MPI_Status) -> Result<usize, MpiError> {
     let mut bytes = 0;
-    // SAFETY: the caller says so.
+    // SAFETY: the caller guarantees that MPI has written the status.
     let code = unsafe { ffi::MPI_Get_count(status, ffi::RSMPI_UINT8_T, &mut bytes) };
     check("MPI_Get_count", code)?;
     Ok(usize::try_from(bytes).unwrap_or_default())
@@ -295,7 +305,7 @@ fn check(function: &'static str, code: c_int) -> Result<(), MpiError> {
     Err(MpiError { function, text: String::from_utf8_lossy(&text).into_owned() })
 }
 
-/// The name and version of the library, such as `Open MPI v4.1.4`.
+/// Returns the name and version of the library, such as `Open MPI v4.1.4`.
 fn library_name() -> String {
     let version = mpi::environment::library_version().unwrap_or_default();
     version.split([',', '\n']).next().unwrap_or_default().trim().to_string()

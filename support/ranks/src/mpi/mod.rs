@@ -1,15 +1,15 @@
-//! Data by MPI: the second transport of [`Link`](crate::link::Link), with the feature `mpi`.
+//! Data exchange over MPI: the second transport of [`DataLink`](crate::link::DataLink), with the feature `mpi`.
 //!
-//! A message has the same bytes as on a socket: header, name of the call, data. It is divided into packets, because the
-//! counts of MPI are `int`, so that one MPI message has at most 2^31 - 1 bytes, and because packets in flight let
-//! copies and transfers overlap. The first packet has the header and the first 2 KiB of data, so that most calls of few
-//! bytes are one MPI message.
+//! A message has the same bytes as on a socket: header, name of the call, data. It is divided into packets for two
+//! reasons. The counts of MPI are `int`, so one MPI message has at most 2^31 - 1 bytes; and packets let copies and
+//! transfers overlap. The first packet has the header and the first 2 KiB of data, so that most calls with few bytes
+//! are one MPI message.
 //!
-//! All sends and receives are non-blocking, and a loop tests them. The same loop looks whether the job has failed: an
-//! MPI library does not tell whether another process has ended, but the watching thread does, as with sockets.
+//! All sends and receives are nonblocking, and a loop tests them. The same loop checks whether the job has failed: an
+//! MPI library does not report the end of another process, but the watching thread does, as with sockets.
 //!
-//! Calls MPI only while this rank is in a call. No thread of the library is needed: the other rank of a pair makes
-//! progress in its own call.
+//! MPI is called only while this rank is in a call. The library needs no progress thread, because the other rank of a
+//! pair makes progress in its own call.
 
 mod channel;
 mod idle;
@@ -21,38 +21,39 @@ use crate::exchange::{ExchangeError, Transfer};
 use crate::launch::World;
 use crate::shared::RankState;
 
-use channel::Channel;
-use idle::Idle;
-use library::{Library, PacketSizes};
+use channel::PacketChannel;
+use idle::IdleWait;
+use library::{MpiLibrary, PacketSizes};
 
-/// A rank's exchange of data by MPI.
+/// The data exchange of a rank over MPI.
 #[derive(Debug)]
 pub(crate) struct MpiLink {
     rank: usize,
-    library: Library,
-    /// By rank.
-    channels: Vec<Channel>,
+    library: MpiLibrary,
+    /// The channels to the other ranks, by rank.
+    channels: Vec<PacketChannel>,
 }
 
 impl MpiLink {
-    /// Initializes MPI. All ranks of the job do this at the same time.
+    /// Initializes MPI. All ranks of the job call this function at the same time.
     ///
     /// # Errors
-    /// An earlier job of this process has used MPI; the library counts other processes than the launcher, or cannot be
-    /// called by several threads.
+    /// An earlier job of this process has used MPI; the library reports other ranks than the launcher, or does not
+    /// support several threads.
     pub fn open(world: &World) -> Result<Self> {
-        let library = Library::open(world, PacketSizes::of_job(world.size))?;
-        Ok(Self { rank: world.rank, library, channels: (0..world.size).map(Channel::new).collect() })
+        let library = MpiLibrary::open(world, PacketSizes::for_job(world.size))?;
+        Ok(Self { rank: world.rank, library, channels: (0..world.size).map(PacketChannel::new).collect() })
     }
 
-    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    /// Runs all transfers of a call at the same time. Returns the data that each transfer has received into a new
+    /// buffer.
     pub fn exchange(
         &mut self,
         shared: &RankState,
         call: &Call,
         mut transfers: Vec<Transfer<'_>>,
     ) -> Result<Vec<Vec<u8>>, ExchangeError> {
-        let mut idle = Idle::default();
+        let mut idle = IdleWait::default();
         loop {
             let (mut has_progress, mut is_done) = (false, true);
             for transfer in &mut transfers {
@@ -67,9 +68,9 @@ impl MpiLink {
             has_progress = has_progress || self.receive_early(call)?;
             if has_progress {
                 shared.record_progress();
-                idle.end();
+                idle.record_progress();
             } else {
-                idle.wait();
+                idle.pause();
             }
             if shared.has_failed() {
                 return Err(ExchangeError::JobFailed);
@@ -77,13 +78,13 @@ impl MpiLink {
         }
     }
 
-    /// In a send or receive, receives messages that other ranks send, for later calls. Otherwise ranks that each send
-    /// to the next one, in a circle, would wait for ever. Returns whether anything has arrived.
+    /// During a send or receive, receives messages that other ranks send for later calls. Otherwise ranks that send
+    /// in a circle, each to the next one, would wait forever. Returns whether any packet has arrived.
     fn receive_early(&mut self, call: &Call) -> Result<bool, ExchangeError> {
         let Some(needed) = call.peer else { return Ok(false) };
         let mut has_progress = false;
         for peer in (0..self.channels.len()).filter(|peer| *peer != self.rank) {
-            // In a receive, the transfer itself receives from the needed rank.
+            // In a receive, the needed rank is skipped here, because the transfer itself receives from it.
             if peer != needed || call.kind == CallKind::Send {
                 has_progress |= self.channels[peer].receive_early(&mut self.library, self.rank, call)?;
             }
@@ -91,10 +92,10 @@ impl MpiLink {
         Ok(has_progress)
     }
 
-    /// Finalizes MPI, after all ranks have left the job. Waits for them.
+    /// Finalizes MPI after all ranks have left the job. Waits for all ranks.
     ///
-    /// A link that is dropped instead leaves MPI as it is, because `MPI_Finalize` waits for all processes: after the
-    /// failure of a job it would wait for ever for one that has ended.
+    /// A link that is dropped does not finalize MPI, because `MPI_Finalize` waits for all processes. After a failure
+    /// of the job, it would wait forever for a process that has ended.
     pub fn finalize(self) {
         self.library.finalize();
     }

@@ -1,4 +1,4 @@
-//! What the calls return, compared with a model in one thread.
+//! Compares the results of calls with a single-threaded model.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,9 +15,9 @@ pub enum Step {
     AllGather,
     AllToAll,
     AllToAllInto,
-    /// Each rank sends to the one this far above it, and then receives.
+    /// Each rank sends to the rank with a number higher by this value (modulo the size), and then receives.
     Circle(usize),
-    /// Each rank other than 0 sends two messages to rank 0, which receives them in this order of ranks, reversed.
+    /// Each rank except 0 sends two messages to rank 0. Rank 0 receives them in descending order of ranks.
     Fan,
 }
 
@@ -34,7 +34,7 @@ fn step() -> impl Strategy<Value = (Step, u64)> {
     (kind, any::<u64>())
 }
 
-/// The bytes from one rank to another in a step: up to `most`, and often none.
+/// Returns the bytes that one rank sends to another in a step: up to `most` bytes, and often none.
 fn bytes(seed: u64, from: usize, to: usize, most: usize) -> Vec<u8> {
     let mut state = seed ^ ((from as u64) << 32) ^ ((to as u64) << 40) ^ 0x9e37_79b9_7f4a_7c15;
     let mut next = || {
@@ -48,7 +48,8 @@ fn bytes(seed: u64, from: usize, to: usize, most: usize) -> Vec<u8> {
 
 const TO_ALL: usize = 99;
 
-/// Does a step and compares what comes with the model. Returns the bytes that were sent and received.
+/// Runs a step and compares the received bytes with the model. Returns the numbers of bytes that were sent and
+/// received.
 pub fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[usize; 2], RankError> {
     let (here, size) = (ranks.rank(), ranks.size());
     let from_all: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, rank, here, most)).collect();
@@ -109,7 +110,7 @@ proptest! {
     fn all_ranks_get_what_a_model_in_one_thread_says(
         size in 1..=8usize, steps in prop::collection::vec(step(), 1..12),
     ) {
-        // Some MB per rank, and less for many of them: the longest parts together have 8 MB.
+        // Each rank sends some MB, and less in large jobs: the largest parts of all pairs together have 8 MB.
         let most = (8 << 20) / size.pow(2);
         run_ranks_in_threads(size, Timeouts::default(), |ranks| {
             let mut volume = TrafficVolume::default();
@@ -132,11 +133,11 @@ fn ranks_that_all_send_at_once_do_not_wait_for_each_other() {
         let mine = vec![here as u8; length];
         let all = ranks.all_to_all("all", &[&mine, &mine, &mine]).expect("bytes");
         assert!(all.iter().enumerate().all(|(rank, part)| part.len() == length && part[length / 2] == rank as u8));
-        // Nobody receives before it has sent.
+        // Each rank sends before it receives.
         ranks.send("circle", (here + 1) % 3, &mine).expect("sent");
         let got = ranks.receive("circle", (here + 2) % 3).expect("received");
         assert!(got.len() == length && got[length - 1] == ((here + 2) % 3) as u8);
-        // Rank 0 and 1 send to each other.
+        // Ranks 0 and 1 send to each other.
         if here < 2 {
             ranks.send("pair", 1 - here, &mine).expect("sent");
             assert_eq!(ranks.receive("pair", 1 - here).expect("received").len(), length);
@@ -177,7 +178,7 @@ fn threads_of_a_rank_take_turns() {
     assert_eq!(sum.load(Ordering::Relaxed), 2 * 4 * 50);
 }
 
-/// The errors of a job in which each rank does something else.
+/// Runs a job in which ranks do different work, and returns their errors.
 fn errors(size: usize, timeouts: Timeouts, work: impl Fn(&Ranks) -> Result<(), RankError> + Sync) -> Vec<String> {
     run_ranks_in_threads(size, timeouts, |ranks| work(&ranks).expect_err("the job fails").to_string())
 }
@@ -234,7 +235,7 @@ fn a_rank_that_does_not_come_is_named_with_its_last_call() {
         );
         assert!(text.contains("the last call of rank 1 was barrier 'step 4'"), "{text}");
     }
-    // A call may take longer than the limit if data arrive again and again.
+    // A call may take longer than the limit if data keep arriving.
     let timeouts = Timeouts { call: Duration::from_millis(700), ..short_timeouts() };
     run_ranks_in_threads(4, timeouts, |ranks| {
         let parts: [&[u8]; 4] = [&[1]; 4];
@@ -249,7 +250,7 @@ fn a_rank_that_has_left_is_named_by_those_that_wait_for_it() {
     for leaver in [0, 2] {
         let errors = run_ranks_in_threads(3, short_timeouts(), |ranks| {
             if ranks.rank() == leaver {
-                // A rank that is slow may hear of the failure before it has returned from the first barrier.
+                // A slow rank may learn of the failure before it has returned from the first barrier.
                 return ranks.barrier("step 4").and_then(|()| ranks.leave()).err().map(|error| error.to_string());
             }
             let error = ranks.barrier("step 4").and_then(|()| ranks.barrier("step 5")).expect_err("the job fails");
@@ -279,7 +280,7 @@ fn a_rank_may_leave_while_others_still_exchange() {
         if here == 1 {
             assert_eq!(ranks.receive("x", 2).expect("received"), b"x");
         }
-        // Rank 0 leaves first of these, and waits for the others.
+        // Rank 0 is the first of these to call `leave`, and waits for the other ranks.
         ranks.leave().expect("it leaves");
     });
 }

@@ -1,11 +1,11 @@
-//! Ranks of one job: threads of the test, or processes.
+//! Helpers that start the ranks of one job as threads of the test.
 
 use std::path::Path;
 use std::time::Duration;
 
 use reel_ranks::{Launcher, RankError, Ranks, Timeouts, World};
 
-/// A rank on a machine with all others.
+/// Returns the world of a rank in a job whose ranks all run on this machine.
 pub fn world(rank: usize, size: usize) -> World {
     World {
         rank,
@@ -24,7 +24,7 @@ pub fn join(world: World, folder: &Path, timeouts: Timeouts) -> Result<Ranks, Ra
     Ranks::join(world, folder, timeouts, Box::new(|_| {}))
 }
 
-/// Limits for jobs that must fail soon.
+/// Short time limits for jobs that are expected to fail.
 pub fn short_timeouts() -> Timeouts {
     Timeouts {
         join: Duration::from_secs(5),

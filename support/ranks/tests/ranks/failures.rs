@@ -1,4 +1,4 @@
-//! Ranks in processes of their own that are killed or stopped: the others end soon, and name them.
+//! Tests with one process per rank, of which one is killed or stopped. The others must end soon and name it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -9,27 +9,27 @@ use crate::common::{short_timeouts, world};
 use reel_ranks::{RankError, Ranks, Timeouts};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The exit codes of ranks: a call returned an error; the callback was called.
+/// The exit codes of rank processes: `FAILED` if a call returned an error, `CALLED_BACK` if the callback was called.
 const FAILED: i32 = 7;
 const CALLED_BACK: i32 = 9;
 
-/// How soon ranks must have ended. It is much longer than they take, for slow machines.
+/// The time limit for the end of all ranks. It is much longer than they need, for slow machines.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What a rank does until the job fails.
+/// The work of a rank until the job fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Work {
-    /// Calls of all ranks, one after another.
+    /// Calls of all ranks, one after the other.
     Calls,
-    /// As `Calls`, with short limits.
+    /// The same as `Calls`, with short time limits.
     CallsWithShortLimits,
-    /// A barrier, and then nothing, as in a wait for a GPU.
+    /// A barrier and then no call, like a thread that waits for a GPU.
     Nothing,
 }
 
 const WORKS: [Work; 3] = [Work::Calls, Work::CallsWithShortLimits, Work::Nothing];
 
-/// A process that is one rank. It is this program, with the name of the test that runs [`rank_process`].
+/// A process that runs one rank. The process runs this program with the name of the test [`rank_process`].
 struct Rank {
     rank: usize,
     process: Child,
@@ -50,7 +50,7 @@ impl Rank {
         Self { rank, process, stderr }
     }
 
-    /// Waits until the process prints this line.
+    /// Waits until the process prints the line `wanted`.
     fn wait_for_line(&mut self, wanted: &str) {
         let mut lines = self.stderr.by_ref().lines().map(|line| line.expect("text"));
         assert!(lines.any(|line| line == wanted), "rank {} has not printed: {wanted}", self.rank);
@@ -61,7 +61,7 @@ impl Rank {
         kill_process(pid, signal).expect("a signal");
     }
 
-    /// Waits for the end. Returns the exit code and what the process printed.
+    /// Waits until the process ends. Returns its exit code and its output.
     fn end(&mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + SOON;
         let status = loop {
@@ -87,7 +87,7 @@ impl Drop for Rank {
     }
 }
 
-/// Starts all ranks of a job, and waits until all have joined.
+/// Starts all ranks of a job and waits until all have joined.
 fn start(size: usize, work: Work, folder: &Path) -> Vec<Rank> {
     let ranks = (0..size).map(|rank| Rank::start(rank, size, work, folder)).collect();
     let deadline = Instant::now() + SOON;
@@ -98,7 +98,7 @@ fn start(size: usize, work: Work, folder: &Path) -> Vec<Rank> {
     ranks
 }
 
-/// Not a test of its own: a rank, if the variable is there.
+/// Not a test of its own: runs as a rank if the environment variable is set.
 #[test]
 fn rank_process() {
     let Ok(text) = std::env::var("RANKS_TEST") else { return };
@@ -144,7 +144,7 @@ fn run_rank(rank: usize, size: usize, work: Work, folder: &Path) -> Result<(), R
     Ok(())
 }
 
-/// Checks that all ranks but one end with an error that names it.
+/// Checks that all ranks except the victim end with an error that names the victim.
 fn check_survivors(ranks: &mut [Rank], victim: usize, code: i32, words: &str) {
     let name = format!("rank {victim} (");
     let process = format!("process {}): {words}", ranks[victim].process.id());
@@ -167,7 +167,7 @@ fn a_killed_rank_ends_the_others_which_name_it() {
     for round in 0..16 {
         let folder = tempfile::tempdir().expect("a folder");
         let size = 2 + random(4) as usize;
-        // Rank 0, whose end the others find by themselves, is killed in every fourth round.
+        // In every fourth round the victim is rank 0. The other ranks notice the end of rank 0 without its help.
         let victim = if round % 4 == 0 { 0 } else { random(size as u64) as usize };
         let mut ranks = start(size, Work::Calls, folder.path());
         std::thread::sleep(Duration::from_micros(random(40_000)));
@@ -175,7 +175,7 @@ fn a_killed_rank_ends_the_others_which_name_it() {
         ranks[victim].signal(Signal::KILL);
         check_survivors(&mut ranks, victim, FAILED, "ended;");
         longest = longest.max(killed.elapsed());
-        // The mark of each rank, and no rendezvous file.
+        // The folder contains one mark file per rank, and no rendezvous file.
         assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), size);
     }
     println!("the longest time from the signal to the end of all ranks: {longest:?}");
@@ -188,7 +188,7 @@ fn a_stopped_rank_ends_the_others_which_name_it() {
         let mut ranks = start(3, Work::CallsWithShortLimits, folder.path());
         ranks[victim].signal(Signal::STOP);
         check_survivors(&mut ranks, victim, FAILED, "ended: it has sent no heartbeat for 1.5 s;");
-        // When it goes on, it finds that the others have ended.
+        // When the stopped process continues, it finds that the other ranks have ended.
         ranks[victim].signal(Signal::CONT);
         assert_eq!(ranks[victim].end().0, Some(FAILED));
     }
@@ -208,7 +208,7 @@ fn a_rank_that_waits_for_something_else_is_called_back() {
 fn a_rank_that_is_killed_while_others_are_missing_ends_those_that_are_there() {
     for victim in [0, 1] {
         let folder = tempfile::tempdir().expect("a folder");
-        // Rank 2 does not come.
+        // Rank 2 is never started.
         let mut ranks: Vec<Rank> = (0..2).map(|rank| Rank::start(rank, 3, Work::Calls, folder.path())).collect();
         ranks[0].wait_for_line("waiting for rank 2 of 3");
         ranks[victim].signal(Signal::KILL);

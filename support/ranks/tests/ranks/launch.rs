@@ -1,8 +1,8 @@
-//! The variables that each launcher sets, as it really sets them, and variables that contradict each other.
+//! Tests with the variables that each launcher really sets, and with variables that contradict each other.
 
 use reel_ranks::{Launcher, RankError, Transport, World};
 
-/// Reads variables in lines `NAME=value`.
+/// Parses variables in lines `NAME=value`, and reads the world from them.
 fn read(text: &str) -> Result<Option<World>, RankError> {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     World::from_variables(|name| {
@@ -14,7 +14,7 @@ fn world(text: &str) -> World {
     read(text).unwrap_or_else(|e| panic!("{e}")).expect("a job of several processes")
 }
 
-/// The rank, the size, the local rank and the local size.
+/// Returns the rank, the size, the local rank and the local size.
 fn numbers(world: &World) -> [usize; 4] {
     [world.rank, world.size, world.local_rank, world.local_size]
 }
@@ -40,7 +40,7 @@ const TORCHRUN: &str = "
     OMP_NUM_THREADS=1
 ";
 
-/// mpirun of Open MPI 4.1.
+/// The variables of mpirun of Open MPI 4.1.
 const OPEN_MPI_4: &str = "
     OMPI_COMMAND=reel
     OMPI_MCA_orte_hnp_uri=1543503872.0;tcp://10.0.0.1:39583
@@ -55,7 +55,7 @@ const OPEN_MPI_4: &str = "
     OMPI_COMM_WORLD_NODE_RANK=0
 ";
 
-/// mpirun of Open MPI 5.
+/// The variables of mpirun of Open MPI 5.
 const OPEN_MPI_5: &str = "
     PMIX_NAMESPACE=prterun-node1-2812@1
     PMIX_RANK=3
@@ -80,7 +80,7 @@ const MPICH: &str = "
     MPIR_CVAR_CH3_INTERFACE_HOSTNAME=node2
 ";
 
-/// A worker of a PyTorchJob with an elastic policy: the master is rank 0.
+/// A worker of a PyTorchJob with an elastic policy, in which the master is rank 0.
 const PYTORCH_JOB: &str = "
     KUBERNETES_SERVICE_HOST=10.96.0.1
     KUBERNETES_SERVICE_PORT=443
@@ -167,7 +167,8 @@ fn each_launcher_is_recognised() {
     }
 }
 
-/// The process manager of an MPI launcher is named by variables. Without them an MPI library would count one process.
+/// The launchers of MPI programs set variables that name the process manager. Without them, an MPI library would
+/// assume a single process.
 #[test]
 fn launchers_of_mpi_programs_offer_mpi() {
     let pmix = format!("{OPEN_MPI_4}\nPMIX_SERVER_URI2=1543503872.0;tcp4://127.0.0.1:48235");
@@ -175,7 +176,7 @@ fn launchers_of_mpi_programs_offer_mpi() {
     for text in [OPEN_MPI_5, &pmix, MPICH, &by_pmix, &by_pmi] {
         assert!(world(text).offers_mpi, "{text}");
     }
-    // torchrun below mpirun: its processes are not those that mpirun has started.
+    // torchrun inside mpirun: its processes are not the ones that mpirun has started.
     let inner = format!("{OPEN_MPI_5}\n{TORCHRUN}");
     for text in [OPEN_MPI_4, SRUN, TORCHRUN, PYTORCH_JOB, JOB_SET, &inner] {
         assert_eq!((world(text).offers_mpi, world(text).transport()), (false, Transport::Sockets), "{text}");
@@ -186,7 +187,7 @@ fn launchers_of_mpi_programs_offer_mpi() {
 fn a_size_of_one_is_a_job_of_one_process() {
     let one = "SLURM_JOB_ID=7\nSLURM_STEP_ID=0\nSLURM_PROCID=0\nSLURM_LOCALID=0\nSLURM_NODEID=0\n\
                SLURM_STEP_NUM_TASKS=1\nSLURM_STEP_TASKS_PER_NODE=1\n";
-    // `srun --pty bash` where pmi2 is the default.
+    // `srun --pty bash` on a cluster where pmi2 is the default.
     let shell = format!("PMI_RANK=0\nPMI_SIZE=1\nPMI_FD=5\nPMI_JOBID=7.0\n{one}");
     for text in [one, &shell] {
         assert_eq!((numbers(&world(text)), world(text).launcher), ([0, 1, 0, 1], Launcher::Srun));
@@ -201,7 +202,7 @@ fn a_size_of_one_is_a_job_of_one_process() {
 
 #[test]
 fn what_is_no_job_of_several_processes_is_a_single_process() {
-    // The shell of salloc is a step of srun with an id that no program of the user gets.
+    // The shell of salloc is a Slurm step with an id that no program of the user gets.
     let interactive = SRUN.replace("SLURM_STEP_ID=2", "SLURM_STEP_ID=4294967290");
     let singles = [
         "",
@@ -220,21 +221,21 @@ fn what_is_no_job_of_several_processes_is_a_single_process() {
 
 #[test]
 fn the_innermost_launcher_counts() {
-    // torchrun, mpirun and mpiexec below srun; mpirun starts its daemons by srun.
+    // torchrun, mpirun and mpiexec inside srun. mpirun starts its daemons with srun.
     let below = |inner: &str| world(&format!("{inner}\n{SRUN}")).launcher;
     assert_eq!(below(TORCHRUN), Launcher::Torchrun);
     assert_eq!(below(OPEN_MPI_5), Launcher::OpenMpi);
     assert_eq!(below(MPICH), Launcher::Hydra);
-    // srun itself with --mpi=pmi2.
+    // srun alone, with --mpi=pmi2.
     assert_eq!(below("PMI_RANK=9\nPMI_SIZE=11\nPMI_FD=5\nPMI_JOBID=81723.2"), Launcher::Srun);
-    // torchrun in a pod of a PyTorchJob, and mpirun beside leftovers of a shell.
+    // torchrun in a pod of a PyTorchJob, and mpirun in a shell with leftover variables.
     assert_eq!(world(&format!("{TORCHRUN}\n{PYTORCH_JOB}")).launcher, Launcher::Torchrun);
     assert_eq!(world(&format!("{OPEN_MPI_4}\nWORLD_SIZE=4\nRANK=0")).launcher, Launcher::OpenMpi);
-    // A script below srun that sets what PyTorch wants, and one whose variables are of something else.
+    // A script inside srun that sets the variables of PyTorch, and a script whose variables have other values.
     let script = world(&format!("RANK=9\nWORLD_SIZE=11\nMASTER_ADDR=gpu07\n{SRUN}"));
     assert_eq!((script.launcher, numbers(&script)), (Launcher::Srun, [9, 11, 1, 3]));
     assert_eq!(below("RANK=1\nWORLD_SIZE=2"), Launcher::PyTorchJob);
-    // An address that the user gives helps whatever the launcher.
+    // An address that the user sets is used with every launcher.
     assert_eq!(world(&format!("MASTER_ADDR=gpu07\n{SRUN}")).address.as_deref(), Some("gpu07"));
 }
 
@@ -265,7 +266,7 @@ fn contradictions_name_the_variable_its_value_and_what_to_do() {
             "MPI_LOCALRANKID: is 2, but MPI_LOCALNRANKS is 2; give a number from 0 to 1",
         ),
         ("PMI_RANK=1\nPMI_SIZE=2".into(), "MPI_LOCALRANKID: is not set, although the launcher's other variables are"),
-        // mpiexec -pmi-port
+        // The variables of `mpiexec -pmi-port`.
         (
             "MPI_LOCALNRANKS=2\nMPI_LOCALRANKID=1\nPMI_PORT=node1:4000\nPMI_ID=1".into(),
             "PMI_RANK: is not set, although the launcher's other variables are",
@@ -294,7 +295,7 @@ fn contradictions_name_the_variable_its_value_and_what_to_do() {
     }
 }
 
-/// Whatever the variables say, reading them does not panic, and a place is in its job.
+/// Reading never panics for any variables, and a returned rank is always less than its size.
 #[test]
 fn any_values_give_a_place_or_an_error() {
     use proptest::prelude::*;

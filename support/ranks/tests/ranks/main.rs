@@ -1,4 +1,4 @@
-//! Whole jobs: their launch, how their ranks find each other, what calls return, and how jobs fail.
+//! Tests of whole jobs: launch, rendezvous, the results of calls, and failures.
 
 mod calls;
 mod common;

@@ -1,4 +1,4 @@
-//! Jobs that mpirun starts: data go through MPI, and a job fails as with sockets.
+//! Tests of jobs that mpirun starts: data go through MPI, and a job fails in the same way as with sockets.
 
 use std::fs;
 use std::path::Path;
@@ -10,18 +10,19 @@ use crate::common::short_timeouts;
 use reel_ranks::{RankError, Ranks, Timeouts, Transport, World};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The exit codes of ranks: a call returned an error; the callback was called.
+/// The exit codes of rank processes: `FAILED` if a call returned an error, `CALLED_BACK` if the callback was called.
 const FAILED: i32 = 7;
 const CALLED_BACK: i32 = 9;
 
-/// How soon ranks must have ended. It is much longer than they take, for slow machines.
+/// The time limit for the end of all ranks. It is much longer than they need, for slow machines.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The option by which mpirun lets the other ranks end by themselves when one has ended: by default it ends them at
-/// once, so that some may not write why. With the option its own exit code is 0.
+/// The option with which mpirun lets the other ranks end by themselves after one rank has ended. By default mpirun
+/// kills them at once, so some may not report the cause. With the option, mpirun's own exit code is 0.
 const RECOVERY: &str = "--enable-recovery";
 
-/// mpirun of Open MPI with these arguments, for ranks that do this work. Returns `None` if it is not installed.
+/// Returns the command of Open MPI's mpirun with these arguments, for ranks that do this work. `None` if it is not
+/// installed.
 fn mpirun(arguments: &[&str], work: &str, folder: &Path) -> Option<Command> {
     let is_installed = Command::new("mpirun").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !is_installed {
@@ -37,7 +38,7 @@ fn mpirun(arguments: &[&str], work: &str, folder: &Path) -> Option<Command> {
     Some(command)
 }
 
-/// Not a test of its own: a rank, if the variable is there.
+/// Not a test of its own: runs as a rank if the environment variable is set.
 #[test]
 fn rank_process() {
     let Ok(text) = std::env::var("RANKS_MPI_TEST") else { return };
@@ -74,7 +75,7 @@ fn run_rank(world: World, work: &str, folder: &Path) -> Result<(), RankError> {
     ranks.leave()
 }
 
-/// All calls, with messages of none to some MB, whose contents and numbers of bytes are compared.
+/// Makes all kinds of calls with messages of up to some MB, and compares contents and numbers of bytes.
 fn calls(ranks: &Ranks) -> Result<(), RankError> {
     let mut random = 0x5eed_u64;
     for round in 0..4 {
@@ -96,13 +97,13 @@ fn calls(ranks: &Ranks) -> Result<(), RankError> {
             assert_eq!(counted, [sent as u64, received as u64], "{step:?}");
         }
     }
-    // No rank receives before it has sent.
+    // Each rank sends before it receives.
     let (here, size) = (ranks.rank(), ranks.size());
     let mine = vec![here as u8; 24 << 20];
     ranks.send("circle", (here + 1) % size, &mine)?;
     let before = (here + size - 1) % size;
     assert!(ranks.receive("circle", before)? == vec![before as u8; mine.len()]);
-    // Calls of several threads take turns.
+    // Calls of several threads run one after the other.
     std::thread::scope(|scope| {
         let thread = || (0..50).try_for_each(|_| ranks.all_gather("turn", &[here as u8]).map(drop));
         let threads = [(); 3].map(|()| scope.spawn(thread));
@@ -118,7 +119,7 @@ fn lengths(ranks: &Ranks) -> Result<(), RankError> {
     ranks.barrier("end")
 }
 
-/// A message whose length does not fit into the counts of MPI.
+/// Sends a message whose length exceeds the counts of MPI.
 fn long(ranks: &Ranks) -> Result<(), RankError> {
     const LENGTH: usize = (1 << 31) + 12_345;
     if ranks.rank() == 0 {
@@ -131,7 +132,7 @@ fn long(ranks: &Ranks) -> Result<(), RankError> {
     Ok(())
 }
 
-/// Calls of all ranks until the job fails. Writes the process id to a file.
+/// Makes calls on all ranks until the job fails. Writes the process id to a file.
 fn endless(ranks: &Ranks, folder: &Path) -> Result<(), RankError> {
     let (here, size) = (ranks.rank(), ranks.size());
     ranks.barrier("start")?;
@@ -156,14 +157,14 @@ fn finished(arguments: &[&str], work: &str) -> Option<(Output, Vec<Option<String
     Some((output, errors(folder.path())))
 }
 
-/// The errors of the ranks, by rank.
+/// Returns the errors of the ranks, by rank.
 fn errors(folder: &Path) -> Vec<Option<String>> {
     (0..4).map(|rank| fs::read_to_string(folder.join(format!("error-{rank}"))).ok()).collect()
 }
 
 #[test]
 fn calls_return_what_a_model_in_one_thread_says() {
-    // Open MPI's transport between processes of one machine is shared memory; between machines it can be TCP.
+    // Within one machine, Open MPI uses shared memory between processes. Between machines it can use TCP.
     let cases: [&[&str]; 4] = [&["-n", "2"], &["-n", "3"], &["-n", "4"], &["--mca", "btl", "self,tcp", "-n", "3"]];
     for arguments in cases {
         let Some((output, errors)) = finished(arguments, "calls") else { return };
@@ -199,7 +200,8 @@ fn messages_longer_than_a_count_of_mpi_arrive() {
     assert!(output.status.success(), "{errors:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// mpiexec of MPICH sets its variables for a program that is linked to Open MPI, which then counts one process.
+/// MPICH's mpiexec sets its own variables for a program that is linked with Open MPI. The Open MPI library then
+/// assumes a single process.
 #[test]
 fn a_launcher_of_another_library_is_named_in_one_line() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -221,8 +223,8 @@ fn a_launcher_of_another_library_is_named_in_one_line() {
     }
 }
 
-/// Starts an endless job, sends a rank a signal, and waits for the end. Returns the time from the signal to the end of
-/// all other ranks.
+/// Starts an endless job, sends a signal to one rank, and waits for the end of the job. Returns the time from the
+/// signal to the end of all other ranks.
 fn after_signal(size: usize, victim: usize, signal: Signal) -> Option<Duration> {
     let folder = tempfile::tempdir().expect("a folder");
     let work = if signal == Signal::STOP { "stop" } else { "kill" };

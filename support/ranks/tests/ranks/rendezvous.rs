@@ -1,4 +1,4 @@
-//! How ranks find each other: stale files, strangers, and processes that do not fit.
+//! Tests of the rendezvous of ranks: stale files, connections of other programs, and mismatched processes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::common::{join, short_timeouts, world};
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 
-/// Joins a job of these processes, each in a thread, which starts after a time in milliseconds.
+/// Joins a job with these processes, each in a thread that starts after a delay in milliseconds.
 fn join_all(folder: &Path, worlds: Vec<(World, u64)>, timeouts: Timeouts) -> Vec<Result<Ranks, RankError>> {
     std::thread::scope(|scope| {
         let start = |(world, delay): (World, u64)| {
@@ -23,7 +23,7 @@ fn join_all(folder: &Path, worlds: Vec<(World, u64)>, timeouts: Timeouts) -> Vec
     })
 }
 
-/// Lets all ranks meet and leave.
+/// Makes all ranks call a barrier and leave.
 fn finish(ranks: Vec<Result<Ranks, RankError>>) {
     std::thread::scope(|scope| {
         for ranks in ranks {
@@ -36,7 +36,7 @@ fn finish(ranks: Vec<Result<Ranks, RankError>>) {
     });
 }
 
-/// The rendezvous file of the test's job, when it is there.
+/// Waits for the rendezvous file of the test's job and returns its path.
 fn file(folder: &Path) -> PathBuf {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -50,14 +50,14 @@ fn file(folder: &Path) -> PathBuf {
     }
 }
 
-/// The port and the token in a rendezvous file.
-fn door(path: &Path) -> (u16, String) {
+/// Returns the port and the token in a rendezvous file.
+fn port_and_token(path: &Path) -> (u16, String) {
     let card: serde_json::Value = serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON");
     (card["rank_0"]["port"].as_u64().expect("a port") as u16, card["token"].as_str().expect("a token").to_string())
 }
 
-/// The rendezvous file that a job leaves that was killed while it waited.
-fn stale_card(folder: &Path) -> (PathBuf, serde_json::Value) {
+/// Returns the rendezvous file of a job that was killed while it waited for ranks.
+fn stale_rendezvous_file(folder: &Path) -> (PathBuf, serde_json::Value) {
     let error = std::thread::scope(|scope| {
         let host = scope
             .spawn(|| join(world(0, 2), folder, Timeouts { join: Duration::from_millis(200), ..short_timeouts() }));
@@ -72,8 +72,8 @@ fn stale_card(folder: &Path) -> (PathBuf, serde_json::Value) {
 #[test]
 fn stale_files_are_not_followed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (path, card) = stale_card(folder.path());
-    // A program that accepts and says nothing, and one that answers something else.
+    let (path, card) = stale_rendezvous_file(folder.path());
+    // One program accepts the connection and sends nothing; the other sends a wrong answer.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let talkative = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (silent_port, talkative_port) = (silent.local_addr().unwrap().port(), talkative.local_addr().unwrap().port());
@@ -89,7 +89,7 @@ fn stale_files_are_not_followed() {
         [card.to_string(), with_port(silent_port), with_port(talkative_port), "{".into(), card.to_string() + "x"];
     for text in stale {
         std::fs::write(&path, text).expect("written");
-        // Ranks that find the file try it before rank 0 replaces it.
+        // Ranks that find the stale file try it before rank 0 replaces it.
         let worlds = vec![(world(1, 3), 0), (world(0, 3), 150), (world(2, 3), 0)];
         finish(join_all(folder.path(), worlds, Timeouts { handshake: Duration::from_millis(300), ..short_timeouts() }));
         assert!(!path.exists(), "the file is left");
@@ -99,7 +99,7 @@ fn stale_files_are_not_followed() {
 
 #[test]
 fn a_live_job_with_another_token_is_not_joined() {
-    // The file of one job names the port of another one, which waits at the same time.
+    // The file of one job contains the port of another job, which waits at the same time.
     let (one, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     std::thread::scope(|scope| {
         let waiting =
@@ -154,7 +154,7 @@ fn processes_that_do_not_fit_are_errors_of_all() {
         (vec![world(0, 4), world(0, 4), world(1, 4)], " has this rank, and process "),
     ];
     for (worlds, wanted) in cases {
-        // The last one comes when the others are there.
+        // The last process comes after all others have joined.
         let last = worlds.len() - 1;
         let worlds = worlds.into_iter().enumerate().map(|(i, world)| (world, if i == last { 200 } else { 0 }));
         for joined in join_all(folder.path(), worlds.collect(), short_timeouts()) {
@@ -186,7 +186,8 @@ fn a_folder_that_cannot_be_written_is_named() {
     );
 }
 
-/// What strangers send: nothing, other protocols, and beginnings of the right one.
+/// Messages of programs that do not belong to the job: nothing, other protocols, and beginnings of the right
+/// protocol.
 fn strange_messages(token: &str) -> Vec<Vec<u8>> {
     let token: Vec<u8> = (0..16).map(|i| u8::from_str_radix(&token[2 * i..2 * i + 2], 16).expect("hex")).collect();
     let right = |rest: &[u8]| [b"reelrnk1".as_slice(), &token, rest].concat();
@@ -208,8 +209,8 @@ fn strange_messages(token: &str) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Sends the messages to a port, and waits until each connection is closed.
-fn knock(port: u16, messages: &[Vec<u8>]) {
+/// Opens a connection to the port for each message, sends the message, and waits until all connections are closed.
+fn send_to_port(port: u16, messages: &[Vec<u8>]) {
     let connect = |message: &Vec<u8>| {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
         let _ = stream.write_all(message);
@@ -222,7 +223,7 @@ fn knock(port: u16, messages: &[Vec<u8>]) {
         if let Err(e) = stream.read_to_end(&mut answer) {
             assert!(e.kind() == std::io::ErrorKind::ConnectionReset, "connection {i} is left open: {e}");
         }
-        // Only a complete hello to this rank is acknowledged.
+        // Only a complete hello for this rank is acknowledged.
         let is_hello = messages[i].windows(7).any(|part| part == b"\"to\":0,");
         assert_eq!(answer, if is_hello { b"reelack1".as_slice() } else { b"" }, "connection {i}");
     }
@@ -235,11 +236,11 @@ fn strangers_are_turned_away_before_and_after_all_are_there() {
     std::thread::scope(|scope| {
         let ranks = scope
             .spawn(|| join_all(folder.path(), vec![(world(0, 3), 0), (world(1, 3), 900), (world(2, 3), 0)], timeouts));
-        let (port, token) = door(&file(folder.path()));
+        let (port, token) = port_and_token(&file(folder.path()));
         let messages = strange_messages(&token);
-        knock(port, &messages);
+        send_to_port(port, &messages);
         let ranks: Vec<Ranks> = ranks.join().expect("no panic").into_iter().map(|r| r.expect("it joins")).collect();
-        let knocking = scope.spawn(move || knock(port, &messages));
+        let knocking = scope.spawn(move || send_to_port(port, &messages));
         let work = |ranks: Ranks| {
             scope.spawn(move || {
                 let begin = Instant::now();
@@ -269,7 +270,7 @@ fn a_process_that_comes_too_late_is_told_and_does_no_harm() {
         let path = file(folder.path());
         let card = std::fs::read(&path).expect("a file");
         let ranks = ranks.join().expect("no panic");
-        // As if it had read the file just before rank 0 removed it.
+        // This simulates a process that read the file just before rank 0 removed it.
         std::fs::write(&path, card).expect("written");
         let error = join(world(1, 2), folder.path(), short_timeouts()).expect_err("its rank is there").to_string();
         assert!(error.starts_with("rank 1: process "), "{error}");
@@ -280,7 +281,7 @@ fn a_process_that_comes_too_late_is_told_and_does_no_harm() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 6, ..Default::default() })]
 
-    /// Whatever strangers send, the job goes on.
+    /// For any bytes that other programs send, the job continues.
     #[test]
     fn random_bytes_at_the_port_do_no_harm(
         messages in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), 1..6),
@@ -290,11 +291,11 @@ proptest::proptest! {
         let timeouts = Timeouts { handshake: Duration::from_millis(150), ..short_timeouts() };
         std::thread::scope(|scope| {
             let ranks = scope.spawn(|| join_all(folder.path(), vec![(world(0, 2), 0), (world(1, 2), 100)], timeouts));
-            let (port, token) = door(&file(folder.path()));
+            let (port, token) = port_and_token(&file(folder.path()));
             let first = strange_messages(&token)[5].clone();
             let head = if with_token { first.as_slice() } else { &[] };
             let messages = messages.iter().map(|message| [head, message].concat());
-            knock(port, &messages.collect::<Vec<_>>());
+            send_to_port(port, &messages.collect::<Vec<_>>());
             finish(ranks.join().expect("no panic"));
         });
     }

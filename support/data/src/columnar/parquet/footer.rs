@@ -1,24 +1,24 @@
-//! Checks what the reader of Parquet files does not check itself: that the metadata lies in the file, and that the
-//! schema is not so deeply nested that its recursion needs more stack than a thread has.
+//! Makes checks that the Parquet reader lacks: that the metadata lies in the file, and that the schema is not nested
+//! so deeply that the reader's recursion overflows the stack.
 
 use std::io;
 
-use super::super::file::SharedFile;
+use super::super::file::PositionedFile;
 use super::thrift::{TYPE_I32, TYPE_LIST, TYPE_STRUCT, ThriftReader};
 
-/// The most levels of nested columns.
+/// The maximum nesting depth of columns.
 pub(super) const MAX_SCHEMA_DEPTH: usize = 64;
 
 /// The size limit of the metadata at the end of a Parquet file, in bytes.
 const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
-/// Why a file is not a Parquet file that can be read: what is wrong, and what to do.
-pub(super) type FaultAndHelp = (String, &'static str);
+/// The reason why a file cannot be read as a Parquet file: what is wrong, and what to do.
+pub(super) type ProblemAndHelp = (String, &'static str);
 
 const DAMAGED_FILE_HELP: &str = "copy or download it again";
 
 /// Checks the magic bytes, the length of the metadata and the depth of its schema, before the metadata is parsed.
-pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), FaultAndHelp>> {
+pub(super) fn check_footer(file: &PositionedFile) -> io::Result<Result<(), ProblemAndHelp>> {
     let cut = || ("is not a whole Parquet file: it has no Parquet metadata at its end".to_string(), DAMAGED_FILE_HELP);
     if file.bytes() < 12 {
         return Ok(Err(cut()));
@@ -45,9 +45,9 @@ pub(super) fn check_footer(file: &SharedFile) -> io::Result<Result<(), FaultAndH
     })
 }
 
-/// The number of levels of the schema in the metadata of a Parquet file, the root included; counting stops above
-/// [`MAX_SCHEMA_DEPTH`]. The metadata is a struct in Thrift's compact protocol. Its field 2 is the list of the schema's
-/// elements, parents before children, and field 5 of an element is the number of its children.
+/// Returns the number of levels of the schema in the metadata of a Parquet file, the root included. Counting stops
+/// above [`MAX_SCHEMA_DEPTH`]. The metadata is a struct in Thrift's compact protocol. Its field 2 is the list of the
+/// schema's elements, parents before children, and field 5 of an element is the number of its children.
 fn schema_depth(metadata: &[u8]) -> Option<usize> {
     let mut thrift = ThriftReader::new(metadata);
     let mut last = 0;
@@ -61,7 +61,7 @@ fn schema_depth(metadata: &[u8]) -> Option<usize> {
         if element != TYPE_STRUCT {
             return None;
         }
-        // For each schema element that is open, the number of its children that are not read yet.
+        // For each open schema element: the number of its children that were not read yet.
         let (mut open, mut deepest): (Vec<u64>, usize) = (Vec::new(), 0);
         for _ in 0..count {
             let children = schema_element(&mut thrift)?;

@@ -1,10 +1,11 @@
 //! Decodes Parquet files.
 //!
 //! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text
-//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads only the pages
-//! that hold the row. The page index says where these pages are; in a file without a page index, the headers of the
-//! earlier pages are read. A column of lists with neither a page index nor data pages of version 2 is slower: all
-//! earlier pages of its row group are decompressed, because nothing else says which rows a page holds.
+//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads only the
+//! pages that hold the row. The page index gives the positions of these pages. In a file without a page index, the
+//! headers of the earlier pages are read. A column of lists is slower if it has neither a page index nor data pages
+//! of version 2: all earlier pages of its row group are decompressed, because nothing else tells which rows a page
+//! holds.
 
 mod footer;
 mod pages;
@@ -25,7 +26,7 @@ use parquet::file::metadata::PageIndexPolicy;
 use reel_diagnostic::{catch_panic, input, one_line};
 
 use super::arrow_json::{self, write_text, write_value};
-use super::file::SharedFile;
+use super::file::PositionedFile;
 use super::{ColumnInfo, FilePart, RowSink, RowTexts, row_location};
 use crate::{DataError, Result};
 
@@ -38,7 +39,7 @@ pub(super) const DAMAGED_FILE_HELP: &str = "copy or download it again, or write 
 #[derive(Debug)]
 pub(crate) struct ParquetDecoder {
     path: PathBuf,
-    pub(super) file: SharedFile,
+    pub(super) file: PositionedFile,
     pub(super) metadata: ArrowReaderMetadata,
     columns: Vec<Column>,
     /// The index of the first row of each row group; the last entry is the number of all rows.
@@ -49,25 +50,26 @@ pub(crate) struct ParquetDecoder {
 #[derive(Debug)]
 struct Column {
     name: String,
-    /// Whether the column has bytes and therefore stays in the file.
+    /// Whether the column contains bytes and therefore stays in the file.
     in_file: bool,
-    /// Whether null in this column means that the row does not have the column.
+    /// Whether null in this column means that the field is missing in the row.
     null_is_absent: bool,
 }
 
-/// The key of the file's metadata that lists, as JSON, the columns in which null means that the row does not have the
-/// column. `reel data convert` writes this key, because a JSON row can lack a field and a Parquet row cannot.
+/// A key of the file's metadata. Its value is a JSON list of the columns in which null means that the field is
+/// missing in the row. `reel data convert` writes this key, because a JSON row can lack a field and a Parquet row
+/// cannot.
 pub(crate) const OPTIONAL_COLUMNS: &str = "reel.optional_columns";
 
 impl ParquetDecoder {
-    /// Reads the metadata of a file; `path` is for messages.
+    /// Reads the metadata of a file. `path` is used in messages.
     ///
     /// # Errors
-    /// The file cannot be read, is cut short, damaged or encrypted, or has a column whose type has no JSON form.
-    pub(super) fn open(path: &Path, file: SharedFile) -> Result<Self> {
+    /// The file cannot be read, is truncated, damaged or encrypted, or has a column whose type has no JSON form.
+    pub(super) fn open(path: &Path, file: PositionedFile) -> Result<Self> {
         footer::check_footer(&file)
             .map_err(|e| DataError::cannot_read(path, &e))?
-            .map_err(|(what, help)| DataError::data(path.display().to_string(), what, help))?;
+            .map_err(|(what, help)| DataError::malformed(path.display().to_string(), what, help))?;
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
             .with_column_index_policy(PageIndexPolicy::Skip)
@@ -79,7 +81,7 @@ impl ParquetDecoder {
             let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= u32::MAX as usize);
             let Some(rows) = rows else {
                 let what = format!("is damaged: a row group claims to have {} rows", group.num_rows());
-                return Err(DataError::data(path.display().to_string(), what, DAMAGED_FILE_HELP));
+                return Err(DataError::malformed(path.display().to_string(), what, DAMAGED_FILE_HELP));
             };
             group_starts.push(group_starts[group_starts.len() - 1] + rows);
         }
@@ -102,15 +104,15 @@ impl ParquetDecoder {
             if !kept.is_empty() {
                 self.decode_group(group, &kept, &mut bytes, sink)?;
             } else if end > first {
-                // No column is decoded that would show whether the group has as many rows as its metadata says, so its
-                // last row is read.
+                // No column is decoded that would show whether the group has as many rows as its metadata claims. So
+                // the group's last row is read.
                 self.row(end - 1)?;
             }
         }
         Ok(self.group_starts[self.group_starts.len() - 1])
     }
 
-    /// Decodes the columns `kept` of a row group. Adds the length of the texts to `bytes`.
+    /// Decodes the columns `kept` of a row group. Adds the length of the texts in bytes to `bytes`.
     fn decode_group(&self, group: usize, kept: &[usize], bytes: &mut u64, sink: &mut dyn RowSink) -> Result<()> {
         let (first, end) = (self.group_starts[group], self.group_starts[group + 1]);
         let mut index = first;
@@ -124,7 +126,7 @@ impl ParquetDecoder {
             *bytes += rows.text.len() as u64;
             if *bytes > input::MAX_ROWS_BYTES {
                 let what = format!("has more than {} bytes of text and numbers", input::MAX_ROWS_BYTES);
-                return Err(DataError::data(self.path.display().to_string(), what, "split it"));
+                return Err(DataError::malformed(self.path.display().to_string(), what, "split it"));
             }
             sink.append(&rows)?;
             rows.text.clear();
@@ -133,7 +135,7 @@ impl ParquetDecoder {
         if index != end {
             let (decoded, count) = (index - first, end - first);
             let what = format!("is damaged: a row group has {decoded} rows where its metadata says {count}");
-            return Err(DataError::data(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
+            return Err(DataError::malformed(self.path.display().to_string(), what, DAMAGED_FILE_HELP));
         }
         Ok(())
     }
@@ -146,7 +148,7 @@ impl ParquetDecoder {
                 pages::check_column(&self.file, column).map_err(|e| DataError::cannot_read(&self.path, &e))?;
             checked.map_err(|what| {
                 let name = column.column_path().parts().first().map_or("", String::as_str);
-                DataError::data(
+                DataError::malformed(
                     format!("{}: {}: {name}", self.path.display(), group_name(group)),
                     what,
                     DAMAGED_FILE_HELP,
@@ -156,7 +158,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Decodes the kept columns of a row group one by one and drops their values.
+    /// Decodes the columns of a row group that are kept in memory one by one, and drops their values.
     pub(super) fn decode_columns_one_by_one(&self, group: usize, sink: &mut dyn RowSink) -> Result<()> {
         if group >= self.group_starts.len() - 1 {
             return Ok(());
@@ -171,7 +173,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// Appends the columns `kept` of row `row` of a batch, which is row `index` of the file.
+    /// Appends the columns `kept` of row `row` of a batch. The row has number `index` in the file.
     fn write_row(
         &self,
         rows: &mut RowTexts,
@@ -201,12 +203,12 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// The field of a column in the schema. A text whose logical type is JSON has Arrow's extension type for JSON.
+    /// Returns the schema field of a column. Text of the logical type JSON has Arrow's extension type for JSON.
     fn field(&self, column: usize) -> &Field {
         self.metadata.schema().field(column)
     }
 
-    fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<SharedFile> {
+    fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<PositionedFile> {
         let schema = self.metadata.parquet_schema();
         ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.metadata.clone())
             .with_row_groups(vec![group])
@@ -215,16 +217,16 @@ impl ParquetDecoder {
 
     fn column_error(&self, row: usize, column: usize, what: impl Into<String>) -> DataError {
         let location = format!("{}: {}", row_location(&self.path, row), self.columns[column].name);
-        DataError::data(location, what, DAMAGED_FILE_HELP)
+        DataError::malformed(location, what, DAMAGED_FILE_HELP)
     }
 
-    /// The columns with bytes of row `index`, counted from 0, as a JSON object.
+    /// Returns the columns with bytes of row `index`, counted from 0, as a JSON object.
     ///
     /// # Errors
     /// The row's pages cannot be read.
     pub(super) fn row(&self, index: usize) -> Result<Vec<u8>> {
         let missing =
-            || DataError::data(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
+            || DataError::malformed(row_location(&self.path, index), "is missing in its row group", DAMAGED_FILE_HELP);
         let in_file: Vec<usize> = (0..self.columns.len()).filter(|&c| self.columns[c].in_file).collect();
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         if group >= self.group_starts.len() - 1 {
@@ -251,20 +253,20 @@ impl ParquetDecoder {
     }
 }
 
-/// How messages name a row group, counted from 1.
+/// Returns the name of a row group in messages, where groups are counted from 1.
 fn group_name(group: usize) -> String {
     format!("row group {}", group + 1)
 }
 
-/// The columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
+/// Returns the columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
 fn optional_columns(metadata: &ArrowReaderMetadata) -> Vec<String> {
     let values = metadata.metadata().file_metadata().key_value_metadata();
     let own = values.into_iter().flatten().find(|pair| pair.key == OPTIONAL_COLUMNS);
     own.and_then(|pair| serde_json::from_str(pair.value.as_deref()?).ok()).unwrap_or_default()
 }
 
-/// Whether a file begins as a Parquet file does.
-pub(super) fn has_magic(start: &[u8]) -> bool {
+/// Tells whether `start`, the first bytes of a file, begins a Parquet file.
+pub(super) fn starts_with_magic(start: &[u8]) -> bool {
     start.starts_with(b"PAR1") || start.starts_with(b"PARE")
 }
 
@@ -276,7 +278,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     let column = |field: &Arc<Field>| {
         let error = |what: String, help: &str| {
             let location = format!("{}: column {}", path.display(), field.name());
-            Err(DataError::data(location, what, help))
+            Err(DataError::malformed(location, what, help))
         };
         if !names.insert(field.name().clone()) {
             return error("occurs twice".into(), "rename one of the two");
@@ -293,17 +295,18 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     };
     let columns = fields.iter().map(column).collect::<Result<Vec<_>>>()?;
     match columns.is_empty() {
-        true => Err(DataError::data(path.display().to_string(), "has no columns", "give a file with columns")),
+        true => Err(DataError::malformed(path.display().to_string(), "has no columns", "give a file with columns")),
         false => Ok(columns),
     }
 }
 
-/// Calls the Parquet reader. Its errors, and its panics, which damaged data causes, become errors about the file.
+/// Calls the Parquet reader. Errors of the reader become errors about the file, and so do panics, which damaged data
+/// can cause.
 fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
         let what = format!("cannot be read as Parquet: {}", one_line(reason));
-        DataError::data(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
+        DataError::malformed(format!("{}{place}", path.display()), what, DAMAGED_FILE_HELP)
     };
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| failed(&e.to_string())),
@@ -311,10 +314,10 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     }
 }
 
-/// What the error says about a file at which the Parquet reader panics.
+/// The problem in the error message for a file on which the Parquet reader panics.
 const INCONSISTENT: &str = "the data in the file is inconsistent";
 
-/// Writes a value by `call`. A panic becomes an error, because arrays of a damaged file can cause panics.
+/// Calls `call` and turns a panic into an error. The arrays of a damaged file can cause panics.
 fn without_panic(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_panic(call).unwrap_or_else(|_| Err(INCONSISTENT.to_string()))
 }

@@ -1,34 +1,34 @@
-//! Checks what the pages of a column claim about themselves against the metadata and the length of the file, before the
-//! Parquet reader allocates memory of the claimed sizes. Only the headers of the pages are read.
+//! Checks the sizes in a column's page headers against the metadata and the length of the file, before the Parquet
+//! reader allocates memory of these sizes. Only the headers of the pages are read.
 
 use std::io;
 
 use parquet::file::metadata::ColumnChunkMetaData;
 
-use super::super::file::SharedFile;
+use super::super::file::PositionedFile;
 use super::thrift::{TYPE_I32, TYPE_STRUCT, ThriftReader};
 
-/// How many bytes are read to parse the header of a page. If the header is longer, the next larger number is tried. A
-/// header has few bytes unless it has statistics with long texts.
+/// The numbers of bytes to read for parsing a page header, tried in this order until the header fits. A header is
+/// short unless it has statistics with long texts.
 const HEADER_BYTES: [u64; 3] = [1 << 10, 1 << 16, 16 << 20];
 
-/// What the header of a page says.
+/// The contents of a page header.
 #[derive(Debug, Default, PartialEq)]
 struct PageHeader {
-    /// The length of the header itself.
+    /// The length of the header itself in bytes.
     bytes: u64,
-    /// The length of the page in the file.
+    /// The compressed length of the page in bytes.
     compressed: i64,
-    /// The length of the decompressed page.
+    /// The decompressed length of the page in bytes.
     uncompressed: i64,
-    /// The number of values, nulls included, of a data page.
+    /// The number of values of a data page, nulls included.
     values: Option<i64>,
-    /// The number of values of a dictionary.
+    /// The number of values of a dictionary page.
     dictionary_values: Option<i64>,
 }
 
-/// Checks a column of a row group. The inner error says what is wrong.
-pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> io::Result<Result<(), String>> {
+/// Checks a column of a row group. The inner error is a text about what is wrong.
+pub(super) fn check_column(file: &PositionedFile, column: &ColumnChunkMetaData) -> io::Result<Result<(), String>> {
     let (start, length) = (column.dictionary_page_offset(), column.compressed_size());
     let start = start.unwrap_or(column.data_page_offset());
     let (Ok(start), Ok(length)) = (u64::try_from(start), u64::try_from(length)) else {
@@ -55,7 +55,7 @@ pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> i
             return Ok(Err(format!("is damaged: a page claims to have {values} values, where {left} are left")));
         }
         left -= values;
-        // A value takes at least a bit.
+        // An encoded value takes at least one bit.
         let dictionary = header.dictionary_values.unwrap_or(0);
         if dictionary < 0 || dictionary / 8 > header.uncompressed {
             return Ok(Err(format!("is damaged: its dictionary claims to have {dictionary} values")));
@@ -65,7 +65,7 @@ pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> i
 }
 
 /// Reads the header of the page at `position`; `None` if it cannot be parsed.
-fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader>> {
+fn read_header(file: &PositionedFile, position: u64) -> io::Result<Option<PageHeader>> {
     let rest = file.bytes().saturating_sub(position);
     for length in HEADER_BYTES {
         let bytes = file.read_exact(position, length.min(rest))?;
@@ -77,9 +77,9 @@ fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader
     Ok(None)
 }
 
-/// Parses the header of a page, a Thrift struct. Fields 2 and 3 are the page's length in bytes, decompressed and
-/// compressed. A data page also has field 5, a dictionary field 7, and a data page of version 2 field 8; each of these
-/// is a struct whose field 1 is the number of values.
+/// Parses a page header, a Thrift struct. Fields 2 and 3 are the page's length in bytes, decompressed and compressed.
+/// A data page also has field 5, a dictionary page field 7, and a data page of version 2 field 8. Each of these three
+/// fields is a struct whose field 1 is the number of values.
 fn parse_header(bytes: &[u8]) -> Option<PageHeader> {
     let mut thrift = ThriftReader::new(bytes);
     let mut header = PageHeader::default();

@@ -35,7 +35,7 @@ fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
     RecordBatch::try_new(Arc::new(schema), columns.into_iter().map(|c| c.1).collect()).unwrap()
 }
 
-/// Images as the library `datasets` stores them.
+/// Makes an array of images in the form in which the library `datasets` stores them.
 fn images(values: &[(Option<&[u8]>, Option<&str>)]) -> ArrayRef {
     let bytes: BinaryArray = values.iter().map(|v| v.0).collect();
     let paths: StringArray = values.iter().map(|v| v.1).collect();
@@ -151,8 +151,8 @@ fn embedded_media_become_data_uris_and_paths_stay() {
     }
 }
 
-/// Bytes of a file are kept in each form in which libraries store them: with and without a path, beside other fields,
-/// and as plain binary columns. Empty bytes count as null.
+/// Bytes are read in each form in which libraries store them: with and without a path, beside other fields, and as
+/// plain binary columns. Empty bytes count as null.
 #[test]
 fn bytes_of_media_are_kept_in_each_form() {
     let png = b"\x89PNG\r\n\x1a\n".as_slice();
@@ -219,7 +219,7 @@ fn compressions_are_read() {
     }
 }
 
-/// Reading one row of a column with images reads about a page, not the row group. Without a page index, only the
+/// Reading one row of an image column reads about one page, not the whole row group. Without a page index, only the
 /// headers of the other pages are read in addition.
 #[test]
 fn a_row_with_bytes_does_not_read_its_row_group() {
@@ -254,7 +254,7 @@ fn a_row_with_bytes_does_not_read_its_row_group() {
     }
 }
 
-/// Threads that read different rows at the same time get their own rows.
+/// Threads that read different rows at the same time each get the right rows.
 #[test]
 fn rows_are_read_by_several_threads() {
     let content: Vec<Vec<u8>> = (0..300u32).map(|i| i.to_le_bytes().repeat(50)).collect();
@@ -300,14 +300,15 @@ fn unusable_files_are_refused_in_one_line() {
     assert!(e.contains(": has no rows; "), "{e}");
 }
 
-/// A schema with many levels is refused before the reader recurses into it, with a stack frame for each level.
+/// A schema with many levels is rejected before the reader recurses into it, because the recursion needs one stack
+/// frame per level.
 #[test]
 fn deep_schemas_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
     let levels = 200_000usize;
-    // The metadata: version 1, then a list of schema elements, each with the name "a" (field 4) and one child (field
-    // 5).
+    // The metadata: version 1, then a list of schema elements. Each element has the name "a" (field 4) and one child
+    // (field 5).
     let mut metadata = vec![0x15, 2, 0x19, 0xfc];
     let mut count = levels;
     while count >= 0x80 {
@@ -322,7 +323,7 @@ fn deep_schemas_are_refused() {
     assert!(e.contains("more than 64 levels of nested values"), "{e}");
 }
 
-/// If all columns stay in the file, the number of rows that the metadata claims is checked by reading the last row.
+/// If all columns stay in the file, reading the last row checks the number of rows that the metadata claims.
 #[test]
 fn rows_of_images_alone_are_counted() {
     let rows = open(&[batch(vec![("image", images(&[(Some(b"x"), None), (None, Some("b"))]))])]);
@@ -351,7 +352,7 @@ fn mixed_file() -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
-/// Reads all rows of a damaged file and checks that each error has one line.
+/// Reads all rows of a damaged file and checks that each error message has one line.
 fn read_damaged(content: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
@@ -386,7 +387,7 @@ proptest! {
         read_damaged(&content);
     }
 
-    /// Most bytes of a small file are metadata, so damaged metadata has a test of its own.
+    /// Most bytes of a small file are metadata, so damaged metadata has a separate test.
     #[test]
     fn damaged_metadata_never_panics(at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut content = MIXED.with(Clone::clone);
@@ -401,7 +402,7 @@ thread_local! {
     static MIXED: Vec<u8> = mixed_file();
 }
 
-/// A file in the folder `tests/golden/data`, whose files Python libraries have written.
+/// Returns the path of a file in the folder `tests/golden/data`. Python libraries have written these files.
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
 }

@@ -1,14 +1,14 @@
-//! Thrift's compact protocol, in which a Parquet file has its metadata and the headers of its pages.
+//! A reader for Thrift's compact protocol, in which Parquet stores metadata and page headers.
 
 /// Type codes of the protocol: a list, a struct and a 32-bit integer.
 pub(super) const TYPE_LIST: u8 = 9;
 pub(super) const TYPE_STRUCT: u8 = 12;
 pub(super) const TYPE_I32: u8 = 5;
 
-/// The most levels of nested values that are skipped.
+/// The maximum nesting depth of skipped values.
 const MAX_DEPTH: usize = 64;
 
-/// A reader of Thrift's compact protocol that knows just enough to skip values.
+/// A reader of Thrift's compact protocol that supports only what skipping values needs.
 pub(super) struct ThriftReader<'a> {
     rest: &'a [u8],
 }
@@ -51,7 +51,7 @@ impl<'a> ThriftReader<'a> {
         Some((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// The number and type of the next field of a struct; `Some(None)` at the end of the struct.
+    /// Reads the number and type of the next field of a struct. Returns `Some(None)` at the end of the struct.
     pub(super) fn read_field_header(&mut self, last: &mut i64) -> Option<Option<(i64, u8)>> {
         let header = self.byte()?;
         if header == 0 {
@@ -64,7 +64,7 @@ impl<'a> ThriftReader<'a> {
         Some(Some((*last, header & 0xf)))
     }
 
-    /// The length and element type of a list or a set.
+    /// Reads the length and element type of a list or a set.
     pub(super) fn read_list_header(&mut self) -> Option<(u64, u8)> {
         let header = self.byte()?;
         let count = if header >> 4 == 15 { self.varint()? } else { u64::from(header >> 4) };
@@ -81,7 +81,7 @@ impl<'a> ThriftReader<'a> {
             return None;
         }
         match kind {
-            // A bool field has no bytes of its own: its type code (1 or 2) is its value.
+            // A bool field has no bytes after its type code: the code (1 or 2) is the value.
             1 | 2 => Some(()),
             3 => self.advance(1),
             4..=6 => self.varint().map(drop),
@@ -111,7 +111,7 @@ impl<'a> ThriftReader<'a> {
         }
     }
 
-    /// Skips an element of a list, a set or a map, where a bool is a byte.
+    /// Skips an element of a list, a set or a map. A bool is one byte there.
     fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
         match kind {
             1 | 2 => self.advance(1),
