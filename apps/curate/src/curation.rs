@@ -81,8 +81,8 @@ pub struct CurationOptions {
     pub seed: Option<u64>,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
-    /// Whether the data set's rows keep the paths of the list, relative to the media folder; else paths are made
-    /// absolute.
+    /// Whether the data set's rows keep media paths as the list gives them, relative to the media folder. If false,
+    /// the paths are made absolute.
     pub keep_paths: bool,
     /// The fields of the data set's rows.
     pub layout: RowLayout,
@@ -91,7 +91,7 @@ pub struct CurationOptions {
 }
 
 impl CurationOptions {
-    /// Whether a stage is started again without its earlier answers.
+    /// Whether a stage starts from the beginning and discards its earlier answers.
     fn starts_again(&self, stage: StageName) -> bool {
         self.existing == ExistingCuration::Overwrite || self.redo.is_some_and(|first| stage >= first)
     }
@@ -112,9 +112,9 @@ pub struct CurationSettings {
     pub media_root: PathBuf,
     /// Number of rows.
     pub rows: usize,
-    /// Number of different usable rows.
+    /// Number of usable rows, without duplicates.
     pub questions: usize,
-    /// Number of different videos and images.
+    /// Number of distinct videos and images.
     pub media: usize,
     /// Which frames of a video models see.
     pub frames: FrameSettings,
@@ -183,7 +183,8 @@ impl Curation {
         self.rows.len()
     }
 
-    /// Whether some question asks for a free-form answer. The chains of such questions are compared with the frames.
+    /// Whether any question asks for a free-form answer. The chains of free-form questions are compared with the
+    /// frames.
     pub fn has_free_form_rows(&self) -> bool {
         self.questions().any(|(_, question)| question.kind == reel_rewards::ProblemType::FreeForm)
     }
@@ -193,7 +194,7 @@ impl Curation {
         self.tables.values().map(StageTable::cost).sum()
     }
 
-    /// The different usable questions, each with the index of its first row.
+    /// The distinct usable questions, each with the index of its first row.
     pub(crate) fn questions(&self) -> impl Iterator<Item = (usize, &Question)> {
         let usable = self.rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.question.as_ref().ok()?)));
         usable.filter(|(i, question)| self.first_rows.get(&question.key) == Some(i))
@@ -206,7 +207,7 @@ impl Curation {
         keys
     }
 
-    /// The key of a question in the table of a stage.
+    /// The key under which the table of a stage holds the answer to a question.
     pub(crate) fn key_of(stage: StageName, question: &Question) -> &str {
         match stage {
             StageName::Caption => &question.media_key,
@@ -256,7 +257,8 @@ impl Curation {
         options.prompts[&stage].id(stage, &further)
     }
 
-    /// Refuses to mix answers of another model or prompt into a stage's table.
+    /// Returns an error if the stage's table has answers of another model or prompt. `accept_changes` turns this
+    /// check off.
     pub fn check_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
         let (prompt, mut changed) = (self.prompt_id(stage), None);
         if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
@@ -361,7 +363,7 @@ fn lock(out: &Path) -> Result<FolderLock> {
 }
 
 /// Refuses an output folder that holds other files than those of a curation. Refuses a folder with a curation if the
-/// options say neither to resume nor to overwrite it, or if its recipe is another one.
+/// options say neither to resume nor to overwrite it, or if that curation has a different recipe.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;
     let has_files = match fs::read_dir(out) {

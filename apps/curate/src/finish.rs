@@ -34,10 +34,10 @@ pub const SUMMARY_FILE: &str = "summary.json";
 pub enum RowOutcome {
     /// The row is in the data set.
     Kept,
-    /// The row is not in the data set for this reason; the text has details.
+    /// A filter rejected the row for this reason. The text has details.
     Rejected(RejectionReason, String),
-    /// The row has no accepted answer of this stage; the text is the reason. If the stage is `None`, the similarity to
-    /// the frames could not be computed.
+    /// The row has no accepted answer in this stage. The text is the reason. A stage of `None` means that the
+    /// similarity to the frames could not be computed.
     Failed(Option<StageName>, String),
 }
 

@@ -1,5 +1,5 @@
-//! The keys of the videos and questions in a curation's list. A stage's table may also hold answers about keys of
-//! earlier lists.
+//! The keys of the videos and questions in a curation's list. They tell which answers in a stage's table belong to
+//! the current list, because the table may also hold answers for earlier lists.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -31,12 +31,12 @@ impl ListKeys {
         self.questions.insert(beginning(question).to_string());
     }
 
-    /// Number of keys about which a stage asks.
+    /// Number of keys for which a stage sends a request.
     pub fn count(&self, stage: StageName) -> usize {
         self.of(stage).len()
     }
 
-    /// Whether a stage asks about `key`.
+    /// Whether a stage sends a request for `key`.
     pub(crate) fn has(&self, stage: StageName, key: &str) -> bool {
         self.of(stage).contains(beginning(key))
     }

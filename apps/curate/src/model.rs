@@ -10,7 +10,7 @@ pub trait ChatModel: Sync {
     /// The name of the model in requests.
     fn name(&self) -> &str;
 
-    /// The most that one call of [`Self::ask`] can cost in US dollars, with all of its attempts.
+    /// Maximum cost of one call of [`Self::ask`] in US dollars, including all attempts.
     fn max_cost(&self, request: &ChatRequest) -> f64;
 
     /// Sends a request, if need be several times, until `accept` returns `Ok` for the text of an answer; returns this
@@ -35,8 +35,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Creates the model that `client` sends requests to. If the client's options do not name a model, asks the
-    /// endpoint which models it has. `max_attempts` is the number of attempts in the client's options.
+    /// Creates the model that `client` sends requests to. If the client's options name no model, asks the endpoint
+    /// for its list of models. `max_attempts` is the number of attempts in the client's options.
     ///
     /// # Errors
     /// The endpoint does not say which models it has.

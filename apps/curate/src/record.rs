@@ -1,4 +1,4 @@
-//! One line of a stage's table: what a model answered for one key, what it was asked with, and what it cost.
+//! One line of a stage's table: a model's answer for one key, with the prompt, the model's name and the cost.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ pub const RECORD_FORMAT: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecordStatus {
-    /// The line was written before a request was sent; `cost` is the most that the request can cost. A later line with
+    /// The line was written before a request was sent; `cost` is the maximum cost of the request. A later line with
     /// the same key has the outcome. If there is no later line, the process was killed, and the next run sends the
     /// request again.
     Asked,
@@ -25,7 +25,8 @@ pub enum RecordStatus {
 pub struct StageRecord {
     /// The version of these fields.
     pub format: u32,
-    /// SHA-256 of the subject of the request: of the video in the stage `caption`, else of the video and the question.
+    /// SHA-256 of what the request is about: the video in the stage `caption`; the video, the question and its
+    /// options in all other stages.
     pub key: String,
     /// The first row of the list with this key: `FILE:LINE`.
     pub location: String,

@@ -12,12 +12,12 @@ use crate::prompts::{ResponseFormat, StagePrompt, fill};
 use crate::recipe::StageName;
 use crate::rows::Question;
 
-/// What all requests of one stage share.
+/// Makes the requests of one stage from the settings that these requests share.
 #[derive(Debug)]
 pub struct RequestMaker<'a> {
     /// The stage.
     pub stage: StageName,
-    /// Its prompt.
+    /// The stage's prompt.
     pub prompt: &'a StagePrompt,
     /// Which frames are shown.
     pub frames: &'a FrameSettings,

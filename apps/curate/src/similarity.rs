@@ -64,7 +64,7 @@ impl SimilarityCache {
     /// The similarity of a chain: the stored value, or else the value that `compute` returns, which is then stored.
     ///
     /// # Errors
-    /// The file cannot be written. The inner `Err` is the error of `compute`.
+    /// The file cannot be written. `compute` fails: its error is the inner `Err`.
     pub fn get_or_compute(
         &mut self,
         model: &str,

@@ -53,11 +53,11 @@ pub struct StageRun<'a> {
     pub concurrency: usize,
     /// Set by Ctrl-C.
     pub stop: &'a AtomicBool,
-    /// Is called after each outcome with the number of outcomes so far.
+    /// Called after each outcome with the number of outcomes so far.
     pub progress: &'a (dyn Fn(usize) + Sync),
 }
 
-/// The state that the threads share.
+/// The state that the threads of a stage share.
 struct Shared {
     next: AtomicUsize,
     done: AtomicUsize,
@@ -155,7 +155,7 @@ impl StageRun<'_> {
                 Ok(None)
             }
             Err(failure) => {
-                // This line is also written for a request that was never sent: it replaces the task's line of status
+                // A failed request gets this line even if it was never sent, to replace the task's line of status
                 // `asked`.
                 self.table.append(StageRecord {
                     reason: Some(failure.message.clone()),

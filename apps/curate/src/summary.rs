@@ -39,13 +39,13 @@ pub struct Summary {
 pub struct StageSummary {
     /// The stage.
     pub stage: StageName,
-    /// Number of keys: videos in the stage `caption`, else rows.
+    /// Number of keys: the videos in the stage `caption`, the rows in all other stages.
     pub keys: usize,
     /// Accepted answers.
     pub ok: usize,
     /// Keys whose requests failed.
     pub failed: usize,
-    /// Keys that the model was not asked about.
+    /// Keys for which no request was sent.
     pub open: usize,
     /// How often requests were sent, summed over the last outcome of each key.
     pub attempts: u64,

@@ -20,8 +20,8 @@ use reel_files::AtomicFile;
 use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord};
 use crate::{CurateError, Result};
 
-/// Maximum time for which appended lines are only in the page cache of the operating system. A power failure would lose
-/// these lines; the end of the process does not.
+/// Maximum time until appended lines are synced to disk. Before that, they are only in the page cache of the
+/// operating system: a power failure loses them, but the end of the process does not.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 const CHANGED: &str = "restore the file, or start this stage again with --redo";
@@ -37,11 +37,11 @@ pub struct StageTable {
 struct Content {
     /// The last record of each key, without records of status `asked`.
     records: HashMap<String, StageRecord>,
-    /// By key: the most that a request of status `asked`, which has no outcome yet, can have cost, in US dollars.
+    /// Maximum cost in US dollars, by key, of each request that has no outcome yet (status `asked`).
     unfinished: HashMap<String, f64>,
     /// Cost of all requests with a recorded outcome, in US dollars.
     recorded_cost: f64,
-    /// The most that the requests of killed processes can have cost, in US dollars.
+    /// Maximum cost in US dollars of the requests that killed processes left without an outcome.
     lost_cost: f64,
     /// Opened by the first append.
     file: Option<File>,
@@ -89,8 +89,8 @@ impl StageTable {
         self.lock().records.values().for_each(visit);
     }
 
-    /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with the
-    /// most that it can have cost.
+    /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with its
+    /// maximum cost.
     pub fn cost(&self) -> f64 {
         let content = self.lock();
         content.recorded_cost + content.lost_cost

@@ -46,7 +46,7 @@ pub fn check_message(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Fails with `complaint` if the condition `holds` is false.
+/// Returns `complaint()` as an error if the condition `holds` is false.
 pub fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(complaint()) }
 }

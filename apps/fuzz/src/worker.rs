@@ -18,7 +18,7 @@ use crate::targets::{Judge, Target};
 use crate::verdict;
 
 /// Maximum processor time of an input, in this process and in child processes that ended while the input ran. Elapsed
-/// time would depend on what else the machine does.
+/// time is not used, because it depends on the load of the machine.
 pub const MAX_INPUT_TIME: Duration = Duration::from_secs(2);
 
 /// Maximum heap bytes that an input may take.
@@ -44,7 +44,7 @@ pub enum CampaignLimit {
     Time(Duration),
 }
 
-/// Which inputs to run, and how to judge them.
+/// The inputs that a worker runs, and their time limit.
 #[derive(Clone, Copy, Debug)]
 pub struct CampaignPlan {
     /// The seed of all inputs.

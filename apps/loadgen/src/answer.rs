@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::error::{Failure, FailureKind};
 use crate::sse::EventParser;
 
-/// The times of one complete answer, in seconds after its request was sent.
+/// The measured times and token counts of one complete answer. Times are in seconds after its request was sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// Tokens of the prompt; `None` if the server does not report them.
@@ -77,9 +77,8 @@ struct Usage {
 }
 
 impl Choice {
-    /// Whether the event was sent because of a token. A token can have no text, because the token holds a part of a
-    /// character or is a special token. An event without text that only names the role or the finish reason is not a
-    /// token event.
+    /// Whether the event stands for a generated token. A token can have no text if it holds a part of a character or
+    /// is a special token. An event without text that only names the role or the finish reason is not a token event.
     fn is_token(&self) -> bool {
         let filled = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let is_last = self.finish_reason.is_some();
@@ -89,7 +88,7 @@ impl Choice {
     }
 }
 
-/// What is known of a completion while its answer is read.
+/// The state of one completion while its answer is read.
 #[derive(Debug, Default)]
 struct CompletionState {
     last_token: Option<f64>,

@@ -8,7 +8,7 @@ use rand_distr::{Distribution, Gamma};
 
 use crate::error::LoadError;
 
-/// Random-number stream of the arrival times. The prompt of each request has a stream of its own.
+/// Number of the random-number stream for the arrival times. The words of each prompt come from other streams.
 const ARRIVAL_STREAM: u64 = u64::MAX;
 /// Maximum time from the start of the run to a request: ten years.
 const MAX_OFFSET_SECONDS: f64 = 10.0 * 365.0 * 86400.0;

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::answer::{Answer, AnswerReader, error_message};
 use crate::error::{Failure, FailureKind, LoadError};
 
-/// Maximum number of bytes that are read of an answer that is not streamed.
+/// Maximum number of bytes that are read from an answer without streaming.
 const MAX_PLAIN_BYTES: usize = 1 << 20;
 /// Maximum time to wait for the end of a response body after the last event of its answer. A connection can be reused
 /// only after this end.
@@ -181,7 +181,7 @@ fn interrupted(e: &dyn Error) -> Failure {
     Failure::new(FailureKind::Closed, format!("the connection ended: {}", innermost_cause(e)))
 }
 
-/// The text of an error's innermost cause; the texts around it only say which part of the library failed.
+/// The text of an error's innermost cause. The outer errors only name the part of the library that failed.
 fn innermost_cause(e: &dyn Error) -> String {
     let mut cause = e;
     while let Some(inner) = cause.source() {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use reel_diagnostic::{escape_controls, one_line};
 
-/// Why nothing was measured. The text of an error is one line: location, what is wrong, what to do.
+/// The reason why a run measured nothing. The text of an error is one line: location, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The address of the server cannot be used.
@@ -87,10 +87,10 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// Why a request has no answer.
+/// The reason why a request has no complete answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Its kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// What happened, in one line without control characters. Text of the server is cut after 300 characters.
     pub message: String,

@@ -18,7 +18,7 @@ pub enum MediaKind {
 /// An image or a video with its bytes.
 #[derive(Clone, Debug)]
 pub struct Media {
-    /// Its kind.
+    /// Whether the file is sent as an image or as a video.
     pub kind: MediaKind,
     /// The file's bytes.
     pub bytes: Arc<[u8]>,
@@ -34,7 +34,7 @@ impl Media {
         }
     }
 
-    /// The media type, found by the first bytes of the file; a general type for formats that are not listed here.
+    /// The MIME type, found by the first bytes of the file; a general type for formats that are not listed here.
     fn mime_type(&self) -> &'static str {
         let begins = |signature: &[u8]| self.bytes.starts_with(signature);
         let has_at = |at: usize, signature: &[u8]| self.bytes.get(at..).is_some_and(|rest| rest.starts_with(signature));

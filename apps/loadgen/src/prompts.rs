@@ -28,7 +28,7 @@ const OWN_FIELDS: [&str; 7] = ["messages", "prompt", "model", "stream", "stream_
 /// Makes the bodies of a run's requests.
 ///
 /// All bodies of a run are equal except for the text of the prompt, so the bytes before and after this text are made
-/// once. Media can be large, and time spent here would delay the reading of other requests' events.
+/// once. Media can be large, and copying them for each request would delay the reading of other requests' events.
 #[derive(Debug)]
 pub(crate) struct RequestBodies {
     head: Vec<u8>,

@@ -18,7 +18,8 @@ use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
 use crate::settings::{LoadSettings, RequestAmount};
 
-/// Number of the first warm-up request. Measured requests have smaller numbers, so no warm-up prompt is measured again.
+/// Index of the first warm-up request. Measured requests have smaller indices. The index decides the words of the
+/// prompt, so measured prompts differ from warm-up prompts.
 const FIRST_WARMUP: u64 = 1 << 62;
 /// Maximum of all durations that a user gives. Much longer ones would overflow the clock's arithmetic.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86400);
@@ -68,12 +69,12 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
         let peak_concurrency = sender.progress().peak_running;
         Ok(LoadReport::new(settings, model, seconds, peak_concurrency, results))
     });
-    // Does not wait for a host name that is still being resolved.
+    // Does not wait for blocking tasks, because a host name may still be in resolution.
     runtime.shutdown_background();
     report
 }
 
-/// Refuses settings with which a run would not end or would send nothing.
+/// Refuses settings with which a run would never end or would send no request.
 fn check(settings: &LoadSettings) -> Result<(), LoadError> {
     let wrong = |option, what: &str, help| Err(LoadError::Setting { option, what: what.to_string(), help });
     match settings.amount {
@@ -154,7 +155,7 @@ async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), Lo
     for i in 0..settings.warmup {
         let (sender, slots) = (sender.clone(), slots.clone());
         requests.spawn(async move {
-            // Waiting for a permit cannot fail, because this semaphore is never closed.
+            // Acquiring a permit cannot fail, because this semaphore is never closed.
             let _permit = slots.acquire_owned().await;
             let body = sender.bodies.body(FIRST_WARMUP + i as u64);
             sender.client.stream_answer(&sender.address, body).await

@@ -60,7 +60,7 @@ impl EventParser {
         Ok(())
     }
 
-    /// Processes the current line. An empty line ends the event; then returns the event's data.
+    /// Processes the current line. If the line is empty, it ends the event, and the event's data is returned.
     fn end_line(&mut self) -> Result<Option<String>, EventTooLong> {
         let mut line = std::mem::take(&mut self.line);
         if !self.has_begun && line.starts_with(b"\xef\xbb\xbf") {

@@ -197,7 +197,7 @@ impl Ceilings {
         Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
     }
 
-    /// These ceilings, each of them lowered to the ceiling of `limits` if it is higher.
+    /// Returns these ceilings, with each ceiling above that of `limits` lowered to it.
     #[must_use]
     pub fn limited_to(self, limits: &Ceilings) -> Self {
         let Self { f32, bf16, bytes, .. } = self;
@@ -276,7 +276,8 @@ mod tests {
     }
 
     proptest! {
-        /// After the ceilings are raised to a launch, the launch does not exceed them, however fast it was.
+        /// After the ceilings are raised to a measured launch, this launch is within the ceilings, however fast it
+        /// was.
         #[test]
         fn no_share_exceeds_one(
             flops in 0.0..1e12,

@@ -125,7 +125,8 @@ impl OpChange {
 /// The ops whose time differs between the results, largest change first. An op that is missing in one result counts as
 /// 0 s in that result.
 ///
-/// The times are those of a single round. They show where to look, but not whether a change is more than chance.
+/// The times are those of a single round. They show which ops may have changed, but not whether a change is
+/// statistically significant.
 fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
     let mut all: Vec<OpChange> = Vec::new();
     for (i, result) in [a, b].into_iter().enumerate() {

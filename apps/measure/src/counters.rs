@@ -18,7 +18,7 @@ use crate::error::{Result, failed};
 /// The sections of metrics that are read.
 const SECTIONS: [&str; 3] = ["SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy"];
 
-/// The metrics that say how busy a part of the GPU was, in percent of its highest rate.
+/// The metrics of the utilization of each part of the GPU, in percent of its highest rate.
 const PARTS: [&str; 5] = [
     "DRAM Throughput",
     "L2 Cache Throughput",
@@ -27,8 +27,8 @@ const PARTS: [&str; 5] = [
     "Issue Slots Busy",
 ];
 
-/// If no part of the GPU is busier than this, in percent, the kernel spends its time waiting: for latencies, or because
-/// it has too few warps.
+/// Utilization in percent. If no part of the GPU exceeds this utilization, the kernel mostly waits: for latencies, or
+/// because it has too few warps.
 const BUSY: f64 = 60.0;
 
 /// The counters of the last launch of a CUDA kernel.
@@ -48,7 +48,7 @@ impl KernelCounters {
         known.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// What explains the time of the kernel, as a short text.
+    /// A short text that explains the time of the kernel by the busiest part of the GPU.
     pub fn explanation(&self) -> String {
         let Some((part, percent)) = self.busiest() else { return "no counters".to_string() };
         if percent >= BUSY {

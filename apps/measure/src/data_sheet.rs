@@ -1,4 +1,4 @@
-//! Data sheets of GPUs: those that are built in, and those of files that a user gives to `--gpu`. Both have one format:
+//! Data sheets of GPUs. Some are built in; others are files that a user gives to `--gpu`. Both have the same format:
 //!
 //! ```text
 //! name = "b200"              # lower-case letters, digits, - and _
@@ -69,7 +69,8 @@ pub fn built_in() -> &'static [DataSheet] {
 const FIELDS: &str = "name, title, compute_capability, memory_gb, bandwidth_gb_s, bf16_tflops, f32_tflops, \
                       multiprocessors, clock_mhz, l2_mb, nvlink_gb_s and pcie";
 
-/// How far the f32 rate of a file may be from that of its multiprocessors and clock, as a share.
+/// Maximum relative difference between the f32 rate in a file and the rate computed from its multiprocessors and
+/// clock.
 const F32_TOLERANCE: f64 = 0.1;
 
 impl DataSheet {
@@ -105,7 +106,7 @@ impl DataSheet {
     }
 }
 
-/// The fields of a file that are not read yet.
+/// The fields of a data sheet's file that are not parsed yet.
 struct Fields<'a> {
     file: &'a str,
     table: toml::Table,
@@ -153,7 +154,7 @@ impl Fields<'_> {
     fn text(&mut self, field: &str) -> Result<Option<String>> {
         match self.table.remove(field) {
             None => Ok(None),
-            // Control characters would garble reports.
+            // Control characters would corrupt reports.
             Some(toml::Value::String(text)) if text.len() <= 200 && !text.contains(char::is_control) => Ok(Some(text)),
             Some(_) => Err(self.wrong(field, "is not a string of one line", "write it between quotation marks")),
         }
@@ -182,7 +183,7 @@ impl Fields<'_> {
     fn compute_capability(&mut self) -> Result<u32> {
         let field = "compute_capability";
         let given = self.required(field, [8.0, 99.0])?;
-        // NVIDIA's own names, such as sm_90, leave the point out.
+        // A value above 20 has no decimal point, as in NVIDIA's names of architectures such as sm_90.
         if given > 20.0 {
             return Err(self.wrong(field, format!("is {given}"), "give one digit after the point: 9.0 for sm_90"));
         }
@@ -193,8 +194,8 @@ impl Fields<'_> {
         }
     }
 
-    /// The f32 rate that is given, or else computed. The two are compared, because rates with sparsity or with tensor
-    /// cores are easily mistaken for it.
+    /// Returns the given f32 rate, or else the computed rate. If both exist, they must agree: a rate with sparsity or
+    /// with tensor cores is easily given by mistake.
     fn f32_rate(&self, given: Option<f64>, computed: Option<f64>) -> Result<f64> {
         let field = "f32_tflops";
         match (given, computed) {

@@ -13,7 +13,7 @@ use reel_train::TrainError;
 /// A measurement failed, or two results could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    /// An option asks for something that cannot be measured.
+    /// An option has a wrong value, or names something that cannot be measured.
     #[error(transparent)]
     Option(Diagnostic),
     /// The measured work failed, or a result file is malformed.

@@ -88,7 +88,8 @@ impl<'a, 'b> Track<'a, 'b> {
         Self { slices, parents }
     }
 
-    /// The slices that contain the moment `at`, outermost first: the last one that has begun, or those around it.
+    /// The slices that contain the moment `at`, outermost first. Only the last slice that has begun and its ancestors
+    /// can contain this moment.
     fn around(&self, at: f64) -> Vec<&'b Slice<'a>> {
         let begun = self.slices.partition_point(|slice| slice.start <= at);
         let path = std::iter::successors(begun.checked_sub(1), |&index| self.parents[index]);
@@ -99,7 +100,7 @@ impl<'a, 'b> Track<'a, 'b> {
     }
 }
 
-/// The frames of a launch, joined by semicolons.
+/// The stack frames of a launch, joined by semicolons.
 fn stack(host: &[&Slice], launch: &Slice) -> String {
     let mut frames: Vec<&str> = host.iter().map(|slice| slice.name).collect();
     // The innermost slice is the host's call, which has the op's name.
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(folded_stacks(&events), want);
     }
 
-    /// Spans of part, layer and op in the trace take the places of the launch's own words.
+    /// If a span of the trace already names the part, layer or op of a launch, the stack does not repeat this name.
     #[test]
     fn deeper_spans_are_not_repeated() {
         let args = json!({"part": "backward", "layer": "decoder 3", "op": "linear backward"});
@@ -173,7 +174,8 @@ mod tests {
         assert_eq!(folded_stacks(&events), want);
     }
 
-    /// Calls that begin together with the span around them, or that follow a closed span, are found.
+    /// A call that begins at the same time as the span around it, or after another span has ended, gets the correct
+    /// stack.
     #[test]
     fn spans_around_a_moment_are_the_enclosing_ones() {
         let events = [

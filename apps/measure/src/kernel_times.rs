@@ -28,7 +28,7 @@ pub(crate) struct KernelTime {
     pub seconds: f64,
     /// Operations and bytes of all launches together; `None` where the file has only times.
     pub cost: Option<(f64, f64)>,
-    /// Least possible seconds of all launches together, on the machine that ran them.
+    /// Least possible seconds of all launches together, on the machine that ran the launches.
     pub floor: Option<f64>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct KernelTimes {
 }
 
 impl KernelTimes {
-    /// Reads a file.
+    /// Reads the kernel times from a file.
     ///
     /// # Errors
     /// The file cannot be read, or is not one of the results in the table at the top of this file.

@@ -5,11 +5,11 @@
 use crate::error::{Result, bad_option};
 use crate::machine::MachineSpec;
 
-/// The share of a link's rate that large exchanges reach. Assumed for all links, because no exchange of this program
-/// has been measured on any of them. NCCL reaches 360 to 370 of the 450 GB/s of NVLink 4 (its authors: "protocol
-/// overhead (~20%)", <https://github.com/NVIDIA/nccl-tests/issues/212>, "exactly what we'd expect",
-/// <https://github.com/NVIDIA/nccl-tests/issues/326>), and 85 of 100 GB/s between machines with four cards of
-/// InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
+/// The share of a link's rate that large exchanges reach. The same share is assumed for all links, because this
+/// program's exchanges have not been measured on any of these links. NCCL reaches 360 to 370 of the 450 GB/s of
+/// NVLink 4 (its authors: "protocol overhead (~20%)", <https://github.com/NVIDIA/nccl-tests/issues/212>, "exactly
+/// what we'd expect", <https://github.com/NVIDIA/nccl-tests/issues/326>), and 85 of 100 GB/s between machines with
+/// four cards of InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
 pub const ATTAINABLE_BANDWIDTH_SHARE: f64 = 0.8;
 
 /// Number of GPUs in a machine if a job does not determine it: the number in DGX and HGX machines.

@@ -31,7 +31,7 @@ pub struct MachineSpec {
 /// The data sheet of a GPU by its full name, such as `NVIDIA H200`. `None` for slower variants of a GPU, such as
 /// `NVIDIA H100 PCIe`.
 fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
-    // The model's name begins the rest: a GB200 is no B200.
+    // The rest of the name must begin with the model's name, so that a GB200 is not taken for a B200.
     let plain = full_name.to_lowercase().replace("nvidia", "").replace("geforce", "").replace(' ', "");
     let is_variant = ["pcie", "nvl", "laptop", "4090d"].iter().any(|part| plain.contains(part));
     data_sheet::built_in().iter().find(|sheet| plain.starts_with(&sheet.name) && !is_variant)
@@ -42,14 +42,15 @@ pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
     data_sheet(full_name).map(|sheet| sheet.name.as_str())
 }
 
-/// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity): what
-/// MFU is measured against. `None` for a CPU and for a GPU that is not in the table.
+/// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity). MFU
+/// is relative to this rate. `None` for a CPU and for a GPU that is not in the table.
 pub fn peak_flops_per_second(device: &Device, dtype: DType) -> Option<f64> {
     let Ceilings { f32, bf16, .. } = PublishedLimits::of_device(device)?.rates;
     Some(if dtype == DType::BF16 { bf16 } else { f32 })
 }
 
-/// The limits of a GPU by its data sheet. A launch that seems faster has wrongly counted operations or bytes.
+/// The limits of a GPU by its data sheet. If a launch seems faster than these limits, its operations or bytes are
+/// counted wrong.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishedLimits {
     /// The rates of the data sheet.
@@ -109,7 +110,7 @@ impl MachineSpec {
         Ok(Self::of_data_sheet(data_sheet::by_name(name)?, "data sheet"))
     }
 
-    /// `origin` is the word for where the figures come from.
+    /// Makes the machine of a data sheet. `origin` is a word that tells where the figures come from.
     fn of_data_sheet(s: &DataSheet, origin: &str) -> Self {
         let source = format!(
             "assumes {:.0} % of the arithmetic rate and {:.0} % of the bandwidth that the {origin} states ({} TFLOP/s in bf16, {:.3} TFLOP/s in f32, {} TB/s for {})",
@@ -195,11 +196,12 @@ mod tests {
             h200.exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
         };
         let bytes = |bytes: f64| Cost { flops: 0.0, bytes };
-        // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27, which
-        // means an impossible 5 186 GB/s. The second one counts only the keys that existed.
+        // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27. It
+        // would mean a bandwidth of 5 186 GB/s, which is impossible. The second byte count includes only the keys
+        // that existed.
         assert!(took(448, bytes(448.0 * 1074.66e6), 0.092_827));
         assert!(!took(448, bytes(448.0 * 537.8e6), 0.092_827));
-        // Up to 50 MB of each launch may have been in L2, so these launches are not too fast.
+        // Up to 50 MB of each launch may have been in L2, so the data sheet allows these launches.
         assert!(!took(10, bytes(10.0 * 45e6), 10.0 * 5e-6) && took(1, bytes(450e6), 50e-6));
         assert!(took(1, Cost { flops: 1e12, bytes: 0.0 }, 1e-3) && !took(1, Cost { flops: 9e11, bytes: 0.0 }, 1e-3));
     }

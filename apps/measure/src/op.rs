@@ -13,7 +13,7 @@ use crate::{catalogue, lm_head};
 pub struct OpTimer<'a> {
     /// Name of the kernel, product or op, with its dtype where the name has none.
     pub name: String,
-    /// Times it and returns one [`TimedKernel`] per kernel, or one per direction (forward, backward).
+    /// Times the op and returns one [`TimedKernel`] per kernel, or one per direction (forward, backward).
     pub time: Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>,
 }
 
@@ -81,8 +81,8 @@ pub fn op_timers<'a>(
     Ok(timers)
 }
 
-/// The error for a name that has its dtype in it, such as `rms_norm_fwd_f32`, with another `dtype`; `None` if `name` is
-/// no kernel and no matrix product.
+/// The error for a kernel name that contains a dtype, such as `rms_norm_fwd_f32`, together with a different `dtype`.
+/// `None` if `name` is neither a kernel nor a matrix product.
 fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureError> {
     let is_name = |name: &str| {
         catalogue::find_example_calls(name).is_ok()
@@ -106,12 +106,13 @@ pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
 /// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never
 /// more. `None` if it was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
 pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> Option<f64> {
-    // The share exceeds 1 only if the data sheet kept `raised_ceilings` from raising the ceilings to the measured time.
+    // The share exceeds 1 only if `raised_ceilings` could not raise the ceilings to the measured time because the
+    // data sheet limits them.
     let share = roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds();
     (share <= 1.0 + 1e-9).then(|| share.min(1.0))
 }
 
-/// The ceilings, raised as far as the timed call shows that they were measured too low, but not above `limits`.
+/// Returns the ceilings, raised until they allow the measured time of the call, but not above `limits`.
 pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings, limits: Option<&PublishedLimits>) -> Ceilings {
     let from_memory = Ceilings { cache: None, ..ceilings };
     let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());

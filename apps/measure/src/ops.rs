@@ -90,10 +90,10 @@ pub fn share_text(share: Option<f64>) -> String {
     share.map_or_else(|| "wrong count".to_string(), |share| format!("{:.1} %", 100.0 * share))
 }
 
-/// Ops with a smaller share of the time are summed in one line of a table, unless all are asked for.
+/// A table sums ops with a smaller share of the time in one line, unless it shows all ops.
 pub const MIN_SHOWN_SHARE: f64 = 0.005;
 
-/// The line of a table that stands for `count` ops, which take `seconds` together. Empty if there are none.
+/// The line of a table that sums up `count` small ops, which take `seconds` together. Empty if `count` is 0.
 pub fn hidden_ops_line(count: usize, seconds: f64) -> String {
     match count {
         0 => String::new(),

@@ -56,13 +56,13 @@ const RECORDS: [(&str, &str, &str); 1] =
 /// Two launches count as different in size if their operations or their bytes differ by more than this factor.
 const SAME_SIZE: f64 = 4.0;
 
-/// A prototype's launch does not stand for a launch whose operations per byte differ by more than this factor. A decode
-/// step and a prefill differ so, and products of 16 and of 64 rows, which wait for caches more.
+/// A prototype's launch does not stand for a launch whose operations per byte differ by more than this factor. For
+/// example, a decode step and a prefill differ by more than this, and so do products of 16 and of 64 rows.
 const SAME_KIND: f64 = 3.0;
 
-/// Maximum latency of a launch in seconds. Time that a small launch loses beyond this maximum lowers its share of the
-/// ceilings instead. The longest latency in the records is that of attention in a decode step, whose blocks read 512
-/// keys each.
+/// Maximum latency of a launch in seconds. If a small launch loses more time than this maximum, the rest lowers its
+/// share of the ceilings. The longest latency in the records is that of attention in a decode step, whose blocks read
+/// 512 keys each.
 const MAX_LATENCY: f64 = 30e-6;
 
 /// The measured times of kernels on one GPU.
@@ -117,13 +117,13 @@ struct RecordedKernel {
 pub struct PredictedTime {
     /// Predicted time in seconds.
     pub seconds: f64,
-    /// The source of the predicted time.
+    /// Which source the predicted time comes from.
     pub basis: PredictionBasis,
     /// Least time in seconds by the ceilings.
     pub floor_seconds: f64,
-    /// The time by a record of this GPU, if a record has the kernel or a similar kernel.
+    /// The time predicted from a record of this GPU, if the record has the kernel or a similar kernel.
     pub recorded: Option<RecordedTime>,
-    /// The time by the model, if the GPU has a record and the launches have a plan.
+    /// The time predicted by the model of the kernel's code, if the GPU has a record and the launches have a plan.
     pub modelled: Option<ModelledTime>,
 }
 
@@ -185,7 +185,7 @@ impl fmt::Display for RecordedTime {
 }
 
 impl PredictionBasis {
-    /// Its name in tables.
+    /// The source's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             PredictionBasis::Ceiling => "ceiling",
@@ -211,8 +211,8 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
     parsed.get(name)
 }
 
-/// Names under which a record may hold an op, best first. The ops of matrix products have no dtype in their names. The
-/// last name is that of a similar kernel, for ops that were written after a record.
+/// Names under which a record may hold an op, best first. The ops of matrix products have no dtype in their names.
+/// The last name is that of a similar kernel, for an op that is newer than the record.
 fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
     let mut names = vec![op.to_string()];
     for (prefix, similar) in [("skinny_qkv", "skinny_linear"), ("rope_kv_write", "rope_apply")] {
@@ -325,8 +325,8 @@ impl GpuRecord {
         smallest.map_or(0.0, |k| (k.seconds - floor(k) / best).clamp(0.0, least.min(MAX_LATENCY)))
     }
 
-    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Only memory limits such a
-    /// kernel, so the share depends on the GPU and not on the version of the kernel's code.
+    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Only memory limits
+    /// these kernels, so the share depends on the GPU and not on the version of the code.
     pub fn streaming_share(&self, ceilings: &Ceilings) -> f64 {
         let large = self.kernels.iter().filter(|k| k.bytes > 5e7);
         let streams = large.filter(|k| STREAMING.iter().any(|name| k.kernel.starts_with(name)));
@@ -381,7 +381,7 @@ impl RecordedKernel {
 }
 
 impl PredictedTime {
-    /// The price of an op on a GPU without a record.
+    /// The predicted time of an op on a GPU without a record.
     pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
         PredictedTime {
             seconds: floor_seconds,
@@ -397,8 +397,9 @@ impl PredictedTime {
         self.floor_seconds / self.seconds
     }
 
-    /// The time by one basis. By [`PredictionBasis::Record`], the recorded time, even if the code has changed; by
-    /// [`PredictionBasis::Model`], the modelled time. If there is no such time, the least time by the ceilings.
+    /// The predicted seconds from one source. [`PredictionBasis::Record`]: the recorded time, even if the code has
+    /// changed. [`PredictionBasis::Model`]: the modelled time. If this time is missing, the least time by the
+    /// ceilings.
     pub fn seconds_by(&self, basis: PredictionBasis) -> f64 {
         let seconds = match basis {
             PredictionBasis::Ceiling => None,
@@ -471,13 +472,13 @@ mod tests {
         for k in &record_of_gpu("h200").unwrap().kernels {
             let name = k.kernel.strip_suffix("_bf16").filter(|k| k.starts_with("matmul")).unwrap_or(&k.kernel);
             let recorded = h200(name, Cost { flops: k.flops, bytes: k.bytes }).recorded.unwrap();
-            // The kernel's code has changed since it was recorded, so its price is that of its prototype.
+            // The kernel's code has changed since it was recorded, so its time is predicted from its prototype.
             if k.prototype.is_none() && recorded.prototype.is_some() {
                 continue;
             }
             let seconds = recorded.seconds * recorded.own_speed.unwrap_or(1.0);
-            // The times of f32 kernels are not compared: these prices are for a bf16 model, with the rate of bf16
-            // products.
+            // The times of f32 kernels are not compared, because these predictions are for a bf16 model, with the
+            // rate of bf16 products.
             if k.dtype == "bf16" {
                 assert!((seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
             }

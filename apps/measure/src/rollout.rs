@@ -22,8 +22,9 @@ pub struct RolloutShape {
 
 /// Samples the completions of one prompt at temperature 1 and returns the seconds that this took.
 ///
-/// Each rollout allocates its own KV cache, decode slots and captured graphs, as in training, where the memory is
-/// needed for the training step between two rollouts. The device's profile gets the parts `prefill` and `decode`.
+/// Each rollout allocates its own KV cache, decode slots and captured graphs. Training does the same, because it
+/// needs the memory for the training step between two rollouts. The device's profile gets the parts `prefill` and
+/// `decode`.
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.

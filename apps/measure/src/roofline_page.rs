@@ -111,8 +111,8 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
     }
 }
 
-/// Returns the row of a kernel at its example size in the catalogue, without a measured time. Only on the page of a GPU
-/// does the row have registers and shared memory, for which the CUDA code is compiled.
+/// Returns the row of a kernel at its example size in the catalogue, without a measured time. On the page of a GPU,
+/// the CUDA code is compiled so that the row has registers and shared memory.
 fn catalogue_row(
     machine: &MachineSpec,
     is_of_gpu: bool,
@@ -149,7 +149,8 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     let (launches, cost, seconds) = (time.launches, Cost { flops, bytes }, time.seconds);
     let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
     let floor = machine.ceilings.roofline_seconds_of_launches(&time.kernel, &totals, dtype);
-    // A kernel with a size was timed alone, with overwritten caches.
+    // A kernel with a size was timed alone. The caches were overwritten before each run, so every byte came from
+    // memory.
     let cache = machine.ceilings.cache.filter(|_| time.size.is_empty());
     let ceilings = Ceilings { cache, ..machine.ceilings };
     let catalogue_size = known.map(|row| row.size.clone()).filter(|_| time.cost.is_none()).unwrap_or_default();
@@ -365,7 +366,7 @@ mod tests {
         assert_eq!(machine(None, Some(&times)).unwrap().ceilings, ceilings);
         assert_eq!(machine(Some("a100"), Some(&times)).unwrap().name, "a100");
         assert_eq!(machine(None, None).unwrap().name, "h200");
-        // If no GPU is named, the least time that the file states is kept.
+        // If no GPU is named, the row keeps the least time that the file states.
         let time = KernelTime {
             kernel: "matmul_fwd".into(),
             size: String::new(),

@@ -62,7 +62,7 @@ pub fn time_rounds(
     mut round: impl FnMut() -> Result<f64>,
 ) -> Result<MeasuredRounds> {
     let profile = device.profiler();
-    // Only the profiled round appears in a trace: recording would slow down the timed rounds.
+    // Only the profiled round is recorded in a trace, because recording would slow down the timed rounds.
     profile.record_timeline(false);
     let limits = PublishedLimits::of_device(device);
     let ceilings = Ceilings::measure(device)?;
@@ -106,8 +106,8 @@ pub fn time_rounds(
     })
 }
 
-/// Raises the ceilings if the profiled launches, or the fastest round of `fastest` seconds, show that they were
-/// measured too low. No ceiling is raised above the data sheet.
+/// Raises the ceilings if they were measured too low: if the profiled launches or the fastest round (`fastest`
+/// seconds) took less than their least time. No ceiling is raised above the data sheet.
 fn ceilings_of_round(
     measured: Ceilings,
     limits: Option<&PublishedLimits>,
@@ -142,7 +142,7 @@ pub struct BenchSubject<'a> {
 }
 
 impl MeasuredRounds {
-    /// The share of the profiled round's time during which a launch ran, 0 to 1.
+    /// The share of the profiled round's time in which the device ran a launch, 0 to 1.
     pub fn device_busy_share(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
     }

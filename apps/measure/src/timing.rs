@@ -73,8 +73,7 @@ impl TimingDevice {
         let kernels = std::iter::once(example.launch.kernel).chain(variants.iter().map(|variant| variant.kernel));
         let times: Vec<RunTimes> = match self {
             TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, &kernels.collect::<Vec<_>>(), runs)?,
-            // On a CPU all variants run the same code, so the difference of their times shows the scatter of the
-            // measurement.
+            // On a CPU all variants run the same code, so differences between their times are measurement noise.
             TimingDevice::Cpu(threads) => {
                 kernels.map(|_| time_call_on_cpu(&Team::new(*threads), example, runs)).collect()
             }

@@ -51,7 +51,7 @@ use crate::{MeasureError, Result};
 pub struct TraceOutputs {
     /// `--trace`: the trace as Chrome trace events.
     pub trace: Option<PathBuf>,
-    /// `--folded`: its launches as folded stacks.
+    /// `--folded`: the launches of the trace as folded stacks.
     pub folded: Option<PathBuf>,
 }
 
@@ -88,8 +88,8 @@ pub fn start_trace(outputs: TraceOutputs) {
     if outputs.trace.is_none() && outputs.folded.is_none() {
         return;
     }
-    // Gives the thread that starts the trace the first thread number, so that viewers show it above the threads that it
-    // starts.
+    // The thread that starts the trace gets the first thread number, so that viewers show its track above the other
+    // threads.
     host_thread_number();
     let begun = Instant::now();
     start_recording_ranges();
@@ -161,7 +161,8 @@ pub fn is_tracing() -> bool {
     log().is_some()
 }
 
-/// Ends the trace without a file: another process writes it, or only a part of the command is traced.
+/// Ends the trace without writing a file, because another process writes the file or because only a part of the
+/// command is traced.
 pub fn discard_trace() {
     if let Some(log) = log().take() {
         take_recorded_ranges();
@@ -184,8 +185,8 @@ pub fn finish_trace() -> Result<()> {
     recorded.write()
 }
 
-/// Ends the recording, if [`start_trace`] was called, and returns what was recorded. Launches of a time window have no
-/// share of the ceilings, because measuring those would disturb the work that goes on.
+/// Ends the recording, if [`start_trace`] was called, and returns what was recorded. Launches of a time window have
+/// no share of the ceilings, because measuring the ceilings would disturb the running work.
 ///
 /// # Errors
 /// A launch has failed.
@@ -197,7 +198,7 @@ pub fn stop_trace() -> Result<Option<RecordedTrace>> {
         profile.record_timeline(false);
         recorded.launches = profile.launch_events()?;
         recorded.memory = profile.memory_samples();
-        // The next trace of this process begins without them.
+        // Clears the recorded launches, so that the next trace of this process begins without them.
         profile.clear();
     }
     Ok(Some(recorded))

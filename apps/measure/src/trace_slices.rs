@@ -1,5 +1,5 @@
-//! The slices of a trace: stretches of time on a track. Ranges of host threads are slices on the threads' tracks. For
-//! each device there is a second view of the same ranges: the time from the first to the last of a range's launches.
+//! The slices of a trace: stretches of time on a track. Ranges of host threads are slices on the threads' tracks.
+//! Each device has a second view of the same ranges: each slice lasts from the first to the last launch of a range.
 
 use std::time::Instant;
 
@@ -62,9 +62,9 @@ pub(crate) fn ranges_of_launch(ranges: &[RangeEvent], launch: &LaunchEvent) -> V
     path
 }
 
-/// The slices of ranges on the device's track: each lasts from the start of the first launch in the range to the end of
-/// the last one. A range is several slices if launches of another range, made by another thread, lie between its own.
-/// `launches` are ordered by start.
+/// The slices of ranges on the device's track: each lasts from the start of the first launch in the range to the end
+/// of the last one. If launches of another thread's range lie between the launches of a range, this range becomes
+/// several slices. `launches` are ordered by start.
 pub(crate) fn device_ranges(
     ranges: &[RangeEvent],
     launches: &[LaunchEvent],

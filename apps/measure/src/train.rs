@@ -36,8 +36,8 @@ pub struct TrainShape {
     pub optim: Optim,
 }
 
-/// Times `count` training steps of the model in `folder`. The returned JSON object has the values that the result of
-/// other benchmarks lacks (`mfu`, planned memory, …).
+/// Times `count` training steps of the model in `folder`. The returned JSON object has the values that only the
+/// benchmark of training has (`mfu`, planned memory, …).
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.

@@ -15,7 +15,7 @@ pub struct ProgramTurns {
     turns: usize,
 }
 
-/// One measured time of program A and of program B: its median in each process, in seconds.
+/// One measured time of both programs: for each process of program A and of program B, the median in seconds.
 #[derive(Clone, Debug)]
 struct Measured {
     name: String,

@@ -27,7 +27,7 @@ pub use words::word_count;
 /// The thresholds of the filters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FilterSettings {
-    /// An answer's accuracy reward must be above this number. Video-R1's script has 0.6.
+    /// An answer's accuracy reward must be above this number. Video-R1's script uses 0.6.
     pub min_accuracy: f32,
     /// Minimum similarity of the chain of a free-form question to its frames; `None` leaves this test out.
     pub min_similarity: Option<f32>,
@@ -110,7 +110,7 @@ pub struct CandidateChain<'a> {
     pub chain: &'a ReasoningChain,
 }
 
-/// The result of the tests of one chain.
+/// The values that the filters measured for one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChainMeasurements {
     /// The accuracy reward of the answer.

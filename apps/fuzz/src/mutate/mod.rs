@@ -1,5 +1,5 @@
-//! Makes inputs: takes a valid input (a seed) and changes it at random. Most inputs stay close to a valid one, because
-//! an input that a parser refuses at its first byte tests nothing.
+//! Makes inputs: takes a valid input (a seed) and changes it at random. Most changes are small, because an input that
+//! a parser refuses at its first byte tests nothing.
 //!
 //! The parts of an input, one for each of its files, are joined by [`SEPARATOR`].
 
@@ -9,7 +9,7 @@ mod text;
 
 use crate::random::Random;
 
-/// Stands between the parts of an input.
+/// Separates the parts of an input.
 pub const SEPARATOR: &[u8] = b"\n%%%%\n";
 
 /// The size limit of an input in bytes.
@@ -94,7 +94,7 @@ fn change(kind: PartFormat, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], r
         PartFormat::Bytes => bytes::change(bytes, other, random),
         PartFormat::Text if random.one_in(6) => bytes::change(bytes, other, random),
         PartFormat::Text => text::change(bytes, other, words, random),
-        // JSON that no longer parses can only be changed as text.
+        // A part that is no longer valid JSON after earlier changes can only be changed as text.
         PartFormat::Json if random.one_in(8) || !json::change(bytes, words, random) => {
             text::change(bytes, other, words, random);
         }
@@ -133,7 +133,7 @@ fn change_header(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bo
     }
     let data = bytes[8 + length..].to_vec();
     if !random.one_in(10) {
-        // A file is refused unless its data begins at a multiple of 8 bytes.
+        // The data of a safetensors file must begin at a multiple of 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         bytes[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
     }

@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 
-/// Numbers that parsers often treat wrongly: limits of types, and unusual spellings.
+/// Numbers that parsers often handle incorrectly: limits of types, and unusual spellings.
 pub const EDGE_CASE_NUMBERS: &[&str] = &[
     "0",
     "-0",

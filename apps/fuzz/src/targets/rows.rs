@@ -337,7 +337,8 @@ pub const RUN_CONFIG: Target = Target {
     },
 };
 
-/// A list of unusable rows, and the journal from which an interrupted check of a data file continues.
+/// The files of a check of training data: the list of unusable rows, and the journal from which an interrupted check
+/// continues.
 pub const QUARANTINE: Target = Target {
     name: "quarantine",
     words: &["row", "line", "cause", "reason", "scan", "tokens", "media", "timeout", "killed", "fingerprint"],

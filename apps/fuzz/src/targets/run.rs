@@ -188,7 +188,7 @@ pub const WANDB: Target = Target {
             let start = WandbStart { out, home, step: 2, done: &[], project: "p", name: None, environment, run: &run };
             let copied = value_of(copy_steps(&start))?;
             fs::remove_dir_all(out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
-            // A log without steps has about 3.5 KB: a larger log has copied steps.
+            // A log without steps has about 3.5 KB, so a log of more than 5 KB has copied steps.
             Ok(copied.is_some_and(|bytes| bytes > 5_000))
         }))
     },

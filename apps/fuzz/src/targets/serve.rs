@@ -19,8 +19,8 @@ use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{Verdict, accepted, check_message, require, value_of};
 
-/// Maximum time for the server's answer to an input. A longer time would mean that the server's limit of a request's
-/// time (`request_time`) has no effect.
+/// Maximum time for the server's answer to an input. If an answer takes longer, the server's time limit of a request
+/// (`request_time`) has no effect.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const CHAT: &str = "/v1/chat/completions";

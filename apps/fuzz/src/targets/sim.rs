@@ -190,7 +190,8 @@ pub const TENSOR_MAP: Target = Target {
     name: "tensor-map",
     words: &[],
     seeds: || {
-        // 16 bytes of a seed describe one change of a field; each change of these seeds sets the swizzle mode to none.
+        // Each 16 bytes of a seed describe one change of a field. All changes of these seeds set the swizzle mode to
+        // none.
         let change = [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Ok([0, 1, 4].map(|changes| Seed::new(PartFormat::Bytes, change.repeat(changes))).to_vec())
     },

@@ -33,8 +33,8 @@ use reel_train::step::{ExchangedBucket, GradientOrder, MAX_PENDING_BUCKETS, MAX_
 
 use crate::links::Links;
 
-/// The category of a rank's share of the sums of gradients, in reports of memory. One process has no such sums: it adds
-/// micro-batches in its gradients.
+/// The memory category of a rank's share of the summed gradients. A run of one process has no separate sums, because
+/// it accumulates micro-batches in the gradients themselves.
 pub const GRADIENT_SUMS_CATEGORY: &str = "gradient_sums";
 
 /// Bytes of an element of a gradient: f32.
@@ -70,23 +70,23 @@ pub struct ProcessCosts {
 pub struct DividedBytes {
     /// All divided weights.
     pub all: u64,
-    /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
+    /// Bytes of the two largest units (such as layers), the maximum that the passes of a step gather at a time.
     pub two_units: u64,
-    /// What is gathered in a round.
+    /// Bytes that are gathered in a round.
     pub gathered: u64,
-    /// What is gathered in a step beside its rounds.
+    /// Bytes that are gathered in a step outside its rounds.
     pub gathered_beside_rounds: u64,
-    /// Whether the run evaluates, for which all weights are gathered.
+    /// Whether the run has evaluations, which gather all weights.
     pub are_evaluated: bool,
-    /// The memory of one process at its peak among the passes that gather units.
+    /// Memory of one process at the peak of the passes that gather weights unit by unit.
     pub memory_by_units: MemoryUse,
-    /// The memory of one process at its peak among the parts of the run that need all weights at a time.
+    /// Memory of one process at the peak of the parts of the run that need all weights at once.
     pub memory_with_all: Option<MemoryUse>,
-    /// Whether these are the trained weights, not those that an adapter leaves frozen.
+    /// Whether the divided weights are trained. If false, they are frozen and an adapter is trained.
     pub are_trained: bool,
 }
 
-/// The parts of a run that differ in the weights that a rank has.
+/// A part of a run, by the weights that a rank holds in it.
 #[derive(Clone, Copy, Debug)]
 enum RunPart<'a> {
     /// The whole run, if each rank has all weights.
@@ -97,20 +97,21 @@ enum RunPart<'a> {
     WithAllWeights(&'a DividedBytes),
 }
 
-/// A backward pass on one time line with the exchanges of its buckets.
+/// The times of a backward pass: its launches, and when each gradient is finished. From them, the overlap with the
+/// exchanges of gradients is predicted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BackwardTimes {
     /// Seconds of each launch, in order.
     pub launches: Vec<f64>,
-    /// When the gradients are finished, counted in launches.
+    /// The launches after which the gradients are finished.
     pub gradients: GradientOrder,
 }
 
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
-    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
-    /// launches wait for the exchange [`MAX_PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The
-    /// pass ends with the last exchange.
+    /// exchange. As in a run, an exchange begins when its gradients are finished and the previous exchange has ended.
+    /// At most [`MAX_PENDING_BUCKETS`] exchanges are pending, because each needs a buffer for received gradients: the
+    /// launches wait until a buffer is free. The pass ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
         let mut pending = VecDeque::new();
@@ -178,12 +179,12 @@ pub struct StepTime {
     pub gradients: f64,
     /// The exchange of updated weights.
     pub weights: f64,
-    /// The part of `gradients` that does not fit beside the launches of the backward passes.
+    /// The part of `gradients` during which the backward pass has no launch to run.
     pub exposed_gradients: f64,
 }
 
 impl StepTime {
-    /// Seconds of the exchange that are exposed, that is, hidden by no computation.
+    /// Seconds of the exchange that are exposed: no computation runs at the same time.
     pub fn exposed_seconds(&self) -> f64 {
         self.exposed_gradients + self.weights
     }
@@ -199,7 +200,7 @@ impl StepTime {
     }
 }
 
-/// A number of GPUs, in a table of weak scaling.
+/// One row of a table of weak scaling: the predictions for one number of GPUs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScalingPoint {
     /// The job.
@@ -221,7 +222,7 @@ impl JobShape {
         self.ranks.div_ceil(self.gpus_per_node)
     }
 
-    /// Number of rounds of a step: the number of micro-batches of the ranks that compute most.
+    /// Number of rounds of a step: the maximum number of micro-batches that any rank computes.
     pub fn rounds(&self) -> usize {
         self.micro_batches.div_ceil(self.ranks)
     }
@@ -251,7 +252,7 @@ impl JobShape {
     }
 
     /// Peak bytes of a rank by category, in the order of reports. A job of one rank has the memory of the process
-    /// itself. If the ranks divide the weights, this is the part of the run that needs most.
+    /// itself. If the ranks divide the weights, the bytes are those of the part of the run that needs most memory.
     pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
         let Some(divided) = process.divided.as_ref().filter(|_| self.ranks > 1) else {
             return self.memory_at_peak(rank, process, &process.memory, RunPart::Whole);
@@ -263,7 +264,8 @@ impl JobShape {
         with_all.filter(|with_all| total(with_all) > total(&by_units)).unwrap_or(by_units)
     }
 
-    /// Bytes of a rank by category in a part of the run in which one process has the peak `peak`.
+    /// Bytes of a rank by category in one part of the run. `peak` is the memory of a single process at the peak of
+    /// this part.
     fn memory_at_peak(
         &self,
         rank: usize,
@@ -308,7 +310,7 @@ impl JobShape {
         memory
     }
 
-    /// Peak bytes of the rank that needs most.
+    /// Peak bytes of the rank that needs most memory.
     pub fn peak_bytes(&self, process: &ProcessCosts) -> u64 {
         let peak = |rank| self.memory_of(rank, process).iter().map(|(_, bytes)| bytes).sum();
         (0..self.ranks).map(peak).max().unwrap_or(0)
@@ -341,14 +343,14 @@ impl JobShape {
         self.all_gather_traffic(rank, updated + gathered, process.parameters)
     }
 
-    /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; none without ZeRO-3, and
-    /// if the run does not evaluate.
+    /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; 0 without ZeRO-3 or
+    /// without evaluations.
     pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
         let divided = process.divided.as_ref().filter(|divided| divided.are_evaluated);
         self.all_gather_traffic(rank, divided.map_or(0, |divided| divided.all), process.parameters)
     }
 
-    /// Bytes that a rank exchanges when `all` bytes of weights, of which each rank has its part, go to all ranks.
+    /// Bytes that a rank exchanges in an all-gather of weights. Each rank has a part of the `all` bytes.
     fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> Traffic {
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, all, parameters);
@@ -387,7 +389,7 @@ impl JobShape {
 }
 
 impl Traffic {
-    /// Seconds of the exchange. Both links work at the same time, so the slower one counts.
+    /// Seconds of the exchange. Both links work at the same time, so the longer time of the two counts.
     pub fn seconds(&self, links: &Links) -> f64 {
         let of = |bytes: LinkBytes| bytes.sent.max(bytes.received);
         links.within_node.seconds(of(self.within_node)).max(links.between_nodes.seconds(of(self.between_nodes)))

@@ -37,7 +37,7 @@ use crate::ceilings::Ceilings;
 pub const MEMORY_LATENCY_SECONDS: f64 = 700e-9;
 
 /// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
-/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record of this project has this gap.
+/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. This project has not measured the gap.
 pub const LAUNCH_GAP_SECONDS: f64 = 0.5e-6;
 
 /// Bandwidth of L2 in bytes per second. Source: Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"
@@ -90,9 +90,9 @@ struct KernelInputs {
 /// A GPU as the model sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelledGpu {
-    /// Its ceilings.
+    /// The GPU's ceilings.
     pub ceilings: Ceilings,
-    /// Share of the memory bandwidth, 0 to 1, that kernels reach which only stream memory.
+    /// Share of the memory bandwidth, 0 to 1, that a kernel reaches if it only streams memory.
     pub streaming_share: f64,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
@@ -137,7 +137,7 @@ impl Bottleneck {
 pub struct ModelledTime {
     /// Seconds of all launches.
     pub seconds: f64,
-    /// Seconds that each limit alone would need.
+    /// Seconds that the launches would take if this were the only limit, for each limit.
     pub seconds_by_limit: BTreeMap<Bottleneck, f64>,
     /// Seconds of the launches whose kernels have a row of counts in `inputs.json`.
     pub counted_seconds: f64,
@@ -157,7 +157,7 @@ impl ModelledTime {
         2.0 * self.counted_seconds >= self.seconds
     }
 
-    /// The limit that needs the longest time.
+    /// The limit that accounts for the longest time.
     pub fn limit(&self) -> Bottleneck {
         let longest = self.seconds_by_limit.iter().max_by(|a, b| a.1.total_cmp(b.1));
         longest.map_or(Bottleneck::Launch, |(limit, _)| *limit)
@@ -190,14 +190,14 @@ fn main_stage(stages: &[PlannedStage]) -> Option<&PlannedStage> {
     stages.iter().max_by_key(|s| (s.shared, u64::from(s.blocks) * u64::from(s.threads)))
 }
 
-/// What one block of a kernel does.
+/// The work of one block of a kernel.
 #[derive(Clone, Copy, Debug)]
 struct BlockWork {
     /// Bytes of the cost.
     bytes: f64,
     /// Bytes that the block's threads read and write through L2.
     l2_bytes: f64,
-    /// Bytes that the block has in flight at a time; `None` if that is not known.
+    /// Bytes that the block has in flight at a time, if known.
     bytes_in_flight: Option<f64>,
     warp_instructions: f64,
     /// Operations on tensor cores.

@@ -31,7 +31,7 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
     let one = gpu.launch(&[STREAM], cost, false);
     assert!((one.seconds - LAUNCH_GAP_SECONDS - 1e-3 / 0.85).abs() < 1e-9, "{one:?}");
     assert!(one.limit() == Bottleneck::Memory && !one.has_instruction_counts());
-    // Without programmatic dependent launch, each of the two stages waits for its first bytes.
+    // Without programmatic dependent launch, both stages wait for their first bytes.
     let waits = PlannedStage { programmatic: false, ..STREAM };
     let small = PlannedStage { blocks: 1, ..waits.clone() };
     let two = gpu.launch(&[small, waits], cost, false);

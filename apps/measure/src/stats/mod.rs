@@ -53,7 +53,8 @@ pub struct TimeDifference {
     pub ratio: f64,
     /// Confidence interval of the ratio, by bootstrap.
     pub interval: [f64; 2],
-    /// p-value: the probability of rank sums at least this far apart if there were no difference.
+    /// p-value: the probability of a difference of rank sums at least this large if both sets had the same
+    /// distribution.
     pub p: f64,
     /// The verdict.
     pub verdict: SpeedVerdict,
