@@ -48,7 +48,7 @@ pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport, LoadError> {
     check(settings)?;
     let client = Client::new(settings.api_key.as_deref(), settings.timeout)?;
-    // The runtime has one thread; the crate's documentation says why.
+    // The runtime has one thread, so that the client takes little processor time from a server on the same machine.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         let model = match &settings.model {

@@ -20,7 +20,7 @@ use crate::file::PredictionFile;
 use crate::line::{answer_line, error_line};
 use crate::requests::ChatRequests;
 
-/// How long the loop waits for the media of a row, or for an answer, before it checks for the other one.
+/// Maximum time that the loop waits for the media of a row before it checks for an answer, and the reverse.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// After this many consecutive rows without an answer, the run sends no more requests.
 const MAX_UNANSWERED_IN_A_ROW: usize = 20;
@@ -37,18 +37,18 @@ pub struct EndpointRun<'a> {
     pub strict: bool,
     /// Whether the run prints no progress.
     pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true to stop the run (Ctrl-C).
     pub stop: &'a AtomicBool,
 }
 
-/// What the requests of a run have used.
+/// The tokens, attempts, time and cost of a run's requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EndpointSummary {
     /// Number of rows that have a line, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that this process sent to the server and that have an answer.
     pub answered: usize,
-    /// Number of attempts of all requests, with those that got no answer.
+    /// Number of attempts of all requests, including attempts that got no answer.
     pub attempts: u64,
     /// Tokens of the prompts of answered requests, as the server counts them.
     pub prompt_tokens: u64,
@@ -73,8 +73,8 @@ impl EndpointRun<'_> {
     /// the server refuses, or whose media cannot be loaded, gets a line with its error.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails,
-    /// refuses everything, or the cap on cost is reached; a run that continues the file sends their requests again.
+    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails
+    /// or refuses everything, or the cap on cost is reached. A run that continues the file requests these rows again.
     /// With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
         let begun = Instant::now();
@@ -97,7 +97,7 @@ impl EndpointRun<'_> {
             drop(answered);
             let mut loop_ = AskingLoop::new(self, to_send, &answers, &file);
             let asked = loop_.ask_all(&mut file);
-            // This drops the other fields of the loop, among them the sender of requests, so that the threads end.
+            // The pattern drops the loop's other fields. One of them is the sender of requests, so the threads end.
             let AskingLoop { summary, unanswered, first_failure, .. } = loop_;
             asked.map(|()| (summary, unanswered, first_failure))
         });
@@ -236,7 +236,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                 let is_run_over =
                     matches!(failure.kind, FailureKind::Unusable | FailureKind::Budget | FailureKind::Stopped);
                 self.is_ending |= is_run_over || self.unanswered_in_a_row >= MAX_UNANSWERED_IN_A_ROW;
-                // The failure that ends the run explains more than the failure of a single row.
+                // A failure that ends the run replaces the failure of a single row, because it explains more.
                 if is_run_over || self.first_failure.is_none() {
                     self.first_failure = Some(failure);
                 }

@@ -40,7 +40,7 @@ pub enum ExistingOutput {
     Overwrite,
 }
 
-/// Where a run starts, depending on the files that an earlier run has left.
+/// The position at which a run starts, depending on the files that an earlier run has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// At the first row.
@@ -60,9 +60,9 @@ pub struct PredictionFile {
     start: Start,
     /// `None` until [`Self::begin`].
     file: Option<File>,
-    /// Number of lines in the file. It is also the index of the row whose line is written next.
+    /// Number of lines in the file, which is also the index of the row whose line is written next.
     lines: usize,
-    /// Lines that wait until the lines of all earlier rows are written, by row.
+    /// Lines, by row, that are not in the file yet because the line of an earlier row is missing.
     waiting: BTreeMap<usize, Vec<u8>>,
     /// `OUT.partial.early`; `None` until [`Self::begin`].
     early: Option<File>,
@@ -215,12 +215,12 @@ impl PredictionFile {
         let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
-        // A process that was killed between two lines may have left the next line among the early lines.
+        // If the earlier process was killed between two lines, the next line may already be among the early lines.
         self.write_waiting_lines().map(drop)
     }
 
-    /// Accepts the line of a row; rows may come in any order. Writes all accepted lines up to the first row without a
-    /// line. Returns the number of lines in the file.
+    /// Accepts the line of a row, in any order of rows. Writes the accepted lines of all rows before the first row
+    /// without a line. Returns the number of lines in the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -240,7 +240,8 @@ impl PredictionFile {
         self.write_waiting_lines()
     }
 
-    /// Writes the lines that wait, up to the first row without a line. Returns the number of lines in the file.
+    /// Writes the waiting lines of all rows before the first row without a line. Returns the number of lines in the
+    /// file.
     fn write_waiting_lines(&mut self) -> Result<usize> {
         while let Some(file) = &mut self.file
             && let Some(line) = self.waiting.remove(&self.lines)
@@ -289,8 +290,8 @@ impl PredictionFile {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
         let refuse =
             |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
-        // A process that was killed right after its start leaves an empty file without settings. Such a file may be
-        // replaced.
+        // An empty file without settings may be replaced: a process that was killed right after its start leaves such
+        // a file.
         if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
             let help = "continue it with --resume, or start again with --overwrite";
             return refuse(partial, "is the unfinished output of an earlier run", help);

@@ -1,5 +1,5 @@
 //! The predictions file of a run and the rows that this process answers. If several processes (ranks) share the rows,
-//! only rank 0 has the file, and it tells the others which rows have no line in it.
+//! only rank 0 has the file. Rank 0 tells the other ranks which rows have no line in the file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::settings::PredictionSettings;
 /// rows.
 const PARTS_PER_RANK: usize = 4;
 
-/// Where the lines of a run go, and the rows that this process answers.
+/// The predictions file of a run, and the rows that this process answers.
 #[derive(Debug)]
 pub struct PredictionOutput<'a> {
     /// The file; `None` on ranks other than 0.
@@ -30,7 +30,7 @@ pub struct PredictionOutput<'a> {
     is_complete: bool,
 }
 
-/// What rank 0 tells the others before a run.
+/// The message that rank 0 sends to all other ranks before a run.
 #[derive(Serialize, Deserialize)]
 struct RowsToAnswer {
     settings: PredictionSettings,
@@ -66,11 +66,11 @@ impl<'a> PredictionOutput<'a> {
         Ok(Self { file, rows, ranks, is_complete })
     }
 
-    /// Opens the file on rank 0, and takes all rows that have no line in it on every rank: the ranks compute one model
-    /// together. All ranks call this.
+    /// Opens the file on rank 0 of a divided model. Every rank takes all rows without a line, because the ranks
+    /// compute each row together. All ranks call this function.
     ///
     /// # Errors
-    /// The errors of [`PredictionOutput::open`].
+    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
     pub fn open_together(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
@@ -117,7 +117,8 @@ impl<'a> PredictionOutput<'a> {
 fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
     let most = (missing.len() / (PARTS_PER_RANK * ranks)).max(1);
     let mut counts = vec![0; ranks];
-    // By video: the rank that answers its next row, and the number of rows about it that this rank already has.
+    // For each video: the rank that gets the next row about it, and the number of rows about it that this rank
+    // already has.
     let mut videos: HashMap<String, (usize, usize)> = HashMap::new();
     let mut own = Vec::new();
     for &row in missing {
@@ -180,7 +181,7 @@ mod tests {
     #[test]
     fn ranks_share_all_rows_and_keep_the_rows_of_a_video_together() {
         let missing: Vec<usize> = (5..125).filter(|row| row % 7 != 0).collect();
-        // Three rows follow each other for each video; every fifth row has none.
+        // Each three consecutive rows are about one video. Every fifth row has no video.
         let video = |row: usize| (!row.is_multiple_of(5)).then(|| format!("{}.mp4", row / 3));
         for ranks in [1, 2, 3, 4, 7] {
             let parts: Vec<Vec<usize>> = (0..ranks).map(|rank| rows_of_rank(&missing, video, rank, ranks)).collect();

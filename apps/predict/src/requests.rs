@@ -38,7 +38,7 @@ pub enum VideoForm {
     Reel,
 }
 
-/// The rows of a data file, with all that is needed to make a chat request of each row.
+/// Makes the chat request of each row of a data file.
 #[derive(Debug)]
 pub struct ChatRequests {
     rows: Arc<RowConversations>,

@@ -25,7 +25,7 @@ use crate::line::{RowResult, error_line, prediction_line};
 use crate::output::{PredictionOutput, RowSubset};
 use crate::prompts::RowPrompts;
 
-/// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
+/// Time between two checks for an interruption while the loop waits for the media of a row.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How the completions of each row are sampled.
@@ -55,12 +55,12 @@ pub struct PredictionRun<'a> {
     pub strict: bool,
     /// Whether the run prints no progress.
     pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true to stop the run (Ctrl-C).
     pub stop: &'a AtomicBool,
     /// If given, the server that answers requests with the same weights between the decode steps.
     pub server: Option<&'a dyn LiveServer>,
-    /// The processes that compute the model together with this one, if there are several. All of them answer the same
-    /// rows in the same steps, and rank 0 decides when a row begins.
+    /// The processes that compute the divided model together with this process, if there are several. All of them
+    /// answer the same rows in the same steps, and rank 0 decides when a row begins.
     pub divided: Option<RunRanks<'a>>,
 }
 
@@ -73,7 +73,7 @@ pub struct PredictionSummary {
     pub resumed_after: usize,
     /// Number of rows that got a line with an error instead of an output.
     pub errors: usize,
-    /// The error of the first row that got one.
+    /// The error of the first row whose line has an error.
     pub first_error: Option<String>,
     /// Number of tokens that this run generated, on all ranks.
     pub completion_tokens: u64,
@@ -114,7 +114,7 @@ impl std::fmt::Debug for PredictionRun<'_> {
     }
 }
 
-/// Where the loop puts the lines of rows that it has finished.
+/// The destination of finished lines.
 pub(super) trait FinishedLines {
     /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
     ///
@@ -171,7 +171,7 @@ impl Drop for FileWithProgress {
     }
 }
 
-/// Drops the lines: rank 0 of the processes that compute the model together has the same ones and writes them.
+/// Discards lines, on ranks other than 0 of a divided model. Rank 0 computes the same lines and writes them.
 struct NoLines;
 
 impl FinishedLines for NoLines {
@@ -209,8 +209,8 @@ impl PredictionRun<'_> {
         }
     }
 
-    /// Generates the lines of `own` rows and puts them into `lines`. `processes` on this machine do so at the same
-    /// time. Returns the number of generated tokens.
+    /// Generates the lines of the rows `own` and puts them into `lines`. `processes` is the number of processes on
+    /// this machine that generate at the same time. Returns the number of generated tokens.
     pub(super) fn generate_rows(
         &self,
         own: Vec<usize>,
@@ -289,7 +289,7 @@ struct RowsInProgress<'r, 'a> {
     own: Vec<usize>,
     /// The index in `own` of the next row to add to the batch.
     next: usize,
-    /// Rows that did not fit into memory together with other rows. Each is computed again alone.
+    /// Rows that did not fit into memory together with other rows. Each of these rows is computed again alone.
     held: VecDeque<(usize, Arc<ModelInput>)>,
     /// The row that is computed alone now.
     alone: Option<usize>,
@@ -312,7 +312,7 @@ impl RowsInProgress<'_, '_> {
         completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
     }
 
-    /// Returns an error if the run is to stop. Rank 0 decides for the processes that compute the model together.
+    /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
     fn error_if_stopped(&self) -> Result<()> {
         let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
         let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
@@ -320,8 +320,8 @@ impl RowsInProgress<'_, '_> {
         Ok(error_if_stopped(&stops)?)
     }
 
-    /// The prompt of the next row; `None` if its media are not decoded within `patience`. Rank 0 decides for the
-    /// processes that compute the model together; the others wait for their media if rank 0 has its own.
+    /// The prompt of the next row; `None` if the row's media are not decoded within `patience`. Rank 0 of a divided
+    /// model decides: if its media are decoded, the other ranks wait until theirs are decoded, too.
     fn next_prompt(&mut self, patience: Duration) -> Result<Option<reel_samples::Result<ModelInput>>> {
         let index = self.next as u64;
         let Some(divided) = self.run.divided else { return Ok(self.ahead.get_within(index, patience)) };

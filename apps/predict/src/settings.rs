@@ -20,7 +20,7 @@ pub struct FingerprintedInput {
     files: ModelFiles,
 }
 
-/// Everything that decides the bytes of a predictions file.
+/// The inputs and options that determine the bytes of a predictions file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictionSettings {
     command: String,
@@ -46,9 +46,9 @@ pub struct PredictionSettings {
 }
 
 impl PredictionSettings {
-    /// The settings of a run of `command` on `device`. The model is a folder, and so is the adapter, if there is one.
-    /// `data` is the data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User
-    /// names, passwords and queries of URLs in the options are left out.
+    /// The settings of a run of `command` on `device`. `model` and `adapter` are folders. `data` is the data file
+    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names, passwords and
+    /// queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
@@ -110,9 +110,9 @@ impl PredictionSettings {
         }
     }
 
-    /// The settings of a run of `command` during training, whose rows the model in training answers. `model` is the
-    /// name of the checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data
-    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only.
+    /// The settings of a run of `command` in which a model answers during its training. `model` is the name of the
+    /// checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data with its
+    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
     pub fn of_policy(
         command: &str,
         model: (&Path, &str),

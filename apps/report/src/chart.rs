@@ -260,8 +260,8 @@ impl Chart {
         format!("<div class=\"legend\">{entries}</div>")
     }
 
-    /// What a browser without JavaScript shows: the first and the last value of each line of a line chart, and a notice
-    /// in place of other charts.
+    /// The text that a browser without JavaScript shows: for a line chart, the first and the last value of each line;
+    /// for other charts, a notice.
     fn fallback(&self) -> String {
         let Chart::Lines { x, series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
         let (x, mut text) = (x.unit(), String::new());
@@ -289,8 +289,8 @@ impl RooflinePoint {
     }
 }
 
-/// Returns the finite points. If there are more than [`MAX_POINTS`], returns only the lowest and the highest point of
-/// each stretch, so that spikes stay visible.
+/// Returns the finite points. If there are more than [`MAX_POINTS`], keeps only the lowest and the highest point of
+/// each stretch of steps, so that spikes stay visible.
 fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let finite: Vec<(u64, f64)> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
     if finite.len() <= MAX_POINTS {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     proptest! {
-        // Few cases are tried, because each case has thousands of values.
+        // The number of test cases is small, because each case has thousands of values.
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         /// A line has at most [`MAX_POINTS`] points, sorted by step; the lowest and the highest value are among them.

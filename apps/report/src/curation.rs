@@ -13,7 +13,7 @@ use crate::table::Table;
 /// Number of bars of a histogram.
 const BINS: usize = 20;
 
-/// Maximum number of samples of kept rows; the next constant is the maximum for each reason of rejection.
+/// Maximum number of samples of kept rows (`KEPT_SAMPLES`) and of rejected rows for each reason (`REASON_SAMPLES`).
 const KEPT_SAMPLES: usize = 10;
 const REASON_SAMPLES: usize = 3;
 
@@ -178,7 +178,7 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
     html + "</details>\n"
 }
 
-/// The histogram of whole numbers. It has at most [`BINS`] bars, and each bar counts equally many consecutive numbers.
+/// A histogram of whole numbers with at most [`BINS`] bars. Each bar counts the same number of consecutive numbers.
 fn counts_histogram_html(distribution: &Distribution) -> String {
     let (min, max) = (distribution.min as usize, distribution.max as usize);
     let width = (max - min + 1).div_ceil(BINS);
@@ -202,8 +202,8 @@ fn histogram_html(distribution: &Distribution) -> String {
     bars_html(&bins.into_iter().map(|(from, to, count)| (label(from, to), count)).collect::<Vec<_>>(), most)
 }
 
-/// Horizontal bars, each with its text on the left and its count on the right. The count `most` gives a bar of full
-/// width.
+/// Horizontal bars, each with its text on the left and its count on the right. A bar with the count `most` has the
+/// full width.
 fn bars_html(bars: &[(String, usize)], most: usize) -> String {
     let mut html = String::from("<div class=\"bars\">\n");
     for (text, count) in bars {
@@ -275,7 +275,8 @@ mod tests {
         for part in ["Which &lt;script&gt;?", "I see &lt;/details&gt; a ball.", "a&amp;b", "25.0 %"] {
             assert!(html.contains(part), "{part}: {html}");
         }
-        // Lengths of 3 to 42 words are drawn as twenty bars of two lengths each. A few lengths get one bar each.
+        // The 40 lengths from 3 to 42 words are drawn as 20 bars of two lengths each. A few distinct lengths get one
+        // bar each.
         let lengths = |values: &[f64]| counts_histogram_html(&Distribution::new(values.iter().copied()).unwrap());
         let wide = lengths(&[3.0, 4.0, 42.0]);
         assert!(wide.contains("<span>3 – 4</span><div><i style=\"width:100.0%\"></i></div><span>2</span>"), "{wide}");

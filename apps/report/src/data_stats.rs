@@ -132,7 +132,8 @@ mod tests {
         let html = data_stats_page_html("a<b>.jsonl", &stats);
         assert!(html.contains("a&lt;b&gt;.jsonl") && html.contains("&lt;script&gt;") && !html.contains("<script"));
         assert!(html.contains("3 rows, of which 1 cannot be used") && html.contains("missing media"));
-        // One bar of the layout, one of the column, 20 of durations, one of the only number of tokens.
+        // One bar for the layout, one for the column, 20 for the durations, and one because all rows have the same
+        // number of tokens.
         assert_eq!(html.matches("<i style").count(), 1 + 1 + 20 + 1);
         assert!(html.contains("10.50 – 11</span>") && html.contains(">2.50<"), "{html}");
         // Numbers of tokens are whole.

@@ -44,7 +44,7 @@ impl Page {
         Page { script: Some(script), ..self }
     }
 
-    /// Adds HTML. The caller has escaped all texts in it.
+    /// Adds HTML. The caller must have escaped all texts in it.
     pub fn add(&mut self, html: &str) {
         self.body += html;
     }
@@ -95,7 +95,7 @@ mod tests {
     use crate::chart::{LineSeries, XAxis, YRange};
     use proptest::prelude::*;
 
-    /// Returns texts with the characters that end elements, strings, comments and attributes.
+    /// Returns texts with the characters that end HTML elements, strings, comments and attributes.
     fn hostile() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             Just("</script>".to_string()),

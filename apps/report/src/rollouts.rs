@@ -18,8 +18,8 @@ use crate::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
 const MAX_STEPS: usize = 60;
-/// Minimum number of steps shown per run, whatever the size of their frames. A run with fewer steps shows all of its
-/// steps.
+/// Minimum number of steps shown per run, even if their frames are large. For a run with fewer steps, all steps are
+/// shown.
 const MIN_STEPS: usize = 12;
 /// Maximum bytes of frame images per run. If the images take more, fewer steps are shown.
 const MAX_FRAME_BYTES: u64 = 12 << 20;
@@ -157,7 +157,7 @@ mod tests {
         let steps: Vec<u64> = (1..=1000).collect();
         let small = shown_steps(&steps, |_| 1000);
         assert_eq!((small.len(), small[0], small[MAX_STEPS - 1]), (MAX_STEPS, 1, 1000));
-        // Large frames leave room for fewer steps, but never for fewer than the minimum.
+        // With large frames, fewer steps are shown, but never fewer than `MIN_STEPS`.
         let large = shown_steps(&steps, |_| MAX_FRAME_BYTES / 20);
         assert_eq!((large.len(), large[0], large[19]), (20, 1, 1000));
         assert_eq!(shown_steps(&steps, |_| MAX_FRAME_BYTES).len(), MIN_STEPS);

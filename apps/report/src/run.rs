@@ -1,4 +1,4 @@
-//! A training run as its page shows it.
+//! Reads the output folder of a training run for the run's page.
 
 use std::fs;
 use std::path::{Path, PathBuf};

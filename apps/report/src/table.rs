@@ -57,7 +57,7 @@ impl Table {
         for (attributes, cells) in &self.rows {
             let _ = write!(html, "<tr{attributes}>");
             for (i, (cell, column)) in cells.iter().zip(&self.columns).enumerate() {
-                // A card hides empty cells; its first cell is its title and needs no label.
+                // A card hides empty cells. The first cell of a card is the card's title and needs no label.
                 let label = match !is_wide || column.is_empty() || cell.is_empty() || i == 0 {
                     true => String::new(),
                     false => format!(" data-label=\"{}\"", escape_html(column)),

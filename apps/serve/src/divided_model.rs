@@ -12,7 +12,7 @@ use reel_model::ModelError;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_ranks::{RankError, Ranks};
 
-/// The name of rank 0's message before a step, in the messages about failures.
+/// The name of rank 0's message before a step, for error messages.
 const STEP: &str = "next step of the engine";
 
 /// The processes that serve a model together, and how the model is divided among them.
@@ -29,7 +29,7 @@ fn failed(e: RankError) -> EngineError {
 }
 
 impl DividedModel {
-    /// Sends the message before a step to the other ranks; no bytes end their work.
+    /// Sends the message before a step to the other ranks. An empty message ends their loop.
     ///
     /// # Errors
     /// Another rank has failed.
@@ -37,7 +37,7 @@ impl DividedModel {
         self.ranks.broadcast(STEP, 0, Some(step)).map(drop).map_err(failed)
     }
 
-    /// Waits for rank 0's message before a step; empty at the end.
+    /// Waits for rank 0's message before a step. An empty message means that no step follows.
     ///
     /// # Errors
     /// Another rank has failed.
@@ -45,8 +45,8 @@ impl DividedModel {
         self.ranks.broadcast(STEP, 0, None).map_err(failed)
     }
 
-    /// Returns `loaded` if it has succeeded on all ranks, else this rank's error, or the error of the first other rank.
-    /// All ranks call this.
+    /// Returns `loaded` if loading has succeeded on all ranks. Otherwise returns this rank's error, or that of the
+    /// first other rank with an error. All ranks call this.
     ///
     /// # Errors
     /// Another rank has failed.

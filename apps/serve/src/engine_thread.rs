@@ -72,8 +72,8 @@ pub(crate) struct GenerationJob {
     pub(crate) deadline: Option<Instant>,
 }
 
-/// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step of
-/// the engine is captured or launched at the same time. Checks that can be made earlier have been made before.
+/// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step
+/// of the engine is captured or launched at the same time. The files have already been checked as far as possible.
 pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
 
 /// Opens an adapter, on the engine's thread.
@@ -93,7 +93,7 @@ pub(crate) struct NewWeights {
 pub(crate) struct NewAdapter {
     /// The folder of the adapter.
     pub(crate) folder: PathBuf,
-    /// Opens the adapter and checks that it fits the model, unless that was done before.
+    /// Opens the adapter and checks that it fits the model, if this was not done before.
     pub(crate) open: OpenAdapter,
     /// Gets the adapter's id.
     pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
@@ -154,7 +154,7 @@ impl EngineQueue {
     }
 }
 
-/// Clears the flag when it is dropped, even by a panic.
+/// A flag that is cleared when this value is dropped, even by a panic.
 struct AliveFlag(Arc<AtomicBool>);
 
 impl Drop for AliveFlag {
@@ -196,7 +196,7 @@ pub(crate) fn start(
     }
 }
 
-/// The engine thread's ends of its channels.
+/// The ends of the channels that belong to the engine's thread.
 struct Channels {
     commands: mpsc::Receiver<EngineCommand>,
     /// Receives one message when the KV cache is allocated.
@@ -215,7 +215,8 @@ fn run(
     let mut version = turns.as_ref().map(DeviceBorrower::wait_for_turn);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
-    // From here on, only the engine holds the weights, so that replacing the weights frees their memory.
+    // Drops this reference to the weights. Then only the engine holds them, and replacing the weights frees their
+    // memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     // `start` waits for it.
@@ -290,7 +291,7 @@ fn step_message(commands: &[EngineCommand], dropped: &[u64]) -> Result<Vec<u8>, 
 struct Running {
     events: UnboundedSender<GenerationEvent>,
     unfinished: usize,
-    /// The deadline, if the engine's thread and not the batch watches it.
+    /// The deadline, if the engine's thread instead of the batch checks it.
     deadline: Option<Instant>,
 }
 
@@ -299,7 +300,7 @@ pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
     text: &'e TokenText,
     batch: ContinuousBatch<'e, 'e, 'static>,
-    /// The requests, by the number under which the batch knows each.
+    /// The requests, by their number in the batch.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
@@ -362,8 +363,8 @@ impl<'e> ServedRequests<'e> {
         Ok(())
     }
 
-    /// Loads new weights and continues with them. If loading fails, the old weights stay. A later error is an error of
-    /// the device, and is returned.
+    /// Loads new weights and continues with them. If loading fails, the old weights stay. A returned error is an
+    /// error of the device.
     fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
         let NewWeights { load, done, .. } = weights;
         let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
@@ -386,7 +387,7 @@ impl<'e> ServedRequests<'e> {
         Ok(())
     }
 
-    /// Returns `loaded` if it has succeeded on all processes that serve the model.
+    /// Returns `loaded` if loading has succeeded on all processes that serve the model, otherwise an error.
     fn agree_on_load<T>(
         &self,
         name: &str,
@@ -398,8 +399,8 @@ impl<'e> ServedRequests<'e> {
         }
     }
 
-    /// Whether the server continues without the change that caused this error. If several processes serve the model,
-    /// the others have made the change.
+    /// Whether the server can continue after a change of weights or adapters has failed with this error. It cannot if
+    /// several processes serve the model, because the other processes have made the change.
     fn may_fail_alone(&self, e: &EngineError) -> bool {
         self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
     }
@@ -411,7 +412,7 @@ impl<'e> ServedRequests<'e> {
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
         // The settings already contain a limit of new tokens, so the default of 0 is not used.
         let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
-        // The clocks of several processes differ, so rank 0 decides for all which requests are late.
+        // The clocks of several processes differ, so rank 0 alone decides which requests are late.
         let (of_batch, deadline) = if self.model.divided.is_some() { (None, deadline) } else { (deadline, None) };
         match self.batch.add(number, GenerationRequest { grammar, adapter, deadline: of_batch, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished, deadline })),
@@ -420,7 +421,8 @@ impl<'e> ServedRequests<'e> {
         }
     }
 
-    /// The requests whose channel is closed, and those whose deadline is over. The latter fail.
+    /// The requests whose channel is closed, and the requests whose deadline is over. A request past its deadline
+    /// fails.
     fn abandoned_or_late(&self) -> Vec<u64> {
         let now = Instant::now();
         let is_late = |running: &Running| running.deadline.is_some_and(|deadline| deadline <= now);

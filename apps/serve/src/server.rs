@@ -51,8 +51,8 @@ pub fn serve(
     serve_in_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
-/// Does the same as [`serve`], and passes the state that the handlers share to `on_listening`. With `turns`, the
-/// weights belong to a training run, and the engine's thread uses the device only in its turns.
+/// Serves a model as [`serve`] does, and passes the state that the handlers share to `on_listening`. With `turns`,
+/// the weights belong to a training run, and the engine's thread uses the device only in its turns.
 pub(crate) fn serve_in_turns(
     model: ServedModel,
     weights: ServedWeights,
@@ -74,8 +74,8 @@ pub(crate) fn serve_in_turns(
         engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, gauges, turns)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        // Few threads are allowed, because each of them keeps memory of the size of the largest request that it
-        // encoded.
+        // The number of threads is limited, because each thread keeps memory of the size of the largest request that
+        // it encoded.
         .max_blocking_threads(options.limits.encoders + SPARE_THREADS)
         .enable_all()
         .build()?;
@@ -120,7 +120,7 @@ pub(crate) fn serve_in_turns(
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });
-    // Drops the remaining handlers, and with them the last clones of the queue, which ends the engine's thread.
+    // Drops the remaining handlers. They hold the last clones of the queue, so the engine's thread ends.
     runtime.shutdown_timeout(STOP_INTERVAL);
     let engine = thread.join();
     if let Some(log) = log {
@@ -193,7 +193,8 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .layer(middleware::from_fn(refuse_encoded_body))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
-        // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.
+        // This outer layer runs before the check of the key, so a client on another machine cannot find out whether
+        // its key is valid.
         .layer(middleware::from_fn(api::admin::refuse_remote_clients));
     Router::new()
         .route("/health", get(api::health::health))
@@ -210,7 +211,7 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .with_state(shared)
 }
 
-/// Refuses a request whose body is compressed, because bodies are parsed as they come.
+/// Refuses a request with a compressed body, because the server does not decompress bodies.
 async fn refuse_encoded_body(request: Request, next: Next) -> Response {
     let codings = request.headers().get_all(CONTENT_ENCODING).into_iter().map(|value| value.as_bytes());
     match codings.into_iter().find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) {

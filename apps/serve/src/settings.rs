@@ -1,4 +1,4 @@
-//! The settings of a server: the model, the limits, the addresses and keys. Also the errors of a server.
+//! The settings of a server (model, limits, addresses and keys), and its errors.
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -32,7 +32,7 @@ pub struct ServedModel {
     pub dtype: DType,
     /// How the decoder's weights are stored.
     pub quantization: Quantization,
-    /// Whether the weights on a CPU are copied into memory instead of being mapped from their files.
+    /// On a CPU, whether the weights are copied into memory; if false, they are mapped from their files.
     pub is_copied: bool,
     /// The processes that serve the model together with this one, if there are several.
     pub divided: Option<DividedModel>,

@@ -1,8 +1,8 @@
 //! A server beside a training run. It answers requests with the model in training.
 //!
 //! The run calls [`TrainingServer::lend_device`] between its launches, at moments when it holds no activations.
-//! Requests then use the device for their share of the time. Each call adds time to an account, and the turns of the
-//! engine's thread are paid from this account.
+//! Requests then use the device for their share of the time. Each call adds the requests' share of the elapsed time
+//! to an account. The turns of the engine's thread are subtracted from this account.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,11 +18,11 @@ use crate::device_turns::{DeviceBorrower, DeviceTurns};
 use crate::server::serve_in_turns;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
-/// Maximum time that the account saves while there are no requests.
+/// Maximum time that the account can hold, reached while there are no requests.
 const MAX_SAVED: Duration = Duration::from_secs(1);
 
-/// Bytes of host memory for the vision tokens of requests (256 MiB). Used if the run trains the vision tower, because
-/// it then has no such cache itself.
+/// Size of the feature cache for vision tokens of requests, in bytes of host memory (256 MiB). It is used if the run
+/// trains the vision tower, because such a run has no feature cache.
 const VISION_CACHE_BYTES: usize = 256 << 20;
 
 /// A server that answers requests with a model while the model is trained. Dropping the server ends it as
@@ -175,7 +175,7 @@ impl TrainingServer {
 
 impl Drop for TrainingServer {
     fn drop(&mut self) {
-        // The error is dropped. A caller that wants to report it must call `finish` before.
+        // The error is dropped. To report it, the caller must call `finish` before the drop.
         let _ = self.finish();
     }
 }

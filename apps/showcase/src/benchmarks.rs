@@ -92,8 +92,8 @@ impl ClipBenchmark {
     }
 }
 
-/// The clips that are asked about a second time with their frames in random order: every second clip of the task
-/// motion. The accuracy is much lower with shuffled frames, so half of the clips are enough to see the difference.
+/// The clips of the benchmark with shuffled frames: every second clip of the task motion, with its frames in random
+/// order. The accuracy is much lower with shuffled frames, so half of the clips are enough to see the difference.
 pub fn shuffled_clips(clips: &[Clip]) -> impl Iterator<Item = &Clip> {
     clips.iter().filter(|clip| clip.task == ClipTask::Motion).step_by(2)
 }

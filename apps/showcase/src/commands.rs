@@ -23,8 +23,8 @@ impl Demo {
         let command = STAND_IN_MODELS.iter().fold(command, |command, (stage, model)| {
             command.with_option(&format!("--{stage}"), url).with_option("--name", format!("{stage}={model}"))
         });
-        // Each chain is one sentence, and clips with the same answer have the same chain. The frames are not compared
-        // with chains, because the demo's SigLIP has random weights.
+        // The filters must accept short and equal chains: each chain is one sentence, and clips with the same answer
+        // have the same chain. Chains are not compared with frames, because the demo's SigLIP has random weights.
         let command =
             command.with_option("--min-words", "4").with_option("--max-overlap", "1").with_switch("--no-similarity");
         command.with_switch("--keep-paths").with_option("--layout", "chat").with_option("--seed", self.seed.to_string())

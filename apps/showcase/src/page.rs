@@ -24,7 +24,7 @@ const STYLE: &str = include_str!("page.css");
 pub struct ResultRow {
     /// The row's label: a task, `motion, frames shuffled`, or `all`.
     pub name: &'static str,
-    /// Correct answers before, between and after the two training stages.
+    /// Correct answers before training, after SFT and after GRPO.
     pub tallies: [AnswerTally; 3],
     /// The accuracy of random guesses, if the table shows it.
     guess: Option<f64>,

@@ -45,7 +45,7 @@ pub struct TrainingStage {
     config: &'static str,
     /// The stage's heading on the page.
     pub title: &'static str,
-    /// What the page says about the stage.
+    /// The description of the stage on the page.
     pub about: &'static str,
     /// The metrics that the page draws over the steps: name, caption, and whether the y axis is logarithmic.
     pub curves: &'static [(&'static str, &'static str, bool)],
@@ -146,7 +146,7 @@ pub struct DemoOutcome {
     pub temporal: bool,
     /// The held-out clips.
     pub clips: Vec<Clip>,
-    /// The answers to the held-out clips before, between and after the two training stages.
+    /// The answers to the held-out clips before training, after SFT and after GRPO.
     pub answers: [EvaluationAnswers; 3],
     /// The funnel of the curation: how many rows were kept, rejected or failed.
     pub curation: Summary,
@@ -305,8 +305,8 @@ impl Demo {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
             Ok(encode_video(&folder.join(file), frames, &encoding)?)
         };
-        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes. So each clip is drawn
-        // right before it is encoded, and only the first `kept` clips keep their frames.
+        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is
+        // drawn right before it is encoded, and only the first `kept` clips keep their frames.
         let make_all = |count: usize, kept: usize, draw: &(dyn Fn(usize) -> Clip + Sync)| -> Result<Vec<Clip>> {
             let make = |i: usize| {
                 let clip = draw(i);
@@ -411,7 +411,7 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
 
 /// A clip as a row of the list for curation.
 fn list_row(clip: &Clip, id: usize) -> Value {
-    // The type `free-form` compares an answer in words as a whole; these questions have no options.
+    // These questions have no options. The type `free-form` compares an answer in words as a whole.
     let kind = if clip.task == ClipTask::Count { "numerical" } else { "free-form" };
     json!({"problem_id": id, "problem": clip.task.question(), "data_type": "video", "problem_type": kind,
         "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.data_source()})

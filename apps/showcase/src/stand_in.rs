@@ -47,7 +47,7 @@ impl SeenShape {
         Some(Self { color: color.into(), center: [x.parse().ok()?, y.parse().ok()?] })
     }
 
-    /// The flaw of the answers about this shape; `None` unless the shape is grey.
+    /// The flaw of chains about this shape; `None` if the shape is not grey.
     fn flaw(&self) -> Option<Flaw> {
         let level: usize = self.color.strip_prefix("grey-")?.parse().ok()?;
         let step = (level + GREY_STEP / 2).saturating_sub(GREY_LEVELS) / GREY_STEP;
@@ -58,17 +58,17 @@ impl SeenShape {
 /// A way in which a chain of thought or its answer is flawed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
-    /// Its answer is wrong.
+    /// The chain's answer is wrong.
     WrongAnswer,
-    /// The revised chain has another answer than the chain before.
+    /// The revised chain has a different answer than the chain before the revision.
     ChangedAnswer,
-    /// It goes round in circles.
+    /// The chain repeats itself.
     Loop,
-    /// It names the answer first.
+    /// The chain names the answer first.
     EarlyAnswer,
-    /// It speaks of the description.
+    /// The chain mentions the description.
     MentionsDescription,
-    /// It says nothing.
+    /// The chain is too short to explain the answer.
     TooShort,
 }
 
@@ -83,7 +83,7 @@ impl Flaw {
         Self::TooShort,
     ];
 
-    /// Makes the chain and the answer of a flawed reasoner from the right chain and answer.
+    /// Makes a flawed chain and answer from the correct chain and answer.
     fn apply(self, thought: &str, answer: &str) -> (String, String) {
         let thought = match self {
             Self::WrongAnswer | Self::ChangedAnswer => thought.to_string(),

@@ -1,5 +1,5 @@
-//! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the error of
-//! either result with the error bound that PTX documents.
+//! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the errors
+//! of both results with the error bound that PTX documents.
 
 use super::InstructionCase;
 use super::format::FloatFormat;
@@ -32,7 +32,7 @@ pub struct CaseComparison {
 pub struct ApproximationErrors {
     /// The largest error, as a multiple of the allowed error.
     pub largest: f64,
-    /// Number of results whose kind (NaN, infinite or finite) differs from that of the exact result.
+    /// Number of results of another kind (NaN, infinite or finite) than the exact result.
     pub other_kind: usize,
     /// The lane with the largest error.
     pub lane: usize,

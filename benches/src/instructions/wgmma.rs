@@ -102,8 +102,8 @@ pub fn wgmma_cases(lanes: usize) -> Vec<InstructionCase> {
         .collect()
 }
 
-/// Returns products in clusters, with descriptors of addresses that contain the block's rank. The sizes are such that
-/// all addresses lie in shared memory even if the rank is part of the leading byte offset.
+/// Returns products in clusters, with descriptors of addresses that contain the block's rank. The sizes are chosen so
+/// that all addresses lie in shared memory even if the rank is part of the leading byte offset.
 fn cluster_products() -> Vec<Product> {
     let mut all = Vec::new();
     for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
@@ -306,5 +306,6 @@ impl Product {
     }
 }
 
-/// The tests compare sums of small integers exactly, so even a sum over the longest k must be exact in f16 and f32.
+/// The comparison requires sums of small integers to be exact, so a sum over the longest k must be exact in f16 and
+/// f32.
 const _: () = assert!(32 * 9 + 3 < 1 << (F16.fraction + 1) && F16.fraction < F32.fraction);

@@ -29,7 +29,7 @@ const MAX_OUTPUT: usize = 256 << 10;
 /// Maximum number of characters of the extracted answer that the page stores beside the output.
 const MAX_ANSWER: usize = 500;
 
-/// Adds the part of the page in which a reader browses single answers.
+/// Adds the section of the page in which a reader browses single answers.
 pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &FrameStrips) {
     let runs_filter = match against {
         None => "",
@@ -62,7 +62,8 @@ pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     page.add(&format!("<script type=\"application/json\">{data}</script></section>\n"));
 }
 
-/// A sentence: how many questions are shown with frames, and why the other questions have no frames.
+/// A note with the number of questions that are shown with frames, and the reasons why other questions have no
+/// frames.
 fn frames_note(run: &EvaluationRun, frames: &FrameStrips) -> String {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut with = 0;
@@ -155,8 +156,8 @@ pub fn better_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
     counts
 }
 
-/// The answers of another run, by the name of their row. If several rows have one name, the n-th row of one run is
-/// paired with the n-th row of the other run.
+/// Finds the answer of a second run to the same question, by the row's name. If several rows have the same name, the
+/// n-th row of one run is paired with the n-th row of the other run.
 struct Pairs<'a> {
     by_name: HashMap<&'a str, std::collections::VecDeque<&'a Answer>>,
 }

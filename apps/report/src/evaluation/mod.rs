@@ -33,7 +33,7 @@ const SCRIPT: &str = include_str!("answers.js");
 /// The answers of a model to the questions of benchmarks.
 #[derive(Clone, Debug)]
 pub struct EvaluationRun {
-    /// The name by which the page tells two runs apart.
+    /// The name of this run on a page that compares two runs.
     pub name: String,
     /// The benchmarks, in the order of the page.
     pub benchmarks: Vec<BenchmarkAnswers>,
@@ -73,7 +73,7 @@ impl EvaluationRun {
 }
 
 impl BenchmarkAnswers {
-    /// The rule that extracts answers from outputs, which is the rule that the scores used.
+    /// The rule that extracts answers from outputs. The scores used the same rule.
     fn extraction(&self) -> Extraction {
         self.report.extraction
     }

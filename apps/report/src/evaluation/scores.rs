@@ -12,7 +12,8 @@ use crate::escape::escape_html;
 use crate::html::Page;
 use crate::table::Table;
 
-/// The settings of the protocol that published scores are measured with, by their name in the settings file.
+/// The settings of the protocol behind the published scores, each with its name in the settings file and the allowed
+/// values.
 const PROTOCOL: [(&str, &str, &[f64]); 5] = [
     ("temperature", "--temperature", &[0.01, 0.1]),
     ("top_p", "--top-p", &[0.001]),
@@ -164,8 +165,8 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
         found.push(format!("only part {shard} of the questions (--shard)"));
     }
     for (reason, count) in options["data_files"]["left_out"].as_object().into_iter().flatten() {
-        // Rows that are left out for another reason, such as open-ended questions, are left out by the rules of the
-        // benchmark.
+        // Only these two reasons are differences. Other rows, such as open-ended questions, are left out by the rules
+        // of the benchmark.
         if ["video is missing", "bad row"].contains(&&reason[..]) {
             found.push(format!("{count} rows left out ({reason})"));
         }

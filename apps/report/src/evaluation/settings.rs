@@ -94,7 +94,7 @@ fn named_settings(run: &EvaluationRun) -> Vec<(String, String)> {
         let name = if name == "version" { "reel" } else { name };
         list.extend((!value.is_null()).then(|| (name.replace('_', " "), shown(value))));
     }
-    // These options differ between benchmarks, so they are not listed here but in the table of data files.
+    // Options that differ between benchmarks. The table of data files shows them instead of this list.
     const OF_BENCHMARK: [&str; 4] = ["benchmark", "task_version", "data_files", "stop"];
     let options = settings["options"].as_object().into_iter().flatten();
     let options = options.filter(|(name, value)| !OF_BENCHMARK.contains(&&name[..]) && !value.is_null());

@@ -30,7 +30,7 @@ pub(crate) async fn load(State(shared): State<Arc<ServerState>>, body: Body) -> 
     let replace = fields.take("load_inplace", "true or false")?.unwrap_or(false);
     fields.refuse_remaining_fields()?;
     let (loading, path, of) = (shared.clone(), folder.clone(), name.clone());
-    // Loading runs in a task of its own, so that a client that disconnects does not stop it half-way.
+    // The adapter is loaded in a separate task. Otherwise a client that disconnects would stop the loading half-way.
     let loaded = tokio::spawn(async move {
         // The semaphore is never closed.
         let _turn = loading.weight_changes.acquire().await;

@@ -31,7 +31,7 @@ use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
 
-/// Headers that a proxy adds, or that a browser adds to a request of another server's web page.
+/// Headers that are added by a proxy, or by a browser to a request from another server's web page.
 const HEADERS_OF_OTHERS: [&str; 7] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
 
@@ -44,8 +44,8 @@ pub(crate) async fn refuse_remote_clients(request: Request, next: Next) -> Respo
     }
 }
 
-/// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if the request is
-/// allowed.
+/// Returns the reason to refuse an admin request that comes from another machine or from a web page. `None` if the
+/// request is allowed.
 fn refusal(peer: Option<&PeerAddress>, headers: &HeaderMap) -> Option<String> {
     // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
     if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
@@ -76,7 +76,8 @@ pub(crate) async fn replace_weights(
             "the weights or an adapter are being changed already; try again when that is done",
         ));
     };
-    // The replacement runs in a task of its own, so that a client that disconnects does not stop it half-way.
+    // The weights are replaced in a separate task. Otherwise a client that disconnects would stop the replacement
+    // half-way.
     let replacing = tokio::spawn(replace(shared, folder.clone(), turn));
     let requests = replacing.await.map_err(|_| ApiError::internal("replacing the weights has panicked"))??;
     Ok(Json(json!({
@@ -84,7 +85,8 @@ pub(crate) async fn replace_weights(
     })))
 }
 
-/// Refuses weights that are a base model with an adapter while adapters are loaded: each layer has one adapter.
+/// Refuses a folder with a base model and an adapter while other adapters are loaded, because a layer can apply only
+/// one adapter.
 fn refuse_second_adapter(shared: &ServerState, folder: &Path) -> Result<(), ApiError> {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!("{name:?}")).collect();
     if names.is_empty() || !is_adapter_folder(folder) {

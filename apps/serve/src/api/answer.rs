@@ -80,13 +80,14 @@ impl TextOffsets {
 /// How tool calls are found in an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToolCallRules {
-    /// Keep only the first call of an answer.
+    /// Whether only the first call of an answer is kept.
     pub(crate) one_call: bool,
-    /// The request names the function that must be called. As in OpenAI's API, the finish reason is then `stop`.
+    /// Whether the request names the function that must be called. As in OpenAI's API, the finish reason is then
+    /// `stop`.
     pub(crate) is_named: bool,
 }
 
-/// What the whole answer, or all of its chunks, have in common.
+/// Makes the JSON of one answer, from the values that the whole answer or all of its chunks share.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) form: ApiForm,
@@ -181,7 +182,7 @@ impl Answer {
         let (mut content, mut calls) = (None, Vec::<(String, String)>::new());
         for piece in pieces {
             match piece {
-                // Reasoning was split off before, so no such piece occurs here.
+                // No piece of reasoning occurs here, because the reasoning was split off before.
                 AnswerPiece::Text(text) | AnswerPiece::Reasoning(text) => {
                     content.get_or_insert_with(String::new).push_str(&text)
                 }
@@ -205,7 +206,7 @@ impl Answer {
     }
 
     /// The log-probabilities of these tokens in the form of the API; null without tokens. `offsets` has counted the
-    /// completion's earlier tokens, and counts these tokens, too.
+    /// characters of the completion's earlier tokens. This function adds those of these tokens.
     pub(crate) fn log_probs(
         &self,
         tokenizer: &Tokenizer,
@@ -227,7 +228,7 @@ impl Answer {
                 json!({"content": tokens.iter().map(token).collect::<Value>()})
             }
             ApiForm::Text => {
-                // Special tokens are not part of the text.
+                // Special tokens have no bytes, because they are not part of the text.
                 let bytes = |id: TokenId| if tokenizer.is_special(id) { Vec::new() } else { tokenizer.token_bytes(id) };
                 let text_offsets: Vec<usize> = tokens.iter().map(|(id, _)| offsets.push(&bytes(*id))).collect();
                 let top = |(_, token): &(TokenId, TokenLogProbs)| -> Map<String, Value> {
@@ -254,7 +255,7 @@ impl Answer {
         }
     }
 
-    /// Whether `content` may be absent, and not merely empty: the answer may consist of tool calls or reasoning.
+    /// Whether `content` may be absent (not merely empty), because the answer may consist of tool calls or reasoning.
     fn may_have_no_text(&self) -> bool {
         self.calls.is_some() || self.include_reasoning.is_some()
     }

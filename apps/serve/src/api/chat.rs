@@ -39,7 +39,7 @@ pub(crate) async fn complete(
     let checked = CheckedRequest::new(&shared, ApiForm::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
     let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
-        // Moves the permit for the memory of the messages into the closure, which frees both when the prompt is
+        // Moves the messages and the permit for their memory into the closure, which drops both when the prompt is
         // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
         encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)

@@ -98,7 +98,8 @@ pub(crate) async fn complete(
     checked.answer(&shared, log, prompts, DEFAULT_NEW_TOKENS).await
 }
 
-/// Takes out the fields that only this API has. They are accepted only with values that have no effect.
+/// Takes out `suffix` and `best_of`, which only the completions API has. They are accepted only with values that have
+/// no effect.
 fn take_without_effect(fields: &mut RequestFields) -> Result<(), ApiError> {
     if fields.take::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(wrong_field("suffix", "is not supported", "remove it"));

@@ -52,8 +52,8 @@ fn refuse_many_media(shared: &ServerState, conversation: &Conversation) -> Resul
     Ok(())
 }
 
-/// The absolute names of a folder, which error messages must not contain. A relative name such as `.` reveals nothing,
-/// and replacing it would change other words.
+/// The absolute paths of a folder, which error messages must not contain. A relative path such as `.` reveals
+/// nothing, and replacing it would change other words.
 fn secret_folders(folder: &Path) -> Vec<String> {
     let names = [Some(folder.to_path_buf()), folder.canonicalize().ok()].into_iter().flatten();
     names.filter(|name| name.is_absolute() && name.parent().is_some()).map(|name| name.display().to_string()).collect()
@@ -135,7 +135,7 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
         false => None,
     };
     on_blocking_thread(shared, move |shared| {
-        // The thread continues even if the client disconnects, so the thread itself holds the permit.
+        // The thread holds the permit, because it continues even if the client disconnects.
         let _permit = permit;
         encode(shared, messages)
     })

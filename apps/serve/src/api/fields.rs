@@ -29,16 +29,17 @@ const MAX_VALUES: usize = 1 << 20;
 /// Maximum number of completions of one request, as in OpenAI's API.
 pub(crate) const MAX_COMPLETIONS: usize = 128;
 
-/// The names by which a request gave two fields that have several names. Error messages use these names.
+/// For two fields with alternative names (such as `max_tokens` and `max_completion_tokens`), the names that the
+/// request used. Error messages repeat these names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GivenFieldNames {
-    /// Name of the field that limits the number of new tokens, as the request gave it.
+    /// Name that the request used for the limit of new tokens.
     pub(crate) max_tokens: &'static str,
-    /// Name of the field that constrains the form of the answer, as the request gave it.
+    /// Name that the request used for the grammar that constrains the answer.
     pub(crate) grammar: &'static str,
 }
 
-/// The fields of a request that no handler has taken out yet.
+/// The fields of a request that its handler has not taken out yet.
 #[derive(Debug)]
 pub(crate) struct RequestFields {
     fields: Map<String, Value>,
@@ -54,7 +55,7 @@ pub(crate) struct StreamFields {
     pub(crate) stream: bool,
     /// The last chunk has the usage.
     pub(crate) include_usage: bool,
-    /// Every chunk has the usage so far.
+    /// Every chunk contains the usage so far.
     pub(crate) continuous_usage: bool,
 }
 
@@ -81,8 +82,8 @@ impl RequestFields {
         Ok(Self { model, ..fields })
     }
 
-    /// Parses a body as [`RequestFields::read`] does, but without a check of `model`, which has another meaning in this
-    /// request.
+    /// Parses a body as [`RequestFields::read`] does, but does not check the field `model`, for requests in which
+    /// this field has another meaning.
     ///
     /// # Errors
     /// The body is not a JSON object.
@@ -135,12 +136,12 @@ impl RequestFields {
         Ok(StreamFields { stream, include_usage, continuous_usage })
     }
 
-    /// The names by which the request gives the fields that have several names.
+    /// The names that the request uses for fields with alternative names.
     pub(crate) fn given_names(&self) -> GivenFieldNames {
         // If the request has both fields, `max_completion_tokens` is used.
         let limits = ["max_completion_tokens", "max_tokens"];
         let max_tokens = limits.into_iter().find(|name| self.fields.contains_key(*name)).unwrap_or("max_tokens");
-        // A `response_format` for plain text sets no grammar, so it may stand beside a field that does.
+        // A `response_format` of type `text` sets no grammar, so another field may set the grammar.
         let has_grammar = |name: &&str| self.fields.get(*name).is_some_and(|value| value["type"] != "text");
         let grammar = GRAMMAR_FIELDS.into_iter().find(has_grammar).unwrap_or("response_format");
         GivenFieldNames { max_tokens, grammar }

@@ -136,7 +136,7 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        // The client chose the names of its fields, so a long name is cut and escaped as the message is.
+        // Field names come from the client, so a long name is cut and escaped in the same way as the message.
         let param = self.param.as_ref().map(|name| Diagnostic::new("", name, "").to_string());
         json!({"error": {"message": self.message, "type": kind, "param": param, "code": self.code}})
     }
@@ -158,7 +158,7 @@ pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
     ApiError::not_found(diagnostic.to_string(), None)
 }
 
-/// The answer to a method that a path does not have.
+/// The answer to a request with a method that the path does not accept.
 pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let what = format!("does not take {method}");
     let message = Diagnostic::new(uri.path(), what, "use POST to generate, GET to read").to_string();
@@ -174,8 +174,7 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 pub(crate) fn wrong_request(e: InputError) -> ApiError {
     match e {
         InputError::Media(e @ MediaError::Worker(_)) => {
-            // The cause is written to the server's log for the owner of this machine. The client gets a general
-            // message.
+            // The cause is written to the server's stderr. The client gets only a general message.
             reel_diagnostic::note!("error: {e}");
             return ApiError::busy("this server cannot run the process that decodes media now; try again later");
         }

@@ -67,8 +67,8 @@ fn check_name(shared: &ServerState, name: &str, replace: bool) -> Result<(), Api
     Ok(())
 }
 
-/// Loads the adapter in `folder` under a name. If another adapter had this name, requests that already use it finish
-/// with it. The caller holds the permit for changes of the weights.
+/// Loads the adapter in `folder` under a name. If the name belonged to another adapter, requests that already use
+/// that adapter finish with it. The caller holds the permit for changes of the weights.
 ///
 /// # Errors
 /// The name is taken; a file is missing, damaged, or does not fit the model; the device is out of memory. After an

@@ -33,7 +33,7 @@ use crate::settings::ServedModel;
 const MAX_SIDE: usize = 160;
 /// Maximum number of thumbnails of an image or video. From a longer video, evenly spaced frames are shown.
 const MAX_THUMBNAILS: usize = 64;
-/// Maximum number of thumbnails of an answer. Once it is reached, further images and videos have none.
+/// Maximum number of thumbnails of an answer. Images and videos beyond this number get no thumbnails.
 const MAX_ALL_THUMBNAILS: usize = 512;
 
 /// `POST /v1/preview`
@@ -44,7 +44,8 @@ pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) 
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let memory = fields.take_memory_permit();
-    // These fields are checked although they do not change what the model sees. The tools do change the prompt.
+    // Most of these fields do not change what the model sees, but they are checked as in a chat request. The tools do
+    // change the prompt.
     fields.take_stream()?;
     let prompt_end = fields.take_prompt_end()?;
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
@@ -115,7 +116,7 @@ fn vision_tokens(model: &ServedModel, grid: GridThw) -> usize {
 }
 
 impl Medium<'_> {
-    /// Size, tokens, times and at most `left` thumbnails.
+    /// Describes the image or video as JSON: size, tokens, times and at most `left` thumbnails.
     fn describe(&self, model: &ServedModel, left: usize) -> Result<Value, ApiError> {
         let FrameBuf { frames, height, width, .. } = *self.frames;
         let view = self.frames.view().map_err(|e| ApiError::internal(e.to_string()))?;

@@ -46,7 +46,7 @@ pub(crate) struct CheckedRequest {
 
 impl CheckedRequest {
     /// Checks the settings of a request with `prompts` prompts, and takes its permits from the server's limit of
-    /// requests. `names` are the names by which the request gave two of the settings.
+    /// requests. `names` are the field names that the request used for two of the settings.
     ///
     /// # Errors
     /// The server is stopping or has too many requests; the settings are out of range.
@@ -98,7 +98,7 @@ impl CheckedRequest {
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
         let Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit } = self;
-        // The settings keep the grammar for other processes that compute the model.
+        // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
             Some(spec) => {
                 Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
@@ -141,7 +141,8 @@ impl CheckedRequest {
         };
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);
         if stream.stream {
-            // The HTTP status is sent before the text, so the first event decides whether the status is an error.
+            // Waits for the first event, because an error in it can still change the HTTP status, which is sent
+            // before the text.
             let first = events.recv().await?;
             return Ok(stream::stream(answer, shared, choices, first, events));
         }
@@ -173,7 +174,7 @@ fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
 fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
-        // Two requests may create a compiler at the same time. Then one of the two compilers is kept.
+        // If two requests create a compiler at the same time, one of the two compilers is kept.
         None => {
             let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
             shared.grammars.get_or_init(|| made)
@@ -225,7 +226,7 @@ async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Comple
     Ok(completions.into_iter().flatten().collect())
 }
 
-/// An id for each answer of this server, with a running number.
+/// The id of the next answer of this server: a prefix and a running number.
 fn next_id(shared: &ServerState, form: ApiForm) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! An answer as server-sent events.
 //!
-//! The connection polls for the next event when it can send one. So a slow client delays only its own answer: the
+//! The next event is taken only when the connection can send it. So a slow client delays only its own answer: the
 //! engine continues, and the tokens wait in a queue. If the client disconnects or reads nothing for too long, the
 //! stream is dropped, which makes the engine drop the request.
 
@@ -53,9 +53,9 @@ pub(crate) fn stream(
     (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
 }
 
-/// A choice while it is generated.
+/// The state of one choice while its tokens are generated.
 struct StreamedChoice {
-    /// `None` once the choice is finished.
+    /// Decodes the choice's tokens to text and finds stop strings. `None` once the choice is finished.
     text: Option<CompletionStream<TokenText>>,
     /// The parser that finds the reasoning, and whether the reasoning is part of the answer; `None` if reasoning stays
     /// in the text.
@@ -69,7 +69,7 @@ struct StreamedChoice {
 }
 
 impl StreamedChoice {
-    /// Reads a piece of the completion's text. Returns the pieces of the answer that it adds.
+    /// Reads a piece of the completion's text. Returns the resulting pieces of the answer.
     fn push(&mut self, text: String) -> Vec<AnswerPiece> {
         match &mut self.reasoning {
             Some((parser, _)) => {
@@ -102,7 +102,7 @@ impl StreamedChoice {
         }
         if let Some(parser) = &mut self.calls {
             pieces.extend(parser.finish());
-            // An answer without any piece gets one piece of empty text.
+            // An answer without any text, reasoning or call gets one piece of empty text.
             let empty = parser.is_empty().then(|| AnswerPiece::Text(String::new()));
             pieces.extend(empty);
         }

@@ -49,17 +49,18 @@ pub(crate) struct ToolCallParser {
 
 #[derive(Debug)]
 enum State {
-    /// Outside of a block. `held` may be the beginning of the tag [`BEGIN`].
+    /// The parser is outside of a block. `held` may be the beginning of the tag [`BEGIN`].
     Text,
-    /// In the head of a block. `held` is the text of the block so far.
+    /// The parser is in the head of a block. `held` is the text of the block so far.
     Head(Head),
-    /// In a block that is a JSON object without the usual head.
+    /// The parser is in a block that is a JSON object without the usual head.
     OtherObject,
     /// In the arguments of a call.
     Arguments(Nesting),
-    /// After the arguments, but still in the JSON object of the call. `held` is the text since the arguments.
+    /// The parser is after the arguments, but still in the JSON object of the call. `held` is the text since the
+    /// arguments.
     RestOfObject(Nesting),
-    /// After the JSON object of a call. `held` may be the beginning of the tag [`END`].
+    /// The parser is after the JSON object of a call. `held` may be the beginning of the tag [`END`].
     AfterObject,
 }
 
@@ -119,7 +120,7 @@ impl ToolCallParser {
                         self.end_block_at_tag();
                     }
                     HeadStep::Wrong => {
-                        // The block is not an object: it has white space and one more character, which may begin
+                        // The block is not a JSON object. It has white space and one more character, which may begin
                         // another tag.
                         let block = std::mem::take(&mut self.held);
                         self.state = State::Text;
@@ -167,7 +168,7 @@ impl ToolCallParser {
     }
 
     fn read_text(&mut self, c: char) {
-        // In a tag, only the first character is `<`, so `held` is not the beginning of a tag.
+        // `held` is not the beginning of a tag, because only the first character of a tag is `<`.
         if c == '<' && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
             self.add_text(&held);
@@ -230,7 +231,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Whether the last call is passed on. With `one_call`, only the first one is.
+    /// Whether the current call is passed on. With `one_call`, only the first call of an answer is passed on.
     fn is_shown(&self) -> bool {
         self.calls == 1 || !self.one_call
     }

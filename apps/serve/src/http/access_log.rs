@@ -71,8 +71,8 @@ impl AccessLog {
     }
 }
 
-/// The data of the log line of one request. The line is written when this value is dropped: with the last byte of the
-/// answer, or when the client disconnects. Handlers find this value among the extensions of the request.
+/// The data of the log line of one request. The line is written when this value is dropped: after the last byte of
+/// the answer, or when the client disconnects. Handlers get this value from the request's extensions.
 #[derive(Debug)]
 pub(crate) struct RequestLog {
     lines: Option<SyncSender<String>>,

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::stall::StallBudget;
 use crate::api::{ApiError, REQUEST_LOCATION};
 
-/// Number of bodies of maximum size that fit into the memory for bodies at the same time.
+/// Number of bodies of maximum size that may be in memory at the same time.
 const MAX_BODIES: usize = 16;
 
 /// The memory for bodies that are being read or encoded.
@@ -72,7 +72,7 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
             let message = format!("{REQUEST_LOCATION}: its body is incomplete or damaged ({e}); send it again");
             ApiError::unreadable(StatusCode::BAD_REQUEST, message)
         })?;
-        // The only other kind of frame, trailers, is ignored.
+        // Ignores trailers, the only other kind of frame.
         let Ok(data) = frame.into_data() else { continue };
         budget.record(begun.elapsed(), data.len());
         if read.bytes.len() + data.len() > memory.max_bytes {

@@ -40,11 +40,11 @@ pub(super) const MAX_BUFFER_BYTES: usize = 64 << 10;
 const MIN_STREAMS: usize = 1024;
 /// The pause after a connection could not be accepted because the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// When the last old connection has closed, answers with status 503 may still be in flight. They get this much time.
+/// Extra time at the end of the server for answers with status 503 that are still in flight when the last old
+/// connection has closed.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
-/// The address of the other end of a connection, which may be a proxy. Handlers find it among the extensions of a
-/// request.
+/// The address of the other end of a connection, which may be a proxy. Handlers get it from the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
@@ -175,7 +175,8 @@ impl Server {
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
+        // Errors of a connection are ignored. Their cause is a client that is gone, is too slow, or does not speak
+        // HTTP.
         tokio::select! {
             _ = connection.as_mut() => return,
             _ = stop.changed() => connection.as_mut().graceful_shutdown(),

@@ -46,10 +46,11 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_STREAMS: u32 = 128;
 /// Maximum number of body bytes that a client may send before the server has read them.
 const WINDOW_BYTES: u32 = 1 << 20;
-/// Maximum number of streams that the client may reset before the server has accepted them. One more ends the
+/// Maximum number of streams that the client may reset before the server has accepted them. A further reset ends the
 /// connection.
 const MAX_UNSEEN_RESETS: usize = 20;
-/// Maximum number of streams that the server resets because of the client's errors. One more ends the connection.
+/// Maximum number of streams that the server resets because of the client's errors. A further reset ends the
+/// connection.
 const MAX_ERROR_RESETS: usize = 100;
 /// How long a client may take to answer a GOAWAY once its streams have ended.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -68,8 +69,8 @@ fn builder() -> Builder {
 }
 
 impl Server {
-    /// Serves HTTP/2 until the connection is closed. `stop` and `keep_alive` have the same meaning as in
-    /// `Server::handle`.
+    /// Serves HTTP/2 until the connection is closed. `stop` changes when the server stops. Without `keep_alive`, the
+    /// connection ends after one answer.
     pub(super) async fn serve_http2(
         &self,
         stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin>,
@@ -79,14 +80,15 @@ impl Server {
     ) {
         let ConnectionLimits { read_timeout, write_timeout, .. } = self.limits;
         let write_waits = stream.is_waiting();
-        // Each request waits for the change of `stop` on its own, with a clone of this receiver, which has not seen the
-        // change.
+        // Each request waits for a change of `stop` with its own clone of this receiver, which has not seen the
+        // change yet.
         let stop_of_requests = stop.clone();
         let handshake = tokio::select! {
             handshake = timeout(read_timeout, builder().handshake::<_, Bytes>(stream)) => handshake,
             _ = stop.changed() => return,
         };
-        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
+        // Errors of a connection are ignored. Their cause is a client that is gone, is too slow, or does not speak
+        // HTTP.
         let Ok(Ok(mut connection)) = handshake else { return };
         let mut tasks = JoinSet::new();
         let mut is_closing = false;
@@ -194,7 +196,7 @@ async fn answer(
 }
 
 /// Sends a part of an answer as the client's flow control allows. The crate h2 gets no more bytes than flow control
-/// allows, so that it holds no data of a stream whose task has ended.
+/// allows. Otherwise h2 would keep data of a stream whose task has ended.
 ///
 /// # Errors
 /// The client has reset the stream or is gone, or `budget` is used up.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::stall::StallBudget;
 
-/// How long the end of a connection waits for the client to close its side.
+/// Maximum time that a connection, at its end, waits for the client to close its side.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream that fails with [`io::ErrorKind::TimedOut`] if its peer reads nothing for a time.
@@ -49,7 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         }
     }
 
-    /// A flag that is set while a write waits for the peer.
+    /// The flag that is true while a write waits for the peer.
     pub(super) fn is_waiting(&self) -> Arc<AtomicBool> {
         self.is_waiting.clone()
     }

@@ -6,8 +6,7 @@ use std::time::Duration;
 const MIN_BYTES_PER_SECOND: f64 = 1024.0;
 
 /// The time that the server may still wait for a client. Waiting reduces this time, and each transferred byte adds
-/// 1/1024 s. So a client that transfers nothing is given up when the time is over, and so is a client that sends or
-/// reads a byte only now and then.
+/// 1/1024 s. So the budget also ends for a client that sends or reads a byte only now and then.
 #[derive(Debug)]
 pub(super) struct StallBudget {
     limit: Duration,

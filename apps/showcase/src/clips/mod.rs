@@ -36,7 +36,8 @@ const GREY: &str = "grey";
 pub const GREY_CLIPS: usize = 12;
 /// The darkest grey of a shape, 0 to 255.
 pub const GREY_LEVELS: usize = 110;
-/// The distance between two levels of grey. It is far above the change of a level by two encodings of a frame.
+/// The distance between two levels of grey. It is far larger than the error of a grey level after two encodings of a
+/// frame.
 pub const GREY_STEP: usize = 10;
 
 /// The kind of question that is asked about a clip.
@@ -244,8 +245,8 @@ impl ClipRandom {
 /// The shapes in each frame of a clip, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// The index of the color of a shape that moves in direction `which`. With `Some(true)`, the color tells the direction.
-/// With `Some(false)`, the color tells a wrong direction. With `None`, the color is random.
+/// The index of the color of a shape that moves in direction `which`. If `hinted` is `Some(true)`, the color tells
+/// the direction; if `Some(false)`, the color tells a wrong direction; if `None`, the color is random.
 fn hint_color(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> usize {
     match hinted {
         Some(true) => which,
