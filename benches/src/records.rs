@@ -1,7 +1,7 @@
 //! Makes `docs/records.md` from the records of measurements, `benches/results/MACHINE/*.json`, and their tables
 //! (`README.md` beside them). `./x records` writes the page; a test checks that it is up to date.
 //!
-//! The fields of a record decide in which tables of the page it is shown:
+//! The fields of a record determine the tables of the page that show the record:
 //!
 //! | in a record | shown as |
 //! |---|---|

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Curation::open      list -> rows with keys; OUT is locked; tables of earlier runs
-//! pending             keys without an accepted answer whose stage before has one
+//! pending             keys without an accepted answer in this stage but with one in the stage before
 //! run_stage           asks a model about them                                            stage.rs
 //! finish              filters -> dataset.jsonl, rejected.jsonl, failed.jsonl, summary    finish.rs
 //! ```

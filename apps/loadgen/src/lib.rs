@@ -8,8 +8,7 @@
 //! ```
 //!
 //! All tasks share one thread, so that the load generator takes little processor time from a server on the same
-//! machine. Figures are defined where they are computed: those of one answer at [`Answer`], those of a run at
-//! [`LoadReport`].
+//! machine. The figures of one answer are defined at [`Answer`], those of a run at [`LoadReport`].
 
 mod answer;
 mod arrivals;

@@ -1,14 +1,15 @@
 //! `--folded OUT`: the launches of a trace as folded stacks, which flamegraph.pl, inferno and speedscope read.
 //!
-//! One line per stack: the host's spans around the launch, outermost first, then part, layer and op where no span has
-//! that name, then the kernel; after a space the time of all launches with this stack, in whole microseconds. Time in
-//! which no launch ran is in no line.
+//! Each line is a stack: the host's spans around the launch, outermost first; then part, layer and op, unless a span
+//! already has this name; then the kernel. After a space follows the time of all launches with this stack, in whole
+//! microseconds. Time without a launch is not in the output.
 //!
 //! ```text
 //! profiled round;decoder 3;skinny_linear;matmul_fwd 46
 //! ```
 //!
-//! The input is the list of trace events (`trace.rs`), so spans that the trace gets later appear here by themselves.
+//! The input is the list of trace events (`trace.rs`), so new kinds of spans in the trace appear here without further
+//! code.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -7,35 +7,37 @@
 //! latency = measured seconds of the kernel's smallest recorded launch - its floor / best share
 //! share   = floor of the recorded launch / (its measured seconds - latency)
 //! record  = latency + floor of the planned launch / share
-//! seconds = record,  if the kernel's code is that of the record
-//!           model,   if the code has changed since or has no record, and was counted for the model; but the record
-//!                    of the changed code if that is longer and the floor is the time of the arithmetic: there
-//!                    barriers and dependences count, which the model does not know
-//!           record,  if the code has changed, but was not counted: the time of similar code says more than a model
-//!                    that does not know the code
-//!           model,   if there is neither a record nor a count; without a plan: floor
+//! seconds = record   if the kernel's code is that of the record
+//!           model    if the code has changed or has no record, and its instructions were counted; but the record of
+//!                    the changed code if this is longer and arithmetic is the bound of the floor, because the model
+//!                    does not know barriers and dependences
+//!           record   if the code has changed and its instructions were not counted, because a model without these
+//!                    counts says less than the time of similar code
+//!           model    if there is neither a record nor a count
+//!           floor    if the launches do not have a plan either
 //! ```
 //!
-//! If a kernel's code has changed since the record, the record of a prototype of the new code is used in its place, if
-//! the prototype's launch has about as many operations per byte. It counts as a record of the present code.
+//! If a kernel's code has changed since the record, the record of a prototype of the new code is used instead,
+//! provided that the prototype's launch has about as many operations per byte. This record counts as a record of the
+//! present code.
 //!
-//! Products of bf16 matrices run on this project's own kernels where a GPU has them, but the records have the times of
-//! cuBLASLt. The recorded time is divided by the speed of the own kernels' prototypes relative to cuBLAS.
+//! Products of bf16 matrices run on this project's own kernels if a GPU supports them, but the records have the times
+//! of cuBLASLt. So the recorded time is divided by the speed of the prototypes of these kernels relative to cuBLAS.
 //!
 //! If a kernel was recorded at several sizes, the nearest size is used, by the ratios of operations and bytes of one
-//! launch. The latency is the part of a launch's time that does not shrink with its size: attention of a decode step
-//! takes 27 us with 2 MB of keys, 55 us with 84 MB and 206 us with 539 MB, which is a latency of 27 us and the rate of
-//! the last launch. The latency is 0 for a kernel with one recorded size, and at most [`MAX_LATENCY`]. The best share
-//! is the largest `floor / seconds` of the kernel's records.
+//! launch. The latency is the part of a launch's time that does not shrink with its size. Example: attention of a
+//! decode step takes 27 us with 2 MB of keys, 55 us with 84 MB and 206 us with 539 MB, so its latency is 27 us, and
+//! its share of the ceilings is that of the last launch. The latency is 0 for a kernel with one recorded size, and at
+//! most [`MAX_LATENCY`]. The best share is the largest `floor / seconds` of the kernel's records.
 //!
-//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. The tables prefer a launch
-//! that was measured within a model to the same launch measured alone, because clocks and caches are then those of real
-//! work.
+//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. If a launch was measured
+//! both within a model and alone, the tables use the time within the model, because clocks and caches are then those
+//! of real work.
 //!
 //! Until 2026-11-27 no decode step had been measured, and the model predicted half of its time, for two reasons. The
 //! model does not know the latency of blocks that wait for each other (clusters) or that have too few bytes in flight
-//! (12 % occupancy): the measured kernels reached 34 to 51 % of the memory bandwidth. And it gave matrix products of
-//! few rows the bandwidth of copies, of which the measured products reached 26 to 59 %.
+//! (12 % occupancy): the measured kernels reached 34 to 51 % of the memory bandwidth. The model also assumed the
+//! bandwidth of copies for matrix products of few rows, but the measured products reached only 26 to 59 % of it.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -3,7 +3,8 @@
 //! ```text
 //! round()                warm-up, not counted
 //! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile, on a CPU
-//!                        the time from core to core is measured before each: some virtual machines change it
+//!                        the handover time from core to core is measured before each round, because it changes on
+//!                        some virtual machines
 //! round()                profiled: time by op and by part, memory over time
 //! ```
 

@@ -14,8 +14,8 @@
 //! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 //! ```
 //!
-//! A trace is one of a whole command, or of a time window: [`start_trace`], then [`stop_trace`] and
-//! [`RecordedTrace::write`]. There is one trace at a time.
+//! A trace covers a whole command or a time window: [`start_trace`], then [`stop_trace`] and
+//! [`RecordedTrace::write`]. A process records one trace at a time.
 //!
 //! Launches of kernels that are timed alone (`reel bench op`) do not pass through a device's profiler. Each of their
 //! timed runs is one launch of the trace, with a call at the same time on the track of the host thread.

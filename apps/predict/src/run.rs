@@ -189,8 +189,8 @@ pub(super) fn is_interruption(e: &TrainError) -> bool {
 
 impl PredictionRun<'_> {
     /// Generates the completions of all rows that have no line in the file yet, and writes their lines. If several
-    /// processes share the rows, all of them call it, and it returns when all rows have a line. The summary is `None`
-    /// on ranks other than 0.
+    /// processes share the rows, all of them call this function, and it returns when all rows have a line. The
+    /// summary is `None` on ranks other than 0.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file

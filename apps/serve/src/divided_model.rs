@@ -1,8 +1,8 @@
 //! The processes that serve one model together, each with a part of it ([`reel_model::tensor_parallel`]).
 //!
 //! Rank 0 has the HTTP server. Every rank runs the same engine on the same requests: before each step rank 0 sends a
-//! [`StepMessage`](crate::step_message::StepMessage), and all ranks apply it. Their tokens are equal, because they
-//! sample from the same gathered logits, so no tokens are sent.
+//! [`StepMessage`](crate::step_message::StepMessage), and all ranks apply it. All ranks generate the same tokens,
+//! because they sample from the same gathered logits, so no tokens are sent.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The held-out clips as three small benchmarks, in the forms in which MVBench and VSI-Bench are published, each with a
+//! Writes the held-out clips as three small benchmarks, in the file formats of MVBench and VSI-Bench, each with a
 //! task file of `reel eval`.
 //!
 //! | benchmark | questions | form |

@@ -6,8 +6,9 @@
 //! reason     description and question, no frames -> chain of thought and answer
 //! revise     frames and chain -> the chain
 //! ```
-//! It sees only the frames in its requests, as a model does, and does not know the answers. For grey shapes, its
-//! answers are flawed on purpose, in six ways ([`Flaw`]), so that each filter of curation has something to reject.
+//! The stand-in sees only the frames in its requests, as a model does, and does not know the answers. Its answers
+//! about grey shapes are deliberately flawed in six ways ([`Flaw`]), so that each filter of curation has something to
+//! reject.
 
 use std::fmt;
 

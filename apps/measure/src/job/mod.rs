@@ -12,18 +12,19 @@
 //! ```
 //!
 //! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In
-//! each round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after
-//! the optimizer step. For rollouts, for a reference model that is the policy without its adapter, and for evaluations,
-//! it gathers all weights at a time, so the memory of these parts is compared with that of the passes.
+//! each round, it gathers the units for the forward and for the backward pass; trained weights are then not sent
+//! after the optimizer step. It gathers all weights at once for rollouts, for evaluations, and for a reference model
+//! that is the policy without its adapter. The predicted memory is that of the part that needs most.
 //!
-//! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients.
-//! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of three
-//! buckets and of the largest parameter at a time, and buffers for the gradients of two buckets that it receives.
+//! Without ZeRO-3, every rank keeps all weights, and 1/N of the optimizer state and of the sums of gradients.
+//! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of
+//! three buckets and of the largest parameter at a time, and buffers for the gradients of two buckets that it
+//! receives.
 //!
 //! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
-//! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
-//! exchanges, and the whole exchange of weights. Not counted: latency of messages, the memory bandwidth that exchanges
-//! take from launches beside them, and waiting for ranks that compute a longer micro-batch.
+//! the run on `dry` has recorded ([`BackwardTimes`]). The exposed time is the time in which the backward pass waits
+//! for exchanges, plus the whole exchange of weights. The prediction ignores the latency of messages, the memory
+//! bandwidth that exchanges take from concurrent launches, and the wait for ranks with a longer micro-batch.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Models the time of a kernel on a GPU from its launch plan, its cost (operations and bytes), and counts of its
-//! instructions. `reel plan` uses this model for kernels without a measured time, and for kernels whose code has
-//! changed since they were measured.
+//! instructions. `reel plan` uses this model for kernels that were never measured, and for kernels that have changed
+//! since their measurement.
 //!
 //! The blocks of a launch run in waves of `resident blocks × multiprocessors`; blocks of clusters use only the
 //! multiprocessors that can run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
@@ -13,10 +13,9 @@
 //! matrices      operations of a multiprocessor / its rate of mma instructions                    (tensor cores)
 //! ```
 //!
-//! and a launch takes the time of its waves, one latency until its first bytes arrive (none if it requests them before
-//! the previous launch has ended), and a gap for each CUDA launch. The result is a model, not a measurement: it ignores
-//! dependences between instructions, bank conflicts and barriers, so the true time of a kernel that they limit is
-//! longer.
+//! and a launch takes the time of its waves, one latency until its first bytes arrive (none if it requests them
+//! before the previous launch has ended), and a gap for each CUDA launch. The model ignores dependences between
+//! instructions, bank conflicts and barriers. A kernel that is limited by them takes longer than the modelled time.
 //!
 //! Figures that cannot be computed from a launch are in `inputs.json`, one row for each symbol.
 //! `kernels/src/checks/model_inputs.rs` counts instructions on the simulator, and `benches/gpu/model_inputs.py` adds

@@ -1,4 +1,5 @@
-//! Compares two programs by turns of processes: each turn runs one process of each program, one right after the other.
+//! Compares the speed of two programs by alternating processes: each turn runs one process of each program, one right
+//! after the other.
 //!
 //! The rounds of one process share its state (where its memory lies, on which cores it runs), so two processes of one
 //! program differ by more than the rounds within a process do. Therefore each process counts once, with the median of

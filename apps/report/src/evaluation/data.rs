@@ -1,4 +1,5 @@
-//! The single answers of a page: the controls as HTML, and the answers as JSON, which `answers.js` shows.
+//! The section of an evaluation's page with every single answer: the controls as HTML, and the answers as JSON, which
+//! `answers.js` displays.
 //!
 //! | field | contents |
 //! |---|---|

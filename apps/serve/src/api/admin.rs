@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! check    local client, key, one replacement at a time           status 403, 401, 409
-//! files    config, tokenizer, all weights, on a blocking thread    status 400; requests go on meanwhile
-//! engine   loads the weights, then goes on with them               the old weights stay if this fails
+//! files    config, tokenizer, all weights, on a blocking thread    status 400; requests continue meanwhile
+//! engine   loads the weights, then continues with them             the old weights stay if this fails
 //! ```
 
 use std::path::{Path, PathBuf};

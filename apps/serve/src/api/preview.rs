@@ -1,4 +1,4 @@
-//! `POST /v1/preview`: what the model sees of a chat request, without generating.
+//! `POST /v1/preview`: shows what the model sees of a chat request, without generating an answer.
 //!
 //! Takes the body of a chat request and encodes it as `POST /v1/chat/completions` does. The answer has the number of
 //! prompt tokens and, for each image and video in the order of the prompt, its size, its tokens and small images of its

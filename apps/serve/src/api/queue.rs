@@ -1,4 +1,4 @@
-//! The steps that all endpoints that generate text share: checks, encoding, the engine's queue, and the answer.
+//! The steps of all endpoints that generate text: checks, encoding, the engine's queue, and the answer.
 //!
 //! ```text
 //! check     fields, model, limits of the server                      status 400, 404, 503
