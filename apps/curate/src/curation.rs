@@ -44,9 +44,9 @@ pub const SETTINGS_FILE: &str = "curation.json";
 pub enum ExistingCuration {
     /// Return an error.
     Refuse,
-    /// Ask only about keys without an accepted answer.
+    /// Continue the curation: ask only about videos and questions without an accepted answer.
     Resume,
-    /// Remove the tables and start again.
+    /// Remove the answers of the earlier curation and start again.
     Overwrite,
 }
 
@@ -73,9 +73,9 @@ pub struct CurationOptions {
     pub limit: Option<usize>,
     /// The prompts of the stages.
     pub prompts: BTreeMap<StageName, StagePrompt>,
-    /// Which frames of a video models see.
+    /// The frames of a video that models see.
     pub frames: FrameSettings,
-    /// How the models are asked to give descriptions as JSON.
+    /// The way in which requests ask models for descriptions as JSON.
     pub response_format: ResponseFormat,
     /// The sampling seed, which requests carry if it is given.
     pub seed: Option<u64>,
@@ -116,7 +116,7 @@ pub struct CurationSettings {
     pub questions: usize,
     /// Number of distinct videos and images.
     pub media: usize,
-    /// Which frames of a video models see.
+    /// The frames of a video that models see.
     pub frames: FrameSettings,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
@@ -129,7 +129,7 @@ pub struct CurationSettings {
 pub struct Curation {
     pub(crate) options: CurationOptions,
     pub(crate) rows: Vec<CurationRow>,
-    /// Index of the first row with each key.
+    /// For each key of a video or question, the index of its first row.
     pub(crate) first_rows: HashMap<String, usize>,
     pub(crate) tables: BTreeMap<StageName, StageTable>,
     list_fingerprint: String,
@@ -228,8 +228,8 @@ impl Curation {
         at.checked_sub(1).map(|before| stages[before])
     }
 
-    /// The tasks of a stage: the keys without an accepted answer whose previous stage has one. With `all`, also keys
-    /// whose previous stage has no accepted answer yet.
+    /// The tasks of a stage: the videos or questions with an accepted answer in the previous stage, but without one
+    /// in this stage. With `all`, also those without an accepted answer in the previous stage.
     pub fn pending(&self, stage: StageName, all: bool) -> Vec<StageTask> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
@@ -246,7 +246,8 @@ impl Curation {
             .collect()
     }
 
-    /// The name of a stage's prompt in records, with a hash of everything that changes what a model is asked.
+    /// The id of a stage's prompt in records. It contains a hash of the prompt and of all settings that change the
+    /// request.
     pub fn prompt_id(&self, stage: StageName) -> String {
         let options = &self.options;
         let further = match stage {
@@ -324,7 +325,8 @@ impl Curation {
         }
     }
 
-    /// Asks a model about all pending keys of a stage. `progress` is called with the number of outcomes so far.
+    /// Asks a model about all videos or questions that still need an answer in a stage. `progress` is called with the
+    /// number of outcomes so far.
     pub fn run_stage(
         &self,
         stage: StageName,

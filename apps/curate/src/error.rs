@@ -10,7 +10,7 @@ use reel_media::MediaError;
 /// The reason why a curation cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum CurateError {
-    /// A row of the list, or the media file that the row names, cannot be used.
+    /// A row of the list of questions, or the media file that the row names, cannot be used.
     #[error("{0}")]
     Row(Diagnostic),
     /// A file of the output folder has other content than an earlier run wrote, or belongs to another run.

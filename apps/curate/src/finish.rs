@@ -44,7 +44,7 @@ pub enum RowOutcome {
 /// A row with its outcome.
 #[derive(Clone, Debug)]
 pub struct FinishedRow {
-    /// Location of the row in the list, `FILE:LINE`.
+    /// Location of the row in the list of questions, `FILE:LINE`.
     pub location: String,
     /// The question with its options; empty if the row cannot be used.
     pub question: String,

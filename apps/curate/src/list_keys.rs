@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::StageName;
 use crate::{CurateError, Result};
 
-/// The file in OUT with the keys.
+/// The file in OUT with the keys of the last list.
 const FILE: &str = "list-keys.json";
 /// Number of leading characters of a key (a SHA-256 in hexadecimal) that are stored. Among a million keys, the
 /// probability that any two have the same beginning is below 1e-7.
@@ -48,7 +48,7 @@ impl ListKeys {
         }
     }
 
-    /// Writes the keys into the folder `out`.
+    /// Writes the keys of the list into the folder `out`.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -1,4 +1,5 @@
-//! One line of a stage's table: a model's answer for one key, with the prompt, the model's name and the cost.
+//! One line of a stage's table: a model's answer about one video or question, with the prompt, the model's name and
+//! the cost.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ pub struct StageRecord {
     /// SHA-256 of what the request is about: the video in the stage `caption`; the video, the question and its
     /// options in all other stages.
     pub key: String,
-    /// The first row of the list with this key: `FILE:LINE`.
+    /// Location (`FILE:LINE`) of the first row of the list that the request is about.
     pub location: String,
     /// What became of the request.
     pub status: RecordStatus,

@@ -1,5 +1,5 @@
-//! The rows of the list: their fields, the video or image file of each row, and the key by which a stage's table finds
-//! the answers of a row.
+//! The rows of a curation's list: their fields, the video or image file of each row, and the key under which a
+//! stage's table holds the answer about a row.
 //!
 //! ```text
 //! key of a video  = SHA-256 of the file
@@ -63,9 +63,9 @@ impl Question {
     }
 }
 
-/// Reads the list. Media paths are relative to `media_root`. `hashes` gets the hashes of all media. With
-/// `skip_bad_rows`, the entry of an unusable row has the reason in place of the question. Without `skip_bad_rows`, the
-/// first unusable row is an error.
+/// Reads the list of questions. Media paths are relative to `media_root`. The hashes of all media are added to
+/// `hashes`. With `skip_bad_rows`, the entry of an unusable row has the reason in place of the question. Without
+/// `skip_bad_rows`, the first unusable row is an error.
 ///
 /// # Errors
 /// The list cannot be read; a row has a wrong or missing field, no usable solution, or media that are missing.

@@ -1,5 +1,5 @@
-//! Runs one stage: asks a model about each key that has no accepted answer yet, on several threads, and appends each
-//! outcome to the stage's table as soon as it is known.
+//! Runs one stage of a curation: asks a model about each video or question without an accepted answer, on several
+//! threads, and appends each outcome to the stage's table as soon as it is known.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::{CurateError, Result};
 pub struct StageTask {
     /// The key.
     pub key: String,
-    /// The index of the first row with this key.
+    /// The index of the first row of the list that this task is about.
     pub row: usize,
     /// `FILE:LINE` of that row.
     pub location: String,
@@ -205,7 +205,7 @@ mod tests {
     use reel_client::{ChatAnswer, ChatFailure};
     use serde_json::Map;
 
-    /// A model whose outcome depends on the key, which is the text of the request's only message.
+    /// A model for tests. The text of a request's only message decides the outcome.
     struct Scripted {
         asked: Mutex<Vec<String>>,
     }

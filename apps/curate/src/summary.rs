@@ -1,4 +1,5 @@
-//! The funnel of a curation: how many rows went in, what each stage accepted and rejected, and what the data set holds.
+//! The funnel of a curation: how many rows the list has, how many each stage accepted and each filter rejected, and
+//! how many the data set has.
 
 use std::collections::BTreeMap;
 
@@ -39,15 +40,15 @@ pub struct Summary {
 pub struct StageSummary {
     /// The stage.
     pub stage: StageName,
-    /// Number of keys: the videos in the stage `caption`, the rows in all other stages.
+    /// Number of videos (in the stage `caption`) or rows (in all other stages) that the stage is about.
     pub keys: usize,
     /// Accepted answers.
     pub ok: usize,
     /// Keys whose requests failed.
     pub failed: usize,
-    /// Keys for which no request was sent.
+    /// Number of videos or rows for which no request was sent.
     pub open: usize,
-    /// How often requests were sent, summed over the last outcome of each key.
+    /// Total number of attempts of the requests that led to the last outcome of each video or question.
     pub attempts: u64,
     /// Tokens of the requests whose answers were accepted.
     pub prompt_tokens: u64,

@@ -1,4 +1,4 @@
-//! The table of a stage: `OUT/NAME.jsonl`, to which each outcome is appended as soon as it is known, and
+//! The table of a curation's stage: `OUT/NAME.jsonl`, to which each outcome is appended as soon as it is known, and
 //! `OUT/NAME.parquet`, a copy that is written when the stage has ended.
 //!
 //! The last line of a key counts. A killed process can leave an incomplete last line, which the next run removes;
@@ -35,7 +35,7 @@ pub struct StageTable {
 
 #[derive(Debug, Default)]
 struct Content {
-    /// The last record of each key, without records of status `asked`.
+    /// The last record of each video or question, by key, without records of status `asked`.
     records: HashMap<String, StageRecord>,
     /// Maximum cost in US dollars, by key, of each request that has no outcome yet (status `asked`).
     unfinished: HashMap<String, f64>,
@@ -84,7 +84,7 @@ impl StageTable {
         self.lock().records.get(key).cloned()
     }
 
-    /// Calls `visit` with the last record of each key, in no particular order.
+    /// Calls `visit` with the last record of each video or question, in no particular order.
     pub fn for_each(&self, visit: impl FnMut(&StageRecord)) {
         self.lock().records.values().for_each(visit);
     }
@@ -209,7 +209,8 @@ impl Content {
     fn take(&mut self, record: StageRecord) {
         if record.status == RecordStatus::Asked {
             let earlier = self.unfinished.insert(record.key, record.cost);
-            // A second `asked` line of a key means that the process of the first one was killed.
+            // A second line of status `asked` with the same key means that the process of the first request was
+            // killed.
             self.lost_cost += earlier.unwrap_or(0.0);
             return;
         }

@@ -1,5 +1,5 @@
-//! Runs the inputs of a target in worker processes. An input that ends its process, or that does not end, is a failure;
-//! a new process then continues with the next input.
+//! Runs the inputs of a fuzz target in worker processes. An input that crashes or hangs its worker process is a
+//! failure; a new process then continues with the next input.
 
 use std::fs;
 use std::path::Path;
@@ -15,14 +15,14 @@ use crate::worker::{self, CampaignLimit, CampaignPlan, FAILURES_FILE, WorkerStat
 /// an input's processor time, so that a busy machine does not cause false failures.
 const HANG_TIME: Duration = Duration::from_secs(60);
 
-/// Maximum number of worker processes that the campaign of one target may use. Each input that ends its process takes
-/// another one.
+/// Maximum number of worker processes in the campaign of one fuzz target. After an input that crashes or hangs its
+/// process, a new process is needed.
 const MAX_RESTARTS: usize = 20;
 
 /// The titles of the columns of [`Report::table_row`].
 pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
 
-/// The work of the supervisor: one target and the inputs to run.
+/// A fuzzing campaign: one target and the inputs to run.
 pub struct Campaign {
     /// The target.
     pub target: &'static Target,

@@ -1,4 +1,4 @@
-//! Runs the inputs of one target in this process and judges the outcome of each input.
+//! Runs the inputs of one fuzz target in this process and decides whether each input passes or fails.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -32,7 +32,7 @@ const MAX_FAILURES: usize = 10;
 
 /// The file in the worker's folder that holds its [`WorkerStatus`].
 pub const STATUS_FILE: &str = "status";
-/// The file in the worker's folder that holds a text for each failure.
+/// The file in the worker's folder with a report of each failure.
 pub const FAILURES_FILE: &str = "failures";
 
 /// When a campaign ends.
@@ -91,13 +91,13 @@ impl WorkerStatus {
 /// The message and the source location of the last panic of any thread.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Makes input number `index` of a target.
+/// Makes input number `index` of a fuzz target.
 pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u8> {
     let mut random = Random::new(&[random::hash(target.name.as_bytes()), seed, index]);
     mutate::make_input(seeds, target.words, &mut random)
 }
 
-/// Runs the inputs of a plan. Writes the worker's status and its failures to files in `folder`.
+/// Runs the inputs of `plan` on a fuzz target. Writes the worker's status and its failures to files in `folder`.
 pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result<()> {
     on_small_stack(|| {
         let status_file = File::create(folder.join(STATUS_FILE))?;
@@ -149,8 +149,8 @@ pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duratio
     Ok(judged.problem.is_none())
 }
 
-/// Writes a failing input to a file. Returns a text with the target, the seed, the index of the input, the problem, and
-/// the command that runs the input again.
+/// Writes a failing input to a file. Returns a report with the fuzz target, the seed, the index of the input, the
+/// problem, and the command that runs the input again.
 pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
     let name = format!("{}-{seed}-{index}", target.name);

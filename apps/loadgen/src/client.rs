@@ -64,7 +64,7 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// Sends requests. Clones share their connections.
+/// Sends HTTP requests. Clones of the client share their connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,

@@ -11,7 +11,7 @@ use crate::media::MediaKind;
 use crate::settings::{LoadSettings, RequestAmount};
 use crate::statistics::Distribution;
 
-/// What a run has measured. A failed request adds only to the number of failures.
+/// The results of a run. A failed request adds only to the number of failures.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
     settings: LoadSettings,

@@ -54,7 +54,7 @@ pub struct LoadSettings {
     pub api_key: Option<String>,
     /// The API.
     pub endpoint: Endpoint,
-    /// The number of requests or the time.
+    /// How many requests are sent: a number, or as many as a time allows.
     pub amount: RequestAmount,
     /// Mean number of requests per second; `None` sends each request as soon as [`LoadSettings::max_concurrency`]
     /// permits.
@@ -71,7 +71,7 @@ pub struct LoadSettings {
     pub shared_prefix_tokens: usize,
     /// Maximum number of tokens of an answer.
     pub output_tokens: usize,
-    /// Ask the server to generate beyond end tokens (`"ignore_eos": true`).
+    /// Whether the server is asked to generate beyond end tokens (`"ignore_eos": true`).
     pub ignore_eos: bool,
     /// Images and videos before the text of each prompt.
     pub media: Vec<Media>,

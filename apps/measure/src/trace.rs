@@ -63,7 +63,7 @@ struct Log {
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
-    /// The launches that [`record_timed_kernels`] has recorded.
+    /// The timed runs that [`record_timed_kernels`] has recorded as launches.
     timed: Option<TimedLaunches>,
 }
 
@@ -323,7 +323,8 @@ impl Log {
 /// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = ceilings.map(|c| c.roofline_seconds_of_launch(e, dtype) / e.seconds).filter(|s| s.is_finite());
-    // If the ceilings were measured too low, a launch can be faster than they allow. Its share counts as 1.
+    // If the ceilings were measured too low, a launch can be faster than they allow. The share of such a launch is
+    // shown as 1.
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});

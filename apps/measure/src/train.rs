@@ -130,8 +130,8 @@ fn sample(tokens: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
-/// The number of weights in matrices by which every token is multiplied. The embedding table counts only if it is
-/// also the output layer: an embedding is a lookup, not a product.
+/// The number of weights in all matrices that multiply every token. The embedding table counts only if it is also the
+/// output layer: an embedding is a lookup, not a product.
 fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     let counts = |name: &str| {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;

@@ -22,7 +22,7 @@ use crate::requests::ChatRequests;
 
 /// Maximum time that the loop waits for the media of a row before it checks for an answer, and the reverse.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// After this many consecutive rows without an answer, the run sends no more requests.
+/// Maximum number of consecutive rows without an answer. After this number, the run sends no more requests.
 const MAX_UNANSWERED_IN_A_ROW: usize = 20;
 
 /// A run in which a server answers the rows of a data file.
@@ -44,7 +44,7 @@ pub struct EndpointRun<'a> {
 /// The tokens, attempts, time and cost of a run's requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EndpointSummary {
-    /// Number of rows that have a line, including rows of an earlier run that this run continued.
+    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that this process sent to the server and that have an answer.
     pub answered: usize,

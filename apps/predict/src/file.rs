@@ -34,7 +34,7 @@ use crate::settings::PredictionSettings;
 pub enum ExistingOutput {
     /// Return an error.
     Refuse,
-    /// Continue after the last complete line.
+    /// Continue the predictions file after its last complete line.
     Resume,
     /// Start again with the first row. `OUT` is replaced when the new file is complete.
     Overwrite,
@@ -64,7 +64,7 @@ pub struct PredictionFile {
     lines: usize,
     /// Lines, by row, that are not in the file yet because the line of an earlier row is missing.
     waiting: BTreeMap<usize, Vec<u8>>,
-    /// `OUT.partial.early`; `None` until [`Self::begin`].
+    /// The open file `OUT.partial.early`; `None` before [`Self::begin`].
     early: Option<File>,
     /// Number of bytes of complete lines that an earlier run has left in `OUT.partial.early`.
     early_bytes: u64,
@@ -152,13 +152,14 @@ impl PredictionFile {
         self.lines
     }
 
-    /// Whether the line of a row is ready: either it is in the file, or it waits for the lines of earlier rows.
+    /// Whether the line of a row exists: it is in the predictions file, or it waits until the lines of all earlier
+    /// rows are written.
     pub fn has_line(&self, row: usize) -> bool {
         row < self.lines || self.waiting.contains_key(&row)
     }
 
-    /// The rows that have no line in the file or among the early lines, in the order of the data. Empty if an earlier
-    /// run has completed the file.
+    /// The rows that have no line in the predictions file or among the early lines, in the order of the data. Empty
+    /// if an earlier run has completed the file.
     pub fn rows_without_line(&self) -> Vec<usize> {
         (self.lines..self.settings.rows()).filter(|&row| !self.has_line(row)).collect()
     }
@@ -274,7 +275,7 @@ impl PredictionFile {
         ))
     }
 
-    /// The error of a run that ends although `count` of its requested rows have no answer.
+    /// The error of a run that ends while `count` of its requested rows have no answer.
     pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.rows();
@@ -336,7 +337,7 @@ impl PredictionFile {
     }
 }
 
-/// Counts of the complete lines in the file of an earlier run.
+/// Counts of the complete lines in the predictions file of an earlier run.
 #[derive(Default)]
 struct EarlierLines {
     lines: usize,
@@ -377,7 +378,8 @@ fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, 
     }
 }
 
-/// Reads the complete early lines of rows from `first_row` on into `lines`. Returns the number of their bytes.
+/// Reads the complete lines of `OUT.partial.early` into `lines`, for rows from `first_row` on. Returns the number of
+/// bytes of these lines.
 fn read_early_lines(
     file: &Path,
     first_row: usize,

@@ -22,7 +22,7 @@ const PARTS_PER_RANK: usize = 4;
 /// The predictions file of a run, and the rows that this process answers.
 #[derive(Debug)]
 pub struct PredictionOutput<'a> {
-    /// The file; `None` on ranks other than 0.
+    /// The predictions file; `None` on ranks other than 0.
     pub(super) file: Option<PredictionFile>,
     /// The rows that this process answers, in the order of the data.
     pub(super) rows: Vec<usize>,
@@ -46,9 +46,9 @@ impl From<PredictionFile> for PredictionOutput<'_> {
 }
 
 impl<'a> PredictionOutput<'a> {
-    /// Opens the file with `open` and takes the rows that have no line in it. If there are several ranks, rank 0 opens
-    /// the file, all ranks call this, and each takes its share of the rows. `settings` are this rank's settings, and
-    /// `rows` are all rows of the data.
+    /// Opens the predictions file with `open` and takes the rows that have no line in it. If there are several ranks,
+    /// all of them call this function: rank 0 opens the file, and each rank takes its share of the rows. `settings`
+    /// are this rank's settings, and `rows` are all rows of the data.
     ///
     /// # Errors
     /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
@@ -66,8 +66,8 @@ impl<'a> PredictionOutput<'a> {
         Ok(Self { file, rows, ranks, is_complete })
     }
 
-    /// Opens the file on rank 0 of a divided model. Every rank takes all rows without a line, because the ranks
-    /// compute each row together. All ranks call this function.
+    /// Opens the predictions file on rank 0 of a divided model. Every rank takes all rows without a line, because the
+    /// ranks compute each row together. All ranks call this function.
     ///
     /// # Errors
     /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
@@ -80,7 +80,8 @@ impl<'a> PredictionOutput<'a> {
         Ok(Self { is_complete: missing.is_none(), rows: missing.unwrap_or_default(), file, ranks: None })
     }
 
-    /// Opens the file on rank 0 and tells all ranks which rows have no line in it; `None` if the file is complete.
+    /// Opens the predictions file on rank 0 and tells all ranks which rows have no line in it; `None` if the file is
+    /// complete.
     fn open_on_rank_0(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
@@ -99,7 +100,7 @@ impl<'a> PredictionOutput<'a> {
         Ok((file, missing))
     }
 
-    /// The file, on the process that writes it.
+    /// The predictions file, on the process that writes it.
     pub fn file(&self) -> Option<&PredictionFile> {
         self.file.as_ref()
     }

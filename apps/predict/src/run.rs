@@ -67,7 +67,7 @@ pub struct PredictionRun<'a> {
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PredictionSummary {
-    /// Number of rows that have a line, including rows of an earlier run that this run continued.
+    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that an earlier run had written.
     pub resumed_after: usize,
@@ -131,14 +131,14 @@ pub(super) struct FileWithProgress {
     pub(super) file: PredictionFile,
     progress: Progress,
     begun: Instant,
-    /// Number of lines that the file had at the beginning.
+    /// Number of lines that the predictions file had at the start of the run.
     resumed_after: usize,
-    /// Number of rows that had no line at the beginning.
+    /// Number of rows that had no line at the start of the run.
     missing: usize,
 }
 
 impl FileWithProgress {
-    /// Creates the file, or opens it to continue it.
+    /// Creates the predictions file, or opens an incomplete file to continue it.
     pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
         let (begun, resumed_after, missing) = (Instant::now(), file.lines(), file.rows_without_line().len());
         file.begin()?;
@@ -146,7 +146,8 @@ impl FileWithProgress {
         Ok(Self { file, progress, begun, resumed_after, missing })
     }
 
-    /// Gives the file its final name. `tokens` is the number of tokens that the run has generated.
+    /// Gives the complete predictions file its final name. `tokens` is the number of tokens that the run has
+    /// generated.
     pub(super) fn finish(mut self, tokens: u64) -> Result<PredictionSummary> {
         self.file.finish()?;
         let seconds = self.begun.elapsed().as_secs_f64();

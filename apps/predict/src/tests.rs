@@ -328,7 +328,8 @@ fn lines_before_their_order_are_kept_by_a_run_that_continues_the_file() {
     }
     let text = |row: usize| format!("{}\n", lines[row]);
     kill_after(&out, text(0).len());
-    // The process was killed after it had written row 1 as an early line and before it wrote row 1 in its order.
+    // The process was killed after it had written the line of row 1 to `OUT.partial.early` and before it wrote this
+    // line to `OUT.partial`.
     let early_line = |row: usize| format!("{}\n", json!({"row": row, "line": lines[row]}));
     fs::write(&early, [3, 1, 5].map(early_line).concat() + "{\"row\": 4, ").unwrap();
     let done = predict(&data, &out, Options { slots: 1, ..RESUME }).unwrap();

@@ -34,7 +34,7 @@ pub enum XAxis {
 }
 
 impl XAxis {
-    /// The name of one point of the axis.
+    /// The unit of the x axis in texts: `step` or `GPUs`.
     fn unit(self) -> &'static str {
         match self {
             XAxis::Steps => "step",
@@ -43,7 +43,7 @@ impl XAxis {
     }
 }
 
-/// One line of a chart: the values of one run over its steps.
+/// One line of a line chart: the values of one run over its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineSeries {
     /// The name of the run.

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{ReportError, Result};
 
-/// A run as the page shows it: its name and the files that were read from its folder.
+/// A training run: its name and the contents of the files in its output folder.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     /// The output folder as the user wrote it.

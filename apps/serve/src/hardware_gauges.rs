@@ -26,7 +26,7 @@ const THROTTLE_REASONS: [&str; 8] = [
     "sync_boost",
 ];
 
-/// Reads the machine for `/metrics`.
+/// Reads the metrics of the machine for `/metrics`.
 pub(crate) struct HardwareGauges {
     gpu: Option<Gpu>,
     config: ModelConfig,

@@ -29,7 +29,7 @@ const REQUEST_SECONDS: [f64; 21] = [
 pub(crate) struct EngineGauges(Mutex<Option<EngineStats>>);
 
 impl EngineGauges {
-    /// Replaces these statistics by new ones.
+    /// Replaces the engine's statistics.
     pub(crate) fn set(&self, stats: EngineStats) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }

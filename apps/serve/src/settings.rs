@@ -72,7 +72,7 @@ impl ServedModel {
     }
 }
 
-/// Weights of a model, and where they come from.
+/// Weights of a model, and the name of the folder that they were loaded from.
 #[derive(Debug)]
 pub struct ServedWeights {
     /// The weights, on the model's device.

@@ -68,7 +68,7 @@ impl Account {
         (self.saved > 0.0).then(|| Duration::from_secs_f64(self.saved))
     }
 
-    /// Subtracts the time of a turn that has just ended.
+    /// Subtracts the time of a turn that has just ended from the account.
     fn spend(&mut self, time: Duration, now: Instant) {
         self.saved -= time.as_secs_f64();
         self.counted = now;

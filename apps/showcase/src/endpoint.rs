@@ -60,7 +60,7 @@ impl StandInEndpoint {
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = async {
             tokio::select! {
-                // The server ends by itself only if its listener fails. Later requests then report the failure.
+                // This branch runs only if the listener of the server fails. Later requests then report the failure.
                 _ = axum::serve(listener, routes) => {}
                 _ = stopped => {}
             }

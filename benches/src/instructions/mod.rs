@@ -38,8 +38,8 @@ pub struct InstructionCase {
     pub results: Vec<OperandFormat>,
     /// The contents of the input buffer.
     pub input: Vec<u8>,
-    /// For a sum of products: the input with all sign bits cleared. Its results are the sums of the products'
-    /// magnitudes.
+    /// For a sum of products: the input with all sign bits cleared. With this input, the results are the sums of the
+    /// products' magnitudes.
     pub magnitudes: Option<Vec<u8>>,
     /// Allowed difference between the simulator's and the GPU's sums, relative to the sum of the products' magnitudes.
     pub tolerance: f64,

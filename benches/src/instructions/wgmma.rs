@@ -112,7 +112,8 @@ fn cluster_products() -> Vec<Product> {
             for transposed in [[false, false], [true, false], [false, true], [true, true]] {
                 all.push(Product { swizzle, transposed, cluster: 2, encoding, ..PLAIN });
             }
-            // The ranks in a cluster of eight have bits that are also set in the leading byte offset.
+            // In a cluster of eight, some rank bits overlap with bits that are set in the leading byte offset, so
+            // `Or` and `Add` differ.
             all.push(Product { swizzle, transposed: [true, true], cluster: 8, encoding, ..PLAIN });
             all.push(Product {
                 swizzle,

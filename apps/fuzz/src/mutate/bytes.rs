@@ -3,7 +3,7 @@
 use crate::random::Random;
 
 /// Makes one random change: flips bits, writes an extreme number, removes or repeats a piece, fills a piece with one
-/// value, or replaces a piece by a piece of `other`.
+/// value, or replaces a piece by a piece of the other seed `other`.
 pub fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let len = bytes.len();
     if len == 0 {

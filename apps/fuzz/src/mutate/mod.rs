@@ -51,7 +51,7 @@ impl Seed {
     }
 }
 
-/// Makes an input from one of the seeds. `words` are texts that the target's parser knows, such as field names.
+/// Makes an input from one of the seeds. `words` are texts that the tested parser knows, such as field names.
 pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut parts = seeds[random.below(seeds.len())].0.clone();
     let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != PartFormat::Fixed).collect();

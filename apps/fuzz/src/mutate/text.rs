@@ -98,7 +98,7 @@ const STRANGE: &[&[u8]] = &[
     b"#",
 ];
 
-/// Makes one random change to text. `words` are texts that the target's parser knows; `other` is the text of another
+/// Makes one random change to text. `words` are texts that the tested parser knows; `other` is the text of another
 /// seed.
 pub fn change(text: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match random.below(12) {

@@ -1,5 +1,5 @@
-//! Targets for data files in binary formats. A worker process decodes the files, as in `reel` itself: for some inputs
-//! the decoder allocates all memory or crashes, which must end only the worker.
+//! Fuzz targets for data files in binary formats. A worker process decodes the files, as in `reel` itself: for some
+//! inputs the decoder allocates all memory or crashes, which must end only the worker.
 
 use std::fs;
 use std::time::Duration;
@@ -32,9 +32,9 @@ fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
     names.iter().map(seed).collect()
 }
 
-/// Returns a judge that writes each input to the file `name` and reads its first rows. Each input has its own worker
-/// process, so that the worker's processor time counts for this input. A worker that does not end is killed after
-/// half a second, and the file is tried at most three times.
+/// Returns a function that writes each input to the file `name` and reads its first rows. Each input has its own
+/// worker process, so that the worker's processor time counts for this input. A worker that does not end is killed
+/// after half a second, and the file is tried at most three times.
 fn rows_of(name: &str) -> anyhow::Result<Judge> {
     let timeout = Duration::from_millis(500);
     use_workers(WorkerProgram { timeout, ..WorkerProgram::of_current_executable() });

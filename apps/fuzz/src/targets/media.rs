@@ -1,4 +1,4 @@
-//! Targets for image and video files.
+//! Fuzz targets for image and video files.
 
 use reel_media::image;
 

@@ -26,11 +26,11 @@ pub type Judge = Box<dyn FnMut(&[u8]) -> Verdict>;
 pub struct Target {
     /// The name on the command line.
     pub name: &'static str,
-    /// Texts that the parser knows, such as field names. Random changes insert them.
+    /// Texts that the parser knows, such as field names. Random changes insert these texts into inputs.
     pub words: &'static [&'static str],
     /// Makes the seeds. Each call returns the same seeds.
     pub seeds: fn() -> Result<Vec<Seed>>,
-    /// Prepares what all inputs share, such as a folder, and returns the function that judges an input.
+    /// Prepares what all inputs share, such as a folder, and returns the function that tests one input.
     pub open: fn() -> Result<Judge>,
 }
 
@@ -66,7 +66,7 @@ pub const ALL: &[Target] = &[
     media::VIDEO,
 ];
 
-/// The names of all targets, for messages.
+/// The names of all fuzz targets, for messages.
 pub fn names() -> String {
     ALL.iter().map(|target| target.name).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! Targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
+//! Fuzz targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{accepted, require, value_of};
 
-/// The options of the model folder that targets use.
+/// The options that create the model folder of the fuzz targets.
 pub(super) const TINY_MODEL: InitOptions =
     InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
 

@@ -1,4 +1,5 @@
-//! Targets for texts that users and clients write: messages, requests, addresses, rows of data, configuration files.
+//! Fuzz targets for texts that users and clients write: messages, requests, addresses, rows of data, configuration
+//! files.
 
 use std::fs;
 use std::path::Path;

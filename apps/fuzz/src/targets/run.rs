@@ -1,5 +1,5 @@
-//! Targets for the files of a run's output folder and for the results of measurements. A folder may come from another
-//! machine, and a file may be cut or damaged.
+//! Fuzz targets for the files of a run's output folder and for the results of measurements. A folder may come from
+//! another machine, and a file may be cut or damaged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::{Target, repository_file, scratch_folder};
 use crate::mutate::{PartFormat, Seed, parts_of};
 use crate::verdict::{accepted, require, value_of};
 
-/// The files of the target `run-folder`, in the order of the input's parts.
+/// The files of the fuzz target `run-folder`, in the order of the input's parts.
 const RUN_FILES: [&str; 6] = [
     "metrics.jsonl",
     "run.json",

@@ -1,5 +1,5 @@
-//! Targets for the scoring of completions: predictions of benchmarks, rows of `reel reward`, and what a custom reward
-//! command prints.
+//! Fuzz targets for the scoring of completions: predictions of benchmarks, rows of `reel reward`, and the output of a
+//! custom reward command.
 
 use std::fs;
 use std::time::Duration;
@@ -169,7 +169,7 @@ fn score_text(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What a custom reward command (`--reward-command`) prints.
+/// The output of a custom reward command (`--reward-command`).
 pub const REWARD_COMMAND: Target = Target {
     name: "reward-command",
     words: &["reward", "{\"reward\": 1}", "nan", "1e400", "null", "[1]", "-1"],

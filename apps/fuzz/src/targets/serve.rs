@@ -1,4 +1,5 @@
-//! Targets for the server and its clients: requests over HTTP, the values that chat templates render, streamed events.
+//! Fuzz targets for the server and its clients: requests over HTTP, the values that chat templates render, streamed
+//! events.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

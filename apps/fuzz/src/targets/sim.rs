@@ -1,4 +1,4 @@
-//! Targets for the simulator: PTX text, launches of kernels in PTX, and tensor maps.
+//! Fuzz targets for the simulator: PTX text, launches of kernels in PTX, and tensor maps.
 
 use reel_diagnostic::Diagnostic;
 use reel_sim::check::{CheckPlan, check_kernel};

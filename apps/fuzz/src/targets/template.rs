@@ -1,4 +1,4 @@
-//! Target for the values that chat templates render.
+//! Fuzz target for the values that chat templates render.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ use super::{Target, repository_file};
 use crate::mutate::{PartFormat, Seed};
 use crate::verdict::{require, value_of};
 
-/// Messages with any JSON in place of their values. They are rendered by the chat template that reel writes and by a
-/// published template. Messages that [`Conversation`] accepts must render to a prompt with one pad token for each image
+/// Messages in which any JSON replaces a value. The chat template that reel writes and a published template render
+/// these messages. Messages that [`Conversation`] accepts must render to a prompt with one pad token for each image
 /// and video.
 pub const TEMPLATE_VALUES: Target = Target {
     name: "template-values",

@@ -59,8 +59,8 @@ fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
     near(exposed(&[bucket(500, 100)], exchange), exchange);
     let small: Vec<ExchangedBucket> = (1..=50).map(|i| bucket(10, 2 * i)).collect();
     near(exposed(&small, exchange), exchange / 50.0);
-    // A backward pass of 1 s cannot hide an exchange of 2 s. It begins after the first bucket, which is finished
-    // after 0.02 s.
+    // A backward pass of 1 s cannot hide an exchange of 2 s. The exchange begins after the first bucket, which is
+    // finished after 0.02 s.
     near(exposed(&small, 2.0), 2.0 + 0.02 - 1.0);
     // Two buckets, of which the first is finished halfway: of its 0.8 s, 0.5 s fit beside the launches.
     near(exposed(&[bucket(4, 50), bucket(1, 100)], 1.0), 0.3 + 0.2);

@@ -1,4 +1,4 @@
-//! A row of a predictions file, with everything that the page shows about the row besides its score.
+//! A row of a predictions file, with the columns that the page of an evaluation shows.
 
 use reel_eval::{EvalError, Prediction};
 use serde_json::Value;

@@ -30,7 +30,7 @@ pub use frames::{FrameSource, FrameStrips};
 const STYLE: &str = include_str!("answers.css");
 const SCRIPT: &str = include_str!("answers.js");
 
-/// The answers of a model to the questions of benchmarks.
+/// One evaluation of a model: its answers to the questions of the benchmarks.
 #[derive(Clone, Debug)]
 pub struct EvaluationRun {
     /// The name of this run on a page that compares two runs.

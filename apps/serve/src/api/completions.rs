@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: continues texts, without a chat template.
+//! `POST /v1/completions`: generates continuations of texts, without a chat template.
 
 use std::sync::Arc;
 

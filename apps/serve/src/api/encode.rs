@@ -1,4 +1,4 @@
-//! Encodes prompts to model inputs on blocking threads: chat templates, media and tokens.
+//! Encodes prompts as model inputs on blocking threads: renders chat templates, decodes media and tokenizes texts.
 
 use std::path::Path;
 use std::sync::Arc;

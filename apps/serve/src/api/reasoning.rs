@@ -73,7 +73,7 @@ impl ReasoningParser {
         added
     }
 
-    /// Ends the answer. Returns the characters that were held back.
+    /// Ends the answer. Returns the characters that were held back as reasoning or as text.
     pub(crate) fn finish(&mut self) -> AddedText {
         let held = std::mem::take(&mut self.held);
         match self.state {

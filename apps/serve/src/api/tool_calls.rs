@@ -19,7 +19,7 @@ const END: &str = "</tool_call>";
 /// Maximum length of the JSON text of a function's name in a head. Valid names have at most 64 characters.
 const MAX_NAME_BYTES: usize = 256;
 
-/// A piece of an answer. The calls of an answer have the indices 0, 1, ...
+/// A piece of an answer. The tool calls of an answer have the indices 0, 1, ...
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AnswerPiece {
     /// Text outside of calls.
@@ -87,7 +87,7 @@ impl ToolCallParser {
         std::mem::take(&mut self.pieces)
     }
 
-    /// Ends the text. Returns the pieces that were held back.
+    /// Ends the answer's text. Returns the pieces that were held back.
     pub(crate) fn finish(&mut self) -> Vec<AnswerPiece> {
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text) {
@@ -156,7 +156,7 @@ impl ToolCallParser {
                     self.held.clear();
                     self.state = State::Text;
                 } else if !END.starts_with(&self.held) {
-                    // Some models write one bracket too many, or leave out the end tag.
+                    // Accepts one surplus bracket and a missing end tag, because some models write calls like this.
                     let rest = std::mem::take(&mut self.held);
                     if rest.chars().any(|c| !c.is_ascii_whitespace() && c != '}') {
                         self.state = State::Text;
@@ -201,7 +201,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Passes on a complete block: as a call if it can be parsed as one, else as text.
+    /// Passes on a complete block: as a tool call if the block can be parsed as one, otherwise as text.
     fn end_other_object(&mut self, block: &str, end: &str) {
         match parse_call(block) {
             Some((name, arguments)) => {

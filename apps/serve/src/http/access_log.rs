@@ -63,8 +63,8 @@ impl AccessLog {
         self.lines.clone()
     }
 
-    /// Waits until the lines of all requests are written, but at most [`LAST_LINES`], in case the reader of stderr
-    /// reads nothing.
+    /// Waits until the lines of all requests are written, but at most for the time [`LAST_LINES`], because the reader
+    /// of stderr may read nothing.
     pub(crate) fn finish(self) {
         drop(self.lines);
         let _ = self.written.recv_timeout(LAST_LINES);
