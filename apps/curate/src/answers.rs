@@ -119,7 +119,7 @@ impl ReasoningChain {
     }
 
     /// The chain and its answer with tags: the text that tables hold and reward functions compare.
-    pub fn text(&self) -> String {
+    pub fn to_tagged_text(&self) -> String {
         format!("<think>{}</think><answer>{}</answer>", self.thought, self.answer)
     }
 }
@@ -204,7 +204,7 @@ mod tests {
         fn any_text_is_parsed_or_refused_and_a_chain_is_parsed_back(text in "(<think>|</think>|<answer>|</answer>|a|\\PC){0,20}") {
             let _ = MediaDescription::parse(&text);
             if let Ok(chain) = ReasoningChain::parse(&text) {
-                prop_assert_eq!(ReasoningChain::parse(&chain.text()), Ok(chain));
+                prop_assert_eq!(ReasoningChain::parse(&chain.to_tagged_text()), Ok(chain));
             }
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Curation::open      list -> rows with keys; OUT is locked; tables of earlier runs
-//! pending             keys without an accepted answer in this stage but with one in the stage before
+//! pending_tasks       keys without an accepted answer in this stage but with one in the stage before
 //! run_stage           asks a model about them                                            stage.rs
 //! finish              filters -> dataset.jsonl, rejected.jsonl, failed.jsonl, summary    finish.rs
 //! ```
@@ -179,7 +179,7 @@ impl Curation {
     }
 
     /// Number of rows of the list.
-    pub fn rows(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.rows.len()
     }
 
@@ -230,7 +230,7 @@ impl Curation {
 
     /// The tasks of a stage: the videos or questions with an accepted answer in the previous stage, but without one
     /// in this stage. With `all`, also those without an accepted answer in the previous stage.
-    pub fn pending(&self, stage: StageName, all: bool) -> Vec<StageTask> {
+    pub fn pending_tasks(&self, stage: StageName, all: bool) -> Vec<StageTask> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
         let is_ready =
@@ -260,7 +260,7 @@ impl Curation {
 
     /// Returns an error if the stage's table has answers of another model or prompt. `accept_changes` turns this
     /// check off.
-    pub fn check_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
+    pub fn check_model_and_prompt_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
         let (prompt, mut changed) = (self.prompt_id(stage), None);
         if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
             table.for_each(|record| {
@@ -278,7 +278,7 @@ impl Curation {
         let help = format!(
             "give the former model and prompt, --redo {stage} to start the stage again, or --accept-changes to keep both kinds of answers"
         );
-        Err(CurateError::output(file.display().to_string(), what, help))
+        Err(CurateError::output_error(file.display().to_string(), what, help))
     }
 
     /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. It is
@@ -286,7 +286,7 @@ impl Curation {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn begin(&self) -> Result<()> {
+    pub fn prepare_output_folder(&self) -> Result<()> {
         let options = &self.options;
         for stage in StageName::ALL.into_iter().filter(|&stage| options.starts_again(stage)) {
             remove_tables(&options.out, stage)?;
@@ -304,7 +304,7 @@ impl Curation {
             media_root: absolute(&options.media_root),
             rows: self.rows.len(),
             questions: self.first_rows.len(),
-            media: list.count(StageName::Caption),
+            media: list.key_count(StageName::Caption),
             frames: options.frames,
             filters: options.filters,
             prompts: stages.iter().map(|&s| (self.prompt_id(s), options.prompts[&s].clone())).collect(),
@@ -341,18 +341,18 @@ impl Curation {
         let make_request = |task: &StageTask| {
             let question = self.rows[task.row].question.as_ref().map_err(String::clone)?;
             let output = before.and_then(|before| self.accepted_answer(before, question));
-            maker.request(question, output.as_deref())
+            maker.make_request(question, output.as_deref())
         };
         let id = self.prompt_id(stage);
         let run = StageRun { stage, model, prompt: &id, table, concurrency, stop, progress };
-        let end = run.run(&self.pending(stage, false), &make_request, &|text| check_answer(stage, text));
+        let end = run.run(&self.pending_tasks(stage, false), &make_request, &|text| check_answer(stage, text));
         table.finish()?;
         end
     }
 }
 
 fn lock(out: &Path) -> Result<FolderLock> {
-    let refuse = |what: String, help: &str| CurateError::output(format!("--out {}", out.display()), what, help);
+    let refuse = |what: String, help: &str| CurateError::output_error(format!("--out {}", out.display()), what, help);
     FolderLock::acquire(out).map_err(|e| match e {
         LockError::InUse(holder) => {
             refuse(format!("is in use by {holder}"), "wait until that process ends, or give another folder")
@@ -376,7 +376,7 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let is_curation = out.join(SETTINGS_FILE).exists();
     let location = format!("--out {}", out.display());
     if has_files && !is_curation {
-        return Err(CurateError::output(
+        return Err(CurateError::output_error(
             location,
             "has files that do not belong to a curation",
             "choose another folder",
@@ -384,13 +384,17 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     }
     if is_curation && options.existing == ExistingCuration::Refuse {
         let help = "continue it with --resume, or start again with --overwrite";
-        return Err(CurateError::output(location, "has a curation", help));
+        return Err(CurateError::output_error(location, "has a curation", help));
     }
     if options.existing == ExistingCuration::Resume && is_curation {
         let before = read_settings(out)?;
         if before.recipe != options.recipe {
             let what = "has a curation with another --recipe";
-            return Err(CurateError::output(location, what, "give the recipe of that curation, or another --out"));
+            return Err(CurateError::output_error(
+                location,
+                what,
+                "give the recipe of that curation, or another --out",
+            ));
         }
     }
     Ok(())
@@ -406,7 +410,7 @@ pub fn read_settings(out: &Path) -> Result<CurationSettings> {
     let text = reel_diagnostic::input::read_file(&path, reel_diagnostic::input::MAX_CONFIG_BYTES)
         .map_err(|e| CurateError::cannot_read(&path, &e))?;
     serde_json::from_slice(&text)
-        .map_err(|e| CurateError::output(path.display().to_string(), format!("is damaged: {e}"), help))
+        .map_err(|e| CurateError::output_error(path.display().to_string(), format!("is damaged: {e}"), help))
 }
 
 fn remove_tables(out: &Path, stage: StageName) -> Result<()> {

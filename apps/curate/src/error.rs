@@ -37,7 +37,7 @@ pub enum CurateError {
 pub type Result<T, E = CurateError> = std::result::Result<T, E>;
 
 impl CurateError {
-    pub(crate) fn output(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(crate) fn output_error(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Output(Diagnostic::new(location, what, help))
     }
 

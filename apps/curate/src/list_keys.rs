@@ -32,12 +32,12 @@ impl ListKeys {
     }
 
     /// Number of keys for which a stage sends a request.
-    pub fn count(&self, stage: StageName) -> usize {
+    pub fn key_count(&self, stage: StageName) -> usize {
         self.of(stage).len()
     }
 
     /// Whether a stage sends a request for `key`.
-    pub(crate) fn has(&self, stage: StageName, key: &str) -> bool {
+    pub(crate) fn contains(&self, stage: StageName, key: &str) -> bool {
         self.of(stage).contains(beginning(key))
     }
 
@@ -63,7 +63,11 @@ impl ListKeys {
     pub fn open(out: &Path) -> Result<Self> {
         let file = out.join(FILE);
         let unusable = |what: String| {
-            CurateError::output(file.display().to_string(), what, "run reel curate on the folder again with --resume")
+            CurateError::output_error(
+                file.display().to_string(),
+                what,
+                "run reel curate on the folder again with --resume",
+            )
         };
         let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
             // An earlier version of reel did not write this file.

@@ -1,5 +1,5 @@
-//! The interface of the models that `reel curate` asks: a request goes in, an accepted answer comes out. [`Endpoint`]
-//! is a model behind an HTTP endpoint; tests implement models with scripted answers.
+//! The interface of the models that `reel curate` asks: a request goes in, an accepted answer comes out.
+//! [`EndpointModel`] is a model behind an HTTP endpoint; tests implement models with scripted answers.
 
 use std::sync::atomic::AtomicBool;
 
@@ -28,13 +28,13 @@ pub trait ChatModel: Sync {
 
 /// A model behind an HTTP endpoint.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct EndpointModel {
     client: ChatClient,
     model: String,
     max_attempts: u32,
 }
 
-impl Endpoint {
+impl EndpointModel {
     /// Creates the model that `client` sends requests to. If the client's options name no model, asks the endpoint
     /// for its list of models. `max_attempts` is the number of attempts in the client's options.
     ///
@@ -46,7 +46,7 @@ impl Endpoint {
     }
 }
 
-impl ChatModel for Endpoint {
+impl ChatModel for EndpointModel {
     fn name(&self) -> &str {
         &self.model
     }

@@ -30,7 +30,7 @@ pub struct PlannedStage {
 pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_tokens: u32) -> PlannedStage {
     let options = &curation.options;
     let prompt = &options.prompts[&stage];
-    let tasks = curation.pending(stage, true);
+    let tasks = curation.pending_tasks(stage, true);
     let maker = curation.request_maker(stage);
     let before = curation.stage_before(stage).map_or(0, |before| u64::from(options.prompts[&before].max_tokens));
     let mut prompt_tokens = 0;

@@ -72,7 +72,7 @@ impl StagePrompt {
     }
 
     /// The parameters of a request, besides its messages and its number of tokens.
-    pub fn params(&self, response_format: Option<Value>, seed: Option<u64>) -> Map<String, Value> {
+    pub fn request_params(&self, response_format: Option<Value>, seed: Option<u64>) -> Map<String, Value> {
         let mut params = Map::new();
         params.insert("temperature".into(), json!(self.temperature));
         params.insert("top_p".into(), json!(self.top_p));
@@ -116,7 +116,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Replaces each `{name}` in a template by its value. Braces within a value are not replaced.
-pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
+pub fn fill_template(template: &str, values: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(open) = rest.find('{') {
@@ -166,6 +166,6 @@ mod tests {
 
     #[test]
     fn values_are_put_in_once() {
-        assert_eq!(fill("{a} {b} {c} {", &[("a", "{b}"), ("b", "x")]), "{b} x {c} {");
+        assert_eq!(fill_template("{a} {b} {c} {", &[("a", "{b}"), ("b", "x")]), "{b} x {c} {");
     }
 }

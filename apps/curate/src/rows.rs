@@ -54,7 +54,7 @@ impl Question {
     }
 
     /// The question and its options, one per line.
-    pub fn text(&self) -> String {
+    pub fn text_with_options(&self) -> String {
         let mut text = self.problem.problem.clone();
         if self.kind == ProblemType::MultipleChoice {
             self.problem.options.iter().for_each(|option| text = format!("{text}\n{option}"));
@@ -200,7 +200,7 @@ mod tests {
         let keys: Vec<String> = rows.iter().map(|row| row.question.as_ref().unwrap().key.clone()).collect();
         assert!(keys[0] == keys[1] && keys[0] == keys[2], "{keys:?}");
         assert!(keys[0] != keys[3] && keys[0] != keys[4] && keys[3] != keys[4], "{keys:?}");
-        assert_eq!(rows[0].question.as_ref().unwrap().text(), "Which?\nA. x\nB. y");
+        assert_eq!(rows[0].question.as_ref().unwrap().text_with_options(), "Which?\nA. x\nB. y");
     }
 
     #[test]

@@ -290,7 +290,7 @@ mod tests {
             assert_eq!(status("a"), Some((RecordStatus::Ok, Some("<a>".into()), false, 0.25)));
             assert_eq!(status("refused"), Some((RecordStatus::Failed, None, true, 0.5)));
             assert_eq!(status("unreadable"), Some((RecordStatus::Failed, None, true, 0.0)));
-            assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost(), 2.0 * 0.25 + 2.0 * 0.5);
+            assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost_in_dollars(), 2.0 * 0.25 + 2.0 * 0.5);
         }
     }
 
@@ -299,7 +299,7 @@ mod tests {
         for (key, wanted) in [("cap", StageEnd::CapReached), ("stopped", StageEnd::Stopped)] {
             let (end, asked, table, _dir) = run(&["a", key, "b"], 1);
             assert_eq!((end.unwrap(), &asked[..]), (wanted, &["a".to_string(), key.into()][..]));
-            assert!(table.get("b").is_none() && table.cost() == 0.75);
+            assert!(table.get("b").is_none() && table.cost_in_dollars() == 0.75);
         }
         let (end, asked, ..) = run(&["wrong key", "b"], 1);
         let e = end.unwrap_err().to_string();

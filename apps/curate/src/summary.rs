@@ -14,7 +14,7 @@ use crate::table::StageTable;
 
 /// The counts of a curation. `kept + rejected + failed = rows`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
+pub struct CurationSummary {
     /// Rows of the list.
     pub rows: usize,
     /// Rows of the data set.
@@ -69,20 +69,20 @@ impl StageSummary {
     pub fn new(stage: StageName, table: &StageTable, list: &ListKeys) -> Self {
         let mut summary = Self {
             stage,
-            keys: list.count(stage),
+            keys: list.key_count(stage),
             ok: 0,
             failed: 0,
             open: 0,
             attempts: 0,
             prompt_tokens: 0,
             completion_tokens: 0,
-            cost: table.cost(),
+            cost: table.cost_in_dollars(),
             seconds: 0.0,
             models: Vec::new(),
             prompts: Vec::new(),
         };
         table.for_each(|record| {
-            if !list.has(stage, &record.key) {
+            if !list.contains(stage, &record.key) {
                 return;
             }
             match record.status {

@@ -91,7 +91,7 @@ impl StageTable {
 
     /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with its
     /// maximum cost.
-    pub fn cost(&self) -> f64 {
+    pub fn cost_in_dollars(&self) -> f64 {
         let content = self.lock();
         content.recorded_cost + content.lost_cost
     }
@@ -188,7 +188,7 @@ impl Content {
                 break;
             }
             let record = parse(&line)
-                .map_err(|what| CurateError::output(format!("{}:{number}", path.display()), what, CHANGED))?;
+                .map_err(|what| CurateError::output_error(format!("{}:{number}", path.display()), what, CHANGED))?;
             self.take(record);
             self.bytes += bytes as u64;
         }
@@ -200,7 +200,7 @@ impl Content {
         for row in 0..table.len() {
             let text = table.value(row)?.to_string();
             let record =
-                parse(text.as_bytes()).map_err(|what| CurateError::output(table.location(row), what, CHANGED))?;
+                parse(text.as_bytes()).map_err(|what| CurateError::output_error(table.location(row), what, CHANGED))?;
             self.take(record);
         }
         Ok(())
@@ -304,7 +304,7 @@ mod tests {
         ] {
             table.append(record(key, status, cost)).unwrap();
         }
-        assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost(), 1.0 + 20.0 + 2.0 + 40.0);
+        assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost_in_dollars(), 1.0 + 20.0 + 2.0 + 40.0);
         assert!(table.get("c").is_none());
     }
 

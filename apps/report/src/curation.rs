@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use reel_curate::{FinishedRow, RejectionReason, RowOutcome, StageName, Summary};
+use reel_curate::{CurationSummary, FinishedRow, RejectionReason, RowOutcome, StageName};
 use reel_samples::inspect::Distribution;
 
 use crate::escape::escape_html;
@@ -31,9 +31,9 @@ details p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 4px 14
 ";
 
 /// The page about the curation in a folder named `title`. `rows` are the curation's rows in the order of the list.
-pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) -> String {
+pub fn curation_page_html(title: &str, summary: &CurationSummary, rows: &[FinishedRow]) -> String {
     let mut page = Page::new(&format!("Curation in {title}")).with_style(STYLE);
-    let Summary { rows: all, kept, rejected, failed, cost, .. } = summary;
+    let CurationSummary { rows: all, kept, rejected, failed, cost, .. } = summary;
     let cost = match *cost > 0.0 {
         true => format!(" All requests together have cost at most ${cost:.4}."),
         false => String::new(),
@@ -74,7 +74,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
 }
 
 /// The steps of the curation, each with the number of rows that are left after it.
-fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
+fn funnel(summary: &CurationSummary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     let is_usable = |row: &&FinishedRow| {
         !matches!(row.outcome, RowOutcome::Rejected(RejectionReason::UnusableRow | RejectionReason::DuplicateRow, _))
     };
@@ -91,7 +91,7 @@ fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     bars
 }
 
-fn add_stages(page: &mut Page, summary: &Summary) {
+fn add_stages(page: &mut Page, summary: &CurationSummary) {
     page.add("<h2>Stages</h2>\n");
     let columns = [
         "stage",
@@ -259,7 +259,7 @@ mod tests {
             models: vec!["<model>".into()],
             prompts: vec!["reason-1-00".into()],
         };
-        let summary = Summary {
+        let summary = CurationSummary {
             rows: 4,
             kept: 1,
             rejected: 2,

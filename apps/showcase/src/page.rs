@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
     use crate::evaluation::ClipAnswer;
-    use reel_curate::{RejectionReason, Summary};
+    use reel_curate::{CurationSummary, RejectionReason};
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
@@ -298,7 +298,7 @@ mod tests {
         right.shuffled[1] = answer(&clips[2].completion(), true);
         let mut half = right.clone();
         half.ordered[1] = answer("<answer>wrong</answer>", false);
-        let curation = Summary {
+        let curation = CurationSummary {
             rows: 9,
             kept: 7,
             rejected: 2,

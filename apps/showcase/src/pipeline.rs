@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use reel_curate::{DATASET_FILE, SUMMARY_FILE, Summary};
+use reel_curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_input::tensor_file::StoredDType;
@@ -149,7 +149,7 @@ pub struct DemoOutcome {
     /// The answers to the held-out clips before training, after SFT and after GRPO.
     pub answers: [EvaluationAnswers; 3],
     /// The funnel of the curation: how many rows were kept, rejected or failed.
-    pub curation: Summary,
+    pub curation: CurationSummary,
     /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
     /// The duration of each training stage.
@@ -360,7 +360,7 @@ impl Demo {
     }
 
     /// Reads the summary that the curation has written.
-    fn curation_summary(&self) -> Result<Summary> {
+    fn curation_summary(&self) -> Result<CurationSummary> {
         let file = self.path_in_folder(CURATION_FOLDER).join(SUMMARY_FILE);
         let text = input::read_text(&file, input::MAX_CONFIG_BYTES)
             .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
