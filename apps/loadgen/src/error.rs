@@ -31,7 +31,7 @@ pub enum LoadError {
         /// The address of the request.
         address: String,
         /// Why it failed.
-        failure: Failure,
+        failure: RequestFailure,
     },
     /// The server lists no model.
     #[error("{address}: lists no model; name one with --model")]
@@ -89,7 +89,7 @@ impl fmt::Display for FailureKind {
 
 /// The reason why a request has no complete answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct RequestFailure {
     /// The kind of the failure.
     pub kind: FailureKind,
     /// What happened, in one line without control characters. Text of the server is cut after 300 characters.
@@ -99,7 +99,7 @@ pub struct Failure {
 /// Maximum number of characters of a failure's message.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-impl Failure {
+impl RequestFailure {
     pub(crate) fn new(kind: FailureKind, message: impl AsRef<str>) -> Self {
         let message = escape_controls(&one_line(message)).into_owned();
         let cut = message.char_indices().nth(MAX_MESSAGE_CHARS).map(|(at, _)| format!("{}…", &message[..at]));
@@ -126,7 +126,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.message, self.kind)
     }

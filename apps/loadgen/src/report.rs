@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::answer::Answer;
-use crate::error::{Failure, FailureKind};
+use crate::answer::MeasuredAnswer;
+use crate::error::{FailureKind, RequestFailure};
 use crate::media::MediaKind;
 use crate::settings::{LoadSettings, RequestAmount};
 use crate::statistics::Distribution;
@@ -22,7 +22,7 @@ pub struct LoadReport {
     /// The highest number of requests that were being answered at the same time.
     pub peak_concurrency: usize,
     /// Complete answers.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<MeasuredAnswer>,
     /// Failed requests by kind.
     pub failures: BTreeMap<FailureKind, FailureGroup>,
 }
@@ -33,7 +33,7 @@ pub struct FailureGroup {
     /// Their number.
     pub count: usize,
     /// The one that ended first.
-    pub first: Failure,
+    pub first: RequestFailure,
 }
 
 /// A measured time in milliseconds, with its names in JSON and in the table.
@@ -51,7 +51,7 @@ impl LoadReport {
         model: String,
         seconds: f64,
         peak_concurrency: usize,
-        results: Vec<Result<Answer, Failure>>,
+        results: Vec<Result<MeasuredAnswer, RequestFailure>>,
     ) -> Self {
         let (mut answers, mut failures) = (Vec::new(), BTreeMap::new());
         for result in results {
@@ -107,7 +107,7 @@ impl LoadReport {
                 "tpot",
                 "TPOT",
                 "Time per Output Token (excl. 1st token)",
-                answers().filter_map(Answer::time_per_output_token).collect(),
+                answers().filter_map(MeasuredAnswer::time_per_output_token).collect(),
             ),
             of("itl", "ITL", "Inter-token Latency", answers().flat_map(|a| a.gaps.iter().copied()).collect()),
             of("e2el", "E2EL", "End-to-end Latency", answers().map(|a| a.latency).collect()),
@@ -271,8 +271,8 @@ mod tests {
     use super::*;
     use crate::settings::tests::settings;
 
-    fn answer(ttft: f64, latency: f64, tokens: u64) -> Result<Answer, Failure> {
-        Ok(Answer {
+    fn answer(ttft: f64, latency: f64, tokens: u64) -> Result<MeasuredAnswer, RequestFailure> {
+        Ok(MeasuredAnswer {
             prompt_tokens: Some(10),
             output_tokens: tokens,
             has_usage: true,
@@ -283,8 +283,8 @@ mod tests {
         })
     }
 
-    fn failed(kind: FailureKind, message: &str) -> Result<Answer, Failure> {
-        Err(Failure::new(kind, message))
+    fn failed(kind: FailureKind, message: &str) -> Result<MeasuredAnswer, RequestFailure> {
+        Err(RequestFailure::new(kind, message))
     }
 
     #[test]
