@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use reel_device::compile::toolkit::Toolkit;
 use serde_json::{Value, json};
 
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 
 /// The sections of metrics that are read.
 const SECTIONS: [&str; 3] = ["SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy"];
@@ -43,14 +43,14 @@ pub struct KernelCounters {
 impl KernelCounters {
     /// The busiest part of the GPU and its share of the highest rate in percent; `None` if `ncu` reported none of the
     /// metrics in `PARTS`.
-    pub fn busiest(&self) -> Option<(&'static str, f64)> {
+    pub fn busiest_part(&self) -> Option<(&'static str, f64)> {
         let known = PARTS.iter().filter_map(|part| Some((*part, *self.metrics.get(*part)?)));
         known.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// A short text that explains the time of the kernel by the busiest part of the GPU.
     pub fn explanation(&self) -> String {
-        let Some((part, percent)) = self.busiest() else { return "no counters".to_string() };
+        let Some((part, percent)) = self.busiest_part() else { return "no counters".to_string() };
         if percent >= BUSY {
             return format!("{part} {percent:.0} %");
         }
@@ -89,9 +89,13 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
         Ok(status) => {
             let said = text.lines().find_map(|line| line.strip_prefix("==ERROR== "));
             let what = said.map_or_else(|| format!("ncu ended with {status} and reported no counters"), str::to_string);
-            Err(failed(ncu.display().to_string(), what, "allow this user to read counters, or give --no-counters"))
+            Err(measurement_error(
+                ncu.display().to_string(),
+                what,
+                "allow this user to read counters, or give --no-counters",
+            ))
         }
-        Err(e) => Err(failed(ncu.display().to_string(), e.to_string(), "give --no-counters")),
+        Err(e) => Err(measurement_error(ncu.display().to_string(), e.to_string(), "give --no-counters")),
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 
 use reel_diagnostic::input;
 
-use crate::error::{Result, bad_option, failed};
+use crate::error::{Result, measurement_error, option_error};
 
 /// The figures of a GPU. Rates are dense, that is, without sparsity.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,12 +86,13 @@ impl DataSheet {
     /// that of a built-in GPU.
     pub fn read(path: &Path) -> Result<Self> {
         let file = path.display().to_string();
-        let text = input::read_text(path, input::MAX_CONFIG_BYTES)
-            .map_err(|e| failed(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU"))?;
+        let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| {
+            measurement_error(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU")
+        })?;
         let sheet = Self::parse(&file, &text)?;
         if built_in().iter().any(|known| known.name == sheet.name) {
             let what = format!("is {:?}, the name of a built-in GPU", sheet.name);
-            return Err(failed(format!("{file}: name"), what, "give another name"));
+            return Err(measurement_error(format!("{file}: name"), what, "give another name"));
         }
         Ok(sheet)
     }
@@ -100,7 +101,7 @@ impl DataSheet {
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let what = format!("line {line}: {}", e.message().replace('\n', " "));
-            failed(file, what, "write one field a line, as `memory_gb = 80`")
+            measurement_error(file, what, "write one field a line, as `memory_gb = 80`")
         })?;
         Fields { file, table }.data_sheet()
     }
@@ -138,7 +139,7 @@ impl Fields<'_> {
     }
 
     fn wrong(&self, field: &str, what: impl Into<String>, help: &str) -> crate::MeasureError {
-        failed(format!("{}: {field}", self.file), what, help)
+        measurement_error(format!("{}: {field}", self.file), what, help)
     }
 
     fn name(&mut self) -> Result<String> {
@@ -226,7 +227,7 @@ fn f32_rate(compute_capability: u32, multiprocessors: Option<f64>, clock: Option
 pub fn by_name(name: &str) -> Result<&'static DataSheet> {
     built_in().iter().find(|sheet| sheet.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
         let names: Vec<&str> = built_in().iter().map(|sheet| sheet.name.as_str()).collect();
-        bad_option(
+        option_error(
             "--gpu",
             format!("there is no data sheet for a GPU named {name:?}"),
             format!("give one of {}, or a file NAME.toml with its figures", names.join(", ")),

@@ -19,7 +19,7 @@ pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> Strin
         let series = vec![LineSeries::new(name, line)];
         page.add_chart(&Chart::Lines { name: name.into(), x: XAxis::Gpus, unit, series, range: YRange::Robust });
     };
-    chart("step time", "s", &|point| point.time.total());
+    chart("step time", "s", &|point| point.time.total_seconds());
     chart("weak scaling efficiency", "", &|point| point.efficiency);
     chart("exposed exchange", "s", &|point| point.time.exposed_seconds());
     chart("peak memory of a GPU", "B", &|point| point.peak_bytes as f64);
@@ -45,8 +45,8 @@ fn table(points: &[ScalingPoint]) -> Table {
         let seconds = |seconds: f64| format!("{seconds:.4}");
         table.add_row(vec![
             shape.ranks.to_string(),
-            shape.nodes().to_string(),
-            seconds(time.total()),
+            shape.node_count().to_string(),
+            seconds(time.total_seconds()),
             seconds(time.compute),
             seconds(time.optimizer),
             seconds(time.exposed_seconds()),

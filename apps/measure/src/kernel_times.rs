@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::cache::CacheCeiling;
 use crate::ceilings::Ceilings;
-use crate::error::{MeasureError, Result, failed};
+use crate::error::{MeasureError, Result, measurement_error};
 
 /// The measured time of a kernel in a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,7 @@ impl KernelTimes {
     pub(crate) fn read(path: &Path) -> Result<KernelTimes> {
         let wrong = |what: &str| {
             let help = "give a file that `reel kernels bench --json`, `reel bench … --json` or --trace wrote";
-            failed(path.display().to_string(), what, help)
+            measurement_error(path.display().to_string(), what, help)
         };
         let text = input::read_text(path, input::MAX_ROWS_BYTES)
             .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;

@@ -7,7 +7,7 @@ use reel_device::{Cost, DType, Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::data_sheet::{self, DataSheet};
-use crate::error::{Result, bad_option};
+use crate::error::{Result, option_error};
 
 /// A GPU or CPU with its arithmetic rates, memory bandwidth and memory size.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ impl PublishedLimits {
 
     /// Whether the launches of the kernel `name` took less time than the data sheet allows for their operations and for
     /// the bytes that L2 cannot have held. If so, the operations or the bytes are counted wrong.
-    pub fn exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
+    pub fn is_exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
         let Cost { flops, bytes } = totals.cost;
         let beyond_l2 = (bytes - self.l2_bytes * totals.launches as f64).max(0.0);
         let cost = Cost { flops, bytes: beyond_l2 };
@@ -95,7 +95,7 @@ impl MachineSpec {
     ///
     /// # Errors
     /// There is no built-in GPU of that name; the file cannot be read or has wrong figures.
-    pub fn gpu(name_or_file: &str) -> Result<Self> {
+    pub fn gpu_by_name_or_file(name_or_file: &str) -> Result<Self> {
         match DataSheet::is_file(name_or_file) {
             true => Ok(Self::of_data_sheet(&DataSheet::read(Path::new(name_or_file))?, "file")),
             false => Self::gpu_by_name(name_or_file),
@@ -147,7 +147,7 @@ impl MachineSpec {
         let full_name = &gpu.properties().name;
         let Some(sheet) = data_sheet(full_name) else {
             let help = "give --gpu with the name of a similar GPU, or with a file of its figures";
-            return Err(bad_option("--device", format!("there is no data sheet for {full_name}"), help));
+            return Err(option_error("--device", format!("there is no data sheet for {full_name}"), help));
         };
         Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::of_data_sheet(sheet, "data sheet") })
     }
@@ -193,7 +193,7 @@ mod tests {
         let h200 = PublishedLimits::of_gpu("NVIDIA H200").unwrap();
         let took = |launches: u64, cost: Cost, seconds: f64| {
             let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
-            h200.exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
+            h200.is_exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
         };
         let bytes = |bytes: f64| Cost { flops: 0.0, bytes };
         // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27. It

@@ -4,7 +4,7 @@ use reel_device::{DType, Device, OpTotals};
 use reel_kernels::catalogue::{SizeError, Sizes, example_products, variants_of};
 
 use crate::ceilings::Ceilings;
-use crate::error::{MeasureError, Result, bad_option};
+use crate::error::{MeasureError, Result, option_error};
 use crate::machine::PublishedLimits;
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
@@ -19,7 +19,7 @@ pub struct OpTimer<'a> {
 
 /// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
 pub fn unknown_size_error(e: SizeError) -> MeasureError {
-    bad_option(&format!("--size {}", e.key), e.what, e.help)
+    option_error(&format!("--size {}", e.key), e.what, e.help)
 }
 
 /// Returns a timer for each thing that `name` selects (the output layer, matrix products, or kernels of the
@@ -76,7 +76,11 @@ pub fn op_timers<'a>(
             return Err(e);
         }
         let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
-        return Err(bad_option(name, "is not the name of a kernel, a matrix product or an op that can be timed", help));
+        return Err(option_error(
+            name,
+            "is not the name of a kernel, a matrix product or an op that can be timed",
+            help,
+        ));
     }
     Ok(timers)
 }
@@ -94,7 +98,7 @@ fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureE
         true => format!("leave out --dtype, or give {twin}"),
         false => "leave out --dtype".to_string(),
     };
-    Some(bad_option(name, format!("is a kernel of {of}, not of {dtype}"), help))
+    Some(option_error(name, format!("is a kernel of {of}, not of {dtype}"), help))
 }
 
 /// The least possible seconds of a timed call on a machine with these ceilings. The caches were overwritten before, so

@@ -49,7 +49,7 @@ pub fn op_times(
         flops: t.cost.flops,
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
-        is_miscounted: limits.is_some_and(|limits| limits.exceeded_by(op, t, dtype)),
+        is_miscounted: limits.is_some_and(|limits| limits.is_exceeded_by(op, t, dtype)),
         is_bound_by_arithmetic: ceilings.is_bound_by_arithmetic(op, t, dtype),
     };
     let mut rows: Vec<OpTime> = totals.iter().map(row).collect();

@@ -395,7 +395,7 @@ impl PredictedTime {
     }
 
     /// Share of the ceilings that the prediction assumes.
-    pub fn share(&self) -> f64 {
+    pub fn assumed_share_of_ceilings(&self) -> f64 {
         self.floor_seconds / self.seconds
     }
 
@@ -432,7 +432,7 @@ impl PredictedTime {
         let limit = |m: &ModelledTime| {
             format!(
                 "model ({}{})",
-                m.limit().name(),
+                m.main_bottleneck().name(),
                 if m.has_instruction_counts() { "" } else { ", code not counted" }
             )
         };
@@ -492,7 +492,7 @@ mod tests {
     fn an_op_without_a_record_and_without_a_plan_has_the_price_of_the_ceilings() {
         let price = h200("no recorded op", Cost { flops: 0.0, bytes: 4.32e12 });
         assert!((price.seconds - 1.0).abs() < 1e-12, "{price:?}");
-        assert_eq!((price.share(), price.basis_text()), (1.0, "ceiling".to_string()));
+        assert_eq!((price.assumed_share_of_ceilings(), price.basis_text()), (1.0, "ceiling".to_string()));
         assert!(record_of_gpu("a100").is_none());
     }
 

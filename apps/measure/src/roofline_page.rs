@@ -94,7 +94,7 @@ pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<Roofline
 /// The machine whose roofline the page shows.
 fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec> {
     if let Some(gpu) = gpu {
-        return MachineSpec::gpu(gpu);
+        return MachineSpec::gpu_by_name_or_file(gpu);
     }
     let name = times.and_then(|t| t.machine.as_deref());
     match times.and_then(|t| t.ceilings) {

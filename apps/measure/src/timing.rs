@@ -14,7 +14,7 @@ use reel_kernels::tuning::Variant;
 use serde_json::{Value, json};
 
 use crate::catalogue::dtype_of_kernel;
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 use crate::machine::MachineSpec;
 use crate::pricing::code_hash_of_kernel;
 
@@ -129,7 +129,7 @@ impl TimingDevice {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
-                Err(failed(name, what, help))
+                Err(measurement_error(name, what, help))
             }
         }
     }

@@ -41,8 +41,8 @@ use crate::ceilings::Ceilings;
 use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
 use crate::trace_slices::{
-    DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, Slice, complete_event, device_ranges, host_ranges, host_track,
-    sort_and_nest, track_position,
+    DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, TraceSlice, complete_event, device_ranges, host_ranges,
+    host_track, sort_and_nest, track_position,
 };
 use crate::{MeasureError, Result};
 
@@ -59,7 +59,7 @@ struct Log {
     outputs: TraceOutputs,
     begun: Instant,
     /// Spans that were measured by their callers.
-    spans: Vec<Slice>,
+    spans: Vec<TraceSlice>,
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
@@ -74,7 +74,7 @@ struct TimedLaunches {
     /// Name of the GPU or CPU.
     machine: String,
     /// For each run, the call on the host's track and the launch.
-    calls: Vec<(Slice, Slice)>,
+    calls: Vec<(TraceSlice, TraceSlice)>,
 }
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -300,9 +300,17 @@ impl Log {
         moment.saturating_duration_since(self.begun).as_secs_f64() * 1e6
     }
 
-    fn slice(&self, name: &str, kind: &'static str, track: u64, begun: Instant, seconds: f64, args: Value) -> Slice {
+    fn slice(
+        &self,
+        name: &str,
+        kind: &'static str,
+        track: u64,
+        begun: Instant,
+        seconds: f64,
+        args: Value,
+    ) -> TraceSlice {
         let start = self.at(begun);
-        Slice { name: name.to_string(), kind, track, start, end: start + seconds * 1e6, args }
+        TraceSlice { name: name.to_string(), kind, track, start, end: start + seconds * 1e6, args }
     }
 
     /// One counter event per memory sample: bytes in use for each category that was ever used.
@@ -343,7 +351,7 @@ fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
 }
 
 /// The two flow events of an arrow from the host's call to its launch.
-fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
+fn flow(id: usize, call: &TraceSlice, launch: &TraceSlice) -> [Value; 2] {
     let event = |ph: &str, track: u64, ts: f64| {
         let (name, pid) = ("launch", pid());
         json!({"name": name, "cat": name, "ph": ph, "id": id, "pid": pid, "tid": track, "ts": ts})

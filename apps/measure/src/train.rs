@@ -19,7 +19,7 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 use crate::rounds::{MeasuredRounds, time_rounds};
 use crate::{machine, stats, trace};
 
@@ -76,7 +76,7 @@ pub fn measure_training(
             }
             _ => {
                 let help = "use a model whose weights are finite";
-                Err(failed(folder.display().to_string(), "the loss is not finite", help))
+                Err(measurement_error(folder.display().to_string(), "the loss is not finite", help))
             }
         }
     })?;

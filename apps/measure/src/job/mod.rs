@@ -11,10 +11,10 @@
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In
-//! each round, it gathers the units for the forward and for the backward pass; trained weights are then not sent
-//! after the optimizer step. It gathers all weights at once for rollouts, for evaluations, and for a reference model
-//! that is the policy without its adapter. The predicted memory is that of the part that needs most.
+//! With ZeRO-3 ([`DividedWeightBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as
+//! layers. In each round, it gathers the units for the forward and for the backward pass; trained weights are then
+//! not sent after the optimizer step. It gathers all weights at once for rollouts, for evaluations, and for a
+//! reference model that is the policy without its adapter. The predicted memory is that of the part that needs most.
 //!
 //! Without ZeRO-3, every rank keeps all weights, and 1/N of the optimizer state and of the sums of gradients.
 //! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of
@@ -32,7 +32,7 @@ use std::ops::Range;
 use reel_device::{MemoryCategory, MemoryUse};
 use reel_train::step::{ExchangedBucket, GradientOrder, MAX_PENDING_BUCKETS, MAX_WEIGHTS_PER_BUCKET};
 
-use crate::links::Links;
+use crate::links::JobLinks;
 
 /// The memory category of a rank's share of the summed gradients. A run of one process has no separate sums, because
 /// it accumulates micro-batches in the gradients themselves.
@@ -53,7 +53,7 @@ pub struct ProcessCosts {
     /// Number of elements of the largest trained parameter.
     pub largest_parameter: u64,
     /// The weights that the ranks divide; `None` if each rank keeps all weights (ZeRO-2).
-    pub divided: Option<DividedBytes>,
+    pub divided: Option<DividedWeightBytes>,
     /// Seconds of a step without the optimizer.
     pub compute_seconds: f64,
     /// Seconds of the backward passes of a step, a part of `compute_seconds`.
@@ -68,7 +68,7 @@ pub struct ProcessCosts {
 
 /// The weights that the ranks divide with ZeRO-3, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DividedBytes {
+pub struct DividedWeightBytes {
     /// All divided weights.
     pub all: u64,
     /// Bytes of the two largest units (such as layers), the maximum that the passes of a step gather at a time.
@@ -93,9 +93,9 @@ enum RunPart<'a> {
     /// The whole run, if each rank has all weights.
     Whole,
     /// Passes of a step that gather the divided weights by units.
-    Passes(&'a DividedBytes),
+    Passes(&'a DividedWeightBytes),
     /// Rollouts, evaluations and passes for which all divided weights are gathered.
-    WithAllWeights(&'a DividedBytes),
+    WithAllWeights(&'a DividedWeightBytes),
 }
 
 /// The times of a backward pass: its launches, and when each gradient is finished. From them, the overlap with the
@@ -162,7 +162,7 @@ pub struct LinkBytes {
 
 /// Bytes that a rank exchanges with the other ranks on its machine and with the ranks on other machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct RankTraffic {
     /// With ranks of the same machine.
     pub within_node: LinkBytes,
     /// With ranks of other machines.
@@ -196,7 +196,7 @@ impl StepTime {
     }
 
     /// Seconds of a step.
-    pub fn total(&self) -> f64 {
+    pub fn total_seconds(&self) -> f64 {
         self.compute + self.optimizer + self.exposed_seconds()
     }
 }
@@ -219,12 +219,12 @@ pub struct ScalingPoint {
 
 impl JobShape {
     /// Number of machines.
-    pub fn nodes(&self) -> usize {
+    pub fn node_count(&self) -> usize {
         self.ranks.div_ceil(self.gpus_per_node)
     }
 
     /// Number of rounds of a step: the maximum number of micro-batches that any rank computes.
-    pub fn rounds(&self) -> usize {
+    pub fn round_count(&self) -> usize {
         self.micro_batches.div_ceil(self.ranks)
     }
 
@@ -254,7 +254,7 @@ impl JobShape {
 
     /// Peak bytes of a rank by category, in the order of reports. A job of one rank has the memory of the process
     /// itself. If the ranks divide the weights, the bytes are those of the part of the run that needs most memory.
-    pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
+    pub fn memory_of_rank(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
         let Some(divided) = process.divided.as_ref().filter(|_| self.ranks > 1) else {
             return self.memory_at_peak(rank, process, &process.memory, RunPart::Whole);
         };
@@ -313,19 +313,19 @@ impl JobShape {
 
     /// Peak bytes of the rank that needs most memory.
     pub fn peak_bytes(&self, process: &ProcessCosts) -> u64 {
-        let peak = |rank| self.memory_of(rank, process).iter().map(|(_, bytes)| bytes).sum();
+        let peak = |rank| self.memory_of_rank(rank, process).iter().map(|(_, bytes)| bytes).sum();
         (0..self.ranks).map(peak).max().unwrap_or(0)
     }
 
     /// Bytes of gradients that a rank exchanges in a step.
-    pub fn gradient_traffic(&self, rank: usize, parameters: u64) -> Traffic {
+    pub fn gradient_traffic(&self, rank: usize, parameters: u64) -> RankTraffic {
         let gradient = GRADIENT_ELEMENT * parameters;
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, gradient, parameters);
         let of_node = self.owned(node.clone(), gradient, parameters);
         let computed = self.micro_batches_of(rank);
         let computed_in_node: u64 = node.map(|rank| self.micro_batches_of(rank)).sum();
-        Traffic {
+        RankTraffic {
             within_node: LinkBytes { sent: computed * (of_node - own), received: (computed_in_node - computed) * own },
             between_nodes: LinkBytes {
                 sent: computed * (gradient - of_node),
@@ -336,40 +336,40 @@ impl JobShape {
 
     /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are
     /// gathered in each round and beside the rounds.
-    pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+    pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> RankTraffic {
         let divided = process.divided.as_ref();
         let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { process.weight_bytes };
-        let of_rounds = |divided: &DividedBytes| self.rounds() as u64 * divided.gathered;
+        let of_rounds = |divided: &DividedWeightBytes| self.round_count() as u64 * divided.gathered;
         let gathered = divided.map_or(0, |divided| of_rounds(divided) + divided.gathered_beside_rounds);
         self.all_gather_traffic(rank, updated + gathered, process.parameters)
     }
 
     /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; 0 without ZeRO-3 or
     /// without evaluations.
-    pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+    pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> RankTraffic {
         let divided = process.divided.as_ref().filter(|divided| divided.are_evaluated);
         self.all_gather_traffic(rank, divided.map_or(0, |divided| divided.all), process.parameters)
     }
 
     /// Bytes that a rank exchanges in an all-gather of weights. Each rank has a part of the `all` bytes.
-    fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> Traffic {
+    fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> RankTraffic {
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, all, parameters);
         let of_node = self.owned(node.clone(), all, parameters);
-        Traffic {
+        RankTraffic {
             within_node: LinkBytes { sent: (node.len() as u64 - 1) * own, received: of_node - own },
             between_nodes: LinkBytes { sent: (self.ranks - node.len()) as u64 * own, received: all - of_node },
         }
     }
 
     /// Predicted seconds of a step. `process` has the costs of [`Self::rounds`] micro-batches.
-    pub fn step_time(&self, process: &ProcessCosts, links: &Links) -> StepTime {
-        let rounds = self.rounds() as f64;
+    pub fn step_time(&self, process: &ProcessCosts, links: &JobLinks) -> StepTime {
+        let rounds = self.round_count() as f64;
         // In a round each rank computes one micro-batch. The last round may have fewer micro-batches; a rank that has
         // one then sends as many bytes as in any other round.
         let round = JobShape { micro_batches: self.ranks, ..*self };
-        let slowest = |traffic: &dyn Fn(usize) -> Traffic| {
-            (0..self.ranks).map(|rank| traffic(rank).seconds(links)).fold(0.0, f64::max)
+        let slowest = |traffic: &dyn Fn(usize) -> RankTraffic| {
+            (0..self.ranks).map(|rank| traffic(rank).exchange_seconds(links)).fold(0.0, f64::max)
         };
         let round_seconds = slowest(&|rank| round.gradient_traffic(rank, process.parameters));
         let exposed_in_round = if round_seconds > 0.0 {
@@ -389,28 +389,36 @@ impl JobShape {
     }
 }
 
-impl Traffic {
+impl RankTraffic {
     /// Seconds of the exchange. Both links work at the same time, so the longer time of the two counts.
-    pub fn seconds(&self, links: &Links) -> f64 {
+    pub fn exchange_seconds(&self, links: &JobLinks) -> f64 {
         let of = |bytes: LinkBytes| bytes.sent.max(bytes.received);
-        links.within_node.seconds(of(self.within_node)).max(links.between_nodes.seconds(of(self.between_nodes)))
+        links
+            .within_node
+            .transfer_seconds(of(self.within_node))
+            .max(links.between_nodes.transfer_seconds(of(self.between_nodes)))
     }
 }
 
 /// Predicts weak scaling: step time and efficiency for 1, 2, 4, … 1024 GPUs. Each GPU computes `rounds` micro-batches
 /// in a step, so the global batch grows with the number of GPUs. `process` has the costs of `rounds` micro-batches.
-pub fn weak_scaling(process: &ProcessCosts, rounds: usize, gpus_per_node: usize, links: &Links) -> Vec<ScalingPoint> {
+pub fn weak_scaling(
+    process: &ProcessCosts,
+    rounds: usize,
+    gpus_per_node: usize,
+    links: &JobLinks,
+) -> Vec<ScalingPoint> {
     let shape = |ranks: usize| JobShape { ranks, gpus_per_node, micro_batches: rounds * ranks };
-    let alone = shape(1).step_time(process, links).total();
+    let alone = shape(1).step_time(process, links).total_seconds();
     let point = |power: u32| {
         let shape = shape(1 << power);
         let time = shape.step_time(process, links);
         ScalingPoint {
             shape,
             time,
-            efficiency: alone / time.total(),
+            efficiency: alone / time.total_seconds(),
             peak_bytes: shape.peak_bytes(process),
-            tokens_per_second: process.tokens * shape.ranks as f64 / time.total(),
+            tokens_per_second: process.tokens * shape.ranks as f64 / time.total_seconds(),
         }
     };
     (0..=10).map(point).collect()

@@ -80,8 +80,8 @@ fn shapes() -> impl Strategy<Value = JobShape> {
     })
 }
 
-fn sum(traffic: impl Iterator<Item = Traffic>) -> [u64; 4] {
-    traffic.fold([0; 4], |[a, b, c, d], Traffic { within_node: n, between_nodes: m }| {
+fn sum(traffic: impl Iterator<Item = RankTraffic>) -> [u64; 4] {
+    traffic.fold([0; 4], |[a, b, c, d], RankTraffic { within_node: n, between_nodes: m }| {
         [a + n.sent, b + n.received, c + m.sent, d + m.received]
     })
 }
@@ -139,7 +139,7 @@ proptest! {
         prop_assume!(shape.ranks > 1);
         let process = process(parameters, 2, 10);
         let of = |wanted: &str| -> u64 {
-            let all = (0..shape.ranks).flat_map(|rank| shape.memory_of(rank, &process));
+            let all = (0..shape.ranks).flat_map(|rank| shape.memory_of_rank(rank, &process));
             all.filter(|(name, _)| *name == wanted).map(|(_, bytes)| bytes).sum()
         };
         prop_assert_eq!((of("optimizer"), of(GRADIENT_SUMS_CATEGORY)), (10 * parameters, 4 * parameters));
@@ -153,11 +153,11 @@ fn one_rank_is_the_process_itself() {
     let shape = JobShape { ranks: 1, gpus_per_node: 8, micro_batches: 3 };
     let as_before: Vec<(&str, u64)> =
         process.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
-    assert_eq!(shape.memory_of(0, &process), as_before);
-    assert_eq!(shape.gradient_traffic(0, 1000), Traffic::default());
-    assert_eq!(shape.weight_traffic(0, &process), Traffic::default());
-    let time = shape.step_time(&process, &Links::new(&h200(), &[]).unwrap());
-    assert_eq!((time.total(), time.exposed_seconds(), time.hidden_seconds()), (1.1, 0.0, 0.0));
+    assert_eq!(shape.memory_of_rank(0, &process), as_before);
+    assert_eq!(shape.gradient_traffic(0, 1000), RankTraffic::default());
+    assert_eq!(shape.weight_traffic(0, &process), RankTraffic::default());
+    let time = shape.step_time(&process, &JobLinks::new(&h200(), &[]).unwrap());
+    assert_eq!((time.total_seconds(), time.exposed_seconds(), time.hidden_seconds()), (1.1, 0.0, 0.0));
 }
 
 /// 16 GPUs in two machines, two rounds, 16 GB of gradients, 8 GB of weights. Each expected number was computed by
@@ -166,14 +166,14 @@ fn one_rank_is_the_process_itself() {
 fn exchange_of_two_nodes_is_bound_by_the_network() {
     let process = process(4_000_000_000, 2, 10);
     let shape = JobShape { ranks: 16, gpus_per_node: 8, micro_batches: 32 };
-    let links = Links::new(&h200(), &[]).unwrap();
+    let links = JobLinks::new(&h200(), &[]).unwrap();
     let of = |sent: u64, received: u64| LinkBytes { sent, received };
     let gb = 1_000_000_000;
     // In each round, a rank sends 1 GB to each other rank: 7 on its own machine, 8 on the other machine.
-    let gradients = Traffic { within_node: of(14 * gb, 14 * gb), between_nodes: of(16 * gb, 16 * gb) };
+    let gradients = RankTraffic { within_node: of(14 * gb, 14 * gb), between_nodes: of(16 * gb, 16 * gb) };
     assert_eq!(shape.gradient_traffic(5, process.parameters), gradients);
     // A rank sends 0.5 GB of weights to each other rank.
-    let weights = Traffic { within_node: of(7 * gb / 2, 7 * gb / 2), between_nodes: of(4 * gb, 4 * gb) };
+    let weights = RankTraffic { within_node: of(7 * gb / 2, 7 * gb / 2), between_nodes: of(4 * gb, 4 * gb) };
     assert_eq!(shape.weight_traffic(5, &process), weights);
     let time = shape.step_time(&process, &links);
     // The link between machines reaches 80 % of 50 GB/s. The backward pass of a round takes 0.3 s, its exchange 0.2
@@ -182,7 +182,7 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     // A launch of 2.4 ms finishes a parameter of 32 million weights, which is almost a bucket, whose exchange takes 1.7
     // ms. So only the last bucket is exposed in each round.
     assert!(time.exposed_gradients > 0.001 && time.exposed_gradients < 2.0 * 0.002, "{time:?}");
-    assert!((time.total() - (1.0 + 0.1 / 16.0 + 0.1 + time.exposed_gradients)).abs() < 1e-9, "{time:?}");
+    assert!((time.total_seconds() - (1.0 + 0.1 / 16.0 + 0.1 + time.exposed_gradients)).abs() < 1e-9, "{time:?}");
     // On one machine, all ranks use NVLink: 15 GB per round at 80 % of 450 GB/s.
     let one = JobShape { gpus_per_node: 16, ..shape }.step_time(&process, &links);
     assert!((one.gradients - 2.0 * 15.0 / 360.0).abs() < 1e-9, "{one:?}");
@@ -194,11 +194,11 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
     let mut process = process(1000, 2, 10);
     let shape = JobShape { ranks: 4, gpus_per_node: 8, micro_batches: 12 };
     let weights = |process: &ProcessCosts| {
-        let memory = shape.memory_of(1, process);
+        let memory = shape.memory_of_rank(1, process);
         memory.iter().find(|(name, _)| *name == MemoryCategory::Weights.name()).map_or(0, |(_, bytes)| *bytes)
     };
     let whole = weights(&process);
-    let divided = DividedBytes {
+    let divided = DividedWeightBytes {
         all: 800,
         two_units: 300,
         gathered: 1200,
@@ -211,16 +211,16 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
     process.divided = Some(divided.clone());
     assert_eq!(weights(&process), whole - 800 + 200 + 300);
     // Three rounds; in each, a rank has a quarter of 1200 bytes, which it sends to three ranks.
-    let of = |bytes| Traffic { within_node: LinkBytes { sent: bytes, received: bytes }, ..Traffic::default() };
+    let of = |bytes| RankTraffic { within_node: LinkBytes { sent: bytes, received: bytes }, ..RankTraffic::default() };
     assert_eq!(shape.weight_traffic(1, &process), of(3 * 900));
     // If the divided weights are frozen, the ranks also exchange the updated weights of the adapter.
-    process.divided = Some(DividedBytes { are_trained: false, ..divided.clone() });
+    process.divided = Some(DividedWeightBytes { are_trained: false, ..divided.clone() });
     assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 2000 * 3 / 4));
-    assert_eq!(shape.evaluation_traffic(1, &process), Traffic::default());
+    assert_eq!(shape.evaluation_traffic(1, &process), RankTraffic::default());
     // Rollouts and evaluations gather all weights: 500 bytes more than the passes gather. They have no gradients
     // (4000 bytes in the passes) but more activations: in total 600 or 400 bytes less.
     let peak = |memory: Vec<(&'static str, u64)>| memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
-    let by_units = peak(shape.memory_of(1, &process));
+    let by_units = peak(shape.memory_of_rank(1, &process));
     for (fewer, more) in [(600, 0), (400, 100)] {
         let mut with_all = process.memory.clone();
         with_all
@@ -228,7 +228,7 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
             .iter_mut()
             .filter(|(name, _)| *name == "activations")
             .for_each(|(_, bytes)| *bytes += 4000 - fewer);
-        process.divided = Some(DividedBytes {
+        process.divided = Some(DividedWeightBytes {
             gathered_beside_rounds: 800,
             are_evaluated: true,
             memory_with_all: Some(with_all),
@@ -236,10 +236,10 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
         });
         assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 600));
         assert_eq!(shape.evaluation_traffic(1, &process), of(600));
-        assert_eq!(peak(shape.memory_of(1, &process)), by_units + more);
+        assert_eq!(peak(shape.memory_of_rank(1, &process)), by_units + more);
         // A job of one process does not divide its weights.
         let alone = JobShape { ranks: 1, ..shape };
-        assert_eq!(peak(alone.memory_of(0, &process)), process.memory.peak as u64);
+        assert_eq!(peak(alone.memory_of_rank(0, &process)), process.memory.peak as u64);
     }
 }
 
@@ -247,17 +247,17 @@ fn zero_3_divides_weights_and_gathers_them_in_each_round() {
 #[test]
 fn the_last_round_may_be_incomplete() {
     let shape = JobShape { ranks: 16, gpus_per_node: 8, micro_batches: 33 };
-    assert_eq!((shape.rounds(), shape.micro_batches_of(0), shape.micro_batches_of(1)), (3, 3, 2));
+    assert_eq!((shape.round_count(), shape.micro_batches_of(0), shape.micro_batches_of(1)), (3, 3, 2));
     assert_eq!((0..16).map(|rank| shape.micro_batches_of(rank)).sum::<u64>(), 33);
 }
 
 #[test]
 fn weak_scaling_goes_to_1024_gpus() {
-    let links = Links::new(&h200(), &["ib200".to_string()]).unwrap();
+    let links = JobLinks::new(&h200(), &["ib200".to_string()]).unwrap();
     let points = weak_scaling(&process(4_000_000_000, 2, 10), 2, 8, &links);
     let gpus: Vec<usize> = points.iter().map(|p| p.shape.ranks).collect();
     assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
-    assert_eq!((points[0].efficiency, points[10].shape.nodes(), points[10].shape.rounds()), (1.0, 128, 2));
+    assert_eq!((points[0].efficiency, points[10].shape.node_count(), points[10].shape.round_count()), (1.0, 128, 2));
     // The exchange takes longer beyond one machine. With more GPUs, its time tends to G / rate, where G is the bytes
     // of the gradients.
     let exchange = |point: &ScalingPoint| point.time.gradients + point.time.weights;

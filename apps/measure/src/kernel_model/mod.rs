@@ -157,7 +157,7 @@ impl ModelledTime {
     }
 
     /// The limit that accounts for the longest time.
-    pub fn limit(&self) -> Bottleneck {
+    pub fn main_bottleneck(&self) -> Bottleneck {
         let longest = self.seconds_by_limit.iter().max_by(|a, b| a.1.total_cmp(b.1));
         longest.map_or(Bottleneck::Launch, |(limit, _)| *limit)
     }
