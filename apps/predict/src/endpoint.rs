@@ -21,7 +21,7 @@ use crate::line::{answer_line, error_line};
 use crate::requests::ChatRequests;
 
 /// Maximum time that the loop waits for the media of a row before it checks for an answer, and the reverse.
-const PATIENCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum number of consecutive rows without an answer. After this number, the run sends no more requests.
 const MAX_UNANSWERED_IN_A_ROW: usize = 20;
 
@@ -78,7 +78,7 @@ impl EndpointRun<'_> {
     /// With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
         let begun = Instant::now();
-        file.begin()?;
+        file.create_or_continue()?;
         let (to_send, queued) = channel();
         let (answered, answers) = channel();
         let queued = Mutex::new(queued);
@@ -102,7 +102,7 @@ impl EndpointRun<'_> {
             asked.map(|()| (summary, unanswered, first_failure))
         });
         let (mut summary, unanswered, first_failure) = result?;
-        (summary.rows, summary.seconds) = (file.lines(), begun.elapsed().as_secs_f64());
+        (summary.rows, summary.seconds) = (file.line_count(), begun.elapsed().as_secs_f64());
         match first_failure {
             None => {
                 file.finish()?;
@@ -152,15 +152,15 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
     ) -> Self {
         let rows = run.requests.row_count();
         let (order, threads) = (RowOrder::file_order(rows), decoding_threads(1));
-        let done: BTreeSet<usize> = (file.lines()..rows).filter(|&row| file.has_line(row)).collect();
-        let positions = file.lines() as u64..rows as u64;
+        let done: BTreeSet<usize> = (file.line_count()..rows).filter(|&row| file.has_line(row)).collect();
+        let positions = file.line_count() as u64..rows as u64;
         let window = run.concurrency.clamp(1, 2 * threads + 2);
         Self {
             run,
             ahead: Prefetcher::new(run.requests.clone(), order, &done, positions, threads, window),
             to_send,
             answers,
-            next: file.lines(),
+            next: file.line_count(),
             in_flight: 0,
             unanswered: 0,
             unanswered_in_a_row: 0,
@@ -172,16 +172,17 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
 
     fn ask_all(&mut self, file: &mut PredictionFile) -> Result<()> {
         let all = self.run.requests.row_count();
-        let (begun, progress) = (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.lines() as u64));
+        let (begun, progress) =
+            (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.line_count() as u64));
         while self.in_flight > 0 || (self.next < all && !self.is_ending) {
             error_if_stopped(self.run.stop).map_err(|_| file.stopped_error())?;
             self.send_requests(file)?;
-            match self.answers.recv_timeout(if self.in_flight > 0 { PATIENCE } else { Duration::ZERO }) {
+            match self.answers.recv_timeout(if self.in_flight > 0 { POLL_INTERVAL } else { Duration::ZERO }) {
                 Ok((row, result)) => self.accept(row, result, file)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let rate = self.summary.completion_tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-            progress.show_rows(file.lines() as u64, rate, file.error_count_and_first_error().0);
+            progress.show_rows(file.line_count() as u64, rate, file.error_count_and_first_error().0);
         }
         progress.finish();
         Ok(())
@@ -196,7 +197,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         {
             let row = self.next;
             if !file.has_line(row) {
-                let patience = if self.in_flight == 0 { PATIENCE } else { Duration::ZERO };
+                let patience = if self.in_flight == 0 { POLL_INTERVAL } else { Duration::ZERO };
                 match self.ahead.get_within(row as u64, patience) {
                     None => return Ok(()),
                     Some(Ok(request)) => {

@@ -22,7 +22,7 @@ use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
-use crate::run::{FileWithProgress, FinishedLines, PredictionRun, PredictionSummary, is_interruption};
+use crate::run::{FileWithProgress, LineSink, PredictionRun, PredictionSummary, is_interruption};
 
 /// The time between two exchanges.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -97,7 +97,7 @@ impl Outbox {
     }
 }
 
-impl FinishedLines for &Outbox {
+impl LineSink for &Outbox {
     fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
         let line = String::from_utf8_lossy(&line).into_owned();
         self.lock().next.lines.push(FinishedLine { row, line, error });

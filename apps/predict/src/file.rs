@@ -26,7 +26,7 @@ use reel_train::{Result, TrainError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::line::to_line;
+use crate::line::json_line;
 use crate::settings::PredictionSettings;
 
 /// What a run does if `OUT` or `OUT.partial` exists.
@@ -58,13 +58,13 @@ pub struct PredictionFile {
     settings: PredictionSettings,
     earlier: Option<PredictionSettings>,
     start: Start,
-    /// `None` until [`Self::begin`].
+    /// `None` until [`Self::create_or_continue`].
     file: Option<File>,
     /// Number of lines in the file, which is also the index of the row whose line is written next.
     lines: usize,
     /// Lines, by row, that are not in the file yet because the line of an earlier row is missing.
     waiting: BTreeMap<usize, Vec<u8>>,
-    /// The open file `OUT.partial.early`; `None` before [`Self::begin`].
+    /// The open file `OUT.partial.early`; `None` before [`Self::create_or_continue`].
     early: Option<File>,
     /// Number of bytes of complete lines that an earlier run has left in `OUT.partial.early`.
     early_bytes: u64,
@@ -148,7 +148,7 @@ impl PredictionFile {
     }
 
     /// Number of rows that have a line. It is also the index (from 0) of the row that the run continues with.
-    pub fn lines(&self) -> usize {
+    pub fn line_count(&self) -> usize {
         self.lines
     }
 
@@ -161,7 +161,7 @@ impl PredictionFile {
     /// The rows that have no line in the predictions file or among the early lines, in the order of the data. Empty
     /// if an earlier run has completed the file.
     pub fn rows_without_line(&self) -> Vec<usize> {
-        (self.lines..self.settings.rows()).filter(|&row| !self.has_line(row)).collect()
+        (self.lines..self.settings.row_count()).filter(|&row| !self.has_line(row)).collect()
     }
 
     /// The settings of this run.
@@ -190,7 +190,7 @@ impl PredictionFile {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn begin(&mut self) -> Result<()> {
+    pub fn create_or_continue(&mut self) -> Result<()> {
         let Paths { partial, partial_settings, early, .. } = &self.paths;
         let failed = |e| TrainError::cannot_write(partial, e);
         let file = match self.start {
@@ -267,7 +267,7 @@ impl PredictionFile {
 
     /// The error of a run that was stopped before all rows had a line.
     pub(super) fn stopped_error(&self) -> TrainError {
-        let (lines, rows) = (self.lines, self.settings.rows());
+        let (lines, rows) = (self.lines, self.settings.row_count());
         TrainError::Stopped(reel_diagnostic::Diagnostic::new(
             self.paths.partial.display().to_string(),
             format!("stopped after {lines} of {rows} rows"),
@@ -278,7 +278,7 @@ impl PredictionFile {
     /// The error of a run that ends while `count` of its requested rows have no answer.
     pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
-        let rows = self.settings.rows();
+        let rows = self.settings.row_count();
         let what = format!("has answers for {lines} of {rows} rows; {count} request(s) got no answer: {failure}");
         TrainError::output(
             self.paths.partial.display().to_string(),
@@ -318,17 +318,22 @@ impl PredictionFile {
         };
         let earlier = PredictionSettings::read(settings, file)?;
         self.settings.check_equal(&earlier, file)?;
-        let found = read_lines(file, self.settings.rows(), &columns)?;
+        let found = read_lines(file, self.settings.row_count(), &columns)?;
         self.start = if file == out { Start::Complete } else { Start::After { bytes: found.bytes } };
-        if file == out && found.lines < self.settings.rows() {
-            let what = format!("has {} of {} rows", found.lines, self.settings.rows());
+        if file == out && found.lines < self.settings.row_count() {
+            let what = format!("has {} of {} rows", found.lines, self.settings.row_count());
             return Err(changed(file.display().to_string(), what));
         }
         (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
         self.earlier = Some(earlier);
         if matches!(self.start, Start::After { .. }) {
-            self.early_bytes =
-                read_early_lines(&self.paths.early, self.lines, self.settings.rows(), &columns, &mut self.waiting)?;
+            self.early_bytes = read_early_lines(
+                &self.paths.early,
+                self.lines,
+                self.settings.row_count(),
+                &columns,
+                &mut self.waiting,
+            )?;
             let errors: Vec<String> = self.waiting.values().filter_map(|line| error_of(line)).collect();
             self.errors += errors.len();
             self.first_error = self.first_error.take().or_else(|| errors.into_iter().next());
@@ -415,7 +420,7 @@ fn read_early_lines(
             ));
         };
         if early.row >= first_row {
-            lines.insert(early.row, to_line(early.line));
+            lines.insert(early.row, json_line(early.line));
         }
     }
 }

@@ -31,6 +31,6 @@ pub use endpoint::{EndpointRun, EndpointSummary};
 pub use file::{ExistingOutput, PredictionFile, companion_paths};
 pub use output::PredictionOutput;
 pub use prompts::RowPrompts;
-pub use requests::{ChatRequests, VideoForm};
+pub use requests::{ChatRequests, RequestVideoFormat};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};
 pub use settings::PredictionSettings;

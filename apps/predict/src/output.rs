@@ -71,7 +71,7 @@ impl<'a> PredictionOutput<'a> {
     ///
     /// # Errors
     /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
-    pub fn open_together(
+    pub fn open_for_divided_model(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
         open: impl FnOnce() -> Result<PredictionFile>,

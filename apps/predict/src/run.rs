@@ -26,7 +26,7 @@ use crate::output::{PredictionOutput, RowSubset};
 use crate::prompts::RowPrompts;
 
 /// Time between two checks for an interruption while the loop waits for the media of a row.
-const PATIENCE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How the completions of each row are sampled.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl PredictionSummary {
     fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
         let (errors, first_error) = file.error_count_and_first_error();
         Self {
-            rows: file.lines(),
+            rows: file.line_count(),
             resumed_after,
             errors,
             first_error: first_error.map(String::from),
@@ -104,7 +104,7 @@ impl PredictionSummary {
 
     /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
     pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
-        file.is_complete().then(|| Self::new(file, file.lines(), 0, 0, 0.0))
+        file.is_complete().then(|| Self::new(file, file.line_count(), 0, 0, 0.0))
     }
 }
 
@@ -115,7 +115,7 @@ impl std::fmt::Debug for PredictionRun<'_> {
 }
 
 /// The destination of finished lines.
-pub(super) trait FinishedLines {
+pub(super) trait LineSink {
     /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
     ///
     /// # Errors
@@ -140,9 +140,9 @@ pub(super) struct FileWithProgress {
 impl FileWithProgress {
     /// Creates the predictions file, or opens an incomplete file to continue it.
     pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
-        let (begun, resumed_after, missing) = (Instant::now(), file.lines(), file.rows_without_line().len());
-        file.begin()?;
-        let progress = Progress::for_rows(quiet, file.settings().rows() as u64, file.lines() as u64);
+        let (begun, resumed_after, missing) = (Instant::now(), file.line_count(), file.rows_without_line().len());
+        file.create_or_continue()?;
+        let progress = Progress::for_rows(quiet, file.settings().row_count() as u64, file.line_count() as u64);
         Ok(Self { file, progress, begun, resumed_after, missing })
     }
 
@@ -155,14 +155,14 @@ impl FileWithProgress {
     }
 }
 
-impl FinishedLines for FileWithProgress {
+impl LineSink for FileWithProgress {
     fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
         self.file.write_line(row, line, error).map(drop)
     }
 
     fn step_done(&mut self, tokens: u64) {
         let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
-        self.progress.show_rows(self.file.lines() as u64, rate, self.file.error_count_and_first_error().0);
+        self.progress.show_rows(self.file.line_count() as u64, rate, self.file.error_count_and_first_error().0);
     }
 }
 
@@ -173,9 +173,9 @@ impl Drop for FileWithProgress {
 }
 
 /// Discards lines, on ranks other than 0 of a divided model. Rank 0 computes the same lines and writes them.
-struct NoLines;
+struct DiscardedLines;
 
-impl FinishedLines for NoLines {
+impl LineSink for DiscardedLines {
     fn write_line(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
         Ok(())
     }
@@ -202,7 +202,7 @@ impl PredictionRun<'_> {
         let processes = self.divided.map_or(1, |divided| divided.ranks.size());
         match (ranks, file) {
             (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
-            (None, None) => self.generate_rows(rows, processes, &mut NoLines).map(|_| None),
+            (None, None) => self.generate_rows(rows, processes, &mut DiscardedLines).map(|_| None),
             (None, Some(mut file)) => match self.generate_rows(rows, processes, &mut file) {
                 Err(e) if is_interruption(&e) => Err(file.file.stopped_error()),
                 generated => file.finish(generated?).map(Some),
@@ -212,12 +212,7 @@ impl PredictionRun<'_> {
 
     /// Generates the lines of the rows `own` and puts them into `lines`. `processes` is the number of processes on
     /// this machine that generate at the same time. Returns the number of generated tokens.
-    pub(super) fn generate_rows(
-        &self,
-        own: Vec<usize>,
-        processes: usize,
-        lines: &mut impl FinishedLines,
-    ) -> Result<u64> {
+    pub(super) fn generate_rows(&self, own: Vec<usize>, processes: usize, lines: &mut impl LineSink) -> Result<u64> {
         let ahead = self.prefetcher(&own, processes);
         let mut rows = RowsInProgress {
             run: self,
@@ -302,7 +297,7 @@ struct RowsInProgress<'r, 'a> {
 
 impl RowsInProgress<'_, '_> {
     /// Adds rows to the batch and does one step.
-    fn advance(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
+    fn advance(&mut self, lines: &mut impl LineSink) -> Result<()> {
         self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
@@ -330,7 +325,7 @@ impl RowsInProgress<'_, '_> {
         let is_usable = divided.is_rank_0().then(|| prompt.as_ref().map(|prompt| prompt.is_ok()));
         let Some(is_usable) = divided.broadcast::<Option<bool>>("next row", is_usable)? else { return Ok(None) };
         while prompt.is_none() {
-            prompt = self.ahead.get_within(index, PATIENCE);
+            prompt = self.ahead.get_within(index, POLL_INTERVAL);
         }
         if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
             let location = self.run.prompts.location(self.own[self.next]).0;
@@ -341,7 +336,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
-    fn add_rows_while_there_is_room(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
+    fn add_rows_while_there_is_room(&mut self, lines: &mut impl LineSink) -> Result<()> {
         if self.alone.is_some() {
             return Ok(());
         }
@@ -352,7 +347,7 @@ impl RowsInProgress<'_, '_> {
             return self.add_row(row, prompt, lines);
         }
         while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
-            let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
+            let patience = if self.batch.is_idle() { POLL_INTERVAL } else { Duration::ZERO };
             let Some(prompt) = self.next_prompt(patience)? else { return Ok(()) };
             let row = self.own[self.next];
             match prompt {
@@ -366,7 +361,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Adds a row to the batch, or writes a line with its error.
-    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl FinishedLines) -> Result<()> {
+    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
         let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
         match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
@@ -382,7 +377,7 @@ impl RowsInProgress<'_, '_> {
 
     /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
     /// rows is computed again alone.
-    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl FinishedLines) -> Result<()> {
+    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl LineSink) -> Result<()> {
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
         if !e.is_out_of_memory() {
             return Err(e.into());
@@ -398,7 +393,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
-    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl FinishedLines) -> Result<()> {
+    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl LineSink) -> Result<()> {
         if self.run.strict {
             return Err(error);
         }
@@ -408,7 +403,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
-    fn finish_completion(&mut self, completion: Completion, lines: &mut impl FinishedLines) -> Result<()> {
+    fn finish_completion(&mut self, completion: Completion, lines: &mut impl LineSink) -> Result<()> {
         let row = completion.request;
         let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
         self.tokens += completion.ids.len() as u64;

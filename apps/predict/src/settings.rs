@@ -87,7 +87,7 @@ impl PredictionSettings {
 
     /// The settings of a run of `command` whose rows a server answers: the model `model` of the server at `url`. `data`
     /// is the data file with its fingerprint and its number of rows.
-    pub fn of_endpoint(
+    pub fn for_endpoint(
         command: &str,
         (url, model): (&str, &str),
         data: (&Path, String, usize),
@@ -113,7 +113,7 @@ impl PredictionSettings {
     /// The settings of a run of `command` in which a model answers during its training. `model` is the name of the
     /// checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data with its
     /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
-    pub fn of_policy(
+    pub fn for_training_model(
         command: &str,
         model: (&Path, &str),
         data: (&Path, String, usize),
@@ -150,7 +150,7 @@ impl PredictionSettings {
     }
 
     /// Number of rows of the data.
-    pub fn rows(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.rows
     }
 
