@@ -2,15 +2,15 @@
 
 use reel_report::chart::{Chart, LineSeries, XAxis, YRange};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::job::ScalingPoint;
 
 /// Returns the page with charts and a table of weak scaling, `points`. `title` names the job; `notes` are the
 /// paragraphs above the charts. Both are plain text.
 pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> String {
-    let mut page = Page::new(title);
+    let mut page = HtmlPage::new(title);
     for note in notes {
         page.add(&format!("<p>{}</p>\n", escape_html(note)));
     }
@@ -28,8 +28,8 @@ pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> Strin
     page.into_html()
 }
 
-fn table(points: &[ScalingPoint]) -> Table {
-    let mut table = Table::new(&[
+fn table(points: &[ScalingPoint]) -> HtmlTable {
+    let mut table = HtmlTable::new(&[
         "GPUs",
         "nodes",
         "step, s",

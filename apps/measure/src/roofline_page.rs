@@ -10,8 +10,8 @@ use reel_device::{Arch, Cost, DType, OpTotals, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::ceilings::Ceilings;
@@ -174,7 +174,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
     rows.sort_by(|a, b| order(b).total_cmp(&order(a)).then_with(|| a.kernel.cmp(&b.kernel)));
-    let mut page = Page::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
+    let mut page = HtmlPage::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
     let what = match is_measured {
         true => {
             "Dots: measured kernels. The distance to the roof above is the possible speedup; the larger a dot, \
@@ -204,7 +204,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
     page.into_html()
 }
 
-fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
+fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> HtmlTable {
     let microseconds = |seconds: Option<f64>| seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
     let whole = |count: Option<u32>| count.map_or("–".to_string(), |n| n.to_string());
     // A row that sums up launches of several sizes has no size.
@@ -220,7 +220,7 @@ fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
     if is_of_gpu {
         columns.extend(["registers", "shared, B"]);
     }
-    let mut table = Table::new(&columns).with_text_columns(1 + usize::from(has_sizes));
+    let mut table = HtmlTable::new(&columns).with_text_columns(1 + usize::from(has_sizes));
     for row in rows {
         let mut cells = vec![escape_html(&row.kernel)];
         if has_sizes {

@@ -7,8 +7,8 @@ use reel_curate::{CurationSummary, FinishedRow, RejectionReason, RowOutcome, Sta
 use reel_samples::inspect::Distribution;
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::table::HtmlTable;
 
 /// Number of bars of a histogram.
 const BINS: usize = 20;
@@ -32,7 +32,7 @@ details p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 4px 14
 
 /// The page about the curation in a folder named `title`. `rows` are the curation's rows in the order of the list.
 pub fn curation_page_html(title: &str, summary: &CurationSummary, rows: &[FinishedRow]) -> String {
-    let mut page = Page::new(&format!("Curation in {title}")).with_style(STYLE);
+    let mut page = HtmlPage::new(&format!("Curation in {title}")).with_style(STYLE);
     let CurationSummary { rows: all, kept, rejected, failed, cost, .. } = summary;
     let cost = match *cost > 0.0 {
         true => format!(" All requests together have cost at most ${cost:.4}."),
@@ -51,7 +51,7 @@ pub fn curation_page_html(title: &str, summary: &CurationSummary, rows: &[Finish
     add_stages(&mut page, summary);
     for (name, counts) in [("source", &summary.sources), ("problem type", &summary.problem_types)] {
         page.add(&format!("<h2>Rows by {name}</h2>\n"));
-        let mut table = Table::new(&[name, "rows", "kept", "kept share"]);
+        let mut table = HtmlTable::new(&[name, "rows", "kept", "kept share"]);
         for (value, (all, kept)) in counts {
             let share = format!("{:.1} %", 100.0 * *kept as f64 / (*all).max(1) as f64);
             table.add_row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
@@ -91,7 +91,7 @@ fn funnel(summary: &CurationSummary, rows: &[FinishedRow]) -> Vec<(String, usize
     bars
 }
 
-fn add_stages(page: &mut Page, summary: &CurationSummary) {
+fn add_stages(page: &mut HtmlPage, summary: &CurationSummary) {
     page.add("<h2>Stages</h2>\n");
     let columns = [
         "stage",
@@ -106,7 +106,7 @@ fn add_stages(page: &mut Page, summary: &CurationSummary) {
         "$",
         "s",
     ];
-    let mut table = Table::new(&columns).with_text_columns(3);
+    let mut table = HtmlTable::new(&columns).with_text_columns(3);
     for stage in &summary.stages {
         table.add_row(vec![
             stage.stage.name().into(),
@@ -125,7 +125,7 @@ fn add_stages(page: &mut Page, summary: &CurationSummary) {
     page.add_table(&table);
 }
 
-fn add_samples(page: &mut Page, rows: &[FinishedRow]) {
+fn add_samples(page: &mut HtmlPage, rows: &[FinishedRow]) {
     page.add("<h2>Samples of kept rows</h2>\n");
     let kept: Vec<&FinishedRow> = rows.iter().filter(|row| row.outcome == RowOutcome::Kept).collect();
     spread(&kept, KEPT_SAMPLES).for_each(|row| page.add(&sample_html(row, "")));

@@ -12,8 +12,8 @@ use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::run::Run;
+use crate::html::HtmlPage;
+use crate::run::TrainingRun;
 use crate::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
@@ -29,7 +29,7 @@ const MAX_COMPLETIONS: usize = 8;
 const MAX_CHARACTERS: usize = 600;
 
 /// Adds one group of completions for each shown step of each run. Adds nothing if no run has rollouts.
-pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
+pub fn add_rollouts(page: &mut HtmlPage, runs: &[TrainingRun]) -> Result<()> {
     let mut html = String::new();
     for (i, run) in runs.iter().enumerate() {
         let groups = groups_html(run, i)?;
@@ -55,7 +55,7 @@ pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
 }
 
 /// Returns the HTML of one group for each shown step of a run; empty for a run without rollouts.
-fn groups_html(run: &Run, run_index: usize) -> Result<String> {
+fn groups_html(run: &TrainingRun, run_index: usize) -> Result<String> {
     let folder = run.folder.join(ROLLOUTS_FOLDER);
     let rows = |step: u64| folder.join(format!("{step:06}.jsonl"));
     let strip = |step: u64| folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));

@@ -10,23 +10,23 @@ const MAX_NARROW_COLUMNS: usize = 3;
 
 /// A table. The first column holds names and is left-aligned.
 #[derive(Debug)]
-pub struct Table {
+pub struct HtmlTable {
     columns: Vec<String>,
     /// The first `text_columns` columns have texts, the others numbers.
     text_columns: usize,
     rows: Vec<(String, Vec<String>)>,
 }
 
-impl Table {
+impl HtmlTable {
     /// A table with these column titles.
-    pub fn new(columns: &[&str]) -> Table {
-        Table { columns: columns.iter().map(|c| c.to_string()).collect(), text_columns: 1, rows: Vec::new() }
+    pub fn new(columns: &[&str]) -> HtmlTable {
+        HtmlTable { columns: columns.iter().map(|c| c.to_string()).collect(), text_columns: 1, rows: Vec::new() }
     }
 
     /// Makes the first `count` columns left-aligned texts.
     #[must_use]
-    pub fn with_text_columns(self, count: usize) -> Table {
-        Table { text_columns: count, ..self }
+    pub fn with_text_columns(self, count: usize) -> HtmlTable {
+        HtmlTable { text_columns: count, ..self }
     }
 
     /// Adds a row of cells. A cell is HTML: the caller has escaped the texts in it.
@@ -76,11 +76,11 @@ mod tests {
 
     #[test]
     fn tables_with_many_columns_become_cards() {
-        let mut narrow = Table::new(&["a", "b"]);
+        let mut narrow = HtmlTable::new(&["a", "b"]);
         assert_eq!(narrow.html(), "");
         narrow.add_row(vec!["1".into(), "2".into()]);
         assert!(!narrow.html().contains("cards") && narrow.html().contains("<th class=\"text\">a</th><th>b</th>"));
-        let mut wide = Table::new(&["kernel", "ms", "GB/s", "\"x\""]).with_text_columns(2);
+        let mut wide = HtmlTable::new(&["kernel", "ms", "GB/s", "\"x\""]).with_text_columns(2);
         wide.add_row_with_attributes(" id=\"k\"", vec!["k".into(), "1".into(), String::new(), "3".into()]);
         let html = wide.html();
         assert!(html.contains("class=\"cards\"") && html.contains("<tr id=\"k\"><td class=\"text\">k</td>"));

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use reel_report::chart::{Chart, LineSeries, XAxis, YRange};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::Result;
 use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIPS};
@@ -98,7 +98,7 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
     let (after, gain) = (format!("After {second}"), format!("Gain by {second}, in standard errors"));
     let columns = ["Held-out clips", "Seed", "Before", "After SFT", &after, "Gain by SFT, in standard errors", &gain];
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     for outcome in outcomes {
         for row in result_rows(outcome) {
             let [a, b, c] = row.tallies;
@@ -120,13 +120,13 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     end(page, machine)
 }
 
-fn begin(about: &str) -> Page {
-    let mut page = Page::new("reel demo").with_style(STYLE);
+fn begin(about: &str) -> HtmlPage {
+    let mut page = HtmlPage::new("reel demo").with_style(STYLE);
     page.add(&format!("<p>{about}</p>\n"));
     page
 }
 
-fn end(mut page: Page, machine: &str) -> String {
+fn end(mut page: HtmlPage, machine: &str) -> String {
     page.add(&format!("<footer>{}</footer>\n", escape_html(machine)));
     page.into_html()
 }
@@ -140,7 +140,7 @@ fn sum_class(row: &ResultRow) -> &'static str {
     if row.name == "all" { " class=\"sum\"" } else { "" }
 }
 
-fn add_figures(page: &mut Page, outcome: &DemoOutcome) {
+fn add_figures(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let all = outcome.answers.each_ref().map(|s| s.tally(&outcome.clips, None));
     let after = format!("after {}", outcome.second_stage_name());
     let figures: [(&str, String); 8] = [
@@ -160,10 +160,10 @@ fn add_figures(page: &mut Page, outcome: &DemoOutcome) {
     page.add("</dl>\n");
 }
 
-fn add_results(page: &mut Page, outcome: &DemoOutcome) {
+fn add_results(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let second = outcome.second_stage_name();
     let after = format!("After {second}");
-    let mut table = Table::new(&["Task", "Before", "After SFT", &after, ""]);
+    let mut table = HtmlTable::new(&["Task", "Before", "After SFT", &after, ""]);
     for row in result_rows(outcome) {
         let [a, b, c] = row.tallies;
         let mark =
@@ -192,7 +192,7 @@ fn add_results(page: &mut Page, outcome: &DemoOutcome) {
     ));
 }
 
-fn add_curation(page: &mut Page, outcome: &DemoOutcome) {
+fn add_curation(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let summary = &outcome.curation;
     let attempts: u64 = summary.stages.iter().map(|stage| stage.attempts).sum();
     let answers: usize = summary.stages.iter().map(|stage| stage.ok).sum();
@@ -204,7 +204,7 @@ fn add_curation(page: &mut Page, outcome: &DemoOutcome) {
          requests; {} of {} chains of thought were kept.</p>\n",
         summary.kept, summary.rows
     ));
-    let mut table = Table::new(&["Rejected for", "Rows"]);
+    let mut table = HtmlTable::new(&["Rejected for", "Rows"]);
     summary.reasons.iter().for_each(|(reason, count)| table.add_row(vec![reason.name().into(), count.to_string()]));
     page.add_table(&table);
     page.add(&format!("<p><a href=\"{CURATION_PAGE}\">The curation</a>: funnel, stages, lengths and samples.</p>\n"));

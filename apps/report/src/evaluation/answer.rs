@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// An answer of a model.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct AnsweredRow {
     /// What is scored.
     pub prediction: Prediction,
     /// Number of tokens of the prompt, including vision tokens.
@@ -20,7 +20,7 @@ pub struct Answer {
     pub line: usize,
 }
 
-impl Answer {
+impl AnsweredRow {
     /// Parses a line of a predictions file.
     ///
     /// # Errors

@@ -111,7 +111,7 @@ impl FrameStrips {
     }
 
     /// The index of the images of an answer's videos, or the reason why there are none.
-    pub(super) fn find(&self, benchmark: &str, key: Option<&str>) -> Result<usize, MissingFramesReason> {
+    pub(super) fn find_strip(&self, benchmark: &str, key: Option<&str>) -> Result<usize, MissingFramesReason> {
         let Some(key) = key else { return Err(MissingFramesReason::NoMedia) };
         let found = self.found.get(&(benchmark.to_string(), key.to_string()));
         found.cloned().unwrap_or(Err(MissingFramesReason::Limit { max_bytes: self.max_bytes }))

@@ -21,10 +21,10 @@ use reel_eval::{BenchmarkReport, Comparison, EvalError, Extraction, Task, compar
 use serde_json::Value;
 
 use crate::escape::escape_html;
-use crate::html::Page;
+use crate::html::HtmlPage;
 use crate::{ReportError, Result};
 
-pub use answer::Answer;
+pub use answer::AnsweredRow;
 pub use frames::{FrameSource, FrameStrips};
 
 const STYLE: &str = include_str!("answers.css");
@@ -49,7 +49,7 @@ pub struct BenchmarkAnswers {
     /// The settings of the run (`NAME.jsonl.run.json`).
     pub settings: Value,
     /// The answers, in the order of the file.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<AnsweredRow>,
 }
 
 impl EvaluationRun {
@@ -122,10 +122,11 @@ pub fn evaluation_page_html(
     let mut models: Vec<String> =
         [Some(run), against].into_iter().flatten().map(|run| settings::model_name(run.first_settings())).collect();
     models.dedup();
-    let mut page = Page::new(&format!("Evaluation of {}", models.join(" and "))).with_style(STYLE).with_script(SCRIPT);
+    let mut page =
+        HtmlPage::new(&format!("Evaluation of {}", models.join(" and "))).with_style(STYLE).with_script(SCRIPT);
     page.add("<button type=\"button\" id=\"theme\" hidden>Colours</button>\n");
-    let own = settings::summary(run.first_settings());
-    let is_same = against.is_none_or(|against| settings::summary(against.first_settings()) == own);
+    let own = settings::settings_summary(run.first_settings());
+    let is_same = against.is_none_or(|against| settings::settings_summary(against.first_settings()) == own);
     let summary = if is_same { own } else { "The settings of the runs differ; see below.".into() };
     let questions = if run.answer_count() == 1 { "question" } else { "questions" };
     let names: Vec<&str> = run.benchmarks.iter().map(|own| &own.task.title[..]).collect();

@@ -21,7 +21,7 @@ fn settings() -> Value {
 /// A run whose answers to the questions 0, 1, … are these outputs.
 fn run(name: &str, outputs: &[&str]) -> EvaluationRun {
     let task = Task::from_names("mmvu").unwrap().remove(0);
-    let answers: Vec<Answer> = outputs
+    let answers: Vec<AnsweredRow> = outputs
         .iter()
         .enumerate()
         .map(|(i, output)| {
@@ -33,7 +33,7 @@ fn run(name: &str, outputs: &[&str]) -> EvaluationRun {
                     {"type": "text", "text": "Why? <b>"}]}],
                 "generation": {"finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 2},
             });
-            Answer { line: i + 1, ..Answer::from_json_line(&row.to_string()).unwrap() }
+            AnsweredRow { line: i + 1, ..AnsweredRow::from_json_line(&row.to_string()).unwrap() }
         })
         .collect();
     let rows: Vec<_> = answers.iter().map(|answer| answer.prediction.clone()).collect();
