@@ -33,7 +33,7 @@ impl DividedModel {
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn send(&self, step: Vec<u8>) -> Result<(), EngineError> {
+    pub(crate) fn send_step(&self, step: Vec<u8>) -> Result<(), EngineError> {
         self.ranks.broadcast(STEP, 0, Some(step)).map(drop).map_err(failed)
     }
 
@@ -41,7 +41,7 @@ impl DividedModel {
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn receive(&self) -> Result<Vec<u8>, EngineError> {
+    pub(crate) fn receive_step(&self) -> Result<Vec<u8>, EngineError> {
         self.ranks.broadcast(STEP, 0, None).map_err(failed)
     }
 

@@ -80,7 +80,7 @@ pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl,
 pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter, ModelError> + Send>;
 
 /// A command to replace the weights.
-pub(crate) struct NewWeights {
+pub(crate) struct ReplaceWeightsCommand {
     /// The folder of the weights.
     pub(crate) folder: PathBuf,
     /// Loads the new weights. If this fails, the old weights stay in service.
@@ -90,7 +90,7 @@ pub(crate) struct NewWeights {
 }
 
 /// A command to load a LoRA adapter.
-pub(crate) struct NewAdapter {
+pub(crate) struct LoadAdapterCommand {
     /// The folder of the adapter.
     pub(crate) folder: PathBuf,
     /// Opens the adapter and checks that it fits the model, if this was not done before.
@@ -104,9 +104,9 @@ pub(crate) enum EngineCommand {
     /// A request, and the channel that receives its events.
     Generate(Box<GenerationJob>, UnboundedSender<GenerationEvent>),
     /// Replaces the weights.
-    ReplaceWeights(NewWeights),
+    ReplaceWeights(ReplaceWeightsCommand),
     /// Loads an adapter.
-    LoadAdapter(Box<NewAdapter>),
+    LoadAdapter(Box<LoadAdapterCommand>),
     /// Unloads an adapter.
     UnloadAdapter(AdapterId),
     /// Calls a function between two steps. Other processes that serve the model do not call it.
@@ -127,13 +127,13 @@ impl EngineQueue {
     }
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
-    pub(crate) fn send(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
+    pub(crate) fn send_request(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
         // If sending fails, the returned error holds the command. Dropping it closes the request's channel.
         let _ = self.commands.send(EngineCommand::Generate(Box::new(job), events));
     }
 
     /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
-    pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
+    pub(crate) fn load_adapter(&self, adapter: LoadAdapterCommand) {
         let _ = self.commands.send(EngineCommand::LoadAdapter(Box::new(adapter)));
     }
 
@@ -149,7 +149,7 @@ impl EngineQueue {
 
     /// Replaces the weights once the engine's thread has taken the commands before this one. If the thread has ended,
     /// `done` closes without a result.
-    pub(crate) fn replace_weights(&self, weights: NewWeights) {
+    pub(crate) fn replace_weights(&self, weights: ReplaceWeightsCommand) {
         let _ = self.commands.send(EngineCommand::ReplaceWeights(weights));
     }
 }
@@ -240,7 +240,7 @@ fn run(
         let commands = call_functions(first.into_iter().chain(channels.commands.try_iter()));
         let dropped = requests.abandoned_or_late();
         if let Some(divided) = &model.divided {
-            divided.send(step_message(&commands, &dropped)?)?;
+            divided.send_step(step_message(&commands, &dropped)?)?;
         }
         commands.into_iter().try_for_each(|command| requests.execute(command))?;
         requests.drop_requests(&dropped)?;
@@ -248,7 +248,7 @@ fn run(
         gauges.set(requests.batch.stats());
     }
     if let Some(divided) = &model.divided {
-        divided.send(Vec::new())?;
+        divided.send_step(Vec::new())?;
     }
     // Freeing the memory uses the device, so the thread waits for a turn first.
     if let Some(turns) = &turns {
@@ -340,8 +340,8 @@ impl<'e> ServedRequests<'e> {
 
     /// Loads an adapter. An error about the adapter itself is sent to the request; an error of the device is returned
     /// and ends the server.
-    fn load_adapter(&mut self, adapter: NewAdapter) -> Result<(), EngineError> {
-        let NewAdapter { open, done, .. } = adapter;
+    fn load_adapter(&mut self, adapter: LoadAdapterCommand) -> Result<(), EngineError> {
+        let LoadAdapterCommand { open, done, .. } = adapter;
         let ServedModel { device, dtype, .. } = self.model;
         let with_adapter =
             |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
@@ -365,8 +365,8 @@ impl<'e> ServedRequests<'e> {
 
     /// Loads new weights and continues with them. If loading fails, the old weights stay. A returned error is an
     /// error of the device.
-    fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
-        let NewWeights { load, done, .. } = weights;
+    fn replace_weights(&mut self, weights: ReplaceWeightsCommand) -> Result<(), EngineError> {
+        let ReplaceWeightsCommand { load, done, .. } = weights;
         let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
         let loaded = match self.agree_on_load("new weights", loaded)? {
             Ok(loaded) => loaded,

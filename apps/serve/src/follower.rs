@@ -11,7 +11,7 @@ use reel_runtime::Cx;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::divided_model::DividedModel;
-use crate::engine_thread::{EngineCommand, GenerationJob, NewAdapter, NewWeights, ServedRequests};
+use crate::engine_thread::{EngineCommand, GenerationJob, LoadAdapterCommand, ReplaceWeightsCommand, ServedRequests};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::{ServedModel, ServerLimits};
 use crate::step_message::{NewRequest, StepChange, StepMessage};
@@ -20,7 +20,7 @@ use crate::step_message::{NewRequest, StepChange, StepMessage};
 ///
 /// # Errors
 /// The device is out of memory; a device error; another rank has failed.
-pub fn follow(
+pub fn follow_rank_0(
     model: ServedModel,
     weights: Qwen25Vl,
     divided: &DividedModel,
@@ -36,7 +36,7 @@ pub fn follow(
     let mut requests = ServedRequests::new(&model, &text, batch);
     let mut grammars = None;
     loop {
-        let bytes = divided.receive()?;
+        let bytes = divided.receive_step()?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -80,7 +80,7 @@ fn command(
             // Rank 0 has checked the values of these files. This rank reads only its part, because all ranks wait
             // until it is loaded.
             let load = Box::new(move |device: &_, dtype| CheckedWeightFiles::open(&from, &model)?.load(device, dtype));
-            EngineCommand::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
+            EngineCommand::ReplaceWeights(ReplaceWeightsCommand { folder, load, done: oneshot::channel().0 })
         }
         StepChange::LoadAdapter(folder) => {
             let (from, model) = (folder.clone(), model.clone());
@@ -89,7 +89,7 @@ fn command(
                 adapter.check(&model.folder.config)?;
                 Ok(adapter)
             });
-            EngineCommand::LoadAdapter(Box::new(NewAdapter { folder, open, done: oneshot::channel().0 }))
+            EngineCommand::LoadAdapter(Box::new(LoadAdapterCommand { folder, open, done: oneshot::channel().0 }))
         }
         StepChange::UnloadAdapter(id) => EngineCommand::UnloadAdapter(id),
     })

@@ -112,7 +112,7 @@ pub(crate) fn serve_in_turns(
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
         for (name, folder) in &options.adapters {
-            let loaded = named_adapters::load(&shared, name, folder, false).await;
+            let loaded = named_adapters::load_adapter(&shared, name, folder, false).await;
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
@@ -178,8 +178,8 @@ fn routes(shared: Arc<ServerState>) -> Router {
     let with_key = Router::new()
         .route("/v1/models", get(api::models::list_models))
         .route("/v1/models/{*name}", get(api::models::get_model))
-        .route("/v1/chat/completions", post(api::chat::complete))
-        .route("/v1/completions", post(api::completions::complete))
+        .route("/v1/chat/completions", post(api::chat::create_chat_completion))
+        .route("/v1/completions", post(api::completions::create_completion))
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/v1/preview", post(api::preview::preview))
@@ -187,10 +187,10 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     let local = Router::new()
         .route("/admin/weights", post(api::admin::replace_weights))
-        .route("/v1/load_lora_adapter", post(api::adapters::load))
-        .route("/start_profile", post(api::profile::start))
-        .route("/stop_profile", post(api::profile::stop))
-        .route("/v1/unload_lora_adapter", post(api::adapters::unload))
+        .route("/v1/load_lora_adapter", post(api::adapters::load_adapter))
+        .route("/start_profile", post(api::profile::start_profile))
+        .route("/stop_profile", post(api::profile::stop_profile))
+        .route("/v1/unload_lora_adapter", post(api::adapters::unload_adapter))
         .layer(middleware::from_fn(refuse_encoded_body))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         // This outer layer runs before the check of the key, so a client on another machine cannot find out whether
@@ -207,7 +207,7 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .merge(with_key)
         .merge(local)
         .fallback(api::unknown_path)
-        .method_not_allowed_fallback(api::wrong_method)
+        .method_not_allowed_fallback(api::method_not_allowed)
         .with_state(shared)
 }
 
@@ -219,7 +219,7 @@ async fn refuse_encoded_body(request: Request, next: Next) -> Response {
         Some(coding) => {
             let what = format!("is {}, which this server does not decode", String::from_utf8_lossy(coding));
             let diagnostic = Diagnostic::new("header Content-Encoding", what, "send the body as it is, without it");
-            ApiError::unreadable(StatusCode::UNSUPPORTED_MEDIA_TYPE, diagnostic.to_string()).into_response()
+            ApiError::unreadable_body(StatusCode::UNSUPPORTED_MEDIA_TYPE, diagnostic.to_string()).into_response()
         }
     }
 }
@@ -228,6 +228,6 @@ async fn check_key(State(shared): State<Arc<ServerState>>, request: Request, nex
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     match shared.is_authorized(authorization) {
         true => next.run(request).await,
-        false => ApiError::wrong_key().into_response(),
+        false => ApiError::unauthorized().into_response(),
     }
 }

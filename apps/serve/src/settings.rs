@@ -163,7 +163,11 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// The options of a server for programs on this machine: a free port, no keys, no encryption and no access log.
     /// Requests may not name files.
-    pub fn local(limits: ServerLimits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
+    pub fn for_local_programs(
+        limits: ServerLimits,
+        connections: ConnectionLimits,
+        media: MediaOptions,
+    ) -> ServeOptions {
         ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             api_keys: Vec::new(),

@@ -43,7 +43,8 @@ pub(crate) fn serve_tiny(
         request_time: None,
     };
     let connections = ConnectionLimits { connections: 16, read_timeout: TEST_TIMEOUT, write_timeout: TEST_TIMEOUT };
-    let options = ServeOptions { stop, ..ServeOptions::local(limits, connections, MediaOptions::default()) };
+    let options =
+        ServeOptions { stop, ..ServeOptions::for_local_programs(limits, connections, MediaOptions::default()) };
     serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
 }
 

@@ -159,7 +159,8 @@ fn start_server() -> Result<SocketAddr> {
         ConnectionLimits { connections: 8, read_timeout: MAX_ANSWER_TIME, write_timeout: MAX_ANSWER_TIME };
     let mut decoder = DecodeWorker::from_this_program();
     decoder.program.timeout = Duration::from_secs(1);
-    let options = ServeOptions::local(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
+    let options =
+        ServeOptions::for_local_programs(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
         let served = reel_serve::serve(model, weights, options, |address| {

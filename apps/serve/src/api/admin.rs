@@ -26,7 +26,7 @@ use super::ApiError;
 use super::fields::{RequestFields, wrong_field};
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
-use crate::engine_thread::NewWeights;
+use crate::engine_thread::ReplaceWeightsCommand;
 use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
@@ -66,7 +66,7 @@ pub(crate) async fn replace_weights(
     shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = RequestFields::of_object(body)?;
-    let Some(folder) = fields.take::<PathBuf>("model", "the path of a folder")? else {
+    let Some(folder) = fields.take_field::<PathBuf>("model", "the path of a folder")? else {
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };
     fields.refuse_remaining_fields()?;
@@ -111,12 +111,12 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
     };
     let checked = tokio::task::spawn_blocking(check);
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
-    let files = checked.map_err(|e| wrong_files(EngineError::Model(e), "model"))?;
+    let files = checked.map_err(|e| weight_files_error(EngineError::Model(e), "model"))?;
     let (done, replaced) = oneshot::channel();
     let load = Box::new(move |device: &_, dtype| files.load(device, dtype));
-    shared.engine.replace_weights(NewWeights { folder: folder.clone(), load, done });
+    shared.engine.replace_weights(ReplaceWeightsCommand { folder: folder.clone(), load, done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
-    let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
+    let requests = replaced.await.map_err(|_| ended())?.map_err(|e| weight_files_error(e, "model"))?;
     shared.set_weights(folder_name(&folder));
     shared.metrics.record_weight_replacement();
     Ok(requests)
@@ -124,7 +124,7 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
 
 /// The error about weights that cannot be loaded. `field` is the field of the request that named them. The old weights
 /// stay in service.
-pub(crate) fn wrong_files(e: EngineError, field: &str) -> ApiError {
+pub(crate) fn weight_files_error(e: EngineError, field: &str) -> ApiError {
     match e {
         EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {
             ApiError::bad_request(e.to_string(), Some(field.into()))

@@ -89,7 +89,7 @@ pub(crate) struct ToolCallRules {
 
 /// Makes the JSON of one answer, from the values that the whole answer or all of its chunks share.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct AnswerBuilder {
     pub(crate) form: ApiForm,
     pub(crate) id: String,
     /// Seconds since 1970.
@@ -109,7 +109,7 @@ pub(crate) struct Answer {
     pub(crate) prompt_log_probs: bool,
 }
 
-impl Answer {
+impl AnswerBuilder {
     fn object(&self, kind: &str, choices: Value) -> Value {
         json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
     }

@@ -17,14 +17,14 @@ use super::{ApiError, encode};
 use crate::http::RequestLog;
 
 /// `POST /v1/chat/completions`
-pub(crate) async fn complete(
+pub(crate) async fn create_chat_completion(
     State(shared): State<Arc<ServerState>>,
     Extension(log): Extension<Arc<RequestLog>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
     let mut fields = RequestFields::read(&shared, body).await?;
-    let Some(messages) = fields.take_any("messages") else {
+    let Some(messages) = fields.take_value("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);

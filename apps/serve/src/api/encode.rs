@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::fields::wrong_field;
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, wrong_messages, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error};
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
 /// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_of`]).
@@ -26,8 +26,8 @@ pub(crate) fn encode_messages(
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
     let conversation =
-        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
-    conversation.check_tool_results().map_err(wrong_messages)?;
+        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(messages_error)?;
+    conversation.check_tool_results().map_err(messages_error)?;
     refuse_many_media(shared, &conversation)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
@@ -67,15 +67,15 @@ fn encode_conversation(
     let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
     let end = prompt_end.unwrap_or_else(|| PromptEnd::default_of(conversation));
-    let text = folder.template.render_to_end(conversation, end).map_err(wrong_messages)?;
+    let text = folder.template.render_to_end(conversation, end).map_err(messages_error)?;
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
-    let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
+    let media = load_media(folder, conversation, &shared.media.options).map_err(messages_error)?;
     drop(decoding);
     let origin = PromptOrigin::Conversation(conversation);
-    let input = encode_prompt(folder, &text, media, origin).map_err(wrong_messages)?;
-    refuse_pads_without_media(folder, &input, origin).map_err(wrong_messages)?;
+    let input = encode_prompt(folder, &text, media, origin).map_err(messages_error)?;
+    refuse_pads_without_media(folder, &input, origin).map_err(messages_error)?;
     Ok(input)
 }
 
@@ -83,7 +83,7 @@ fn encode_conversation(
 pub(crate) fn encode_text(shared: &ServerState, text: &str) -> Result<ModelInput, ApiError> {
     refuse_long_text(shared, text, "prompt")?;
     let (folder, origin) = (&shared.model.folder, PromptOrigin::Text(REQUEST_LOCATION));
-    let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(wrong_request)?;
+    let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(encoding_error)?;
     refuse_pads(shared, "prompt", input)
 }
 
@@ -99,7 +99,7 @@ fn refuse_long_text(shared: &ServerState, text: &str, field: &str) -> Result<(),
                  the prompt",
                 text.len()
             );
-            Err(ApiError::too_long(message, field))
+            Err(ApiError::prompt_too_long(message, field))
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, models, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, models};
 use crate::http::{RequestBody, read_body};
 
 /// Bodies above this size are parsed on a thread of their own.
@@ -76,7 +76,7 @@ impl RequestFields {
     /// The body cannot be read or is not a JSON object, or its `model` is not a model of this server.
     pub(crate) async fn read(shared: &ServerState, body: Body) -> Result<Self, ApiError> {
         let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
-        let name = fields.take::<String>("model", "the name of a model")?;
+        let name = fields.take_field::<String>("model", "the name of a model")?;
         let model = name.unwrap_or_else(|| shared.model.name.clone());
         models::adapter_of(shared, &model)?;
         Ok(Self { model, ..fields })
@@ -109,24 +109,24 @@ impl RequestFields {
     ///
     /// # Errors
     /// The field's value has the wrong type.
-    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
-        let Some(value) = self.take_any(name) else { return Ok(None) };
+    pub(crate) fn take_field<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take_value(name) else { return Ok(None) };
         T::deserialize(&value)
             .map(Some)
             .map_err(|_| wrong_field(name, &format!("is {value}"), &format!("give {wanted}")))
     }
 
     /// Takes out a field of any type.
-    pub(crate) fn take_any(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take_value(&mut self, name: &str) -> Option<Value> {
         // The removal changes the order of the other fields, which does not matter.
         self.fields.swap_remove(name)
     }
 
     /// Takes out `stream` and `stream_options`.
     pub(crate) fn take_stream(&mut self) -> Result<StreamFields, ApiError> {
-        let stream = self.take("stream", "true or false")?.unwrap_or(false);
+        let stream = self.take_field("stream", "true or false")?.unwrap_or(false);
         let wanted = "{\"include_usage\": true or false, \"continuous_usage_stats\": true or false}";
-        let options: Option<StreamOptions> = self.take("stream_options", wanted)?;
+        let options: Option<StreamOptions> = self.take_field("stream_options", wanted)?;
         if options.is_some() && !stream {
             return Err(wrong_field("stream_options", "has no meaning without `stream`", "remove it, or set stream"));
         }
@@ -150,8 +150,8 @@ impl RequestFields {
     /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` stands
     /// for the default ([`PromptEnd::default_of`]).
     pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
-        let added = self.take::<bool>("add_generation_prompt", "true or false")?;
-        let continued = self.take::<bool>("continue_final_message", "true or false")?;
+        let added = self.take_field::<bool>("add_generation_prompt", "true or false")?;
+        let continued = self.take_field::<bool>("continue_final_message", "true or false")?;
         match (continued, added) {
             (Some(true), Some(true)) => {
                 let what = "is true, but add_generation_prompt asks for a new message";
@@ -169,8 +169,8 @@ impl RequestFields {
     /// # Errors
     /// The tools are malformed.
     pub(crate) fn take_tools(&mut self) -> Result<Vec<Value>, ApiError> {
-        let field = self.take_any("tools").map(|tools| ("tools".to_string(), tools));
-        let request = ToolRequest::from_body(REQUEST_LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
+        let field = self.take_value("tools").map(|tools| ("tools".to_string(), tools));
+        let request = ToolRequest::from_body(REQUEST_LOCATION, &field.into_iter().collect()).map_err(encoding_error)?;
         Ok(request.definitions)
     }
 
@@ -179,14 +179,15 @@ impl RequestFields {
     /// # Errors
     /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
-        let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
-        PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(wrong_request)
+        let taken =
+            PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_value(name)?)));
+        PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(encoding_error)
     }
 
     /// Takes out `include_reasoning`: whether the reasoning of an answer is a field of its own (true), is left out
     /// (false), or stays in its text (`None`).
     pub(crate) fn take_reasoning(&mut self) -> Result<Option<bool>, ApiError> {
-        self.take("include_reasoning", "true or false")
+        self.take_field("include_reasoning", "true or false")
     }
 
     /// Reads the remaining fields of a request without messages, which must all be sampling fields.
@@ -220,7 +221,7 @@ impl RequestFields {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
         let request = ChatRequest::parse(REQUEST_LOCATION, Value::Object(self.fields).to_string().as_bytes());
-        let ChatRequest { settings, tools, prompt, .. } = request.map_err(wrong_request)?;
+        let ChatRequest { settings, tools, prompt, .. } = request.map_err(encoding_error)?;
         Ok((settings, tools, prompt))
     }
 

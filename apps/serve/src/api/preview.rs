@@ -40,7 +40,7 @@ const MAX_ALL_THUMBNAILS: usize = 512;
 pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let mut fields = RequestFields::read(&shared, body).await?;
-    let Some(messages) = fields.take_any("messages") else {
+    let Some(messages) = fields.take_value("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let memory = fields.take_memory_permit();

@@ -20,14 +20,14 @@ use super::shared::ServerState;
 use crate::settings::ServerProfiler;
 
 /// `POST /start_profile`
-pub(crate) async fn start(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn start_profile(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(begin(shared, profiler))).await
 }
 
 /// `POST /stop_profile`
-pub(crate) async fn stop(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn stop_profile(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(end(shared, profiler))).await
 }

@@ -22,11 +22,11 @@ use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{Answer, ApiForm, ToolCallRules};
+use super::answer::{AnswerBuilder, ApiForm, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, encode, models, seconds_since_1970, stream, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_since_1970, stream};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
@@ -63,7 +63,7 @@ impl CheckedRequest {
             return Err(wrong_field("prompt_logprobs", "cannot be streamed", "remove it, or set stream to false"));
         }
         let vocab_size = shared.model.folder.config.text.vocab_size;
-        settings.check_token_ids(REQUEST_LOCATION, vocab_size).map_err(wrong_request)?;
+        settings.check_token_ids(REQUEST_LOCATION, vocab_size).map_err(encoding_error)?;
         let n = settings.n.unwrap_or(1);
         if n * prompts > MAX_COMPLETIONS.min(shared.limits.requests.max(n)) {
             let what = format!("has {prompts} prompts with {n} completions each");
@@ -111,7 +111,7 @@ impl CheckedRequest {
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
         let limit = |prompt: &ModelInput| {
             let limit = new_tokens(shared, form, prompt.len(), asked, default_tokens)?;
-            settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(wrong_request)?;
+            settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(encoding_error)?;
             Ok(limit)
         };
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
@@ -127,7 +127,7 @@ impl CheckedRequest {
             })
             .collect();
         let choices = n * queued.len();
-        let answer = Answer {
+        let answer = AnswerBuilder {
             form,
             id: next_id(shared, form),
             created: seconds_since_1970(),
@@ -144,7 +144,7 @@ impl CheckedRequest {
             // Waits for the first event, because an error in it can still change the HTTP status, which is sent
             // before the text.
             let first = events.recv().await?;
-            return Ok(stream::stream(answer, shared, choices, first, events));
+            return Ok(stream::stream_answer(answer, shared, choices, first, events));
         }
         let completions = collect(events, choices).await?;
         Ok(Json(answer.whole_answer(&shared.model.folder.tokenizer, &completions)).into_response())
@@ -155,7 +155,9 @@ impl CheckedRequest {
 pub(crate) fn refuse_if_stopping(shared: &ServerState) -> Result<(), ApiError> {
     match shared.is_ready() {
         true => Ok(()),
-        false => Err(ApiError::busy("the server is stopping and takes no further requests; try another server")),
+        false => Err(ApiError::service_unavailable(
+            "the server is stopping and takes no further requests; try another server",
+        )),
     }
 }
 
@@ -165,7 +167,7 @@ fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
     let settings = RequestSettings { seed, ..job.settings };
     let (sender, events) = unbounded_channel();
     let tokens = job.prompt.len();
-    shared.engine.send(GenerationJob { settings, ..job }, sender);
+    shared.engine.send_request(GenerationJob { settings, ..job }, sender);
     QueuedPrompt { tokens, events }
 }
 
@@ -211,7 +213,7 @@ fn new_tokens(
                 field.unwrap_or_default()
             ),
         };
-        ApiError::too_long(message, form.prompt_field())
+        ApiError::prompt_too_long(message, form.prompt_field())
     })
 }
 

@@ -68,7 +68,9 @@ impl ServerState {
     pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
-            ApiError::busy("too many requests are running or waiting; try again later, or raise --max-requests")
+            ApiError::service_unavailable(
+                "too many requests are running or waiting; try again later, or raise --max-requests",
+            )
         })
     }
 

@@ -18,7 +18,7 @@ use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
 
-use super::answer::{Answer, TextOffsets};
+use super::answer::{AnswerBuilder, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::reasoning::{AddedText, ReasoningParser};
 use super::shared::ServerState;
@@ -29,8 +29,8 @@ use crate::settings::ServedModel;
 const DONE: &str = "[DONE]";
 
 /// The streamed answer to a request. `first` is the request's first event, `events` gives the following ones.
-pub(crate) fn stream(
-    answer: Answer,
+pub(crate) fn stream_answer(
+    answer: AnswerBuilder,
     shared: &ServerState,
     choices: usize,
     first: ChoiceEvent,
@@ -109,14 +109,14 @@ impl StreamedChoice {
         pieces
     }
 
-    fn take_log_probs(&mut self, answer: &Answer, model: &ServedModel) -> Value {
+    fn take_log_probs(&mut self, answer: &AnswerBuilder, model: &ServedModel) -> Value {
         let tokens = std::mem::take(&mut self.log_probs);
         answer.log_probs(&model.folder.tokenizer, &tokens, &mut self.offsets)
     }
 }
 
 struct AnswerStream {
-    answer: Answer,
+    answer: AnswerBuilder,
     model: Arc<ServedModel>,
     choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.

@@ -52,7 +52,7 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What all connections share.
-pub(super) struct Server {
+pub(super) struct HttpServer {
     pub(super) router: Router,
     pub(super) limits: ConnectionLimits,
     tls: Option<Tls>,
@@ -71,7 +71,7 @@ pub(crate) async fn serve_connections(
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections));
     let streams = Arc::new(Semaphore::new(limits.connections.max(MIN_STREAMS)));
-    let server = Arc::new(Server { router, limits, tls, streams });
+    let server = Arc::new(HttpServer { router, limits, tls, streams });
     let (running, on_stop) = watch::channel(());
     let mut stopped = pin!(stopped);
     loop {
@@ -110,7 +110,7 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
     }
 }
 
-impl Server {
+impl HttpServer {
     /// Serves one connection. `stop` changes when the server stops. The server waits until all clones of `stop` are
     /// dropped, that is, until all connections have ended. Without `keep_alive`, the connection ends after one answer.
     async fn handle(
@@ -161,7 +161,7 @@ impl Server {
         keep_alive: bool,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
-        let (progress, write_waits) = (AnsweringFlag::default(), stream.is_waiting());
+        let (progress, write_waits) = (AnsweringFlag::default(), stream.waiting_flag());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             let answer = router.call(request.map(|body| ReceivedBody::new(body, progress.clone())));

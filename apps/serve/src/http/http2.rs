@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ConnectionLimits;
-use super::connections::{MAX_BUFFER_BYTES, PeerAddress, Server};
+use super::connections::{HttpServer, MAX_BUFFER_BYTES, PeerAddress};
 use super::limited_stream::LimitedStream;
 use super::stall::StallBudget;
 use super::stopping::{AnsweringFlag, ReceivedBody};
@@ -68,7 +68,7 @@ fn builder() -> Builder {
     builder
 }
 
-impl Server {
+impl HttpServer {
     /// Serves HTTP/2 until the connection is closed. `stop` changes when the server stops. Without `keep_alive`, the
     /// connection ends after one answer.
     pub(super) async fn serve_http2(
@@ -79,7 +79,7 @@ impl Server {
         keep_alive: bool,
     ) {
         let ConnectionLimits { read_timeout, write_timeout, .. } = self.limits;
-        let write_waits = stream.is_waiting();
+        let write_waits = stream.waiting_flag();
         // Each request waits for a change of `stop` with its own clone of this receiver, which has not seen the
         // change yet.
         let stop_of_requests = stop.clone();
@@ -210,7 +210,7 @@ async fn send(
         stream.reserve_capacity(data.len());
         let begun = Instant::now();
         while stream.capacity() == 0 {
-            let left = budget.left().saturating_sub(begun.elapsed());
+            let left = budget.remaining_time().saturating_sub(begun.elapsed());
             let Ok(capacity) = timeout(left, poll_fn(|cx| stream.poll_capacity(cx))).await else {
                 stream.send_reset(Reason::CANCEL);
                 return Err(Reason::CANCEL.into());
@@ -219,7 +219,7 @@ async fn send(
             capacity.ok_or(Reason::CANCEL)??;
         }
         let part = data.split_to(stream.capacity().min(data.len()));
-        budget.record(begun.elapsed(), part.len());
+        budget.record_transfer(begun.elapsed(), part.len());
         stream.send_data(part, is_last && data.is_empty())?;
     }
     Ok(())

@@ -20,12 +20,12 @@ impl StallBudget {
     }
 
     /// How long the server may still wait.
-    pub(super) fn left(&self) -> Duration {
+    pub(super) fn remaining_time(&self) -> Duration {
         self.left
     }
 
     /// Records that `bytes` bytes were transferred after a wait of `waited`.
-    pub(super) fn record(&mut self, waited: Duration, bytes: usize) {
+    pub(super) fn record_transfer(&mut self, waited: Duration, bytes: usize) {
         let earned = Duration::from_secs_f64(bytes as f64 / MIN_BYTES_PER_SECOND);
         self.left = (self.left.saturating_sub(waited) + earned).min(self.limit);
     }
@@ -40,10 +40,10 @@ mod tests {
         let second = Duration::from_secs(1);
         let (mut trickle, mut steady) = (StallBudget::new(10 * second), StallBudget::new(10 * second));
         for _ in 0..20 {
-            trickle.record(second, 1);
-            steady.record(second, 2048);
+            trickle.record_transfer(second, 1);
+            steady.record_transfer(second, 2048);
         }
-        assert!(trickle.left() < Duration::from_millis(2));
-        assert_eq!(steady.left(), 10 * second);
+        assert!(trickle.remaining_time() < Duration::from_millis(2));
+        assert_eq!(steady.remaining_time(), 10 * second);
     }
 }
