@@ -39,7 +39,7 @@ impl CommandLine {
     }
 
     /// The command line as text for a shell, in lines of about [`MAX_LINE`] characters.
-    pub fn for_shell(&self) -> String {
+    pub fn shell_text(&self) -> String {
         let mut lines = vec![String::new()];
         for (i, word) in self.words.iter().enumerate() {
             let quoted = shell_quoted(word);
@@ -76,7 +76,7 @@ mod tests {
             .with_option("--out", "my demo")
             .with_option("--name", "x".repeat(80))
             .with_switch("--quiet");
-        let text = command.for_shell();
+        let text = command.shell_text();
         assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
         assert_eq!([shell_quoted("it's"), shell_quoted("")], ["'it'\\''s'", "''"]);
     }

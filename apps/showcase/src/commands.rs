@@ -100,7 +100,7 @@ impl Demo {
         // `reel init` replaces no model.
         let models = ["model", "siglip"].map(|folder| shell_quoted(&self.path_in_folder(folder).display().to_string()));
         let remove = format!("rm -r {}", models.join(" "));
-        std::iter::once(remove).chain(commands.iter().map(CommandLine::for_shell)).collect()
+        std::iter::once(remove).chain(commands.iter().map(CommandLine::shell_text)).collect()
     }
 
     /// The folder with the answers of the model in the sub-folder `model`.

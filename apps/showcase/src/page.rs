@@ -15,7 +15,7 @@ use reel_report::html::HtmlPage;
 use reel_report::table::HtmlTable;
 
 use crate::Result;
-use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIPS};
+use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIP_COUNT};
 use crate::evaluation::{AnswerTally, EvaluationAnswers, difference_in_standard_errors};
 use crate::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, GRPO_PAGE, SHOWN_CLIP_COUNT, TRAINING_STAGES};
 
@@ -199,7 +199,7 @@ fn add_curation(page: &mut HtmlPage, outcome: &DemoOutcome) {
     page.add(&format!(
         "<h2>Data set for SFT</h2><p>No large model was asked. Behind an HTTP endpoint on this machine a stand-in answers the requests of \
          <code>reel curate</code>: it finds plain shapes in the frames by thresholds, describes their color and place, and reasons from the \
-         description by fixed rules. It does not know the answers. About {GREY_CLIPS} clips with grey shapes it answers badly on purpose, and \
+         description by fixed rules. It does not know the answers. About {GREY_CLIP_COUNT} clips with grey shapes it answers badly on purpose, and \
          three of its first replies fail: one is refused for a second, one is cut, one lacks its answer. {answers} answers took {attempts} \
          requests; {} of {} chains of thought were kept.</p>\n",
         summary.kept, summary.rows

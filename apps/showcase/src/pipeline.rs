@@ -329,7 +329,7 @@ impl Demo {
         let make_set =
             |set: ClipSet, kept: usize| make_all(self.clip_count(set), kept, &|i| clips::make_clip(set, i, self.seed));
         let mut curated = make_set(ClipSet::Sft, 0)?;
-        curated.extend(make_all(clips::GREY_CLIPS, 0, &|i| clips::make_grey_clip(i, self.seed))?);
+        curated.extend(make_all(clips::GREY_CLIP_COUNT, 0, &|i| clips::make_grey_clip(i, self.seed))?);
         let rl = make_set(ClipSet::Rl, 0)?;
         let mut held_out = make_set(ClipSet::HeldOut, self.held_out)?;
         let shuffled: Vec<&Clip> = shuffled_clips(&held_out).collect();

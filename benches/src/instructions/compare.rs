@@ -251,7 +251,7 @@ mod tests {
 
     fn outputs(name: &str) -> (InstructionCase, Vec<u8>) {
         let case = instruction_cases(name, THREADS_PER_BLOCK).into_iter().find(|c| c.name == name).expect(name);
-        let sim = run::simulate(&case, &case.input).unwrap();
+        let sim = run::run_on_simulator(&case, &case.input).unwrap();
         (case, sim)
     }
 
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn sums_are_measured_by_their_magnitudes() {
         let (case, sim) = outputs("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 Moderate");
-        let magnitudes = run::simulate(&case, case.magnitudes.as_ref().unwrap()).unwrap();
+        let magnitudes = run::run_on_simulator(&case, case.magnitudes.as_ref().unwrap()).unwrap();
         let mut other = sim.clone();
         let value = f32::from_le_bytes(sim[..4].try_into().unwrap());
         let of = f32::from_le_bytes(magnitudes[..4].try_into().unwrap());

@@ -65,7 +65,7 @@ impl InstructionCase {
 /// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
 pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
     let rows = table::instruction_patterns()
-        .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
+        .flat_map(|(pattern, formats)| pattern::expand_pattern(pattern).into_iter().map(move |text| (text, formats)));
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =
         wanted.map(|(text, formats)| ptx::case_from_expanded_pattern(&text, formats, lanes)).collect();
@@ -84,7 +84,7 @@ mod tests {
         let names: HashSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names.len(), all.len(), "each is there once");
         for case in &all {
-            if let Err(e) = run::simulate(case, &case.input) {
+            if let Err(e) = run::run_on_simulator(case, &case.input) {
                 panic!("{}: {e}\n{}", case.name, case.ptx);
             }
         }

@@ -4,7 +4,7 @@
 //! an element, and a wrong interpretation of a descriptor changes the sum.
 
 use super::format::{ElementRange, F16, F32, MatrixElementFormat, OperandFormat, random_matrix_elements};
-use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
+use super::products::{clear_bits_in_each_word, element_format_from_ptx, sum_tolerance};
 use super::{InstructionCase, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
 use reel_sim::finding::FindingKind;
@@ -205,7 +205,7 @@ impl Product {
     }
 
     fn case(&self, lanes: usize) -> InstructionCase {
-        let (sum, a) = (element_from_ptx(self.sum), element_from_ptx(self.a));
+        let (sum, a) = (element_format_from_ptx(self.sum), element_format_from_ptx(self.a));
         let count = self.n as usize / if self.sum == "f16" { 4 } else { 2 };
         let registers = if self.from_registers { 4 } else { 0 };
         let results = vec![OperandFormat::Matrix(sum, self.span); count];
@@ -239,11 +239,11 @@ impl Product {
             clear_bits_in_each_word(&mut unsigned[from..], element.sign_mask());
         };
         for _ in 0..lanes / THREADS_PER_BLOCK {
-            add(element_from_ptx(self.a), B as usize / 8, false);
-            add(element_from_ptx(self.b), (SHARED_BYTES - B as usize) / 8, false);
+            add(element_format_from_ptx(self.a), B as usize / 8, false);
+            add(element_format_from_ptx(self.b), (SHARED_BYTES - B as usize) / 8, false);
         }
-        add(element_from_ptx(self.sum), lanes * count, true);
-        add(element_from_ptx(self.a), lanes * registers, true);
+        add(element_format_from_ptx(self.sum), lanes * count, true);
+        add(element_format_from_ptx(self.a), lanes * registers, true);
         (input, unsigned)
     }
 

@@ -7,7 +7,7 @@ mod draw;
 
 use reel_kernels::philox;
 
-use draw::{Shape, ShapeKind, render};
+use draw::{Shape, ShapeKind, render_frames};
 
 /// Height and width of a clip in pixels.
 pub const CLIP_SIDE: usize = 224;
@@ -32,10 +32,10 @@ pub const DIRECTIONS: [(&str, &str, &str); 4] =
 
 /// The beginning of the file names of clips with a grey shape.
 const GREY: &str = "grey";
-/// Number of clips with a grey shape. Clip `i` has the grey level [`GREY_LEVELS`] + `i` · [`GREY_STEP`].
-pub const GREY_CLIPS: usize = 12;
+/// Number of clips with a grey shape. Clip `i` has the grey level [`DARKEST_GREY`] + `i` · [`GREY_STEP`].
+pub const GREY_CLIP_COUNT: usize = 12;
 /// The darkest grey of a shape, 0 to 255.
-pub const GREY_LEVELS: usize = 110;
+pub const DARKEST_GREY: usize = 110;
 /// The distance between two levels of grey. It is far larger than the error of a grey level after two encodings of a
 /// frame.
 pub const GREY_STEP: usize = 10;
@@ -189,17 +189,17 @@ pub fn make_clip(set: ClipSet, i: usize, seed: u64) -> Clip {
         ClipTask::Colors => colors(which, &mut random),
         ClipTask::Count => objects(which, &mut random),
     };
-    let frames = render(&scenes);
+    let frames = render_frames(&scenes);
     Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
 }
 
-/// Draws clip `i` of the [`GREY_CLIPS`] clips in which a grey shape moves. Each clip has its own level of grey.
+/// Draws clip `i` of the [`GREY_CLIP_COUNT`] clips in which a grey shape moves. Each clip has its own level of grey.
 pub fn make_grey_clip(i: usize, seed: u64) -> Clip {
     let mut random = ClipRandom::of_clip(GREY, i, seed);
-    let level = (GREY_LEVELS + i * GREY_STEP) as f32;
+    let level = (DARKEST_GREY + i * GREY_STEP) as f32;
     let (scenes, think, answer) = motion(i % DIRECTIONS.len(), [level; 3], &mut random);
     let (task, file) = (ClipTask::Motion, format!("{GREY}-{i:03}-motion.mp4"));
-    Clip { task, file, frames: render(&scenes), think, answer }
+    Clip { task, file, frames: render_frames(&scenes), think, answer }
 }
 
 /// The frames of clip `i` of a set in random order, u8 RGB `[CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE, 3]`.
