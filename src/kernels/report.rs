@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
-use reel_measure::roofline_page::{RooflinePage, is_page_of_gpu, roofline_page};
+use reel_measure::roofline_page::{RooflinePage, is_gpu_page, roofline_page};
 
 use super::check::compile_all;
 use crate::common::CommonOptions;
@@ -43,7 +43,7 @@ impl KernelsReportArgs {
         // An unknown GPU is refused before the kernels are compiled.
         self.gpu.as_deref().map(MachineSpec::gpu).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
-        if is_page_of_gpu(gpu, times)? {
+        if is_gpu_page(gpu, times)? {
             // Compiles all kernels in parallel beforehand. The page asks for their register counts one by one, which
             // would compile one kernel after the other. Without NVRTC the page has no register counts.
             compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;

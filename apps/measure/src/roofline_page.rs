@@ -59,7 +59,7 @@ pub struct RooflinePage {
 
 /// Whether the page that [`roofline_page`] would return for these arguments is that of a GPU. The page of a GPU has the
 /// registers and the shared memory of the CUDA kernels, so the kernels are compiled for it.
-pub fn is_page_of_gpu(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
+pub fn is_gpu_page(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
     let times = times.filter(|_| gpu.is_none()).map(KernelTimes::read).transpose()?;
     Ok(times.is_none_or(|times| !times.is_of_cpu))
 }

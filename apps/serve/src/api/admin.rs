@@ -117,7 +117,7 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
     shared.engine.replace_weights(ReplaceWeightsCommand { folder: folder.clone(), load, done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
     let requests = replaced.await.map_err(|_| ended())?.map_err(|e| weight_files_error(e, "model"))?;
-    shared.set_weights(folder_name(&folder));
+    shared.set_weights_name(folder_name(&folder));
     shared.metrics.record_weight_replacement();
     Ok(requests)
 }

@@ -9,7 +9,7 @@ use axum::response::Response;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
-use super::answer::{ApiForm, ToolCallRules};
+use super::answer::{ApiKind, ToolCallRules};
 use super::fields::{RequestFields, wrong_field};
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
@@ -36,7 +36,7 @@ pub(crate) async fn create_chat_completion(
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.has_calls().then_some(rules);
-    let checked = CheckedRequest::new(&shared, ApiForm::Chat, model, stream, (settings, names), 1)?;
+    let checked = CheckedRequest::new(&shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
     let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         // Moves the messages and the permit for their memory into the closure, which drops both when the prompt is

@@ -11,7 +11,7 @@ use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
 use serde::Deserialize;
 
-use super::answer::ApiForm;
+use super::answer::ApiKind;
 use super::fields::{RequestFields, wrong_field};
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
@@ -89,8 +89,8 @@ pub(crate) async fn create_completion(
     };
     let names = fields.given_names();
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
-    let checked = CheckedRequest::new(&shared, ApiForm::Text, model, stream, (settings, names), prompts.len())?;
-    let prompts = encode::on_blocking_thread(&shared, move |shared| {
+    let checked = CheckedRequest::new(&shared, ApiKind::Text, model, stream, (settings, names), prompts.len())?;
+    let prompts = encode::run_on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()
     });

@@ -106,7 +106,7 @@ fn refuse_long_text(shared: &ServerState, text: &str, field: &str) -> Result<(),
 
 /// The model input for these token ids. `field` is the request field with the ids.
 pub(crate) fn encode_ids(shared: &ServerState, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
-    shared.check_ids(field, &ids)?;
+    shared.check_token_ids(field, &ids)?;
     refuse_pads(shared, field, ModelInput::from_text_tokens(ids))
 }
 
@@ -121,7 +121,7 @@ fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<M
     refused.map(|()| input).map_err(as_field)
 }
 
-/// Encodes messages on a blocking thread, as [`on_blocking_thread`] does. Only a limited number of requests with images
+/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. Only a limited number of requests with images
 /// or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for a
 /// permit.
 pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
@@ -134,7 +134,7 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
         true => shared.encoders.clone().acquire_owned().await.ok(),
         false => None,
     };
-    on_blocking_thread(shared, move |shared| {
+    run_on_blocking_thread(shared, move |shared| {
         // The thread holds the permit, because it continues even if the client disconnects.
         let _permit = permit;
         encode(shared, messages)
@@ -149,7 +149,7 @@ fn may_have_media(messages: &Value) -> bool {
 }
 
 /// Runs `encode` on a blocking thread.
-pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+pub(crate) async fn run_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<ServerState>,
     encode: impl FnOnce(&ServerState) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

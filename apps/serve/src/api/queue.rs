@@ -22,7 +22,7 @@ use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{AnswerBuilder, ApiForm, ToolCallRules};
+use super::answer::{AnswerBuilder, ApiKind, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::shared::ServerState;
@@ -33,7 +33,7 @@ use crate::http::{RequestLog, random_number};
 /// A request whose fields are checked.
 #[derive(Debug)]
 pub(crate) struct CheckedRequest {
-    form: ApiForm,
+    form: ApiKind,
     model: String,
     stream: StreamFields,
     settings: RequestSettings,
@@ -52,7 +52,7 @@ impl CheckedRequest {
     /// The server is stopping or has too many requests; the settings are out of range.
     pub(crate) fn new(
         shared: &ServerState,
-        form: ApiForm,
+        form: ApiKind,
         model: String,
         stream: StreamFields,
         (settings, names): (RequestSettings, GivenFieldNames),
@@ -101,7 +101,7 @@ impl CheckedRequest {
         // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
             Some(spec) => {
-                Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
+                Some(encode::run_on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
             }
             None => None,
         };
@@ -193,7 +193,7 @@ fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Gram
 /// positions that the prompt leaves. `asked` is the name and the value of the request's field.
 fn new_tokens(
     shared: &ServerState,
-    form: ApiForm,
+    form: ApiKind,
     prompt_tokens: usize,
     asked: Option<(&str, usize)>,
     default_tokens: usize,
@@ -229,7 +229,7 @@ async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Comple
 }
 
 /// The id of the next answer of this server: a prefix and a running number.
-fn next_id(shared: &ServerState, form: ApiForm) -> String {
+fn next_id(shared: &ServerState, form: ApiKind) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{}-{:x}-{number:x}", form.id_prefix(), shared.started)

@@ -80,7 +80,7 @@ impl ServerState {
     }
 
     /// Records that the weights in service are now those of the folder `name`.
-    pub(crate) fn set_weights(&self, name: String) {
+    pub(crate) fn set_weights_name(&self, name: String) {
         *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, seconds_since_1970());
     }
 
@@ -95,7 +95,7 @@ impl ServerState {
     }
 
     /// Refuses token ids that the model does not have. `field` is the request field with the ids.
-    pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
+    pub(crate) fn check_token_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
         let size = self.model.folder.config.text.vocab_size;
         match ids.iter().find(|&&id| id as usize >= size) {
             None => Ok(()),

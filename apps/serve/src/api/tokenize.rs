@@ -73,8 +73,8 @@ pub(crate) async fn detokenize(State(shared): State<Arc<ServerState>>, body: Bod
         return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
     };
     fields.refuse_remaining_fields()?;
-    shared.check_ids("tokens", &ids)?;
-    let text = encode::on_blocking_thread(&shared, move |shared| {
+    shared.check_token_ids("tokens", &ids)?;
+    let text = encode::run_on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         Ok(shared.model.folder.tokenizer.decode(&ids, false))
     });
