@@ -48,12 +48,12 @@ pub fn serve(
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    serve_during_training(model, weights, options, None, |address, _| on_listening(address))
+    serve_with_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
 /// Serves a model as [`serve`] does, and passes the state that the handlers share to `on_listening`. With `turns`,
 /// the weights belong to a training run, and the engine's thread uses the device only in its turns.
-pub(crate) fn serve_during_training(
+pub(crate) fn serve_with_turns(
     model: ServedModel,
     weights: ServedWeights,
     options: ServeOptions,

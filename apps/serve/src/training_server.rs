@@ -15,7 +15,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::api::shared::ServerState;
 use crate::device_turns::{DeviceBorrower, DeviceTurns};
-use crate::server::serve_during_training;
+use crate::server::serve_with_turns;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
 /// Maximum time that the account can hold, reached while there are no requests.
@@ -101,7 +101,7 @@ impl TrainingServer {
         let (listening, started) = mpsc::channel();
         let borrower = DeviceBorrower(self.turns.clone());
         let thread = std::thread::Builder::new().name("server".into()).spawn(move || {
-            serve_during_training(served, weights, options, Some(borrower), |address, shared| {
+            serve_with_turns(served, weights, options, Some(borrower), |address, shared| {
                 // The receiver waits for it.
                 let _ = listening.send((address, Arc::downgrade(shared)));
             })

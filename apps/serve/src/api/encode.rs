@@ -121,9 +121,9 @@ fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<M
     refused.map(|()| input).map_err(as_field)
 }
 
-/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. Only a limited number of requests with images
-/// or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for a
-/// permit.
+/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. Only a limited number of requests with
+/// images or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for
+/// a permit.
 pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<ServerState>,
     messages: Value,
