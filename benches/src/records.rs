@@ -186,7 +186,7 @@ const WORKS: [(&str, &str); 15] = [
     ("clip", "serving a video"),
 ];
 
-/// The table of GRPO runs beside runs of TRL.
+/// The table that compares GRPO runs with runs of TRL.
 fn trl(records: &[Record]) -> String {
     let mut text = String::from("\n## GRPO beside TRL\n\n");
     text += &wrapped(
@@ -255,7 +255,7 @@ fn model_row(record: &Record, list: &str, entry: &Value) -> Option<String> {
     ))
 }
 
-/// The table of kernel times beside those of other libraries at the same size.
+/// The table that compares kernel times with the times of other libraries at the same size.
 fn kernels(records: &[Record]) -> String {
     let mut rows = String::new();
     for record in records {

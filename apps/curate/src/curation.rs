@@ -221,7 +221,7 @@ impl Curation {
         record.output.filter(|_| record.status == RecordStatus::Ok)
     }
 
-    /// The stage whose answers are the input of the given stage.
+    /// The stage before the given stage; its answers are the input of the given stage.
     pub(crate) fn stage_before(&self, stage: StageName) -> Option<StageName> {
         let stages = self.options.recipe.stages();
         let at = stages.iter().position(|&own| own == stage)?;
@@ -364,7 +364,7 @@ fn lock(out: &Path) -> Result<FolderLock> {
     })
 }
 
-/// Refuses an output folder that holds other files than those of a curation. Refuses a folder with a curation if the
+/// Refuses an output folder with files that do not belong to a curation. Refuses a folder with a curation if the
 /// options say neither to resume nor to overwrite it, or if that curation has a different recipe.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;

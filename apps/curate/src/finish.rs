@@ -112,7 +112,7 @@ impl Curation {
     }
 
     /// Returns the question of a row, the chain before the revision, and the final chain. If there is no final chain,
-    /// the error is the outcome of the row.
+    /// returns the outcome of the row as the error.
     fn chains(&self, row: usize) -> Result<(&Question, Option<ReasoningChain>, ReasoningChain), RowOutcome> {
         let unusable = |what: &String| RowOutcome::Rejected(RejectionReason::UnusableRow, what.clone());
         let question = self.rows[row].question.as_ref().map_err(unusable)?;

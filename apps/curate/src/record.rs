@@ -41,7 +41,7 @@ pub struct StageRecord {
     pub prompt: String,
     /// The name of the model that was asked.
     pub model: String,
-    /// Number of tokens of the request whose answer was accepted.
+    /// Number of prompt tokens of the request with the accepted answer.
     pub prompt_tokens: u64,
     /// Number of tokens of the accepted answer.
     pub completion_tokens: u64,

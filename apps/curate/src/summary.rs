@@ -50,7 +50,7 @@ pub struct StageSummary {
     pub open: usize,
     /// Total number of attempts of the requests that led to the last outcome of each video or question.
     pub attempts: u64,
-    /// Tokens of the requests whose answers were accepted.
+    /// Prompt tokens of the requests with an accepted answer.
     pub prompt_tokens: u64,
     /// Tokens of accepted answers.
     pub completion_tokens: u64,

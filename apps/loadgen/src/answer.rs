@@ -22,7 +22,8 @@ use crate::sse::EventParser;
 pub struct MeasuredAnswer {
     /// Tokens of the prompt; `None` if the server does not report them.
     pub prompt_tokens: Option<u64>,
-    /// Tokens of all completions of the answer: as reported by the server, or else the number of token events.
+    /// Number of tokens of all completions of the answer. If the server does not report it, the number of token
+    /// events.
     pub output_tokens: u64,
     /// True if [`MeasuredAnswer::output_tokens`] was reported by the server.
     pub has_usage: bool,

@@ -24,8 +24,8 @@ const MAX_PLAIN_BYTES: usize = 1 << 20;
 /// only after this end.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// The address of a server, such as `http://127.0.0.1:8000`. The address may end with a path, which then stands before
-/// `/v1`.
+/// The address of a server, such as `http://127.0.0.1:8000`. The address may end with a path, to which `/v1` is
+/// appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUrl(String);
 

@@ -80,7 +80,8 @@ impl LoadReport {
         self.answers.iter().map(|answer| answer.output_tokens).sum()
     }
 
-    /// Number of answers whose tokens the server did not report, so that their token events were counted.
+    /// Number of answers for which the server reported no token count. For these answers, token events are counted
+    /// instead.
     pub fn answers_without_usage(&self) -> usize {
         self.answers.iter().filter(|answer| !answer.has_usage).count()
     }
@@ -209,8 +210,8 @@ impl LoadReport {
         lines.join("\n")
     }
 
-    /// Remarks for the reader of the figures, one line each: failures by kind, answers that ended early, and answers
-    /// whose tokens the server did not count.
+    /// Remarks on the figures, one per line: failures by kind, answers that ended early, and answers without a token
+    /// count of the server.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self
             .failures

@@ -9,8 +9,8 @@ use std::time::Instant;
 use reel_device::{Device, Team, simd_fn};
 use serde::Serialize;
 
-/// Capacity and bandwidth of the CPU's caches. A launch whose operands are in the caches is limited by this bandwidth,
-/// not by the bandwidth of memory.
+/// Capacity and bandwidth of the CPU's caches. If the operands of a launch are in the caches, this bandwidth limits
+/// the launch, not the bandwidth of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CacheCeiling {
     /// Bytes that all caches hold together.

@@ -102,10 +102,10 @@ impl ResultComparison {
     }
 }
 
-/// Maximum number of ops in the text; the ops whose time changed most are listed.
+/// Maximum number of ops in the text, which lists the ops with the largest change of time.
 const MAX_OP_CHANGES: usize = 5;
 
-/// An op whose time differs between the profiled rounds of the two results.
+/// An op with different times in the profiled rounds of the two results.
 struct OpChange {
     op: String,
     seconds: [f64; 2],
@@ -122,8 +122,8 @@ impl OpChange {
     }
 }
 
-/// The ops whose time differs between the results, largest change first. An op that is missing in one result counts as
-/// 0 s in that result.
+/// The ops with different times in the two results, largest change first. An op that is missing in one result counts
+/// as 0 s in that result.
 ///
 /// The times are those of a single round. They show which ops may have changed, but not whether a change is
 /// statistically significant.

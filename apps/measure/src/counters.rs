@@ -36,7 +36,7 @@ const BUSY: f64 = 60.0;
 pub struct KernelCounters {
     /// Name of the CUDA kernel, such as `attention_bwd_bf16_dkv_128`.
     pub symbol: String,
-    /// The metrics whose value is a number, by name.
+    /// The metrics with numeric values, by name.
     pub metrics: BTreeMap<String, f64>,
 }
 
@@ -134,7 +134,7 @@ fn counters_from_csv(text: &str) -> Vec<KernelCounters> {
     last
 }
 
-/// Splits a line of CSV into its fields. Within a quoted field, two quotes stand for one.
+/// Splits a line of CSV into its fields. Within a quoted field, two quotes mean one quote.
 fn csv_fields(line: &str) -> Vec<String> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     let mut characters = line.chars().peekable();

@@ -151,7 +151,7 @@ mod tests {
         events.extend(flow(0, (0, 10.0), (1, 11.0)));
         events.extend(flow(1, (0, 20.0), (1, 50.0)));
         events.extend(flow(2, (0, 120.0), (1, 130.0)));
-        // This launch takes less than half a microsecond, and its call is not in the trace.
+        // Adds a launch of less than half a microsecond. The trace has no slice for its call.
         events.extend(flow(3, (7, 139.0), (1, 140.0)));
         let want = "adamw 7\nstep, 1;forward;decoder 0;linear;matmul_fwd 51\n";
         assert_eq!(folded_stacks(&events), want);

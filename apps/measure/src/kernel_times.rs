@@ -21,7 +21,7 @@ use crate::error::{MeasureError, Result, measurement_error};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KernelTime {
     pub kernel: String,
-    /// Size of the launch as text; empty if the times are those of launches of several sizes.
+    /// Size of the launch as text; empty if the time is a sum over launches of several sizes.
     pub size: String,
     pub launches: u64,
     /// Seconds of all launches together.
@@ -97,8 +97,8 @@ fn ceilings(value: &Value) -> Option<Ceilings> {
     found.or_else(|| read(&value["roofline"], in_giga, 1e9))
 }
 
-/// Reads the kernels from a list of entries whose key `name` holds the kernel's name; `None` if an entry lacks its name
-/// or time.
+/// Reads the kernels from a list of entries. The key `name` of an entry holds the kernel's name. `None` if an entry
+/// has no name or no time.
 fn listed(entries: &[Value], name: &str) -> Option<Vec<KernelTime>> {
     let one = |entry: &Value| {
         let number = |key: &str| entry[key].as_f64().filter(|n| *n >= 0.0);

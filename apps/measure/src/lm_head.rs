@@ -29,7 +29,7 @@ pub struct LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// The sizes given with `--size`; sizes that are not given are those of a long sequence and the 7B model.
+    /// The sizes given with `--size`. The defaults are the sizes of a long sequence and of the 7B model.
     ///
     /// # Errors
     /// `--size` names a size that the output layer does not have.

@@ -74,7 +74,7 @@ impl OpTime {
         (!self.is_miscounted).then(|| (self.floor / self.seconds).min(1.0))
     }
 
-    /// This row as `reel bench --json` prints it.
+    /// The time of this op as `reel bench --json` prints it.
     pub fn json(&self) -> Value {
         json!({
             "op": self.op, "launches": self.launches, "seconds": self.seconds, "share_of_step": self.share,

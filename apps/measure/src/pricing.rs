@@ -58,13 +58,13 @@ const RECORDS: [(&str, &str, &str); 1] =
 /// Two launches count as different in size if their operations or their bytes differ by more than this factor.
 const SAME_SIZE: f64 = 4.0;
 
-/// A prototype's launch does not stand for a launch whose operations per byte differ by more than this factor. For
-/// example, a decode step and a prefill differ by more than this, and so do products of 16 and of 64 rows.
+/// Maximum ratio of the operations per byte of two launches for which the time of one (of a prototype) predicts the
+/// time of the other. A decode step and a prefill have a larger ratio, and so do products of 16 and of 64 rows.
 const SAME_KIND: f64 = 3.0;
 
 /// Maximum latency of a launch in seconds. If a small launch loses more time than this maximum, the rest lowers its
-/// share of the ceilings. The longest latency in the records is that of attention in a decode step, whose blocks read
-/// 512 keys each.
+/// share of the ceilings. Attention in a decode step, with 512 keys per block, has the longest latency in the
+/// records.
 const MAX_LATENCY: f64 = 30e-6;
 
 /// The measured times of kernels on one GPU.
@@ -245,8 +245,8 @@ pub fn code_hash_of_kernel(name: &str) -> Option<String> {
 const STREAMING: [&str; 6] = ["copy", "add_", "cast_", "mul_scalar", "columns_copy", "rows_gather"];
 
 impl GpuRecord {
-    /// Predicts the time of all launches of the op `name` together. `ceilings` are those of this GPU; `dtype` is the
-    /// dtype of activations.
+    /// Predicts the time of all launches of the op `name` together. `ceilings` are the ceilings of this GPU; `dtype`
+    /// is the dtype of activations.
     pub fn predict_time(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> PredictedTime {
         let floor_seconds = ceilings.roofline_seconds_of_launches(name, totals, dtype);
         let recorded = self.recorded(name, totals, ceilings, dtype);
@@ -337,9 +337,9 @@ impl GpuRecord {
         shares.get(shares.len() / 2).copied().unwrap_or(1.0)
     }
 
-    /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
-    /// the kernel's code has changed since the record, a launch of its prototype is preferred, unless that launch's
-    /// operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
+    /// The recorded launch with the size nearest to `cost`, of the first kernel in [`recorded_names`] that the record
+    /// has. If the kernel's code has changed since the record, a launch of its prototype is preferred, unless that
+    /// launch's operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
@@ -585,8 +585,8 @@ mod tests {
         assert!(microseconds(65536.0) > microseconds(16384.0));
     }
 
-    /// Checks the streaming share that the model uses, and compares the model with the record for kernels whose code is
-    /// unchanged.
+    /// Checks the streaming share that the model uses, and compares the model with the record for kernels with
+    /// unchanged code.
     #[test]
     fn the_model_agrees_with_the_record_on_kernels_that_stream() {
         let (record, machine) = (record_of_gpu("h200").unwrap(), MachineSpec::gpu_by_name("h200").unwrap());

@@ -91,7 +91,7 @@ pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<Roofline
     Ok(RooflinePage { kernel_count: measured.len(), html: render(&machine, is_of_gpu, measured, others) })
 }
 
-/// The machine whose roofline the page shows.
+/// The machine for the roofline of the page.
 fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec> {
     if let Some(gpu) = gpu {
         return MachineSpec::gpu_by_name_or_file(gpu);

@@ -119,7 +119,7 @@ impl TimingDevice {
         Some(json!({"library": blas.version(), "algorithms": count, "hash": format!("{hash:016x}")}))
     }
 
-    /// Refuses a call whose operands do not fit into the free memory.
+    /// Returns an error if the operands of a call do not fit into the free memory.
     fn check_memory(&self, name: &str, need: f64) -> Result<()> {
         let (free, help) = match self {
             TimingDevice::Gpu(gpu, _) => (gpu.driver().memory_free().ok().map(|b| b as f64), "give smaller sizes"),
@@ -146,7 +146,7 @@ impl TimedKernel {
         })
     }
 
-    /// The header line of the table whose rows are made by [`TimedKernel::table_row`].
+    /// The header line of the table with the rows of [`TimedKernel::table_row`].
     pub fn table_header() -> String {
         format!(
             "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",

@@ -60,7 +60,7 @@ struct Log {
     begun: Instant,
     /// Spans that were measured by their callers.
     spans: Vec<TraceSlice>,
-    /// The device whose launches are recorded, and the dtype of activations.
+    /// The device of the recorded launches, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
     /// The timed runs that [`record_timed_kernels`] has recorded as launches.

@@ -1,5 +1,5 @@
-//! The loop of a prediction run whose rows a server answers: keeps requests in flight and writes a line for each
-//! answered row.
+//! The loop of a prediction run with a server: sends a chat request for each row, keeps several requests in flight,
+//! and writes a line for each answered row.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;

@@ -73,7 +73,7 @@ pub struct PredictionSummary {
     pub resumed_after: usize,
     /// Number of rows that got a line with an error instead of an output.
     pub errors: usize,
-    /// The error of the first row whose line has an error.
+    /// The error of the first row with an error.
     pub first_error: Option<String>,
     /// Number of tokens that this run generated, on all ranks.
     pub completion_tokens: u64,
@@ -269,7 +269,7 @@ impl PredictionRun<'_> {
     }
 }
 
-/// A row whose completions are not all finished.
+/// A row with unfinished completions.
 struct UnfinishedRow {
     prompt: Arc<ModelInput>,
     completions: Vec<Completion>,

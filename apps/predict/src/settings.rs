@@ -85,7 +85,7 @@ impl PredictionSettings {
         })
     }
 
-    /// The settings of a run of `command` whose rows a server answers: the model `model` of the server at `url`. `data`
+    /// The settings of a run of `command` in which the model `model` of the server at `url` answers the rows. `data`
     /// is the data file with its fingerprint and its number of rows.
     pub fn for_endpoint(
         command: &str,
@@ -142,7 +142,7 @@ impl PredictionSettings {
         }
     }
 
-    /// These settings with the folder that paths of media are relative to.
+    /// Returns these settings with `folder` as the folder that media paths are relative to.
     #[must_use]
     pub fn with_media_root(self, folder: &Path) -> Self {
         let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());

@@ -87,7 +87,7 @@ pub struct Roof {
 pub struct RooflinePoint {
     /// The kernel's name.
     pub name: String,
-    /// The text that the chart shows about the kernel beside its name.
+    /// The text that the chart shows next to the kernel's name.
     pub text: String,
     /// The HTML `id` of the kernel's row in a table of the page; empty if it has no row.
     pub id: String,
@@ -143,8 +143,8 @@ pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
 }
 
 impl Chart {
-    /// Returns a sentence with the values of a line chart over steps whose lines are all constant, as HTML; `None` for
-    /// any other chart.
+    /// Returns a sentence with the values of a line chart over steps as HTML, if all lines of the chart are constant;
+    /// `None` for any other chart.
     pub(crate) fn constant_values_html(&self) -> Option<String> {
         let Chart::Lines { name, unit, series, x: XAxis::Steps, .. } = self else { return None };
         let values: Vec<String> = series

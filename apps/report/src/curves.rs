@@ -1,5 +1,5 @@
-//! The curves of training runs: a chart per metric over the steps, with one line per run. Metrics that are constant in
-//! every run stand in a table instead.
+//! The curves of training runs: a chart per metric over the steps, with one line per run. A table shows the metrics
+//! that are constant in every run.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::html::HtmlPage;
 use crate::run::TrainingRun;
 use crate::table::HtmlTable;
 
-/// Metrics whose charts come first, in this order. All other metrics follow by name.
+/// The charts of these metrics come first, in this order. The charts of all other metrics follow, sorted by name.
 const FIRST: [&str; 8] =
     ["reward", "loss", "kl", "completion_length", "entropy", "grad_norm", "learning_rate", "tokens_per_second"];
 

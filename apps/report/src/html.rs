@@ -49,7 +49,7 @@ impl HtmlPage {
         self.body += html;
     }
 
-    /// Adds a chart. In place of a line chart whose lines are all constant, adds a sentence with their values.
+    /// Adds a chart. If all lines of a line chart are constant, adds a sentence with their values instead.
     pub fn add_chart(&mut self, chart: &Chart) {
         match chart.constant_values_html() {
             Some(values) => self.body += &values,

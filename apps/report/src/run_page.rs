@@ -12,7 +12,7 @@ use crate::run::TrainingRun;
 use crate::table::HtmlTable;
 use crate::{Result, curves, evaluations, rollouts};
 
-/// The HTML page of the run whose output folder is `run`; the run may be unfinished.
+/// The HTML page of the run in the output folder `run`. The run may be unfinished.
 ///
 /// # Errors
 /// The folder is not that of a run, `metrics.jsonl` or a rollout file of the run cannot be read, or no step has
@@ -66,7 +66,7 @@ fn add_overview(page: &mut HtmlPage, runs: &[TrainingRun]) {
 }
 
 /// Adds the options of the runs. For one run, adds a list; for several runs, a table of the options that differ and a
-/// closed list of the others.
+/// collapsed list of the options that are equal.
 fn add_options(page: &mut HtmlPage, runs: &[TrainingRun]) {
     let value = |run: &TrainingRun, name: &str| match &run.about["options"][name] {
         Value::Null => String::new(),

@@ -1,5 +1,5 @@
-//! HTML tables that fit narrow screens. On a narrow screen, a table with many columns shows each row as a card: a block
-//! that has the name of the column beside each value.
+//! HTML tables that fit narrow screens. On a narrow screen, a table with many columns shows each row as a card: a
+//! block with the column's name next to each value.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ const MAX_NARROW_COLUMNS: usize = 3;
 #[derive(Debug)]
 pub struct HtmlTable {
     columns: Vec<String>,
-    /// The first `text_columns` columns have texts, the others numbers.
+    /// The first `text_columns` columns hold texts, all other columns hold numbers.
     text_columns: usize,
     rows: Vec<(String, Vec<String>)>,
 }
@@ -34,7 +34,7 @@ impl HtmlTable {
         self.add_row_with_attributes("", cells);
     }
 
-    /// Adds a row whose element has these attributes, such as ` id="x"`.
+    /// Adds a row with HTML attributes, such as ` id="x"`.
     pub fn add_row_with_attributes(&mut self, attributes: &str, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push((attributes.to_string(), cells));

@@ -128,7 +128,7 @@ impl EngineQueue {
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
     pub(crate) fn send_request(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
-        // If sending fails, the returned error holds the command. Dropping it closes the request's channel.
+        // If sending fails, the returned error holds the command. Dropping the error closes the request's channel.
         let _ = self.commands.send(EngineCommand::Generate(Box::new(job), events));
     }
 
@@ -461,8 +461,8 @@ impl<'e> ServedRequests<'e> {
     fn finish(&mut self, completion: Completion) {
         let number = completion.request;
         let Some(running) = self.running.get_mut(&number) else { return };
-        // Sending fails only if the request's handler is gone. Then the request is removed below or by
-        // `cancel_abandoned`.
+        // Sending fails only if the request's handler is gone. Then the request is removed here or dropped before the
+        // next step.
         let _ = running.events.send(GenerationEvent::Finished(completion));
         running.unfinished -= 1;
         if running.unfinished == 0 {
@@ -474,6 +474,6 @@ impl<'e> ServedRequests<'e> {
 fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
     let Some(running) = requests.get(&token.request) else { return };
     let log_probs = token.log_probs.cloned();
-    // Sending fails only if the request's handler is gone. Then the request is cancelled before the next step.
+    // Sending fails only if the request's handler is gone. Then the request is dropped before the next step.
     let _ = running.events.send(GenerationEvent::Token { index: token.index, id: token.id, log_probs });
 }

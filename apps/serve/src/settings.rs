@@ -39,8 +39,8 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
-    /// Whether a request with the model name `name` means this model: its name, an alias, or a hub id or a path whose
-    /// last part is its name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
+    /// Whether `name` in a request means this model. `name` may be the model's name, an alias, or a hub id or path
+    /// that ends with the model's name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
     pub fn is_named(&self, name: &str) -> bool {
         let is_path = || name.rsplit_once('/').is_some_and(|(_, last)| last == self.name);
         name == self.name || self.aliases.iter().any(|alias| alias == name) || is_path()
@@ -103,13 +103,13 @@ pub struct ServerLimits {
     pub requests: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes: usize,
-    /// Maximum number of requests whose media are decoded at the same time.
+    /// Maximum number of requests with media that are encoded at the same time.
     pub encoders: usize,
     /// Maximum size of the KV cache of all running sequences, in bytes.
     pub kv_bytes: u64,
     /// Maximum number of new tokens of a request that gives no maximum.
     pub new_tokens: usize,
-    /// Maximum time of a request. A request that is not finished by then fails.
+    /// Maximum time of a request. A request that takes longer fails.
     pub request_time: Option<Duration>,
 }
 

@@ -1,8 +1,8 @@
 //! A server beside a training run. It answers requests with the model in training.
 //!
-//! The run calls [`TrainingServer::lend_device`] between its launches, at moments when it holds no activations.
-//! Requests then use the device for their share of the time. Each call adds the requests' share of the elapsed time
-//! to an account. The turns of the engine's thread are subtracted from this account.
+//! The training run calls [`TrainingServer::lend_device`] between its launches, at moments without activations in
+//! memory. Requests then use the device for their share of the time. Each call adds the requests' share of the
+//! elapsed time to an account. The turns of the engine's thread are subtracted from this account.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +85,7 @@ impl TrainingServer {
         Self { turns: Arc::default(), stop, state: Mutex::new(state) }
     }
 
-    /// Starts to answer requests with `model`, whose weights are those after training step `step`. Later steps change
+    /// Starts to answer requests with `model`, which has the weights after training step `step`. Later steps change
     /// these weights in place. Returns the address.
     ///
     /// # Errors

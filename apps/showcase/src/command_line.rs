@@ -43,7 +43,7 @@ impl CommandLine {
         let mut lines = vec![String::new()];
         for (i, word) in self.words.iter().enumerate() {
             let quoted = shell_quoted(word);
-            // A line break may stand before an option, but never between an option and its value.
+            // A line break is allowed before an option, but not between an option and its value.
             let is_break = word.starts_with("--");
             let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
             let width = quoted.chars().count() + value.map_or(0, |value| value.chars().count() + 1);

@@ -46,7 +46,7 @@ impl Demo {
             .with_option("--nframes", "8")
             .with_option("--min-pixels", "3136")
             .with_option("--max-pixels", "3136")
-            // This page has no frames. One page with frames is written at the end.
+            // The pages of single evaluations have no frames. One page with frames is written at the end of the demo.
             .with_option("--frames-mib", "0")
             .with_option("--seed", self.seed.to_string())
     }

@@ -34,7 +34,7 @@ use crate::endpoint::StandInEndpoint;
 use crate::evaluation::EvaluationAnswers;
 use crate::{Result, ShowcaseError, write};
 
-/// Number of held-out clips whose frames and answers the page of the demo shows.
+/// Number of held-out clips that the page of the demo shows with their frames and answers.
 pub const SHOWN_CLIP_COUNT: usize = 48;
 
 /// One of the two training stages of the demo.
@@ -129,7 +129,7 @@ pub struct Demo {
     pub quiet: bool,
 }
 
-/// A demo whose models, clips and data files have been written, so that training can start.
+/// A demo that is ready for training: its models, clips and data files are written.
 pub struct PreparedDemo {
     started: Instant,
     /// Number of parameters of the model.

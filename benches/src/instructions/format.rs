@@ -210,7 +210,7 @@ fn narrow_edge(rng: &mut SeededRng) -> u64 {
 }
 
 impl OperandFormat {
-    /// Returns the format that a letter stands for in the instruction table.
+    /// Returns the format for a letter in the instruction table.
     pub fn from_letter(letter: char) -> OperandFormat {
         match letter {
             'p' => OperandFormat::Pred,
@@ -303,7 +303,8 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
 }
 
 impl MatrixElementFormat {
-    /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
+    /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, because sums of integers are
+    /// exact.
     pub fn sign_mask(self) -> u64 {
         match self {
             MatrixElementFormat::Number(F64) => 1 << 63,

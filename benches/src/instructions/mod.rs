@@ -61,8 +61,8 @@ impl InstructionCase {
     }
 }
 
-/// Returns the cases of all instructions whose name contains `filter`, each with `lanes` inputs (a multiple of
-/// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
+/// Returns the cases of all instructions with `filter` in their names. Each case has `lanes` inputs (a multiple of
+/// [`THREADS_PER_BLOCK`]), or eight times as many if the instruction has one source.
 pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
     let rows = table::instruction_patterns()
         .flat_map(|(pattern, formats)| pattern::expand_pattern(pattern).into_iter().map(move |text| (text, formats)));

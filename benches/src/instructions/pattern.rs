@@ -1,7 +1,7 @@
-//! Patterns of the instruction table: `add<|.sat>.<s32|u32>` stands for every choice of one alternative from each
-//! pair of brackets.
+//! Patterns of the instruction table: `add<|.sat>.<s32|u32>` means every choice of one alternative from each pair of
+//! brackets.
 
-/// Returns all texts that a pattern stands for; the choice in the last brackets varies fastest.
+/// Returns all expansions of a pattern. The choice in the last brackets varies fastest.
 pub fn expand_pattern(pattern: &str) -> Vec<String> {
     let Some((head, rest)) = pattern.split_once('<') else { return vec![pattern.to_string()] };
     let (choices, tail) = rest.split_once('>').expect("every `<` has a `>`");

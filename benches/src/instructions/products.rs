@@ -37,7 +37,7 @@ pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
     all
 }
 
-/// Returns the element format that a PTX type name stands for.
+/// Returns the element format for a PTX type name.
 pub fn element_format_from_ptx(name: &str) -> MatrixElementFormat {
     match name {
         "f64" => MatrixElementFormat::Number(F64),

@@ -190,7 +190,7 @@ impl StepTime {
         self.exposed_gradients + self.weights
     }
 
-    /// Seconds of the exchange of gradients that run beside the backward passes.
+    /// Seconds of the exchange of gradients that overlap with the backward passes.
     pub fn hidden_seconds(&self) -> f64 {
         self.gradients - self.exposed_gradients
     }
@@ -228,7 +228,7 @@ impl JobShape {
         self.micro_batches.div_ceil(self.ranks)
     }
 
-    /// Micro-batches that a rank computes: those whose index is `rank` modulo the number of ranks.
+    /// Number of micro-batches that a rank computes. Micro-batch `i` belongs to rank `i` modulo the number of ranks.
     fn micro_batches_of(&self, rank: usize) -> u64 {
         (self.micro_batches.saturating_sub(rank)).div_ceil(self.ranks) as u64
     }
@@ -334,8 +334,8 @@ impl JobShape {
         }
     }
 
-    /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are
-    /// gathered in each round and beside the rounds.
+    /// Bytes of weights that a rank exchanges in a step: updated weights and, with ZeRO-3, the weights that are
+    /// gathered in each round and outside of the rounds.
     pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> RankTraffic {
         let divided = process.divided.as_ref();
         let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { process.weight_bytes };
@@ -365,8 +365,8 @@ impl JobShape {
     /// Predicted seconds of a step. `process` has the costs of [`Self::rounds`] micro-batches.
     pub fn step_time(&self, process: &ProcessCosts, links: &JobLinks) -> StepTime {
         let rounds = self.round_count() as f64;
-        // In a round each rank computes one micro-batch. The last round may have fewer micro-batches; a rank that has
-        // one then sends as many bytes as in any other round.
+        // In a round each rank computes one micro-batch. The last round may have fewer micro-batches. A rank with a
+        // micro-batch sends as many bytes in the last round as in any other round.
         let round = JobShape { micro_batches: self.ranks, ..*self };
         let slowest = |traffic: &dyn Fn(usize) -> RankTraffic| {
             (0..self.ranks).map(|rank| traffic(rank).exchange_seconds(links)).fold(0.0, f64::max)

@@ -62,7 +62,7 @@ fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
     // A backward pass of 1 s cannot hide an exchange of 2 s. The exchange begins after the first bucket, which is
     // finished after 0.02 s.
     near(exposed(&small, 2.0), 2.0 + 0.02 - 1.0);
-    // Two buckets, of which the first is finished halfway: of its 0.8 s, 0.5 s fit beside the launches.
+    // The first of two buckets is finished halfway: 0.5 s of its exchange of 0.8 s overlap with launches.
     near(exposed(&[bucket(4, 50), bucket(1, 100)], 1.0), 0.3 + 0.2);
     // One parameter fills three buckets and is finished early. The launches after it wait only for the exchange of
     // the first bucket.
@@ -179,8 +179,8 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     // The link between machines reaches 80 % of 50 GB/s. The backward pass of a round takes 0.3 s, its exchange 0.2
     // s.
     assert!((time.gradients - 0.4).abs() < 1e-9 && (time.weights - 0.1).abs() < 1e-9, "{time:?}");
-    // A launch of 2.4 ms finishes a parameter of 32 million weights, which is almost a bucket, whose exchange takes 1.7
-    // ms. So only the last bucket is exposed in each round.
+    // Each launch of 2.4 ms finishes a parameter of 32 million weights, almost a bucket. The exchange of a bucket
+    // takes 1.7 ms, so only the last bucket is exposed in each round.
     assert!(time.exposed_gradients > 0.001 && time.exposed_gradients < 2.0 * 0.002, "{time:?}");
     assert!((time.total_seconds() - (1.0 + 0.1 / 16.0 + 0.1 + time.exposed_gradients)).abs() < 1e-9, "{time:?}");
     // On one machine, all ranks use NVLink: 15 GB per round at 80 % of 450 GB/s.

@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ceilings::Ceilings;
 
-/// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring of copies is
-/// sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
+/// Seconds from a load to its data when memory is busy. Source: the ring of copies in `kernels/src/skinny/sm80.cu`,
+/// which is sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
 pub const MEMORY_LATENCY_SECONDS: f64 = 700e-9;
 
 /// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
@@ -138,7 +138,7 @@ pub struct ModelledTime {
     pub seconds: f64,
     /// Seconds that the launches would take if this were the only limit, for each limit.
     pub seconds_by_limit: BTreeMap<Bottleneck, f64>,
-    /// Seconds of the launches whose kernels have a row of counts in `inputs.json`.
+    /// Seconds of the launches of kernels with a row of counts in `inputs.json`.
     pub counted_seconds: f64,
 }
 
@@ -150,8 +150,8 @@ impl ModelledTime {
         self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
     }
 
-    /// Whether most of the modelled time is that of kernels whose instructions were counted. Without counts, the model
-    /// knows memory, L2, tensor cores and launch gaps only.
+    /// Whether kernels with counted instructions take most of the modelled time. Without counts, the model considers
+    /// only memory, L2, tensor cores and launch gaps.
     pub fn has_instruction_counts(&self) -> bool {
         2.0 * self.counted_seconds >= self.seconds
     }

@@ -2,7 +2,7 @@
 
 use std::f64::consts::SQRT_2;
 
-/// Significance level: the probability of a verdict other than "no difference" when there is no difference.
+/// Significance level: the probability that two equal distributions get a verdict other than "no difference".
 pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
 /// Two medians count as equal if they differ by less than this share, even if the p-value is small.
 pub const MIN_RELATIVE_DIFFERENCE: f64 = 0.01;

@@ -59,7 +59,7 @@ fn signed_rank(logs: &[f64]) -> f64 {
     extreme / ways.iter().sum::<f64>()
 }
 
-/// Element `s` of the result is the number of subsets of the ranks whose sum is `s`.
+/// Element `s` of the result is the number of subsets of the ranks with the sum `s`.
 fn ways(ranks: &[usize]) -> Vec<f64> {
     let mut ways = vec![0.0; ranks.iter().sum::<usize>() + 1];
     ways[0] = 1.0;

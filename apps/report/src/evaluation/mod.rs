@@ -104,7 +104,7 @@ fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Compa
     Ok(compared)
 }
 
-/// The HTML page of a run, beside a second run over the same questions, if there is one.
+/// The HTML page of a run. If `against` is given, the page compares it with a second run over the same questions.
 ///
 /// # Errors
 /// The runs have no benchmark in common, or rows of the same name have different questions.

@@ -165,8 +165,8 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
         found.push(format!("only part {shard} of the questions (--shard)"));
     }
     for (reason, count) in options["data_files"]["left_out"].as_object().into_iter().flatten() {
-        // Only these two reasons are differences. Other rows, such as open-ended questions, are left out by the rules
-        // of the benchmark.
+        // Only these two reasons differ from the protocol. All other rows, such as open-ended questions, are left out
+        // by the rules of the benchmark.
         if ["video is missing", "bad row"].contains(&&reason[..]) {
             found.push(format!("{count} rows left out ({reason})"));
         }

@@ -18,7 +18,7 @@ fn settings() -> Value {
     })
 }
 
-/// A run whose answers to the questions 0, 1, … are these outputs.
+/// A run with these outputs as its answers to the questions 0, 1, …
 fn run(name: &str, outputs: &[&str]) -> EvaluationRun {
     let task = Task::from_names("mmvu").unwrap().remove(0);
     let answers: Vec<AnsweredRow> = outputs

@@ -205,8 +205,8 @@ impl AnswerBuilder {
         }
     }
 
-    /// The log-probabilities of these tokens in the form of the API; null without tokens. `offsets` has counted the
-    /// characters of the completion's earlier tokens. This function adds those of these tokens.
+    /// The log-probabilities of `tokens` in the form of the API; null without tokens. `offsets` has counted the
+    /// characters of the completion's earlier tokens, and this function adds the characters of `tokens`.
     pub(crate) fn log_probs(
         &self,
         tokenizer: &Tokenizer,

@@ -92,7 +92,7 @@ impl RequestEvents {
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<ChoiceEvent, ApiError>> {
         let count = self.prompts.len();
         for prompt in (0..count).map(|i| (self.next + i) % count) {
-            // The engine has closed the channel of a prompt whose choices are all finished.
+            // The engine closes the channel of a prompt when all choices of the prompt are finished.
             if self.choices[prompt * self.n..(prompt + 1) * self.n].iter().all(|choice| choice.is_finished) {
                 continue;
             }

@@ -147,8 +147,8 @@ impl RequestFields {
         GivenFieldNames { max_tokens, grammar }
     }
 
-    /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` stands
-    /// for the default ([`PromptEnd::default_of`]).
+    /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` means
+    /// the default ([`PromptEnd::default_of`]).
     pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
         let added = self.take_field::<bool>("add_generation_prompt", "true or false")?;
         let continued = self.take_field::<bool>("continue_final_message", "true or false")?;
@@ -215,7 +215,7 @@ impl RequestFields {
         {
             return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
         }
-        // The parser expects a whole chat request. The messages are already taken out, so an empty list stands for
+        // The parser expects a whole chat request. The messages are already taken out, so an empty list replaces
         // them.
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
@@ -248,8 +248,8 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     serde_json::from_slice(bytes).map_err(|e| wrong(format!("is not a JSON object ({e})"), "correct its JSON"))
 }
 
-/// Upper bound of the number of values in a JSON text: counts commas and opening brackets, since one of them stands
-/// before each value in a list or an object.
+/// Upper bound of the number of values in a JSON text: the number of commas and opening brackets, because each value
+/// in a list or an object follows one of them.
 fn value_count(json: &[u8]) -> usize {
     let (mut count, mut bytes) = (0, json.iter());
     while let Some(byte) = bytes.next() {

@@ -83,8 +83,8 @@ struct Medium<'a> {
     times: &'a [f64],
 }
 
-/// The images and videos in the order in which their pad tokens stand in the prompt. [`ModelInput`] holds images and
-/// videos in separate lists.
+/// The images and videos in the order of their pad tokens in the prompt. [`ModelInput`] holds images and videos in
+/// separate lists.
 fn media_in_prompt_order<'a>(model: &ServedModel, input: &'a ModelInput) -> Vec<Medium<'a>> {
     let tokens = &model.folder.config.tokens;
     let frames = &input.frames;

@@ -30,7 +30,7 @@ use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
-/// A request whose fields are checked.
+/// A request with checked fields.
 #[derive(Debug)]
 pub(crate) struct CheckedRequest {
     form: ApiKind,
@@ -189,8 +189,8 @@ fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Gram
     })
 }
 
-/// The maximum number of tokens to generate: the number that the request gives or else the default, bounded by the
-/// positions that the prompt leaves. `asked` is the name and the value of the request's field.
+/// The maximum number of tokens to generate: the number that the request gives, otherwise the default, but at most
+/// the positions that the prompt leaves. `asked` is the name and the value of the request's field.
 fn new_tokens(
     shared: &ServerState,
     form: ApiKind,

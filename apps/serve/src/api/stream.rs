@@ -64,7 +64,7 @@ struct StreamedChoice {
     calls: Option<ToolCallParser>,
     /// The log-probabilities of tokens that no event contains yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
-    /// Counts the characters of the tokens whose log-probabilities have been sent.
+    /// Counts the characters of all tokens with log-probabilities that were already sent.
     offsets: TextOffsets,
 }
 

@@ -143,7 +143,7 @@ impl ToolCallParser {
             State::RestOfObject(nesting) => {
                 let is_end = nesting.read(c);
                 self.held.push(c);
-                // The end tag also ends an object whose last bracket is missing.
+                // The end tag also ends an object without its last bracket.
                 let is_tag = !nesting.in_string && self.held.ends_with(END);
                 if is_end || is_tag {
                     self.state = if is_tag { State::Text } else { State::AfterObject };
@@ -302,7 +302,7 @@ struct Head {
     name: String,
 }
 
-/// The parts of a head. The empty part stands for the name.
+/// The parts of a head. The empty part is replaced by the name.
 const HEAD: [&str; 8] = ["{", "\"name\"", ":", "", ",", "\"arguments\"", ":", "{"];
 
 enum HeadStep {

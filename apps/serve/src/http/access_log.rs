@@ -163,7 +163,7 @@ fn random_id() -> String {
     format!("{:016x}{:016x}", random_number(), random_number())
 }
 
-/// A random number: a hash whose keys come from the random source of the operating system.
+/// A random number, computed as a hash with keys from the random source of the operating system.
 pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(())
 }

@@ -51,7 +51,8 @@ impl BodyMemory {
     }
 }
 
-/// Reads the whole body of a request. A body whose announced length is too large is refused before it is read.
+/// Reads the whole body of a request. If the announced length (`Content-Length`) is too large, the body is refused
+/// before it is read.
 ///
 /// # Errors
 /// The body is too large, too slow or incomplete, or other bodies take all the memory.

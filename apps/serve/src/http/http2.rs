@@ -92,7 +92,7 @@ impl HttpServer {
         let Ok(Ok(mut connection)) = handshake else { return };
         let mut tasks = JoinSet::new();
         let mut is_closing = false;
-        // The time at which the connection has been idle for too long. It is ignored while a stream is open.
+        // Timer that ends an idle connection. The timer is ignored while a stream is open.
         let mut idle_end = pin!(sleep(read_timeout));
         loop {
             tokio::select! {

@@ -1,7 +1,7 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
 //! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct
-//! answer; [`make_grey_clip`] draws clips whose answers the stand-in for large models gets wrong.
+//! answer; [`make_grey_clip`] draws clips that the stand-in for large models answers incorrectly.
 
 mod draw;
 
@@ -158,7 +158,7 @@ impl ClipSet {
         }
     }
 
-    /// If `Some(n)`, then n − 1 of every n motion clips show a shape whose color tells its direction.
+    /// If `Some(n)`, then in n − 1 of every n motion clips the color of the shape tells its direction.
     ///
     /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that
     /// only the order of frames tells the answer.
