@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use reel_client::{ChatAnswer, ChatClient, ChatFailure, ChatRequest};
 
-/// A model that is asked.
+/// A model that answers chat requests.
 pub trait ChatModel: Sync {
     /// The name of the model in requests.
     fn name(&self) -> &str;

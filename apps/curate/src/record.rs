@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The version of the fields of [`StageRecord`]. A table of another version is refused.
 pub const RECORD_FORMAT: u32 = 1;
 
-/// What is known about a key.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecordStatus {
@@ -31,9 +31,9 @@ pub struct StageRecord {
     pub key: String,
     /// Location (`FILE:LINE`) of the first row of the list that the request is about.
     pub location: String,
-    /// What became of the request.
+    /// The state of the request.
     pub status: RecordStatus,
-    /// Why it failed.
+    /// Why the request failed.
     pub reason: Option<String>,
     /// The accepted answer: a description as JSON text, or `<think>…</think><answer>…</answer>`.
     pub output: Option<String>,

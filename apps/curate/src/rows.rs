@@ -86,7 +86,7 @@ pub fn read_list(
                 }
                 Ok(_) => (location, Map::new(), Err(Diagnostic::new("", "is not an object", FIELDS))),
                 Err(e) => {
-                    // The location is added below.
+                    // The location is empty here, because it is added below.
                     let e = Diagnostic { location: String::new(), ..e.into_diagnostic() };
                     (location, Map::new(), Err(e))
                 }

@@ -14,7 +14,7 @@ use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord, unix_time};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 
-/// A key to ask about.
+/// One request of a stage: the key of the video or question to ask about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageTask {
     /// The key.

@@ -22,7 +22,7 @@ pub enum LoadError {
         option: &'static str,
         /// What is wrong with it.
         what: String,
-        /// What to do.
+        /// What the user can do about the error.
         help: &'static str,
     },
     /// A request before the measurement, which must succeed, failed.
@@ -30,7 +30,7 @@ pub enum LoadError {
     FirstRequest {
         /// The address of the request.
         address: String,
-        /// Why it failed.
+        /// The failure of the request.
         failure: RequestFailure,
     },
     /// The server lists no model.

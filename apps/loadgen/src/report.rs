@@ -30,9 +30,9 @@ pub struct LoadReport {
 /// Failed requests of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureGroup {
-    /// Their number.
+    /// Number of failed requests of this kind.
     pub count: usize,
-    /// The one that ended first.
+    /// The failure that happened first.
     pub first: RequestFailure,
 }
 

@@ -24,7 +24,7 @@ const FIRST_WARMUP: u64 = 1 << 62;
 /// Maximum of all durations that a user gives. Much longer ones would overflow the clock's arithmetic.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86400);
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadProgress {
     /// Number of requests that are being answered now.

@@ -37,7 +37,7 @@ impl OpenAiApi {
 /// How many requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RequestAmount {
-    /// This many.
+    /// This number of requests.
     Requests(usize),
     /// As many requests as can be sent in this time. Requests that are in flight at its end are awaited.
     Time(Duration),

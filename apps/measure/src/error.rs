@@ -1,4 +1,4 @@
-//! The crate's error.
+//! The error type of this crate.
 
 use reel_device::DeviceError;
 use reel_device::cuda::CudaError;

@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_link_reaches_a_share_of_its_rate() {
-        // 36 GB at 80 % of 450 GB/s.
+        // The exchange of 36 GB at 80 % of 450 GB/s takes 0.1 s.
         assert!((nvlink(450e9).transfer_seconds(36_000_000_000) - 0.1).abs() < 1e-12);
         assert_eq!(IB_400.transfer_seconds(0), 0.0);
     }

@@ -9,7 +9,7 @@ use crate::machine::PublishedLimits;
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
-/// Something that can be timed.
+/// An op, kernel or matrix product that can be timed.
 pub struct OpTimer<'a> {
     /// Name of the kernel, product or op, with its dtype where the name has none.
     pub name: String,

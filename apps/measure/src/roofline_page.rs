@@ -1,7 +1,7 @@
 //! The HTML page of kernels on the roofline of a machine: operations per second over operations per byte, and a table
 //! sorted by lost time, the measured time of a kernel less its least possible time.
 //!
-//! The page shows the kernels of a run; the other kernels of the catalogue stand in a closed list with their least
+//! The page shows the kernels of a run; a collapsed list shows the other kernels of the catalogue with their least
 //! possible times. Without a run, it shows the whole catalogue.
 
 use std::path::Path;
@@ -168,8 +168,8 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     }
 }
 
-/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list. The page of a GPU
-/// has the registers and the shared memory of the CUDA kernels.
+/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a collapsed list. The page of a
+/// GPU has the registers and the shared memory of the CUDA kernels.
 fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);

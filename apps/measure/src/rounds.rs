@@ -36,7 +36,7 @@ pub struct MeasuredRounds {
     pub ops: Vec<OpTime>,
     /// Parts of the profiled round (forward, backward, …); may be empty.
     pub parts: Vec<PartTime>,
-    /// Seconds of the profiled round.
+    /// Duration of the profiled round in seconds.
     pub profiled: f64,
     /// The start of the first launch of the profiled round, and the time from this start to the end of the last launch.
     pub launches: (Instant, Duration),

@@ -52,7 +52,8 @@ pub fn add_curves(page: &mut HtmlPage, runs: &[TrainingRun]) {
     }
 }
 
-/// Adds a table of the metrics that have the same value in all steps of a run. The table is closed when the page opens.
+/// Adds a table of the metrics that have the same value in all steps of a run. The table is collapsed when the page
+/// opens.
 fn add_constants(page: &mut HtmlPage, runs: &[TrainingRun], metrics: Vec<(&String, Vec<Option<f64>>)>) {
     let columns: Vec<&str> = match runs {
         [_] => vec!["metric", "value"],

@@ -219,7 +219,7 @@ fn run(
     // memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
-    // `start` waits for it.
+    // The function `start` waits for this message.
     let _ = channels.ready.send(());
     batch.prefault_kv_blocks();
     let mut requests = ServedRequests::new(model, text, batch);
@@ -378,7 +378,7 @@ impl<'e> ServedRequests<'e> {
         let running = &self.running;
         let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
         let replaced = match replaced {
-            // Nothing has changed then.
+            // These errors leave the old weights unchanged.
             Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };

@@ -42,9 +42,9 @@ impl EngineGauges {
 /// How a completion ended: the values of the label `finished_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CompletionOutcome {
-    /// It is complete.
+    /// The completion is complete.
     Finished(FinishReason),
-    /// Its client is gone.
+    /// The client has disconnected.
     Abort,
     /// The engine failed.
     Error,

@@ -140,7 +140,7 @@ pub struct ServeOptions {
     pub api_keys: Vec<String>,
     /// The LoRA adapters that requests can name as their model, as (name, folder).
     pub adapters: Vec<(String, PathBuf)>,
-    /// Limits.
+    /// Limits of the server and of one request.
     pub limits: ServerLimits,
     /// Limits of connections.
     pub connections: ConnectionLimits,

@@ -45,7 +45,7 @@ impl ClipBenchmark {
         }
     }
 
-    /// The text of its task file.
+    /// The text of the benchmark's task file.
     pub fn task_file(self) -> &'static str {
         match self {
             Self::MvBench => include_str!("tasks/demo-mvbench.toml"),

@@ -34,7 +34,7 @@ struct Counts([AtomicUsize; 3]);
 /// The running endpoint. It ends when it is dropped.
 #[derive(Debug)]
 pub struct StandInEndpoint {
-    /// The URL of its API.
+    /// The URL of the endpoint's API.
     pub url: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,

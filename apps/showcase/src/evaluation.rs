@@ -56,7 +56,7 @@ pub fn difference_in_standard_errors(low: AnswerTally, high: AnswerTally) -> f64
 pub struct ClipAnswer {
     /// The output of the model.
     pub output: String,
-    /// Whether its score is 1.
+    /// Whether the answer's score is 1.
     pub is_correct: bool,
 }
 

@@ -164,7 +164,7 @@ impl ChainFilters {
         if let Some(least) = settings.min_similarity.filter(|_| kind == ProblemType::FreeForm) {
             let value = similarity()?;
             measured.similarity = Some(value);
-            // A NaN is not similar.
+            // The negated comparison also rejects NaN.
             if !(value >= least) {
                 return Ok((
                     measured,

@@ -86,7 +86,7 @@ struct KernelInputs {
     l2_bytes_per_flop: f64,
 }
 
-/// A GPU as the model sees it.
+/// The properties of a GPU that the model uses.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelledGpu {
     /// The GPU's ceilings.
@@ -118,7 +118,7 @@ pub enum Bottleneck {
 }
 
 impl Bottleneck {
-    /// Its name in tables.
+    /// The limit's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Bottleneck::Memory => "memory",

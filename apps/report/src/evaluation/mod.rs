@@ -44,7 +44,7 @@ pub struct EvaluationRun {
 pub struct BenchmarkAnswers {
     /// The benchmark.
     pub task: Task,
-    /// Its scores.
+    /// The scores of the benchmark.
     pub report: BenchmarkReport,
     /// The settings of the run (`NAME.jsonl.run.json`).
     pub settings: Value,
