@@ -115,7 +115,7 @@ fn run_command(parser: &Command, command: &CommandLine, common: &CommonOptions) 
         Some(("curate", own)) => CurateArgs::from_arg_matches(own)?.run(common),
         Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common, parser),
         Some(("report", own)) => ReportArgs::from_arg_matches(own)?.run(common),
-        _ => Err(failed(command.for_shell(), "is not a command that the demo runs", "report this as a defect")),
+        _ => Err(failed(command.shell_text(), "is not a command that the demo runs", "report this as a defect")),
     }
 }
 

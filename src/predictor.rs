@@ -154,7 +154,7 @@ impl<'c> Predictor<'c> {
             divided.map(|process| RunRanks { ranks: process.ranks(), out: job.out, interrupted: &interrupted });
         let open = || PredictionFile::open(job.out, job.existing, settings.clone(), |row| job.rows.columns(row));
         let output = match divided_ranks {
-            Some(ranks) => PredictionOutput::open_together(ranks, &settings, open)?,
+            Some(ranks) => PredictionOutput::open_for_divided_model(ranks, &settings, open)?,
             None => PredictionOutput::open(ranks, &settings, &job.rows, open)?,
         };
         if output.is_complete() {
@@ -271,7 +271,7 @@ pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize
 /// no file to continue.
 fn describe_resume(file: &PredictionFile, rows: usize, device: &Device) -> String {
     let warning = file.bit_difference_warning(device).map_or(String::new(), |said| format!("\nwarning: {said}"));
-    match file.lines() {
+    match file.line_count() {
         0 => format!("nothing to resume: starting with the first row{warning}"),
         lines => format!("resuming after row {lines} of {rows}{warning}"),
     }

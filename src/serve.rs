@@ -341,7 +341,7 @@ impl ServeArgs {
             divided: divided.clone(),
         };
         if let Some(divided) = divided.filter(|divided| divided.ranks.rank() > 0) {
-            return Ok(reel_serve::follow(served, weights, &divided, options.limits)?);
+            return Ok(reel_serve::follow_rank_0(served, weights, &divided, options.limits)?);
         }
         let weights = ServedWeights { weights, name: folder_name(&adapter.unwrap_or(folder)) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };

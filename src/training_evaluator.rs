@@ -117,7 +117,7 @@ impl TrainingRunEvaluator {
     ) -> reel_train::Result<PredictionOutput<'p>> {
         let file = results::predictions_file(folder, &task.name);
         let model = self.out.join(checkpoint_folder_name(policy.step));
-        let settings = PredictionSettings::of_policy(
+        let settings = PredictionSettings::for_training_model(
             COMMAND,
             (&model, policy.hash),
             (Path::new(&task.name), questions.fingerprint.clone(), questions.rows.data().len()),

@@ -77,7 +77,7 @@ impl TrainingRunServer {
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             peak_flops_per_second: machine::peak_flops_per_second(device, dtype),
-            ..ServeOptions::local(limits, connections, MediaOptions { access, ..media.clone() })
+            ..ServeOptions::for_local_programs(limits, connections, MediaOptions { access, ..media.clone() })
         };
         Ok(Some(Self { server: TrainingServer::new(model, serve, options.serve_share), name, quiet }))
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use reel_device::{DType, Device, Kernels};
 use reel_input::MediaOptions;
 use reel_input::config::ModelConfig;
-use reel_measure::job::{BackwardTimes, DividedBytes, JobShape, ProcessCosts};
+use reel_measure::job::{BackwardTimes, DividedWeightBytes, JobShape, ProcessCosts};
 use reel_runs::plan;
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions};
@@ -86,7 +86,7 @@ fn planned_peaks_of_a_rank(folder: &Path, lora_r: usize) -> [u64; 2] {
         parameters: plan.trained.parameters,
         weight_bytes: plan.trained.bytes,
         largest_parameter: plan.trained.largest,
-        divided: Some(DividedBytes {
+        divided: Some(DividedWeightBytes {
             all: divided.all,
             two_units: divided.two_units,
             gathered: divided.gathered,

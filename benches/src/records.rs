@@ -1,7 +1,7 @@
 //! Makes `docs/records.md` from the records of measurements, `benches/results/MACHINE/*.json`, and their tables
 //! (`README.md` beside them). `./x records` writes the page; a test checks that it is up to date.
 //!
-//! The fields of a record decide in which tables of the page it is shown:
+//! The fields of a record determine the tables of the page that show the record:
 //!
 //! | in a record | shown as |
 //! |---|---|
@@ -23,7 +23,7 @@ pub const RECORDS_PAGE_PATH: &str = "docs/records.md";
 
 /// A record: one JSON file of `benches/results`.
 struct Record {
-    /// The name of its folder, which is the machine's, such as `h200`.
+    /// Name of the folder that holds the record. It is the name of the machine, such as `h200`.
     folder: String,
     /// The name of the file.
     name: String,
@@ -137,7 +137,7 @@ fn ratios_by_work(records: &[Record]) -> String {
         "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is one run, in the order listed.",
     );
     for (machine, runs) in machines {
-        // The machine's name without the remarks after it.
+        // Keeps the machine's name and drops the remarks after it.
         let _ = write!(text, "\n### {}\n\n", machine.split(", 2 cores").next().unwrap_or(machine));
         let links: Vec<String> = runs.iter().map(|(record, _)| record.link(record.short_name())).collect();
         text += &wrapped(&format!("Runs: {}.", links.join(", ")));
@@ -186,7 +186,7 @@ const WORKS: [(&str, &str); 15] = [
     ("clip", "serving a video"),
 ];
 
-/// The table of GRPO runs beside runs of TRL.
+/// The table that compares GRPO runs with runs of TRL.
 fn trl(records: &[Record]) -> String {
     let mut text = String::from("\n## GRPO beside TRL\n\n");
     text += &wrapped(
@@ -255,7 +255,7 @@ fn model_row(record: &Record, list: &str, entry: &Value) -> Option<String> {
     ))
 }
 
-/// The table of kernel times beside those of other libraries at the same size.
+/// The table that compares kernel times with the times of other libraries at the same size.
 fn kernels(records: &[Record]) -> String {
     let mut rows = String::new();
     for record in records {
@@ -299,7 +299,8 @@ fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<Strin
     }
     text += &wrapped(&prose);
     let names = |record: &&&Record| {
-        // A table names a second run by its ending only: `2026-11-20-cpu-run1.json`, then `-run2.json`.
+        // A table gives only the ending of the file name for a second run: `2026-11-20-cpu-run1.json`, then
+        // `-run2.json`.
         let ending = record.name.rfind('-').map_or(&record.name[..], |at| &record.name[at..]);
         !table.contains(&format!("`{}`", record.name)) && !table.contains(&format!("`{ending}`"))
     };
@@ -312,7 +313,7 @@ fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<Strin
     }
 }
 
-/// A line of a folder's table, in which names of records become links and paths are made relative to `docs/`.
+/// Changes a line of a folder's table: names of records become links, and paths become relative to `docs/`.
 fn linked(line: &str, records: &[&Record]) -> String {
     let line = line.replace("](../../../docs/", "](");
     records.iter().fold(line, |line, record| {

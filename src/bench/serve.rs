@@ -10,7 +10,8 @@ use clap::{Args, ValueEnum};
 use reel_device::Device;
 use reel_diagnostic::input;
 use reel_loadgen::{
-    Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, RequestAmount, ServerUrl,
+    LoadError, LoadProgress, LoadReport, LoadSettings, MediaFile, MediaKind, OnProgress, OpenAiApi, RequestAmount,
+    ServerUrl,
 };
 use reel_measure::rounds::hardware_json;
 use serde_json::{Map, Value, json};
@@ -168,7 +169,7 @@ impl ServeArgs {
         let mut media = Vec::new();
         for (kind, files) in [(MediaKind::Image, &request.image), (MediaKind::Video, &request.video)] {
             for file in files {
-                media.push(Media { kind, bytes: output::read_file(file)?.into() });
+                media.push(MediaFile { kind, bytes: output::read_file(file)?.into() });
             }
         }
         Ok(LoadSettings {
@@ -176,8 +177,8 @@ impl ServeArgs {
             model: server.model.clone(),
             api_key: server.api_key_file.as_deref().map(first_key).transpose()?,
             endpoint: match server.endpoint {
-                EndpointName::Chat => Endpoint::Chat,
-                EndpointName::Completions => Endpoint::Completions,
+                EndpointName::Chat => OpenAiApi::Chat,
+                EndpointName::Completions => OpenAiApi::Completions,
             },
             amount: match load.duration {
                 Some(time) => RequestAmount::Time(seconds("--duration", time)?),
@@ -216,11 +217,11 @@ fn record(report: &LoadReport) -> Value {
 /// Returns a callback that redraws one line of progress on stderr, at most ten times per second.
 fn progress_line() -> OnProgress {
     let last = Mutex::new(None::<Instant>);
-    Arc::new(move |progress: Progress| {
+    Arc::new(move |progress: LoadProgress| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             *last = Some(Instant::now());
-            let Progress { answered, failed, running, .. } = progress;
+            let LoadProgress { answered, failed, running, .. } = progress;
             // Write errors are ignored, because a closed stderr must not end the measurement.
             let _ = write!(std::io::stderr(), "\r\x1b[K{answered} answered, {failed} failed, {running} running");
         }

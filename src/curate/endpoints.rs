@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, Prices};
-use reel_curate::{CurateError, CurationRecipe, Endpoint, StageName};
+use reel_curate::{CurateError, CurationRecipe, EndpointModel, StageName};
 use reel_diagnostic::Diagnostic;
 
 use super::stage_value::{StageValue, value_of_stage};
@@ -175,7 +175,7 @@ impl CurationEndpointFlags {
         budget: &Arc<Budget>,
         stop: &AtomicBool,
         quiet: bool,
-    ) -> Result<Endpoint> {
+    ) -> Result<EndpointModel> {
         let is_local = matches!(place, ModelLocation::Local(_));
         let seconds = Duration::from_secs_f64;
         let options = ClientOptions {
@@ -193,7 +193,7 @@ impl CurationEndpointFlags {
             ..ClientOptions::new(url)
         };
         let client = ChatClient::new(options).map_err(|e| of_client(stage, e))?;
-        Endpoint::connect(client, self.max_attempts, stop).map_err(|e| of_client(stage, e))
+        EndpointModel::connect(client, self.max_attempts, stop).map_err(|e| of_client(stage, e))
     }
 
     fn api_key(&self, stage: StageName) -> Result<Option<String>> {

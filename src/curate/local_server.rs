@@ -61,7 +61,7 @@ impl LocalServer {
             read_timeout: CONNECTION_TIMEOUT,
             write_timeout: CONNECTION_TIMEOUT,
         };
-        let options = ServeOptions::local(limits, connections, media);
+        let options = ServeOptions::for_local_programs(limits, connections, media);
         let stop = Arc::clone(&options.stop);
         let name = folder_name(&folder);
         let served = ServedModel {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use reel_client::Budget;
 use reel_curate::{
-    ChatModel, CurateError, Curation, CurationOptions, CurationRecipe, DATASET_FILE, Endpoint, ExistingCuration,
-    FAILED_FILE, FilterSettings, FrameSettings, StageEnd, StageName, StagePrompt, Summary, VisualSimilarity,
+    ChatModel, CurateError, Curation, CurationOptions, CurationRecipe, CurationSummary, DATASET_FILE, EndpointModel,
+    ExistingCuration, FAILED_FILE, FilterSettings, FrameSettings, StageEnd, StageName, StagePrompt, VisualSimilarity,
     plan_stage,
 };
 use reel_diagnostic::Diagnostic;
@@ -59,10 +59,10 @@ impl Run<'_> {
     /// Runs all stages. Returns false if the limit on cost (`--max-cost`) was reached.
     fn ask(&self, models: &[(StageName, ModelLocation)]) -> Result<bool> {
         let (endpoints, stop) = (&self.flags.endpoints, interrupt::stop_flag());
-        let needed = models.iter().filter(|(stage, _)| !self.curation.pending(*stage, true).is_empty());
+        let needed = models.iter().filter(|(stage, _)| !self.curation.pending_tasks(*stage, true).is_empty());
         let needed: Vec<_> = needed.collect();
         // Connects to all endpoints before the first request costs money.
-        let mut connected: BTreeMap<StageName, Endpoint> = BTreeMap::new();
+        let mut connected: BTreeMap<StageName, EndpointModel> = BTreeMap::new();
         for (stage, place) in &needed {
             let name = match place {
                 ModelLocation::Url(url) => {
@@ -73,12 +73,12 @@ impl Run<'_> {
                 }
                 ModelLocation::Local(model) => folder_name(&crate::prompt::find_or_download_model(model)?),
             };
-            self.curation.check_unchanged(*stage, &name)?;
+            self.curation.check_model_and_prompt_unchanged(*stage, &name)?;
         }
-        self.curation.begin()?;
+        self.curation.prepare_output_folder()?;
         let mut is_complete = true;
         for (stage, place) in &needed {
-            let pending = self.curation.pending(*stage, false).len();
+            let pending = self.curation.pending_tasks(*stage, false).len();
             if pending == 0 {
                 continue;
             }
@@ -98,7 +98,7 @@ impl Run<'_> {
                 StageEnd::Finished => {}
                 StageEnd::CapReached => is_complete = false,
                 StageEnd::Stopped => {
-                    let left = self.curation.pending(*stage, false).len();
+                    let left = self.curation.pending_tasks(*stage, false).len();
                     let what = format!("stopped in stage {stage} with {left} of {pending} requests left");
                     let location = self.curation.output_folder().display().to_string();
                     return Err(CurateError::Stopped(Diagnostic::new(location, what, "continue with --resume")).into());
@@ -108,7 +108,7 @@ impl Run<'_> {
         Ok(is_complete)
     }
 
-    fn run_stage(&self, stage: StageName, model: &Endpoint, place: &str, pending: usize) -> Result<StageEnd> {
+    fn run_stage(&self, stage: StageName, model: &EndpointModel, place: &str, pending: usize) -> Result<StageEnd> {
         let is_quiet = self.common.quiet || self.common.json;
         let concurrency = self.flags.endpoints.concurrency();
         if !is_quiet {
@@ -155,7 +155,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn print(&self, summary: &Summary) -> Result<()> {
+    fn print(&self, summary: &CurationSummary) -> Result<()> {
         if self.common.json {
             return output::print_json(summary);
         }
@@ -168,7 +168,7 @@ impl Run<'_> {
         for (reason, count) in &summary.reasons {
             output::print_line(format!("rejected {count}: {}", reason.name()))?;
         }
-        let Summary { rows, kept, rejected, failed, cost, .. } = summary;
+        let CurationSummary { rows, kept, rejected, failed, cost, .. } = summary;
         let dataset = self.curation.output_folder().join(DATASET_FILE);
         output::print_line(format!(
             "{}: {kept} rows kept, {rejected} rejected, {failed} failed of {rows}; ${cost:.4}",
@@ -194,12 +194,12 @@ fn plan(
         })
         .collect();
     if common.json {
-        return output::print_json(&serde_json::json!({"rows": curation.rows(), "stages": stages}));
+        return output::print_json(&serde_json::json!({"rows": curation.row_count(), "stages": stages}));
     }
     output::print_line(format!(
         "{} rows; nothing was sent. Upper bounds of tokens and cost, if every request is accepted at the first \
          attempt:",
-        curation.rows()
+        curation.row_count()
     ))?;
     stages.iter().try_for_each(|stage| {
         output::print_line(format!(

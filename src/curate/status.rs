@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_curate::{ListKeys, StageSummary, StageTable, Summary, read_settings};
+use reel_curate::{CurationSummary, ListKeys, StageSummary, StageTable, read_settings};
 use reel_diagnostic::input;
 use serde_json::json;
 
@@ -36,7 +36,7 @@ impl StatusArgs {
         let cost: f64 = stages.iter().map(|stage| stage.cost).sum();
         let last = self.folder.join(reel_curate::SUMMARY_FILE);
         let summary = input::read_file(&last, input::MAX_CONFIG_BYTES).ok();
-        let summary: Option<Summary> = summary.and_then(|text| serde_json::from_slice(&text).ok());
+        let summary: Option<CurationSummary> = summary.and_then(|text| serde_json::from_slice(&text).ok());
         if common.json {
             return output::print_json(&json!({"recipe": settings.recipe, "rows": settings.rows,
                 "questions": settings.questions, "media": settings.media, "stages": stages, "cost": cost,
@@ -52,7 +52,7 @@ impl StatusArgs {
         for stage in &stages {
             output::print_line(describe_stage(stage))?;
         }
-        if let Some(Summary { rows, kept, rejected, failed, .. }) = summary {
+        if let Some(CurationSummary { rows, kept, rejected, failed, .. }) = summary {
             output::print_line(format!(
                 "last result: {kept} kept, {rejected} rejected, {failed} failed of {rows} rows"
             ))?;

@@ -118,7 +118,7 @@ impl ChatApiServer<'_> {
     fn run(&self, job: PredictionJob<'_>) -> Result<()> {
         let rows = job.rows.data().len();
         let data = (job.data.0, job.data.1, rows);
-        let mut settings = PredictionSettings::of_endpoint(job.command, (&self.url, &self.model), data, job.options);
+        let mut settings = PredictionSettings::for_endpoint(job.command, (&self.url, &self.model), data, job.options);
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Command, Subcommand};
 use reel_eval::Extraction;
-use reel_predict::VideoForm;
+use reel_predict::RequestVideoFormat;
 use reel_train::options::Recipe;
 use shard::Shard;
 
@@ -104,7 +104,7 @@ pub struct EvalRunFlags {
     /// How a video is sent: images (an image_url for each frame), vllm (one video_url of JPEG frames) or reel (Qwen's
     /// list of PNG frames with their rate, which reel serve reads)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "FORM")]
-    endpoint_video: VideoForm,
+    endpoint_video: RequestVideoFormat,
     /// Folder of a LoRA adapter for the model, as reel sft --lora-r or PEFT writes it
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,

@@ -9,7 +9,7 @@ use clap::Args;
 use reel_diagnostic::input;
 use reel_eval::{BenchmarkReport, Task};
 use reel_report::evaluation::{
-    Answer, BenchmarkAnswers, EvaluationRun, FrameSource, FrameStrips, evaluation_page_html,
+    AnsweredRow, BenchmarkAnswers, EvaluationRun, FrameSource, FrameStrips, evaluation_page_html,
 };
 use serde_json::Value;
 
@@ -71,9 +71,9 @@ pub fn read_evaluation_run(folder: &Path, tasks: &[Task]) -> Result<EvaluationRu
 
 fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     let file = predictions_file(folder, &task.name);
-    let rows = lines::parse_json_lines(&file, Answer::from_json_line)?;
+    let rows = lines::parse_json_lines(&file, AnsweredRow::from_json_line)?;
     refuse_rows_of_other_benchmark(&file, task, rows.iter().map(|(line, answer)| (*line, &answer.prediction)))?;
-    let answers: Vec<Answer> = rows.into_iter().map(|(line, answer)| Answer { line, ..answer }).collect();
+    let answers: Vec<AnsweredRow> = rows.into_iter().map(|(line, answer)| AnsweredRow { line, ..answer }).collect();
     let scores = folder.join(format!("{}.json", task.name));
     let help = format!("score the answers again with reel eval merge {}", folder.display());
     let wrong = |what: String| failed(scores.display(), what, &help);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
-use reel_measure::roofline_page::{RooflinePage, is_page_of_gpu, roofline_page};
+use reel_measure::roofline_page::{RooflinePage, is_gpu_page, roofline_page};
 
 use super::check::compile_all_sources;
 use crate::common::CommonOptions;
@@ -43,7 +43,7 @@ impl KernelsReportArgs {
         // Refuses an unknown GPU before the kernels are compiled, which takes long.
         self.gpu.as_deref().map(MachineSpec::gpu).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
-        if is_page_of_gpu(gpu, times)? {
+        if is_gpu_page(gpu, times)? {
             // Compiles all kernels in parallel beforehand. Otherwise the page would request the register counts one
             // by one, and each request would compile one kernel. Without NVRTC the page has no register counts.
             compile_all_sources(

@@ -5,7 +5,7 @@ use clap::Args;
 use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::ModelConfig;
-use reel_measure::links::Links;
+use reel_measure::links::JobLinks;
 use reel_measure::machine::MachineSpec;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::TensorParallel;
@@ -99,8 +99,8 @@ impl PlanGenerateArgs {
         if ranks == 1 {
             return Ok(PlanAdditions::default());
         }
-        let link = Links::new(machine, &[])?.within_node;
-        let (bytes, seconds) = (counted.received, link.seconds(counted.received));
+        let link = JobLinks::new(machine, &[])?.within_node;
+        let (bytes, seconds) = (counted.received, link.transfer_seconds(counted.received));
         let serde_json::Value::Object(fields) = json!({
             "tensor_parallel_size": ranks, "gathers": {"link": link.name, "bytes": bytes, "seconds": seconds},
         }) else {
@@ -141,7 +141,8 @@ impl PlanGenerateArgs {
     fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<PlanOutcome> {
         let Counted { counts, received } = self.count(common)?;
         let compute = table::total(table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| *seconds));
-        let exchange = if received > 0 { Links::new(machine, &[])?.within_node.seconds(received) } else { 0.0 };
+        let exchange =
+            if received > 0 { JobLinks::new(machine, &[])?.within_node.transfer_seconds(received) } else { 0.0 };
         let (seconds, peak) = (compute + exchange, counts.memory.peak as u64);
         Ok(PlanOutcome {
             peak,

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_measure::job::{
-    BackwardTimes, DividedBytes, JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling,
+    BackwardTimes, DividedWeightBytes, JobShape, ProcessCosts, RankTraffic, ScalingPoint, StepTime, weak_scaling,
 };
 use reel_measure::job_page::job_page;
-use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, GPUS_PER_NODE, Link, Links};
+use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, GPUS_PER_NODE, JobLinks, Link};
 use reel_measure::machine::MachineSpec;
 use reel_runs::plan::ShardedWeights;
 use reel_train::options::RunOptions;
@@ -50,7 +50,7 @@ pub struct PlannedJob {
     shape: JobShape,
     /// Whether the ranks divide the weights (ZeRO-3).
     divides_weights: bool,
-    links: Links,
+    links: JobLinks,
     html: Option<PathBuf>,
 }
 
@@ -99,12 +99,12 @@ impl JobFlags {
             let help = format!("give at least {ranks}; it counts the micro-batches of all GPUs");
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
-        let links = Links::new(&sizes.machine(common)?, &self.link)?;
+        let links = JobLinks::new(&sizes.machine(common)?, &self.link)?;
         // The options of a job on one machine do not say how many GPUs the machines of larger jobs have, so the usual
         // number is assumed.
         let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
-        options.gradient_accumulation_steps = shape.rounds();
+        options.gradient_accumulation_steps = shape.round_count();
         let divides_weights = options.zero_stage == 3;
         Ok(Some(PlannedJob { shape, divides_weights, links, html: self.html.clone() }))
     }
@@ -148,10 +148,10 @@ struct Prediction {
     /// Peak bytes of each rank.
     peaks: Vec<u64>,
     /// Bytes of gradients and of weights that rank 0 exchanges in a step. No rank exchanges more.
-    gradients: Traffic,
-    weights: Traffic,
+    gradients: RankTraffic,
+    weights: RankTraffic,
     /// Bytes of weights that rank 0 exchanges before an evaluation.
-    evaluation: Traffic,
+    evaluation: RankTraffic,
     time: StepTime,
     tokens_per_second: f64,
     scaling: Vec<ScalingPoint>,
@@ -170,7 +170,7 @@ impl PlannedJob {
         let peak = prediction.peaks.iter().copied().max().unwrap_or(0);
         Some(PlanOutcome {
             peak,
-            seconds: prediction.time.total(),
+            seconds: prediction.time.total_seconds(),
             tokens_per_second: prediction.tokens_per_second,
             gpus: self.shape.ranks as u64,
             fits: fits(peak),
@@ -210,34 +210,34 @@ impl PlannedJob {
             process.divided = None;
         }
         let shape = &self.shape;
-        let memory_of = |rank| shape.memory_of(rank, &process);
+        let memory_of_rank = |rank| shape.memory_of_rank(rank, &process);
         let peaks: Vec<u64> =
-            (0..shape.ranks).map(|rank| memory_of(rank).iter().map(|(_, bytes)| bytes).sum()).collect();
+            (0..shape.ranks).map(|rank| memory_of_rank(rank).iter().map(|(_, bytes)| bytes).sum()).collect();
         let largest = (0..shape.ranks).max_by_key(|rank| peaks[*rank]).unwrap_or(0);
         let time = shape.step_time(&process, &self.links);
-        let tokens = process.tokens / shape.rounds() as f64 * shape.micro_batches as f64;
+        let tokens = process.tokens / shape.round_count() as f64 * shape.micro_batches as f64;
         Prediction {
-            memory: memory_of(largest),
+            memory: memory_of_rank(largest),
             peaks,
             gradients: shape.gradient_traffic(0, process.parameters),
             weights: shape.weight_traffic(0, &process),
             evaluation: shape.evaluation_traffic(0, &process),
             time,
-            tokens_per_second: tokens / time.total(),
-            scaling: weak_scaling(&process, shape.rounds(), shape.gpus_per_node, &self.links),
+            tokens_per_second: tokens / time.total_seconds(),
+            scaling: weak_scaling(&process, shape.round_count(), shape.gpus_per_node, &self.links),
             process,
         }
     }
 
     /// Returns the assumptions behind the table of weak scaling, one paragraph each.
     fn notes(&self) -> Vec<String> {
-        let Links { within_node, between_nodes } = self.links;
+        let JobLinks { within_node, between_nodes } = self.links;
         let link = |link: &Link| format!("{}, {:.1} GB/s", link.title, link.bytes_per_second / 1e9);
         vec![
             format!(
                 "Weak scaling: every GPU computes {} in a step, so the global batch grows with the GPUs. Efficiency is \
                  the step time of one GPU divided by the step time of N GPUs.",
-                counted(self.shape.rounds(), "micro-batch", "es")
+                counted(self.shape.round_count(), "micro-batch", "es")
             ),
             format!(
                 "Links of a GPU in one direction: {} within a machine of {} GPUs, {} between machines; exchanges are \
@@ -262,7 +262,7 @@ impl PlannedJob {
                 "attainable_share": ATTAINABLE_BANDWIDTH_SHARE,
             })
         };
-        let traffic = |Traffic { within_node, between_nodes }: &Traffic| {
+        let traffic = |RankTraffic { within_node, between_nodes }: &RankTraffic| {
             json!({
                 "within_node": {"sent": within_node.sent, "received": within_node.received},
                 "between_nodes": {"sent": between_nodes.sent, "received": between_nodes.received},
@@ -271,15 +271,15 @@ impl PlannedJob {
         let peak = peaks.iter().copied().max().unwrap_or(0);
         let point = |p: &ScalingPoint| {
             json!({
-                "gpus": p.shape.ranks, "nodes": p.shape.nodes(), "seconds": p.time.total(),
+                "gpus": p.shape.ranks, "nodes": p.shape.node_count(), "seconds": p.time.total_seconds(),
                 "exposed_seconds": p.time.exposed_seconds(), "hidden_seconds": p.time.hidden_seconds(), "efficiency": p.efficiency,
                 "tokens_per_second": p.tokens_per_second, "peak_bytes": p.peak_bytes, "fits": fits(p.peak_bytes),
             })
         };
         json!({
             "zero_stage": if self.divides_weights { 3 } else { 2 },
-            "world": self.shape.ranks, "nodes": self.shape.nodes(), "gpus_per_node": self.shape.gpus_per_node,
-            "micro_batches": self.shape.micro_batches, "rounds": self.shape.rounds(),
+            "world": self.shape.ranks, "nodes": self.shape.node_count(), "gpus_per_node": self.shape.gpus_per_node,
+            "micro_batches": self.shape.micro_batches, "rounds": self.shape.round_count(),
             "links": {"within_node": link(&self.links.within_node), "between_nodes": link(&self.links.between_nodes)},
             "trained_parameters": process.parameters, "trained_bytes": process.weight_bytes,
             "peak_bytes": peak, "fits": fits(peak), "memory": memory.iter().copied().collect::<BTreeMap<_, _>>(),
@@ -287,7 +287,7 @@ impl PlannedJob {
             "bytes": {
                 "gradients": traffic(gradients), "weights": traffic(weights), "evaluation": traffic(evaluation),
             },
-            "seconds": time.total(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
+            "seconds": time.total_seconds(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
             "gradient_exchange_seconds": time.gradients, "weight_exchange_seconds": time.weights,
             "exposed_seconds": time.exposed_seconds(), "hidden_seconds": time.hidden_seconds(),
             "tokens_per_second": tokens_per_second,
@@ -309,9 +309,9 @@ impl PlannedJob {
             counts.dtype,
             counts.subject,
             counted(ranks, "GPU", "s"),
-            counted(self.shape.nodes(), "machine", "s"),
+            counted(self.shape.node_count(), "machine", "s"),
             counted(micro_batches, "micro-batch", "es"),
-            self.shape.rounds(),
+            self.shape.round_count(),
             if self.divides_weights { "; the weights are sharded across the GPUs (ZeRO-3)" } else { "" }
         ))?;
         table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
@@ -322,7 +322,7 @@ impl PlannedJob {
         output::print_line(format!(
             "\none step on {ranks} {}: takes {about} {}; {rate} {} tokens/s",
             machine.name,
-            format_duration(time.total()),
+            format_duration(time.total_seconds()),
             table::format_rate(prediction.tokens_per_second)
         ))?;
         output::print_line(format!(
@@ -348,12 +348,12 @@ impl PlannedJob {
         }
         output::print_line("\nbytes that a GPU sends and receives in a step")?;
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        let Links { within_node, between_nodes } = self.links;
+        let JobLinks { within_node, between_nodes } = self.links;
         let rows = [
             ("within machines", within_node, gradients.within_node, weights.within_node),
             ("between machines", between_nodes, gradients.between_nodes, weights.between_nodes),
         ];
-        for (place, link, gradients, weights) in rows.into_iter().take(self.shape.nodes()) {
+        for (place, link, gradients, weights) in rows.into_iter().take(self.shape.node_count()) {
             output::print_line(format!(
                 "  {place:16} gradients {:>9.3} and {:>9.3} GB, weights {:>9.3} and {:>9.3} GB, by {} ({:.1} GB/s)",
                 gb(gradients.sent),
@@ -366,7 +366,7 @@ impl PlannedJob {
         }
         let received = evaluation.within_node.received + evaluation.between_nodes.received;
         if received > 0 {
-            let (received, seconds) = (gb(received), evaluation.seconds(&self.links));
+            let (received, seconds) = (gb(received), evaluation.exchange_seconds(&self.links));
             output::print_line(format!(
                 "before an evaluation, a GPU receives {received:.3} GB of weights in {}",
                 format_duration(seconds)
@@ -393,8 +393,8 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
         output::print_line(format!(
             "  {:>5} {:>6} {:>10} {:>10} {:>10} {:>9.1} % {:>12} {:>9.3} GB{fits}",
             shape.ranks,
-            shape.nodes(),
-            seconds(time.total()),
+            shape.node_count(),
+            seconds(time.total_seconds()),
             seconds(time.exposed_seconds()),
             seconds(time.hidden_seconds()),
             100.0 * efficiency,
@@ -424,7 +424,7 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         parameters: training.trained.parameters,
         weight_bytes: training.trained.bytes,
         largest_parameter: training.trained.largest,
-        divided: Some(DividedBytes {
+        divided: Some(DividedWeightBytes {
             all,
             two_units,
             gathered,

@@ -161,7 +161,7 @@ impl Sizes {
             Some(_) if common.device.as_deref().is_some_and(|device| !device.starts_with("cuda")) => {
                 Err(usage_error("--gpu", "names a different machine from --device", "give one of the two"))
             }
-            Some(name) => Ok(MachineSpec::gpu(name)?),
+            Some(name) => Ok(MachineSpec::gpu_by_name_or_file(name)?),
             None => match common.device()? {
                 common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
                 common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),

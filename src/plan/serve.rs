@@ -19,7 +19,7 @@ use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, EngineError};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_input::tensor_file::StoredDType;
-use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, Links};
+use reel_measure::links::{ATTAINABLE_BANDWIDTH_SHARE, JobLinks};
 use reel_measure::machine::MachineSpec;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -175,7 +175,7 @@ impl PlanServeArgs {
         let ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers } = plan;
         let ranks = self.tensor_parallel_size;
         let link = self.links(&machine)?.within_node;
-        let [of_prompt, of_step] = gathers.map(|gathers| link.seconds(gathers.bytes));
+        let [of_prompt, of_step] = gathers.map(|gathers| link.transfer_seconds(gathers.bytes));
         let (prompt, step) = (seconds["prefill"] + of_prompt, seconds["decode"] + of_step);
         let rate = decoding as f64 / step;
         if common.json {
@@ -302,7 +302,7 @@ impl PlanServeArgs {
         let (counts, plan) = self.count(common, machine.memory)?;
         let phases = table::phase_seconds(&counts, machine);
         let compute = table::total(phases.iter().filter(|(name, _)| *name == "decode").map(|(_, s)| *s));
-        let seconds = compute + self.links(machine)?.within_node.seconds(plan.gathers[1].bytes);
+        let seconds = compute + self.links(machine)?.within_node.transfer_seconds(plan.gathers[1].bytes);
         let peak = counts.memory.peak as u64;
         Ok(PlanOutcome {
             peak,
@@ -320,12 +320,12 @@ impl PlanServeArgs {
     }
 
     /// Returns the links between the GPUs of a divided model.
-    fn links(&self, machine: &MachineSpec) -> Result<Links> {
+    fn links(&self, machine: &MachineSpec) -> Result<JobLinks> {
         if self.link.is_some() && self.tensor_parallel_size == 1 {
             return Err(usage_error("--link", "is for several GPUs", "give --tensor-parallel-size N as well"));
         }
         let names: Vec<String> = self.link.iter().cloned().collect();
-        Ok(Links::new(machine, &names)?)
+        Ok(JobLinks::new(machine, &names)?)
     }
 
     /// Runs the engine of a server on device `dry`, for a machine with `memory` bytes.

@@ -137,14 +137,14 @@ pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
         let PredictedTime { seconds, floor_seconds, recorded, modelled, basis } = &l.price;
         json!({
             "phase": l.phase, "op": l.op, "launches": l.launches, "flops": l.flops, "bytes": l.bytes, "seconds": seconds,
-            "floor_seconds": floor_seconds, "share": l.price.share(), "basis": basis.name(),
+            "floor_seconds": floor_seconds, "share": l.price.assumed_share_of_ceilings(), "basis": basis.name(),
             "priced_by": l.price.basis_text(), "bound": l.bound,
             "record": recorded.as_ref().map(|r| json!({
                 "seconds": r.seconds, "share": r.share, "size": r.size, "date": r.date, "similar_kernel": r.similar,
                 "other_size": r.other_size, "code_changed": r.changed,
             })),
             "model": modelled.as_ref().map(|m| json!({
-                "seconds": m.seconds, "limit": m.limit(), "code_counted": m.has_instruction_counts(),
+                "seconds": m.seconds, "limit": m.main_bottleneck(), "code_counted": m.has_instruction_counts(),
                 "seconds_by_limit": m.seconds_by_limit,
             })),
         })
@@ -315,7 +315,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Res
             format_duration(l.price.floor_seconds),
             of_basis(l.price.recorded.as_ref().map(|r| r.seconds)),
             of_basis(l.price.modelled.as_ref().map(|m| m.seconds)),
-            l.price.share(),
+            l.price.assumed_share_of_ceilings(),
             l.bound,
             l.price.basis_text()
         ))?;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 use reel_sim::finding::Finding;
 use reel_sim::report::{CountReport, LineCounts};
 use reel_sim::roofline::Roofline;
@@ -31,7 +31,7 @@ td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,tran
 /// Returns the page of a checked kernel.
 pub fn run_page_html(run: &RunDisplay) -> String {
     let name = demangled_signature(&run.kernel.name);
-    let mut page = Page::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
+    let mut page = HtmlPage::new(&format!("{name}: {}", run.verdict())).with_style(STYLE);
     let ([gx, gy, gz], [bx, by, bz]) = (run.launch.grid, run.launch.block);
     page.add(&format!(
         "<p>{}: grid ({gx},{gy},{gz}), block ({bx},{by},{bz}), {} bytes of dynamic shared memory. The simulator \
@@ -76,12 +76,12 @@ fn findings_html(run: &RunDisplay) -> String {
 
 /// Adds a table with the kernel's least time by each bound on each GPU, and a chart with the kernel on the roofline of
 /// the H100.
-fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountReport) {
+fn add_roofline(page: &mut HtmlPage, run: &RunDisplay, name: &str, counts: &CountReport) {
     let rooflines = run.rooflines();
     let names = rooflines.first().map(|r| r.bounds.map(|b| format!("{}, µs", b.name))).unwrap_or_default();
     let columns: Vec<&str> =
         ["GPU"].into_iter().chain(names.iter().map(String::as_str)).chain(["at least, µs", "bound"]).collect();
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     for r in &rooflines {
         let largest = r.largest_bound();
         let times = r.bounds.iter().chain([&largest]).map(|b| format!("{:.3}", 1e6 * b.seconds));

@@ -34,15 +34,15 @@ pub struct FrameDescription {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyElements {
-    /// Things and persons.
+    /// Visible objects and persons.
     pub objects: Vec<String>,
-    /// What the things and persons do.
+    /// Actions of the objects and persons.
     pub actions: Vec<String>,
-    /// Where the scene takes place.
+    /// The place of the scene.
     pub scene: String,
-    /// Where the things and persons are relative to each other.
+    /// Positions of the objects and persons relative to each other.
     pub spatial_relations: Vec<String>,
-    /// Which things and persons could act on each other.
+    /// Objects and persons that could act on each other, and how.
     pub potential_interactions: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ impl MediaDescription {
         }
         let mut before = 0.0;
         for (i, frame) in description.frames.iter().enumerate() {
-            // JSON has no NaN, so this comparison catches every wrong time.
+            // Catches every negative or descending time. A NaN would pass this comparison, but JSON has no NaN.
             if frame.timestamp < before {
                 return Err(format!("has the wrong form: frames[{i}].timestamp is {}, not ascending", frame.timestamp));
             }
@@ -109,7 +109,8 @@ impl ReasoningChain {
             if content.is_empty() {
                 return Err(format!("has nothing in its {tag} tags"));
             }
-            // Training reads the chain and the answer only up to the first tag inside of them.
+            // A tag inside the chain or the answer is an error, because training would read the text only up to this
+            // tag.
             if let Some(inner) = TAGS.iter().find(|inner| content.contains(*inner)) {
                 return Err(format!("has {inner} inside of its {tag} tags"));
             }
@@ -118,7 +119,7 @@ impl ReasoningChain {
     }
 
     /// The chain and its answer with tags: the text that tables hold and reward functions compare.
-    pub fn text(&self) -> String {
+    pub fn to_tagged_text(&self) -> String {
         format!("<think>{}</think><answer>{}</answer>", self.thought, self.answer)
     }
 }
@@ -203,7 +204,7 @@ mod tests {
         fn any_text_is_parsed_or_refused_and_a_chain_is_parsed_back(text in "(<think>|</think>|<answer>|</answer>|a|\\PC){0,20}") {
             let _ = MediaDescription::parse(&text);
             if let Ok(chain) = ReasoningChain::parse(&text) {
-                prop_assert_eq!(ReasoningChain::parse(&chain.text()), Ok(chain));
+                prop_assert_eq!(ReasoningChain::parse(&chain.to_tagged_text()), Ok(chain));
             }
         }
     }

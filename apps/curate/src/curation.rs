@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Curation::open      list -> rows with keys; OUT is locked; tables of earlier runs
-//! pending             keys without an accepted answer whose stage before has one
+//! pending_tasks       keys without an accepted answer in this stage but with one in the stage before
 //! run_stage           asks a model about them                                            stage.rs
 //! finish              filters -> dataset.jsonl, rejected.jsonl, failed.jsonl, summary    finish.rs
 //! ```
@@ -44,9 +44,9 @@ pub const SETTINGS_FILE: &str = "curation.json";
 pub enum ExistingCuration {
     /// Return an error.
     Refuse,
-    /// Ask only about keys without an accepted answer.
+    /// Continue the curation: ask only about videos and questions without an accepted answer.
     Resume,
-    /// Remove the tables and start again.
+    /// Remove the answers of the earlier curation and start again.
     Overwrite,
 }
 
@@ -73,16 +73,16 @@ pub struct CurationOptions {
     pub limit: Option<usize>,
     /// The prompts of the stages.
     pub prompts: BTreeMap<StageName, StagePrompt>,
-    /// Which frames of a video models see.
+    /// The frames of a video that models see.
     pub frames: FrameSettings,
-    /// How the models are asked to give descriptions as JSON.
+    /// The way in which requests ask models for descriptions as JSON.
     pub response_format: ResponseFormat,
     /// The sampling seed, which requests carry if it is given.
     pub seed: Option<u64>,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
-    /// Whether the data set's rows keep the paths of the list, relative to the media folder; else paths are made
-    /// absolute.
+    /// Whether the data set's rows keep media paths as the list gives them, relative to the media folder. If false,
+    /// the paths are made absolute.
     pub keep_paths: bool,
     /// The fields of the data set's rows.
     pub layout: RowLayout,
@@ -91,7 +91,7 @@ pub struct CurationOptions {
 }
 
 impl CurationOptions {
-    /// Whether a stage is started again without its earlier answers.
+    /// Whether a stage starts from the beginning and discards its earlier answers.
     fn starts_again(&self, stage: StageName) -> bool {
         self.existing == ExistingCuration::Overwrite || self.redo.is_some_and(|first| stage >= first)
     }
@@ -112,11 +112,11 @@ pub struct CurationSettings {
     pub media_root: PathBuf,
     /// Number of rows.
     pub rows: usize,
-    /// Number of different usable rows.
+    /// Number of usable rows, without duplicates.
     pub questions: usize,
-    /// Number of different videos and images.
+    /// Number of distinct videos and images.
     pub media: usize,
-    /// Which frames of a video models see.
+    /// The frames of a video that models see.
     pub frames: FrameSettings,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
@@ -129,7 +129,7 @@ pub struct CurationSettings {
 pub struct Curation {
     pub(crate) options: CurationOptions,
     pub(crate) rows: Vec<CurationRow>,
-    /// Index of the first row with each key.
+    /// For each key of a video or question, the index of its first row.
     pub(crate) first_rows: HashMap<String, usize>,
     pub(crate) tables: BTreeMap<StageName, StageTable>,
     list_fingerprint: String,
@@ -179,11 +179,12 @@ impl Curation {
     }
 
     /// Number of rows of the list.
-    pub fn rows(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether some question asks for a free-form answer. The chains of such questions are compared with the frames.
+    /// Whether any question asks for a free-form answer. The chains of free-form questions are compared with the
+    /// frames.
     pub fn has_free_form_rows(&self) -> bool {
         self.questions().any(|(_, question)| question.kind == reel_rewards::ProblemType::FreeForm)
     }
@@ -193,7 +194,7 @@ impl Curation {
         self.tables.values().map(StageTable::cost).sum()
     }
 
-    /// The different usable questions, each with the index of its first row.
+    /// The distinct usable questions, each with the index of its first row.
     pub(crate) fn questions(&self) -> impl Iterator<Item = (usize, &Question)> {
         let usable = self.rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.question.as_ref().ok()?)));
         usable.filter(|(i, question)| self.first_rows.get(&question.key) == Some(i))
@@ -206,7 +207,7 @@ impl Curation {
         keys
     }
 
-    /// The key of a question in the table of a stage.
+    /// The key under which the table of a stage holds the answer to a question.
     pub(crate) fn key_of(stage: StageName, question: &Question) -> &str {
         match stage {
             StageName::Caption => &question.media_key,
@@ -220,16 +221,16 @@ impl Curation {
         record.output.filter(|_| record.status == RecordStatus::Ok)
     }
 
-    /// The stage whose answers are the input of the given stage.
+    /// The stage before the given stage; its answers are the input of the given stage.
     pub(crate) fn stage_before(&self, stage: StageName) -> Option<StageName> {
         let stages = self.options.recipe.stages();
         let at = stages.iter().position(|&own| own == stage)?;
         at.checked_sub(1).map(|before| stages[before])
     }
 
-    /// The tasks of a stage: the keys without an accepted answer whose previous stage has one. With `all`, also keys
-    /// whose previous stage has no accepted answer yet.
-    pub fn pending(&self, stage: StageName, all: bool) -> Vec<StageTask> {
+    /// The tasks of a stage: the videos or questions with an accepted answer in the previous stage, but without one
+    /// in this stage. With `all`, also those without an accepted answer in the previous stage.
+    pub fn pending_tasks(&self, stage: StageName, all: bool) -> Vec<StageTask> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
         let is_ready =
@@ -245,7 +246,8 @@ impl Curation {
             .collect()
     }
 
-    /// The name of a stage's prompt in records, with a hash of everything that changes what a model is asked.
+    /// The id of a stage's prompt in records. It contains a hash of the prompt and of all settings that change the
+    /// request.
     pub fn prompt_id(&self, stage: StageName) -> String {
         let options = &self.options;
         let further = match stage {
@@ -256,8 +258,9 @@ impl Curation {
         options.prompts[&stage].id(stage, &further)
     }
 
-    /// Refuses to mix answers of another model or prompt into a stage's table.
-    pub fn check_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
+    /// Returns an error if the stage's table has answers of another model or prompt. `accept_changes` turns this
+    /// check off.
+    pub fn check_model_and_prompt_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
         let (prompt, mut changed) = (self.prompt_id(stage), None);
         if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
             table.for_each(|record| {
@@ -275,7 +278,7 @@ impl Curation {
         let help = format!(
             "give the former model and prompt, --redo {stage} to start the stage again, or --accept-changes to keep both kinds of answers"
         );
-        Err(CurateError::output(file.display().to_string(), what, help))
+        Err(CurateError::output_error(file.display().to_string(), what, help))
     }
 
     /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. It is
@@ -283,7 +286,7 @@ impl Curation {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn begin(&self) -> Result<()> {
+    pub fn prepare_output_folder(&self) -> Result<()> {
         let options = &self.options;
         for stage in StageName::ALL.into_iter().filter(|&stage| options.starts_again(stage)) {
             remove_tables(&options.out, stage)?;
@@ -301,7 +304,7 @@ impl Curation {
             media_root: absolute(&options.media_root),
             rows: self.rows.len(),
             questions: self.first_rows.len(),
-            media: list.count(StageName::Caption),
+            media: list.key_count(StageName::Caption),
             frames: options.frames,
             filters: options.filters,
             prompts: stages.iter().map(|&s| (self.prompt_id(s), options.prompts[&s].clone())).collect(),
@@ -322,7 +325,8 @@ impl Curation {
         }
     }
 
-    /// Asks a model about all pending keys of a stage. `progress` is called with the number of outcomes so far.
+    /// Asks a model about all videos or questions that still need an answer in a stage. `progress` is called with the
+    /// number of outcomes so far.
     pub fn run_stage(
         &self,
         stage: StageName,
@@ -337,18 +341,18 @@ impl Curation {
         let make_request = |task: &StageTask| {
             let question = self.rows[task.row].question.as_ref().map_err(String::clone)?;
             let output = before.and_then(|before| self.accepted_answer(before, question));
-            maker.request(question, output.as_deref())
+            maker.make_request(question, output.as_deref())
         };
         let id = self.prompt_id(stage);
         let run = StageRun { stage, model, prompt: &id, table, concurrency, stop, progress };
-        let end = run.run(&self.pending(stage, false), &make_request, &|text| check_answer(stage, text));
+        let end = run.run(&self.pending_tasks(stage, false), &make_request, &|text| check_answer(stage, text));
         table.finish()?;
         end
     }
 }
 
 fn lock(out: &Path) -> Result<FolderLock> {
-    let refuse = |what: String, help: &str| CurateError::output(format!("--out {}", out.display()), what, help);
+    let refuse = |what: String, help: &str| CurateError::output_error(format!("--out {}", out.display()), what, help);
     FolderLock::acquire(out).map_err(|e| match e {
         LockError::InUse(holder) => {
             refuse(format!("is in use by {holder}"), "wait until that process ends, or give another folder")
@@ -360,8 +364,8 @@ fn lock(out: &Path) -> Result<FolderLock> {
     })
 }
 
-/// Refuses an output folder that holds other files than those of a curation. Refuses a folder with a curation if the
-/// options say neither to resume nor to overwrite it, or if its recipe is another one.
+/// Refuses an output folder with files that do not belong to a curation. Refuses a folder with a curation if the
+/// options say neither to resume nor to overwrite it, or if that curation has a different recipe.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;
     let has_files = match fs::read_dir(out) {
@@ -372,7 +376,7 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let is_curation = out.join(SETTINGS_FILE).exists();
     let location = format!("--out {}", out.display());
     if has_files && !is_curation {
-        return Err(CurateError::output(
+        return Err(CurateError::output_error(
             location,
             "has files that do not belong to a curation",
             "choose another folder",
@@ -380,13 +384,17 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     }
     if is_curation && options.existing == ExistingCuration::Refuse {
         let help = "continue it with --resume, or start again with --overwrite";
-        return Err(CurateError::output(location, "has a curation", help));
+        return Err(CurateError::output_error(location, "has a curation", help));
     }
     if options.existing == ExistingCuration::Resume && is_curation {
         let before = read_settings(out)?;
         if before.recipe != options.recipe {
             let what = "has a curation with another --recipe";
-            return Err(CurateError::output(location, what, "give the recipe of that curation, or another --out"));
+            return Err(CurateError::output_error(
+                location,
+                what,
+                "give the recipe of that curation, or another --out",
+            ));
         }
     }
     Ok(())
@@ -402,7 +410,7 @@ pub fn read_settings(out: &Path) -> Result<CurationSettings> {
     let text = reel_diagnostic::input::read_file(&path, reel_diagnostic::input::MAX_CONFIG_BYTES)
         .map_err(|e| CurateError::cannot_read(&path, &e))?;
     serde_json::from_slice(&text)
-        .map_err(|e| CurateError::output(path.display().to_string(), format!("is damaged: {e}"), help))
+        .map_err(|e| CurateError::output_error(path.display().to_string(), format!("is damaged: {e}"), help))
 }
 
 fn remove_tables(out: &Path, stage: StageName) -> Result<()> {

@@ -10,7 +10,7 @@ use reel_media::MediaError;
 /// The reason why a curation cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum CurateError {
-    /// A row of the list, or the media file that the row names, cannot be used.
+    /// A row of the list of questions, or the media file that the row names, cannot be used.
     #[error("{0}")]
     Row(Diagnostic),
     /// A file of the output folder has other content than an earlier run wrote, or belongs to another run.
@@ -37,7 +37,7 @@ pub enum CurateError {
 pub type Result<T, E = CurateError> = std::result::Result<T, E>;
 
 impl CurateError {
-    pub(crate) fn output(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(crate) fn output_error(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Output(Diagnostic::new(location, what, help))
     }
 

@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 use crate::answers::ReasoningChain;
 use crate::complete_file::{write_json, write_text};
 use crate::curation::Curation;
-use crate::filters::{CandidateChain, ChainMeasurements, Filters, RejectionReason};
+use crate::filters::{CandidateChain, ChainFilters, ChainMeasurements, RejectionReason};
 use crate::frames::read_frames;
 use crate::recipe::StageName;
 use crate::record::RecordStatus;
 use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question};
 use crate::similarity::{SimilarityCache, VisualSimilarity, chain_similarity};
-use crate::summary::Summary;
+use crate::summary::CurationSummary;
 use crate::table::write_parquet;
 use crate::{CurateError, Result};
 
@@ -34,17 +34,17 @@ pub const SUMMARY_FILE: &str = "summary.json";
 pub enum RowOutcome {
     /// The row is in the data set.
     Kept,
-    /// The row is not in the data set for this reason; the text has details.
+    /// A filter rejected the row for this reason. The text has details.
     Rejected(RejectionReason, String),
-    /// The row has no accepted answer of this stage; the text is the reason. If the stage is `None`, the similarity to
-    /// the frames could not be computed.
+    /// The row has no accepted answer in this stage. The text is the reason. A stage of `None` means that the
+    /// similarity to the frames could not be computed.
     Failed(Option<StageName>, String),
 }
 
 /// A row with its outcome.
 #[derive(Clone, Debug)]
 pub struct FinishedRow {
-    /// Location of the row in the list, `FILE:LINE`.
+    /// Location of the row in the list of questions, `FILE:LINE`.
     pub location: String,
     /// The question with its options; empty if the row cannot be used.
     pub question: String,
@@ -66,8 +66,8 @@ impl Curation {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn finish(&self, mut model: Option<&mut dyn VisualSimilarity>) -> Result<(Summary, Vec<FinishedRow>)> {
-        let mut filters = Filters::new(self.options.filters);
+    pub fn finish(&self, mut model: Option<&mut dyn VisualSimilarity>) -> Result<(CurationSummary, Vec<FinishedRow>)> {
+        let mut filters = ChainFilters::new(self.options.filters);
         let mut known = SimilarityCache::open(&self.options.out);
         let mut finished = Vec::with_capacity(self.rows.len());
         for (i, row) in self.rows.iter().enumerate() {
@@ -112,7 +112,7 @@ impl Curation {
     }
 
     /// Returns the question of a row, the chain before the revision, and the final chain. If there is no final chain,
-    /// the error is the outcome of the row.
+    /// returns the outcome of the row as the error.
     fn chains(&self, row: usize) -> Result<(&Question, Option<ReasoningChain>, ReasoningChain), RowOutcome> {
         let unusable = |what: &String| RowOutcome::Rejected(RejectionReason::UnusableRow, what.clone());
         let question = self.rows[row].question.as_ref().map_err(unusable)?;
@@ -152,7 +152,7 @@ impl Curation {
                 "cannot be compared with its frames without a SigLIP model; give --siglip".into(),
             ));
         };
-        let text = chain.text();
+        let text = chain.to_tagged_text();
         let id = model.id().to_string();
         let compute = || {
             let options = &self.options;
@@ -169,8 +169,8 @@ impl Curation {
         text_of(&row.columns, "data_source").unwrap_or_else(list)
     }
 
-    fn summary(&self, finished: &[FinishedRow]) -> Summary {
-        let mut summary = Summary {
+    fn summary(&self, finished: &[FinishedRow]) -> CurationSummary {
+        let mut summary = CurationSummary {
             rows: finished.len(),
             kept: 0,
             rejected: 0,
@@ -201,7 +201,7 @@ impl Curation {
         summary
     }
 
-    fn write(&self, summary: &Summary, finished: &[FinishedRow]) -> Result<()> {
+    fn write(&self, summary: &CurationSummary, finished: &[FinishedRow]) -> Result<()> {
         let (mut dataset, mut rejected, mut failed, mut tested) =
             (String::new(), String::new(), String::new(), Vec::new());
         for (i, (row, end)) in self.rows.iter().zip(finished).enumerate() {
@@ -281,7 +281,8 @@ impl Curation {
                 "data_source": self.source(row),
             }),
             RowLayout::Chat => {
-                let asked = json!([{"type": media, media: path}, {"type": "text", "text": question.text()}]);
+                let asked =
+                    json!([{"type": media, media: path}, {"type": "text", "text": question.text_with_options()}]);
                 let answer = process + &problem.solution;
                 json!({
                     "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}],

@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 pub struct FrameSettings {
     /// Frames per second of video.
     pub fps: f64,
-    /// The most frames. A longer video gets this number, evenly spaced from its first to its last frame.
+    /// Maximum number of frames of a video. From a longer video, this number of frames is taken, evenly spaced from
+    /// the first to the last frame.
     pub max_frames: u32,
-    /// The most pixels (height × width) of a frame or image; larger ones are shrunk.
+    /// Maximum number of pixels (height × width) of a frame or image. Larger frames and images are shrunk.
     pub max_pixels: u64,
 }
 

@@ -38,12 +38,12 @@ pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, REJECTED_FILE, RowOutco
 pub use frames::FrameSettings;
 pub use list_keys::ListKeys;
 pub use media_hash::MEDIA_HASHES_FILE;
-pub use model::{ChatModel, Endpoint};
+pub use model::{ChatModel, EndpointModel};
 pub use plan::{PlannedStage, plan_stage};
 pub use prompts::{ResponseFormat, StagePrompt};
 pub use recipe::{CurationRecipe, StageName};
 pub use row_layout::RowLayout;
 pub use similarity::VisualSimilarity;
 pub use stage::{StageEnd, StageTask};
-pub use summary::{StageSummary, Summary};
+pub use summary::{CurationSummary, StageSummary};
 pub use table::StageTable;

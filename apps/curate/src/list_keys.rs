@@ -1,5 +1,5 @@
-//! The keys of the videos and questions in a curation's list. A stage's table may also hold answers about keys of
-//! earlier lists.
+//! The keys of the videos and questions in a curation's list. They tell which answers in a stage's table belong to
+//! the current list, because the table may also hold answers for earlier lists.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::StageName;
 use crate::{CurateError, Result};
 
-/// The file in OUT with the keys.
+/// The file in OUT with the keys of the last list.
 const FILE: &str = "list-keys.json";
 /// Number of leading characters of a key (a SHA-256 in hexadecimal) that are stored. Among a million keys, the
 /// probability that any two have the same beginning is below 1e-7.
@@ -31,13 +31,13 @@ impl ListKeys {
         self.questions.insert(beginning(question).to_string());
     }
 
-    /// Number of keys about which a stage asks.
-    pub fn count(&self, stage: StageName) -> usize {
+    /// Number of keys for which a stage sends a request.
+    pub fn key_count(&self, stage: StageName) -> usize {
         self.of(stage).len()
     }
 
-    /// Whether a stage asks about `key`.
-    pub(crate) fn has(&self, stage: StageName, key: &str) -> bool {
+    /// Whether a stage sends a request for `key`.
+    pub(crate) fn contains(&self, stage: StageName, key: &str) -> bool {
         self.of(stage).contains(beginning(key))
     }
 
@@ -48,7 +48,7 @@ impl ListKeys {
         }
     }
 
-    /// Writes the keys into the folder `out`.
+    /// Writes the keys of the list into the folder `out`.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -63,7 +63,11 @@ impl ListKeys {
     pub fn open(out: &Path) -> Result<Self> {
         let file = out.join(FILE);
         let unusable = |what: String| {
-            CurateError::output(file.display().to_string(), what, "run reel curate on the folder again with --resume")
+            CurateError::output_error(
+                file.display().to_string(),
+                what,
+                "run reel curate on the folder again with --resume",
+            )
         };
         let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
             // An earlier version of reel did not write this file.

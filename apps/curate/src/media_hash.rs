@@ -37,7 +37,7 @@ impl KnownHash {
     }
 }
 
-/// Hashes of media files, including those of earlier runs.
+/// Hashes of media files, computed by this run or by earlier runs.
 #[derive(Debug, Default)]
 pub struct MediaHashes(HashMap<PathBuf, KnownHash>);
 

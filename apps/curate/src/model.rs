@@ -1,16 +1,16 @@
-//! The interface of the models that `reel curate` asks: a request goes in, an accepted answer comes out. [`Endpoint`]
-//! is a model behind an HTTP endpoint; tests implement models with scripted answers.
+//! The interface of the models that `reel curate` asks: a request goes in, an accepted answer comes out.
+//! [`EndpointModel`] is a model behind an HTTP endpoint; tests implement models with scripted answers.
 
 use std::sync::atomic::AtomicBool;
 
 use reel_client::{ChatAnswer, ChatClient, ChatFailure, ChatRequest};
 
-/// A model that is asked.
+/// A model that answers chat requests.
 pub trait ChatModel: Sync {
     /// The name of the model in requests.
     fn name(&self) -> &str;
 
-    /// The most that one call of [`Self::ask`] can cost in US dollars, with all of its attempts.
+    /// Maximum cost of one call of [`Self::ask`] in US dollars, including all attempts.
     fn max_cost(&self, request: &ChatRequest) -> f64;
 
     /// Sends a request, if need be several times, until `accept` returns `Ok` for the text of an answer; returns this
@@ -28,15 +28,15 @@ pub trait ChatModel: Sync {
 
 /// A model behind an HTTP endpoint.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct EndpointModel {
     client: ChatClient,
     model: String,
     max_attempts: u32,
 }
 
-impl Endpoint {
-    /// Creates the model that `client` sends requests to. If the client's options do not name a model, asks the
-    /// endpoint which models it has. `max_attempts` is the number of attempts in the client's options.
+impl EndpointModel {
+    /// Creates the model that `client` sends requests to. If the client's options name no model, asks the endpoint
+    /// for its list of models. `max_attempts` is the number of attempts in the client's options.
     ///
     /// # Errors
     /// The endpoint does not say which models it has.
@@ -46,7 +46,7 @@ impl Endpoint {
     }
 }
 
-impl ChatModel for Endpoint {
+impl ChatModel for EndpointModel {
     fn name(&self) -> &str {
         &self.model
     }

@@ -1,5 +1,5 @@
-//! What a stage would send: the number of its requests, and the most that they can cost if each request is answered at
-//! the first attempt.
+//! Plans the requests of a stage: their number, and their maximum cost if each request is answered at the first
+//! attempt.
 
 use reel_client::{Prices, max_template_tokens};
 use serde::Serialize;
@@ -30,13 +30,14 @@ pub struct PlannedStage {
 pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_tokens: u32) -> PlannedStage {
     let options = &curation.options;
     let prompt = &options.prompts[&stage];
-    let tasks = curation.pending(stage, true);
+    let tasks = curation.pending_tasks(stage, true);
     let maker = curation.request_maker(stage);
     let before = curation.stage_before(stage).map_or(0, |before| u64::from(options.prompts[&before].max_tokens));
     let mut prompt_tokens = 0;
     for question in tasks.iter().filter_map(|task| curation.rows[task.row].question.as_ref().ok()) {
-        // Before the previous stage has run, the chain is missing and the text of the message is unknown. The length of
-        // the template stands for it, and `before` counts the tokens of the chain.
+        // Before the previous stage has run, the message is incomplete because that stage's output is missing. The
+        // length of the template is used instead, and `before` adds the maximum number of tokens of the missing
+        // output.
         let text = maker.prompt_text(question, None).map_or(prompt.user.len(), |text| text.len());
         let (frames, time_lines) = match (stage, question.is_video()) {
             (StageName::Reason, _) => (0, 0),

@@ -9,17 +9,17 @@ use sha2::{Digest, Sha256};
 
 use crate::recipe::StageName;
 
-/// The prompt of a stage and how its answer is sampled.
+/// The prompt of a stage, with the sampling parameters of its answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StagePrompt {
-    /// The number that is raised when the text changes.
+    /// Version of the prompt's text, increased by each change of the text.
     pub version: u32,
     /// Sampling temperature.
     pub temperature: f64,
     /// Nucleus sampling.
     pub top_p: f64,
-    /// The most tokens of an answer.
+    /// Maximum number of tokens of an answer.
     pub max_tokens: u32,
     /// The system message; an empty one is not sent.
     pub system: String,
@@ -64,15 +64,15 @@ impl StagePrompt {
         }
     }
 
-    /// The name of this prompt in records: `STAGE-VERSION-FINGERPRINT`. `further` has the settings beside the prompt
-    /// that an answer depends on; the fingerprint covers them.
+    /// The name of this prompt in records: `STAGE-VERSION-FINGERPRINT`. `further` holds other settings that an answer
+    /// depends on; the fingerprint covers them too.
     pub fn id(&self, stage: StageName, further: &Value) -> String {
         let text = json!({"prompt": self, "further": further}).to_string();
         format!("{stage}-{}-{}", self.version, &hex(&Sha256::digest(text.as_bytes()))[..16])
     }
 
     /// The parameters of a request, besides its messages and its number of tokens.
-    pub fn params(&self, response_format: Option<Value>, seed: Option<u64>) -> Map<String, Value> {
+    pub fn request_params(&self, response_format: Option<Value>, seed: Option<u64>) -> Map<String, Value> {
         let mut params = Map::new();
         params.insert("temperature".into(), json!(self.temperature));
         params.insert("top_p".into(), json!(self.top_p));
@@ -116,7 +116,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Replaces each `{name}` in a template by its value. Braces within a value are not replaced.
-pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
+pub fn fill_template(template: &str, values: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     while let Some(open) = rest.find('{') {
@@ -166,6 +166,6 @@ mod tests {
 
     #[test]
     fn values_are_put_in_once() {
-        assert_eq!(fill("{a} {b} {c} {", &[("a", "{b}"), ("b", "x")]), "{b} x {c} {");
+        assert_eq!(fill_template("{a} {b} {c} {", &[("a", "{b}"), ("b", "x")]), "{b} x {c} {");
     }
 }

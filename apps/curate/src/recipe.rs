@@ -1,4 +1,4 @@
-//! The two ways of making chains of thought, and the stages in which they ask models.
+//! The two recipes for making chains of thought, and their stages.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,8 @@ pub enum CurationRecipe {
     VideoR1,
 }
 
-/// A stage in which a model is asked. Its table is `OUT/NAME.jsonl` and `OUT/NAME.parquet`.
+/// A stage of a curation, in which a model answers requests. The answers are in `OUT/NAME.jsonl` and
+/// `OUT/NAME.parquet`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StageName {

@@ -1,15 +1,16 @@
-//! One line of a stage's table: what a model answered for one key, what it was asked with, and what it cost.
+//! One line of a stage's table: a model's answer about one video or question, with the prompt, the model's name and
+//! the cost.
 
 use serde::{Deserialize, Serialize};
 
 /// The version of the fields of [`StageRecord`]. A table of another version is refused.
 pub const RECORD_FORMAT: u32 = 1;
 
-/// What is known about a key.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecordStatus {
-    /// The line was written before a request was sent; `cost` is the most that the request can cost. A later line with
+    /// The line was written before a request was sent; `cost` is the maximum cost of the request. A later line with
     /// the same key has the outcome. If there is no later line, the process was killed, and the next run sends the
     /// request again.
     Asked,
@@ -25,13 +26,14 @@ pub enum RecordStatus {
 pub struct StageRecord {
     /// The version of these fields.
     pub format: u32,
-    /// SHA-256 of the subject of the request: of the video in the stage `caption`, else of the video and the question.
+    /// SHA-256 of what the request is about: the video in the stage `caption`; the video, the question and its
+    /// options in all other stages.
     pub key: String,
-    /// The first row of the list with this key: `FILE:LINE`.
+    /// Location (`FILE:LINE`) of the first row of the list that the request is about.
     pub location: String,
-    /// What became of the request.
+    /// The state of the request.
     pub status: RecordStatus,
-    /// Why it failed.
+    /// Why the request failed.
     pub reason: Option<String>,
     /// The accepted answer: a description as JSON text, or `<think>…</think><answer>…</answer>`.
     pub output: Option<String>,
@@ -39,7 +41,7 @@ pub struct StageRecord {
     pub prompt: String,
     /// The name of the model that was asked.
     pub model: String,
-    /// Number of tokens of the request whose answer was accepted.
+    /// Number of prompt tokens of the request with the accepted answer.
     pub prompt_tokens: u64,
     /// Number of tokens of the accepted answer.
     pub completion_tokens: u64,

@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 
 use crate::answers::{MediaDescription, ReasoningChain};
 use crate::frames::{FrameSettings, read_frames};
-use crate::prompts::{ResponseFormat, StagePrompt, fill};
+use crate::prompts::{ResponseFormat, StagePrompt, fill_template};
 use crate::recipe::StageName;
 use crate::rows::Question;
 
-/// What all requests of one stage share.
+/// Makes the requests of one stage from the settings that these requests share.
 #[derive(Debug)]
 pub struct RequestMaker<'a> {
     /// The stage.
     pub stage: StageName,
-    /// Its prompt.
+    /// The stage's prompt.
     pub prompt: &'a StagePrompt,
     /// Which frames are shown.
     pub frames: &'a FrameSettings,
@@ -34,7 +34,7 @@ impl RequestMaker<'_> {
     ///
     /// # Errors
     /// The video cannot be decoded, or the previous stage's output in the table is not a chain.
-    pub fn request(&self, question: &Question, before: Option<&str>) -> Result<ChatRequest, String> {
+    pub fn make_request(&self, question: &Question, before: Option<&str>) -> Result<ChatRequest, String> {
         let prompt = self.prompt;
         let mut parts = Vec::new();
         if self.stage != StageName::Reason {
@@ -55,12 +55,12 @@ impl RequestMaker<'_> {
         messages.push(json!({"role": "user", "content": content}));
         let is_description = self.stage == StageName::Caption;
         let format = is_description.then(|| self.response_format.description_response_format()).flatten();
-        Ok(ChatRequest { messages, max_tokens: prompt.max_tokens, params: prompt.params(format, self.seed) })
+        Ok(ChatRequest { messages, max_tokens: prompt.max_tokens, params: prompt.request_params(format, self.seed) })
     }
 
     /// The text of the user message.
     pub fn prompt_text(&self, question: &Question, before: Option<&str>) -> Result<String, String> {
-        let asked = question.text();
+        let asked = question.text_with_options();
         let media = if question.is_video() { "video" } else { "image" };
         let form = answer_instruction(question.kind.name()).unwrap_or_default();
         let mut values = vec![("question", &*asked), ("media", media), ("answer_form", form)];
@@ -80,7 +80,7 @@ impl RequestMaker<'_> {
             }
             _ => {}
         }
-        Ok(fill(&self.prompt.user, &values))
+        Ok(fill_template(&self.prompt.user, &values))
     }
 }
 
@@ -94,6 +94,6 @@ pub fn check_answer(stage: StageName, text: &str) -> Result<String, String> {
             let description = MediaDescription::parse(text)?;
             serde_json::to_string(&description).map_err(|e| e.to_string())
         }
-        StageName::Reason | StageName::Revise | StageName::Answer => Ok(ReasoningChain::parse(text)?.text()),
+        StageName::Reason | StageName::Revise | StageName::Answer => Ok(ReasoningChain::parse(text)?.to_tagged_text()),
     }
 }

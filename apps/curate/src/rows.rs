@@ -1,5 +1,5 @@
-//! The rows of the list: their fields, the video or image file of each row, and the key by which a stage's table finds
-//! the answers of a row.
+//! The rows of a curation's list: their fields, the video or image file of each row, and the key under which a
+//! stage's table holds the answer about a row.
 //!
 //! ```text
 //! key of a video  = SHA-256 of the file
@@ -54,7 +54,7 @@ impl Question {
     }
 
     /// The question and its options, one per line.
-    pub fn text(&self) -> String {
+    pub fn text_with_options(&self) -> String {
         let mut text = self.problem.problem.clone();
         if self.kind == ProblemType::MultipleChoice {
             self.problem.options.iter().for_each(|option| text = format!("{text}\n{option}"));
@@ -63,9 +63,9 @@ impl Question {
     }
 }
 
-/// Reads the list. Media paths are relative to `media_root`. `hashes` gets the hashes of all media. With
-/// `skip_bad_rows`, the entry of an unusable row has the reason in place of the question. Without `skip_bad_rows`, the
-/// first unusable row is an error.
+/// Reads the list of questions. Media paths are relative to `media_root`. The hashes of all media are added to
+/// `hashes`. With `skip_bad_rows`, the entry of an unusable row has the reason in place of the question. Without
+/// `skip_bad_rows`, the first unusable row is an error.
 ///
 /// # Errors
 /// The list cannot be read; a row has a wrong or missing field, no usable solution, or media that are missing.
@@ -86,7 +86,7 @@ pub fn read_list(
                 }
                 Ok(_) => (location, Map::new(), Err(Diagnostic::new("", "is not an object", FIELDS))),
                 Err(e) => {
-                    // The location is added below.
+                    // The location is empty here, because it is added below.
                     let e = Diagnostic { location: String::new(), ..e.into_diagnostic() };
                     (location, Map::new(), Err(e))
                 }
@@ -200,7 +200,7 @@ mod tests {
         let keys: Vec<String> = rows.iter().map(|row| row.question.as_ref().unwrap().key.clone()).collect();
         assert!(keys[0] == keys[1] && keys[0] == keys[2], "{keys:?}");
         assert!(keys[0] != keys[3] && keys[0] != keys[4] && keys[3] != keys[4], "{keys:?}");
-        assert_eq!(rows[0].question.as_ref().unwrap().text(), "Which?\nA. x\nB. y");
+        assert_eq!(rows[0].question.as_ref().unwrap().text_with_options(), "Which?\nA. x\nB. y");
     }
 
     #[test]

@@ -61,10 +61,11 @@ impl SimilarityCache {
         Self { known: lines.map(|line| (line.key, line.similarity)).collect(), path, file: None }
     }
 
-    /// The similarity of a chain: the stored value, or else the value that `compute` returns, which is then stored.
+    /// The similarity of a chain. Returns the stored value if there is one. Otherwise calls `compute` and stores the
+    /// result.
     ///
     /// # Errors
-    /// The file cannot be written. The inner `Err` is the error of `compute`.
+    /// The file cannot be written. `compute` fails: its error is the inner `Err`.
     pub fn get_or_compute(
         &mut self,
         model: &str,
@@ -82,8 +83,8 @@ impl SimilarityCache {
         };
         let failed = |e| CurateError::cannot_write(&self.path, &e);
         let line = Line { key, similarity };
-        // Each line begins with its line break, so that the incomplete line of a killed process is not joined with this
-        // one.
+        // Each line begins with a line break, so that it is not joined to an incomplete line that a killed process
+        // has left.
         let text = format!("\n{}", serde_json::to_string(&line).map_err(|e| failed(e.into()))?);
         if self.file.is_none() {
             self.file = Some(OpenOptions::new().append(true).create(true).open(&self.path).map_err(failed)?);

@@ -1,5 +1,5 @@
-//! Runs one stage: asks a model about each key that has no accepted answer yet, on several threads, and appends each
-//! outcome to the stage's table as soon as it is known.
+//! Runs one stage of a curation: asks a model about each video or question without an accepted answer, on several
+//! threads, and appends each outcome to the stage's table as soon as it is known.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,12 +14,12 @@ use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord, unix_time};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 
-/// A key to ask about.
+/// One request of a stage: the key of the video or question to ask about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageTask {
     /// The key.
     pub key: String,
-    /// The index of the first row with this key.
+    /// The index of the first row of the list that this task is about.
     pub row: usize,
     /// `FILE:LINE` of that row.
     pub location: String,
@@ -53,11 +53,11 @@ pub struct StageRun<'a> {
     pub concurrency: usize,
     /// Set by Ctrl-C.
     pub stop: &'a AtomicBool,
-    /// Is called after each outcome with the number of outcomes so far.
+    /// Called after each outcome with the number of outcomes so far.
     pub progress: &'a (dyn Fn(usize) + Sync),
 }
 
-/// The state that the threads share.
+/// The state that the threads of a stage share.
 struct Shared {
     next: AtomicUsize,
     done: AtomicUsize,
@@ -155,7 +155,7 @@ impl StageRun<'_> {
                 Ok(None)
             }
             Err(failure) => {
-                // This line is also written for a request that was never sent: it replaces the task's line of status
+                // A failed request gets this line even if it was never sent, to replace the task's line of status
                 // `asked`.
                 self.table.append(StageRecord {
                     reason: Some(failure.message.clone()),
@@ -205,7 +205,7 @@ mod tests {
     use reel_client::{ChatAnswer, ChatFailure};
     use serde_json::Map;
 
-    /// A model whose outcome depends on the key, which is the text of the request's only message.
+    /// A model for tests. The text of a request's only message decides the outcome.
     struct Scripted {
         asked: Mutex<Vec<String>>,
     }
@@ -290,7 +290,7 @@ mod tests {
             assert_eq!(status("a"), Some((RecordStatus::Ok, Some("<a>".into()), false, 0.25)));
             assert_eq!(status("refused"), Some((RecordStatus::Failed, None, true, 0.5)));
             assert_eq!(status("unreadable"), Some((RecordStatus::Failed, None, true, 0.0)));
-            assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost(), 2.0 * 0.25 + 2.0 * 0.5);
+            assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost_in_dollars(), 2.0 * 0.25 + 2.0 * 0.5);
         }
     }
 
@@ -299,7 +299,7 @@ mod tests {
         for (key, wanted) in [("cap", StageEnd::CapReached), ("stopped", StageEnd::Stopped)] {
             let (end, asked, table, _dir) = run(&["a", key, "b"], 1);
             assert_eq!((end.unwrap(), &asked[..]), (wanted, &["a".to_string(), key.into()][..]));
-            assert!(table.get("b").is_none() && table.cost() == 0.75);
+            assert!(table.get("b").is_none() && table.cost_in_dollars() == 0.75);
         }
         let (end, asked, ..) = run(&["wrong key", "b"], 1);
         let e = end.unwrap_err().to_string();

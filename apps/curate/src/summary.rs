@@ -1,4 +1,5 @@
-//! The funnel of a curation: how many rows went in, what each stage accepted and rejected, and what the data set holds.
+//! The funnel of a curation: how many rows the list has, how many each stage accepted and each filter rejected, and
+//! how many the data set has.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use crate::table::StageTable;
 
 /// The counts of a curation. `kept + rejected + failed = rows`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
+pub struct CurationSummary {
     /// Rows of the list.
     pub rows: usize,
     /// Rows of the data set.
@@ -39,17 +40,17 @@ pub struct Summary {
 pub struct StageSummary {
     /// The stage.
     pub stage: StageName,
-    /// Number of keys: videos in the stage `caption`, else rows.
+    /// Number of videos (in the stage `caption`) or rows (in all other stages) that the stage is about.
     pub keys: usize,
     /// Accepted answers.
     pub ok: usize,
     /// Keys whose requests failed.
     pub failed: usize,
-    /// Keys that the model was not asked about.
+    /// Number of videos or rows for which no request was sent.
     pub open: usize,
-    /// How often requests were sent, summed over the last outcome of each key.
+    /// Total number of attempts of the requests that led to the last outcome of each video or question.
     pub attempts: u64,
-    /// Tokens of the requests whose answers were accepted.
+    /// Prompt tokens of the requests with an accepted answer.
     pub prompt_tokens: u64,
     /// Tokens of accepted answers.
     pub completion_tokens: u64,
@@ -68,20 +69,20 @@ impl StageSummary {
     pub fn new(stage: StageName, table: &StageTable, list: &ListKeys) -> Self {
         let mut summary = Self {
             stage,
-            keys: list.count(stage),
+            keys: list.key_count(stage),
             ok: 0,
             failed: 0,
             open: 0,
             attempts: 0,
             prompt_tokens: 0,
             completion_tokens: 0,
-            cost: table.cost(),
+            cost: table.cost_in_dollars(),
             seconds: 0.0,
             models: Vec::new(),
             prompts: Vec::new(),
         };
         table.for_each(|record| {
-            if !list.has(stage, &record.key) {
+            if !list.contains(stage, &record.key) {
                 return;
             }
             match record.status {

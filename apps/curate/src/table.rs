@@ -1,4 +1,4 @@
-//! The table of a stage: `OUT/NAME.jsonl`, to which each outcome is appended as soon as it is known, and
+//! The table of a curation's stage: `OUT/NAME.jsonl`, to which each outcome is appended as soon as it is known, and
 //! `OUT/NAME.parquet`, a copy that is written when the stage has ended.
 //!
 //! The last line of a key counts. A killed process can leave an incomplete last line, which the next run removes;
@@ -20,8 +20,8 @@ use reel_files::AtomicFile;
 use crate::record::{RECORD_FORMAT, RecordStatus, StageRecord};
 use crate::{CurateError, Result};
 
-/// Maximum time for which appended lines are only in the page cache of the operating system. A power failure would lose
-/// these lines; the end of the process does not.
+/// Maximum time until appended lines are synced to disk. Before that, they are only in the page cache of the
+/// operating system: a power failure loses them, but the end of the process does not.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 const CHANGED: &str = "restore the file, or start this stage again with --redo";
@@ -35,13 +35,13 @@ pub struct StageTable {
 
 #[derive(Debug, Default)]
 struct Content {
-    /// The last record of each key, without records of status `asked`.
+    /// The last record of each video or question, by key, without records of status `asked`.
     records: HashMap<String, StageRecord>,
-    /// By key: the most that a request of status `asked`, which has no outcome yet, can have cost, in US dollars.
+    /// Maximum cost in US dollars, by key, of each request that has no outcome yet (status `asked`).
     unfinished: HashMap<String, f64>,
     /// Cost of all requests with a recorded outcome, in US dollars.
     recorded_cost: f64,
-    /// The most that the requests of killed processes can have cost, in US dollars.
+    /// Maximum cost in US dollars of the requests that killed processes left without an outcome.
     lost_cost: f64,
     /// Opened by the first append.
     file: Option<File>,
@@ -84,14 +84,14 @@ impl StageTable {
         self.lock().records.get(key).cloned()
     }
 
-    /// Calls `visit` with the last record of each key, in no particular order.
+    /// Calls `visit` with the last record of each video or question, in no particular order.
     pub fn for_each(&self, visit: impl FnMut(&StageRecord)) {
         self.lock().records.values().for_each(visit);
     }
 
-    /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with the
-    /// most that it can have cost.
-    pub fn cost(&self) -> f64 {
+    /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with its
+    /// maximum cost.
+    pub fn cost_in_dollars(&self) -> f64 {
         let content = self.lock();
         content.recorded_cost + content.lost_cost
     }
@@ -188,7 +188,7 @@ impl Content {
                 break;
             }
             let record = parse(&line)
-                .map_err(|what| CurateError::output(format!("{}:{number}", path.display()), what, CHANGED))?;
+                .map_err(|what| CurateError::output_error(format!("{}:{number}", path.display()), what, CHANGED))?;
             self.take(record);
             self.bytes += bytes as u64;
         }
@@ -200,7 +200,7 @@ impl Content {
         for row in 0..table.len() {
             let text = table.value(row)?.to_string();
             let record =
-                parse(text.as_bytes()).map_err(|what| CurateError::output(table.location(row), what, CHANGED))?;
+                parse(text.as_bytes()).map_err(|what| CurateError::output_error(table.location(row), what, CHANGED))?;
             self.take(record);
         }
         Ok(())
@@ -209,7 +209,8 @@ impl Content {
     fn take(&mut self, record: StageRecord) {
         if record.status == RecordStatus::Asked {
             let earlier = self.unfinished.insert(record.key, record.cost);
-            // A second `asked` line of a key means that the process of the first one was killed.
+            // A second line of status `asked` with the same key means that the process of the first request was
+            // killed.
             self.lost_cost += earlier.unwrap_or(0.0);
             return;
         }
@@ -303,7 +304,7 @@ mod tests {
         ] {
             table.append(record(key, status, cost)).unwrap();
         }
-        assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost(), 1.0 + 20.0 + 2.0 + 40.0);
+        assert_eq!(StageTable::open(dir.path(), "reason").unwrap().cost_in_dollars(), 1.0 + 20.0 + 2.0 + 40.0);
         assert!(table.get("c").is_none());
     }
 

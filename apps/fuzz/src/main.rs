@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 /// Runs the command. Returns false if an input failed.
 fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.list {
-        targets::ALL.iter().for_each(|target| println!("{}", target.name));
+        targets::ALL_TARGETS.iter().for_each(|target| println!("{}", target.name));
         return Ok(true);
     }
     let limit = match (arguments.inputs, arguments.seconds) {
@@ -92,14 +92,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     if let Some(file) = &arguments.input {
         let input = std::fs::read(file).with_context(|| file.display().to_string())?;
-        return worker::run_one(find(arguments.targets.first())?, input, max_time);
+        return worker::run_one_input(find(arguments.targets.first())?, input, max_time);
     }
     let chosen = match arguments.targets.is_empty() {
-        true => targets::ALL.iter().collect(),
+        true => targets::ALL_TARGETS.iter().collect(),
         false => arguments.targets.iter().map(|name| find(Some(name))).collect::<Result<Vec<_>>>()?,
     };
     let mut all_held = true;
-    println!("{}", supervisor::HEADER);
+    println!("{}", supervisor::TABLE_HEADER);
     for target in chosen {
         let campaign = Campaign { target, plan };
         let report = campaign.run()?;
@@ -110,8 +110,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(all_held)
 }
 
-fn find(name: Option<&String>) -> Result<&'static targets::Target> {
-    let Some(name) = name else { bail!("TARGET: is missing; give one of {}", targets::names()) };
-    let found = targets::ALL.iter().find(|target| target.name == name);
-    found.with_context(|| format!("{name}: is not a target; give one of {}", targets::names()))
+fn find(name: Option<&String>) -> Result<&'static targets::FuzzTarget> {
+    let Some(name) = name else { bail!("TARGET: is missing; give one of {}", targets::target_names()) };
+    let found = targets::ALL_TARGETS.iter().find(|target| target.name == name);
+    found.with_context(|| format!("{name}: is not a target; give one of {}", targets::target_names()))
 }

@@ -1,4 +1,4 @@
-//! An allocator that counts the bytes of the heap, from which the fuzzer knows how much memory an input takes. The
+//! An allocator that counts the bytes of the heap, so that the fuzzer can measure the memory that an input takes. The
 //! allocator refuses allocations beyond 2 GiB: otherwise a faulty parser could take all memory of a large machine.
 
 #![allow(unsafe_code)]

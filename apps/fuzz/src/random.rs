@@ -39,15 +39,15 @@ impl Random {
     }
 
     /// Returns a length from 0 to `max`, in most cases a small one.
-    pub fn length(&mut self, max: usize) -> usize {
+    pub fn length_up_to(&mut self, max: usize) -> usize {
         let bits = self.below(usize::BITS as usize - max.leading_zeros() as usize + 1);
         self.below(1 << bits).min(max)
     }
 
     /// Returns a range within `0..len`, in most cases a short one.
-    pub fn range(&mut self, len: usize) -> std::ops::Range<usize> {
+    pub fn range_within(&mut self, len: usize) -> std::ops::Range<usize> {
         let start = self.below(len + 1);
-        start..start + self.length(len - start)
+        start..start + self.length_up_to(len - start)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Runs the inputs of a target in worker processes. An input that ends its process, or that does not end, is a failure;
-//! a new process then continues with the next input.
+//! Runs the inputs of a fuzz target in worker processes. An input that crashes or hangs its worker process is a
+//! failure; a new process then continues with the next input.
 
 use std::fs;
 use std::path::Path;
@@ -8,31 +8,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::targets::Target;
+use crate::targets::FuzzTarget;
 use crate::worker::{self, CampaignLimit, CampaignPlan, FAILURES_FILE, WorkerStatus};
 
 /// Time after which a worker process is killed if its current input does not end. This time is far above the limit of
 /// an input's processor time, so that a busy machine does not cause false failures.
 const HANG_TIME: Duration = Duration::from_secs(60);
 
-/// Maximum number of worker processes that the campaign of one target may use. Each input that ends its process takes
-/// another one.
+/// Maximum number of worker processes in the campaign of one fuzz target. After an input that crashes or hangs its
+/// process, a new process is needed.
 const MAX_RESTARTS: usize = 20;
 
-/// The titles of the columns of [`Report::table_row`].
-pub const HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
+/// The titles of the columns of [`CampaignReport::table_row`].
+pub const TABLE_HEADER: &str = "target             inputs  inputs/s  accepted  peak MiB  slowest ms  failures";
 
-/// The work of the supervisor: one target and the inputs to run.
+/// A fuzzing campaign: one target and the inputs to run.
 pub struct Campaign {
     /// The target.
-    pub target: &'static Target,
+    pub target: &'static FuzzTarget,
     /// Which inputs to run.
     pub plan: CampaignPlan,
 }
 
 /// The result of a campaign.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct CampaignReport {
     inputs: u64,
     accepted: u64,
     peak_bytes: u64,
@@ -42,8 +42,8 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-impl Report {
-    /// Returns the target's line of the summary; [`HEADER`] has the titles of its columns.
+impl CampaignReport {
+    /// Returns the target's line of the summary; [`TABLE_HEADER`] has the titles of its columns.
     pub fn table_row(&self, name: &str) -> String {
         format!(
             "{name:<16} {:>8} {:>9.0} {:>8.0}% {:>9.1} {:>11.1} {:>9}",
@@ -69,9 +69,9 @@ impl Campaign {
     ///
     /// # Errors
     /// A worker process cannot be started, or fails for another reason than an input.
-    pub fn run(&self) -> Result<Report> {
+    pub fn run(&self) -> Result<CampaignReport> {
         let begun = Instant::now();
-        let mut report = Report::default();
+        let mut report = CampaignReport::default();
         let mut plan = self.plan;
         for _ in 0..MAX_RESTARTS {
             let folder = tempfile::tempdir()?;
@@ -92,7 +92,7 @@ impl Campaign {
                 Some(end) => format!("ends the process: {end}"),
             };
             let seeds = (self.target.seeds)()?;
-            let input = worker::input_of(self.target, &seeds, plan.seed, status.index);
+            let input = worker::make_numbered_input(self.target, &seeds, plan.seed, status.index);
             report.failures.push(worker::describe_failure(self.target, plan.seed, status.index, &input, &problem)?);
             report.inputs += 1;
             plan.first = status.index + 1;

@@ -14,21 +14,21 @@ const MAX_MESSAGE_CHARS: usize = 7_000;
 pub static PRINTS_MESSAGES: AtomicBool = AtomicBool::new(false);
 
 /// Returns the value of a parser's result, or `None` for an error. Fails if the error's message is not safe to print,
-/// see [`check_message`].
-pub fn value_of<T, E: Display>(result: Result<T, E>) -> Result<Option<T>, String> {
+/// see [`check_error_message`].
+pub fn value_if_accepted<T, E: Display>(result: Result<T, E>) -> Result<Option<T>, String> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(e) => check_message(&e.to_string()).map(|()| None),
+        Err(e) => check_error_message(&e.to_string()).map(|()| None),
     }
 }
 
-/// Returns whether a parser's result has a value. Fails as [`value_of`] does.
-pub fn accepted<T, E: Display>(result: Result<T, E>) -> Verdict {
-    Ok(value_of(result)?.is_some())
+/// Returns whether a parser's result has a value. Fails as [`value_if_accepted`] does.
+pub fn verdict_of<T, E: Display>(result: Result<T, E>) -> Verdict {
+    Ok(value_if_accepted(result)?.is_some())
 }
 
 /// Checks that an error's message is short, has no control characters except tabs, and does not quote a panic.
-pub fn check_message(text: &str) -> Result<(), String> {
+pub fn check_error_message(text: &str) -> Result<(), String> {
     let start: String = text.chars().take(200).collect();
     if PRINTS_MESSAGES.load(Ordering::Relaxed) {
         println!("  {text:?}");
@@ -46,7 +46,7 @@ pub fn check_message(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Fails with `complaint` if the condition `holds` is false.
+/// Returns `complaint()` as an error if the condition `holds` is false.
 pub fn require(holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(complaint()) }
 }

@@ -1,4 +1,4 @@
-//! Runs the inputs of one target in this process and judges the outcome of each input.
+//! Runs the inputs of one fuzz target in this process and decides whether each input passes or fails.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -14,11 +14,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::memory;
 use crate::mutate::{self, Seed};
 use crate::random::{self, Random};
-use crate::targets::{Judge, Target};
+use crate::targets::{FuzzTarget, InputRunner};
 use crate::verdict;
 
 /// Maximum processor time of an input, in this process and in child processes that ended while the input ran. Elapsed
-/// time would depend on what else the machine does.
+/// time is not used, because it depends on the load of the machine.
 pub const MAX_INPUT_TIME: Duration = Duration::from_secs(2);
 
 /// Maximum heap bytes that an input may take.
@@ -32,7 +32,7 @@ const MAX_FAILURES: usize = 10;
 
 /// The file in the worker's folder that holds its [`WorkerStatus`].
 pub const STATUS_FILE: &str = "status";
-/// The file in the worker's folder that holds a text for each failure.
+/// The file in the worker's folder with a report of each failure.
 pub const FAILURES_FILE: &str = "failures";
 
 /// When a campaign ends.
@@ -44,7 +44,7 @@ pub enum CampaignLimit {
     Time(Duration),
 }
 
-/// Which inputs to run, and how to judge them.
+/// The inputs that a worker runs, and their time limit.
 #[derive(Clone, Copy, Debug)]
 pub struct CampaignPlan {
     /// The seed of all inputs.
@@ -91,14 +91,14 @@ impl WorkerStatus {
 /// The message and the source location of the last panic of any thread.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
-/// Makes input number `index` of a target.
-pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u8> {
+/// Makes input number `index` of a fuzz target.
+pub fn make_numbered_input(target: &FuzzTarget, seeds: &[Seed], seed: u64, index: u64) -> Vec<u8> {
     let mut random = Random::new(&[random::hash(target.name.as_bytes()), seed, index]);
     mutate::make_input(seeds, target.words, &mut random)
 }
 
-/// Runs the inputs of a plan. Writes the worker's status and its failures to files in `folder`.
-pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result<()> {
+/// Runs the inputs of `plan` on a fuzz target. Writes the worker's status and its failures to files in `folder`.
+pub fn run(target: &'static FuzzTarget, plan: CampaignPlan, folder: &Path) -> Result<()> {
     on_small_stack(|| {
         let status_file = File::create(folder.join(STATUS_FILE))?;
         let mut failures = OpenOptions::new().create(true).append(true).open(folder.join(FAILURES_FILE))?;
@@ -108,10 +108,10 @@ pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result
         if plan.first == 0 {
             for (number, seed) in seeds.iter().enumerate() {
                 // A seed must be valid: inputs made from a seed that the parser refuses test little.
-                let judged = judge_once(&mut judge, &mutate::joined(&seed.0));
+                let judged = judge_once(&mut judge, &mutate::join_parts(&seed.0));
                 if !judged.accepted {
                     let file =
-                        describe_failure(target, plan.seed, number as u64, &mutate::joined(&seed.0), "is refused")?;
+                        describe_failure(target, plan.seed, number as u64, &mutate::join_parts(&seed.0), "is refused")?;
                     bail!("seed {number} of the target: {:?}\n{file}", judged.problem);
                 }
             }
@@ -123,7 +123,7 @@ pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result
         };
         while is_left(status.index) && failed < MAX_FAILURES {
             status.write(&status_file)?;
-            let input = input_of(target, &seeds, plan.seed, status.index);
+            let input = make_numbered_input(target, &seeds, plan.seed, status.index);
             let judged = judge_input(&mut judge, &input, plan.max_time);
             status.accepted += u64::from(judged.accepted);
             status.peak_bytes = status.peak_bytes.max(judged.peak_bytes as u64);
@@ -140,7 +140,7 @@ pub fn run(target: &'static Target, plan: CampaignPlan, folder: &Path) -> Result
 }
 
 /// Runs one input and prints the outcome. Returns false if the input failed.
-pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duration>) -> Result<bool> {
+pub fn run_one_input(target: &'static FuzzTarget, input: Vec<u8>, max_time: Option<Duration>) -> Result<bool> {
     verdict::PRINTS_MESSAGES.store(true, Ordering::Relaxed);
     let judged = on_small_stack(|| Ok(judge_input(&mut (target.open)()?, &input, max_time)))?;
     let outcome = if judged.accepted { "accepted" } else { "refused" };
@@ -149,9 +149,9 @@ pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duratio
     Ok(judged.problem.is_none())
 }
 
-/// Writes a failing input to a file. Returns a text with the target, the seed, the index of the input, the problem, and
-/// the command that runs the input again.
-pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
+/// Writes a failing input to a file. Returns a report with the fuzz target, the seed, the index of the input, the
+/// problem, and the command that runs the input again.
+pub fn describe_failure(target: &FuzzTarget, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
     let name = format!("{}-{seed}-{index}", target.name);
     let write = || fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(&name), input));
@@ -169,7 +169,7 @@ pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], pr
 fn on_small_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     panic::set_hook(Box::new(|info| {
         // Panics in a decoding or template worker do not reach this hook. The worker's error message quotes the panic,
-        // and `check_message` refuses this message.
+        // and `check_error_message` refuses this message.
         let _ = PANIC.lock().map(|mut last| *last = Some(info.to_string()));
     }));
     std::thread::scope(|scope| {
@@ -189,7 +189,7 @@ struct Judged {
     problem: Option<String>,
 }
 
-fn judge_input(judge: &mut Judge, input: &[u8], max_time: Option<Duration>) -> Judged {
+fn judge_input(judge: &mut InputRunner, input: &[u8], max_time: Option<Duration>) -> Judged {
     let before = processor_time();
     let mut judged = judge_once(judge, input);
     let time = processor_time().saturating_sub(before);
@@ -209,7 +209,7 @@ fn processor_time() -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-fn judge_once(judge: &mut Judge, input: &[u8]) -> Judged {
+fn judge_once(judge: &mut InputRunner, input: &[u8]) -> Judged {
     let live = memory::start_measurement();
     let begun = Instant::now();
     let verdict = panic::catch_unwind(AssertUnwindSafe(|| judge(input)));

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// Checks that none of the first `inputs` inputs of a target fails. The processor time of an input is not limited,
-/// because other tests run at the same time. An input that does not end still fails.
+/// Checks that none of the first `inputs` inputs of a fuzz target fails. The processor time of an input is not
+/// limited, because other tests run at the same time. An input that does not end still fails.
 #[track_caller]
 fn holds(target: &str, inputs: u32) {
     let mut fuzz = Command::new(env!("CARGO_BIN_EXE_reel-fuzz"));
@@ -13,7 +13,8 @@ fn holds(target: &str, inputs: u32) {
     assert!(out.status.success(), "{text}");
 }
 
-/// Declares one test for each target, with its number of inputs, and one test that every target has a test.
+/// Declares one test for each fuzz target, with its number of inputs. Another test checks that every target has such
+/// a test.
 macro_rules! targets {
     ($($name:ident: $target:literal $inputs:literal,)*) => {
         $(#[test]

@@ -14,17 +14,18 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::{Failure, FailureKind};
+use crate::error::{FailureKind, RequestFailure};
 use crate::sse::EventParser;
 
-/// The times of one complete answer, in seconds after its request was sent.
+/// The measured times and token counts of one complete answer. Times are in seconds after its request was sent.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Answer {
+pub struct MeasuredAnswer {
     /// Tokens of the prompt; `None` if the server does not report them.
     pub prompt_tokens: Option<u64>,
-    /// Tokens of all completions of the answer: as reported by the server, or else the number of token events.
+    /// Number of tokens of all completions of the answer. If the server does not report it, the number of token
+    /// events.
     pub output_tokens: u64,
-    /// True if [`Answer::output_tokens`] was reported by the server.
+    /// True if [`MeasuredAnswer::output_tokens`] was reported by the server.
     pub has_usage: bool,
     /// Number of completions.
     pub completions: u64,
@@ -36,7 +37,7 @@ pub struct Answer {
     pub gaps: Vec<f64>,
 }
 
-impl Answer {
+impl MeasuredAnswer {
     /// TPOT: seconds per token after the first one; `None` if no completion has a second token.
     pub fn time_per_output_token(&self) -> Option<f64> {
         let tokens = self.output_tokens as f64 / self.completions as f64;
@@ -77,9 +78,8 @@ struct Usage {
 }
 
 impl Choice {
-    /// Whether the event was sent because of a token. A token can have no text, because the token holds a part of a
-    /// character or is a special token. An event without text that only names the role or the finish reason is not a
-    /// token event.
+    /// Whether the event stands for a generated token. A token can have no text if it holds a part of a character or
+    /// is a special token. An event without text that only names the role or the finish reason is not a token event.
     fn is_token(&self) -> bool {
         let filled = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let is_last = self.finish_reason.is_some();
@@ -89,7 +89,7 @@ impl Choice {
     }
 }
 
-/// What is known of a completion while its answer is read.
+/// The state of one completion while its answer is read.
 #[derive(Debug, Default)]
 struct CompletionState {
     last_token: Option<f64>,
@@ -115,9 +115,10 @@ impl AnswerReader {
     ///
     /// # Errors
     /// An event is not what OpenAI's API defines, or holds an error of the server.
-    pub fn push(&mut self, bytes: &[u8], seconds: f64) -> Result<bool, Failure> {
+    pub fn push(&mut self, bytes: &[u8], seconds: f64) -> Result<bool, RequestFailure> {
         let events = self.parser.push(bytes);
-        let events = events.map_err(|_| Failure::new(FailureKind::Malformed, "an event is longer than 16 MiB"))?;
+        let events =
+            events.map_err(|_| RequestFailure::new(FailureKind::Malformed, "an event is longer than 16 MiB"))?;
         for data in events {
             if data == "[DONE]" {
                 self.is_done = true;
@@ -128,12 +129,12 @@ impl AnswerReader {
         Ok(false)
     }
 
-    fn read_chunk(&mut self, data: &str, seconds: f64) -> Result<(), Failure> {
-        let malformed = |why: &str| Failure::new(FailureKind::Malformed, format!("an event {why}: {data}"));
+    fn read_chunk(&mut self, data: &str, seconds: f64) -> Result<(), RequestFailure> {
+        let malformed = |why: &str| RequestFailure::new(FailureKind::Malformed, format!("an event {why}: {data}"));
         let chunk: Chunk =
             serde_json::from_str(data).map_err(|e| malformed(&format!("is not a completion chunk ({e})")))?;
         if let Some(error) = chunk.error {
-            return Err(Failure::new(FailureKind::ErrorEvent, error_message(&error)));
+            return Err(RequestFailure::new(FailureKind::ErrorEvent, error_message(&error)));
         }
         if chunk.choices.is_none() && chunk.usage.is_none() {
             return Err(malformed("has neither choices nor usage"));
@@ -158,16 +159,18 @@ impl AnswerReader {
     ///
     /// # Errors
     /// The body ended before all completions were finished, or has no completion.
-    pub fn finish(self) -> Result<Answer, Failure> {
+    pub fn finish(self) -> Result<MeasuredAnswer, RequestFailure> {
         let is_complete = self.is_done || self.completions.values().all(|state| state.is_finished);
         let Some(first_part) = self.first_part.filter(|_| is_complete) else {
             return Err(match self.is_done || self.first_part.is_none() {
-                true => Failure::new(FailureKind::Empty, "the answer has no completion"),
-                false => Failure::new(FailureKind::Closed, "the answer ended before its completion was finished"),
+                true => RequestFailure::new(FailureKind::Empty, "the answer has no completion"),
+                false => {
+                    RequestFailure::new(FailureKind::Closed, "the answer ended before its completion was finished")
+                }
             });
         };
         let tokens = self.usage.as_ref().and_then(|usage| usage.completion_tokens);
-        Ok(Answer {
+        Ok(MeasuredAnswer {
             prompt_tokens: self.usage.as_ref().and_then(|usage| usage.prompt_tokens),
             output_tokens: tokens.unwrap_or(self.token_events),
             has_usage: tokens.is_some(),
@@ -193,7 +196,7 @@ mod tests {
     use super::*;
 
     /// Reads a stream of events, of which one arrives per second.
-    fn read(events: &[&str]) -> Result<Answer, Failure> {
+    fn read(events: &[&str]) -> Result<MeasuredAnswer, RequestFailure> {
         let mut reader = AnswerReader::default();
         for (i, event) in events.iter().enumerate() {
             reader.push(format!("data: {event}\n\n").as_bytes(), (i + 1) as f64)?;
@@ -221,7 +224,7 @@ mod tests {
     #[test]
     fn times_are_those_of_token_events() {
         let answer = read(&[ROLE, TEXT, EMPTY, TEXT, END, USAGE, "[DONE]"]).unwrap();
-        let wanted = Answer {
+        let wanted = MeasuredAnswer {
             prompt_tokens: Some(9),
             output_tokens: 4,
             has_usage: true,

@@ -8,7 +8,7 @@ use rand_distr::{Distribution, Gamma};
 
 use crate::error::LoadError;
 
-/// Random-number stream of the arrival times. The prompt of each request has a stream of its own.
+/// Number of the random-number stream for the arrival times. The words of each prompt come from other streams.
 const ARRIVAL_STREAM: u64 = u64::MAX;
 /// Maximum time from the start of the run to a request: ten years.
 const MAX_OFFSET_SECONDS: f64 = 10.0 * 365.0 * 86400.0;
@@ -17,14 +17,14 @@ const RANGE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 
 /// An endless schedule: the time of each request after the start.
 #[derive(Debug)]
-pub(crate) struct Arrivals {
+pub(crate) struct ArrivalTimes {
     /// Seconds from one request to the next; `None` sends all requests at time 0.
     interval: Option<Gamma<f64>>,
     random: ChaCha8Rng,
     next_seconds: f64,
 }
 
-impl Arrivals {
+impl ArrivalTimes {
     /// A schedule with `rate` requests per second on average, or with all requests at time 0.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Arrivals {
     }
 }
 
-impl Iterator for Arrivals {
+impl Iterator for ArrivalTimes {
     type Item = Duration;
 
     /// The time of the next request after the start of the run. The first request is sent at once.
@@ -73,7 +73,7 @@ mod tests {
 
     /// Times between `n` requests, in seconds.
     fn intervals(rate: f64, burstiness: f64, seed: u64, n: usize) -> Vec<f64> {
-        let offsets: Vec<Duration> = Arrivals::new(Some(rate), burstiness, seed).unwrap().take(n + 1).collect();
+        let offsets: Vec<Duration> = ArrivalTimes::new(Some(rate), burstiness, seed).unwrap().take(n + 1).collect();
         offsets.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
     }
 
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn without_a_rate_nothing_waits_and_wrong_numbers_are_refused() {
-        assert!(Arrivals::new(None, 1.0, 0).unwrap().take(100).all(|offset| offset.is_zero()));
+        assert!(ArrivalTimes::new(None, 1.0, 0).unwrap().take(100).all(|offset| offset.is_zero()));
         for (rate, burstiness, option) in [
             (Some(0.0), 1.0, "--request-rate: is 0;"),
             (Some(-1.0), 1.0, "--request-rate: is -1;"),
@@ -119,7 +119,7 @@ mod tests {
             (Some(1.0), 0.0, "--burstiness: is 0;"),
             (None, f64::NAN, "--burstiness: is NaN;"),
         ] {
-            let message = Arrivals::new(rate, burstiness, 0).unwrap_err().to_string();
+            let message = ArrivalTimes::new(rate, burstiness, 0).unwrap_err().to_string();
             assert!(message.starts_with(option), "{message}");
         }
     }
@@ -131,7 +131,7 @@ mod tests {
         fn times_ascend_and_depend_on_the_seed_alone(
             rate in 1e-6f64..1e6, burstiness in 1e-6f64..1e6, seed: u64,
         ) {
-            let schedule = |seed| Arrivals::new(Some(rate), burstiness, seed).unwrap().take(50).collect::<Vec<_>>();
+            let schedule = |seed| ArrivalTimes::new(Some(rate), burstiness, seed).unwrap().take(50).collect::<Vec<_>>();
             let offsets = schedule(seed);
             prop_assert!(offsets[0].is_zero() && offsets.is_sorted());
             prop_assert_eq!(schedule(seed), offsets);

@@ -15,17 +15,17 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
-use crate::answer::{Answer, AnswerReader, error_message};
-use crate::error::{Failure, FailureKind, LoadError};
+use crate::answer::{AnswerReader, MeasuredAnswer, error_message};
+use crate::error::{FailureKind, LoadError, RequestFailure};
 
-/// Maximum number of bytes that are read of an answer that is not streamed.
+/// Maximum number of bytes that are read from an answer without streaming.
 const MAX_PLAIN_BYTES: usize = 1 << 20;
 /// Maximum time to wait for the end of a response body after the last event of its answer. A connection can be reused
 /// only after this end.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// The address of a server, such as `http://127.0.0.1:8000`. The address may end with a path, which then stands before
-/// `/v1`.
+/// The address of a server, such as `http://127.0.0.1:8000`. The address may end with a path, to which `/v1` is
+/// appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUrl(String);
 
@@ -64,15 +64,15 @@ impl fmt::Display for ServerUrl {
     }
 }
 
-/// Sends requests. Clones share their connections.
+/// Sends HTTP requests. Clones of the client share their connections.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct HttpClient {
     http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     authorization: Option<HeaderValue>,
     timeout: Duration,
 }
 
-impl Client {
+impl HttpClient {
     /// # Errors
     /// The API key has characters that a header cannot have, or TLS cannot be set up.
     pub(crate) fn new(api_key: Option<&str>, timeout: Duration) -> Result<Self, LoadError> {
@@ -95,19 +95,20 @@ impl Client {
     }
 
     /// The JSON at this address.
-    pub(crate) async fn get_json(&self, address: &str) -> Result<Value, Failure> {
+    pub(crate) async fn get_json(&self, address: &str) -> Result<Value, RequestFailure> {
         self.within_time(async {
             let response = self.send(Method::GET, address, Bytes::new()).await?;
             let body = start_of_body(response).await?;
-            serde_json::from_str(&body)
-                .map_err(|_| Failure::new(FailureKind::Malformed, format!("the answer is not JSON: {}", body.trim())))
+            serde_json::from_str(&body).map_err(|_| {
+                RequestFailure::new(FailureKind::Malformed, format!("the answer is not JSON: {}", body.trim()))
+            })
         })
         .await
     }
 
     /// Posts a request and reads its streamed answer. The answer's times start before the connection is made, so they
     /// include connecting.
-    pub(crate) async fn stream_answer(&self, address: &str, body: Bytes) -> Result<Answer, Failure> {
+    pub(crate) async fn stream_answer(&self, address: &str, body: Bytes) -> Result<MeasuredAnswer, RequestFailure> {
         let begun = Instant::now();
         let answer = async {
             let response = self.send(Method::POST, address, body).await?;
@@ -115,7 +116,7 @@ impl Client {
             if !kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream") {
                 let message = format!("the answer has the content type {kind:?} and begins with ");
                 let body = start_of_body(response).await?;
-                return Err(Failure::new(FailureKind::NotAStream, message + body.trim()));
+                return Err(RequestFailure::new(FailureKind::NotAStream, message + body.trim()));
             }
             let mut body = response.into_body();
             let mut reader = AnswerReader::default();
@@ -133,22 +134,23 @@ impl Client {
         Ok(answer)
     }
 
-    async fn within_time<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    async fn within_time<T>(&self, work: impl Future<Output = Result<T, RequestFailure>>) -> Result<T, RequestFailure> {
         tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
             let seconds = self.timeout.as_secs_f64();
-            Err(Failure::new(FailureKind::Timeout, format!("no complete answer after {seconds} s")))
+            Err(RequestFailure::new(FailureKind::Timeout, format!("no complete answer after {seconds} s")))
         })
     }
 
     /// Sends a request; returns the answer if its status is a success.
-    async fn send(&self, method: Method, address: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, method: Method, address: &str, body: Bytes) -> Result<Response<Incoming>, RequestFailure> {
         let mut request = Request::builder().method(method).uri(address).header(CONTENT_TYPE, "application/json");
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let request = request.body(Full::new(body)).map_err(|e| Failure::new(FailureKind::Connect, e.to_string()))?;
+        let request =
+            request.body(Full::new(body)).map_err(|e| RequestFailure::new(FailureKind::Connect, e.to_string()))?;
         let response = self.http.request(request).await.map_err(|e| match e.is_connect() {
-            true => Failure::new(FailureKind::Connect, format!("cannot connect: {}", innermost_cause(&e))),
+            true => RequestFailure::new(FailureKind::Connect, format!("cannot connect: {}", innermost_cause(&e))),
             false => interrupted(&e),
         })?;
         let status = response.status();
@@ -159,12 +161,12 @@ impl Client {
         let body = start_of_body(response).await.unwrap_or_default();
         let message = serde_json::from_str(&body).map_or_else(|_| body, |error| error_message(&error));
         let reason = status.canonical_reason().unwrap_or("no known status");
-        Err(Failure::new(FailureKind::Status(status.as_u16()), format!("{reason}: {}", message.trim())))
+        Err(RequestFailure::new(FailureKind::Status(status.as_u16()), format!("{reason}: {}", message.trim())))
     }
 }
 
 /// The first MiB of a body as text.
-async fn start_of_body(response: Response<Incoming>) -> Result<String, Failure> {
+async fn start_of_body(response: Response<Incoming>) -> Result<String, RequestFailure> {
     let (mut body, mut bytes) = (response.into_body(), Vec::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| interrupted(&e))?;
@@ -177,11 +179,11 @@ async fn start_of_body(response: Response<Incoming>) -> Result<String, Failure> 
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn interrupted(e: &dyn Error) -> Failure {
-    Failure::new(FailureKind::Closed, format!("the connection ended: {}", innermost_cause(e)))
+fn interrupted(e: &dyn Error) -> RequestFailure {
+    RequestFailure::new(FailureKind::Closed, format!("the connection ended: {}", innermost_cause(e)))
 }
 
-/// The text of an error's innermost cause; the texts around it only say which part of the library failed.
+/// The text of an error's innermost cause. The outer errors only name the part of the library that failed.
 fn innermost_cause(e: &dyn Error) -> String {
     let mut cause = e;
     while let Some(inner) = cause.source() {
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_key_with_a_line_break_is_refused() {
-        let e = Client::new(Some("a\nb"), Duration::from_secs(1)).unwrap_err();
+        let e = HttpClient::new(Some("a\nb"), Duration::from_secs(1)).unwrap_err();
         assert!(e.to_string().starts_with("--api-key-file: has a key"), "{e}");
     }
 }

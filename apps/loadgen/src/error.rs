@@ -4,7 +4,7 @@ use std::fmt;
 
 use reel_diagnostic::{escape_controls, one_line};
 
-/// Why nothing was measured. The text of an error is one line: location, what is wrong, what to do.
+/// The reason why a run measured nothing. The text of an error is one line: location, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The address of the server cannot be used.
@@ -22,7 +22,7 @@ pub enum LoadError {
         option: &'static str,
         /// What is wrong with it.
         what: String,
-        /// What to do.
+        /// What the user can do about the error.
         help: &'static str,
     },
     /// A request before the measurement, which must succeed, failed.
@@ -30,8 +30,8 @@ pub enum LoadError {
     FirstRequest {
         /// The address of the request.
         address: String,
-        /// Why it failed.
-        failure: Failure,
+        /// The failure of the request.
+        failure: RequestFailure,
     },
     /// The server lists no model.
     #[error("{address}: lists no model; name one with --model")]
@@ -87,10 +87,10 @@ impl fmt::Display for FailureKind {
     }
 }
 
-/// Why a request has no answer.
+/// The reason why a request has no complete answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Its kind.
+pub struct RequestFailure {
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// What happened, in one line without control characters. Text of the server is cut after 300 characters.
     pub message: String,
@@ -99,7 +99,7 @@ pub struct Failure {
 /// Maximum number of characters of a failure's message.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-impl Failure {
+impl RequestFailure {
     pub(crate) fn new(kind: FailureKind, message: impl AsRef<str>) -> Self {
         let message = escape_controls(&one_line(message)).into_owned();
         let cut = message.char_indices().nth(MAX_MESSAGE_CHARS).map(|(at, _)| format!("{}…", &message[..at]));
@@ -126,7 +126,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.message, self.kind)
     }

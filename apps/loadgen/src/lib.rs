@@ -8,8 +8,7 @@
 //! ```
 //!
 //! All tasks share one thread, so that the load generator takes little processor time from a server on the same
-//! machine. Figures are defined where they are computed: those of one answer at [`Answer`], those of a run at
-//! [`LoadReport`].
+//! machine. The figures of one answer are defined at [`MeasuredAnswer`], those of a run at [`LoadReport`].
 
 mod answer;
 mod arrivals;
@@ -23,12 +22,12 @@ mod settings;
 mod sse;
 mod statistics;
 
-pub use answer::{Answer, AnswerReader};
+pub use answer::{AnswerReader, MeasuredAnswer};
 pub use client::ServerUrl;
-pub use error::{Failure, FailureKind, LoadError};
-pub use media::{Media, MediaKind};
+pub use error::{FailureKind, LoadError, RequestFailure};
+pub use media::{MediaFile, MediaKind};
 pub use report::{FailureGroup, LoadReport};
-pub use run::{OnProgress, Progress, run};
-pub use settings::{Endpoint, LoadSettings, RequestAmount};
+pub use run::{LoadProgress, OnProgress, run};
+pub use settings::{LoadSettings, OpenAiApi, RequestAmount};
 pub use sse::{EventParser, EventTooLong};
 pub use statistics::Distribution;

@@ -17,14 +17,14 @@ pub enum MediaKind {
 
 /// An image or a video with its bytes.
 #[derive(Clone, Debug)]
-pub struct Media {
-    /// Its kind.
+pub struct MediaFile {
+    /// Whether the file is sent as an image or as a video.
     pub kind: MediaKind,
     /// The file's bytes.
     pub bytes: Arc<[u8]>,
 }
 
-impl Media {
+impl MediaFile {
     /// The part of a chat message that carries this file.
     pub(crate) fn message_part(&self) -> Value {
         let uri = format!("data:{};base64,{}", self.mime_type(), STANDARD.encode(&self.bytes));
@@ -34,7 +34,7 @@ impl Media {
         }
     }
 
-    /// The media type, found by the first bytes of the file; a general type for formats that are not listed here.
+    /// The MIME type, found by the first bytes of the file; a general type for formats that are not listed here.
     fn mime_type(&self) -> &'static str {
         let begins = |signature: &[u8]| self.bytes.starts_with(signature);
         let has_at = |at: usize, signature: &[u8]| self.bytes.get(at..).is_some_and(|rest| rest.starts_with(signature));
@@ -64,7 +64,7 @@ mod tests {
             (MediaKind::Video, b"\0\0\0 ftyp", "data:video/mp4;base64,AAAAIGZ0eXA="),
             (MediaKind::Video, b"", "data:application/octet-stream;base64,"),
         ] {
-            let part = Media { kind, bytes: bytes.into() }.message_part();
+            let part = MediaFile { kind, bytes: bytes.into() }.message_part();
             let field = if kind == MediaKind::Image { "image_url" } else { "video_url" };
             assert_eq!((&part["type"], &part[field]["url"]), (&field.into(), &uri.into()));
         }

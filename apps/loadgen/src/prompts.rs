@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 
 use crate::error::LoadError;
-use crate::settings::{Endpoint, LoadSettings};
+use crate::settings::{LoadSettings, OpenAiApi};
 
 /// Common English words. With a space before it, each word is one token for the tokenizers of most models.
 const WORDS: [&str; 128] = [
@@ -28,7 +28,7 @@ const OWN_FIELDS: [&str; 7] = ["messages", "prompt", "model", "stream", "stream_
 /// Makes the bodies of a run's requests.
 ///
 /// All bodies of a run are equal except for the text of the prompt, so the bytes before and after this text are made
-/// once. Media can be large, and time spent here would delay the reading of other requests' events.
+/// once. Media can be large, and copying them for each request would delay the reading of other requests' events.
 #[derive(Debug)]
 pub(crate) struct RequestBodies {
     head: Vec<u8>,
@@ -46,7 +46,7 @@ impl RequestBodies {
             let what = format!("has the field {field:?}, which other options set");
             return Err(LoadError::Setting { option: "--extra-body", what, help: "leave that field out" });
         }
-        if settings.endpoint == Endpoint::Completions && !settings.media.is_empty() {
+        if settings.endpoint == OpenAiApi::Completions && !settings.media.is_empty() {
             let what = "accepts only text, but images or videos are given".to_string();
             return Err(LoadError::Setting { option: "--endpoint completions", what, help: "use --endpoint chat" });
         }
@@ -81,7 +81,7 @@ impl RequestBodies {
 
 /// The JSON of a request before and after the text of the prompt.
 fn around_prompt(settings: &LoadSettings) -> (String, &'static str) {
-    if settings.endpoint == Endpoint::Completions {
+    if settings.endpoint == OpenAiApi::Completions {
         return ("\"prompt\":".to_string(), "");
     }
     let message = "\"messages\":[{\"role\":\"user\",\"content\":";
@@ -102,7 +102,7 @@ fn words(n: usize, seed: u64, stream: u64) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::media::{Media, MediaKind};
+    use crate::media::{MediaFile, MediaKind};
     use crate::settings::tests::settings;
 
     fn parsed(bodies: &RequestBodies, number: u64) -> Value {
@@ -132,14 +132,14 @@ mod tests {
 
     #[test]
     fn media_come_before_the_text_and_completions_have_a_prompt() {
-        let image = Media { kind: MediaKind::Image, bytes: b"BM".as_slice().into() };
+        let image = MediaFile { kind: MediaKind::Image, bytes: b"BM".as_slice().into() };
         let settings = LoadSettings { media: vec![image.clone(), image], ignore_eos: true, ..settings() };
         let body = parsed(&RequestBodies::new(&settings, "m").unwrap(), 0);
         let parts = body["messages"][0]["content"].as_array().unwrap();
         let types: Vec<&Value> = parts.iter().map(|part| &part["type"]).collect();
         assert_eq!(types, ["image_url", "image_url", "text"]);
         assert_eq!(body["ignore_eos"], true);
-        let mut plain = LoadSettings { endpoint: Endpoint::Completions, ..settings };
+        let mut plain = LoadSettings { endpoint: OpenAiApi::Completions, ..settings };
         let refused = RequestBodies::new(&plain, "m").unwrap_err().to_string();
         assert!(refused.starts_with("--endpoint completions: "), "{refused}");
         plain.media.clear();

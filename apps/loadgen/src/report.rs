@@ -5,13 +5,13 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::answer::Answer;
-use crate::error::{Failure, FailureKind};
+use crate::answer::MeasuredAnswer;
+use crate::error::{FailureKind, RequestFailure};
 use crate::media::MediaKind;
 use crate::settings::{LoadSettings, RequestAmount};
 use crate::statistics::Distribution;
 
-/// What a run has measured. A failed request adds only to the number of failures.
+/// The results of a run. A failed request adds only to the number of failures.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
     settings: LoadSettings,
@@ -22,7 +22,7 @@ pub struct LoadReport {
     /// The highest number of requests that were being answered at the same time.
     pub peak_concurrency: usize,
     /// Complete answers.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<MeasuredAnswer>,
     /// Failed requests by kind.
     pub failures: BTreeMap<FailureKind, FailureGroup>,
 }
@@ -30,10 +30,10 @@ pub struct LoadReport {
 /// Failed requests of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailureGroup {
-    /// Their number.
+    /// Number of failed requests of this kind.
     pub count: usize,
-    /// The one that ended first.
-    pub first: Failure,
+    /// The failure that happened first.
+    pub first: RequestFailure,
 }
 
 /// A measured time in milliseconds, with its names in JSON and in the table.
@@ -51,7 +51,7 @@ impl LoadReport {
         model: String,
         seconds: f64,
         peak_concurrency: usize,
-        results: Vec<Result<Answer, Failure>>,
+        results: Vec<Result<MeasuredAnswer, RequestFailure>>,
     ) -> Self {
         let (mut answers, mut failures) = (Vec::new(), BTreeMap::new());
         for result in results {
@@ -80,7 +80,8 @@ impl LoadReport {
         self.answers.iter().map(|answer| answer.output_tokens).sum()
     }
 
-    /// Number of answers whose tokens the server did not report, so that their token events were counted.
+    /// Number of answers for which the server reported no token count. For these answers, token events are counted
+    /// instead.
     pub fn answers_without_usage(&self) -> usize {
         self.answers.iter().filter(|answer| !answer.has_usage).count()
     }
@@ -107,7 +108,7 @@ impl LoadReport {
                 "tpot",
                 "TPOT",
                 "Time per Output Token (excl. 1st token)",
-                answers().filter_map(Answer::time_per_output_token).collect(),
+                answers().filter_map(MeasuredAnswer::time_per_output_token).collect(),
             ),
             of("itl", "ITL", "Inter-token Latency", answers().flat_map(|a| a.gaps.iter().copied()).collect()),
             of("e2el", "E2EL", "End-to-end Latency", answers().map(|a| a.latency).collect()),
@@ -209,8 +210,8 @@ impl LoadReport {
         lines.join("\n")
     }
 
-    /// Remarks for the reader of the figures, one line each: failures by kind, answers that ended early, and answers
-    /// whose tokens the server did not count.
+    /// Remarks on the figures, one per line: failures by kind, answers that ended early, and answers without a token
+    /// count of the server.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self
             .failures
@@ -271,8 +272,8 @@ mod tests {
     use super::*;
     use crate::settings::tests::settings;
 
-    fn answer(ttft: f64, latency: f64, tokens: u64) -> Result<Answer, Failure> {
-        Ok(Answer {
+    fn answer(ttft: f64, latency: f64, tokens: u64) -> Result<MeasuredAnswer, RequestFailure> {
+        Ok(MeasuredAnswer {
             prompt_tokens: Some(10),
             output_tokens: tokens,
             has_usage: true,
@@ -283,8 +284,8 @@ mod tests {
         })
     }
 
-    fn failed(kind: FailureKind, message: &str) -> Result<Answer, Failure> {
-        Err(Failure::new(kind, message))
+    fn failed(kind: FailureKind, message: &str) -> Result<MeasuredAnswer, RequestFailure> {
+        Err(RequestFailure::new(kind, message))
     }
 
     #[test]

@@ -10,22 +10,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout_at};
 
-use crate::answer::Answer;
-use crate::arrivals::Arrivals;
-use crate::client::Client;
-use crate::error::{Failure, LoadError};
+use crate::answer::MeasuredAnswer;
+use crate::arrivals::ArrivalTimes;
+use crate::client::HttpClient;
+use crate::error::{LoadError, RequestFailure};
 use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
 use crate::settings::{LoadSettings, RequestAmount};
 
-/// Number of the first warm-up request. Measured requests have smaller numbers, so no warm-up prompt is measured again.
+/// Index of the first warm-up request. Measured requests have smaller indices. The index decides the words of the
+/// prompt, so measured prompts differ from warm-up prompts.
 const FIRST_WARMUP: u64 = 1 << 62;
 /// Maximum of all durations that a user gives. Much longer ones would overflow the clock's arithmetic.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86400);
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct LoadProgress {
     /// Number of requests that are being answered now.
     pub running: usize,
     /// The highest value of `running` so far.
@@ -37,7 +38,7 @@ pub struct Progress {
 }
 
 /// Called after each measured request. It must return soon, because it delays the time measurement of other requests.
-pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+pub type OnProgress = Arc<dyn Fn(LoadProgress) + Send + Sync>;
 
 /// Sends the requests that `settings` describes, and measures their answers. Blocks until all requests are answered.
 ///
@@ -46,8 +47,8 @@ pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 /// measured requests are part of the report.
 pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport, LoadError> {
     check(settings)?;
-    let client = Client::new(settings.api_key.as_deref(), settings.timeout)?;
-    // The runtime has one thread; the crate's documentation says why.
+    let client = HttpClient::new(settings.api_key.as_deref(), settings.timeout)?;
+    // The runtime has one thread, so that the client takes little processor time from a server on the same machine.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         let model = match &settings.model {
@@ -68,12 +69,12 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
         let peak_concurrency = sender.progress().peak_running;
         Ok(LoadReport::new(settings, model, seconds, peak_concurrency, results))
     });
-    // Does not wait for a host name that is still being resolved.
+    // Does not wait for blocking tasks, because a host name may still be in resolution.
     runtime.shutdown_background();
     report
 }
 
-/// Refuses settings with which a run would not end or would send nothing.
+/// Refuses settings with which a run would never end or would send no request.
 fn check(settings: &LoadSettings) -> Result<(), LoadError> {
     let wrong = |option, what: &str, help| Err(LoadError::Setting { option, what: what.to_string(), help });
     match settings.amount {
@@ -88,12 +89,12 @@ fn check(settings: &LoadSettings) -> Result<(), LoadError> {
             wrong("--timeout", "is not between 0 seconds and ten years", "give another time")
         }
         _ if settings.max_concurrency == Some(0) => wrong("--max-concurrency", "is 0", "give 1 or more"),
-        _ => Arrivals::new(settings.request_rate, settings.burstiness, settings.seed).map(drop),
+        _ => ArrivalTimes::new(settings.request_rate, settings.burstiness, settings.seed).map(drop),
     }
 }
 
 /// The name of the first model that the server lists.
-async fn first_model(client: &Client, settings: &LoadSettings) -> Result<String, LoadError> {
+async fn first_model(client: &HttpClient, settings: &LoadSettings) -> Result<String, LoadError> {
     let address = settings.url.v1_url("models");
     let list = client.get_json(&address).await;
     let list = list.map_err(|failure| LoadError::FirstRequest { address: address.clone(), failure })?;
@@ -103,26 +104,30 @@ async fn first_model(client: &Client, settings: &LoadSettings) -> Result<String,
 
 /// Sends requests and counts them.
 struct Sender {
-    client: Client,
+    client: HttpClient,
     address: String,
     bodies: RequestBodies,
-    progress: Mutex<Progress>,
+    progress: Mutex<LoadProgress>,
     on_progress: OnProgress,
 }
 
 impl Sender {
-    fn progress(&self) -> Progress {
+    fn progress(&self) -> LoadProgress {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn update(&self, change: impl FnOnce(&mut Progress)) -> Progress {
+    fn update(&self, change: impl FnOnce(&mut LoadProgress)) -> LoadProgress {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut progress);
         *progress
     }
 
     /// Sends the measured request with this number. The semaphore permit is held until the request is answered.
-    async fn send(self: Arc<Self>, number: u64, permit: Option<OwnedSemaphorePermit>) -> Result<Answer, Failure> {
+    async fn send(
+        self: Arc<Self>,
+        number: u64,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<MeasuredAnswer, RequestFailure> {
         let body = self.bodies.body(number);
         self.update(|progress| {
             progress.running += 1;
@@ -154,7 +159,7 @@ async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), Lo
     for i in 0..settings.warmup {
         let (sender, slots) = (sender.clone(), slots.clone());
         requests.spawn(async move {
-            // Waiting for a permit cannot fail, because this semaphore is never closed.
+            // Acquiring a permit cannot fail, because this semaphore is never closed.
             let _permit = slots.acquire_owned().await;
             let body = sender.bodies.body(FIRST_WARMUP + i as u64);
             sender.client.stream_answer(&sender.address, body).await
@@ -172,13 +177,13 @@ async fn send_all(
     sender: &Arc<Sender>,
     settings: &LoadSettings,
     begun: Instant,
-) -> Result<Vec<Result<Answer, Failure>>, LoadError> {
+) -> Result<Vec<Result<MeasuredAnswer, RequestFailure>>, LoadError> {
     let (most, deadline) = match settings.amount {
         RequestAmount::Requests(n) => (n as u64, begun + MAX_TIME),
         RequestAmount::Time(time) => (u64::MAX, begun + time),
     };
     let slots = at_once(settings).map(|n| Arc::new(Semaphore::new(n)));
-    let arrivals = Arrivals::new(settings.request_rate, settings.burstiness, settings.seed)?;
+    let arrivals = ArrivalTimes::new(settings.request_rate, settings.burstiness, settings.seed)?;
     let mut requests = JoinSet::new();
     for (number, offset) in (0..most).zip(arrivals) {
         sleep_until((begun + offset).min(deadline).into()).await;

@@ -5,18 +5,18 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::client::ServerUrl;
-use crate::media::Media;
+use crate::media::MediaFile;
 
 /// Which of OpenAI's APIs is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum OpenAiApi {
     /// `POST /v1/chat/completions`: the prompt is the text of one user message.
     Chat,
     /// `POST /v1/completions`: the prompt is a plain text.
     Completions,
 }
 
-impl Endpoint {
+impl OpenAiApi {
     /// The path below `/v1`.
     pub fn path(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Endpoint {
 /// How many requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RequestAmount {
-    /// This many.
+    /// This number of requests.
     Requests(usize),
     /// As many requests as can be sent in this time. Requests that are in flight at its end are awaited.
     Time(Duration),
@@ -53,8 +53,8 @@ pub struct LoadSettings {
     /// The key of `Authorization: Bearer KEY`.
     pub api_key: Option<String>,
     /// The API.
-    pub endpoint: Endpoint,
-    /// The number of requests or the time.
+    pub endpoint: OpenAiApi,
+    /// How many requests are sent: a number, or as many as a time allows.
     pub amount: RequestAmount,
     /// Mean number of requests per second; `None` sends each request as soon as [`LoadSettings::max_concurrency`]
     /// permits.
@@ -71,10 +71,10 @@ pub struct LoadSettings {
     pub shared_prefix_tokens: usize,
     /// Maximum number of tokens of an answer.
     pub output_tokens: usize,
-    /// Ask the server to generate beyond end tokens (`"ignore_eos": true`).
+    /// Whether the server is asked to generate beyond end tokens (`"ignore_eos": true`).
     pub ignore_eos: bool,
     /// Images and videos before the text of each prompt.
-    pub media: Vec<Media>,
+    pub media: Vec<MediaFile>,
     /// Additional JSON fields of each request.
     pub extra_body: Map<String, Value>,
     /// Seed of the random words and of the arrival times.
@@ -95,7 +95,7 @@ pub(crate) mod tests {
             url: "http://127.0.0.1:8000".parse().unwrap(),
             model: None,
             api_key: None,
-            endpoint: Endpoint::Chat,
+            endpoint: OpenAiApi::Chat,
             amount: RequestAmount::Requests(4),
             request_rate: None,
             burstiness: 1.0,

@@ -15,9 +15,9 @@ pub struct EventParser {
     /// The data lines of the current event, each followed by LF.
     data: Vec<u8>,
     has_data: bool,
-    /// The last byte was CR; if the next byte is LF, both are one line end.
+    /// Whether the last byte was CR. If the next byte is LF, both bytes are one line end.
     after_cr: bool,
-    /// At least one line has ended; a byte order mark is removed only from the first line.
+    /// Whether at least one line has ended. A byte order mark is removed only from the first line.
     has_begun: bool,
 }
 
@@ -60,7 +60,7 @@ impl EventParser {
         Ok(())
     }
 
-    /// Processes the current line. An empty line ends the event; then returns the event's data.
+    /// Processes the current line. If the line is empty, it ends the event, and the event's data is returned.
     fn end_line(&mut self) -> Result<Option<String>, EventTooLong> {
         let mut line = std::mem::take(&mut self.line);
         if !self.has_begun && line.starts_with(b"\xef\xbb\xbf") {

@@ -73,8 +73,8 @@ mod tests {
             let most = values.iter().copied().fold(0.0, f64::max);
             prop_assert!(least <= d.median && d.median <= d.p90 && d.p90 <= d.p99 && d.p99 <= most);
             prop_assert!(least - 1e-6 <= d.mean && d.mean <= most + 1e-6 && d.std <= most - least + 1e-6);
-            // At least floor(p · (n - 1)) + 1 values are at most the percentile: those up to the lower of the two
-            // values between which it is interpolated.
+            // The percentile is interpolated between two neighbouring values. So at least floor(p · (n - 1)) + 1
+            // values, up to the lower of the two, are less than or equal to the percentile.
             for (p, got) in [(0.5, d.median), (0.9, d.p90), (0.99, d.p99)] {
                 let below = values.iter().filter(|value| **value <= got).count() as f64;
                 prop_assert!(below >= (p * (values.len() - 1) as f64).floor() + 1.0, "{p} {below}");

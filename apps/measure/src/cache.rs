@@ -1,4 +1,4 @@
-//! The caches of this CPU: how many bytes they hold together, and how fast the cores read data that is in them.
+//! The caches of this CPU: their total capacity, and the rate at which the cores read data from them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +9,8 @@ use std::time::Instant;
 use reel_device::{Device, Team, simd_fn};
 use serde::Serialize;
 
-/// Capacity and bandwidth of the CPU's caches. A launch whose operands are in the caches is limited by this bandwidth,
-/// not by the bandwidth of memory.
+/// Capacity and bandwidth of the CPU's caches. If the operands of a launch are in the caches, this bandwidth limits
+/// the launch, not the bandwidth of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CacheCeiling {
     /// Bytes that all caches hold together.
@@ -22,11 +22,11 @@ pub struct CacheCeiling {
 /// Where Linux describes the caches of each CPU.
 const SYSFS: &str = "/sys/devices/system/cpu";
 
-/// The capacity that is assumed where Linux does not describe the caches: more than any CPU has, so that the limit of
-/// memory is not applied to data that may be in a cache.
+/// The capacity in bytes that is assumed if Linux does not describe the caches. It is more than any CPU has, so that
+/// the memory bandwidth never limits data that may be in a cache.
 const ASSUMED_CAPACITY: f64 = 1e9;
 
-/// Number of bytes that each thread reads again and again. They fit into the first-level cache of every CPU of today.
+/// Number of bytes that each thread reads repeatedly. They fit into the first-level cache of every current CPU.
 const BLOCK: usize = 16 << 10;
 
 /// Number of times that a thread reads its block in one timing. One timing then takes about a millisecond.

@@ -175,8 +175,8 @@ impl Ceilings {
         totals.cost.flops / self.flops_per_second(name, dtype) > self.seconds_to_move_bytes_of(totals)
     }
 
-    /// These ceilings, raised just enough that the least time of the launches of the kernel `name` is at most their
-    /// measured time, `totals.seconds`.
+    /// Returns these ceilings, raised as little as needed to make the least time of the launches of the kernel `name`
+    /// at most their measured time, `totals.seconds`.
     #[must_use]
     pub fn raised_to_measured_launches(mut self, name: &str, totals: &OpTotals, dtype: DType) -> Self {
         let seconds = totals.seconds;
@@ -188,8 +188,8 @@ impl Ceilings {
         self.with_bandwidth_times(self.seconds_to_move_bytes_of(totals) / seconds)
     }
 
-    /// These ceilings, raised just enough that the least time of a whole round of work is at most the round's measured
-    /// time, `measured_seconds`. `floor_seconds` is the round's least time by the present ceilings.
+    /// Returns these ceilings, raised as little as needed to make the least time of a whole round of work at most the
+    /// round's measured time, `measured_seconds`. `floor_seconds` is the round's least time by the present ceilings.
     #[must_use]
     pub fn raised_to_measured_round(self, floor_seconds: f64, measured_seconds: f64) -> Self {
         let is_exceeded = floor_seconds > measured_seconds && measured_seconds > 0.0;
@@ -197,14 +197,15 @@ impl Ceilings {
         Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
     }
 
-    /// These ceilings, each of them lowered to the ceiling of `limits` if it is higher.
+    /// Returns these ceilings, with each ceiling above that of `limits` lowered to it.
     #[must_use]
     pub fn limited_to(self, limits: &Ceilings) -> Self {
         let Self { f32, bf16, bytes, .. } = self;
         Self { f32: f32.min(limits.f32), bf16: bf16.min(limits.bf16), bytes: bytes.min(limits.bytes), ..self }
     }
 
-    /// These ceilings with the bandwidths of memory and caches multiplied by `factor`. A factor below 1 counts as 1.
+    /// Returns these ceilings with the bandwidths of memory and caches multiplied by `factor`. A factor below 1
+    /// counts as 1.
     fn with_bandwidth_times(self, factor: f64) -> Self {
         let factor = factor.max(1.0);
         let cache = self.cache.map(|cache| CacheCeiling { bytes: cache.bytes * factor, ..cache });
@@ -276,7 +277,8 @@ mod tests {
     }
 
     proptest! {
-        /// After the ceilings are raised to a launch, the launch does not exceed them, however fast it was.
+        /// After the ceilings are raised to a measured launch, this launch is within the ceilings, however fast it
+        /// was.
         #[test]
         fn no_share_exceeds_one(
             flops in 0.0..1e12,

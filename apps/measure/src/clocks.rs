@@ -47,7 +47,7 @@ pub struct ClockSummary {
     pub readings: usize,
     /// Minimum, median and maximum of each value that was reported.
     pub values: [Option<[f64; 3]>; READING_NAMES_AND_UNITS.len()],
-    /// For each reason why the clock was lower than the highest, the number of readings with this reason.
+    /// The number of readings with each throttle reason (why the clock was below its maximum).
     pub throttled: BTreeMap<&'static str, usize>,
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use reel_diagnostic::{Diagnostic, input};
 use serde_json::{Value, json};
 
-use crate::error::{MeasureError, Result, failed};
+use crate::error::{MeasureError, Result, measurement_error};
 use crate::stats::{self, TimeDifference};
 
 /// Two clock rates count as equal if their ratio differs from 1 by at most this much.
@@ -41,7 +41,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     for key in ["op", "tokens", "batch", "context", "sizes"] {
         if before[key] != after[key] {
             let what = format!("{key} is {}, but {} in {}", after[key], before[key], a.display());
-            return Err(failed(b.display().to_string(), what, HELP));
+            return Err(measurement_error(b.display().to_string(), what, HELP));
         }
     }
     let (first, mut second) = (time_samples(a, &before)?, time_samples(b, &after)?);
@@ -58,7 +58,7 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     }
     differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
     if verdicts.is_empty() {
-        return Err(failed(
+        return Err(measurement_error(
             b.display().to_string(),
             format!("has no measurement in common with {}", a.display()),
             HELP,
@@ -92,7 +92,7 @@ impl ResultComparison {
         lines.extend(self.differs.iter().map(|what| format!("measured under different conditions: {what}")));
         lines.push("each result comes from one process, and processes of one program also differ; use --with to compare programs".to_string());
         for m in self.moved.iter().take(MAX_OP_CHANGES) {
-            let [a, b] = m.seconds.map(milliseconds);
+            let [a, b] = m.seconds.map(milliseconds_text);
             let mut line = String::new();
             // Writing to a String cannot fail.
             let _ = write!(line, "  {:34} {a} -> {b} (one profiled round of each result)", m.op);
@@ -102,10 +102,10 @@ impl ResultComparison {
     }
 }
 
-/// Maximum number of ops in the text; the ops whose time changed most are listed.
+/// Maximum number of ops in the text, which lists the ops with the largest change of time.
 const MAX_OP_CHANGES: usize = 5;
 
-/// An op whose time differs between the profiled rounds of the two results.
+/// An op with different times in the profiled rounds of the two results.
 struct OpChange {
     op: String,
     seconds: [f64; 2],
@@ -122,10 +122,11 @@ impl OpChange {
     }
 }
 
-/// The ops whose time differs between the results, largest change first. An op that is missing in one result counts as
-/// 0 s in that result.
+/// The ops with different times in the two results, largest change first. An op that is missing in one result counts
+/// as 0 s in that result.
 ///
-/// The times are those of a single round. They show where to look, but not whether a change is more than chance.
+/// The times are those of a single round. They show which ops may have changed, but not whether a change is
+/// statistically significant.
 fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
     let mut all: Vec<OpChange> = Vec::new();
     for (i, result) in [a, b].into_iter().enumerate() {
@@ -156,14 +157,14 @@ fn verdict_line(d: &TimeDifference, a: &TimeSamples, b: &TimeSamples) -> String 
         d.interval[0],
         d.interval[1],
         d.p,
-        milliseconds(stats::median(&a.seconds)),
-        milliseconds(stats::median(&b.seconds)),
+        milliseconds_text(stats::median(&a.seconds)),
+        milliseconds_text(stats::median(&b.seconds)),
         a.seconds.len(),
         b.seconds.len(),
     )
 }
 
-pub(crate) fn milliseconds(seconds: f64) -> String {
+pub(crate) fn milliseconds_text(seconds: f64) -> String {
     format!("{:.3} ms", seconds * 1e3)
 }
 
@@ -174,7 +175,7 @@ fn read(path: &Path) -> Result<Value> {
 }
 
 fn not_a_result(path: &Path, what: &str) -> MeasureError {
-    failed(path.display().to_string(), what, "give a file that reel bench --json printed")
+    measurement_error(path.display().to_string(), what, "give a file that reel bench --json printed")
 }
 
 /// Reads the round times from a result: the times of each kernel if the result has kernels, otherwise the times of the

@@ -13,12 +13,12 @@ use std::process::{Command, Stdio};
 use reel_device::compile::toolkit::Toolkit;
 use serde_json::{Value, json};
 
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 
 /// The sections of metrics that are read.
 const SECTIONS: [&str; 3] = ["SpeedOfLight", "ComputeWorkloadAnalysis", "Occupancy"];
 
-/// The metrics that say how busy a part of the GPU was, in percent of its highest rate.
+/// The metrics of the utilization of each part of the GPU, in percent of its highest rate.
 const PARTS: [&str; 5] = [
     "DRAM Throughput",
     "L2 Cache Throughput",
@@ -27,8 +27,8 @@ const PARTS: [&str; 5] = [
     "Issue Slots Busy",
 ];
 
-/// If no part of the GPU is busier than this, in percent, the kernel spends its time waiting: for latencies, or because
-/// it has too few warps.
+/// Utilization in percent. If no part of the GPU exceeds this utilization, the kernel mostly waits: for latencies, or
+/// because it has too few warps.
 const BUSY: f64 = 60.0;
 
 /// The counters of the last launch of a CUDA kernel.
@@ -36,21 +36,21 @@ const BUSY: f64 = 60.0;
 pub struct KernelCounters {
     /// Name of the CUDA kernel, such as `attention_bwd_bf16_dkv_128`.
     pub symbol: String,
-    /// The metrics whose value is a number, by name.
+    /// The metrics with numeric values, by name.
     pub metrics: BTreeMap<String, f64>,
 }
 
 impl KernelCounters {
     /// The busiest part of the GPU and its share of the highest rate in percent; `None` if `ncu` reported none of the
     /// metrics in `PARTS`.
-    pub fn busiest(&self) -> Option<(&'static str, f64)> {
+    pub fn busiest_part(&self) -> Option<(&'static str, f64)> {
         let known = PARTS.iter().filter_map(|part| Some((*part, *self.metrics.get(*part)?)));
         known.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// What explains the time of the kernel, as a short text.
+    /// A short text that explains the time of the kernel by the busiest part of the GPU.
     pub fn explanation(&self) -> String {
-        let Some((part, percent)) = self.busiest() else { return "no counters".to_string() };
+        let Some((part, percent)) = self.busiest_part() else { return "no counters".to_string() };
         if percent >= BUSY {
             return format!("{part} {percent:.0} %");
         }
@@ -89,9 +89,13 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
         Ok(status) => {
             let said = text.lines().find_map(|line| line.strip_prefix("==ERROR== "));
             let what = said.map_or_else(|| format!("ncu ended with {status} and reported no counters"), str::to_string);
-            Err(failed(ncu.display().to_string(), what, "allow this user to read counters, or give --no-counters"))
+            Err(measurement_error(
+                ncu.display().to_string(),
+                what,
+                "allow this user to read counters, or give --no-counters",
+            ))
         }
-        Err(e) => Err(failed(ncu.display().to_string(), e.to_string(), "give --no-counters")),
+        Err(e) => Err(measurement_error(ncu.display().to_string(), e.to_string(), "give --no-counters")),
     }
 }
 
@@ -130,7 +134,7 @@ fn counters_from_csv(text: &str) -> Vec<KernelCounters> {
     last
 }
 
-/// Splits a line of CSV into its fields. Within a quoted field, two quotes stand for one.
+/// Splits a line of CSV into its fields. Within a quoted field, two quotes mean one quote.
 fn csv_fields(line: &str) -> Vec<String> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     let mut characters = line.chars().peekable();

@@ -1,4 +1,4 @@
-//! Data sheets of GPUs: those that are built in, and those of files that a user gives to `--gpu`. Both have one format:
+//! Data sheets of GPUs. Some are built in; others are files that a user gives to `--gpu`. Both have the same format:
 //!
 //! ```text
 //! name = "b200"              # lower-case letters, digits, - and _
@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 
 use reel_diagnostic::input;
 
-use crate::error::{Result, bad_option, failed};
+use crate::error::{Result, measurement_error, option_error};
 
 /// The figures of a GPU. Rates are dense, that is, without sparsity.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,8 @@ pub fn built_in() -> &'static [DataSheet] {
 const FIELDS: &str = "name, title, compute_capability, memory_gb, bandwidth_gb_s, bf16_tflops, f32_tflops, \
                       multiprocessors, clock_mhz, l2_mb, nvlink_gb_s and pcie";
 
-/// How far the f32 rate of a file may be from that of its multiprocessors and clock, as a share.
+/// Maximum relative difference between the f32 rate in a file and the rate computed from its multiprocessors and
+/// clock.
 const F32_TOLERANCE: f64 = 0.1;
 
 impl DataSheet {
@@ -85,12 +86,13 @@ impl DataSheet {
     /// that of a built-in GPU.
     pub fn read(path: &Path) -> Result<Self> {
         let file = path.display().to_string();
-        let text = input::read_text(path, input::MAX_CONFIG_BYTES)
-            .map_err(|e| failed(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU"))?;
+        let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| {
+            measurement_error(&file, format!("cannot be read: {e}"), "give a TOML file with the figures of a GPU")
+        })?;
         let sheet = Self::parse(&file, &text)?;
         if built_in().iter().any(|known| known.name == sheet.name) {
             let what = format!("is {:?}, the name of a built-in GPU", sheet.name);
-            return Err(failed(format!("{file}: name"), what, "give another name"));
+            return Err(measurement_error(format!("{file}: name"), what, "give another name"));
         }
         Ok(sheet)
     }
@@ -99,13 +101,13 @@ impl DataSheet {
         let table: toml::Table = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             let what = format!("line {line}: {}", e.message().replace('\n', " "));
-            failed(file, what, "write one field a line, as `memory_gb = 80`")
+            measurement_error(file, what, "write one field a line, as `memory_gb = 80`")
         })?;
         Fields { file, table }.data_sheet()
     }
 }
 
-/// The fields of a file that are not read yet.
+/// The fields of a data sheet's file that are not parsed yet.
 struct Fields<'a> {
     file: &'a str,
     table: toml::Table,
@@ -137,7 +139,7 @@ impl Fields<'_> {
     }
 
     fn wrong(&self, field: &str, what: impl Into<String>, help: &str) -> crate::MeasureError {
-        failed(format!("{}: {field}", self.file), what, help)
+        measurement_error(format!("{}: {field}", self.file), what, help)
     }
 
     fn name(&mut self) -> Result<String> {
@@ -153,7 +155,7 @@ impl Fields<'_> {
     fn text(&mut self, field: &str) -> Result<Option<String>> {
         match self.table.remove(field) {
             None => Ok(None),
-            // Control characters would garble reports.
+            // Control characters would corrupt reports.
             Some(toml::Value::String(text)) if text.len() <= 200 && !text.contains(char::is_control) => Ok(Some(text)),
             Some(_) => Err(self.wrong(field, "is not a string of one line", "write it between quotation marks")),
         }
@@ -182,7 +184,7 @@ impl Fields<'_> {
     fn compute_capability(&mut self) -> Result<u32> {
         let field = "compute_capability";
         let given = self.required(field, [8.0, 99.0])?;
-        // NVIDIA's own names, such as sm_90, leave the point out.
+        // A value above 20 has no decimal point, as in NVIDIA's names of architectures such as sm_90.
         if given > 20.0 {
             return Err(self.wrong(field, format!("is {given}"), "give one digit after the point: 9.0 for sm_90"));
         }
@@ -193,8 +195,8 @@ impl Fields<'_> {
         }
     }
 
-    /// The f32 rate that is given, or else computed. The two are compared, because rates with sparsity or with tensor
-    /// cores are easily mistaken for it.
+    /// Returns the given f32 rate, or else the computed rate. If both exist, they must agree: a rate with sparsity or
+    /// with tensor cores is easily given by mistake.
     fn f32_rate(&self, given: Option<f64>, computed: Option<f64>) -> Result<f64> {
         let field = "f32_tflops";
         match (given, computed) {
@@ -225,7 +227,7 @@ fn f32_rate(compute_capability: u32, multiprocessors: Option<f64>, clock: Option
 pub fn by_name(name: &str) -> Result<&'static DataSheet> {
     built_in().iter().find(|sheet| sheet.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
         let names: Vec<&str> = built_in().iter().map(|sheet| sheet.name.as_str()).collect();
-        bad_option(
+        option_error(
             "--gpu",
             format!("there is no data sheet for a GPU named {name:?}"),
             format!("give one of {}, or a file NAME.toml with its figures", names.join(", ")),

@@ -1,4 +1,4 @@
-//! The crate's error.
+//! The error type of this crate.
 
 use reel_device::DeviceError;
 use reel_device::cuda::CudaError;
@@ -13,7 +13,7 @@ use reel_train::TrainError;
 /// A measurement failed, or two results could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
-    /// An option asks for something that cannot be measured.
+    /// An option has a wrong value, or names something that cannot be measured.
     #[error(transparent)]
     Option(Diagnostic),
     /// The measured work failed, or a result file is malformed.
@@ -65,11 +65,15 @@ impl From<InputError> for MeasureError {
 pub type Result<T> = std::result::Result<T, MeasureError>;
 
 /// Returns the error of an option. It prints as `location: what; help`; `location` is the option or its value.
-pub(crate) fn bad_option(location: &str, what: impl Into<String>, help: impl Into<String>) -> MeasureError {
+pub(crate) fn option_error(location: &str, what: impl Into<String>, help: impl Into<String>) -> MeasureError {
     MeasureError::Option(Diagnostic::new(location, what, help))
 }
 
 /// Returns the error of measured work or of a file. It prints as `location: what; help`.
-pub(crate) fn failed(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> MeasureError {
+pub(crate) fn measurement_error(
+    location: impl Into<String>,
+    what: impl Into<String>,
+    help: impl Into<String>,
+) -> MeasureError {
     MeasureError::Failed(Diagnostic::new(location, what, help))
 }

@@ -1,14 +1,15 @@
 //! `--folded OUT`: the launches of a trace as folded stacks, which flamegraph.pl, inferno and speedscope read.
 //!
-//! One line per stack: the host's spans around the launch, outermost first, then part, layer and op where no span has
-//! that name, then the kernel; after a space the time of all launches with this stack, in whole microseconds. Time in
-//! which no launch ran is in no line.
+//! Each line is a stack: the host's spans around the launch, outermost first; then part, layer and op, unless a span
+//! already has this name; then the kernel. After a space follows the time of all launches with this stack, in whole
+//! microseconds. Time without a launch is not in the output.
 //!
 //! ```text
 //! profiled round;decoder 3;skinny_linear;matmul_fwd 46
 //! ```
 //!
-//! The input is the list of trace events (`trace.rs`), so spans that the trace gets later appear here by themselves.
+//! The input is the list of trace events (`trace.rs`), so new kinds of spans in the trace appear here without further
+//! code.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -88,7 +89,8 @@ impl<'a, 'b> Track<'a, 'b> {
         Self { slices, parents }
     }
 
-    /// The slices that contain the moment `at`, outermost first: the last one that has begun, or those around it.
+    /// The slices that contain the moment `at`, outermost first. Only the last slice that has begun and its ancestors
+    /// can contain this moment.
     fn around(&self, at: f64) -> Vec<&'b Slice<'a>> {
         let begun = self.slices.partition_point(|slice| slice.start <= at);
         let path = std::iter::successors(begun.checked_sub(1), |&index| self.parents[index]);
@@ -99,7 +101,7 @@ impl<'a, 'b> Track<'a, 'b> {
     }
 }
 
-/// The frames of a launch, joined by semicolons.
+/// The stack frames of a launch, joined by semicolons.
 fn stack(host: &[&Slice], launch: &Slice) -> String {
     let mut frames: Vec<&str> = host.iter().map(|slice| slice.name).collect();
     // The innermost slice is the host's call, which has the op's name.
@@ -149,13 +151,13 @@ mod tests {
         events.extend(flow(0, (0, 10.0), (1, 11.0)));
         events.extend(flow(1, (0, 20.0), (1, 50.0)));
         events.extend(flow(2, (0, 120.0), (1, 130.0)));
-        // This launch takes less than half a microsecond, and its call is not in the trace.
+        // Adds a launch of less than half a microsecond. The trace has no slice for its call.
         events.extend(flow(3, (7, 139.0), (1, 140.0)));
         let want = "adamw 7\nstep, 1;forward;decoder 0;linear;matmul_fwd 51\n";
         assert_eq!(folded_stacks(&events), want);
     }
 
-    /// Spans of part, layer and op in the trace take the places of the launch's own words.
+    /// If a span of the trace already names the part, layer or op of a launch, the stack does not repeat this name.
     #[test]
     fn deeper_spans_are_not_repeated() {
         let args = json!({"part": "backward", "layer": "decoder 3", "op": "linear backward"});
@@ -173,7 +175,8 @@ mod tests {
         assert_eq!(folded_stacks(&events), want);
     }
 
-    /// Calls that begin together with the span around them, or that follow a closed span, are found.
+    /// A call that begins at the same time as the span around it, or after another span has ended, gets the correct
+    /// stack.
     #[test]
     fn spans_around_a_moment_are_the_enclosing_ones() {
         let events = [

@@ -2,15 +2,15 @@
 
 use reel_report::chart::{Chart, LineSeries, XAxis, YRange};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::job::ScalingPoint;
 
 /// Returns the page with charts and a table of weak scaling, `points`. `title` names the job; `notes` are the
 /// paragraphs above the charts. Both are plain text.
 pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> String {
-    let mut page = Page::new(title);
+    let mut page = HtmlPage::new(title);
     for note in notes {
         page.add(&format!("<p>{}</p>\n", escape_html(note)));
     }
@@ -19,7 +19,7 @@ pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> Strin
         let series = vec![LineSeries::new(name, line)];
         page.add_chart(&Chart::Lines { name: name.into(), x: XAxis::Gpus, unit, series, range: YRange::Robust });
     };
-    chart("step time", "s", &|point| point.time.total());
+    chart("step time", "s", &|point| point.time.total_seconds());
     chart("weak scaling efficiency", "", &|point| point.efficiency);
     chart("exposed exchange", "s", &|point| point.time.exposed_seconds());
     chart("peak memory of a GPU", "B", &|point| point.peak_bytes as f64);
@@ -28,8 +28,8 @@ pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> Strin
     page.into_html()
 }
 
-fn table(points: &[ScalingPoint]) -> Table {
-    let mut table = Table::new(&[
+fn table(points: &[ScalingPoint]) -> HtmlTable {
+    let mut table = HtmlTable::new(&[
         "GPUs",
         "nodes",
         "step, s",
@@ -45,8 +45,8 @@ fn table(points: &[ScalingPoint]) -> Table {
         let seconds = |seconds: f64| format!("{seconds:.4}");
         table.add_row(vec![
             shape.ranks.to_string(),
-            shape.nodes().to_string(),
-            seconds(time.total()),
+            shape.node_count().to_string(),
+            seconds(time.total_seconds()),
             seconds(time.compute),
             seconds(time.optimizer),
             seconds(time.exposed_seconds()),

@@ -15,20 +15,20 @@ use serde_json::Value;
 
 use crate::cache::CacheCeiling;
 use crate::ceilings::Ceilings;
-use crate::error::{MeasureError, Result, failed};
+use crate::error::{MeasureError, Result, measurement_error};
 
 /// The measured time of a kernel in a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KernelTime {
     pub kernel: String,
-    /// Size of the launch as text; empty if the times are those of launches of several sizes.
+    /// Size of the launch as text; empty if the time is a sum over launches of several sizes.
     pub size: String,
     pub launches: u64,
     /// Seconds of all launches together.
     pub seconds: f64,
     /// Operations and bytes of all launches together; `None` where the file has only times.
     pub cost: Option<(f64, f64)>,
-    /// Least possible seconds of all launches together, on the machine that ran them.
+    /// Least possible seconds of all launches together, on the machine that ran the launches.
     pub floor: Option<f64>,
 }
 
@@ -45,14 +45,14 @@ pub(crate) struct KernelTimes {
 }
 
 impl KernelTimes {
-    /// Reads a file.
+    /// Reads the kernel times from a file.
     ///
     /// # Errors
     /// The file cannot be read, or is not one of the results in the table at the top of this file.
     pub(crate) fn read(path: &Path) -> Result<KernelTimes> {
         let wrong = |what: &str| {
             let help = "give a file that `reel kernels bench --json`, `reel bench … --json` or --trace wrote";
-            failed(path.display().to_string(), what, help)
+            measurement_error(path.display().to_string(), what, help)
         };
         let text = input::read_text(path, input::MAX_ROWS_BYTES)
             .map_err(|e| MeasureError::Failed(Diagnostic::cannot_read(path, &e)))?;
@@ -97,8 +97,8 @@ fn ceilings(value: &Value) -> Option<Ceilings> {
     found.or_else(|| read(&value["roofline"], in_giga, 1e9))
 }
 
-/// Reads the kernels from a list of entries whose key `name` holds the kernel's name; `None` if an entry lacks its name
-/// or time.
+/// Reads the kernels from a list of entries. The key `name` of an entry holds the kernel's name. `None` if an entry
+/// has no name or no time.
 fn listed(entries: &[Value], name: &str) -> Option<Vec<KernelTime>> {
     let one = |entry: &Value| {
         let number = |key: &str| entry[key].as_f64().filter(|n| *n >= 0.0);

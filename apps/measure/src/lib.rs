@@ -1,13 +1,14 @@
 //! Measures speed: times rounds of some work, shows what limits their speed on this machine, and tests whether two
 //! results differ.
 //!
-//! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by part
-//! ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the rates of GPUs by their
-//! data sheets ([`data_sheet`]), [`pricing`] predicts times by what was measured on a GPU, or by the model of
-//! [`kernel_model`]. [`timing`] times single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests
-//! whether two results differ by more than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`]
-//! write results as HTML. [`trace`] records where the time of any command went, also as folded stacks for flame graphs.
-//! [`job`] predicts training jobs of several GPUs, whose links are in [`links`]; [`job_page`] is their page.
+//! [`rounds`] times work of a model and then profiles one more round, and splits the time of this round by op
+//! ([`ops`]) and by part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the
+//! rates of GPUs by their data sheets ([`data_sheet`]), [`pricing`] predicts times from measurements on a GPU, or by
+//! the model of [`kernel_model`]. [`timing`] times single kernels, [`counters`] reads the GPU's counters for them.
+//! [`compare`] tests whether two results differ by more than chance, [`turns`] whether two programs do. [`page`] and
+//! [`roofline_page`] write results as HTML. [`trace`] records where the time of any command went, also as folded
+//! stacks for flame graphs. [`job`] predicts training jobs of several GPUs, whose links are in [`links`];
+//! [`job_page`] is their page.
 
 pub mod cache;
 pub mod catalogue;

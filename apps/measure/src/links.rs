@@ -2,14 +2,14 @@
 //!
 //! A rate is for one GPU in one direction, because the ranks of a job send and receive at the same time.
 
-use crate::error::{Result, bad_option};
+use crate::error::{Result, option_error};
 use crate::machine::MachineSpec;
 
-/// The share of a link's rate that large exchanges reach. Assumed for all links, because no exchange of this program
-/// has been measured on any of them. NCCL reaches 360 to 370 of the 450 GB/s of NVLink 4 (its authors: "protocol
-/// overhead (~20%)", <https://github.com/NVIDIA/nccl-tests/issues/212>, "exactly what we'd expect",
-/// <https://github.com/NVIDIA/nccl-tests/issues/326>), and 85 of 100 GB/s between machines with four cards of
-/// InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
+/// The share of a link's rate that large exchanges reach. The same share is assumed for all links, because this
+/// program's exchanges have not been measured on any of these links. NCCL reaches 360 to 370 of the 450 GB/s of
+/// NVLink 4 (its authors: "protocol overhead (~20%)", <https://github.com/NVIDIA/nccl-tests/issues/212>, "exactly
+/// what we'd expect", <https://github.com/NVIDIA/nccl-tests/issues/326>), and 85 of 100 GB/s between machines with
+/// four cards of InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
 pub const ATTAINABLE_BANDWIDTH_SHARE: f64 = 0.8;
 
 /// Number of GPUs in a machine if a job does not determine it: the number in DGX and HGX machines.
@@ -39,7 +39,7 @@ pub struct Link {
 
 impl Link {
     /// Seconds of an exchange in which a GPU sends and receives at most `bytes` each over this link.
-    pub fn seconds(&self, bytes: u64) -> f64 {
+    pub fn transfer_seconds(&self, bytes: u64) -> f64 {
         bytes as f64 / (ATTAINABLE_BANDWIDTH_SHARE * self.bytes_per_second)
     }
 }
@@ -81,14 +81,14 @@ pub const LINK_NAMES: &str = "nvlink, pcie4, pcie5, ib400, ib200 or eth100";
 
 /// The links of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Links {
+pub struct JobLinks {
     /// The link between the GPUs of a machine.
     pub within_node: Link,
     /// The link between machines.
     pub between_nodes: Link,
 }
 
-impl Links {
+impl JobLinks {
     /// Returns the links of a job on the GPUs of `machine`. `names` replaces the default links: within a machine
     /// NVLink, or PCIe for GPUs without it; between machines InfiniBand 400 Gb/s.
     ///
@@ -102,7 +102,7 @@ impl Links {
             let link = match name.as_str() {
                 "nvlink" => nvlink.ok_or_else(|| {
                     let what = format!("is nvlink, which {} does not have", machine.name);
-                    bad_option("--link", what, "give pcie4 or pcie5")
+                    option_error("--link", what, "give pcie4 or pcie5")
                 })?,
                 "pcie4" => PCIE_4,
                 "pcie5" => PCIE_5,
@@ -111,7 +111,7 @@ impl Links {
                 "eth100" => ETHERNET_100,
                 _ => {
                     let what = format!("there is no link named {name:?}");
-                    return Err(bad_option("--link", what, format!("give {LINK_NAMES}")));
+                    return Err(option_error("--link", what, format!("give {LINK_NAMES}")));
                 }
             };
             let place = match link.reach {
@@ -120,7 +120,7 @@ impl Links {
             };
             if let Some(first) = place.replace(link).map(|first: Link| first.name) {
                 let what = format!("has {first} and {name}, which connect the same GPUs");
-                return Err(bad_option("--link", what, "give one link within machines and one between them"));
+                return Err(option_error("--link", what, "give one link within machines and one between them"));
             }
         }
         let usual = nvlink.unwrap_or(if machine.pcie == PCIE_5.name { PCIE_5 } else { PCIE_4 });
@@ -136,10 +136,10 @@ mod tests {
     fn links_are_chosen_by_gpu_and_by_name() {
         let links = |gpu: &str, names: &str| {
             let names: Vec<String> = names.split(',').filter(|name| !name.is_empty()).map(String::from).collect();
-            Links::new(&MachineSpec::gpu_by_name(gpu).unwrap(), &names)
+            JobLinks::new(&MachineSpec::gpu_by_name(gpu).unwrap(), &names)
         };
         let titles = |gpu: &str, names: &str| {
-            let Links { within_node, between_nodes } = links(gpu, names).unwrap();
+            let JobLinks { within_node, between_nodes } = links(gpu, names).unwrap();
             (within_node.title, between_nodes.name)
         };
         assert_eq!(titles("h200", ""), ("NVLink 4", "ib400"));
@@ -159,8 +159,8 @@ mod tests {
 
     #[test]
     fn a_link_reaches_a_share_of_its_rate() {
-        // 36 GB at 80 % of 450 GB/s.
-        assert!((nvlink(450e9).seconds(36_000_000_000) - 0.1).abs() < 1e-12);
-        assert_eq!(IB_400.seconds(0), 0.0);
+        // The exchange of 36 GB at 80 % of 450 GB/s takes 0.1 s.
+        assert!((nvlink(450e9).transfer_seconds(36_000_000_000) - 0.1).abs() < 1e-12);
+        assert_eq!(IB_400.transfer_seconds(0), 0.0);
     }
 }

@@ -7,7 +7,7 @@ use reel_kernels::elementwise::{self, FillParams};
 use reel_runtime::{Cx, Grads, Tensor, ops};
 
 use crate::ceilings::pseudorandom_number;
-use crate::error::{MeasureError, Result, failed};
+use crate::error::{MeasureError, Result, measurement_error};
 use crate::machine::MachineSpec;
 use crate::timing::TimedKernel;
 
@@ -29,7 +29,7 @@ pub struct LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// The sizes given with `--size`; sizes that are not given are those of a long sequence and the 7B model.
+    /// The sizes given with `--size`. The defaults are the sizes of a long sequence and of the 7B model.
     ///
     /// # Errors
     /// `--size` names a size that the output layer does not have.
@@ -56,7 +56,7 @@ impl LmHeadShape {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
-                Err(failed("linear_log_prob", what, "give smaller sizes, or end other programs"))
+                Err(measurement_error("linear_log_prob", what, "give smaller sizes, or end other programs"))
             }
         }
     }
@@ -101,7 +101,7 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
         let Some(log_probs) = log_probs else { continue };
         let sum = ops::weighted_sum(&cx, &log_probs, &ones)?;
         if !sum.to_f32()?.iter().all(|x| x.is_finite()) {
-            return Err(failed("linear_log_prob", "its result is not finite", "run reel kernels check"));
+            return Err(measurement_error("linear_log_prob", "its result is not finite", "run reel kernels check"));
         }
         grads.clear();
         overwrite(run as f32)?;

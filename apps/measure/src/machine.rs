@@ -7,7 +7,7 @@ use reel_device::{Cost, DType, Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::data_sheet::{self, DataSheet};
-use crate::error::{Result, bad_option};
+use crate::error::{Result, option_error};
 
 /// A GPU or CPU with its arithmetic rates, memory bandwidth and memory size.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct MachineSpec {
 /// The data sheet of a GPU by its full name, such as `NVIDIA H200`. `None` for slower variants of a GPU, such as
 /// `NVIDIA H100 PCIe`.
 fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
-    // The model's name begins the rest: a GB200 is no B200.
+    // The rest of the name must begin with the model's name, so that a GB200 is not taken for a B200.
     let plain = full_name.to_lowercase().replace("nvidia", "").replace("geforce", "").replace(' ', "");
     let is_variant = ["pcie", "nvl", "laptop", "4090d"].iter().any(|part| plain.contains(part));
     data_sheet::built_in().iter().find(|sheet| plain.starts_with(&sheet.name) && !is_variant)
@@ -42,14 +42,15 @@ pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
     data_sheet(full_name).map(|sheet| sheet.name.as_str())
 }
 
-/// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity): what
-/// MFU is measured against. `None` for a CPU and for a GPU that is not in the table.
+/// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity). MFU
+/// is relative to this rate. `None` for a CPU and for a GPU that is not in the table.
 pub fn peak_flops_per_second(device: &Device, dtype: DType) -> Option<f64> {
     let Ceilings { f32, bf16, .. } = PublishedLimits::of_device(device)?.rates;
     Some(if dtype == DType::BF16 { bf16 } else { f32 })
 }
 
-/// The limits of a GPU by its data sheet. A launch that seems faster has wrongly counted operations or bytes.
+/// The limits of a GPU by its data sheet. If a launch seems faster than these limits, its operations or bytes are
+/// counted wrong.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishedLimits {
     /// The rates of the data sheet.
@@ -73,7 +74,7 @@ impl PublishedLimits {
 
     /// Whether the launches of the kernel `name` took less time than the data sheet allows for their operations and for
     /// the bytes that L2 cannot have held. If so, the operations or the bytes are counted wrong.
-    pub fn exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
+    pub fn is_exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
         let Cost { flops, bytes } = totals.cost;
         let beyond_l2 = (bytes - self.l2_bytes * totals.launches as f64).max(0.0);
         let cost = Cost { flops, bytes: beyond_l2 };
@@ -94,7 +95,7 @@ impl MachineSpec {
     ///
     /// # Errors
     /// There is no built-in GPU of that name; the file cannot be read or has wrong figures.
-    pub fn gpu(name_or_file: &str) -> Result<Self> {
+    pub fn gpu_by_name_or_file(name_or_file: &str) -> Result<Self> {
         match DataSheet::is_file(name_or_file) {
             true => Ok(Self::of_data_sheet(&DataSheet::read(Path::new(name_or_file))?, "file")),
             false => Self::gpu_by_name(name_or_file),
@@ -109,7 +110,7 @@ impl MachineSpec {
         Ok(Self::of_data_sheet(data_sheet::by_name(name)?, "data sheet"))
     }
 
-    /// `origin` is the word for where the figures come from.
+    /// Makes the machine of a data sheet. `origin` is a word that tells where the figures come from.
     fn of_data_sheet(s: &DataSheet, origin: &str) -> Self {
         let source = format!(
             "assumes {:.0} % of the arithmetic rate and {:.0} % of the bandwidth that the {origin} states ({} TFLOP/s in bf16, {:.3} TFLOP/s in f32, {} TB/s for {})",
@@ -146,7 +147,7 @@ impl MachineSpec {
         let full_name = &gpu.properties().name;
         let Some(sheet) = data_sheet(full_name) else {
             let help = "give --gpu with the name of a similar GPU, or with a file of its figures";
-            return Err(bad_option("--device", format!("there is no data sheet for {full_name}"), help));
+            return Err(option_error("--device", format!("there is no data sheet for {full_name}"), help));
         };
         Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::of_data_sheet(sheet, "data sheet") })
     }
@@ -192,14 +193,15 @@ mod tests {
         let h200 = PublishedLimits::of_gpu("NVIDIA H200").unwrap();
         let took = |launches: u64, cost: Cost, seconds: f64| {
             let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
-            h200.exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
+            h200.is_exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
         };
         let bytes = |bytes: f64| Cost { flops: 0.0, bytes };
-        // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27, which
-        // means an impossible 5 186 GB/s. The second one counts only the keys that existed.
+        // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27. It
+        // would mean a bandwidth of 5 186 GB/s, which is impossible. The second byte count includes only the keys
+        // that existed.
         assert!(took(448, bytes(448.0 * 1074.66e6), 0.092_827));
         assert!(!took(448, bytes(448.0 * 537.8e6), 0.092_827));
-        // Up to 50 MB of each launch may have been in L2, so these launches are not too fast.
+        // Up to 50 MB of each launch may have been in L2, so the data sheet allows these launches.
         assert!(!took(10, bytes(10.0 * 45e6), 10.0 * 5e-6) && took(1, bytes(450e6), 50e-6));
         assert!(took(1, Cost { flops: 1e12, bytes: 0.0 }, 1e-3) && !took(1, Cost { flops: 9e11, bytes: 0.0 }, 1e-3));
     }

@@ -4,22 +4,22 @@ use reel_device::{DType, Device, OpTotals};
 use reel_kernels::catalogue::{SizeError, Sizes, example_products, variants_of};
 
 use crate::ceilings::Ceilings;
-use crate::error::{MeasureError, Result, bad_option};
+use crate::error::{MeasureError, Result, option_error};
 use crate::machine::PublishedLimits;
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
-/// Something that can be timed.
+/// An op, kernel or matrix product that can be timed.
 pub struct OpTimer<'a> {
     /// Name of the kernel, product or op, with its dtype where the name has none.
     pub name: String,
-    /// Times it and returns one [`TimedKernel`] per kernel, or one per direction (forward, backward).
+    /// Times the op and returns one [`TimedKernel`] per kernel, or one per direction (forward, backward).
     pub time: Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>,
 }
 
 /// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
 pub fn unknown_size_error(e: SizeError) -> MeasureError {
-    bad_option(&format!("--size {}", e.key), e.what, e.help)
+    option_error(&format!("--size {}", e.key), e.what, e.help)
 }
 
 /// Returns a timer for each thing that `name` selects (the output layer, matrix products, or kernels of the
@@ -76,13 +76,17 @@ pub fn op_timers<'a>(
             return Err(e);
         }
         let help = "give `matmul`, or a name from `reel kernels list` in the dtype that you want";
-        return Err(bad_option(name, "is not the name of a kernel, a matrix product or an op that can be timed", help));
+        return Err(option_error(
+            name,
+            "is not the name of a kernel, a matrix product or an op that can be timed",
+            help,
+        ));
     }
     Ok(timers)
 }
 
-/// The error for a name that has its dtype in it, such as `rms_norm_fwd_f32`, with another `dtype`; `None` if `name` is
-/// no kernel and no matrix product.
+/// The error for a kernel name that contains a dtype, such as `rms_norm_fwd_f32`, together with a different `dtype`.
+/// `None` if `name` is neither a kernel nor a matrix product.
 fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureError> {
     let is_name = |name: &str| {
         catalogue::find_example_calls(name).is_ok()
@@ -94,7 +98,7 @@ fn other_dtype_error(name: &str, dtype: DType, sizes: &Sizes) -> Option<MeasureE
         true => format!("leave out --dtype, or give {twin}"),
         false => "leave out --dtype".to_string(),
     };
-    Some(bad_option(name, format!("is a kernel of {of}, not of {dtype}"), help))
+    Some(option_error(name, format!("is a kernel of {of}, not of {dtype}"), help))
 }
 
 /// The least possible seconds of a timed call on a machine with these ceilings. The caches were overwritten before, so
@@ -106,12 +110,13 @@ pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
 /// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never
 /// more. `None` if it was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
 pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> Option<f64> {
-    // The share exceeds 1 only if the data sheet kept `raised_ceilings` from raising the ceilings to the measured time.
+    // The share exceeds 1 only if `raised_ceilings` could not raise the ceilings to the measured time because the
+    // data sheet limits them.
     let share = roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds();
     (share <= 1.0 + 1e-9).then(|| share.min(1.0))
 }
 
-/// The ceilings, raised as far as the timed call shows that they were measured too low, but not above `limits`.
+/// Returns the ceilings, raised until they allow the measured time of the call, but not above `limits`.
 pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings, limits: Option<&PublishedLimits>) -> Ceilings {
     let from_memory = Ceilings { cache: None, ..ceilings };
     let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());

@@ -49,7 +49,7 @@ pub fn op_times(
         flops: t.cost.flops,
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
-        is_miscounted: limits.is_some_and(|limits| limits.exceeded_by(op, t, dtype)),
+        is_miscounted: limits.is_some_and(|limits| limits.is_exceeded_by(op, t, dtype)),
         is_bound_by_arithmetic: ceilings.is_bound_by_arithmetic(op, t, dtype),
     };
     let mut rows: Vec<OpTime> = totals.iter().map(row).collect();
@@ -74,7 +74,7 @@ impl OpTime {
         (!self.is_miscounted).then(|| (self.floor / self.seconds).min(1.0))
     }
 
-    /// This row as `reel bench --json` prints it.
+    /// The time of this op as `reel bench --json` prints it.
     pub fn json(&self) -> Value {
         json!({
             "op": self.op, "launches": self.launches, "seconds": self.seconds, "share_of_step": self.share,
@@ -90,10 +90,10 @@ pub fn share_text(share: Option<f64>) -> String {
     share.map_or_else(|| "wrong count".to_string(), |share| format!("{:.1} %", 100.0 * share))
 }
 
-/// Ops with a smaller share of the time are summed in one line of a table, unless all are asked for.
+/// A table sums ops with a smaller share of the time in one line, unless it shows all ops.
 pub const MIN_SHOWN_SHARE: f64 = 0.005;
 
-/// The line of a table that stands for `count` ops, which take `seconds` together. Empty if there are none.
+/// The line of a table that sums up `count` small ops, which take `seconds` together. Empty if `count` is 0.
 pub fn hidden_ops_line(count: usize, seconds: f64) -> String {
     match count {
         0 => String::new(),

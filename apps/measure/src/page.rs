@@ -3,8 +3,8 @@
 use reel_device::{MEMORY_CATEGORIES, MemorySample};
 use reel_report::chart::{AreaSeries, Chart};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 use serde_json::Value;
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
@@ -16,7 +16,7 @@ use crate::rounds::{MeasuredRounds, result_headline};
 /// The page of a measurement; `result` is its JSON.
 pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
     let word = |key: &str| escape_html(result.pointer(key).and_then(Value::as_str).unwrap_or_default());
-    let mut page = Page::new(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
+    let mut page = HtmlPage::new(&format!("reel bench {}", result["op"].as_str().unwrap_or_default()));
     page.add(&format!(
         "<p>{}</p><p>{} on {} ({}), {}; {} tokens, batch {}, context {}; peak memory {:.3} GB.</p>\n",
         escape_html(&result_headline(result)),
@@ -39,12 +39,12 @@ pub fn bench_page(measured: &MeasuredRounds, result: &Value) -> String {
 }
 
 /// Adds the table of parts, one row per part, if there are any.
-fn add_parts(page: &mut Page, rows: &[PartTime], round: f64) {
+fn add_parts(page: &mut HtmlPage, rows: &[PartTime], round: f64) {
     if rows.is_empty() {
         return;
     }
     let columns = ["part", "ms", "%", "in launches, ms", "launches", "GFLOP", "least possible, ms"];
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     for p in rows {
         table.add_row(vec![
             escape_html(p.name),
@@ -62,7 +62,7 @@ fn add_parts(page: &mut Page, rows: &[PartTime], round: f64) {
 
 /// Adds a roofline chart of the ops and a table of them, sorted by their lost time. The row of an op has a bar for its
 /// time; the mark in the bar is the op's least possible time.
-fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
+fn add_ops(page: &mut HtmlPage, measured: &MeasuredRounds) {
     let (seconds, ceilings) = (measured.profiled, &measured.ceilings);
     let lost = |row: &OpTime| (row.seconds - row.floor).max(0.0);
     let mut rows: Vec<&OpTime> = measured.ops.iter().collect();
@@ -89,7 +89,7 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
         "least possible, ms",
         "of roofline",
     ];
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     let longest = rows.iter().map(|r| r.seconds).fold(f64::MIN_POSITIVE, f64::max);
     for row in &rows {
         let width = |seconds: f64| 100.0 * (seconds / longest).clamp(0.0, 1.0);
@@ -121,8 +121,8 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
     page.add_table(&table);
 }
 
-fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
-    let mut table = Table::new(&["figure", "unit", "minimum", "median", "maximum"]).with_text_columns(2);
+fn add_clocks(page: &mut HtmlPage, clocks: &ClockSummary) {
+    let mut table = HtmlTable::new(&["figure", "unit", "minimum", "median", "maximum"]).with_text_columns(2);
     for ((name, unit), figure) in READING_NAMES_AND_UNITS.iter().zip(&clocks.values) {
         if let Some(figures) = figure {
             let names = [name.to_string(), unit.to_string()];
@@ -141,7 +141,7 @@ fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
 const COLUMNS: usize = 448;
 
 /// Adds a stacked area chart of device memory by category over the profiled round, if the round used device memory.
-fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
+fn add_memory(page: &mut HtmlPage, measured: &MeasuredRounds) {
     let ((begun, span), samples) = (measured.launches, &measured.memory);
     let span = span.as_secs_f64().max(f64::MIN_POSITIVE);
     let mut columns = vec![None::<[usize; MEMORY_CATEGORIES.len()]>; COLUMNS];

@@ -68,7 +68,7 @@ impl PartTime {
     }
 }
 
-/// The parts as a table of text; `round_seconds` is the length of the profiled round. Empty if there are no parts.
+/// The parts as a table of text; `round_seconds` is the length of the profiled round. Empty if `parts` is empty.
 pub fn part_table(parts: &[PartTime], round_seconds: f64) -> String {
     if parts.is_empty() {
         return String::new();

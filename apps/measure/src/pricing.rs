@@ -7,35 +7,37 @@
 //! latency = measured seconds of the kernel's smallest recorded launch - its floor / best share
 //! share   = floor of the recorded launch / (its measured seconds - latency)
 //! record  = latency + floor of the planned launch / share
-//! seconds = record,  if the kernel's code is that of the record
-//!           model,   if the code has changed since or has no record, and was counted for the model; but the record
-//!                    of the changed code if that is longer and the floor is the time of the arithmetic: there
-//!                    barriers and dependences count, which the model does not know
-//!           record,  if the code has changed, but was not counted: the time of similar code says more than a model
-//!                    that does not know the code
-//!           model,   if there is neither a record nor a count; without a plan: floor
+//! seconds = record   if the kernel's code is that of the record
+//!           model    if the code has changed or has no record, and its instructions were counted; but the record of
+//!                    the changed code if this is longer and arithmetic is the bound of the floor, because the model
+//!                    does not know barriers and dependences
+//!           record   if the code has changed and its instructions were not counted, because a model without these
+//!                    counts says less than the time of similar code
+//!           model    if there is neither a record nor a count
+//!           floor    if the launches do not have a plan either
 //! ```
 //!
-//! If a kernel's code has changed since the record, the record of a prototype of the new code is used in its place, if
-//! the prototype's launch has about as many operations per byte. It counts as a record of the present code.
+//! If a kernel's code has changed since the record, the record of a prototype of the new code is used instead,
+//! provided that the prototype's launch has about as many operations per byte. This record counts as a record of the
+//! present code.
 //!
-//! Products of bf16 matrices run on this project's own kernels where a GPU has them, but the records have the times of
-//! cuBLASLt. The recorded time is divided by the speed of the own kernels' prototypes relative to cuBLAS.
+//! Products of bf16 matrices run on this project's own kernels if a GPU supports them, but the records have the times
+//! of cuBLASLt. So the recorded time is divided by the speed of the prototypes of these kernels relative to cuBLAS.
 //!
 //! If a kernel was recorded at several sizes, the nearest size is used, by the ratios of operations and bytes of one
-//! launch. The latency is the part of a launch's time that does not shrink with its size: attention of a decode step
-//! takes 27 us with 2 MB of keys, 55 us with 84 MB and 206 us with 539 MB, which is a latency of 27 us and the rate of
-//! the last launch. The latency is 0 for a kernel with one recorded size, and at most [`MAX_LATENCY`]. The best share
-//! is the largest `floor / seconds` of the kernel's records.
+//! launch. The latency is the part of a launch's time that does not shrink with its size. Example: attention of a
+//! decode step takes 27 us with 2 MB of keys, 55 us with 84 MB and 206 us with 539 MB, so its latency is 27 us, and
+//! its share of the ceilings is that of the last launch. The latency is 0 for a kernel with one recorded size, and at
+//! most [`MAX_LATENCY`]. The best share is the largest `floor / seconds` of the kernel's records.
 //!
-//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. The tables prefer a launch
-//! that was measured within a model to the same launch measured alone, because clocks and caches are then those of real
-//! work.
+//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. If a launch was measured
+//! both within a model and alone, the tables use the time within the model, because clocks and caches are then those
+//! of real work.
 //!
 //! Until 2026-11-27 no decode step had been measured, and the model predicted half of its time, for two reasons. The
 //! model does not know the latency of blocks that wait for each other (clusters) or that have too few bytes in flight
-//! (12 % occupancy): the measured kernels reached 34 to 51 % of the memory bandwidth. And it gave matrix products of
-//! few rows the bandwidth of copies, of which the measured products reached 26 to 59 %.
+//! (12 % occupancy): the measured kernels reached 34 to 51 % of the memory bandwidth. The model also assumed the
+//! bandwidth of copies for matrix products of few rows, but the measured products reached only 26 to 59 % of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -56,13 +58,13 @@ const RECORDS: [(&str, &str, &str); 1] =
 /// Two launches count as different in size if their operations or their bytes differ by more than this factor.
 const SAME_SIZE: f64 = 4.0;
 
-/// A prototype's launch does not stand for a launch whose operations per byte differ by more than this factor. A decode
-/// step and a prefill differ so, and products of 16 and of 64 rows, which wait for caches more.
+/// Maximum ratio of the operations per byte of two launches for which the time of one (of a prototype) predicts the
+/// time of the other. A decode step and a prefill have a larger ratio, and so do products of 16 and of 64 rows.
 const SAME_KIND: f64 = 3.0;
 
-/// Maximum latency of a launch in seconds. Time that a small launch loses beyond this maximum lowers its share of the
-/// ceilings instead. The longest latency in the records is that of attention in a decode step, whose blocks read 512
-/// keys each.
+/// Maximum latency of a launch in seconds. If a small launch loses more time than this maximum, the rest lowers its
+/// share of the ceilings. Attention in a decode step, with 512 keys per block, has the longest latency in the
+/// records.
 const MAX_LATENCY: f64 = 30e-6;
 
 /// The measured times of kernels on one GPU.
@@ -117,13 +119,13 @@ struct RecordedKernel {
 pub struct PredictedTime {
     /// Predicted time in seconds.
     pub seconds: f64,
-    /// The source of the predicted time.
+    /// Which source the predicted time comes from.
     pub basis: PredictionBasis,
     /// Least time in seconds by the ceilings.
     pub floor_seconds: f64,
-    /// The time by a record of this GPU, if a record has the kernel or a similar kernel.
+    /// The time predicted from a record of this GPU, if the record has the kernel or a similar kernel.
     pub recorded: Option<RecordedTime>,
-    /// The time by the model, if the GPU has a record and the launches have a plan.
+    /// The time predicted by the model of the kernel's code, if the GPU has a record and the launches have a plan.
     pub modelled: Option<ModelledTime>,
 }
 
@@ -185,7 +187,7 @@ impl fmt::Display for RecordedTime {
 }
 
 impl PredictionBasis {
-    /// Its name in tables.
+    /// The source's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             PredictionBasis::Ceiling => "ceiling",
@@ -211,8 +213,8 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
     parsed.get(name)
 }
 
-/// Names under which a record may hold an op, best first. The ops of matrix products have no dtype in their names. The
-/// last name is that of a similar kernel, for ops that were written after a record.
+/// Names under which a record may hold an op, best first. The ops of matrix products have no dtype in their names.
+/// The last name is that of a similar kernel, for an op that is newer than the record.
 fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
     let mut names = vec![op.to_string()];
     for (prefix, similar) in [("skinny_qkv", "skinny_linear"), ("rope_kv_write", "rope_apply")] {
@@ -243,8 +245,8 @@ pub fn code_hash_of_kernel(name: &str) -> Option<String> {
 const STREAMING: [&str; 6] = ["copy", "add_", "cast_", "mul_scalar", "columns_copy", "rows_gather"];
 
 impl GpuRecord {
-    /// Predicts the time of all launches of the op `name` together. `ceilings` are those of this GPU; `dtype` is the
-    /// dtype of activations.
+    /// Predicts the time of all launches of the op `name` together. `ceilings` are the ceilings of this GPU; `dtype`
+    /// is the dtype of activations.
     pub fn predict_time(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> PredictedTime {
         let floor_seconds = ceilings.roofline_seconds_of_launches(name, totals, dtype);
         let recorded = self.recorded(name, totals, ceilings, dtype);
@@ -325,8 +327,8 @@ impl GpuRecord {
         smallest.map_or(0.0, |k| (k.seconds - floor(k) / best).clamp(0.0, least.min(MAX_LATENCY)))
     }
 
-    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Only memory limits such a
-    /// kernel, so the share depends on the GPU and not on the version of the kernel's code.
+    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Only memory limits
+    /// these kernels, so the share depends on the GPU and not on the version of the code.
     pub fn streaming_share(&self, ceilings: &Ceilings) -> f64 {
         let large = self.kernels.iter().filter(|k| k.bytes > 5e7);
         let streams = large.filter(|k| STREAMING.iter().any(|name| k.kernel.starts_with(name)));
@@ -335,9 +337,9 @@ impl GpuRecord {
         shares.get(shares.len() / 2).copied().unwrap_or(1.0)
     }
 
-    /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
-    /// the kernel's code has changed since the record, a launch of its prototype is preferred, unless that launch's
-    /// operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
+    /// The recorded launch with the size nearest to `cost`, of the first kernel in [`recorded_names`] that the record
+    /// has. If the kernel's code has changed since the record, a launch of its prototype is preferred, unless that
+    /// launch's operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
@@ -381,7 +383,7 @@ impl RecordedKernel {
 }
 
 impl PredictedTime {
-    /// The price of an op on a GPU without a record.
+    /// The predicted time of an op on a GPU without a record.
     pub fn by_ceilings(floor_seconds: f64) -> PredictedTime {
         PredictedTime {
             seconds: floor_seconds,
@@ -393,12 +395,13 @@ impl PredictedTime {
     }
 
     /// Share of the ceilings that the prediction assumes.
-    pub fn share(&self) -> f64 {
+    pub fn assumed_share_of_ceilings(&self) -> f64 {
         self.floor_seconds / self.seconds
     }
 
-    /// The time by one basis. By [`PredictionBasis::Record`], the recorded time, even if the code has changed; by
-    /// [`PredictionBasis::Model`], the modelled time. If there is no such time, the least time by the ceilings.
+    /// The predicted seconds from one source. [`PredictionBasis::Record`]: the recorded time, even if the code has
+    /// changed. [`PredictionBasis::Model`]: the modelled time. If this time is missing, the least time by the
+    /// ceilings.
     pub fn seconds_by(&self, basis: PredictionBasis) -> f64 {
         let seconds = match basis {
             PredictionBasis::Ceiling => None,
@@ -429,7 +432,7 @@ impl PredictedTime {
         let limit = |m: &ModelledTime| {
             format!(
                 "model ({}{})",
-                m.limit().name(),
+                m.main_bottleneck().name(),
                 if m.has_instruction_counts() { "" } else { ", code not counted" }
             )
         };
@@ -471,13 +474,13 @@ mod tests {
         for k in &record_of_gpu("h200").unwrap().kernels {
             let name = k.kernel.strip_suffix("_bf16").filter(|k| k.starts_with("matmul")).unwrap_or(&k.kernel);
             let recorded = h200(name, Cost { flops: k.flops, bytes: k.bytes }).recorded.unwrap();
-            // The kernel's code has changed since it was recorded, so its price is that of its prototype.
+            // The kernel's code has changed since it was recorded, so its time is predicted from its prototype.
             if k.prototype.is_none() && recorded.prototype.is_some() {
                 continue;
             }
             let seconds = recorded.seconds * recorded.own_speed.unwrap_or(1.0);
-            // The times of f32 kernels are not compared: these prices are for a bf16 model, with the rate of bf16
-            // products.
+            // The times of f32 kernels are not compared, because these predictions are for a bf16 model, with the
+            // rate of bf16 products.
             if k.dtype == "bf16" {
                 assert!((seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
             }
@@ -489,7 +492,7 @@ mod tests {
     fn an_op_without_a_record_and_without_a_plan_has_the_price_of_the_ceilings() {
         let price = h200("no recorded op", Cost { flops: 0.0, bytes: 4.32e12 });
         assert!((price.seconds - 1.0).abs() < 1e-12, "{price:?}");
-        assert_eq!((price.share(), price.basis_text()), (1.0, "ceiling".to_string()));
+        assert_eq!((price.assumed_share_of_ceilings(), price.basis_text()), (1.0, "ceiling".to_string()));
         assert!(record_of_gpu("a100").is_none());
     }
 
@@ -582,8 +585,8 @@ mod tests {
         assert!(microseconds(65536.0) > microseconds(16384.0));
     }
 
-    /// Checks the streaming share that the model uses, and compares the model with the record for kernels whose code is
-    /// unchanged.
+    /// Checks the streaming share that the model uses, and compares the model with the record for kernels with
+    /// unchanged code.
     #[test]
     fn the_model_agrees_with_the_record_on_kernels_that_stream() {
         let (record, machine) = (record_of_gpu("h200").unwrap(), MachineSpec::gpu_by_name("h200").unwrap());

@@ -7,7 +7,7 @@ use reel_input::{ModelInput, TokenId};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 
 /// Sizes of a rollout.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +22,9 @@ pub struct RolloutShape {
 
 /// Samples the completions of one prompt at temperature 1 and returns the seconds that this took.
 ///
-/// Each rollout allocates its own KV cache, decode slots and captured graphs, as in training, where the memory is
-/// needed for the training step between two rollouts. The device's profile gets the parts `prefill` and `decode`.
+/// Each rollout allocates its own KV cache, decode slots and captured graphs. Training does the same, because it
+/// needs the memory for the training step between two rollouts. The device's profile gets the parts `prefill` and
+/// `decode`.
 ///
 /// # Errors
 /// The engine fails, or a completion ends before its last token.
@@ -54,7 +55,7 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     profile.set_work_part("");
     match completions.iter().all(|c| c.ids.len() == shape.tokens) {
         true => Ok(seconds),
-        false => Err(failed(
+        false => Err(measurement_error(
             "rollout",
             "a completion ended early",
             "report this defect of reel, with the command that you ran",

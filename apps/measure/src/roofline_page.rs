@@ -1,7 +1,7 @@
 //! The HTML page of kernels on the roofline of a machine: operations per second over operations per byte, and a table
 //! sorted by lost time, the measured time of a kernel less its least possible time.
 //!
-//! The page shows the kernels of a run; the other kernels of the catalogue stand in a closed list with their least
+//! The page shows the kernels of a run; a collapsed list shows the other kernels of the catalogue with their least
 //! possible times. Without a run, it shows the whole catalogue.
 
 use std::path::Path;
@@ -10,8 +10,8 @@ use reel_device::{Arch, Cost, DType, OpTotals, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::ceilings::Ceilings;
@@ -59,7 +59,7 @@ pub struct RooflinePage {
 
 /// Whether the page that [`roofline_page`] would return for these arguments is that of a GPU. The page of a GPU has the
 /// registers and the shared memory of the CUDA kernels, so the kernels are compiled for it.
-pub fn is_page_of_gpu(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
+pub fn is_gpu_page(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
     let times = times.filter(|_| gpu.is_none()).map(KernelTimes::read).transpose()?;
     Ok(times.is_none_or(|times| !times.is_of_cpu))
 }
@@ -91,10 +91,10 @@ pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<Roofline
     Ok(RooflinePage { kernel_count: measured.len(), html: render(&machine, is_of_gpu, measured, others) })
 }
 
-/// The machine whose roofline the page shows.
+/// The machine for the roofline of the page.
 fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec> {
     if let Some(gpu) = gpu {
-        return MachineSpec::gpu(gpu);
+        return MachineSpec::gpu_by_name_or_file(gpu);
     }
     let name = times.and_then(|t| t.machine.as_deref());
     match times.and_then(|t| t.ceilings) {
@@ -111,8 +111,8 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
     }
 }
 
-/// Returns the row of a kernel at its example size in the catalogue, without a measured time. Only on the page of a GPU
-/// does the row have registers and shared memory, for which the CUDA code is compiled.
+/// Returns the row of a kernel at its example size in the catalogue, without a measured time. On the page of a GPU,
+/// the CUDA code is compiled so that the row has registers and shared memory.
 fn catalogue_row(
     machine: &MachineSpec,
     is_of_gpu: bool,
@@ -149,7 +149,8 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     let (launches, cost, seconds) = (time.launches, Cost { flops, bytes }, time.seconds);
     let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
     let floor = machine.ceilings.roofline_seconds_of_launches(&time.kernel, &totals, dtype);
-    // A kernel with a size was timed alone, with overwritten caches.
+    // A kernel with a size was timed alone. The caches were overwritten before each run, so every byte came from
+    // memory.
     let cache = machine.ceilings.cache.filter(|_| time.size.is_empty());
     let ceilings = Ceilings { cache, ..machine.ceilings };
     let catalogue_size = known.map(|row| row.size.clone()).filter(|_| time.cost.is_none()).unwrap_or_default();
@@ -167,13 +168,13 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     }
 }
 
-/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list. The page of a GPU
-/// has the registers and the shared memory of the CUDA kernels.
+/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a collapsed list. The page of a
+/// GPU has the registers and the shared memory of the CUDA kernels.
 fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
     rows.sort_by(|a, b| order(b).total_cmp(&order(a)).then_with(|| a.kernel.cmp(&b.kernel)));
-    let mut page = Page::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
+    let mut page = HtmlPage::new(&format!("Kernels on the roofline of {}", machine.name.to_uppercase()));
     let what = match is_measured {
         true => {
             "Dots: measured kernels. The distance to the roof above is the possible speedup; the larger a dot, \
@@ -203,7 +204,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
     page.into_html()
 }
 
-fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
+fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> HtmlTable {
     let microseconds = |seconds: Option<f64>| seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
     let whole = |count: Option<u32>| count.map_or("–".to_string(), |n| n.to_string());
     // A row that sums up launches of several sizes has no size.
@@ -219,7 +220,7 @@ fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
     if is_of_gpu {
         columns.extend(["registers", "shared, B"]);
     }
-    let mut table = Table::new(&columns).with_text_columns(1 + usize::from(has_sizes));
+    let mut table = HtmlTable::new(&columns).with_text_columns(1 + usize::from(has_sizes));
     for row in rows {
         let mut cells = vec![escape_html(&row.kernel)];
         if has_sizes {
@@ -365,7 +366,7 @@ mod tests {
         assert_eq!(machine(None, Some(&times)).unwrap().ceilings, ceilings);
         assert_eq!(machine(Some("a100"), Some(&times)).unwrap().name, "a100");
         assert_eq!(machine(None, None).unwrap().name, "h200");
-        // If no GPU is named, the least time that the file states is kept.
+        // If no GPU is named, the row keeps the least time that the file states.
         let time = KernelTime {
             kernel: "matmul_fwd".into(),
             size: String::new(),

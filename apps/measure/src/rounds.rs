@@ -3,7 +3,8 @@
 //! ```text
 //! round()                warm-up, not counted
 //! round() x count        timed with the profiler off; on a GPU a thread samples clocks and power meanwhile, on a CPU
-//!                        the time from core to core is measured before each: some virtual machines change it
+//!                        the handover time from core to core is measured before each round, because it changes on
+//!                        some virtual machines
 //! round()                profiled: time by op and by part, memory over time
 //! ```
 
@@ -35,7 +36,7 @@ pub struct MeasuredRounds {
     pub ops: Vec<OpTime>,
     /// Parts of the profiled round (forward, backward, …); may be empty.
     pub parts: Vec<PartTime>,
-    /// Seconds of the profiled round.
+    /// Duration of the profiled round in seconds.
     pub profiled: f64,
     /// The start of the first launch of the profiled round, and the time from this start to the end of the last launch.
     pub launches: (Instant, Duration),
@@ -62,7 +63,7 @@ pub fn time_rounds(
     mut round: impl FnMut() -> Result<f64>,
 ) -> Result<MeasuredRounds> {
     let profile = device.profiler();
-    // Only the profiled round appears in a trace: recording would slow down the timed rounds.
+    // Only the profiled round is recorded in a trace, because recording would slow down the timed rounds.
     profile.record_timeline(false);
     let limits = PublishedLimits::of_device(device);
     let ceilings = Ceilings::measure(device)?;
@@ -106,8 +107,8 @@ pub fn time_rounds(
     })
 }
 
-/// Raises the ceilings if the profiled launches, or the fastest round of `fastest` seconds, show that they were
-/// measured too low. No ceiling is raised above the data sheet.
+/// Raises the ceilings if they were measured too low: if the profiled launches or the fastest round (`fastest`
+/// seconds) took less than their least time. No ceiling is raised above the data sheet.
 fn ceilings_of_round(
     measured: Ceilings,
     limits: Option<&PublishedLimits>,
@@ -142,7 +143,7 @@ pub struct BenchSubject<'a> {
 }
 
 impl MeasuredRounds {
-    /// The share of the profiled round's time during which a launch ran, 0 to 1.
+    /// The share of the profiled round's time in which the device ran a launch, 0 to 1.
     pub fn device_busy_share(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
     }

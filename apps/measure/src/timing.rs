@@ -14,7 +14,7 @@ use reel_kernels::tuning::Variant;
 use serde_json::{Value, json};
 
 use crate::catalogue::dtype_of_kernel;
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 use crate::machine::MachineSpec;
 use crate::pricing::code_hash_of_kernel;
 
@@ -73,8 +73,7 @@ impl TimingDevice {
         let kernels = std::iter::once(example.launch.kernel).chain(variants.iter().map(|variant| variant.kernel));
         let times: Vec<RunTimes> = match self {
             TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, &kernels.collect::<Vec<_>>(), runs)?,
-            // On a CPU all variants run the same code, so the difference of their times shows the scatter of the
-            // measurement.
+            // On a CPU all variants run the same code, so differences between their times are measurement noise.
             TimingDevice::Cpu(threads) => {
                 kernels.map(|_| time_call_on_cpu(&Team::new(*threads), example, runs)).collect()
             }
@@ -120,7 +119,7 @@ impl TimingDevice {
         Some(json!({"library": blas.version(), "algorithms": count, "hash": format!("{hash:016x}")}))
     }
 
-    /// Refuses a call whose operands do not fit into the free memory.
+    /// Returns an error if the operands of a call do not fit into the free memory.
     fn check_memory(&self, name: &str, need: f64) -> Result<()> {
         let (free, help) = match self {
             TimingDevice::Gpu(gpu, _) => (gpu.driver().memory_free().ok().map(|b| b as f64), "give smaller sizes"),
@@ -130,7 +129,7 @@ impl TimingDevice {
             None => Ok(()),
             Some(free) => {
                 let what = format!("needs {:.1} GB for its operands; {:.1} GB are free", need / 1e9, free / 1e9);
-                Err(failed(name, what, help))
+                Err(measurement_error(name, what, help))
             }
         }
     }
@@ -147,7 +146,7 @@ impl TimedKernel {
         })
     }
 
-    /// The header line of the table whose rows are made by [`TimedKernel::table_row`].
+    /// The header line of the table with the rows of [`TimedKernel::table_row`].
     pub fn table_header() -> String {
         format!(
             "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",

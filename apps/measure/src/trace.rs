@@ -14,8 +14,8 @@
 //! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 //! ```
 //!
-//! A trace is one of a whole command, or of a time window: [`start_trace`], then [`stop_trace`] and
-//! [`RecordedTrace::write`]. There is one trace at a time.
+//! A trace covers a whole command or a time window: [`start_trace`], then [`stop_trace`] and
+//! [`RecordedTrace::write`]. A process records one trace at a time.
 //!
 //! Launches of kernels that are timed alone (`reel bench op`) do not pass through a device's profiler. Each of their
 //! timed runs is one launch of the trace, with a call at the same time on the track of the host thread.
@@ -41,8 +41,8 @@ use crate::ceilings::Ceilings;
 use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
 use crate::trace_slices::{
-    DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, Slice, complete_event, device_ranges, host_ranges, host_track,
-    sort_and_nest, track_position,
+    DEVICE_RANGE_TRACK, FIRST_HOST_TRACK, LAUNCH_TRACK, TraceSlice, complete_event, device_ranges, host_ranges,
+    host_track, sort_and_nest, track_position,
 };
 use crate::{MeasureError, Result};
 
@@ -51,7 +51,7 @@ use crate::{MeasureError, Result};
 pub struct TraceOutputs {
     /// `--trace`: the trace as Chrome trace events.
     pub trace: Option<PathBuf>,
-    /// `--folded`: its launches as folded stacks.
+    /// `--folded`: the launches of the trace as folded stacks.
     pub folded: Option<PathBuf>,
 }
 
@@ -59,11 +59,11 @@ struct Log {
     outputs: TraceOutputs,
     begun: Instant,
     /// Spans that were measured by their callers.
-    spans: Vec<Slice>,
-    /// The device whose launches are recorded, and the dtype of activations.
+    spans: Vec<TraceSlice>,
+    /// The device of the recorded launches, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
-    /// The launches that [`record_timed_kernels`] has recorded.
+    /// The timed runs that [`record_timed_kernels`] has recorded as launches.
     timed: Option<TimedLaunches>,
 }
 
@@ -74,7 +74,7 @@ struct TimedLaunches {
     /// Name of the GPU or CPU.
     machine: String,
     /// For each run, the call on the host's track and the launch.
-    calls: Vec<(Slice, Slice)>,
+    calls: Vec<(TraceSlice, TraceSlice)>,
 }
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -88,8 +88,8 @@ pub fn start_trace(outputs: TraceOutputs) {
     if outputs.trace.is_none() && outputs.folded.is_none() {
         return;
     }
-    // Gives the thread that starts the trace the first thread number, so that viewers show it above the threads that it
-    // starts.
+    // The thread that starts the trace gets the first thread number, so that viewers show its track above the other
+    // threads.
     host_thread_number();
     let begun = Instant::now();
     start_recording_ranges();
@@ -161,7 +161,8 @@ pub fn is_tracing() -> bool {
     log().is_some()
 }
 
-/// Ends the trace without a file: another process writes it, or only a part of the command is traced.
+/// Ends the trace without writing a file, because another process writes the file or because only a part of the
+/// command is traced.
 pub fn discard_trace() {
     if let Some(log) = log().take() {
         take_recorded_ranges();
@@ -184,8 +185,8 @@ pub fn finish_trace() -> Result<()> {
     recorded.write()
 }
 
-/// Ends the recording, if [`start_trace`] was called, and returns what was recorded. Launches of a time window have no
-/// share of the ceilings, because measuring those would disturb the work that goes on.
+/// Ends the recording, if [`start_trace`] was called, and returns what was recorded. Launches of a time window have
+/// no share of the ceilings, because measuring the ceilings would disturb the running work.
 ///
 /// # Errors
 /// A launch has failed.
@@ -197,7 +198,7 @@ pub fn stop_trace() -> Result<Option<RecordedTrace>> {
         profile.record_timeline(false);
         recorded.launches = profile.launch_events()?;
         recorded.memory = profile.memory_samples();
-        // The next trace of this process begins without them.
+        // Clears the recorded launches, so that the next trace of this process begins without them.
         profile.clear();
     }
     Ok(Some(recorded))
@@ -299,9 +300,17 @@ impl Log {
         moment.saturating_duration_since(self.begun).as_secs_f64() * 1e6
     }
 
-    fn slice(&self, name: &str, kind: &'static str, track: u64, begun: Instant, seconds: f64, args: Value) -> Slice {
+    fn slice(
+        &self,
+        name: &str,
+        kind: &'static str,
+        track: u64,
+        begun: Instant,
+        seconds: f64,
+        args: Value,
+    ) -> TraceSlice {
         let start = self.at(begun);
-        Slice { name: name.to_string(), kind, track, start, end: start + seconds * 1e6, args }
+        TraceSlice { name: name.to_string(), kind, track, start, end: start + seconds * 1e6, args }
     }
 
     /// One counter event per memory sample: bytes in use for each category that was ever used.
@@ -322,7 +331,8 @@ impl Log {
 /// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = ceilings.map(|c| c.roofline_seconds_of_launch(e, dtype) / e.seconds).filter(|s| s.is_finite());
-    // If the ceilings were measured too low, a launch can be faster than they allow. Its share counts as 1.
+    // If the ceilings were measured too low, a launch can be faster than they allow. The share of such a launch is
+    // shown as 1.
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});
@@ -341,7 +351,7 @@ fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
 }
 
 /// The two flow events of an arrow from the host's call to its launch.
-fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
+fn flow(id: usize, call: &TraceSlice, launch: &TraceSlice) -> [Value; 2] {
     let event = |ph: &str, track: u64, ts: f64| {
         let (name, pid) = ("launch", pid());
         json!({"name": name, "cat": name, "ph": ph, "id": id, "pid": pid, "tid": track, "ts": ts})

@@ -1,5 +1,5 @@
-//! The slices of a trace: stretches of time on a track. Ranges of host threads are slices on the threads' tracks. For
-//! each device there is a second view of the same ranges: the time from the first to the last of a range's launches.
+//! The slices of a trace: stretches of time on a track. Ranges of host threads are slices on the threads' tracks.
+//! Each device has a second view of the same ranges: each slice lasts from the first to the last launch of a range.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ pub(crate) fn host_track(thread: usize) -> u64 {
 
 /// A stretch of time on a track: a complete event.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Slice {
+pub(crate) struct TraceSlice {
     pub name: String,
     /// The category: the kind of a range, or `launch`.
     pub kind: &'static str,
@@ -45,11 +45,11 @@ pub(crate) fn track_position(track: u64) -> u64 {
 
 /// The slices of recorded ranges on the tracks of their threads. `at` converts a moment to microseconds since the start
 /// of the trace.
-pub(crate) fn host_ranges(ranges: &[RangeEvent], at: impl Fn(Instant) -> f64) -> Vec<Slice> {
+pub(crate) fn host_ranges(ranges: &[RangeEvent], at: impl Fn(Instant) -> f64) -> Vec<TraceSlice> {
     let slice = |range: &RangeEvent| {
         let start = at(range.start);
         let (name, end) = (range.name.to_string(), start + range.seconds * 1e6);
-        Slice { name, kind: range.name.kind(), track: host_track(range.thread), start, end, args: json!({}) }
+        TraceSlice { name, kind: range.name.kind(), track: host_track(range.thread), start, end, args: json!({}) }
     };
     ranges.iter().map(slice).collect()
 }
@@ -62,15 +62,15 @@ pub(crate) fn ranges_of_launch(ranges: &[RangeEvent], launch: &LaunchEvent) -> V
     path
 }
 
-/// The slices of ranges on the device's track: each lasts from the start of the first launch in the range to the end of
-/// the last one. A range is several slices if launches of another range, made by another thread, lie between its own.
-/// `launches` are ordered by start.
+/// The slices of ranges on the device's track: each lasts from the start of the first launch in the range to the end
+/// of the last one. If launches of another thread's range lie between the launches of a range, this range becomes
+/// several slices. `launches` are ordered by start.
 pub(crate) fn device_ranges(
     ranges: &[RangeEvent],
     launches: &[LaunchEvent],
     at: impl Fn(Instant) -> f64,
-) -> Vec<Slice> {
-    let mut slices: Vec<Slice> = Vec::new();
+) -> Vec<TraceSlice> {
+    let mut slices: Vec<TraceSlice> = Vec::new();
     // The index of the range and of the slice of each range around the present launch, outermost first.
     let mut open: Vec<(usize, usize)> = Vec::new();
     for launch in launches {
@@ -86,7 +86,7 @@ pub(crate) fn device_ranges(
             let name = ranges[index].name;
             open.push((index, slices.len()));
             let (name, kind) = (name.to_string(), name.kind());
-            slices.push(Slice { name, kind, track: DEVICE_RANGE_TRACK, start, end, args: json!({}) });
+            slices.push(TraceSlice { name, kind, track: DEVICE_RANGE_TRACK, start, end, args: json!({}) });
         }
     }
     slices
@@ -95,7 +95,7 @@ pub(crate) fn device_ranges(
 /// Sorts slices by track and start, and shortens each slice that ends after the slice around it: viewers show only
 /// slices that are nested. Some spans are measured by a different clock than the launches inside them, so a launch can
 /// end microseconds after its span.
-pub(crate) fn sort_and_nest(mut slices: Vec<Slice>) -> Vec<Slice> {
+pub(crate) fn sort_and_nest(mut slices: Vec<TraceSlice>) -> Vec<TraceSlice> {
     slices.sort_by(|a, b| {
         let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
         by_start.then(b.end.total_cmp(&a.end))
@@ -114,7 +114,7 @@ pub(crate) fn sort_and_nest(mut slices: Vec<Slice>) -> Vec<Slice> {
     slices
 }
 
-pub(crate) fn complete_event(slice: &Slice) -> Value {
+pub(crate) fn complete_event(slice: &TraceSlice) -> Value {
     json!({
         "name": slice.name, "cat": slice.kind, "ph": "X", "pid": std::process::id(), "tid": slice.track, "ts": slice.start,
         "dur": slice.end - slice.start, "args": slice.args,
@@ -131,7 +131,7 @@ mod tests {
         /// Two slices of a track are disjoint, or one lies inside the other. No slice is lost, moved or made longer.
         #[test]
         fn slices_of_a_track_are_nested(times in prop::collection::vec((0u64..3, 0u32..100, 0u32..40), 0..60)) {
-            let slice = |(i, &(track, start, length)): (usize, &(u64, u32, u32))| Slice {
+            let slice = |(i, &(track, start, length)): (usize, &(u64, u32, u32))| TraceSlice {
                 name: i.to_string(),
                 kind: "task",
                 track,
@@ -139,7 +139,7 @@ mod tests {
                 end: (start + length).into(),
                 args: Value::Null,
             };
-            let before: Vec<Slice> = times.iter().enumerate().map(slice).collect();
+            let before: Vec<TraceSlice> = times.iter().enumerate().map(slice).collect();
             let after = sort_and_nest(before.clone());
             prop_assert_eq!(after.len(), before.len());
             for a in &after {

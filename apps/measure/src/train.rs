@@ -19,7 +19,7 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{SftOptions, TrainError};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Result, failed};
+use crate::error::{Result, measurement_error};
 use crate::rounds::{MeasuredRounds, time_rounds};
 use crate::{machine, stats, trace};
 
@@ -36,8 +36,8 @@ pub struct TrainShape {
     pub optim: Optim,
 }
 
-/// Times `count` training steps of the model in `folder`. The returned JSON object has the values that the result of
-/// other benchmarks lacks (`mfu`, planned memory, …).
+/// Times `count` training steps of the model in `folder`. The returned JSON object has the values that only the
+/// benchmark of training has (`mfu`, planned memory, …).
 ///
 /// # Errors
 /// The model cannot be opened, a step fails, or the loss is not finite.
@@ -76,7 +76,7 @@ pub fn measure_training(
             }
             _ => {
                 let help = "use a model whose weights are finite";
-                Err(failed(folder.display().to_string(), "the loss is not finite", help))
+                Err(measurement_error(folder.display().to_string(), "the loss is not finite", help))
             }
         }
     })?;
@@ -130,8 +130,8 @@ fn sample(tokens: usize) -> Sample {
     Sample { tokens: ModelInput { input_ids: ids, position_ids, ..ModelInput::default() }, targets }
 }
 
-/// The number of weights in matrices by which every token is multiplied. The embedding table counts only if it is
-/// also the output layer: an embedding is a lookup, not a product.
+/// The number of weights in all matrices that multiply every token. The embedding table counts only if it is also the
+/// output layer: an embedding is a lookup, not a product.
 fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     let counts = |name: &str| {
         let table = name.ends_with("embed_tokens.weight") && !config.tie_word_embeddings;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::compare::{TimeSamples, milliseconds, time_samples};
+use crate::compare::{TimeSamples, milliseconds_text, time_samples};
 use crate::error::Result;
 use crate::stats::{self, TURN_SIGNIFICANCE_LEVEL, TimeDifference};
 
@@ -15,7 +15,7 @@ pub struct ProgramTurns {
     turns: usize,
 }
 
-/// One measured time of program A and of program B: its median in each process, in seconds.
+/// One measured time of both programs: for each process of program A and of program B, the median in seconds.
 #[derive(Clone, Debug)]
 struct Measured {
     name: String,
@@ -72,7 +72,7 @@ impl ProgramTurns {
                 true => format!("; at least {} turns are needed for a verdict", stats::MIN_TURNS),
                 false => String::new(),
             };
-            let [a, b] = [0, 1].map(|i| milliseconds(stats::median(&one.seconds[i])));
+            let [a, b] = [0, 1].map(|i| milliseconds_text(stats::median(&one.seconds[i])));
             format!(
                 "{}: {} (ratio {:.3}, {:.3} to {:.3}, p {:.4}){few}; medians {a} and {b} of {} processes each",
                 one.name,

@@ -1,5 +1,5 @@
-//! The loop of a prediction run whose rows a server answers: keeps requests in flight and writes a line for each
-//! answered row.
+//! The loop of a prediction run with a server: sends a chat request for each row, keeps several requests in flight,
+//! and writes a line for each answered row.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -20,9 +20,9 @@ use crate::file::PredictionFile;
 use crate::line::{answer_line, error_line};
 use crate::requests::ChatRequests;
 
-/// How long the loop waits for the media of a row, or for an answer, before it checks for the other one.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// After this many consecutive rows without an answer, the run sends no more requests.
+/// Maximum time that the loop waits for the media of a row before it checks for an answer, and the reverse.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum number of consecutive rows without an answer. After this number, the run sends no more requests.
 const MAX_UNANSWERED_IN_A_ROW: usize = 20;
 
 /// A run in which a server answers the rows of a data file.
@@ -37,18 +37,18 @@ pub struct EndpointRun<'a> {
     pub strict: bool,
     /// Whether the run prints no progress.
     pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true to stop the run (Ctrl-C).
     pub stop: &'a AtomicBool,
 }
 
-/// What the requests of a run have used.
+/// The tokens, attempts, time and cost of a run's requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct EndpointSummary {
-    /// Number of rows that have a line, including rows of an earlier run that this run continued.
+    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that this process sent to the server and that have an answer.
     pub answered: usize,
-    /// Number of attempts of all requests, with those that got no answer.
+    /// Number of attempts of all requests, including attempts that got no answer.
     pub attempts: u64,
     /// Tokens of the prompts of answered requests, as the server counts them.
     pub prompt_tokens: u64,
@@ -73,12 +73,12 @@ impl EndpointRun<'_> {
     /// the server refuses, or whose media cannot be loaded, gets a line with its error.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails,
-    /// refuses everything, or the cap on cost is reached; a run that continues the file sends their requests again.
+    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails
+    /// or refuses everything, or the cap on cost is reached. A run that continues the file requests these rows again.
     /// With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
         let begun = Instant::now();
-        file.begin()?;
+        file.create_or_continue()?;
         let (to_send, queued) = channel();
         let (answered, answers) = channel();
         let queued = Mutex::new(queued);
@@ -97,12 +97,12 @@ impl EndpointRun<'_> {
             drop(answered);
             let mut loop_ = AskingLoop::new(self, to_send, &answers, &file);
             let asked = loop_.ask_all(&mut file);
-            // This drops the other fields of the loop, among them the sender of requests, so that the threads end.
+            // The pattern drops the loop's other fields. One of them is the sender of requests, so the threads end.
             let AskingLoop { summary, unanswered, first_failure, .. } = loop_;
             asked.map(|()| (summary, unanswered, first_failure))
         });
         let (mut summary, unanswered, first_failure) = result?;
-        (summary.rows, summary.seconds) = (file.lines(), begun.elapsed().as_secs_f64());
+        (summary.rows, summary.seconds) = (file.line_count(), begun.elapsed().as_secs_f64());
         match first_failure {
             None => {
                 file.finish()?;
@@ -152,15 +152,15 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
     ) -> Self {
         let rows = run.requests.row_count();
         let (order, threads) = (RowOrder::file_order(rows), decoding_threads(1));
-        let done: BTreeSet<usize> = (file.lines()..rows).filter(|&row| file.has_line(row)).collect();
-        let positions = file.lines() as u64..rows as u64;
+        let done: BTreeSet<usize> = (file.line_count()..rows).filter(|&row| file.has_line(row)).collect();
+        let positions = file.line_count() as u64..rows as u64;
         let window = run.concurrency.clamp(1, 2 * threads + 2);
         Self {
             run,
             ahead: Prefetcher::new(run.requests.clone(), order, &done, positions, threads, window),
             to_send,
             answers,
-            next: file.lines(),
+            next: file.line_count(),
             in_flight: 0,
             unanswered: 0,
             unanswered_in_a_row: 0,
@@ -172,16 +172,17 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
 
     fn ask_all(&mut self, file: &mut PredictionFile) -> Result<()> {
         let all = self.run.requests.row_count();
-        let (begun, progress) = (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.lines() as u64));
+        let (begun, progress) =
+            (Instant::now(), Progress::for_rows(self.run.quiet, all as u64, file.line_count() as u64));
         while self.in_flight > 0 || (self.next < all && !self.is_ending) {
             error_if_stopped(self.run.stop).map_err(|_| file.stopped_error())?;
             self.send_requests(file)?;
-            match self.answers.recv_timeout(if self.in_flight > 0 { PATIENCE } else { Duration::ZERO }) {
+            match self.answers.recv_timeout(if self.in_flight > 0 { POLL_INTERVAL } else { Duration::ZERO }) {
                 Ok((row, result)) => self.accept(row, result, file)?,
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let rate = self.summary.completion_tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-            progress.show_rows(file.lines() as u64, rate, file.error_count_and_first_error().0);
+            progress.show_rows(file.line_count() as u64, rate, file.error_count_and_first_error().0);
         }
         progress.finish();
         Ok(())
@@ -196,7 +197,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         {
             let row = self.next;
             if !file.has_line(row) {
-                let patience = if self.in_flight == 0 { PATIENCE } else { Duration::ZERO };
+                let patience = if self.in_flight == 0 { POLL_INTERVAL } else { Duration::ZERO };
                 match self.ahead.get_within(row as u64, patience) {
                     None => return Ok(()),
                     Some(Ok(request)) => {
@@ -236,7 +237,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                 let is_run_over =
                     matches!(failure.kind, FailureKind::Unusable | FailureKind::Budget | FailureKind::Stopped);
                 self.is_ending |= is_run_over || self.unanswered_in_a_row >= MAX_UNANSWERED_IN_A_ROW;
-                // The failure that ends the run explains more than the failure of a single row.
+                // A failure that ends the run replaces the failure of a single row, because it explains more.
                 if is_run_over || self.first_failure.is_none() {
                     self.first_failure = Some(failure);
                 }

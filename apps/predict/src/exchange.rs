@@ -22,21 +22,21 @@ use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
-use crate::run::{FileWithProgress, FinishedLines, PredictionRun, PredictionSummary, is_interruption};
+use crate::run::{FileWithProgress, LineSink, PredictionRun, PredictionSummary, is_interruption};
 
 /// The time between two exchanges.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a rank tells the others in an exchange.
+/// The message that a rank sends to all other ranks in an exchange.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Message {
-    /// The lines that it has finished since its last message.
+    /// The lines that the rank has finished since its last message.
     lines: Vec<FinishedLine>,
-    /// Number of tokens that it has generated.
+    /// Number of tokens that the rank has generated so far.
     tokens: u64,
-    /// Whether it was interrupted (Ctrl-C).
+    /// Whether the rank was interrupted (Ctrl-C).
     is_interrupted: bool,
-    /// Why its main thread has ended, so that no line follows; `None` while it generates.
+    /// Why the rank's main thread has ended, after which no line follows. `None` while the thread generates.
     end: Option<End>,
 }
 
@@ -50,13 +50,13 @@ struct FinishedLine {
 /// Why the main thread of a rank has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum End {
-    /// All its rows have lines.
+    /// All rows of the rank have lines.
     Complete,
-    /// It was stopped by an interruption.
+    /// An interruption stopped the thread.
     Stopped,
 }
 
-/// What the main thread of a rank hands to its second thread.
+/// The finished lines and the state that the main thread of a rank passes to the thread that makes the exchanges.
 #[derive(Debug, Default)]
 struct Outbox {
     state: Mutex<OutboxState>,
@@ -97,7 +97,7 @@ impl Outbox {
     }
 }
 
-impl FinishedLines for &Outbox {
+impl LineSink for &Outbox {
     fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
         let line = String::from_utf8_lossy(&line).into_owned();
         self.lock().next.lines.push(FinishedLine { row, line, error });
@@ -109,7 +109,7 @@ impl FinishedLines for &Outbox {
     }
 }
 
-/// Ends the second thread when the main thread ends in any other way than by [`Outbox::end`], such as a panic.
+/// Ends the exchange thread if the main thread ends without a call of [`Outbox::end`], for example by a panic.
 struct AbandonOnDrop<'o>(&'o Outbox);
 
 impl Drop for AbandonOnDrop<'_> {
@@ -212,7 +212,7 @@ impl PredictionRun<'_> {
             let exchanged = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, TrainError>((generated, exchanged))
         })?;
-        // Lines that were finished while another rank failed are not lost.
+        // Writes the lines that were finished before another rank failed, so that they are not lost.
         let rest = file.as_mut().map_or(Ok(()), |file| put_all(file, outbox.take_lines()));
         match (generated, exchanged) {
             (Err(e), _) if !is_interruption(&e) => Err(e),

@@ -26,7 +26,7 @@ use reel_train::{Result, TrainError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::line::to_line;
+use crate::line::json_line;
 use crate::settings::PredictionSettings;
 
 /// What a run does if `OUT` or `OUT.partial` exists.
@@ -34,13 +34,13 @@ use crate::settings::PredictionSettings;
 pub enum ExistingOutput {
     /// Return an error.
     Refuse,
-    /// Continue after the last complete line.
+    /// Continue the predictions file after its last complete line.
     Resume,
     /// Start again with the first row. `OUT` is replaced when the new file is complete.
     Overwrite,
 }
 
-/// Where a run starts, depending on the files that an earlier run has left.
+/// The position at which a run starts, depending on the files that an earlier run has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// At the first row.
@@ -58,13 +58,13 @@ pub struct PredictionFile {
     settings: PredictionSettings,
     earlier: Option<PredictionSettings>,
     start: Start,
-    /// `None` until [`Self::begin`].
+    /// `None` until [`Self::create_or_continue`].
     file: Option<File>,
-    /// Number of lines in the file. It is also the index of the row whose line is written next.
+    /// Number of lines in the file, which is also the index of the row whose line is written next.
     lines: usize,
-    /// Lines that wait until the lines of all earlier rows are written, by row.
+    /// Lines, by row, that are not in the file yet because the line of an earlier row is missing.
     waiting: BTreeMap<usize, Vec<u8>>,
-    /// `OUT.partial.early`; `None` until [`Self::begin`].
+    /// The open file `OUT.partial.early`; `None` before [`Self::create_or_continue`].
     early: Option<File>,
     /// Number of bytes of complete lines that an earlier run has left in `OUT.partial.early`.
     early_bytes: u64,
@@ -148,19 +148,20 @@ impl PredictionFile {
     }
 
     /// Number of rows that have a line. It is also the index (from 0) of the row that the run continues with.
-    pub fn lines(&self) -> usize {
+    pub fn line_count(&self) -> usize {
         self.lines
     }
 
-    /// Whether the line of a row is ready: either it is in the file, or it waits for the lines of earlier rows.
+    /// Whether the line of a row exists: it is in the predictions file, or it waits until the lines of all earlier
+    /// rows are written.
     pub fn has_line(&self, row: usize) -> bool {
         row < self.lines || self.waiting.contains_key(&row)
     }
 
-    /// The rows that have no line in the file or among the early lines, in the order of the data. Empty if an earlier
-    /// run has completed the file.
+    /// The rows that have no line in the predictions file or among the early lines, in the order of the data. Empty
+    /// if an earlier run has completed the file.
     pub fn rows_without_line(&self) -> Vec<usize> {
-        (self.lines..self.settings.rows()).filter(|&row| !self.has_line(row)).collect()
+        (self.lines..self.settings.row_count()).filter(|&row| !self.has_line(row)).collect()
     }
 
     /// The settings of this run.
@@ -189,7 +190,7 @@ impl PredictionFile {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn begin(&mut self) -> Result<()> {
+    pub fn create_or_continue(&mut self) -> Result<()> {
         let Paths { partial, partial_settings, early, .. } = &self.paths;
         let failed = |e| TrainError::cannot_write(partial, e);
         let file = match self.start {
@@ -215,12 +216,12 @@ impl PredictionFile {
         let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
-        // A process that was killed between two lines may have left the next line among the early lines.
+        // If the earlier process was killed between two lines, the next line may already be among the early lines.
         self.write_waiting_lines().map(drop)
     }
 
-    /// Accepts the line of a row; rows may come in any order. Writes all accepted lines up to the first row without a
-    /// line. Returns the number of lines in the file.
+    /// Accepts the line of a row, in any order of rows. Writes the accepted lines of all rows before the first row
+    /// without a line. Returns the number of lines in the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -240,7 +241,8 @@ impl PredictionFile {
         self.write_waiting_lines()
     }
 
-    /// Writes the lines that wait, up to the first row without a line. Returns the number of lines in the file.
+    /// Writes the waiting lines of all rows before the first row without a line. Returns the number of lines in the
+    /// file.
     fn write_waiting_lines(&mut self) -> Result<usize> {
         while let Some(file) = &mut self.file
             && let Some(line) = self.waiting.remove(&self.lines)
@@ -265,7 +267,7 @@ impl PredictionFile {
 
     /// The error of a run that was stopped before all rows had a line.
     pub(super) fn stopped_error(&self) -> TrainError {
-        let (lines, rows) = (self.lines, self.settings.rows());
+        let (lines, rows) = (self.lines, self.settings.row_count());
         TrainError::Stopped(reel_diagnostic::Diagnostic::new(
             self.paths.partial.display().to_string(),
             format!("stopped after {lines} of {rows} rows"),
@@ -273,10 +275,10 @@ impl PredictionFile {
         ))
     }
 
-    /// The error of a run that ends although `count` of its requested rows have no answer.
+    /// The error of a run that ends while `count` of its requested rows have no answer.
     pub(super) fn unanswered_rows_error(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
-        let rows = self.settings.rows();
+        let rows = self.settings.row_count();
         let what = format!("has answers for {lines} of {rows} rows; {count} request(s) got no answer: {failure}");
         TrainError::output(
             self.paths.partial.display().to_string(),
@@ -289,8 +291,8 @@ impl PredictionFile {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
         let refuse =
             |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
-        // A process that was killed right after its start leaves an empty file without settings. Such a file may be
-        // replaced.
+        // An empty file without settings may be replaced: a process that was killed right after its start leaves such
+        // a file.
         if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
             let help = "continue it with --resume, or start again with --overwrite";
             return refuse(partial, "is the unfinished output of an earlier run", help);
@@ -316,17 +318,22 @@ impl PredictionFile {
         };
         let earlier = PredictionSettings::read(settings, file)?;
         self.settings.check_equal(&earlier, file)?;
-        let found = read_lines(file, self.settings.rows(), &columns)?;
+        let found = read_lines(file, self.settings.row_count(), &columns)?;
         self.start = if file == out { Start::Complete } else { Start::After { bytes: found.bytes } };
-        if file == out && found.lines < self.settings.rows() {
-            let what = format!("has {} of {} rows", found.lines, self.settings.rows());
+        if file == out && found.lines < self.settings.row_count() {
+            let what = format!("has {} of {} rows", found.lines, self.settings.row_count());
             return Err(changed(file.display().to_string(), what));
         }
         (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
         self.earlier = Some(earlier);
         if matches!(self.start, Start::After { .. }) {
-            self.early_bytes =
-                read_early_lines(&self.paths.early, self.lines, self.settings.rows(), &columns, &mut self.waiting)?;
+            self.early_bytes = read_early_lines(
+                &self.paths.early,
+                self.lines,
+                self.settings.row_count(),
+                &columns,
+                &mut self.waiting,
+            )?;
             let errors: Vec<String> = self.waiting.values().filter_map(|line| error_of(line)).collect();
             self.errors += errors.len();
             self.first_error = self.first_error.take().or_else(|| errors.into_iter().next());
@@ -335,7 +342,7 @@ impl PredictionFile {
     }
 }
 
-/// Counts of the complete lines in the file of an earlier run.
+/// Counts of the complete lines in the predictions file of an earlier run.
 #[derive(Default)]
 struct EarlierLines {
     lines: usize,
@@ -376,7 +383,8 @@ fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, 
     }
 }
 
-/// Reads the complete early lines of rows from `first_row` on into `lines`. Returns the number of their bytes.
+/// Reads the complete lines of `OUT.partial.early` into `lines`, for rows from `first_row` on. Returns the number of
+/// bytes of these lines.
 fn read_early_lines(
     file: &Path,
     first_row: usize,
@@ -412,7 +420,7 @@ fn read_early_lines(
             ));
         };
         if early.row >= first_row {
-            lines.insert(early.row, to_line(early.line));
+            lines.insert(early.row, json_line(early.line));
         }
     }
 }

@@ -9,10 +9,11 @@
 //!         write the row with its output to the file, as soon as all earlier rows are written
 //! ```
 //!
-//! A row's line depends only on the row, the model and the options. It does not depend on the other rows of the batch,
-//! and a run that was killed and resumed writes the same line. So several processes may share the rows: they write the
-//! file that one process writes. [`RowPrompts`] makes prompts, [`PredictionFile`] writes lines and continues an
-//! unfinished file, [`PredictionOutput`] divides the rows among processes, [`PredictionRun`] is the loop.
+//! A row's line depends only on the row, the model and the options. It does not depend on the other rows of the
+//! batch, and a run that was killed and resumed writes the same line. So several processes may share the rows: the
+//! file has the same bytes as that of a single process. [`RowPrompts`] makes prompts, [`PredictionFile`] writes lines
+//! and continues an unfinished file, [`PredictionOutput`] divides the rows among processes, [`PredictionRun`] is the
+//! loop.
 
 mod endpoint;
 mod exchange;
@@ -30,6 +31,6 @@ pub use endpoint::{EndpointRun, EndpointSummary};
 pub use file::{ExistingOutput, PredictionFile, companion_paths};
 pub use output::PredictionOutput;
 pub use prompts::RowPrompts;
-pub use requests::{ChatRequests, VideoForm};
+pub use requests::{ChatRequests, RequestVideoFormat};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};
 pub use settings::PredictionSettings;

@@ -37,7 +37,7 @@ pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResul
             "seed": result.seed,
         }),
     );
-    to_line(columns)
+    json_line(columns)
 }
 
 /// Returns the line of a row that a server has answered: `columns`, then `output`. Reasoning that the server returns in
@@ -56,18 +56,18 @@ pub(super) fn answer_line(mut columns: Map<String, Value>, answer: &ChatAnswer, 
             "completion_tokens": answer.completion_tokens, "seed": seed, "model": answer.model,
         }),
     );
-    to_line(columns)
+    json_line(columns)
 }
 
 /// Returns the line of a row for which nothing can be generated. `output` is empty and is scored as a wrong answer.
 pub(super) fn error_line(mut columns: Map<String, Value>, error: &str) -> Vec<u8> {
     columns.insert("output".into(), json!(""));
     columns.insert("error".into(), json!(error));
-    to_line(columns)
+    json_line(columns)
 }
 
 /// The bytes of a line, with its line break.
-pub(super) fn to_line(columns: Map<String, Value>) -> Vec<u8> {
+pub(super) fn json_line(columns: Map<String, Value>) -> Vec<u8> {
     let mut line = escape_controls_in_json(&Value::Object(columns).to_string()).into_owned().into_bytes();
     line.push(b'\n');
     line

@@ -1,5 +1,5 @@
 //! The predictions file of a run and the rows that this process answers. If several processes (ranks) share the rows,
-//! only rank 0 has the file, and it tells the others which rows have no line in it.
+//! only rank 0 has the file. Rank 0 tells the other ranks which rows have no line in the file.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::settings::PredictionSettings;
 /// rows.
 const PARTS_PER_RANK: usize = 4;
 
-/// Where the lines of a run go, and the rows that this process answers.
+/// The predictions file of a run, and the rows that this process answers.
 #[derive(Debug)]
 pub struct PredictionOutput<'a> {
-    /// The file; `None` on ranks other than 0.
+    /// The predictions file; `None` on ranks other than 0.
     pub(super) file: Option<PredictionFile>,
     /// The rows that this process answers, in the order of the data.
     pub(super) rows: Vec<usize>,
@@ -30,7 +30,7 @@ pub struct PredictionOutput<'a> {
     is_complete: bool,
 }
 
-/// What rank 0 tells the others before a run.
+/// The message that rank 0 sends to all other ranks before a run.
 #[derive(Serialize, Deserialize)]
 struct RowsToAnswer {
     settings: PredictionSettings,
@@ -46,9 +46,9 @@ impl From<PredictionFile> for PredictionOutput<'_> {
 }
 
 impl<'a> PredictionOutput<'a> {
-    /// Opens the file with `open` and takes the rows that have no line in it. If there are several ranks, rank 0 opens
-    /// the file, all ranks call this, and each takes its share of the rows. `settings` are this rank's settings, and
-    /// `rows` are all rows of the data.
+    /// Opens the predictions file with `open` and takes the rows that have no line in it. If there are several ranks,
+    /// all of them call this function: rank 0 opens the file, and each rank takes its share of the rows. `settings`
+    /// are this rank's settings, and `rows` are all rows of the data.
     ///
     /// # Errors
     /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
@@ -66,12 +66,12 @@ impl<'a> PredictionOutput<'a> {
         Ok(Self { file, rows, ranks, is_complete })
     }
 
-    /// Opens the file on rank 0, and takes all rows that have no line in it on every rank: the ranks compute one model
-    /// together. All ranks call this.
+    /// Opens the predictions file on rank 0 of a divided model. Every rank takes all rows without a line, because the
+    /// ranks compute each row together. All ranks call this function.
     ///
     /// # Errors
-    /// The errors of [`PredictionOutput::open`].
-    pub fn open_together(
+    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
+    pub fn open_for_divided_model(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
         open: impl FnOnce() -> Result<PredictionFile>,
@@ -80,7 +80,8 @@ impl<'a> PredictionOutput<'a> {
         Ok(Self { is_complete: missing.is_none(), rows: missing.unwrap_or_default(), file, ranks: None })
     }
 
-    /// Opens the file on rank 0 and tells all ranks which rows have no line in it; `None` if the file is complete.
+    /// Opens the predictions file on rank 0 and tells all ranks which rows have no line in it; `None` if the file is
+    /// complete.
     fn open_on_rank_0(
         run: RunRanks<'_>,
         settings: &PredictionSettings,
@@ -99,7 +100,7 @@ impl<'a> PredictionOutput<'a> {
         Ok((file, missing))
     }
 
-    /// The file, on the process that writes it.
+    /// The predictions file, on the process that writes it.
     pub fn file(&self) -> Option<&PredictionFile> {
         self.file.as_ref()
     }
@@ -117,7 +118,8 @@ impl<'a> PredictionOutput<'a> {
 fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
     let most = (missing.len() / (PARTS_PER_RANK * ranks)).max(1);
     let mut counts = vec![0; ranks];
-    // By video: the rank that answers its next row, and the number of rows about it that this rank already has.
+    // For each video: the rank that gets the next row about it, and the number of rows about it that this rank
+    // already has.
     let mut videos: HashMap<String, (usize, usize)> = HashMap::new();
     let mut own = Vec::new();
     for &row in missing {
@@ -180,7 +182,7 @@ mod tests {
     #[test]
     fn ranks_share_all_rows_and_keep_the_rows_of_a_video_together() {
         let missing: Vec<usize> = (5..125).filter(|row| row % 7 != 0).collect();
-        // Three rows follow each other for each video; every fifth row has none.
+        // Each three consecutive rows are about one video. Every fifth row has no video.
         let video = |row: usize| (!row.is_multiple_of(5)).then(|| format!("{}.mp4", row / 3));
         for ranks in [1, 2, 3, 4, 7] {
             let parts: Vec<Vec<usize>> = (0..ranks).map(|rank| rows_of_rank(&missing, video, rank, ranks)).collect();

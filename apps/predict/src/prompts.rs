@@ -10,7 +10,7 @@ use reel_samples::feed::SampleSource;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{tokenize_conversation, tokenize_text_with_media};
 
-/// The rows of a data file, with all that is needed to make a prompt of each row.
+/// Makes the model input of each row of a data file.
 #[derive(Debug)]
 pub struct RowPrompts {
     rows: Arc<RowConversations>,

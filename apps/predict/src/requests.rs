@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 /// How the frames of a video are written in a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum VideoForm {
+pub enum RequestVideoFormat {
     /// An `image_url` for each frame, as JPEG. Every server with vision reads it, but a model sees images, not a video.
     #[default]
     Images,
@@ -38,11 +38,11 @@ pub enum VideoForm {
     Reel,
 }
 
-/// The rows of a data file, with all that is needed to make a chat request of each row.
+/// Makes the chat request of each row of a data file.
 #[derive(Debug)]
 pub struct ChatRequests {
     rows: Arc<RowConversations>,
-    video_form: VideoForm,
+    video_form: RequestVideoFormat,
     max_tokens: u32,
     params: Map<String, Value>,
 }
@@ -52,7 +52,7 @@ impl ChatRequests {
     /// each request also has the `seed` of its row.
     pub fn new(
         rows: Arc<RowConversations>,
-        video_form: VideoForm,
+        video_form: RequestVideoFormat,
         max_tokens: u32,
         params: Map<String, Value>,
     ) -> Self {
@@ -123,7 +123,7 @@ struct MediaInOrder {
     videos: IntoIter<FrameBuf>,
     /// Frames per second of each video.
     rates: IntoIter<f64>,
-    form: VideoForm,
+    form: RequestVideoFormat,
 }
 
 impl MediaInOrder {
@@ -159,8 +159,8 @@ impl MediaInOrder {
 
     fn image(&self, frames: &FrameBuf) -> Result<Vec<Value>, reel_media::MediaError> {
         match self.form {
-            VideoForm::Images | VideoForm::Vllm => jpeg_parts(frames),
-            VideoForm::Reel => {
+            RequestVideoFormat::Images | RequestVideoFormat::Vllm => jpeg_parts(frames),
+            RequestVideoFormat::Reel => {
                 let pngs = png_frames(frames)?;
                 Ok(pngs.iter().map(|png| image_part("image/png", png)).collect())
             }
@@ -169,12 +169,12 @@ impl MediaInOrder {
 
     fn video(&self, frames: &FrameBuf, fps: f64) -> Result<Vec<Value>, reel_media::MediaError> {
         match self.form {
-            VideoForm::Images => jpeg_parts(frames),
-            VideoForm::Vllm => {
+            RequestVideoFormat::Images => jpeg_parts(frames),
+            RequestVideoFormat::Vllm => {
                 let url = format!("data:video/jpeg;base64,{}", jpeg_frames(frames)?.join(","));
                 Ok(vec![json!({"type": "video_url", "video_url": {"url": url}})])
             }
-            VideoForm::Reel => {
+            RequestVideoFormat::Reel => {
                 let uri = |png: String| format!("data:image/png;base64,{png}");
                 let uris: Vec<String> = png_frames(frames)?.into_iter().map(uri).collect();
                 Ok(vec![json!({"type": "video", "video": uris, "fps": fps})])

@@ -25,8 +25,8 @@ use crate::line::{RowResult, error_line, prediction_line};
 use crate::output::{PredictionOutput, RowSubset};
 use crate::prompts::RowPrompts;
 
-/// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Time between two checks for an interruption while the loop waits for the media of a row.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How the completions of each row are sampled.
 #[derive(Clone, Debug)]
@@ -55,25 +55,25 @@ pub struct PredictionRun<'a> {
     pub strict: bool,
     /// Whether the run prints no progress.
     pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true to stop the run (Ctrl-C).
     pub stop: &'a AtomicBool,
     /// If given, the server that answers requests with the same weights between the decode steps.
     pub server: Option<&'a dyn LiveServer>,
-    /// The processes that compute the model together with this one, if there are several. All of them answer the same
-    /// rows in the same steps, and rank 0 decides when a row begins.
+    /// The processes that compute the divided model together with this process, if there are several. All of them
+    /// answer the same rows in the same steps, and rank 0 decides when a row begins.
     pub divided: Option<RunRanks<'a>>,
 }
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PredictionSummary {
-    /// Number of rows that have a line, including rows of an earlier run that this run continued.
+    /// Number of rows with a line in the predictions file, including rows of an earlier run that this run continued.
     pub rows: usize,
     /// Number of rows that an earlier run had written.
     pub resumed_after: usize,
     /// Number of rows that got a line with an error instead of an output.
     pub errors: usize,
-    /// The error of the first row that got one.
+    /// The error of the first row with an error.
     pub first_error: Option<String>,
     /// Number of tokens that this run generated, on all ranks.
     pub completion_tokens: u64,
@@ -91,7 +91,7 @@ impl PredictionSummary {
     fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
         let (errors, first_error) = file.error_count_and_first_error();
         Self {
-            rows: file.lines(),
+            rows: file.line_count(),
             resumed_after,
             errors,
             first_error: first_error.map(String::from),
@@ -104,7 +104,7 @@ impl PredictionSummary {
 
     /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
     pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
-        file.is_complete().then(|| Self::new(file, file.lines(), 0, 0, 0.0))
+        file.is_complete().then(|| Self::new(file, file.line_count(), 0, 0, 0.0))
     }
 }
 
@@ -114,8 +114,8 @@ impl std::fmt::Debug for PredictionRun<'_> {
     }
 }
 
-/// Where the loop puts the lines of rows that it has finished.
-pub(super) trait FinishedLines {
+/// The destination of finished lines.
+pub(super) trait LineSink {
     /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
     ///
     /// # Errors
@@ -131,22 +131,23 @@ pub(super) struct FileWithProgress {
     pub(super) file: PredictionFile,
     progress: Progress,
     begun: Instant,
-    /// Number of lines that the file had at the beginning.
+    /// Number of lines that the predictions file had at the start of the run.
     resumed_after: usize,
-    /// Number of rows that had no line at the beginning.
+    /// Number of rows that had no line at the start of the run.
     missing: usize,
 }
 
 impl FileWithProgress {
-    /// Creates the file, or opens it to continue it.
+    /// Creates the predictions file, or opens an incomplete file to continue it.
     pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
-        let (begun, resumed_after, missing) = (Instant::now(), file.lines(), file.rows_without_line().len());
-        file.begin()?;
-        let progress = Progress::for_rows(quiet, file.settings().rows() as u64, file.lines() as u64);
+        let (begun, resumed_after, missing) = (Instant::now(), file.line_count(), file.rows_without_line().len());
+        file.create_or_continue()?;
+        let progress = Progress::for_rows(quiet, file.settings().row_count() as u64, file.line_count() as u64);
         Ok(Self { file, progress, begun, resumed_after, missing })
     }
 
-    /// Gives the file its final name. `tokens` is the number of tokens that the run has generated.
+    /// Gives the complete predictions file its final name. `tokens` is the number of tokens that the run has
+    /// generated.
     pub(super) fn finish(mut self, tokens: u64) -> Result<PredictionSummary> {
         self.file.finish()?;
         let seconds = self.begun.elapsed().as_secs_f64();
@@ -154,14 +155,14 @@ impl FileWithProgress {
     }
 }
 
-impl FinishedLines for FileWithProgress {
+impl LineSink for FileWithProgress {
     fn write_line(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
         self.file.write_line(row, line, error).map(drop)
     }
 
     fn step_done(&mut self, tokens: u64) {
         let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
-        self.progress.show_rows(self.file.lines() as u64, rate, self.file.error_count_and_first_error().0);
+        self.progress.show_rows(self.file.line_count() as u64, rate, self.file.error_count_and_first_error().0);
     }
 }
 
@@ -171,10 +172,10 @@ impl Drop for FileWithProgress {
     }
 }
 
-/// Drops the lines: rank 0 of the processes that compute the model together has the same ones and writes them.
-struct NoLines;
+/// Discards lines, on ranks other than 0 of a divided model. Rank 0 computes the same lines and writes them.
+struct DiscardedLines;
 
-impl FinishedLines for NoLines {
+impl LineSink for DiscardedLines {
     fn write_line(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
         Ok(())
     }
@@ -189,8 +190,8 @@ pub(super) fn is_interruption(e: &TrainError) -> bool {
 
 impl PredictionRun<'_> {
     /// Generates the completions of all rows that have no line in the file yet, and writes their lines. If several
-    /// processes share the rows, all of them call it, and it returns when all rows have a line. The summary is `None`
-    /// on ranks other than 0.
+    /// processes share the rows, all of them call this function, and it returns when all rows have a line. The
+    /// summary is `None` on ranks other than 0.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
@@ -201,7 +202,7 @@ impl PredictionRun<'_> {
         let processes = self.divided.map_or(1, |divided| divided.ranks.size());
         match (ranks, file) {
             (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
-            (None, None) => self.generate_rows(rows, processes, &mut NoLines).map(|_| None),
+            (None, None) => self.generate_rows(rows, processes, &mut DiscardedLines).map(|_| None),
             (None, Some(mut file)) => match self.generate_rows(rows, processes, &mut file) {
                 Err(e) if is_interruption(&e) => Err(file.file.stopped_error()),
                 generated => file.finish(generated?).map(Some),
@@ -209,14 +210,9 @@ impl PredictionRun<'_> {
         }
     }
 
-    /// Generates the lines of `own` rows and puts them into `lines`. `processes` on this machine do so at the same
-    /// time. Returns the number of generated tokens.
-    pub(super) fn generate_rows(
-        &self,
-        own: Vec<usize>,
-        processes: usize,
-        lines: &mut impl FinishedLines,
-    ) -> Result<u64> {
+    /// Generates the lines of the rows `own` and puts them into `lines`. `processes` is the number of processes on
+    /// this machine that generate at the same time. Returns the number of generated tokens.
+    pub(super) fn generate_rows(&self, own: Vec<usize>, processes: usize, lines: &mut impl LineSink) -> Result<u64> {
         let ahead = self.prefetcher(&own, processes);
         let mut rows = RowsInProgress {
             run: self,
@@ -273,7 +269,7 @@ impl PredictionRun<'_> {
     }
 }
 
-/// A row whose completions are not all finished.
+/// A row with unfinished completions.
 struct UnfinishedRow {
     prompt: Arc<ModelInput>,
     completions: Vec<Completion>,
@@ -289,7 +285,7 @@ struct RowsInProgress<'r, 'a> {
     own: Vec<usize>,
     /// The index in `own` of the next row to add to the batch.
     next: usize,
-    /// Rows that did not fit into memory together with other rows. Each is computed again alone.
+    /// Rows that did not fit into memory together with other rows. Each of these rows is computed again alone.
     held: VecDeque<(usize, Arc<ModelInput>)>,
     /// The row that is computed alone now.
     alone: Option<usize>,
@@ -301,7 +297,7 @@ struct RowsInProgress<'r, 'a> {
 
 impl RowsInProgress<'_, '_> {
     /// Adds rows to the batch and does one step.
-    fn advance(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
+    fn advance(&mut self, lines: &mut impl LineSink) -> Result<()> {
         self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
@@ -312,7 +308,7 @@ impl RowsInProgress<'_, '_> {
         completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
     }
 
-    /// Returns an error if the run is to stop. Rank 0 decides for the processes that compute the model together.
+    /// Returns an error if the run is to stop. With a divided model, rank 0 decides for all ranks.
     fn error_if_stopped(&self) -> Result<()> {
         let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
         let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
@@ -320,8 +316,8 @@ impl RowsInProgress<'_, '_> {
         Ok(error_if_stopped(&stops)?)
     }
 
-    /// The prompt of the next row; `None` if its media are not decoded within `patience`. Rank 0 decides for the
-    /// processes that compute the model together; the others wait for their media if rank 0 has its own.
+    /// The prompt of the next row; `None` if the row's media are not decoded within `patience`. Rank 0 of a divided
+    /// model decides: if its media are decoded, the other ranks wait until theirs are decoded, too.
     fn next_prompt(&mut self, patience: Duration) -> Result<Option<reel_samples::Result<ModelInput>>> {
         let index = self.next as u64;
         let Some(divided) = self.run.divided else { return Ok(self.ahead.get_within(index, patience)) };
@@ -329,7 +325,7 @@ impl RowsInProgress<'_, '_> {
         let is_usable = divided.is_rank_0().then(|| prompt.as_ref().map(|prompt| prompt.is_ok()));
         let Some(is_usable) = divided.broadcast::<Option<bool>>("next row", is_usable)? else { return Ok(None) };
         while prompt.is_none() {
-            prompt = self.ahead.get_within(index, PATIENCE);
+            prompt = self.ahead.get_within(index, POLL_INTERVAL);
         }
         if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
             let location = self.run.prompts.location(self.own[self.next]).0;
@@ -340,7 +336,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
-    fn add_rows_while_there_is_room(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
+    fn add_rows_while_there_is_room(&mut self, lines: &mut impl LineSink) -> Result<()> {
         if self.alone.is_some() {
             return Ok(());
         }
@@ -351,7 +347,7 @@ impl RowsInProgress<'_, '_> {
             return self.add_row(row, prompt, lines);
         }
         while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
-            let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
+            let patience = if self.batch.is_idle() { POLL_INTERVAL } else { Duration::ZERO };
             let Some(prompt) = self.next_prompt(patience)? else { return Ok(()) };
             let row = self.own[self.next];
             match prompt {
@@ -365,7 +361,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Adds a row to the batch, or writes a line with its error.
-    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl FinishedLines) -> Result<()> {
+    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl LineSink) -> Result<()> {
         let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
         match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
@@ -381,7 +377,7 @@ impl RowsInProgress<'_, '_> {
 
     /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
     /// rows is computed again alone.
-    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl FinishedLines) -> Result<()> {
+    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl LineSink) -> Result<()> {
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
         if !e.is_out_of_memory() {
             return Err(e.into());
@@ -397,7 +393,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
-    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl FinishedLines) -> Result<()> {
+    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl LineSink) -> Result<()> {
         if self.run.strict {
             return Err(error);
         }
@@ -407,7 +403,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
-    fn finish_completion(&mut self, completion: Completion, lines: &mut impl FinishedLines) -> Result<()> {
+    fn finish_completion(&mut self, completion: Completion, lines: &mut impl LineSink) -> Result<()> {
         let row = completion.request;
         let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
         self.tokens += completion.ids.len() as u64;

@@ -20,7 +20,7 @@ pub struct FingerprintedInput {
     files: ModelFiles,
 }
 
-/// Everything that decides the bytes of a predictions file.
+/// The inputs and options that determine the bytes of a predictions file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictionSettings {
     command: String,
@@ -46,9 +46,9 @@ pub struct PredictionSettings {
 }
 
 impl PredictionSettings {
-    /// The settings of a run of `command` on `device`. The model is a folder, and so is the adapter, if there is one.
-    /// `data` is the data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User
-    /// names, passwords and queries of URLs in the options are left out.
+    /// The settings of a run of `command` on `device`. `model` and `adapter` are folders. `data` is the data file
+    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names, passwords and
+    /// queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
@@ -85,9 +85,9 @@ impl PredictionSettings {
         })
     }
 
-    /// The settings of a run of `command` whose rows a server answers: the model `model` of the server at `url`. `data`
+    /// The settings of a run of `command` in which the model `model` of the server at `url` answers the rows. `data`
     /// is the data file with its fingerprint and its number of rows.
-    pub fn of_endpoint(
+    pub fn for_endpoint(
         command: &str,
         (url, model): (&str, &str),
         data: (&Path, String, usize),
@@ -110,10 +110,10 @@ impl PredictionSettings {
         }
     }
 
-    /// The settings of a run of `command` during training, whose rows the model in training answers. `model` is the
-    /// name of the checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data
-    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only.
-    pub fn of_policy(
+    /// The settings of a run of `command` in which a model answers during its training. `model` is the name of the
+    /// checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data with its
+    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
+    pub fn for_training_model(
         command: &str,
         model: (&Path, &str),
         data: (&Path, String, usize),
@@ -142,7 +142,7 @@ impl PredictionSettings {
         }
     }
 
-    /// These settings with the folder that paths of media are relative to.
+    /// Returns these settings with `folder` as the folder that media paths are relative to.
     #[must_use]
     pub fn with_media_root(self, folder: &Path) -> Self {
         let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
@@ -150,7 +150,7 @@ impl PredictionSettings {
     }
 
     /// Number of rows of the data.
-    pub fn rows(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.rows
     }
 

@@ -151,7 +151,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
-        // The small memory has room for the longest row alone.
+        // The small KV cache has room for one sequence of the longest row.
         let kv_bytes = if small_memory { 5 * block_bytes() } else { 1 << 30 };
         write_rows(&data, &rows());
         predict(&data, &out, Options { slots, kv_bytes, ..OPTIONS }).unwrap();
@@ -251,7 +251,7 @@ fn resume_requires_the_same_settings_and_unchanged_lines() {
     refused(Options { n: 3, ..RESUME }, &["--n: is 3, but it was 2"]);
     let kept = fs::read(&partial).unwrap();
     assert_eq!(kept, EXPECTED[..EXPECTED.len() / 2]);
-    // Each change makes a line differ from the line that the earlier run wrote for its row.
+    // Each change makes a line of the earlier run invalid, so that the run is refused.
     let text = String::from_utf8(kept.clone()).unwrap();
     for (changed, words) in [
         (text.replacen("\"id\":7", "\"id\":8", 1), "partial:1: is not the prediction of row 1"),
@@ -272,8 +272,7 @@ fn resume_requires_the_same_settings_and_unchanged_lines() {
     write_rows(&data, &rows());
     predict(&data, &out, RESUME).unwrap();
     assert_eq!(fs::read(&out).unwrap(), *EXPECTED);
-    // These are the files of a process that was killed between the last two renames. Below are the files of a process
-    // that was killed before it wrote the settings.
+    // A process that was killed between the last two renames leaves these files.
     fs::rename(&settings, &partial_settings).unwrap();
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 6);
     fs::remove_file(&out).unwrap();
@@ -329,7 +328,8 @@ fn lines_before_their_order_are_kept_by_a_run_that_continues_the_file() {
     }
     let text = |row: usize| format!("{}\n", lines[row]);
     kill_after(&out, text(0).len());
-    // The process was killed after it had written row 1 as an early line and before it wrote row 1 in its order.
+    // The process was killed after it had written the line of row 1 to `OUT.partial.early` and before it wrote this
+    // line to `OUT.partial`.
     let early_line = |row: usize| format!("{}\n", json!({"row": row, "line": lines[row]}));
     fs::write(&early, [3, 1, 5].map(early_line).concat() + "{\"row\": 4, ").unwrap();
     let done = predict(&data, &out, Options { slots: 1, ..RESUME }).unwrap();

@@ -34,7 +34,7 @@ pub enum XAxis {
 }
 
 impl XAxis {
-    /// The name of one point of the axis.
+    /// The unit of the x axis in texts: `step` or `GPUs`.
     fn unit(self) -> &'static str {
         match self {
             XAxis::Steps => "step",
@@ -43,7 +43,7 @@ impl XAxis {
     }
 }
 
-/// One line of a chart: the values of one run over its steps.
+/// One line of a line chart: the values of one run over its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineSeries {
     /// The name of the run.
@@ -87,7 +87,7 @@ pub struct Roof {
 pub struct RooflinePoint {
     /// The kernel's name.
     pub name: String,
-    /// The text that the chart shows about the kernel beside its name.
+    /// The text that the chart shows next to the kernel's name.
     pub text: String,
     /// The HTML `id` of the kernel's row in a table of the page; empty if it has no row.
     pub id: String,
@@ -143,8 +143,8 @@ pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
 }
 
 impl Chart {
-    /// Returns a sentence with the values of a line chart over steps whose lines are all constant, as HTML; `None` for
-    /// any other chart.
+    /// Returns a sentence with the values of a line chart over steps as HTML, if all lines of the chart are constant;
+    /// `None` for any other chart.
     pub(crate) fn constant_values_html(&self) -> Option<String> {
         let Chart::Lines { name, unit, series, x: XAxis::Steps, .. } = self else { return None };
         let values: Vec<String> = series
@@ -260,8 +260,8 @@ impl Chart {
         format!("<div class=\"legend\">{entries}</div>")
     }
 
-    /// What a browser without JavaScript shows: the first and the last value of each line of a line chart, and a notice
-    /// in place of other charts.
+    /// The text that a browser without JavaScript shows: for a line chart, the first and the last value of each line;
+    /// for other charts, a notice.
     fn fallback(&self) -> String {
         let Chart::Lines { x, series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
         let (x, mut text) = (x.unit(), String::new());
@@ -289,8 +289,8 @@ impl RooflinePoint {
     }
 }
 
-/// Returns the finite points. If there are more than [`MAX_POINTS`], returns only the lowest and the highest point of
-/// each stretch, so that spikes stay visible.
+/// Returns the finite points. If there are more than [`MAX_POINTS`], keeps only the lowest and the highest point of
+/// each stretch of steps, so that spikes stay visible.
 fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let finite: Vec<(u64, f64)> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
     if finite.len() <= MAX_POINTS {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     proptest! {
-        // Few cases are tried, because each case has thousands of values.
+        // The number of test cases is small, because each case has thousands of values.
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         /// A line has at most [`MAX_POINTS`] points, sorted by step; the lowest and the highest value are among them.

@@ -3,17 +3,17 @@
 
 use std::fmt::Write;
 
-use reel_curate::{FinishedRow, RejectionReason, RowOutcome, StageName, Summary};
+use reel_curate::{CurationSummary, FinishedRow, RejectionReason, RowOutcome, StageName};
 use reel_samples::inspect::Distribution;
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::table::HtmlTable;
 
 /// Number of bars of a histogram.
 const BINS: usize = 20;
 
-/// Maximum number of samples of kept rows; the next constant is the maximum for each reason of rejection.
+/// Maximum number of samples of kept rows (`KEPT_SAMPLES`) and of rejected rows for each reason (`REASON_SAMPLES`).
 const KEPT_SAMPLES: usize = 10;
 const REASON_SAMPLES: usize = 3;
 
@@ -31,9 +31,9 @@ details p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 4px 14
 ";
 
 /// The page about the curation in a folder named `title`. `rows` are the curation's rows in the order of the list.
-pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) -> String {
-    let mut page = Page::new(&format!("Curation in {title}")).with_style(STYLE);
-    let Summary { rows: all, kept, rejected, failed, cost, .. } = summary;
+pub fn curation_page_html(title: &str, summary: &CurationSummary, rows: &[FinishedRow]) -> String {
+    let mut page = HtmlPage::new(&format!("Curation in {title}")).with_style(STYLE);
+    let CurationSummary { rows: all, kept, rejected, failed, cost, .. } = summary;
     let cost = match *cost > 0.0 {
         true => format!(" All requests together have cost at most ${cost:.4}."),
         false => String::new(),
@@ -51,7 +51,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
     add_stages(&mut page, summary);
     for (name, counts) in [("source", &summary.sources), ("problem type", &summary.problem_types)] {
         page.add(&format!("<h2>Rows by {name}</h2>\n"));
-        let mut table = Table::new(&[name, "rows", "kept", "kept share"]);
+        let mut table = HtmlTable::new(&[name, "rows", "kept", "kept share"]);
         for (value, (all, kept)) in counts {
             let share = format!("{:.1} %", 100.0 * *kept as f64 / (*all).max(1) as f64);
             table.add_row(vec![escape_html(value), all.to_string(), kept.to_string(), share]);
@@ -74,7 +74,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
 }
 
 /// The steps of the curation, each with the number of rows that are left after it.
-fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
+fn funnel(summary: &CurationSummary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     let is_usable = |row: &&FinishedRow| {
         !matches!(row.outcome, RowOutcome::Rejected(RejectionReason::UnusableRow | RejectionReason::DuplicateRow, _))
     };
@@ -91,7 +91,7 @@ fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     bars
 }
 
-fn add_stages(page: &mut Page, summary: &Summary) {
+fn add_stages(page: &mut HtmlPage, summary: &CurationSummary) {
     page.add("<h2>Stages</h2>\n");
     let columns = [
         "stage",
@@ -106,7 +106,7 @@ fn add_stages(page: &mut Page, summary: &Summary) {
         "$",
         "s",
     ];
-    let mut table = Table::new(&columns).with_text_columns(3);
+    let mut table = HtmlTable::new(&columns).with_text_columns(3);
     for stage in &summary.stages {
         table.add_row(vec![
             stage.stage.name().into(),
@@ -125,7 +125,7 @@ fn add_stages(page: &mut Page, summary: &Summary) {
     page.add_table(&table);
 }
 
-fn add_samples(page: &mut Page, rows: &[FinishedRow]) {
+fn add_samples(page: &mut HtmlPage, rows: &[FinishedRow]) {
     page.add("<h2>Samples of kept rows</h2>\n");
     let kept: Vec<&FinishedRow> = rows.iter().filter(|row| row.outcome == RowOutcome::Kept).collect();
     spread(&kept, KEPT_SAMPLES).for_each(|row| page.add(&sample_html(row, "")));
@@ -178,7 +178,7 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
     html + "</details>\n"
 }
 
-/// The histogram of whole numbers. It has at most [`BINS`] bars, and each bar counts equally many consecutive numbers.
+/// A histogram of whole numbers with at most [`BINS`] bars. Each bar counts the same number of consecutive numbers.
 fn counts_histogram_html(distribution: &Distribution) -> String {
     let (min, max) = (distribution.min as usize, distribution.max as usize);
     let width = (max - min + 1).div_ceil(BINS);
@@ -202,8 +202,8 @@ fn histogram_html(distribution: &Distribution) -> String {
     bars_html(&bins.into_iter().map(|(from, to, count)| (label(from, to), count)).collect::<Vec<_>>(), most)
 }
 
-/// Horizontal bars, each with its text on the left and its count on the right. The count `most` gives a bar of full
-/// width.
+/// Horizontal bars, each with its text on the left and its count on the right. A bar with the count `most` has the
+/// full width.
 fn bars_html(bars: &[(String, usize)], most: usize) -> String {
     let mut html = String::from("<div class=\"bars\">\n");
     for (text, count) in bars {
@@ -259,7 +259,7 @@ mod tests {
             models: vec!["<model>".into()],
             prompts: vec!["reason-1-00".into()],
         };
-        let summary = Summary {
+        let summary = CurationSummary {
             rows: 4,
             kept: 1,
             rejected: 2,
@@ -275,7 +275,8 @@ mod tests {
         for part in ["Which &lt;script&gt;?", "I see &lt;/details&gt; a ball.", "a&amp;b", "25.0 %"] {
             assert!(html.contains(part), "{part}: {html}");
         }
-        // Lengths of 3 to 42 words are drawn as twenty bars of two lengths each. A few lengths get one bar each.
+        // The 40 lengths from 3 to 42 words are drawn as 20 bars of two lengths each. A few distinct lengths get one
+        // bar each.
         let lengths = |values: &[f64]| counts_histogram_html(&Distribution::new(values.iter().copied()).unwrap());
         let wide = lengths(&[3.0, 4.0, 42.0]);
         assert!(wide.contains("<span>3 – 4</span><div><i style=\"width:100.0%\"></i></div><span>2</span>"), "{wide}");

@@ -1,20 +1,20 @@
-//! The curves of training runs: a chart per metric over the steps, with one line per run. Metrics that are constant in
-//! every run stand in a table instead.
+//! The curves of training runs: a chart per metric over the steps, with one line per run. A table shows the metrics
+//! that are constant in every run.
 
 use std::collections::BTreeMap;
 
 use crate::chart::{Chart, LineSeries, XAxis, YRange, is_constant};
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::run::Run;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::run::TrainingRun;
+use crate::table::HtmlTable;
 
-/// Metrics whose charts come first, in this order. All other metrics follow by name.
+/// The charts of these metrics come first, in this order. The charts of all other metrics follow, sorted by name.
 const FIRST: [&str; 8] =
     ["reward", "loss", "kl", "completion_length", "entropy", "grad_norm", "learning_rate", "tokens_per_second"];
 
 /// Adds a chart for each numeric metric of the runs' steps.
-pub fn add_curves(page: &mut Page, runs: &[Run]) {
+pub fn add_curves(page: &mut HtmlPage, runs: &[TrainingRun]) {
     // For each metric, the points of each run.
     let mut metrics: BTreeMap<String, Vec<Vec<(u64, f64)>>> = BTreeMap::new();
     for (i, run) in runs.iter().enumerate() {
@@ -52,13 +52,14 @@ pub fn add_curves(page: &mut Page, runs: &[Run]) {
     }
 }
 
-/// Adds a table of the metrics that have the same value in all steps of a run. The table is closed when the page opens.
-fn add_constants(page: &mut Page, runs: &[Run], metrics: Vec<(&String, Vec<Option<f64>>)>) {
+/// Adds a table of the metrics that have the same value in all steps of a run. The table is collapsed when the page
+/// opens.
+fn add_constants(page: &mut HtmlPage, runs: &[TrainingRun], metrics: Vec<(&String, Vec<Option<f64>>)>) {
     let columns: Vec<&str> = match runs {
         [_] => vec!["metric", "value"],
         _ => ["metric"].into_iter().chain(runs.iter().map(|run| run.name.as_str())).collect(),
     };
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     let count = metrics.len();
     for (name, values) in metrics {
         let unit = unit(name);
@@ -94,18 +95,18 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn run(name: &str, values: &[(f64, f64)]) -> Run {
+    fn run(name: &str, values: &[(f64, f64)]) -> TrainingRun {
         let step = |(step, (loss, norm)): (u64, &(f64, f64))| {
             let line = json!({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": 1e-6, "tokens": 5,
                 "tokens_per_second": 9.0 + step as f64, "step_seconds": 0.5, "peak_bytes": 4096, "hash": "0"});
             serde_json::from_value(line).expect("metrics")
         };
-        Run { name: name.into(), steps: (1..).zip(values).map(step).collect(), ..Run::default() }
+        TrainingRun { name: name.into(), steps: (1..).zip(values).map(step).collect(), ..TrainingRun::default() }
     }
 
     #[test]
     fn metrics_with_constant_values_stand_in_a_table() {
-        let mut page = Page::new("x");
+        let mut page = HtmlPage::new("x");
         add_curves(&mut page, &[run("<a>", &[(3.0, 1.0), (2.0, 1.0)]), run("b", &[(4.0, 1.0), (4.0, 1.0)])]);
         let html = page.into_html();
         // The loss of run b is constant, but the loss of run a is not, so one chart shows both.
@@ -119,7 +120,7 @@ mod tests {
 
     #[test]
     fn page_of_a_single_step_has_a_table_and_no_charts() {
-        let mut page = Page::new("x");
+        let mut page = HtmlPage::new("x");
         add_curves(&mut page, &[run("a", &[(3.0, 1.5)])]);
         let html = page.into_html();
         assert!(html.contains("<td class=\"text\">loss</td><td>3</td>") && !html.contains("<figure"));

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use reel_samples::inspect::{DataStats, Distribution};
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::table::HtmlTable;
 
 /// Number of bars of a histogram.
 const BINS: usize = 20;
@@ -25,7 +25,7 @@ overflow-wrap: anywhere; }
 
 /// The page about a data file named `title`.
 pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
-    let mut page = Page::new(title).with_style(STYLE);
+    let mut page = HtmlPage::new(title).with_style(STYLE);
     page.add(&format!(
         "<p>{} rows, of which {} cannot be used; {} images and videos.</p>\n",
         stats.rows, stats.unusable_rows, stats.media_files
@@ -52,7 +52,7 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
         let Some(distribution) = distribution else { continue };
         page.add(&format!("<h2>{name} <small>{unit}</small></h2>\n"));
         page.add(&histogram_html(distribution, ["tokens", "pixels"].contains(&unit)));
-        let mut table = Table::new(&["", "min", "p50", "p90", "p99", "max", "mean"]);
+        let mut table = HtmlTable::new(&["", "min", "p50", "p90", "p99", "max", "mean"]);
         let d = distribution;
         let numbers = [d.min, d.p50, d.p90, d.p99, d.max, d.mean].map(number);
         table.add_row(std::iter::once(format!("{} values", d.count)).chain(numbers).collect());
@@ -60,7 +60,7 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
     }
     if !stats.problem_counts.is_empty() {
         page.add("<h2>Problems</h2>\n");
-        let mut table = Table::new(&["problem", "rows"]).with_text_columns(1);
+        let mut table = HtmlTable::new(&["problem", "rows"]).with_text_columns(1);
         for (kind, count) in &stats.problem_counts {
             table.add_row(vec![kind.name().to_string(), count.to_string()]);
         }
@@ -132,7 +132,8 @@ mod tests {
         let html = data_stats_page_html("a<b>.jsonl", &stats);
         assert!(html.contains("a&lt;b&gt;.jsonl") && html.contains("&lt;script&gt;") && !html.contains("<script"));
         assert!(html.contains("3 rows, of which 1 cannot be used") && html.contains("missing media"));
-        // One bar of the layout, one of the column, 20 of durations, one of the only number of tokens.
+        // One bar for the layout, one for the column, 20 for the durations, and one because all rows have the same
+        // number of tokens.
         assert_eq!(html.matches("<i style").count(), 1 + 1 + 20 + 1);
         assert!(html.contains("10.50 – 11</span>") && html.contains(">2.50<"), "{html}");
         // Numbers of tokens are whole.

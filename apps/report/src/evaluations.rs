@@ -7,12 +7,12 @@ use reel_runs::folder::evaluations::EvaluationLine;
 
 use crate::chart::{Chart, LineSeries, XAxis, YRange};
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::run::Run;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::run::TrainingRun;
+use crate::table::HtmlTable;
 
 /// Adds the evaluations of the runs, if there are any.
-pub fn add_evaluations(page: &mut Page, runs: &[Run]) {
+pub fn add_evaluations(page: &mut HtmlPage, runs: &[TrainingRun]) {
     let benchmarks: BTreeSet<&String> =
         runs.iter().flat_map(|run| &run.evaluations).flat_map(|line| line.benchmarks.keys()).collect();
     let evaluations = || runs.iter().flat_map(|run| &run.evaluations);
@@ -30,7 +30,7 @@ pub fn add_evaluations(page: &mut Page, runs: &[Run]) {
         });
     }
     for name in &benchmarks {
-        let series = |run: &Run| {
+        let series = |run: &TrainingRun| {
             let scores = run.evaluations.iter().filter_map(|line| Some((line.step, line.benchmarks.get(*name)?)));
             let (points, intervals) = scores.map(|(step, b)| ((step, b.score), b.ci95)).unzip();
             LineSeries { intervals, ..LineSeries::new(&run.name, points) }
@@ -49,13 +49,13 @@ pub fn add_evaluations(page: &mut Page, runs: &[Run]) {
 }
 
 /// The validation loss of a run over its steps.
-fn loss_series(run: &Run) -> LineSeries {
+fn loss_series(run: &TrainingRun) -> LineSeries {
     let losses = run.evaluations.iter().filter_map(|line| Some((line.step, line.validation.as_ref()?.eval_loss)));
     LineSeries::new(&run.name, losses.collect())
 }
 
 /// Adds a table with a row for each evaluation: the validation loss, and scores in percent with their intervals.
-fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
+fn add_table(page: &mut HtmlPage, runs: &[TrainingRun], benchmarks: &BTreeSet<&String>) {
     let has_many = runs.len() > 1;
     let has_losses = runs.iter().flat_map(|run| &run.evaluations).any(|line| line.validation.is_some());
     let names = benchmarks.iter().map(|name| name.as_str());
@@ -64,7 +64,7 @@ fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
     let first = has_many.then_some("run").into_iter().chain(["step"]);
     let columns: Vec<&str> =
         first.chain(of_losses.iter().copied()).chain(names).chain(of_scores.iter().copied()).collect();
-    let mut table = Table::new(&columns).with_text_columns(usize::from(has_many));
+    let mut table = HtmlTable::new(&columns).with_text_columns(usize::from(has_many));
     let score = |line: &EvaluationLine, name: &String| match line.benchmarks.get(name) {
         Some(b) => format!("{:.1} [{:.1}, {:.1}]", 100.0 * b.score, 100.0 * b.ci95[0], 100.0 * b.ci95[1]),
         None => "–".to_string(),
@@ -124,10 +124,14 @@ mod tests {
             };
             EvaluationLine::new(step, Some(loss), BTreeMap::new(), "00".into(), 1.0)
         };
-        let mut page = Page::new("t");
+        let mut page = HtmlPage::new("t");
         add_evaluations(
             &mut page,
-            &[Run { name: "one".into(), evaluations: vec![loss(2, 1.5), loss(4, 1.25)], ..Run::default() }],
+            &[TrainingRun {
+                name: "one".into(),
+                evaluations: vec![loss(2, 1.5), loss(4, 1.25)],
+                ..TrainingRun::default()
+            }],
         );
         let html = page.into_html();
         assert!(html.contains("<b>eval/loss</b>") && html.contains("\"y\":[1.5,1.25]"), "{html}");
@@ -137,9 +141,9 @@ mod tests {
 
     #[test]
     fn scores_have_charts_with_intervals_and_a_table() {
-        let run = |name: &str, evaluations| Run { name: name.into(), evaluations, ..Run::default() };
-        let html = |runs: &[Run]| {
-            let mut page = Page::new("t");
+        let run = |name: &str, evaluations| TrainingRun { name: name.into(), evaluations, ..TrainingRun::default() };
+        let html = |runs: &[TrainingRun]| {
+            let mut page = HtmlPage::new("t");
             add_evaluations(&mut page, runs);
             page.into_html()
         };

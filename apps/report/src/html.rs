@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::chart::Chart;
 use crate::escape::escape_html;
-use crate::table::Table;
+use crate::table::HtmlTable;
 
 const STYLE: &str = include_str!("page.css");
 /// The chart library and the script that uses it. `apps/report/vendor/uplot` has the library's version and licence.
@@ -16,7 +16,7 @@ const CHART_STYLE: &str = include_str!("../vendor/uplot/uPlot.min.css");
 
 /// An HTML page that is being written.
 #[derive(Debug)]
-pub struct Page {
+pub struct HtmlPage {
     title: String,
     style: &'static str,
     body: String,
@@ -26,30 +26,30 @@ pub struct Page {
     script: Option<&'static str>,
 }
 
-impl Page {
+impl HtmlPage {
     /// An empty page with a title, which is also its headline.
-    pub fn new(title: &str) -> Page {
-        Page { title: escape_html(title), style: "", body: String::new(), interactive: false, script: None }
+    pub fn new(title: &str) -> HtmlPage {
+        HtmlPage { title: escape_html(title), style: "", body: String::new(), interactive: false, script: None }
     }
 
     /// Adds CSS rules to this page, after the style sheet that all pages have.
     #[must_use]
-    pub fn with_style(self, css: &'static str) -> Page {
-        Page { style: css, ..self }
+    pub fn with_style(self, css: &'static str) -> HtmlPage {
+        HtmlPage { style: css, ..self }
     }
 
     /// Adds a script of this crate, which runs after the page is read.
     #[must_use]
-    pub(crate) fn with_script(self, script: &'static str) -> Page {
-        Page { script: Some(script), ..self }
+    pub(crate) fn with_script(self, script: &'static str) -> HtmlPage {
+        HtmlPage { script: Some(script), ..self }
     }
 
-    /// Adds HTML. The caller has escaped all texts in it.
+    /// Adds HTML. The caller must have escaped all texts in it.
     pub fn add(&mut self, html: &str) {
         self.body += html;
     }
 
-    /// Adds a chart. In place of a line chart whose lines are all constant, adds a sentence with their values.
+    /// Adds a chart. If all lines of a line chart are constant, adds a sentence with their values instead.
     pub fn add_chart(&mut self, chart: &Chart) {
         match chart.constant_values_html() {
             Some(values) => self.body += &values,
@@ -58,7 +58,7 @@ impl Page {
     }
 
     /// Adds a table; adds nothing if it has no rows.
-    pub fn add_table(&mut self, table: &Table) {
+    pub fn add_table(&mut self, table: &HtmlTable) {
         self.body += &table.html();
     }
 
@@ -70,7 +70,7 @@ impl Page {
 
     /// Returns the whole page as HTML.
     pub fn into_html(self) -> String {
-        let Page { title, style, body, interactive, script } = self;
+        let HtmlPage { title, style, body, interactive, script } = self;
         let of_charts = if interactive { &SCRIPTS[..] } else { &[] };
         let scripts: Vec<&str> = of_charts.iter().copied().chain(script).collect();
         let chart_style = if interactive { CHART_STYLE } else { "" };
@@ -95,7 +95,7 @@ mod tests {
     use crate::chart::{LineSeries, XAxis, YRange};
     use proptest::prelude::*;
 
-    /// Returns texts with the characters that end elements, strings, comments and attributes.
+    /// Returns texts with the characters that end HTML elements, strings, comments and attributes.
     fn hostile() -> impl Strategy<Value = String> {
         let part = prop_oneof![
             Just("</script>".to_string()),
@@ -112,11 +112,11 @@ mod tests {
         #[test]
         fn texts_cannot_add_elements_to_a_page(text in hostile()) {
             let page = |text: &str| {
-                let mut page = Page::new(text);
+                let mut page = HtmlPage::new(text);
                 let series = LineSeries::new(text, vec![(1, 0.5), (2, 1.0)]);
                 let (name, series) = (text.to_string(), vec![series]);
                 page.add_chart(&Chart::Lines { name, x: XAxis::Steps, unit: "", series, range: YRange::Robust });
-                let mut table = Table::new(&["a"]);
+                let mut table = HtmlTable::new(&["a"]);
                 table.add_row(vec![escape_html(text)]);
                 page.add_table(&table);
                 page.into_html()
@@ -134,8 +134,8 @@ mod tests {
 
     #[test]
     fn page_loads_nothing_and_allows_only_its_own_scripts() {
-        let mut page = Page::new("a page");
-        let plain = Page::new("b").into_html();
+        let mut page = HtmlPage::new("a page");
+        let plain = HtmlPage::new("b").into_html();
         assert!(plain.contains("script-src 'none'") && !plain.contains("<script"));
         page.add_interactive("");
         let html = page.into_html();

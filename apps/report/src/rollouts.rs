@@ -12,14 +12,14 @@ use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::run::Run;
+use crate::html::HtmlPage;
+use crate::run::TrainingRun;
 use crate::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
 const MAX_STEPS: usize = 60;
-/// Minimum number of steps shown per run, whatever the size of their frames. A run with fewer steps shows all of its
-/// steps.
+/// Minimum number of steps shown per run, even if their frames are large. For a run with fewer steps, all steps are
+/// shown.
 const MIN_STEPS: usize = 12;
 /// Maximum bytes of frame images per run. If the images take more, fewer steps are shown.
 const MAX_FRAME_BYTES: u64 = 12 << 20;
@@ -29,7 +29,7 @@ const MAX_COMPLETIONS: usize = 8;
 const MAX_CHARACTERS: usize = 600;
 
 /// Adds one group of completions for each shown step of each run. Adds nothing if no run has rollouts.
-pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
+pub fn add_rollouts(page: &mut HtmlPage, runs: &[TrainingRun]) -> Result<()> {
     let mut html = String::new();
     for (i, run) in runs.iter().enumerate() {
         let groups = groups_html(run, i)?;
@@ -55,7 +55,7 @@ pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
 }
 
 /// Returns the HTML of one group for each shown step of a run; empty for a run without rollouts.
-fn groups_html(run: &Run, run_index: usize) -> Result<String> {
+fn groups_html(run: &TrainingRun, run_index: usize) -> Result<String> {
     let folder = run.folder.join(ROLLOUTS_FOLDER);
     let rows = |step: u64| folder.join(format!("{step:06}.jsonl"));
     let strip = |step: u64| folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
@@ -157,7 +157,7 @@ mod tests {
         let steps: Vec<u64> = (1..=1000).collect();
         let small = shown_steps(&steps, |_| 1000);
         assert_eq!((small.len(), small[0], small[MAX_STEPS - 1]), (MAX_STEPS, 1, 1000));
-        // Large frames leave room for fewer steps, but never for fewer than the minimum.
+        // With large frames, fewer steps are shown, but never fewer than `MIN_STEPS`.
         let large = shown_steps(&steps, |_| MAX_FRAME_BYTES / 20);
         assert_eq!((large.len(), large[0], large[19]), (20, 1, 1000));
         assert_eq!(shown_steps(&steps, |_| MAX_FRAME_BYTES).len(), MIN_STEPS);

@@ -1,4 +1,4 @@
-//! A training run as its page shows it.
+//! Reads the output folder of a training run for the run's page.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use crate::{ReportError, Result};
 
-/// A run as the page shows it: its name and the files that were read from its folder.
+/// A training run: its name and the contents of the files in its output folder.
 #[derive(Debug, Default)]
-pub(crate) struct Run {
+pub(crate) struct TrainingRun {
     /// The output folder as the user wrote it.
     pub name: String,
     /// The output folder.
@@ -27,8 +27,8 @@ pub(crate) struct Run {
     pub evaluations: Vec<EvaluationLine>,
 }
 
-impl Run {
-    pub fn read(folder: &Path) -> Result<Run> {
+impl TrainingRun {
+    pub fn read(folder: &Path) -> Result<TrainingRun> {
         refuse_other_folders(folder)?;
         let log = folder.join(METRICS_FILE);
         let lines = read_matching_lines(&log, |_: &StepMetrics| true)?;
@@ -42,7 +42,7 @@ impl Run {
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
         let evaluations = evaluations::read(folder, u64::MAX)?;
-        Ok(Run { name: folder.display().to_string(), folder: folder.to_path_buf(), steps, about, evaluations })
+        Ok(TrainingRun { name: folder.display().to_string(), folder: folder.to_path_buf(), steps, about, evaluations })
     }
 
     pub fn command(&self) -> &str {
@@ -54,7 +54,7 @@ impl Run {
     }
 
     /// The number of the last finished step and the planned number of steps, such as `40 of 100`.
-    pub fn progress(&self) -> String {
+    pub fn progress_text(&self) -> String {
         let of = self.about["steps"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         format!("{}{of}", self.steps.last().map_or(0, |last| last.step))
     }
@@ -76,7 +76,7 @@ impl Run {
             self.first_and_last_text(3, |m| m.grpo.reward).map_or(String::new(), |change| format!(", reward {change}"));
         format!(
             "{} steps on {} in {}: loss {}{reward}, peak memory {:.1} GB. reel {}.",
-            self.progress(),
+            self.progress_text(),
             self.run_json_text("device"),
             self.run_json_text("dtype"),
             self.first_and_last_text(4, |m| Some(m.loss)).unwrap_or_default(),

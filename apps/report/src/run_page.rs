@@ -7,12 +7,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::run::Run;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::run::TrainingRun;
+use crate::table::HtmlTable;
 use crate::{Result, curves, evaluations, rollouts};
 
-/// The HTML page of the run whose output folder is `run`; the run may be unfinished.
+/// The HTML page of the run in the output folder `run`. The run may be unfinished.
 ///
 /// # Errors
 /// The folder is not that of a run, `metrics.jsonl` or a rollout file of the run cannot be read, or no step has
@@ -26,12 +26,12 @@ pub fn run_page_html(run: &Path) -> Result<String> {
 /// # Errors
 /// A folder is not that of a run, `metrics.jsonl` or a rollout file cannot be read, or a run has finished no step.
 pub fn runs_page_html(folders: &[&Path]) -> Result<String> {
-    let runs = folders.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<Run>>>()?;
+    let runs = folders.iter().map(|folder| TrainingRun::read(folder)).collect::<Result<Vec<TrainingRun>>>()?;
     let title = match &runs[..] {
         [run] => format!("reel {}: {}", run.command(), run.name),
         _ => format!("reel: {} runs", runs.len()),
     };
-    let mut page = Page::new(&title);
+    let mut page = HtmlPage::new(&title);
     match &runs[..] {
         [run] => page.add(&format!("<p>{}</p>\n", escape_html(&run.headline()))),
         _ => add_overview(&mut page, &runs),
@@ -44,14 +44,14 @@ pub fn runs_page_html(folders: &[&Path]) -> Result<String> {
 }
 
 /// Adds a table with one row per run.
-fn add_overview(page: &mut Page, runs: &[Run]) {
+fn add_overview(page: &mut HtmlPage, runs: &[TrainingRun]) {
     let columns = ["run", "command", "steps", "device", "dtype", "loss", "reward", "peak memory, GB", "reel"];
-    let mut table = Table::new(&columns).with_text_columns(2);
+    let mut table = HtmlTable::new(&columns).with_text_columns(2);
     for (i, run) in runs.iter().enumerate() {
         let key = format!("<i class=\"key\" style=\"background:var(--c{})\"></i>", i % 8);
         let cells = [
             run.command().to_string(),
-            run.progress(),
+            run.progress_text(),
             run.run_json_text("device").to_string(),
             run.run_json_text("dtype").to_string(),
             run.first_and_last_text(4, |m| Some(m.loss)).unwrap_or_default(),
@@ -66,9 +66,9 @@ fn add_overview(page: &mut Page, runs: &[Run]) {
 }
 
 /// Adds the options of the runs. For one run, adds a list; for several runs, a table of the options that differ and a
-/// closed list of the others.
-fn add_options(page: &mut Page, runs: &[Run]) {
-    let value = |run: &Run, name: &str| match &run.about["options"][name] {
+/// collapsed list of the options that are equal.
+fn add_options(page: &mut HtmlPage, runs: &[TrainingRun]) {
+    let value = |run: &TrainingRun, name: &str| match &run.about["options"][name] {
         Value::Null => String::new(),
         value => escape_html(&value.to_string()),
     };
@@ -78,7 +78,7 @@ fn add_options(page: &mut Page, runs: &[Run]) {
     if names.is_empty() {
         return;
     }
-    let list = |names: &[&String], run: &Run| {
+    let list = |names: &[&String], run: &TrainingRun| {
         let item = |name: &&String| match value(run, name) {
             value if value.is_empty() => value,
             value => format!("<dt>{}</dt><dd>{value}</dd>", escape_html(name)),
@@ -97,7 +97,7 @@ fn add_options(page: &mut Page, runs: &[Run]) {
         page.add("<p>The runs have the same options.</p>\n");
     }
     let columns: Vec<&str> = ["option"].into_iter().chain(runs.iter().map(|run| run.name.as_str())).collect();
-    let mut table = Table::new(&columns).with_text_columns(columns.len());
+    let mut table = HtmlTable::new(&columns).with_text_columns(columns.len());
     for name in different {
         table.add_row([escape_html(name)].into_iter().chain(runs.iter().map(|run| value(run, name))).collect());
     }

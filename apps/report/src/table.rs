@@ -1,5 +1,5 @@
-//! HTML tables that fit narrow screens. On a narrow screen, a table with many columns shows each row as a card: a block
-//! that has the name of the column beside each value.
+//! HTML tables that fit narrow screens. On a narrow screen, a table with many columns shows each row as a card: a
+//! block with the column's name next to each value.
 
 use std::fmt::Write;
 
@@ -10,23 +10,23 @@ const MAX_NARROW_COLUMNS: usize = 3;
 
 /// A table. The first column holds names and is left-aligned.
 #[derive(Debug)]
-pub struct Table {
+pub struct HtmlTable {
     columns: Vec<String>,
-    /// The first `text_columns` columns have texts, the others numbers.
+    /// The first `text_columns` columns hold texts, all other columns hold numbers.
     text_columns: usize,
     rows: Vec<(String, Vec<String>)>,
 }
 
-impl Table {
+impl HtmlTable {
     /// A table with these column titles.
-    pub fn new(columns: &[&str]) -> Table {
-        Table { columns: columns.iter().map(|c| c.to_string()).collect(), text_columns: 1, rows: Vec::new() }
+    pub fn new(columns: &[&str]) -> HtmlTable {
+        HtmlTable { columns: columns.iter().map(|c| c.to_string()).collect(), text_columns: 1, rows: Vec::new() }
     }
 
     /// Makes the first `count` columns left-aligned texts.
     #[must_use]
-    pub fn with_text_columns(self, count: usize) -> Table {
-        Table { text_columns: count, ..self }
+    pub fn with_text_columns(self, count: usize) -> HtmlTable {
+        HtmlTable { text_columns: count, ..self }
     }
 
     /// Adds a row of cells. A cell is HTML: the caller has escaped the texts in it.
@@ -34,7 +34,7 @@ impl Table {
         self.add_row_with_attributes("", cells);
     }
 
-    /// Adds a row whose element has these attributes, such as ` id="x"`.
+    /// Adds a row with HTML attributes, such as ` id="x"`.
     pub fn add_row_with_attributes(&mut self, attributes: &str, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push((attributes.to_string(), cells));
@@ -57,7 +57,7 @@ impl Table {
         for (attributes, cells) in &self.rows {
             let _ = write!(html, "<tr{attributes}>");
             for (i, (cell, column)) in cells.iter().zip(&self.columns).enumerate() {
-                // A card hides empty cells; its first cell is its title and needs no label.
+                // A card hides empty cells. The first cell of a card is the card's title and needs no label.
                 let label = match !is_wide || column.is_empty() || cell.is_empty() || i == 0 {
                     true => String::new(),
                     false => format!(" data-label=\"{}\"", escape_html(column)),
@@ -76,11 +76,11 @@ mod tests {
 
     #[test]
     fn tables_with_many_columns_become_cards() {
-        let mut narrow = Table::new(&["a", "b"]);
+        let mut narrow = HtmlTable::new(&["a", "b"]);
         assert_eq!(narrow.html(), "");
         narrow.add_row(vec!["1".into(), "2".into()]);
         assert!(!narrow.html().contains("cards") && narrow.html().contains("<th class=\"text\">a</th><th>b</th>"));
-        let mut wide = Table::new(&["kernel", "ms", "GB/s", "\"x\""]).with_text_columns(2);
+        let mut wide = HtmlTable::new(&["kernel", "ms", "GB/s", "\"x\""]).with_text_columns(2);
         wide.add_row_with_attributes(" id=\"k\"", vec!["k".into(), "1".into(), String::new(), "3".into()]);
         let html = wide.html();
         assert!(html.contains("class=\"cards\"") && html.contains("<tr id=\"k\"><td class=\"text\">k</td>"));

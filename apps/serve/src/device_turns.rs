@@ -11,7 +11,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Says which of two threads may use a device.
+/// Decides which of two threads may use a device: the training thread (owner) or the engine's thread (borrower).
 #[derive(Debug, Default)]
 pub(crate) struct DeviceTurns {
     state: Mutex<State>,
@@ -27,11 +27,11 @@ struct State {
     is_used: bool,
     /// The borrower's thread has ended: it neither waits for the device nor uses it.
     is_gone: bool,
-    /// How often the owner has changed the weights.
+    /// Number of times that the owner has changed the weights.
     version: u64,
 }
 
-/// What the borrower may do.
+/// The borrower's access to the device.
 #[derive(Clone, Copy, Debug, Default)]
 enum Access {
     #[default]
@@ -39,7 +39,7 @@ enum Access {
     /// The borrower may begin a turn of this length. A turn has at least one step, even if the borrower's thread wakes
     /// up late.
     Turn(Duration),
-    /// Go on until then.
+    /// The borrower may continue until this time.
     Until(Instant),
     /// The borrower may use the device without a limit of time, because the owner does not use it.
     Free,
@@ -50,8 +50,8 @@ enum Access {
 pub(crate) struct DeviceBorrower(pub(crate) std::sync::Arc<DeviceTurns>);
 
 impl DeviceTurns {
-    /// Lends the device for about `time` if the borrower waits for it. Returns the time until the borrower gave it
-    /// back.
+    /// Lends the device for about `time` if the borrower waits for it. Returns the time until the borrower returned
+    /// the device.
     pub(crate) fn lend_device_for(&self, time: Duration) -> Duration {
         let mut state = self.lock();
         if !state.is_wanted || state.is_gone {
@@ -97,7 +97,7 @@ impl DeviceTurns {
 }
 
 impl DeviceBorrower {
-    /// Waits until the borrower may use the device for one more step. Returns how often the weights have changed so
+    /// Waits until the borrower may use the device for one more step. Returns the number of changes of the weights so
     /// far.
     pub(crate) fn wait_for_turn(&self) -> u64 {
         let turns = &*self.0;
@@ -217,7 +217,7 @@ mod tests {
         let (entered, steps) = std::sync::mpsc::channel();
         let thread = borrow(&turns, 3, 9, move |version| entered.send(version).unwrap());
         for version in 0..3 {
-            // Lending takes no time as long as the borrower does not wait for the device yet, so it is repeated.
+            // The device is lent only to a waiting borrower, so the loop repeats until the borrower waits.
             while turns.lend_device_for(Duration::ZERO) == Duration::ZERO {
                 std::thread::yield_now();
             }

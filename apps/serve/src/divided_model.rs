@@ -1,8 +1,8 @@
 //! The processes that serve one model together, each with a part of it ([`reel_model::tensor_parallel`]).
 //!
 //! Rank 0 has the HTTP server. Every rank runs the same engine on the same requests: before each step rank 0 sends a
-//! [`StepMessage`](crate::step_message::StepMessage), and all ranks apply it. Their tokens are equal, because they
-//! sample from the same gathered logits, so no tokens are sent.
+//! [`StepMessage`](crate::step_message::StepMessage), and all ranks apply it. All ranks generate the same tokens,
+//! because they sample from the same gathered logits, so no tokens are sent.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use reel_model::ModelError;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_ranks::{RankError, Ranks};
 
-/// The name of rank 0's message before a step, in the messages about failures.
+/// The name of rank 0's message before a step, for error messages.
 const STEP: &str = "next step of the engine";
 
 /// The processes that serve a model together, and how the model is divided among them.
@@ -29,24 +29,24 @@ fn failed(e: RankError) -> EngineError {
 }
 
 impl DividedModel {
-    /// Sends the message before a step to the other ranks; no bytes end their work.
+    /// Sends the message before a step to the other ranks. An empty message ends their loop.
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn send(&self, step: Vec<u8>) -> Result<(), EngineError> {
+    pub(crate) fn send_step(&self, step: Vec<u8>) -> Result<(), EngineError> {
         self.ranks.broadcast(STEP, 0, Some(step)).map(drop).map_err(failed)
     }
 
-    /// Waits for rank 0's message before a step; empty at the end.
+    /// Waits for rank 0's message before a step. An empty message means that no step follows.
     ///
     /// # Errors
     /// Another rank has failed.
-    pub(crate) fn receive(&self) -> Result<Vec<u8>, EngineError> {
+    pub(crate) fn receive_step(&self) -> Result<Vec<u8>, EngineError> {
         self.ranks.broadcast(STEP, 0, None).map_err(failed)
     }
 
-    /// Returns `loaded` if it has succeeded on all ranks, else this rank's error, or the error of the first other rank.
-    /// All ranks call this.
+    /// Returns `loaded` if loading has succeeded on all ranks. Otherwise returns this rank's error, or that of the
+    /// first other rank with an error. All ranks call this.
     ///
     /// # Errors
     /// Another rank has failed.

@@ -72,15 +72,15 @@ pub(crate) struct GenerationJob {
     pub(crate) deadline: Option<Instant>,
 }
 
-/// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step of
-/// the engine is captured or launched at the same time. Checks that can be made earlier have been made before.
+/// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step
+/// of the engine is captured or launched at the same time. The files have already been checked as far as possible.
 pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
 
 /// Opens an adapter, on the engine's thread.
 pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter, ModelError> + Send>;
 
 /// A command to replace the weights.
-pub(crate) struct NewWeights {
+pub(crate) struct ReplaceWeightsCommand {
     /// The folder of the weights.
     pub(crate) folder: PathBuf,
     /// Loads the new weights. If this fails, the old weights stay in service.
@@ -90,10 +90,10 @@ pub(crate) struct NewWeights {
 }
 
 /// A command to load a LoRA adapter.
-pub(crate) struct NewAdapter {
+pub(crate) struct LoadAdapterCommand {
     /// The folder of the adapter.
     pub(crate) folder: PathBuf,
-    /// Opens the adapter and checks that it fits the model, unless that was done before.
+    /// Opens the adapter and checks that it fits the model, if this was not done before.
     pub(crate) open: OpenAdapter,
     /// Gets the adapter's id.
     pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
@@ -104,9 +104,9 @@ pub(crate) enum EngineCommand {
     /// A request, and the channel that receives its events.
     Generate(Box<GenerationJob>, UnboundedSender<GenerationEvent>),
     /// Replaces the weights.
-    ReplaceWeights(NewWeights),
+    ReplaceWeights(ReplaceWeightsCommand),
     /// Loads an adapter.
-    LoadAdapter(Box<NewAdapter>),
+    LoadAdapter(Box<LoadAdapterCommand>),
     /// Unloads an adapter.
     UnloadAdapter(AdapterId),
     /// Calls a function between two steps. Other processes that serve the model do not call it.
@@ -127,13 +127,13 @@ impl EngineQueue {
     }
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
-    pub(crate) fn send(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
-        // If sending fails, the returned error holds the command. Dropping it closes the request's channel.
+    pub(crate) fn send_request(&self, job: GenerationJob, events: UnboundedSender<GenerationEvent>) {
+        // If sending fails, the returned error holds the command. Dropping the error closes the request's channel.
         let _ = self.commands.send(EngineCommand::Generate(Box::new(job), events));
     }
 
     /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
-    pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
+    pub(crate) fn load_adapter(&self, adapter: LoadAdapterCommand) {
         let _ = self.commands.send(EngineCommand::LoadAdapter(Box::new(adapter)));
     }
 
@@ -149,12 +149,12 @@ impl EngineQueue {
 
     /// Replaces the weights once the engine's thread has taken the commands before this one. If the thread has ended,
     /// `done` closes without a result.
-    pub(crate) fn replace_weights(&self, weights: NewWeights) {
+    pub(crate) fn replace_weights(&self, weights: ReplaceWeightsCommand) {
         let _ = self.commands.send(EngineCommand::ReplaceWeights(weights));
     }
 }
 
-/// Clears the flag when it is dropped, even by a panic.
+/// A flag that is cleared when this value is dropped, even by a panic.
 struct AliveFlag(Arc<AtomicBool>);
 
 impl Drop for AliveFlag {
@@ -196,7 +196,7 @@ pub(crate) fn start(
     }
 }
 
-/// The engine thread's ends of its channels.
+/// The ends of the channels that belong to the engine's thread.
 struct Channels {
     commands: mpsc::Receiver<EngineCommand>,
     /// Receives one message when the KV cache is allocated.
@@ -215,10 +215,11 @@ fn run(
     let mut version = turns.as_ref().map(DeviceBorrower::wait_for_turn);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
-    // From here on, only the engine holds the weights, so that replacing the weights frees their memory.
+    // Drops this reference to the weights. Then only the engine holds them, and replacing the weights frees their
+    // memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
-    // `start` waits for it.
+    // The function `start` waits for this message.
     let _ = channels.ready.send(());
     batch.prefault_kv_blocks();
     let mut requests = ServedRequests::new(model, text, batch);
@@ -239,7 +240,7 @@ fn run(
         let commands = call_functions(first.into_iter().chain(channels.commands.try_iter()));
         let dropped = requests.abandoned_or_late();
         if let Some(divided) = &model.divided {
-            divided.send(step_message(&commands, &dropped)?)?;
+            divided.send_step(step_message(&commands, &dropped)?)?;
         }
         commands.into_iter().try_for_each(|command| requests.execute(command))?;
         requests.drop_requests(&dropped)?;
@@ -247,7 +248,7 @@ fn run(
         gauges.set(requests.batch.stats());
     }
     if let Some(divided) = &model.divided {
-        divided.send(Vec::new())?;
+        divided.send_step(Vec::new())?;
     }
     // Freeing the memory uses the device, so the thread waits for a turn first.
     if let Some(turns) = &turns {
@@ -290,7 +291,7 @@ fn step_message(commands: &[EngineCommand], dropped: &[u64]) -> Result<Vec<u8>, 
 struct Running {
     events: UnboundedSender<GenerationEvent>,
     unfinished: usize,
-    /// The deadline, if the engine's thread and not the batch watches it.
+    /// The deadline, if the engine's thread instead of the batch checks it.
     deadline: Option<Instant>,
 }
 
@@ -299,7 +300,7 @@ pub(crate) struct ServedRequests<'e> {
     model: &'e ServedModel,
     text: &'e TokenText,
     batch: ContinuousBatch<'e, 'e, 'static>,
-    /// The requests, by the number under which the batch knows each.
+    /// The requests, by their number in the batch.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
@@ -339,8 +340,8 @@ impl<'e> ServedRequests<'e> {
 
     /// Loads an adapter. An error about the adapter itself is sent to the request; an error of the device is returned
     /// and ends the server.
-    fn load_adapter(&mut self, adapter: NewAdapter) -> Result<(), EngineError> {
-        let NewAdapter { open, done, .. } = adapter;
+    fn load_adapter(&mut self, adapter: LoadAdapterCommand) -> Result<(), EngineError> {
+        let LoadAdapterCommand { open, done, .. } = adapter;
         let ServedModel { device, dtype, .. } = self.model;
         let with_adapter =
             |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
@@ -362,10 +363,10 @@ impl<'e> ServedRequests<'e> {
         Ok(())
     }
 
-    /// Loads new weights and continues with them. If loading fails, the old weights stay. A later error is an error of
-    /// the device, and is returned.
-    fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
-        let NewWeights { load, done, .. } = weights;
+    /// Loads new weights and continues with them. If loading fails, the old weights stay. A returned error is an
+    /// error of the device.
+    fn replace_weights(&mut self, weights: ReplaceWeightsCommand) -> Result<(), EngineError> {
+        let ReplaceWeightsCommand { load, done, .. } = weights;
         let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
         let loaded = match self.agree_on_load("new weights", loaded)? {
             Ok(loaded) => loaded,
@@ -377,7 +378,7 @@ impl<'e> ServedRequests<'e> {
         let running = &self.running;
         let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
         let replaced = match replaced {
-            // Nothing has changed then.
+            // These errors leave the old weights unchanged.
             Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };
@@ -386,7 +387,7 @@ impl<'e> ServedRequests<'e> {
         Ok(())
     }
 
-    /// Returns `loaded` if it has succeeded on all processes that serve the model.
+    /// Returns `loaded` if loading has succeeded on all processes that serve the model, otherwise an error.
     fn agree_on_load<T>(
         &self,
         name: &str,
@@ -398,8 +399,8 @@ impl<'e> ServedRequests<'e> {
         }
     }
 
-    /// Whether the server continues without the change that caused this error. If several processes serve the model,
-    /// the others have made the change.
+    /// Whether the server can continue after a change of weights or adapters has failed with this error. It cannot if
+    /// several processes serve the model, because the other processes have made the change.
     fn may_fail_alone(&self, e: &EngineError) -> bool {
         self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
     }
@@ -411,7 +412,7 @@ impl<'e> ServedRequests<'e> {
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
         // The settings already contain a limit of new tokens, so the default of 0 is not used.
         let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
-        // The clocks of several processes differ, so rank 0 decides for all which requests are late.
+        // The clocks of several processes differ, so rank 0 alone decides which requests are late.
         let (of_batch, deadline) = if self.model.divided.is_some() { (None, deadline) } else { (deadline, None) };
         match self.batch.add(number, GenerationRequest { grammar, adapter, deadline: of_batch, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished, deadline })),
@@ -420,7 +421,8 @@ impl<'e> ServedRequests<'e> {
         }
     }
 
-    /// The requests whose channel is closed, and those whose deadline is over. The latter fail.
+    /// The requests whose channel is closed, and the requests whose deadline is over. A request past its deadline
+    /// fails.
     fn abandoned_or_late(&self) -> Vec<u64> {
         let now = Instant::now();
         let is_late = |running: &Running| running.deadline.is_some_and(|deadline| deadline <= now);
@@ -459,8 +461,8 @@ impl<'e> ServedRequests<'e> {
     fn finish(&mut self, completion: Completion) {
         let number = completion.request;
         let Some(running) = self.running.get_mut(&number) else { return };
-        // Sending fails only if the request's handler is gone. Then the request is removed below or by
-        // `cancel_abandoned`.
+        // Sending fails only if the request's handler is gone. Then the request is removed here or dropped before the
+        // next step.
         let _ = running.events.send(GenerationEvent::Finished(completion));
         running.unfinished -= 1;
         if running.unfinished == 0 {
@@ -472,6 +474,6 @@ impl<'e> ServedRequests<'e> {
 fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
     let Some(running) = requests.get(&token.request) else { return };
     let log_probs = token.log_probs.cloned();
-    // Sending fails only if the request's handler is gone. Then the request is cancelled before the next step.
+    // Sending fails only if the request's handler is gone. Then the request is dropped before the next step.
     let _ = running.events.send(GenerationEvent::Token { index: token.index, id: token.id, log_probs });
 }

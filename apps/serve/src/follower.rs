@@ -1,4 +1,4 @@
-//! The ranks other than 0 of the processes that serve a model together: they do the steps of rank 0's engine.
+//! The loop of the ranks other than 0 that serve a divided model: they repeat each step of rank 0's engine.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use reel_runtime::Cx;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::divided_model::DividedModel;
-use crate::engine_thread::{EngineCommand, GenerationJob, NewAdapter, NewWeights, ServedRequests};
+use crate::engine_thread::{EngineCommand, GenerationJob, LoadAdapterCommand, ReplaceWeightsCommand, ServedRequests};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::{ServedModel, ServerLimits};
 use crate::step_message::{NewRequest, StepChange, StepMessage};
@@ -20,7 +20,7 @@ use crate::step_message::{NewRequest, StepChange, StepMessage};
 ///
 /// # Errors
 /// The device is out of memory; a device error; another rank has failed.
-pub fn follow(
+pub fn follow_rank_0(
     model: ServedModel,
     weights: Qwen25Vl,
     divided: &DividedModel,
@@ -36,7 +36,7 @@ pub fn follow(
     let mut requests = ServedRequests::new(&model, &text, batch);
     let mut grammars = None;
     loop {
-        let bytes = divided.receive()?;
+        let bytes = divided.receive_step()?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -52,8 +52,8 @@ pub fn follow(
     }
 }
 
-/// Makes the command with which this rank's engine does the same as rank 0's. Its results are dropped: rank 0 has them,
-/// and answers the client.
+/// Makes the command with which this rank's engine repeats a change of rank 0's engine. The results are dropped,
+/// because rank 0 has the same results and answers the client.
 fn command(
     change: StepChange,
     model: &Arc<ServedModel>,
@@ -77,9 +77,10 @@ fn command(
         }
         StepChange::ReplaceWeights(folder) => {
             let (from, model) = (folder.clone(), model.clone());
-            // Rank 0 has checked the values of these files. All ranks wait for this one now, so it reads its part only.
+            // Rank 0 has checked the values of these files. This rank reads only its part, because all ranks wait
+            // until it is loaded.
             let load = Box::new(move |device: &_, dtype| CheckedWeightFiles::open(&from, &model)?.load(device, dtype));
-            EngineCommand::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
+            EngineCommand::ReplaceWeights(ReplaceWeightsCommand { folder, load, done: oneshot::channel().0 })
         }
         StepChange::LoadAdapter(folder) => {
             let (from, model) = (folder.clone(), model.clone());
@@ -88,7 +89,7 @@ fn command(
                 adapter.check(&model.folder.config)?;
                 Ok(adapter)
             });
-            EngineCommand::LoadAdapter(Box::new(NewAdapter { folder, open, done: oneshot::channel().0 }))
+            EngineCommand::LoadAdapter(Box::new(LoadAdapterCommand { folder, open, done: oneshot::channel().0 }))
         }
         StepChange::UnloadAdapter(id) => EngineCommand::UnloadAdapter(id),
     })
@@ -103,8 +104,8 @@ mod tests {
 
     use super::*;
 
-    /// A value that only a check of all values finds: rank 0 makes this check before its message, and the other ranks
-    /// do not repeat it while the engine waits for them.
+    /// The weights have a NaN that only a check of all values finds. Rank 0 makes this check before its message. The
+    /// other ranks do not repeat the check while the engine waits for them.
     #[test]
     fn only_rank_0_reads_all_values_of_new_weights() {
         let folder = TempDir::new().unwrap();

@@ -26,7 +26,7 @@ const THROTTLE_REASONS: [&str; 8] = [
     "sync_boost",
 ];
 
-/// Reads the machine for `/metrics`.
+/// Reads the metrics of the machine for `/metrics`.
 pub(crate) struct HardwareGauges {
     gpu: Option<Gpu>,
     config: ModelConfig,
@@ -38,7 +38,7 @@ pub(crate) struct HardwareGauges {
 
 struct Gpu {
     sensor: Mutex<Box<dyn GpuSensor>>,
-    /// Labels of the GPU's series. They are those of DCGM's exporter.
+    /// Labels of the GPU's series, the same as in NVIDIA's dcgm-exporter.
     labels: String,
 }
 
@@ -97,8 +97,8 @@ impl HardwareGauges {
         }
     }
 
-    /// Operations of the model on each GPU: a divided model has a part of the decoder and the whole vision tower on
-    /// each.
+    /// Operations of the model on each GPU. If the model is divided, each GPU computes a part of the decoder and the
+    /// whole vision tower.
     fn flops_per_gpu(&self, stats: &EngineStats) -> f64 {
         let tokens = (stats.prefill_tokens + stats.generated_tokens) as f64;
         let (pairs, rows) = (stats.attended_keys as f64, stats.sampled_positions as f64);

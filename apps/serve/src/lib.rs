@@ -36,7 +36,7 @@ mod tiny_server;
 mod training_server;
 
 pub use divided_model::DividedModel;
-pub use follower::follow;
+pub use follower::follow_rank_0;
 pub use http::{ConnectionLimits, Tls};
 pub use server::serve;
 pub use settings::{

@@ -29,7 +29,7 @@ const REQUEST_SECONDS: [f64; 21] = [
 pub(crate) struct EngineGauges(Mutex<Option<EngineStats>>);
 
 impl EngineGauges {
-    /// Replaces these statistics by new ones.
+    /// Replaces the engine's statistics.
     pub(crate) fn set(&self, stats: EngineStats) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }
@@ -42,9 +42,9 @@ impl EngineGauges {
 /// How a completion ended: the values of the label `finished_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CompletionOutcome {
-    /// It is complete.
+    /// The completion is complete.
     Finished(FinishReason),
-    /// Its client is gone.
+    /// The client has disconnected.
     Abort,
     /// The engine failed.
     Error,
@@ -144,7 +144,7 @@ impl Metrics {
     }
 
     /// All metrics as text. Reading the GPU takes milliseconds.
-    pub(crate) fn text(&self) -> String {
+    pub(crate) fn prometheus_text(&self) -> String {
         let (mut out, labels, engine) = (String::new(), &self.labels, self.engine.get());
         let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
             let Some(value) = value else { return };
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn gauges_appear_once_the_engine_has_set_them() {
         let metrics = new("a\"b");
-        let before = metrics.text();
+        let before = metrics.prometheus_text();
         assert!(!before.contains("vllm:num_requests_running") && !before.contains("vllm:kv_cache_usage_perc"));
         metrics.engine.set(EngineStats {
             running: 3,
@@ -232,7 +232,7 @@ mod tests {
             preemptions: 2,
             ..EngineStats::default()
         });
-        let text = metrics.text();
+        let text = metrics.prometheus_text();
         for line in [
             "vllm:num_requests_running{model_name=\"a\\\"b\"} 3",
             "vllm:num_requests_waiting{model_name=\"a\\\"b\"} 7",
@@ -254,7 +254,7 @@ mod tests {
         metrics.record_token(Some(0.03));
         metrics.record_completion(CompletionOutcome::Finished(FinishReason::Length), 5, 2, 0.4);
         metrics.record_completion(CompletionOutcome::Abort, 5, 1, 0.4);
-        let text = metrics.text();
+        let text = metrics.prometheus_text();
         for line in [
             "vllm:prompt_tokens_total{model_name=\"m\"} 5",
             "vllm:generation_tokens_total{model_name=\"m\"} 2",

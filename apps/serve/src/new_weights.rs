@@ -1,6 +1,6 @@
 //! Weights that replace the weights in service. Their files are checked before the engine's thread loads them. If
-//! several processes serve the model, only rank 0 checks the values, while the engine goes on; the other ranks read the
-//! weights that they keep.
+//! several processes serve the model, only rank 0 checks the values, while its engine continues. The other ranks read
+//! only their part of the weights.
 
 use std::path::Path;
 
@@ -86,7 +86,7 @@ impl CheckedWeightFiles {
     }
 }
 
-/// The text that says how a value differs from the value of the model in service.
+/// A text about a value that differs from the value of the model in service.
 fn differs(other: &str, own: &str) -> String {
     match other == own {
         true => format!("is {other} in both models, but a special token in only one of them"),

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::engine_thread::NewWeights;
+use crate::engine_thread::ReplaceWeightsCommand;
 use crate::settings::ServeError;
 use crate::tiny_server::{TEST_TIMEOUT, error_object, post, read_to_end, send, serve_tiny};
 
@@ -47,7 +47,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
         assert_ne!(streamed.read_line(&mut line).unwrap(), 0, "the stream has ended");
     }
     let (done, result) = oneshot::channel();
-    engine.replace_weights(NewWeights {
+    engine.replace_weights(ReplaceWeightsCommand {
         folder: PathBuf::new(),
         load: Box::new(|_, _| panic!("wanted by this test")),
         done,
@@ -67,7 +67,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     while engine.is_alive() {
         std::thread::yield_now();
     }
-    engine.replace_weights(NewWeights {
+    engine.replace_weights(ReplaceWeightsCommand {
         folder: PathBuf::new(),
         load: Box::new(|_, _| unreachable!("the thread has ended")),
         done,

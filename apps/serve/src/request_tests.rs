@@ -116,7 +116,8 @@ fn fields_that_ask_for_what_happens_anyway_are_accepted() {
         "structured_outputs": {"choice": ["q"], "regex": null, "disable_any_whitespace": false},
     });
     assert_eq!(server.post_ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
-    // If the last message is the assistant's, the prompt ends after it, unless the request says something else.
+    // If the last message is from the assistant, the prompt ends after this message, unless the request sets another
+    // end.
     let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
     let prompt_tokens = |fields: Value| {
         let mut body = chat(fields);
@@ -128,7 +129,7 @@ fn fields_that_ask_for_what_happens_anyway_are_accepted() {
     for fields in [json!({"add_generation_prompt": true}), json!({"continue_final_message": false})] {
         assert!(prompt_tokens(fields.clone()) > ended, "{fields}");
     }
-    // The end token of a message that is continued is not in the prompt.
+    // If the model continues a message, the prompt does not contain the end token of this message.
     let continued = json!({"continue_final_message": true, "add_generation_prompt": false});
     assert!(prompt_tokens(continued) < ended);
     assert!(prompt_tokens(json!({"continue_final_message": true})) < ended);

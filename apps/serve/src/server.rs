@@ -48,12 +48,12 @@ pub fn serve(
     options: ServeOptions,
     on_listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    serve_in_turns(model, weights, options, None, |address, _| on_listening(address))
+    serve_with_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
-/// Does the same as [`serve`], and passes the state that the handlers share to `on_listening`. With `turns`, the
-/// weights belong to a training run, and the engine's thread uses the device only in its turns.
-pub(crate) fn serve_in_turns(
+/// Serves a model as [`serve`] does, and passes the state that the handlers share to `on_listening`. With `turns`,
+/// the weights belong to a training run, and the engine's thread uses the device only in its turns.
+pub(crate) fn serve_with_turns(
     model: ServedModel,
     weights: ServedWeights,
     options: ServeOptions,
@@ -74,8 +74,8 @@ pub(crate) fn serve_in_turns(
         engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, gauges, turns)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        // Few threads are allowed, because each of them keeps memory of the size of the largest request that it
-        // encoded.
+        // The number of threads is limited, because each thread keeps memory of the size of the largest request that
+        // it encoded.
         .max_blocking_threads(options.limits.encoders + SPARE_THREADS)
         .enable_all()
         .build()?;
@@ -112,7 +112,7 @@ pub(crate) fn serve_in_turns(
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
         for (name, folder) in &options.adapters {
-            let loaded = named_adapters::load(&shared, name, folder, false).await;
+            let loaded = named_adapters::load_adapter(&shared, name, folder, false).await;
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
@@ -120,7 +120,7 @@ pub(crate) fn serve_in_turns(
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });
-    // Drops the remaining handlers, and with them the last clones of the queue, which ends the engine's thread.
+    // Drops the remaining handlers. They hold the last clones of the queue, so the engine's thread ends.
     runtime.shutdown_timeout(STOP_INTERVAL);
     let engine = thread.join();
     if let Some(log) = log {
@@ -178,8 +178,8 @@ fn routes(shared: Arc<ServerState>) -> Router {
     let with_key = Router::new()
         .route("/v1/models", get(api::models::list_models))
         .route("/v1/models/{*name}", get(api::models::get_model))
-        .route("/v1/chat/completions", post(api::chat::complete))
-        .route("/v1/completions", post(api::completions::complete))
+        .route("/v1/chat/completions", post(api::chat::create_chat_completion))
+        .route("/v1/completions", post(api::completions::create_completion))
         .route("/tokenize", post(api::tokenize::tokenize))
         .route("/detokenize", post(api::tokenize::detokenize))
         .route("/v1/preview", post(api::preview::preview))
@@ -187,13 +187,14 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .layer(middleware::from_fn_with_state(shared.clone(), check_key));
     let local = Router::new()
         .route("/admin/weights", post(api::admin::replace_weights))
-        .route("/v1/load_lora_adapter", post(api::adapters::load))
-        .route("/start_profile", post(api::profile::start))
-        .route("/stop_profile", post(api::profile::stop))
-        .route("/v1/unload_lora_adapter", post(api::adapters::unload))
+        .route("/v1/load_lora_adapter", post(api::adapters::load_adapter))
+        .route("/start_profile", post(api::profile::start_profile))
+        .route("/stop_profile", post(api::profile::stop_profile))
+        .route("/v1/unload_lora_adapter", post(api::adapters::unload_adapter))
         .layer(middleware::from_fn(refuse_encoded_body))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
-        // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.
+        // This outer layer runs before the check of the key, so a client on another machine cannot find out whether
+        // its key is valid.
         .layer(middleware::from_fn(api::admin::refuse_remote_clients));
     Router::new()
         .route("/health", get(api::health::health))
@@ -206,11 +207,11 @@ fn routes(shared: Arc<ServerState>) -> Router {
         .merge(with_key)
         .merge(local)
         .fallback(api::unknown_path)
-        .method_not_allowed_fallback(api::wrong_method)
+        .method_not_allowed_fallback(api::method_not_allowed)
         .with_state(shared)
 }
 
-/// Refuses a request whose body is compressed, because bodies are parsed as they come.
+/// Refuses a request with a compressed body, because the server does not decompress bodies.
 async fn refuse_encoded_body(request: Request, next: Next) -> Response {
     let codings = request.headers().get_all(CONTENT_ENCODING).into_iter().map(|value| value.as_bytes());
     match codings.into_iter().find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")) {
@@ -218,7 +219,7 @@ async fn refuse_encoded_body(request: Request, next: Next) -> Response {
         Some(coding) => {
             let what = format!("is {}, which this server does not decode", String::from_utf8_lossy(coding));
             let diagnostic = Diagnostic::new("header Content-Encoding", what, "send the body as it is, without it");
-            ApiError::unreadable(StatusCode::UNSUPPORTED_MEDIA_TYPE, diagnostic.to_string()).into_response()
+            ApiError::unreadable_body(StatusCode::UNSUPPORTED_MEDIA_TYPE, diagnostic.to_string()).into_response()
         }
     }
 }
@@ -227,6 +228,6 @@ async fn check_key(State(shared): State<Arc<ServerState>>, request: Request, nex
     let authorization = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     match shared.is_authorized(authorization) {
         true => next.run(request).await,
-        false => ApiError::wrong_key().into_response(),
+        false => ApiError::unauthorized().into_response(),
     }
 }

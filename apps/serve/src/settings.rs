@@ -1,4 +1,4 @@
-//! The settings of a server: the model, the limits, the addresses and keys. Also the errors of a server.
+//! The settings of a server (model, limits, addresses and keys), and its errors.
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -32,15 +32,15 @@ pub struct ServedModel {
     pub dtype: DType,
     /// How the decoder's weights are stored.
     pub quantization: Quantization,
-    /// Whether the weights on a CPU are copied into memory instead of being mapped from their files.
+    /// On a CPU, whether the weights are copied into memory; if false, they are mapped from their files.
     pub is_copied: bool,
     /// The processes that serve the model together with this one, if there are several.
     pub divided: Option<DividedModel>,
 }
 
 impl ServedModel {
-    /// Whether a request with the model name `name` means this model: its name, an alias, or a hub id or a path whose
-    /// last part is its name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
+    /// Whether `name` in a request means this model. `name` may be the model's name, an alias, or a hub id or path
+    /// that ends with the model's name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
     pub fn is_named(&self, name: &str) -> bool {
         let is_path = || name.rsplit_once('/').is_some_and(|(_, last)| last == self.name);
         name == self.name || self.aliases.iter().any(|alias| alias == name) || is_path()
@@ -72,7 +72,7 @@ impl ServedModel {
     }
 }
 
-/// Weights of a model, and where they come from.
+/// Weights of a model, and the name of the folder that they were loaded from.
 #[derive(Debug)]
 pub struct ServedWeights {
     /// The weights, on the model's device.
@@ -103,13 +103,13 @@ pub struct ServerLimits {
     pub requests: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes: usize,
-    /// Maximum number of requests whose media are decoded at the same time.
+    /// Maximum number of requests with media that are encoded at the same time.
     pub encoders: usize,
     /// Maximum size of the KV cache of all running sequences, in bytes.
     pub kv_bytes: u64,
     /// Maximum number of new tokens of a request that gives no maximum.
     pub new_tokens: usize,
-    /// Maximum time of a request. A request that is not finished by then fails.
+    /// Maximum time of a request. A request that takes longer fails.
     pub request_time: Option<Duration>,
 }
 
@@ -140,7 +140,7 @@ pub struct ServeOptions {
     pub api_keys: Vec<String>,
     /// The LoRA adapters that requests can name as their model, as (name, folder).
     pub adapters: Vec<(String, PathBuf)>,
-    /// Limits.
+    /// Limits of the server and of one request.
     pub limits: ServerLimits,
     /// Limits of connections.
     pub connections: ConnectionLimits,
@@ -163,7 +163,11 @@ pub struct ServeOptions {
 impl ServeOptions {
     /// The options of a server for programs on this machine: a free port, no keys, no encryption and no access log.
     /// Requests may not name files.
-    pub fn local(limits: ServerLimits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
+    pub fn for_local_programs(
+        limits: ServerLimits,
+        connections: ConnectionLimits,
+        media: MediaOptions,
+    ) -> ServeOptions {
         ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             api_keys: Vec::new(),

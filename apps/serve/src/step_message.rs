@@ -1,5 +1,5 @@
-//! What rank 0 of the processes that serve a model together tells the others before each step of the engine, so that
-//! all of them do the same step.
+//! The message that rank 0 of a divided model sends to the other ranks before each step of the engine, so that all
+//! ranks do the same step.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -38,7 +38,7 @@ pub(crate) struct NewRequest {
 pub(crate) struct StepMessage {
     /// The changes, in order.
     pub(crate) changes: Vec<StepChange>,
-    /// The numbers of the requests that are dropped after the changes.
+    /// The numbers of the requests that are dropped after the changes have been applied.
     pub(crate) dropped: Vec<u64>,
 }
 
@@ -71,7 +71,8 @@ impl StepWriter {
         adapter: Option<AdapterId>,
     ) -> serde_json::Result<()> {
         let Self(bytes) = self;
-        // JSON has no infinity, which forbids a token, so the biases are written as bits.
+        // A bias of negative infinity forbids a token. JSON has no infinity, so biases are written as the bits of an
+        // f32.
         let biases: Vec<[u32; 2]> = settings.logit_bias.iter().map(|(id, bias)| [*id, bias.to_bits()]).collect();
         let settings = RequestSettings { logit_bias: Vec::new(), ..settings.clone() };
         bytes.write_number(GENERATE);

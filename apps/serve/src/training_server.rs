@@ -1,8 +1,8 @@
 //! A server beside a training run. It answers requests with the model in training.
 //!
-//! The run calls [`TrainingServer::lend_device`] between its launches, at moments when it holds no activations.
-//! Requests then use the device for their share of the time. Each call adds time to an account, and the turns of the
-//! engine's thread are paid from this account.
+//! The training run calls [`TrainingServer::lend_device`] between its launches, at moments without activations in
+//! memory. Requests then use the device for their share of the time. Each call adds the requests' share of the
+//! elapsed time to an account. The turns of the engine's thread are subtracted from this account.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,14 +15,14 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::api::shared::ServerState;
 use crate::device_turns::{DeviceBorrower, DeviceTurns};
-use crate::server::serve_in_turns;
+use crate::server::serve_with_turns;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
-/// Maximum time that the account saves while there are no requests.
+/// Maximum time that the account can hold, reached while there are no requests.
 const MAX_SAVED: Duration = Duration::from_secs(1);
 
-/// Bytes of host memory for the vision tokens of requests (256 MiB). Used if the run trains the vision tower, because
-/// it then has no such cache itself.
+/// Size of the feature cache for vision tokens of requests, in bytes of host memory (256 MiB). It is used if the run
+/// trains the vision tower, because such a run has no feature cache.
 const VISION_CACHE_BYTES: usize = 256 << 20;
 
 /// A server that answers requests with a model while the model is trained. Dropping the server ends it as
@@ -68,7 +68,7 @@ impl Account {
         (self.saved > 0.0).then(|| Duration::from_secs_f64(self.saved))
     }
 
-    /// Subtracts the time of a turn that has just ended.
+    /// Subtracts the time of a turn that has just ended from the account.
     fn spend(&mut self, time: Duration, now: Instant) {
         self.saved -= time.as_secs_f64();
         self.counted = now;
@@ -85,7 +85,7 @@ impl TrainingServer {
         Self { turns: Arc::default(), stop, state: Mutex::new(state) }
     }
 
-    /// Starts to answer requests with `model`, whose weights are those after training step `step`. Later steps change
+    /// Starts to answer requests with `model`, which has the weights after training step `step`. Later steps change
     /// these weights in place. Returns the address.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl TrainingServer {
         let (listening, started) = mpsc::channel();
         let borrower = DeviceBorrower(self.turns.clone());
         let thread = std::thread::Builder::new().name("server".into()).spawn(move || {
-            serve_in_turns(served, weights, options, Some(borrower), |address, shared| {
+            serve_with_turns(served, weights, options, Some(borrower), |address, shared| {
                 // The receiver waits for it.
                 let _ = listening.send((address, Arc::downgrade(shared)));
             })
@@ -151,7 +151,7 @@ impl TrainingServer {
     pub fn weights_changed(&self, step: u64) {
         self.turns.weights_changed();
         if let Some(shared) = self.state().shared.upgrade() {
-            shared.set_weights(step_name(&shared.model.name, step));
+            shared.set_weights_name(step_name(&shared.model.name, step));
             shared.metrics.record_weight_replacement();
         }
     }
@@ -175,7 +175,7 @@ impl TrainingServer {
 
 impl Drop for TrainingServer {
     fn drop(&mut self) {
-        // The error is dropped. A caller that wants to report it must call `finish` before.
+        // The error is dropped. To report it, the caller must call `finish` before the drop.
         let _ = self.finish();
     }
 }

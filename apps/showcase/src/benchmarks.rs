@@ -1,4 +1,4 @@
-//! The held-out clips as three small benchmarks, in the forms in which MVBench and VSI-Bench are published, each with a
+//! Writes the held-out clips as three small benchmarks, in the file formats of MVBench and VSI-Bench, each with a
 //! task file of `reel eval`.
 //!
 //! | benchmark | questions | form |
@@ -45,7 +45,7 @@ impl ClipBenchmark {
         }
     }
 
-    /// The text of its task file.
+    /// The text of the benchmark's task file.
     pub fn task_file(self) -> &'static str {
         match self {
             Self::MvBench => include_str!("tasks/demo-mvbench.toml"),
@@ -92,8 +92,8 @@ impl ClipBenchmark {
     }
 }
 
-/// The clips that are asked about a second time with their frames in random order: every second clip of the task
-/// motion. The accuracy is much lower with shuffled frames, so half of the clips are enough to see the difference.
+/// The clips of the benchmark with shuffled frames: every second clip of the task motion, with its frames in random
+/// order. The accuracy is much lower with shuffled frames, so half of the clips are enough to see the difference.
 pub fn shuffled_clips(clips: &[Clip]) -> impl Iterator<Item = &Clip> {
     clips.iter().filter(|clip| clip.task == ClipTask::Motion).step_by(2)
 }

@@ -39,11 +39,11 @@ impl CommandLine {
     }
 
     /// The command line as text for a shell, in lines of about [`MAX_LINE`] characters.
-    pub fn for_shell(&self) -> String {
+    pub fn shell_text(&self) -> String {
         let mut lines = vec![String::new()];
         for (i, word) in self.words.iter().enumerate() {
             let quoted = shell_quoted(word);
-            // A line break may stand before an option, but never between an option and its value.
+            // A line break is allowed before an option, but not between an option and its value.
             let is_break = word.starts_with("--");
             let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
             let width = quoted.chars().count() + value.map_or(0, |value| value.chars().count() + 1);
@@ -76,7 +76,7 @@ mod tests {
             .with_option("--out", "my demo")
             .with_option("--name", "x".repeat(80))
             .with_switch("--quiet");
-        let text = command.for_shell();
+        let text = command.shell_text();
         assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
         assert_eq!([shell_quoted("it's"), shell_quoted("")], ["'it'\\''s'", "''"]);
     }

@@ -23,8 +23,8 @@ impl Demo {
         let command = STAND_IN_MODELS.iter().fold(command, |command, (stage, model)| {
             command.with_option(&format!("--{stage}"), url).with_option("--name", format!("{stage}={model}"))
         });
-        // Each chain is one sentence, and clips with the same answer have the same chain. The frames are not compared
-        // with chains, because the demo's SigLIP has random weights.
+        // The filters must accept short and equal chains: each chain is one sentence, and clips with the same answer
+        // have the same chain. Chains are not compared with frames, because the demo's SigLIP has random weights.
         let command =
             command.with_option("--min-words", "4").with_option("--max-overlap", "1").with_switch("--no-similarity");
         command.with_switch("--keep-paths").with_option("--layout", "chat").with_option("--seed", self.seed.to_string())
@@ -46,7 +46,7 @@ impl Demo {
             .with_option("--nframes", "8")
             .with_option("--min-pixels", "3136")
             .with_option("--max-pixels", "3136")
-            // This page has no frames. One page with frames is written at the end.
+            // The pages of single evaluations have no frames. One page with frames is written at the end of the demo.
             .with_option("--frames-mib", "0")
             .with_option("--seed", self.seed.to_string())
     }
@@ -100,7 +100,7 @@ impl Demo {
         // `reel init` replaces no model.
         let models = ["model", "siglip"].map(|folder| shell_quoted(&self.path_in_folder(folder).display().to_string()));
         let remove = format!("rm -r {}", models.join(" "));
-        std::iter::once(remove).chain(commands.iter().map(CommandLine::for_shell)).collect()
+        std::iter::once(remove).chain(commands.iter().map(CommandLine::shell_text)).collect()
     }
 
     /// The folder with the answers of the model in the sub-folder `model`.

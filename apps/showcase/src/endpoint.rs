@@ -34,7 +34,7 @@ struct Counts([AtomicUsize; 3]);
 /// The running endpoint. It ends when it is dropped.
 #[derive(Debug)]
 pub struct StandInEndpoint {
-    /// The URL of its API.
+    /// The URL of the endpoint's API.
     pub url: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -60,7 +60,7 @@ impl StandInEndpoint {
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = async {
             tokio::select! {
-                // The server ends by itself only if its listener fails. Later requests then report the failure.
+                // This branch runs only if the listener of the server fails. Later requests then report the failure.
                 _ = axum::serve(listener, routes) => {}
                 _ = stopped => {}
             }

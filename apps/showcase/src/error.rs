@@ -1,4 +1,4 @@
-//! The crate's error.
+//! The error type of this crate.
 
 use reel_diagnostic::Diagnostic;
 use reel_eval::EvalError;

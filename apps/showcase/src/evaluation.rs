@@ -1,7 +1,7 @@
 //! Reads the results of `reel eval` on the held-out clips: the answer to each clip, and the number of correct answers.
 //!
-//! Half of the motion clips are asked about a second time with their frames in random order: an accuracy as high as
-//! with ordered frames would mean that the model does not use the order of frames.
+//! The model also answers half of the motion clips with their frames in random order. An accuracy as high as with
+//! ordered frames would mean that the model does not use the order of frames.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -56,7 +56,7 @@ pub fn difference_in_standard_errors(low: AnswerTally, high: AnswerTally) -> f64
 pub struct ClipAnswer {
     /// The output of the model.
     pub output: String,
-    /// Whether its score is 1.
+    /// Whether the answer's score is 1.
     pub is_correct: bool,
 }
 

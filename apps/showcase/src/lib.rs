@@ -2,10 +2,10 @@
 //! clips.
 //!
 //! [`clips`] draws the clips, with a question, a chain of thought and an answer each. [`pipeline`] curates the chains
-//! of thought with models behind [`endpoint`], where [`stand_in`] answers in place of large models. Then it trains on
-//! the chains (SFT, then GRPO with or without the temporal reward). It evaluates on held-out clips before, between and
-//! after the two stages: [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads
-//! the answers. `commands.rs` has the command lines, and [`page`] writes the results as HTML.
+//! of thought with the models of [`endpoint`], where [`stand_in`] answers in place of large models. Then it trains on
+//! the chains (SFT, then GRPO with or without the temporal reward). It evaluates on held-out clips before training,
+//! after SFT and after GRPO: [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`]
+//! reads the answers. `commands.rs` has the command lines, and [`page`] writes the results as HTML.
 
 pub mod benchmarks;
 pub mod clips;

@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use reel_report::chart::{Chart, LineSeries, XAxis, YRange};
 use reel_report::escape::escape_html;
-use reel_report::html::Page;
-use reel_report::table::Table;
+use reel_report::html::HtmlPage;
+use reel_report::table::HtmlTable;
 
 use crate::Result;
-use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIPS};
+use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIP_COUNT};
 use crate::evaluation::{AnswerTally, EvaluationAnswers, difference_in_standard_errors};
 use crate::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, GRPO_PAGE, SHOWN_CLIP_COUNT, TRAINING_STAGES};
 
@@ -24,7 +24,7 @@ const STYLE: &str = include_str!("page.css");
 pub struct ResultRow {
     /// The row's label: a task, `motion, frames shuffled`, or `all`.
     pub name: &'static str,
-    /// Correct answers before, between and after the two training stages.
+    /// Correct answers before training, after SFT and after GRPO.
     pub tallies: [AnswerTally; 3],
     /// The accuracy of random guesses, if the table shows it.
     guess: Option<f64>,
@@ -98,7 +98,7 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     let second = outcomes.first().map_or("T-GRPO", DemoOutcome::second_stage_name);
     let (after, gain) = (format!("After {second}"), format!("Gain by {second}, in standard errors"));
     let columns = ["Held-out clips", "Seed", "Before", "After SFT", &after, "Gain by SFT, in standard errors", &gain];
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     for outcome in outcomes {
         for row in result_rows(outcome) {
             let [a, b, c] = row.tallies;
@@ -120,13 +120,13 @@ pub fn overview_page(outcomes: &[DemoOutcome], machine: &str) -> String {
     end(page, machine)
 }
 
-fn begin(about: &str) -> Page {
-    let mut page = Page::new("reel demo").with_style(STYLE);
+fn begin(about: &str) -> HtmlPage {
+    let mut page = HtmlPage::new("reel demo").with_style(STYLE);
     page.add(&format!("<p>{about}</p>\n"));
     page
 }
 
-fn end(mut page: Page, machine: &str) -> String {
+fn end(mut page: HtmlPage, machine: &str) -> String {
     page.add(&format!("<footer>{}</footer>\n", escape_html(machine)));
     page.into_html()
 }
@@ -140,7 +140,7 @@ fn sum_class(row: &ResultRow) -> &'static str {
     if row.name == "all" { " class=\"sum\"" } else { "" }
 }
 
-fn add_figures(page: &mut Page, outcome: &DemoOutcome) {
+fn add_figures(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let all = outcome.answers.each_ref().map(|s| s.tally(&outcome.clips, None));
     let after = format!("after {}", outcome.second_stage_name());
     let figures: [(&str, String); 8] = [
@@ -160,10 +160,10 @@ fn add_figures(page: &mut Page, outcome: &DemoOutcome) {
     page.add("</dl>\n");
 }
 
-fn add_results(page: &mut Page, outcome: &DemoOutcome) {
+fn add_results(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let second = outcome.second_stage_name();
     let after = format!("After {second}");
-    let mut table = Table::new(&["Task", "Before", "After SFT", &after, ""]);
+    let mut table = HtmlTable::new(&["Task", "Before", "After SFT", &after, ""]);
     for row in result_rows(outcome) {
         let [a, b, c] = row.tallies;
         let mark =
@@ -192,19 +192,19 @@ fn add_results(page: &mut Page, outcome: &DemoOutcome) {
     ));
 }
 
-fn add_curation(page: &mut Page, outcome: &DemoOutcome) {
+fn add_curation(page: &mut HtmlPage, outcome: &DemoOutcome) {
     let summary = &outcome.curation;
     let attempts: u64 = summary.stages.iter().map(|stage| stage.attempts).sum();
     let answers: usize = summary.stages.iter().map(|stage| stage.ok).sum();
     page.add(&format!(
         "<h2>Data set for SFT</h2><p>No large model was asked. Behind an HTTP endpoint on this machine a stand-in answers the requests of \
          <code>reel curate</code>: it finds plain shapes in the frames by thresholds, describes their color and place, and reasons from the \
-         description by fixed rules. It does not know the answers. About {GREY_CLIPS} clips with grey shapes it answers badly on purpose, and \
+         description by fixed rules. It does not know the answers. About {GREY_CLIP_COUNT} clips with grey shapes it answers badly on purpose, and \
          three of its first replies fail: one is refused for a second, one is cut, one lacks its answer. {answers} answers took {attempts} \
          requests; {} of {} chains of thought were kept.</p>\n",
         summary.kept, summary.rows
     ));
-    let mut table = Table::new(&["Rejected for", "Rows"]);
+    let mut table = HtmlTable::new(&["Rejected for", "Rows"]);
     summary.reasons.iter().for_each(|(reason, count)| table.add_row(vec![reason.name().into(), count.to_string()]));
     page.add_table(&table);
     page.add(&format!("<p><a href=\"{CURATION_PAGE}\">The curation</a>: funnel, stages, lengths and samples.</p>\n"));
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::clips::{self, Clip, ClipSet};
     use crate::evaluation::ClipAnswer;
-    use reel_curate::{RejectionReason, Summary};
+    use reel_curate::{CurationSummary, RejectionReason};
     use serde_json::json;
 
     fn outcome(seed: u64) -> DemoOutcome {
@@ -298,7 +298,7 @@ mod tests {
         right.shuffled[1] = answer(&clips[2].completion(), true);
         let mut half = right.clone();
         half.ordered[1] = answer("<answer>wrong</answer>", false);
-        let curation = Summary {
+        let curation = CurationSummary {
             rows: 9,
             kept: 7,
             rejected: 2,

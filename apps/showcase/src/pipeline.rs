@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use reel_curate::{DATASET_FILE, SUMMARY_FILE, Summary};
+use reel_curate::{CurationSummary, DATASET_FILE, SUMMARY_FILE};
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_input::tensor_file::StoredDType;
@@ -34,7 +34,7 @@ use crate::endpoint::StandInEndpoint;
 use crate::evaluation::EvaluationAnswers;
 use crate::{Result, ShowcaseError, write};
 
-/// Number of held-out clips whose frames and answers the page of the demo shows.
+/// Number of held-out clips that the page of the demo shows with their frames and answers.
 pub const SHOWN_CLIP_COUNT: usize = 48;
 
 /// One of the two training stages of the demo.
@@ -45,7 +45,7 @@ pub struct TrainingStage {
     config: &'static str,
     /// The stage's heading on the page.
     pub title: &'static str,
-    /// What the page says about the stage.
+    /// The description of the stage on the page.
     pub about: &'static str,
     /// The metrics that the page draws over the steps: name, caption, and whether the y axis is logarithmic.
     pub curves: &'static [(&'static str, &'static str, bool)],
@@ -129,7 +129,7 @@ pub struct Demo {
     pub quiet: bool,
 }
 
-/// A demo whose models, clips and data files have been written, so that training can start.
+/// A demo that is ready for training: its models, clips and data files are written.
 pub struct PreparedDemo {
     started: Instant,
     /// Number of parameters of the model.
@@ -146,10 +146,10 @@ pub struct DemoOutcome {
     pub temporal: bool,
     /// The held-out clips.
     pub clips: Vec<Clip>,
-    /// The answers to the held-out clips before, between and after the two training stages.
+    /// The answers to the held-out clips before training, after SFT and after GRPO.
     pub answers: [EvaluationAnswers; 3],
     /// The funnel of the curation: how many rows were kept, rejected or failed.
-    pub curation: Summary,
+    pub curation: CurationSummary,
     /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
     /// The duration of each training stage.
@@ -305,8 +305,8 @@ impl Demo {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
             Ok(encode_video(&folder.join(file), frames, &encoding)?)
         };
-        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes. So each clip is drawn
-        // right before it is encoded, and only the first `kept` clips keep their frames.
+        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is
+        // drawn right before it is encoded, and only the first `kept` clips keep their frames.
         let make_all = |count: usize, kept: usize, draw: &(dyn Fn(usize) -> Clip + Sync)| -> Result<Vec<Clip>> {
             let make = |i: usize| {
                 let clip = draw(i);
@@ -329,7 +329,7 @@ impl Demo {
         let make_set =
             |set: ClipSet, kept: usize| make_all(self.clip_count(set), kept, &|i| clips::make_clip(set, i, self.seed));
         let mut curated = make_set(ClipSet::Sft, 0)?;
-        curated.extend(make_all(clips::GREY_CLIPS, 0, &|i| clips::make_grey_clip(i, self.seed))?);
+        curated.extend(make_all(clips::GREY_CLIP_COUNT, 0, &|i| clips::make_grey_clip(i, self.seed))?);
         let rl = make_set(ClipSet::Rl, 0)?;
         let mut held_out = make_set(ClipSet::HeldOut, self.held_out)?;
         let shuffled: Vec<&Clip> = shuffled_clips(&held_out).collect();
@@ -360,7 +360,7 @@ impl Demo {
     }
 
     /// Reads the summary that the curation has written.
-    fn curation_summary(&self) -> Result<Summary> {
+    fn curation_summary(&self) -> Result<CurationSummary> {
         let file = self.path_in_folder(CURATION_FOLDER).join(SUMMARY_FILE);
         let text = input::read_text(&file, input::MAX_CONFIG_BYTES)
             .map_err(|e| ShowcaseError::Output(Diagnostic::cannot_read(&file, &e)))?;
@@ -411,7 +411,7 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
 
 /// A clip as a row of the list for curation.
 fn list_row(clip: &Clip, id: usize) -> Value {
-    // The type `free-form` compares an answer in words as a whole; these questions have no options.
+    // These questions have no options. The type `free-form` compares an answer in words as a whole.
     let kind = if clip.task == ClipTask::Count { "numerical" } else { "free-form" };
     json!({"problem_id": id, "problem": clip.task.question(), "data_type": "video", "problem_type": kind,
         "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.data_source()})

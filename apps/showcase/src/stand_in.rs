@@ -6,8 +6,9 @@
 //! reason     description and question, no frames -> chain of thought and answer
 //! revise     frames and chain -> the chain
 //! ```
-//! It sees only the frames in its requests, as a model does, and does not know the answers. For grey shapes, its
-//! answers are flawed on purpose, in six ways ([`Flaw`]), so that each filter of curation has something to reject.
+//! The stand-in sees only the frames in its requests, as a model does, and does not know the answers. Its answers
+//! about grey shapes are deliberately flawed in six ways ([`ChainFlaw`]), so that each filter of curation has
+//! something to reject.
 
 use std::fmt;
 
@@ -15,7 +16,7 @@ use reel_media::image::RgbImage;
 use serde_json::{Value, json};
 
 use crate::clips::{
-    COLORS, ClipTask, DIRECTIONS, GREY_LEVELS, GREY_STEP, colors_answer, colors_thought, count_thought, motion_thought,
+    COLORS, ClipTask, DARKEST_GREY, DIRECTIONS, GREY_STEP, colors_answer, colors_thought, count_thought, motion_thought,
 };
 
 /// A pixel belongs to a shape if one of its channels is above this value. The background's channels are at most 32.
@@ -47,32 +48,32 @@ impl SeenShape {
         Some(Self { color: color.into(), center: [x.parse().ok()?, y.parse().ok()?] })
     }
 
-    /// The flaw of the answers about this shape; `None` unless the shape is grey.
-    fn flaw(&self) -> Option<Flaw> {
+    /// The flaw of chains about this shape; `None` if the shape is not grey.
+    fn flaw(&self) -> Option<ChainFlaw> {
         let level: usize = self.color.strip_prefix("grey-")?.parse().ok()?;
-        let step = (level + GREY_STEP / 2).saturating_sub(GREY_LEVELS) / GREY_STEP;
-        Some(Flaw::ALL[step % Flaw::ALL.len()])
+        let step = (level + GREY_STEP / 2).saturating_sub(DARKEST_GREY) / GREY_STEP;
+        Some(ChainFlaw::ALL[step % ChainFlaw::ALL.len()])
     }
 }
 
 /// A way in which a chain of thought or its answer is flawed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
-    /// Its answer is wrong.
+pub enum ChainFlaw {
+    /// The chain's answer is wrong.
     WrongAnswer,
-    /// The revised chain has another answer than the chain before.
+    /// The revised chain has a different answer than the chain before the revision.
     ChangedAnswer,
-    /// It goes round in circles.
+    /// The chain repeats itself.
     Loop,
-    /// It names the answer first.
+    /// The chain names the answer first.
     EarlyAnswer,
-    /// It speaks of the description.
+    /// The chain mentions the description.
     MentionsDescription,
-    /// It says nothing.
+    /// The chain is too short to explain the answer.
     TooShort,
 }
 
-impl Flaw {
+impl ChainFlaw {
     /// All flaws, in the order of the levels of grey.
     pub const ALL: [Self; 6] = [
         Self::WrongAnswer,
@@ -83,7 +84,7 @@ impl Flaw {
         Self::TooShort,
     ];
 
-    /// Makes the chain and the answer of a flawed reasoner from the right chain and answer.
+    /// Makes a flawed chain and answer from the correct chain and answer.
     fn apply(self, thought: &str, answer: &str) -> (String, String) {
         let thought = match self {
             Self::WrongAnswer | Self::ChangedAnswer => thought.to_string(),
@@ -146,13 +147,13 @@ pub fn answer_question(request: &str) -> Option<String> {
 }
 
 /// Revises the chain in the text of a request, as the stage `revise` of curation asks. The chain is returned unchanged,
-/// except for the flaw [`Flaw::ChangedAnswer`]. `None` if the text has no chain.
+/// except for the flaw [`ChainFlaw::ChangedAnswer`]. `None` if the text has no chain.
 pub fn revise_chain(request: &str, frames: &[SeenFrame]) -> Option<String> {
     let between = |open: &str, close: &str| Some(request.split_once(open)?.1.split_once(close)?.0);
     let (thought, answer) = (between("<think>", "</think>")?, between("<answer>", "</answer>")?);
     let first = shapes_in(&frames.first()?.image).into_iter().next()?;
     match first.flaw() {
-        Some(Flaw::ChangedAnswer) => Some(chain(thought, "nowhere")),
+        Some(ChainFlaw::ChangedAnswer) => Some(chain(thought, "nowhere")),
         _ => Some(chain(thought, answer)),
     }
 }
@@ -231,7 +232,7 @@ fn color_name(pixel: [u8; 3]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clips::{CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, GREY_CLIPS, make_clips, make_grey_clip};
+    use crate::clips::{CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, GREY_CLIP_COUNT, make_clips, make_grey_clip};
 
     /// The first and the last frame of a clip, as curation shows them.
     fn seen(clip: &Clip) -> Vec<SeenFrame> {
@@ -261,14 +262,14 @@ mod tests {
 
     #[test]
     fn chains_about_grey_shapes_have_each_flaw_equally_often() {
-        let clips: Vec<Clip> = (0..GREY_CLIPS).map(|i| make_grey_clip(i, 1)).collect();
-        let flaws: Vec<Flaw> =
+        let clips: Vec<Clip> = (0..GREY_CLIP_COUNT).map(|i| make_grey_clip(i, 1)).collect();
+        let flaws: Vec<ChainFlaw> =
             clips.iter().filter_map(|clip| shapes_in(&seen(clip)[0].image).first().and_then(SeenShape::flaw)).collect();
-        assert_eq!(flaws, Flaw::ALL.repeat(GREY_CLIPS / Flaw::ALL.len()));
+        assert_eq!(flaws, ChainFlaw::ALL.repeat(GREY_CLIP_COUNT / ChainFlaw::ALL.len()));
         for (clip, flaw) in clips.iter().zip(flaws) {
             let request = reason_about(clip);
             let revised = revise_chain(&request, &seen(clip)).expect("a chain");
-            assert_eq!(request != revised, flaw == Flaw::ChangedAnswer);
+            assert_eq!(request != revised, flaw == ChainFlaw::ChangedAnswer);
             assert_ne!(revised, clip.completion(), "{flaw:?}");
         }
     }

@@ -1,7 +1,7 @@
 //! Writes what an editor needs to understand the CUDA files of the kernels: for each kernel folder a header with the
-//! parameter structs that `params!` declares in Rust, and one `compile_commands.json` for clangd. Its commands include
-//! that header before the folder's `sm80.cu`; clangd compiles a header `*.cuh` with the command of the `sm80.cu` in the
-//! same folder. `./x editor` runs this program.
+//! parameter structs that `params!` declares in Rust, and one `compile_commands.json` for clangd. The commands in
+//! this file include the generated header before the folder's `sm80.cu`; clangd compiles a header `*.cuh` with the
+//! command of the `sm80.cu` in the same folder. `./x editor` runs this program.
 //!
 //! `cargo run -p reel-benches --bin editor -- --out target/editor`
 

@@ -1,5 +1,5 @@
-//! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the error of
-//! either result with the error bound that PTX documents.
+//! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the errors
+//! of both results with the error bound that PTX documents.
 
 use super::InstructionCase;
 use super::format::FloatFormat;
@@ -32,7 +32,7 @@ pub struct CaseComparison {
 pub struct ApproximationErrors {
     /// The largest error, as a multiple of the allowed error.
     pub largest: f64,
-    /// Number of results whose kind (NaN, infinite or finite) differs from that of the exact result.
+    /// Number of results of another kind (NaN, infinite or finite) than the exact result.
     pub other_kind: usize,
     /// The lane with the largest error.
     pub lane: usize,
@@ -251,7 +251,7 @@ mod tests {
 
     fn outputs(name: &str) -> (InstructionCase, Vec<u8>) {
         let case = instruction_cases(name, THREADS_PER_BLOCK).into_iter().find(|c| c.name == name).expect(name);
-        let sim = run::simulate(&case, &case.input).unwrap();
+        let sim = run::run_on_simulator(&case, &case.input).unwrap();
         (case, sim)
     }
 
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn sums_are_measured_by_their_magnitudes() {
         let (case, sim) = outputs("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 Moderate");
-        let magnitudes = run::simulate(&case, case.magnitudes.as_ref().unwrap()).unwrap();
+        let magnitudes = run::run_on_simulator(&case, case.magnitudes.as_ref().unwrap()).unwrap();
         let mut other = sim.clone();
         let value = f32::from_le_bytes(sim[..4].try_into().unwrap());
         let of = f32::from_le_bytes(magnitudes[..4].try_into().unwrap());

@@ -20,7 +20,7 @@ pub enum OperandFormat {
     Offset,
     /// The operand of `shfl` that limits source lanes: a clamp value and a segment mask.
     Clamp,
-    /// A 32-bit or 64-bit integer that takes only a few different values among the lanes of a warp.
+    /// A 32-bit or 64-bit integer with only a few distinct values among the lanes of a warp.
     Warp(u32),
     /// A floating-point number.
     Float(FloatFormat),
@@ -203,14 +203,14 @@ fn narrow_edge(rng: &mut SeededRng) -> u64 {
         2 => 2f64.powi(format.max_exponent() + 1),
         _ => 1.0 + f64::from(rng.draw_below(64)) * 2f64.powi(-(format.fraction as i32)),
     };
-    // Moves the number by a fraction of the narrow format's ulp, or by one ulp of f64.
+    // Changes the number by a fraction of the narrow format's ulp, or by one ulp of f64.
     let part =
         1u64 << [52 - format.fraction, 51 - format.fraction, 50 - format.fraction, 0][rng.draw_below(4) as usize];
     if rng.draw_below(3) == 0 { edge.to_bits() + part } else { edge.to_bits() - part }
 }
 
 impl OperandFormat {
-    /// Returns the format that a letter stands for in the instruction table.
+    /// Returns the format for a letter in the instruction table.
     pub fn from_letter(letter: char) -> OperandFormat {
         match letter {
             'p' => OperandFormat::Pred,
@@ -303,7 +303,8 @@ fn integer(bits: u32, rng: &mut SeededRng) -> u64 {
 }
 
 impl MatrixElementFormat {
-    /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, whose sums are exact.
+    /// Returns a mask of the sign bits of all elements in 64 bits; 0 for integers, because sums of integers are
+    /// exact.
     pub fn sign_mask(self) -> u64 {
         match self {
             MatrixElementFormat::Number(F64) => 1 << 63,

@@ -38,8 +38,8 @@ pub struct InstructionCase {
     pub results: Vec<OperandFormat>,
     /// The contents of the input buffer.
     pub input: Vec<u8>,
-    /// For a sum of products: the input with all sign bits cleared. Its results are the sums of the products'
-    /// magnitudes.
+    /// For a sum of products: the input with all sign bits cleared. With this input, the results are the sums of the
+    /// products' magnitudes.
     pub magnitudes: Option<Vec<u8>>,
     /// Allowed difference between the simulator's and the GPU's sums, relative to the sum of the products' magnitudes.
     pub tolerance: f64,
@@ -61,11 +61,11 @@ impl InstructionCase {
     }
 }
 
-/// Returns the cases of all instructions whose name contains `filter`, each with `lanes` inputs (a multiple of
-/// [`THREADS_PER_BLOCK`]); an instruction with one source gets eight times as many.
+/// Returns the cases of all instructions with `filter` in their names. Each case has `lanes` inputs (a multiple of
+/// [`THREADS_PER_BLOCK`]), or eight times as many if the instruction has one source.
 pub fn instruction_cases(filter: &str, lanes: usize) -> Vec<InstructionCase> {
     let rows = table::instruction_patterns()
-        .flat_map(|(pattern, formats)| pattern::expand(pattern).into_iter().map(move |text| (text, formats)));
+        .flat_map(|(pattern, formats)| pattern::expand_pattern(pattern).into_iter().map(move |text| (text, formats)));
     let wanted = rows.filter(|(text, formats)| ptx::case_name(text, formats).contains(filter));
     let mut all: Vec<InstructionCase> =
         wanted.map(|(text, formats)| ptx::case_from_expanded_pattern(&text, formats, lanes)).collect();
@@ -84,7 +84,7 @@ mod tests {
         let names: HashSet<&str> = all.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names.len(), all.len(), "each is there once");
         for case in &all {
-            if let Err(e) = run::simulate(case, &case.input) {
+            if let Err(e) = run::run_on_simulator(case, &case.input) {
                 panic!("{}: {e}\n{}", case.name, case.ptx);
             }
         }

@@ -22,7 +22,7 @@ const MMA: &[&str] = &[
 
 /// Returns the cases of all matrix products.
 pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
-    let forms = MMA.iter().flat_map(|p| pattern::expand(p));
+    let forms = MMA.iter().flat_map(|p| pattern::expand_pattern(p));
     let mut all: Vec<InstructionCase> = forms
         .flat_map(|form| {
             let spans = if form.contains(".s32.") {
@@ -37,8 +37,8 @@ pub fn product_cases(lanes: usize) -> Vec<InstructionCase> {
     all
 }
 
-/// Returns the element format that a PTX type name stands for.
-pub fn element_from_ptx(name: &str) -> MatrixElementFormat {
+/// Returns the element format for a PTX type name.
+pub fn element_format_from_ptx(name: &str) -> MatrixElementFormat {
     match name {
         "f64" => MatrixElementFormat::Number(F64),
         "f32" => MatrixElementFormat::Number(F32),
@@ -69,7 +69,8 @@ fn mma(opcode: &str, span: ElementRange, lanes: usize) -> InstructionCase {
     let count = op.registers_per_lane();
     let types: Vec<&str> = opcode.split("row.col.").nth(1).expect("row.col").split('.').collect();
     let types = if types[0] == "satfinite" { &types[1..] } else { &types[..] };
-    let (sum, a, b) = (element_from_ptx(types[0]), element_from_ptx(types[1]), element_from_ptx(types[2]));
+    let (sum, a, b) =
+        (element_format_from_ptx(types[0]), element_format_from_ptx(types[1]), element_format_from_ptx(types[2]));
     let list = |letter: &str, from: usize, count: usize| {
         let names: Vec<String> = (from..from + count).map(|k| format!("${letter}{k}")).collect();
         format!("{{{}}}", names.join(", "))

@@ -8,12 +8,12 @@ use std::fmt::Write;
 /// The first lines of every module.
 const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
-/// Returns the name of a case: a text of an expanded pattern with the formats of its operands.
+/// Returns the name of a case: `text`, which is one expansion of a pattern, and the formats of its operands.
 pub fn case_name(text: &str, formats: &str) -> String {
     format!("{} {formats}", text.replace('$', ""))
 }
 
-/// Makes the case of a text of an expanded pattern, given the formats of its operands.
+/// Makes the case of `text`, which is one expansion of a pattern, with the formats of its operands.
 pub fn case_from_expanded_pattern(text: &str, formats: &str, lanes: usize) -> InstructionCase {
     let (results, sources) = formats.split_once('=').expect("results=sources");
     let named = |letters: &str| letters.chars().map(OperandFormat::from_letter).collect::<Vec<_>>();
@@ -40,8 +40,8 @@ fn cluster_blocks(text: &str) -> usize {
     if text.contains("$c,") || text.contains("$c;") { 2 } else { 1 }
 }
 
-/// Returns the PTX statements of a text of an expanded pattern. Operands are appended if the text is a single opcode; a
-/// text of whole statements is returned unchanged.
+/// Returns the PTX statements of `text`, which is one expansion of a pattern. If `text` is a single opcode, the
+/// operands are appended; whole statements are returned unchanged.
 fn statements(text: &str, results: usize, sources: usize) -> String {
     if text.contains('$') {
         return text.to_string();

@@ -13,7 +13,7 @@ const SCRATCH: usize = 16;
 
 /// Runs a case on the simulator and returns its output. The error says why the module cannot run, or lists findings of
 /// the simulator (for example races) that the case does not expect.
-pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
+pub fn run_on_simulator(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(KERNEL_NAME).map_err(|e| e.to_string())?;
     let mut memory = SimMemory::new();

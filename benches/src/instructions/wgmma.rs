@@ -4,7 +4,7 @@
 //! an element, and a wrong interpretation of a descriptor changes the sum.
 
 use super::format::{ElementRange, F16, F32, MatrixElementFormat, OperandFormat, random_matrix_elements};
-use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
+use super::products::{clear_bits_in_each_word, element_format_from_ptx, sum_tolerance};
 use super::{InstructionCase, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
 use reel_sim::finding::FindingKind;
@@ -102,8 +102,8 @@ pub fn wgmma_cases(lanes: usize) -> Vec<InstructionCase> {
         .collect()
 }
 
-/// Returns products in clusters, with descriptors of addresses that contain the block's rank. The sizes are such that
-/// all addresses lie in shared memory even if the rank is part of the leading byte offset.
+/// Returns products in clusters, with descriptors of addresses that contain the block's rank. The sizes are chosen so
+/// that all addresses lie in shared memory even if the rank is part of the leading byte offset.
 fn cluster_products() -> Vec<Product> {
     let mut all = Vec::new();
     for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
@@ -112,7 +112,8 @@ fn cluster_products() -> Vec<Product> {
             for transposed in [[false, false], [true, false], [false, true], [true, true]] {
                 all.push(Product { swizzle, transposed, cluster: 2, encoding, ..PLAIN });
             }
-            // The ranks in a cluster of eight have bits that are also set in the leading byte offset.
+            // In a cluster of eight, some rank bits overlap with bits that are set in the leading byte offset, so
+            // `Or` and `Add` differ.
             all.push(Product { swizzle, transposed: [true, true], cluster: 8, encoding, ..PLAIN });
             all.push(Product {
                 swizzle,
@@ -204,7 +205,7 @@ impl Product {
     }
 
     fn case(&self, lanes: usize) -> InstructionCase {
-        let (sum, a) = (element_from_ptx(self.sum), element_from_ptx(self.a));
+        let (sum, a) = (element_format_from_ptx(self.sum), element_format_from_ptx(self.a));
         let count = self.n as usize / if self.sum == "f16" { 4 } else { 2 };
         let registers = if self.from_registers { 4 } else { 0 };
         let results = vec![OperandFormat::Matrix(sum, self.span); count];
@@ -238,11 +239,11 @@ impl Product {
             clear_bits_in_each_word(&mut unsigned[from..], element.sign_mask());
         };
         for _ in 0..lanes / THREADS_PER_BLOCK {
-            add(element_from_ptx(self.a), B as usize / 8, false);
-            add(element_from_ptx(self.b), (SHARED_BYTES - B as usize) / 8, false);
+            add(element_format_from_ptx(self.a), B as usize / 8, false);
+            add(element_format_from_ptx(self.b), (SHARED_BYTES - B as usize) / 8, false);
         }
-        add(element_from_ptx(self.sum), lanes * count, true);
-        add(element_from_ptx(self.a), lanes * registers, true);
+        add(element_format_from_ptx(self.sum), lanes * count, true);
+        add(element_format_from_ptx(self.a), lanes * registers, true);
         (input, unsigned)
     }
 
@@ -306,5 +307,6 @@ impl Product {
     }
 }
 
-/// The tests compare sums of small integers exactly, so even a sum over the longest k must be exact in f16 and f32.
+/// The comparison requires sums of small integers to be exact, so a sum over the longest k must be exact in f16 and
+/// f32.
 const _: () = assert!(32 * 9 + 3 < 1 << (F16.fraction + 1) && F16.fraction < F32.fraction);

@@ -20,13 +20,14 @@ const MAX_LOOPS: usize = 5;
 const MIN_DISTINCT_SHARE: f64 = 0.5;
 const MIN_WORDS_FOR_SHARE: usize = 60;
 
-/// A chain may not name the answer in its first words; this is their number.
+/// Number of words at the beginning of a chain that must not name the answer.
 const OPENING_WORDS: usize = 15;
 
-/// A script with at least this share of the question's letters counts as a script of the question.
+/// A writing script (Latin, Cyrillic, …) with at least this share of the question's letters counts as a script of the
+/// question.
 const MIN_OWN_SCRIPT_SHARE: f64 = 0.25;
 
-/// Maximum share of a chain's letters that a script other than the question's may have.
+/// Maximum share of a chain's letters in a writing script that the question does not use.
 const MAX_OTHER_SCRIPT_SHARE: f64 = 0.25;
 
 fn regex(pattern: &str) -> Regex {
@@ -47,7 +48,7 @@ static MENTIONS_DESCRIPTION: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
-/// The scripts that are told apart, each with the pattern of its letters.
+/// The writing scripts that are distinguished, each with a regular expression for its letters.
 static SCRIPTS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
     let names = [
         "Latin",
@@ -99,7 +100,7 @@ pub(super) fn degenerate_reason(
 /// Describes what a chain repeats; `None` if it does not repeat itself.
 fn repetition(words: &[String]) -> Option<String> {
     let loops = counts(words.windows(LOOP_WORDS));
-    // The first of the most frequent runs, so that the message does not depend on the order of a hash table.
+    // Takes the first of the most frequent runs, so that the message does not depend on the order of a hash table.
     let most = words.windows(LOOP_WORDS).max_by_key(|&gram| loops.get(gram).copied().unwrap_or(0));
     if let Some(gram) = most.filter(|&gram| loops[gram] >= MAX_LOOPS) {
         return Some(format!("{:?} occurs {} times", gram.join(" "), loops[gram]));
@@ -124,8 +125,9 @@ fn opening(text: &str) -> &str {
     ends.nth(OPENING_WORDS - 1).map_or(text, |end| &text[..end])
 }
 
-/// Returns which script makes up more than `MAX_OTHER_SCRIPT_SHARE` of a text but hardly occurs in the question. The
-/// letters that mark options are Latin in every language, so a few letters do not make a script one of the question.
+/// Returns the writing script that makes up more than `MAX_OTHER_SCRIPT_SHARE` of a text but hardly occurs in the
+/// question. A few letters in the question do not make their script a script of the question, because option letters
+/// (A, B, …) are Latin in every language.
 fn other_script(text: &str, question: &str) -> Option<String> {
     let share = |text: &str, script: &Regex| {
         let letters = text.chars().filter(|c| c.is_alphabetic()).count();

@@ -21,7 +21,7 @@ const SHINGLE_WORDS: usize = 3;
 const BANDS: usize = 16;
 const BAND_ROWS: usize = 4;
 
-/// The chains so far that are no duplicates.
+/// The chains that were accepted so far. No two of them are duplicates.
 #[derive(Debug)]
 pub(super) struct EarlierChains {
     max_overlap: f64,
@@ -36,8 +36,8 @@ impl EarlierChains {
         Self { max_overlap, chains: Vec::new(), bands: HashMap::new() }
     }
 
-    /// Returns a message about an earlier chain with the same answer that a chain of these words repeats. If there is
-    /// none, inserts the chain and returns `None`.
+    /// Looks for an earlier chain with the same answer and nearly the same words. Returns a message about the earlier
+    /// chain; if there is none, inserts this chain and returns `None`. `chain` holds the words of the chain.
     pub(super) fn find_or_insert(&mut self, answer: &str, chain: &[String], location: &str) -> Option<String> {
         let shingles = shingles(chain);
         let bands = band_hashes(&shingles, &words(answer).join(" "));
@@ -59,7 +59,7 @@ impl EarlierChains {
     }
 }
 
-/// The hashes of all 3-grams, sorted, each once. A chain of fewer words is one shingle.
+/// The hashes of all 3-grams of words, sorted, each once. A chain of fewer than three words is one shingle.
 fn shingles(words: &[String]) -> Vec<u64> {
     let hash = |gram: &[String]| {
         let mut hash = XxHash3_64::new();
@@ -125,7 +125,7 @@ mod tests {
         assert!(earlier.find_or_insert("A", &[], "list:6").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:7").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:8").is_some());
-        // No overlap can be above 1, so with this setting copies are kept.
+        // No overlap is above 1, so the setting 1 keeps even exact copies.
         let mut all = EarlierChains::new(1.0);
         for _ in 0..2 {
             assert_eq!(all.find_or_insert("A", &long_chain(1), "list:1"), None);

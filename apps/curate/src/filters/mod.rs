@@ -27,7 +27,7 @@ pub use words::word_count;
 /// The thresholds of the filters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FilterSettings {
-    /// An answer's accuracy reward must be above this number. Video-R1's script has 0.6.
+    /// An answer's accuracy reward must be above this number. Video-R1's script uses 0.6.
     pub min_accuracy: f32,
     /// Minimum similarity of the chain of a free-form question to its frames; `None` leaves this test out.
     pub min_similarity: Option<f32>,
@@ -110,7 +110,7 @@ pub struct CandidateChain<'a> {
     pub chain: &'a ReasoningChain,
 }
 
-/// The result of the tests of one chain.
+/// The values that the filters measured for one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChainMeasurements {
     /// The accuracy reward of the answer.
@@ -123,12 +123,12 @@ pub struct ChainMeasurements {
 
 /// Tests chains in the order of their rows.
 #[derive(Debug)]
-pub struct Filters {
+pub struct ChainFilters {
     settings: FilterSettings,
     earlier: EarlierChains,
 }
 
-impl Filters {
+impl ChainFilters {
     /// Creates filters that have tested no chain yet.
     pub fn new(settings: FilterSettings) -> Self {
         Self { settings, earlier: EarlierChains::new(settings.max_overlap) }
@@ -148,7 +148,7 @@ impl Filters {
         let CandidateChain { question, kind, solution, before, chain } = *candidate;
         let settings = &self.settings;
         let words = words(&chain.thought);
-        let accuracy = accuracy_reward(Some(kind), &chain.text(), solution);
+        let accuracy = accuracy_reward(Some(kind), &chain.to_tagged_text(), solution);
         let mut measured = ChainMeasurements { accuracy, similarity: None, words: words.len() };
         if let Some(before) = before.filter(|before| !is_same_answer(kind, before, chain)) {
             let what = format!("the answer changed from {:?} to {:?}", before.answer, chain.answer);
@@ -164,7 +164,7 @@ impl Filters {
         if let Some(least) = settings.min_similarity.filter(|_| kind == ProblemType::FreeForm) {
             let value = similarity()?;
             measured.similarity = Some(value);
-            // A NaN is not similar.
+            // The negated comparison also rejects NaN.
             if !(value >= least) {
                 return Ok((
                     measured,
@@ -181,7 +181,8 @@ impl Filters {
 fn is_same_answer(kind: ProblemType, before: &ReasoningChain, after: &ReasoningChain) -> bool {
     let is_compared_as_a_whole = matches!(kind, ProblemType::MultipleChoice | ProblemType::Numerical);
     words(&before.answer) == words(&after.answer)
-        || is_compared_as_a_whole && accuracy_reward(Some(kind), &after.text(), &before.text()) == 1.0
+        || is_compared_as_a_whole
+            && accuracy_reward(Some(kind), &after.to_tagged_text(), &before.to_tagged_text()) == 1.0
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     }
 
     fn test(
-        filters: &mut Filters,
+        filters: &mut ChainFilters,
         kind: ProblemType,
         before: Option<&ReasoningChain>,
         after: &ReasoningChain,
@@ -223,7 +224,7 @@ mod tests {
     #[test]
     fn first_failed_test_is_the_reason() {
         use ProblemType::{FreeForm, MultipleChoice};
-        let mut filters = Filters::new(settings());
+        let mut filters = ChainFilters::new(settings());
         let right = chain(THOUGHT, "B");
         let mut one = |kind, before: Option<&ReasoningChain>, after: &ReasoningChain, similarity| {
             test(&mut filters, kind, before, after, similarity)
@@ -255,11 +256,11 @@ mod tests {
         let exact = FilterSettings { min_accuracy: 1.0, ..settings() };
         let right = chain(THOUGHT, "B");
         assert_eq!(
-            test(&mut Filters::new(exact), ProblemType::MultipleChoice, None, &right, 0.0),
+            test(&mut ChainFilters::new(exact), ProblemType::MultipleChoice, None, &right, 0.0),
             Some(RejectionReason::Accuracy)
         );
         let without = FilterSettings { min_similarity: None, ..settings() };
         let free = chain(THOUGHT, "to the right");
-        assert_eq!(test(&mut Filters::new(without), ProblemType::FreeForm, None, &free, 0.0), None);
+        assert_eq!(test(&mut ChainFilters::new(without), ProblemType::FreeForm, None, &free, 0.0), None);
     }
 }

@@ -3,39 +3,39 @@
 use crate::random::Random;
 
 /// Makes one random change: flips bits, writes an extreme number, removes or repeats a piece, fills a piece with one
-/// value, or replaces a piece by a piece of `other`.
-pub fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+/// value, or replaces a piece by a piece of the other seed `other`.
+pub fn mutate_bytes(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     let len = bytes.len();
     if len == 0 {
-        bytes.extend((0..random.length(64)).map(|_| random.next() as u8));
+        bytes.extend((0..random.length_up_to(64)).map(|_| random.next() as u8));
         return;
     }
     match random.below(10) {
         0..=2 => {
-            for _ in 0..=random.length(8) {
+            for _ in 0..=random.length_up_to(8) {
                 bytes[random.below(len)] ^= 1 << random.below(8);
             }
         }
         3 | 4 => write_number(bytes, random),
         5 => {
-            let cut = random.range(len);
+            let cut = random.range_within(len);
             bytes.drain(cut);
         }
         6 => bytes.truncate(random.below(len)),
         7 => {
-            let piece = bytes[random.range(len)].to_vec();
-            let times = 1 + random.length(if piece.len() < 64 { 2000 } else { 4 });
+            let piece = bytes[random.range_within(len)].to_vec();
+            let times = 1 + random.length_up_to(if piece.len() < 64 { 2000 } else { 4 });
             let at = random.below(len);
             bytes.splice(at..at, piece.repeat(times));
         }
         8 => {
-            let piece = other[random.range(other.len())].to_vec();
-            let at = random.range(len);
+            let piece = other[random.range_within(other.len())].to_vec();
+            let at = random.range_within(len);
             bytes.splice(at, piece);
         }
         _ => {
             let value = random.next() as u8;
-            bytes[random.range(len)].iter_mut().for_each(|byte| *byte = value);
+            bytes[random.range_within(len)].iter_mut().for_each(|byte| *byte = value);
         }
     }
 }

@@ -15,7 +15,7 @@ const RAW: char = '\u{10fffd}';
 const TWICE: char = '\u{10fffc}';
 
 /// Makes one random change to JSON. Returns false if the bytes are not JSON.
-pub fn change(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool {
+pub fn mutate_json(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bool {
     let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else { return false };
     let at = random.below(count(&value));
     let copied = random.below(count(&value));
@@ -67,7 +67,7 @@ fn change_node(node: &mut Value, copied: Value, words: &[&str], random: &mut Ran
         Value::Object(map) => change_object(map, copied, words, random),
         Value::String(old) => {
             let mut bytes = old.clone().into_bytes();
-            text::change(&mut bytes, &[], words, random);
+            text::mutate_text(&mut bytes, &[], words, random);
             *node = String::from_utf8_lossy(&bytes).into_owned().into();
         }
         Value::Number(_) => *node = number(random),
@@ -82,7 +82,7 @@ fn change_list(list: &mut Vec<Value>, copied: Value, random: &mut Random) {
         1 if !list.is_empty() => {
             let value = list[at].clone();
             let longest = if count(&value) < 4 { 5_000 } else { 50 };
-            let times = 1 + random.length(longest);
+            let times = 1 + random.length_up_to(longest);
             list.splice(at..at, std::iter::repeat_n(value, times));
         }
         2 => list.truncate(at),
@@ -125,7 +125,7 @@ fn extreme(words: &[&str], random: &mut Random) -> Value {
         2 => Value::Array(Vec::new()),
         3 => Value::Object(Map::new()),
         4 => "".into(),
-        5 => "x\u{1b}[2J\u{7}é".repeat(1 + random.length(10_000)).into(),
+        5 => "x\u{1b}[2J\u{7}é".repeat(1 + random.length_up_to(10_000)).into(),
         6 if !words.is_empty() => (*random.pick(words)).into(),
         _ => number(random),
     }
@@ -135,10 +135,10 @@ fn extreme(words: &[&str], random: &mut Random) -> Value {
 /// deep instead: deeper than parsers recurse.
 fn nested(value: Value, random: &mut Random) -> Value {
     if random.one_in(3) {
-        let depth = 1 + random.length(100_000);
+        let depth = 1 + random.length_up_to(100_000);
         return format!("{RAW}{}{}", "[".repeat(depth), "]".repeat(depth)).into();
     }
-    (0..=random.length(60)).fold(value, |value, _| match random.one_in(2) {
+    (0..=random.length_up_to(60)).fold(value, |value, _| match random.one_in(2) {
         true => Value::Array(vec![value]),
         false => Value::Object(Map::from_iter([("a".to_string(), value)])),
     })

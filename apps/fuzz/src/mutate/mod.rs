@@ -1,7 +1,7 @@
-//! Makes inputs: takes a valid input (a seed) and changes it at random. Most inputs stay close to a valid one, because
-//! an input that a parser refuses at its first byte tests nothing.
+//! Makes inputs: takes a valid input (a seed) and changes it at random. Most changes are small, because an input that
+//! a parser refuses at its first byte tests nothing.
 //!
-//! The parts of an input, one for each of its files, are joined by [`SEPARATOR`].
+//! The parts of an input, one for each of its files, are joined by [`PART_SEPARATOR`].
 
 mod bytes;
 mod json;
@@ -9,8 +9,8 @@ mod text;
 
 use crate::random::Random;
 
-/// Stands between the parts of an input.
-pub const SEPARATOR: &[u8] = b"\n%%%%\n";
+/// Separates the parts of an input.
+pub const PART_SEPARATOR: &[u8] = b"\n%%%%\n";
 
 /// The size limit of an input in bytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -51,7 +51,7 @@ impl Seed {
     }
 }
 
-/// Makes an input from one of the seeds. `words` are texts that the target's parser knows, such as field names.
+/// Makes an input from one of the seeds. `words` are texts that the tested parser knows, such as field names.
 pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut parts = seeds[random.below(seeds.len())].0.clone();
     let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != PartFormat::Fixed).collect();
@@ -66,22 +66,22 @@ pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8
         change(*kind, bytes, &other, words, random);
         bytes.truncate(MAX_BYTES);
     }
-    joined(&parts)
+    join_parts(&parts)
 }
 
 /// Joins parts to an input.
-pub fn joined(parts: &[(PartFormat, Vec<u8>)]) -> Vec<u8> {
+pub fn join_parts(parts: &[(PartFormat, Vec<u8>)]) -> Vec<u8> {
     let parts: Vec<&[u8]> = parts.iter().map(|part| &part.1[..]).collect();
-    parts.join(SEPARATOR)
+    parts.join(PART_SEPARATOR)
 }
 
 /// Splits an input into its parts.
-pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
+pub fn split_into_parts(input: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     let mut rest = input;
-    while let Some(at) = rest.windows(SEPARATOR.len()).position(|window| window == SEPARATOR) {
+    while let Some(at) = rest.windows(PART_SEPARATOR.len()).position(|window| window == PART_SEPARATOR) {
         parts.push(&rest[..at]);
-        rest = &rest[at + SEPARATOR.len()..];
+        rest = &rest[at + PART_SEPARATOR.len()..];
     }
     parts.push(rest);
     parts
@@ -91,28 +91,28 @@ pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
 fn change(kind: PartFormat, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match kind {
         PartFormat::Fixed => {}
-        PartFormat::Bytes => bytes::change(bytes, other, random),
-        PartFormat::Text if random.one_in(6) => bytes::change(bytes, other, random),
-        PartFormat::Text => text::change(bytes, other, words, random),
-        // JSON that no longer parses can only be changed as text.
-        PartFormat::Json if random.one_in(8) || !json::change(bytes, words, random) => {
-            text::change(bytes, other, words, random);
+        PartFormat::Bytes => bytes::mutate_bytes(bytes, other, random),
+        PartFormat::Text if random.one_in(6) => bytes::mutate_bytes(bytes, other, random),
+        PartFormat::Text => text::mutate_text(bytes, other, words, random),
+        // A part that is no longer valid JSON after earlier changes can only be changed as text.
+        PartFormat::Json if random.one_in(8) || !json::mutate_json(bytes, words, random) => {
+            text::mutate_text(bytes, other, words, random);
         }
         PartFormat::Json => {}
         PartFormat::JsonLines => {
             let mut lines: Vec<Vec<u8>> = bytes.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
             let at = random.below(lines.len());
-            if random.one_in(8) || !json::change(&mut lines[at], words, random) {
-                text::change(&mut lines[at], other, words, random);
+            if random.one_in(8) || !json::mutate_json(&mut lines[at], words, random) {
+                text::mutate_text(&mut lines[at], other, words, random);
             }
             *bytes = lines.join(&b'\n');
         }
         PartFormat::Safetensors if random.one_in(5) || !change_header(bytes, words, random) => {
-            bytes::change(bytes, other, random);
+            bytes::mutate_bytes(bytes, other, random);
         }
         PartFormat::Safetensors => {}
         PartFormat::Png => {
-            bytes::change(bytes, other, random);
+            bytes::mutate_bytes(bytes, other, random);
             if !random.one_in(6) {
                 bytes::correct_png_checksums(bytes);
             }
@@ -128,12 +128,12 @@ fn change_header(bytes: &mut Vec<u8>, words: &[&str], random: &mut Random) -> bo
     };
     let Some(header) = bytes.get(8..).and_then(|rest| rest.get(..length)) else { return false };
     let mut header = header.to_vec();
-    if !json::change(&mut header, words, random) {
+    if !json::mutate_json(&mut header, words, random) {
         return false;
     }
     let data = bytes[8 + length..].to_vec();
     if !random.one_in(10) {
-        // A file is refused unless its data begins at a multiple of 8 bytes.
+        // The data of a safetensors file must begin at a multiple of 8 bytes.
         header.resize(header.len().next_multiple_of(8), b' ');
         bytes[..8].copy_from_slice(&(header.len() as u64).to_le_bytes());
     }

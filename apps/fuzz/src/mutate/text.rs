@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 
-/// Numbers that parsers often treat wrongly: limits of types, and unusual spellings.
+/// Numbers that parsers often handle incorrectly: limits of types, and unusual spellings.
 pub const EDGE_CASE_NUMBERS: &[&str] = &[
     "0",
     "-0",
@@ -98,35 +98,35 @@ const STRANGE: &[&[u8]] = &[
     b"#",
 ];
 
-/// Makes one random change to text. `words` are texts that the target's parser knows; `other` is the text of another
+/// Makes one random change to text. `words` are texts that the tested parser knows; `other` is the text of another
 /// seed.
-pub fn change(text: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
+pub fn mutate_text(text: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match random.below(12) {
         0 | 1 if replace_number(text, random) => {}
         2 | 3 => change_line(text, other, random),
         4 | 5 => change_word(text, words, random),
         6 | 7 if !words.is_empty() => {
             let word = random.pick(words).as_bytes();
-            let replaced = random.length(text.len().min(12));
+            let replaced = random.length_up_to(text.len().min(12));
             let start = random.below(text.len() + 1 - replaced);
             text.splice(start..start + replaced, word.iter().copied());
         }
         8 => {
-            let piece = text[random.range(text.len())].to_vec();
+            let piece = text[random.range_within(text.len())].to_vec();
             let longest = if random.one_in(4) { 200_000 } else { 2_000 };
-            let times = 2 + random.length(longest / piece.len().max(1));
+            let times = 2 + random.length_up_to(longest / piece.len().max(1));
             let at = random.below(text.len() + 1);
             text.splice(at..at, piece.repeat(times));
         }
         9 => text.truncate(random.below(text.len() + 1)),
         10 => {
-            let piece = other[random.range(other.len())].to_vec();
-            let at = random.range(text.len());
+            let piece = other[random.range_within(other.len())].to_vec();
+            let at = random.range_within(text.len());
             text.splice(at, piece);
         }
         _ => {
             let piece = STRANGE[random.below(STRANGE.len())];
-            let times = if random.one_in(6) { random.length(50_000) } else { 1 };
+            let times = if random.one_in(6) { random.length_up_to(50_000) } else { 1 };
             let at = random.below(text.len() + 1);
             text.splice(at..at, piece.repeat(times));
         }
@@ -155,7 +155,7 @@ fn change_line(text: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         0 => drop(lines.remove(a)),
         1 => {
             let line = lines[a].clone();
-            let times = 1 + random.length(500_000 / (line.len() + 1)).min(3_000);
+            let times = 1 + random.length_up_to(500_000 / (line.len() + 1)).min(3_000);
             lines.splice(b..b, std::iter::repeat_n(line, times));
         }
         2 => lines.swap(a, b),

@@ -1,13 +1,13 @@
-//! Targets for image and video files.
+//! Fuzz targets for image and video files.
 
 use reel_media::image;
 
-use super::{Target, repository_file};
+use super::{FuzzTarget, repository_file};
 use crate::mutate::{PartFormat, Seed};
-use crate::verdict::{require, value_of};
+use crate::verdict::{require, value_if_accepted};
 
 /// Image files. The seeds are small images of every format and every kind of pixels.
-pub const IMAGE: Target = Target {
+pub const IMAGE: FuzzTarget = FuzzTarget {
     name: "image",
     words: &[],
     seeds: || {
@@ -25,7 +25,7 @@ pub const IMAGE: Target = Target {
     },
     open: || {
         Ok(Box::new(|input| {
-            let Some(image) = value_of(image::decode(input, "image"))? else { return Ok(false) };
+            let Some(image) = value_if_accepted(image::decode(input, "image"))? else { return Ok(false) };
             require(image.view().is_ok(), || "an image without pixels".to_string())?;
             Ok(true)
         }))
@@ -34,7 +34,7 @@ pub const IMAGE: Target = Target {
 
 /// Video files, which a worker process decodes.
 #[cfg(feature = "ffmpeg")]
-pub const VIDEO: Target = Target {
+pub const VIDEO: FuzzTarget = FuzzTarget {
     name: "video",
     words: &[],
     seeds: || {
@@ -54,8 +54,8 @@ pub const VIDEO: Target = Target {
         let overrides = MediaOverrides { nframes: Some(4), ..MediaOverrides::default() };
         Ok(Box::new(move |input| {
             std::fs::write(&path, input).map_err(|e| e.to_string())?;
-            let info = value_of(worker.probe(&path))?;
-            let video = value_of(worker.decode_resized(&path, MediaProfile::Qwen, &overrides))?;
+            let info = value_if_accepted(worker.probe(&path))?;
+            let video = value_if_accepted(worker.decode_resized(&path, MediaProfile::Qwen, &overrides))?;
             let Some(video) = video else { return Ok(false) };
             let expected = video.indices.len() * video.height * video.width * 3;
             require(video.data.len() == expected && expected > 0, || format!("{} bytes of pixels", video.data.len()))?;

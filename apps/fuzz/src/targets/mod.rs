@@ -20,22 +20,22 @@ use crate::mutate::Seed;
 use crate::verdict::Verdict;
 
 /// Gives an input to a parser and checks the outcome.
-pub type Judge = Box<dyn FnMut(&[u8]) -> Verdict>;
+pub type InputRunner = Box<dyn FnMut(&[u8]) -> Verdict>;
 
 /// A fuzz target.
-pub struct Target {
+pub struct FuzzTarget {
     /// The name on the command line.
     pub name: &'static str,
-    /// Texts that the parser knows, such as field names. Random changes insert them.
+    /// Texts that the parser knows, such as field names. Random changes insert these texts into inputs.
     pub words: &'static [&'static str],
     /// Makes the seeds. Each call returns the same seeds.
     pub seeds: fn() -> Result<Vec<Seed>>,
-    /// Prepares what all inputs share, such as a folder, and returns the function that judges an input.
-    pub open: fn() -> Result<Judge>,
+    /// Prepares what all inputs share, such as a folder, and returns the function that tests one input.
+    pub open: fn() -> Result<InputRunner>,
 }
 
 /// All targets.
-pub const ALL: &[Target] = &[
+pub const ALL_TARGETS: &[FuzzTarget] = &[
     model::SAFETENSORS,
     model::SHARDS,
     model::CONFIG,
@@ -66,9 +66,9 @@ pub const ALL: &[Target] = &[
     media::VIDEO,
 ];
 
-/// The names of all targets, for messages.
-pub fn names() -> String {
-    ALL.iter().map(|target| target.name).collect::<Vec<_>>().join(", ")
+/// The names of all fuzz targets, for messages.
+pub fn target_names() -> String {
+    ALL_TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(", ")
 }
 
 /// Reads a file of the repository.

@@ -1,4 +1,4 @@
-//! Targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
+//! Fuzz targets for the files of a model folder: weights, configs, tokenizer, chat template, adapter.
 
 use std::fs;
 
@@ -13,17 +13,17 @@ use reel_model::lora::{Adapter, linear_layers};
 use reel_model::siglip::{SiglipConfig, SiglipTokenizer};
 use serde_json::{Map, Value, json};
 
-use super::{Target, repository_file, scratch_folder, text_of};
-use crate::mutate::{PartFormat, Seed, parts_of};
+use super::{FuzzTarget, repository_file, scratch_folder, text_of};
+use crate::mutate::{PartFormat, Seed, split_into_parts};
 use crate::random::{self, Random};
-use crate::verdict::{accepted, require, value_of};
+use crate::verdict::{require, value_if_accepted, verdict_of};
 
-/// The options of the model folder that targets use.
+/// The options that create the model folder of the fuzz targets.
 pub(super) const TINY_MODEL: InitOptions =
     InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
 
 /// Returns the bytes of a file in the model folder of the preset `tiny`.
-pub(super) fn tiny_file(name: &str) -> Result<Vec<u8>> {
+pub(super) fn tiny_model_file(name: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     init_without_weights(&TINY_MODEL, folder.path())?;
     Ok(fs::read(folder.path().join(name))?)
@@ -72,7 +72,7 @@ const TENSOR_WORDS: &[&str] = &[
 ];
 
 /// Safetensors files: a model's weights in one file, and a prepared model input ([`ModelInput`]).
-pub const SAFETENSORS: Target = Target {
+pub const SAFETENSORS: FuzzTarget = FuzzTarget {
     name: "safetensors",
     words: TENSOR_WORDS,
     seeds: || {
@@ -89,8 +89,8 @@ pub const SAFETENSORS: Target = Target {
         let path = folder.join("model.safetensors");
         Ok(Box::new(move |input| {
             fs::write(&path, input).map_err(|e| e.to_string())?;
-            let inputs = accepted(ModelInput::read(&path, &config))?;
-            let Some(weights) = value_of(Checkpoint::open(&folder))? else { return Ok(inputs) };
+            let inputs = verdict_of(ModelInput::read(&path, &config))?;
+            let Some(weights) = value_if_accepted(Checkpoint::open(&folder))? else { return Ok(inputs) };
             read_weights(&weights, &config)?;
             Ok(true)
         }))
@@ -103,15 +103,15 @@ fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String
         let tensor = weights.tensor(name).ok_or_else(|| format!("the listed tensor {name:?} is not found"))?;
         let sum = tensor.bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
         std::hint::black_box(sum);
-        accepted(weights.tensor_with_shape(name, tensor.shape))?;
+        verdict_of(weights.tensor_with_shape(name, tensor.shape))?;
     }
-    accepted(weights.check_values())?;
-    accepted(weights.check(config))?;
+    verdict_of(weights.check_values())?;
+    verdict_of(weights.check(config))?;
     Ok(())
 }
 
 /// The weights of a model in several safetensors files, and the index that names the file of each tensor.
-pub const SHARDS: Target = Target {
+pub const SHARDS: FuzzTarget = FuzzTarget {
     name: "shards",
     words: TENSOR_WORDS,
     seeds: || {
@@ -135,10 +135,10 @@ pub const SHARDS: Target = Target {
         let names =
             ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         Ok(Box::new(move |input| {
-            for (name, part) in names.iter().zip(parts_of(input)) {
+            for (name, part) in names.iter().zip(split_into_parts(input)) {
                 fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
             }
-            let Some(weights) = value_of(Checkpoint::open(&folder))? else { return Ok(false) };
+            let Some(weights) = value_if_accepted(Checkpoint::open(&folder))? else { return Ok(false) };
             read_weights(&weights, &config)?;
             Ok(true)
         }))
@@ -146,7 +146,7 @@ pub const SHARDS: Target = Target {
 };
 
 /// config.json of a model and of SigLIP, generation_config.json and preprocessor_config.json.
-pub const CONFIG: Target = Target {
+pub const CONFIG: FuzzTarget = FuzzTarget {
     name: "config",
     words: &[
         "text_config",
@@ -180,28 +180,28 @@ pub const CONFIG: Target = Target {
     ],
     seeds: || {
         let siglip = repository_file("tests/golden/siglip/model/config.json")?;
-        let files = ["config.json", "generation_config.json", "preprocessor_config.json"].map(tiny_file);
+        let files = ["config.json", "generation_config.json", "preprocessor_config.json"].map(tiny_model_file);
         let files = files.into_iter().chain([Ok(siglip)]).collect::<Result<Vec<_>>>()?;
         Ok(files.into_iter().map(|file| Seed::new(PartFormat::Json, file)).collect())
     },
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
-            let model = value_of(ModelConfig::parse("config.json", &text))?;
+            let model = value_if_accepted(ModelConfig::parse("config.json", &text))?;
             if let Some(config) = &model {
                 let names = expected_tensors(config).len() + linear_layers(config).len();
                 require(names > 0, || "a model without tensors".to_string())?;
             }
-            let generation = accepted(GenerationConfig::parse("generation_config.json", &text))?;
-            let preprocessor = accepted(PreprocessorConfig::parse("preprocessor_config.json", &text))?;
-            let siglip = accepted(SiglipConfig::parse("config.json", &text))?;
+            let generation = verdict_of(GenerationConfig::parse("generation_config.json", &text))?;
+            let preprocessor = verdict_of(PreprocessorConfig::parse("preprocessor_config.json", &text))?;
+            let siglip = verdict_of(SiglipConfig::parse("config.json", &text))?;
             Ok(model.is_some() || generation || preprocessor || siglip)
         }))
     },
 };
 
 /// A LoRA adapter in the format of PEFT.
-pub const ADAPTER: Target = Target {
+pub const ADAPTER: FuzzTarget = FuzzTarget {
     name: "adapter",
     words: &[
         "r",
@@ -243,18 +243,19 @@ pub const ADAPTER: Target = Target {
     open: || {
         let (folder, config) = (scratch_folder()?, preset_config(&TINY_MODEL)?);
         Ok(Box::new(move |input| {
-            for (name, part) in ["adapter_config.json", "adapter_model.safetensors"].iter().zip(parts_of(input)) {
+            for (name, part) in ["adapter_config.json", "adapter_model.safetensors"].iter().zip(split_into_parts(input))
+            {
                 fs::write(folder.join(name), part).map_err(|e| e.to_string())?;
             }
-            let Some(adapter) = value_of(Adapter::open(&folder))? else { return Ok(false) };
+            let Some(adapter) = value_if_accepted(Adapter::open(&folder))? else { return Ok(false) };
             std::hint::black_box((adapter.base_model(), adapter.scale(), adapter.adapted_layers().count()));
-            accepted(adapter.check(&config))
+            verdict_of(adapter.check(&config))
         }))
     },
 };
 
 /// tokenizer.json of a model and of SigLIP. An accepted tokenizer encodes a random text and decodes random ids.
-pub const TOKENIZER: Target = Target {
+pub const TOKENIZER: FuzzTarget = FuzzTarget {
     name: "tokenizer",
     words: &[
         "normalizer",
@@ -301,7 +302,7 @@ pub const TOKENIZER: Target = Target {
     ],
     seeds: || {
         let siglip = repository_file("tests/golden/siglip/model/tokenizer.json")?;
-        let tiny = Seed::new(PartFormat::Json, tiny_file("tokenizer.json")?);
+        let tiny = Seed::new(PartFormat::Json, tiny_model_file("tokenizer.json")?);
         // SigLIP's tokenizer.json is large and slow to parse, so only one of the five seeds has it.
         Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(PartFormat::Json, siglip)])
     },
@@ -309,14 +310,14 @@ pub const TOKENIZER: Target = Target {
         Ok(Box::new(|input| {
             let mut random = Random::new(&[random::hash(input)]);
             let text = random_text(&mut random);
-            let siglip = value_of(SiglipTokenizer::parse("tokenizer.json", input, 40_000, 64))?;
+            let siglip = value_if_accepted(SiglipTokenizer::parse("tokenizer.json", input, 40_000, 64))?;
             if let Some(siglip) = &siglip {
-                accepted(siglip.encode(&text))?;
+                verdict_of(siglip.encode(&text))?;
             }
-            let Some(tokenizer) = value_of(Tokenizer::parse("tokenizer.json", input))? else {
+            let Some(tokenizer) = value_if_accepted(Tokenizer::parse("tokenizer.json", input))? else {
                 return Ok(siglip.is_some());
             };
-            let Some(mut ids) = value_of(tokenizer.encode(&text))? else { return Ok(true) };
+            let Some(mut ids) = value_if_accepted(tokenizer.encode(&text))? else { return Ok(true) };
             ids.extend((0..8).map(|_| random.next() as u32 % 200_000));
             ids.push(u32::MAX);
             let whole = tokenizer.decode(&ids, random.one_in(2));
@@ -358,8 +359,8 @@ fn random_text(random: &mut Random) -> String {
         "</s>",
     ];
     let mut text = String::new();
-    for _ in 0..random.length(60) {
-        let times = if random.one_in(20) { random.length(2000) } else { 1 };
+    for _ in 0..random.length_up_to(60) {
+        let times = if random.one_in(20) { random.length_up_to(2000) } else { 1 };
         text.push_str(&random.pick(PIECES).repeat(times));
     }
     text
@@ -367,7 +368,7 @@ fn random_text(random: &mut Random) -> String {
 
 /// Chat templates and messages. A template worker process renders the messages, as `reel` does for every template that
 /// it does not know.
-pub const CHAT_TEMPLATE: Target = Target {
+pub const CHAT_TEMPLATE: FuzzTarget = FuzzTarget {
     name: "chat-template",
     words: &[
         "{{ ",
@@ -420,7 +421,7 @@ pub const CHAT_TEMPLATE: Target = Target {
         "cycler(1)",
     ],
     seeds: || {
-        let own: Value = serde_json::from_slice(&tiny_file("chat_template.json")?)?;
+        let own: Value = serde_json::from_slice(&tiny_model_file("chat_template.json")?)?;
         let messages = json!([
             {"role": "system", "content": "s"},
             {"role": "user", "content": [{"type": "image", "image": "x"}, {"type": "text", "text": "?"}]},
@@ -438,12 +439,12 @@ pub const CHAT_TEMPLATE: Target = Target {
     open: || {
         reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());
         Ok(Box::new(|input| {
-            let parts = parts_of(input);
+            let parts = split_into_parts(input);
             let messages = parts.get(1).and_then(|part| serde_json::from_slice(part).ok()).unwrap_or_default();
             let tokens = Map::from_iter([("eos_token".to_string(), "</s>".into())]);
-            let template = value_of(ChatTemplate::parse("chat_template.jinja", text_of(parts[0]), tokens))?;
+            let template = value_if_accepted(ChatTemplate::parse("chat_template.jinja", text_of(parts[0]), tokens))?;
             let Some(template) = template else { return Ok(false) };
-            let prompt = value_of(template.render_json(&messages, true))?;
+            let prompt = value_if_accepted(template.render_json(&messages, true))?;
             let bytes = prompt.as_ref().map_or(0, String::len);
             require(bytes <= 32 << 20, || format!("the prompt has {bytes} bytes"))?;
             Ok(prompt.is_some())

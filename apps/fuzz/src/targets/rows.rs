@@ -1,4 +1,5 @@
-//! Targets for texts that users and clients write: messages, requests, addresses, rows of data, configuration files.
+//! Fuzz targets for texts that users and clients write: messages, requests, addresses, rows of data, configuration
+//! files.
 
 use std::fs;
 use std::path::Path;
@@ -17,9 +18,9 @@ use reel_train::options::{Recipe, TrainingOptions};
 use reel_train::{GrpoOptions, SftOptions};
 use serde_json::{Value, json};
 
-use super::{Target, scratch_folder, text_of};
-use crate::mutate::{PartFormat, Seed, parts_of};
-use crate::verdict::{accepted, require, value_of};
+use super::{FuzzTarget, scratch_folder, text_of};
+use crate::mutate::{PartFormat, Seed, split_into_parts};
+use crate::verdict::{require, value_if_accepted, verdict_of};
 
 const MESSAGE_WORDS: &[&str] = &[
     "role",
@@ -110,7 +111,7 @@ fn conversation() -> Value {
 }
 
 /// A messages file: a JSON list of messages, or the body of a chat request.
-pub const MESSAGES: Target = Target {
+pub const MESSAGES: FuzzTarget = FuzzTarget {
     name: "messages",
     words: MESSAGE_WORDS,
     seeds: || {
@@ -131,8 +132,10 @@ pub const MESSAGES: Target = Target {
     },
     open: || {
         Ok(Box::new(|input| {
-            let Some(request) = value_of(ChatRequest::parse("m.json", input))? else { return Ok(false) };
-            let Some(conversation) = value_of(request.conversation(Path::new("/root")))? else { return Ok(false) };
+            let Some(request) = value_if_accepted(ChatRequest::parse("m.json", input))? else { return Ok(false) };
+            let Some(conversation) = value_if_accepted(request.conversation(Path::new("/root")))? else {
+                return Ok(false);
+            };
             let is_answered = conversation.check_tool_results().is_ok();
             std::hint::black_box((conversation.media_parts().count(), conversation.to_template_value(), is_answered));
             Ok(true)
@@ -142,7 +145,7 @@ pub const MESSAGES: Target = Target {
 
 /// Addresses and other text of unknown origin. Checks that escaped text has no control characters, that escaping in
 /// JSON keeps the strings, and that hiding the secrets of an address twice gives the same text as hiding them once.
-pub const URLS: Target = Target {
+pub const URLS: FuzzTarget = FuzzTarget {
     name: "urls",
     words: &[
         "http://",
@@ -197,14 +200,14 @@ pub const URLS: Target = Target {
             let escaped: Option<String> = serde_json::from_str(&escape_controls_in_json(&quoted)).ok();
             require(escaped.as_ref() == Some(&text), || "escape_controls_in_json changes the parsed text".to_string())?;
             std::hint::black_box(MediaSource::parse(&text, Path::new("/root")).path_or_address());
-            let decoded = accepted(decode_data_uri(&text))?;
-            Ok(accepted(image::from_data_uri(&text))? || decoded || redacted != text || printable != text)
+            let decoded = verdict_of(decode_data_uri(&text))?;
+            Ok(verdict_of(image::from_data_uri(&text))? || decoded || redacted != text || printable != text)
         }))
     },
 };
 
 /// Rows of training data in all layouts, as JSONL and as a JSON list.
-pub const ROWS: Target = Target {
+pub const ROWS: FuzzTarget = FuzzTarget {
     name: "rows",
     words: MESSAGE_WORDS,
     seeds: || {
@@ -233,21 +236,22 @@ pub const ROWS: Target = Target {
         let path = scratch_folder()?.join("rows.jsonl");
         Ok(Box::new(move |input| {
             fs::write(&path, input).map_err(|e| e.to_string())?;
-            let Some(rows) = value_of(Dataset::open(&path))? else { return Ok(false) };
+            let Some(rows) = value_if_accepted(Dataset::open(&path))? else { return Ok(false) };
             let mut all = true;
             for index in 0..rows.len().min(100) {
-                let Some(row) = value_of(rows.row(index))? else {
+                let Some(row) = value_if_accepted(rows.row(index))? else {
                     all = false;
                     continue;
                 };
                 for recipe in [Recipe::Paper, Recipe::VideoR1] {
-                    let chat = match value_of(row.to_supervised_row(recipe))? {
+                    let chat = match value_if_accepted(row.to_supervised_row(recipe))? {
                         Some(SupervisedRow::Chat { messages, .. }) => Some(Value::Array(messages)),
                         Some(SupervisedRow::Text { .. }) | None => None,
                     };
-                    let prompt = value_of(row.prompt_and_columns(recipe))?.map(|(content, _)| content.into_json());
+                    let prompt =
+                        value_if_accepted(row.prompt_and_columns(recipe))?.map(|(content, _)| content.into_json());
                     for messages in [chat, prompt].into_iter().flatten() {
-                        accepted(Conversation::from_row(
+                        verdict_of(Conversation::from_row(
                             &rows.location(index),
                             &messages,
                             Path::new("/root"),
@@ -262,7 +266,7 @@ pub const ROWS: Target = Target {
 };
 
 /// Configuration files of training in TOML, YAML and JSON.
-pub const RUN_CONFIG: Target = Target {
+pub const RUN_CONFIG: FuzzTarget = FuzzTarget {
     name: "run-config",
     words: &[
         "learning_rate",
@@ -316,18 +320,21 @@ pub const RUN_CONFIG: Target = Target {
     open: || {
         let folder = scratch_folder()?;
         Ok(Box::new(move |input| {
-            let parts = parts_of(input);
+            let parts = split_into_parts(input);
             let path = match parts[0] {
                 b"c.yaml" => folder.join("c.yaml"),
                 b"c.json" => folder.join("c.json"),
                 _ => folder.join("c.toml"),
             };
             fs::write(&path, parts[parts.len() - 1]).map_err(|e| e.to_string())?;
-            let Some(file) = value_of(ConfigFile::read(&path))? else { return Ok(false) };
-            let start = accepted(file.start_flags())?;
-            let sft = value_of(file.apply(&SftOptions::default(), |name| name == "seed"))?;
-            let grpo = value_of(file.apply(&GrpoOptions::default(), |_| false))?;
-            let values = [sft.map(|o| value_of(o.validate_values())), grpo.map(|o| value_of(o.validate_values()))];
+            let Some(file) = value_if_accepted(ConfigFile::read(&path))? else { return Ok(false) };
+            let start = verdict_of(file.start_flags())?;
+            let sft = value_if_accepted(file.apply(&SftOptions::default(), |name| name == "seed"))?;
+            let grpo = value_if_accepted(file.apply(&GrpoOptions::default(), |_| false))?;
+            let values = [
+                sft.map(|o| value_if_accepted(o.validate_values())),
+                grpo.map(|o| value_if_accepted(o.validate_values())),
+            ];
             let mut is_valid = false;
             for value in values.into_iter().flatten() {
                 is_valid |= value?.is_some();
@@ -337,8 +344,9 @@ pub const RUN_CONFIG: Target = Target {
     },
 };
 
-/// A list of unusable rows, and the journal from which an interrupted check of a data file continues.
-pub const QUARANTINE: Target = Target {
+/// The files of a check of training data: the list of unusable rows, and the journal from which an interrupted check
+/// continues.
+pub const QUARANTINE: FuzzTarget = FuzzTarget {
     name: "quarantine",
     words: &["row", "line", "cause", "reason", "scan", "tokens", "media", "timeout", "killed", "fingerprint"],
     seeds: || {
@@ -355,13 +363,13 @@ pub const QUARANTINE: Target = Target {
     open: || {
         let list = scratch_folder()?.join("list.jsonl");
         Ok(Box::new(move |input| {
-            let parts = parts_of(input);
+            let parts = split_into_parts(input);
             fs::write(&list, parts[0]).map_err(|e| e.to_string())?;
-            let read = accepted(read_quarantine_list(&list, |row| row.checked_add(1)))?;
+            let read = verdict_of(read_quarantine_list(&list, |row| row.checked_add(1)))?;
             let journal = journal_path(&list);
             fs::create_dir_all(journal.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
             fs::write(&journal, parts[parts.len() - 1]).map_err(|e| e.to_string())?;
-            let journal = value_of(ScanJournal::open(&list, "f", true))?;
+            let journal = value_if_accepted(ScanJournal::open(&list, "f", true))?;
             Ok(read && journal.is_some_and(|journal| journal.earlier_checks().contains_key(&0)))
         }))
     },

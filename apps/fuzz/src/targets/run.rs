@@ -1,5 +1,5 @@
-//! Targets for the files of a run's output folder and for the results of measurements. A folder may come from another
-//! machine, and a file may be cut or damaged.
+//! Fuzz targets for the files of a run's output folder and for the results of measurements. A folder may come from
+//! another machine, and a file may be cut or damaged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use reel_runs::run::replay::{find_replay_start, recorded_command_and_options, re
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
-use super::{Target, repository_file, scratch_folder};
-use crate::mutate::{PartFormat, Seed, parts_of};
-use crate::verdict::{accepted, require, value_of};
+use super::{FuzzTarget, repository_file, scratch_folder};
+use crate::mutate::{PartFormat, Seed, split_into_parts};
+use crate::verdict::{require, value_if_accepted, verdict_of};
 
-/// The files of the target `run-folder`, in the order of the input's parts.
+/// The files of the fuzz target `run-folder`, in the order of the input's parts.
 const RUN_FILES: [&str; 6] = [
     "metrics.jsonl",
     "run.json",
@@ -31,7 +31,7 @@ const RUN_FILES: [&str; 6] = [
 ];
 
 /// The output folder of a run: the files that `reel report`, `reel replay` and a resumed run read.
-pub const RUN_FOLDER: Target = Target {
+pub const RUN_FOLDER: FuzzTarget = FuzzTarget {
     name: "run-folder",
     words: &[
         "step",
@@ -84,35 +84,35 @@ pub const RUN_FOLDER: Target = Target {
         fs::create_dir_all(out.join("rollouts"))?;
         let checkpoint = out.join("checkpoint-1");
         Ok(Box::new(move |input| {
-            for (name, part) in RUN_FILES.iter().zip(parts_of(input)) {
+            for (name, part) in RUN_FILES.iter().zip(split_into_parts(input)) {
                 fs::write(out.join(name), part).map_err(|e| e.to_string())?;
             }
-            let page = value_of(run_page_html(&out))?;
+            let page = value_if_accepted(run_page_html(&out))?;
             if let Some(page) = &page {
                 require(!page.contains("\u{1b}"), || "the page has a control character".to_string())?;
                 require(!page.contains("<script>alert"), || {
                     "the page contains markup from an input file that was not escaped".to_string()
                 })?;
             }
-            let replay = accepted(find_replay_start(&out, 2))?;
-            accepted(recorded_command_and_options(&out))?;
-            accepted(recorded_working_directory(&out))?;
-            accepted(later_skipped::read(&out, &[1]))?;
-            accepted(hashes::read_step_hashes(&out, 2, 8))?;
+            let replay = verdict_of(find_replay_start(&out, 2))?;
+            verdict_of(recorded_command_and_options(&out))?;
+            verdict_of(recorded_working_directory(&out))?;
+            verdict_of(later_skipped::read(&out, &[1]))?;
+            verdict_of(hashes::read_step_hashes(&out, 2, 8))?;
             let options =
                 RunOptions { out: out.clone(), resume_from_checkpoint: Some("last".into()), ..RunOptions::default() };
-            accepted(find_run_start(&options))?;
-            let run = accepted(read_run_json(&out))?;
-            let Some(state) = value_of(resume::read_run_state(&checkpoint))? else { return Ok(false) };
-            accepted(resume::planned_step_counts(&checkpoint, &out, &state))?;
-            let logs = accepted(recorded_logs(&checkpoint, &state, None))?;
+            verdict_of(find_run_start(&options))?;
+            let run = verdict_of(read_run_json(&out))?;
+            let Some(state) = value_if_accepted(resume::read_run_state(&checkpoint))? else { return Ok(false) };
+            verdict_of(resume::planned_step_counts(&checkpoint, &out, &state))?;
+            let logs = verdict_of(recorded_logs(&checkpoint, &state, None))?;
             Ok(page.is_some() && replay && run && logs)
         }))
     },
 };
 
 /// Two results of `reel bench --json`, which are compared with each other.
-pub const BENCH_RESULT: Target = Target {
+pub const BENCH_RESULT: FuzzTarget = FuzzTarget {
     name: "bench-result",
     words: &[
         "op",
@@ -158,10 +158,10 @@ pub const BENCH_RESULT: Target = Target {
         let folder = scratch_folder()?;
         let files = ["a.json", "b.json"].map(|name| folder.join(name));
         Ok(Box::new(move |input| {
-            for (file, part) in files.iter().zip(parts_of(input)) {
+            for (file, part) in files.iter().zip(split_into_parts(input)) {
                 fs::write(file, part).map_err(|e| e.to_string())?;
             }
-            let Some(comparison) = value_of(compare_results(&files[0], &files[1]))? else { return Ok(false) };
+            let Some(comparison) = value_if_accepted(compare_results(&files[0], &files[1]))? else { return Ok(false) };
             std::hint::black_box((comparison.text(), comparison.json()));
             Ok(true)
         }))
@@ -170,7 +170,7 @@ pub const BENCH_RESULT: Target = Target {
 
 /// The Weights & Biases log (`.wandb`) of an earlier run. A run that continues the earlier run copies the steps of this
 /// log.
-pub const WANDB: Target = Target {
+pub const WANDB: FuzzTarget = FuzzTarget {
     name: "wandb",
     words: &["_step", "train/loss", "media", "path", ":W&B"],
     seeds: || Ok(vec![Seed::new(PartFormat::Bytes, repository_file("apps/fuzz/seeds/run.wandb")?)]),
@@ -186,9 +186,9 @@ pub const WANDB: Target = Target {
             let environment = WandbEnvironment::default();
             let (out, home, environment) = (&out, &home, &environment);
             let start = WandbStart { out, home, step: 2, done: &[], project: "p", name: None, environment, run: &run };
-            let copied = value_of(copy_steps(&start))?;
+            let copied = value_if_accepted(copy_steps(&start))?;
             fs::remove_dir_all(out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
-            // A log without steps has about 3.5 KB: a larger log has copied steps.
+            // A log without steps has about 3.5 KB, so a log of more than 5 KB has copied steps.
             Ok(copied.is_some_and(|bytes| bytes > 5_000))
         }))
     },

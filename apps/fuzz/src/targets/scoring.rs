@@ -1,5 +1,5 @@
-//! Targets for the scoring of completions: predictions of benchmarks, rows of `reel reward`, and what a custom reward
-//! command prints.
+//! Fuzz targets for the scoring of completions: predictions of benchmarks, rows of `reel reward`, and the output of a
+//! custom reward command.
 
 use std::fs;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use reel_rewards::{
 };
 use serde_json::{Value, json};
 
-use super::{Target, scratch_folder, text_of};
+use super::{FuzzTarget, scratch_folder, text_of};
 use crate::mutate::{PartFormat, Seed};
-use crate::verdict::{accepted, require, value_of};
+use crate::verdict::{require, value_if_accepted, verdict_of};
 
 const WORDS: &[&str] = &[
     "<think>",
@@ -76,7 +76,7 @@ const ANSWERS: [[&str; 2]; 6] = [
 ];
 
 /// The file of predictions that `reel eval --score-only` reads.
-pub const PREDICTIONS: Target = Target {
+pub const PREDICTIONS: FuzzTarget = FuzzTarget {
     name: "predictions",
     words: WORDS,
     seeds: || {
@@ -92,17 +92,17 @@ pub const PREDICTIONS: Target = Target {
             let mut predictions = Vec::new();
             let mut all = true;
             for line in text.lines() {
-                let read = value_of(Prediction::from_json_line(line))?;
+                let read = value_if_accepted(Prediction::from_json_line(line))?;
                 all &= read.is_some();
                 predictions.extend(read);
             }
             for prediction in &predictions {
-                accepted(prediction.check_solution())?;
+                verdict_of(prediction.check_solution())?;
                 let score = prediction.score(Extraction::Tags).max(prediction.score(Extraction::Lenient));
                 require((0.0..=1.0).contains(&score), || format!("the score is {score}"))?;
             }
             for task in Task::built_in() {
-                if let Some(report) = value_of(score_benchmark(&task, &predictions, Extraction::Tags))? {
+                if let Some(report) = value_if_accepted(score_benchmark(&task, &predictions, Extraction::Tags))? {
                     let bounds = [report.overall_ci95[0], report.overall, report.overall_ci95[1]];
                     require(bounds.is_sorted() && bounds[2].is_finite(), || {
                         format!("interval start, score, interval end are not ascending: {bounds:?}")
@@ -116,7 +116,7 @@ pub const PREDICTIONS: Target = Target {
 };
 
 /// The rows that `reel reward` reads. Each completion is also scored as every other kind of problem.
-pub const REWARDS: Target = Target {
+pub const REWARDS: FuzzTarget = FuzzTarget {
     name: "rewards",
     words: WORDS,
     seeds: || {
@@ -134,17 +134,17 @@ pub const REWARDS: Target = Target {
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
-            accepted(RewardWeights::parse(&text, &["command".to_string(), "url".to_string()]))?;
+            verdict_of(RewardWeights::parse(&text, &["command".to_string(), "url".to_string()]))?;
             score_text(&text)?;
             let mut all = true;
             for line in text.lines() {
-                let Some(row) = value_of(RewardRow::parse(line))? else {
+                let Some(row) = value_if_accepted(RewardRow::parse(line))? else {
                     all = false;
                     continue;
                 };
-                accepted(row.check_solution())?;
+                verdict_of(row.check_solution())?;
                 row.group.completions.iter().try_for_each(|completion| score_text(completion))?;
-                if let Some(scores) = value_of(row.score(&RewardRules::default(), None))? {
+                if let Some(scores) = value_if_accepted(row.score(&RewardRules::default(), None))? {
                     let is_finite = scores.reward.iter().chain(&scores.advantage).all(|value| value.is_finite());
                     require(is_finite, || format!("rewards {:?}, advantages {:?}", scores.reward, scores.advantage))?;
                     std::hint::black_box(json!(scores).to_string());
@@ -169,8 +169,8 @@ fn score_text(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What a custom reward command (`--reward-command`) prints.
-pub const REWARD_COMMAND: Target = Target {
+/// The output of a custom reward command (`--reward-command`).
+pub const REWARD_COMMAND: FuzzTarget = FuzzTarget {
     name: "reward-command",
     words: &["reward", "{\"reward\": 1}", "nan", "1e400", "null", "[1]", "-1"],
     seeds: || {
@@ -182,9 +182,9 @@ pub const REWARD_COMMAND: Target = Target {
         let rows: Vec<Value> = (0..2).map(|i| json!({"prompt": "?", "completion": i.to_string()})).collect();
         Ok(Box::new(move |input| {
             fs::write(&file, input).map_err(|e| e.to_string())?;
-            let reward = value_of(CustomReward::from_command(&command, Duration::from_secs(10)))?;
+            let reward = value_if_accepted(CustomReward::from_command(&command, Duration::from_secs(10)))?;
             let Some(mut reward) = reward else { return Ok(false) };
-            let Some(rewards) = value_of(reward.score(&rows))? else { return Ok(false) };
+            let Some(rewards) = value_if_accepted(reward.score(&rows))? else { return Ok(false) };
             require(rewards.iter().all(|reward| reward.is_finite()), || format!("rewards {rewards:?}"))?;
             Ok(true)
         }))

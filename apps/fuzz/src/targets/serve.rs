@@ -1,4 +1,5 @@
-//! Targets for the server and its clients: requests over HTTP, the values that chat templates render, streamed events.
+//! Fuzz targets for the server and its clients: requests over HTTP, the values that chat templates render, streamed
+//! events.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,20 +15,20 @@ use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServerLimits};
 use serde_json::{Value, json};
 
 use super::model::TINY_MODEL;
-use super::{Target, scratch_folder, text_of};
-use crate::mutate::{PartFormat, Seed, parts_of};
+use super::{FuzzTarget, scratch_folder, text_of};
+use crate::mutate::{PartFormat, Seed, split_into_parts};
 use crate::random::{self, Random};
-use crate::verdict::{Verdict, accepted, check_message, require, value_of};
+use crate::verdict::{Verdict, check_error_message, require, value_if_accepted, verdict_of};
 
-/// Maximum time for the server's answer to an input. A longer time would mean that the server's limit of a request's
-/// time (`request_time`) has no effect.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Maximum time for the server's answer to an input. If an answer takes longer, the server's time limit of a request
+/// (`request_time`) has no effect.
+const MAX_ANSWER_TIME: Duration = Duration::from_secs(20);
 
 const CHAT: &str = "/v1/chat/completions";
 
 /// HTTP requests to a server in this process, from the bytes of the body to the last byte of the answer. An input is a
 /// path and a body. The answer must be complete, or have a status that says that the request is wrong.
-pub const REQUEST: Target = Target {
+pub const REQUEST: FuzzTarget = FuzzTarget {
     name: "request",
     words: &[
         "messages",
@@ -131,8 +132,8 @@ pub const REQUEST: Target = Target {
     open: || {
         let address = start_server()?;
         Ok(Box::new(move |input| {
-            let parts = parts_of(input);
-            let body = parts.get(1..).unwrap_or_default().join(crate::mutate::SEPARATOR);
+            let parts = split_into_parts(input);
+            let body = parts.get(1..).unwrap_or_default().join(crate::mutate::PART_SEPARATOR);
             let answer = exchange(address, &text_of(parts[0]), &body).map_err(|e| format!("no answer: {e}"))?;
             judge_answer(&answer)
         }))
@@ -154,10 +155,12 @@ fn start_server() -> Result<SocketAddr> {
         new_tokens: 4,
         request_time: Some(Duration::from_millis(500)),
     };
-    let connections = ConnectionLimits { connections: 8, read_timeout: PATIENCE, write_timeout: PATIENCE };
+    let connections =
+        ConnectionLimits { connections: 8, read_timeout: MAX_ANSWER_TIME, write_timeout: MAX_ANSWER_TIME };
     let mut decoder = DecodeWorker::from_this_program();
     decoder.program.timeout = Duration::from_secs(1);
-    let options = ServeOptions::local(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
+    let options =
+        ServeOptions::for_local_programs(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {
         let served = reel_serve::serve(model, weights, options, |address| {
@@ -165,13 +168,13 @@ fn start_server() -> Result<SocketAddr> {
         });
         served.err().into_iter().for_each(|e| eprintln!("the server has ended: {e}"));
     });
-    address.recv_timeout(PATIENCE).context("the server does not start")
+    address.recv_timeout(MAX_ANSWER_TIME).context("the server does not start")
 }
 
 /// Sends a request and reads the whole answer.
 fn exchange(address: SocketAddr, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(MAX_ANSWER_TIME))?;
     let method = if path == "/v1/models" { "GET" } else { "POST" };
     let length = body.len();
     let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
@@ -214,7 +217,7 @@ fn judge_stream(body: &str) -> Verdict {
     match reader.push(body.as_bytes(), 1.0) {
         Ok(_) => reader.finish().map(|_| true).map_err(|e| format!("{e}: {body:?}")),
         // An error event is allowed, because the time limit of a request can end it while its answer streams.
-        Err(e) => check_message(&e.to_string()).map(|()| false),
+        Err(e) => check_error_message(&e.to_string()).map(|()| false),
     }
 }
 
@@ -223,7 +226,7 @@ fn judge_error(value: &Value) -> Result<(), String> {
     let error = &value["error"];
     let message = error["message"].as_str().unwrap_or_default();
     require(!message.is_empty() && error["type"].is_string() && error["code"].is_string(), || value.to_string())?;
-    check_message(message)
+    check_error_message(message)
 }
 
 /// The body of an answer with `Transfer-Encoding: chunked`; `None` if its last chunk is missing.
@@ -242,7 +245,7 @@ fn unchunked(mut body: &str) -> Option<String> {
 
 /// Server-sent events as the load generator reads them from a server. The parsed events must not depend on where the
 /// bytes are cut, and events that are written and parsed again must be equal.
-pub const EVENTS: Target = Target {
+pub const EVENTS: FuzzTarget = FuzzTarget {
     name: "events",
     words: &[
         "data: ",
@@ -280,7 +283,7 @@ pub const EVENTS: Target = Target {
         Ok(Box::new(|input| {
             let mut random = Random::new(&[random::hash(input)]);
             let whole = events_of(&[input])?;
-            let mut cuts: Vec<usize> = (0..random.length(20)).map(|_| random.below(input.len() + 1)).collect();
+            let mut cuts: Vec<usize> = (0..random.length_up_to(20)).map(|_| random.below(input.len() + 1)).collect();
             cuts.extend([0, input.len()]);
             cuts.sort_unstable();
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|cut| &input[cut[0]..cut[1]]).collect();
@@ -295,13 +298,13 @@ pub const EVENTS: Target = Target {
             require(has_returns || events_of(&[again.as_bytes()])? == whole, || format!("read again: {again:?}"))?;
             let mut reader = AnswerReader::default();
             for (i, piece) in pieces.iter().enumerate() {
-                match value_of(reader.push(piece, i as f64))? {
+                match value_if_accepted(reader.push(piece, i as f64))? {
                     None => return Ok(false),
                     Some(true) => break,
                     Some(false) => {}
                 }
             }
-            accepted(reader.finish())
+            verdict_of(reader.finish())
         }))
     },
 };

@@ -1,4 +1,4 @@
-//! Targets for the simulator: PTX text, launches of kernels in PTX, and tensor maps.
+//! Fuzz targets for the simulator: PTX text, launches of kernels in PTX, and tensor maps.
 
 use reel_diagnostic::Diagnostic;
 use reel_sim::check::{CheckPlan, check_kernel};
@@ -7,10 +7,10 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::{Program, ProgramError};
 use reel_sim::tensor_map::{DataType, MapField, Swizzle, TensorMap, replace_field};
 
-use super::{Target, repository_file, text_of};
+use super::{FuzzTarget, repository_file, text_of};
 use crate::mutate::{PartFormat, Seed};
 use crate::random::{self, Random};
-use crate::verdict::{accepted, value_of};
+use crate::verdict::{value_if_accepted, verdict_of};
 
 const WORDS: &[&str] = &[
     ".reg .b32 %x<4>;",
@@ -81,7 +81,7 @@ const WORDS: &[&str] = &[
 ];
 
 /// PTX text. The text is parsed, then each of its kernels is decoded.
-pub const PTX: Target = Target {
+pub const PTX: FuzzTarget = FuzzTarget {
     name: "ptx",
     words: WORDS,
     seeds: || {
@@ -93,10 +93,10 @@ pub const PTX: Target = Target {
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
-            let Some(program) = value_of(Program::parse(&text).map_err(diagnostic))? else { return Ok(false) };
+            let Some(program) = value_if_accepted(Program::parse(&text).map_err(diagnostic))? else { return Ok(false) };
             let mut all = true;
             for name in program.kernel_names() {
-                all &= accepted(program.kernel(name).map_err(diagnostic))?;
+                all &= verdict_of(program.kernel(name).map_err(diagnostic))?;
             }
             Ok(all)
         }))
@@ -148,16 +148,16 @@ fn kernels() -> impl Iterator<Item = String> {
 }
 
 /// Small kernels. The simulator runs them with limits of steps and memory but without a deadline.
-pub const PTX_RUN: Target = Target {
+pub const PTX_RUN: FuzzTarget = FuzzTarget {
     name: "ptx-run",
     words: WORDS,
     seeds: || Ok(kernels().map(|text| Seed::new(PartFormat::Text, text)).collect()),
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
-            let Some(program) = value_of(Program::parse(&text).map_err(diagnostic))? else { return Ok(false) };
+            let Some(program) = value_if_accepted(Program::parse(&text).map_err(diagnostic))? else { return Ok(false) };
             let Some(name) = program.kernel_names().first().map(|name| name.to_string()) else { return Ok(false) };
-            let Some(kernel) = value_of(program.kernel(&name).map_err(diagnostic))? else { return Ok(false) };
+            let Some(kernel) = value_if_accepted(program.kernel(&name).map_err(diagnostic))? else { return Ok(false) };
             let mut random = Random::new(&[random::hash(input)]);
             let mut memory = SimMemory::new();
             let buffer = memory.alloc((0..512).map(|i| i as u8).collect());
@@ -177,7 +177,7 @@ pub const PTX_RUN: Target = Target {
             let plan = CheckPlan { interleavings: 2, threads: 1, options, buffers: Vec::new() };
             let report = check_kernel(&program, &kernel, &launch, &memory, &plan);
             let shown = report.map_err(|e| Diagnostic::new("k.ptx", e.to_string(), "change the launch"));
-            let Some(report) = value_of(shown)? else { return Ok(false) };
+            let Some(report) = value_if_accepted(shown)? else { return Ok(false) };
             report.findings.concat().iter().for_each(|finding| drop(std::hint::black_box(format!("{finding:?}"))));
             Ok(true)
         }))
@@ -186,11 +186,12 @@ pub const PTX_RUN: Target = Target {
 
 /// Tensor maps. A valid map is encoded, the input changes fields of the encoded map as the instruction
 /// `tensormap.replace` does, and the result is decoded and used for a copy.
-pub const TENSOR_MAP: Target = Target {
+pub const TENSOR_MAP: FuzzTarget = FuzzTarget {
     name: "tensor-map",
     words: &[],
     seeds: || {
-        // 16 bytes of a seed describe one change of a field; each change of these seeds sets the swizzle mode to none.
+        // Each 16 bytes of a seed describe one change of a field. All changes of these seeds set the swizzle mode to
+        // none.
         let change = [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Ok([0, 1, 4].map(|changes| Seed::new(PartFormat::Bytes, change.repeat(changes))).to_vec())
     },
@@ -220,7 +221,7 @@ pub const TENSOR_MAP: Target = Target {
                 let _ = replace_field(&mut bytes, field, u32::from(change[1] % 6), number(&change[2..10]));
             }
             let decoded = TensorMap::decode(&bytes).map_err(|e| Diagnostic::new("map", e.to_string(), "change it"));
-            let Some(map) = value_of(decoded)? else { return Ok(false) };
+            let Some(map) = value_if_accepted(decoded)? else { return Ok(false) };
             let at: Vec<i32> = (0..map.rank).map(|_| random.next() as i32 >> random.below(32)).collect();
             if map.box_bytes() <= 1 << 20
                 && let Ok(copy) = map.box_copy_at(&at, 1024)

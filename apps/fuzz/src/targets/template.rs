@@ -1,4 +1,4 @@
-//! Target for the values that chat templates render.
+//! Fuzz target for the values that chat templates render.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use reel_input::chat::ChatTemplate;
 use reel_input::messages::{ContentPart, Conversation};
 use serde_json::{Map, Value, json};
 
-use super::model::tiny_file;
-use super::{Target, repository_file};
+use super::model::tiny_model_file;
+use super::{FuzzTarget, repository_file};
 use crate::mutate::{PartFormat, Seed};
-use crate::verdict::{require, value_of};
+use crate::verdict::{require, value_if_accepted};
 
-/// Messages with any JSON in place of their values. They are rendered by the chat template that reel writes and by a
-/// published template. Messages that [`Conversation`] accepts must render to a prompt with one pad token for each image
+/// Messages in which any JSON replaces a value. The chat template that reel writes and a published template render
+/// these messages. Messages that [`Conversation`] accepts must render to a prompt with one pad token for each image
 /// and video.
-pub const TEMPLATE_VALUES: Target = Target {
+pub const TEMPLATE_VALUES: FuzzTarget = FuzzTarget {
     name: "template-values",
     words: &[
         "role",
@@ -68,19 +68,19 @@ pub const TEMPLATE_VALUES: Target = Target {
             Ok(ChatTemplate::parse("chat_template.json", text, Map::new())?)
         };
         let published = repository_file("tests/golden/model/text_multiturn/model/chat_template.json")?;
-        let templates = [template(tiny_file("chat_template.json")?)?, template(published)?];
+        let templates = [template(tiny_model_file("chat_template.json")?)?, template(published)?];
         Ok(Box::new(move |input| {
             let Ok(messages) = serde_json::from_slice::<Value>(input) else { return Ok(false) };
             let mut is_accepted = false;
             for template in &templates {
                 for add_generation_prompt in [false, true] {
-                    let prompt = value_of(template.render_json(&messages, add_generation_prompt))?;
+                    let prompt = value_if_accepted(template.render_json(&messages, add_generation_prompt))?;
                     let bytes = prompt.as_ref().map_or(0, String::len);
                     require(bytes <= 32 << 20, || format!("the prompt has {bytes} bytes"))?;
                 }
-                let read = value_of(Conversation::from_json("m.json", &messages, Path::new("/root")))?;
+                let read = value_if_accepted(Conversation::from_json("m.json", &messages, Path::new("/root")))?;
                 let Some(conversation) = read else { continue };
-                let Some(prompt) = value_of(template.render(&conversation, true))? else { continue };
+                let Some(prompt) = value_if_accepted(template.render(&conversation, true))? else { continue };
                 let images = |part: &&ContentPart| matches!(part, ContentPart::Image(_));
                 let media = conversation.media_parts().count();
                 let images = conversation.media_parts().filter(images).count();

@@ -11,19 +11,20 @@
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In
-//! each round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after
-//! the optimizer step. For rollouts, for a reference model that is the policy without its adapter, and for evaluations,
-//! it gathers all weights at a time, so the memory of these parts is compared with that of the passes.
+//! With ZeRO-3 ([`DividedWeightBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as
+//! layers. In each round, it gathers the units for the forward and for the backward pass; trained weights are then
+//! not sent after the optimizer step. It gathers all weights at once for rollouts, for evaluations, and for a
+//! reference model that is the policy without its adapter. The predicted memory is that of the part that needs most.
 //!
-//! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients.
-//! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of three
-//! buckets and of the largest parameter at a time, and buffers for the gradients of two buckets that it receives.
+//! Without ZeRO-3, every rank keeps all weights, and 1/N of the optimizer state and of the sums of gradients.
+//! Gradients are exchanged in buckets and freed during the backward pass, so a rank has at most the gradients of
+//! three buckets and of the largest parameter at a time, and buffers for the gradients of two buckets that it
+//! receives.
 //!
 //! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
-//! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
-//! exchanges, and the whole exchange of weights. Not counted: latency of messages, the memory bandwidth that exchanges
-//! take from launches beside them, and waiting for ranks that compute a longer micro-batch.
+//! the run on `dry` has recorded ([`BackwardTimes`]). The exposed time is the time in which the backward pass waits
+//! for exchanges, plus the whole exchange of weights. The prediction ignores the latency of messages, the memory
+//! bandwidth that exchanges take from concurrent launches, and the wait for ranks with a longer micro-batch.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -31,10 +32,10 @@ use std::ops::Range;
 use reel_device::{MemoryCategory, MemoryUse};
 use reel_train::step::{ExchangedBucket, GradientOrder, MAX_PENDING_BUCKETS, MAX_WEIGHTS_PER_BUCKET};
 
-use crate::links::Links;
+use crate::links::JobLinks;
 
-/// The category of a rank's share of the sums of gradients, in reports of memory. One process has no such sums: it adds
-/// micro-batches in its gradients.
+/// The memory category of a rank's share of the summed gradients. A run of one process has no separate sums, because
+/// it accumulates micro-batches in the gradients themselves.
 pub const GRADIENT_SUMS_CATEGORY: &str = "gradient_sums";
 
 /// Bytes of an element of a gradient: f32.
@@ -52,7 +53,7 @@ pub struct ProcessCosts {
     /// Number of elements of the largest trained parameter.
     pub largest_parameter: u64,
     /// The weights that the ranks divide; `None` if each rank keeps all weights (ZeRO-2).
-    pub divided: Option<DividedBytes>,
+    pub divided: Option<DividedWeightBytes>,
     /// Seconds of a step without the optimizer.
     pub compute_seconds: f64,
     /// Seconds of the backward passes of a step, a part of `compute_seconds`.
@@ -67,50 +68,51 @@ pub struct ProcessCosts {
 
 /// The weights that the ranks divide with ZeRO-3, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DividedBytes {
+pub struct DividedWeightBytes {
     /// All divided weights.
     pub all: u64,
-    /// The two largest units, such as layers: the most weights that the passes of a step gather at a time.
+    /// Bytes of the two largest units (such as layers), the maximum that the passes of a step gather at a time.
     pub two_units: u64,
-    /// What is gathered in a round.
+    /// Bytes that are gathered in a round.
     pub gathered: u64,
-    /// What is gathered in a step beside its rounds.
+    /// Bytes that are gathered in a step outside its rounds.
     pub gathered_beside_rounds: u64,
-    /// Whether the run evaluates, for which all weights are gathered.
+    /// Whether the run has evaluations, which gather all weights.
     pub are_evaluated: bool,
-    /// The memory of one process at its peak among the passes that gather units.
+    /// Memory of one process at the peak of the passes that gather weights unit by unit.
     pub memory_by_units: MemoryUse,
-    /// The memory of one process at its peak among the parts of the run that need all weights at a time.
+    /// Memory of one process at the peak of the parts of the run that need all weights at once.
     pub memory_with_all: Option<MemoryUse>,
-    /// Whether these are the trained weights, not those that an adapter leaves frozen.
+    /// Whether the divided weights are trained. If false, they are frozen and an adapter is trained.
     pub are_trained: bool,
 }
 
-/// The parts of a run that differ in the weights that a rank has.
+/// A part of a run, by the weights that a rank holds in it.
 #[derive(Clone, Copy, Debug)]
 enum RunPart<'a> {
     /// The whole run, if each rank has all weights.
     Whole,
     /// Passes of a step that gather the divided weights by units.
-    Passes(&'a DividedBytes),
+    Passes(&'a DividedWeightBytes),
     /// Rollouts, evaluations and passes for which all divided weights are gathered.
-    WithAllWeights(&'a DividedBytes),
+    WithAllWeights(&'a DividedWeightBytes),
 }
 
-/// A backward pass on one time line with the exchanges of its buckets.
+/// The times of a backward pass: its launches, and when each gradient is finished. From them, the overlap with the
+/// exchanges of gradients is predicted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BackwardTimes {
     /// Seconds of each launch, in order.
     pub launches: Vec<f64>,
-    /// When the gradients are finished, counted in launches.
+    /// The launches after which the gradients are finished.
     pub gradients: GradientOrder,
 }
 
 impl BackwardTimes {
     /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
-    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended. The
-    /// launches wait for the exchange [`MAX_PENDING_BUCKETS`] before, whose buffers of received gradients it gets. The
-    /// pass ends with the last exchange.
+    /// exchange. As in a run, an exchange begins when its gradients are finished and the previous exchange has ended.
+    /// At most [`MAX_PENDING_BUCKETS`] exchanges are pending, because each needs a buffer for received gradients: the
+    /// launches wait until a buffer is free. The pass ends with the last exchange.
     pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
         let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
         let mut pending = VecDeque::new();
@@ -160,7 +162,7 @@ pub struct LinkBytes {
 
 /// Bytes that a rank exchanges with the other ranks on its machine and with the ranks on other machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
+pub struct RankTraffic {
     /// With ranks of the same machine.
     pub within_node: LinkBytes,
     /// With ranks of other machines.
@@ -178,28 +180,28 @@ pub struct StepTime {
     pub gradients: f64,
     /// The exchange of updated weights.
     pub weights: f64,
-    /// The part of `gradients` that does not fit beside the launches of the backward passes.
+    /// The part of `gradients` during which the backward pass has no launch to run.
     pub exposed_gradients: f64,
 }
 
 impl StepTime {
-    /// Seconds of the exchange that are exposed, that is, hidden by no computation.
+    /// Seconds of the exchange that are exposed: no computation runs at the same time.
     pub fn exposed_seconds(&self) -> f64 {
         self.exposed_gradients + self.weights
     }
 
-    /// Seconds of the exchange of gradients that run beside the backward passes.
+    /// Seconds of the exchange of gradients that overlap with the backward passes.
     pub fn hidden_seconds(&self) -> f64 {
         self.gradients - self.exposed_gradients
     }
 
     /// Seconds of a step.
-    pub fn total(&self) -> f64 {
+    pub fn total_seconds(&self) -> f64 {
         self.compute + self.optimizer + self.exposed_seconds()
     }
 }
 
-/// A number of GPUs, in a table of weak scaling.
+/// One row of a table of weak scaling: the predictions for one number of GPUs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScalingPoint {
     /// The job.
@@ -217,16 +219,16 @@ pub struct ScalingPoint {
 
 impl JobShape {
     /// Number of machines.
-    pub fn nodes(&self) -> usize {
+    pub fn node_count(&self) -> usize {
         self.ranks.div_ceil(self.gpus_per_node)
     }
 
-    /// Number of rounds of a step: the number of micro-batches of the ranks that compute most.
-    pub fn rounds(&self) -> usize {
+    /// Number of rounds of a step: the maximum number of micro-batches that any rank computes.
+    pub fn round_count(&self) -> usize {
         self.micro_batches.div_ceil(self.ranks)
     }
 
-    /// Micro-batches that a rank computes: those whose index is `rank` modulo the number of ranks.
+    /// Number of micro-batches that a rank computes. Micro-batch `i` belongs to rank `i` modulo the number of ranks.
     fn micro_batches_of(&self, rank: usize) -> u64 {
         (self.micro_batches.saturating_sub(rank)).div_ceil(self.ranks) as u64
     }
@@ -251,8 +253,8 @@ impl JobShape {
     }
 
     /// Peak bytes of a rank by category, in the order of reports. A job of one rank has the memory of the process
-    /// itself. If the ranks divide the weights, this is the part of the run that needs most.
-    pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
+    /// itself. If the ranks divide the weights, the bytes are those of the part of the run that needs most memory.
+    pub fn memory_of_rank(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
         let Some(divided) = process.divided.as_ref().filter(|_| self.ranks > 1) else {
             return self.memory_at_peak(rank, process, &process.memory, RunPart::Whole);
         };
@@ -263,7 +265,8 @@ impl JobShape {
         with_all.filter(|with_all| total(with_all) > total(&by_units)).unwrap_or(by_units)
     }
 
-    /// Bytes of a rank by category in a part of the run in which one process has the peak `peak`.
+    /// Bytes of a rank by category in one part of the run. `peak` is the memory of a single process at the peak of
+    /// this part.
     fn memory_at_peak(
         &self,
         rank: usize,
@@ -308,21 +311,21 @@ impl JobShape {
         memory
     }
 
-    /// Peak bytes of the rank that needs most.
+    /// Peak bytes of the rank that needs most memory.
     pub fn peak_bytes(&self, process: &ProcessCosts) -> u64 {
-        let peak = |rank| self.memory_of(rank, process).iter().map(|(_, bytes)| bytes).sum();
+        let peak = |rank| self.memory_of_rank(rank, process).iter().map(|(_, bytes)| bytes).sum();
         (0..self.ranks).map(peak).max().unwrap_or(0)
     }
 
     /// Bytes of gradients that a rank exchanges in a step.
-    pub fn gradient_traffic(&self, rank: usize, parameters: u64) -> Traffic {
+    pub fn gradient_traffic(&self, rank: usize, parameters: u64) -> RankTraffic {
         let gradient = GRADIENT_ELEMENT * parameters;
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, gradient, parameters);
         let of_node = self.owned(node.clone(), gradient, parameters);
         let computed = self.micro_batches_of(rank);
         let computed_in_node: u64 = node.map(|rank| self.micro_batches_of(rank)).sum();
-        Traffic {
+        RankTraffic {
             within_node: LinkBytes { sent: computed * (of_node - own), received: (computed_in_node - computed) * own },
             between_nodes: LinkBytes {
                 sent: computed * (gradient - of_node),
@@ -331,42 +334,42 @@ impl JobShape {
         }
     }
 
-    /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are
-    /// gathered in each round and beside the rounds.
-    pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+    /// Bytes of weights that a rank exchanges in a step: updated weights and, with ZeRO-3, the weights that are
+    /// gathered in each round and outside of the rounds.
+    pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> RankTraffic {
         let divided = process.divided.as_ref();
         let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { process.weight_bytes };
-        let of_rounds = |divided: &DividedBytes| self.rounds() as u64 * divided.gathered;
+        let of_rounds = |divided: &DividedWeightBytes| self.round_count() as u64 * divided.gathered;
         let gathered = divided.map_or(0, |divided| of_rounds(divided) + divided.gathered_beside_rounds);
         self.all_gather_traffic(rank, updated + gathered, process.parameters)
     }
 
-    /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; none without ZeRO-3, and
-    /// if the run does not evaluate.
-    pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+    /// Bytes of weights that a rank exchanges before an evaluation, which needs all weights; 0 without ZeRO-3 or
+    /// without evaluations.
+    pub fn evaluation_traffic(&self, rank: usize, process: &ProcessCosts) -> RankTraffic {
         let divided = process.divided.as_ref().filter(|divided| divided.are_evaluated);
         self.all_gather_traffic(rank, divided.map_or(0, |divided| divided.all), process.parameters)
     }
 
-    /// Bytes that a rank exchanges when `all` bytes of weights, of which each rank has its part, go to all ranks.
-    fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> Traffic {
+    /// Bytes that a rank exchanges in an all-gather of weights. Each rank has a part of the `all` bytes.
+    fn all_gather_traffic(&self, rank: usize, all: u64, parameters: u64) -> RankTraffic {
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, all, parameters);
         let of_node = self.owned(node.clone(), all, parameters);
-        Traffic {
+        RankTraffic {
             within_node: LinkBytes { sent: (node.len() as u64 - 1) * own, received: of_node - own },
             between_nodes: LinkBytes { sent: (self.ranks - node.len()) as u64 * own, received: all - of_node },
         }
     }
 
     /// Predicted seconds of a step. `process` has the costs of [`Self::rounds`] micro-batches.
-    pub fn step_time(&self, process: &ProcessCosts, links: &Links) -> StepTime {
-        let rounds = self.rounds() as f64;
-        // In a round each rank computes one micro-batch. The last round may have fewer micro-batches; a rank that has
-        // one then sends as many bytes as in any other round.
+    pub fn step_time(&self, process: &ProcessCosts, links: &JobLinks) -> StepTime {
+        let rounds = self.round_count() as f64;
+        // In a round each rank computes one micro-batch. The last round may have fewer micro-batches. A rank with a
+        // micro-batch sends as many bytes in the last round as in any other round.
         let round = JobShape { micro_batches: self.ranks, ..*self };
-        let slowest = |traffic: &dyn Fn(usize) -> Traffic| {
-            (0..self.ranks).map(|rank| traffic(rank).seconds(links)).fold(0.0, f64::max)
+        let slowest = |traffic: &dyn Fn(usize) -> RankTraffic| {
+            (0..self.ranks).map(|rank| traffic(rank).exchange_seconds(links)).fold(0.0, f64::max)
         };
         let round_seconds = slowest(&|rank| round.gradient_traffic(rank, process.parameters));
         let exposed_in_round = if round_seconds > 0.0 {
@@ -386,28 +389,36 @@ impl JobShape {
     }
 }
 
-impl Traffic {
-    /// Seconds of the exchange. Both links work at the same time, so the slower one counts.
-    pub fn seconds(&self, links: &Links) -> f64 {
+impl RankTraffic {
+    /// Seconds of the exchange. Both links work at the same time, so the longer time of the two counts.
+    pub fn exchange_seconds(&self, links: &JobLinks) -> f64 {
         let of = |bytes: LinkBytes| bytes.sent.max(bytes.received);
-        links.within_node.seconds(of(self.within_node)).max(links.between_nodes.seconds(of(self.between_nodes)))
+        links
+            .within_node
+            .transfer_seconds(of(self.within_node))
+            .max(links.between_nodes.transfer_seconds(of(self.between_nodes)))
     }
 }
 
 /// Predicts weak scaling: step time and efficiency for 1, 2, 4, … 1024 GPUs. Each GPU computes `rounds` micro-batches
 /// in a step, so the global batch grows with the number of GPUs. `process` has the costs of `rounds` micro-batches.
-pub fn weak_scaling(process: &ProcessCosts, rounds: usize, gpus_per_node: usize, links: &Links) -> Vec<ScalingPoint> {
+pub fn weak_scaling(
+    process: &ProcessCosts,
+    rounds: usize,
+    gpus_per_node: usize,
+    links: &JobLinks,
+) -> Vec<ScalingPoint> {
     let shape = |ranks: usize| JobShape { ranks, gpus_per_node, micro_batches: rounds * ranks };
-    let alone = shape(1).step_time(process, links).total();
+    let alone = shape(1).step_time(process, links).total_seconds();
     let point = |power: u32| {
         let shape = shape(1 << power);
         let time = shape.step_time(process, links);
         ScalingPoint {
             shape,
             time,
-            efficiency: alone / time.total(),
+            efficiency: alone / time.total_seconds(),
             peak_bytes: shape.peak_bytes(process),
-            tokens_per_second: process.tokens * shape.ranks as f64 / time.total(),
+            tokens_per_second: process.tokens * shape.ranks as f64 / time.total_seconds(),
         }
     };
     (0..=10).map(point).collect()

@@ -1,6 +1,6 @@
 //! Models the time of a kernel on a GPU from its launch plan, its cost (operations and bytes), and counts of its
-//! instructions. `reel plan` uses this model for kernels without a measured time, and for kernels whose code has
-//! changed since they were measured.
+//! instructions. `reel plan` uses this model for kernels that were never measured, and for kernels that have changed
+//! since their measurement.
 //!
 //! The blocks of a launch run in waves of `resident blocks × multiprocessors`; blocks of clusters use only the
 //! multiprocessors that can run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
@@ -13,10 +13,9 @@
 //! matrices      operations of a multiprocessor / its rate of mma instructions                    (tensor cores)
 //! ```
 //!
-//! and a launch takes the time of its waves, one latency until its first bytes arrive (none if it requests them before
-//! the previous launch has ended), and a gap for each CUDA launch. The result is a model, not a measurement: it ignores
-//! dependences between instructions, bank conflicts and barriers, so the true time of a kernel that they limit is
-//! longer.
+//! and a launch takes the time of its waves, one latency until its first bytes arrive (none if it requests them
+//! before the previous launch has ended), and a gap for each CUDA launch. The model ignores dependences between
+//! instructions, bank conflicts and barriers. A kernel that is limited by them takes longer than the modelled time.
 //!
 //! Figures that cannot be computed from a launch are in `inputs.json`, one row for each symbol.
 //! `kernels/src/checks/model_inputs.rs` counts instructions on the simulator, and `benches/gpu/model_inputs.py` adds
@@ -32,12 +31,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ceilings::Ceilings;
 
-/// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring of copies is
-/// sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
+/// Seconds from a load to its data when memory is busy. Source: the ring of copies in `kernels/src/skinny/sm80.cu`,
+/// which is sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
 pub const MEMORY_LATENCY_SECONDS: f64 = 700e-9;
 
 /// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
-/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record of this project has this gap.
+/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. This project has not measured the gap.
 pub const LAUNCH_GAP_SECONDS: f64 = 0.5e-6;
 
 /// Bandwidth of L2 in bytes per second. Source: Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"
@@ -87,12 +86,12 @@ struct KernelInputs {
     l2_bytes_per_flop: f64,
 }
 
-/// A GPU as the model sees it.
+/// The properties of a GPU that the model uses.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelledGpu {
-    /// Its ceilings.
+    /// The GPU's ceilings.
     pub ceilings: Ceilings,
-    /// Share of the memory bandwidth, 0 to 1, that kernels reach which only stream memory.
+    /// Share of the memory bandwidth, 0 to 1, that a kernel reaches if it only streams memory.
     pub streaming_share: f64,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
@@ -119,7 +118,7 @@ pub enum Bottleneck {
 }
 
 impl Bottleneck {
-    /// Its name in tables.
+    /// The limit's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Bottleneck::Memory => "memory",
@@ -137,9 +136,9 @@ impl Bottleneck {
 pub struct ModelledTime {
     /// Seconds of all launches.
     pub seconds: f64,
-    /// Seconds that each limit alone would need.
+    /// Seconds that the launches would take if this were the only limit, for each limit.
     pub seconds_by_limit: BTreeMap<Bottleneck, f64>,
-    /// Seconds of the launches whose kernels have a row of counts in `inputs.json`.
+    /// Seconds of the launches of kernels with a row of counts in `inputs.json`.
     pub counted_seconds: f64,
 }
 
@@ -151,14 +150,14 @@ impl ModelledTime {
         self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
     }
 
-    /// Whether most of the modelled time is that of kernels whose instructions were counted. Without counts, the model
-    /// knows memory, L2, tensor cores and launch gaps only.
+    /// Whether kernels with counted instructions take most of the modelled time. Without counts, the model considers
+    /// only memory, L2, tensor cores and launch gaps.
     pub fn has_instruction_counts(&self) -> bool {
         2.0 * self.counted_seconds >= self.seconds
     }
 
-    /// The limit that needs the longest time.
-    pub fn limit(&self) -> Bottleneck {
+    /// The limit that accounts for the longest time.
+    pub fn main_bottleneck(&self) -> Bottleneck {
         let longest = self.seconds_by_limit.iter().max_by(|a, b| a.1.total_cmp(b.1));
         longest.map_or(Bottleneck::Launch, |(limit, _)| *limit)
     }
@@ -190,14 +189,14 @@ fn main_stage(stages: &[PlannedStage]) -> Option<&PlannedStage> {
     stages.iter().max_by_key(|s| (s.shared, u64::from(s.blocks) * u64::from(s.threads)))
 }
 
-/// What one block of a kernel does.
+/// The work of one block of a kernel.
 #[derive(Clone, Copy, Debug)]
 struct BlockWork {
     /// Bytes of the cost.
     bytes: f64,
     /// Bytes that the block's threads read and write through L2.
     l2_bytes: f64,
-    /// Bytes that the block has in flight at a time; `None` if that is not known.
+    /// Bytes that the block has in flight at a time, if known.
     bytes_in_flight: Option<f64>,
     warp_instructions: f64,
     /// Operations on tensor cores.

@@ -30,8 +30,8 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
     let cost = Cost { flops: 0.0, bytes: 4.32e9 };
     let one = gpu.launch(&[STREAM], cost, false);
     assert!((one.seconds - LAUNCH_GAP_SECONDS - 1e-3 / 0.85).abs() < 1e-9, "{one:?}");
-    assert!(one.limit() == Bottleneck::Memory && !one.has_instruction_counts());
-    // Without programmatic dependent launch, each of the two stages waits for its first bytes.
+    assert!(one.main_bottleneck() == Bottleneck::Memory && !one.has_instruction_counts());
+    // Without programmatic dependent launch, both stages wait for their first bytes.
     let waits = PlannedStage { programmatic: false, ..STREAM };
     let small = PlannedStage { blocks: 1, ..waits.clone() };
     let two = gpu.launch(&[small, waits], cost, false);
@@ -43,7 +43,7 @@ fn few_blocks_cannot_keep_memory_busy() {
     // A block with 4 KiB in flight needs 1024 memory latencies to read 4 MiB.
     let stage = PlannedStage { symbol: "sample_cluster", blocks: 1, shared: 4096, ..STREAM };
     let one = h200().launch(&[stage], Cost { flops: 0.0, bytes: 4194304.0 }, false);
-    assert_eq!(one.limit(), Bottleneck::Latency);
+    assert_eq!(one.main_bottleneck(), Bottleneck::Latency);
     assert!((one.seconds - LAUNCH_GAP_SECONDS - 1024.0 * MEMORY_LATENCY_SECONDS).abs() < 1e-9, "{one:?}");
 }
 

@@ -2,7 +2,7 @@
 
 use std::f64::consts::SQRT_2;
 
-/// Significance level: the probability of a verdict other than "no difference" when there is no difference.
+/// Significance level: the probability that two equal distributions get a verdict other than "no difference".
 pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
 /// Two medians count as equal if they differ by less than this share, even if the p-value is small.
 pub const MIN_RELATIVE_DIFFERENCE: f64 = 0.01;
@@ -53,7 +53,8 @@ pub struct TimeDifference {
     pub ratio: f64,
     /// Confidence interval of the ratio, by bootstrap.
     pub interval: [f64; 2],
-    /// p-value: the probability of rank sums at least this far apart if there were no difference.
+    /// p-value: the probability of a difference of rank sums at least this large if both sets had the same
+    /// distribution.
     pub p: f64,
     /// The verdict.
     pub verdict: SpeedVerdict,

@@ -27,7 +27,7 @@ fn spread_is_minimum_median_maximum() {
     assert!(min_median_max(&[]).iter().all(|x| x.is_nan()));
 }
 
-/// The p-value equals the share of all choices whose rank sums are at least as extreme, counted one by one.
+/// The p-value equals the share of choices with an equally or more extreme rank sum, counted over all choices.
 #[test]
 fn p_value_equals_exhaustive_count() {
     for (n, m, seed) in [(1, 1, 0), (2, 3, 1), (4, 4, 2), (5, 3, 3), (6, 6, 4), (3, 7, 5)] {

@@ -1,4 +1,5 @@
-//! Compares two programs by turns of processes: each turn runs one process of each program, one right after the other.
+//! Compares the speed of two programs by alternating processes: each turn runs one process of each program, one right
+//! after the other.
 //!
 //! The rounds of one process share its state (where its memory lies, on which cores it runs), so two processes of one
 //! program differ by more than the rounds within a process do. Therefore each process counts once, with the median of
@@ -20,7 +21,7 @@ pub const MIN_TURNS: usize = 10;
 /// turn.
 ///
 /// The ratio is the Hodges-Lehmann estimate: the median of the means of all pairs of logarithms. The interval has the
-/// confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not
+/// confidence 1 - [`TURN_SIGNIFICANCE_LEVEL`]. If all ratios differ, the interval contains 1 if and only if p is not
 /// below the level.
 pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
     let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| (a / b).ln()).collect();
@@ -58,7 +59,7 @@ fn signed_rank(logs: &[f64]) -> f64 {
     extreme / ways.iter().sum::<f64>()
 }
 
-/// Element `s` of the result is the number of subsets of the ranks whose sum is `s`.
+/// Element `s` of the result is the number of subsets of the ranks with the sum `s`.
 fn ways(ranks: &[usize]) -> Vec<f64> {
     let mut ways = vec![0.0; ranks.iter().sum::<usize>() + 1];
     ways[0] = 1.0;
@@ -91,7 +92,7 @@ mod tests {
     /// A model of a shared machine that gives times of processes. Each process gets a random factor of its own.
     struct Machine {
         state: u64,
-        /// The logarithm of the machine's slow change of speed, which changes from turn to turn.
+        /// The logarithm of the machine's slowly changing speed. It changes from turn to turn.
         drift: f64,
     }
 
@@ -127,9 +128,10 @@ mod tests {
         }
     }
 
-    /// Of 200 comparisons of equal programs, at most two give a verdict. A program that takes 0.9 of the time is found
-    /// in most comparisons, although a tenth of the processes are late by up to 30 %. [`compare_times`] treats the
-    /// rounds of one process as independent, and so gives wrong verdicts for equal programs.
+    /// Of 200 comparisons of equal programs, at most two give a verdict. A program that takes 0.9 of the time is
+    /// reported as faster in most comparisons, although a tenth of the processes are slower by up to 30 %.
+    /// [`compare_times`] treats the rounds of one process as independent, and so gives wrong verdicts for equal
+    /// programs.
     #[test]
     fn equal_programs_are_equal_in_198_of_200_comparisons() {
         let mut machine = Machine { state: 7, drift: 0.0 };

@@ -1,11 +1,11 @@
-//! A row of a predictions file, with everything that the page shows about the row besides its score.
+//! A row of a predictions file, with the columns that the page of an evaluation shows.
 
 use reel_eval::{EvalError, Prediction};
 use serde_json::Value;
 
 /// An answer of a model.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct AnsweredRow {
     /// What is scored.
     pub prediction: Prediction,
     /// Number of tokens of the prompt, including vision tokens.
@@ -20,7 +20,7 @@ pub struct Answer {
     pub line: usize,
 }
 
-impl Answer {
+impl AnsweredRow {
     /// Parses a line of a predictions file.
     ///
     /// # Errors

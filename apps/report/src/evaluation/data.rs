@@ -1,4 +1,5 @@
-//! The single answers of a page: the controls as HTML, and the answers as JSON, which `answers.js` shows.
+//! The section of an evaluation's page with every single answer: the controls as HTML, and the answers as JSON, which
+//! `answers.js` displays.
 //!
 //! | field | contents |
 //! |---|---|
@@ -18,9 +19,9 @@ use reel_rewards::extract_answer;
 use serde_json::{Map, Value, json};
 
 use super::scores::with_digit_groups;
-use super::{Answer, BenchmarkAnswers, EvaluationRun, FrameStrips};
+use super::{AnsweredRow, BenchmarkAnswers, EvaluationRun, FrameStrips};
 use crate::escape::{escape_html, json_in_script};
-use crate::html::Page;
+use crate::html::HtmlPage;
 
 /// Maximum number of bytes of an output that the page stores. Outputs that follow the protocol have a few thousand
 /// bytes.
@@ -29,8 +30,8 @@ const MAX_OUTPUT: usize = 256 << 10;
 /// Maximum number of characters of the extracted answer that the page stores beside the output.
 const MAX_ANSWER: usize = 500;
 
-/// Adds the part of the page in which a reader browses single answers.
-pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &FrameStrips) {
+/// Adds the section of the page in which a reader browses single answers.
+pub fn add_answers(page: &mut HtmlPage, run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &FrameStrips) {
     let runs_filter = match against {
         None => "",
         Some(_) => {
@@ -62,13 +63,14 @@ pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     page.add(&format!("<script type=\"application/json\">{data}</script></section>\n"));
 }
 
-/// A sentence: how many questions are shown with frames, and why the other questions have no frames.
+/// A note with the number of questions that are shown with frames, and the reasons why other questions have no
+/// frames.
 fn frames_note(run: &EvaluationRun, frames: &FrameStrips) -> String {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut with = 0;
     for benchmark in &run.benchmarks {
         for answer in &benchmark.answers {
-            match frames.find(&benchmark.task.name, answer.media_key().as_deref()) {
+            match frames.find_strip(&benchmark.task.name, answer.media_key().as_deref()) {
                 Ok(_) => with += 1,
                 Err(reason) => *reasons.entry(reason.text_without_details()).or_default() += 1,
             }
@@ -105,7 +107,7 @@ fn page_data(run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &Fram
             row.insert("options".into(), json!(prediction.options));
             row.insert("truth".into(), json!(extract_answer(&prediction.solution)));
             row.extend(prediction.path.as_ref().map(|path| ("path".to_string(), json!(path))));
-            match frames.find(&benchmark.task.name, answer.media_key().as_deref()) {
+            match frames.find_strip(&benchmark.task.name, answer.media_key().as_deref()) {
                 Ok(strip) => row.insert("strip".into(), json!(strip)),
                 Err(reason) => row.insert("reason".into(), json!(reasons.index(reason.text()))),
             };
@@ -143,7 +145,7 @@ impl Reasons {
 }
 
 /// The number of questions that run A answers better than run B, and the number that run B answers better.
-pub fn better_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
+pub fn better_answer_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
     let mut paired = Pairs::new(b);
     let mut counts = [0; 2];
     for answer in &a.answers {
@@ -155,32 +157,32 @@ pub fn better_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
     counts
 }
 
-/// The answers of another run, by the name of their row. If several rows have one name, the n-th row of one run is
-/// paired with the n-th row of the other run.
+/// Finds the answer of a second run to the same question, by the row's name. If several rows have the same name, the
+/// n-th row of one run is paired with the n-th row of the other run.
 struct Pairs<'a> {
-    by_name: HashMap<&'a str, std::collections::VecDeque<&'a Answer>>,
+    by_name: HashMap<&'a str, std::collections::VecDeque<&'a AnsweredRow>>,
 }
 
 impl<'a> Pairs<'a> {
     fn new(run: &'a BenchmarkAnswers) -> Self {
-        let mut by_name: HashMap<&str, std::collections::VecDeque<&Answer>> = HashMap::new();
+        let mut by_name: HashMap<&str, std::collections::VecDeque<&AnsweredRow>> = HashMap::new();
         for answer in &run.answers {
             by_name.entry(name_of(answer)).or_default().push_back(answer);
         }
         Self { by_name }
     }
 
-    fn next(&mut self, answer: &Answer) -> Option<&'a Answer> {
+    fn next(&mut self, answer: &AnsweredRow) -> Option<&'a AnsweredRow> {
         self.by_name.get_mut(name_of(answer))?.pop_front()
     }
 }
 
-fn name_of(answer: &Answer) -> &str {
+fn name_of(answer: &AnsweredRow) -> &str {
     answer.prediction.id.as_deref().or(answer.prediction.question.as_deref()).unwrap_or_default()
 }
 
 /// The answer of a run as JSON.
-fn answer_data(benchmark: &BenchmarkAnswers, answer: &Answer) -> Value {
+fn answer_data(benchmark: &BenchmarkAnswers, answer: &AnsweredRow) -> Value {
     let prediction = &answer.prediction;
     let (output, found) = (&prediction.output, prediction.answer(benchmark.extraction()));
     let end = (0..=MAX_OUTPUT.min(output.len())).rev().find(|&end| output.is_char_boundary(end)).unwrap_or(0);

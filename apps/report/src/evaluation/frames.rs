@@ -53,7 +53,7 @@ pub struct FrameSource {
 pub struct FrameStrips {
     /// The images of each video, as JSON for the page.
     pub(super) strips: Vec<Value>,
-    /// By benchmark and media key of a video: the index of its images in `strips`, or the reason why it has no images.
+    /// For each benchmark and media key: the index of the images in `strips`, or the reason why there are no images.
     found: HashMap<(String, String), Result<usize, MissingFramesReason>>,
     /// Maximum bytes of all images.
     max_bytes: usize,
@@ -64,7 +64,7 @@ pub struct FrameStrips {
 pub enum MissingFramesReason {
     /// The question was asked without videos and images.
     NoMedia,
-    /// The images of other videos use up all bytes that the page may have for images.
+    /// The images of other videos have used up the page's maximum bytes for images.
     Limit {
         /// The limit.
         max_bytes: usize,
@@ -111,7 +111,7 @@ impl FrameStrips {
     }
 
     /// The index of the images of an answer's videos, or the reason why there are none.
-    pub(super) fn find(&self, benchmark: &str, key: Option<&str>) -> Result<usize, MissingFramesReason> {
+    pub(super) fn find_strip(&self, benchmark: &str, key: Option<&str>) -> Result<usize, MissingFramesReason> {
         let Some(key) = key else { return Err(MissingFramesReason::NoMedia) };
         let found = self.found.get(&(benchmark.to_string(), key.to_string()));
         found.cloned().unwrap_or(Err(MissingFramesReason::Limit { max_bytes: self.max_bytes }))
@@ -178,8 +178,8 @@ struct Media<'a> {
     parts: &'a [Value],
 }
 
-/// The videos of a benchmark, each once. Videos with a wrong answer come first; otherwise the order is that of the
-/// file.
+/// The distinct videos of a benchmark. Videos with a wrong answer come first; otherwise the order of the file is
+/// kept.
 fn keys_wrong_first(benchmark: &BenchmarkAnswers) -> Vec<Media<'_>> {
     let scores = benchmark.scores();
     let rows = || benchmark.answers.iter().zip(&scores);

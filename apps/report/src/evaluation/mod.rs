@@ -21,19 +21,19 @@ use reel_eval::{BenchmarkReport, Comparison, EvalError, Extraction, Task, compar
 use serde_json::Value;
 
 use crate::escape::escape_html;
-use crate::html::Page;
+use crate::html::HtmlPage;
 use crate::{ReportError, Result};
 
-pub use answer::Answer;
+pub use answer::AnsweredRow;
 pub use frames::{FrameSource, FrameStrips};
 
 const STYLE: &str = include_str!("answers.css");
 const SCRIPT: &str = include_str!("answers.js");
 
-/// The answers of a model to the questions of benchmarks.
+/// One evaluation of a model: its answers to the questions of the benchmarks.
 #[derive(Clone, Debug)]
 pub struct EvaluationRun {
-    /// The name by which the page tells two runs apart.
+    /// The name of this run on a page that compares two runs.
     pub name: String,
     /// The benchmarks, in the order of the page.
     pub benchmarks: Vec<BenchmarkAnswers>,
@@ -44,12 +44,12 @@ pub struct EvaluationRun {
 pub struct BenchmarkAnswers {
     /// The benchmark.
     pub task: Task,
-    /// Its scores.
+    /// The scores of the benchmark.
     pub report: BenchmarkReport,
     /// The settings of the run (`NAME.jsonl.run.json`).
     pub settings: Value,
     /// The answers, in the order of the file.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<AnsweredRow>,
 }
 
 impl EvaluationRun {
@@ -73,7 +73,7 @@ impl EvaluationRun {
 }
 
 impl BenchmarkAnswers {
-    /// The rule that extracts answers from outputs, which is the rule that the scores used.
+    /// The rule that extracts answers from outputs. The scores used the same rule.
     fn extraction(&self) -> Extraction {
         self.report.extraction
     }
@@ -104,7 +104,7 @@ fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Compa
     Ok(compared)
 }
 
-/// The HTML page of a run, beside a second run over the same questions, if there is one.
+/// The HTML page of a run. If `against` is given, the page compares it with a second run over the same questions.
 ///
 /// # Errors
 /// The runs have no benchmark in common, or rows of the same name have different questions.
@@ -122,10 +122,11 @@ pub fn evaluation_page_html(
     let mut models: Vec<String> =
         [Some(run), against].into_iter().flatten().map(|run| settings::model_name(run.first_settings())).collect();
     models.dedup();
-    let mut page = Page::new(&format!("Evaluation of {}", models.join(" and "))).with_style(STYLE).with_script(SCRIPT);
+    let mut page =
+        HtmlPage::new(&format!("Evaluation of {}", models.join(" and "))).with_style(STYLE).with_script(SCRIPT);
     page.add("<button type=\"button\" id=\"theme\" hidden>Colours</button>\n");
-    let own = settings::summary(run.first_settings());
-    let is_same = against.is_none_or(|against| settings::summary(against.first_settings()) == own);
+    let own = settings::settings_summary(run.first_settings());
+    let is_same = against.is_none_or(|against| settings::settings_summary(against.first_settings()) == own);
     let summary = if is_same { own } else { "The settings of the runs differ; see below.".into() };
     let questions = if run.answer_count() == 1 { "question" } else { "questions" };
     let names: Vec<&str> = run.benchmarks.iter().map(|own| &own.task.title[..]).collect();

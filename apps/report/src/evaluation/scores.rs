@@ -6,13 +6,14 @@ use std::fmt::Write;
 use reel_eval::{Comparison, Headline};
 use serde_json::Value;
 
-use super::data::better_counts;
+use super::data::better_answer_counts;
 use super::{BenchmarkAnswers, EvaluationRun};
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::table::HtmlTable;
 
-/// The settings of the protocol that published scores are measured with, by their name in the settings file.
+/// The settings of the protocol behind the published scores, each with its name in the settings file and the allowed
+/// values.
 const PROTOCOL: [(&str, &str, &[f64]); 5] = [
     ("temperature", "--temperature", &[0.01, 0.1]),
     ("top_p", "--top-p", &[0.001]),
@@ -38,7 +39,7 @@ pub fn with_digit_groups(number: usize) -> String {
 }
 
 /// Adds the table of scores, the notes about them, the differences of two runs, and the bars.
-pub fn add_scores(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, compared: &[Comparison]) {
+pub fn add_scores(page: &mut HtmlPage, run: &EvaluationRun, against: Option<&EvaluationRun>, compared: &[Comparison]) {
     page.add("<section aria-labelledby=\"scores\"><h2 id=\"scores\">Scores <small>in percent, with 95 % intervals</small></h2>\n");
     page.add_table(&published_table(run, against));
     let mut notes = String::new();
@@ -82,10 +83,10 @@ fn with_interval(score: f64, mark: &str, [low, high]: [f64; 2]) -> String {
 }
 
 /// A table with a row for each model and a column for each benchmark, as in papers.
-fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> Table {
+fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> HtmlTable {
     let titles = run.benchmarks.iter().map(|own| &own.task.title[..]);
     let columns: Vec<&str> = ["model", "source", "frames"].into_iter().chain(titles).collect();
-    let mut table = Table::new(&columns).with_text_columns(2);
+    let mut table = HtmlTable::new(&columns).with_text_columns(2);
     for (letter, own) in [Some(("A", run)), against.map(|against| ("B", against))].into_iter().flatten() {
         let name = match against {
             None => "this run".to_string(),
@@ -164,8 +165,8 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
         found.push(format!("only part {shard} of the questions (--shard)"));
     }
     for (reason, count) in options["data_files"]["left_out"].as_object().into_iter().flatten() {
-        // Rows that are left out for another reason, such as open-ended questions, are left out by the rules of the
-        // benchmark.
+        // Only these two reasons differ from the protocol. All other rows, such as open-ended questions, are left out
+        // by the rules of the benchmark.
         if ["video is missing", "bad row"].contains(&&reason[..]) {
             found.push(format!("{count} rows left out ({reason})"));
         }
@@ -207,17 +208,17 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
 }
 
 /// Adds the paired differences of the scores of two runs.
-fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, compared: &[Comparison]) {
+fn add_differences(page: &mut HtmlPage, run: &EvaluationRun, against: Option<&EvaluationRun>, compared: &[Comparison]) {
     if compared.is_empty() {
         return;
     }
     page.add("<h3>B minus A <small>percentage points over the questions of both runs, paired</small></h3>\n");
     let columns = ["benchmark", "questions", "A", "B", "B − A", "95 % interval", "A better", "B better", "p"];
-    let mut table = Table::new(&columns);
+    let mut table = HtmlTable::new(&columns);
     for one in compared {
         let Some(own) = run.benchmark(&one.benchmark) else { continue };
         let other = against.and_then(|against| against.benchmark(&one.benchmark));
-        let better = other.map_or([0; 2], |other| better_counts(own, other));
+        let better = other.map_or([0; 2], |other| better_answer_counts(own, other));
         let [low, high] = one.score.ci95.map(|x| 100.0 * x);
         table.add_row(vec![
             escape_html(&own.task.title),

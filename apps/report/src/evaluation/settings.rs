@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::EvaluationRun;
 use crate::escape::escape_html;
-use crate::html::Page;
-use crate::table::Table;
+use crate::html::HtmlPage;
+use crate::table::HtmlTable;
 
 /// The name of the model that a run has evaluated: the last part of its path, or its id on the hub, with the adapter.
 pub fn model_name(settings: &Value) -> String {
@@ -25,7 +25,7 @@ fn name_of_folder(path: &str) -> String {
 }
 
 /// Frames, decoding and device in one line.
-pub fn summary(settings: &Value) -> String {
+pub fn settings_summary(settings: &Value) -> String {
     let options = &settings["options"];
     let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), String::from);
     let frames = match (&options["text_only"], &options["nframes"], &options["fps"]) {
@@ -51,7 +51,7 @@ pub fn summary(settings: &Value) -> String {
 }
 
 /// Adds the settings of a run. For two runs, the settings that differ come first.
-pub fn add_settings(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>) {
+pub fn add_settings(page: &mut HtmlPage, run: &EvaluationRun, against: Option<&EvaluationRun>) {
     page.add("<section aria-labelledby=\"settings\"><h2 id=\"settings\">Settings and protocol</h2>\n");
     page.add(
         "<p>Frames, prompts, decoding, extraction and scoring follow the protocol in <code>docs/protocol.md</code> of \
@@ -69,7 +69,7 @@ pub fn add_settings(page: &mut Page, run: &EvaluationRun, against: Option<&Evalu
     if against.is_some() && different.is_empty() {
         page.add("<p>The runs have the same settings.</p>\n");
     }
-    let mut table = Table::new(&["setting that differs", "A", "B"]).with_text_columns(3);
+    let mut table = HtmlTable::new(&["setting that differs", "A", "B"]).with_text_columns(3);
     for name in different {
         table.add_row(vec![escape_html(name), value(&own, name), value(&other, name)]);
     }
@@ -94,7 +94,7 @@ fn named_settings(run: &EvaluationRun) -> Vec<(String, String)> {
         let name = if name == "version" { "reel" } else { name };
         list.extend((!value.is_null()).then(|| (name.replace('_', " "), shown(value))));
     }
-    // These options differ between benchmarks, so they are not listed here but in the table of data files.
+    // Options that differ between benchmarks. The table of data files shows them instead of this list.
     const OF_BENCHMARK: [&str; 4] = ["benchmark", "task_version", "data_files", "stop"];
     let options = settings["options"].as_object().into_iter().flatten();
     let options = options.filter(|(name, value)| !OF_BENCHMARK.contains(&&name[..]) && !value.is_null());
@@ -105,10 +105,10 @@ fn named_settings(run: &EvaluationRun) -> Vec<(String, String)> {
     list
 }
 
-fn add_data_files(page: &mut Page, run: &EvaluationRun) {
+fn add_data_files(page: &mut HtmlPage, run: &EvaluationRun) {
     page.add("<h3>Data files</h3>\n");
     let columns = ["benchmark", "task version", "layout", "file", "fingerprint", "rows"];
-    let mut table = Table::new(&columns).with_text_columns(5);
+    let mut table = HtmlTable::new(&columns).with_text_columns(5);
     for benchmark in &run.benchmarks {
         let data = &benchmark.settings["options"]["data_files"];
         for file in data["files"].as_array().into_iter().flatten() {
@@ -127,7 +127,7 @@ fn add_data_files(page: &mut Page, run: &EvaluationRun) {
 }
 
 /// Adds the whole prompt of the first question of each benchmark.
-fn add_prompt(page: &mut Page, run: &EvaluationRun) {
+fn add_prompt(page: &mut HtmlPage, run: &EvaluationRun) {
     for benchmark in &run.benchmarks {
         let Some(first) = benchmark.answers.iter().find(|answer| !answer.prompt.is_empty()) else { continue };
         page.add(&format!(

@@ -18,10 +18,10 @@ fn settings() -> Value {
     })
 }
 
-/// A run whose answers to the questions 0, 1, … are these outputs.
+/// A run with these outputs as its answers to the questions 0, 1, …
 fn run(name: &str, outputs: &[&str]) -> EvaluationRun {
     let task = Task::from_names("mmvu").unwrap().remove(0);
-    let answers: Vec<Answer> = outputs
+    let answers: Vec<AnsweredRow> = outputs
         .iter()
         .enumerate()
         .map(|(i, output)| {
@@ -33,7 +33,7 @@ fn run(name: &str, outputs: &[&str]) -> EvaluationRun {
                     {"type": "text", "text": "Why? <b>"}]}],
                 "generation": {"finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 2},
             });
-            Answer { line: i + 1, ..Answer::from_json_line(&row.to_string()).unwrap() }
+            AnsweredRow { line: i + 1, ..AnsweredRow::from_json_line(&row.to_string()).unwrap() }
         })
         .collect();
     let rows: Vec<_> = answers.iter().map(|answer| answer.prediction.clone()).collect();
@@ -129,8 +129,8 @@ fn two_runs_are_paired_by_their_questions() {
     assert_eq!((outputs(0), outputs(1)), (vec!["A", "B", "A"], vec!["B", "B", "A"]));
     let fewer = run("c", &["A"]);
     assert!(data_for_test(&a, Some(&fewer))["answers"][1]["runs"][1].is_null());
-    // Runs with other questions under the same names, or with other benchmarks, are refused. The error names their
-    // file.
+    // A comparison is refused if questions with the same name differ, or if the runs have no benchmark in common. The
+    // error names their file.
     b.benchmarks[0].answers[0].prediction.question = Some("Another?".into());
     b.benchmarks[0].answers[0].prediction.id = Some("id0".into());
     let error = |b: &EvaluationRun| evaluation_page_html(&a, Some(b), &FrameStrips::default()).unwrap_err().to_string();
@@ -155,8 +155,8 @@ fn videos_that_are_not_there_are_no_error() {
     assert!(note(&without, 1 << 20)[0].as_str().unwrap().contains("give it as --media-root"));
 }
 
-/// Images are decoded in this process, so this test needs no worker. Images of wrong answers come first, each image
-/// once, and their bytes stay within the limit.
+/// This test needs no worker process, because images are decoded in this process. Images of wrong answers come first,
+/// each image once, and their bytes stay within the limit.
 #[test]
 fn images_of_wrong_answers_come_first_within_the_limit() {
     let folder = tempfile::tempdir().unwrap();
@@ -209,7 +209,7 @@ fn huge_outputs_are_cut_in_the_page() {
     );
 }
 
-/// Texts with the characters that end elements, strings, comments and attributes, and control characters.
+/// Texts with control characters and with the characters that end HTML elements, strings, comments and attributes.
 fn hostile() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         Just("</script><script>alert(1)</script>".to_string()),
@@ -223,7 +223,8 @@ fn hostile() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
-    /// Any output, question and error reaches the reader of the page's JSON unchanged, and adds no element to the page.
+    /// Parsing the page's JSON gives every output, question and error unchanged, and no text adds an element to the
+    /// page.
     #[test]
     fn texts_round_trip_through_the_page(output in hostile(), question in hostile(), error in hostile()) {
         let with = |output: &str, question: &str, error: &str| {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! check    local client, key, one replacement at a time           status 403, 401, 409
-//! files    config, tokenizer, all weights, on a blocking thread    status 400; requests go on meanwhile
-//! engine   loads the weights, then goes on with them               the old weights stay if this fails
+//! files    config, tokenizer, all weights, on a blocking thread    status 400; requests continue meanwhile
+//! engine   loads the weights, then continues with them             the old weights stay if this fails
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -26,12 +26,12 @@ use super::ApiError;
 use super::fields::{RequestFields, wrong_field};
 use super::queue::refuse_if_stopping;
 use super::shared::ServerState;
-use crate::engine_thread::NewWeights;
+use crate::engine_thread::ReplaceWeightsCommand;
 use crate::http::{PeerAddress, read_body};
 use crate::new_weights::CheckedWeightFiles;
 use crate::settings::folder_name;
 
-/// Headers that a proxy adds, or that a browser adds to a request of another server's web page.
+/// Headers that are added by a proxy, or by a browser to a request from another server's web page.
 const HEADERS_OF_OTHERS: [&str; 7] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
 
@@ -44,8 +44,8 @@ pub(crate) async fn refuse_remote_clients(request: Request, next: Next) -> Respo
     }
 }
 
-/// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if the request is
-/// allowed.
+/// Returns the reason to refuse an admin request that comes from another machine or from a web page. `None` if the
+/// request is allowed.
 fn refusal(peer: Option<&PeerAddress>, headers: &HeaderMap) -> Option<String> {
     // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
     if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
@@ -66,7 +66,7 @@ pub(crate) async fn replace_weights(
     shared.refuse_if_training()?;
     let body = read_body(&shared.bodies, body).await?;
     let mut fields = RequestFields::of_object(body)?;
-    let Some(folder) = fields.take::<PathBuf>("model", "the path of a folder")? else {
+    let Some(folder) = fields.take_field::<PathBuf>("model", "the path of a folder")? else {
         return Err(wrong_field("model", "is missing", "give the folder of a model or of a checkpoint"));
     };
     fields.refuse_remaining_fields()?;
@@ -76,7 +76,8 @@ pub(crate) async fn replace_weights(
             "the weights or an adapter are being changed already; try again when that is done",
         ));
     };
-    // The replacement runs in a task of its own, so that a client that disconnects does not stop it half-way.
+    // The weights are replaced in a separate task. Otherwise a client that disconnects would stop the replacement
+    // half-way.
     let replacing = tokio::spawn(replace(shared, folder.clone(), turn));
     let requests = replacing.await.map_err(|_| ApiError::internal("replacing the weights has panicked"))??;
     Ok(Json(json!({
@@ -84,7 +85,8 @@ pub(crate) async fn replace_weights(
     })))
 }
 
-/// Refuses weights that are a base model with an adapter while adapters are loaded: each layer has one adapter.
+/// Refuses a folder with a base model and an adapter while other adapters are loaded, because a layer can apply only
+/// one adapter.
 fn refuse_second_adapter(shared: &ServerState, folder: &Path) -> Result<(), ApiError> {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!("{name:?}")).collect();
     if names.is_empty() || !is_adapter_folder(folder) {
@@ -109,20 +111,20 @@ async fn replace(shared: Arc<ServerState>, folder: PathBuf, turn: OwnedSemaphore
     };
     let checked = tokio::task::spawn_blocking(check);
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
-    let files = checked.map_err(|e| wrong_files(EngineError::Model(e), "model"))?;
+    let files = checked.map_err(|e| weight_files_error(EngineError::Model(e), "model"))?;
     let (done, replaced) = oneshot::channel();
     let load = Box::new(move |device: &_, dtype| files.load(device, dtype));
-    shared.engine.replace_weights(NewWeights { folder: folder.clone(), load, done });
+    shared.engine.replace_weights(ReplaceWeightsCommand { folder: folder.clone(), load, done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
-    let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
-    shared.set_weights(folder_name(&folder));
+    let requests = replaced.await.map_err(|_| ended())?.map_err(|e| weight_files_error(e, "model"))?;
+    shared.set_weights_name(folder_name(&folder));
     shared.metrics.record_weight_replacement();
     Ok(requests)
 }
 
 /// The error about weights that cannot be loaded. `field` is the field of the request that named them. The old weights
 /// stay in service.
-pub(crate) fn wrong_files(e: EngineError, field: &str) -> ApiError {
+pub(crate) fn weight_files_error(e: EngineError, field: &str) -> ApiError {
     match e {
         EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {
             ApiError::bad_request(e.to_string(), Some(field.into()))

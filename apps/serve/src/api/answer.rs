@@ -13,41 +13,41 @@ use crate::http::random_number;
 
 /// The API that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ApiForm {
+pub(crate) enum ApiKind {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
     Text,
 }
 
-impl ApiForm {
+impl ApiKind {
     /// The first part of the ids of answers.
     pub(crate) fn id_prefix(self) -> &'static str {
         match self {
-            ApiForm::Chat => "chatcmpl",
-            ApiForm::Text => "cmpl",
+            ApiKind::Chat => "chatcmpl",
+            ApiKind::Text => "cmpl",
         }
     }
 
     /// Name of the request field that has the prompt, for error messages.
     pub(crate) fn prompt_field(self) -> &'static str {
         match self {
-            ApiForm::Chat => "messages",
-            ApiForm::Text => "prompt",
+            ApiKind::Chat => "messages",
+            ApiKind::Text => "prompt",
         }
     }
 
     fn object(self) -> &'static str {
         match self {
-            ApiForm::Chat => "chat.completion",
-            ApiForm::Text => "text_completion",
+            ApiKind::Chat => "chat.completion",
+            ApiKind::Text => "text_completion",
         }
     }
 
     fn chunk_object(self) -> &'static str {
         match self {
-            ApiForm::Chat => "chat.completion.chunk",
-            ApiForm::Text => "text_completion",
+            ApiKind::Chat => "chat.completion.chunk",
+            ApiKind::Text => "text_completion",
         }
     }
 }
@@ -80,16 +80,17 @@ impl TextOffsets {
 /// How tool calls are found in an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToolCallRules {
-    /// Keep only the first call of an answer.
+    /// Whether only the first call of an answer is kept.
     pub(crate) one_call: bool,
-    /// The request names the function that must be called. As in OpenAI's API, the finish reason is then `stop`.
+    /// Whether the request names the function that must be called. As in OpenAI's API, the finish reason is then
+    /// `stop`.
     pub(crate) is_named: bool,
 }
 
-/// What the whole answer, or all of its chunks, have in common.
+/// Makes the JSON of one answer, from the values that the whole answer or all of its chunks share.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) form: ApiForm,
+pub(crate) struct AnswerBuilder {
+    pub(crate) form: ApiKind,
     pub(crate) id: String,
     /// Seconds since 1970.
     pub(crate) created: u64,
@@ -108,7 +109,7 @@ pub(crate) struct Answer {
     pub(crate) prompt_log_probs: bool,
 }
 
-impl Answer {
+impl AnswerBuilder {
     fn object(&self, kind: &str, choices: Value) -> Value {
         json!({"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices})
     }
@@ -126,12 +127,12 @@ impl Answer {
                 completion.ids.iter().copied().zip(completion.token_log_probs.iter().cloned()).collect();
             let log_probs = self.log_probs(tokenizer, &tokens, &mut TextOffsets::default());
             match self.form {
-                ApiForm::Chat => {
+                ApiKind::Chat => {
                     let message = self.message(text);
                     let reason = self.finish_reason(completion.finish_reason, message.get("tool_calls").is_some());
                     json!({"index": index, "message": message, "logprobs": log_probs, "finish_reason": reason})
                 }
-                ApiForm::Text => {
+                ApiKind::Text => {
                     let reason = completion.finish_reason.openai_name();
                     json!({"index": index, "text": text, "logprobs": log_probs, "finish_reason": reason})
                 }
@@ -144,8 +145,8 @@ impl Answer {
                 completions.iter().map(|c| prompt_log_probs::prompt_log_probs_json(tokenizer, &c.prompt_log_probs));
             match self.form {
                 // All choices have one prompt.
-                ApiForm::Chat => of_prompt = of_prompts.next(),
-                ApiForm::Text => {
+                ApiKind::Chat => of_prompt = of_prompts.next(),
+                ApiKind::Text => {
                     choices.iter_mut().zip(of_prompts).for_each(|(choice, value)| choice["prompt_logprobs"] = value);
                 }
             }
@@ -181,7 +182,7 @@ impl Answer {
         let (mut content, mut calls) = (None, Vec::<(String, String)>::new());
         for piece in pieces {
             match piece {
-                // Reasoning was split off before, so no such piece occurs here.
+                // No piece of reasoning occurs here, because the reasoning was split off before.
                 AnswerPiece::Text(text) | AnswerPiece::Reasoning(text) => {
                     content.get_or_insert_with(String::new).push_str(&text)
                 }
@@ -204,8 +205,8 @@ impl Answer {
         }
     }
 
-    /// The log-probabilities of these tokens in the form of the API; null without tokens. `offsets` has counted the
-    /// completion's earlier tokens, and counts these tokens, too.
+    /// The log-probabilities of `tokens` in the form of the API; null without tokens. `offsets` has counted the
+    /// characters of the completion's earlier tokens, and this function adds the characters of `tokens`.
     pub(crate) fn log_probs(
         &self,
         tokenizer: &Tokenizer,
@@ -217,7 +218,7 @@ impl Answer {
             return Value::Null;
         }
         match self.form {
-            ApiForm::Chat => {
+            ApiKind::Chat => {
                 let one = |id: TokenId, log_prob: f32| json!({"token": text(id), "logprob": log_prob, "bytes": tokenizer.token_bytes(id)});
                 let token = |(id, token): &(TokenId, TokenLogProbs)| {
                     let mut object = one(*id, token.log_prob);
@@ -226,8 +227,8 @@ impl Answer {
                 };
                 json!({"content": tokens.iter().map(token).collect::<Value>()})
             }
-            ApiForm::Text => {
-                // Special tokens are not part of the text.
+            ApiKind::Text => {
+                // Special tokens have no bytes, because they are not part of the text.
                 let bytes = |id: TokenId| if tokenizer.is_special(id) { Vec::new() } else { tokenizer.token_bytes(id) };
                 let text_offsets: Vec<usize> = tokens.iter().map(|(id, _)| offsets.push(&bytes(*id))).collect();
                 let top = |(_, token): &(TokenId, TokenLogProbs)| -> Map<String, Value> {
@@ -247,14 +248,14 @@ impl Answer {
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
         let content = if self.may_have_no_text() { Value::Null } else { json!("") };
         match self.form {
-            ApiForm::Chat => {
+            ApiKind::Chat => {
                 Some(self.chunk(index, json!({"role": "assistant", "content": content}), Value::Null, None, 0))
             }
-            ApiForm::Text => None,
+            ApiKind::Text => None,
         }
     }
 
-    /// Whether `content` may be absent, and not merely empty: the answer may consist of tool calls or reasoning.
+    /// Whether `content` may be absent (not merely empty), because the answer may consist of tool calls or reasoning.
     fn may_have_no_text(&self) -> bool {
         self.calls.is_some() || self.include_reasoning.is_some()
     }
@@ -270,19 +271,19 @@ impl Answer {
     ) -> Value {
         let call = |call: Value| json!({"tool_calls": [call]});
         let content = match (self.form, piece) {
-            (ApiForm::Chat, None) if self.may_have_no_text() => json!({}),
-            (ApiForm::Chat, None) => json!({"content": ""}),
-            (ApiForm::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
-            (ApiForm::Chat, Some(AnswerPiece::Reasoning(text))) => {
+            (ApiKind::Chat, None) if self.may_have_no_text() => json!({}),
+            (ApiKind::Chat, None) => json!({"content": ""}),
+            (ApiKind::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
+            (ApiKind::Chat, Some(AnswerPiece::Reasoning(text))) => {
                 json!({"reasoning": text, "reasoning_content": text})
             }
-            (ApiForm::Text, Some(AnswerPiece::Text(text))) => json!(text),
-            (ApiForm::Text, _) => json!(""),
-            (ApiForm::Chat, Some(AnswerPiece::Call { index, name })) => {
+            (ApiKind::Text, Some(AnswerPiece::Text(text))) => json!(text),
+            (ApiKind::Text, _) => json!(""),
+            (ApiKind::Chat, Some(AnswerPiece::Call { index, name })) => {
                 let function = json!({"name": name, "arguments": ""});
                 call(json!({"index": index, "id": call_id(), "type": "function", "function": function}))
             }
-            (ApiForm::Chat, Some(AnswerPiece::Arguments { index, text })) => {
+            (ApiKind::Chat, Some(AnswerPiece::Arguments { index, text })) => {
                 call(json!({"index": index, "function": {"arguments": text}}))
             }
         };
@@ -293,8 +294,8 @@ impl Answer {
     pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, has_calls: bool, tokens: usize) -> Value {
         let reason = self.finish_reason(reason, has_calls);
         match self.form {
-            ApiForm::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
-            ApiForm::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
+            ApiKind::Chat => self.chunk(index, json!({}), Value::Null, Some(reason), tokens),
+            ApiKind::Text => self.chunk(index, json!(""), Value::Null, Some(reason), tokens),
         }
     }
 
@@ -307,7 +308,7 @@ impl Answer {
 
     /// A chunk of choice `index`. `content` is the delta of a chat message, or a text.
     fn chunk(&self, index: usize, content: Value, log_probs: Value, reason: Option<&str>, tokens: usize) -> Value {
-        let key = if self.form == ApiForm::Chat { "delta" } else { "text" };
+        let key = if self.form == ApiKind::Chat { "delta" } else { "text" };
         let choices = json!([{"index": index, key: content, "logprobs": log_probs, "finish_reason": reason}]);
         let mut object = self.object(self.form.chunk_object(), choices);
         if self.stream.continuous_usage {

@@ -9,7 +9,7 @@ use axum::response::Response;
 use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
-use super::answer::{ApiForm, ToolCallRules};
+use super::answer::{ApiKind, ToolCallRules};
 use super::fields::{RequestFields, wrong_field};
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
@@ -17,14 +17,14 @@ use super::{ApiError, encode};
 use crate::http::RequestLog;
 
 /// `POST /v1/chat/completions`
-pub(crate) async fn complete(
+pub(crate) async fn create_chat_completion(
     State(shared): State<Arc<ServerState>>,
     Extension(log): Extension<Arc<RequestLog>>,
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
     let mut fields = RequestFields::read(&shared, body).await?;
-    let Some(messages) = fields.take_any("messages") else {
+    let Some(messages) = fields.take_value("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
@@ -36,10 +36,10 @@ pub(crate) async fn complete(
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.has_calls().then_some(rules);
-    let checked = CheckedRequest::new(&shared, ApiForm::Chat, model, stream, (settings, names), 1)?;
+    let checked = CheckedRequest::new(&shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
     let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {
-        // Moves the permit for the memory of the messages into the closure, which frees both when the prompt is
+        // Moves the messages and the permit for their memory into the closure, which drops both when the prompt is
         // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
         encode::encode_messages(shared, &messages, tools.definitions, prompt_fields, prompt_end)

@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: continues texts, without a chat template.
+//! `POST /v1/completions`: generates continuations of texts, without a chat template.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use reel_input::request::RequestSettings;
 use reel_input::{ModelInput, TokenId};
 use serde::Deserialize;
 
-use super::answer::ApiForm;
+use super::answer::ApiKind;
 use super::fields::{RequestFields, wrong_field};
 use super::queue::{CheckedRequest, refuse_if_stopping};
 use super::shared::ServerState;
@@ -64,7 +64,7 @@ impl Prompt {
 }
 
 /// `POST /v1/completions`
-pub(crate) async fn complete(
+pub(crate) async fn create_completion(
     State(shared): State<Arc<ServerState>>,
     Extension(log): Extension<Arc<RequestLog>>,
     body: Body,
@@ -72,7 +72,7 @@ pub(crate) async fn complete(
     refuse_if_stopping(&shared)?;
     let mut fields = RequestFields::read(&shared, body).await?;
     let wanted = "a text, a list of texts, a list of token ids, or a list of such lists";
-    let Some(prompts) = fields.take::<Prompts>("prompt", wanted)? else {
+    let Some(prompts) = fields.take_field::<Prompts>("prompt", wanted)? else {
         return Err(wrong_field("prompt", "is missing", &format!("give {wanted}")));
     };
     let prompts = prompts.into_list();
@@ -81,7 +81,7 @@ pub(crate) async fn complete(
     }
     let (model, memory, stream) = (fields.take_model(), fields.take_memory_permit(), fields.take_stream()?);
     take_without_effect(&mut fields)?;
-    let top_log_probs = match fields.take::<usize>("logprobs", "a number from 0 to 20")? {
+    let top_log_probs = match fields.take_field::<usize>("logprobs", "a number from 0 to 20")? {
         Some(asked) if asked > MAX_TOP_LOG_PROBS => {
             return Err(wrong_field("logprobs", &format!("is {asked}"), &format!("give 0 to {MAX_TOP_LOG_PROBS}")));
         }
@@ -89,8 +89,8 @@ pub(crate) async fn complete(
     };
     let names = fields.given_names();
     let settings = RequestSettings { top_log_probs, ..fields.into_settings()? };
-    let checked = CheckedRequest::new(&shared, ApiForm::Text, model, stream, (settings, names), prompts.len())?;
-    let prompts = encode::on_blocking_thread(&shared, move |shared| {
+    let checked = CheckedRequest::new(&shared, ApiKind::Text, model, stream, (settings, names), prompts.len())?;
+    let prompts = encode::run_on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         prompts.into_iter().map(|prompt| prompt.encode(shared)).collect::<Result<Vec<_>, ApiError>>()
     });
@@ -98,12 +98,13 @@ pub(crate) async fn complete(
     checked.answer(&shared, log, prompts, DEFAULT_NEW_TOKENS).await
 }
 
-/// Takes out the fields that only this API has. They are accepted only with values that have no effect.
+/// Takes out `suffix` and `best_of`, which only the completions API has. They are accepted only with values that have
+/// no effect.
 fn take_without_effect(fields: &mut RequestFields) -> Result<(), ApiError> {
-    if fields.take::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
+    if fields.take_field::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(wrong_field("suffix", "is not supported", "remove it"));
     }
-    if fields.take::<u64>("best_of", "a whole number")?.is_some_and(|best_of| best_of != 1) {
+    if fields.take_field::<u64>("best_of", "a whole number")?.is_some_and(|best_of| best_of != 1) {
         return Err(wrong_field("best_of", "is not supported", "remove it; n gives several completions"));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Encodes prompts to model inputs on blocking threads: chat templates, media and tokens.
+//! Encodes prompts as model inputs on blocking threads: renders chat templates, decodes media and tokenizes texts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::fields::wrong_field;
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, wrong_messages, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error};
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
 /// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_of`]).
@@ -26,8 +26,8 @@ pub(crate) fn encode_messages(
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
     let conversation =
-        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
-    conversation.check_tool_results().map_err(wrong_messages)?;
+        Conversation::from_request(REQUEST_LOCATION, messages, &root, tools, fields).map_err(messages_error)?;
+    conversation.check_tool_results().map_err(messages_error)?;
     refuse_many_media(shared, &conversation)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
@@ -52,8 +52,8 @@ fn refuse_many_media(shared: &ServerState, conversation: &Conversation) -> Resul
     Ok(())
 }
 
-/// The absolute names of a folder, which error messages must not contain. A relative name such as `.` reveals nothing,
-/// and replacing it would change other words.
+/// The absolute paths of a folder, which error messages must not contain. A relative path such as `.` reveals
+/// nothing, and replacing it would change other words.
 fn secret_folders(folder: &Path) -> Vec<String> {
     let names = [Some(folder.to_path_buf()), folder.canonicalize().ok()].into_iter().flatten();
     names.filter(|name| name.is_absolute() && name.parent().is_some()).map(|name| name.display().to_string()).collect()
@@ -67,15 +67,15 @@ fn encode_conversation(
     let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
     let end = prompt_end.unwrap_or_else(|| PromptEnd::default_of(conversation));
-    let text = folder.template.render_to_end(conversation, end).map_err(wrong_messages)?;
+    let text = folder.template.render_to_end(conversation, end).map_err(messages_error)?;
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();
     let decoding = has_media.then(|| range(RangeName::Phase("media decoding")));
-    let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
+    let media = load_media(folder, conversation, &shared.media.options).map_err(messages_error)?;
     drop(decoding);
     let origin = PromptOrigin::Conversation(conversation);
-    let input = encode_prompt(folder, &text, media, origin).map_err(wrong_messages)?;
-    refuse_pads_without_media(folder, &input, origin).map_err(wrong_messages)?;
+    let input = encode_prompt(folder, &text, media, origin).map_err(messages_error)?;
+    refuse_pads_without_media(folder, &input, origin).map_err(messages_error)?;
     Ok(input)
 }
 
@@ -83,7 +83,7 @@ fn encode_conversation(
 pub(crate) fn encode_text(shared: &ServerState, text: &str) -> Result<ModelInput, ApiError> {
     refuse_long_text(shared, text, "prompt")?;
     let (folder, origin) = (&shared.model.folder, PromptOrigin::Text(REQUEST_LOCATION));
-    let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(wrong_request)?;
+    let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(encoding_error)?;
     refuse_pads(shared, "prompt", input)
 }
 
@@ -99,14 +99,14 @@ fn refuse_long_text(shared: &ServerState, text: &str, field: &str) -> Result<(),
                  the prompt",
                 text.len()
             );
-            Err(ApiError::too_long(message, field))
+            Err(ApiError::prompt_too_long(message, field))
         }
     }
 }
 
 /// The model input for these token ids. `field` is the request field with the ids.
 pub(crate) fn encode_ids(shared: &ServerState, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
-    shared.check_ids(field, &ids)?;
+    shared.check_token_ids(field, &ids)?;
     refuse_pads(shared, field, ModelInput::from_text_tokens(ids))
 }
 
@@ -121,9 +121,9 @@ fn refuse_pads(shared: &ServerState, field: &str, input: ModelInput) -> Result<M
     refused.map(|()| input).map_err(as_field)
 }
 
-/// Encodes messages on a blocking thread, as [`on_blocking_thread`] does. Only a limited number of requests with images
-/// or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for a
-/// permit.
+/// Encodes messages on a blocking thread, as [`run_on_blocking_thread`] does. Only a limited number of requests with
+/// images or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for
+/// a permit.
 pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<ServerState>,
     messages: Value,
@@ -134,8 +134,8 @@ pub(crate) async fn encode_messages_on_blocking_thread<T: Send + 'static>(
         true => shared.encoders.clone().acquire_owned().await.ok(),
         false => None,
     };
-    on_blocking_thread(shared, move |shared| {
-        // The thread continues even if the client disconnects, so the thread itself holds the permit.
+    run_on_blocking_thread(shared, move |shared| {
+        // The thread holds the permit, because it continues even if the client disconnects.
         let _permit = permit;
         encode(shared, messages)
     })
@@ -149,7 +149,7 @@ fn may_have_media(messages: &Value) -> bool {
 }
 
 /// Runs `encode` on a blocking thread.
-pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+pub(crate) async fn run_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<ServerState>,
     encode: impl FnOnce(&ServerState) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

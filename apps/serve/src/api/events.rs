@@ -41,8 +41,8 @@ pub(crate) struct RequestEvents {
     n: usize,
     /// The state of each choice.
     choices: Vec<Choice>,
-    /// Index of the prompt that is polled first for the next event. It changes with each event, so that all prompts get
-    /// their turn.
+    /// Index of the prompt that is polled first for the next event. It changes after each event, so that no prompt is
+    /// starved.
     next: usize,
     begun: Instant,
     metrics: Arc<Metrics>,
@@ -92,7 +92,7 @@ impl RequestEvents {
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<ChoiceEvent, ApiError>> {
         let count = self.prompts.len();
         for prompt in (0..count).map(|i| (self.next + i) % count) {
-            // The engine has closed the channel of a prompt whose choices are all finished.
+            // The engine closes the channel of a prompt when all choices of the prompt are finished.
             if self.choices[prompt * self.n..(prompt + 1) * self.n].iter().all(|choice| choice.is_finished) {
                 continue;
             }
@@ -159,7 +159,7 @@ impl RequestEvents {
 
 impl Drop for RequestEvents {
     fn drop(&mut self) {
-        // Choices that are unfinished here count as aborted, because the client no longer reads them.
+        // When the events are dropped, unfinished choices count as aborted, because the client no longer reads them.
         self.end_unfinished(CompletionOutcome::Abort);
     }
 }

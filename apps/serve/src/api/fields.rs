@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, models, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encoding_error, models};
 use crate::http::{RequestBody, read_body};
 
 /// Bodies above this size are parsed on a thread of their own.
@@ -29,16 +29,17 @@ const MAX_VALUES: usize = 1 << 20;
 /// Maximum number of completions of one request, as in OpenAI's API.
 pub(crate) const MAX_COMPLETIONS: usize = 128;
 
-/// The names by which a request gave two fields that have several names. Error messages use these names.
+/// For two fields with alternative names (such as `max_tokens` and `max_completion_tokens`), the names that the
+/// request used. Error messages repeat these names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GivenFieldNames {
-    /// Name of the field that limits the number of new tokens, as the request gave it.
+    /// Name that the request used for the limit of new tokens.
     pub(crate) max_tokens: &'static str,
-    /// Name of the field that constrains the form of the answer, as the request gave it.
+    /// Name that the request used for the grammar that constrains the answer.
     pub(crate) grammar: &'static str,
 }
 
-/// The fields of a request that no handler has taken out yet.
+/// The fields of a request that its handler has not taken out yet.
 #[derive(Debug)]
 pub(crate) struct RequestFields {
     fields: Map<String, Value>,
@@ -54,7 +55,7 @@ pub(crate) struct StreamFields {
     pub(crate) stream: bool,
     /// The last chunk has the usage.
     pub(crate) include_usage: bool,
-    /// Every chunk has the usage so far.
+    /// Every chunk contains the usage so far.
     pub(crate) continuous_usage: bool,
 }
 
@@ -75,14 +76,14 @@ impl RequestFields {
     /// The body cannot be read or is not a JSON object, or its `model` is not a model of this server.
     pub(crate) async fn read(shared: &ServerState, body: Body) -> Result<Self, ApiError> {
         let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
-        let name = fields.take::<String>("model", "the name of a model")?;
+        let name = fields.take_field::<String>("model", "the name of a model")?;
         let model = name.unwrap_or_else(|| shared.model.name.clone());
         models::adapter_of(shared, &model)?;
         Ok(Self { model, ..fields })
     }
 
-    /// Parses a body as [`RequestFields::read`] does, but without a check of `model`, which has another meaning in this
-    /// request.
+    /// Parses a body as [`RequestFields::read`] does, but does not check the field `model`, for requests in which
+    /// this field has another meaning.
     ///
     /// # Errors
     /// The body is not a JSON object.
@@ -108,24 +109,24 @@ impl RequestFields {
     ///
     /// # Errors
     /// The field's value has the wrong type.
-    pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
-        let Some(value) = self.take_any(name) else { return Ok(None) };
+    pub(crate) fn take_field<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.take_value(name) else { return Ok(None) };
         T::deserialize(&value)
             .map(Some)
             .map_err(|_| wrong_field(name, &format!("is {value}"), &format!("give {wanted}")))
     }
 
     /// Takes out a field of any type.
-    pub(crate) fn take_any(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn take_value(&mut self, name: &str) -> Option<Value> {
         // The removal changes the order of the other fields, which does not matter.
         self.fields.swap_remove(name)
     }
 
     /// Takes out `stream` and `stream_options`.
     pub(crate) fn take_stream(&mut self) -> Result<StreamFields, ApiError> {
-        let stream = self.take("stream", "true or false")?.unwrap_or(false);
+        let stream = self.take_field("stream", "true or false")?.unwrap_or(false);
         let wanted = "{\"include_usage\": true or false, \"continuous_usage_stats\": true or false}";
-        let options: Option<StreamOptions> = self.take("stream_options", wanted)?;
+        let options: Option<StreamOptions> = self.take_field("stream_options", wanted)?;
         if options.is_some() && !stream {
             return Err(wrong_field("stream_options", "has no meaning without `stream`", "remove it, or set stream"));
         }
@@ -135,22 +136,22 @@ impl RequestFields {
         Ok(StreamFields { stream, include_usage, continuous_usage })
     }
 
-    /// The names by which the request gives the fields that have several names.
+    /// The names that the request uses for fields with alternative names.
     pub(crate) fn given_names(&self) -> GivenFieldNames {
         // If the request has both fields, `max_completion_tokens` is used.
         let limits = ["max_completion_tokens", "max_tokens"];
         let max_tokens = limits.into_iter().find(|name| self.fields.contains_key(*name)).unwrap_or("max_tokens");
-        // A `response_format` for plain text sets no grammar, so it may stand beside a field that does.
+        // A `response_format` of type `text` sets no grammar, so another field may set the grammar.
         let has_grammar = |name: &&str| self.fields.get(*name).is_some_and(|value| value["type"] != "text");
         let grammar = GRAMMAR_FIELDS.into_iter().find(has_grammar).unwrap_or("response_format");
         GivenFieldNames { max_tokens, grammar }
     }
 
-    /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` stands
-    /// for the default ([`PromptEnd::default_of`]).
+    /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` means
+    /// the default ([`PromptEnd::default_of`]).
     pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
-        let added = self.take::<bool>("add_generation_prompt", "true or false")?;
-        let continued = self.take::<bool>("continue_final_message", "true or false")?;
+        let added = self.take_field::<bool>("add_generation_prompt", "true or false")?;
+        let continued = self.take_field::<bool>("continue_final_message", "true or false")?;
         match (continued, added) {
             (Some(true), Some(true)) => {
                 let what = "is true, but add_generation_prompt asks for a new message";
@@ -168,8 +169,8 @@ impl RequestFields {
     /// # Errors
     /// The tools are malformed.
     pub(crate) fn take_tools(&mut self) -> Result<Vec<Value>, ApiError> {
-        let field = self.take_any("tools").map(|tools| ("tools".to_string(), tools));
-        let request = ToolRequest::from_body(REQUEST_LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
+        let field = self.take_value("tools").map(|tools| ("tools".to_string(), tools));
+        let request = ToolRequest::from_body(REQUEST_LOCATION, &field.into_iter().collect()).map_err(encoding_error)?;
         Ok(request.definitions)
     }
 
@@ -178,14 +179,15 @@ impl RequestFields {
     /// # Errors
     /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
-        let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
-        PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(wrong_request)
+        let taken =
+            PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_value(name)?)));
+        PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(encoding_error)
     }
 
     /// Takes out `include_reasoning`: whether the reasoning of an answer is a field of its own (true), is left out
     /// (false), or stays in its text (`None`).
     pub(crate) fn take_reasoning(&mut self) -> Result<Option<bool>, ApiError> {
-        self.take("include_reasoning", "true or false")
+        self.take_field("include_reasoning", "true or false")
     }
 
     /// Reads the remaining fields of a request without messages, which must all be sampling fields.
@@ -213,13 +215,13 @@ impl RequestFields {
         {
             return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
         }
-        // The parser expects a whole chat request. The messages are already taken out, so an empty list stands for
+        // The parser expects a whole chat request. The messages are already taken out, so an empty list replaces
         // them.
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
         let request = ChatRequest::parse(REQUEST_LOCATION, Value::Object(self.fields).to_string().as_bytes());
-        let ChatRequest { settings, tools, prompt, .. } = request.map_err(wrong_request)?;
+        let ChatRequest { settings, tools, prompt, .. } = request.map_err(encoding_error)?;
         Ok((settings, tools, prompt))
     }
 
@@ -246,8 +248,8 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     serde_json::from_slice(bytes).map_err(|e| wrong(format!("is not a JSON object ({e})"), "correct its JSON"))
 }
 
-/// Upper bound of the number of values in a JSON text: counts commas and opening brackets, since one of them stands
-/// before each value in a list or an object.
+/// Upper bound of the number of values in a JSON text: the number of commas and opening brackets, because each value
+/// in a list or an object follows one of them.
 fn value_count(json: &[u8]) -> usize {
     let (mut count, mut bytes) = (0, json.iter());
     while let Some(byte) = bytes.next() {

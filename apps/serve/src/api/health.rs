@@ -30,7 +30,7 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// The metrics in the text format of Prometheus.
 pub(crate) async fn metrics(State(shared): State<Arc<ServerState>>) -> Result<impl IntoResponse, ApiError> {
-    let text = tokio::task::spawn_blocking(move || shared.metrics.text()).await;
+    let text = tokio::task::spawn_blocking(move || shared.metrics.prometheus_text()).await;
     let text = text.map_err(|_| ApiError::internal("reading the metrics has panicked"))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }

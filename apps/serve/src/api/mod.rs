@@ -54,23 +54,23 @@ impl ApiError {
     }
 
     /// The body cannot be read: it is too large, or the client has not sent all of it.
-    pub(crate) fn unreadable(status: StatusCode, message: String) -> Self {
+    pub(crate) fn unreadable_body(status: StatusCode, message: String) -> Self {
         Self { status, ..Self::bad_request(message, None) }
     }
 
     /// The prompt, which is in the field `param`, and the answer do not fit into the model's positions.
-    pub(crate) fn too_long(message: impl Into<String>, param: &str) -> Self {
+    pub(crate) fn prompt_too_long(message: impl Into<String>, param: &str) -> Self {
         Self { code: "context_length_exceeded", ..Self::bad_request(message, Some(param.into())) }
     }
 
     /// The server takes no further requests now.
-    pub(crate) fn busy(message: &str) -> Self {
+    pub(crate) fn service_unavailable(message: &str) -> Self {
         let (status, message) = (StatusCode::SERVICE_UNAVAILABLE, message.into());
         Self { status, message, param: None, code: "unavailable" }
     }
 
     /// The request carries no valid key.
-    pub(crate) fn wrong_key() -> Self {
+    pub(crate) fn unauthorized() -> Self {
         let message = "this server needs an API key; send it as `Authorization: Bearer KEY`".into();
         Self { status: StatusCode::UNAUTHORIZED, message, param: None, code: "invalid_api_key" }
     }
@@ -98,7 +98,7 @@ impl ApiError {
     /// The error of the engine about a request. `prompt_field` is the request field with the prompt.
     pub(crate) fn of_request(e: &EngineError, prompt_field: &str) -> Self {
         match e.is_too_long() {
-            true => Self::too_long(e.to_string(), prompt_field),
+            true => Self::prompt_too_long(e.to_string(), prompt_field),
             false => Self::of_engine(e),
         }
     }
@@ -136,7 +136,7 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        // The client chose the names of its fields, so a long name is cut and escaped as the message is.
+        // Field names come from the client, so a long name is cut and escaped in the same way as the message.
         let param = self.param.as_ref().map(|name| Diagnostic::new("", name, "").to_string());
         json!({"error": {"message": self.message, "type": kind, "param": param, "code": self.code}})
     }
@@ -158,8 +158,8 @@ pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
     ApiError::not_found(diagnostic.to_string(), None)
 }
 
-/// The answer to a method that a path does not have.
-pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+/// The answer to a request with a method that the path does not accept.
+pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     let what = format!("does not take {method}");
     let message = Diagnostic::new(uri.path(), what, "use POST to generate, GET to read").to_string();
     ApiError {
@@ -171,20 +171,21 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
 
 /// The error of a request that cannot be encoded. If the worker process that decodes the media fails, the request may
 /// be correct: it may succeed later.
-pub(crate) fn wrong_request(e: InputError) -> ApiError {
+pub(crate) fn encoding_error(e: InputError) -> ApiError {
     match e {
         InputError::Media(e @ MediaError::Worker(_)) => {
-            // The cause is written to the server's log for the owner of this machine. The client gets a general
-            // message.
+            // The cause is written to the server's stderr. The client gets only a general message.
             reel_diagnostic::note!("error: {e}");
-            return ApiError::busy("this server cannot run the process that decodes media now; try again later");
+            return ApiError::service_unavailable(
+                "this server cannot run the process that decodes media now; try again later",
+            );
         }
         // A decoder that crashes is also reported as killed by a signal. The message names the file, because the file
         // may be the cause.
         InputError::Media(e @ MediaError::Killed(_)) => {
             let Diagnostic { location, what, .. } = e.diagnostic().clone();
             let help = "try again later; if it fails again, the file may be damaged";
-            return ApiError::busy(&Diagnostic::new(location, what, help).to_string());
+            return ApiError::service_unavailable(&Diagnostic::new(location, what, help).to_string());
         }
         _ => {}
     }
@@ -200,9 +201,9 @@ fn field_of(location: &str) -> Option<String> {
 
 /// The error of messages that cannot be encoded. `param` is `messages`, or the name of another field of the request
 /// that is wrong; the location in the text says which message is wrong.
-pub(crate) fn wrong_messages(e: InputError) -> ApiError {
+pub(crate) fn messages_error(e: InputError) -> ApiError {
     if matches!(e, InputError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
-        return wrong_request(e);
+        return encoding_error(e);
     }
     let mut diagnostic = e.into_diagnostic();
     if diagnostic.location == REQUEST_LOCATION {
@@ -231,7 +232,7 @@ mod tests {
             (MediaError::Timeout(diagnostic()), 400, "a.mp4: failed"),
             (MediaError::Memory(diagnostic()), 400, "a.mp4: failed"),
         ] {
-            let error = wrong_messages(error.into());
+            let error = messages_error(error.into());
             assert!(error.status.as_u16() == status && error.message.contains(words), "{error:?}");
         }
     }

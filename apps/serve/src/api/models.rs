@@ -22,7 +22,7 @@ pub(crate) fn adapter_of(shared: &ServerState, model: &str) -> Result<Option<Ada
     match shared.adapters.get(model) {
         Some(adapter) => Ok(Some(adapter.id)),
         None if shared.model.is_named(model) => Ok(None),
-        None => Err(unknown_model(shared, model)),
+        None => Err(unknown_model_error(shared, model)),
     }
 }
 
@@ -66,12 +66,12 @@ pub(crate) async fn get_model(
     match shared.adapters.get(&name) {
         Some(named) => Ok(Json(adapter(&shared, &name, &named))),
         None if shared.model.is_named(&name) => Ok(Json(own_model(&shared))),
-        None => Err(unknown_model(&shared, &name)),
+        None => Err(unknown_model_error(&shared, &name)),
     }
 }
 
 /// The error of a request for a model that the server does not have.
-pub(crate) fn unknown_model(shared: &ServerState, name: &str) -> ApiError {
+pub(crate) fn unknown_model_error(shared: &ServerState, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
     let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);
     let diagnostic = Diagnostic::new("model", what, format!("this server has {own:?}{}", names.concat()));
@@ -79,12 +79,12 @@ pub(crate) fn unknown_model(shared: &ServerState, name: &str) -> ApiError {
 }
 
 /// The error of a request to unload an adapter that names the server's own model.
-pub(crate) fn is_model_itself(name: &str) -> ApiError {
+pub(crate) fn own_model_error(name: &str) -> ApiError {
     wrong_field("lora_name", &format!("{name:?} is the model itself, not an adapter"), "give the name of an adapter")
 }
 
 /// The error of a request to unload an adapter that the server does not have.
-pub(crate) fn unknown_adapter(shared: &ServerState, name: &str) -> ApiError {
+pub(crate) fn unknown_adapter_error(shared: &ServerState, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!("{name:?}")).collect();
     let help = match names.is_empty() {
         true => "this server has no adapters".to_string(),

@@ -8,11 +8,11 @@ use reel_engine::{AdapterId, EngineError};
 use reel_model::lora::Adapter;
 use tokio::sync::oneshot;
 
-use super::admin::wrong_files;
+use super::admin::weight_files_error;
 use super::fields::wrong_field;
 use super::shared::ServerState;
 use super::{ApiError, seconds_since_1970};
-use crate::engine_thread::NewAdapter;
+use crate::engine_thread::LoadAdapterCommand;
 
 /// Maximum number of bytes of an adapter's name.
 const MAX_NAME_BYTES: usize = 256;
@@ -67,13 +67,18 @@ fn check_name(shared: &ServerState, name: &str, replace: bool) -> Result<(), Api
     Ok(())
 }
 
-/// Loads the adapter in `folder` under a name. If another adapter had this name, requests that already use it finish
-/// with it. The caller holds the permit for changes of the weights.
+/// Loads the adapter in `folder` under a name. If the name belonged to another adapter, requests that already use
+/// that adapter finish with it. The caller holds the permit for changes of the weights.
 ///
 /// # Errors
 /// The name is taken; a file is missing, damaged, or does not fit the model; the device is out of memory. After an
 /// error, the server's adapters are unchanged.
-pub(crate) async fn load(shared: &Arc<ServerState>, name: &str, folder: &Path, replace: bool) -> Result<(), ApiError> {
+pub(crate) async fn load_adapter(
+    shared: &Arc<ServerState>,
+    name: &str,
+    folder: &Path,
+    replace: bool,
+) -> Result<(), ApiError> {
     check_name(shared, name, replace)?;
     let (path, model) = (folder.to_path_buf(), shared.model.clone());
     let checked = tokio::task::spawn_blocking(move || {
@@ -82,11 +87,15 @@ pub(crate) async fn load(shared: &Arc<ServerState>, name: &str, folder: &Path, r
         Ok(adapter)
     });
     let checked = checked.await.map_err(|_| ApiError::internal("checking the adapter has panicked"))?;
-    let adapter = checked.map_err(|e| wrong_files(EngineError::Model(e), "lora_path"))?;
+    let adapter = checked.map_err(|e| weight_files_error(EngineError::Model(e), "lora_path"))?;
     let (done, loaded) = oneshot::channel();
-    shared.engine.load_adapter(NewAdapter { folder: folder.to_path_buf(), open: Box::new(|| Ok(adapter)), done });
+    shared.engine.load_adapter(LoadAdapterCommand {
+        folder: folder.to_path_buf(),
+        open: Box::new(|| Ok(adapter)),
+        done,
+    });
     let loaded = loaded.await.map_err(|_| ApiError::internal("the engine has ended; start the server again"))?;
-    let id = loaded.map_err(|e| wrong_files(e, "lora_path"))?;
+    let id = loaded.map_err(|e| weight_files_error(e, "lora_path"))?;
     let adapter = NamedAdapter { id, folder: folder.to_path_buf(), created: seconds_since_1970() };
     if let Some(replaced) = shared.adapters.insert(name.to_string(), adapter) {
         shared.engine.unload_adapter(replaced.id);

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 
 use super::shared::ServerState;
 
-/// What the page may load and do. Scripts and styles come from this server only, and no text can become a script: the
-/// browser refuses inline scripts and every assignment of text as HTML.
+/// The Content-Security-Policy of the page. Scripts and styles come from this server only. No text can become a
+/// script, because the browser refuses inline scripts and every assignment of text as HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
      media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'; trusted-types 'none'";
@@ -60,7 +60,8 @@ fn file(content_type: &'static str, text: &'static str) -> impl IntoResponse {
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
-        // The browser must ask again each time, because a later version of the program may listen on this address.
+        // The browser must revalidate its copy each time, because a later version of the program may listen on this
+        // address.
         (CACHE_CONTROL, "no-cache"),
     ];
     (headers, text)

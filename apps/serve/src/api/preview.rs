@@ -1,4 +1,4 @@
-//! `POST /v1/preview`: what the model sees of a chat request, without generating.
+//! `POST /v1/preview`: shows what the model sees of a chat request, without generating an answer.
 //!
 //! Takes the body of a chat request and encodes it as `POST /v1/chat/completions` does. The answer has the number of
 //! prompt tokens and, for each image and video in the order of the prompt, its size, its tokens and small images of its
@@ -33,18 +33,19 @@ use crate::settings::ServedModel;
 const MAX_SIDE: usize = 160;
 /// Maximum number of thumbnails of an image or video. From a longer video, evenly spaced frames are shown.
 const MAX_THUMBNAILS: usize = 64;
-/// Maximum number of thumbnails of an answer. Once it is reached, further images and videos have none.
+/// Maximum number of thumbnails of an answer. Images and videos beyond this number get no thumbnails.
 const MAX_ALL_THUMBNAILS: usize = 512;
 
 /// `POST /v1/preview`
 pub(crate) async fn preview(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let mut fields = RequestFields::read(&shared, body).await?;
-    let Some(messages) = fields.take_any("messages") else {
+    let Some(messages) = fields.take_value("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let memory = fields.take_memory_permit();
-    // These fields are checked although they do not change what the model sees. The tools do change the prompt.
+    // Most of these fields do not change what the model sees, but they are checked as in a chat request. The tools do
+    // change the prompt.
     fields.take_stream()?;
     let prompt_end = fields.take_prompt_end()?;
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
@@ -82,8 +83,8 @@ struct Medium<'a> {
     times: &'a [f64],
 }
 
-/// The images and videos in the order in which their pad tokens stand in the prompt. [`ModelInput`] holds images and
-/// videos in separate lists.
+/// The images and videos in the order of their pad tokens in the prompt. [`ModelInput`] holds images and videos in
+/// separate lists.
 fn media_in_prompt_order<'a>(model: &ServedModel, input: &'a ModelInput) -> Vec<Medium<'a>> {
     let tokens = &model.folder.config.tokens;
     let frames = &input.frames;
@@ -115,7 +116,7 @@ fn vision_tokens(model: &ServedModel, grid: GridThw) -> usize {
 }
 
 impl Medium<'_> {
-    /// Size, tokens, times and at most `left` thumbnails.
+    /// Describes the image or video as JSON: size, tokens, times and at most `left` thumbnails.
     fn describe(&self, model: &ServedModel, left: usize) -> Result<Value, ApiError> {
         let FrameBuf { frames, height, width, .. } = *self.frames;
         let view = self.frames.view().map_err(|e| ApiError::internal(e.to_string()))?;

@@ -1,4 +1,5 @@
-//! `POST /start_profile` and `POST /stop_profile`: a trace of the time between them, as in vLLM. A body is not read.
+//! `POST /start_profile` and `POST /stop_profile`, as in vLLM: records a trace of the time between the two requests.
+//! The bodies are not read.
 //!
 //! ```text
 //! start    between two steps of the engine: ranges and launches are recorded from now on    status 404, 409
@@ -19,19 +20,19 @@ use super::shared::ServerState;
 use crate::settings::ServerProfiler;
 
 /// `POST /start_profile`
-pub(crate) async fn start(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn start_profile(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(begin(shared, profiler))).await
 }
 
 /// `POST /stop_profile`
-pub(crate) async fn stop(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn stop_profile(State(shared): State<Arc<ServerState>>) -> Result<Json<Value>, ApiError> {
     let profiler = profiler(&shared)?;
     finished(tokio::spawn(end(shared, profiler))).await
 }
 
-/// Waits for a task of its own, which a client that disconnects does not stop half-way.
+/// Waits for a separate task. The task continues even if the client disconnects.
 async fn finished(task: JoinHandle<Result<Json<Value>, ApiError>>) -> Result<Json<Value>, ApiError> {
     task.await.map_err(|_| ApiError::internal("the profiler has panicked"))?
 }

@@ -6,7 +6,7 @@ use reel_input::TokenId;
 use reel_input::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-/// The value of the field. `tokens` are all tokens of the prompt except the first one.
+/// The value of the field `prompt_logprobs`. `tokens` are all tokens of the prompt except the first one.
 pub(super) fn prompt_log_probs_json(tokenizer: &Tokenizer, tokens: &[PromptTokenLogProbs]) -> Value {
     let entry = |id: TokenId, log_prob: f32, rank: usize| {
         let text = String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();

@@ -1,4 +1,4 @@
-//! The steps that all endpoints that generate text share: checks, encoding, the engine's queue, and the answer.
+//! The steps of all endpoints that generate text: checks, encoding, the engine's queue, and the answer.
 //!
 //! ```text
 //! check     fields, model, limits of the server                      status 400, 404, 503
@@ -22,18 +22,18 @@ use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::answer::{Answer, ApiForm, ToolCallRules};
+use super::answer::{AnswerBuilder, ApiKind, ToolCallRules};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenFieldNames, MAX_COMPLETIONS, StreamFields, wrong_field};
 use super::shared::ServerState;
-use super::{ApiError, REQUEST_LOCATION, encode, models, seconds_since_1970, stream, wrong_request};
+use super::{ApiError, REQUEST_LOCATION, encode, encoding_error, models, seconds_since_1970, stream};
 use crate::engine_thread::GenerationJob;
 use crate::http::{RequestLog, random_number};
 
-/// A request whose fields are checked.
+/// A request with checked fields.
 #[derive(Debug)]
 pub(crate) struct CheckedRequest {
-    form: ApiForm,
+    form: ApiKind,
     model: String,
     stream: StreamFields,
     settings: RequestSettings,
@@ -46,13 +46,13 @@ pub(crate) struct CheckedRequest {
 
 impl CheckedRequest {
     /// Checks the settings of a request with `prompts` prompts, and takes its permits from the server's limit of
-    /// requests. `names` are the names by which the request gave two of the settings.
+    /// requests. `names` are the field names that the request used for two of the settings.
     ///
     /// # Errors
     /// The server is stopping or has too many requests; the settings are out of range.
     pub(crate) fn new(
         shared: &ServerState,
-        form: ApiForm,
+        form: ApiKind,
         model: String,
         stream: StreamFields,
         (settings, names): (RequestSettings, GivenFieldNames),
@@ -63,7 +63,7 @@ impl CheckedRequest {
             return Err(wrong_field("prompt_logprobs", "cannot be streamed", "remove it, or set stream to false"));
         }
         let vocab_size = shared.model.folder.config.text.vocab_size;
-        settings.check_token_ids(REQUEST_LOCATION, vocab_size).map_err(wrong_request)?;
+        settings.check_token_ids(REQUEST_LOCATION, vocab_size).map_err(encoding_error)?;
         let n = settings.n.unwrap_or(1);
         if n * prompts > MAX_COMPLETIONS.min(shared.limits.requests.max(n)) {
             let what = format!("has {prompts} prompts with {n} completions each");
@@ -98,10 +98,10 @@ impl CheckedRequest {
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
         let Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit } = self;
-        // The settings keep the grammar for other processes that compute the model.
+        // The grammar is cloned, because the settings are also sent to the other processes that compute the model.
         let grammar = match settings.grammar.clone() {
             Some(spec) => {
-                Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
+                Some(encode::run_on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
             }
             None => None,
         };
@@ -111,7 +111,7 @@ impl CheckedRequest {
         let asked = settings.max_new_tokens.map(|number| (names.max_tokens, number));
         let limit = |prompt: &ModelInput| {
             let limit = new_tokens(shared, form, prompt.len(), asked, default_tokens)?;
-            settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(wrong_request)?;
+            settings.check_min_tokens(REQUEST_LOCATION, limit, names.max_tokens).map_err(encoding_error)?;
             Ok(limit)
         };
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
@@ -127,7 +127,7 @@ impl CheckedRequest {
             })
             .collect();
         let choices = n * queued.len();
-        let answer = Answer {
+        let answer = AnswerBuilder {
             form,
             id: next_id(shared, form),
             created: seconds_since_1970(),
@@ -141,9 +141,10 @@ impl CheckedRequest {
         };
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);
         if stream.stream {
-            // The HTTP status is sent before the text, so the first event decides whether the status is an error.
+            // Waits for the first event, because an error in it can still change the HTTP status, which is sent
+            // before the text.
             let first = events.recv().await?;
-            return Ok(stream::stream(answer, shared, choices, first, events));
+            return Ok(stream::stream_answer(answer, shared, choices, first, events));
         }
         let completions = collect(events, choices).await?;
         Ok(Json(answer.whole_answer(&shared.model.folder.tokenizer, &completions)).into_response())
@@ -154,7 +155,9 @@ impl CheckedRequest {
 pub(crate) fn refuse_if_stopping(shared: &ServerState) -> Result<(), ApiError> {
     match shared.is_ready() {
         true => Ok(()),
-        false => Err(ApiError::busy("the server is stopping and takes no further requests; try another server")),
+        false => Err(ApiError::service_unavailable(
+            "the server is stopping and takes no further requests; try another server",
+        )),
     }
 }
 
@@ -164,7 +167,7 @@ fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
     let settings = RequestSettings { seed, ..job.settings };
     let (sender, events) = unbounded_channel();
     let tokens = job.prompt.len();
-    shared.engine.send(GenerationJob { settings, ..job }, sender);
+    shared.engine.send_request(GenerationJob { settings, ..job }, sender);
     QueuedPrompt { tokens, events }
 }
 
@@ -173,7 +176,7 @@ fn enqueue(shared: &ServerState, job: GenerationJob) -> QueuedPrompt {
 fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
-        // Two requests may create a compiler at the same time. Then one of the two compilers is kept.
+        // If two requests create a compiler at the same time, one of the two compilers is kept.
         None => {
             let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
             shared.grammars.get_or_init(|| made)
@@ -186,11 +189,11 @@ fn compile(shared: &ServerState, spec: &GrammarSpec, field: &str) -> Result<Gram
     })
 }
 
-/// The maximum number of tokens to generate: the number that the request gives or else the default, bounded by the
-/// positions that the prompt leaves. `asked` is the name and the value of the request's field.
+/// The maximum number of tokens to generate: the number that the request gives, otherwise the default, but at most
+/// the positions that the prompt leaves. `asked` is the name and the value of the request's field.
 fn new_tokens(
     shared: &ServerState,
-    form: ApiForm,
+    form: ApiKind,
     prompt_tokens: usize,
     asked: Option<(&str, usize)>,
     default_tokens: usize,
@@ -210,7 +213,7 @@ fn new_tokens(
                 field.unwrap_or_default()
             ),
         };
-        ApiError::too_long(message, form.prompt_field())
+        ApiError::prompt_too_long(message, form.prompt_field())
     })
 }
 
@@ -225,8 +228,8 @@ async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Comple
     Ok(completions.into_iter().flatten().collect())
 }
 
-/// An id for each answer of this server, with a running number.
-fn next_id(shared: &ServerState, form: ApiForm) -> String {
+/// The id of the next answer of this server: a prefix and a running number.
+fn next_id(shared: &ServerState, form: ApiKind) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{}-{:x}-{number:x}", form.id_prefix(), shared.started)

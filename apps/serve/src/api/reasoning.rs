@@ -10,7 +10,7 @@
 const BEGIN: &str = "<think>";
 const END: &str = "</think>";
 
-/// The state of an answer that is read.
+/// Separates reasoning from text while an answer is read.
 #[derive(Debug, Default)]
 pub(crate) struct ReasoningParser {
     state: State,
@@ -58,7 +58,7 @@ impl ReasoningParser {
                     (self.state, self.held) = (State::Text, rest.to_string());
                 }
                 None => {
-                    // Holds back the end of the text if it may be the beginning of the second tag.
+                    // Holds back the last characters of the text if they may be the beginning of the second tag.
                     let is_begun = |&at: &usize| self.held.is_char_boundary(at) && END.starts_with(&self.held[at..]);
                     let first = self.held.len().saturating_sub(END.len() - 1);
                     let at = (first..self.held.len()).find(is_begun).unwrap_or(self.held.len());
@@ -73,7 +73,7 @@ impl ReasoningParser {
         added
     }
 
-    /// Ends the answer. Returns the characters that were held back.
+    /// Ends the answer. Returns the characters that were held back as reasoning or as text.
     pub(crate) fn finish(&mut self) -> AddedText {
         let held = std::mem::take(&mut self.held);
         match self.state {

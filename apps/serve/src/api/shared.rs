@@ -19,7 +19,7 @@ use crate::settings::{RequestMedia, ServedModel, ServerLimits, ServerProfiler};
 pub(crate) struct ServerState {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) text: TokenText,
-    /// Created for the first request with a grammar.
+    /// The compiler of grammars. The first request with a grammar creates it.
     pub(crate) grammars: OnceLock<GrammarCompiler>,
     pub(crate) media: RequestMedia,
     pub(crate) limits: ServerLimits,
@@ -28,15 +28,16 @@ pub(crate) struct ServerState {
     pub(crate) engine: EngineQueue,
     /// The LoRA adapters that requests can name.
     pub(crate) adapters: AdapterNames,
-    /// Has one permit. A request that replaces the weights or loads an adapter must hold it.
+    /// Semaphore with one permit. A request that replaces the weights or loads an adapter must hold the permit.
     pub(crate) weight_changes: Arc<Semaphore>,
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
     pub(crate) weights: Mutex<(String, u64)>,
     /// Whether the weights belong to a training run. Only the training run may change them then.
     pub(crate) is_training: bool,
-    /// Has one permit for each request that may run or wait at the same time.
+    /// Semaphore with one permit for each request that may run or wait at the same time.
     pub(crate) permits: Arc<Semaphore>,
-    /// Has one permit for each request with media that may be encoded at the same time: decoding videos takes memory.
+    /// Semaphore with one permit for each request with media that may be encoded at the same time, because decoding
+    /// videos takes memory.
     pub(crate) encoders: Arc<Semaphore>,
     /// The length of the longest token in bytes. A text of n bytes has at least n divided by this length tokens.
     pub(crate) longest_token_bytes: usize,
@@ -67,7 +68,9 @@ impl ServerState {
     pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
-            ApiError::busy("too many requests are running or waiting; try again later, or raise --max-requests")
+            ApiError::service_unavailable(
+                "too many requests are running or waiting; try again later, or raise --max-requests",
+            )
         })
     }
 
@@ -77,7 +80,7 @@ impl ServerState {
     }
 
     /// Records that the weights in service are now those of the folder `name`.
-    pub(crate) fn set_weights(&self, name: String) {
+    pub(crate) fn set_weights_name(&self, name: String) {
         *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, seconds_since_1970());
     }
 
@@ -92,7 +95,7 @@ impl ServerState {
     }
 
     /// Refuses token ids that the model does not have. `field` is the request field with the ids.
-    pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
+    pub(crate) fn check_token_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
         let size = self.model.folder.config.text.vocab_size;
         match ids.iter().find(|&&id| id as usize >= size) {
             None => Ok(()),

@@ -1,6 +1,6 @@
 //! An answer as server-sent events.
 //!
-//! The connection polls for the next event when it can send one. So a slow client delays only its own answer: the
+//! The next event is taken only when the connection can send it. So a slow client delays only its own answer: the
 //! engine continues, and the tokens wait in a queue. If the client disconnects or reads nothing for too long, the
 //! stream is dropped, which makes the engine drop the request.
 
@@ -18,7 +18,7 @@ use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
 
-use super::answer::{Answer, TextOffsets};
+use super::answer::{AnswerBuilder, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::reasoning::{AddedText, ReasoningParser};
 use super::shared::ServerState;
@@ -29,8 +29,8 @@ use crate::settings::ServedModel;
 const DONE: &str = "[DONE]";
 
 /// The streamed answer to a request. `first` is the request's first event, `events` gives the following ones.
-pub(crate) fn stream(
-    answer: Answer,
+pub(crate) fn stream_answer(
+    answer: AnswerBuilder,
     shared: &ServerState,
     choices: usize,
     first: ChoiceEvent,
@@ -53,9 +53,9 @@ pub(crate) fn stream(
     (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
 }
 
-/// A choice while it is generated.
+/// The state of one choice while its tokens are generated.
 struct StreamedChoice {
-    /// `None` once the choice is finished.
+    /// Decodes the choice's tokens to text and finds stop strings. `None` once the choice is finished.
     text: Option<CompletionStream<TokenText>>,
     /// The parser that finds the reasoning, and whether the reasoning is part of the answer; `None` if reasoning stays
     /// in the text.
@@ -64,12 +64,12 @@ struct StreamedChoice {
     calls: Option<ToolCallParser>,
     /// The log-probabilities of tokens that no event contains yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
-    /// Counts the characters of the tokens whose log-probabilities have been sent.
+    /// Counts the characters of all tokens with log-probabilities that were already sent.
     offsets: TextOffsets,
 }
 
 impl StreamedChoice {
-    /// Reads a piece of the completion's text. Returns the pieces of the answer that it adds.
+    /// Reads a piece of the completion's text. Returns the resulting pieces of the answer.
     fn push(&mut self, text: String) -> Vec<AnswerPiece> {
         match &mut self.reasoning {
             Some((parser, _)) => {
@@ -102,21 +102,21 @@ impl StreamedChoice {
         }
         if let Some(parser) = &mut self.calls {
             pieces.extend(parser.finish());
-            // An answer without any piece gets one piece of empty text.
+            // An answer without any text, reasoning or call gets one piece of empty text.
             let empty = parser.is_empty().then(|| AnswerPiece::Text(String::new()));
             pieces.extend(empty);
         }
         pieces
     }
 
-    fn take_log_probs(&mut self, answer: &Answer, model: &ServedModel) -> Value {
+    fn take_log_probs(&mut self, answer: &AnswerBuilder, model: &ServedModel) -> Value {
         let tokens = std::mem::take(&mut self.log_probs);
         answer.log_probs(&model.folder.tokenizer, &tokens, &mut self.offsets)
     }
 }
 
 struct AnswerStream {
-    answer: Answer,
+    answer: AnswerBuilder,
     model: Arc<ServedModel>,
     choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.

@@ -17,7 +17,7 @@ use super::{ApiError, encode};
 
 /// The answer of `/tokenize`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Tokens {
+pub(crate) struct TokenizeResponse {
     count: usize,
     max_model_len: usize,
     tokens: Vec<TokenId>,
@@ -26,15 +26,18 @@ pub(crate) struct Tokens {
 
 /// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision
 /// token, as `usage.prompt_tokens` counts them.
-pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Tokens>, ApiError> {
+pub(crate) async fn tokenize(
+    State(shared): State<Arc<ServerState>>,
+    body: Body,
+) -> Result<Json<TokenizeResponse>, ApiError> {
     let mut fields = RequestFields::read(&shared, body).await?;
     let memory = fields.take_memory_permit();
-    let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
+    let (prompt, messages) = (fields.take_field::<String>("prompt", "a text")?, fields.take_value("messages"));
     let (tools, prompt_fields) = (fields.take_tools()?, fields.take_prompt_fields()?);
-    let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
+    let with_texts = fields.take_field("return_token_strs", "true or false")?.unwrap_or(false);
     let prompt_end = fields.take_prompt_end()?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so the value of this field makes no difference.
-    fields.take::<bool>("add_special_tokens", "true or false")?;
+    fields.take_field::<bool>("add_special_tokens", "true or false")?;
     fields.refuse_remaining_fields()?;
     // Encoding may decode videos, so it needs a permit as any other request does.
     let permit = shared.request_permits(1)?;
@@ -57,7 +60,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body)
         let tokens = input.input_ids;
         let decode = |id: &TokenId| shared.model.folder.tokenizer.decode(&[*id], false);
         let token_strs = with_texts.then(|| tokens.iter().map(decode).collect());
-        Ok(Tokens { count: tokens.len(), max_model_len: shared.max_positions(), tokens, token_strs })
+        Ok(TokenizeResponse { count: tokens.len(), max_model_len: shared.max_positions(), tokens, token_strs })
     });
     Ok(Json(tokens.await?))
 }
@@ -66,12 +69,12 @@ pub(crate) async fn tokenize(State(shared): State<Arc<ServerState>>, body: Body)
 pub(crate) async fn detokenize(State(shared): State<Arc<ServerState>>, body: Body) -> Result<Json<Value>, ApiError> {
     let mut fields = RequestFields::read(&shared, body).await?;
     let memory = fields.take_memory_permit();
-    let Some(ids) = fields.take::<Vec<TokenId>>("tokens", "a list of token ids")? else {
+    let Some(ids) = fields.take_field::<Vec<TokenId>>("tokens", "a list of token ids")? else {
         return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
     };
     fields.refuse_remaining_fields()?;
-    shared.check_ids("tokens", &ids)?;
-    let text = encode::on_blocking_thread(&shared, move |shared| {
+    shared.check_token_ids("tokens", &ids)?;
+    let text = encode::run_on_blocking_thread(&shared, move |shared| {
         let _memory = memory;
         Ok(shared.model.folder.tokenizer.decode(&ids, false))
     });

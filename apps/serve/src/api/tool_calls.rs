@@ -19,7 +19,7 @@ const END: &str = "</tool_call>";
 /// Maximum length of the JSON text of a function's name in a head. Valid names have at most 64 characters.
 const MAX_NAME_BYTES: usize = 256;
 
-/// A piece of an answer. The calls of an answer have the indices 0, 1, ...
+/// A piece of an answer. The tool calls of an answer have the indices 0, 1, ...
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AnswerPiece {
     /// Text outside of calls.
@@ -49,17 +49,18 @@ pub(crate) struct ToolCallParser {
 
 #[derive(Debug)]
 enum State {
-    /// Outside of a block. `held` may be the beginning of the tag [`BEGIN`].
+    /// The parser is outside of a block. `held` may be the beginning of the tag [`BEGIN`].
     Text,
-    /// In the head of a block. `held` is the text of the block so far.
+    /// The parser is in the head of a block. `held` is the text of the block so far.
     Head(Head),
-    /// In a block that is a JSON object without the usual head.
+    /// The parser is in a block that is a JSON object without the usual head.
     OtherObject,
     /// In the arguments of a call.
     Arguments(Nesting),
-    /// After the arguments, but still in the JSON object of the call. `held` is the text since the arguments.
+    /// The parser is after the arguments, but still in the JSON object of the call. `held` is the text since the
+    /// arguments.
     RestOfObject(Nesting),
-    /// After the JSON object of a call. `held` may be the beginning of the tag [`END`].
+    /// The parser is after the JSON object of a call. `held` may be the beginning of the tag [`END`].
     AfterObject,
 }
 
@@ -86,7 +87,7 @@ impl ToolCallParser {
         std::mem::take(&mut self.pieces)
     }
 
-    /// Ends the text. Returns the pieces that were held back.
+    /// Ends the answer's text. Returns the pieces that were held back.
     pub(crate) fn finish(&mut self) -> Vec<AnswerPiece> {
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text) {
@@ -119,7 +120,7 @@ impl ToolCallParser {
                         self.end_block_at_tag();
                     }
                     HeadStep::Wrong => {
-                        // The block is not an object: it has white space and one more character, which may begin
+                        // The block is not a JSON object. It has white space and one more character, which may begin
                         // another tag.
                         let block = std::mem::take(&mut self.held);
                         self.state = State::Text;
@@ -142,7 +143,7 @@ impl ToolCallParser {
             State::RestOfObject(nesting) => {
                 let is_end = nesting.read(c);
                 self.held.push(c);
-                // The end tag also ends an object whose last bracket is missing.
+                // The end tag also ends an object without its last bracket.
                 let is_tag = !nesting.in_string && self.held.ends_with(END);
                 if is_end || is_tag {
                     self.state = if is_tag { State::Text } else { State::AfterObject };
@@ -155,7 +156,7 @@ impl ToolCallParser {
                     self.held.clear();
                     self.state = State::Text;
                 } else if !END.starts_with(&self.held) {
-                    // Some models write one bracket too many, or leave out the end tag.
+                    // Accepts one surplus bracket and a missing end tag, because some models write calls like this.
                     let rest = std::mem::take(&mut self.held);
                     if rest.chars().any(|c| !c.is_ascii_whitespace() && c != '}') {
                         self.state = State::Text;
@@ -167,7 +168,7 @@ impl ToolCallParser {
     }
 
     fn read_text(&mut self, c: char) {
-        // In a tag, only the first character is `<`, so `held` is not the beginning of a tag.
+        // `held` is not the beginning of a tag, because only the first character of a tag is `<`.
         if c == '<' && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
             self.add_text(&held);
@@ -200,7 +201,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Passes on a complete block: as a call if it can be parsed as one, else as text.
+    /// Passes on a complete block: as a tool call if the block can be parsed as one, otherwise as text.
     fn end_other_object(&mut self, block: &str, end: &str) {
         match parse_call(block) {
             Some((name, arguments)) => {
@@ -230,7 +231,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Whether the last call is passed on. With `one_call`, only the first one is.
+    /// Whether the current call is passed on. With `one_call`, only the first call of an answer is passed on.
     fn is_shown(&self) -> bool {
         self.calls == 1 || !self.one_call
     }
@@ -301,7 +302,7 @@ struct Head {
     name: String,
 }
 
-/// The parts of a head. The empty part stands for the name.
+/// The parts of a head. The empty part is replaced by the name.
 const HEAD: [&str; 8] = ["{", "\"name\"", ":", "", ",", "\"arguments\"", ":", "{"];
 
 enum HeadStep {

@@ -63,16 +63,16 @@ impl AccessLog {
         self.lines.clone()
     }
 
-    /// Waits until the lines of all requests are written, but at most [`LAST_LINES`], in case the reader of stderr
-    /// reads nothing.
+    /// Waits until the lines of all requests are written, but at most for the time [`LAST_LINES`], because the reader
+    /// of stderr may read nothing.
     pub(crate) fn finish(self) {
         drop(self.lines);
         let _ = self.written.recv_timeout(LAST_LINES);
     }
 }
 
-/// The data of the log line of one request. The line is written when this value is dropped: with the last byte of the
-/// answer, or when the client disconnects. Handlers find this value among the extensions of the request.
+/// The data of the log line of one request. The line is written when this value is dropped: after the last byte of
+/// the answer, or when the client disconnects. Handlers get this value from the request's extensions.
 #[derive(Debug)]
 pub(crate) struct RequestLog {
     lines: Option<SyncSender<String>>,
@@ -163,7 +163,7 @@ fn random_id() -> String {
     format!("{:016x}{:016x}", random_number(), random_number())
 }
 
-/// A random number: a hash whose keys come from the random source of the operating system.
+/// A random number, computed as a hash with keys from the random source of the operating system.
 pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(())
 }

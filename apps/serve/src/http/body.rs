@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::stall::StallBudget;
 use crate::api::{ApiError, REQUEST_LOCATION};
 
-/// Number of bodies of maximum size that fit into the memory for bodies at the same time.
+/// Number of bodies of maximum size that may be in memory at the same time.
 const MAX_BODIES: usize = 16;
 
 /// The memory for bodies that are being read or encoded.
@@ -47,11 +47,12 @@ impl BodyMemory {
             "{REQUEST_LOCATION}: its body is larger than {} bytes; send less media, or raise --max-body",
             self.max_bytes
         );
-        ApiError::unreadable(StatusCode::PAYLOAD_TOO_LARGE, message)
+        ApiError::unreadable_body(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 }
 
-/// Reads the whole body of a request. A body whose announced length is too large is refused before it is read.
+/// Reads the whole body of a request. If the announced length (`Content-Length`) is too large, the body is refused
+/// before it is read.
 ///
 /// # Errors
 /// The body is too large, too slow or incomplete, or other bodies take all the memory.
@@ -63,18 +64,18 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
     let mut read = RequestBody { bytes: Vec::new(), memory: None };
     loop {
         let begun = Instant::now();
-        let Ok(frame) = timeout(budget.left(), body.frame()).await else {
+        let Ok(frame) = timeout(budget.remaining_time(), body.frame()).await else {
             let message = format!("{REQUEST_LOCATION}: its body makes no progress; send it faster than 1 KiB/s");
-            return Err(ApiError::unreadable(StatusCode::REQUEST_TIMEOUT, message));
+            return Err(ApiError::unreadable_body(StatusCode::REQUEST_TIMEOUT, message));
         };
         let Some(frame) = frame else { return Ok(read) };
         let frame = frame.map_err(|e| {
             let message = format!("{REQUEST_LOCATION}: its body is incomplete or damaged ({e}); send it again");
-            ApiError::unreadable(StatusCode::BAD_REQUEST, message)
+            ApiError::unreadable_body(StatusCode::BAD_REQUEST, message)
         })?;
-        // The only other kind of frame, trailers, is ignored.
+        // Ignores trailers, the only other kind of frame.
         let Ok(data) = frame.into_data() else { continue };
-        budget.record(begun.elapsed(), data.len());
+        budget.record_transfer(begun.elapsed(), data.len());
         if read.bytes.len() + data.len() > memory.max_bytes {
             return Err(memory.too_large());
         }
@@ -88,8 +89,9 @@ impl RequestBody {
         let held = self.memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = length.div_ceil(1024).saturating_sub(held);
         let more = u32::try_from(missing).ok().and_then(|n| free_kib.clone().try_acquire_many_owned(n).ok());
-        let more =
-            more.ok_or_else(|| ApiError::busy("too much data of other requests is being read; try again later"))?;
+        let more = more.ok_or_else(|| {
+            ApiError::service_unavailable("too much data of other requests is being read; try again later")
+        })?;
         match &mut self.memory {
             Some(memory) => memory.merge(more),
             None => self.memory = Some(more),

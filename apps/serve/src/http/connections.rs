@@ -40,11 +40,11 @@ pub(super) const MAX_BUFFER_BYTES: usize = 64 << 10;
 const MIN_STREAMS: usize = 1024;
 /// The pause after a connection could not be accepted because the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// When the last old connection has closed, answers with status 503 may still be in flight. They get this much time.
+/// Extra time at the end of the server for answers with status 503 that are still in flight when the last old
+/// connection has closed.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
-/// The address of the other end of a connection, which may be a proxy. Handlers find it among the extensions of a
-/// request.
+/// The address of the other end of a connection, which may be a proxy. Handlers get it from the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
@@ -52,7 +52,7 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What all connections share.
-pub(super) struct Server {
+pub(super) struct HttpServer {
     pub(super) router: Router,
     pub(super) limits: ConnectionLimits,
     tls: Option<Tls>,
@@ -71,7 +71,7 @@ pub(crate) async fn serve_connections(
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections));
     let streams = Arc::new(Semaphore::new(limits.connections.max(MIN_STREAMS)));
-    let server = Arc::new(Server { router, limits, tls, streams });
+    let server = Arc::new(HttpServer { router, limits, tls, streams });
     let (running, on_stop) = watch::channel(());
     let mut stopped = pin!(stopped);
     loop {
@@ -110,7 +110,7 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
     }
 }
 
-impl Server {
+impl HttpServer {
     /// Serves one connection. `stop` changes when the server stops. The server waits until all clones of `stop` are
     /// dropped, that is, until all connections have ended. Without `keep_alive`, the connection ends after one answer.
     async fn handle(
@@ -161,7 +161,7 @@ impl Server {
         keep_alive: bool,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
-        let (progress, write_waits) = (AnsweringFlag::default(), stream.is_waiting());
+        let (progress, write_waits) = (AnsweringFlag::default(), stream.waiting_flag());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             let answer = router.call(request.map(|body| ReceivedBody::new(body, progress.clone())));
@@ -175,7 +175,8 @@ impl Server {
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
+        // Errors of a connection are ignored. Their cause is a client that is gone, is too slow, or does not speak
+        // HTTP.
         tokio::select! {
             _ = connection.as_mut() => return,
             _ = stop.changed() => connection.as_mut().graceful_shutdown(),

@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::ConnectionLimits;
-use super::connections::{MAX_BUFFER_BYTES, PeerAddress, Server};
+use super::connections::{HttpServer, MAX_BUFFER_BYTES, PeerAddress};
 use super::limited_stream::LimitedStream;
 use super::stall::StallBudget;
 use super::stopping::{AnsweringFlag, ReceivedBody};
@@ -46,10 +46,11 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MAX_STREAMS: u32 = 128;
 /// Maximum number of body bytes that a client may send before the server has read them.
 const WINDOW_BYTES: u32 = 1 << 20;
-/// Maximum number of streams that the client may reset before the server has accepted them. One more ends the
+/// Maximum number of streams that the client may reset before the server has accepted them. A further reset ends the
 /// connection.
 const MAX_UNSEEN_RESETS: usize = 20;
-/// Maximum number of streams that the server resets because of the client's errors. One more ends the connection.
+/// Maximum number of streams that the server resets because of the client's errors. A further reset ends the
+/// connection.
 const MAX_ERROR_RESETS: usize = 100;
 /// How long a client may take to answer a GOAWAY once its streams have ended.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -67,9 +68,9 @@ fn builder() -> Builder {
     builder
 }
 
-impl Server {
-    /// Serves HTTP/2 until the connection is closed. `stop` and `keep_alive` have the same meaning as in
-    /// `Server::handle`.
+impl HttpServer {
+    /// Serves HTTP/2 until the connection is closed. `stop` changes when the server stops. Without `keep_alive`, the
+    /// connection ends after one answer.
     pub(super) async fn serve_http2(
         &self,
         stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin>,
@@ -78,19 +79,20 @@ impl Server {
         keep_alive: bool,
     ) {
         let ConnectionLimits { read_timeout, write_timeout, .. } = self.limits;
-        let write_waits = stream.is_waiting();
-        // Each request waits for the change of `stop` on its own, with a clone of this receiver, which has not seen the
-        // change.
+        let write_waits = stream.waiting_flag();
+        // Each request waits for a change of `stop` with its own clone of this receiver, which has not seen the
+        // change yet.
         let stop_of_requests = stop.clone();
         let handshake = tokio::select! {
             handshake = timeout(read_timeout, builder().handshake::<_, Bytes>(stream)) => handshake,
             _ = stop.changed() => return,
         };
-        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
+        // Errors of a connection are ignored. Their cause is a client that is gone, is too slow, or does not speak
+        // HTTP.
         let Ok(Ok(mut connection)) = handshake else { return };
         let mut tasks = JoinSet::new();
         let mut is_closing = false;
-        // The time at which the connection has been idle for too long. It is ignored while a stream is open.
+        // Timer that ends an idle connection. The timer is ignored while a stream is open.
         let mut idle_end = pin!(sleep(read_timeout));
         loop {
             tokio::select! {
@@ -194,7 +196,7 @@ async fn answer(
 }
 
 /// Sends a part of an answer as the client's flow control allows. The crate h2 gets no more bytes than flow control
-/// allows, so that it holds no data of a stream whose task has ended.
+/// allows. Otherwise h2 would keep data of a stream whose task has ended.
 ///
 /// # Errors
 /// The client has reset the stream or is gone, or `budget` is used up.
@@ -208,7 +210,7 @@ async fn send(
         stream.reserve_capacity(data.len());
         let begun = Instant::now();
         while stream.capacity() == 0 {
-            let left = budget.left().saturating_sub(begun.elapsed());
+            let left = budget.remaining_time().saturating_sub(begun.elapsed());
             let Ok(capacity) = timeout(left, poll_fn(|cx| stream.poll_capacity(cx))).await else {
                 stream.send_reset(Reason::CANCEL);
                 return Err(Reason::CANCEL.into());
@@ -217,7 +219,7 @@ async fn send(
             capacity.ok_or(Reason::CANCEL)??;
         }
         let part = data.split_to(stream.capacity().min(data.len()));
-        budget.record(begun.elapsed(), part.len());
+        budget.record_transfer(begun.elapsed(), part.len());
         stream.send_data(part, is_last && data.is_empty())?;
     }
     Ok(())

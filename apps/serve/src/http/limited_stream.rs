@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::stall::StallBudget;
 
-/// How long the end of a connection waits for the client to close its side.
+/// Maximum time that a connection, at its end, waits for the client to close its side.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream that fails with [`io::ErrorKind::TimedOut`] if its peer reads nothing for a time.
@@ -49,8 +49,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         }
     }
 
-    /// A flag that is set while a write waits for the peer.
-    pub(super) fn is_waiting(&self) -> Arc<AtomicBool> {
+    /// The flag that is true while a write waits for the peer.
+    pub(super) fn waiting_flag(&self) -> Arc<AtomicBool> {
         self.is_waiting.clone()
     }
 
@@ -81,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         bytes: impl Fn(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         let Poll::Ready(result) = polled else {
-            let left = self.budget.left();
+            let left = self.budget.remaining_time();
             let (_, end) = self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));
             self.is_waiting.store(true, Ordering::Relaxed);
             ready!(end.as_mut().poll(cx));
@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         };
         self.is_waiting.store(false, Ordering::Relaxed);
         let waited = self.waiting.take().map_or(Duration::ZERO, |(begun, _)| begun.elapsed());
-        self.budget.record(waited, result.as_ref().map_or(0, bytes));
+        self.budget.record_transfer(waited, result.as_ref().map_or(0, bytes));
         Poll::Ready(result)
     }
 

@@ -6,8 +6,7 @@ use std::time::Duration;
 const MIN_BYTES_PER_SECOND: f64 = 1024.0;
 
 /// The time that the server may still wait for a client. Waiting reduces this time, and each transferred byte adds
-/// 1/1024 s. So a client that transfers nothing is given up when the time is over, and so is a client that sends or
-/// reads a byte only now and then.
+/// 1/1024 s. So the budget also ends for a client that sends or reads a byte only now and then.
 #[derive(Debug)]
 pub(super) struct StallBudget {
     limit: Duration,
@@ -21,12 +20,12 @@ impl StallBudget {
     }
 
     /// How long the server may still wait.
-    pub(super) fn left(&self) -> Duration {
+    pub(super) fn remaining_time(&self) -> Duration {
         self.left
     }
 
     /// Records that `bytes` bytes were transferred after a wait of `waited`.
-    pub(super) fn record(&mut self, waited: Duration, bytes: usize) {
+    pub(super) fn record_transfer(&mut self, waited: Duration, bytes: usize) {
         let earned = Duration::from_secs_f64(bytes as f64 / MIN_BYTES_PER_SECOND);
         self.left = (self.left.saturating_sub(waited) + earned).min(self.limit);
     }
@@ -41,10 +40,10 @@ mod tests {
         let second = Duration::from_secs(1);
         let (mut trickle, mut steady) = (StallBudget::new(10 * second), StallBudget::new(10 * second));
         for _ in 0..20 {
-            trickle.record(second, 1);
-            steady.record(second, 2048);
+            trickle.record_transfer(second, 1);
+            steady.record_transfer(second, 2048);
         }
-        assert!(trickle.left() < Duration::from_millis(2));
-        assert_eq!(steady.left(), 10 * second);
+        assert!(trickle.remaining_time() < Duration::from_millis(2));
+        assert_eq!(steady.remaining_time(), 10 * second);
     }
 }

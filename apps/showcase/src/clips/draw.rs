@@ -19,7 +19,7 @@ pub(super) struct Shape {
 }
 
 /// Draws the frames of a clip, u8 RGB. A frame that equals the previous frame is copied.
-pub(super) fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
+pub(super) fn render_frames(scenes: &[Vec<Shape>]) -> Vec<u8> {
     let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * CLIP_SIDE * CLIP_SIDE * 3);
     for (t, scene) in scenes.iter().enumerate() {
         if t > 0 && scene == &scenes[t - 1] {

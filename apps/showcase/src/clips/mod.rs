@@ -1,13 +1,13 @@
 //! Synthetic video clips: a shape that moves, a shape that changes color, shapes to count.
 //!
 //! [`make_clips`] draws the clips of a set from a seed, each with a question, a chain of thought and the correct
-//! answer; [`make_grey_clip`] draws clips whose answers the stand-in for large models gets wrong.
+//! answer; [`make_grey_clip`] draws clips that the stand-in for large models answers incorrectly.
 
 mod draw;
 
 use reel_kernels::philox;
 
-use draw::{Shape, ShapeKind, render};
+use draw::{Shape, ShapeKind, render_frames};
 
 /// Height and width of a clip in pixels.
 pub const CLIP_SIDE: usize = 224;
@@ -32,11 +32,12 @@ pub const DIRECTIONS: [(&str, &str, &str); 4] =
 
 /// The beginning of the file names of clips with a grey shape.
 const GREY: &str = "grey";
-/// Number of clips with a grey shape. Clip `i` has the grey level [`GREY_LEVELS`] + `i` · [`GREY_STEP`].
-pub const GREY_CLIPS: usize = 12;
+/// Number of clips with a grey shape. Clip `i` has the grey level [`DARKEST_GREY`] + `i` · [`GREY_STEP`].
+pub const GREY_CLIP_COUNT: usize = 12;
 /// The darkest grey of a shape, 0 to 255.
-pub const GREY_LEVELS: usize = 110;
-/// The distance between two levels of grey. It is far above the change of a level by two encodings of a frame.
+pub const DARKEST_GREY: usize = 110;
+/// The distance between two levels of grey. It is far larger than the error of a grey level after two encodings of a
+/// frame.
 pub const GREY_STEP: usize = 10;
 
 /// The kind of question that is asked about a clip.
@@ -157,7 +158,7 @@ impl ClipSet {
         }
     }
 
-    /// If `Some(n)`, then n − 1 of every n motion clips show a shape whose color tells its direction.
+    /// If `Some(n)`, then in n − 1 of every n motion clips the color of the shape tells its direction.
     ///
     /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that
     /// only the order of frames tells the answer.
@@ -188,17 +189,17 @@ pub fn make_clip(set: ClipSet, i: usize, seed: u64) -> Clip {
         ClipTask::Colors => colors(which, &mut random),
         ClipTask::Count => objects(which, &mut random),
     };
-    let frames = render(&scenes);
+    let frames = render_frames(&scenes);
     Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
 }
 
-/// Draws clip `i` of the [`GREY_CLIPS`] clips in which a grey shape moves. Each clip has its own level of grey.
+/// Draws clip `i` of the [`GREY_CLIP_COUNT`] clips in which a grey shape moves. Each clip has its own level of grey.
 pub fn make_grey_clip(i: usize, seed: u64) -> Clip {
     let mut random = ClipRandom::of_clip(GREY, i, seed);
-    let level = (GREY_LEVELS + i * GREY_STEP) as f32;
+    let level = (DARKEST_GREY + i * GREY_STEP) as f32;
     let (scenes, think, answer) = motion(i % DIRECTIONS.len(), [level; 3], &mut random);
     let (task, file) = (ClipTask::Motion, format!("{GREY}-{i:03}-motion.mp4"));
-    Clip { task, file, frames: render(&scenes), think, answer }
+    Clip { task, file, frames: render_frames(&scenes), think, answer }
 }
 
 /// The frames of clip `i` of a set in random order, u8 RGB `[CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE, 3]`.
@@ -244,8 +245,8 @@ impl ClipRandom {
 /// The shapes in each frame of a clip, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// The index of the color of a shape that moves in direction `which`. With `Some(true)`, the color tells the direction.
-/// With `Some(false)`, the color tells a wrong direction. With `None`, the color is random.
+/// The index of the color of a shape that moves in direction `which`. If `hinted` is `Some(true)`, the color tells
+/// the direction; if `Some(false)`, the color tells a wrong direction; if `None`, the color is random.
 fn hint_color(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> usize {
     match hinted {
         Some(true) => which,

@@ -1,6 +1,6 @@
 //! Shared-memory addresses in a cluster of two blocks. `$c` is the block's rank, which is in bits 24 and above of a
-//! shared address; an address without these bits refers to the block of rank 0. (With `.shared::cta` such an access is
-//! an illegal instruction in the other block, so the table does not contain it.)
+//! shared address; an address without these bits refers to the block of rank 0. The table has no such access with
+//! `.shared::cta`, because it is an illegal instruction in the other block.
 
 use super::PatternAndFormats;
 

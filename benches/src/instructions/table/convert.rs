@@ -12,7 +12,8 @@ pub const INSTRUCTION_PATTERNS: &[PatternAndFormats] = &[
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u8|s8|u16|s16>", "d=h"),
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u32|s32>", "d=r"),
     ("cvt.<u8|s8|u32|s32|u64|s64>.<u64|s64>", "d=d"),
-    // `.sat` is tested with these pairs of types only, because ptxas rejects it where no value can saturate.
+    // `.sat` is tested with these pairs of types only, because ptxas rejects `.sat` for pairs in which no value can
+    // saturate.
     ("cvt.sat.<u8.s8|u8.u16|u8.s16|s8.u8|s8.u16|s8.s16|u16.s8|u16.s16|s16.u16>", "h=h"),
     ("cvt.sat.<u8|s8|u16|s16>.<u32|s32>", "h=r"),
     ("cvt.sat.<u8|s8|u16|s16>.<u64|s64>", "h=d"),

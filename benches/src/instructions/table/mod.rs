@@ -1,11 +1,11 @@
 //! The table of instructions: patterns with the formats of their operands.
 //!
-//! Each entry has a pattern of an opcode or of statements, and the formats of its destinations and sources, one letter
-//! each ([`OperandFormat::from_letter`](super::format::OperandFormat::from_letter)). An opcode is followed by its
-//! operands in order. In statements `$d0` is a destination, `$a0` a source; `$t0` to `$t3` are 32-bit registers, `$u0`
-//! to `$u3` 64-bit registers and `$q0` to `$q3` predicates; `$g` is the address of the lane's 16 bytes in global
-//! memory, `$s` the address of its 16 bytes in shared memory, and `$w` the first address of the warp in shared memory.
-//! `$c` is the block's rank; a kernel that uses it has clusters of two blocks.
+//! Each entry has a pattern of an opcode or of statements, and the formats of its destinations and sources, one
+//! letter each ([`OperandFormat::from_letter`](super::format::OperandFormat::from_letter)). For an opcode, the
+//! operands are appended in order. Statements name their operands: `$d0` is a destination, `$a0` a source; `$t0` to
+//! `$t3` are 32-bit registers, `$u0` to `$u3` 64-bit registers and `$q0` to `$q3` predicates; `$g` is the address of
+//! the lane's 16 bytes in global memory, `$s` the address of its 16 bytes in shared memory, and `$w` the first
+//! address of the warp in shared memory. `$c` is the block's rank; a kernel that uses it has clusters of two blocks.
 
 mod cluster;
 mod compare;
