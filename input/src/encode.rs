@@ -51,7 +51,7 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Reads the files of a model folder, which need not have weights.
+    /// Reads the files of a model folder. The folder need not contain weights.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
@@ -434,8 +434,8 @@ fn name_source(error: InputError, name: &str) -> InputError {
     }
 }
 
-/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A path or address
-/// identifies the medium without it.
+/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A location that is a
+/// path or an address already identifies the image or video.
 fn name_part(error: InputError, part: &str) -> InputError {
     match error {
         InputError::Media(error) => error.with_message_part(part).into(),
@@ -520,7 +520,8 @@ mod tests {
                 let error = given(key, wrong.into());
                 assert!(error.contains("is a list of 3 frames") && error.contains(asked), "{error}");
             }
-            // Settings that all 3 frames of the list satisfy are accepted; the next error is about the missing file.
+            // The list has 3 frames. Settings that allow 3 frames are accepted, so the next error is about the
+            // missing file.
             for (key, value) in [("nframes", 3), ("nframes", 4), ("max_frames", 3), ("min_frames", 3)] {
                 let error = given(key, value.into());
                 assert!(error.contains("0.png"), "{key} {value}: {error}");
@@ -591,7 +592,7 @@ mod tests {
                 LoadedMedia::default(),
                 "m: message 1, part 1: has the token <|video_pad|>, and there is no video for it; remove this token",
             ),
-            // No text of the user has the token, so the error is about the template and the number of media.
+            // The token is in no text of the user, so the error is about the template and the number of media.
             (
                 vec![picture.clone(), picture],
                 with_image(),

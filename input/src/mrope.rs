@@ -109,8 +109,8 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pad tokens; each run stands for one image or video. There are as many runs as pad tokens that
-/// directly follow a `<|vision_start|>` token.
+/// Finds the runs of pad tokens; each run stands for one image or video. The number of runs equals the number of pad
+/// tokens that directly follow a `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,

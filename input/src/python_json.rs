@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// `json.dumps(value, ensure_ascii=False)`.
+/// Returns the text of Python's `json.dumps(value, ensure_ascii=False)`.
 pub(crate) fn python_json(value: &serde_json::Value) -> String {
     let [item_separator, key_separator] = [", ", ": "].map(String::from);
     let style = PythonJson::new(item_separator, key_separator, None, false);
@@ -126,8 +126,8 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits from which the number can be read back; below 1e-4 and from 1e16 on,
-/// with an exponent of at least two digits.
+/// Python's `repr` of a float: the shortest digits that parse to the same number. Values below 1e-4, and values from
+/// 1e16 on, are written with an exponent of at least two digits.
 pub(crate) fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_string();

@@ -22,7 +22,7 @@ pub const MAX_TOOLS: usize = 128;
 /// The tools of a chat request, and how the model may call them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ToolRequest {
-    /// The tools as JSON of the request, for the chat template. Empty if the request has no tools.
+    /// The tools in the JSON form of the request, for the chat template. Empty if the request has no tools.
     pub definitions: Vec<Value>,
     /// The function of each tool.
     functions: Vec<Function>,
@@ -146,7 +146,7 @@ fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// Reads `tools`. Returns each tool as JSON of the request, and its function.
+/// Reads `tools`. Returns each tool as a function and in the JSON form of the request.
 fn read_tools(location: &str, value: &Value) -> Result<Vec<(Value, Function)>> {
     let Some(list) = value.as_array() else {
         return Err(wrong(location, "tools", "is not a list", TOOLS));

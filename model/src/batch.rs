@@ -50,7 +50,8 @@ pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> 
 }
 
 impl MediaOfKind<'_> {
-    /// Fails unless the grids agree with the pixels, and with the number of pad tokens that stand for vision tokens.
+    /// Checks the grids against the pixels, and against `pads`, the number of pad tokens that stand for vision
+    /// tokens.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
@@ -85,8 +86,8 @@ impl MediaOfKind<'_> {
         Ok(())
     }
 
-    /// A collision-resistant hash of each image or video: its kind, grid and pixels. Items that are given as one array
-    /// of pixels in processor order have consecutive ranges of it.
+    /// A collision-resistant hash of each image or video: its kind, grid and pixels. If all items are given as one
+    /// array of pixels in processor order, each item is a consecutive range of the array.
     pub(crate) fn item_hashes(&self, config: &ModelConfig) -> Vec<MediaHash> {
         let (mut values, mut hashes) = (self.values, Vec::with_capacity(self.grids.len()));
         for (i, grid) in self.grids.iter().enumerate() {
@@ -275,8 +276,8 @@ impl VisionInput {
 /// tokens of the sequence are numbered from `first` on: those of all images, then those of all videos. Returns the
 /// number after the last one.
 ///
-/// A pad token of a kind of which the sequence has no image or video is text: a user typed it. It keeps its own
-/// embedding, as in transformers.
+/// If the sequence has no images, its image pad tokens are text that a user typed: they keep their own embedding, as
+/// in transformers. The same holds for videos.
 ///
 /// # Errors
 /// Pixels or pad tokens whose number does not match the grids.
@@ -362,7 +363,7 @@ mod tests {
         text.check(&config, "typed").unwrap();
         assert!(Batch::new(&device, &config, &[text.sequence()], "typed").unwrap().vision.is_none());
 
-        // An image of two vision tokens; the video pad is text.
+        // The input has an image of two vision tokens and no video, so the video pad is text.
         let mut mixed = ModelInput {
             input_ids: vec![video, start, image, image, 1],
             pixel_values: Some(vec![0.5; 8 * config.vision.patch_dim()]),
@@ -376,7 +377,7 @@ mod tests {
         assert_eq!(vision.vision_index.to_i32().unwrap(), [-1, -1, -1, -1, -1, -1, -1, 0, 1, -1]);
         assert_eq!(vision.sequences.len(), 1);
 
-        // With an image, each image pad must have a vision token.
+        // If the input has an image, each image pad must have a vision token.
         mixed.input_ids[0] = image;
         let error = Batch::new(&device, &config, &[mixed.sequence()], "mixed").unwrap_err().to_string();
         assert!(error.starts_with("mixed: pixel_values: the token ids have 3 pad tokens"), "{error}");

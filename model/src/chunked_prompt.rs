@@ -91,9 +91,10 @@ impl Qwen25Vl {
         input.map(|input| self.vision_tokens(cx, &input)).transpose()
     }
 
-    /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
-    /// the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the other.
-    /// At most one chunk may have vision tokens. If `keep` is given, outputs of matrix products are copied there.
+    /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]`
+    /// after the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the
+    /// other. At most one chunk may have vision tokens. If `keep` is given, the outputs of matrix products are copied
+    /// to it.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.

@@ -44,14 +44,14 @@ pub struct TrainedParts {
 }
 
 impl ForwardFlops {
-    /// Operations of a forward pass over `batch` with logits of `rows` positions.
+    /// Operations of a forward pass over `batch` that computes logits for `rows` positions.
     pub fn of_batch(config: &ModelConfig, batch: &Batch, rows: usize) -> Self {
         let decoder = Self::of_tokens(config, batch.token_count() as f64, batch.seqs.attention_pairs(), rows as f64);
         Self::of_grids(config, &batch.grids()).plus(decoder)
     }
 
-    /// Operations of the decoder for `tokens` tokens, which attend to `pairs` keys together, with logits of `rows`
-    /// positions.
+    /// Operations of the decoder for `tokens` tokens. All tokens together attend to `pairs` keys; logits are computed
+    /// for `rows` positions.
     pub fn of_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
         let text = &config.text;
         let (hidden, layers) = (text.hidden_size as f64, text.num_hidden_layers as f64);
@@ -142,7 +142,7 @@ mod tests {
         );
     }
 
-    /// A tower of one windowed and one full block; a frame of 4 × 8 patches has two windows of 4 × 4.
+    /// The vision tower has one windowed and one full block. A frame of 4 × 8 patches has two windows of 4 × 4.
     #[test]
     fn vision_counts_windows_and_frames() {
         let mut config = tiny_config();

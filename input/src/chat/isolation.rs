@@ -20,18 +20,19 @@ use super::limits;
 /// The kind of worker that renders templates.
 pub const TEMPLATE_WORKER: WorkerKind = WorkerKind { name: "template", malloc_arenas: "1", main: worker_main };
 
-/// The memory limit of a worker in bytes, without the program itself but with a stack of 256 MiB.
+/// The maximum number of bytes that a worker may allocate. It includes the stack of 256 MiB, but not the program and
+/// its libraries.
 const MEMORY_BYTES: u64 = 448 << 20;
 
-/// The limit of a worker's processor time. Rendering a conversation takes about a millisecond.
+/// The limit of a worker's processor time, in seconds. Rendering a conversation takes about a millisecond.
 const CPU_SECONDS: u64 = 1;
 
 /// The number of conversations that one worker renders, so that many short renderings do not add up to the limit of
 /// processor time.
 const CONVERSATIONS_PER_WORKER: usize = 200;
 
-/// The maximum time to wait for a reply. On a machine that is not overloaded, the limit of processor time ends the
-/// worker long before.
+/// The maximum time to wait for a reply. On a machine that is not overloaded, the worker reaches its limit of
+/// processor time long before this timeout.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest reply in bytes.
@@ -107,7 +108,7 @@ impl IsolatedTemplate {
                     state.failures += 1;
                     return Err(format!("cannot render these messages: {how}"));
                 }
-                // The worker may have used up its processor time for other conversations, so a new worker tries again.
+                // The worker may have spent its processor time on earlier conversations, so a new worker tries again.
                 Err(_) => {}
             }
         }

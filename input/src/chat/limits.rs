@@ -1,5 +1,5 @@
-//! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for
-//! each level of nesting, and a template from a stranger can nest until the stack overflows.
+//! Limits on the text of a chat template, checked before the template is parsed. The parser and the compiler recurse
+//! once for each level of nesting, so an untrusted template could nest until the stack overflows.
 
 /// The maximum length of a template in bytes. The largest published templates have about 20 KB.
 const MAX_BYTES: usize = 256 << 10;
@@ -137,7 +137,7 @@ mod tests {
             "{% set x = 1".to_string(),
             "{{ '\\".to_string(),
             "{{ '\\é".to_string(),
-            // With quadratic time, this template would take seconds.
+            // If the check took time quadratic in the template's length, this template would take seconds.
             "{{ 1 }}\n".repeat(30_000),
         ] {
             assert_eq!(check_template_text(&text), Ok(()), "{}", &text[..text.len().min(50)]);

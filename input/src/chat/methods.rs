@@ -72,7 +72,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
     }))
 }
 
-/// `list.index(item, start, stop)`.
+/// Python's `list.index(item, start, stop)`.
 fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
     let (item, start, stop): (Value, Option<i64>, Option<i64>) = from_args(args)?;
     let (start, stop) = bounds(list.len().unwrap_or(0), start, stop);
@@ -91,12 +91,12 @@ fn bounds(len: usize, start: Option<i64>, stop: Option<i64>) -> (usize, usize) {
     (start.map_or(0, index), stop.map_or(len, index).min(len))
 }
 
-/// Python's `str.isspace` of a character.
+/// Whether a character is white space as Python's `str.isspace` defines it.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// `split` and `rsplit`. Without a separator, the text is split at runs of white space.
+/// Python's `str.split` and `str.rsplit`. Without a separator, the text is split at runs of white space.
 fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator, limit, options): (Option<Value>, Option<Value>, Kwargs) = from_args(args)?;
     let separator = argument(separator, &options, "sep")?;
@@ -158,7 +158,8 @@ fn find(text: &str, method: &str, args: &[Value]) -> Result<Option<usize>, Error
     Ok(found.map(|at| start + window[..at].chars().count()))
 }
 
-/// `partition` and `rpartition`: the texts before, of and after the separator.
+/// Python's `str.partition` and `str.rpartition`: the text before the separator, the separator, and the text after
+/// the separator.
 fn partition(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator,): (&str,) = from_args(args)?;
     if separator.is_empty() {
@@ -203,7 +204,8 @@ fn swap_case(text: &str) -> String {
     swapped
 }
 
-/// `str.title`: a letter is upper case if no letter precedes it. The filter `title` differs: it looks for spaces.
+/// Python's `str.title`: a letter is upper case if no letter precedes it. The Jinja filter `title` differs: it makes
+/// a letter upper case only after a space.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut is_in_word = false;

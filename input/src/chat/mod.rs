@@ -215,7 +215,8 @@ impl FolderTemplates {
         let mut found = Self::default();
         found.default.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
         let json_object = match read_json(&json) {
-            // chat_template.json is only searched for a template for tools here, so an invalid file is ignored.
+            // Here chat_template.json is searched only for a template that supports tools, so an invalid file is
+            // ignored.
             Err(_) if !found.default.is_empty() => None,
             object => object?,
         };
@@ -266,8 +267,8 @@ impl Template {
     /// The variables of a conversation that the template uses.
     ///
     /// # Errors
-    /// The template does not use a variable whose value is not `false`. (An undefined variable counts as false in a
-    /// template.)
+    /// A variable has a value other than `false`, but the template does not use the variable. (An undefined variable
+    /// counts as false in a template.)
     fn used_variables(&self, conversation: &Conversation) -> Result<Map<String, Value>> {
         let mut variables = conversation.template_variables.clone();
         variables.retain(|name, value| *value != Value::Bool(false) || mentions(&self.text, name));

@@ -173,7 +173,7 @@ impl Resolver for CheckedResolver {
     }
 }
 
-/// The error of a host whose addresses are not on the public internet.
+/// The error for a host that has no address on the public internet.
 #[derive(Debug, thiserror::Error)]
 #[error("is at {0}, which is not on the public internet, so it is not downloaded")]
 struct NotPublic(IpAddr);

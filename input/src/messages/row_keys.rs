@@ -31,10 +31,10 @@ const MEDIA_KEYS: [&str; 14] = [
 /// `loss` and `weight` choose the answers that `reel sft` learns.
 const READ_KEYS: [&str; 6] = ["tool_calls", "tool_call_id", "loss", "weight", "id", "name"];
 
-/// Keys of a part. A template that reads them in parts does not read them in messages.
+/// Keys of content parts. Chat templates read these keys from the parts of a message, not from the message itself.
 const PART_KEYS: [&str; 3] = ["type", "text", "url"];
 
-/// Whether a value says nothing: it is null or empty. Tables have such values for the keys that a row lacks.
+/// Whether a value is null or empty. Table formats store such a value for each key that a row lacks.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -59,19 +59,19 @@ pub struct RequestSettings {
     pub seed: Option<u64>,
     /// Strings that end a completion.
     pub stop: Vec<String>,
-    /// Further token ids that end a completion.
+    /// Additional token ids that end a completion.
     pub stop_token_ids: Vec<TokenId>,
-    /// Whether end-of-sequence tokens do not end a completion.
+    /// If true, end-of-sequence tokens do not end a completion.
     pub ignore_eos: bool,
     /// Minimum number of tokens of a completion, before which end tokens are not sampled: the field `min_tokens`.
     pub min_new_tokens: usize,
     /// Numbers that are added to the logits of tokens.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
-    /// fields `logprobs` and `top_logprobs`.
+    /// The number of most likely tokens to return at each position of the completion, with their log-probabilities
+    /// and that of the generated token: the fields `logprobs` and `top_logprobs`. `None`: no log-probabilities.
     pub top_log_probs: Option<usize>,
-    /// With a number, the answer has the log-probability of each token of the prompt and this many of the most likely
-    /// tokens at its position: the field `prompt_logprobs`.
+    /// The number of most likely tokens to return at each position of the prompt, with their log-probabilities and
+    /// that of the prompt's token: the field `prompt_logprobs`. `None`: no log-probabilities.
     pub prompt_log_probs: Option<usize>,
     /// The grammar that a completion must follow: from `response_format`, `guided_json` and similar fields, or
     /// `structured_outputs`.
@@ -235,7 +235,7 @@ impl RequestSettings {
             name if UNSUPPORTED.contains(&name) => {
                 return Err(field.refused("is a field of the request that reel does not support", "remove it"));
             }
-            // As in vLLM: a field that no server knows is ignored.
+            // An unknown field is ignored, as in vLLM.
             name => note_unknown_field(name),
         }
         Ok(())
@@ -280,7 +280,7 @@ impl Field<'_> {
         T::try_from(number).map_err(|_| self.wrong("a smaller number"))
     }
 
-    /// A number of most likely tokens.
+    /// The value as a number of most likely tokens, from 0 to [`MAX_TOP_LOG_PROBS`].
     fn top_count(&self) -> Result<usize> {
         let number = |value: &Value| value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
         self.parsed(&format!("0 to {MAX_TOP_LOG_PROBS}"), number)
@@ -374,7 +374,7 @@ const UNSUPPORTED: [&str; 36] = [
     "web_search_options",
 ];
 
-/// Prints once that a field is ignored. Only the first few names are printed: requests come from strangers.
+/// Prints one note that a field is ignored. Only the first few names are printed, because clients choose the names.
 fn note_unknown_field(name: &str) {
     const MAX_NAMES: usize = 16;
     static NAMES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -388,9 +388,8 @@ fn note_unknown_field(name: &str) {
     }
 }
 
-/// Returns true if an unsupported field has the value that describes what reel does anyway, so the field can be
-/// ignored. `ends_with_answer`: the last message is from the assistant, so the prompt ends after it and begins no new
-/// message.
+/// Whether an unsupported field can be ignored, because its value asks for what reel does anyway. `ends_with_answer`:
+/// the last message is from the assistant, so the prompt ends after it and begins no new message.
 fn has_no_effect(name: &str, value: &Value, ends_with_answer: bool) -> bool {
     match name {
         "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),

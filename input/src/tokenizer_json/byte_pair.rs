@@ -102,7 +102,7 @@ impl Model for BytePairModel {
     }
 }
 
-/// The trait [`Model`] requires a trainer; training with this one fails.
+/// A trainer that always fails. The trait [`Model`] requires a trainer.
 pub(crate) struct NoTrainer;
 
 impl Trainer for NoTrainer {

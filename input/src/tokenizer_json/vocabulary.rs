@@ -18,7 +18,7 @@ const MAX_IDS: u32 = 1 << 21;
 pub(super) struct Vocabulary {
     /// All tokens, one after another.
     text: String,
-    /// For each id, the place of its token in `text`; `None` for an id without a token.
+    /// For each id, the byte range of its token in `text`; `None` for an id without a token.
     places: Vec<Option<Place>>,
     /// The tokens, found by their hash.
     tokens: HashTable<Entry>,

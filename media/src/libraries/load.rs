@@ -99,14 +99,14 @@ extern "C" fn not_loaded() {
     std::process::abort();
 }
 
-/// The file name of a library, such as `libavutil.so.57`. The major version is that of the headers which the program
-/// was compiled with: libraries of another one have other structs.
+/// The file name of a library, such as `libavutil.so.57`. The number is the major version of the headers that the
+/// program was compiled with. Libraries of another major version have other struct layouts.
 fn file_name((name, version, _): &(&str, i64, &[Function])) -> String {
     format!("{name}.so.{version}")
 }
 
-/// The folder `../lib/reel` of the program's folder, if it has FFmpeg's libraries of the right version. An installed
-/// release has them there. They are preferred to the system's libraries, all of them or none.
+/// The folder `../lib/reel` beside the program's folder, if it has FFmpeg's libraries of the right version, as in an
+/// installed release. All libraries are then loaded from this folder instead of the system's folders.
 pub(super) fn installed_folder() -> Option<PathBuf> {
     installed_folder_of(&std::env::current_exe().ok()?)
 }

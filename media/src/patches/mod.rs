@@ -24,8 +24,9 @@ const CHANNELS: usize = 3;
 /// The patches of one image or video, the input of the vision tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
-    /// Normalised values, f32 `[N, C * tp * p * p]` (`[N, 1176]` for Qwen2.5-VL), where N is the product of
-    /// `grid_thw`. Patches of a merge block are neighbours; within a patch the order is channel, frame, row, column.
+    /// Normalised values, f32 `[N, C * t * p * p]` (`[N, 1176]` for Qwen2.5-VL), with N = the product of `grid_thw`,
+    /// C channels, t frames per patch and p pixels per side. Patches of a merge block are neighbours; within a patch
+    /// the order is channel, frame, row, column.
     pub pixel_values: Vec<f32>,
     /// Number of patches along time, height and width.
     pub grid_thw: [usize; 3],

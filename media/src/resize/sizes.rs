@@ -64,7 +64,7 @@ pub struct ImagePixelLimits {
     pub min_pixels: u64,
     /// Maximum area in pixels.
     pub max_pixels: u64,
-    /// The requested size, if any; it replaces the limits above.
+    /// The requested size, if any; it replaces the other limits.
     pub resized: Option<RequestedSize>,
 }
 
@@ -75,7 +75,7 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The limits of `profile`, with those replaced that `overrides` sets.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
@@ -106,12 +106,12 @@ pub struct VideoPixelLimits {
     pub total_pixels: u64,
     /// The override `max_pixels`, if given. It can lower `video_max_pixels` but not raise it.
     pub max_pixels: Option<u64>,
-    /// The requested size, if any; it replaces the limits above.
+    /// The requested size, if any; it replaces the other limits.
     pub resized: Option<RequestedSize>,
 }
 
 impl VideoPixelLimits {
-    /// The limits of `profile`, with those replaced that `overrides` sets.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         let (min_pixels, video_max_pixels) = overrides.video_frame_limits(profile);
@@ -223,8 +223,8 @@ fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Returns the `rounded` sides if their area is within the limits; else scales the original sides up or down so that it
-/// is.
+/// Returns the `rounded` sides if their area is within the limits. Otherwise scales the original sides up or down
+/// until their area is.
 fn fit(
     (height, width): (usize, usize),
     rounded: (usize, usize),

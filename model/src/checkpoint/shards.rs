@@ -21,8 +21,8 @@ pub(super) struct WeightFiles {
 /// note names other files of weights that are not used.
 ///
 /// # Errors
-/// There is no such file; or there are an index and a `model.safetensors` that the index does not list. transformers
-/// reads the file and vLLM the shards of the index, and it is not known which of them has the wanted weights.
+/// There is no such file; or there are an index and a `model.safetensors` that the index does not list. In that case
+/// transformers reads the file and vLLM reads the shards of the index, so it is unclear which weights are wanted.
 pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let single = folder.join("model.safetensors");
     let index = folder.join("model.safetensors.index.json");

@@ -200,7 +200,7 @@ proptest::proptest! {
 }
 
 proptest! {
-    /// The first value that is not finite is found in any block.
+    /// The first value that is NaN or infinite is found in any block.
     #[test]
     fn the_first_bad_value_is_found(length in 0usize..200_000, bad in proptest::collection::vec(0usize..200_000, 0..4)) {
         let mut values = vec![0u16; length];

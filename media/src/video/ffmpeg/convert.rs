@@ -16,8 +16,7 @@ use crate::frames::FrameView;
 use crate::resize::torch_bicubic;
 use crate::{MediaError, Result};
 
-/// The rotation by a multiple of 90 degrees, and the optional mirroring, with which a player must display coded
-/// frames.
+/// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rotation {
     /// Rows and columns are exchanged.

@@ -260,7 +260,7 @@ fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> 
     }
 }
 
-/// Reads the properties that [`PacketInfo`] holds from a packet.
+/// Reads the fields of a [`PacketInfo`] from a packet.
 pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
     use ffmpeg::codec::packet::Ref;
     // SAFETY: the packet is alive.
