@@ -1,8 +1,8 @@
 //! Tensor parallelism: N processes (ranks) compute one model, each with 1/N of the decoder's weights and KV cache.
 //!
-//! Every matrix product is divided by its output columns, so a rank has some rows of each weight and the whole k. No
-//! sum is divided: the ranks gather outputs and never add them. Each element is computed by the kernel, and in the
-//! order of k, of a single process, so the bits do not depend on N.
+//! Every matrix product is divided by its output columns, so a rank has whole rows of each weight `[n, k]`. No sum
+//! over k is divided: the ranks gather outputs and never add them. Each element is computed by the same kernel and in
+//! the same order of k as in a single process, so the bits do not depend on N.
 //!
 //! ```text
 //! q, k, v = x · the rows of this rank's heads              [S, heads / N · D]
@@ -25,14 +25,14 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::{ModelError, Result};
 
-/// Each rank's part of a width is a multiple of this, so that rows of bf16 begin at multiples of 16 bytes, as kernels
-/// with bulk tensor copies need.
+/// Each rank's part of a width is a multiple of this number of columns, so that rows of bf16 begin at multiples of 16
+/// bytes, as kernels with bulk tensor copies need.
 const COLUMN_STEP: usize = 8;
 
-/// The number of rows up to which the index tensors of a gather are kept for the next gather: those of decode steps.
+/// Gathers of at most this many rows keep their index tensors for the next gather. Decode steps have so few rows.
 const MAX_KEPT_ROWS: usize = 256;
 
-/// The most ranks that the help of an error lists.
+/// The maximum number of possible rank counts that an error message lists.
 const MAX_LISTED_RANKS: usize = 16;
 
 /// Exchanges of tensors between the ranks that compute a model together. All ranks make the same calls in the same
@@ -44,7 +44,8 @@ pub trait ShardExchange: std::fmt::Debug + Send + Sync {
     /// The number of ranks.
     fn size(&self) -> usize;
 
-    /// Fills `parts[r]` with the tensor `own` of rank r, for all ranks, this one included. `name` appears in messages.
+    /// Fills `parts[r]` with the tensor `own` of rank r, for all ranks including this rank. `name` appears in
+    /// messages.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -74,7 +75,7 @@ impl RowShare {
     }
 }
 
-/// The index tensors for gathers of a number of rows R among N ranks.
+/// The index tensors for gathers of R rows among N ranks.
 #[derive(Clone, Debug)]
 struct GatherIndices {
     /// i32 `[R · N]`: for each row and rank, the row of the staging buffer `[N · R, columns / N]`.
@@ -83,7 +84,7 @@ struct GatherIndices {
     own: Tensor,
 }
 
-/// The division of a model among ranks, as one of them sees it.
+/// The division of a model among ranks, from the view of one rank.
 #[derive(Clone, Debug)]
 pub struct TensorParallel {
     exchange: Arc<dyn ShardExchange>,
@@ -190,8 +191,8 @@ impl TensorParallel {
     }
 }
 
-/// The first field of the config that `ranks` ranks cannot share, its value, and the number of which each rank's part
-/// must be a multiple.
+/// The first config field whose value cannot be divided among `ranks` ranks. Returns the field's name, its value, and
+/// the step: each rank's part must be a multiple of the step.
 fn indivisible(text: &TextConfig, ranks: usize) -> Option<(&'static str, usize, usize)> {
     let fields = [
         ("num_attention_heads", text.num_attention_heads, 1),

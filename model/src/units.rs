@@ -1,5 +1,5 @@
-//! The units of the model: the parts whose weights are used together, in the order of a forward pass. Training in which
-//! each rank has only a part of the weights (ZeRO-3) gathers the weights of one unit at a time.
+//! The units of the model: the parts whose weights are used together, in the order of a forward pass. With ZeRO-3,
+//! each rank keeps only a part of the weights and gathers the weights of one unit at a time.
 //!
 //! ```text
 //! vision tower   patch embedding, each block, merger
@@ -73,8 +73,8 @@ pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit>
     units
 }
 
-/// Whether the backward pass needs the weights of a unit. It does not for an embedding of ids or patches, which has no
-/// gradient for its input.
+/// Whether the backward pass needs the weights of a unit. It does not need the embeddings of ids and patches, because
+/// their inputs have no gradient.
 pub fn is_used_in_backward(unit: WeightUnit) -> bool {
     ![PATCH_EMBEDDING.stage, EMBEDDING.stage].contains(&unit.stage)
 }

@@ -1,7 +1,7 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
 //! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]) or if the checkpoint asks for
-//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights of
-//! which each rank keeps a part only ([`DeferredWeights`]) get no memory here.
+//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights
+//! that are divided among ranks ([`DeferredWeights`]) get no memory here.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -56,20 +56,20 @@ impl From<usize> for PaddedWidth {
 }
 
 impl PaddedWidth {
-    /// The length of padded rows is a multiple of this, so that rows of bf16 begin at a 32-byte sector of the GPU's
-    /// memory.
+    /// The padded length of rows, in elements, is a multiple of this number. Rows of bf16 then begin at a 32-byte
+    /// sector of the GPU's memory.
     const PADDED: usize = 16;
-    /// Only rows with a multiple of this length are padded: in bf16 they have a multiple of 8 bytes, as the hash of the
-    /// weights reads words of 8 bytes.
+    /// Rows are padded only if their length in elements is a multiple of this number. Such rows of bf16 have a
+    /// multiple of 8 bytes, and the hash of the weights reads words of 8 bytes.
     const HASHED: usize = 4;
 
     /// The intermediate size of a gated MLP on a device whose matrix products need bf16 rows that begin at multiples of
     /// `row_alignment_bytes`.
     ///
-    /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The
-    /// published vision towers have the intermediate size 3420, that is rows of 6840 bytes, which slower kernels
-    /// multiply. With zero rows of gate and up and zero columns of down, the size is 3424: 0.12 % more operations.
-    /// The CPU has no such rule, so its weights stay as they are, in the mapped file.
+    /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The published
+    /// vision towers have the intermediate size 3420. Their rows of 6840 bytes would be multiplied by slower kernels.
+    /// With zero rows in gate and up and zero columns in down, the size is 3424, which takes 0.12 % more operations.
+    /// The CPU needs no alignment, so its weights stay unpadded in the mapped file.
     fn of_mlp(row_alignment_bytes: usize, size: usize) -> PaddedWidth {
         let is_aligned = (size * DType::BF16.size()).is_multiple_of(row_alignment_bytes);
         let fills_up = size.is_multiple_of(Self::HASHED) && !is_aligned;
@@ -136,7 +136,7 @@ pub struct WeightLoader<'a> {
 }
 
 impl WeightLoader<'_> {
-    /// The collection of deferred weights, if weight `name` is one.
+    /// Returns the collection of deferred weights if it includes the weight `name`.
     fn deferred(&self, name: &str) -> Option<&DeferredWeights<'_>> {
         self.deferred.filter(|deferred| (deferred.includes)(name))
     }
@@ -241,13 +241,13 @@ impl WeightLoader<'_> {
         self.load_placed(name, &shape, &share.shape_of_part(shape), self.copies(), share)
     }
 
-    /// Whether weights are copied even if they could be read in place.
+    /// Whether weights are copied even if the device could read them in place.
     fn copies(&self) -> bool {
         matches!(self.source, WeightSource::Files(files) if files.is_copied())
     }
 
-    /// [`WeightLoader::load`] for a share of the rows; with `copied`, a weight is copied even if it could be read in
-    /// place.
+    /// Like [`WeightLoader::load`], for a share of the rows. With `copied`, a weight is copied even if it could be
+    /// read in place.
     fn load_placed(
         &self,
         name: &str,
@@ -281,8 +281,8 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// [`WeightLoader::load`] for a table of which few rows are read at a time: it stays in its file if its dtype
-    /// allows it, even if other weights are copied.
+    /// Like [`WeightLoader::load`], for an embedding table. Few of its rows are read at a time, so it stays in its
+    /// file if its dtype allows it, even if other weights are copied.
     ///
     /// # Errors
     /// The errors of [`WeightLoader::load`].

@@ -289,7 +289,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
     }
 }
 
-/// The output layer of a quantised model cannot be used in training.
+/// The output layer of a quantised model cannot be used for training.
 #[test]
 fn a_quantised_head_is_refused_where_training_needs_it() {
     let case = Case::open(&cases()[0]);

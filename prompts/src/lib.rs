@@ -1,5 +1,5 @@
-//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the text around a question, and the system
-//! messages. Training (`reel-train`) and benchmarks (`reel-eval`) write their prompts with them.
+//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the text around a question, and the
+//! system messages. Training (`reel-train`) and benchmarks (`reel-eval`) make their prompts from these texts.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -48,10 +48,10 @@ impl ByRepository {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionTemplate {
-    /// As in the evaluation scripts: multiple-choice questions with their options.
+    /// Evaluation as in the two projects' scripts: multiple-choice questions with their options.
     #[default]
     Evaluation,
-    /// As in the two projects' training code.
+    /// Training as in the two projects' code.
     Training,
 }
 

@@ -21,7 +21,7 @@ pub struct Dataset {
     mixture: Option<Mixture>,
     /// The rows that are held back from training, ascending.
     held_out: Vec<usize>,
-    /// The most rows of each file or folder that are used, if the user set a number.
+    /// The maximum number of rows that are used of each file or folder; `None`: all rows.
     max_rows: Option<usize>,
 }
 
@@ -51,7 +51,7 @@ impl Dataset {
     /// Opens the paths as [`Self::open`] does, with the first `max_rows` rows of each file or folder.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_first_rows(paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         Self::open_for_option("--data", paths, max_rows)
     }
@@ -59,7 +59,7 @@ impl Dataset {
     /// Opens the paths that the option `flag` names, as [`Self::open_first_rows`] does.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_for_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at(flag));
         let paths = parse_data_paths(paths).map_err(in_option)?;
@@ -80,8 +80,8 @@ impl Dataset {
         Ok(Self { table: Table::concatenate(tables), files, mixture, held_out: Vec::new(), max_rows })
     }
 
-    /// Holds rows back from training: a share of all rows if `size` is below 1, else this number of rows. A mixture of
-    /// files then consists of the other rows.
+    /// Holds rows back from training: the share `size` of all rows if `size` is below 1, otherwise `size` rows. A
+    /// mixture of files then consists of the remaining rows.
     ///
     /// # Errors
     /// No row is left for training, or an epoch has no row of a file of the mixture.
@@ -101,7 +101,7 @@ impl Dataset {
         &self.held_out
     }
 
-    /// Returns an error if a file has a weight, for commands that use each row exactly once.
+    /// Returns an error if a file has a weight. Commands that use each row exactly once call it.
     pub fn refuse_weights(&self) -> Result<()> {
         self.refuse_weights_of("--data")
     }
@@ -168,7 +168,8 @@ impl Dataset {
         self.table.line_number(index)
     }
 
-    /// Fingerprint of the data and of the files' weights. A resumed run compares it with the recorded one.
+    /// The fingerprint of the data and of the files' weights. A resumed run compares it with the fingerprint that the
+    /// earlier run recorded.
     pub fn fingerprint(&self) -> String {
         let content = match self.max_rows {
             None => self.table.fingerprint(),
@@ -182,8 +183,8 @@ impl Dataset {
     }
 }
 
-/// Returns a text that names the first difference between the data files given `now` and the `recorded` ones, such as
-/// `(b.jsonl differs)`. Empty if there is no difference or `recorded` is empty.
+/// Names the first difference between the current data files (`now`) and the `recorded` data files, as a text such as
+/// `(b.jsonl differs)`. The text is empty if there is no difference or `recorded` is empty.
 pub fn differences_from(now: &[DataFile], recorded: &[DataFile]) -> String {
     if recorded.is_empty() {
         return String::new();
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!(differs(&mixed, &open(a.clone()).unwrap()), " (2 files, but then 1)");
         assert_eq!(differs(&open(a.clone()).unwrap(), &open(b.clone()).unwrap()), format!(" ({a} differs)"));
         assert_eq!(differs(&both, &both), "");
-        // The fingerprint of a single data file is that of its text, as in runs of earlier versions.
+        // A single data file has the fingerprint of its text, as in runs of earlier versions of this program.
         let alone = Dataset::parse(Path::new("x"), std::fs::read_to_string(&a).unwrap()).unwrap();
         assert_eq!(open(format!("{a}:3")).unwrap().fingerprint(), alone.fingerprint());
         for (data, wanted) in [

@@ -1,5 +1,5 @@
-//! Compares gated MLPs whose weights are padded with zeros, as on a GPU, with the same MLPs without padding, on the
-//! simulator.
+//! Compares gated MLPs whose weights are padded with zeros, as on a GPU, with the same MLPs without padding. Runs on
+//! the simulator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,7 @@ const LAYERS: [&str; 3] = ["gate", "up", "down"];
 enum Training {
     /// Nothing but the input.
     Frozen,
-    /// All weights; those of gate and up are joined.
+    /// All weights are trained; those of gate and up are joined.
     Weights,
     /// An adapter of each layer.
     Adapters,

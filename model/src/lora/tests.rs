@@ -78,8 +78,8 @@ fn logits_with_peft_adapters_equal_peft() {
     }
 }
 
-/// An adapter stays exact on top of int8 weights: its logits are off by no more than the logits of the quantised base
-/// model without an adapter.
+/// The error of an adapter on int8 weights is no larger than the error of the quantised base model: the logits with
+/// the adapter are off by no more than the logits of the base model alone.
 #[test]
 fn adapters_work_with_an_int8_base() {
     let device = Device::cpu(2);
@@ -105,8 +105,8 @@ fn merged_model_equals_adapted_model() {
         let merged = merge(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap();
         assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().adapted_layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
-        // Merged weights are rounded and summed in another order than base and adapter apart, so the logits differ
-        // slightly.
+        // A merged weight is rounded once, and its sums run in another order than those of base weight and adapter,
+        // so the logits differ slightly.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
         // All files except the weights equal the files of the base folder, and there are no further files.
@@ -184,8 +184,8 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let p = parameters.iter().find(|p| p.parameter_name() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        // A step of size h changes the loss by about 0.02: far more than rounding errors, but still nearly linear in
-        // h.
+        // A step of size h changes the loss by about 0.02. This is far more than rounding errors, and the loss is
+        // still nearly linear in h.
         let h = 0.02 / length;
         let moved = |by: f64| {
             let at: Vec<f32> =

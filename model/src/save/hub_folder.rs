@@ -145,7 +145,7 @@ pub struct HubFolder<'a> {
 }
 
 /// Creates a model folder whose weight files have their full length, but not yet the contents of the tensors. Several
-/// writers then write these at their [`WeightFiles::tensor_positions`].
+/// writers then write the tensors at their [`WeightFiles::tensor_positions`].
 ///
 /// # Errors
 /// A file cannot be written.
@@ -158,8 +158,8 @@ pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFil
     weight_files.create(out)
 }
 
-/// Moves the files of the complete folder `from` to `to`, on the same disk. If they are a model, weight files of an
-/// earlier save in `to`, which loaders might read instead, are then removed.
+/// Moves the files of the complete folder `from` to `to`, on the same disk. If the files are a model, then removes
+/// weight files of an earlier save from `to`, because loaders might read those instead.
 ///
 /// # Errors
 /// A file cannot be moved or removed.
@@ -211,8 +211,8 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 }
 
 /// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
-/// single larger tensor. All files get their final names together at the end. Then other weight files that an earlier
-/// save left in the folder are removed.
+/// single larger tensor. All files get their final names together at the end. Then weight files that remain from an
+/// earlier save are removed from the folder.
 pub fn write_weights(
     out: &Path,
     naming: TensorNaming,
@@ -276,7 +276,7 @@ fn write_shard(
     Ok(file.finish()?)
 }
 
-/// Removes the weight files of an earlier save, which loaders might read instead of the new files.
+/// Removes the weight files of an earlier save. Loaders might read them instead of the new files.
 fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();

@@ -15,7 +15,7 @@ use crate::error::{ModelError, Result};
 /// The name of the index of several shards.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-/// Which tensors are in which weight files.
+/// Assigns tensors to weight files.
 #[derive(Debug)]
 pub struct WeightFiles<'a> {
     naming: TensorNaming,

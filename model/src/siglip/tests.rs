@@ -213,8 +213,8 @@ fn so400m_fits_and_takes_little() {
                 .unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // Operations for 5 images of 729 patches: two per weight and patch, plus the two products of attention in 27
-        // layers.
+        // The number of operations for 5 images of 729 patches: two per weight and patch, plus the two products of
+        // attention in 27 layers.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);

@@ -27,8 +27,8 @@ impl TextDecoder {
         Ok(rows)
     }
 
-    /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of the
-    /// current tokens to the cache. With `keep`, also stores the outputs of the matrix products there.
+    /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of
+    /// the current tokens to the cache. If `keep` is given, also stores the outputs of the matrix products in it.
     ///
     /// # Errors
     /// `keep` is given and rows have their own adapters; out of memory.

@@ -225,7 +225,8 @@ impl TextDecoder {
     }
 
     /// Returns a decoder for generation, with packed copies of the trained weights where the device reads packed
-    /// weights faster. It shares all other weights. Later changes of the trained weights do not change the copies.
+    /// weights faster. The new decoder shares all other weights. Later changes of the trained weights do not change
+    /// the copies.
     ///
     /// # Errors
     /// Out of memory.
@@ -250,7 +251,7 @@ impl TextDecoder {
         self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows)
     }
 
-    /// [`Self::forward`], with the rotary table in place of the positions.
+    /// Like [`Self::forward`], with the rotary table in place of the positions.
     fn forward_rotated(
         &self,
         cx: &Cx,
@@ -299,8 +300,8 @@ impl TextDecoder {
         units::output_layer(self.head.tensors().any(|t| t.id() == self.embed_tokens.id()))
     }
 
-    /// Calls `f` with the weight of the output layer ([`Self::lm_head`]), which is in memory meanwhile and during the
-    /// backward pass over its ops.
+    /// Calls `f` with the weight of the output layer ([`Self::lm_head`]). The weight is in memory during `f` and
+    /// during the backward pass over the ops of `f`.
     ///
     /// # Errors
     /// The layer is packed for inference; the errors of [`Cx::with_unit`].
@@ -472,8 +473,8 @@ impl Layer {
         self.gathered(cx, "down_proj", down)
     }
 
-    /// Computes the MLP and stores the outputs of its matrix products. `of_needed`: `normed` has only the needed
-    /// tokens.
+    /// Computes the MLP and stores the outputs of its matrix products. `of_needed` states that `normed` has only the
+    /// needed tokens.
     fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &OutputDestination, of_needed: bool) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
         keep.write(cx, (self.index, LayerOutput::GateUp), &[&gate, &up], of_needed)?;
@@ -495,8 +496,8 @@ impl Layer {
         }
     }
 
-    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs that are `known` are not
-    /// computed.
+    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs in `known` are
+    /// not computed.
     fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
         let (s, mut known) = (normed.shape()[0], known.into_iter());
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
@@ -504,8 +505,8 @@ impl Layer {
         Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 
-    /// [`Self::q_k_v`] with queries and keys rotated. If the weights are joined, `known` is one tensor with q, k and v
-    /// side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
+    /// Like [`Self::q_k_v`], but rotates queries and keys. If the weights are joined, `known` is one tensor with q, k
+    /// and v side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
         let mut known = known.into_iter();
         let layers = [&self.q, &self.k, &self.v];

@@ -73,8 +73,8 @@ pub struct OutputDestination<'a> {
 pub struct RowDestinations {
     /// i32 `[m]`: the rows of the output to store; `None`: all rows in order.
     from: Option<Tensor>,
-    /// i32 `[m]`: the row of [`StoredOutputs`] for each of these rows; a row with a negative number is not stored. No
-    /// row of [`StoredOutputs`] occurs twice.
+    /// i32 `[m]`: the row of [`StoredOutputs`] for each row in `from`, each at most once. A row with a negative
+    /// number is not stored.
     to: Tensor,
 }
 
@@ -175,8 +175,8 @@ impl ReusedOutputs {
 }
 
 impl OutputDestination<'_> {
-    /// Stores the outputs `parts` of a matrix product. With `of_needed`, their rows are the tokens whose hidden states
-    /// are needed; otherwise all tokens of the pass.
+    /// Stores the outputs `parts` of a matrix product. The rows of the outputs are all tokens of the pass; with
+    /// `of_needed`, only the tokens whose hidden states are needed.
     pub(crate) fn write(
         &self,
         cx: &Cx,
@@ -234,7 +234,7 @@ fn try_map<T, U: Default, const N: usize>(of: [T; N], mut f: impl FnMut(T) -> Re
 
 /// Some rows of a tensor.
 enum Rows {
-    /// Consecutive rows: the first row and the number of rows.
+    /// Consecutive rows, as the first row and the number of rows.
     Range(usize, usize),
     /// i32 `[m]`
     Listed(Tensor),

@@ -78,17 +78,18 @@ impl Cx {
         Cx { device: device.clone(), dtype, tape, checkpointing: Checkpointing::None, weights: None }
     }
 
-    /// The same context with another kind of gradient checkpointing.
+    /// Returns this context with another kind of gradient checkpointing.
     pub fn with_checkpointing(self, checkpointing: Checkpointing) -> Cx {
         Cx { checkpointing, ..self }
     }
 
-    /// The same context for a model whose weights are gathered by `weights`.
+    /// Returns this context for a model whose weights are gathered by `weights`.
     pub fn with_gathered_weights(self, weights: Option<Rc<dyn GatheredWeights>>) -> Cx {
         Cx { weights, ..self }
     }
 
-    /// Makes sure that the weights of `unit` are in memory. Ops that use them only in the forward pass follow.
+    /// Makes sure that the weights of `unit` are in memory, for the following ops. These ops must use the weights
+    /// only in the forward pass.
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`].
@@ -96,8 +97,8 @@ impl Cx {
         self.weights.as_ref().map_or(Ok(()), |weights| weights.gather(unit))
     }
 
-    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. They are in memory
-    /// during `f`, and the backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
+    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. The weights are in
+    /// memory during `f`. The backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`] and of `f`.
@@ -124,7 +125,7 @@ impl Cx {
         self.checkpointing
     }
 
-    /// The same device and dtype without a tape, like `torch.no_grad()`.
+    /// Returns a context with the same device and dtype but without a tape, like `torch.no_grad()`.
     pub fn without_tape(&self) -> Cx {
         Cx::inference(&self.device, self.dtype)
     }
@@ -170,8 +171,8 @@ impl Cx {
         output
     }
 
-    /// Records like [`Cx::record`] an op with two outputs, either of which may stay without a gradient
-    /// ([`BackwardContext::take_dy_pair`]).
+    /// Records an op with two outputs, as [`Cx::record`] does for one output. Either output may stay without a
+    /// gradient ([`BackwardContext::take_dy_pair`]).
     pub fn record_pair(
         &self,
         name: &'static str,
@@ -182,8 +183,8 @@ impl Cx {
         self.record_all(name, inputs, [a, b], backward).into()
     }
 
-    /// Records like [`Cx::record`] an op with any number of outputs, each of which may stay without a gradient
-    /// ([`BackwardContext::take_dys`]).
+    /// Records an op with any number of outputs, as [`Cx::record`] does for one output. Each output may stay without
+    /// a gradient ([`BackwardContext::take_dys`]).
     pub fn record_all<const N: usize>(
         &self,
         name: &'static str,
@@ -203,7 +204,7 @@ impl Cx {
 
     /// Returns `y`, the output of the op `op`. With [`Checkpointing::Selective`], backward rules that save y call
     /// `compute` again instead of keeping the memory of y. `compute` returns the same bits and may hold only tensors
-    /// that are kept in any case.
+    /// that stay in memory anyway.
     pub(super) fn recompute_if_selective(
         &self,
         op: &'static str,
@@ -263,10 +264,10 @@ impl Cx {
         self.backward_with(loss, scale, grads, &mut |_, _| Ok(()))
     }
 
-    /// Like [`Cx::backward`], and calls `observe` during the pass with the names of the parameters whose gradients are
-    /// finished, and before the ops of each unit of weights. `observe` may use the finished gradients and
-    /// [release](Grads::release) them, if `grads` had no gradient before the pass. Else some of them are added to the
-    /// earlier gradients only at the end of the pass.
+    /// Like [`Cx::backward`], but also calls `observe` during the pass: with the names of the parameters whose
+    /// gradients are finished, and before the ops of each unit of weights. If `grads` had no gradient before the
+    /// pass, `observe` may use the finished gradients and [release](Grads::release) them. Otherwise some gradients
+    /// are added to the earlier ones only at the end of the pass.
     ///
     /// # Errors
     /// The errors of [`Cx::backward`]; an error of `observe`.

@@ -1,5 +1,6 @@
-//! What the autograd tape knows about a tensor: its shape and dtype, and where its gradient goes. It has no memory, so
-//! a backward rule that needs no values of a tensor holds its [`TensorMeta`] and lets the memory be freed.
+//! What the autograd tape knows about a tensor: its shape and dtype, and where its gradient goes. A [`TensorMeta`]
+//! has no memory. A backward rule that needs no values of a tensor holds its [`TensorMeta`], so that the memory can
+//! be freed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,13 +12,13 @@ use reel_device::DType;
 pub(super) enum GradRole {
     /// Does not need a gradient.
     None,
-    /// Depends on a trained parameter: its gradient is propagated.
+    /// The tensor depends on a trained parameter: its gradient is propagated.
     Needed,
-    /// Is a trained parameter with this name: its gradient is accumulated in f32.
+    /// The tensor is a trained parameter with this name: its gradient is accumulated in f32.
     Parameter(Arc<str>),
-    /// Is a trained parameter: the rows of part `index` of a joined tensor.
+    /// The tensor is a trained parameter: the rows of part `index` of a joined tensor.
     Part { joined: Arc<JoinedParameters>, index: usize },
-    /// Consists of the rows of several trained parameters.
+    /// The tensor consists of the rows of several trained parameters.
     Joined(Arc<JoinedParameters>),
 }
 

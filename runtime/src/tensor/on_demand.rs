@@ -1,6 +1,6 @@
-//! Memory of tensors that exists only while it is needed. The weights of a model that several ranks share (ZeRO-3) have
-//! it: a rank gathers them from all ranks before a layer and frees them after it, while the tensors, their names and
-//! the ops that hold them stay.
+//! Memory of tensors that exists only while it is needed. With ZeRO-3, the weights of a model have such memory: a
+//! rank gathers the weights of a layer from all ranks before the layer and frees their memory after it. The tensors,
+//! their names and the ops that hold them remain.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ pub struct OnDemandMemory(Arc<Inner>);
 struct Inner {
     device: Device,
     bytes: usize,
-    /// The tensor whose memory this is now; `None` while there is no memory.
+    /// The tensor that provides the memory; `None` while there is no memory.
     source: Mutex<Option<Tensor>>,
 }
 
@@ -45,7 +45,7 @@ impl OnDemandMemory {
         *self.source() = Some(source);
     }
 
-    /// Gives the memory back. Launches that use it must have been enqueued before.
+    /// Releases the memory. Launches that use the memory must have been enqueued before.
     pub fn release(&self) {
         *self.source() = None;
     }
@@ -57,7 +57,7 @@ impl OnDemandMemory {
     /// The buffer in which the memory lies, and the offset of its first byte.
     ///
     /// # Panics
-    /// There is no memory now: an op uses a weight outside of the unit that it belongs to.
+    /// There is no memory: an op uses a weight outside of the weight's unit.
     pub(super) fn buffer_and_offset(&self) -> (Arc<Buffer>, usize) {
         match &*self.source() {
             Some(source) => source.buffer_and_offset(),

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Tensor, TensorMeta};
 use crate::error::Result;
 
-/// How to compute a tensor again from tensors that are kept.
+/// A function that computes a tensor again from tensors that are kept.
 pub(super) struct Recomputation {
     compute: Box<dyn Fn() -> Result<Tensor> + Send + Sync>,
     /// The result of the first call in this backward pass. It is freed with the last [`SavedTensor`].

@@ -121,7 +121,7 @@ fn out_of_memory_error_names_options_to_lower() {
 #[test]
 fn mapped_files_are_copied_completely() {
     let (fake, d) = fake_gpu_device(128 << 20);
-    // More bytes than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
+    // The size exceeds `MULTI_STREAM_BYTES` and is not a multiple of a staging slot.
     let bytes: Vec<u8> = (0..MULTI_STREAM_BYTES + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
@@ -168,8 +168,8 @@ fn repeated_step_needs_no_driver_call() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Bytes that are uploaded in any pieces are downloaded unchanged, although the fake driver runs copies as late
-    /// as CUDA allows.
+    /// Bytes that are uploaded in pieces of any size are downloaded unchanged, although the fake driver runs copies
+    /// as late as CUDA allows.
     #[test]
     fn downloads_return_uploaded_bytes(
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
@@ -194,7 +194,7 @@ proptest! {
 }
 
 /// On compute capability 9.0 a product of bf16 operands whose rows are multiples of 16 bytes does not need cuBLASLt,
-/// also in a captured graph. All other products do.
+/// also in a captured graph. All other products need it.
 #[test]
 fn own_products_compute_what_tensor_copies_can_read() {
     let Some(()) = compile::skip_without_nvrtc() else { return };

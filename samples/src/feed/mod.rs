@@ -33,8 +33,8 @@ pub use cursor::StepRowCursor;
 pub use prefetch::{Prefetcher, decoding_threads};
 pub use rank_loads::{RankLoads, ranks_of_micro_batches};
 
-/// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
-/// concerns one row, which can be skipped.
+/// A source of training samples: one sample for each row of the data. If [`is_row_error`] is true for an error, the
+/// error concerns a single row, and the run can skip this row.
 pub trait SampleSource: Send + Sync + 'static {
     /// The training sample made of a row, in the form that the training step needs.
     type Sample: Send + 'static;
@@ -46,9 +46,9 @@ pub trait SampleSource: Send + Sync + 'static {
     fn token_count(sample: &Self::Sample) -> usize;
     /// Returns where a row is in its file: `FILE:LINE` for messages, and the line number.
     fn location(&self, row: usize) -> (String, usize);
-    /// The expected work of row `row`, by which ranks share micro-batches ([`RankAssignment::ByExpectedLength`]): the
-    /// number of tokens that a training pass is expected to compute. It is known without loading the row's media, and
-    /// equal on all ranks.
+    /// The number of tokens that a training pass is expected to compute for row `row`. The ranks share micro-batches
+    /// by this number ([`RankAssignment::ByExpectedLength`]). It is known without loading the row's media, and equal
+    /// on all ranks.
     fn expected_length(&self, _row: usize) -> u64 {
         1
     }

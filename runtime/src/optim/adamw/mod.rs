@@ -36,7 +36,7 @@ pub struct AdamWParams {
     pub beta1: f64,
     /// β₂, the decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the square root of the second moment.
+    /// The number that is added to the square root of the second moment.
     pub epsilon: f64,
     /// The coefficient of the decoupled weight decay.
     pub weight_decay: f64,
@@ -83,7 +83,7 @@ pub struct ParameterState {
     pub steps: u64,
 }
 
-/// Finds the weights of a cell by its parameter's name and its first weight.
+/// Finds the weights of a cell by the name of its parameter and the index of its first weight.
 type WeightsOfCell<'f> = &'f dyn Fn(&str, usize) -> Option<Tensor>;
 
 /// The optimizer state of a cell of n weights. A cell that is a whole parameter has tensors of the parameter's shape.
@@ -91,7 +91,7 @@ type WeightsOfCell<'f> = &'f dyn Fn(&str, usize) -> Option<Tensor>;
 pub struct CellState {
     /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
-    /// The weights, `[n]`: a part of the parameter's memory, or memory of their own.
+    /// The weights, `[n]`: a part of the parameter's memory or, with ZeRO-3, separate memory.
     pub weights: Tensor,
     /// First moment, `[n]`: f32, bf16, or signed 8-bit codes (as U8).
     pub m: Tensor,

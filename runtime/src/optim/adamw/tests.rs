@@ -92,8 +92,9 @@ proptest! {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, MomentFormat::F32, 0, n, 6);
-            // Limits of the distance, in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here at most
-            // 0.2 learning rates. 8-bit codes are coarse for moments far below the largest moment of their block.
+            // The limits of the distance, in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here
+            // at most 0.2 learning rates. 8-bit codes are coarse for moments that are far smaller than the largest
+            // moment of their block.
             for (moments, limit) in [(MomentFormat::Bf16, 0.3), (MomentFormat::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);
@@ -195,7 +196,7 @@ fn a_parameter_without_a_gradient_does_not_change() {
             assert!(of_b(&first).iter().flatten().all(|&byte| byte == 0), "{moments:?}");
             assert_eq!(b.to_f32().unwrap(), numbers(300, 5));
             assert_ne!(a.to_f32().unwrap(), numbers(300, 5));
-            // In another step, different parameters may have a gradient.
+            // In the next step, another parameter has a gradient.
             let (norm, second) = step(std::slice::from_ref(&b));
             assert_eq!(norm, 300.0f32.sqrt());
             assert_ne!(of_b(&first), of_b(&second));
@@ -268,7 +269,7 @@ fn accepts_a_parameter_without_weights() {
     }
 }
 
-/// Trains a matrix `[rows, cols]` for some steps, as it is or padded to the shape `padded`, with gradients that are 0
+/// Trains a matrix `[rows, cols]` for some steps, unpadded or padded to the shape `padded`, with gradients that are 0
 /// in the padding. Returns the weights, the optimizer, and the gradient norms.
 fn train_matrix(
     device: &Device,
@@ -304,7 +305,8 @@ fn train_matrix(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Weights, moments, low bits, hashes and norms equal those of the matrix without padding, and the padding stays 0.
+    /// A padded matrix has the weights, moments, low bits, hashes and norms of the same matrix without padding, and
+    /// the padding stays 0.
     #[test]
     fn padding_stays_zero_and_changes_nothing(
         rows in 1usize..9, quads in 1usize..40, more_rows in 0usize..4, more_cols in 1usize..9, on_sim: bool,
@@ -414,7 +416,8 @@ fn cells_of_several_ranks_have_the_bits_of_one_process() {
                 }
                 let shape = [ordered.len() / 2, 2];
                 let ordered = Tensor::from_f32(&device, &shape, DType::F32, &ordered, MemoryCategory::Workspace);
-                // Chunks are longer than these cells, so one process has other partial sums. Only the norm is compared.
+                // Chunks are longer than these cells, so a single process has different partial sums. Only the norm
+                // is compared.
                 let norm = clip_factor(&device, &ordered.unwrap(), 0.5).unwrap().to_f32().unwrap()[0];
                 let want = clip.to_f32().unwrap()[0];
                 assert!((norm / want - 1.0).abs() < 1e-6, "{norm}, want {want}");

@@ -140,10 +140,10 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(recompute_norm_if_selective(cx, y, x, w, eps))
 }
 
-/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. s and its norm have
-/// the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal those of
-/// [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results
-/// are added.
+/// Returns the sum of x and the residual together with its norm: `(s, rms_norm(s, w))` with `s = x + residual`. s and
+/// its norm have the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal
+/// those of [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both
+/// results are added.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let _op = in_op("rms_norm_add");
     const OP: &str = "rms_norm_add";
@@ -197,7 +197,8 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     Ok((branch, recompute_norm_if_selective(cx, y, x, w, eps)))
 }
 
-/// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x for this purpose.
+/// Lets backward rules compute `y`, the norm of x, again instead of keeping it. The backward rule of the norm keeps x
+/// for this purpose.
 fn recompute_norm_if_selective(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
     let (x, w) = (x.clone(), w.clone());
     cx.recompute_if_selective("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))

@@ -91,7 +91,8 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
 }
 
 impl RotaryTable {
-    /// The parameters of a kernel that rotates `tokens` tokens by the angles of this table; checks the table's shape.
+    /// Checks the table's shape. Returns the parameters of a kernel that rotates `tokens` tokens by the angles of
+    /// this table.
     fn rotation(&self, tokens: usize, head_dim: usize) -> Result<rope::Rotation> {
         want_shape(OP, "table", &self.cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
         let (tokens, head_dim) = (size(OP, tokens)?, size(OP, head_dim)?);
@@ -179,7 +180,7 @@ pub fn split_and_rotate(
     let (to_x, table) = (x.meta().clone(), table.clone());
     Ok(cx.record_all(OP, &[x], outputs, move |bw| {
         let (dys, dx) = (bw.take_dys(), bw.empty_like(&to_x)?);
-        // A part that was not used has no gradient.
+        // A part of the output that no op used has no gradient.
         if dys.iter().any(Option::is_none) {
             fill_zero(&dx)?;
         }

@@ -49,8 +49,8 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
     }))
 }
 
-/// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32 `[m]`
-/// has a number for each row of x, all different; a row with a negative number is not written. Has no backward rule.
+/// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32
+/// `[m]` has a different number for each row of x; a row with a negative number is not written. Has no backward rule.
 ///
 /// # Errors
 /// The shapes do not match; the columns exceed those of `to`; x has fewer columns than `to` and the device is not

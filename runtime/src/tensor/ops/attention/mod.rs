@@ -190,8 +190,8 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     attention_unless_known(cx, [q, k, v], seqs, causal, None)
 }
 
-/// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing,
-/// and records the backward rule of [`attention`].
+/// Records causal [`attention`] with the known output `o` `[S, Hq, D]` and the known log-sum-exps `lse` f32 `[S,
+/// Hq]`. Computes nothing in the forward pass; the backward rule is that of [`attention`].
 ///
 /// # Errors
 /// The errors of [`attention`]; `o` or `lse` has another shape or dtype.
@@ -338,8 +338,8 @@ pub struct KvPages {
     kv_lens_device: Tensor, // i32 [seqs]
     tables: Tensor,         // i32 [seqs, max_blocks]
     slots: Tensor,          // i32 [new tokens]
-    // i32 [new tokens, counters_per_token], zeros. A decode step uses these counters to merge the results of segments
-    // of keys in the same launch.
+    // i32 `[new tokens, counters_per_token]`, all 0 between launches. Several blocks of threads of a decode step
+    // compute segments of the keys, and merge their results in the same launch by these counters.
     counters: Option<Tensor>,
     // The current number of keys of each row of a decode step; `kv_lens` has the maximum number of each row.
     row_keys: Option<RowKeyCounts>,
@@ -412,8 +412,8 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     paged_attention_into(cx, q, caches, pages, None)
 }
 
-/// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: both are the known
-/// output that [`attention_with_known_output`] takes.
+/// Like [`paged_attention`], but also returns the log-sum-exp of each row's scores, f32 `[S, Hq]`. Runs on device
+/// `cpu` only. [`attention_with_known_output`] takes both results as its known output.
 ///
 /// # Errors
 /// The device is not `cpu`; the errors of [`paged_attention`].

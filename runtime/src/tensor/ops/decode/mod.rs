@@ -1,6 +1,6 @@
 //! The rows of a decode step, one row per sequence, in device memory. Everything that changes from step to step
-//! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
-//! captured graph, before it has read the tokens of the previous step.
+//! (token, position, length, block table) is updated in device memory, so the host can enqueue a step, or replay it
+//! as a captured graph, before it has read the tokens of the previous step.
 
 use reel_device::launch::RowKeyCounts;
 use reel_device::{Addr, DType, Device, in_op};
@@ -35,7 +35,7 @@ pub struct DecodeSlot<'a> {
     pub adapter: i32,
 }
 
-/// The `R` rows of a decode step. A row without a sequence is computed, too, but has no effect.
+/// The `R` rows of a decode step. A row without a sequence is computed too, but its result has no effect.
 #[derive(Clone, Debug)]
 pub struct DecodeRows {
     /// i32 `[R]`: the input tokens of the next step.
@@ -104,7 +104,7 @@ impl DecodeRows {
         self.adapters.as_ref()
     }
 
-    /// The same rows for steps that neither read nor extend the histories.
+    /// Returns the same rows for steps that neither read nor extend the token histories.
     pub fn without_history(&self) -> DecodeRows {
         DecodeRows { history: None, ..self.clone() }
     }
@@ -250,8 +250,8 @@ impl DecodeRows {
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])
     }
 
-    /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured graph:
-    /// the costs of the next step's launches then count one key more for each row in use.
+    /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured
+    /// graph. The cost estimates of the next step's launches then include one more key for each row in use.
     pub fn count_step(&self) {
         self.keys.advance();
     }

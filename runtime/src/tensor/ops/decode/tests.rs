@@ -41,8 +41,8 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
     }
 }
 
-/// Attention of a decode step, whose rows' segments of keys are computed by several blocks of threads, gives the same
-/// bits as for each sequence alone. Two rows share the pages of their first 512 keys.
+/// In a decode step, several blocks of threads compute segments of each row's keys. The result has the same bits as
+/// attention for each sequence alone. Two rows share the pages of their first 512 keys.
 #[test]
 fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
     const HEADS: usize = 14;

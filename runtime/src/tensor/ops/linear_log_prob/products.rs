@@ -1,5 +1,6 @@
-//! For each tile of rows and columns, a matrix product writes the logits and the kernels of `reel_kernels::log_prob`
-//! read them. The next tile overwrites the logits, unless they are kept for the backward pass.
+//! Computes the forward and backward pass tile by tile. For each tile of rows and columns, a matrix product writes
+//! the logits and the kernels of `reel_kernels::log_prob` read them. The next tile overwrites the logits, unless they
+//! are kept for the backward pass.
 
 use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Device, Kernels, Launch, MemoryCategory};
@@ -13,7 +14,7 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
 
-/// Widths of tiles are rounded to a multiple of this number of columns, with which matrix products are fastest.
+/// The width of a tile is rounded up to a multiple of this number of columns, for which matrix products are fastest.
 const ALIGNED: usize = 128;
 
 /// The size of a tile of logits: its rows, and its columns of the vocabulary.
@@ -54,8 +55,8 @@ impl LogitTile {
         let elements = (max_bytes / bytes_per_logit).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
         let side = aligned(elements.isqrt());
-        // All tiles but the last have the same width: as narrow as possible without more tiles than square tiles
-        // would need.
+        // All tiles except the last have the same width. It is the smallest width that gives no more tiles than
+        // square tiles would.
         let even = vocab.div_ceil(vocab.div_ceil(side)).next_multiple_of(ALIGNED);
         let columns = even.min(side).min(vocab);
         LogitTile { rows: elements / columns, columns }
@@ -100,9 +101,9 @@ impl Head {
         }
     }
 
-    /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
-    /// and sums, which the log-softmax needs, from tile to tile. Returns the logits of the first tiles, as many as fit
-    /// into `keep` bytes.
+    /// The forward pass goes over the tiles of columns for each tile of rows. From tile to tile, `state` carries the
+    /// maximum and the sums of each row that the log-softmax needs. Returns the logits of the first tiles, as many as
+    /// fit into `keep` bytes.
     pub(super) fn forward(
         &self,
         cx: &Cx,

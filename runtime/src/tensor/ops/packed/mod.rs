@@ -35,8 +35,8 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// The granularity of writes in rows: each call of a `write` function begins at a multiple of this number, and each
-    /// call but the last one writes a multiple of it.
+    /// The granularity of writes, in rows. Each call of a `write` function begins at a multiple of this number, and
+    /// each call except the last one writes a multiple of it.
     pub const ROW_GRANULARITY: usize = GROUP_ROWS;
 
     /// An int8 weight whose elements are not initialised.
@@ -51,7 +51,7 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: Some(scales) })
     }
 
-    /// Allocates a weight of f32 or bf16 in groups of rows. Its elements are not initialised.
+    /// Allocates a weight of f32 or bf16 in the layout in groups of rows. Its elements are not initialised.
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
@@ -68,8 +68,8 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: None })
     }
 
-    /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not
-    /// change the copy.
+    /// Copies a plain weight `[N, K]` of f32 or bf16 to the layout in groups of rows. Later changes of the plain
+    /// weight do not change the copy.
     ///
     /// # Errors
     /// The device is not a CPU; the weight is not a matrix; out of memory.
@@ -93,8 +93,8 @@ impl PackedWeight {
     /// different rows.
     ///
     /// # Errors
-    /// The weight is not int8. The rows do not begin at a multiple of [`PackedWeight::ROW_GRANULARITY`], end neither
-    /// at such a multiple nor at the weight's last row, or exceed the weight.
+    /// The weight is not int8. The rows exceed the weight, do not begin at a multiple of
+    /// [`PackedWeight::ROW_GRANULARITY`], or do not end at such a multiple or at the weight's last row.
     pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
         let count = scales.len();
         self.check_rows(DType::I8, first, count, rows.len())?;
@@ -123,7 +123,7 @@ impl PackedWeight {
         arrange(&groups, [count, self.shape[1]], Addr(rows.as_ptr() as u64))
     }
 
-    /// Checks that rows of this dtype may be written.
+    /// Checks that rows of this dtype may be written to the weight.
     fn check_rows(&self, dtype: DType, first: usize, count: usize, elements: usize) -> Result<()> {
         let [n, k] = self.shape;
         let end = first.saturating_add(count);
@@ -228,7 +228,7 @@ pub fn packed_qkv(
     Ok(q)
 }
 
-/// [`packed_linear`] with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
+/// Like [`packed_linear`], with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
 pub fn packed_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -243,7 +243,7 @@ pub fn packed_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`packed_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
+/// Like [`packed_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
 /// [`packed_lora_linear`], a row without an adapter those of [`packed_linear`].
 pub fn packed_linear_with_row_adapters(
     cx: &Cx,
@@ -299,7 +299,7 @@ pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Checks that x `[.., K]` fits to the weight and needs no gradient; returns the shape of the result.
+/// Checks that x `[.., K]` matches the weight and needs no gradient; returns the shape of the result.
 fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
     let (_, k) = rows_cols(op, "x", x)?;
     if k != w.shape[1] {

@@ -51,8 +51,8 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     all.map(|t| t.to_f32().unwrap())
 }
 
-/// The results of `products` by the formulas in f64, from the same rounded inputs, each with the sum of the magnitudes
-/// of its terms.
+/// Computes the results of `products` in f64 from the same rounded inputs. Each result comes with the sum of the
+/// magnitudes of its terms.
 fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>; 4] {
     let cpu = Device::cpu(1);
     let of = |shape: &[usize], salt| -> Vec<f64> {
@@ -125,8 +125,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
 
-    /// The GPU's kernel, on the simulator, is near the CPU's results. It adds in another order than the CPU, and rounds
-    /// a sum once where the CPU rounds twice.
+    /// The GPU's kernel, run on the simulator, gives nearly the CPU's results. It adds in another order than the CPU,
+    /// and rounds a sum once where the CPU rounds twice.
     #[test]
     fn simulator_is_near_the_cpu_and_batch_invariant(m in 1usize..36, n in 1usize..50, k in 1usize..100, seed: u32) {
         let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };

@@ -21,9 +21,9 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     is_decode_product(cx, x, w, |choices| choices.max_rows)
 }
 
-/// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
-/// selects the maximum number of rows. With more rows, the kernel would read the weight again, and cuBLASLt multiplies
-/// instead.
+/// Whether the kernel of decode steps multiplies `x` and `w`: `x` has few rows, and `w` is a bf16 weight. `max_rows`
+/// selects the maximum number of rows. For more rows, the kernel would read the weight more than once, and cuBLASLt
+/// is used instead.
 fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
@@ -47,8 +47,8 @@ impl InputNorm<'_> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
-    /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows
-    /// are normalised here by a separate launch, which gives the same bits.
+    /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. If there
+    /// are many rows, a separate launch normalises them here, with the same bits.
     pub(super) fn prepare_product_input(
         norm: Option<Self>,
         cx: &Cx,
@@ -113,10 +113,10 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// The queries, keys and values of a decode step: three products of the same x, normalised first, with the bits of
-/// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
-/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of
-/// many rows.
+/// Computes the queries, keys and values of a decode step: normalises x, then multiplies it with three weights, with
+/// the bits of [`skinny_linear`]. Rotates queries and keys, and writes keys and values into the caches. x `[R, K]`,
+/// weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for
+/// the norm of many rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -158,7 +158,8 @@ pub(super) fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Res
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// [`skinny_linear`] with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the residual.
+/// Like [`skinny_linear`], with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the
+/// residual.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -173,7 +174,7 @@ pub fn skinny_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`skinny_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
+/// Like [`skinny_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
 /// [`skinny_lora_linear`], a row without an adapter those of [`skinny_linear`].
 pub fn skinny_linear_with_row_adapters(
     cx: &Cx,

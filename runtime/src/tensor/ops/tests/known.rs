@@ -1,4 +1,5 @@
-//! Tests of the ops `*_with_known_output`: they do not compute the output, and have the gradients of the ops that do.
+//! Tests of the ops `*_with_known_output`. They do not compute their output, and have the same gradients as the ops
+//! that compute it.
 
 use super::*;
 use crate::ops::{
@@ -6,7 +7,7 @@ use crate::ops::{
     swiglu_linear, swiglu_linear_with_known_output, write_rows,
 };
 
-/// Rows and columns of the inputs.
+/// The number of rows and the numbers of columns of the inputs.
 const M: usize = 7;
 const K: usize = 6;
 const N: usize = 4;
