@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Rule for which tokens supervised fine-tuning learns, that is, which tokens count in the loss.
+/// The rule that selects the tokens that supervised fine-tuning learns, that is, the tokens that count in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LabelRule {
@@ -36,12 +36,12 @@ pub struct TokenLabeler {
     hidden: BTreeSet<u32>,
 }
 
-/// The header of an assistant message, after `<|im_start|>`.
+/// The text of an assistant message's header after `<|im_start|>`.
 const ASSISTANT: &str = "assistant\n";
 
 impl TokenLabeler {
-    /// Prepares a rule for a tokenizer. The error is the name of a special token that the rule needs and the tokenizer
-    /// lacks.
+    /// Prepares a rule for a tokenizer. Returns an error if the tokenizer lacks a special token that the rule needs;
+    /// the error is the name of the token.
     pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
         let some = |token: &str| vocabulary.special(token);
@@ -61,7 +61,7 @@ impl TokenLabeler {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script excludes further token ids only for processors other than Qwen2.5-VL's.
+            // For processors other than Qwen2.5-VL's, VideoRFT's script excludes more token ids.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
@@ -90,7 +90,8 @@ impl TokenLabeler {
         self.rule == LabelRule::Assistant
     }
 
-    /// Number of headers of answers in a rendered conversation; `None` for the rules that do not look for answers.
+    /// The number of answers in a rendered conversation, by their headers; `None` if the rule does not select
+    /// answers.
     pub fn answer_count(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
         self.selects_answers().then(|| self.assistant(ids, &[], vocabulary).1)
     }
@@ -126,8 +127,8 @@ impl TokenLabeler {
         (learned, count)
     }
 
-    /// Number of tokens at the start of `ids` that spell `assistant\n`. A token that also holds the first characters
-    /// of the answer (a tokenizer may join newlines) belongs to the header.
+    /// The number of tokens at the start of `ids` that decode to `assistant\n`. A token that also holds the first
+    /// characters of the answer (a tokenizer may join newlines) belongs to the header.
     fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
         for n in 1..=ids.len().min(ASSISTANT.len()) {
             let text = vocabulary.text(&ids[..n]);
@@ -264,7 +265,7 @@ mod tests {
 
     proptest! {
         /// The rule `assistant` works on token ids. For any roles and contents, the rule selects the same text as a
-        /// search for the markers in the decoded text.
+        /// search for the marks in the decoded text.
         #[test]
         fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();

@@ -27,12 +27,12 @@ use crate::{Result, SampleError, SkipCause};
 pub struct Sample {
     /// The model's inputs, S tokens.
     pub tokens: ModelInput,
-    /// The target of each of the S tokens, `[S]`: the id of the next token if that token is learned, else -1.
+    /// The target of each of the S tokens, `[S]`: the id of the next token if that token is learned, otherwise -1.
     pub targets: Vec<i32>,
 }
 
 impl Sample {
-    /// Leaves out the tokens after the first `length`. A sample stays whole if one of these tokens belongs to an image
+    /// Cuts the sample to its first `length` tokens. The sample stays whole if a token after them belongs to an image
     /// or a video (`is_of_media`).
     fn cut(&mut self, length: usize, is_of_media: impl Fn(u32) -> bool) {
         let ids = &mut self.tokens.input_ids;
@@ -42,7 +42,7 @@ impl Sample {
         ids.truncate(length);
         self.tokens.position_ids.iter_mut().for_each(|positions| positions.truncate(length));
         self.targets.truncate(length);
-        // The target of the last token was the first token that is left out.
+        // The target of the last remaining token was the first token that was cut off.
         if let Some(last) = self.targets.last_mut() {
             *last = -1;
         }
@@ -63,7 +63,7 @@ pub struct SftSource {
     pub bundle: Arc<ModelFolder>,
     /// The rule that chooses the tokens that count in the loss.
     pub labels: TokenLabeler,
-    /// The number of tokens after which a longer row is cut; `None` cuts no row.
+    /// The maximum number of tokens of a row; a longer row is cut. `None`: no row is cut.
     pub cut_at: Option<usize>,
     /// Frame and pixel limits.
     pub media: MediaOptions,
@@ -124,7 +124,7 @@ impl SftSource {
         TOKENS.iter().any(|token| self.bundle.tokenizer.token_to_id(token) == Some(id))
     }
 
-    /// Reads the messages of a row; none may have a key that nothing reads.
+    /// Reads the messages of a row. Refuses a key that neither this program nor the chat template reads.
     fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
         let template = Some(self.bundle.template.text());
         let mut conversation = Conversation::from_row(location, &Value::Array(messages), &self.media_root, template)
@@ -287,8 +287,8 @@ fn encode_row(
     Ok(tokens)
 }
 
-/// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding worker
-/// cannot be started, the row is not at fault: this error is returned unchanged.
+/// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding
+/// worker cannot be started, the row is not at fault, and the error is returned unchanged.
 pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if matches!(e, InputError::Media(MediaError::Worker(_))) {
         return e.into();

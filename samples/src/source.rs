@@ -1,4 +1,4 @@
-//! Defines the data source of a run: its samples, its fingerprint, and the order in which a run uses the rows.
+//! Defines the data source of a run: its samples, its fingerprint, and the order of its rows.
 
 use crate::Result;
 use crate::dataset::DataFile;
@@ -23,7 +23,7 @@ pub trait DataSource: SampleSource {
 }
 
 /// Returns the order in which a run uses its rows: file order, or shuffled by `seed`. If the data files have weights,
-/// returns the order of their mixture. Rows that are held back are left out.
+/// this is the order of their mixture. Rows that are held back from training are left out.
 pub fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrder {
     let held_out = rows.held_out();
     let count = rows.row_count() - held_out.len();

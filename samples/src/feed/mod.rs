@@ -79,8 +79,8 @@ pub struct MicroBatchOptions {
 /// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Number of rows passed so far over all epochs, skipped rows included. This is also the index of the next row in
-    /// the sequence of all epochs' rows.
+    /// The number of rows that the run has passed so far, over all epochs and including skipped rows. It is also the
+    /// index of the next row in the sequence of the rows of all epochs.
     pub slot: u64,
     /// Unusable rows found so far, in the order in which they were found. Later epochs do not try these rows again.
     pub skipped: Vec<usize>,
@@ -110,19 +110,19 @@ impl DataPosition {
     }
 }
 
-/// The processes (ranks) of a run, which share the micro-batches and the work of preparing their rows. N ranks make the
-/// micro-batches of a step in rounds of N, in each of which every rank has one.
+/// The processes (ranks) of a run. They share the micro-batches and the work of preparing rows. N ranks make the
+/// micro-batches of a step in rounds: in each round of N micro-batches, every rank gets one.
 #[derive(Clone, Debug)]
 pub struct FeedRanks {
     /// All ranks.
     pub ranks: Arc<Ranks>,
     /// Number of micro-batches of a step, of all ranks together.
     pub per_step: usize,
-    /// Which rank has which micro-batch of a round.
+    /// How the micro-batches of a round are assigned to ranks.
     pub assignment: RankAssignment,
 }
 
-/// Which rank has which micro-batch of a round.
+/// How the micro-batches of a round are assigned to ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankAssignment {
     /// Micro-batch i of a step, counted from 0, belongs to rank i mod N.
@@ -152,13 +152,13 @@ pub struct MicroBatchFeed<S: SampleSource> {
     window: usize,
     composer: MicroBatchComposer<S>,
     ranks: Option<FeedRanks>,
-    /// The ranks that have prepared the row at a position, from the end of the last finished micro-batch on.
+    /// For each position in the data after the last finished micro-batch, the ranks that have prepared the row.
     prepared_by: BTreeMap<u64, BTreeSet<usize>>,
     /// Samples that this rank has prepared for micro-batches that are not finished, by position.
     samples: BTreeMap<u64, S::Sample>,
-    /// Index in its step of the micro-batch that is made next.
+    /// The index, within its step, of the next micro-batch.
     index: usize,
-    /// The loads of the ranks by the micro-batches of the step that are finished.
+    /// The loads of the ranks from the finished micro-batches of the step.
     loads: RankLoads,
     /// Finished micro-batches.
     finished: VecDeque<MicroBatch<S::Sample>>,
@@ -203,8 +203,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self
     }
 
-    /// Tells the feed numbers of tokens, by row, that are known before the rows are prepared. With packing, ranks then
-    /// need not prepare rows to find out to whose micro-batch they belong.
+    /// Tells the feed the numbers of tokens of rows that are not prepared yet. With packing, the ranks can then
+    /// assign rows to micro-batches without preparing them.
     pub fn expect_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
         self.composer.expect_lengths(lengths);
         self
@@ -266,8 +266,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position,
-    /// row number and that rank.
+    /// The rows that `drafts` depend on and that are not prepared yet by the rank of their draft (`ranks`). Each
+    /// entry is a position, a row number and that rank.
     fn missing_rows(&self, drafts: &[MicroBatchDraft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {
@@ -299,8 +299,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.ranks.as_ref().map_or(0, |shared| index % shared.per_step % shared.ranks.size())
     }
 
-    /// The ranks to which the micro-batches of a round belong, of which `drafts[0]` is micro-batch `index` of a step.
-    /// Adds their lengths to `loads`.
+    /// The ranks of the micro-batches of a round. `drafts[0]` is micro-batch `index` of the step. Adds the lengths of
+    /// the micro-batches to `loads`.
     fn ranks_of_round(&self, index: usize, drafts: &[MicroBatchDraft], loads: &mut RankLoads) -> Vec<usize> {
         match &self.ranks {
             Some(FeedRanks { assignment: RankAssignment::ByExpectedLength, .. }) => {
@@ -312,8 +312,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// Adds rows of this rank's later micro-batches to `wanted`, until there are `window` of them. `at` is the position
-    /// before micro-batch `index`, counted from the start of the step, and `loads` are the loads at this position.
+    /// Adds rows of this rank's later micro-batches to `wanted`, at most `window` rows. `at` is the position before
+    /// micro-batch `index`, counted from the start of the step, and `loads` are the loads at this position.
     fn add_rows_ahead(
         &mut self,
         wanted: &mut BTreeMap<u64, usize>,
@@ -361,7 +361,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// Tells the other ranks the outcomes of the rows that this rank has prepared, and takes note of theirs.
+    /// Sends the outcomes of this rank's prepared rows to the other ranks, and adds the outcomes of all ranks.
     fn exchange(&mut self, own: Vec<(u64, usize, RowOutcome)>) -> Result<()> {
         let of_ranks = match &self.ranks {
             None => vec![own],
@@ -402,7 +402,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 }
 
-/// Counts the micro-batches of a run. `lengths` has the number of tokens of each usable row, `unusable` the other rows.
+/// Counts the micro-batches of a run. `lengths` has the number of tokens of each usable row, `unusable` has the
+/// unusable rows.
 pub(crate) fn count_micro_batches<S: SampleSource>(
     source: Arc<S>,
     order: RowOrder,
@@ -423,7 +424,7 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
     }
 }
 
-/// Returns the values that all ranks pass, by rank. `name` names the call in messages.
+/// Exchanges a value of each rank. Returns the values of all ranks, by rank. `name` names the call in messages.
 ///
 /// # Errors
 /// A rank has failed, or runs another version of the program.

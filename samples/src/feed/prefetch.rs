@@ -21,10 +21,10 @@ pub struct Prefetcher<S: SampleSource> {
     window: u64,
 }
 
-/// Number of threads that decode images and videos in each of `processes` processes on this machine: a quarter of the
-/// process's CPU cores, at most 8. The other cores are left for computing. A process that is alone has at least 2
-/// threads, because with one thread an evaluation of short videos would wait for the decoder while cores are idle. If
-/// there are several processes, each has at least 1.
+/// The number of threads that decode images and videos, for each of `processes` processes on this machine: a quarter
+/// of the process's CPU cores, at most 8. The other cores are left for computing. A single process has at least 2
+/// threads, because with one thread an evaluation of short videos would wait for the decoder while cores are idle.
+/// Each of several processes has at least 1 thread.
 pub fn decoding_threads(processes: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(8, usize::from) / processes.max(1);
     (cores / 4).clamp(if processes > 1 { 1 } else { 2 }, 8)

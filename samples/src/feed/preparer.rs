@@ -35,8 +35,8 @@ struct PreparerState<T> {
     not_started: Option<io::Error>,
 }
 
-/// Starts threads until a start fails. Returns the error only if no thread was started, because the samples do not
-/// depend on the number of threads.
+/// Starts threads until a start fails. Returns the error only if no thread was started. Fewer threads are no error,
+/// because the samples do not depend on their number.
 fn error_without_threads(mut starts: impl Iterator<Item = io::Result<()>>) -> Option<io::Error> {
     let first = starts.next()?;
     let _ = first.is_ok() && starts.all(|start| start.is_ok());
@@ -157,7 +157,7 @@ impl<S: SampleSource> Shared<S> {
     }
 }
 
-/// A drop guard of a worker thread: if the thread panics, the guard closes the preparer, so that its user does not wait
+/// A drop guard of a worker thread. If the thread panics, the guard closes the preparer, so that callers do not wait
 /// forever.
 struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 

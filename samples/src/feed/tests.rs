@@ -126,7 +126,7 @@ fn rows_outside_the_order_are_not_counted() {
     let start = DataPosition::default();
     let e = feed(&[None, Some(1), None], order(), PLAIN, &start).next_micro_batch().unwrap_err().to_string();
     assert!(e.starts_with("d:3: no row of the file can be used"), "{e}");
-    // The same holds for an unusable row outside the order: row 2 can still be used.
+    // An unusable row outside the order has no effect either: row 2 can still be used.
     let from = DataPosition { slot: 0, skipped: vec![1] };
     let got = rows_of(&mut feed(&[None, None, Some(1)], order(), PLAIN, &from), 2);
     assert_eq!(got, [[2, 2], [2, 2]]);
@@ -253,7 +253,7 @@ impl SampleSource for Counting {
     fn location(&self, row: usize) -> (String, usize) {
         self.rows.location(row)
     }
-    /// Other numbers than those of tokens, because an expected length is only an estimate.
+    /// The expected lengths differ from the numbers of tokens, because an expected length is only an estimate.
     fn expected_length(&self, row: usize) -> u64 {
         1 + row as u64 * 7919 % 13
     }
@@ -269,10 +269,10 @@ struct Sharing {
     known: bool,
 }
 
-/// Rows, samples, skipped rows, position and rank of a micro-batch.
+/// A micro-batch of a feed: its rows, samples, skipped rows, position and rank.
 type FedBatch = (Vec<usize>, Vec<(usize, usize)>, Vec<SkippedRow>, u64, usize);
 
-/// What a rank gets from a feed: the micro-batches, and the last error.
+/// The results of a feed on one rank: its micro-batches, and the error that ended it.
 type Fed = (Vec<FedBatch>, Option<String>);
 
 fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
@@ -287,7 +287,7 @@ fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
     (batches, None)
 }
 
-/// Runs the feeds of all ranks, in threads. Returns what each gets.
+/// Runs the feeds of all ranks, each in a thread. Returns the results of each rank.
 fn shared(
     source: &Arc<Counting>,
     order: &RowOrder,
@@ -354,8 +354,8 @@ proptest! {
         let count = 3 * sharing.per_step;
         let one = all_of(MicroBatchFeed::new(counting(&rows), order.clone(), batching, &from, 1, 3), count);
         for (rank, got) in shared(&counting(&rows), &order, batching, &from, sharing, count).into_iter().enumerate() {
-            // An error ends all ranks at the start of its round. A single process first makes the micro-batches of the
-            // round that come before the error.
+            // An error ends all ranks at the start of its round. A single process still makes the micro-batches of
+            // that round that precede the error.
             let made = got.0.len();
             let as_many = made == one.0.len() || one.1.is_some() && made < one.0.len();
             prop_assert!(as_many, "{} micro-batches, not {}", made, one.0.len());
@@ -369,7 +369,7 @@ proptest! {
     }
 }
 
-/// Asserts that the loads of all ranks in a step are within the longest micro-batch of each other.
+/// Asserts that the loads of two ranks in a step differ by at most the length of the longest micro-batch.
 #[track_caller]
 fn assert_even(source: &Counting, step: &[FedBatch], size: usize) {
     let length = |rows: &[usize]| rows.iter().map(|&row| source.expected_length(row)).sum::<u64>();
@@ -379,7 +379,7 @@ fn assert_even(source: &Counting, step: &[FedBatch], size: usize) {
     assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= longest, "{loads:?}, longest {longest}");
 }
 
-/// If no row is skipped, each row is prepared once, on one rank, also with packing if the lengths are known.
+/// If no row is skipped, each row is prepared once, on one rank. With packing, this holds if the lengths are known.
 #[test]
 fn ranks_prepare_no_row_twice() {
     let lengths: Vec<Option<usize>> = (0..60).map(|row| Some(1 + row * 7 % 5)).collect();

@@ -85,8 +85,8 @@ impl ProblemKind {
         }
     }
 
-    /// Whether no command can use a row with this problem. Rows with other problems are usable, for example for
-    /// generating answers.
+    /// Whether no command can use a row with this problem. A row with another kind of problem may still be usable,
+    /// for example for generating answers.
     pub fn is_unusable(self) -> bool {
         !matches!(self, Self::NoAnswer | Self::Duplicate)
     }
@@ -329,7 +329,7 @@ impl Inspection<'_> {
     }
 }
 
-/// Returns an error that concerns a single row as `Ok`. Any other error is returned as `Err` and ends the inspection.
+/// Returns an error that concerns a single row as `Ok`. Returns any other error as `Err`, which ends the inspection.
 fn usable_row_error(e: SampleError) -> Result<SampleError> {
     if crate::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
 }

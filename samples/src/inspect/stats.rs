@@ -42,7 +42,7 @@ pub struct UsableRowCount {
     pub command: TrainingCommand,
     /// Number of rows that the command can use.
     pub usable_rows: usize,
-    /// Why the command refuses a row that another command accepts; the first such row is described.
+    /// The error of the first row that this command refuses and another command accepts.
     pub first_refusal: Option<String>,
 }
 

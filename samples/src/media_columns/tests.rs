@@ -50,20 +50,21 @@ fn marks_are_replaced_in_order() {
             json!({"videos": [["0.png", "1.png"]]}),
             json!([{"type": "video", "video": ["0.png", "1.png"]}, text("?")]),
         ),
-        // The places are parts without a file, as TRL writes them, and marks inside text parts.
+        // The messages mark the places of files by parts without a file, as TRL writes them, and by marks in text
+        // parts.
         (
             json!([{"type": "image"}, text("<video> or"), {"type": "image", "image": null, "max_pixels": 9}]),
             json!({"images": ["a.png", {"bytes": null, "path": "b.png"}], "videos": [{"video": "c.mp4", "fps": 2}]}),
             json!([image("a.png"), {"type": "video", "video": "c.mp4", "fps": 2}, text(" or"),
                 {"type": "image", "image": "b.png", "max_pixels": 9}]),
         ),
-        // The messages already hold the file; the other columns only repeat it or describe it.
+        // The messages already have the file. The other columns only repeat or describe it.
         (
             json!([video("v/a.mp4"), text("?")]),
             json!({"video_path": "a.mp4", "video_id": "a", "num_frames": 16, "image_caption": "x", "frames": 8}),
             json!([video("v/a.mp4"), text("?")]),
         ),
-        // Columns that repeat the files of the messages.
+        // Columns that repeat the files of the messages are accepted.
         (
             json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
             json!({"images": ["a.png", {"path": "b.png"}]}),
@@ -75,7 +76,7 @@ fn marks_are_replaced_in_order() {
             json!({"video": ["0.png", "1.jpg"]}),
             json!([{"type": "video", "video": ["0.png", "1.jpg"]}, text("?")]),
         ),
-        // OpenAI's objects, and objects that describe their file.
+        // Files may be OpenAI's objects, or objects that describe their file.
         (
             json!("<image>?"),
             json!({"images": [{"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}]}),

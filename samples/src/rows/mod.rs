@@ -47,7 +47,8 @@ pub enum DataRow {
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
-    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion counts in the
+    /// loss.
     Completion {
         /// The prompt, which is not learned.
         prompt: String,
@@ -73,7 +74,8 @@ pub enum SupervisedRow {
         /// For each message of the assistant, whether it is learned.
         learned: Vec<bool>,
     },
-    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion counts in the
+    /// loss.
     Text {
         /// The prompt, which is not learned.
         prompt: String,
@@ -142,7 +144,7 @@ pub enum ProblemMedia {
 const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, `prompt` and `completion`, `query` and `response`, `instruction` and `output`, or the fields problem, data_type, problem_type, process, solution, path";
 
 /// A row with `problem` is in VideoRFT's layout if it also has at least one of these fields, or `options` for its
-/// `problem_type`; otherwise in EasyR1's.
+/// `problem_type`. Otherwise it is in EasyR1's layout.
 const VIDEORFT_FIELDS: [&str; 3] = ["data_type", "path", "process"];
 
 impl DataRow {

@@ -21,9 +21,9 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     is_decode_product(cx, x, w, |choices| choices.max_rows)
 }
 
-/// Whether the kernel of decode steps multiplies `x` and `w`: `x` has few rows, and `w` is a bf16 weight. `max_rows`
-/// selects the maximum number of rows. For more rows, the kernel would read the weight more than once, and cuBLASLt
-/// is used instead.
+/// Whether the kernel of decode steps multiplies `x` and `w`. It does so on a GPU, outside of training, for few rows and
+/// a bf16 weight. `max_rows` selects the maximum number of rows. For more rows, the kernel would read the weight more
+/// than once, and cuBLASLt is used instead.
 fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
