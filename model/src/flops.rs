@@ -8,8 +8,8 @@
 //! training = forward + gradients of inputs (as many) + gradients of trained weights (as many)
 //! ```
 //!
-//! What a program computes besides does not count: recomputation, embeddings, norms, activations, sampling, products of
-//! LoRA adapters, the optimizer. A causal mask is counted exactly: a token sees itself and the tokens before it.
+//! Other computations do not count: recomputation, embeddings, norms, activations, sampling, products of LoRA
+//! adapters, the optimizer. A causal mask is counted exactly: a token sees itself and the tokens before it.
 
 use reel_input::config::ModelConfig;
 use reel_input::window::{GridThw, WindowOrder};

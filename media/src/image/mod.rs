@@ -1,9 +1,9 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
-//! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey images
-//! is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in other formats
-//! EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not the file
-//! name.
+//! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey
+//! images is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in
+//! other formats EXIF rotation is ignored. Only the first frame of an animation is used. The format is detected from
+//! the content, not from the file name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;

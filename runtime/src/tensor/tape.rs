@@ -13,10 +13,10 @@
 //! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where
 //! g2 is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 //!
-//! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls a
-//! function of the caller, so that several ranks can exchange gradients and free their memory during the pass. It also
-//! calls it before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that their memory can be
-//! gathered.
+//! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls
+//! the caller's function `observe`, so that several ranks can exchange gradients and free their memory during the
+//! pass. It also calls `observe` before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that the
+//! unit's weights can be gathered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

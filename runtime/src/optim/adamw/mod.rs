@@ -4,11 +4,12 @@
 //! bits and 16 low bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither
 //! does its step count.
 //!
-//! The gradient norm, the step and the hashes of the weights take one launch each (a step, one per dtype of the
-//! weights), whatever the number of parameters: tables in device memory list them (`tables.rs`).
+//! The gradient norm and the hashes of the weights take one launch each, and a step takes one launch per dtype of the
+//! weights. These numbers do not depend on the number of parameters, because tables in device memory list the
+//! parameters (`tables.rs`).
 //!
-//! In a job of several ranks, each rank has the state of its [cells](super::partition) only and updates their weights.
-//! With ZeRO-3 it also has the weights of these cells only.
+//! In a job of several ranks, each rank has only the state of its own [cells](super::partition) and updates their
+//! weights. With ZeRO-3, the rank also has only the weights of these cells.
 
 mod tables;
 
@@ -171,7 +172,7 @@ impl AdamW {
     ///
     /// # Errors
     /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and a parameter has padded columns,
-    /// because its blocks of codes would then differ from those of the unpadded weights in files.
+    /// because the blocks of 8-bit codes would then differ from the blocks of the unpadded weights in files.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
         Self::of_rank(parameters, moments, seed, 0, 1)
     }

@@ -2,8 +2,9 @@
 //!
 //! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target token per row. Out: `log softmax(h · wᵀ ·
 //! inv_temperature)[target]`, f32 `[R]`, and the entropies on request. All logits together would be `[R, V]`: 5 GB
-//! for 8192 rows and 152064 words. So the logits are computed in tiles of at most 64 MiB, and computed again in the
-//! backward pass. On the CPU, the first tiles, up to 512 MiB, are kept for the backward pass instead.
+//! for 8192 rows and a vocabulary of 152064 tokens. So the logits are computed in tiles of at most 64 MiB, and
+//! computed again in the backward pass. On the CPU, the first tiles, up to 512 MiB, are kept for the backward pass
+//! instead.
 //!
 //! ```text
 //! forward, for each tile of rows:
@@ -18,7 +19,7 @@
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
-//! [`products`] does that with plain matrix products and a kernel for the sums of each tile.
+//! [`products`] implements this with plain matrix products and a kernel for the sums of each tile.
 
 mod products;
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the
-//! weight again for every 32 rows (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows,
-//! neither on the CPU nor on a GPU. No op here has a backward rule.
+//! weight again for every 32 rows (64 on Hopper, 16 in f32). So, on the CPU and on a GPU, the bits of a row do not
+//! depend on the other rows. No op here has a backward rule.
 
 use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
