@@ -247,7 +247,8 @@ pub fn encode_prompt(
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
-        // If the prompt has media of the other kind, M-RoPE needs a grid for each pad token after <|vision_start|>.
+        // If the prompt has no images but videos, or the reverse, M-RoPE needs a grid for each pad token after
+        // <|vision_start|>.
         if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());

@@ -48,7 +48,7 @@ fn video_tokens(video: &VideoPart, options: &MediaOptions) -> u64 {
     expected_frames(video, &limits, options).map_or(total, |frames| (frames.div_ceil(2) * frame).min(total))
 }
 
-/// The expected number of frames of a video; `None` if neither the limits nor the part of the message bound it.
+/// The expected number of frames of a video; `None` if the limits and the message part set no bound.
 fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOptions) -> Option<u64> {
     if let VideoSource::Frames(frames) = &video.source {
         return Some(frames.len() as u64);

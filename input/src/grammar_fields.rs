@@ -87,8 +87,8 @@ fn structured_outputs(value: &Value) -> Result<GrammarSpec> {
             }
             ("json_object", Value::Bool(true)) => grammars.push((key, any_json_object())),
             ("json_object" | "disable_additional_properties", Value::Bool(false)) => {}
-            // reel has one grammar compiler, so there is nothing to fall back to, and writes no white space between the
-            // parts of a JSON value in any case.
+            // reel has a single grammar compiler, so there is no fallback to disable, and it never writes white space
+            // between the parts of a JSON value.
             ("disable_fallback" | "disable_any_whitespace" | "_backend_was_auto", Value::Bool(_)) => {}
             ("disable_additional_properties", Value::Bool(true)) => {
                 let help = "remove it, and write \"additionalProperties\": false in the schema";

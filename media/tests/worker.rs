@@ -427,8 +427,8 @@ fn worker_dies_with_its_caller() {
 }
 
 /// One server decodes all videos of a thread, even after a video that cannot be decoded, and keeps no files open. If
-/// the idle server is killed, a new server decodes the next video without an error. After a video that missed its
-/// deadline, a new server decodes the next video, too.
+/// the idle server is killed, a new server decodes the next video without an error. A new server also decodes the
+/// next video after a video that missed its deadline.
 fn one_server_serves_many_videos() {
     let decoder = with_args(["__for-this-test-alone"]);
     let is_mine = |pid: &u32| {

@@ -31,8 +31,8 @@ pub struct ForwardFlops {
     pub vision_attention: f64,
 }
 
-/// Which weights of a model are trained. With LoRA, neither part counts as trained, because the weights themselves get
-/// no gradients.
+/// Which weights of a model are trained. With LoRA, no part counts as trained, because the weights themselves get no
+/// gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrainedParts {
     /// Whether the weights of the decoder get gradients.

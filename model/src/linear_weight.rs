@@ -94,7 +94,7 @@ impl Weight {
         }
     }
 
-    /// A packed copy of the weight if [`Weight::tensor_to_pack`] returns it, else `None`.
+    /// A packed copy of the weight, or `None` if [`Weight::tensor_to_pack`] returns `None`.
     ///
     /// # Errors
     /// Out of memory.

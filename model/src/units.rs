@@ -24,7 +24,8 @@ pub const fn vision_block(index: usize) -> WeightUnit {
 /// The merger of the vision tower.
 pub const MERGER: WeightUnit = unit(2, 0);
 
-/// The embedding table. If it is also the weight of the output layer, it is the unit of the output, too.
+/// The embedding table. If the output layer uses the embedding table as its weight, this is also the unit of the
+/// output layer.
 pub const EMBEDDING: WeightUnit = unit(3, 0);
 
 /// A layer of the decoder.
@@ -32,7 +33,7 @@ pub const fn decoder_layer(index: usize) -> WeightUnit {
     unit(4, index)
 }
 
-/// The last norm and the weight of the output layer, unless the embedding table is this weight.
+/// The last norm and the weight of the output layer, for models without tied embeddings.
 const OUTPUT: WeightUnit = unit(5, 0);
 
 /// The unit of the last norm and the output layer.

@@ -291,8 +291,8 @@ impl WeightLoader<'_> {
     }
 
     /// Loads trained tensors as the rows of one tensor. `parts` has the name and number of rows of each tensor, `row`
-    /// is the shape of a row. Returns the joined tensor and its parts, including padding rows, all in the same memory.
-    /// Trained tensors are copied in any case, so joining takes no more memory.
+    /// is the shape of a row. Returns the joined tensor and its parts, including padding rows, all in the same
+    /// memory. Trained tensors are always copied, so joining takes no additional memory.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.

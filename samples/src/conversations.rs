@@ -73,7 +73,7 @@ impl RowConversations {
         &self.media
     }
 
-    /// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
+    /// The columns of a row, except the columns of an earlier prediction; empty if the row is not a JSON object.
     pub fn columns(&self, row: usize) -> Map<String, Value> {
         columns(&self.data, row)
     }
@@ -135,7 +135,7 @@ pub fn remove_prediction_columns(columns: &mut Map<String, Value>) {
     RESULT_COLUMNS.iter().for_each(|name| drop(columns.shift_remove(*name)));
 }
 
-/// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
+/// The columns of a row, except the columns of an earlier prediction; empty if the row is not a JSON object.
 fn columns(data: &Dataset, row: usize) -> Map<String, Value> {
     let Ok(Value::Object(mut columns)) = data.value(row) else { return Map::new() };
     remove_prediction_columns(&mut columns);

@@ -67,7 +67,7 @@ impl TokenLabeler {
         Ok(Self { rule, im_start: None, im_end: None, hidden })
     }
 
-    /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, else -1. The last
+    /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, otherwise -1. The last
     /// position has no next token. The rule `assistant` learns the n-th answer if `answers[n]` is true or absent.
     pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<i32> {
         match self.rule {

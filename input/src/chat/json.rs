@@ -43,7 +43,7 @@ fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }
 
-/// The indentation of one level: `indent` spaces if it is a number, else the text `indent`.
+/// The indentation of one level: `indent` spaces if `indent` is a number, otherwise the text `indent`.
 fn indent_text(indent: Value) -> Result<String, Error> {
     let text = match indent.as_str() {
         Some(text) => text.to_string(),

@@ -102,10 +102,10 @@ impl ChatTemplate {
     /// Reads the template of a model folder from `chat_template.jinja`, `chat_template.json` or
     /// `tokenizer_config.json`: the first of these files that has a template.
     ///
-    /// A conversation with tools is rendered by the same template if the template mentions `tools`, else by the first
-    /// template of the other files that mentions `tools`. Qwen2.5-VL's chat_template.json supports media but no tools;
-    /// its tokenizer_config.json has a template for tools, which supports only text content. If a file has a template
-    /// with the name `tool_use`, this template is preferred for tools.
+    /// This template also renders conversations with tools if its text mentions `tools`. Otherwise, the first
+    /// template in the other files that mentions `tools` renders them. Qwen2.5-VL's chat_template.json supports media
+    /// but no tools; its tokenizer_config.json has a template for tools, which supports only text content. If a file
+    /// has a template with the name `tool_use`, this template is preferred for tools.
     pub fn open(folder: &Path) -> Result<Self> {
         let templates = FolderTemplates::read(folder)?;
         let Some(main) = templates.default.first() else {

@@ -26,7 +26,7 @@ impl PromptEnd {
 }
 
 /// A text that stands after the text of the last message while the template is rendered. The prompt is cut there, so
-/// that the end token of the message and everything after it is left out, whatever the template writes.
+/// that the prompt has neither the end token of the message nor any text that the template writes after it.
 const MARK: &str = "[reel-continues-here]";
 
 /// Returns the conversation with a mark after the text of its last message, for [`cut_at_mark`].

@@ -391,8 +391,8 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     })
 }
 
-/// The dtype that the config states. transformers writes it at up to two levels. The outer dtype counts; a different
-/// inner dtype only causes a note, because weights are read in the dtype of their files in any case.
+/// The dtype that the config states. transformers writes it at up to two levels. The outer dtype counts. A different
+/// inner dtype only causes a note, because weights are always read in the dtype of their files.
 fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
     let mut stated: Option<(String, StoredDType)> = None;
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {

@@ -51,8 +51,8 @@ pub enum RemoteMedia {
 }
 
 impl MediaAccess {
-    /// The path to open for the file `path`: without `confined_to` the path itself, else its canonical form, so that a
-    /// symbolic link that is changed after the check has no effect.
+    /// The path to open for the file `path`: without `confined_to`, the path itself. With `confined_to`, its
+    /// canonical form, so that a symbolic link that is changed after the check has no effect.
     ///
     /// # Errors
     /// The file lies outside of the folder `confined_to`, or the file or the folder does not exist.

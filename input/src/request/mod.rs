@@ -51,7 +51,7 @@ pub struct RequestSettings {
     pub frequency_penalty: Option<f32>,
     /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
     pub repetition_penalty: Option<f32>,
-    /// Maximum number of tokens to generate: the field `max_completion_tokens`, else `max_tokens`.
+    /// Maximum number of tokens to generate: the field `max_completion_tokens` or, if it is absent, `max_tokens`.
     pub max_new_tokens: Option<usize>,
     /// Number of completions.
     pub n: Option<usize>,

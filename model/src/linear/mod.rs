@@ -154,8 +154,8 @@ impl Linear {
         self.weight.linear_skinny(cx, x, self.bias.as_ref(), self.adapter_of(rows), residual)
     }
 
-    /// The adapters of a decode step: one for each row if this layer has row adapters and `rows` has their numbers,
-    /// else the layer's own adapter, if it has one.
+    /// The adapters of a decode step: one per row if this layer has row adapters and `rows` has their numbers,
+    /// otherwise the adapter of the layer, if it has one.
     fn adapter_of<'a>(&'a self, rows: Option<&'a Tensor>) -> LayerAdapter<'a> {
         match (&self.row_adapters, rows, &self.adapter) {
             (Some(stack), Some(numbers), _) => LayerAdapter::OfRows(RowAdapters { stack, numbers }),

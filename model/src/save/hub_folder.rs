@@ -54,7 +54,7 @@ const COMPANIONS: [&str; 12] = [
 ];
 
 /// The small files of a model folder (config, tokenizer, templates) in memory. A training run reads them before its
-/// first step, so that a save does not depend on the folder any more.
+/// first step, so that saving a checkpoint does not depend on the folder.
 #[derive(Debug, Clone)]
 pub struct ConfigAndTokenizerFiles {
     /// The folder that the files were read from.

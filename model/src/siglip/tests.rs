@@ -46,8 +46,8 @@ fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
 }
 
 /// Each entry is a dtype, the tolerance of text embeddings and the tolerance of image embeddings. The tolerances for
-/// bf16 are large because the random weights amplify rounding: with all else in f64, rounding only the weights to
-/// bf16 moves text embeddings by 0.12.
+/// bf16 are large because the random weights amplify rounding: rounding only the weights to bf16, with all other
+/// arithmetic in f64, moves text embeddings by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {

@@ -63,8 +63,8 @@ pub struct OutputDestination<'a> {
     pub products: &'a StoredOutputs,
     /// The rows of the memory for all tokens of the pass.
     pub tokens: RowDestinations,
-    /// The rows of the memory for the tokens whose hidden states are needed, if not all are. For the other tokens, the
-    /// last layer computes only attention.
+    /// The rows of the memory for the tokens whose hidden states are needed. For all other tokens, the last layer
+    /// computes only attention.
     pub needed: RowDestinations,
 }
 

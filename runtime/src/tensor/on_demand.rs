@@ -75,8 +75,8 @@ impl Tensor {
         Tensor::build(shape, dtype, Memory::OnDemand(OnDemandMemory(Arc::new(inner))), 0, GradRole::None)
     }
 
-    /// The memory of a tensor that was created by [`Tensor::on_demand`], or that shares such a tensor's memory; else
-    /// `None`.
+    /// The on-demand memory of a tensor that was created by [`Tensor::on_demand`], or of a tensor that shares such
+    /// memory. `None` for any other tensor.
     pub fn on_demand_memory(&self) -> Option<&OnDemandMemory> {
         match &self.0.memory {
             Memory::OnDemand(memory) => Some(memory),

@@ -8,8 +8,8 @@
 //!                                         0 0 0 0 0 0 0 0
 //! ```
 //!
-//! Matrix products, the optimizer and the gradient norm take the whole tensor; files and hashes have the unpadded part.
-//! So the tensor keeps the unpadded shape, and nothing else depends on it.
+//! Matrix products, the optimizer and the gradient norm take the whole tensor; files and hashes have the unpadded
+//! part. So the tensor also keeps its unpadded shape, for files and hashes only.
 
 use std::sync::Arc;
 

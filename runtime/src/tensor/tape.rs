@@ -531,7 +531,8 @@ impl Grads {
             (GradRole::Joined(_), [first, ..]) => {
                 let whole = self.joined[first].1.clone();
                 let all = is_first.iter().all(|first| *first);
-                // If some of the parameters have had a gradient in this step, the others must start at zero.
+                // If only some of the joined parameters have had a gradient in this step, the gradients of the
+                // remaining parameters must start at zero.
                 for (name, _) in names.iter().zip(is_first).filter(|(_, is_first)| *is_first && !all) {
                     fill_zero(&self.buffers[name])?;
                 }

@@ -47,8 +47,8 @@ pub(super) struct DraftPosition {
 pub(super) struct MicroBatchDraft {
     /// The position in the data and the number of each row.
     pub rows: Vec<(u64, usize)>,
-    /// With packing, the position and the number of the row that does not fit any more. The next micro-batch begins
-    /// with this row.
+    /// With packing, the position and the number of the row that no longer fits. The next micro-batch begins with
+    /// this row.
     pub next: Option<(u64, usize)>,
     /// Unusable rows that were found while the draft was made.
     pub skipped: Vec<SkippedRow>,

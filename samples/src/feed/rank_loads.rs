@@ -1,11 +1,11 @@
 //! Assigns the micro-batches of a step to processes (ranks) so that all ranks have about the same amount of work.
 //!
-//! A step consists of rounds, in each of which a rank computes at most one micro-batch. So a round can only choose
-//! which of its micro-batches each rank gets: the longest goes to the rank with the least load so far, the second
-//! longest to the rank with the second least load, and so on. Then the loads of two ranks never differ by more than the
-//! longest micro-batch. Proof: let rank a have at most the load of rank b, so that a gets the longer micro-batch. The
-//! difference b - a becomes smaller by the difference of the two lengths. If it becomes negative, its absolute value is
-//! at most that difference, which is at most the longer length.
+//! A step consists of rounds. In each round, a rank computes at most one micro-batch. So the only choice in a round
+//! is which rank gets which of its micro-batches: the longest goes to the rank with the least load so far, the second
+//! longest to the rank with the second least load, and so on. Then the loads of two ranks never differ by more than
+//! the longest micro-batch. Proof: let rank a have at most the load of rank b, so that a gets the longer micro-batch.
+//! The difference b - a becomes smaller by the difference of the two lengths. If it becomes negative, its absolute
+//! value is at most that difference, which is at most the longer length.
 
 use std::cmp::Reverse;
 

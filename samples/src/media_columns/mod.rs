@@ -6,11 +6,11 @@
 //! {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"},
 //!                                            {"type": "text", "text": "What happens?"}]}, …]}
 //! ```
-//! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
-//! The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before the text
-//! of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is accepted. A
-//! row with more or fewer files than places is refused. A row with media in a column that nothing reads is refused, too
-//! ([`other_columns`]), because training on the row would ignore these media.
+//! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file
+//! (TRL). The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before
+//! the text of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is
+//! accepted. A row with more or fewer files than places is refused. A row with media in a column that nothing reads
+//! is also refused ([`other_columns`]), because training on the row would ignore these media.
 
 mod other_columns;
 
@@ -154,7 +154,7 @@ pub(super) fn refuse_media_beside_path(columns: &Map<String, Value>) -> Result<(
     }
 }
 
-/// Whether a column has a value: not null, and neither an empty text nor an empty list.
+/// Whether a column has a value: it is not null, not an empty text and not an empty list.
 fn is_given(value: &Value) -> bool {
     match value {
         Value::Null => false,

@@ -1,9 +1,9 @@
 //! A mixture of data files with weights: decides how many rows of each file an epoch has, and which rows.
 //!
 //! Let file `i` have `n_i` rows and the share `p_i` of the sum of all weights. An epoch has `E = min over i of ⌊n_i /
-//! p_i⌋` rows, so it ends when the first file has no rows left for its share; the other files are not used up. File `i`
-//! has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). In each file, the next epoch
-//! continues where the previous epoch stopped, and starts again at the first row after the last row.
+//! p_i⌋` rows, so it ends when the first file has no rows left for its share; files with rows left are not used up.
+//! File `i` has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). In each file, the next
+//! epoch continues where the previous epoch stopped, and starts again at the first row after the last row.
 //!
 //! Example: 100 rows with weight 0.5 and 1000 rows with weight 0.5 give epochs of 200 rows. Each epoch has all rows of
 //! the first file; ten epochs together have every row of the second file once.

@@ -1,8 +1,8 @@
 //! AdamW on named parameters (Loshchilov and Hutter, "Decoupled Weight Decay Regularization").
 //!
-//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16
-//! bits and 16 low bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither
-//! does its step count.
+//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own
+//! 16 bits and 16 low bits that the optimizer keeps. If a parameter has no gradient in a step, the parameter and its
+//! step count do not change.
 //!
 //! The gradient norm and the hashes of the weights take one launch each, and a step takes one launch per dtype of the
 //! weights. These numbers do not depend on the number of parameters, because tables in device memory list the
@@ -159,7 +159,7 @@ pub struct AdamW {
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
     partition: Partition,
-    /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
+    /// Whether this rank stores only the weights of its own cells instead of whole parameters (ZeRO-3).
     has_only_owned_cells: bool,
     /// The tables of the parameters; `None` if there are no parameters.
     tables: Option<ParameterTables>,

@@ -141,8 +141,8 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
 }
 
 /// Returns the sum of x and the residual together with its norm: `(s, rms_norm(s, w))` with `s = x + residual`. s and
-/// its norm have the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal
-/// those of [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both
+/// its norm have the shape and dtype of x. s is rounded to this dtype before it is normalised, so [`super::add`]
+/// followed by [`rms_norm`] gives the same bits. The gradient of s is rounded once, after the gradients of both
 /// results are added.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let _op = in_op("rms_norm_add");

@@ -100,7 +100,7 @@ impl RotaryTable {
     }
 }
 
-/// The launch that rotates the first `rotated` of `parts` and copies the others.
+/// The launch that rotates the first `rotated` of `parts` and copies the remaining parts.
 fn launch(dtype: DType, rotation: &rope::Rotation, parts: &[rope::Part], rotated: usize) -> Launch {
     rope::apply(dtype, &rope::ApplyParams::new(rotation, parts, rotated as u32))
 }

@@ -53,7 +53,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
 /// `[m]` has a different number for each row of x; a row with a negative number is not written. Has no backward rule.
 ///
 /// # Errors
-/// The shapes do not match; the columns exceed those of `to`; x has fewer columns than `to` and the device is not
+/// The shapes do not match; the columns exceed the width of `to`; x has fewer columns than `to` and the device is not
 /// `cpu`.
 pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usize) -> Result<()> {
     let _op = in_op("write_rows");

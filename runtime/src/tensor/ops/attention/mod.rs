@@ -11,8 +11,8 @@
 //! b1 attends:  p0 p1 p2           p3 b0 b1
 //! ```
 //!
-//! The keys of a prefix come before the sequence's own keys, so the bits equal those of the unshared row `p0 p1 p2 p3
-//! a0`. For the KV cache, [`KvPages`] has the same role: block tables, lengths, and the cache slots of the new
+//! The keys of a prefix come before the sequence's own keys, so the bits are the same as for the unshared row `p0 p1
+//! p2 p3 a0`. For the KV cache, [`KvPages`] has the same role: block tables, lengths, and the cache slots of the new
 //! tokens.
 
 use std::sync::Arc;

@@ -244,7 +244,7 @@ pub fn packed_lora_linear(
 }
 
 /// Like [`packed_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
-/// [`packed_lora_linear`], a row without an adapter those of [`packed_linear`].
+/// [`packed_lora_linear`]; a row without an adapter has the bits of [`packed_linear`].
 pub fn packed_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,

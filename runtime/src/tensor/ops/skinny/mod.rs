@@ -175,7 +175,7 @@ pub fn skinny_lora_linear(
 }
 
 /// Like [`skinny_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
-/// [`skinny_lora_linear`], a row without an adapter those of [`skinny_linear`].
+/// [`skinny_lora_linear`]; a row without an adapter has the bits of [`skinny_linear`].
 pub fn skinny_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,
