@@ -391,7 +391,7 @@ impl RunningBatch {
             }
         };
         graphs.run(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
-        state.rows.row_range(0, batch_size)?.count_step();
+        state.rows.row_range(0, batch_size)?.count_enqueued_step();
         PendingStep::start_download(&state.sampled.row_range(0, batch_size)?)
     }
 }

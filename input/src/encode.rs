@@ -135,7 +135,7 @@ pub struct LoadedMedia {
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
 pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
-    let text = folder.template.render_to_end(conversation, PromptEnd::default_of(conversation))?;
+    let text = folder.template.render_to_end(conversation, PromptEnd::default_for_conversation(conversation))?;
     let media = load_media(folder, conversation, options)?;
     encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
 }
@@ -371,7 +371,7 @@ fn frame_list(
 ) -> Result<LoadedVideo> {
     let (location, mut keys) = (&video.location, options.media_limits(video.overrides));
     video.check_frame_count(frames.len())?;
-    if video.largest_number_of_frames().is_some() {
+    if video.max_frame_count().is_some() {
         keys.fps = keys.fps.filter(|fps| *fps > 0.0);
     }
     let sample_fps = keys.fps.unwrap_or(2.0);

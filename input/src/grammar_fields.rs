@@ -14,17 +14,17 @@ pub const GRAMMAR_FIELDS: [&str; 6] =
 
 /// Why a field sets no grammar.
 #[derive(Debug)]
-pub(crate) struct WrongGrammar {
+pub(crate) struct GrammarFieldError {
     /// What is wrong with the value, without the name of the field.
     pub(crate) what: String,
     /// What to do.
     pub(crate) help: String,
 }
 
-type Result<T> = std::result::Result<T, WrongGrammar>;
+type Result<T> = std::result::Result<T, GrammarFieldError>;
 
 fn wrong<T>(what: impl Into<String>, help: &str) -> Result<T> {
-    Err(WrongGrammar { what: what.into(), help: help.into() })
+    Err(GrammarFieldError { what: what.into(), help: help.into() })
 }
 
 /// The grammar that the field `name` sets; `None` if it asks for plain text.
@@ -83,7 +83,7 @@ fn structured_outputs(value: &Value) -> Result<GrammarSpec> {
         match (key.as_str(), value) {
             ("json" | "regex" | "choice" | "grammar", value) => {
                 let spec = guided(key, value);
-                grammars.push((key, spec.map_err(|e| WrongGrammar { what: format!("{key} {}", e.what), ..e })?));
+                grammars.push((key, spec.map_err(|e| GrammarFieldError { what: format!("{key} {}", e.what), ..e })?));
             }
             ("json_object", Value::Bool(true)) => grammars.push((key, any_json_object())),
             ("json_object" | "disable_additional_properties", Value::Bool(false)) => {}

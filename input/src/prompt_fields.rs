@@ -14,7 +14,7 @@ use reel_media::profile::{LimitConflict, MediaOverrides};
 use serde_json::{Map, Value};
 
 use crate::error::{InputError, Result};
-use crate::messages::part_keys::{TextKeys, VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
+use crate::messages::part_keys::{UnknownTextKeys, VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
 use crate::messages::{ContentPart, Conversation, MessageContent, VideoPart, VideoSource};
 
 const PROCESSOR: &str = "mm_processor_kwargs";
@@ -95,7 +95,7 @@ impl Conversation {
         fields: PromptFields,
     ) -> Result<Self> {
         let mut conversation = Self::from_json(location, messages, root)?.with_tools(tools);
-        refuse_unknown_part_keys(location, messages, TextKeys::Accepted)?;
+        refuse_unknown_part_keys(location, messages, UnknownTextKeys::Accepted)?;
         fields.media.apply(&mut conversation)?;
         Ok(Self { template_variables: fields.template_variables, ..conversation })
     }

@@ -95,7 +95,7 @@ impl ToolRequest {
     }
 
     /// Whether answers may have calls.
-    pub fn has_calls(&self) -> bool {
+    pub fn allows_tool_calls(&self) -> bool {
         !self.functions.is_empty() && self.choice != ToolChoice::None
     }
 
@@ -299,7 +299,7 @@ mod tests {
             json!({"tool_choice": "none", "parallel_tool_calls": true}),
         ] {
             let request = read(body).unwrap();
-            assert!(request.definitions.is_empty() && !request.has_calls());
+            assert!(request.definitions.is_empty() && !request.allows_tool_calls());
         }
     }
 

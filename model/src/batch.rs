@@ -23,7 +23,7 @@ pub type MediaHash = [u8; 32];
 
 /// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]
-pub(crate) struct MediaOfKind<'a> {
+pub(crate) struct ImagesOrVideos<'a> {
     pub(crate) grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
@@ -36,11 +36,11 @@ pub(crate) struct MediaOfKind<'a> {
 }
 
 /// The images of a sequence, and its videos.
-pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
+pub(crate) fn images_and_videos<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> [ImagesOrVideos<'a>; 2] {
     let (images, videos) = sequence.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
     let kind = |grids, values: &'a [f32], frames, pad_id, name| {
         let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
-        MediaOfKind { grids, values, frames, media: sequence.frames, pad_id, name }
+        ImagesOrVideos { grids, values, frames, media: sequence.frames, pad_id, name }
     };
     let (image, video) = (config.tokens.image, config.tokens.video);
     [
@@ -49,7 +49,7 @@ pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> 
     ]
 }
 
-impl MediaOfKind<'_> {
+impl ImagesOrVideos<'_> {
     /// Checks the grids against the pixels, and against `pads`, the number of pad tokens that stand for vision
     /// tokens.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
@@ -191,7 +191,7 @@ impl Batch {
         let ids = sequences
             .iter()
             .flat_map(|s| s.input_ids)
-            .map(|&id| checked_id(id, config, location))
+            .map(|&id| checked_token_id(id, config, location))
             .collect::<Result<Vec<i32>>>()?;
         let mut positions = Vec::with_capacity(3 * ids.len());
         for axis in 0..3 {
@@ -235,7 +235,7 @@ impl Batch {
     }
 }
 
-pub(crate) fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
+pub(crate) fn checked_token_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
     if (id as usize) < config.text.vocab_size {
         return Ok(id as i32);
     }
@@ -255,7 +255,7 @@ impl VisionInput {
         let mut next = 0;
         let mut all_kinds = Vec::with_capacity(sequences.len());
         for s in sequences {
-            let kinds = media_kinds(s, config);
+            let kinds = images_and_videos(s, config);
             next = append_vision_indices(&mut vision_index, s, &kinds, next, config, location)?;
             all_kinds.push(kinds);
         }
@@ -284,7 +284,7 @@ impl VisionInput {
 pub(crate) fn append_vision_indices(
     to: &mut Vec<i32>,
     s: &Sequence,
-    kinds: &[MediaOfKind],
+    kinds: &[ImagesOrVideos],
     first: i32,
     config: &ModelConfig,
     location: &str,
@@ -305,7 +305,7 @@ pub(crate) fn append_vision_indices(
 }
 
 impl SequenceMedia {
-    fn new(device: &Device, kinds: &[MediaOfKind], as_values: bool) -> Result<SequenceMedia> {
+    fn new(device: &Device, kinds: &[ImagesOrVideos], as_values: bool) -> Result<SequenceMedia> {
         let (mut values, mut frames) = (Vec::new(), Vec::new());
         for kind in kinds {
             match as_values {
@@ -322,7 +322,7 @@ impl SequenceMedia {
 }
 
 /// A hash of the kinds, grids and pixels of a sequence's media, in order.
-fn content_hash(kinds: &[MediaOfKind]) -> u128 {
+fn content_hash(kinds: &[ImagesOrVideos]) -> u128 {
     let mut hash = xxhash3_128::Hasher::new();
     for kind in kinds.iter().filter(|kind| !kind.grids.is_empty()) {
         hash.write(kind.name.as_bytes());

@@ -45,14 +45,14 @@ pub struct TrainedParts {
 
 impl ForwardFlops {
     /// Operations of a forward pass over `batch` that computes logits for `rows` positions.
-    pub fn of_batch(config: &ModelConfig, batch: &Batch, rows: usize) -> Self {
-        let decoder = Self::of_tokens(config, batch.token_count() as f64, batch.seqs.attention_pairs(), rows as f64);
-        Self::of_grids(config, &batch.grids()).plus(decoder)
+    pub fn for_batch(config: &ModelConfig, batch: &Batch, rows: usize) -> Self {
+        let decoder = Self::for_tokens(config, batch.token_count() as f64, batch.seqs.attention_pairs(), rows as f64);
+        Self::for_grids(config, &batch.grids()).plus(decoder)
     }
 
     /// Operations of the decoder for `tokens` tokens. All tokens together attend to `pairs` keys; logits are computed
     /// for `rows` positions.
-    pub fn of_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
+    pub fn for_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
         let text = &config.text;
         let (hidden, layers) = (text.hidden_size as f64, text.num_hidden_layers as f64);
         let queries = (text.num_attention_heads * text.head_dim) as f64;
@@ -67,14 +67,14 @@ impl ForwardFlops {
     }
 
     /// Operations of the vision tower for images and videos with these grids.
-    pub fn of_grids(config: &ModelConfig, grids: &[GridThw]) -> Self {
+    pub fn for_grids(config: &ModelConfig, grids: &[GridThw]) -> Self {
         let v = &config.vision;
         let patches = grids.iter().map(|grid| grid.iter().product::<usize>()).sum::<usize>() as f64;
         let (width, depth) = (v.hidden_size as f64, v.depth as f64);
         let block = width * (4.0 * width + 3.0 * v.intermediate_size as f64);
         let square = v.patches_per_vision_token() as f64;
         let merger = square * width * (square * width + v.out_hidden_size as f64);
-        let windows = WindowOrder::of_grids(grids, v);
+        let windows = WindowOrder::from_grids(grids, v);
         let pairs = |ends: &[usize]| ends.windows(2).map(|w| (w[1] - w[0]) as f64).map(|n| n * n).sum::<f64>();
         let full = v.fullatt_block_indexes.len() as f64;
         let all_pairs = full * pairs(&windows.cu_seqlens) + (depth - full) * pairs(&windows.cu_window_seqlens);
@@ -133,7 +133,7 @@ mod tests {
             ..config.text
         };
         let tokens = 8192.0;
-        let flops = ForwardFlops::of_tokens(&config, tokens, tokens * (tokens + 1.0) / 2.0, tokens);
+        let flops = ForwardFlops::for_tokens(&config, tokens, tokens * (tokens + 1.0) / 2.0, tokens);
         let all = TrainedParts { decoder: true, ..TrainedParts::default() };
         assert!((flops.training_flops(all) / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{flops:?}");
         assert_eq!(
@@ -151,7 +151,7 @@ mod tests {
         let (width, inner, out) = (v.hidden_size as f64, v.intermediate_size as f64, v.out_hidden_size as f64);
         let (dim, queries) = (v.patch_dim() as f64, (v.num_heads * v.head_dim) as f64);
         assert_eq!(v.spatial_merge_size, 2);
-        let flops = ForwardFlops::of_grids(&config, &[[3, 4, 8]]);
+        let flops = ForwardFlops::for_grids(&config, &[[3, 4, 8]]);
         let of_patch = dim * width + 2.0 * width * (4.0 * width + 3.0 * inner) + width * (4.0 * width + out);
         assert_eq!(flops.vision, 2.0 * 96.0 * of_patch);
         assert_eq!(flops.vision_attention, 4.0 * 3.0 * (2.0 * 16.0 * 16.0 + 32.0 * 32.0) * queries);

@@ -185,7 +185,7 @@ impl PatchLayout {
     fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
         let (device, unit) = (cx.device(), config.patches_per_vision_token());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
-        let plan = WindowOrder::of_grids(&grids, config);
+        let plan = WindowOrder::from_grids(&grids, config);
         let at = patch_rows_and_columns_in_window_order(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();

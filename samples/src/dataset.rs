@@ -85,7 +85,7 @@ impl Dataset {
     ///
     /// # Errors
     /// No row is left for training, or an epoch has no row of a file of the mixture.
-    pub fn hold_out(&mut self, size: f64, seed: u64) -> Result<()> {
+    pub fn hold_out_rows(&mut self, size: f64, seed: u64) -> Result<()> {
         self.held_out = held_out_rows(self.len(), size, seed).map_err(SampleError::Option)?;
         if let Some(mixture) = &self.mixture {
             let held_out = self.held_out.iter().copied();
@@ -103,11 +103,11 @@ impl Dataset {
 
     /// Returns an error if a file has a weight. Commands that use each row exactly once call it.
     pub fn refuse_weights(&self) -> Result<()> {
-        self.refuse_weights_of("--data")
+        self.refuse_weights_for_option("--data")
     }
 
     /// Like [`Self::refuse_weights`], for rows that the option `flag` names.
-    pub fn refuse_weights_of(&self, flag: &str) -> Result<()> {
+    pub fn refuse_weights_for_option(&self, flag: &str) -> Result<()> {
         match self.files.iter().find(|file| file.weight.is_some()) {
             Some(file) => {
                 let what = format!("has a weight for {}, but each row is used once", file.path);
@@ -260,7 +260,7 @@ mod tests {
         let other = open(format!("{a}:2,{b}:1")).unwrap();
         assert!(mixed.fingerprint() != both.fingerprint() && mixed.fingerprint() != other.fingerprint());
         let mut less = open(format!("{a}:0.5,{b}:0.5")).unwrap();
-        let e = less.hold_out(2.0, 0).unwrap_err().to_string();
+        let e = less.hold_out_rows(2.0, 0).unwrap_err().to_string();
         assert!(e.contains("contains no row of this file"), "one of the files has no row left: {e}");
         let differs = |now: &Dataset, then: &Dataset| differences_from(now.files(), then.files());
         assert_eq!(differs(&other, &mixed), format!(" (the weight of {a} is 2, but was 0.5)"));

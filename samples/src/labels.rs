@@ -19,7 +19,7 @@ pub enum LabelRule {
 }
 
 /// The two functions of a tokenizer that the label rules call: looking up the ids of special tokens, and decoding.
-pub trait Vocabulary {
+pub trait LabelVocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
     /// Decodes token ids, special tokens included.
@@ -42,7 +42,7 @@ const ASSISTANT: &str = "assistant\n";
 impl TokenLabeler {
     /// Prepares a rule for a tokenizer. Returns an error if the tokenizer lacks a special token that the rule needs;
     /// the error is the name of the token.
-    pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
+    pub fn new(rule: LabelRule, vocabulary: &impl LabelVocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
         let some = |token: &str| vocabulary.special(token);
         let hidden: BTreeSet<u32> = match rule {
@@ -69,7 +69,7 @@ impl TokenLabeler {
 
     /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, otherwise -1. The last
     /// position has no next token. The rule `assistant` learns the n-th answer if `answers[n]` is true or absent.
-    pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<i32> {
+    pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl LabelVocabulary) -> Vec<i32> {
         match self.rule {
             LabelRule::Assistant => targets(ids, &self.assistant(ids, answers, vocabulary).0),
             LabelRule::Text | LabelRule::Videorft => targets(ids, &self.not_hidden(ids)),
@@ -92,7 +92,7 @@ impl TokenLabeler {
 
     /// The number of answers in a rendered conversation, by their headers; `None` if the rule does not select
     /// answers.
-    pub fn answer_count(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+    pub fn answer_count(&self, ids: &[u32], vocabulary: &impl LabelVocabulary) -> Option<usize> {
         self.selects_answers().then(|| self.assistant(ids, &[], vocabulary).1)
     }
 
@@ -102,7 +102,7 @@ impl TokenLabeler {
 
     /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`; the tokens of
     /// the n-th answer are not marked if `answers[n]` is false. Also returns the number of answers.
-    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> (Vec<bool>, usize) {
+    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl LabelVocabulary) -> (Vec<bool>, usize) {
         let mut learned = vec![false; ids.len()];
         let mut count = 0;
         let mut at = 0;
@@ -129,7 +129,7 @@ impl TokenLabeler {
 
     /// The number of tokens at the start of `ids` that decode to `assistant\n`. A token that also holds the first
     /// characters of the answer (a tokenizer may join newlines) belongs to the header.
-    fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+    fn header(&self, ids: &[u32], vocabulary: &impl LabelVocabulary) -> Option<usize> {
         for n in 1..=ids.len().min(ASSISTANT.len()) {
             let text = vocabulary.text(&ids[..n]);
             if text.starts_with(ASSISTANT) {
@@ -168,7 +168,7 @@ mod tests {
     const START: u32 = 301;
     const END: u32 = 302;
 
-    impl Vocabulary for Bytes {
+    impl LabelVocabulary for Bytes {
         fn special(&self, token: &str) -> Option<u32> {
             SPECIALS.iter().position(|s| *s == token).map(|i| 300 + i as u32)
         }
@@ -248,7 +248,7 @@ mod tests {
     }
 
     struct Bare;
-    impl Vocabulary for Bare {
+    impl LabelVocabulary for Bare {
         fn special(&self, token: &str) -> Option<u32> {
             (token == "<|im_start|>").then_some(1)
         }

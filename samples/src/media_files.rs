@@ -23,7 +23,7 @@ const NOT_OF_A_FILE: [i32; 10] = [5, 12, 19, 23, 24, 107, 110, 112, 113, 116];
 
 /// Remembers which media files a run has read.
 #[derive(Debug, Default)]
-pub struct MediaFiles(Mutex<ReadFiles>);
+pub struct ReadMediaFiles(Mutex<ReadFiles>);
 
 #[derive(Debug, Default)]
 struct ReadFiles {
@@ -33,7 +33,7 @@ struct ReadFiles {
     last_in_folder: HashMap<PathBuf, PathBuf>,
 }
 
-impl MediaFiles {
+impl ReadMediaFiles {
     /// Calls `load`, which loads the media of `conversation`. If `load` fails because of a file, reads all local
     /// files of the conversation. If all files can be read now although `load` could not read one of them, an outage
     /// has just ended, and `load` is called once more. `root` is the folder that relative paths refer to.
@@ -169,8 +169,8 @@ mod tests {
         Err(SampleError::Media { diagnostic, cause: SkipCause::Media, was_read })
     }
 
-    /// Calls [`MediaFiles::load_with_retry`] with a closure that fails if the file is missing.
-    fn load(files: &MediaFiles, root: &Path, file: &str) -> Result<()> {
+    /// Calls [`ReadMediaFiles::load_with_retry`] with a closure that fails if the file is missing.
+    fn load(files: &ReadMediaFiles, root: &Path, file: &str) -> Result<()> {
         let path = root.join(file);
         files.load_with_retry(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
     }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn rows_whose_files_never_existed_keep_their_error() {
         let dir = tempfile::tempdir().unwrap();
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         fs::write(dir.path().join("a.png"), "").unwrap();
         for file in ["a.png", "none.png", "none/none.png", "/nowhere/none.png", "."] {
             let e = load(&files, dir.path(), file).err();
@@ -191,7 +191,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("media");
         fs::create_dir_all(root.join("clips")).unwrap();
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         for file in ["clips/a.png", "b.png"] {
             fs::write(root.join(file), "").unwrap();
             load(&files, &root, file).unwrap();
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn errors_of_the_machine_are_no_errors_of_a_row() {
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         let (path, root) = (Path::new("clips/a.mp4"), Path::new("."));
         for number in [5, 19, 23, 24, 107, 116] {
             let e = files.check_failed(path, root, io::Error::from_raw_os_error(number));
@@ -227,7 +227,7 @@ mod tests {
     fn only_files_that_could_not_be_read_are_loaded_once_more() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.png"), "").unwrap();
-        let (files, conversation) = (MediaFiles::default(), conversation(dir.path(), "a.png"));
+        let (files, conversation) = (ReadMediaFiles::default(), conversation(dir.path(), "a.png"));
         let calls = Cell::new(0);
         let load = |succeeds_at: usize, was_read: bool| {
             calls.set(0);

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use crate::dataset::{DataFile, Dataset};
 use crate::feed::SampleSource;
-use crate::labels::{TokenLabeler, Vocabulary};
-use crate::media_files::MediaFiles;
+use crate::labels::{TokenLabeler, LabelVocabulary};
+use crate::media_files::ReadMediaFiles;
 use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
@@ -56,7 +56,7 @@ impl Sample {
 
 /// The rows of a data file as training samples for supervised fine-tuning.
 #[derive(Debug)]
-pub struct SftSource {
+pub struct SftSampleSource {
     /// The data file.
     pub data: Dataset,
     /// Config, tokenizer and chat template of the model.
@@ -74,7 +74,7 @@ pub struct SftSource {
     /// Cache of the samples made so far, for later epochs.
     pub kept: SampleCache,
     /// The media files read so far.
-    pub files: MediaFiles,
+    pub files: ReadMediaFiles,
 }
 
 /// Maximum size of all cached samples in bytes (256 MiB). If all samples fit, media are decoded only in the first
@@ -112,7 +112,7 @@ impl SampleCache {
 /// The end-of-turn token, which TRL appends to a completion that is plain text.
 const END: &str = "<|im_end|>";
 
-impl SftSource {
+impl SftSampleSource {
     /// Parses the fields of a row.
     fn row(&self, row: usize) -> Result<SupervisedRow> {
         self.data.add_location_to_error(row, self.data.row(row)?.to_supervised_row(self.parity))
@@ -183,7 +183,7 @@ impl SftSource {
     }
 }
 
-impl DataSource for SftSource {
+impl DataSource for SftSampleSource {
     fn fingerprint(&self) -> String {
         self.data.fingerprint()
     }
@@ -208,7 +208,7 @@ impl DataSource for SftSource {
     }
 }
 
-impl SampleSource for SftSource {
+impl SampleSource for SftSampleSource {
     type Sample = Sample;
 
     fn row_count(&self) -> usize {
@@ -314,7 +314,7 @@ pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     }
 }
 
-impl Vocabulary for Tokenizer {
+impl LabelVocabulary for Tokenizer {
     fn special(&self, token: &str) -> Option<u32> {
         self.token_to_id(token)
     }

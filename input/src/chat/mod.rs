@@ -148,7 +148,7 @@ impl ChatTemplate {
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let main = &self.main;
         let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
-            ([], _) if conversation.has_calls() && !mentions(&main.text, "tool_calls") => {
+            ([], _) if conversation.has_tool_calls() && !mentions(&main.text, "tool_calls") => {
                 (main, Value::Null, conversation.with_calls_as_text().to_template_value())
             }
             ([], _) => (main, Value::Null, conversation.to_template_value()),
@@ -175,7 +175,7 @@ impl ChatTemplate {
             return self.render(conversation, end == PromptEnd::NewMessage);
         }
         let prompt = self.render(&prompt_end::mark_end_of_text(conversation)?, false)?;
-        prompt_end::cut_at_mark(&prompt).ok_or_else(|| {
+        prompt_end::text_before_mark(&prompt).ok_or_else(|| {
             let what = "does not write the text of the last message, so the model cannot continue it";
             InputError::template(&self.main.location, what, "remove continue_final_message")
         })

@@ -340,7 +340,7 @@ fn a_prompt_can_end_within_the_last_message() {
         assert_eq!(render(PromptEnd::LastMessage), format!("{before}{text}<|im_end|>\n"));
         let new = format!("{before}{text}<|im_end|>\n<|im_start|>assistant\n");
         assert_eq!(render(PromptEnd::NewMessage), new);
-        assert_eq!(PromptEnd::default_of(&conversation), PromptEnd::LastMessage);
+        assert_eq!(PromptEnd::default_for_conversation(&conversation), PromptEnd::LastMessage);
     }
     // A template that removes white space around a text.
     let trims = template("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}");

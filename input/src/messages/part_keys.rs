@@ -84,7 +84,7 @@ fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
 
 /// Whether unknown keys of text parts are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TextKeys {
+pub(crate) enum UnknownTextKeys {
     /// Requests may have keys that only other servers read, such as `cache_control`.
     Accepted,
     /// Rows may not have unknown keys, because their values would be lost silently.
@@ -93,13 +93,13 @@ pub(crate) enum TextKeys {
 
 /// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect, and in text parts if
 /// `text_keys` says so. The parts themselves have been read and checked before.
-pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: TextKeys) -> Result<()> {
+pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: UnknownTextKeys) -> Result<()> {
     for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
             let location = format!("{location}: message {i}, part {j}");
             let Some(map) = part.as_object() else { continue };
             let (own, limits): (&[&str], &[&str]) = match part_kind(&location, map)? {
-                PartKind::Text if text_keys == TextKeys::Accepted => continue,
+                PartKind::Text if text_keys == UnknownTextKeys::Accepted => continue,
                 PartKind::Text => (&["text", "annotations"], &[]),
                 PartKind::Image => (&["image", "image_url", "url", "path", "detail"], &IMAGE_KEYS),
                 PartKind::Video => (&VIDEO_SOURCES, &VIDEO_KEYS),

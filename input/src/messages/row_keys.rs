@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::Conversation;
-use super::part_keys::{TextKeys, refuse_unknown_part_keys};
+use super::part_keys::{UnknownTextKeys, refuse_unknown_part_keys};
 use crate::error::{InputError, Result};
 
 /// Keys that other programs give images, videos and sounds of a message beside its `content`.
@@ -78,7 +78,7 @@ impl Conversation {
     /// A message is malformed, or has a key with a value that neither this program nor the template reads.
     pub fn from_row(location: &str, messages: &Value, root: &Path, template: Option<&str>) -> Result<Self> {
         let conversation = Self::from_json(location, messages, root)?;
-        refuse_unknown_part_keys(location, messages, TextKeys::Refused)?;
+        refuse_unknown_part_keys(location, messages, UnknownTextKeys::Refused)?;
         let Some(template) = template else { return Ok(conversation) };
         for (i, message) in conversation.messages.iter().enumerate() {
             let is_read = |key: &str| READ_KEYS.contains(&key) || reads_key(template, key);

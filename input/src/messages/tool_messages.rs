@@ -93,7 +93,7 @@ impl Conversation {
     }
 
     /// Whether a message has calls.
-    pub(crate) fn has_calls(&self) -> bool {
+    pub(crate) fn has_tool_calls(&self) -> bool {
         self.messages.iter().any(|message| !message.tool_calls().is_empty())
     }
 

@@ -60,7 +60,7 @@ impl BytePairModel {
 }
 
 impl Model for BytePairModel {
-    type Trainer = NoTrainer;
+    type Trainer = FailingTrainer;
 
     fn tokenize(&self, word: &str) -> tokenizers::Result<Vec<Token>> {
         if self.ignore_merges
@@ -97,15 +97,15 @@ impl Model for BytePairModel {
         Err("a tokenizer that was read from a file is not written again".into())
     }
 
-    fn get_trainer(&self) -> NoTrainer {
-        NoTrainer
+    fn get_trainer(&self) -> FailingTrainer {
+        FailingTrainer
     }
 }
 
 /// A trainer that always fails. The trait [`Model`] requires a trainer.
-pub(crate) struct NoTrainer;
+pub(crate) struct FailingTrainer;
 
-impl Trainer for NoTrainer {
+impl Trainer for FailingTrainer {
     type Model = BytePairModel;
 
     fn should_show_progress(&self) -> bool {

@@ -107,11 +107,11 @@ fn file_name((name, version, _): &(&str, i64, &[Function])) -> String {
 
 /// The folder `../lib/reel` beside the program's folder, if it has FFmpeg's libraries of the right version, as in an
 /// installed release. All libraries are then loaded from this folder instead of the system's folders.
-pub(super) fn installed_folder() -> Option<PathBuf> {
-    installed_folder_of(&std::env::current_exe().ok()?)
+pub(super) fn installed_ffmpeg_folder() -> Option<PathBuf> {
+    installed_ffmpeg_folder_of(&std::env::current_exe().ok()?)
 }
 
-fn installed_folder_of(program: &Path) -> Option<PathBuf> {
+fn installed_ffmpeg_folder_of(program: &Path) -> Option<PathBuf> {
     let folder = program.parent()?.parent()?.join("lib/reel");
     folder.join(file_name(LIBRARIES.first()?)).is_file().then_some(folder)
 }
@@ -120,7 +120,7 @@ fn installed_folder_of(program: &Path) -> Option<PathBuf> {
 pub(super) fn load() -> Result<(), &'static str> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
-        let folder = installed_folder().unwrap_or_default();
+        let folder = installed_ffmpeg_folder().unwrap_or_default();
         LIBRARIES.iter().try_for_each(|library| {
             let (file, functions) = (file_name(library), library.2);
             // SAFETY: the libraries of this name and version are FFmpeg's; their initialisers have no conditions.
@@ -154,10 +154,10 @@ mod tests {
         let prefix = tempfile::tempdir().unwrap();
         let (program, folder) = (prefix.path().join("bin/reel"), prefix.path().join("lib/reel"));
         std::fs::create_dir_all(&folder).unwrap();
-        assert_eq!(installed_folder_of(&program), None, "an empty folder has no libraries");
+        assert_eq!(installed_ffmpeg_folder_of(&program), None, "an empty folder has no libraries");
         std::fs::write(folder.join("libavutil.so.1"), "").unwrap();
-        assert_eq!(installed_folder_of(&program), None, "another major version does not fit");
+        assert_eq!(installed_ffmpeg_folder_of(&program), None, "another major version does not fit");
         std::fs::write(folder.join(file_name(&LIBRARIES[0])), "").unwrap();
-        assert_eq!(installed_folder_of(&program), Some(folder));
+        assert_eq!(installed_ffmpeg_folder_of(&program), Some(folder));
     }
 }

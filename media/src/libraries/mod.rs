@@ -45,9 +45,9 @@ pub(crate) fn load_ffmpeg_for_video(path: &Path) -> crate::Result<()> {
 
 /// The folder of the FFmpeg libraries that were installed together with this program (`lib/reel` beside its `bin`).
 /// `None`: FFmpeg is the system's.
-pub fn installed_folder() -> Option<PathBuf> {
+pub fn installed_ffmpeg_folder() -> Option<PathBuf> {
     #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
-    return load::installed_folder();
+    return load::installed_ffmpeg_folder();
     #[cfg(not(all(feature = "ffmpeg", target_arch = "x86_64")))]
     None
 }

@@ -182,7 +182,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
+    fn check_index(&self, listing: &shards::WeightFilePaths) -> Result<()> {
         for (name, file) in &listing.indexed_tensors {
             let classic = TensorNaming::to_classic_name(name);
             if is_harmless(&classic) {

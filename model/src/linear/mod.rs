@@ -232,12 +232,12 @@ impl Linear {
                 None => ops::swiglu_linear(cx, &fused, w, bias)?,
             });
         }
-        let gate = gate.forward_unless_known(cx, &x, known.next())?;
-        let up = up.forward_unless_known(cx, &x, known.next())?;
+        let gate = gate.forward_or_reuse(cx, &x, known.next())?;
+        let up = up.forward_or_reuse(cx, &x, known.next())?;
         drop(x);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        down.forward_unless_known(cx, &inner, known.next())
+        down.forward_or_reuse(cx, &inner, known.next())
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
@@ -245,7 +245,7 @@ impl Linear {
     }
 
     /// Like [`Linear::forward`], but returns a `known` output without computing it, unless the weight is packed.
-    pub(crate) fn forward_unless_known(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
+    pub(crate) fn forward_or_reuse(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {
             (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,

@@ -12,7 +12,7 @@ use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
 use super::folder_format::{CompanionFiles, FolderFormat, convert};
-use super::weight_files::{INDEX, WeightFiles, header};
+use super::weight_files::{SHARD_INDEX_FILE, WeightFiles, header};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
@@ -240,8 +240,8 @@ fn write_weights_and(
         names.push(name.as_str());
     }
     if let Some(index) = weight_files.index() {
-        files.push(write_unfinished(&out.join(INDEX), index.as_bytes())?);
-        names.push(INDEX);
+        files.push(write_unfinished(&out.join(SHARD_INDEX_FILE), index.as_bytes())?);
+        names.push(SHARD_INDEX_FILE);
     }
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
     remove_others(out, &names)
@@ -282,7 +282,7 @@ fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_ours = name == "model.safetensors"
-            || name == INDEX
+            || name == SHARD_INDEX_FILE
             || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
         if is_ours && !names.contains(&name) {
             fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?;

@@ -13,7 +13,7 @@ use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
 /// The name of the index of several shards.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Assigns tensors to weight files.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl<'a> WeightFiles<'a> {
             create().map_err(|e| ModelError::cannot_write(&path, e))?;
         }
         let Some(index) = self.index() else { return Ok(()) };
-        let path = folder.join(INDEX);
+        let path = folder.join(SHARD_INDEX_FILE);
         reel_files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
     }
 }

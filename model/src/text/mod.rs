@@ -437,7 +437,7 @@ impl Layer {
             None => (x, o),
         };
         let o = self.gathered(cx, "attention", o)?;
-        let o = self.o.forward_unless_known(cx, &o, known(LayerOutput::O).pop())?;
+        let o = self.o.forward_or_reuse(cx, &o, known(LayerOutput::O).pop())?;
         let o = self.gathered(cx, "o_proj", o)?;
         if let Some(keep) = context.keep() {
             keep.write(cx, (self.index, LayerOutput::O), &[&o], rows.is_some())?;
@@ -501,7 +501,7 @@ impl Layer {
     fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
         let (s, mut known) = (normed.shape()[0], known.into_iter());
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let mut of = |linear: &Linear| linear.forward_unless_known(cx, normed, known.next());
+        let mut of = |linear: &Linear| linear.forward_or_reuse(cx, normed, known.next());
         Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 

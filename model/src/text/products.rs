@@ -129,7 +129,7 @@ impl StoredOutputs {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn move_rows_together(&self, cx: &Cx, from: &[i32]) -> Result<()> {
+    pub fn compact_rows(&self, cx: &Cx, from: &[i32]) -> Result<()> {
         let cx = cx.without_tape();
         let stay = (0..).zip(from).take_while(|&(to, &from)| to == from).count();
         let moved = &from[stay..];

@@ -194,7 +194,7 @@ impl Cx {
     ) -> [Tensor; N] {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
-                let outputs = outputs.each_ref().map(Tensor::needing_grad);
+                let outputs = outputs.each_ref().map(Tensor::detach_requiring_grad);
                 tape.push(name, inputs, &outputs.each_ref(), backward);
                 outputs
             }
@@ -233,13 +233,13 @@ impl Cx {
     ) -> Result<Tensor> {
         let inputs: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
         let Some(tape) = &self.tape else { return f(self, &inputs) };
-        let output = f(&self.without_tape(), &inputs)?.needing_grad();
+        let output = f(&self.without_tape(), &inputs)?.detach_requiring_grad();
         let (device, dtype, kept) = (self.device.clone(), self.dtype, inputs.clone());
         let refs: Vec<&Tensor> = inputs.iter().collect();
         tape.push(RECOMPUTE, &refs, &[&output], move |bw| {
             let cx = Cx::training(&device, dtype);
             let leaves: Vec<Tensor> =
-                kept.iter().map(|t| if t.needs_grad() { t.needing_grad() } else { t.clone() }).collect();
+                kept.iter().map(|t| if t.needs_grad() { t.detach_requiring_grad() } else { t.clone() }).collect();
             let again = f(&cx, &leaves)?;
             let dy = bw.take_dy();
             let tape = cx.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();

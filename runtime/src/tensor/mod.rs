@@ -284,7 +284,7 @@ impl Tensor {
     }
 
     /// Returns a tensor in the same memory that is a new leaf of the tape and needs a gradient.
-    pub fn needing_grad(&self) -> Tensor {
+    pub fn detach_requiring_grad(&self) -> Tensor {
         self.with_grad(GradRole::Needed)
     }
 

@@ -32,7 +32,7 @@ impl OnDemandMemory {
     }
 
     /// Whether `other` is a handle of the same memory.
-    pub fn is_same(&self, other: &OnDemandMemory) -> bool {
+    pub fn shares_memory_with(&self, other: &OnDemandMemory) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
@@ -98,7 +98,7 @@ mod tests {
             Tensor::on_demand(&device, &[3, 2], DType::F32).into_joined_parameters([("a", 1), ("b", 2)]).unwrap();
         assert_eq!((device.memory().current, b.shape(), b.parameter_name()), (0, &[2, 2][..], Some("b")));
         let memory = joined.on_demand_memory().unwrap().clone();
-        assert!(a.on_demand_memory().unwrap().is_same(&memory) && memory.bytes() == 24);
+        assert!(a.on_demand_memory().unwrap().shares_memory_with(&memory) && memory.bytes() == 24);
         for first in [1.0, 10.0] {
             let values: Vec<f32> = (0..8).map(|i| first + i as f32).collect();
             let source = Tensor::from_f32(&device, &[8], DType::F32, &values, MemoryCategory::Weights).unwrap();

@@ -197,7 +197,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to
     /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first call begins a step.
-    pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
+    pub fn share_among(mut self, ranks: Option<FeedRanks>) -> Self {
         self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
         self.loads = RankLoads::new(self.size());
         self

@@ -55,9 +55,9 @@ impl<S: SampleSource> Prefetcher<S> {
 
     /// Returns the sample of the row at position `slot`, or `None` if it is not ready within `patience`. Samples before
     /// that position are dropped.
-    pub fn get_within(&mut self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
+    pub fn get_sample_within(&mut self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
         self.rows.drop_before(slot);
         self.prepare_from(slot);
-        self.rows.take_within(slot, self.order.row_at(slot), patience)
+        self.rows.take_sample_within(slot, self.order.row_at(slot), patience)
     }
 }

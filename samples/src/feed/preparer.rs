@@ -90,14 +90,14 @@ impl<S: SampleSource> RowPreparer<S> {
     /// Waits for the sample of `row`, which is at position `slot`, and returns it.
     pub fn take(&self, slot: u64, row: usize) -> Result<S::Sample> {
         loop {
-            if let Some(result) = self.take_within(slot, row, Duration::from_secs(3600)) {
+            if let Some(result) = self.take_sample_within(slot, row, Duration::from_secs(3600)) {
                 return result;
             }
         }
     }
 
     /// Returns the sample of `row`, which is at position `slot`, or `None` if it is not ready within `patience`.
-    pub fn take_within(&self, slot: u64, row: usize, patience: Duration) -> Option<Result<S::Sample>> {
+    pub fn take_sample_within(&self, slot: u64, row: usize, patience: Duration) -> Option<Result<S::Sample>> {
         let begun = Instant::now();
         let mut state = self.0.lock();
         loop {

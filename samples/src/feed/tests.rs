@@ -310,7 +310,7 @@ fn shared(
         let ranks = Arc::new(Ranks::join(world, folder.path(), Timeouts::default(), Box::new(|_| ())).unwrap());
         let lengths = source.rows.0.iter().enumerate().filter_map(|(row, n)| Some((row, (*n)?)));
         let feed = MicroBatchFeed::new(source.clone(), order.clone(), batching, from, 2, 2)
-            .shared_by(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
+            .share_among(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
             .expect_lengths(lengths.filter(|_| known));
         let fed = all_of(feed, limit);
         Arc::into_inner(ranks).unwrap().leave().unwrap();

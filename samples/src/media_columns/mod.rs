@@ -18,7 +18,7 @@ use reel_diagnostic::Diagnostic;
 use reel_input::messages::media_type_of_base64;
 use serde_json::{Map, Value, json};
 
-use self::other_columns::{check_other_columns, is_image_file};
+use self::other_columns::{refuse_media_in_other_columns, is_image_file};
 
 /// A kind of media.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub(super) fn insert_media(
     let mut rest = files.map(|files| (files.kind, files.parts.into_iter()));
     let mut next = |kind: Kind| rest.iter_mut().find(|(of, _)| *of == kind).and_then(|(_, parts)| parts.next());
     let messages: Vec<Value> = messages.into_iter().map(|message| fill_places(message, &mut next)).collect();
-    check_other_columns(&messages, columns)?;
+    refuse_media_in_other_columns(&messages, columns)?;
     Ok(messages)
 }
 
@@ -138,7 +138,7 @@ pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>
             ));
         }
     }
-    check_other_columns(&[], columns)
+    refuse_media_in_other_columns(&[], columns)
 }
 
 /// Refuses a row in VideoRFT's layout that has media columns: this layout names its file in the column `path`.

@@ -164,9 +164,9 @@ impl Trainer {
         let optimizer = match weight_shards.as_ref().filter(|_| hyperparameters.lora.is_none()) {
             Some(shards) => {
                 let weights_of = |name: &str, start: usize| shards.own_weight_cell(name, start);
-                AdamW::of_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
+                AdamW::for_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
             }
-            None => AdamW::of_rank(&parameters, moments, seed, rank, size)?,
+            None => AdamW::for_rank(&parameters, moments, seed, rank, size)?,
         };
         let gradient_sum = ranks.zip(exchange).map(|(ranks, exchange)| {
             GradientSum::new(ranks, (exchange, weight_shards.clone()), (device, config), &optimizer, &parameters)

@@ -147,7 +147,7 @@ impl RequestFields {
     }
 
     /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` stands
-    /// for the default ([`PromptEnd::default_of`]).
+    /// for the default ([`PromptEnd::default_for_conversation`]).
     pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
         let added = self.take::<bool>("add_generation_prompt", "true or false")?;
         let continued = self.take::<bool>("continue_final_message", "true or false")?;

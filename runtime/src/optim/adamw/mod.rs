@@ -174,14 +174,14 @@ impl AdamW {
     /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and a parameter has padded columns,
     /// because the blocks of 8-bit codes would then differ from the blocks of the unpadded weights in files.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
-        Self::of_rank(parameters, moments, seed, 0, 1)
+        Self::for_rank(parameters, moments, seed, 0, 1)
     }
 
     /// Like [`Self::new`], for rank `rank` of `ranks`: creates the state of the cells that this rank owns.
     ///
     /// # Errors
     /// The errors of [`Self::new`].
-    pub fn of_rank(
+    pub fn for_rank(
         parameters: &[Tensor],
         moments: MomentFormat,
         seed: u64,
@@ -192,12 +192,12 @@ impl AdamW {
         Self::with_partition(parameters, moments, seed, partition, None)
     }
 
-    /// Like [`Self::of_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has
+    /// Like [`Self::for_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has
     /// the weights of each cell that this rank owns, by the parameter's name and the cell's first weight.
     ///
     /// # Errors
     /// The errors of [`Self::new`]; a cell without weights.
-    pub fn of_rank_with_cells(
+    pub fn for_rank_with_cells(
         parameters: &[Tensor],
         moments: MomentFormat,
         seed: u64,

@@ -295,7 +295,7 @@ impl UnitWeights {
     /// Adds the memory of a weight, which other weights may share.
     fn add_memory(&mut self, weight: &Tensor) {
         let Some(memory) = weight.on_demand_memory() else { return };
-        if self.memories.iter().any(|(other, _)| other.is_same(memory)) {
+        if self.memories.iter().any(|(other, _)| other.shares_memory_with(memory)) {
             return;
         }
         let start = self.bytes.next_multiple_of(ALIGNMENT);

@@ -252,7 +252,7 @@ impl DecodeRows {
 
     /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured
     /// graph. The cost estimates of the next step's launches then include one more key for each row in use.
-    pub fn count_step(&self) {
+    pub fn count_enqueued_step(&self) {
         self.keys.advance();
     }
 

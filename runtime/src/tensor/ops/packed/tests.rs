@@ -282,7 +282,7 @@ fn rejects_operands_that_do_not_match() {
         let norm = Some(InputNorm { weight: &of(&[5]), eps: 1e-6 });
         fails(packed_swiglu(&cx, &x, norm, &w, &w), "[5]");
         let training = Cx::training(&device, DType::F32);
-        fails(packed_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
+        fails(packed_linear(&training, &x.detach_requiring_grad(), &w, None, None), "x needs a gradient");
         let large = int8([80, 2]);
         for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (32, 64, 32), (32, 50, 25), (96, 64, 32)] {
             let done = large.write_int8_rows(first, &vec![0; elements], &vec![1.0; scales]);
