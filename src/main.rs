@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
     // Slurm sends SIGUSR1 to all processes of a job step, including the workers that decode media.
     interrupt::save_flag();
-    let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    let kinds = [&reel_media::worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }

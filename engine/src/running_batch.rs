@@ -360,7 +360,7 @@ impl RunningBatch {
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[RowSampling]) -> Result<()> {
         self.state.sampling.set_rows(first, sampling)?;
-        Ok(self.state.rows.assign(first, slots)?)
+        Ok(self.state.rows.assign_rows(first, slots)?)
     }
 
     /// Changes the sampling parameters of the slots `first`, `first + 1` and so on, from the next enqueued step on.
@@ -375,7 +375,7 @@ impl RunningBatch {
 
     /// Empties the slots `first .. first + slots`, from the next enqueued step on.
     pub(crate) fn clear_slots(&self, first: usize, slots: usize) -> Result<()> {
-        Ok(self.state.rows.clear(first, slots)?)
+        Ok(self.state.rows.clear_rows(first, slots)?)
     }
 
     /// Enqueues a decode step over the first `batch_size` slots.

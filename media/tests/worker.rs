@@ -15,12 +15,12 @@ use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
-use reel_media::worker::{self, DecodeWorker, FrameCache, WORKER, WorkerRequest};
+use reel_media::worker::{self, DecodeWorker, FrameCache, VIDEO_WORKER, WorkerRequest};
 use reel_worker::{Replies, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
+    if let Some(code) = reel_worker::run_if_worker(&[&VIDEO_WORKER]) {
         return code;
     }
     let args: Vec<String> = std::env::args().collect();
@@ -28,11 +28,11 @@ fn main() -> ExitCode {
         Some("__play") => {
             return reel_worker::serve_in_forks(|request, memory, replies| play(&args[2], request, memory, replies));
         }
-        Some("__for-this-test-alone") => return (WORKER.main)(),
+        Some("__for-this-test-alone") => return (VIDEO_WORKER.main)(),
         Some("__not-a-server") => return not_a_server(),
         Some("__few-processes") => {
             forbid_threads();
-            return (WORKER.main)();
+            return (VIDEO_WORKER.main)();
         }
         Some("__caller-without-processes") => return caller_without_processes(Path::new(&args[2])),
         Some("__abort-first") => {

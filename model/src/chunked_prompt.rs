@@ -37,7 +37,8 @@ impl PromptTokens {
     /// # Errors
     /// An id is outside the vocabulary; the number of positions, pad tokens or pixels does not match.
     pub fn new(config: &ModelConfig, prompt: &Sequence, with_hashes: bool, location: &str) -> Result<PromptTokens> {
-        let ids = prompt.input_ids.iter().map(|&id| checked_token_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
+        let ids =
+            prompt.input_ids.iter().map(|&id| checked_token_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
         if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
             let what = format!("has {} M-RoPE positions for {} token ids", axis.len(), ids.len());
             let help = "give one position for each token id on each axis";

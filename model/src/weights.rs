@@ -103,7 +103,7 @@ impl<'a> DeferredWeights<'a> {
     }
 
     /// The collected weights, sorted by name.
-    pub fn sorted(&self) -> Vec<DeferredWeight> {
+    pub fn sorted_by_name(&self) -> Vec<DeferredWeight> {
         let mut loaded = self.loaded.borrow().clone();
         loaded.sort_by(|a, b| a.name.cmp(&b.name));
         loaded

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::dataset::{DataFile, Dataset};
 use crate::feed::SampleSource;
-use crate::labels::{TokenLabeler, LabelVocabulary};
+use crate::labels::{LabelVocabulary, TokenLabeler};
 use crate::media_files::ReadMediaFiles;
 use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
@@ -126,7 +126,7 @@ impl SftSampleSource {
 
     /// Reads the messages of a row. Refuses a key that neither this program nor the chat template reads.
     fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
-        let template = Some(self.bundle.template.text());
+        let template = Some(self.bundle.template.template_text());
         let mut conversation = Conversation::from_row(location, &Value::Array(messages), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))?;
         if self.labels.selects_answers() {

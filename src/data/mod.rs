@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_media::profile::MediaProfile;
 use reel_samples::dataset::Dataset;
-use reel_samples::inspect::{DataStats, DataInspection, TrainingCommand};
+use reel_samples::inspect::{DataInspection, DataStats, TrainingCommand};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;

@@ -5,7 +5,7 @@ use minijinja::{Error, ErrorKind};
 use serde::ser::{Error as _, SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-use super::python::argument;
+use super::python::positional_or_named;
 use crate::python_json::PythonJson;
 
 /// The widest indentation of one level, in bytes. Each line of a deeply nested value has this many bytes for each of
@@ -22,14 +22,14 @@ pub(super) fn to_json(
     options: Kwargs,
 ) -> Result<String, Error> {
     let is_set = |value: Option<Value>| value.is_some_and(|value| value.is_true());
-    let indent = argument(indent, &options, "indent")?.map(indent_text).transpose()?;
-    let separators = argument(separators, &options, "separators")?.map(separator_texts).transpose()?;
+    let indent = positional_or_named(indent, &options, "indent")?.map(indent_text).transpose()?;
+    let separators = positional_or_named(separators, &options, "separators")?.map(separator_texts).transpose()?;
     let [item_separator, key_separator] = separators.unwrap_or_else(|| {
         let item_separator = if indent.is_some() { "," } else { ", " };
         [item_separator.to_string(), ": ".to_string()]
     });
-    let ensure_ascii = is_set(argument(ensure_ascii, &options, "ensure_ascii")?);
-    let sort_keys = is_set(argument(None, &options, "sort_keys")?);
+    let ensure_ascii = is_set(positional_or_named(ensure_ascii, &options, "ensure_ascii")?);
+    let sort_keys = is_set(positional_or_named(None, &options, "sort_keys")?);
     options.assert_all_used()?;
     let style = PythonJson::new(item_separator, key_separator, indent, ensure_ascii);
     let mut bytes = Vec::new();

@@ -5,7 +5,7 @@ use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
-use super::python::argument;
+use super::python::positional_or_named;
 
 /// The maximum width to which a template can pad a text, in characters. A template could otherwise fill the memory in
 /// one step.
@@ -99,8 +99,8 @@ fn is_space(c: char) -> bool {
 /// Python's `str.split` and `str.rsplit`. Without a separator, the text is split at runs of white space.
 fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator, limit, options): (Option<Value>, Option<Value>, Kwargs) = from_args(args)?;
-    let separator = argument(separator, &options, "sep")?;
-    let limit = argument(limit, &options, "maxsplit")?.map(i64::try_from).transpose()?;
+    let separator = positional_or_named(separator, &options, "sep")?;
+    let limit = positional_or_named(limit, &options, "maxsplit")?.map(i64::try_from).transpose()?;
     options.assert_all_used()?;
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match &separator {

@@ -182,7 +182,7 @@ impl ChatTemplate {
     }
 
     /// The text of the template that renders conversations without tools.
-    pub fn text(&self) -> &str {
+    pub fn template_text(&self) -> &str {
         &self.main.text
     }
 

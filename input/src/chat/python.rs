@@ -42,7 +42,7 @@ pub(super) fn normalize_newlines(text: &str) -> String {
 }
 
 /// The value of an argument that a template may give by position or by name.
-pub(super) fn argument(
+pub(super) fn positional_or_named(
     by_position: Option<Value>,
     options: &Kwargs,
     name: &'static str,
@@ -138,13 +138,13 @@ fn int(
     base: Option<u32>,
     options: Kwargs,
 ) -> Result<Value, Error> {
-    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0));
+    let default = positional_or_named(default, &options, "default")?.unwrap_or(Value::from(0));
     minijinja::filters::int(state, &without_outer_spaces(value), Some(default), base, options)
 }
 
 /// Converts a number or a text to a float; `default` if the text is not a number.
 fn float(state: &State, value: Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
-    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0.0));
+    let default = positional_or_named(default, &options, "default")?.unwrap_or(Value::from(0.0));
     minijinja::filters::float(state, &without_outer_spaces(value), Some(default), options)
 }
 
@@ -179,7 +179,7 @@ fn escape(value: Value) -> Value {
 
 /// Replaces the first `count` occurrences of a text, or all of them.
 fn replace(value: Value, old: Value, new: Value, count: Option<Value>, options: Kwargs) -> Result<String, Error> {
-    let count = argument(count, &options, "count")?.map(i64::try_from).transpose()?;
+    let count = positional_or_named(count, &options, "count")?.map(i64::try_from).transpose()?;
     options.assert_all_used()?;
     let [text, old, new] = [value, old, new].map(|value| text_of(&value));
     Ok(match count.and_then(|count| usize::try_from(count).ok()) {
@@ -198,10 +198,10 @@ fn truncate(
     options: Kwargs,
 ) -> Result<String, Error> {
     let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
-    let length = number(argument(length, &options, "length")?, 255)?;
-    let killwords = argument(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
-    let end = argument(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
-    let leeway = number(argument(None, &options, "leeway")?, 5)?;
+    let length = number(positional_or_named(length, &options, "length")?, 255)?;
+    let killwords = positional_or_named(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
+    let end = positional_or_named(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
+    let leeway = number(positional_or_named(None, &options, "leeway")?, 5)?;
     options.assert_all_used()?;
     let Some(kept) = length.checked_sub(end.chars().count()) else {
         let what = format!("truncate: the length {length} is below that of the end `{end}`");

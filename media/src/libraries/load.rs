@@ -5,10 +5,10 @@
 //! machine without FFmpeg.
 //!
 //! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with FFmpeg. So
-//! this file defines a function for each of these names. Each function is one jump, to an address that [`load`] looks
-//! up and stores:
+//! this file defines a function for each of these names. Each function is one jump, to an address that [`load_ffmpeg`]
+//! looks up and stores:
 //! ```text
-//! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load`: the function `not_loaded`, which aborts
+//! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load_ffmpeg`: the function `not_loaded`, which aborts
 //! ```
 //! The static linker then finds all names defined, so it does not list FFmpeg's libraries as dependencies of the
 //! program (`--as-needed`). If [`functions!`] lacks a function that is called, the program is linked with that
@@ -93,7 +93,7 @@ functions! {
         sws_setColorspaceDetails swscale_version;
 }
 
-/// The target of all jumps until [`load`] has stored the addresses: prints an error and aborts.
+/// The target of all jumps until [`load_ffmpeg`] has stored the addresses: prints an error and aborts.
 extern "C" fn not_loaded() {
     eprintln!("a function of FFmpeg was called before its libraries were loaded; this is a bug in reel-media");
     std::process::abort();
@@ -117,7 +117,7 @@ fn installed_ffmpeg_folder_of(program: &Path) -> Option<PathBuf> {
 }
 
 /// Loads FFmpeg's libraries, at the first call. The error says which library is missing.
-pub(super) fn load() -> Result<(), &'static str> {
+pub(super) fn load_ffmpeg() -> Result<(), &'static str> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         let folder = installed_ffmpeg_folder().unwrap_or_default();

@@ -20,7 +20,7 @@ pub(super) fn worker_main() -> ExitCode {
     // FFmpeg's libraries are loaded before forking, so that every fork inherits them. If they are missing, each fork
     // reports this in its reply.
     #[cfg(feature = "ffmpeg")]
-    let _ = crate::libraries::load();
+    let _ = crate::libraries::load_ffmpeg();
     reel_worker::serve_in_forks(run_job)
 }
 

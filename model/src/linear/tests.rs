@@ -123,7 +123,7 @@ fn pass(
     let y = Linear::gated_mlp(&cx, x.clone(), [gate, up, down], joined.as_ref(), []).unwrap();
     let (ky, loss) = (y.clone(), Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap());
     let dy = Tensor::from_f32(device, y.shape(), dtype, &numbers(y.count(), 91), MemoryCategory::Inputs).unwrap();
-    let loss = cx.record("loss", &[&y], loss, move |bw| bw.add(&ky, dy));
+    let loss = cx.record("loss", &[&y], loss, move |bw| bw.add_grad(&ky, dy));
     cx.backward(&loss, 1.0, &mut grads).unwrap();
     let parameters = layers.iter().flat_map(Linear::tensors).chain([&x]).filter(|t| t.parameter_name().is_some());
     let all = parameters.map(|p| {

@@ -181,7 +181,7 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Mode
     ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
-/// Everything that [`save`] needs to write an adapter folder, except the matrices.
+/// Everything that [`save_adapter`] needs to write an adapter folder, except the matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterFolder<'a> {
     /// The adapter.
@@ -197,7 +197,7 @@ pub struct AdapterFolder<'a> {
 /// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
 /// tokenizer and processor files. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
 /// one tensor and is called once per tensor, in order. All files get their final names together at the end.
-pub fn save(
+pub fn save_adapter(
     out: &Path,
     folder: AdapterFolder,
     tensors: &[TensorSpec],

@@ -35,7 +35,7 @@ pub struct MergeReport {
 ///
 /// # Errors
 /// The adapter does not fit the model; `out` is not empty; a folder cannot be read or written.
-pub fn merge(
+pub fn merge_adapter(
     base: &Path,
     adapter: &Path,
     out: &Path,
@@ -60,7 +60,7 @@ pub fn merge(
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // The error that made `fill` fail. `merge` returns it in place of the write error that results from it.
+    // The error that made `fill` fail. `merge_adapter` returns it in place of the write error that results from it.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view =

@@ -31,8 +31,8 @@ use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, stored_and_padded_shapes};
 
 pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
-pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save};
-pub use merge::{MergeReport, merge};
+pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save_adapter};
+pub use merge::{MergeReport, merge_adapter};
 
 /// A linear layer that supports an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]

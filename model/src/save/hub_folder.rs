@@ -11,8 +11,8 @@ use reel_files::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use super::folder_format::{CompanionFiles, FolderFormat, convert};
-use super::weight_files::{SHARD_INDEX_FILE, WeightFiles, header};
+use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};
+use super::weight_files::{SHARD_INDEX_FILE, WeightFiles, header_bytes};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
@@ -87,7 +87,7 @@ impl ConfigAndTokenizerFiles {
     /// # Errors
     /// A file is not a JSON object.
     pub fn in_format(mut self, format: FolderFormat) -> Result<Self> {
-        convert(format, &self.folder, &mut self.config, &mut self.others)?;
+        convert_small_files(format, &self.folder, &mut self.config, &mut self.others)?;
         Ok(self)
     }
 
@@ -239,7 +239,7 @@ fn write_weights_and(
         files.push(write_shard(&out.join(name), |name| naming.from_classic_name(name), shard, &mut fill)?);
         names.push(name.as_str());
     }
-    if let Some(index) = weight_files.index() {
+    if let Some(index) = weight_files.index_json() {
         files.push(write_unfinished(&out.join(SHARD_INDEX_FILE), index.as_bytes())?);
         names.push(SHARD_INDEX_FILE);
     }
@@ -267,7 +267,7 @@ fn write_shard(
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
     let mut file = AtomicFile::create(path)?;
-    header(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
+    header_bytes(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());

@@ -41,7 +41,7 @@ fn cell_size(ranks: usize) -> usize {
 
 /// A part of a parameter that belongs to one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
+pub struct ParameterCell {
     /// Index of the parameter in the order of names.
     pub parameter: usize,
     /// The weights of the cell, as indices into the parameter.
@@ -50,7 +50,7 @@ pub struct Cell {
     pub owner: usize,
 }
 
-impl Cell {
+impl ParameterCell {
     /// The cell's elements in a tensor of its parameter, `[n]`; the tensor itself if the cell is the whole parameter.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl ParameterSize {
 #[derive(Clone, Debug)]
 pub struct Partition {
     rank: usize,
-    cells: Vec<Cell>,
+    cells: Vec<ParameterCell>,
     /// For each parameter, the index of its first cell; at the end, the number of all cells.
     first_cells: Vec<usize>,
 }
@@ -107,7 +107,7 @@ impl Partition {
                 let Some(mut fewest) = by_weights.peek_mut() else { break };
                 let Reverse((weights, owner)) = &mut *fewest;
                 *weights += range.len();
-                cells.push(Cell { parameter, range, owner: *owner });
+                cells.push(ParameterCell { parameter, range, owner: *owner });
             }
             first_cells.push(cells.len());
         }
@@ -115,17 +115,17 @@ impl Partition {
     }
 
     /// All cells, in the order of parameters and weights.
-    pub fn cells(&self) -> &[Cell] {
+    pub fn cells(&self) -> &[ParameterCell] {
         &self.cells
     }
 
     /// The cells of the parameter with this index, in the order of its weights.
-    pub fn cells_of(&self, parameter: usize) -> &[Cell] {
+    pub fn cells_of(&self, parameter: usize) -> &[ParameterCell] {
         &self.cells[self.first_cells[parameter]..self.first_cells[parameter + 1]]
     }
 
     /// The cells that this rank owns, in the order of parameters and weights.
-    pub fn owned_cells(&self) -> impl Iterator<Item = &Cell> + Clone {
+    pub fn owned_cells(&self) -> impl Iterator<Item = &ParameterCell> + Clone {
         self.cells.iter().filter(|cell| cell.owner == self.rank)
     }
 }

@@ -11,7 +11,7 @@
 //!         dy = bw.take_dy()                 # gradient of y
 //!         dx = bw.empty_like(x)
 //!         bw.launch(relu_backward_kernel(x, dy, dx))
-//!         bw.add(x, dx)                     # add to the gradient of x
+//!         bw.add_grad(x, dx)                     # add to the gradient of x
 //!     })
 //! ```
 
@@ -159,7 +159,7 @@ impl Cx {
     /// returns its result through this function, so no op lacks a backward rule by accident.
     ///
     /// `backward` takes the gradient of the output ([`BackwardContext::take_dy`]) and adds to the gradients of the
-    /// inputs ([`BackwardContext::add`]).
+    /// inputs ([`BackwardContext::add_grad`]).
     pub fn record(
         &self,
         name: &'static str,
@@ -247,7 +247,7 @@ impl Cx {
             drop(again);
             for (input, leaf) in kept.iter().zip(&leaves) {
                 if let Some(g) = leaf_grads.get(leaf) {
-                    bw.add(input, g)?;
+                    bw.add_grad(input, g)?;
                 }
             }
             Ok(())

@@ -191,10 +191,10 @@ impl Tensor {
     }
 
     /// This tensor for a backward rule that reads it: its memory, or a function that computes the tensor again.
-    pub fn saved(&self) -> SavedTensor {
+    pub fn save_for_backward(&self) -> SavedTensor {
         match &self.0.recomputation {
-            Some(recomputation) => SavedTensor::recomputed(&self.0.meta, recomputation),
-            None => SavedTensor::stored(self),
+            Some(recomputation) => SavedTensor::from_recomputation(&self.0.meta, recomputation),
+            None => SavedTensor::from_memory(self),
         }
     }
 

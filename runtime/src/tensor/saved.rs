@@ -51,11 +51,11 @@ enum Source {
 }
 
 impl SavedTensor {
-    pub(super) fn stored(t: &Tensor) -> SavedTensor {
+    pub(super) fn from_memory(t: &Tensor) -> SavedTensor {
         SavedTensor(Source::Stored(t.clone()))
     }
 
-    pub(super) fn recomputed(meta: &TensorMeta, recomputation: &Arc<Recomputation>) -> SavedTensor {
+    pub(super) fn from_recomputation(meta: &TensorMeta, recomputation: &Arc<Recomputation>) -> SavedTensor {
         SavedTensor(Source::Recomputed(meta.clone(), recomputation.clone()))
     }
 

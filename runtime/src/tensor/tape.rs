@@ -289,7 +289,7 @@ impl BackwardContext<'_> {
 
     /// The memory to which a matrix product writes a gradient of `x`, and whether the product must add to the
     /// contents. The memory is new, or holds the gradient that x has so far. Afterwards the rule passes the sum to
-    /// [`BackwardContext::add`]. This saves the launch that would add the product to the earlier gradient, and the
+    /// [`BackwardContext::add_grad`]. This saves the launch that would add the product to the earlier gradient, and the
     /// rounding of that launch.
     pub fn grad_to_write(&mut self, x: &TensorMeta) -> Result<(Tensor, bool)> {
         match self.by_id.remove(&x.id()) {
@@ -301,7 +301,7 @@ impl BackwardContext<'_> {
     }
 
     /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
-    pub fn add(&mut self, x: &TensorMeta, grad: Tensor) -> Result<()> {
+    pub fn add_grad(&mut self, x: &TensorMeta, grad: Tensor) -> Result<()> {
         if !x.needs_grad() {
             return Ok(());
         }

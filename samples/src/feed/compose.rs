@@ -60,7 +60,7 @@ pub(super) struct MicroBatchDraft {
 
 impl MicroBatchDraft {
     /// Whether the data has no rows for this draft, because the data ended before it.
-    pub fn is_end(&self) -> bool {
+    pub fn is_end_of_data(&self) -> bool {
         self.rows.is_empty() && self.skipped.is_empty() && self.error.is_none()
     }
 }
@@ -110,12 +110,12 @@ impl<S: SampleSource> MicroBatchComposer<S> {
     }
 
     /// The position in the data after the last finished micro-batch, where the next draft begins.
-    pub fn start(&self) -> DraftPosition {
+    pub fn draft_start(&self) -> DraftPosition {
         DraftPosition { slot: self.slot, skipped: BTreeSet::new(), used: self.used }
     }
 
     /// Makes the draft that begins at position `at`, and moves `at` to the end of the draft.
-    pub fn draft(&mut self, at: &mut DraftPosition) -> MicroBatchDraft {
+    pub fn draft_micro_batch(&mut self, at: &mut DraftPosition) -> MicroBatchDraft {
         let mut draft = MicroBatchDraft { slot: at.slot, ..MicroBatchDraft::default() };
         let (mut filled, mut slot) = (0, at.slot);
         // Without this check, the loop below would search for a usable row forever.

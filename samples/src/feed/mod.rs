@@ -235,11 +235,11 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         let count = self.round_len(self.index);
         loop {
             stop.map_or(Ok(()), error_if_stopped)?;
-            let mut at = self.composer.start();
+            let mut at = self.composer.draft_start();
             let mut drafts = Vec::new();
             for _ in 0..count {
-                let draft = self.composer.draft(&mut at);
-                if draft.is_end() {
+                let draft = self.composer.draft_micro_batch(&mut at);
+                if draft.is_end_of_data() {
                     break;
                 }
                 let failed = draft.error.is_some();
@@ -328,8 +328,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                 loads = RankLoads::new(self.size());
             }
             let count = self.round_len(index);
-            let drafts = || self.composer.draft(&mut at);
-            let usable = |draft: &MicroBatchDraft| !draft.is_end() && draft.error.is_none();
+            let drafts = || self.composer.draft_micro_batch(&mut at);
+            let usable = |draft: &MicroBatchDraft| !draft.is_end_of_data() && draft.error.is_none();
             let drafts: Vec<MicroBatchDraft> = std::iter::repeat_with(drafts).take(count).take_while(usable).collect();
             let ranks = self.ranks_of_round(index, &drafts, &mut loads);
             for (draft, _) in drafts.iter().zip(ranks).filter(|(_, rank)| *rank == self.rank()) {
@@ -346,7 +346,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     /// Waits until this rank has prepared `row`, which is at position `slot`. Returns the outcome.
     fn prepare(&mut self, slot: u64, row: usize) -> Result<RowOutcome> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
-        let sample = self.rows.take(slot, row).and_then(|sample| {
+        let sample = self.rows.take_sample(slot, row).and_then(|sample| {
             let location = || self.rows.source().location(row).0;
             check_token_count(location, S::token_count(&sample), limit, max_length)?;
             Ok(sample)
@@ -414,11 +414,11 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
     let from = DataPosition { slot: 0, skipped: unusable };
     let mut composer = MicroBatchComposer::new(source, order, batching, &from);
     composer.expect_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
-    let (mut at, mut count) = (composer.start(), 0);
+    let (mut at, mut count) = (composer.draft_start(), 0);
     loop {
-        match composer.draft(&mut at) {
+        match composer.draft_micro_batch(&mut at) {
             MicroBatchDraft { error: Some(error), .. } => return Err(error),
-            draft if draft.is_end() => return Ok(count),
+            draft if draft.is_end_of_data() => return Ok(count),
             _ => count += 1,
         }
     }

@@ -88,7 +88,7 @@ impl<S: SampleSource> RowPreparer<S> {
     }
 
     /// Waits for the sample of `row`, which is at position `slot`, and returns it.
-    pub fn take(&self, slot: u64, row: usize) -> Result<S::Sample> {
+    pub fn take_sample(&self, slot: u64, row: usize) -> Result<S::Sample> {
         loop {
             if let Some(result) = self.take_sample_within(slot, row, Duration::from_secs(3600)) {
                 return result;
@@ -202,7 +202,7 @@ mod tests {
     fn a_preparer_without_threads_returns_their_error() {
         let rows = RowPreparer::new(Arc::new(one_token_rows(2)), 1);
         rows.0.lock().not_started = Some(io::Error::from_raw_os_error(11));
-        let e = rows.take(0, 0).unwrap_err();
+        let e = rows.take_sample(0, 0).unwrap_err();
         assert!(e.to_string().starts_with("rows: a thread cannot be created: "), "{e}");
         assert!(!is_row_error(&e));
     }

@@ -7,13 +7,13 @@ use super::*;
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
 /// number, token count).
-pub(super) struct DataSource(Vec<Option<usize>>);
+pub(super) struct FakeDataSource(Vec<Option<usize>>);
 
-pub(super) fn one_token_rows(rows: usize) -> DataSource {
-    DataSource(vec![Some(1); rows])
+pub(super) fn one_token_rows(rows: usize) -> FakeDataSource {
+    FakeDataSource(vec![Some(1); rows])
 }
 
-impl SampleSource for DataSource {
+impl SampleSource for FakeDataSource {
     type Sample = (usize, usize);
     fn row_count(&self) -> usize {
         self.0.len()
@@ -39,11 +39,11 @@ fn feed(
     order: RowOrder,
     batching: MicroBatchOptions,
     from: &DataPosition,
-) -> MicroBatchFeed<DataSource> {
-    MicroBatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
+) -> MicroBatchFeed<FakeDataSource> {
+    MicroBatchFeed::new(Arc::new(FakeDataSource(rows.to_vec())), order, batching, from, 1, 3)
 }
 
-fn rows_of(feed: &mut MicroBatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
+fn rows_of(feed: &mut MicroBatchFeed<FakeDataSource>, batches: usize) -> Vec<Vec<usize>> {
     (0..batches).map_while(|_| feed.next_micro_batch().unwrap()).map(|b| b.rows).collect()
 }
 
@@ -208,7 +208,7 @@ proptest! {
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
             if i < stop { at.advance_past(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
         }
-        let mut again = MicroBatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
+        let mut again = MicroBatchFeed::new(Arc::new(FakeDataSource(rows)), order, batching, &at, threads, window);
         for want in want {
             let b = again.next_micro_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);
@@ -234,7 +234,7 @@ fn expected_rows_are_skipped_without_being_tried() {
 
 /// A data source that counts how often its rows are prepared.
 struct Counting {
-    rows: DataSource,
+    rows: FakeDataSource,
     prepared: Vec<AtomicUsize>,
 }
 
@@ -248,7 +248,7 @@ impl SampleSource for Counting {
         self.rows.sample(row)
     }
     fn token_count(sample: &Self::Sample) -> usize {
-        DataSource::token_count(sample)
+        FakeDataSource::token_count(sample)
     }
     fn location(&self, row: usize) -> (String, usize) {
         self.rows.location(row)
@@ -324,7 +324,7 @@ fn shared(
 
 fn counting(rows: &[Option<usize>]) -> Arc<Counting> {
     let prepared = rows.iter().map(|_| AtomicUsize::new(0)).collect();
-    Arc::new(Counting { rows: DataSource(rows.to_vec()), prepared })
+    Arc::new(Counting { rows: FakeDataSource(rows.to_vec()), prepared })
 }
 
 proptest! {

@@ -251,7 +251,7 @@ impl DataInspection<'_> {
             }
         };
         // Without a model, the template of the published models is assumed.
-        let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.text());
+        let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.template_text());
         let read = Conversation::from_row(&location, &Value::Array(messages), self.media_root, Some(template));
         let mut conversation = read.map_err(|e| to_row_error(&location, e))?;
         if command == TrainingCommand::Sft {

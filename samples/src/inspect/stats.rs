@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Counts, MediaProperties, ProblemKind, InspectedRow, RowProblem, TrainingCommand};
+use super::{Counts, InspectedRow, MediaProperties, ProblemKind, RowProblem, TrainingCommand};
 use crate::dataset::Dataset;
 
 /// Statistics of the rows of a data file, which `reel data stats` prints.

@@ -18,7 +18,7 @@ use reel_diagnostic::Diagnostic;
 use reel_input::messages::media_type_of_base64;
 use serde_json::{Map, Value, json};
 
-use self::other_columns::{refuse_media_in_other_columns, is_image_file};
+use self::other_columns::{is_image_file, refuse_media_in_other_columns};
 
 /// A kind of media.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -58,7 +58,7 @@ pub enum DataRow {
     /// A row of VideoRFT's or Video-R1's data sets.
     Problem {
         /// The problem's fields.
-        problem: Problem,
+        problem: VideorftProblem,
         /// All columns of the row.
         columns: Map<String, Value>,
     },
@@ -113,7 +113,7 @@ impl PromptContent {
 
 /// A problem with its answer, as VideoRFT and Video-R1 publish them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Problem {
+pub struct VideorftProblem {
     /// The question.
     pub problem: String,
     /// Whether the problem is about an image, a video or text alone.
@@ -174,7 +174,7 @@ impl DataRow {
             "is not read, because a row with `data_type` has the system message of its recipe",
         )?;
         media_columns::refuse_media_beside_path(&fields)?;
-        Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
+        Ok(Self::Problem { problem: VideorftProblem::parse(&fields)?, columns: fields })
     }
 
     /// The prompt that completions are sampled for, and the columns that the rewards need. Media paths are returned
@@ -245,7 +245,7 @@ impl DataRow {
     }
 }
 
-impl Problem {
+impl VideorftProblem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
         let problem = string_field(fields, "problem")?;
         let data_type = match string_field(fields, "data_type")?.as_str() {

@@ -138,7 +138,7 @@ impl PromptSource {
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, SampleError> {
-        let template = Some(self.bundle.template.text());
+        let template = Some(self.bundle.template.template_text());
         Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))
     }

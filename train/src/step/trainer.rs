@@ -153,7 +153,7 @@ impl Trainer {
         let weight_shards = match (&ranks, &exchange, &deferred) {
             (Some(ranks), Some(exchange), Some(deferred)) => {
                 let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
-                let divided = deferred.sorted();
+                let divided = deferred.sorted_by_name();
                 let shards = WeightShards::new((device, config), ranks, exchange.clone(), &divided, read)?;
                 Some(Rc::new(shards))
             }

@@ -194,7 +194,7 @@ impl TrainedWeights {
             let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
             stored.parts.iter().try_for_each(|(_, held)| held.write(to))
         };
-        lora::save(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+        lora::save_adapter(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
     }
 }
 

@@ -65,7 +65,7 @@ fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
     cx.record("as_f32", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
         let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 
@@ -244,7 +244,7 @@ fn launches_do_not_grow_with_the_number_of_parameters() {
             let loss = cx.record("sum", &all, y, move |bw| {
                 leaves.iter().try_for_each(|x| {
                     let dx = bw.empty_like(x)?;
-                    bw.add(x, dx)
+                    bw.add_grad(x, dx)
                 })
             });
             cx.backward(&loss, 1.0, &mut grads).unwrap();
@@ -293,7 +293,7 @@ fn train_matrix(
         let loss = Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap();
         let (kw, dw) = (w.clone(), empty(DType::F32));
         dw.write_unpadded_f32(&numbers(count, 11 + step)).unwrap();
-        let loss = cx.record("linear", &[&w], loss, move |bw| bw.add(&kw, dw));
+        let loss = cx.record("linear", &[&w], loss, move |bw| bw.add_grad(&kw, dw));
         cx.backward(&loss, 1.0, &mut grads).unwrap();
         let clip = optimizer.norm_and_clip_factor(device, &grads, 0.5).unwrap();
         norms.push(clip.to_f32().unwrap()[0]);

@@ -96,7 +96,7 @@ fn lookup(
         };
         bw.launch(&kernel::bwd(dy.dtype(), &p))?;
         match (placed, d_vision) {
-            (Some((vision, _)), Some(d)) => bw.add(&vision, d),
+            (Some((vision, _)), Some(d)) => bw.add_grad(&vision, d),
             _ => Ok(()),
         }
     }))

@@ -63,13 +63,13 @@ pub fn linear_with_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tens
 }
 
 fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Tensor {
-    let (kx, kw, kb) = (x.saved(), w.clone(), b.cloned());
+    let (kx, kw, kb) = (x.save_for_backward(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
     inputs.extend(b);
     cx.record("linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
-        dx.map_or(Ok(()), |dx| bw.add(&kx, dx))
+        dx.map_or(Ok(()), |dx| bw.add_grad(&kx, dx))
     })
 }
 
@@ -143,7 +143,7 @@ fn record_lora_linear(
     lora: &Lora,
     (y, thin): (Tensor, Tensor),
 ) -> Tensor {
-    let (kx, kw, kb, lora) = (x.saved(), w.clone(), b.cloned(), lora.clone());
+    let (kx, kw, kb, lora) = (x.save_for_backward(), w.clone(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
     inputs.extend(b);
@@ -160,7 +160,7 @@ fn record_lora_linear(
         let Some(dx) = dx else { return Ok(()) };
         let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
         bw.launch(&Launch::Matmul(Matmul { accumulate: true, ..through_down }))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 
@@ -302,7 +302,7 @@ fn swiglu_linear_with(
         if let Some(kb) = &kb {
             bw.add_column_sums(kb, &dy, [m, n])?;
         }
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }
 

@@ -133,7 +133,7 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
         let dy = bw.take_dy();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), Some(dy), None)? {
-            Some(dx) => bw.add(&kx, dx),
+            Some(dx) => bw.add_grad(&kx, dx),
             None => Ok(()),
         }
     });
@@ -169,8 +169,8 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
         let (d_sum, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         let Some(dx) = sizes.backward(bw, (&ks, &kw, rstd), dy, d_sum)? else { return Ok(()) };
-        bw.add(&to_x, dx.clone())?;
-        bw.add(&to_residual, dx)
+        bw.add_grad(&to_x, dx.clone())?;
+        bw.add_grad(&to_residual, dx)
     });
     let y = recompute_norm_if_selective(cx, y, &sum, w, eps);
     Ok((sum, y))
@@ -190,7 +190,7 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
         let (d_x, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), dy, d_x)? {
-            Some(dx) => bw.add(&kx, dx),
+            Some(dx) => bw.add_grad(&kx, dx),
             None => Ok(()),
         }
     });
@@ -257,6 +257,6 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, gr
             reserved: 0,
         };
         bw.launch(&merge_kernel::bwd(kx.dtype(), &p))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }

@@ -135,7 +135,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
         let parts: Vec<rope::Part> = gradients.iter().map(|(_, dx, dy, heads)| part(dy, dx, *heads)).collect();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, parts.len()))?;
-        gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add(x, dx))
+        gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add_grad(x, dx))
     }))
 }
 
@@ -193,6 +193,6 @@ pub fn split_and_rotate(
         let rotated = dys.iter().take(2).flatten().count();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, rotated))?;
-        bw.add(&to_x, dx)
+        bw.add_grad(&to_x, dx)
     }))
 }

@@ -45,7 +45,7 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
             stride: width,
         };
         bw.launch(&kernel::scatter(dy.dtype(), &p))?;
-        bw.add(&to_x, dx)
+        bw.add_grad(&to_x, dx)
     }))
 }
 

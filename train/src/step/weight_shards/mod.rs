@@ -29,7 +29,7 @@ use reel_kernels::elementwise;
 use reel_model::units;
 use reel_model::weights::DeferredWeight;
 use reel_ranks::Ranks;
-use reel_runtime::optim::{Cell, ParameterSize, Partition};
+use reel_runtime::optim::{ParameterCell, ParameterSize, Partition};
 use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, WeightUnit};
 
 use crate::step::tensor_exchange::SharedExchange;
@@ -61,7 +61,7 @@ struct UnitWeights {
     /// The bytes of all weights together.
     bytes: usize,
     /// All cells: the cell, its weight, and the memory of the cell if it belongs to this rank.
-    cells: Vec<(Cell, Tensor, Option<Tensor>)>,
+    cells: Vec<(ParameterCell, Tensor, Option<Tensor>)>,
 }
 
 /// The units that have memory, and the exchanges of the round so far.
@@ -305,7 +305,7 @@ impl UnitWeights {
 }
 
 /// Allocates memory for a cell of a weight. A cell that is a whole weight has its shape and padding.
-fn memory_of(device: &Device, cell: &Cell, weight: &Tensor) -> Result<Tensor> {
+fn memory_of(device: &Device, cell: &ParameterCell, weight: &Tensor) -> Result<Tensor> {
     let is_whole = cell.range == (0..weight.count());
     let shape = if is_whole { weight.shape().to_vec() } else { vec![cell.range.len()] };
     let memory = Tensor::empty(device, &shape, weight.dtype(), MemoryCategory::Weights)?;

@@ -74,7 +74,7 @@ impl CuSeqlens {
     /// of memory.
     pub fn with_prefixes(self, first_token_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
-        if first_token_and_len.len() != self.seqs() || !first_token_and_len.iter().enumerate().all(fits) {
+        if first_token_and_len.len() != self.sequence_count() || !first_token_and_len.iter().enumerate().all(fits) {
             let what = format!(
                 "prefixes (first token, length) {first_token_and_len:?} must end before their sequences, \
                  which have the offsets {:?}",
@@ -102,12 +102,12 @@ impl CuSeqlens {
     }
 
     /// The total number of tokens in all sequences.
-    pub fn tokens(&self) -> usize {
+    pub fn token_count(&self) -> usize {
         self.host.last().map_or(0, |&n| n as usize)
     }
 
     /// The number of sequences.
-    pub fn seqs(&self) -> usize {
+    pub fn sequence_count(&self) -> usize {
         self.host.len() - 1
     }
 
@@ -219,10 +219,10 @@ fn attention_unless_known(
     let _op = in_op("attention");
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
-    if seqs.tokens() != tokens {
+    if seqs.token_count() != tokens {
         return Err(shape_error(
             OP,
-            format!("the last offset of cu_seqlens is {}, but q has {tokens} tokens", seqs.tokens()),
+            format!("the last offset of cu_seqlens is {}, but q has {tokens} tokens", seqs.token_count()),
         ));
     }
     let dtype = q.dtype();
@@ -244,7 +244,7 @@ fn attention_unless_known(
         cu_seqlens: seqs.device.addr(),
         prefix: seqs.prefix_addr(),
         tokens: size(OP, tokens)?,
-        seqs: size(OP, seqs.seqs())?,
+        seqs: size(OP, seqs.sequence_count())?,
         heads: size(OP, n_heads)?,
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
@@ -312,9 +312,9 @@ impl KeptInputs {
         };
         let p = packed::BwdParams { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
         bw.launch(&packed::bwd(dtype, &p, self.seqs.pairs(forward.causal == 1)))?;
-        bw.add(&self.q, dq)?;
-        bw.add(&self.k, dk)?;
-        bw.add(&self.v, dv)
+        bw.add_grad(&self.q, dq)?;
+        bw.add_grad(&self.k, dk)?;
+        bw.add_grad(&self.v, dv)
     }
 }
 
@@ -397,7 +397,7 @@ impl KvPages {
     ) -> KvPages {
         KvPages {
             new: rows.clone(),
-            kv_lens: vec![max_keys; rows.seqs()],
+            kv_lens: vec![max_keys; rows.sequence_count()],
             kv_lens_device: lens.clone(),
             tables: tables.clone(),
             slots: slots.clone(),
@@ -452,7 +452,7 @@ fn paged_attention_into(
             ),
         ));
     };
-    if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
+    if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.token_count() != tokens {
         return Err(shape_error(
             OP,
             format!(
@@ -460,7 +460,7 @@ fn paged_attention_into(
                  heads a multiple of kv_heads",
                 format_shape(q.shape()),
                 format_shape(caches.0.shape()),
-                pages.new.tokens()
+                pages.new.token_count()
             ),
         ));
     }

@@ -165,7 +165,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row; too few or too many blocks; a history that is too long.
-    pub fn assign(&self, first: usize, slots: &[DecodeSlot]) -> Result<()> {
+    pub fn assign_rows(&self, first: usize, slots: &[DecodeSlot]) -> Result<()> {
         const OP: &str = "decode rows";
         let (n, width, longest) = (slots.len(), self.max_blocks(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
@@ -244,7 +244,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row.
-    pub fn clear(&self, first: usize, rows: usize) -> Result<()> {
+    pub fn clear_rows(&self, first: usize, rows: usize) -> Result<()> {
         self.kv_lens.rows(first, rows)?.write(&vec![0i32; rows])?;
         self.keys.range(first, rows).assign(std::iter::repeat_n((0, 0), rows));
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])

@@ -222,7 +222,7 @@ impl Head {
         drop((overwritten, d_logits, sums));
         bw.end_grad_parts(&self.w)?;
         match dh {
-            Some(dh) => bw.add(&self.h, dh),
+            Some(dh) => bw.add_grad(&self.h, dh),
             None => Ok(()),
         }
     }

@@ -195,7 +195,8 @@ fn step_of(rows: usize) -> (f64, usize) {
     let device = Device::dry(Kernels::Cpu);
     let (vocab, hidden) = (152_064, 64);
     let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
-    let (h, w) = (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+    let (h, w) =
+        (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
     let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
     let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
     let mut grads = Grads::new();
@@ -231,7 +232,8 @@ fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
     let (rows, vocab, hidden) = (8192, 152_064, 3584);
     let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
-    let (h, w) = (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+    let (h, w) =
+        (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
     let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
     let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
     let cx = Cx::training(&device, DType::BF16);
@@ -256,7 +258,8 @@ fn launches_and_bytes_by_the_size_of_a_tile() {
         let device = Device::dry(Kernels::Cuda);
         let (rows, vocab, hidden) = (8192, 152_064, 3584);
         let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
-        let (h, w) = (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+        let (h, w) =
+            (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
         let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
         let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
         let mut grads = Grads::new();

@@ -213,7 +213,7 @@ pub fn packed_qkv(
     let _op = in_op("packed_qkv");
     const OP: &str = "packed_qkv";
     if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
@@ -275,7 +275,7 @@ pub fn packed_swiglu(
         return Err(shape_error(OP, text));
     }
     if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;

@@ -43,7 +43,7 @@ pub struct InputNorm<'a> {
 
 impl InputNorm<'_> {
     /// Returns `rms_norm(x)`, or x itself if `norm` is `None`.
-    pub(super) fn apply(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply_if_some(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
@@ -131,7 +131,7 @@ pub fn skinny_qkv(
     const OP: &str = "skinny_qkv";
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
@@ -197,7 +197,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
     const OP: &str = "skinny_swiglu";
     want_shape(OP, "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;

@@ -68,7 +68,7 @@ fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     cx.record("widened", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
         let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 

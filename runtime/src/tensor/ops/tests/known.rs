@@ -39,7 +39,7 @@ fn loss_of(cx: &Cx, y: &Tensor) -> Tensor {
     let dy = pseudo_random_numbers(y.count(), 90);
     let dy = Tensor::from_f32(cx.device(), y.shape(), DType::F32, &dy, MemoryCategory::Inputs).unwrap();
     let ky = y.clone();
-    cx.record("loss", &[y], loss, move |bw| bw.add(&ky, dy))
+    cx.record("loss", &[y], loss, move |bw| bw.add_grad(&ky, dy))
 }
 
 #[test]
