@@ -48,10 +48,10 @@ impl ByRepository {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuestionTemplate {
-    /// Evaluation as in the two projects' scripts: multiple-choice questions with their options.
+    /// As in the evaluation scripts: multiple-choice questions with their options.
     #[default]
     Evaluation,
-    /// Training as in the two projects' code.
+    /// As in the two projects' training code.
     Training,
 }
 
