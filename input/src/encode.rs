@@ -38,9 +38,9 @@ use crate::window::GridThw;
 /// [`ModelFolder::open`] checks that these files agree.
 #[derive(Debug)]
 pub struct ModelFolder {
-    /// config.json
+    /// The model's sizes and token ids, from config.json.
     pub config: ModelConfig,
-    /// generation_config.json
+    /// The default sampling parameters, from generation_config.json.
     pub generation: GenerationConfig,
     /// The settings in preprocessor_config.json.
     pub preprocessor: PreprocessorConfig,
@@ -181,7 +181,7 @@ pub fn load_media_with(
 /// The origin of a rendered prompt, for the location in error messages.
 #[derive(Clone, Copy, Debug)]
 pub enum PromptOrigin<'a> {
-    /// A plain text; the field is its name.
+    /// A plain text, with the name of its source.
     Text(&'a str),
     /// The messages of a conversation.
     Conversation(&'a Conversation),

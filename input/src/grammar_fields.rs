@@ -12,12 +12,12 @@ use crate::grammar::GrammarSpec;
 pub const GRAMMAR_FIELDS: [&str; 6] =
     ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
-/// Why a field sets no grammar.
+/// An error in a field that should set a grammar.
 #[derive(Debug)]
 pub(crate) struct GrammarFieldError {
     /// What is wrong with the value, without the name of the field.
     pub(crate) what: String,
-    /// What to do.
+    /// The advice to the user.
     pub(crate) help: String,
 }
 

@@ -23,7 +23,7 @@ pub struct MediaFrames {
 }
 
 impl MediaFrames {
-    /// The size of all frames in bytes.
+    /// The total size of all frames in bytes.
     pub fn total_bytes(&self) -> usize {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }

@@ -23,7 +23,7 @@ use crate::window::GridThw;
 /// Positions of one sequence of S tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MropePositions {
-    /// `[3][S]`: time, height, width.
+    /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
     /// The position of a token generated after the sequence is its index plus `rope_delta`, which equals the largest
     /// position + 1 - S.

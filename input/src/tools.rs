@@ -24,7 +24,7 @@ pub const MAX_TOOLS: usize = 128;
 pub struct ToolRequest {
     /// The tools in the JSON form of the request, for the chat template. Empty if the request has no tools.
     pub definitions: Vec<Value>,
-    /// The function of each tool.
+    /// The functions of the tools, in the same order as `definitions`.
     functions: Vec<Function>,
     /// Whether the model may or must call the tools.
     pub choice: ToolChoice,
@@ -32,7 +32,7 @@ pub struct ToolRequest {
     pub one_call: bool,
 }
 
-/// The field `tool_choice`.
+/// How the model may call tools: the field `tool_choice`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ToolChoice {
     /// The prompt has the tools, but the answer is always treated as text.
@@ -94,7 +94,7 @@ impl ToolRequest {
         Ok(Self { definitions, functions, choice, one_call })
     }
 
-    /// Whether answers may have calls.
+    /// Whether an answer may have tool calls.
     pub fn allows_tool_calls(&self) -> bool {
         !self.functions.is_empty() && self.choice != ToolChoice::None
     }

@@ -47,16 +47,16 @@ pub enum SelectionRule {
 /// The pixel limits of a profile; each is an area, height × width in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelLimits {
-    /// Minimum area of a video frame.
+    /// Minimum area of a video frame in pixels.
     pub video_min: u64,
-    /// Maximum area of a video frame.
+    /// Maximum area of a video frame in pixels.
     pub video_max: u64,
     /// Maximum sum of the areas of a video's frames. A pair of frames counts as one frame, because the two share a
     /// temporal patch.
     pub video_total: u64,
-    /// Minimum area of an image.
+    /// Minimum area of an image in pixels.
     pub image_min: u64,
-    /// Maximum area of an image.
+    /// Maximum area of an image in pixels.
     pub image_max: u64,
 }
 

@@ -85,7 +85,7 @@ impl ForwardFlops {
         }
     }
 
-    /// The sum of both, part by part.
+    /// The sum of two counts, part by part.
     pub fn plus(self, other: Self) -> Self {
         Self {
             decoder: self.decoder + other.decoder,
@@ -118,7 +118,8 @@ mod tests {
     use super::*;
     use crate::testing::tiny_config;
 
-    /// Qwen2.5-VL-7B at 8192 tokens, by hand: 6 · 7.07e9 · 8192 for weights and 6 · 8192² · 3584 · 28 for attention.
+    /// Compares with a hand calculation for Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 operations for weights
+    /// and 6 · 8192² · 3584 · 28 for attention.
     #[test]
     fn training_step_of_qwen_7b_agrees_with_a_hand_calculation() {
         let mut config = tiny_config();

@@ -22,18 +22,18 @@ use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LayerAdapter<'a> {
     None,
-    /// All rows have this one.
+    /// All rows use this adapter.
     One(&'a Lora),
-    /// Each row has its own, or none.
+    /// Each row has an adapter of its own, or none.
     OfRows(RowAdapters<'a>),
 }
 
-/// A weight `[out, in]`.
+/// The weight `[out, in]` of a linear layer.
 #[derive(Clone, Debug)]
 pub(crate) enum Weight {
-    /// f32 or bf16.
+    /// A plain tensor of f32 or bf16.
     Dense(Tensor),
-    /// int8 with one scale for each row, or f32 or bf16 in groups of rows. For inference only.
+    /// A packed weight for inference: int8 with one scale for each row, or f32 or bf16 in groups of rows.
     Packed(PackedWeight),
 }
 

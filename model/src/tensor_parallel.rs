@@ -38,7 +38,7 @@ const MAX_LISTED_RANKS: usize = 16;
 /// Exchanges of tensors between the ranks that compute a model together. All ranks make the same calls in the same
 /// order.
 pub trait ShardExchange: std::fmt::Debug + Send + Sync {
-    /// This rank: 0 for the first.
+    /// The number of this rank, counted from 0.
     fn rank(&self) -> usize;
 
     /// The number of ranks.
@@ -60,7 +60,7 @@ pub(crate) struct RowShare {
 }
 
 impl RowShare {
-    /// All rows.
+    /// The share that has all rows.
     pub(crate) const WHOLE: RowShare = RowShare { index: 0, count: 1 };
 
     /// The rows of this part, of `rows` in total.

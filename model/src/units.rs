@@ -13,22 +13,22 @@ const fn unit(stage: usize, index: usize) -> WeightUnit {
     WeightUnit { stage, index }
 }
 
-/// The patch embedding of the vision tower.
+/// The unit of the patch embedding of the vision tower.
 pub const PATCH_EMBEDDING: WeightUnit = unit(0, 0);
 
-/// A block of the vision tower.
+/// The unit of a block of the vision tower.
 pub const fn vision_block(index: usize) -> WeightUnit {
     unit(1, index)
 }
 
-/// The merger of the vision tower.
+/// The unit of the merger of the vision tower.
 pub const MERGER: WeightUnit = unit(2, 0);
 
 /// The embedding table. If the output layer uses the embedding table as its weight, this is also the unit of the
 /// output layer.
 pub const EMBEDDING: WeightUnit = unit(3, 0);
 
-/// A layer of the decoder.
+/// The unit of a layer of the decoder.
 pub const fn decoder_layer(index: usize) -> WeightUnit {
     unit(4, index)
 }

@@ -20,7 +20,7 @@ use crate::tensor_parallel::RowShare;
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSource<'a> {
-    /// The files of a model folder.
+    /// Weights are read from the files of a model folder.
     Files(&'a Checkpoint),
     /// No files: each weight is uninitialised memory of its size, as if the files stored this dtype. For device
     /// `dry`.
@@ -44,12 +44,12 @@ impl WeightSource<'_> {
 pub(crate) struct PaddedWidth {
     /// The number in files, as the config states it.
     pub(crate) stored: usize,
-    /// The number on the device, with padding.
+    /// The number on the device, including padding.
     pub(crate) padded: usize,
 }
 
 impl From<usize> for PaddedWidth {
-    /// A width without padding.
+    /// Makes a width without padding.
     fn from(width: usize) -> PaddedWidth {
         PaddedWidth { stored: width, padded: width }
     }
@@ -80,7 +80,7 @@ impl PaddedWidth {
 /// A weight that was loaded without memory.
 #[derive(Clone, Debug)]
 pub struct DeferredWeight {
-    /// The classic name.
+    /// The classic name of the weight.
     pub name: String,
     /// The weight, whose memory exists only while it is provided ([`Tensor::on_demand_memory`]).
     pub tensor: Tensor,

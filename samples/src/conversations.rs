@@ -63,7 +63,7 @@ impl RowConversations {
         Self { data, media, media_root: media_root.to_path_buf(), recipe, template, seeds }
     }
 
-    /// The data file.
+    /// The rows of the data file.
     pub fn data(&self) -> &Dataset {
         &self.data
     }

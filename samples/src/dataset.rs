@@ -30,7 +30,7 @@ pub struct Dataset {
 pub struct DataFile {
     /// The path as the user gave it, including the split if a folder's split is named.
     pub path: String,
-    /// Fingerprint of the content.
+    /// The fingerprint of the file's content.
     pub fingerprint: String,
     /// The weight in a mixture of several files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,7 +138,7 @@ impl Dataset {
         result.map_err(|diagnostic| SampleError::Data(diagnostic.at(self.location(index))))
     }
 
-    /// Number of rows; never 0.
+    /// The number of rows; never 0.
     pub fn len(&self) -> usize {
         self.table.len()
     }

@@ -95,7 +95,7 @@ impl SkipCause {
     }
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = SampleError> = std::result::Result<T, E>;
 
 /// Defines a constructor for each variant that holds a diagnostic. It takes the diagnostic's three texts: location,

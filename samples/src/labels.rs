@@ -22,7 +22,7 @@ pub enum LabelRule {
 pub trait LabelVocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
-    /// Decodes token ids, special tokens included.
+    /// Decodes token ids to text, including special tokens.
     fn text(&self, ids: &[u32]) -> String;
 }
 

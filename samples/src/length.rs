@@ -120,7 +120,7 @@ fn scan_all_rows<S: SampleSource>(
     }
 }
 
-/// A scan of rows.
+/// A scan of the rows of a data file.
 struct RowScan<'a, S> {
     batching: &'a MicroBatchOptions,
     source: &'a Arc<S>,

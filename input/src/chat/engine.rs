@@ -33,14 +33,14 @@ const MAX_OUTPUT_BYTES: usize = 64 << 10;
 /// The recursion limit of a rendering, in levels of blocks; a macro call counts as several.
 const MAX_RECURSION: usize = 200;
 
-/// The longest text of an error, in characters.
+/// The maximum length of an error text, in characters.
 const MAX_ERROR_CHARS: usize = 300;
 
 /// The stack size of a thread that compiles or renders an untrusted template, in bytes. Within the limit of steps, a
 /// template can nest a value so deeply that dropping the value needs about 200 MB of stack.
 const STACK_BYTES: usize = 256 << 20;
 
-/// The input of a rendering.
+/// The variables from which a chat template renders a prompt.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RenderInput {
     pub(super) messages: Value,
@@ -147,7 +147,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// Collects output up to a limit.
+/// A writer that collects output up to a limit of bytes.
 struct LimitedOutput {
     text: Vec<u8>,
     limit: usize,

@@ -35,7 +35,7 @@ const CONVERSATIONS_PER_WORKER: usize = 200;
 /// processor time long before this timeout.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest reply in bytes.
+/// The maximum length of a worker's reply, in bytes.
 const MAX_REPLY_BYTES: u64 = 256 << 20;
 
 /// The number of conversations in a row that exceed the limits before the template itself is refused.
@@ -44,7 +44,7 @@ const MAX_FAILURES: usize = 3;
 /// The template that the worker compiles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct WorkerTemplate {
-    /// The template.
+    /// The text of the template.
     pub(super) text: String,
     /// The special tokens that the template can use by name.
     pub(super) tokens: Map<String, Value>,

@@ -80,7 +80,8 @@ fn tag_end(tag: &str) -> Result<(usize, usize), String> {
     Ok(((end..=tag.len()).find(|&end| tag.is_char_boundary(end)).unwrap_or(tag.len()), deepest))
 }
 
-/// Updates `blocks`, which has the number of levels of each open block, for a block tag.
+/// Counts a block tag. `blocks` has the number of nesting levels of each open block: an opening tag adds an entry, a
+/// closing tag removes one.
 fn count_block(tag: &str, blocks: &mut Vec<usize>) {
     let word: String =
         tag.trim_start_matches(['-', '+']).trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();

@@ -127,8 +127,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Takes words from one end of a text. `trim` removes white space at this end; `take` returns the first word from this
-/// end and the rest of the text. After `limit` words, the rest is one part.
+/// Splits a text at white space, from one end. `trim` removes white space at this end; `take` returns the first word
+/// from this end and the rest of the text. After `limit` words, the rest of the text is the last part.
 fn split_at_spaces<'a>(
     text: &'a str,
     limit: usize,
@@ -183,7 +183,7 @@ fn padding(text: &str, width: i64) -> Result<usize, Error> {
     }
 }
 
-/// `ljust`, `rjust` or `center`.
+/// Python's `str.ljust`, `str.rjust` or `str.center`.
 pub(super) fn pad(text: &str, width: i64, fill: char, method: &str) -> Result<String, Error> {
     let missing = padding(text, width)?;
     let left = match method {

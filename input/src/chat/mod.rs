@@ -74,7 +74,7 @@ struct Template {
     text: String,
 }
 
-/// Where a template is rendered.
+/// The place where a template is rendered: this process or a worker process.
 #[derive(Debug)]
 enum Renderer {
     InThisProcess(CompiledTemplate),

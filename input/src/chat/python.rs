@@ -102,7 +102,7 @@ fn with_microseconds(format: &str) -> String {
     converted
 }
 
-/// `dict(pairs or mapping, name=value, …)`.
+/// Jinja's function `dict(pairs or mapping, name=value, …)`.
 fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     let refused = || Error::new(ErrorKind::InvalidOperation, "dict: expected a dict, or a list of pairs");
     let mut pairs = Vec::new();
@@ -220,7 +220,7 @@ fn word_count(text: String) -> usize {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
 }
 
-/// Centers a text between spaces.
+/// Jinja's filter `center`: centers a text between spaces.
 fn center(text: String, width: Option<i64>) -> Result<String, Error> {
     methods::pad(&text, width.unwrap_or(80), ' ', "center")
 }
@@ -261,7 +261,7 @@ fn is_macro(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro"))
 }
 
-/// Prints a value like Python.
+/// Prints a value as Python does.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match state.auto_escape() {
         AutoEscape::None => Ok(write_str(out, value)?),

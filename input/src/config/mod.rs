@@ -54,7 +54,7 @@ pub struct TextConfig {
     pub num_attention_heads: usize,
     /// The number of key-value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// `hidden_size / num_attention_heads`.
+    /// The number of elements of a head: `hidden_size / num_attention_heads`.
     pub head_dim: usize,
     /// The epsilon of all RMSNorms of the decoder.
     pub rms_norm_eps: f64,
@@ -69,7 +69,7 @@ pub struct TextConfig {
 /// The sizes of the vision tower; widths are in elements, `patch_size` and `window_size` in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
-    /// The number of blocks.
+    /// The number of transformer blocks.
     pub depth: usize,
     /// The width of the residual.
     pub hidden_size: usize,
@@ -77,7 +77,7 @@ pub struct VisionConfig {
     pub intermediate_size: usize,
     /// The number of attention heads of each block.
     pub num_heads: usize,
-    /// `hidden_size / num_heads`.
+    /// The number of elements of a head: `hidden_size / num_heads`.
     pub head_dim: usize,
     /// The number of colour channels (3).
     pub in_channels: usize,
@@ -120,17 +120,17 @@ impl VisionConfig {
 /// The ids of special tokens, all below `vocab_size`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenIds {
-    /// `bos_token_id`, which Qwen uses for padding.
+    /// The id of `bos_token_id`, which Qwen uses for padding.
     pub bos: Option<u32>,
-    /// `eos_token_id` of config.json. `generation_config.json` may name other ids.
+    /// The ids of `eos_token_id` in config.json. `generation_config.json` may name other ids.
     pub eos: Vec<u32>,
-    /// `<|vision_start|>`.
+    /// The id of `<|vision_start|>`, which stands before the pad tokens of an image or video.
     pub vision_start: u32,
-    /// `<|vision_end|>`.
+    /// The id of `<|vision_end|>`, which stands after the pad tokens of an image or video.
     pub vision_end: u32,
-    /// `<|image_pad|>`: one for each vision token of an image.
+    /// The id of `<|image_pad|>`, which stands for one vision token of an image.
     pub image: u32,
-    /// `<|video_pad|>`: one for each vision token of a video.
+    /// The id of `<|video_pad|>`, which stands for one vision token of a video.
     pub video: u32,
 }
 

@@ -10,7 +10,7 @@ use crate::fetch::without_secrets;
 /// Where the bytes of an image or a video come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MediaSource {
-    /// A file.
+    /// The path of a local file.
     Path(PathBuf),
     /// An `http:` or `https:` address.
     Url(String),
@@ -47,7 +47,8 @@ impl MediaSource {
     }
 }
 
-/// The fewest characters of a text that is taken for base64. The smallest image files have about as many.
+/// The minimum length, in characters, of a text that may be base64. The smallest image files have about this length
+/// in base64.
 const MIN_BASE64: usize = 48;
 
 /// The media type of a text that is the base64 of an image or a video file, by the file's first bytes; `None` for any

@@ -37,7 +37,7 @@ pub struct ChatRequest {
 /// The sampling fields of an OpenAI or vLLM chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestSettings {
-    /// The sampling temperature; 0 is greedy.
+    /// The sampling temperature; 0 means greedy decoding.
     pub temperature: Option<f32>,
     /// Nucleus sampling: only the most likely tokens with this total probability are sampled.
     pub top_p: Option<f32>,
@@ -45,15 +45,15 @@ pub struct RequestSettings {
     pub top_k: Option<u32>,
     /// Only tokens with at least this share of the most likely token's probability are sampled; 0 means all tokens.
     pub min_p: Option<f32>,
-    /// Subtracted from the logits of tokens that occur in the completion.
+    /// The number that is subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit once for each time that it occurs in the completion.
+    /// The number that is subtracted from a token's logit once for each time that the token occurs in the completion.
     pub frequency_penalty: Option<f32>,
-    /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
+    /// The factor that lowers the logits of tokens that have already occurred; 1 means no penalty.
     pub repetition_penalty: Option<f32>,
     /// Maximum number of tokens to generate: the field `max_completion_tokens` or, if it is absent, `max_tokens`.
     pub max_new_tokens: Option<usize>,
-    /// Number of completions.
+    /// The number of completions to generate for the prompt.
     pub n: Option<usize>,
     /// The random seed.
     pub seed: Option<u64>,
@@ -274,7 +274,7 @@ impl Field<'_> {
         self.parsed("true or false", Value::as_bool)
     }
 
-    /// A whole number of the type T.
+    /// The value as a whole number of type T.
     fn whole_of<T: TryFrom<u64>>(&self) -> Result<T> {
         let number = self.parsed("a whole number that is not negative", Value::as_u64)?;
         T::try_from(number).map_err(|_| self.wrong("a smaller number"))

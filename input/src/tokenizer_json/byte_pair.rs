@@ -126,7 +126,7 @@ impl Trainer for FailingTrainer {
     }
 }
 
-/// A token in a word.
+/// A token in a word that is being merged.
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
@@ -138,7 +138,7 @@ struct Symbol {
 struct Merges {
     /// The rules in their order; a rule's index is its rank.
     rules: Vec<Rule>,
-    /// The ranks, found by the hash of the two tokens.
+    /// A hash table of the rules' ranks, for looking up a rule by its pair of tokens.
     ranks: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }

@@ -25,11 +25,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use ffmpeg_next::ffi;
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
-/// A function of FFmpeg.
+/// A function of FFmpeg that is called through a stored address.
 struct Function {
     /// The function's name with a zero byte at the end.
     name: &'static [u8],
-    /// Holds the function's address.
+    /// The address of the function, after the libraries are loaded.
     address: &'static AtomicPtr<c_void>,
     /// The function of the same name in this file, which jumps to `address`.
     jump: unsafe extern "C" fn(),

@@ -27,9 +27,9 @@ const MAX_SIDE: usize = 1 << 26;
 /// The size that the overrides `resized_height` and `resized_width` ask for, and the area limits that apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedSize {
-    /// `resized_height` in pixels.
+    /// The requested height (`resized_height`) in pixels.
     pub height: usize,
-    /// `resized_width` in pixels.
+    /// The requested width (`resized_width`) in pixels.
     pub width: usize,
     /// The profile's minimum area of an image in pixels. It applies to videos too, and no override changes it.
     pub min_pixels: u64,
@@ -60,9 +60,9 @@ impl RequestedSize {
 /// Size limits of an image: the limits of a profile, with some replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImagePixelLimits {
-    /// Minimum area in pixels.
+    /// Minimum area of an image in pixels.
     pub min_pixels: u64,
-    /// Maximum area in pixels.
+    /// Maximum area of an image in pixels.
     pub max_pixels: u64,
     /// The requested size, if any; it replaces the other limits.
     pub resized: Option<RequestedSize>,

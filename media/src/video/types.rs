@@ -55,7 +55,7 @@ pub enum PixelBuffer {
 }
 
 impl Default for PixelBuffer {
-    /// An empty buffer.
+    /// Creates an empty buffer.
     fn default() -> Self {
         Self::Owned(Vec::new())
     }

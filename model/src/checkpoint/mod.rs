@@ -141,7 +141,7 @@ impl Checkpoint {
         self.is_copied
     }
 
-    /// The bytes of all weight files.
+    /// The total size of all weight files in bytes.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.as_bytes().len() as u64).sum()
     }

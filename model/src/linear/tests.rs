@@ -14,20 +14,20 @@ use crate::checkpoint::Checkpoint;
 use crate::quantization::Quantization;
 use crate::weights::WeightSource;
 
-/// Rows of the input.
+/// The number of rows of the input.
 const ROWS: usize = 7;
 /// The width of input and output.
 const WIDTH: usize = 24;
 const LAYERS: [&str; 3] = ["gate", "up", "down"];
 
-/// What is trained.
+/// The weights that a test trains.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Training {
-    /// Nothing but the input.
+    /// No weights are trained; only the input has a gradient.
     Frozen,
     /// All weights are trained; those of gate and up are joined.
     Weights,
-    /// An adapter of each layer.
+    /// An adapter of each layer is trained.
     Adapters,
 }
 

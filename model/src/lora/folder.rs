@@ -23,7 +23,7 @@ use crate::weights::widen_to_f32;
 /// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// The prefix of layer names in PEFT.
+/// The prefix that PEFT puts before layer names.
 const PREFIX: &str = "base_model.model.";
 
 /// The config and the memory-mapped matrices of an adapter folder.

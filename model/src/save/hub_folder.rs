@@ -21,7 +21,7 @@ use crate::error::{ModelError, Result};
 pub struct TensorSpec {
     /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
     pub name: String,
-    /// The dtype in the file.
+    /// The dtype of the weight in the file.
     pub dtype: StoredDType,
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
@@ -76,7 +76,7 @@ impl ConfigAndTokenizerFiles {
         Ok(Self { folder: folder.to_path_buf(), config: read_config(folder)?, others: others.collect::<Result<_>>()? })
     }
 
-    /// The content of a file beside config.json.
+    /// The content of the small file `name`, other than config.json.
     #[cfg(test)]
     pub(super) fn file(&self, name: &str) -> Option<&[u8]> {
         self.others.get(name).map(Vec::as_slice)

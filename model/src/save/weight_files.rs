@@ -12,14 +12,14 @@ use super::TensorSpec;
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
-/// The name of the index of several shards.
+/// The name of the file that lists which shard has which tensor.
 pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Assigns tensors to weight files.
 #[derive(Debug)]
 pub struct WeightFiles<'a> {
     naming: TensorNaming,
-    /// Name and tensors of each file.
+    /// The name and the tensors of each weight file.
     shards: Vec<(String, &'a [TensorSpec])>,
 }
 
@@ -36,12 +36,12 @@ impl<'a> WeightFiles<'a> {
         Self { naming, shards: names.into_iter().zip(shards).collect() }
     }
 
-    /// Name and tensors of each file.
+    /// The name and the tensors of each weight file.
     pub(super) fn shards(&self) -> &[(String, &'a [TensorSpec])] {
         &self.shards
     }
 
-    /// The text of the index; `None` if there is one file.
+    /// The JSON text of the shard index; `None` if there is a single weight file.
     pub(super) fn index_json(&self) -> Option<String> {
         if self.shards.len() == 1 {
             return None;

@@ -31,11 +31,11 @@ pub(crate) enum LayerOutput {
     Attention,
     /// The log-sum-exp of each query head's scores, f32.
     Lse,
-    /// The output projection of attention.
+    /// The output of the output projection (o) of attention.
     O,
-    /// The outputs of gate and up.
+    /// The outputs of the MLP's projections gate and up.
     GateUp,
-    /// The output of the MLP.
+    /// The output of the MLP's projection down.
     Down,
 }
 
@@ -236,7 +236,7 @@ fn try_map<T, U: Default, const N: usize>(of: [T; N], mut f: impl FnMut(T) -> Re
 enum Rows {
     /// Consecutive rows, as the first row and the number of rows.
     Range(usize, usize),
-    /// i32 `[m]`
+    /// A list of row indices, i32 `[m]`.
     Listed(Tensor),
 }
 

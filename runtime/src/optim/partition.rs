@@ -42,7 +42,7 @@ fn cell_size(ranks: usize) -> usize {
 /// A part of a parameter that belongs to one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterCell {
-    /// Index of the parameter in the order of names.
+    /// Index of the parameter among all parameters, sorted by name.
     pub parameter: usize,
     /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
@@ -63,7 +63,7 @@ impl ParameterCell {
     }
 }
 
-/// The size of a parameter.
+/// The size of a parameter, and whether it may be cut into cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParameterSize {
     /// Number of weights, padding included.

@@ -28,7 +28,7 @@ use crate::error::{Result, RuntimeError};
 /// same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// Nothing.
+    /// Nothing is computed again.
     #[default]
     None,
     /// The outputs of norms and of SwiGLU, which take much memory and few operations.
@@ -51,7 +51,8 @@ pub trait GatheredWeights: Debug {
     /// Makes sure that the weights of `unit` have their memory. Frees the weights of other units.
     ///
     /// # Errors
-    /// Another rank has failed; the device is out of memory; `unit` is used when it is not its turn.
+    /// Another rank has failed; the device is out of memory; `unit` is used in another order than that of a forward
+    /// pass.
     fn gather(&self, unit: WeightUnit) -> Result<()>;
 }
 

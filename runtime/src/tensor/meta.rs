@@ -10,7 +10,7 @@ use reel_device::DType;
 /// What the backward pass does with the gradient of a tensor.
 #[derive(Clone, Debug)]
 pub(super) enum GradRole {
-    /// Does not need a gradient.
+    /// The tensor needs no gradient.
     None,
     /// The tensor depends on a trained parameter: its gradient is propagated.
     Needed,
@@ -43,7 +43,7 @@ pub struct TensorMeta {
 }
 
 impl TensorMeta {
-    /// A tensor that is new to the tape.
+    /// Creates the metadata of a new tensor, with a new id.
     pub(super) fn new(shape: &[usize], dtype: DType, grad: GradRole) -> TensorMeta {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad, unpadded: None }
@@ -79,7 +79,7 @@ impl TensorMeta {
         !matches!(self.grad, GradRole::None)
     }
 
-    /// The parameter name, if the tensor is one trained parameter.
+    /// The name of the parameter if the tensor is a single trained parameter; otherwise `None`.
     pub fn parameter_name(&self) -> Option<&str> {
         match &self.grad {
             GradRole::Parameter(name) => Some(name),

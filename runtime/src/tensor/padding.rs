@@ -24,7 +24,7 @@ use crate::error::{Result, shape_error};
 pub(crate) struct UnpaddedRuns {
     /// The number of runs.
     pub(crate) count: usize,
-    /// The bytes of a run.
+    /// The number of bytes of a run.
     pub(crate) bytes: usize,
     /// The bytes from the start of a run to the start of the next.
     pub(crate) pitch: usize,

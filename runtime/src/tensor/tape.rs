@@ -399,7 +399,7 @@ impl BackwardContext<'_> {
     }
 }
 
-/// `to += from`, elementwise.
+/// Adds `from` to `to`, elementwise.
 fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     let params = elementwise::AccumulateParams { src: from.addr(), dst: to.addr(), count: from.count() as u64 };
     Ok(device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))?)
@@ -430,7 +430,7 @@ struct Pass {
     of_several_rules: BTreeSet<Arc<str>>,
     /// The parameters to which one rule adds in several launches.
     in_parts: BTreeSet<Arc<str>>,
-    /// The buffers of this pass.
+    /// The gradient buffers of this pass, by the names of the parameters.
     buffers: BTreeMap<Arc<str>, Tensor>,
 }
 
@@ -441,7 +441,7 @@ impl Pass {
 }
 
 impl Grads {
-    /// An empty set of gradients.
+    /// Creates an empty set of gradients.
     pub fn new() -> Grads {
         Grads::default()
     }

@@ -11,7 +11,7 @@ use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::{Result, SampleError};
 
-/// Makes drafts of micro-batches.
+/// Groups rows into drafts of micro-batches.
 pub(super) struct MicroBatchComposer<S> {
     source: Arc<S>,
     order: RowOrder,
@@ -28,11 +28,11 @@ pub(super) struct MicroBatchComposer<S> {
     outcomes: BTreeMap<u64, RowOutcome>,
     /// With packing, the number of tokens of each row that has been prepared.
     lengths: HashMap<usize, usize>,
-    /// Sum of `lengths`.
+    /// The sum of all numbers in `lengths`.
     total_length: usize,
 }
 
-/// Where the next draft begins.
+/// The position in the data where the next draft begins.
 #[derive(Debug)]
 pub(super) struct DraftPosition {
     slot: u64,
@@ -52,7 +52,7 @@ pub(super) struct MicroBatchDraft {
     pub next: Option<(u64, usize)>,
     /// Unusable rows that were found while the draft was made.
     pub skipped: Vec<SkippedRow>,
-    /// The position after the draft.
+    /// The position in the data after the draft.
     pub slot: u64,
     /// The error that ends the run, if one of its rows has one.
     pub error: Option<SampleError>,

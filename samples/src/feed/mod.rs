@@ -38,7 +38,7 @@ pub use rank_loads::{RankLoads, ranks_of_micro_batches};
 pub trait SampleSource: Send + Sync + 'static {
     /// The training sample made of a row, in the form that the training step needs.
     type Sample: Send + 'static;
-    /// Number of rows.
+    /// The number of rows of the data.
     fn row_count(&self) -> usize;
     /// Prepares row `row`, counted from 0: tokenizes its text and loads its media.
     fn sample(&self, row: usize) -> Result<Self::Sample>;
@@ -114,7 +114,7 @@ impl DataPosition {
 /// micro-batches of a step in rounds: in each round of N micro-batches, every rank gets one.
 #[derive(Clone, Debug)]
 pub struct FeedRanks {
-    /// All ranks.
+    /// The ranks of the run, for exchanging the outcomes of rows.
     pub ranks: Arc<Ranks>,
     /// Number of micro-batches of a step, of all ranks together.
     pub per_step: usize,
@@ -160,7 +160,7 @@ pub struct MicroBatchFeed<S: SampleSource> {
     index: usize,
     /// The loads of the ranks from the finished micro-batches of the step.
     loads: RankLoads,
-    /// Finished micro-batches.
+    /// Finished micro-batches that have not been returned yet.
     finished: VecDeque<MicroBatch<S::Sample>>,
 }
 

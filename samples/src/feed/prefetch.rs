@@ -14,9 +14,9 @@ use crate::order::RowOrder;
 pub struct Prefetcher<S: SampleSource> {
     rows: RowPreparer<S>,
     order: RowOrder,
-    /// Rows that are not prepared.
+    /// Rows that are left out and not prepared.
     left_out: BTreeSet<usize>,
-    /// The position after the last row.
+    /// The position in the data after the last row.
     end: u64,
     window: u64,
 }

@@ -50,7 +50,7 @@ impl TrainingCommand {
     }
 }
 
-/// What is wrong with a row.
+/// The kind of problem of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
@@ -97,7 +97,7 @@ impl ProblemKind {
 pub struct RowProblem {
     /// The row, counted from 0 over all files.
     pub row: usize,
-    /// What is wrong.
+    /// The kind of the problem.
     pub kind: ProblemKind,
     /// The error message: file, line, field, the reason, and what the user can do.
     pub message: String,
@@ -350,5 +350,5 @@ fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
     }
 }
 
-/// Maps a text to how often it occurs.
+/// Maps a text to the number of its occurrences.
 pub type Counts = BTreeMap<String, usize>;

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use self::other_columns::{is_image_file, refuse_media_in_other_columns};
 
-/// A kind of media.
+/// The kind of a media file: image or video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Image,

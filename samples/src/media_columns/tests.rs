@@ -37,7 +37,7 @@ fn marks_are_replaced_in_order() {
         (json!("<video>What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!("<video>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
         (json!("<image>"), json!({"image": ["a.png"], "videos": []}), json!([image("a.png")])),
-        // The messages mark no place.
+        // The messages mark no places for files.
         (json!("What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!([text("?")]), json!({"images": ["a", "b"]}), json!([image("a"), image("b"), text("?")])),
         (

@@ -19,7 +19,7 @@ const STREAM: u32 = 0x6f72_6465;
 #[derive(Clone, Debug)]
 pub struct RowOrder {
     rows: usize,
-    /// `None`: rows in file order.
+    /// The seed of the row order; `None`: rows are in file order.
     seed: Option<u64>,
     /// The mixture of files; one epoch of the mixture is one pass. `None` for a single data source.
     mixture: Option<Arc<Mixture>>,
@@ -54,7 +54,7 @@ impl RowOrder {
         Self { subset: Some(subset.map(|row| row as u32).collect()), ..self }
     }
 
-    /// Number of rows of a pass.
+    /// The number of rows of a pass.
     pub fn rows_per_pass(&self) -> usize {
         self.rows
     }

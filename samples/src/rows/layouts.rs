@@ -11,15 +11,15 @@ use crate::media_columns;
 /// The layout of a row: which fields hold its conversation. Each layout is recognised by one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConversationLayout {
-    /// Chat `messages`.
+    /// Chat rows: the field `messages`.
     Messages,
-    /// ShareGPT `conversations`.
+    /// ShareGPT rows: the field `conversations`.
     Conversations,
-    /// TRL's `prompt`, with or without a `completion`.
+    /// TRL rows: `prompt`, with or without a `completion`.
     Prompt,
-    /// ms-swift's `query`, `response`, `history`.
+    /// ms-swift rows: `query`, `response`, `history`.
     Query,
-    /// Alpaca's `instruction`, `input`, `output`, `history`.
+    /// Alpaca rows: `instruction`, `input`, `output`, `history`.
     Instruction,
     /// The fields of VideoRFT and Video-R1, or EasyR1's `problem` beside an `answer`.
     Problem,

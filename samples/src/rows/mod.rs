@@ -114,7 +114,7 @@ impl PromptContent {
 /// A problem with its answer, as VideoRFT and Video-R1 publish them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VideorftProblem {
-    /// The question.
+    /// The text of the question.
     pub problem: String,
     /// Whether the problem is about an image, a video or text alone.
     pub data_type: ProblemMedia,
@@ -137,7 +137,7 @@ pub enum ProblemMedia {
     Image,
     /// A video.
     Video,
-    /// Text only.
+    /// Text without an image or video.
     Text,
 }
 

@@ -39,7 +39,7 @@ proptest! {
         field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),
         value in anything(),
     ) {
-        // Null counts as absent.
+        // A field that is null counts as absent.
         prop_assume!(!(value.is_null() && matches!(field, "messages" | "prompt" | "problem")));
         let row = problem(|f| {
             if matches!(field, "messages" | "prompt") {
@@ -461,7 +461,7 @@ fn json_texts_are_read_and_parts_as_text_are_refused() {
     ] {
         assert_eq!(row(given.clone()).map_err(|e| e.location), Err(location.to_string()), "{given}");
     }
-    // Other JSON is text to learn.
+    // A content that is JSON but not a list of parts is trained on as text.
     let boxes = r#"[{"bbox_2d": [1, 2, 3, 4], "label": "a"}]"#;
     assert!(row(json!({"messages": [user("Where?"), answer(boxes)]})).is_ok());
     assert!(row(json!({"prompt": "[1, 2", "completion": "]"})).is_ok());

@@ -30,7 +30,7 @@ pub(super) struct PacketInfo {
     pub pts: Option<i64>,
     /// Decoding time in the stream's time base.
     pub dts: Option<i64>,
-    /// Size in bytes.
+    /// Size of the packet in bytes.
     pub size: usize,
     /// Whether decoding may start at this packet.
     pub key: bool,

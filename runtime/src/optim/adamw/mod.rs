@@ -31,7 +31,7 @@ use tables::{ParameterTables, hashed_ranges};
 /// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWParams {
-    /// Learning rate.
+    /// The learning rate.
     pub learning_rate: f64,
     /// β₁, the decay rate of the first moment.
     pub beta1: f64,
@@ -134,7 +134,7 @@ impl CellState {
     }
 }
 
-/// The gradients of a step.
+/// The gradients of a step, by the names of the parameters.
 pub trait GradientSource {
     /// The names of the parameters that have a gradient.
     fn names(&self) -> impl Iterator<Item = &str>;
@@ -387,9 +387,9 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without its padding. The hashes
-    /// are computed on the device, so weights are not downloaded. If this rank has only its cells of the weights, these
-    /// are the hashes of the cells: the sums of all ranks' hashes, modulo 2^64, are the hashes of the parameters.
+    /// Computes a 64-bit hash of the bits of each parameter, without its padding. The result is sorted by name. The
+    /// hashes are computed on the device, so weights are not downloaded. With ZeRO-3, the hash of a parameter covers
+    /// only the cells of this rank. The sum of the hashes of all ranks, modulo 2^64, is the hash of the parameter.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.

@@ -16,13 +16,13 @@ use crate::tensor::tape::BackwardContext;
 
 /// Where the backward launch writes the gradient of a weight; null if the weight is not trained.
 struct WeightGradient {
-    /// The gradient buffer.
+    /// The address of the gradient buffer.
     dw: Addr,
     /// The workspace for partial sums.
     partial: Addr,
     /// Whether the launch adds to what the buffer holds.
     accumulate: u32,
-    /// Owns the workspace.
+    /// Keeps the workspace allocated.
     _workspace: Option<Tensor>,
 }
 

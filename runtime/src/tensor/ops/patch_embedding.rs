@@ -128,7 +128,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     let (kw, kb, frames) = (w.clone(), b.cloned(), frames.to_vec());
     let inputs: Vec<&Tensor> = [w].into_iter().chain(b).collect();
     Ok(cx.record(OP, &inputs, y, move |bw| {
-        // The gradient has the shape of the last view of the output that was used.
+        // The gradient may have the shape of another view of the output, so it is reshaped.
         let dy = bw.take_dy().reshape(&[n, embed])?;
         if let Some(kb) = &kb {
             bw.add_column_sums(kb, &dy, [n, embed])?;

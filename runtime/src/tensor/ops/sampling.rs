@@ -41,7 +41,7 @@ pub struct RowSampling<'a> {
 }
 
 impl Default for RowSampling<'_> {
-    /// Greedy sampling.
+    /// Creates the parameters of greedy sampling.
     fn default() -> Self {
         RowSampling {
             temperature: 0.0,

@@ -19,7 +19,7 @@ pub struct KvDestination<'a> {
     pub rotary: &'a RotaryTable,
     /// The caches of keys and of values, `[blocks, BLOCK_TOKENS, Hkv, D]` each.
     pub caches: (&'a Tensor, &'a Tensor),
-    /// The slot of each new token.
+    /// The block tables, with the cache slot of each new token.
     pub pages: &'a KvPages,
 }
 

@@ -30,7 +30,7 @@ pub struct PackedWeight {
     shape: [usize; 2],
     /// i8: `[N, K]` for CUDA; `[N / 16, K, 16]` for the CPU. f32: `[N / 32, K, 32]`. bf16: `[N / 32, K / 2, 32, 2]`.
     elements: Tensor,
-    /// f32 `[N]`, of int8.
+    /// The scales of an int8 weight, f32 `[N]`.
     scales: Option<Tensor>,
 }
 
@@ -143,7 +143,7 @@ impl PackedWeight {
         Err(shape_error("packed weight", text))
     }
 
-    /// `[N, K]`.
+    /// The shape of the weight, `[N, K]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -321,7 +321,7 @@ fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<
     Ok(shape)
 }
 
-/// The CPU's product `y = x wᵀ`.
+/// Computes the product `y = x wᵀ` on the CPU.
 fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Matmul> {
     let (m, k) = rows_cols(op, "x", x)?;
     size(op, m)?;

@@ -20,7 +20,7 @@ fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
 fn weight(device: &Device, shape: [usize; 2], seed: u32) -> PackedWeight {
     let (elements, scales) = quantised(shape, seed);
     let w = PackedWeight::new_int8(device, shape).unwrap();
-    // Two calls, in the wrong order.
+    // The rows are written by two calls, the last rows first.
     let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_int8_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
     w.write_int8_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
@@ -151,7 +151,7 @@ fn weight_in_groups<T: Element>(device: &Device, shape: [usize; 2], seed: u32) -
     let plain = tensor(device, &shape, T::DTYPE, seed);
     let rows: Vec<T> = plain.to_f32().unwrap().into_iter().map(T::from_f32).collect();
     let w = PackedWeight::new_in_groups(device, shape, T::DTYPE).unwrap();
-    // Two calls, in the wrong order.
+    // The rows are written by two calls, the last rows first.
     let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
     w.write_rows(0, &rows[..first * shape[1]], first).unwrap();
@@ -286,7 +286,7 @@ fn rejects_operands_that_do_not_match() {
         let large = int8([80, 2]);
         for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (32, 64, 32), (32, 50, 25), (96, 64, 32)] {
             let done = large.write_int8_rows(first, &vec![0; elements], &vec![1.0; scales]);
-            // Only the fourth one is right.
+            // Only the fourth write, 32 rows from row 32 on, is valid.
             assert_eq!(done.is_ok(), (first, elements, scales) == (32, 64, 32), "{first} {elements} {scales}");
             assert!(done.is_ok() || done.unwrap_err().to_string().contains(&format!("rows {first} .. ")));
         }

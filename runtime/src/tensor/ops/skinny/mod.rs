@@ -35,7 +35,7 @@ fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices)
 /// launch of the products.
 #[derive(Clone, Copy, Debug)]
 pub struct InputNorm<'a> {
-    /// `[K]`, in the dtype of x.
+    /// The weight of the norm, `[K]`, in the dtype of x.
     pub weight: &'a Tensor,
     /// The number that is added to the mean square.
     pub eps: f32,

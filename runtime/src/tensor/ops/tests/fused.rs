@@ -363,7 +363,7 @@ fn fused_ops_agree_on_sim() {
     }
 }
 
-/// Uses more rows than a tile of logits has.
+/// The batch has more rows than a tile of logits.
 #[test]
 fn tiles_of_rows_have_the_bits_of_rows_alone() {
     let device = Device::cpu(2);
@@ -379,7 +379,7 @@ fn tiles_of_rows_have_the_bits_of_rows_alone() {
     // The logits are few enough to be kept for the backward pass.
     let (peak, logits) = (device.memory().peak - before, rows * vocab * 4);
     assert!(peak < logits + (72 << 20) && logits > (75 << 20), "{peak} bytes for logits");
-    // f32 rows times a bf16 weight.
+    // The rows are f32 and the weight is bf16.
     let w: Values = pseudo_random_numbers(vocab * hidden, 3)
         .iter()
         .map(|&x| <half::bf16 as Element>::from_f32(x).to_f32())
