@@ -303,7 +303,7 @@ impl RunningBatch {
     /// Makes the next steps use another decoder. With `row_adapters`, the device state has an adapter number for each
     /// slot. No step may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
-        if row_adapters && self.state.rows.adapters().is_none() {
+        if row_adapters && self.state.rows.adapter_numbers().is_none() {
             self.state.rows.enable_adapters(self.cx.device())?;
         }
         // The captured graphs use the former weights.

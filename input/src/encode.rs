@@ -15,7 +15,7 @@ use std::path::Path;
 use reel_diagnostic::input;
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
-use reel_media::patches::{self, PatchProcessor};
+use reel_media::patches::{self, ImageProcessorSettings};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::ImagePixelLimits;
 use reel_media::video::PixelBuffer;
@@ -148,7 +148,7 @@ pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &M
 /// Loads and resizes all images and videos of a conversation as [`load_media`] does, for a model whose folder has these
 /// preprocessor settings.
 pub fn load_media_with(
-    processor: PatchProcessor,
+    processor: ImageProcessorSettings,
     conversation: &Conversation,
     options: &MediaOptions,
 ) -> Result<LoadedMedia> {
@@ -305,7 +305,7 @@ fn expand(
     Ok(expanded)
 }
 
-fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
     let rgb = open_image(&image.source, options)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
@@ -333,7 +333,7 @@ struct LoadedVideo {
     times: Vec<f64>,
 }
 
-fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<LoadedVideo> {
     let keys = options.media_limits(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
@@ -366,7 +366,7 @@ fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
     options: &MediaOptions,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
     is_folder: bool,
 ) -> Result<LoadedVideo> {
     let (location, mut keys) = (&video.location, options.media_limits(video.overrides));
@@ -406,7 +406,7 @@ fn video_file(
     path: &Path,
     keys: MediaOverrides,
     options: &MediaOptions,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
 ) -> Result<LoadedVideo> {
     let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
@@ -449,8 +449,8 @@ fn name_part(error: InputError, part: &str) -> InputError {
 
 impl PreprocessorConfig {
     /// The preprocessor config in the form that the media crate uses.
-    pub fn patch_processor(&self) -> PatchProcessor {
-        PatchProcessor {
+    pub fn patch_processor(&self) -> ImageProcessorSettings {
+        ImageProcessorSettings {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,
             patch_size: self.patch_size,
@@ -485,7 +485,7 @@ mod tests {
         ] {
             let messages = serde_json::json!([{"role": "user", "content": [text.clone(), part]}]);
             let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
-            let error = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let error = load_media_with(ImageProcessorSettings::default(), &conversation, &MediaOptions::default());
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(want), "{error}");
         }
@@ -500,7 +500,7 @@ mod tests {
             std::fs::write(folder.path().join(name), "no image").unwrap();
         }
         let load = |conversation: Conversation| {
-            let loaded = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let loaded = load_media_with(ImageProcessorSettings::default(), &conversation, &MediaOptions::default());
             loaded.unwrap_err().to_string()
         };
         let messages = |video: serde_json::Value| serde_json::json!([{"role": "user", "content": [video]}]);

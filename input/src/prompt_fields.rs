@@ -61,7 +61,7 @@ fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<St
 
 impl PromptFields {
     /// The names of the fields that [`PromptFields::from_body`] reads.
-    pub const FIELDS: [&'static str; 3] = [PROCESSOR, MEDIA_IO, TEMPLATE];
+    pub const FIELD_NAMES: [&'static str; 3] = [PROCESSOR, MEDIA_IO, TEMPLATE];
 
     /// Reads the fields of a request. A field or a key that is null counts as absent. `location` names the request in
     /// errors.

@@ -63,7 +63,7 @@ fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<St
 
 impl ToolRequest {
     /// The names of the fields that [`ToolRequest::from_body`] reads.
-    pub(crate) const FIELDS: [&'static str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
+    pub(crate) const FIELD_NAMES: [&'static str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
 
     /// Reads the fields of a request. A field that is null counts as absent. `location` names the request in errors.
     ///

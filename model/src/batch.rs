@@ -10,7 +10,7 @@ use reel_input::config::ModelConfig;
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_runtime::Tensor;
 use reel_runtime::ops::{self, CuSeqlens};
 use sha2::{Digest, Sha256};
@@ -336,7 +336,7 @@ fn content_hash(kinds: &[ImagesOrVideos]) -> u128 {
     hash.finish_128()
 }
 
-fn patching(p: &PatchProcessor) -> ops::PatchingParams {
+fn patching(p: &ImageProcessorSettings) -> ops::PatchingParams {
     ops::PatchingParams {
         rescale: p.rescale_factor,
         mean: p.image_mean,

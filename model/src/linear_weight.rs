@@ -67,7 +67,7 @@ impl Weight {
     pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [PaddedWidth; 2]) -> Result<Weight> {
         let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
         let shape = widths.map(|width| width.stored);
-        let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::WHOLE)? };
+        let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::ALL_ROWS)? };
         match packed {
             Some(packed) => Ok(packed),
             None => Ok(Weight::Dense(from.load_padded(name, &widths)?)),

@@ -61,7 +61,7 @@ pub(crate) struct RowShare {
 
 impl RowShare {
     /// The share that has all rows.
-    pub(crate) const WHOLE: RowShare = RowShare { index: 0, count: 1 };
+    pub(crate) const ALL_ROWS: RowShare = RowShare { index: 0, count: 1 };
 
     /// The rows of this part, of `rows` in total.
     pub(crate) fn row_range(self, rows: usize) -> Range<usize> {
@@ -121,7 +121,7 @@ impl TensorParallel {
     }
 
     /// The part of each weight's rows that this rank has.
-    pub(crate) fn share(&self) -> RowShare {
+    pub(crate) fn row_share(&self) -> RowShare {
         RowShare { index: self.exchange.rank(), count: self.exchange.size() }
     }
 
@@ -230,7 +230,7 @@ mod tests {
     fn the_parts_of_all_ranks_are_all_rows() {
         let parts: Vec<Range<usize>> = (0..4).map(|index| RowShare { index, count: 4 }.row_range(24)).collect();
         assert_eq!(parts, [0..6, 6..12, 12..18, 18..24]);
-        assert_eq!(RowShare::WHOLE.row_range(7), 0..7);
+        assert_eq!(RowShare::ALL_ROWS.row_range(7), 0..7);
         assert_eq!(RowShare { index: 1, count: 2 }.shape_of_part([8, 3]), [4, 3]);
     }
 }

@@ -61,7 +61,7 @@ pub fn unit_of_weight(name: &str, config: &ModelConfig) -> WeightUnit {
 
 /// The units in the order in which a forward pass begins them, with or without the vision tower. A unit may occur
 /// twice.
-pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
+pub fn units_in_forward_order(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
     let mut units = Vec::new();
     if with_vision {
         units.push(PATCH_EMBEDDING);
@@ -92,7 +92,7 @@ mod tests {
         for model in ["train/model_a", "train/model_b"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
             let config = ModelConfig::open(&folder).unwrap();
-            let all = forward_units(&config, true);
+            let all = units_in_forward_order(&config, true);
             let used: Vec<WeightUnit> =
                 expected_tensors(&config).iter().map(|(name, _)| unit_of_weight(name, &config)).collect();
             assert!(

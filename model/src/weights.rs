@@ -230,7 +230,7 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
     pub fn load(&self, name: &str, file_shape: &[usize], shape: &[usize]) -> Result<Tensor> {
-        self.load_placed(name, file_shape, shape, self.copies(), RowShare::WHOLE)
+        self.load_placed(name, file_shape, shape, self.copies(), RowShare::ALL_ROWS)
     }
 
     /// Loads a share of the rows of tensor `name`, which has shape `shape` in the files.
@@ -287,7 +287,7 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The errors of [`WeightLoader::load`].
     pub(crate) fn load_embedding_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.load_placed(name, shape, shape, false, RowShare::WHOLE)
+        self.load_placed(name, shape, shape, false, RowShare::ALL_ROWS)
     }
 
     /// Loads trained tensors as the rows of one tensor. `parts` has the name and number of rows of each tensor, `row`

@@ -69,7 +69,7 @@ impl RowConversations {
     }
 
     /// How images and videos are loaded.
-    pub fn media(&self) -> &MediaOptions {
+    pub fn media_options(&self) -> &MediaOptions {
         &self.media
     }
 

@@ -97,7 +97,7 @@ impl Dataset {
     }
 
     /// The rows that are held back from training, ascending.
-    pub fn held_out(&self) -> &[usize] {
+    pub fn held_out_rows(&self) -> &[usize] {
         &self.held_out
     }
 

@@ -196,8 +196,8 @@ impl DataSource for SftSampleSource {
         self.data.mixture()
     }
 
-    fn held_out(&self) -> &[usize] {
-        self.data.held_out()
+    fn held_out_rows(&self) -> &[usize] {
+        self.data.held_out_rows()
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {

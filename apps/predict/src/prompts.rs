@@ -48,7 +48,7 @@ impl SampleSource for RowPrompts {
             PromptContent::Chat(messages) => {
                 let conversation = rows.parse_conversation(row, messages)?;
                 let generation_prompt = !conversation.ends_with_assistant();
-                tokenize_conversation(bundle, &conversation, generation_prompt, rows.media(), &location)
+                tokenize_conversation(bundle, &conversation, generation_prompt, rows.media_options(), &location)
             }
             PromptContent::Text(text) => tokenize_text_with_media(bundle, &text, LoadedMedia::default(), &location),
         }

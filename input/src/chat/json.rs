@@ -6,7 +6,7 @@ use serde::ser::{Error as _, SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use super::python::positional_or_named;
-use crate::python_json::PythonJson;
+use crate::python_json::PythonJsonFormatter;
 
 /// The widest indentation of one level, in bytes. Each line of a deeply nested value has this many bytes for each of
 /// its levels.
@@ -14,7 +14,7 @@ const MAX_INDENT: usize = 64;
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, with the defaults that
 /// transformers gives `tojson`.
-pub(super) fn to_json(
+pub(super) fn tojson_filter(
     value: Value,
     ensure_ascii: Option<Value>,
     indent: Option<Value>,
@@ -31,7 +31,7 @@ pub(super) fn to_json(
     let ensure_ascii = is_set(positional_or_named(ensure_ascii, &options, "ensure_ascii")?);
     let sort_keys = is_set(positional_or_named(None, &options, "sort_keys")?);
     options.assert_all_used()?;
-    let style = PythonJson::new(item_separator, key_separator, indent, ensure_ascii);
+    let style = PythonJsonFormatter::new(item_separator, key_separator, indent, ensure_ascii);
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, style);
     let written = if sort_keys { Sorted(&value).serialize(&mut serializer) } else { value.serialize(&mut serializer) };

@@ -9,9 +9,9 @@ use std::fmt::{self, Write};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
 
-use super::json::to_json;
+use super::json::tojson_filter;
 use super::methods;
-use crate::python_json::float_repr;
+use crate::python_json::python_float_repr;
 
 /// Adds the functions, filters, tests, methods and the formatter of Python's Jinja2 to a template environment.
 pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
@@ -19,7 +19,7 @@ pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_function("dict", dict);
-    environment.add_filter("tojson", to_json);
+    environment.add_filter("tojson", tojson_filter);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment.add_filter("int", int);
@@ -281,7 +281,7 @@ fn write_str(out: &mut impl Write, value: &Value) -> fmt::Result {
 fn write_repr(out: &mut impl Write, value: &Value) -> fmt::Result {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
-            Ok(number) => out.write_str(&float_repr(number)),
+            Ok(number) => out.write_str(&python_float_repr(number)),
             Err(_) => write!(out, "{value:?}"),
         },
         ValueKind::Seq => {

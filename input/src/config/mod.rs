@@ -32,7 +32,7 @@ pub struct ModelConfig {
     /// The sizes of the vision tower.
     pub vision: VisionConfig,
     /// The ids of special tokens.
-    pub tokens: TokenIds,
+    pub tokens: SpecialTokenIds,
     /// Whether the output layer uses the embedding table, so that the files have no `lm_head.weight`.
     pub tie_word_embeddings: bool,
     /// The dtype of the weights according to the config, if it names one.
@@ -119,7 +119,7 @@ impl VisionConfig {
 
 /// The ids of special tokens, all below `vocab_size`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TokenIds {
+pub struct SpecialTokenIds {
     /// The id of `bos_token_id`, which Qwen uses for padding.
     pub bos: Option<u32>,
     /// The ids of `eos_token_id` in config.json. `generation_config.json` may name other ids.
@@ -367,7 +367,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
 }
 
 /// Reads token ids, which are at the top level or in `text_config`.
-fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<TokenIds> {
+fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<SpecialTokenIds> {
     let home = |key: &str| if root.has_key(key) { root } else { text };
     let below = |fields: &JsonFields, key: &str, id: usize| {
         if id < vocab_size {
@@ -378,7 +378,7 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     let need = |key: &str| below(home(key), key, home(key).int(key)?);
     let eos_home = home("eos_token_id");
     let eos = eos_home.int_or_int_list("eos_token_id")?;
-    Ok(TokenIds {
+    Ok(SpecialTokenIds {
         bos: home("bos_token_id")
             .opt_int("bos_token_id")?
             .map(|id| below(home("bos_token_id"), "bos_token_id", id))

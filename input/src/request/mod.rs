@@ -230,7 +230,7 @@ impl RequestSettings {
             | "safety_identifier" | "prompt_cache_key" => {}
             // This field only selects whether a server's answer has its reasoning in a separate field.
             "include_reasoning" => drop(field.truth()?),
-            name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
+            name if ToolRequest::FIELD_NAMES.contains(&name) || PromptFields::FIELD_NAMES.contains(&name) => {}
             name if has_no_effect(name, value, ends_with_answer) => {}
             name if UNSUPPORTED.contains(&name) => {
                 return Err(field.refused("is a field of the request that reel does not support", "remove it"));

@@ -138,7 +138,7 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Tokeniz
 ///
 /// # Errors
 /// The key at fault, and what is wrong.
-pub fn check_unigram(bytes: &[u8]) -> Result<(), TokenizerFault> {
+pub fn check_unigram_tokenizer(bytes: &[u8]) -> Result<(), TokenizerFault> {
     /// The value of the key `model`.
     #[derive(Deserialize)]
     struct Model {

@@ -79,7 +79,7 @@ impl Linear {
             name: layers[i].0.into(),
             weight: Weight::Dense(weights[i].clone()),
             bias: biases.as_ref().map(|biases| biases[i].clone()),
-            share: RowShare::WHOLE,
+            share: RowShare::ALL_ROWS,
             adapter: None,
             row_adapters: None,
         });
@@ -96,7 +96,7 @@ impl Linear {
         let (rows, cols) = (out_features.into(), in_features.into());
         let weight = Weight::load_unquantized(from, &format!("{name}.weight"), [rows, cols])?;
         let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, share: RowShare::WHOLE, adapter: None, row_adapters: None })
+        Ok(Linear { name: name.into(), weight, bias, share: RowShare::ALL_ROWS, adapter: None, row_adapters: None })
     }
 
     /// Like [`Linear::load`], but loads a share of the outputs of a decoder layer, which may be quantised. `shape` is

@@ -231,7 +231,7 @@ fn new_a_is_uniform_by_seed_and_name_and_b_is_zero() {
     let layers = spec.target_layers(&config()).unwrap();
     let matrices = |seed| {
         let source = AdapterSource::New(&layers, &spec, seed);
-        let of = |name| source.of(&device, DType::F32, name, (None, RowShare::WHOLE)).unwrap().unwrap();
+        let of = |name| source.of(&device, DType::F32, name, (None, RowShare::ALL_ROWS)).unwrap().unwrap();
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"].map(of)
     };
     let values = |lora: &Lora| lora.down.to_f32().unwrap();

@@ -57,7 +57,7 @@ impl SiglipTokenizer {
 
     fn parse_with_library(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, TOKENIZER_HELP);
-        tokenizer_json::check_unigram(bytes)
+        tokenizer_json::check_unigram_tokenizer(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;

@@ -116,13 +116,13 @@ impl TextDecoder {
     /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &ModelConfig, parallel: Option<&TensorParallel>) -> Result<TextDecoder> {
         let text = &config.text;
-        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
+        let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let table = [text.vocab_size, text.hidden_size];
         let name = "model.embed_tokens.weight";
         // The output layer reads its whole weight in every step, so it may be packed; an embedding reads one row.
         let (embed_tokens, head) = match config.tie_word_embeddings {
             true => match Weight::load(from, name, table, share)? {
-                Weight::Dense(shared) if share == RowShare::WHOLE => (shared.clone(), Weight::Dense(shared)),
+                Weight::Dense(shared) if share == RowShare::ALL_ROWS => (shared.clone(), Weight::Dense(shared)),
                 Weight::Dense(_) => {
                     let shared = from.load(name, &table, &table)?;
                     let own = share.row_range(text.vocab_size);
@@ -334,7 +334,7 @@ impl Layer {
         index: usize,
         parallel: Option<&TensorParallel>,
     ) -> Result<Layer> {
-        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
+        let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let own = TensorParallel::config_of_one_rank(config, share.count);
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;

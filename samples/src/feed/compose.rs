@@ -85,12 +85,12 @@ impl<S: SampleSource> MicroBatchComposer<S> {
     }
 
     /// Adds rows to skip when the feed reaches them.
-    pub fn expect_skipped(&mut self, rows: Vec<SkippedRow>) {
+    pub fn add_rows_to_skip(&mut self, rows: Vec<SkippedRow>) {
         self.expected.extend(rows.into_iter().map(|row| (row.row, row)));
     }
 
     /// Adds numbers of tokens of rows that are not prepared yet.
-    pub fn expect_lengths(&mut self, lengths: impl IntoIterator<Item = (usize, usize)>) {
+    pub fn add_known_lengths(&mut self, lengths: impl IntoIterator<Item = (usize, usize)>) {
         for (row, tokens) in lengths {
             if self.lengths.insert(row, tokens).is_none() {
                 self.total_length += tokens;
@@ -102,7 +102,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
     /// prepared the row, it counts as failed if it failed on any rank.
     pub fn add_outcome(&mut self, slot: u64, row: usize, outcome: RowOutcome) {
         if let (RowOutcome::Usable(tokens), true) = (&outcome, self.batching.packing) {
-            self.expect_lengths([(row, *tokens)]);
+            self.add_known_lengths([(row, *tokens)]);
         }
         if matches!(self.outcomes.get(&slot), None | Some(RowOutcome::Usable(_))) {
             self.outcomes.insert(slot, outcome);

@@ -191,7 +191,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// Makes the feed skip `rows` when it reaches them, for the reasons that an earlier process of the run recorded.
     pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
-        self.composer.expect_skipped(rows);
+        self.composer.add_rows_to_skip(rows);
         self
     }
 
@@ -205,8 +205,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// Tells the feed the numbers of tokens of rows that are not prepared yet. With packing, the ranks can then
     /// assign rows to micro-batches without preparing them.
-    pub fn expect_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
-        self.composer.expect_lengths(lengths);
+    pub fn add_known_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        self.composer.add_known_lengths(lengths);
         self
     }
 
@@ -259,7 +259,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             let own: Vec<(u64, usize)> = own.map(|(slot, row, _)| (slot, row)).collect();
             let mut wanted: BTreeMap<u64, usize> = own.iter().copied().collect();
             self.add_rows_ahead(&mut wanted, at, self.index + drafts.len(), loads);
-            self.rows.prepare(wanted);
+            self.rows.request_rows(wanted);
             let prepare = |(slot, row)| Ok((slot, row, self.prepare(slot, row)?));
             let own: Vec<(u64, usize, RowOutcome)> = own.into_iter().map(prepare).collect::<Result<_>>()?;
             self.exchange(own)?;
@@ -394,7 +394,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             });
             self.samples = self.samples.split_off(&draft.slot);
             self.prepared_by = self.prepared_by.split_off(&draft.slot);
-            self.rows.drop_before(draft.slot);
+            self.rows.drop_samples_before(draft.slot);
         }
         let made = self.finished.len();
         self.index = self.ranks.as_ref().map_or(0, |shared| (self.index + made) % shared.per_step);
@@ -413,7 +413,7 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
 ) -> Result<u64> {
     let from = DataPosition { slot: 0, skipped: unusable };
     let mut composer = MicroBatchComposer::new(source, order, batching, &from);
-    composer.expect_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
+    composer.add_known_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     let (mut at, mut count) = (composer.draft_start(), 0);
     loop {
         match composer.draft_micro_batch(&mut at) {

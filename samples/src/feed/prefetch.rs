@@ -50,13 +50,13 @@ impl<S: SampleSource> Prefetcher<S> {
     fn prepare_from(&mut self, slot: u64) {
         let window = slot..self.end.min(slot.saturating_add(self.window));
         let rows = window.map(|slot| (slot, self.order.row_at(slot)));
-        self.rows.prepare(rows.filter(|(_, row)| !self.left_out.contains(row)).collect());
+        self.rows.request_rows(rows.filter(|(_, row)| !self.left_out.contains(row)).collect());
     }
 
     /// Returns the sample of the row at position `slot`, or `None` if it is not ready within `patience`. Samples before
     /// that position are dropped.
     pub fn get_sample_within(&mut self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
-        self.rows.drop_before(slot);
+        self.rows.drop_samples_before(slot);
         self.prepare_from(slot);
         self.rows.take_sample_within(slot, self.order.row_at(slot), patience)
     }

@@ -72,7 +72,7 @@ impl<S: SampleSource> RowPreparer<S> {
 
     /// Requests `rows`, by position, in place of the rows that were requested before. Rows that are already prepared
     /// stay.
-    pub fn prepare(&self, mut rows: BTreeMap<u64, usize>) {
+    pub fn request_rows(&self, mut rows: BTreeMap<u64, usize>) {
         let mut state = self.0.lock();
         rows.retain(|slot, _| !state.begun.contains(slot) && !state.ready.contains_key(slot));
         state.wanted = rows;
@@ -80,7 +80,7 @@ impl<S: SampleSource> RowPreparer<S> {
     }
 
     /// Drops the samples before position `slot`.
-    pub fn drop_before(&self, slot: u64) {
+    pub fn drop_samples_before(&self, slot: u64) {
         let mut state = self.0.lock();
         state.first = slot;
         state.ready = state.ready.split_off(&slot);

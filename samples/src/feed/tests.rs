@@ -311,7 +311,7 @@ fn shared(
         let lengths = source.rows.0.iter().enumerate().filter_map(|(row, n)| Some((row, (*n)?)));
         let feed = MicroBatchFeed::new(source.clone(), order.clone(), batching, from, 2, 2)
             .share_among(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
-            .expect_lengths(lengths.filter(|_| known));
+            .add_known_lengths(lengths.filter(|_| known));
         let fed = all_of(feed, limit);
         Arc::into_inner(ranks).unwrap().leave().unwrap();
         fed

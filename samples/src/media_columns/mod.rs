@@ -120,7 +120,11 @@ pub(super) fn insert_media(
 }
 
 /// Refuses media columns in a row whose prompt is a text: only messages can hold media.
-pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+pub(super) fn refuse_media_with_text_prompt(
+    field: &str,
+    text: &str,
+    columns: &Map<String, Value>,
+) -> Result<(), Diagnostic> {
     const HELP: &str = "write the text as a list of {\"role\", \"content\"} messages";
     for kind in Kind::ALL {
         if let Some(column) = kind.columns().into_iter().find(|column| columns.get(*column).is_some_and(is_given)) {

@@ -163,7 +163,7 @@ fn media_columns_that_nothing_reads_are_refused() {
             error.starts_with(&format!("{name}: looks like images or videos, but reel does not read this column; ")),
             "{others}: {error}"
         );
-        let error = refuse_media("prompt", "What?", &columns(others)).unwrap_err();
+        let error = refuse_media_with_text_prompt("prompt", "What?", &columns(others)).unwrap_err();
         assert_eq!(error.location, name);
     }
     for others in [json!({"audios": ["a.wav"]}), json!({"audio": "speech"}), json!({"sound": "s.mp3"})] {
@@ -171,9 +171,11 @@ fn media_columns_that_nothing_reads_are_refused() {
         let error = content(json!("What?"), others).unwrap_err();
         assert_eq!(error, format!("{name}: is audio, which is not supported; remove the column"));
     }
-    let error = refuse_media("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
+    let error = refuse_media_with_text_prompt("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
     assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");
-    let error = refuse_media("prompt", "What?", &columns(json!({"images": ["a.png"]}))).unwrap_err().to_string();
+    let error = refuse_media_with_text_prompt("prompt", "What?", &columns(json!({"images": ["a.png"]})))
+        .unwrap_err()
+        .to_string();
     let wanted = "prompt: is plain text, which cannot contain the images or videos of the column `images`; ";
     assert!(error.starts_with(wanted), "{error}");
     assert_eq!(refuse_media_beside_path(&columns(json!({"images": ["a.png"]}))).unwrap_err().location, "images");

@@ -43,7 +43,7 @@ impl RowOrder {
 
     /// Creates the order of a mixture of files. With a seed, the rows of an epoch are shuffled; without a seed, each
     /// file is spread evenly over the epoch.
-    pub fn mixed(mixture: Mixture, seed: Option<u64>) -> Self {
+    pub fn from_mixture(mixture: Mixture, seed: Option<u64>) -> Self {
         let rows = mixture.epoch_rows();
         Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
     }
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn rows_of_a_mixture_are_those_of_all_passes() {
         let mixture = Mixture::new(&[("a".into(), 2, 1.0), ("b".into(), 10, 1.0)]).unwrap();
-        let order = RowOrder::mixed(mixture, None);
+        let order = RowOrder::from_mixture(mixture, None);
         assert_eq!((order.rows_per_pass(), order.row_count()), (4, 12));
         assert!(order.contains(11) && !order.contains(12));
     }

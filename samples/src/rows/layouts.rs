@@ -83,13 +83,13 @@ impl DataRow {
             (PromptContent::Text(text), Value::Null) => {
                 refuse_unread_columns("prompt", &plain_messages(&text, None), &fields)?;
                 refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
-                media_columns::refuse_media("prompt", &text, &fields)?;
+                media_columns::refuse_media_with_text_prompt("prompt", &text, &fields)?;
                 Ok(Self::Prompt { content: PromptContent::Text(text), columns: fields })
             }
             (PromptContent::Text(prompt), Value::String(completion)) => {
                 refuse_unread_columns("prompt", &plain_messages(&prompt, Some(&completion)), &fields)?;
                 refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
-                media_columns::refuse_media("prompt", &format!("{prompt}{completion}"), &fields)?;
+                media_columns::refuse_media_with_text_prompt("prompt", &format!("{prompt}{completion}"), &fields)?;
                 Ok(Self::Completion { prompt, completion })
             }
             (PromptContent::Chat(prompt), completion @ Value::Array(_)) => {

@@ -178,7 +178,8 @@ impl RequestFields {
     /// # Errors
     /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
-        let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
+        let taken =
+            PromptFields::FIELD_NAMES.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
         PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(wrong_request)
     }
 
@@ -193,7 +194,7 @@ impl RequestFields {
     /// # Errors
     /// A field is not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_settings(self) -> Result<RequestSettings, ApiError> {
-        let of_chats = PromptFields::FIELDS.into_iter().chain(["tools", "include_reasoning"]);
+        let of_chats = PromptFields::FIELD_NAMES.into_iter().chain(["tools", "include_reasoning"]);
         let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
         let given = |name: &&str| self.fields.get(*name).is_some_and(|value| !is_empty(value));
         match of_chats.into_iter().find(given) {

@@ -132,7 +132,7 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>
     match &setup.options.eval_file {
         Some(file) => validation_of_file(setup, file).map(Some),
         None if setup.options.held_out_size().is_some() => {
-            validation_of(setup, training.clone(), training.held_out().to_vec()).map(Some)
+            validation_of(setup, training.clone(), training.held_out_rows().to_vec()).map(Some)
         }
         None => Ok(None),
     }

@@ -125,7 +125,7 @@ impl WeightShards {
             }
         }
         let with_vision = units.contains_key(&units::PATCH_EMBEDDING);
-        let forward = units::forward_units(config, with_vision);
+        let forward = units::units_in_forward_order(config, with_vision);
         let (device, ranks) = (device.clone(), ranks.size());
         Ok(Self { device, exchange, ranks, forward, units, own, round: RefCell::default() })
     }

@@ -100,7 +100,7 @@ impl DecodeRows {
     }
 
     /// i32 `[R]`: the number of each row's LoRA adapter, -1 for none; `None` if the rows keep no adapter numbers.
-    pub fn adapters(&self) -> Option<&Tensor> {
+    pub fn adapter_numbers(&self) -> Option<&Tensor> {
         self.adapters.as_ref()
     }
 
