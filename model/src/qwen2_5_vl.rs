@@ -169,14 +169,14 @@ impl Qwen25Vl {
     fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
         let table = &self.text.embed_tokens;
         let Some(input) = &batch.vision else {
-            cx.begin_unit(units::EMBEDDING)?;
+            cx.begin_weight_unit(units::EMBEDDING)?;
             return Ok(ops::embedding(cx, table, &batch.ids)?);
         };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input)?,
         };
-        cx.begin_unit(units::EMBEDDING)?;
+        cx.begin_weight_unit(units::EMBEDDING)?;
         Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
 

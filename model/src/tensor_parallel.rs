@@ -126,7 +126,7 @@ impl TensorParallel {
     }
 
     /// The number of ranks.
-    pub fn ranks(&self) -> usize {
+    pub fn rank_count(&self) -> usize {
         self.exchange.size()
     }
 

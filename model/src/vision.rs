@@ -105,12 +105,12 @@ impl VisionTower {
     pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
         let layout = PatchLayout::new(cx, media, &self.config)?;
         let rotary = self.rotary(cx, &layout.positions)?;
-        cx.begin_unit(units::PATCH_EMBEDDING)?;
+        cx.begin_weight_unit(units::PATCH_EMBEDDING)?;
         let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
-            residual = cx.with_unit(units::vision_block(i), || {
+            residual = cx.with_weight_unit(units::vision_block(i), || {
                 if cx.checkpointing() != Checkpointing::Full {
                     return block.forward(cx, residual, &rotary, seqs);
                 }
@@ -127,7 +127,7 @@ impl VisionTower {
         }
         let x = residual.into_sum(cx)?;
         let (eps, square) = (self.config.rms_norm_eps as f32, self.config.patches_per_vision_token());
-        cx.with_unit(units::MERGER, || {
+        cx.with_weight_unit(units::MERGER, || {
             let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
             self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
         })

@@ -99,7 +99,7 @@ impl RowConversations {
     /// # Errors
     /// A field of the row is missing or wrong.
     pub fn conversation(&self, row: usize) -> Result<Option<Conversation>> {
-        match self.content(row)? {
+        match self.prompt_content(row)? {
             PromptContent::Chat(messages) => self.parse_conversation(row, messages).map(Some),
             PromptContent::Text(_) => Ok(None),
         }
@@ -109,7 +109,7 @@ impl RowConversations {
     ///
     /// # Errors
     /// A field of the row is missing or wrong.
-    pub fn content(&self, row: usize) -> Result<PromptContent> {
+    pub fn prompt_content(&self, row: usize) -> Result<PromptContent> {
         let mut value = self.data.value(row)?;
         if let Value::Object(columns) = &mut value {
             remove_prediction_columns(columns);

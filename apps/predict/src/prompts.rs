@@ -44,7 +44,7 @@ impl SampleSource for RowPrompts {
     fn sample(&self, row: usize) -> Result<ModelInput> {
         let (rows, bundle) = (&self.rows, &self.bundle);
         let location = rows.data().location(row);
-        match rows.content(row)? {
+        match rows.prompt_content(row)? {
             PromptContent::Chat(messages) => {
                 let conversation = rows.parse_conversation(row, messages)?;
                 let generation_prompt = !conversation.ends_with_assistant();

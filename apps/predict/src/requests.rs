@@ -88,7 +88,7 @@ impl SampleSource for ChatRequests {
 
     fn sample(&self, row: usize) -> Result<ChatRequest> {
         let location = self.rows.data().location(row);
-        let PromptContent::Chat(messages) = self.rows.content(row)? else {
+        let PromptContent::Chat(messages) = self.rows.prompt_content(row)? else {
             let help = "write the prompt as a list of messages";
             return Err(SampleError::row(
                 format!("{location}: prompt"),

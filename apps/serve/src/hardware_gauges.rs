@@ -57,7 +57,7 @@ impl HardwareGauges {
             let labels = format!("UUID=\"{}\",pci_bus_id=\"{bus_id}\"", gpu.uuid().unwrap_or_default());
             Gpu { sensor: Mutex::new(Box::new(gpu)), labels }
         });
-        let processes = model.divided.as_ref().map_or(1, |divided| divided.parallel.ranks());
+        let processes = model.divided.as_ref().map_or(1, |divided| divided.parallel.rank_count());
         Self { gpu, config: model.folder.config.clone(), processes, peak_flops_per_second }
     }
 

@@ -198,7 +198,7 @@ impl Checkpoint {
     }
 
     /// The naming scheme of the files.
-    pub fn naming(&self) -> TensorNaming {
+    pub fn tensor_naming(&self) -> TensorNaming {
         self.naming
     }
 

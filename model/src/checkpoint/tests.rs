@@ -66,7 +66,7 @@ fn naming_schemes_and_shards_give_equal_tensors() {
     ]);
     let single = Checkpoint::open(single.path()).unwrap();
     let sharded = Checkpoint::open(sharded.path()).unwrap();
-    assert_eq!((single.naming(), sharded.naming()), (TensorNaming::Classic, TensorNaming::Nested));
+    assert_eq!((single.tensor_naming(), sharded.tensor_naming()), (TensorNaming::Classic, TensorNaming::Nested));
     for checkpoint in [&single, &sharded] {
         checkpoint.check(&config).unwrap();
         assert_eq!(checkpoint.tensor_names().count(), expected.len());

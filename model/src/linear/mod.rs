@@ -130,7 +130,7 @@ impl Linear {
     }
 
     /// The rows and columns of the weight; `None` if it is packed.
-    pub(crate) fn widths(&self) -> Option<[PaddedWidth; 2]> {
+    pub(crate) fn weight_widths(&self) -> Option<[PaddedWidth; 2]> {
         let Weight::Dense(weight) = &self.weight else { return None };
         let width =
             |i: usize| Some(PaddedWidth { stored: *weight.unpadded_shape().get(i)?, padded: *weight.shape().get(i)? });

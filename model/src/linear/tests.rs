@@ -105,7 +105,7 @@ fn pass(
     layers.push(Linear::load(&from, "down", WIDTH, inner, true).unwrap());
     if training == Training::Adapters {
         for (layer, seed) in layers.iter_mut().zip(20u64..) {
-            let [out, inner] = layer.widths().unwrap();
+            let [out, inner] = layer.weight_widths().unwrap();
             let matrix = |part: &str, rows: PaddedWidth, cols: PaddedWidth, seed: u64| {
                 let t = Tensor::empty(device, &[rows.padded, cols.padded], dtype, MemoryCategory::Weights).unwrap();
                 let t = t.with_unpadded_shape(&[rows.stored, cols.stored]).unwrap();

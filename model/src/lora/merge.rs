@@ -74,7 +74,8 @@ pub fn merge_adapter(
             }
         }
     };
-    write_weights(&draft.path, files.naming(), &specs, MAX_SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
+    write_weights(&draft.path, files.tensor_naming(), &specs, MAX_SHARD_BYTES, fill)
+        .map_err(|e| wrong.take().unwrap_or(e))?;
     draft.publish(out)?;
     Ok(MergeReport { layers: adapter.adapted_layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }

@@ -234,7 +234,7 @@ impl Qwen25Vl {
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
             };
-            linear.adapter = match source.of(device, dtype, &linear.name, (linear.widths(), linear.share))? {
+            linear.adapter = match source.of(device, dtype, &linear.name, (linear.weight_widths(), linear.share))? {
                 Some(Lora { down, up, scale }) => {
                     Some(Lora { down: part(down, "lora_A")?, up: part(up, "lora_B")?, scale })
                 }

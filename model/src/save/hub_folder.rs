@@ -137,8 +137,8 @@ impl ConfigAndTokenizerFiles {
 pub struct HubFolder<'a> {
     /// Config, tokenizer and templates.
     pub small_files: &'a ConfigAndTokenizerFiles,
-    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns the scheme of a
-    /// source folder.
+    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::tensor_naming`] returns the
+    /// naming scheme of a source folder.
     pub naming: TensorNaming,
     /// The dtype of the weights, which config.json states.
     pub dtype: StoredDType,

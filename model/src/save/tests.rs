@@ -69,7 +69,7 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
         assert_eq!(config.dtype, Some(StoredDType::F32), "config.json said bfloat16 before");
         let checkpoint = Checkpoint::open(out.path()).unwrap();
         checkpoint.check(&config).unwrap();
-        assert_eq!(checkpoint.naming(), naming);
+        assert_eq!(checkpoint.tensor_naming(), naming);
         for spec in specs(StoredDType::F32) {
             let mut want = Vec::new();
             fill(&spec, &mut want).unwrap();

@@ -272,7 +272,7 @@ impl TextDecoder {
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
-            residual = cx.with_unit(units::decoder_layer(layer.index), || match context {
+            residual = cx.with_weight_unit(units::decoder_layer(layer.index), || match context {
                 AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that the backward pass computes again takes one input tensor, so the residual and the
                     // previous layer's output are added here, not in the next norm. The bits are the same.
@@ -292,7 +292,7 @@ impl TextDecoder {
             return residual.into_sum(cx);
         }
         let eps = self.config.rms_norm_eps as f32;
-        cx.with_unit(self.output_unit(), || residual.norm_after_last_layer(cx, &self.norm, eps))
+        cx.with_weight_unit(self.output_unit(), || residual.norm_after_last_layer(cx, &self.norm, eps))
     }
 
     /// The unit of the last norm and the output layer.
@@ -304,10 +304,10 @@ impl TextDecoder {
     /// during the backward pass over the ops of `f`.
     ///
     /// # Errors
-    /// The layer is packed for inference; the errors of [`Cx::with_unit`].
+    /// The layer is packed for inference; the errors of [`Cx::with_weight_unit`].
     pub fn with_lm_head<T>(&self, cx: &Cx, f: impl FnOnce(&Tensor) -> reel_runtime::Result<T>) -> Result<T> {
         let head = self.lm_head()?;
-        Ok(cx.with_unit(self.output_unit(), || f(head))?)
+        Ok(cx.with_weight_unit(self.output_unit(), || f(head))?)
     }
 
     /// The M-RoPE table for positions i32 `[3, S]`: each frequency rotates by the time, height or width position,
@@ -323,7 +323,7 @@ impl TextDecoder {
 impl Layer {
     /// Drops the joined unpacked weights of packed layers, so that their products read the packed weights.
     fn forget_joined_weights(&mut self) {
-        let is_packed = |linear: &Linear| linear.widths().is_none();
+        let is_packed = |linear: &Linear| linear.weight_widths().is_none();
         self.qkv.take_if(|_| is_packed(&self.q));
         self.gate_up.take_if(|_| is_packed(&self.gate));
     }
@@ -486,7 +486,7 @@ impl Layer {
     /// Whether training joins the matrix products of this layer; `None` if it cannot reuse stored outputs.
     fn matmul_grouping(&self) -> Option<MatmulGrouping> {
         let linears = self.linear_layers();
-        let are_packed = linears.iter().any(|linear| linear.widths().is_none());
+        let are_packed = linears.iter().any(|linear| linear.weight_widths().is_none());
         let have_adapters = linears.iter().any(|linear| linear.adapter.is_some());
         match [&self.qkv, &self.gate_up].map(Option::is_some) {
             _ if are_packed => None,

@@ -94,7 +94,7 @@ impl Cx {
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`].
-    pub fn begin_unit(&self, unit: WeightUnit) -> Result<()> {
+    pub fn begin_weight_unit(&self, unit: WeightUnit) -> Result<()> {
         self.weights.as_ref().map_or(Ok(()), |weights| weights.gather(unit))
     }
 
@@ -103,7 +103,7 @@ impl Cx {
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`] and of `f`.
-    pub fn with_unit<T, E: From<RuntimeError>>(
+    pub fn with_weight_unit<T, E: From<RuntimeError>>(
         &self,
         unit: WeightUnit,
         f: impl FnOnce() -> std::result::Result<T, E>,
@@ -111,11 +111,11 @@ impl Cx {
         if self.weights.is_none() {
             return f();
         }
-        self.begin_unit(unit)?;
+        self.begin_weight_unit(unit)?;
         let before = self.tape.as_ref().map_or(0, Tape::len);
         let result = f()?;
         if let Some(tape) = self.tape.as_ref().filter(|tape| tape.len() > before) {
-            tape.end_unit(unit);
+            tape.end_weight_unit(unit);
         }
         Ok(result)
     }

@@ -15,8 +15,8 @@
 //!
 //! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls
 //! the caller's function `observe`, so that several ranks can exchange gradients and free their memory during the
-//! pass. It also calls `observe` before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that the
-//! unit's weights can be gathered.
+//! pass. It also calls `observe` before the ops of each unit of weights ([`super::cx::Cx::with_weight_unit`]), so
+//! that the weights of this unit can be gathered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -90,7 +90,7 @@ impl Tape {
     }
 
     /// Records that the ops since the last call use the weights of `unit`.
-    pub(super) fn end_unit(&self, unit: WeightUnit) {
+    pub(super) fn end_weight_unit(&self, unit: WeightUnit) {
         self.0.borrow_mut().push(Entry::EndOfUnit(unit));
     }
 
