@@ -112,7 +112,7 @@ impl Default for MediaOptions {
 }
 
 impl MediaOptions {
-    /// The limits of an image or a video whose message part sets the keys `part`.
+    /// The limits of an image or a video. `part` has the limits that the keys of its message part set.
     pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
         self.overrides.or_fallback(part).or_fallback(self.trained)
     }

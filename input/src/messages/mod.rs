@@ -350,7 +350,7 @@ pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<Part
     };
     let (name, unused) = match kind {
         PartKind::Text => ("a text part", image.or(video)),
-        // A part without the medium of its kind is refused later, when the medium is read.
+        // A part without an image or video of its kind is refused later, when the file is read.
         PartKind::Image => ("an image part", video.filter(|_| IMAGE_SOURCES.iter().any(has))),
         PartKind::Video => ("a video part", image.filter(|_| VIDEO_SOURCES.iter().any(has))),
     };

@@ -91,8 +91,8 @@ pub(crate) enum UnknownTextKeys {
     Refused,
 }
 
-/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect, and in text parts if
-/// `text_keys` says so. The parts themselves have been read and checked before.
+/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect. `text_keys` decides
+/// whether unknown keys in text parts are refused too. The parts themselves were read and checked earlier.
 pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: UnknownTextKeys) -> Result<()> {
     for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {

@@ -334,7 +334,8 @@ fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
 
-/// Fields of OpenAI's and vLLM's requests that reel does not support, unless [`has_no_effect`].
+/// Fields of OpenAI's and vLLM's requests that reel does not support. A field is still accepted if its value has no
+/// effect ([`has_no_effect`]).
 const UNSUPPORTED: [&str; 36] = [
     "add_generation_prompt",
     "add_special_tokens",

@@ -205,7 +205,8 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 /// The error for a number of frames outside of `min..=max`; `count` is the number as text.
 fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     if max < min {
-        // A part of a video has at least two frames (`time_range`), so this is a whole video of one frame.
+        // `time_range` ensures that a selected part of a video has at least two frames, so this is a whole video of
+        // one frame.
         let what = format!("no frames can be selected from a video of {max} frame, because {min} are needed");
         return MediaError::setting_error(TOTAL_FRAMES, what, "use a longer video, or give the frame as an image");
     }

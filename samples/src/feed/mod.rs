@@ -227,7 +227,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         Ok(self.finished.pop_front())
     }
 
-    /// Makes the next micro-batch of each rank, fewer at the end of a step, none at the end of the data.
+    /// Makes the next micro-batch of each rank. At the end of a step there may be fewer micro-batches than ranks, at
+    /// the end of the data none.
     fn make_micro_batches(&mut self, stop: Option<&AtomicBool>) -> Result<()> {
         if self.index == 0 {
             self.loads = RankLoads::new(self.size());

@@ -19,8 +19,9 @@ impl RankLoads {
         Self(vec![0; ranks])
     }
 
-    /// Assigns the micro-batches of a round, at most as many as there are ranks, and adds their `lengths` to the loads.
-    /// Returns the rank of each micro-batch. Equal lengths and equal loads are taken in the order of their indices.
+    /// Assigns the micro-batches of a round, at most as many as there are ranks, and adds their `lengths` to the
+    /// loads. Returns the rank of each micro-batch. Micro-batches of equal length, and ranks with equal load, are
+    /// taken in the order of their indices.
     pub fn assign_round(&mut self, lengths: &[u64]) -> Vec<usize> {
         let mut by_length: Vec<usize> = (0..lengths.len()).collect();
         by_length.sort_by_key(|&index| (Reverse(lengths[index]), index));

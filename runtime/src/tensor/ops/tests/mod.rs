@@ -140,9 +140,9 @@ fn cases() -> Vec<Case> {
                 Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
         }),
-        // `h` is the input of three products and a sum. The first product rule that runs in the backward pass must not
-        // add to the gradient of h in place, because the sum's gradient shares its memory with others; the two later
-        // rules do.
+        // `h` is the input of three products and a sum. In the backward pass, the first product rule must not add to
+        // the gradient of h in place, because this gradient shares its memory with other gradients of the sum. The
+        // two later rules add in place.
         case("linear", &[&[3, 4], &[4, 4], &[4, 4], &[4, 4]], |cx, x| {
             let h = swiglu(cx, &x[0], &x[0])?;
             let of = |w: &Tensor| linear(cx, &h, w, None);
