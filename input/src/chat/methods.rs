@@ -204,8 +204,8 @@ fn swap_case(text: &str) -> String {
     swapped
 }
 
-/// Python's `str.title`: a letter is upper case if no letter precedes it. The Jinja filter `title` differs: it makes
-/// a letter upper case only after a space.
+/// Python's `str.title`: a letter is upper case if no letter precedes it. The Jinja filter `title` differs: its words
+/// begin after white space, `-` or an opening bracket.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut is_in_word = false;
