@@ -314,8 +314,8 @@ impl MediaOverrides {
     }
 
     /// The minimum and maximum area of a video frame in pixels, from the profile and the overrides. A maximum below
-    /// the profile's minimum also lowers the minimum, to 1 / 1.05 of that maximum: qwen-vl-utils limits a frame to at
-    /// least 1.05 times the minimum.
+    /// 1.05 times the profile's minimum lowers the minimum to maximum / 1.05, because the area limit of a frame is at
+    /// least 1.05 times the minimum in qwen-vl-utils.
     pub fn video_frame_limits(&self, profile: MediaProfile) -> (u64, u64) {
         let limits = profile.pixel_limits();
         let max = self.video_max_pixels.unwrap_or(limits.video_max);

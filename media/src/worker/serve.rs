@@ -88,7 +88,7 @@ fn create_resize_threads(path: &Path) -> Result<()> {
     cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
 }
 
-/// The number of bytes below the limit of the address space from which on [`is_near_memory_limit`] is true. FFmpeg
+/// [`is_near_memory_limit`] is true if the peak of the address space is within this many bytes of its limit. FFmpeg
 /// reports a failure of larger allocations as lack of memory, but not of smaller ones: thread stacks (8 MiB), packets
 /// and read buffers.
 const NEAR_LIMIT_BYTES: u64 = 16 << 20;
