@@ -9,7 +9,7 @@ use reel_device::{DType, Device};
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::{Conversation, MediaOptions, ModelFolder, encode};
 use reel_model::checkpoint::Checkpoint;
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let model = folder.path().join("model");
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 };
-    init(&options, &model)?;
+    init_model_folder(&options, &model)?;
 
     // Opens everything in the folder except the weights, and renders the prompt with the folder's chat template.
     let bundle = ModelFolder::open(&model)?;

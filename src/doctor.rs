@@ -147,7 +147,7 @@ fn ffmpeg() -> Vec<Finding> {
             return vec![Finding { what: what.to_string(), ..install }];
         }
     };
-    let folder = libraries::installed_folder();
+    let folder = libraries::installed_ffmpeg_folder();
     let missing_codec = if folder.is_some() {
         "reel's own FFmpeg lacks this codec; delete its folder, and reel uses the system's FFmpeg of the same version"
     } else {

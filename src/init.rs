@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use reel_input::tensor_file::StoredDType;
-use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
+use reel_model::init::{InitOptions, InitReport, Preset, init_model_folder, init_siglip};
 use reel_model::save::ConfigAndTokenizerFiles;
 use reel_train::options::FolderFormatName;
 
@@ -103,7 +103,7 @@ impl InitArgs {
             let help = format!("choose {}", Preset::NAMES.replace(" or", ",") + " or " + SIGLIP_TINY);
             Preset::parse(preset)
                 .map_err(|_| usage_error("--preset", format!("there is no preset `{preset}`"), help))?;
-            let report = init(&self.shape.options(common)?, &self.out)?;
+            let report = init_model_folder(&self.shape.options(common)?, &self.out)?;
             if self.folder_format != FolderFormatName::Transformers4 {
                 ConfigAndTokenizerFiles::convert_folder(&self.out, self.folder_format.format())?;
             }

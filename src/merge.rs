@@ -57,7 +57,7 @@ impl MergeArgs {
         let more_files: Vec<&Path> = trained.iter().map(PathBuf::as_path).collect();
         let format = self.folder_format.map(FolderFormatName::format);
         let device = Device::cpu(common.threads()?);
-        let merged = lora::merge(&base, &self.adapter, &self.out, &more_files, format, &device)?;
+        let merged = lora::merge_adapter(&base, &self.adapter, &self.out, &more_files, format, &device)?;
         if common.json {
             return output::print_json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
         }

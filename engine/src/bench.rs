@@ -9,7 +9,7 @@ use reel_input::mrope::{MediaGrids, rope_index};
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};
@@ -59,7 +59,7 @@ impl BenchPrompt {
     /// The height or the width of the video is not a multiple of the model's patch size times its merge size.
     pub fn new(
         config: &ModelConfig,
-        processor: PatchProcessor,
+        processor: ImageProcessorSettings,
         tokens: usize,
         video: Option<VideoShape>,
     ) -> Result<Self> {

@@ -167,7 +167,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
                 let model = self.model_of(sequence);
                 let vision = model.prompt_vision_tokens(&self.context.cx, &prompt)?;
                 let grids = [prompt.image_grid_thw, prompt.video_grid_thw].concat();
-                let flops = ForwardFlops::of_grids(&model.config, &grids).total();
+                let flops = ForwardFlops::for_grids(&model.config, &grids).total();
                 self.scheduler.set_vision(chunk.job, vision, flops);
             }
         }

@@ -303,7 +303,7 @@ impl RunningBatch {
     /// Makes the next steps use another decoder. With `row_adapters`, the device state has an adapter number for each
     /// slot. No step may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
-        if row_adapters && self.state.rows.adapters().is_none() {
+        if row_adapters && self.state.rows.adapter_numbers().is_none() {
             self.state.rows.enable_adapters(self.cx.device())?;
         }
         // The captured graphs use the former weights.
@@ -360,7 +360,7 @@ impl RunningBatch {
     /// Assigns sequences to the slots `first`, `first + 1` and so on, from the next enqueued step on.
     pub(crate) fn assign_slots(&self, first: usize, slots: &[DecodeSlot], sampling: &[RowSampling]) -> Result<()> {
         self.state.sampling.set_rows(first, sampling)?;
-        Ok(self.state.rows.assign(first, slots)?)
+        Ok(self.state.rows.assign_rows(first, slots)?)
     }
 
     /// Changes the sampling parameters of the slots `first`, `first + 1` and so on, from the next enqueued step on.
@@ -375,7 +375,7 @@ impl RunningBatch {
 
     /// Empties the slots `first .. first + slots`, from the next enqueued step on.
     pub(crate) fn clear_slots(&self, first: usize, slots: usize) -> Result<()> {
-        Ok(self.state.rows.clear(first, slots)?)
+        Ok(self.state.rows.clear_rows(first, slots)?)
     }
 
     /// Enqueues a decode step over the first `batch_size` slots.
@@ -391,7 +391,7 @@ impl RunningBatch {
             }
         };
         graphs.run_step(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
-        state.rows.row_range(0, batch_size)?.count_step();
+        state.rows.row_range(0, batch_size)?.count_enqueued_step();
         PendingStep::start_download(&state.sampled.row_range(0, batch_size)?)
     }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use reel_diagnostic::input;
 use reel_media::frames::FrameBuf;
 use reel_media::image::RgbImage;
-use reel_media::patches::{self, PatchProcessor};
+use reel_media::patches::{self, ImageProcessorSettings};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::resize::ImagePixelLimits;
 use reel_media::video::PixelBuffer;
@@ -38,9 +38,9 @@ use crate::window::GridThw;
 /// [`ModelFolder::open`] checks that these files agree.
 #[derive(Debug)]
 pub struct ModelFolder {
-    /// config.json
+    /// The model's sizes and token ids, from config.json.
     pub config: ModelConfig,
-    /// generation_config.json
+    /// The default sampling parameters, from generation_config.json.
     pub generation: GenerationConfig,
     /// The settings in preprocessor_config.json.
     pub preprocessor: PreprocessorConfig,
@@ -51,7 +51,7 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Reads the files of a model folder, which need not have weights.
+    /// Reads the files of a model folder. The folder need not contain weights.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = ModelConfig::open(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
@@ -112,7 +112,7 @@ impl Default for MediaOptions {
 }
 
 impl MediaOptions {
-    /// The limits of an image or a video whose message part sets the keys `part`.
+    /// The limits of an image or a video. `part` has the limits that the keys of its message part set.
     pub(crate) fn media_limits(&self, part: MediaOverrides) -> MediaOverrides {
         self.overrides.or_fallback(part).or_fallback(self.trained)
     }
@@ -135,7 +135,7 @@ pub struct LoadedMedia {
 
 /// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
 pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
-    let text = folder.template.render_to_end(conversation, PromptEnd::default_of(conversation))?;
+    let text = folder.template.render_to_end(conversation, PromptEnd::default_for_conversation(conversation))?;
     let media = load_media(folder, conversation, options)?;
     encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
 }
@@ -148,7 +148,7 @@ pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &M
 /// Loads and resizes all images and videos of a conversation as [`load_media`] does, for a model whose folder has these
 /// preprocessor settings.
 pub fn load_media_with(
-    processor: PatchProcessor,
+    processor: ImageProcessorSettings,
     conversation: &Conversation,
     options: &MediaOptions,
 ) -> Result<LoadedMedia> {
@@ -181,7 +181,7 @@ pub fn load_media_with(
 /// The origin of a rendered prompt, for the location in error messages.
 #[derive(Clone, Copy, Debug)]
 pub enum PromptOrigin<'a> {
-    /// A plain text; the field is its name.
+    /// A plain text, with the name of its source.
     Text(&'a str),
     /// The messages of a conversation.
     Conversation(&'a Conversation),
@@ -247,7 +247,8 @@ pub fn encode_prompt(
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
-        // If the prompt has media of the other kind, M-RoPE needs a grid for each pad token after <|vision_start|>.
+        // If the prompt has no images but videos, or the reverse, M-RoPE needs a grid for each pad token after
+        // <|vision_start|>.
         if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
@@ -304,7 +305,7 @@ fn expand(
     Ok(expanded)
 }
 
-fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let limits = ImagePixelLimits::new(options.profile, &options.media_limits(image.overrides));
     let rgb = open_image(&image.source, options)?;
     Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
@@ -332,7 +333,7 @@ struct LoadedVideo {
     times: Vec<f64>,
 }
 
-fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &ImageProcessorSettings) -> Result<LoadedVideo> {
     let keys = options.media_limits(video.overrides);
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
@@ -365,12 +366,12 @@ fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
     options: &MediaOptions,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
     is_folder: bool,
 ) -> Result<LoadedVideo> {
     let (location, mut keys) = (&video.location, options.media_limits(video.overrides));
     video.check_frame_count(frames.len())?;
-    if video.largest_number_of_frames().is_some() {
+    if video.max_frame_count().is_some() {
         keys.fps = keys.fps.filter(|fps| *fps > 0.0);
     }
     let sample_fps = keys.fps.unwrap_or(2.0);
@@ -405,7 +406,7 @@ fn video_file(
     path: &Path,
     keys: MediaOverrides,
     options: &MediaOptions,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
 ) -> Result<LoadedVideo> {
     let read = options.decoder.decode_resized(path, options.profile, &keys)?;
     let data = match read.data {
@@ -434,8 +435,8 @@ fn name_source(error: InputError, name: &str) -> InputError {
     }
 }
 
-/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A path or address
-/// identifies the medium without it.
+/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A location that is a
+/// path or an address already identifies the image or video.
 fn name_part(error: InputError, part: &str) -> InputError {
     match error {
         InputError::Media(error) => error.with_message_part(part).into(),
@@ -448,8 +449,8 @@ fn name_part(error: InputError, part: &str) -> InputError {
 
 impl PreprocessorConfig {
     /// The preprocessor config in the form that the media crate uses.
-    pub fn patch_processor(&self) -> PatchProcessor {
-        PatchProcessor {
+    pub fn patch_processor(&self) -> ImageProcessorSettings {
+        ImageProcessorSettings {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,
             patch_size: self.patch_size,
@@ -484,7 +485,7 @@ mod tests {
         ] {
             let messages = serde_json::json!([{"role": "user", "content": [text.clone(), part]}]);
             let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
-            let error = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let error = load_media_with(ImageProcessorSettings::default(), &conversation, &MediaOptions::default());
             let error = error.unwrap_err().to_string();
             assert!(error.starts_with(want), "{error}");
         }
@@ -499,7 +500,7 @@ mod tests {
             std::fs::write(folder.path().join(name), "no image").unwrap();
         }
         let load = |conversation: Conversation| {
-            let loaded = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let loaded = load_media_with(ImageProcessorSettings::default(), &conversation, &MediaOptions::default());
             loaded.unwrap_err().to_string()
         };
         let messages = |video: serde_json::Value| serde_json::json!([{"role": "user", "content": [video]}]);
@@ -520,7 +521,8 @@ mod tests {
                 let error = given(key, wrong.into());
                 assert!(error.contains("is a list of 3 frames") && error.contains(asked), "{error}");
             }
-            // Settings that all 3 frames of the list satisfy are accepted; the next error is about the missing file.
+            // The list has 3 frames. Settings that allow 3 frames are accepted, so the next error is about the
+            // missing file.
             for (key, value) in [("nframes", 3), ("nframes", 4), ("max_frames", 3), ("min_frames", 3)] {
                 let error = given(key, value.into());
                 assert!(error.contains("0.png"), "{key} {value}: {error}");
@@ -591,7 +593,7 @@ mod tests {
                 LoadedMedia::default(),
                 "m: message 1, part 1: has the token <|video_pad|>, and there is no video for it; remove this token",
             ),
-            // No text of the user has the token, so the error is about the template and the number of media.
+            // The token is in no text of the user, so the error is about the template and the number of media.
             (
                 vec![picture.clone(), picture],
                 with_image(),

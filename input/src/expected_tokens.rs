@@ -10,10 +10,10 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
 const TOKEN_PIXELS: u64 = 28 * 28;
 
-/// Estimates the number of tokens of a conversation. Texts have a token for each 4 bytes. An image or a video is
-/// assumed to be as large as its limits allow; the limits are those of `options` and of the keys of its message part. A
-/// video has as many frames as `nframes` or its frame rate asks for, if the part states its start and end, and else as
-/// many as the limits allow.
+/// Estimates the number of tokens of a conversation. A text counts as one token per 4 bytes. An image or a video is
+/// assumed to be as large as `options` and the keys of its message part allow. If the part states the start and the
+/// end of a video, its number of frames follows from `nframes` or the frame rate; otherwise it is the maximum that
+/// the limits allow.
 pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions) -> u64 {
     let text = |text: &str| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
     let of_part = |part: &ContentPart| match part {
@@ -48,7 +48,7 @@ fn video_tokens(video: &VideoPart, options: &MediaOptions) -> u64 {
     expected_frames(video, &limits, options).map_or(total, |frames| (frames.div_ceil(2) * frame).min(total))
 }
 
-/// The expected number of frames of a video; `None` if neither the limits nor the part of the message bound it.
+/// The expected number of frames of a video; `None` if the limits and the message part set no bound.
 fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOptions) -> Option<u64> {
     if let VideoSource::Frames(frames) = &video.source {
         return Some(frames.len() as u64);
@@ -64,7 +64,7 @@ fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOp
             let at_rate = |seconds: f64| (seconds * limits.fps.unwrap_or(fps)) as i64;
             Some(count(seconds.map_or(most, |seconds| at_rate(seconds).clamp(least, most))))
         }
-        // One frame per second unless a rate is given.
+        // Without a given frame rate, one frame per second is assumed.
         (None, _) => seconds.map(|seconds| (seconds * limits.fps.unwrap_or(1.0)) as u64),
     }
 }
@@ -97,13 +97,13 @@ mod tests {
         assert_eq!(tokens(image(json!({})), VideorftTrain), 256);
         assert_eq!(tokens(image(json!({"max_pixels": 78400})), Qwen), 100);
         assert_eq!(tokens(image(json!({"resized_height": 56, "resized_width": 280})), Qwen), 20);
-        // 16 frames of 128 tokens, two of which share a patch.
+        // The video has 16 frames of 128 tokens. Two frames share a patch.
         assert_eq!(tokens(video(json!({})), VideorftTrain), 8 * 128);
         assert_eq!(tokens(video(json!({"nframes": 4})), VideorftTrain), 2 * 128);
         assert_eq!(tokens(video(json!({"nframes": 4, "max_pixels": 7840})), VideorftTrain), 2 * 10);
-        // At most 768 frames, or 24,576 tokens.
+        // The limits are 768 frames and 24,576 tokens; the limit of tokens is reached first.
         assert_eq!(tokens(video(json!({})), Qwen), 24_576);
-        // 2 frames per second from second 3 to second 8.
+        // The video is sampled at 2 frames per second from second 3 to second 8.
         let section = json!({"video_start": 3.0, "video_end": 8.0, "max_pixels": 7840});
         assert_eq!(tokens(video(section), Qwen), 5 * 10);
         let listed = json!({"type": "video", "video": ["a.png", "b.png", "c.png"], "max_pixels": 7840});

@@ -39,7 +39,8 @@ pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Checks that all frames of a folder have the same height and width; otherwise they are most likely not of one video.
+/// Checks that all frames of a folder have the same height and width; frames of different sizes are most likely not
+/// from one video.
 ///
 /// # Errors
 /// Two frames differ; the message names the second one.

@@ -10,11 +10,11 @@ pub enum GrammarSpec {
     JsonSchema(Value),
     /// A text that matches a regular expression of Rust's `regex` crate as a whole.
     Regex(String),
-    /// One of these texts.
+    /// Exactly one of these texts.
     Choice(Vec<String>),
     /// A text that llguidance's dialect of Lark derives from `start`.
     Lark(String),
-    /// Calls of tools.
+    /// One or more tool calls.
     ToolCalls(ToolCallGrammar),
 }
 

@@ -12,19 +12,19 @@ use crate::grammar::GrammarSpec;
 pub const GRAMMAR_FIELDS: [&str; 6] =
     ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
-/// Why a field sets no grammar.
+/// An error in a field that should set a grammar.
 #[derive(Debug)]
-pub(crate) struct WrongGrammar {
+pub(crate) struct GrammarFieldError {
     /// What is wrong with the value, without the name of the field.
     pub(crate) what: String,
-    /// What to do.
+    /// The advice to the user.
     pub(crate) help: String,
 }
 
-type Result<T> = std::result::Result<T, WrongGrammar>;
+type Result<T> = std::result::Result<T, GrammarFieldError>;
 
 fn wrong<T>(what: impl Into<String>, help: &str) -> Result<T> {
-    Err(WrongGrammar { what: what.into(), help: help.into() })
+    Err(GrammarFieldError { what: what.into(), help: help.into() })
 }
 
 /// The grammar that the field `name` sets; `None` if it asks for plain text.
@@ -83,12 +83,12 @@ fn structured_outputs(value: &Value) -> Result<GrammarSpec> {
         match (key.as_str(), value) {
             ("json" | "regex" | "choice" | "grammar", value) => {
                 let spec = guided(key, value);
-                grammars.push((key, spec.map_err(|e| WrongGrammar { what: format!("{key} {}", e.what), ..e })?));
+                grammars.push((key, spec.map_err(|e| GrammarFieldError { what: format!("{key} {}", e.what), ..e })?));
             }
             ("json_object", Value::Bool(true)) => grammars.push((key, any_json_object())),
             ("json_object" | "disable_additional_properties", Value::Bool(false)) => {}
-            // reel has one grammar compiler, so there is nothing to fall back to, and writes no white space between the
-            // parts of a JSON value in any case.
+            // reel has a single grammar compiler, so there is no fallback to disable, and it never writes white space
+            // between the parts of a JSON value.
             ("disable_fallback" | "disable_any_whitespace" | "_backend_was_auto", Value::Bool(_)) => {}
             ("disable_additional_properties", Value::Bool(true)) => {
                 let help = "remove it, and write \"additionalProperties\": false in the schema";

@@ -3,7 +3,7 @@
 //! normalised as two equal frames).
 
 use reel_media::frames::FrameBuf;
-use reel_media::patches::{self, PatchProcessor};
+use reel_media::patches::{self, ImageProcessorSettings};
 
 use crate::error::Result;
 use crate::window::GridThw;
@@ -19,11 +19,11 @@ pub struct MediaFrames {
     /// rate of the file, or by `fps` for a list of images. Empty if the times are not known.
     pub video_times: Vec<Vec<f64>>,
     /// How frames are normalised and cut into patches.
-    pub processor: PatchProcessor,
+    pub processor: ImageProcessorSettings,
 }
 
 impl MediaFrames {
-    /// The size of all frames in bytes.
+    /// The total size of all frames in bytes.
     pub fn total_bytes(&self) -> usize {
         self.images.iter().chain(&self.videos).map(|f| f.data.len()).sum()
     }

@@ -103,7 +103,7 @@ impl ModelInput {
         self.input_ids.len()
     }
 
-    /// Whether there are no tokens.
+    /// Whether the sequence has no tokens.
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
     }

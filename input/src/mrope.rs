@@ -23,7 +23,7 @@ use crate::window::GridThw;
 /// Positions of one sequence of S tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MropePositions {
-    /// `[3][S]`: time, height, width.
+    /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
     /// The position of a token generated after the sequence is its index plus `rope_delta`, which equals the largest
     /// position + 1 - S.
@@ -109,8 +109,8 @@ impl Kind {
     }
 }
 
-/// Finds the runs of pad tokens; each run stands for one image or video. There are as many runs as pad tokens that
-/// directly follow a `<|vision_start|>` token.
+/// Finds the runs of pad tokens; each run stands for one image or video. The number of runs equals the number of pad
+/// tokens that directly follow a `<|vision_start|>` token.
 struct Pads<'a> {
     ids: &'a [TokenId],
     image: TokenId,

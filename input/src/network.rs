@@ -1,4 +1,4 @@
-//! The process-wide switch of `--offline`: after it is set, neither models nor media are downloaded.
+//! The process-wide switch of `--offline`: after it is set, no models and no media are downloaded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

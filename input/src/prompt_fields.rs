@@ -14,7 +14,7 @@ use reel_media::profile::{LimitConflict, MediaOverrides};
 use serde_json::{Map, Value};
 
 use crate::error::{InputError, Result};
-use crate::messages::part_keys::{TextKeys, VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
+use crate::messages::part_keys::{UnknownTextKeys, VIDEO_KEYS, read_media_overrides, refuse_unknown_part_keys};
 use crate::messages::{ContentPart, Conversation, MessageContent, VideoPart, VideoSource};
 
 const PROCESSOR: &str = "mm_processor_kwargs";
@@ -25,7 +25,7 @@ const ONE_PLACE: &str = "give it in one place";
 /// The fields of a request that change its prompt, beside the messages and the tools.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PromptFields {
-    /// `mm_processor_kwargs` and `media_io_kwargs`.
+    /// The settings from the fields `mm_processor_kwargs` and `media_io_kwargs`.
     media: MediaFields,
     /// `chat_template_kwargs`: further variables of the chat template.
     template_variables: Map<String, Value>,
@@ -40,9 +40,9 @@ struct MediaFields {
     rates: Option<Vec<f64>>,
     /// `do_sample_frames`: true if frames of a video are selected, false if all frames are used.
     selects_frames: Option<bool>,
-    /// `num_frames` of media_io_kwargs.
+    /// The number of frames to read from each video: the key `num_frames` of `media_io_kwargs`.
     num_frames: Option<NumFrames>,
-    /// Whether media_io_kwargs has `fps`.
+    /// Whether `media_io_kwargs` has the key `fps`.
     reads_at_a_rate: bool,
 }
 
@@ -51,7 +51,7 @@ struct MediaFields {
 enum NumFrames {
     /// At most this number of frames.
     AtMost(i64),
-    /// All frames that `fps` selects: the value -1 of vLLM.
+    /// All frames that `fps` selects. vLLM writes this as -1.
     All,
 }
 
@@ -61,7 +61,7 @@ fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<St
 
 impl PromptFields {
     /// The names of the fields that [`PromptFields::from_body`] reads.
-    pub const FIELDS: [&'static str; 3] = [PROCESSOR, MEDIA_IO, TEMPLATE];
+    pub const FIELD_NAMES: [&'static str; 3] = [PROCESSOR, MEDIA_IO, TEMPLATE];
 
     /// Reads the fields of a request. A field or a key that is null counts as absent. `location` names the request in
     /// errors.
@@ -95,7 +95,7 @@ impl Conversation {
         fields: PromptFields,
     ) -> Result<Self> {
         let mut conversation = Self::from_json(location, messages, root)?.with_tools(tools);
-        refuse_unknown_part_keys(location, messages, TextKeys::Accepted)?;
+        refuse_unknown_part_keys(location, messages, UnknownTextKeys::Accepted)?;
         fields.media.apply(&mut conversation)?;
         Ok(Self { template_variables: fields.template_variables, ..conversation })
     }
@@ -163,7 +163,7 @@ impl MediaFields {
                         put(&mut limits, location, &path(&format!("size.{edge}")), limit, value)?;
                     }
                 }
-                // The image processor does these steps in any case.
+                // These keys turn on steps that the image processor always does.
                 "do_resize" | "do_rescale" | "do_normalize" | "do_convert_rgb" if *value == Value::Bool(true) => {}
                 key if VIDEO_KEYS.contains(&key) => put(&mut limits, location, &path(key), key, value)?,
                 _ => return Err(not_read(location, &path(key))),
@@ -204,7 +204,7 @@ impl MediaFields {
                         self.limits = self.limits.union(rate).map_err(differs)?;
                         self.reads_at_a_rate = true;
                     }
-                    // Images are converted to RGB in any case.
+                    // Images are always converted to RGB.
                     ("image", "image_mode") if value == "RGB" => {}
                     _ => return Err(not_read(location, &path(key))),
                 }
@@ -435,7 +435,7 @@ mod tests {
                 none.clone(),
                 json!({"nframes": 4}),
             ),
-            // The same value in three places is accepted.
+            // A value that is given in three places is accepted if all three are equal.
             (
                 json!({PROCESSOR: {"fps": 2}, MEDIA_IO: {"video": {"fps": 2.0}}}),
                 video(json!({"fps": 2})),
@@ -513,7 +513,7 @@ mod tests {
             (json!({MEDIA_IO: [1]}), file(), "r: media_io_kwargs: is [1]"),
             (json!({TEMPLATE: {"tools": []}}), file(), "r: chat_template_kwargs.tools: is set by the request itself"),
             (json!({TEMPLATE: {"tokenize": false}}), file(), "r: chat_template_kwargs.tokenize: is not a variable"),
-            // Unknown keys in the parts themselves.
+            // Unknown keys in content parts are refused.
             (json!({}), video(json!({"max_pixel": 784})), "r: message 0, part 0: max_pixel: is an unknown key"),
             (
                 json!({}),

@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// `json.dumps(value, ensure_ascii=False)`.
+/// Returns the text of Python's `json.dumps(value, ensure_ascii=False)`.
 pub(crate) fn python_json(value: &serde_json::Value) -> String {
     let [item_separator, key_separator] = [", ", ": "].map(String::from);
-    let style = PythonJson::new(item_separator, key_separator, None, false);
+    let style = PythonJsonFormatter::new(item_separator, key_separator, None, false);
     let mut bytes = Vec::new();
     // Writing a JSON value to memory never fails.
     let _ = value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, style));
@@ -14,7 +14,7 @@ pub(crate) fn python_json(value: &serde_json::Value) -> String {
 }
 
 /// Writes JSON as Python's `json.dumps`.
-pub(crate) struct PythonJson {
+pub(crate) struct PythonJsonFormatter {
     item_separator: String,
     key_separator: String,
     /// The indentation of one level; `None`: everything is on one line.
@@ -29,7 +29,7 @@ pub(crate) struct PythonJson {
 
 type Written = std::io::Result<()>;
 
-impl PythonJson {
+impl PythonJsonFormatter {
     /// Creates a formatter that writes `item_separator` between items and `key_separator` between a key and its value.
     pub(crate) fn new(
         item_separator: String,
@@ -68,7 +68,7 @@ impl PythonJson {
     }
 }
 
-impl Formatter for PythonJson {
+impl Formatter for PythonJsonFormatter {
     fn begin_array<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> Written {
         self.open(writer, b"[")
     }
@@ -108,7 +108,7 @@ impl Formatter for PythonJson {
     }
 
     fn write_f64<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, value: f64) -> Written {
-        writer.write_all(float_repr(value).as_bytes())
+        writer.write_all(python_float_repr(value).as_bytes())
     }
 
     fn write_string_fragment<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, fragment: &str) -> Written {
@@ -126,9 +126,9 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits from which the number can be read back; below 1e-4 and from 1e16 on,
-/// with an exponent of at least two digits.
-pub(crate) fn float_repr(value: f64) -> String {
+/// Python's `repr` of a float: the shortest digits that parse to the same number. Values below 1e-4, and values from
+/// 1e16 on, are written with an exponent of at least two digits.
+pub(crate) fn python_float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_string();
     }

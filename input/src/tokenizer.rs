@@ -159,7 +159,7 @@ impl Tokenizer {
         bytes
     }
 
-    /// Appends [`Self::token_bytes`].
+    /// Appends the bytes of a token ([`Self::token_bytes`]) to `to`.
     fn append_token_bytes(&self, id: TokenId, to: &mut Vec<u8>) {
         let (Some(token), before) = (self.inner.id_to_token(id), to.len()) else { return };
         for character in token.chars() {

@@ -22,9 +22,9 @@ pub const MAX_TOOLS: usize = 128;
 /// The tools of a chat request, and how the model may call them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ToolRequest {
-    /// The tools as JSON of the request, for the chat template. Empty if the request has no tools.
+    /// The tools in the JSON form of the request, for the chat template. Empty if the request has no tools.
     pub definitions: Vec<Value>,
-    /// The function of each tool.
+    /// The functions of the tools, in the same order as `definitions`.
     functions: Vec<Function>,
     /// Whether the model may or must call the tools.
     pub choice: ToolChoice,
@@ -32,7 +32,7 @@ pub struct ToolRequest {
     pub one_call: bool,
 }
 
-/// The field `tool_choice`.
+/// How the model may call tools: the field `tool_choice`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ToolChoice {
     /// The prompt has the tools, but the answer is always treated as text.
@@ -63,7 +63,7 @@ fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<St
 
 impl ToolRequest {
     /// The names of the fields that [`ToolRequest::from_body`] reads.
-    pub(crate) const FIELDS: [&'static str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
+    pub(crate) const FIELD_NAMES: [&'static str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
 
     /// Reads the fields of a request. A field that is null counts as absent. `location` names the request in errors.
     ///
@@ -94,8 +94,8 @@ impl ToolRequest {
         Ok(Self { definitions, functions, choice, one_call })
     }
 
-    /// Whether answers may have calls.
-    pub fn has_calls(&self) -> bool {
+    /// Whether an answer may have tool calls.
+    pub fn allows_tool_calls(&self) -> bool {
         !self.functions.is_empty() && self.choice != ToolChoice::None
     }
 
@@ -146,7 +146,7 @@ fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// Reads `tools`. Returns each tool as JSON of the request, and its function.
+/// Reads `tools`. Returns each tool as a function and in the JSON form of the request.
 fn read_tools(location: &str, value: &Value) -> Result<Vec<(Value, Function)>> {
     let Some(list) = value.as_array() else {
         return Err(wrong(location, "tools", "is not a list", TOOLS));
@@ -299,7 +299,7 @@ mod tests {
             json!({"tool_choice": "none", "parallel_tool_calls": true}),
         ] {
             let request = read(body).unwrap();
-            assert!(request.definitions.is_empty() && !request.has_calls());
+            assert!(request.definitions.is_empty() && !request.allows_tool_calls());
         }
     }
 

@@ -38,7 +38,7 @@ pub struct WindowOrder {
 
 impl WindowOrder {
     /// Computes the window order of these grids.
-    pub fn of_grids(grids: &[GridThw], vision: &VisionConfig) -> Self {
+    pub fn from_grids(grids: &[GridThw], vision: &VisionConfig) -> Self {
         let merge = vision.spatial_merge_size;
         let side = vision.window_size / merge / vision.patch_size;
         let mut plan = Self {
@@ -168,7 +168,7 @@ mod tests {
         ) {
             let grids: Vec<GridThw> = shapes.iter().map(|&(t, h, w)| [t, h * merge, w * merge]).collect();
             let vision = vision(merge, side);
-            let plan = WindowOrder::of_grids(&grids, &vision);
+            let plan = WindowOrder::from_grids(&grids, &vision);
             let (order, ends) = by_sorting(&grids, merge, side);
             prop_assert_eq!(&plan.window_index, &order);
             prop_assert_eq!(&plan.cu_window_seqlens, &ends);
@@ -192,12 +192,12 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             prop_assert_eq!(sorted.len(), frame.len());
-            // Consecutive patches of one square are in the same square of the frame.
+            // Each run of merge² consecutive patches lies in one square of the frame.
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }
             let vision = vision(merge, 2);
-            let plan = WindowOrder::of_grids(&[grid], &vision);
+            let plan = WindowOrder::from_grids(&[grid], &vision);
             let moved = patch_rows_and_columns_in_window_order(&[grid], &vision, &plan);
             for (index, &square) in plan.window_index.iter().enumerate() {
                 let unit = merge * merge;

@@ -14,7 +14,7 @@ use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerG
 use reel_media::worker;
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_worker::run_if_worker(&[&worker::WORKER, &chat::TEMPLATE_WORKER]) {
+    if let Some(code) = reel_worker::run_if_worker(&[&worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER]) {
         return code;
     }
     reel_worker::set_worker_program(reel_worker::WorkerProgram::of_current_executable());

@@ -68,7 +68,7 @@ fn windows_equal_get_window_index() {
     assert!(rows.iter().filter(|row| row.positions.is_some()).count() >= 5);
     for row in rows {
         (vision.spatial_merge_size, vision.window_size) = (row.merge, row.window_size);
-        let plan = WindowOrder::of_grids(&row.grids, &vision);
+        let plan = WindowOrder::from_grids(&row.grids, &vision);
         assert_eq!(plan.window_index, row.window_index, "{:?}", row.grids);
         assert_eq!(plan.cu_window_seqlens, row.cu_window_seqlens, "{:?}", row.grids);
         assert_eq!(plan.cu_seqlens, row.cu_seqlens, "{:?}", row.grids);

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use reel_media::frames::{FrameBuf, FrameView};
-use reel_media::patches::{PatchProcessor, patchify};
+use reel_media::patches::{ImageProcessorSettings, patchify};
 use reel_media::resize::{pillow_bicubic, torch_bicubic};
 
 /// A training video: 16 frames of 480p, resized to 224 × 420.
@@ -34,7 +34,7 @@ fn main() {
         b.iter(|| pillow_bicubic(view(black_box(&decoded)), RESIZED).expect("a resize"));
     });
     group.bench_function("patches of 224 x 420", |b| {
-        b.iter(|| patchify(view(black_box(&resized)), &PatchProcessor::default()).expect("patches"));
+        b.iter(|| patchify(view(black_box(&resized)), &ImageProcessorSettings::default()).expect("patches"));
     });
     group.finish();
     criterion.final_summary();

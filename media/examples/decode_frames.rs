@@ -8,7 +8,7 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker};
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_worker::run_if_worker(&[&worker::WORKER]) {
+    if let Some(code) = reel_worker::run_if_worker(&[&worker::VIDEO_WORKER]) {
         return code;
     }
     let args: Vec<String> = std::env::args().collect();

@@ -43,23 +43,23 @@ pub enum MediaError {
 }
 
 impl MediaError {
-    /// A [`MediaError::File`].
+    /// Creates a [`MediaError::File`].
     pub fn file_error(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::File(Diagnostic::new(path.as_ref().display().to_string(), what, help))
     }
 
-    /// A [`MediaError::Memory`].
+    /// Creates a [`MediaError::Memory`].
     pub(crate) fn memory_error(path: impl AsRef<Path>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Memory(Diagnostic::new(path.as_ref().display().to_string(), what, help))
     }
 
-    /// A [`MediaError::Setting`].
+    /// Creates a [`MediaError::Setting`].
     pub fn setting_error(name: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
-    /// A [`MediaError::Unreadable`], or a [`MediaError::Worker`] if this machine lacks a resource such as memory or
-    /// open files.
+    /// Creates a [`MediaError::Unreadable`], or a [`MediaError::Worker`] if this machine lacks a resource such as
+    /// memory or open files.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_read(path, error);
         if resource_shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
@@ -71,7 +71,8 @@ impl MediaError {
         Self::Worker(Diagnostic::new(program.display().to_string(), what, help))
     }
 
-    /// A [`MediaError::Worker`]: the `operation` on a file failed because this machine could not create threads.
+    /// Creates a [`MediaError::Worker`]: the `operation` on a file failed because this machine could not create
+    /// threads.
     pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Self {
         let what = format!("{operation} failed because threads cannot be created: {error}");
         let help = failed_start_help(error).unwrap_or("check the limits of this process (ulimit -a)");

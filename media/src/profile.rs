@@ -47,16 +47,16 @@ pub enum SelectionRule {
 /// The pixel limits of a profile; each is an area, height × width in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PixelLimits {
-    /// Minimum area of a video frame.
+    /// Minimum area of a video frame in pixels.
     pub video_min: u64,
-    /// Maximum area of a video frame.
+    /// Maximum area of a video frame in pixels.
     pub video_max: u64,
     /// Maximum sum of the areas of a video's frames. A pair of frames counts as one frame, because the two share a
     /// temporal patch.
     pub video_total: u64,
-    /// Minimum area of an image.
+    /// Minimum area of an image in pixels.
     pub image_min: u64,
-    /// Maximum area of an image.
+    /// Maximum area of an image in pixels.
     pub image_max: u64,
 }
 
@@ -153,11 +153,11 @@ pub struct MediaOverrides {
     pub max_pixels: Option<u64>,
     /// Maximum area of all frames of a video together in pixels.
     pub total_pixels: Option<u64>,
-    /// Minimum area of an image in pixels; before `min_pixels`.
+    /// Minimum area of an image in pixels. Takes precedence over `min_pixels`.
     pub image_min_pixels: Option<u64>,
-    /// Maximum area of an image in pixels; before `max_pixels`.
+    /// Maximum area of an image in pixels. Takes precedence over `max_pixels`.
     pub image_max_pixels: Option<u64>,
-    /// Minimum area of a video frame in pixels; before `min_pixels`.
+    /// Minimum area of a video frame in pixels. Takes precedence over `min_pixels`.
     pub video_min_pixels: Option<u64>,
     /// Maximum area of a video frame in pixels. It replaces the profile's limit, and may raise it.
     pub video_max_pixels: Option<u64>,
@@ -243,9 +243,9 @@ impl MediaOverrides {
     /// Checks overrides that apply to every image and video of a command, before the first medium is read.
     ///
     /// qwen-vl-utils silently corrects some values: a rate of 0 or less selects the minimum number of frames, an odd
-    /// number of frames is rounded to an even number, and a maximum below the minimum counts. This check refuses such
-    /// values, because the user would not notice the correction. [`crate::selection::select_frames`] corrects them as
-    /// qwen-vl-utils does.
+    /// number of frames is rounded to an even number, and a maximum below the minimum takes precedence over it. This
+    /// check refuses such values, because the user would not notice the correction.
+    /// [`crate::selection::select_frames`] corrects them as qwen-vl-utils does.
     ///
     /// # Errors
     /// A setting is invalid; the error names the first one.
@@ -295,7 +295,7 @@ impl MediaOverrides {
         }
         let (Some(min), SelectionRule::Rate { max_frames, .. }) = (self.min_frames, rule) else { return Ok(()) };
         let max = self.max_frames.unwrap_or(max_frames);
-        // Both limits are rounded to even numbers: the minimum up, the maximum down.
+        // Both limits are first rounded to even numbers: the minimum up, the maximum down.
         match (min.saturating_add(min % 2) <= max - max % 2, self.max_frames) {
             (true, _) => Ok(()),
             (false, None) => {
@@ -313,9 +313,9 @@ impl MediaOverrides {
         }
     }
 
-    /// The minimum and maximum area of a video frame: those of the profile, with what the overrides set. A maximum
-    /// below the profile's minimum lowers the minimum, so that frames (whose limit is at least 1.05 times the minimum)
-    /// keep within it.
+    /// The minimum and maximum area of a video frame in pixels, from the profile and the overrides. A maximum below
+    /// 1.05 times the profile's minimum lowers the minimum to maximum / 1.05, because the area limit of a frame is at
+    /// least 1.05 times the minimum in qwen-vl-utils.
     pub fn video_frame_limits(&self, profile: MediaProfile) -> (u64, u64) {
         let limits = profile.pixel_limits();
         let max = self.video_max_pixels.unwrap_or(limits.video_max);

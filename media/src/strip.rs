@@ -186,7 +186,7 @@ mod tests {
     }
 
     proptest! {
-        /// If every frame has a single grey value, the strip shows these values from left to right, up to JPEG's loss.
+        /// The strip shows frames of one grey value each; it has these values from left to right, up to JPEG's loss.
         #[test]
         fn jpeg_strip_has_the_stated_frames_in_order(
             frames in 1usize..40, h in 1usize..300, w in 1usize..300, max_frames in 1usize..9, side in 8usize..80,
@@ -199,7 +199,8 @@ mod tests {
             let view = read.view().unwrap();
             prop_assert_eq!(view.height_and_width(), (strip.height, strip.width * strip.shown.len()));
             for (i, &frame) in strip.shown.iter().enumerate() {
-                // Blocks of 8 x 8 pixels may cover several narrow frames, so only wide ones are compared.
+                // JPEG codes blocks of 8 x 8 pixels, which may cover several narrow frames, so only wide frames are
+                // compared.
                 let pixel = view.data()[3 * (i * strip.width + strip.width / 2)];
                 prop_assert!(strip.width < 24 || pixel.abs_diff(grey(frame)) <= 6, "{} for {}", pixel, grey(frame));
             }

@@ -200,8 +200,8 @@ fn joined_videos_decode_one_after_the_other() {
 }
 
 /// Decodes a video that begins with an open group of pictures, as a cut without re-encoding makes it. The frames
-/// displayed before its first key frame cannot be decoded: the key frame is returned for them, and all other frames
-/// keep their indices.
+/// displayed before its first key frame cannot be decoded. The key frame is returned in their place, and all other
+/// frames keep their indices.
 #[test]
 fn video_cut_at_an_open_group_keeps_its_indices() {
     if VideoCodec::H264.available_encoder_name().is_none() {
@@ -220,7 +220,7 @@ fn video_cut_at_an_open_group_keeps_its_indices() {
     check(&path, 44, HEIGHT, WIDTH);
 
     // A key frame starts a 188-byte packet with the random access indicator (ISO 13818-1, 2.4.3.4). The first three
-    // packets are tables, which a cut file needs, too.
+    // packets are tables, which the cut file needs too.
     let video = std::fs::read(&path).unwrap();
     let packets: Vec<&[u8]> = video.chunks(188).collect();
     let is_key = |packet: &[u8]| packet[3] & 0x20 != 0 && packet[4] > 0 && packet[5] & 0x40 != 0;

@@ -15,12 +15,12 @@ use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
-use reel_media::worker::{self, DecodeWorker, FrameCache, WORKER, WorkerRequest};
+use reel_media::worker::{self, DecodeWorker, FrameCache, VIDEO_WORKER, WorkerRequest};
 use reel_worker::{ReplySender, WorkerProgram};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
-    if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
+    if let Some(code) = reel_worker::run_if_worker(&[&VIDEO_WORKER]) {
         return code;
     }
     let args: Vec<String> = std::env::args().collect();
@@ -28,11 +28,11 @@ fn main() -> ExitCode {
         Some("__play") => {
             return reel_worker::serve_in_forks(|request, memory, replies| play(&args[2], request, memory, replies));
         }
-        Some("__for-this-test-alone") => return (WORKER.main)(),
+        Some("__for-this-test-alone") => return (VIDEO_WORKER.main)(),
         Some("__not-a-server") => return not_a_server(),
         Some("__few-processes") => {
             forbid_threads();
-            return (WORKER.main)();
+            return (VIDEO_WORKER.main)();
         }
         Some("__caller-without-processes") => return caller_without_processes(Path::new(&args[2])),
         Some("__abort-first") => {
@@ -143,7 +143,7 @@ fn forbid_threads() {
     }
 }
 
-/// Asks for a video as a caller that cannot start a process, and prints the caller's error.
+/// Decodes a video in a process that may not create further processes, and prints the error.
 fn caller_without_processes(video: &Path) -> ExitCode {
     let decoder = DecodeWorker::new(me());
     forbid_threads();
@@ -264,7 +264,7 @@ fn crash_is_reported_with_signal_or_exit_code() {
         &["exited with code 3", "a message of its own"],
     );
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["it panicked: a bug"]);
-    // The error does not blame the file if a worker exits without a reply, but does so if the decoder panics.
+    // If a worker exits without a reply, the error does not blame the file. If the decoder panics, it does.
     for part in ["panic", "exit 3", "unknown"] {
         let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
         assert!(matches!(error, MediaError::Worker(_)), "{error}");
@@ -417,8 +417,8 @@ fn worker_dies_with_its_caller() {
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&video).env(PIPE, &pipe).spawn().unwrap();
     let server = until(|| child_of(caller.id()));
     let worker = until(|| child_of(server));
-    // Waits until the worker sleeps in opening the pipe. By then the worker has asked the kernel to kill it when its
-    // server ends.
+    // Waits until the worker sleeps while it opens the pipe. By then the worker has asked the kernel to kill it when
+    // its server ends.
     until(|| (state(worker) == Some('S')).then_some(()));
     std::thread::sleep(Duration::from_millis(100));
     caller.kill().unwrap();
@@ -427,8 +427,8 @@ fn worker_dies_with_its_caller() {
 }
 
 /// One server decodes all videos of a thread, even after a video that cannot be decoded, and keeps no files open. If
-/// the idle server is killed, a new server decodes the next video without an error. After a video that missed its
-/// deadline, a new server decodes the next video, too.
+/// the idle server is killed, a new server decodes the next video without an error. A new server also decodes the
+/// next video after a video that missed its deadline.
 fn one_server_serves_many_videos() {
     let decoder = with_args(["__for-this-test-alone"]);
     let is_mine = |pid: &u32| {
@@ -448,7 +448,8 @@ fn one_server_serves_many_videos() {
     let open = || std::fs::read_dir(format!("/proc/{}/fd", first[0])).unwrap().count();
     let before = open();
     (0..20).for_each(|_| probe());
-    // The server closes the file of a job after it has replied, so the count falls to the former one a moment later.
+    // The server closes the file of a job shortly after its reply, so the number of open files falls back a moment
+    // later.
     until(|| (open() <= before).then_some(()));
 
     assert!(Command::new("kill").args(["-9", &first[0].to_string()]).status().unwrap().success());

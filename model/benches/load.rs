@@ -11,7 +11,7 @@ use reel_input::window::GridThw;
 use reel_input::{Sequence, TokenId};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 /// The grid of a video of 16 frames of 224 x 420 pixels.
@@ -20,7 +20,7 @@ const VIDEO: GridThw = [8, 16, 30];
 /// Writes a tiny model folder whose decoder has as many tensors as the 7B model.
 fn folder(location: &Path) {
     let options = InitOptions { preset: Preset::Tiny, layers: Some(28), vocab: None, dtype: None, seed: 0 };
-    init(&options, location).expect("a model folder");
+    init_model_folder(&options, location).expect("a model folder");
 }
 
 /// Token ids of `text` text tokens, and of the pad tokens of a video in between.

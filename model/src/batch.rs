@@ -10,7 +10,7 @@ use reel_input::config::ModelConfig;
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_runtime::Tensor;
 use reel_runtime::ops::{self, CuSeqlens};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ pub type MediaHash = [u8; 32];
 
 /// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]
-pub(crate) struct MediaOfKind<'a> {
+pub(crate) struct ImagesOrVideos<'a> {
     pub(crate) grids: &'a [GridThw],
     values: &'a [f32],
     frames: &'a [FrameBuf],
@@ -36,11 +36,11 @@ pub(crate) struct MediaOfKind<'a> {
 }
 
 /// The images of a sequence, and its videos.
-pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
+pub(crate) fn images_and_videos<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> [ImagesOrVideos<'a>; 2] {
     let (images, videos) = sequence.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
     let kind = |grids, values: &'a [f32], frames, pad_id, name| {
         let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
-        MediaOfKind { grids, values, frames, media: sequence.frames, pad_id, name }
+        ImagesOrVideos { grids, values, frames, media: sequence.frames, pad_id, name }
     };
     let (image, video) = (config.tokens.image, config.tokens.video);
     [
@@ -49,8 +49,9 @@ pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> 
     ]
 }
 
-impl MediaOfKind<'_> {
-    /// Fails unless the grids agree with the pixels, and with the number of pad tokens that stand for vision tokens.
+impl ImagesOrVideos<'_> {
+    /// Checks the grids against the pixels, and against `pads`, the number of pad tokens that stand for vision
+    /// tokens.
     fn check(&self, config: &ModelConfig, pads: usize, location: &str) -> Result<()> {
         let (grids, merge) = (self.grids, config.vision.spatial_merge_size);
         if let Some(g) = grids.iter().find(|g| g[1] % merge != 0 || g[2] % merge != 0 || g.contains(&0)) {
@@ -85,8 +86,8 @@ impl MediaOfKind<'_> {
         Ok(())
     }
 
-    /// A collision-resistant hash of each image or video: its kind, grid and pixels. Items that are given as one array
-    /// of pixels in processor order have consecutive ranges of it.
+    /// A collision-resistant hash of each image or video: its kind, grid and pixels. If all items are given as one
+    /// array of pixels in processor order, each item is a consecutive range of the array.
     pub(crate) fn item_hashes(&self, config: &ModelConfig) -> Vec<MediaHash> {
         let (mut values, mut hashes) = (self.values, Vec::with_capacity(self.grids.len()));
         for (i, grid) in self.grids.iter().enumerate() {
@@ -190,7 +191,7 @@ impl Batch {
         let ids = sequences
             .iter()
             .flat_map(|s| s.input_ids)
-            .map(|&id| checked_id(id, config, location))
+            .map(|&id| checked_token_id(id, config, location))
             .collect::<Result<Vec<i32>>>()?;
         let mut positions = Vec::with_capacity(3 * ids.len());
         for axis in 0..3 {
@@ -234,7 +235,7 @@ impl Batch {
     }
 }
 
-pub(crate) fn checked_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
+pub(crate) fn checked_token_id(id: TokenId, config: &ModelConfig, location: &str) -> Result<i32> {
     if (id as usize) < config.text.vocab_size {
         return Ok(id as i32);
     }
@@ -254,7 +255,7 @@ impl VisionInput {
         let mut next = 0;
         let mut all_kinds = Vec::with_capacity(sequences.len());
         for s in sequences {
-            let kinds = media_kinds(s, config);
+            let kinds = images_and_videos(s, config);
             next = append_vision_indices(&mut vision_index, s, &kinds, next, config, location)?;
             all_kinds.push(kinds);
         }
@@ -275,15 +276,15 @@ impl VisionInput {
 /// tokens of the sequence are numbered from `first` on: those of all images, then those of all videos. Returns the
 /// number after the last one.
 ///
-/// A pad token of a kind of which the sequence has no image or video is text: a user typed it. It keeps its own
-/// embedding, as in transformers.
+/// If the sequence has no images, its image pad tokens are text that a user typed: they keep their own embedding, as
+/// in transformers. The same holds for videos.
 ///
 /// # Errors
 /// Pixels or pad tokens whose number does not match the grids.
 pub(crate) fn append_vision_indices(
     to: &mut Vec<i32>,
     s: &Sequence,
-    kinds: &[MediaOfKind],
+    kinds: &[ImagesOrVideos],
     first: i32,
     config: &ModelConfig,
     location: &str,
@@ -304,7 +305,7 @@ pub(crate) fn append_vision_indices(
 }
 
 impl SequenceMedia {
-    fn new(device: &Device, kinds: &[MediaOfKind], as_values: bool) -> Result<SequenceMedia> {
+    fn new(device: &Device, kinds: &[ImagesOrVideos], as_values: bool) -> Result<SequenceMedia> {
         let (mut values, mut frames) = (Vec::new(), Vec::new());
         for kind in kinds {
             match as_values {
@@ -321,7 +322,7 @@ impl SequenceMedia {
 }
 
 /// A hash of the kinds, grids and pixels of a sequence's media, in order.
-fn content_hash(kinds: &[MediaOfKind]) -> u128 {
+fn content_hash(kinds: &[ImagesOrVideos]) -> u128 {
     let mut hash = xxhash3_128::Hasher::new();
     for kind in kinds.iter().filter(|kind| !kind.grids.is_empty()) {
         hash.write(kind.name.as_bytes());
@@ -335,7 +336,7 @@ fn content_hash(kinds: &[MediaOfKind]) -> u128 {
     hash.finish_128()
 }
 
-fn patching(p: &PatchProcessor) -> ops::PatchingParams {
+fn patching(p: &ImageProcessorSettings) -> ops::PatchingParams {
     ops::PatchingParams {
         rescale: p.rescale_factor,
         mean: p.image_mean,
@@ -362,7 +363,7 @@ mod tests {
         text.check(&config, "typed").unwrap();
         assert!(Batch::new(&device, &config, &[text.sequence()], "typed").unwrap().vision.is_none());
 
-        // An image of two vision tokens; the video pad is text.
+        // The input has an image of two vision tokens and no video, so the video pad is text.
         let mut mixed = ModelInput {
             input_ids: vec![video, start, image, image, 1],
             pixel_values: Some(vec![0.5; 8 * config.vision.patch_dim()]),
@@ -376,7 +377,7 @@ mod tests {
         assert_eq!(vision.vision_index.to_i32().unwrap(), [-1, -1, -1, -1, -1, -1, -1, 0, 1, -1]);
         assert_eq!(vision.sequences.len(), 1);
 
-        // With an image, each image pad must have a vision token.
+        // If the input has an image, each image pad must have a vision token.
         mixed.input_ids[0] = image;
         let error = Batch::new(&device, &config, &[mixed.sequence()], "mixed").unwrap_err().to_string();
         assert!(error.starts_with("mixed: pixel_values: the token ids have 3 pad tokens"), "{error}");

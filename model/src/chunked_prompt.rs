@@ -10,7 +10,7 @@ use reel_input::config::ModelConfig;
 use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
-use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked_id, media_kinds};
+use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked_token_id, images_and_videos};
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
@@ -37,13 +37,14 @@ impl PromptTokens {
     /// # Errors
     /// An id is outside the vocabulary; the number of positions, pad tokens or pixels does not match.
     pub fn new(config: &ModelConfig, prompt: &Sequence, with_hashes: bool, location: &str) -> Result<PromptTokens> {
-        let ids = prompt.input_ids.iter().map(|&id| checked_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
+        let ids =
+            prompt.input_ids.iter().map(|&id| checked_token_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
         if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
             let what = format!("has {} M-RoPE positions for {} token ids", axis.len(), ids.len());
             let help = "give one position for each token id on each axis";
             return Err(ModelError::inputs(format!("{location}: position_ids"), what, help));
         }
-        let kinds = media_kinds(prompt, config);
+        let kinds = images_and_videos(prompt, config);
         let mut vision_index = Vec::new();
         let tokens = append_vision_indices(&mut vision_index, prompt, &kinds, 0, config, location)?;
         if tokens == 0 {
@@ -91,9 +92,10 @@ impl Qwen25Vl {
         input.map(|input| self.vision_tokens(cx, &input)).transpose()
     }
 
-    /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
-    /// the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the other.
-    /// At most one chunk may have vision tokens. If `keep` is given, outputs of matrix products are copied there.
+    /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]`
+    /// after the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the
+    /// other. At most one chunk may have vision tokens. If `keep` is given, the outputs of matrix products are copied
+    /// to it.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.

@@ -58,7 +58,7 @@ constructors! {
 }
 
 impl ModelError {
-    /// Whether the command line is wrong.
+    /// Whether this error is a mistake in the command line.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }

@@ -64,7 +64,7 @@ impl FeatureCache {
         FeatureCache { max_bytes, state: Mutex::default() }
     }
 
-    /// An empty cache of the same size.
+    /// Creates an empty cache with the same maximum size.
     pub(crate) fn empty_copy(&self) -> FeatureCache {
         FeatureCache::new(self.max_bytes)
     }

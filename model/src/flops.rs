@@ -8,8 +8,8 @@
 //! training = forward + gradients of inputs (as many) + gradients of trained weights (as many)
 //! ```
 //!
-//! What a program computes besides does not count: recomputation, embeddings, norms, activations, sampling, products of
-//! LoRA adapters, the optimizer. A causal mask is counted exactly: a token sees itself and the tokens before it.
+//! Other computations do not count: recomputation, embeddings, norms, activations, sampling, products of LoRA
+//! adapters, the optimizer. A causal mask is counted exactly: a token sees itself and the tokens before it.
 
 use reel_input::config::ModelConfig;
 use reel_input::window::{GridThw, WindowOrder};
@@ -31,8 +31,8 @@ pub struct ForwardFlops {
     pub vision_attention: f64,
 }
 
-/// Which weights of a model are trained. With LoRA, neither part counts as trained, because the weights themselves get
-/// no gradients.
+/// Which weights of a model are trained. With LoRA, no part counts as trained, because the weights themselves get no
+/// gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrainedParts {
     /// Whether the weights of the decoder get gradients.
@@ -44,15 +44,15 @@ pub struct TrainedParts {
 }
 
 impl ForwardFlops {
-    /// Operations of a forward pass over `batch` with logits of `rows` positions.
-    pub fn of_batch(config: &ModelConfig, batch: &Batch, rows: usize) -> Self {
-        let decoder = Self::of_tokens(config, batch.token_count() as f64, batch.seqs.attention_pairs(), rows as f64);
-        Self::of_grids(config, &batch.grids()).plus(decoder)
+    /// Operations of a forward pass over `batch` that computes logits for `rows` positions.
+    pub fn for_batch(config: &ModelConfig, batch: &Batch, rows: usize) -> Self {
+        let decoder = Self::for_tokens(config, batch.token_count() as f64, batch.seqs.attention_pairs(), rows as f64);
+        Self::for_grids(config, &batch.grids()).plus(decoder)
     }
 
-    /// Operations of the decoder for `tokens` tokens, which attend to `pairs` keys together, with logits of `rows`
-    /// positions.
-    pub fn of_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
+    /// Operations of the decoder for `tokens` tokens. All tokens together attend to `pairs` keys; logits are computed
+    /// for `rows` positions.
+    pub fn for_tokens(config: &ModelConfig, tokens: f64, pairs: f64, rows: f64) -> Self {
         let text = &config.text;
         let (hidden, layers) = (text.hidden_size as f64, text.num_hidden_layers as f64);
         let queries = (text.num_attention_heads * text.head_dim) as f64;
@@ -67,14 +67,14 @@ impl ForwardFlops {
     }
 
     /// Operations of the vision tower for images and videos with these grids.
-    pub fn of_grids(config: &ModelConfig, grids: &[GridThw]) -> Self {
+    pub fn for_grids(config: &ModelConfig, grids: &[GridThw]) -> Self {
         let v = &config.vision;
         let patches = grids.iter().map(|grid| grid.iter().product::<usize>()).sum::<usize>() as f64;
         let (width, depth) = (v.hidden_size as f64, v.depth as f64);
         let block = width * (4.0 * width + 3.0 * v.intermediate_size as f64);
         let square = v.patches_per_vision_token() as f64;
         let merger = square * width * (square * width + v.out_hidden_size as f64);
-        let windows = WindowOrder::of_grids(grids, v);
+        let windows = WindowOrder::from_grids(grids, v);
         let pairs = |ends: &[usize]| ends.windows(2).map(|w| (w[1] - w[0]) as f64).map(|n| n * n).sum::<f64>();
         let full = v.fullatt_block_indexes.len() as f64;
         let all_pairs = full * pairs(&windows.cu_seqlens) + (depth - full) * pairs(&windows.cu_window_seqlens);
@@ -85,7 +85,7 @@ impl ForwardFlops {
         }
     }
 
-    /// The sum of both, part by part.
+    /// The sum of two counts, part by part.
     pub fn plus(self, other: Self) -> Self {
         Self {
             decoder: self.decoder + other.decoder,
@@ -118,7 +118,8 @@ mod tests {
     use super::*;
     use crate::testing::tiny_config;
 
-    /// Qwen2.5-VL-7B at 8192 tokens, by hand: 6 · 7.07e9 · 8192 for weights and 6 · 8192² · 3584 · 28 for attention.
+    /// Compares with a hand calculation for Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 operations for weights
+    /// and 6 · 8192² · 3584 · 28 for attention.
     #[test]
     fn training_step_of_qwen_7b_agrees_with_a_hand_calculation() {
         let mut config = tiny_config();
@@ -133,7 +134,7 @@ mod tests {
             ..config.text
         };
         let tokens = 8192.0;
-        let flops = ForwardFlops::of_tokens(&config, tokens, tokens * (tokens + 1.0) / 2.0, tokens);
+        let flops = ForwardFlops::for_tokens(&config, tokens, tokens * (tokens + 1.0) / 2.0, tokens);
         let all = TrainedParts { decoder: true, ..TrainedParts::default() };
         assert!((flops.training_flops(all) / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{flops:?}");
         assert_eq!(
@@ -142,7 +143,7 @@ mod tests {
         );
     }
 
-    /// A tower of one windowed and one full block; a frame of 4 × 8 patches has two windows of 4 × 4.
+    /// The vision tower has one windowed and one full block. A frame of 4 × 8 patches has two windows of 4 × 4.
     #[test]
     fn vision_counts_windows_and_frames() {
         let mut config = tiny_config();
@@ -151,7 +152,7 @@ mod tests {
         let (width, inner, out) = (v.hidden_size as f64, v.intermediate_size as f64, v.out_hidden_size as f64);
         let (dim, queries) = (v.patch_dim() as f64, (v.num_heads * v.head_dim) as f64);
         assert_eq!(v.spatial_merge_size, 2);
-        let flops = ForwardFlops::of_grids(&config, &[[3, 4, 8]]);
+        let flops = ForwardFlops::for_grids(&config, &[[3, 4, 8]]);
         let of_patch = dim * width + 2.0 * width * (4.0 * width + 3.0 * inner) + width * (4.0 * width + out);
         assert_eq!(flops.vision, 2.0 * 96.0 * of_patch);
         assert_eq!(flops.vision_attention, 4.0 * 3.0 * (2.0 * 16.0 * 16.0 + 32.0 * 32.0) * queries);

@@ -22,24 +22,24 @@ use crate::weights::{PaddedWidth, WeightLoader, WeightSource, widen_to_f32};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LayerAdapter<'a> {
     None,
-    /// All rows have this one.
+    /// All rows use this adapter.
     One(&'a Lora),
-    /// Each row has its own, or none.
+    /// Each row has an adapter of its own, or none.
     OfRows(RowAdapters<'a>),
 }
 
-/// A weight `[out, in]`.
+/// The weight `[out, in]` of a linear layer.
 #[derive(Clone, Debug)]
 pub(crate) enum Weight {
-    /// f32 or bf16.
+    /// A plain tensor of f32 or bf16.
     Dense(Tensor),
-    /// int8 with one scale for each row, or f32 or bf16 in groups of rows. For inference only.
+    /// A packed weight for inference: int8 with one scale for each row, or f32 or bf16 in groups of rows.
     Packed(PackedWeight),
 }
 
 impl Weight {
     /// Loads a share of the rows of tensor `name`, which has shape `shape` in the files: quantised if the loader
-    /// quantises, packed if [`WeightLoader::packed_dtype`] returns a dtype, else plain.
+    /// quantises, packed if [`WeightLoader::packed_dtype`] returns a dtype, otherwise in the plain layout.
     ///
     /// # Errors
     /// The tensor is missing or has another shape, or it has a NaN or an infinity, which cannot be quantised; out of
@@ -67,14 +67,14 @@ impl Weight {
     pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [PaddedWidth; 2]) -> Result<Weight> {
         let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
         let shape = widths.map(|width| width.stored);
-        let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::WHOLE)? };
+        let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::ALL_ROWS)? };
         match packed {
             Some(packed) => Ok(packed),
             None => Ok(Weight::Dense(from.load_padded(name, &widths)?)),
         }
     }
 
-    /// Loads a share of the rows of tensor `name` packed; `None` if it is not to be packed.
+    /// Loads a share of the rows of tensor `name` in the packed layout; `None` if the weight is not to be packed.
     fn load_packed(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Option<Weight>> {
         let WeightSource::Files(files) = from.source else { return Ok(None) };
         Ok(match from.packed_dtype(files, name, &shape) {
@@ -84,7 +84,7 @@ impl Weight {
         })
     }
 
-    /// The weight if it is trained and the device reads packed weights of its dtype faster.
+    /// Returns the weight if it is trained and the device reads packed weights of its dtype faster; otherwise `None`.
     pub(crate) fn tensor_to_pack(&self) -> Option<&Tensor> {
         match self {
             Weight::Dense(w) if w.parameter_name().is_some() => {
@@ -94,7 +94,7 @@ impl Weight {
         }
     }
 
-    /// A packed copy of the weight if [`Weight::tensor_to_pack`] returns it, else `None`.
+    /// A packed copy of the weight, or `None` if [`Weight::tensor_to_pack`] returns `None`.
     ///
     /// # Errors
     /// Out of memory.
@@ -123,7 +123,7 @@ impl Weight {
         })
     }
 
-    /// [`Weight::linear`] for a decode step, plus `residual` if it is given. Has no backward rule.
+    /// Like [`Weight::linear`], for a decode step; also adds `residual` if it is given. Has no backward rule.
     pub(crate) fn linear_skinny(
         &self,
         cx: &Cx,
@@ -144,8 +144,8 @@ impl Weight {
     }
 
     /// Computes the queries `[R, H, D]` of a decode step and writes keys and values into the caches. `layers` has the
-    /// weights and biases of q, k and v, each a product `norm(x) · weightᵀ + bias`. `None` if the weights are stored in
-    /// different ways. Has no backward rule.
+    /// weights and biases of q, k and v, each a product `norm(x) · weightᵀ + bias`. `None` if the weights do not all
+    /// have the same storage (plain or packed). Has no backward rule.
     pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,
@@ -164,8 +164,8 @@ impl Weight {
         })
     }
 
-    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` `[R, N]` of a decode step, x `[R, K]`; `None` if the two weights are
-    /// stored in different ways. Has no backward rule.
+    /// Computes `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` `[R, N]` in a decode step, for x `[R, K]`. `None` if one of
+    /// the two weights is packed and the other is not. Has no backward rule.
     pub(crate) fn swiglu_skinny(
         cx: &Cx,
         x: &Tensor,
@@ -190,14 +190,15 @@ impl Weight {
     }
 }
 
-/// Rows that a thread writes at a time: few enough to stay in its second-level cache as f32.
+/// The number of rows that a thread writes at a time. It is small enough that these rows stay in the thread's L2
+/// cache as f32.
 const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROW_GRANULARITY;
 
-/// Bytes of a file (16 MiB) after which the pages that were read are given back to the system.
+/// The number of bytes of a file (16 MiB) after which the pages that were read are returned to the operating system.
 const BYTES_AT_ONCE: usize = 16 << 20;
 
-/// Calls `write` on several threads for parts of a stored tensor, each with the number of its first row. Pages of the
-/// file that were read are dropped from the process's memory.
+/// Calls `write` on several threads for parts of a stored tensor. Each call gets the index of the part's first row
+/// and the part's bytes. Pages of the file that were read are dropped from the process's memory.
 fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8]) -> Result<()> + Sync) -> Result<()> {
     let part_bytes = (ROWS_AT_ONCE * columns * view.dtype.element_bytes()).max(1);
     let parts = BYTES_AT_ONCE.div_ceil(part_bytes);
@@ -251,7 +252,7 @@ fn quantize(
     Ok(weight)
 }
 
-/// int8 elements `[R, K]` and scales `[R]` of some rows; or the index of a row with a NaN or an infinity.
+/// The int8 elements `[R, K]` and scales `[R]` of R rows, or the index of a row with a NaN or an infinity.
 type QuantizedRows = Result<(Vec<i8>, Vec<f32>), usize>;
 
 /// Quantises rows of `k` stored elements.

@@ -54,10 +54,12 @@ pub struct ForwardOptions<'a> {
     /// computes its output projection and its MLP for these tokens only. On devices whose bits do not depend on the
     /// number of rows (`cpu`, `sim`), the result has the same bits as these rows of a pass for all tokens.
     pub rows: Option<&'a Tensor>,
-    /// With a cache: where to store the outputs of the decoder's matrix products, for a later pass with `known`.
+    /// Where to store the outputs of the decoder's matrix products, for a later pass with `known`. Used only with a
+    /// cache.
     pub keep: Option<&'a OutputDestination<'a>>,
-    /// Without a cache: stored outputs of the decoder's matrix products, used in place of computing them. Each is used
-    /// once; layers that are computed again in the backward pass ([`reel_runtime::Checkpointing::Full`]) ignore them.
+    /// Without a cache: stored outputs of the decoder's matrix products, used in place of computing them. Each stored
+    /// output is used once. Layers that are computed again in the backward pass
+    /// ([`reel_runtime::Checkpointing::Full`]) ignore stored outputs.
     pub known: Option<&'a ReusedOutputs>,
 }
 
@@ -109,8 +111,8 @@ impl Qwen25Vl {
         })
     }
 
-    /// Returns a model whose weights are uninitialised memory, for device `dry`. The weights have the sizes that they
-    /// would have if the files stored them in dtype `stored`.
+    /// Returns a model whose weights are uninitialised memory, for device `dry`. The sizes of the weights are those
+    /// of files that store the weights in dtype `stored`.
     ///
     /// # Errors
     /// The errors of [`Qwen25Vl::load`].
@@ -144,8 +146,8 @@ impl Qwen25Vl {
     }
 
     /// Returns a model for generation, with packed copies of the decoder's trained weights where the device reads
-    /// packed weights faster. It shares all other weights, and its results have the same bits. Later changes of the
-    /// trained weights do not change the copies.
+    /// packed weights faster. The new model shares all other weights, and its results have the same bits. Later
+    /// changes of the trained weights do not change the copies.
     ///
     /// # Errors
     /// Out of memory.
@@ -167,14 +169,14 @@ impl Qwen25Vl {
     fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
         let table = &self.text.embed_tokens;
         let Some(input) = &batch.vision else {
-            cx.begin_unit(units::EMBEDDING)?;
+            cx.begin_weight_unit(units::EMBEDDING)?;
             return Ok(ops::embedding(cx, table, &batch.ids)?);
         };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input)?,
         };
-        cx.begin_unit(units::EMBEDDING)?;
+        cx.begin_weight_unit(units::EMBEDDING)?;
         Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
 

@@ -1,5 +1,5 @@
 //! The residual stream of a layer, between attention and MLP. The addition `x + delta` is delayed until the next
-//! norm, so that one kernel reads both, adds and normalises.
+//! norm, so that one kernel reads both tensors, adds them and normalises the sum.
 
 use reel_runtime::{Cx, Tensor, ops};
 

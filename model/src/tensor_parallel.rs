@@ -1,8 +1,8 @@
 //! Tensor parallelism: N processes (ranks) compute one model, each with 1/N of the decoder's weights and KV cache.
 //!
-//! Every matrix product is divided by its output columns, so a rank has some rows of each weight and the whole k. No
-//! sum is divided: the ranks gather outputs and never add them. Each element is computed by the kernel, and in the
-//! order of k, of a single process, so the bits do not depend on N.
+//! Every matrix product is divided by its output columns, so a rank has whole rows of each weight `[n, k]`. No sum
+//! over k is divided: the ranks gather outputs and never add them. Each element is computed by the same kernel and in
+//! the same order of k as in a single process, so the bits do not depend on N.
 //!
 //! ```text
 //! q, k, v = x · the rows of this rank's heads              [S, heads / N · D]
@@ -25,26 +25,27 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::{ModelError, Result};
 
-/// Each rank's part of a width is a multiple of this, so that rows of bf16 begin at multiples of 16 bytes, as kernels
-/// with bulk tensor copies need.
+/// Each rank's part of a width is a multiple of this number of columns, so that rows of bf16 begin at multiples of 16
+/// bytes, as kernels with bulk tensor copies need.
 const COLUMN_STEP: usize = 8;
 
-/// The number of rows up to which the index tensors of a gather are kept for the next gather: those of decode steps.
+/// Gathers of at most this many rows keep their index tensors for the next gather. Decode steps have so few rows.
 const MAX_KEPT_ROWS: usize = 256;
 
-/// The most ranks that the help of an error lists.
+/// The maximum number of possible rank counts that an error message lists.
 const MAX_LISTED_RANKS: usize = 16;
 
 /// Exchanges of tensors between the ranks that compute a model together. All ranks make the same calls in the same
 /// order.
 pub trait ShardExchange: std::fmt::Debug + Send + Sync {
-    /// This rank: 0 for the first.
+    /// The number of this rank, counted from 0.
     fn rank(&self) -> usize;
 
     /// The number of ranks.
     fn size(&self) -> usize;
 
-    /// Fills `parts[r]` with the tensor `own` of rank r, for all ranks, this one included. `name` appears in messages.
+    /// Fills `parts[r]` with the tensor `own` of rank r, for all ranks including this rank. `name` appears in
+    /// messages.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -59,8 +60,8 @@ pub(crate) struct RowShare {
 }
 
 impl RowShare {
-    /// All rows.
-    pub(crate) const WHOLE: RowShare = RowShare { index: 0, count: 1 };
+    /// The share that has all rows.
+    pub(crate) const ALL_ROWS: RowShare = RowShare { index: 0, count: 1 };
 
     /// The rows of this part, of `rows` in total.
     pub(crate) fn row_range(self, rows: usize) -> Range<usize> {
@@ -74,7 +75,7 @@ impl RowShare {
     }
 }
 
-/// The index tensors for gathers of a number of rows R among N ranks.
+/// The index tensors for gathers of R rows among N ranks.
 #[derive(Clone, Debug)]
 struct GatherIndices {
     /// i32 `[R · N]`: for each row and rank, the row of the staging buffer `[N · R, columns / N]`.
@@ -83,7 +84,7 @@ struct GatherIndices {
     own: Tensor,
 }
 
-/// The division of a model among ranks, as one of them sees it.
+/// The division of a model among ranks, from the view of one rank.
 #[derive(Clone, Debug)]
 pub struct TensorParallel {
     exchange: Arc<dyn ShardExchange>,
@@ -120,12 +121,12 @@ impl TensorParallel {
     }
 
     /// The part of each weight's rows that this rank has.
-    pub(crate) fn share(&self) -> RowShare {
+    pub(crate) fn row_share(&self) -> RowShare {
         RowShare { index: self.exchange.rank(), count: self.exchange.size() }
     }
 
     /// The number of ranks.
-    pub fn ranks(&self) -> usize {
+    pub fn rank_count(&self) -> usize {
         self.exchange.size()
     }
 
@@ -190,8 +191,8 @@ impl TensorParallel {
     }
 }
 
-/// The first field of the config that `ranks` ranks cannot share, its value, and the number of which each rank's part
-/// must be a multiple.
+/// The first config field whose value cannot be divided among `ranks` ranks. Returns the field's name, its value, and
+/// the step: each rank's part must be a multiple of the step.
 fn indivisible(text: &TextConfig, ranks: usize) -> Option<(&'static str, usize, usize)> {
     let fields = [
         ("num_attention_heads", text.num_attention_heads, 1),
@@ -229,7 +230,7 @@ mod tests {
     fn the_parts_of_all_ranks_are_all_rows() {
         let parts: Vec<Range<usize>> = (0..4).map(|index| RowShare { index, count: 4 }.row_range(24)).collect();
         assert_eq!(parts, [0..6, 6..12, 12..18, 18..24]);
-        assert_eq!(RowShare::WHOLE.row_range(7), 0..7);
+        assert_eq!(RowShare::ALL_ROWS.row_range(7), 0..7);
         assert_eq!(RowShare { index: 1, count: 2 }.shape_of_part([8, 3]), [4, 3]);
     }
 }

@@ -1,5 +1,5 @@
-//! The units of the model: the parts whose weights are used together, in the order of a forward pass. Training in which
-//! each rank has only a part of the weights (ZeRO-3) gathers the weights of one unit at a time.
+//! The units of the model: the parts whose weights are used together, in the order of a forward pass. With ZeRO-3,
+//! each rank keeps only a part of the weights and gathers the weights of one unit at a time.
 //!
 //! ```text
 //! vision tower   patch embedding, each block, merger
@@ -13,26 +13,27 @@ const fn unit(stage: usize, index: usize) -> WeightUnit {
     WeightUnit { stage, index }
 }
 
-/// The patch embedding of the vision tower.
+/// The unit of the patch embedding of the vision tower.
 pub const PATCH_EMBEDDING: WeightUnit = unit(0, 0);
 
-/// A block of the vision tower.
+/// The unit of a block of the vision tower.
 pub const fn vision_block(index: usize) -> WeightUnit {
     unit(1, index)
 }
 
-/// The merger of the vision tower.
+/// The unit of the merger of the vision tower.
 pub const MERGER: WeightUnit = unit(2, 0);
 
-/// The embedding table. If it is also the weight of the output layer, it is the unit of the output, too.
+/// The embedding table. If the output layer uses the embedding table as its weight, this is also the unit of the
+/// output layer.
 pub const EMBEDDING: WeightUnit = unit(3, 0);
 
-/// A layer of the decoder.
+/// The unit of a layer of the decoder.
 pub const fn decoder_layer(index: usize) -> WeightUnit {
     unit(4, index)
 }
 
-/// The last norm and the weight of the output layer, unless the embedding table is this weight.
+/// The last norm and the weight of the output layer, for models without tied embeddings.
 const OUTPUT: WeightUnit = unit(5, 0);
 
 /// The unit of the last norm and the output layer.
@@ -60,7 +61,7 @@ pub fn unit_of_weight(name: &str, config: &ModelConfig) -> WeightUnit {
 
 /// The units in the order in which a forward pass begins them, with or without the vision tower. A unit may occur
 /// twice.
-pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
+pub fn units_in_forward_order(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
     let mut units = Vec::new();
     if with_vision {
         units.push(PATCH_EMBEDDING);
@@ -73,8 +74,8 @@ pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit>
     units
 }
 
-/// Whether the backward pass needs the weights of a unit. It does not for an embedding of ids or patches, which has no
-/// gradient for its input.
+/// Whether the backward pass needs the weights of a unit. It does not need the embeddings of ids and patches, because
+/// their inputs have no gradient.
 pub fn is_used_in_backward(unit: WeightUnit) -> bool {
     ![PATCH_EMBEDDING.stage, EMBEDDING.stage].contains(&unit.stage)
 }
@@ -91,7 +92,7 @@ mod tests {
         for model in ["train/model_a", "train/model_b"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
             let config = ModelConfig::open(&folder).unwrap();
-            let all = forward_units(&config, true);
+            let all = units_in_forward_order(&config, true);
             let used: Vec<WeightUnit> =
                 expected_tensors(&config).iter().map(|(name, _)| unit_of_weight(name, &config)).collect();
             assert!(

@@ -105,12 +105,12 @@ impl VisionTower {
     pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
         let layout = PatchLayout::new(cx, media, &self.config)?;
         let rotary = self.rotary(cx, &layout.positions)?;
-        cx.begin_unit(units::PATCH_EMBEDDING)?;
+        cx.begin_weight_unit(units::PATCH_EMBEDDING)?;
         let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
-            residual = cx.with_unit(units::vision_block(i), || {
+            residual = cx.with_weight_unit(units::vision_block(i), || {
                 if cx.checkpointing() != Checkpointing::Full {
                     return block.forward(cx, residual, &rotary, seqs);
                 }
@@ -127,7 +127,7 @@ impl VisionTower {
         }
         let x = residual.into_sum(cx)?;
         let (eps, square) = (self.config.rms_norm_eps as f32, self.config.patches_per_vision_token());
-        cx.with_unit(units::MERGER, || {
+        cx.with_weight_unit(units::MERGER, || {
             let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
             self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
         })
@@ -185,7 +185,7 @@ impl PatchLayout {
     fn new(cx: &Cx, media: &[SequenceMedia], config: &VisionConfig) -> Result<PatchLayout> {
         let (device, unit) = (cx.device(), config.patches_per_vision_token());
         let grids: Vec<GridThw> = media.iter().flat_map(|m| &m.grids).copied().collect();
-        let plan = WindowOrder::of_grids(&grids, config);
+        let plan = WindowOrder::from_grids(&grids, config);
         let at = patch_rows_and_columns_in_window_order(&grids, config, &plan);
         let axis = |i: usize| at.iter().map(move |p| p[i] as i32);
         let to_i32 = |v: &[usize]| v.iter().map(|&x| x as i32).collect::<Vec<i32>>();
@@ -208,8 +208,8 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
     (0..dim / 2).map(|j| 1.0 / (theta.powf((2 * j) as f32 as f64 / dim as f64) as f32)).collect()
 }
 
-/// Extracts the runtime error that a model error wraps. A block's forward pass, which [`Cx::recompute`] runs, can
-/// fail with no other error.
+/// Extracts the runtime error from a model error. The forward pass of a block, which [`Cx::recompute`] runs, can fail
+/// with no other kind of error.
 pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,

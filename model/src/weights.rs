@@ -1,7 +1,7 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
 //! copied if they are trained, change dtype, are padded with zeros ([`PaddedWidth`]) or if the checkpoint asks for
-//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights of
-//! which each rank keeps a part only ([`DeferredWeights`]) get no memory here.
+//! copies ([`Checkpoint::with_copied_weights`]). On device `dry` only the bytes of the weights are counted. Weights
+//! that are divided among ranks ([`DeferredWeights`]) get no memory here.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use crate::tensor_parallel::RowShare;
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSource<'a> {
-    /// The files of a model folder.
+    /// Weights are read from the files of a model folder.
     Files(&'a Checkpoint),
     /// No files: each weight is uninitialised memory of its size, as if the files stored this dtype. For device
     /// `dry`.
@@ -44,32 +44,32 @@ impl WeightSource<'_> {
 pub(crate) struct PaddedWidth {
     /// The number in files, as the config states it.
     pub(crate) stored: usize,
-    /// The number on the device, with padding.
+    /// The number on the device, including padding.
     pub(crate) padded: usize,
 }
 
 impl From<usize> for PaddedWidth {
-    /// A width without padding.
+    /// Makes a width without padding.
     fn from(width: usize) -> PaddedWidth {
         PaddedWidth { stored: width, padded: width }
     }
 }
 
 impl PaddedWidth {
-    /// The length of padded rows is a multiple of this, so that rows of bf16 begin at a 32-byte sector of the GPU's
-    /// memory.
+    /// The padded length of rows, in elements, is a multiple of this number. Rows of bf16 then begin at a 32-byte
+    /// sector of the GPU's memory.
     const PADDED: usize = 16;
-    /// Only rows with a multiple of this length are padded: in bf16 they have a multiple of 8 bytes, as the hash of the
-    /// weights reads words of 8 bytes.
+    /// Rows are padded only if their length in elements is a multiple of this number. Such rows of bf16 have a
+    /// multiple of 8 bytes, and the hash of the weights reads words of 8 bytes.
     const HASHED: usize = 4;
 
     /// The intermediate size of a gated MLP on a device whose matrix products need bf16 rows that begin at multiples of
     /// `row_alignment_bytes`.
     ///
-    /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The
-    /// published vision towers have the intermediate size 3420, that is rows of 6840 bytes, which slower kernels
-    /// multiply. With zero rows of gate and up and zero columns of down, the size is 3424: 0.12 % more operations.
-    /// The CPU has no such rule, so its weights stay as they are, in the mapped file.
+    /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The published
+    /// vision towers have the intermediate size 3420. Their rows of 6840 bytes would be multiplied by slower kernels.
+    /// With zero rows in gate and up and zero columns in down, the size is 3424, which takes 0.12 % more operations.
+    /// The CPU needs no alignment, so its weights stay unpadded in the mapped file.
     fn of_mlp(row_alignment_bytes: usize, size: usize) -> PaddedWidth {
         let is_aligned = (size * DType::BF16.size()).is_multiple_of(row_alignment_bytes);
         let fills_up = size.is_multiple_of(Self::HASHED) && !is_aligned;
@@ -80,7 +80,7 @@ impl PaddedWidth {
 /// A weight that was loaded without memory.
 #[derive(Clone, Debug)]
 pub struct DeferredWeight {
-    /// The classic name.
+    /// The classic name of the weight.
     pub name: String,
     /// The weight, whose memory exists only while it is provided ([`Tensor::on_demand_memory`]).
     pub tensor: Tensor,
@@ -103,7 +103,7 @@ impl<'a> DeferredWeights<'a> {
     }
 
     /// The collected weights, sorted by name.
-    pub fn sorted(&self) -> Vec<DeferredWeight> {
+    pub fn sorted_by_name(&self) -> Vec<DeferredWeight> {
         let mut loaded = self.loaded.borrow().clone();
         loaded.sort_by(|a, b| a.name.cmp(&b.name));
         loaded
@@ -136,7 +136,7 @@ pub struct WeightLoader<'a> {
 }
 
 impl WeightLoader<'_> {
-    /// The collection of deferred weights, if weight `name` is one.
+    /// Returns the collection of deferred weights if it includes the weight `name`.
     fn deferred(&self, name: &str) -> Option<&DeferredWeights<'_>> {
         self.deferred.filter(|deferred| (deferred.includes)(name))
     }
@@ -230,7 +230,7 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
     pub fn load(&self, name: &str, file_shape: &[usize], shape: &[usize]) -> Result<Tensor> {
-        self.load_placed(name, file_shape, shape, self.copies(), RowShare::WHOLE)
+        self.load_placed(name, file_shape, shape, self.copies(), RowShare::ALL_ROWS)
     }
 
     /// Loads a share of the rows of tensor `name`, which has shape `shape` in the files.
@@ -241,13 +241,13 @@ impl WeightLoader<'_> {
         self.load_placed(name, &shape, &share.shape_of_part(shape), self.copies(), share)
     }
 
-    /// Whether weights are copied even if they could be read in place.
+    /// Whether weights are copied even if the device could read them in place.
     fn copies(&self) -> bool {
         matches!(self.source, WeightSource::Files(files) if files.is_copied())
     }
 
-    /// [`WeightLoader::load`] for a share of the rows; with `copied`, a weight is copied even if it could be read in
-    /// place.
+    /// Like [`WeightLoader::load`], for a share of the rows. With `copied`, a weight is copied even if it could be
+    /// read in place.
     fn load_placed(
         &self,
         name: &str,
@@ -281,18 +281,18 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// [`WeightLoader::load`] for a table of which few rows are read at a time: it stays in its file if its dtype
-    /// allows it, even if other weights are copied.
+    /// Like [`WeightLoader::load`], for an embedding table. Few of its rows are read at a time, so it stays in its
+    /// file if its dtype allows it, even if other weights are copied.
     ///
     /// # Errors
     /// The errors of [`WeightLoader::load`].
     pub(crate) fn load_embedding_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.load_placed(name, shape, shape, false, RowShare::WHOLE)
+        self.load_placed(name, shape, shape, false, RowShare::ALL_ROWS)
     }
 
     /// Loads trained tensors as the rows of one tensor. `parts` has the name and number of rows of each tensor, `row`
-    /// is the shape of a row. Returns the joined tensor and its parts, including padding rows, all in the same memory.
-    /// Trained tensors are copied in any case, so joining takes no more memory.
+    /// is the shape of a row. Returns the joined tensor and its parts, including padding rows, all in the same
+    /// memory. Trained tensors are always copied, so joining takes no additional memory.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.

@@ -215,7 +215,7 @@ fn hidden_states_of_some_rows_have_the_bits_of_all_rows() {
     }
 }
 
-/// The layers whose weights are quantised.
+/// Whether the weights of the layer `name` are quantised.
 fn is_quantised(name: &str) -> bool {
     let linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     name == "lm_head.weight"
@@ -289,7 +289,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
     }
 }
 
-/// The output layer of a quantised model cannot be used in training.
+/// The output layer of a quantised model cannot be used for training.
 #[test]
 fn a_quantised_head_is_refused_where_training_needs_it() {
     let case = Case::open(&cases()[0]);

@@ -7,7 +7,7 @@ use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
@@ -21,7 +21,7 @@ fn folder() -> std::path::PathBuf {
 
 /// Random frames that give a grid of `[t, h, w]` patches. With `odd`, one frame fewer, so the number of frames is
 /// odd.
-fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> FrameBuf {
+fn noise([t, h, w]: [usize; 3], odd: bool, p: &ImageProcessorSettings, seed: u64) -> FrameBuf {
     let (frames, height, width) = (t * p.temporal_patch_size - usize::from(odd), h * p.patch_size, w * p.patch_size);
     let level = |i: usize| ((i as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }
@@ -30,11 +30,11 @@ fn noise([t, h, w]: [usize; 3], odd: bool, p: &PatchProcessor, seed: u64) -> Fra
 /// An input with an optional image, one video for each of `videos`, and one text token.
 fn tokens(config: &ModelConfig, image: bool, videos: &[[usize; 3]], odd: bool, seed: u64) -> ModelInput {
     let vision = &config.vision;
-    let processor = PatchProcessor {
+    let processor = ImageProcessorSettings {
         patch_size: vision.patch_size,
         temporal_patch_size: vision.temporal_patch_size,
         merge_size: vision.spatial_merge_size,
-        ..PatchProcessor::default()
+        ..ImageProcessorSettings::default()
     };
     let grids: Vec<[usize; 3]> = videos.iter().map(|&[t, h, w]| [t, 2 * h, 2 * w]).collect();
     let still = [1, 4, 2];

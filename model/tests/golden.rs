@@ -47,7 +47,7 @@ fn damaged_replacement_tables_are_refused() {
         table[at..at + bytes.len()].copy_from_slice(bytes);
         STANDARD.encode(table)
     };
-    // A file with a value that this program cannot read is refused, not passed to the tokenizer library's own parser.
+    // A file with a value that this program cannot read is refused before the tokenizer library's own parser sees it.
     let unreadable = whole.to_string().replace(text, "~").replacen('{', "{\"decoder\": 1e400, ", 1);
     let error = SiglipTokenizer::parse("t", unreadable.as_bytes(), 40_000, 64).map(drop).unwrap_err().to_string();
     assert!(error.starts_with("t: content: cannot be read ("), "{error}");
@@ -56,7 +56,8 @@ fn damaged_replacement_tables_are_refused() {
         "~".to_string(),
         text[1..].to_string(),
         STANDARD.encode(&table[..1000]),
-        // The trie ends beyond the table; a node has children beyond the trie; replacements are not UTF-8.
+        // Three kinds of damage: the trie ends beyond the table; a node has children beyond the trie; replacements
+        // are not UTF-8.
         changed(0, &[0xff; 4]),
         changed(4, &[0, 0, 0, 0x7f]),
         changed(table.len() - 9, &[0xff]),

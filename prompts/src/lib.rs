@@ -1,5 +1,5 @@
-//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the text around a question, and the system
-//! messages. Training (`reel-train`) and benchmarks (`reel-eval`) write their prompts with them.
+//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the text around a question, and the
+//! system messages. Training (`reel-train`) and benchmarks (`reel-eval`) make their prompts from these texts.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runs::sft;
 use reel_runtime::optim::ParameterState;
@@ -94,7 +94,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     fs::create_dir_all(&out)?;
     let location = tempfile::tempdir()?;
     let model = location.path().join("model");
-    init(&InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 }, &model)?;
+    init_model_folder(&InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 0 }, &model)?;
     let data = location.path().join("rows.jsonl");
     fs::write(&data, rows())?;
 

@@ -1,4 +1,4 @@
-//! The error of tensors and the tape.
+//! The error type of this crate.
 
 use reel_device::{DType, DeviceError};
 

@@ -15,7 +15,8 @@ use crate::rows::{DataRow, PromptContent};
 use crate::sample::to_row_error;
 use crate::{Result, SampleError};
 
-/// Separates the random numbers of predictions from other uses of the seed ("pred" in ASCII).
+/// The stream of random numbers that predictions use ("pred" in ASCII). It separates them from other uses of the
+/// seed.
 const STREAM: u32 = 0x7072_6564;
 
 /// The columns that a prediction adds to its row. They replace columns of the same names, so that a predictions file
@@ -36,7 +37,7 @@ pub struct RowConversations {
 /// The rows whose fields are wrong, found without opening their media.
 #[derive(Debug, Default)]
 pub struct UnusableRows {
-    /// Number of rows whose fields are wrong.
+    /// The number of rows with wrong fields.
     pub count: usize,
     /// The error of the first row whose fields are wrong.
     pub first: Option<SampleError>,
@@ -44,7 +45,7 @@ pub struct UnusableRows {
 
 impl RowConversations {
     /// Makes conversations of the rows in `data`. For a row with VideoRFT's fields (`problem`, …), `recipe` and
-    /// `template` choose the words around the question. Relative media paths are relative to `media_root`. `seed` is
+    /// `template` select the text around the question. Relative media paths are relative to `media_root`. `seed` is
     /// the seed of the run.
     pub fn new(
         data: Dataset,
@@ -62,17 +63,17 @@ impl RowConversations {
         Self { data, media, media_root: media_root.to_path_buf(), recipe, template, seeds }
     }
 
-    /// The data file.
+    /// The rows of the data file.
     pub fn data(&self) -> &Dataset {
         &self.data
     }
 
     /// How images and videos are loaded.
-    pub fn media(&self) -> &MediaOptions {
+    pub fn media_options(&self) -> &MediaOptions {
         &self.media
     }
 
-    /// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
+    /// The columns of a row, except the columns of an earlier prediction; empty if the row is not a JSON object.
     pub fn columns(&self, row: usize) -> Map<String, Value> {
         columns(&self.data, row)
     }
@@ -98,7 +99,7 @@ impl RowConversations {
     /// # Errors
     /// A field of the row is missing or wrong.
     pub fn conversation(&self, row: usize) -> Result<Option<Conversation>> {
-        match self.content(row)? {
+        match self.prompt_content(row)? {
             PromptContent::Chat(messages) => self.parse_conversation(row, messages).map(Some),
             PromptContent::Text(_) => Ok(None),
         }
@@ -108,7 +109,7 @@ impl RowConversations {
     ///
     /// # Errors
     /// A field of the row is missing or wrong.
-    pub fn content(&self, row: usize) -> Result<PromptContent> {
+    pub fn prompt_content(&self, row: usize) -> Result<PromptContent> {
         let mut value = self.data.value(row)?;
         if let Value::Object(columns) = &mut value {
             remove_prediction_columns(columns);
@@ -117,7 +118,7 @@ impl RowConversations {
         self.data.add_location_to_error(row, content)
     }
 
-    /// Parses the messages of a row. The keys of its parts must be known; those of its messages are not checked,
+    /// Parses the messages of a row. The keys of content parts must be known. The keys of messages are not checked,
     /// because the chat template is not known here.
     ///
     /// # Errors
@@ -134,7 +135,7 @@ pub fn remove_prediction_columns(columns: &mut Map<String, Value>) {
     RESULT_COLUMNS.iter().for_each(|name| drop(columns.shift_remove(*name)));
 }
 
-/// The columns of a row without those of an earlier prediction; empty if the row is not a JSON object.
+/// The columns of a row, except the columns of an earlier prediction; empty if the row is not a JSON object.
 fn columns(data: &Dataset, row: usize) -> Map<String, Value> {
     let Ok(Value::Object(mut columns)) = data.value(row) else { return Map::new() };
     remove_prediction_columns(&mut columns);

@@ -21,7 +21,7 @@ pub struct Dataset {
     mixture: Option<Mixture>,
     /// The rows that are held back from training, ascending.
     held_out: Vec<usize>,
-    /// The most rows of each file or folder that are used, if the user set a number.
+    /// The maximum number of rows that are used of each file or folder; `None`: all rows.
     max_rows: Option<usize>,
 }
 
@@ -30,7 +30,7 @@ pub struct Dataset {
 pub struct DataFile {
     /// The path as the user gave it, including the split if a folder's split is named.
     pub path: String,
-    /// Fingerprint of the content.
+    /// The fingerprint of the file's content.
     pub fingerprint: String,
     /// The weight in a mixture of several files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -51,7 +51,7 @@ impl Dataset {
     /// Opens the paths as [`Self::open`] does, with the first `max_rows` rows of each file or folder.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_first_rows(paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         Self::open_for_option("--data", paths, max_rows)
     }
@@ -59,7 +59,7 @@ impl Dataset {
     /// Opens the paths that the option `flag` names, as [`Self::open_first_rows`] does.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn open_for_option(flag: &str, paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at(flag));
         let paths = parse_data_paths(paths).map_err(in_option)?;
@@ -80,12 +80,12 @@ impl Dataset {
         Ok(Self { table: Table::concatenate(tables), files, mixture, held_out: Vec::new(), max_rows })
     }
 
-    /// Holds rows back from training: a share of all rows if `size` is below 1, else this number of rows. A mixture of
-    /// files then consists of the other rows.
+    /// Holds rows back from training: the share `size` of all rows if `size` is below 1, otherwise `size` rows. A
+    /// mixture of files then consists of the remaining rows.
     ///
     /// # Errors
     /// No row is left for training, or an epoch has no row of a file of the mixture.
-    pub fn hold_out(&mut self, size: f64, seed: u64) -> Result<()> {
+    pub fn hold_out_rows(&mut self, size: f64, seed: u64) -> Result<()> {
         self.held_out = held_out_rows(self.len(), size, seed).map_err(SampleError::Option)?;
         if let Some(mixture) = &self.mixture {
             let held_out = self.held_out.iter().copied();
@@ -97,17 +97,17 @@ impl Dataset {
     }
 
     /// The rows that are held back from training, ascending.
-    pub fn held_out(&self) -> &[usize] {
+    pub fn held_out_rows(&self) -> &[usize] {
         &self.held_out
     }
 
-    /// Returns an error if a file has a weight, for commands that use each row exactly once.
+    /// Returns an error if a file has a weight. Commands that use each row exactly once call it.
     pub fn refuse_weights(&self) -> Result<()> {
-        self.refuse_weights_of("--data")
+        self.refuse_weights_for_option("--data")
     }
 
     /// Like [`Self::refuse_weights`], for rows that the option `flag` names.
-    pub fn refuse_weights_of(&self, flag: &str) -> Result<()> {
+    pub fn refuse_weights_for_option(&self, flag: &str) -> Result<()> {
         match self.files.iter().find(|file| file.weight.is_some()) {
             Some(file) => {
                 let what = format!("has a weight for {}, but each row is used once", file.path);
@@ -138,7 +138,7 @@ impl Dataset {
         result.map_err(|diagnostic| SampleError::Data(diagnostic.at(self.location(index))))
     }
 
-    /// Number of rows; never 0.
+    /// The number of rows; never 0.
     pub fn len(&self) -> usize {
         self.table.len()
     }
@@ -168,7 +168,8 @@ impl Dataset {
         self.table.line_number(index)
     }
 
-    /// Fingerprint of the data and of the files' weights. A resumed run compares it with the recorded one.
+    /// The fingerprint of the data and of the files' weights. A resumed run compares it with the fingerprint that the
+    /// earlier run recorded.
     pub fn fingerprint(&self) -> String {
         let content = match self.max_rows {
             None => self.table.fingerprint(),
@@ -182,8 +183,8 @@ impl Dataset {
     }
 }
 
-/// Returns a text that names the first difference between the data files given `now` and the `recorded` ones, such as
-/// `(b.jsonl differs)`. Empty if there is no difference or `recorded` is empty.
+/// Names the first difference between the current data files (`now`) and the `recorded` data files, as a text such as
+/// `(b.jsonl differs)`. The text is empty if there is no difference or `recorded` is empty.
 pub fn differences_from(now: &[DataFile], recorded: &[DataFile]) -> String {
     if recorded.is_empty() {
         return String::new();
@@ -259,14 +260,14 @@ mod tests {
         let other = open(format!("{a}:2,{b}:1")).unwrap();
         assert!(mixed.fingerprint() != both.fingerprint() && mixed.fingerprint() != other.fingerprint());
         let mut less = open(format!("{a}:0.5,{b}:0.5")).unwrap();
-        let e = less.hold_out(2.0, 0).unwrap_err().to_string();
+        let e = less.hold_out_rows(2.0, 0).unwrap_err().to_string();
         assert!(e.contains("contains no row of this file"), "one of the files has no row left: {e}");
         let differs = |now: &Dataset, then: &Dataset| differences_from(now.files(), then.files());
         assert_eq!(differs(&other, &mixed), format!(" (the weight of {a} is 2, but was 0.5)"));
         assert_eq!(differs(&mixed, &open(a.clone()).unwrap()), " (2 files, but then 1)");
         assert_eq!(differs(&open(a.clone()).unwrap(), &open(b.clone()).unwrap()), format!(" ({a} differs)"));
         assert_eq!(differs(&both, &both), "");
-        // The fingerprint of a single data file is that of its text, as in runs of earlier versions.
+        // A single data file has the fingerprint of its text, as in runs of earlier versions of this program.
         let alone = Dataset::parse(Path::new("x"), std::fs::read_to_string(&a).unwrap()).unwrap();
         assert_eq!(open(format!("{a}:3")).unwrap().fingerprint(), alone.fingerprint());
         for (data, wanted) in [

@@ -49,7 +49,7 @@ pub enum SampleError {
         remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
-    /// is not there any more.
+    /// no longer exists.
     #[error("{0}")]
     MediaUnavailable(Diagnostic),
     /// The run was interrupted and stopped after a finished step.
@@ -95,7 +95,7 @@ impl SkipCause {
     }
 }
 
-/// The crate's result.
+/// The result type of this crate.
 pub type Result<T, E = SampleError> = std::result::Result<T, E>;
 
 /// Defines a constructor for each variant that holds a diagnostic. It takes the diagnostic's three texts: location,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Rule for which tokens supervised fine-tuning learns, that is, which tokens count in the loss.
+/// The rule that selects the tokens that supervised fine-tuning learns, that is, the tokens that count in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LabelRule {
@@ -19,10 +19,10 @@ pub enum LabelRule {
 }
 
 /// The two functions of a tokenizer that the label rules call: looking up the ids of special tokens, and decoding.
-pub trait Vocabulary {
+pub trait LabelVocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
-    /// Decodes token ids, special tokens included.
+    /// Decodes token ids to text, including special tokens.
     fn text(&self, ids: &[u32]) -> String;
 }
 
@@ -36,13 +36,13 @@ pub struct TokenLabeler {
     hidden: BTreeSet<u32>,
 }
 
-/// The header of an assistant message, after `<|im_start|>`.
+/// The text of an assistant message's header after `<|im_start|>`.
 const ASSISTANT: &str = "assistant\n";
 
 impl TokenLabeler {
-    /// Prepares a rule for a tokenizer. The error is the name of a special token that the rule needs and the tokenizer
-    /// lacks.
-    pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
+    /// Prepares a rule for a tokenizer. Returns an error if the tokenizer lacks a special token that the rule needs;
+    /// the error is the name of the token.
+    pub fn new(rule: LabelRule, vocabulary: &impl LabelVocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
         let some = |token: &str| vocabulary.special(token);
         let hidden: BTreeSet<u32> = match rule {
@@ -61,15 +61,15 @@ impl TokenLabeler {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script excludes further token ids only for processors other than Qwen2.5-VL's.
+            // For processors other than Qwen2.5-VL's, VideoRFT's script excludes more token ids.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
     }
 
-    /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, else -1. The last
+    /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, otherwise -1. The last
     /// position has no next token. The rule `assistant` learns the n-th answer if `answers[n]` is true or absent.
-    pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<i32> {
+    pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl LabelVocabulary) -> Vec<i32> {
         match self.rule {
             LabelRule::Assistant => targets(ids, &self.assistant(ids, answers, vocabulary).0),
             LabelRule::Text | LabelRule::Videorft => targets(ids, &self.not_hidden(ids)),
@@ -90,8 +90,9 @@ impl TokenLabeler {
         self.rule == LabelRule::Assistant
     }
 
-    /// Number of headers of answers in a rendered conversation; `None` for the rules that do not look for answers.
-    pub fn answer_count(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+    /// The number of answers in a rendered conversation, by their headers; `None` if the rule does not select
+    /// answers.
+    pub fn answer_count(&self, ids: &[u32], vocabulary: &impl LabelVocabulary) -> Option<usize> {
         self.selects_answers().then(|| self.assistant(ids, &[], vocabulary).1)
     }
 
@@ -101,7 +102,7 @@ impl TokenLabeler {
 
     /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`; the tokens of
     /// the n-th answer are not marked if `answers[n]` is false. Also returns the number of answers.
-    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> (Vec<bool>, usize) {
+    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl LabelVocabulary) -> (Vec<bool>, usize) {
         let mut learned = vec![false; ids.len()];
         let mut count = 0;
         let mut at = 0;
@@ -126,9 +127,9 @@ impl TokenLabeler {
         (learned, count)
     }
 
-    /// Number of tokens at the start of `ids` that spell `assistant\n`. A token that also holds the first characters
-    /// of the answer (a tokenizer may join newlines) belongs to the header.
-    fn header(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Option<usize> {
+    /// The number of tokens at the start of `ids` that decode to `assistant\n`. A token that also holds the first
+    /// characters of the answer (a tokenizer may join newlines) belongs to the header.
+    fn header(&self, ids: &[u32], vocabulary: &impl LabelVocabulary) -> Option<usize> {
         for n in 1..=ids.len().min(ASSISTANT.len()) {
             let text = vocabulary.text(&ids[..n]);
             if text.starts_with(ASSISTANT) {
@@ -167,7 +168,7 @@ mod tests {
     const START: u32 = 301;
     const END: u32 = 302;
 
-    impl Vocabulary for Bytes {
+    impl LabelVocabulary for Bytes {
         fn special(&self, token: &str) -> Option<u32> {
             SPECIALS.iter().position(|s| *s == token).map(|i| 300 + i as u32)
         }
@@ -247,7 +248,7 @@ mod tests {
     }
 
     struct Bare;
-    impl Vocabulary for Bare {
+    impl LabelVocabulary for Bare {
         fn special(&self, token: &str) -> Option<u32> {
             (token == "<|im_start|>").then_some(1)
         }
@@ -264,7 +265,7 @@ mod tests {
 
     proptest! {
         /// The rule `assistant` works on token ids. For any roles and contents, the rule selects the same text as a
-        /// search for the markers in the decoded text.
+        /// search for the marks in the decoded text.
         #[test]
         fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();

@@ -35,18 +35,19 @@ pub enum RowsToScan<'a> {
     None,
     /// All rows except these, which are already known to be unusable.
     AllBut(&'a [SkippedRow]),
-    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists. Of several processes,
-    /// rank 0 has the journal, and the others have `None`.
+    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists. With several
+    /// processes, rank 0 has the journal and the other ranks have `None`.
     Checking(Option<Box<ScanJournal>>),
 }
 
-/// Time between two exchanges of results of several processes. An interrupted check loses the results since the last
-/// exchange, and a signal to one process ends the others after this time and that of the rows that they read.
+/// The time between two exchanges of results between processes. An interrupted check loses the results since the last
+/// exchange. A signal to one process ends the other processes at the next exchange, after the rows that they are
+/// reading.
 const EXCHANGE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches of
-/// all epochs. Returns an error when `stop` becomes true. With several processes (`ranks`), each row is read by one of
-/// them, and all return the same result; `stop` of any of them stops all.
+/// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches
+/// of all epochs. Returns an error when `stop` becomes true. With several processes (`ranks`), one process reads each
+/// row, and all processes return the same result. If `stop` is true in one process, all processes stop.
 pub fn scan_and_count_batches<S: SampleSource>(
     batching: &MicroBatchOptions,
     count: bool,
@@ -109,7 +110,7 @@ fn scan_all_rows<S: SampleSource>(
     if let Some(journal) = scan.journal {
         journal.finish(&skipped)?;
     }
-    // Rows that are held back from training are scanned, too, but are not in the order.
+    // Rows that are held back from training are scanned too, but they are not in the order.
     let is_any_usable = lengths.keys().any(|&row| order.contains(row));
     match skipped.iter().rfind(|bad| order.contains(bad.row)) {
         Some(last) if !is_any_usable => {
@@ -119,12 +120,12 @@ fn scan_all_rows<S: SampleSource>(
     }
 }
 
-/// A scan of rows.
+/// A scan of the rows of a data file.
 struct RowScan<'a, S> {
     batching: &'a MicroBatchOptions,
     source: &'a Arc<S>,
     stop: &'a AtomicBool,
-    /// Whether the scan is that of `--check-data`.
+    /// Whether `--check-data` runs this scan.
     checks: bool,
     journal: Option<Box<ScanJournal>>,
 }
@@ -159,7 +160,7 @@ impl<S: SampleSource> RowScan<'_, S> {
 
     /// Reads a share of the rows `rest` as one of several ranks, and adds the results of all ranks to `found`. The
     /// ranks exchange results every few seconds, so that rank 0 can record them, and so that an interruption of one
-    /// rank stops all.
+    /// rank stops all ranks.
     fn with_others(
         &self,
         ranks: &Ranks,
@@ -208,7 +209,7 @@ impl<S: SampleSource> RowScan<'_, S> {
         }
     }
 
-    /// Reads a row. Returns its token count or why the row is skipped, and records it in the journal.
+    /// Reads a row. Returns its token count or the reason for skipping it, and records the result in the journal.
     fn look_and_record(&self, row: usize) -> Result<RowCheckResult> {
         let MicroBatchOptions { limit, max_length, strict, .. } = *self.batching;
         let length = || {
@@ -239,7 +240,7 @@ impl<S: SampleSource> RowScan<'_, S> {
     }
 }
 
-/// Returns the results that rank 0 passes on all ranks.
+/// Sends the results that rank 0 passes to all ranks, and returns them.
 fn results_of_rank_0(ranks: &Ranks, found: BTreeMap<usize, RowCheckResult>) -> Result<BTreeMap<usize, RowCheckResult>> {
     let own: Vec<(usize, RowCheckResult)> = if ranks.rank() == 0 { found.into_iter().collect() } else { Vec::new() };
     let of_ranks = feed::all_gather(ranks, "rows that were checked before", &own)?;

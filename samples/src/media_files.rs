@@ -23,20 +23,20 @@ const NOT_OF_A_FILE: [i32; 10] = [5, 12, 19, 23, 24, 107, 110, 112, 113, 116];
 
 /// Remembers which media files a run has read.
 #[derive(Debug, Default)]
-pub struct MediaFiles(Mutex<ReadFiles>);
+pub struct ReadMediaFiles(Mutex<ReadFiles>);
 
 #[derive(Debug, Default)]
 struct ReadFiles {
-    /// Hashes of the paths of all files read so far.
+    /// Hashes of the paths of all files that the run has read.
     paths: HashSet<u64>,
-    /// Maps each folder to the last file in it that was read.
+    /// For each folder, the last file that was read from it.
     last_in_folder: HashMap<PathBuf, PathBuf>,
 }
 
-impl MediaFiles {
-    /// Calls `load`, which loads the media of `conversation`. If `load` fails because of a file, reads all local files
-    /// of the conversation. If all can be read now although `load` could not read one, an outage has just ended, and
-    /// `load` is called once more. `root` is the folder that relative paths refer to.
+impl ReadMediaFiles {
+    /// Calls `load`, which loads the media of `conversation`. If `load` fails because of a file, reads all local
+    /// files of the conversation. If all files can be read now although `load` could not read one of them, an outage
+    /// has just ended, and `load` is called once more. `root` is the folder that relative paths refer to.
     ///
     /// # Errors
     /// The error of `load` if a file of the row is at fault; [`SampleError::MediaUnavailable`] if the machine, a disk
@@ -63,8 +63,7 @@ impl MediaFiles {
         result
     }
 
-    /// Whether all files in `paths` can be read. Returns an error if one cannot be read for a reason other than the
-    /// file itself.
+    /// Whether all files in `paths` can be read. Returns an error if the reason for a failure is not the file itself.
     fn check(&self, paths: &[&Path], root: &Path) -> Result<bool> {
         let mut all = true;
         for path in paths {
@@ -120,7 +119,7 @@ fn path_hash(path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// Reads a file to its end; for a folder of a video's frames, reads all files in the folder.
+/// Reads a file to its end. For a folder with the frames of a video, reads all files in the folder.
 fn read_through(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return fs::read_dir(path)?.try_for_each(|entry| {
@@ -170,8 +169,8 @@ mod tests {
         Err(SampleError::Media { diagnostic, cause: SkipCause::Media, was_read })
     }
 
-    /// Calls [`MediaFiles::load_with_retry`] with a closure that fails if the file is missing.
-    fn load(files: &MediaFiles, root: &Path, file: &str) -> Result<()> {
+    /// Calls [`ReadMediaFiles::load_with_retry`] with a closure that fails if the file is missing.
+    fn load(files: &ReadMediaFiles, root: &Path, file: &str) -> Result<()> {
         let path = root.join(file);
         files.load_with_retry(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
     }
@@ -179,7 +178,7 @@ mod tests {
     #[test]
     fn rows_whose_files_never_existed_keep_their_error() {
         let dir = tempfile::tempdir().unwrap();
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         fs::write(dir.path().join("a.png"), "").unwrap();
         for file in ["a.png", "none.png", "none/none.png", "/nowhere/none.png", "."] {
             let e = load(&files, dir.path(), file).err();
@@ -192,7 +191,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("media");
         fs::create_dir_all(root.join("clips")).unwrap();
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         for file in ["clips/a.png", "b.png"] {
             fs::write(root.join(file), "").unwrap();
             load(&files, &root, file).unwrap();
@@ -204,7 +203,7 @@ mod tests {
             assert!(said.contains(words) && said.ends_with("; make the media available again"), "{file}: {said}");
         };
         fs::remove_dir_all(root.join("clips")).unwrap();
-        // `a.png` was read earlier. `never.png` was not, but `a.png` in the same folder was.
+        // The run has read `a.png` earlier. It has not read `never.png`, but it has read `a.png` in the same folder.
         refused("clips/a.png", "clips/a.png: was read earlier in this run, and now it cannot be read");
         refused("clips/never.png", "clips/a.png: was read earlier in this run, and now there is no such file");
         assert!(matches!(load(&files, &root, "never.png"), Err(SampleError::Media { .. })));
@@ -214,7 +213,7 @@ mod tests {
 
     #[test]
     fn errors_of_the_machine_are_no_errors_of_a_row() {
-        let files = MediaFiles::default();
+        let files = ReadMediaFiles::default();
         let (path, root) = (Path::new("clips/a.mp4"), Path::new("."));
         for number in [5, 19, 23, 24, 107, 116] {
             let e = files.check_failed(path, root, io::Error::from_raw_os_error(number));
@@ -228,7 +227,7 @@ mod tests {
     fn only_files_that_could_not_be_read_are_loaded_once_more() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.png"), "").unwrap();
-        let (files, conversation) = (MediaFiles::default(), conversation(dir.path(), "a.png"));
+        let (files, conversation) = (ReadMediaFiles::default(), conversation(dir.path(), "a.png"));
         let calls = Cell::new(0);
         let load = |succeeds_at: usize, was_read: bool| {
             calls.set(0);
@@ -242,7 +241,7 @@ mod tests {
         assert_eq!(calls.get(), 2);
         assert!(matches!(load(2, true), Err(SampleError::Media { .. })));
         assert_eq!(calls.get(), 1);
-        // If a file seemed damaged and its folder cannot be read any more, the error is an outage.
+        // If a file seemed damaged and its folder has become unreadable, the error is an outage.
         let (missing, root) = (self::conversation(dir.path(), "gone/a.png"), dir.path().join("gone"));
         let e = files.load_with_retry(&missing, &root, || row_error::<()>(true));
         assert!(matches!(e, Err(SampleError::MediaUnavailable(_))), "{e:?}");

@@ -1,6 +1,6 @@
 //! The files of `--check-data`, which reads every row with its media before a run. A journal records each checked
-//! row, so an interrupted check can continue. At the end a list of the unusable rows is written, which later runs
-//! skip (`--quarantine`).
+//! row, so an interrupted check can continue. At the end, the check writes a list of the unusable rows. Later runs
+//! skip these rows (`--quarantine`).
 //!
 //! | file | lines |
 //! |---|---|
@@ -36,7 +36,7 @@ enum JournalLine {
 /// Time between two progress messages of a check.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The journal of a running `--check-data`. It also has the results of an earlier check that was interrupted.
+/// The journal of a running `--check-data`. It includes the results of an earlier check that was interrupted.
 #[derive(Debug)]
 pub struct ScanJournal {
     list: PathBuf,
@@ -70,8 +70,8 @@ pub fn lock_path(list: &Path) -> PathBuf {
 }
 
 impl ScanJournal {
-    /// Opens the journal of `list`. Continues it if its fingerprint of data and options is `fingerprint`, else starts
-    /// a new one.
+    /// Opens the journal of `list`. Continues an existing journal if its fingerprint of data and options equals
+    /// `fingerprint`, otherwise starts a new journal.
     ///
     /// # Errors
     /// The folder cannot be written, or another process checks data for the same list.
@@ -214,8 +214,8 @@ mod tests {
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
             let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.earlier_checks().contains_key(&row)).collect();
-            // The first complete line is the fingerprint, not a row. A last line of which only the line break was cut
-            // off counts as a row, too.
+            // The first complete line is the fingerprint, not a row. A last line without its line break counts as a
+            // row too.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {

@@ -10,13 +10,13 @@ pub fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<
     (text("solution"), text("problem_type"))
 }
 
-/// Prepares and checks the columns that the rewards of a row read. `custom` tells whether the user gave custom rewards.
-/// Without them, the columns of other programs are read ([`add_missing_reward_columns`]).
+/// Prepares and checks the columns of a row that the rewards read. `custom` tells whether the user gave custom
+/// rewards. Without them, the columns of other programs are read ([`add_missing_reward_columns`]).
 ///
 /// # Errors
 /// A column is missing or wrong ([`check_reward_columns`]).
 pub fn prepare_reward_columns(columns: &mut Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
-    // Custom rewards get a `solution` that the program itself does not compare as it is written.
+    // A `solution` that only custom rewards read is passed to them unchanged.
     let is_compared = !custom || columns.get("problem_type").is_some_and(|kind| !kind.is_null());
     if let Some(Value::Number(number)) = columns.get("solution").filter(|_| is_compared) {
         let text = number.to_string();
@@ -28,10 +28,10 @@ pub fn prepare_reward_columns(columns: &mut Map<String, Value>, custom: bool) ->
     check_reward_columns(columns, custom)
 }
 
-/// Adds the columns that the accuracy reward reads to a row that has its answer in another form: the `solution` from
-/// verl's `reward_model.ground_truth`, from EasyR1's `answer` or from `ground_truth`, in `<answer>` tags, and the
-/// `problem_type` from the solution ([`inferred_type`]). A number becomes its text. Columns that are there stay as they
-/// are.
+/// Adds the columns that the accuracy reward reads to a row that has its answer in another form. The `solution` is
+/// made from verl's `reward_model.ground_truth`, from EasyR1's `answer` or from `ground_truth`, and put in `<answer>`
+/// tags. The `problem_type` is inferred from the solution ([`inferred_type`]). A number becomes its text. Existing
+/// columns are not changed.
 ///
 /// # Errors
 /// The row has no `solution`, and the column with its answer is neither a text nor a number.
@@ -63,8 +63,8 @@ fn in_tags(solution: &str) -> String {
     if solution.contains("<answer>") { solution.to_string() } else { format!("<answer>{}</answer>", solution.trim()) }
 }
 
-/// The answer in a column of another program, with the name of that column; `None` if the row has no such column. A
-/// `reward_model` may be JSON text.
+/// The answer of a row in a column of another program's format, with the name of that column; `None` if the row has
+/// no such column. A `reward_model` may be JSON text.
 fn answer_in_other_column(columns: &Map<String, Value>) -> Result<Option<(&'static str, Value)>, Diagnostic> {
     let given = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
     if let Some(model) = given(columns.get("reward_model")) {
@@ -92,8 +92,8 @@ fn answer_in_other_column(columns: &Map<String, Value>) -> Result<Option<(&'stat
     }
 }
 
-/// The kind of a problem that does not name it: multiple choice if the answer is one letter from A to H, numerical if
-/// it is a number, else free-form.
+/// The kind of a problem without a `problem_type`: multiple choice if the answer is one letter from A to H, numerical
+/// if it is a number, otherwise free-form.
 fn inferred_type(solution: &str) -> ProblemType {
     let answer = solution.split("<answer>").nth(1).and_then(|rest| rest.split("</answer>").next()).unwrap_or_default();
     let answer = answer.trim();
@@ -107,8 +107,8 @@ fn inferred_type(solution: &str) -> ProblemType {
 }
 
 /// Checks that a row has the columns that its rewards need. If `custom` is true, the user gave custom rewards: a row
-/// then needs no solution, and a solution without a `problem_type` (as in rows of TRL and ms-swift) is read by the
-/// custom rewards only.
+/// then needs no solution, and only the custom rewards read a solution without a `problem_type` (as in rows of TRL
+/// and ms-swift).
 fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     if custom && columns.get("problem_type").is_none_or(Value::is_null) {
         return Ok(());
@@ -131,7 +131,8 @@ fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<()
             let what = format!("is `{name}`, for which there is no accuracy rule");
             Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
         }
-        // A solution without `<answer>` tags, for example, is refused: every completion without tags would match it.
+        // A solution without `<answer>` tags is refused, for example, because every completion without tags would
+        // match it.
         Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
     }
 }

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use crate::dataset::{DataFile, Dataset};
 use crate::feed::SampleSource;
-use crate::labels::{TokenLabeler, Vocabulary};
-use crate::media_files::MediaFiles;
+use crate::labels::{LabelVocabulary, TokenLabeler};
+use crate::media_files::ReadMediaFiles;
 use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
@@ -27,12 +27,12 @@ use crate::{Result, SampleError, SkipCause};
 pub struct Sample {
     /// The model's inputs, S tokens.
     pub tokens: ModelInput,
-    /// The target of each of the S tokens, `[S]`: the id of the next token if that token is learned, else -1.
+    /// The target of each of the S tokens, `[S]`: the id of the next token if that token is learned, otherwise -1.
     pub targets: Vec<i32>,
 }
 
 impl Sample {
-    /// Leaves out the tokens after the first `length`. A sample stays whole if one of these tokens belongs to an image
+    /// Cuts the sample to its first `length` tokens. The sample stays whole if a token after them belongs to an image
     /// or a video (`is_of_media`).
     fn cut(&mut self, length: usize, is_of_media: impl Fn(u32) -> bool) {
         let ids = &mut self.tokens.input_ids;
@@ -42,7 +42,7 @@ impl Sample {
         ids.truncate(length);
         self.tokens.position_ids.iter_mut().for_each(|positions| positions.truncate(length));
         self.targets.truncate(length);
-        // The target of the last token was the first token that is left out.
+        // The target of the last remaining token was the first token that was cut off.
         if let Some(last) = self.targets.last_mut() {
             *last = -1;
         }
@@ -56,14 +56,14 @@ impl Sample {
 
 /// The rows of a data file as training samples for supervised fine-tuning.
 #[derive(Debug)]
-pub struct SftSource {
+pub struct SftSampleSource {
     /// The data file.
     pub data: Dataset,
     /// Config, tokenizer and chat template of the model.
     pub bundle: Arc<ModelFolder>,
     /// The rule that chooses the tokens that count in the loss.
     pub labels: TokenLabeler,
-    /// The number of tokens after which a longer row is cut; `None` cuts no row.
+    /// The maximum number of tokens of a row; a longer row is cut. `None`: no row is cut.
     pub cut_at: Option<usize>,
     /// Frame and pixel limits.
     pub media: MediaOptions,
@@ -74,7 +74,7 @@ pub struct SftSource {
     /// Cache of the samples made so far, for later epochs.
     pub kept: SampleCache,
     /// The media files read so far.
-    pub files: MediaFiles,
+    pub files: ReadMediaFiles,
 }
 
 /// Maximum size of all cached samples in bytes (256 MiB). If all samples fit, media are decoded only in the first
@@ -112,7 +112,7 @@ impl SampleCache {
 /// The end-of-turn token, which TRL appends to a completion that is plain text.
 const END: &str = "<|im_end|>";
 
-impl SftSource {
+impl SftSampleSource {
     /// Parses the fields of a row.
     fn row(&self, row: usize) -> Result<SupervisedRow> {
         self.data.add_location_to_error(row, self.data.row(row)?.to_supervised_row(self.parity))
@@ -124,9 +124,9 @@ impl SftSource {
         TOKENS.iter().any(|token| self.bundle.tokenizer.token_to_id(token) == Some(id))
     }
 
-    /// Reads the messages of a row; none may have a key that nothing reads.
+    /// Reads the messages of a row. Refuses a key that neither this program nor the chat template reads.
     fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
-        let template = Some(self.bundle.template.text());
+        let template = Some(self.bundle.template.template_text());
         let mut conversation = Conversation::from_row(location, &Value::Array(messages), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))?;
         if self.labels.selects_answers() {
@@ -183,7 +183,7 @@ impl SftSource {
     }
 }
 
-impl DataSource for SftSource {
+impl DataSource for SftSampleSource {
     fn fingerprint(&self) -> String {
         self.data.fingerprint()
     }
@@ -196,8 +196,8 @@ impl DataSource for SftSource {
         self.data.mixture()
     }
 
-    fn held_out(&self) -> &[usize] {
-        self.data.held_out()
+    fn held_out_rows(&self) -> &[usize] {
+        self.data.held_out_rows()
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {
@@ -208,7 +208,7 @@ impl DataSource for SftSource {
     }
 }
 
-impl SampleSource for SftSource {
+impl SampleSource for SftSampleSource {
     type Sample = Sample;
 
     fn row_count(&self) -> usize {
@@ -287,8 +287,8 @@ fn encode_row(
     Ok(tokens)
 }
 
-/// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding worker
-/// cannot be started, the row is not at fault: this error is returned unchanged.
+/// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding
+/// worker cannot be started, the row is not at fault, and the error is returned unchanged.
 pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if matches!(e, InputError::Media(MediaError::Worker(_))) {
         return e.into();
@@ -314,7 +314,7 @@ pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     }
 }
 
-impl Vocabulary for Tokenizer {
+impl LabelVocabulary for Tokenizer {
     fn special(&self, token: &str) -> Option<u32> {
         self.token_to_id(token)
     }

@@ -1,4 +1,4 @@
-//! Defines the data source of a run: its samples, its fingerprint, and the order in which a run uses the rows.
+//! Defines the data source of a run: its samples, its fingerprint, and the order of its rows.
 
 use crate::Result;
 use crate::dataset::DataFile;
@@ -15,7 +15,7 @@ pub trait DataSource: SampleSource {
     /// The mixture of the data files; `None` if they have no weights.
     fn mixture(&self) -> Option<&Mixture>;
     /// The rows that are held back from training, ascending.
-    fn held_out(&self) -> &[usize] {
+    fn held_out_rows(&self) -> &[usize] {
         &[]
     }
     /// Checks the fields of a row, without loading its media.
@@ -23,12 +23,12 @@ pub trait DataSource: SampleSource {
 }
 
 /// Returns the order in which a run uses its rows: file order, or shuffled by `seed`. If the data files have weights,
-/// returns the order of their mixture. Rows that are held back are left out.
+/// this is the order of their mixture. Rows that are held back from training are left out.
 pub fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrder {
-    let held_out = rows.held_out();
+    let held_out = rows.held_out_rows();
     let count = rows.row_count() - held_out.len();
     let order = match (rows.mixture(), no_shuffle) {
-        (Some(mixture), _) => RowOrder::mixed(mixture.clone(), (!no_shuffle).then_some(seed)),
+        (Some(mixture), _) => RowOrder::from_mixture(mixture.clone(), (!no_shuffle).then_some(seed)),
         (None, true) => RowOrder::file_order(count),
         (None, false) => RowOrder::shuffled(count, seed),
     };

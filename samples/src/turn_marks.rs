@@ -1,6 +1,6 @@
-//! Refuses messages whose texts have the marks of turns. The label rule `assistant` finds the answers in the rendered
-//! conversation by `<|im_start|>assistant` and `<|im_end|>`, so such a mark in a text would begin or end an answer at a
-//! wrong place.
+//! Refuses messages whose texts contain the marks of turns. The label rule `assistant` finds the answers in the
+//! rendered conversation by `<|im_start|>assistant` and `<|im_end|>`. Such a mark in a text would begin or end an
+//! answer at a wrong place.
 
 use reel_input::Conversation;
 use reel_input::messages::{ContentPart, Message, MessageContent};
@@ -53,7 +53,7 @@ fn has_mark(message: &Message, mark: &str) -> bool {
         MessageContent::Text(text) => has(text),
         MessageContent::Parts(parts) => parts.iter().any(|part| matches!(part, ContentPart::Text(text) if has(text))),
     };
-    // A mark has no character that JSON escapes.
+    // A mark contains no character that JSON escapes, so the JSON text can be searched for it.
     in_content || has(&message.role) || message.others.values().any(|value| has(&value.to_string()))
 }
 

@@ -25,7 +25,7 @@ use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::train::{self, TrainShape};
 use reel_measure::{compare, page, trace};
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_train::options::{GradientCheckpointing, Optim};
 use serde_json::{Map, Value, json};
 
@@ -307,7 +307,7 @@ impl PrefillArgs {
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
         let Some(frames) = self.frames else {
-            return Ok(BenchPrompt::new(&config, PatchProcessor::default(), self.tokens, None)?);
+            return Ok(BenchPrompt::new(&config, ImageProcessorSettings::default(), self.tokens, None)?);
         };
         let processor = PreprocessorConfig::open(&folder, &config)?.patch_processor();
         let (height, width) = (usize::from(self.frame_size.0), usize::from(self.frame_size.1));

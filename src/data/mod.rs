@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_media::profile::MediaProfile;
 use reel_samples::dataset::Dataset;
-use reel_samples::inspect::{DataStats, Inspection, TrainingCommand};
+use reel_samples::inspect::{DataInspection, DataStats, TrainingCommand};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
@@ -103,7 +103,7 @@ impl InspectFlags {
             None => None,
         };
         let data = Dataset::open(&data)?;
-        let inspection = Inspection {
+        let inspection = DataInspection {
             media_root: &media_root,
             command,
             recipe: self.parity,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use reel_data::Table;
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{ProblemType, check_solution};
-use reel_samples::rows::{DataRow, Problem, ProblemMedia};
+use reel_samples::rows::{DataRow, ProblemMedia, VideorftProblem};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -38,7 +38,7 @@ pub struct Question {
     /// The key of the row.
     pub key: String,
     /// The parsed fields.
-    pub problem: Problem,
+    pub problem: VideorftProblem,
     /// The kind of answer.
     pub kind: ProblemType,
     /// The video or image file.
@@ -118,7 +118,7 @@ type ListedRow = (String, Map<String, Value>, Result<Parsed, Diagnostic>);
 
 /// The parsed fields of a row, before its video or image file is hashed.
 struct Parsed {
-    problem: Problem,
+    problem: VideorftProblem,
     kind: ProblemType,
     media: PathBuf,
 }

@@ -58,7 +58,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    let kinds = [&reel_media::worker::VIDEO_WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {
         return code;
     }

@@ -77,7 +77,7 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
         let numbers: Vec<f32> = tile.iter().cycle().skip(from).take(n * m).copied().collect();
         Ok(Tensor::from_f32(device, &[n, m], dtype, &numbers, MemoryCategory::Weights)?)
     };
-    let hidden = random(rows, width, 0)?.needing_grad();
+    let hidden = random(rows, width, 0)?.detach_requiring_grad();
     let weight = random(vocab, width, 1001)?.into_parameter("head")?;
     let targets: Vec<i32> = (0..rows).map(|i| (i * 7919 % vocab) as i32).collect();
     let targets = Tensor::from_i32(device, &[rows], &targets)?;

@@ -198,7 +198,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
             let row = self.next;
             if !file.has_line(row) {
                 let patience = if self.in_flight == 0 { POLL_INTERVAL } else { Duration::ZERO };
-                match self.ahead.get_within(row as u64, patience) {
+                match self.ahead.get_sample_within(row as u64, patience) {
                     None => return Ok(()),
                     Some(Ok(request)) => {
                         self.in_flight += usize::from(self.to_send.send((row, request)).is_ok());

@@ -44,11 +44,11 @@ impl SampleSource for RowPrompts {
     fn sample(&self, row: usize) -> Result<ModelInput> {
         let (rows, bundle) = (&self.rows, &self.bundle);
         let location = rows.data().location(row);
-        match rows.content(row)? {
+        match rows.prompt_content(row)? {
             PromptContent::Chat(messages) => {
                 let conversation = rows.parse_conversation(row, messages)?;
                 let generation_prompt = !conversation.ends_with_assistant();
-                tokenize_conversation(bundle, &conversation, generation_prompt, rows.media(), &location)
+                tokenize_conversation(bundle, &conversation, generation_prompt, rows.media_options(), &location)
             }
             PromptContent::Text(text) => tokenize_text_with_media(bundle, &text, LoadedMedia::default(), &location),
         }

@@ -13,7 +13,7 @@ use reel_input::Conversation;
 use reel_input::encode::{LoadedMedia, load_media_with};
 use reel_input::messages::{ContentPart, Message, MessageContent};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_media::strip::{encode_jpeg, encode_png};
 use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;
@@ -88,7 +88,7 @@ impl SampleSource for ChatRequests {
 
     fn sample(&self, row: usize) -> Result<ChatRequest> {
         let location = self.rows.data().location(row);
-        let PromptContent::Chat(messages) = self.rows.content(row)? else {
+        let PromptContent::Chat(messages) = self.rows.prompt_content(row)? else {
             let help = "write the prompt as a list of messages";
             return Err(SampleError::row(
                 format!("{location}: prompt"),
@@ -100,7 +100,7 @@ impl SampleSource for ChatRequests {
         // Frames are resized within the limits of Qwen2.5-VL's processor. The server's model may have other limits.
         let has_media = conversation.media_parts().next().is_some();
         let _range = has_media.then(|| range(RangeName::Phase("media decoding")));
-        let media = load_media_with(PatchProcessor::default(), &conversation, self.rows.media())
+        let media = load_media_with(ImageProcessorSettings::default(), &conversation, self.rows.media_options())
             .map_err(|e| to_row_error(&location, e))?;
         let messages = self.messages(&conversation, media, &location)?;
         let mut params = self.params.clone();

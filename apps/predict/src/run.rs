@@ -320,12 +320,12 @@ impl RowsInProgress<'_, '_> {
     /// model decides: if its media are decoded, the other ranks wait until theirs are decoded, too.
     fn next_prompt(&mut self, patience: Duration) -> Result<Option<reel_samples::Result<ModelInput>>> {
         let index = self.next as u64;
-        let Some(divided) = self.run.divided else { return Ok(self.ahead.get_within(index, patience)) };
-        let mut prompt = if divided.is_rank_0() { self.ahead.get_within(index, patience) } else { None };
+        let Some(divided) = self.run.divided else { return Ok(self.ahead.get_sample_within(index, patience)) };
+        let mut prompt = if divided.is_rank_0() { self.ahead.get_sample_within(index, patience) } else { None };
         let is_usable = divided.is_rank_0().then(|| prompt.as_ref().map(|prompt| prompt.is_ok()));
         let Some(is_usable) = divided.broadcast::<Option<bool>>("next row", is_usable)? else { return Ok(None) };
         while prompt.is_none() {
-            prompt = self.ahead.get_within(index, POLL_INTERVAL);
+            prompt = self.ahead.get_sample_within(index, POLL_INTERVAL);
         }
         if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
             let location = self.run.prompts.location(self.own[self.next]).0;

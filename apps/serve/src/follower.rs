@@ -99,7 +99,7 @@ fn command(
 mod tests {
     use std::fs;
 
-    use reel_model::init::{InitOptions, Preset, init};
+    use reel_model::init::{InitOptions, Preset, init_model_folder};
     use tempfile::TempDir;
 
     use super::*;
@@ -110,7 +110,7 @@ mod tests {
     fn only_rank_0_reads_all_values_of_new_weights() {
         let folder = TempDir::new().unwrap();
         let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
-        init(&options, folder.path()).unwrap();
+        init_model_folder(&options, folder.path()).unwrap();
         let (model, _) = ServedModel::open_on_cpu(folder.path()).unwrap();
         let model = Arc::new(model);
         // The last bytes of the file are the last values of a tensor.

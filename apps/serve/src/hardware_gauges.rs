@@ -57,7 +57,7 @@ impl HardwareGauges {
             let labels = format!("UUID=\"{}\",pci_bus_id=\"{bus_id}\"", gpu.uuid().unwrap_or_default());
             Gpu { sensor: Mutex::new(Box::new(gpu)), labels }
         });
-        let processes = model.divided.as_ref().map_or(1, |divided| divided.parallel.ranks());
+        let processes = model.divided.as_ref().map_or(1, |divided| divided.parallel.rank_count());
         Self { gpu, config: model.folder.config.clone(), processes, peak_flops_per_second }
     }
 
@@ -102,7 +102,7 @@ impl HardwareGauges {
     fn flops_per_gpu(&self, stats: &EngineStats) -> f64 {
         let tokens = (stats.prefill_tokens + stats.generated_tokens) as f64;
         let (pairs, rows) = (stats.attended_keys as f64, stats.sampled_positions as f64);
-        let decoder = ForwardFlops::of_tokens(&self.config, tokens, pairs, rows).total();
+        let decoder = ForwardFlops::for_tokens(&self.config, tokens, pairs, rows).total();
         decoder / self.processes as f64 + stats.vision_flops as f64
     }
 }
@@ -191,7 +191,7 @@ mod tests {
             ..EngineStats::default()
         };
         let text = text(&gauges, Some(stats));
-        let want = ForwardFlops::of_tokens(&gauges.config, 6.0, 21.0, 3.0).total() + 1000.0;
+        let want = ForwardFlops::for_tokens(&gauges.config, 6.0, 21.0, 3.0).total() + 1000.0;
         let line = format!("vllm:estimated_flops_per_gpu_total{{model_name=\"m\"}} {want}");
         assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
         assert!(!text.contains("reel:gpu_") && text.contains("\nprocess_resident_memory_bytes "), "{text}");

@@ -4,7 +4,7 @@ use bytemuck::Pod;
 use reel_input::ModelInput;
 use reel_input::media_frames::MediaFrames;
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 
 /// Appends numbers and lists to bytes.
 #[derive(Debug, Default)]
@@ -54,7 +54,7 @@ impl ByteWriter {
         self.write_frames(videos);
         self.write_number(video_times.len() as u64);
         video_times.iter().for_each(|times| self.write_list(times));
-        let PatchProcessor {
+        let ImageProcessorSettings {
             min_pixels,
             max_pixels,
             patch_size,
@@ -130,7 +130,7 @@ impl ByteReader<'_> {
         let [patch_size, temporal_patch_size, merge_size] = self.read_array()?;
         let [rescale_factor] = self.read_array()?;
         let [image_mean, image_std] = self.read_array()?;
-        let processor = PatchProcessor {
+        let processor = ImageProcessorSettings {
             min_pixels,
             max_pixels,
             patch_size,

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use reel_input::encode::MediaOptions;
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ pub(crate) fn serve_tiny(
     on_listening: impl FnOnce(SocketAddr, EngineQueue),
 ) -> Result<(), ServeError> {
     let init_options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 3 };
-    init(&init_options, folder).unwrap();
+    init_model_folder(&init_options, folder).unwrap();
     let (mut model, weights) = ServedModel::open_on_cpu(folder).unwrap();
     model.name = "tiny".into();
     let limits = ServerLimits {

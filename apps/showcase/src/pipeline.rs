@@ -22,7 +22,7 @@ use reel_measure::trace;
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_model::ModelError;
-use reel_model::init::{InitOptions, Preset, init, init_siglip};
+use reel_model::init::{InitOptions, Preset, init_model_folder, init_siglip};
 use reel_report::run_page;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
@@ -289,7 +289,7 @@ impl Demo {
     fn make_models(&self) -> Result<u64> {
         let model = self.path_in_folder("model");
         let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
-        let made = init(&options, &model)?;
+        let made = init_model_folder(&options, &model)?;
         init_siglip(StoredDType::F32, self.seed, &self.path_in_folder("siglip"))?;
         let millions = made.parameters as f64 / 1e6;
         self.progress(format!("{}: a model of {millions:.1} M parameters with random weights", model.display()));

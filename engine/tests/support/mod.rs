@@ -12,7 +12,7 @@ use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::{Checkpoint, TensorNaming};
-use reel_model::init::{InitOptions, Preset, init};
+use reel_model::init::{InitOptions, Preset, init_model_folder};
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -60,7 +60,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
     let (small_files, naming) = (ConfigAndTokenizerFiles::read(&model_folder()).unwrap(), TensorNaming::Classic);
-    lora::save(
+    lora::save_adapter(
         dir.path(),
         AdapterFolder { spec: &spec, base: "base", small_files: &small_files, naming },
         &tensors,
@@ -181,7 +181,7 @@ pub fn run_until_idle(batch: &mut ContinuousBatch) -> Vec<Completion> {
 pub fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
     let folder = tempfile::tempdir().unwrap();
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };
-    init(&options, folder.path()).unwrap();
+    init_model_folder(&options, folder.path()).unwrap();
     let config = ModelConfig::open(folder.path()).unwrap();
     Qwen25Vl::open(device, &Checkpoint::open(folder.path()).unwrap(), &config, DType::F32).unwrap()
 }

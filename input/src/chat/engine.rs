@@ -5,7 +5,7 @@
 //! and dicts.
 //!
 //! These limits stop loops without end, but a few steps can still build a value of any size (`x ~ x` doubles a text),
-//! so a template from a stranger belongs into a worker process: see [`super::isolation`].
+//! so a template of unknown origin must run in a worker process: see [`super::isolation`].
 
 use std::error::Error as _;
 use std::io::{self, Write};
@@ -20,34 +20,35 @@ use super::{limits, python};
 
 const NAME: &str = "chat";
 
-/// The maximum number of steps (instructions of minijinja) of a rendering: `STEPS`, and `STEPS_PER_MESSAGE` more for
-/// each message and tool. Qwen2.5-VL's template takes about 100 steps per message.
+/// The maximum number of steps (instructions of minijinja) of a rendering: `STEPS`, plus `STEPS_PER_MESSAGE` for each
+/// message and tool. Qwen2.5-VL's template takes about 100 steps per message.
 const STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 2_000;
 
-/// A rendered prompt may have this many bytes more than four times the size of its messages and tools. Published
-/// templates add a few hundred bytes to the messages, at most some thousand; tokenizing and computing a longer text
-/// takes seconds.
+/// The maximum size of a rendered prompt is four times the size of its messages and tools, plus this number of bytes.
+/// Published templates add at most some thousand bytes to the messages. Tokenizing and computing a longer prompt
+/// would take seconds.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
 /// The recursion limit of a rendering, in levels of blocks; a macro call counts as several.
 const MAX_RECURSION: usize = 200;
 
-/// The longest text of an error, in characters.
+/// The maximum length of an error text, in characters.
 const MAX_ERROR_CHARS: usize = 300;
 
 /// The stack size of a thread that compiles or renders an untrusted template, in bytes. Within the limit of steps, a
 /// template can nest a value so deeply that dropping the value needs about 200 MB of stack.
 const STACK_BYTES: usize = 256 << 20;
 
-/// The input of a rendering.
+/// The variables from which a chat template renders a prompt.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RenderInput {
     pub(super) messages: Value,
     /// The tools of the conversation; null if it has none.
     pub(super) tools: Value,
     pub(super) add_generation_prompt: bool,
-    /// Further variables. They override special tokens of the same name; the other fields override them.
+    /// Additional template variables. They take precedence over special tokens of the same name, but not over the
+    /// other fields of this struct.
     pub(super) variables: Map<String, Value>,
 }
 
@@ -146,7 +147,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// Collects output up to a limit.
+/// A writer that collects output up to a limit of bytes.
 struct LimitedOutput {
     text: Vec<u8>,
     limit: usize,

@@ -1,10 +1,10 @@
 //! Renders chat templates in a worker process (see [`reel_worker`]) with limits on memory and processor time. A
-//! template is a program that comes with a model folder. A few of its steps can fill the memory or overflow the stack,
-//! and so end the process that renders it. Therefore every template except the published ones is rendered in a separate
-//! process.
+//! template is a program that comes with a model folder. A few steps of a template can fill the memory or overflow
+//! the stack, and so end the process that renders it. Therefore every template except the published ones is rendered
+//! in a separate process.
 //!
-//! The worker compiles one template, its first job, and then renders many conversations. The header of its reply is
-//! `{"Ok": null}` or `{"Err": what}`, and the body is the prompt.
+//! The first job of a worker is to compile one template. Then the worker renders many conversations. The header of
+//! its reply is `{"Ok": null}` or `{"Err": what}`, and the body is the prompt.
 
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -20,21 +20,22 @@ use super::limits;
 /// The kind of worker that renders templates.
 pub const TEMPLATE_WORKER: WorkerKind = WorkerKind { name: "template", malloc_arenas: "1", main: worker_main };
 
-/// The memory limit of a worker in bytes, without the program itself but with a stack of 256 MiB.
+/// The maximum number of bytes that a worker may allocate. It includes the stack of 256 MiB, but not the program and
+/// its libraries.
 const MEMORY_BYTES: u64 = 448 << 20;
 
-/// The limit of a worker's processor time. Rendering a conversation takes about a millisecond.
+/// The limit of a worker's processor time, in seconds. Rendering a conversation takes about a millisecond.
 const CPU_SECONDS: u64 = 1;
 
 /// The number of conversations that one worker renders, so that many short renderings do not add up to the limit of
 /// processor time.
 const CONVERSATIONS_PER_WORKER: usize = 200;
 
-/// The maximum time to wait for a reply. On a machine that is not overloaded, the limit of processor time ends the
-/// worker long before.
+/// The maximum time to wait for a reply. On a machine that is not overloaded, the worker reaches its limit of
+/// processor time long before this timeout.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest reply in bytes.
+/// The maximum length of a worker's reply, in bytes.
 const MAX_REPLY_BYTES: u64 = 256 << 20;
 
 /// The number of conversations in a row that exceed the limits before the template itself is refused.
@@ -43,7 +44,7 @@ const MAX_FAILURES: usize = 3;
 /// The template that the worker compiles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct WorkerTemplate {
-    /// The template.
+    /// The text of the template.
     pub(super) text: String,
     /// The special tokens that the template can use by name.
     pub(super) tokens: Map<String, Value>,
@@ -107,7 +108,7 @@ impl IsolatedTemplate {
                     state.failures += 1;
                     return Err(format!("cannot render these messages: {how}"));
                 }
-                // The worker may have used up its processor time for other conversations, so a new worker tries again.
+                // The worker may have spent its processor time on earlier conversations, so a new worker tries again.
                 Err(_) => {}
             }
         }

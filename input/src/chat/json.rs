@@ -5,8 +5,8 @@ use minijinja::{Error, ErrorKind};
 use serde::ser::{Error as _, SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-use super::python::argument;
-use crate::python_json::PythonJson;
+use super::python::positional_or_named;
+use crate::python_json::PythonJsonFormatter;
 
 /// The widest indentation of one level, in bytes. Each line of a deeply nested value has this many bytes for each of
 /// its levels.
@@ -14,7 +14,7 @@ const MAX_INDENT: usize = 64;
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, with the defaults that
 /// transformers gives `tojson`.
-pub(super) fn to_json(
+pub(super) fn tojson_filter(
     value: Value,
     ensure_ascii: Option<Value>,
     indent: Option<Value>,
@@ -22,16 +22,16 @@ pub(super) fn to_json(
     options: Kwargs,
 ) -> Result<String, Error> {
     let is_set = |value: Option<Value>| value.is_some_and(|value| value.is_true());
-    let indent = argument(indent, &options, "indent")?.map(indent_text).transpose()?;
-    let separators = argument(separators, &options, "separators")?.map(separator_texts).transpose()?;
+    let indent = positional_or_named(indent, &options, "indent")?.map(indent_text).transpose()?;
+    let separators = positional_or_named(separators, &options, "separators")?.map(separator_texts).transpose()?;
     let [item_separator, key_separator] = separators.unwrap_or_else(|| {
         let item_separator = if indent.is_some() { "," } else { ", " };
         [item_separator.to_string(), ": ".to_string()]
     });
-    let ensure_ascii = is_set(argument(ensure_ascii, &options, "ensure_ascii")?);
-    let sort_keys = is_set(argument(None, &options, "sort_keys")?);
+    let ensure_ascii = is_set(positional_or_named(ensure_ascii, &options, "ensure_ascii")?);
+    let sort_keys = is_set(positional_or_named(None, &options, "sort_keys")?);
     options.assert_all_used()?;
-    let style = PythonJson::new(item_separator, key_separator, indent, ensure_ascii);
+    let style = PythonJsonFormatter::new(item_separator, key_separator, indent, ensure_ascii);
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, style);
     let written = if sort_keys { Sorted(&value).serialize(&mut serializer) } else { value.serialize(&mut serializer) };
@@ -43,7 +43,7 @@ fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }
 
-/// The indentation of one level: `indent` spaces if it is a number, else the text `indent`.
+/// The indentation of one level: `indent` spaces if `indent` is a number, otherwise the text `indent`.
 fn indent_text(indent: Value) -> Result<String, Error> {
     let text = match indent.as_str() {
         Some(text) => text.to_string(),

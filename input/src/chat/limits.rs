@@ -1,5 +1,5 @@
-//! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for
-//! each level of nesting, and a template from a stranger can nest until the stack overflows.
+//! Limits on the text of a chat template, checked before the template is parsed. The parser and the compiler recurse
+//! once for each level of nesting, so an untrusted template could nest until the stack overflows.
 
 /// The maximum length of a template in bytes. The largest published templates have about 20 KB.
 const MAX_BYTES: usize = 256 << 10;
@@ -80,7 +80,8 @@ fn tag_end(tag: &str) -> Result<(usize, usize), String> {
     Ok(((end..=tag.len()).find(|&end| tag.is_char_boundary(end)).unwrap_or(tag.len()), deepest))
 }
 
-/// Updates `blocks`, which has the number of levels of each open block, for a block tag.
+/// Counts a block tag. `blocks` has the number of nesting levels of each open block: an opening tag adds an entry, a
+/// closing tag removes one.
 fn count_block(tag: &str, blocks: &mut Vec<usize>) {
     let word: String =
         tag.trim_start_matches(['-', '+']).trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();
@@ -137,7 +138,7 @@ mod tests {
             "{% set x = 1".to_string(),
             "{{ '\\".to_string(),
             "{{ '\\é".to_string(),
-            // With quadratic time, this template would take seconds.
+            // If the check took time quadratic in the template's length, this template would take seconds.
             "{{ 1 }}\n".repeat(30_000),
         ] {
             assert_eq!(check_template_text(&text), Ok(()), "{}", &text[..text.len().min(50)]);

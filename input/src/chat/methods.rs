@@ -5,7 +5,7 @@ use minijinja::value::{Kwargs, Tuple, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
-use super::python::argument;
+use super::python::positional_or_named;
 
 /// The maximum width to which a template can pad a text, in characters. A template could otherwise fill the memory in
 /// one step.
@@ -72,7 +72,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
     }))
 }
 
-/// `list.index(item, start, stop)`.
+/// Python's `list.index(item, start, stop)`.
 fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
     let (item, start, stop): (Value, Option<i64>, Option<i64>) = from_args(args)?;
     let (start, stop) = bounds(list.len().unwrap_or(0), start, stop);
@@ -91,16 +91,16 @@ fn bounds(len: usize, start: Option<i64>, stop: Option<i64>) -> (usize, usize) {
     (start.map_or(0, index), stop.map_or(len, index).min(len))
 }
 
-/// Python's `str.isspace` of a character.
+/// Whether a character is white space as Python's `str.isspace` defines it.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// `split` and `rsplit`. Without a separator, the text is split at runs of white space.
+/// Python's `str.split` and `str.rsplit`. Without a separator, the text is split at runs of white space.
 fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator, limit, options): (Option<Value>, Option<Value>, Kwargs) = from_args(args)?;
-    let separator = argument(separator, &options, "sep")?;
-    let limit = argument(limit, &options, "maxsplit")?.map(i64::try_from).transpose()?;
+    let separator = positional_or_named(separator, &options, "sep")?;
+    let limit = positional_or_named(limit, &options, "maxsplit")?.map(i64::try_from).transpose()?;
     options.assert_all_used()?;
     let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
     let mut parts: Vec<&str> = match &separator {
@@ -127,8 +127,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Takes words from one end of a text. `trim` removes white space at this end; `take` returns the first word from this
-/// end and the rest of the text. After `limit` words, the rest is one part.
+/// Splits a text at white space, from one end. `trim` removes white space at this end; `take` returns the first word
+/// from this end and the rest of the text. After `limit` words, the rest of the text is the last part.
 fn split_at_spaces<'a>(
     text: &'a str,
     limit: usize,
@@ -158,7 +158,8 @@ fn find(text: &str, method: &str, args: &[Value]) -> Result<Option<usize>, Error
     Ok(found.map(|at| start + window[..at].chars().count()))
 }
 
-/// `partition` and `rpartition`: the texts before, of and after the separator.
+/// Python's `str.partition` and `str.rpartition`: the text before the separator, the separator, and the text after
+/// the separator.
 fn partition(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     let (separator,): (&str,) = from_args(args)?;
     if separator.is_empty() {
@@ -182,7 +183,7 @@ fn padding(text: &str, width: i64) -> Result<usize, Error> {
     }
 }
 
-/// `ljust`, `rjust` or `center`.
+/// Python's `str.ljust`, `str.rjust` or `str.center`.
 pub(super) fn pad(text: &str, width: i64, fill: char, method: &str) -> Result<String, Error> {
     let missing = padding(text, width)?;
     let left = match method {
@@ -203,7 +204,8 @@ fn swap_case(text: &str) -> String {
     swapped
 }
 
-/// `str.title`: a letter is upper case if no letter precedes it. The filter `title` differs: it looks for spaces.
+/// Python's `str.title`: a letter is upper case if no letter precedes it. The Jinja filter `title` differs: its words
+/// begin after white space, `-` or an opening bracket.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut is_in_word = false;

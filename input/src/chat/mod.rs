@@ -74,7 +74,7 @@ struct Template {
     text: String,
 }
 
-/// Where a template is rendered.
+/// The place where a template is rendered: this process or a worker process.
 #[derive(Debug)]
 enum Renderer {
     InThisProcess(CompiledTemplate),
@@ -102,10 +102,10 @@ impl ChatTemplate {
     /// Reads the template of a model folder from `chat_template.jinja`, `chat_template.json` or
     /// `tokenizer_config.json`: the first of these files that has a template.
     ///
-    /// A conversation with tools is rendered by the same template if the template mentions `tools`, else by the first
-    /// template of the other files that mentions `tools`. Qwen2.5-VL's chat_template.json supports media but no tools;
-    /// its tokenizer_config.json has a template for tools, which supports only text content. If a file has a template
-    /// with the name `tool_use`, this template is preferred for tools.
+    /// This template also renders conversations with tools if its text mentions `tools`. Otherwise, the first
+    /// template in the other files that mentions `tools` renders them. Qwen2.5-VL's chat_template.json supports media
+    /// but no tools; its tokenizer_config.json has a template for tools, which supports only text content. If a file
+    /// has a template with the name `tool_use`, this template is preferred for tools.
     pub fn open(folder: &Path) -> Result<Self> {
         let templates = FolderTemplates::read(folder)?;
         let Some(main) = templates.default.first() else {
@@ -148,7 +148,7 @@ impl ChatTemplate {
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let main = &self.main;
         let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
-            ([], _) if conversation.has_calls() && !mentions(&main.text, "tool_calls") => {
+            ([], _) if conversation.has_tool_calls() && !mentions(&main.text, "tool_calls") => {
                 (main, Value::Null, conversation.with_calls_as_text().to_template_value())
             }
             ([], _) => (main, Value::Null, conversation.to_template_value()),
@@ -175,14 +175,14 @@ impl ChatTemplate {
             return self.render(conversation, end == PromptEnd::NewMessage);
         }
         let prompt = self.render(&prompt_end::mark_end_of_text(conversation)?, false)?;
-        prompt_end::cut_at_mark(&prompt).ok_or_else(|| {
+        prompt_end::text_before_mark(&prompt).ok_or_else(|| {
             let what = "does not write the text of the last message, so the model cannot continue it";
             InputError::template(&self.main.location, what, "remove continue_final_message")
         })
     }
 
     /// The text of the template that renders conversations without tools.
-    pub fn text(&self) -> &str {
+    pub fn template_text(&self) -> &str {
         &self.main.text
     }
 
@@ -215,7 +215,8 @@ impl FolderTemplates {
         let mut found = Self::default();
         found.default.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
         let json_object = match read_json(&json) {
-            // chat_template.json is only searched for a template for tools here, so an invalid file is ignored.
+            // Here chat_template.json is searched only for a template that supports tools, so an invalid file is
+            // ignored.
             Err(_) if !found.default.is_empty() => None,
             object => object?,
         };
@@ -266,8 +267,8 @@ impl Template {
     /// The variables of a conversation that the template uses.
     ///
     /// # Errors
-    /// The template does not use a variable whose value is not `false`. (An undefined variable counts as false in a
-    /// template.)
+    /// A variable has a value other than `false`, but the template does not use the variable. (An undefined variable
+    /// counts as false in a template.)
     fn used_variables(&self, conversation: &Conversation) -> Result<Map<String, Value>> {
         let mut variables = conversation.template_variables.clone();
         variables.retain(|name, value| *value != Value::Bool(false) || mentions(&self.text, name));

@@ -17,7 +17,7 @@ pub enum PromptEnd {
 impl PromptEnd {
     /// The end that a conversation has by default: a new message of the assistant, unless the last message is the
     /// assistant's.
-    pub fn default_of(conversation: &Conversation) -> Self {
+    pub fn default_for_conversation(conversation: &Conversation) -> Self {
         match conversation.ends_with_assistant() {
             true => Self::LastMessage,
             false => Self::NewMessage,
@@ -26,10 +26,10 @@ impl PromptEnd {
 }
 
 /// A text that stands after the text of the last message while the template is rendered. The prompt is cut there, so
-/// that the end token of the message and everything after it is left out, whatever the template writes.
+/// that the prompt has neither the end token of the message nor any text that the template writes after it.
 const MARK: &str = "[reel-continues-here]";
 
-/// Returns the conversation with a mark after the text of its last message, for [`cut_at_mark`].
+/// Returns the conversation with a mark after the text of its last message, for [`text_before_mark`].
 ///
 /// # Errors
 /// The last message is not the assistant's, has tool calls, or does not end with a text.
@@ -59,6 +59,6 @@ pub(super) fn mark_end_of_text(conversation: &Conversation) -> Result<Conversati
 }
 
 /// The prompt up to the mark; `None` if the template did not write the text of the last message.
-pub(super) fn cut_at_mark(prompt: &str) -> Option<String> {
+pub(super) fn text_before_mark(prompt: &str) -> Option<String> {
     prompt.rfind(MARK).map(|end| prompt[..end].to_string())
 }

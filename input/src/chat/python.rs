@@ -9,9 +9,9 @@ use std::fmt::{self, Write};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
 
-use super::json::to_json;
+use super::json::tojson_filter;
 use super::methods;
-use crate::python_json::float_repr;
+use crate::python_json::python_float_repr;
 
 /// Adds the functions, filters, tests, methods and the formatter of Python's Jinja2 to a template environment.
 pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
@@ -19,7 +19,7 @@ pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_function("dict", dict);
-    environment.add_filter("tojson", to_json);
+    environment.add_filter("tojson", tojson_filter);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment.add_filter("int", int);
@@ -42,7 +42,7 @@ pub(super) fn normalize_newlines(text: &str) -> String {
 }
 
 /// The value of an argument that a template may give by position or by name.
-pub(super) fn argument(
+pub(super) fn positional_or_named(
     by_position: Option<Value>,
     options: &Kwargs,
     name: &'static str,
@@ -102,7 +102,7 @@ fn with_microseconds(format: &str) -> String {
     converted
 }
 
-/// `dict(pairs or mapping, name=value, …)`.
+/// Jinja's function `dict(pairs or mapping, name=value, …)`.
 fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     let refused = || Error::new(ErrorKind::InvalidOperation, "dict: expected a dict, or a list of pairs");
     let mut pairs = Vec::new();
@@ -138,13 +138,13 @@ fn int(
     base: Option<u32>,
     options: Kwargs,
 ) -> Result<Value, Error> {
-    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0));
+    let default = positional_or_named(default, &options, "default")?.unwrap_or(Value::from(0));
     minijinja::filters::int(state, &without_outer_spaces(value), Some(default), base, options)
 }
 
 /// Converts a number or a text to a float; `default` if the text is not a number.
 fn float(state: &State, value: Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
-    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0.0));
+    let default = positional_or_named(default, &options, "default")?.unwrap_or(Value::from(0.0));
     minijinja::filters::float(state, &without_outer_spaces(value), Some(default), options)
 }
 
@@ -179,7 +179,7 @@ fn escape(value: Value) -> Value {
 
 /// Replaces the first `count` occurrences of a text, or all of them.
 fn replace(value: Value, old: Value, new: Value, count: Option<Value>, options: Kwargs) -> Result<String, Error> {
-    let count = argument(count, &options, "count")?.map(i64::try_from).transpose()?;
+    let count = positional_or_named(count, &options, "count")?.map(i64::try_from).transpose()?;
     options.assert_all_used()?;
     let [text, old, new] = [value, old, new].map(|value| text_of(&value));
     Ok(match count.and_then(|count| usize::try_from(count).ok()) {
@@ -198,10 +198,10 @@ fn truncate(
     options: Kwargs,
 ) -> Result<String, Error> {
     let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
-    let length = number(argument(length, &options, "length")?, 255)?;
-    let killwords = argument(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
-    let end = argument(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
-    let leeway = number(argument(None, &options, "leeway")?, 5)?;
+    let length = number(positional_or_named(length, &options, "length")?, 255)?;
+    let killwords = positional_or_named(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
+    let end = positional_or_named(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
+    let leeway = number(positional_or_named(None, &options, "leeway")?, 5)?;
     options.assert_all_used()?;
     let Some(kept) = length.checked_sub(end.chars().count()) else {
         let what = format!("truncate: the length {length} is below that of the end `{end}`");
@@ -220,7 +220,7 @@ fn word_count(text: String) -> usize {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
 }
 
-/// Centers a text between spaces.
+/// Jinja's filter `center`: centers a text between spaces.
 fn center(text: String, width: Option<i64>) -> Result<String, Error> {
     methods::pad(&text, width.unwrap_or(80), ' ', "center")
 }
@@ -261,7 +261,7 @@ fn is_macro(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro"))
 }
 
-/// Prints a value like Python.
+/// Prints a value as Python does.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match state.auto_escape() {
         AutoEscape::None => Ok(write_str(out, value)?),
@@ -281,7 +281,7 @@ fn write_str(out: &mut impl Write, value: &Value) -> fmt::Result {
 fn write_repr(out: &mut impl Write, value: &Value) -> fmt::Result {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
-            Ok(number) => out.write_str(&float_repr(number)),
+            Ok(number) => out.write_str(&python_float_repr(number)),
             Err(_) => write!(out, "{value:?}"),
         },
         ValueKind::Seq => {

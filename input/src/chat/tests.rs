@@ -236,7 +236,8 @@ fn conversations_with_tools_have_a_template_that_knows_them() {
     put("tokenizer_config.json", r#"{"chat_template": "{% tools %}"}"#);
     let error = render(&with_tool(image.clone())).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: cannot be compiled"), "{error}");
-    // The first file's template is preferred, and a template of this file with the name `tool_use` is preferred to it.
+    // The template of the first file is used. If this file also has a template named `tool_use`, that template is
+    // used instead.
     put("chat_template.json", r#"{"chat_template": "{{ tools | length }} {{ messages[0].content | length }}"}"#);
     assert_eq!(asked(), "1 2");
     let named = r#"{"chat_template": {"default": "{{ tools }}", "tool_use": "use {{ messages[0].content }}"}}"#;
@@ -339,7 +340,7 @@ fn a_prompt_can_end_within_the_last_message() {
         assert_eq!(render(PromptEnd::LastMessage), format!("{before}{text}<|im_end|>\n"));
         let new = format!("{before}{text}<|im_end|>\n<|im_start|>assistant\n");
         assert_eq!(render(PromptEnd::NewMessage), new);
-        assert_eq!(PromptEnd::default_of(&conversation), PromptEnd::LastMessage);
+        assert_eq!(PromptEnd::default_for_conversation(&conversation), PromptEnd::LastMessage);
     }
     // A template that removes white space around a text.
     let trims = template("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}");

@@ -32,7 +32,7 @@ pub struct ModelConfig {
     /// The sizes of the vision tower.
     pub vision: VisionConfig,
     /// The ids of special tokens.
-    pub tokens: TokenIds,
+    pub tokens: SpecialTokenIds,
     /// Whether the output layer uses the embedding table, so that the files have no `lm_head.weight`.
     pub tie_word_embeddings: bool,
     /// The dtype of the weights according to the config, if it names one.
@@ -54,7 +54,7 @@ pub struct TextConfig {
     pub num_attention_heads: usize,
     /// The number of key-value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// `hidden_size / num_attention_heads`.
+    /// The number of elements of a head: `hidden_size / num_attention_heads`.
     pub head_dim: usize,
     /// The epsilon of all RMSNorms of the decoder.
     pub rms_norm_eps: f64,
@@ -69,7 +69,7 @@ pub struct TextConfig {
 /// The sizes of the vision tower; widths are in elements, `patch_size` and `window_size` in pixels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
-    /// The number of blocks.
+    /// The number of transformer blocks.
     pub depth: usize,
     /// The width of the residual.
     pub hidden_size: usize,
@@ -77,7 +77,7 @@ pub struct VisionConfig {
     pub intermediate_size: usize,
     /// The number of attention heads of each block.
     pub num_heads: usize,
-    /// `hidden_size / num_heads`.
+    /// The number of elements of a head: `hidden_size / num_heads`.
     pub head_dim: usize,
     /// The number of colour channels (3).
     pub in_channels: usize,
@@ -119,18 +119,18 @@ impl VisionConfig {
 
 /// The ids of special tokens, all below `vocab_size`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TokenIds {
-    /// `bos_token_id`, which Qwen uses for padding.
+pub struct SpecialTokenIds {
+    /// The id of `bos_token_id`, which Qwen uses for padding.
     pub bos: Option<u32>,
-    /// `eos_token_id` of config.json. `generation_config.json` may name other ids.
+    /// The ids of `eos_token_id` in config.json. `generation_config.json` may name other ids.
     pub eos: Vec<u32>,
-    /// `<|vision_start|>`.
+    /// The id of `<|vision_start|>`, which stands before the pad tokens of an image or video.
     pub vision_start: u32,
-    /// `<|vision_end|>`.
+    /// The id of `<|vision_end|>`, which stands after the pad tokens of an image or video.
     pub vision_end: u32,
-    /// `<|image_pad|>`: one for each vision token of an image.
+    /// The id of `<|image_pad|>`, which stands for one vision token of an image.
     pub image: u32,
-    /// `<|video_pad|>`: one for each vision token of a video.
+    /// The id of `<|video_pad|>`, which stands for one vision token of a video.
     pub video: u32,
 }
 
@@ -367,7 +367,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
 }
 
 /// Reads token ids, which are at the top level or in `text_config`.
-fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<TokenIds> {
+fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<SpecialTokenIds> {
     let home = |key: &str| if root.has_key(key) { root } else { text };
     let below = |fields: &JsonFields, key: &str, id: usize| {
         if id < vocab_size {
@@ -378,7 +378,7 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     let need = |key: &str| below(home(key), key, home(key).int(key)?);
     let eos_home = home("eos_token_id");
     let eos = eos_home.int_or_int_list("eos_token_id")?;
-    Ok(TokenIds {
+    Ok(SpecialTokenIds {
         bos: home("bos_token_id")
             .opt_int("bos_token_id")?
             .map(|id| below(home("bos_token_id"), "bos_token_id", id))
@@ -391,8 +391,8 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     })
 }
 
-/// The dtype that the config states. transformers writes it at up to two levels. The outer dtype counts; a different
-/// inner dtype only causes a note, because weights are read in the dtype of their files in any case.
+/// The dtype that the config states. transformers writes it at up to two levels. The outer dtype counts. A different
+/// inner dtype only causes a note, because weights are always read in the dtype of their files.
 fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
     let mut stated: Option<(String, StoredDType)> = None;
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {

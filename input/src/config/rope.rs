@@ -5,7 +5,8 @@
 use super::fields::JsonFields;
 use crate::error::Result;
 
-/// The base of the frequencies of Qwen2.5-VL's vision tower, which transformers does not read from a config.
+/// The base of the rotary frequencies of Qwen2.5-VL's vision tower. transformers hard-codes it and does not read it
+/// from a config.
 const VISION_THETA: f64 = 10_000.0;
 
 /// A value with the key path where it was found first.

@@ -58,7 +58,7 @@ fn layout_of_version_5_equals_flat_layout() {
     assert_eq!(ModelConfig::parse("config.json", &version_5().to_string()).unwrap(), tiny_config());
 }
 
-/// Contradicting values at two levels of one file.
+/// Contradicting values at two levels of one file are refused.
 #[test]
 fn values_that_contradict_each_other_are_refused_by_name() {
     for (path, value, expected) in [
@@ -82,7 +82,8 @@ fn values_that_contradict_each_other_are_refused_by_name() {
     assert_eq!(ModelConfig::parse("config.json", &text).unwrap().dtype, Some(StoredDType::F32));
 }
 
-/// The settings of the processors in the files of both versions.
+/// The processor settings are read from the files of transformers 4 and of transformers 5. If both files exist, they
+/// must agree.
 #[test]
 fn processor_files_of_version_5_are_read_and_must_agree() {
     let image = json!({"size": {"shortest_edge": 3136, "longest_edge": 50176}, "patch_size": 14, "merge_size": 2});
@@ -95,7 +96,7 @@ fn processor_files_of_version_5_are_read_and_must_agree() {
     let videos = json!({"size": {"shortest_edge": 100352, "longest_edge": 602112}, "max_frames": 768});
     let found = open(&[("processor_config.json", joint(&image, videos.clone()))]).unwrap();
     assert_eq!((found.min_pixels, found.max_pixels), (3136, 50176));
-    // A file of version 4 beside it may have the same settings in its own format.
+    // The folder may also have the file of transformers 4, with the same settings in its own format.
     let same = json!({"min_pixels": 3136, "max_pixels": 50176}).to_string();
     let both = [("processor_config.json", joint(&image, videos)), ("preprocessor_config.json", same.clone())];
     assert_eq!(open(&both).unwrap(), found);

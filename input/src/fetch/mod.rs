@@ -51,8 +51,8 @@ pub enum RemoteMedia {
 }
 
 impl MediaAccess {
-    /// The path to open for the file `path`: without `confined_to` the path itself, else its canonical form, so that a
-    /// symbolic link that is changed after the check has no effect.
+    /// The path to open for the file `path`: without `confined_to`, the path itself. With `confined_to`, its
+    /// canonical form, so that a symbolic link that is changed after the check has no effect.
     ///
     /// # Errors
     /// The file lies outside of the folder `confined_to`, or the file or the folder does not exist.
@@ -173,7 +173,7 @@ impl Resolver for CheckedResolver {
     }
 }
 
-/// The error of a host whose addresses are not on the public internet.
+/// The error for a host that has no address on the public internet.
 #[derive(Debug, thiserror::Error)]
 #[error("is at {0}, which is not on the public internet, so it is not downloaded")]
 struct NotPublic(IpAddr);

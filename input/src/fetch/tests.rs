@@ -77,8 +77,8 @@ fn addresses_of_other_networks_are_never_downloaded() {
     }
 }
 
-/// A resolver that does not check its first answer but checks all later answers. So the first server, which runs on
-/// this machine, can play a server on the public internet.
+/// A resolver that checks no address of its first answer, but all addresses of later answers. So the first server,
+/// which runs on this machine, can stand for a server on the public internet.
 #[derive(Debug)]
 struct FirstIsPublic(CheckedResolver, std::sync::atomic::AtomicBool);
 

@@ -10,7 +10,7 @@ use crate::fetch::without_secrets;
 /// Where the bytes of an image or a video come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MediaSource {
-    /// A file.
+    /// The path of a local file.
     Path(PathBuf),
     /// An `http:` or `https:` address.
     Url(String),
@@ -47,12 +47,13 @@ impl MediaSource {
     }
 }
 
-/// The fewest characters of a text that is taken for base64. The smallest image files have about as many.
+/// The minimum length, in characters, of a text that may be base64. The smallest image files have about this length
+/// in base64.
 const MIN_BASE64: usize = 48;
 
 /// The media type of a text that is the base64 of an image or a video file, by the file's first bytes; `None` for any
-/// other text. A path is no such text: its first characters would have to decode to the signature of a format, and it
-/// could have no character such as `.`, `_` or `-`.
+/// other text. A path is practically never taken for base64: its first characters would have to decode to the
+/// signature of a format, and it could not contain `.`, `_` or `-`.
 pub fn media_type_of_base64(text: &str) -> Option<&'static str> {
     let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'\r' | b'\n');
     if text.len() < MIN_BASE64 || !text.bytes().all(is_base64) {

@@ -94,7 +94,7 @@ pub struct VideoPart {
 impl VideoPart {
     /// The maximum number of frames that the request sets for this video (`num_frames` of `media_io_kwargs`).
     /// `prompt_fields.rs` stores this setting as a frame rate of 0 with `min_frames` = `max_frames`.
-    pub(crate) fn largest_number_of_frames(&self) -> Option<i64> {
+    pub(crate) fn max_frame_count(&self) -> Option<i64> {
         let limits = &self.overrides;
         limits.max_frames.filter(|_| limits.fps == Some(0.0) && limits.min_frames == limits.max_frames)
     }
@@ -106,7 +106,7 @@ impl VideoPart {
     /// A setting asks for another number of frames, or for a part of the video.
     pub fn check_frame_count(&self, frames: usize) -> Result<()> {
         let (limits, count) = (&self.overrides, frames as i64);
-        let at_most = self.largest_number_of_frames();
+        let at_most = self.max_frame_count();
         let least = limits.min_frames.filter(|_| at_most.is_none());
         let largest = if at_most.is_some() { "num_frames" } else { "max_frames" };
         let asked = [
@@ -350,7 +350,7 @@ pub(crate) fn part_kind(location: &str, map: &Map<String, Value>) -> Result<Part
     };
     let (name, unused) = match kind {
         PartKind::Text => ("a text part", image.or(video)),
-        // A part without the medium of its kind is refused later, when the medium is read.
+        // A part without an image or video of its kind is refused later, when the file is read.
         PartKind::Image => ("an image part", video.filter(|_| IMAGE_SOURCES.iter().any(has))),
         PartKind::Video => ("a video part", image.filter(|_| VIDEO_SOURCES.iter().any(has))),
     };

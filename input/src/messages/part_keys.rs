@@ -84,27 +84,27 @@ fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
 
 /// Whether unknown keys of text parts are accepted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TextKeys {
-    /// Requests may have keys of other servers, such as `cache_control`.
+pub(crate) enum UnknownTextKeys {
+    /// Requests may have keys that only other servers read, such as `cache_control`.
     Accepted,
-    /// In a row, a key that nothing reads would be lost.
+    /// Rows may not have unknown keys, because their values would be lost silently.
     Refused,
 }
 
-/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect, and in text parts if
-/// `text_keys` says so. The parts themselves have been read and checked before.
-pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: TextKeys) -> Result<()> {
+/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect. `text_keys` decides
+/// whether unknown keys in text parts are refused too. The parts themselves were read and checked earlier.
+pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value, text_keys: UnknownTextKeys) -> Result<()> {
     for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
             let location = format!("{location}: message {i}, part {j}");
             let Some(map) = part.as_object() else { continue };
             let (own, limits): (&[&str], &[&str]) = match part_kind(&location, map)? {
-                PartKind::Text if text_keys == TextKeys::Accepted => continue,
+                PartKind::Text if text_keys == UnknownTextKeys::Accepted => continue,
                 PartKind::Text => (&["text", "annotations"], &[]),
                 PartKind::Image => (&["image", "image_url", "url", "path", "detail"], &IMAGE_KEYS),
                 PartKind::Video => (&VIDEO_SOURCES, &VIDEO_KEYS),
             };
-            // `uuid` is vLLM's name of the medium for its media cache; this program ignores it.
+            // `uuid` is the key of an image or video in vLLM's media cache. This program ignores it.
             let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);
             if let Some((key, _)) = map.iter().find(|(key, value)| !value.is_null() && !is_known(key)) {
                 return Err(unknown_key(&location, key, limits));
@@ -155,7 +155,8 @@ pub(crate) fn read_media_overrides(location: &str, map: &Map<String, Value>) -> 
         resized_width: size("resized_width")?,
         video_start: number("video_start")?,
         video_end: number("video_end")?,
-        // A part is an image or a video, so it needs no limits for one of them alone.
+        // The other limits apply only to images or only to videos. A message part is one of the two, so it needs no
+        // such limits.
         ..MediaOverrides::default()
     })
 }

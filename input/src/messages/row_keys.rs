@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::Conversation;
-use super::part_keys::{TextKeys, refuse_unknown_part_keys};
+use super::part_keys::{UnknownTextKeys, refuse_unknown_part_keys};
 use crate::error::{InputError, Result};
 
 /// Keys that other programs give images, videos and sounds of a message beside its `content`.
@@ -31,10 +31,10 @@ const MEDIA_KEYS: [&str; 14] = [
 /// `loss` and `weight` choose the answers that `reel sft` learns.
 const READ_KEYS: [&str; 6] = ["tool_calls", "tool_call_id", "loss", "weight", "id", "name"];
 
-/// Keys of a part. A template that reads them in parts does not read them in messages.
+/// Keys of content parts. Chat templates read these keys from the parts of a message, not from the message itself.
 const PART_KEYS: [&str; 3] = ["type", "text", "url"];
 
-/// Whether a value says nothing: it is null or empty. Tables have such values for the keys that a row lacks.
+/// Whether a value is null or empty. Table formats store such a value for each key that a row lacks.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -78,7 +78,7 @@ impl Conversation {
     /// A message is malformed, or has a key with a value that neither this program nor the template reads.
     pub fn from_row(location: &str, messages: &Value, root: &Path, template: Option<&str>) -> Result<Self> {
         let conversation = Self::from_json(location, messages, root)?;
-        refuse_unknown_part_keys(location, messages, TextKeys::Refused)?;
+        refuse_unknown_part_keys(location, messages, UnknownTextKeys::Refused)?;
         let Some(template) = template else { return Ok(conversation) };
         for (i, message) in conversation.messages.iter().enumerate() {
             let is_read = |key: &str| READ_KEYS.contains(&key) || reads_key(template, key);

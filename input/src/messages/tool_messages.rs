@@ -93,7 +93,7 @@ impl Conversation {
     }
 
     /// Whether a message has calls.
-    pub(crate) fn has_calls(&self) -> bool {
+    pub(crate) fn has_tool_calls(&self) -> bool {
         self.messages.iter().any(|message| !message.tool_calls().is_empty())
     }
 
@@ -119,7 +119,7 @@ impl Conversation {
     /// the assistant.
     ///
     /// # Errors
-    /// A call has no id, or the id of another call; a result has no `tool_call_id`, or an id that no call before it
+    /// A call has no id, or two calls have the same id; a result has no `tool_call_id`, or an id that no earlier call
     /// has.
     pub fn check_tool_results(&self) -> Result<()> {
         let mut open: Vec<&str> = Vec::new();

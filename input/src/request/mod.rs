@@ -37,7 +37,7 @@ pub struct ChatRequest {
 /// The sampling fields of an OpenAI or vLLM chat request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestSettings {
-    /// The sampling temperature; 0 is greedy.
+    /// The sampling temperature; 0 means greedy decoding.
     pub temperature: Option<f32>,
     /// Nucleus sampling: only the most likely tokens with this total probability are sampled.
     pub top_p: Option<f32>,
@@ -45,33 +45,33 @@ pub struct RequestSettings {
     pub top_k: Option<u32>,
     /// Only tokens with at least this share of the most likely token's probability are sampled; 0 means all tokens.
     pub min_p: Option<f32>,
-    /// Subtracted from the logits of tokens that occur in the completion.
+    /// The number that is subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit once for each time that it occurs in the completion.
+    /// The number that is subtracted from a token's logit once for each time that the token occurs in the completion.
     pub frequency_penalty: Option<f32>,
-    /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
+    /// The factor that lowers the logits of tokens that have already occurred; 1 means no penalty.
     pub repetition_penalty: Option<f32>,
-    /// Maximum number of tokens to generate: the field `max_completion_tokens`, else `max_tokens`.
+    /// Maximum number of tokens to generate: the field `max_completion_tokens` or, if it is absent, `max_tokens`.
     pub max_new_tokens: Option<usize>,
-    /// Number of completions.
+    /// The number of completions to generate for the prompt.
     pub n: Option<usize>,
     /// The random seed.
     pub seed: Option<u64>,
     /// Strings that end a completion.
     pub stop: Vec<String>,
-    /// Further token ids that end a completion.
+    /// Additional token ids that end a completion.
     pub stop_token_ids: Vec<TokenId>,
-    /// Whether end-of-sequence tokens do not end a completion.
+    /// If true, end-of-sequence tokens do not end a completion.
     pub ignore_eos: bool,
     /// Minimum number of tokens of a completion, before which end tokens are not sampled: the field `min_tokens`.
     pub min_new_tokens: usize,
     /// Numbers that are added to the logits of tokens.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
-    /// fields `logprobs` and `top_logprobs`.
+    /// The number of most likely tokens to return at each position of the completion, with their log-probabilities
+    /// and that of the generated token: the fields `logprobs` and `top_logprobs`. `None`: no log-probabilities.
     pub top_log_probs: Option<usize>,
-    /// With a number, the answer has the log-probability of each token of the prompt and this many of the most likely
-    /// tokens at its position: the field `prompt_logprobs`.
+    /// The number of most likely tokens to return at each position of the prompt, with their log-probabilities and
+    /// that of the prompt's token: the field `prompt_logprobs`. `None`: no log-probabilities.
     pub prompt_log_probs: Option<usize>,
     /// The grammar that a completion must follow: from `response_format`, `guided_json` and similar fields, or
     /// `structured_outputs`.
@@ -230,12 +230,12 @@ impl RequestSettings {
             | "safety_identifier" | "prompt_cache_key" => {}
             // This field only selects whether a server's answer has its reasoning in a separate field.
             "include_reasoning" => drop(field.truth()?),
-            name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
+            name if ToolRequest::FIELD_NAMES.contains(&name) || PromptFields::FIELD_NAMES.contains(&name) => {}
             name if has_no_effect(name, value, ends_with_answer) => {}
             name if UNSUPPORTED.contains(&name) => {
                 return Err(field.refused("is a field of the request that reel does not support", "remove it"));
             }
-            // As in vLLM: a field that no server knows is ignored.
+            // An unknown field is ignored, as in vLLM.
             name => note_unknown_field(name),
         }
         Ok(())
@@ -274,13 +274,13 @@ impl Field<'_> {
         self.parsed("true or false", Value::as_bool)
     }
 
-    /// A whole number of the type T.
+    /// The value as a whole number of type T.
     fn whole_of<T: TryFrom<u64>>(&self) -> Result<T> {
         let number = self.parsed("a whole number that is not negative", Value::as_u64)?;
         T::try_from(number).map_err(|_| self.wrong("a smaller number"))
     }
 
-    /// A number of most likely tokens.
+    /// The value as a number of most likely tokens, from 0 to [`MAX_TOP_LOG_PROBS`].
     fn top_count(&self) -> Result<usize> {
         let number = |value: &Value| value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
         self.parsed(&format!("0 to {MAX_TOP_LOG_PROBS}"), number)
@@ -334,7 +334,8 @@ fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
 
-/// Fields of OpenAI's and vLLM's requests that reel does not support, unless [`has_no_effect`].
+/// Fields of OpenAI's and vLLM's requests that reel does not support. A field is still accepted if its value has no
+/// effect ([`has_no_effect`]).
 const UNSUPPORTED: [&str; 36] = [
     "add_generation_prompt",
     "add_special_tokens",
@@ -374,7 +375,7 @@ const UNSUPPORTED: [&str; 36] = [
     "web_search_options",
 ];
 
-/// Prints once that a field is ignored. Only the first few names are printed: requests come from strangers.
+/// Prints one note that a field is ignored. Only the first few names are printed, because clients choose the names.
 fn note_unknown_field(name: &str) {
     const MAX_NAMES: usize = 16;
     static NAMES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -388,9 +389,8 @@ fn note_unknown_field(name: &str) {
     }
 }
 
-/// Returns true if an unsupported field has the value that describes what reel does anyway, so the field can be
-/// ignored. `ends_with_answer`: the last message is from the assistant, so the prompt ends after it and begins no new
-/// message.
+/// Whether an unsupported field can be ignored, because its value asks for what reel does anyway. `ends_with_answer`:
+/// the last message is from the assistant, so the prompt ends after it and begins no new message.
 fn has_no_effect(name: &str, value: &Value, ends_with_answer: bool) -> bool {
     match name {
         "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),

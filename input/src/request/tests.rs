@@ -124,7 +124,7 @@ fn token_ids_are_those_of_the_model() {
     assert!(only_stop.check_token_ids("r", 7).unwrap_err().to_string().starts_with("r: stop_token_ids: has the"));
 }
 
-/// As in vLLM: the field of another server has no effect.
+/// A field that only another server reads has no effect, as in vLLM.
 #[test]
 fn fields_that_no_server_knows_are_ignored() {
     let body = json!({"messages": [], "my_own_field": {"a": [1]}, "temprature": 1});

@@ -14,7 +14,7 @@ const COPY_AGAIN: &str = "copy or download the file again";
 /// A tensor as the header describes it.
 #[derive(Debug)]
 pub struct HeaderTensor {
-    /// The name in the file.
+    /// The name of the tensor in the file.
     pub name: String,
     /// The name of the dtype in the safetensors format: `F32`, `I64`, `U8`, ….
     pub dtype: String,

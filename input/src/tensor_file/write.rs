@@ -11,7 +11,7 @@ use crate::error::Result;
 /// A tensor to write, with its elements in any dtype of the safetensors format.
 #[derive(Debug, Clone)]
 pub struct StoredTensor<'a> {
-    /// The name in the file.
+    /// The name of the tensor in the file.
     pub name: &'a str,
     /// The name of the dtype in the safetensors format: `F32`, `I64`, `U8`, ….
     pub dtype: &'static str,
@@ -24,13 +24,13 @@ pub struct StoredTensor<'a> {
 /// The entry of one tensor in a safetensors header.
 #[derive(Debug, Clone, Copy)]
 pub struct HeaderEntry<'a> {
-    /// The name in the file.
+    /// The name of the tensor in the file.
     pub name: &'a str,
     /// The name of the dtype in the safetensors format.
     pub dtype: &'static str,
     /// The shape, outermost dimension first.
     pub shape: &'a [usize],
-    /// The size of the tensor's data.
+    /// The size of the tensor's data, in bytes.
     pub bytes: u64,
 }
 

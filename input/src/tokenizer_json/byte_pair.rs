@@ -60,7 +60,7 @@ impl BytePairModel {
 }
 
 impl Model for BytePairModel {
-    type Trainer = NoTrainer;
+    type Trainer = FailingTrainer;
 
     fn tokenize(&self, word: &str) -> tokenizers::Result<Vec<Token>> {
         if self.ignore_merges
@@ -97,15 +97,15 @@ impl Model for BytePairModel {
         Err("a tokenizer that was read from a file is not written again".into())
     }
 
-    fn get_trainer(&self) -> NoTrainer {
-        NoTrainer
+    fn get_trainer(&self) -> FailingTrainer {
+        FailingTrainer
     }
 }
 
-/// The trait [`Model`] requires a trainer; training with this one fails.
-pub(crate) struct NoTrainer;
+/// A trainer that always fails. The trait [`Model`] requires a trainer.
+pub(crate) struct FailingTrainer;
 
-impl Trainer for NoTrainer {
+impl Trainer for FailingTrainer {
     type Model = BytePairModel;
 
     fn should_show_progress(&self) -> bool {
@@ -126,7 +126,7 @@ impl Trainer for NoTrainer {
     }
 }
 
-/// A token in a word.
+/// A token in a word that is being merged.
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
@@ -138,7 +138,7 @@ struct Symbol {
 struct Merges {
     /// The rules in their order; a rule's index is its rank.
     rules: Vec<Rule>,
-    /// The ranks, found by the hash of the two tokens.
+    /// A hash table of the rules' ranks, for looking up a rule by its pair of tokens.
     ranks: HashTable<u32>,
     hasher: DefaultHashBuilder,
 }

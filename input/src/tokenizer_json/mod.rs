@@ -24,14 +24,14 @@ use crate::error::InputError;
 pub(crate) type BytePairTokenizer =
     TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// The fault of a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and what is wrong.
+/// An error in a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and what is wrong.
 pub type TokenizerFault = (&'static str, String);
 
 /// The help in errors about an invalid tokenizer.json.
 pub const TOKENIZER_HELP: &str = "use the tokenizer.json that was published with these weights";
 
-/// The regular expressions with lookahead by which published tokenizers split texts: of Qwen2 and later, Llama 3,
-/// GPT-2. They are allowed because each of them looks ahead by only one character.
+/// Regular expressions with lookahead from published tokenizers: Qwen2 and later, Llama 3, GPT-2. They are allowed
+/// because each of them looks ahead by only one character.
 const PUBLISHED: [&str; 3] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -138,7 +138,7 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Tokeniz
 ///
 /// # Errors
 /// The key at fault, and what is wrong.
-pub fn check_unigram(bytes: &[u8]) -> Result<(), TokenizerFault> {
+pub fn check_unigram_tokenizer(bytes: &[u8]) -> Result<(), TokenizerFault> {
     /// The value of the key `model`.
     #[derive(Deserialize)]
     struct Model {
@@ -275,8 +275,9 @@ fn longest_replacement(table: &str) -> Option<usize> {
     Some(longest)
 }
 
-/// Whether a regular expression is matched in time linear in the length of the text. It is if it is in [`PUBLISHED`],
-/// or has no lookaround, backreferences, possessive quantifiers and atomic groups, which need backtracking.
+/// Whether a regular expression is matched in time linear in the length of the text. This is so for the expressions
+/// in [`PUBLISHED`], and for expressions that need no backtracking: those without lookaround, backreferences,
+/// possessive quantifiers and atomic groups.
 fn is_linear(pattern: &str) -> bool {
     if PUBLISHED.contains(&pattern) {
         return true;

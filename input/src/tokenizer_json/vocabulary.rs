@@ -16,11 +16,11 @@ const MAX_IDS: u32 = 1 << 21;
 /// Tokens and their ids. Each token has one id, and each id has at most one token.
 #[derive(Default)]
 pub(super) struct Vocabulary {
-    /// All tokens, one after another.
+    /// The texts of all tokens, one after another.
     text: String,
-    /// For each id, the place of its token in `text`; `None` for an id without a token.
+    /// For each id, the byte range of its token in `text`; `None` for an id without a token.
     places: Vec<Option<Place>>,
-    /// The tokens, found by their hash.
+    /// A hash table of the tokens, for looking up an id by the token's text.
     tokens: HashTable<Entry>,
     hasher: DefaultHashBuilder,
 }

@@ -27,8 +27,8 @@ pub fn hostile_templates_give_one_line_errors() {
     assert_eq!(render("{{ messages[0].content }}!").unwrap(), "hi!");
 }
 
-/// A template that exceeds the limits for some conversations still renders others, until it has failed for several
-/// conversations in a row.
+/// A template that exceeds the limits for some conversations still renders others. It is refused only after it has
+/// failed for several conversations in a row.
 pub fn template_that_fails_for_some_messages_is_kept() {
     let text = "{% if messages[0].content == 'bad' %}{% set n = 90000000 %}{% set x = 'x' * n %}{{ x ~ x ~ x ~ x }}{% endif %}ok";
     let template = ChatTemplate::parse("t", text.to_string(), Map::new()).unwrap();

@@ -37,7 +37,7 @@ impl VideoCodec {
         self.ffmpeg_encoder_names().iter().copied().find(|name| libraries::has_encoder(name))
     }
 
-    /// H.264 if the linked FFmpeg libraries can encode it, else MPEG-4.
+    /// H.264 if the linked FFmpeg libraries can encode it, otherwise MPEG-4.
     pub fn best_available_codec() -> Self {
         if Self::H264.available_encoder_name().is_some() { Self::H264 } else { Self::Mpeg4 }
     }

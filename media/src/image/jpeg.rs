@@ -50,8 +50,9 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
         .map(|c| (usize::from(c.horizontal_sampling), usize::from(c.vertical_sampling)))
         .collect();
     if let &[first, second, third, fourth] = sampling.as_slice() {
-        // The decoder supports only a first and fourth component at full resolution and a second and third component at
-        // one common resolution that divides it. It would decode other files to a wrong image.
+        // The decoder is correct only if the first and the fourth component have full resolution, and the second and
+        // the third have one common resolution that divides the full one. It would decode other files to a wrong
+        // image.
         let divides = second.0 <= first.0 && second.1 <= first.1 && first.0 % second.0 == 0 && first.1 % second.1 == 0;
         if fourth != first || third != second || !divides {
             let what = format!("is a CMYK JPEG whose components have the sampling {sampling:?}");
@@ -71,6 +72,6 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
 /// Pillow's conversion of CMYK to RGB. Pillow assumes that every CMYK JPEG is Adobe's, with inverted samples: 255 means
 /// no ink. `colours` and `black` are such inverted samples.
 fn inks_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
-    // With c = 255 - colour and k = 255 - black: (255 - k) - (255 - k) * c / 255.
+    // Pillow computes (255 - k) - (255 - k) * c / 255 with c = 255 - colour and k = 255 - black.
     colours.map(|colour| black - divide_by_255(u32::from(255 - colour) * u32::from(black)))
 }

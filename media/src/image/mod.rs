@@ -1,9 +1,9 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
-//! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey images
-//! is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in other formats
-//! EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not the file
-//! name.
+//! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey
+//! images is dropped. Only TIFF files are turned by their orientation tag, as Pillow does when it loads them; in
+//! other formats EXIF rotation is ignored. Only the first frame of an animation is used. The format is detected from
+//! the content, not from the file name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -24,8 +24,8 @@ mod tests;
 /// Memory that a decoder may allocate: the largest image at 8 bytes per pixel (16-bit RGBA), and 64 MiB for tables.
 const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
-/// Longer files are refused before they are read: no image within the decoder's memory limit has more bytes, even
-/// uncompressed.
+/// Longer files are refused before they are read. Even an uncompressed image within the decoder's memory limit has
+/// fewer bytes.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
 /// Memory limit for decoding a GIF frame: one byte per pixel of the largest image.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
@@ -128,7 +128,8 @@ impl ImageFile<'_> {
         /// Images of up to this many pixels are always decoded.
         const SMALL: u64 = 1 << 24;
         let pixels_per_byte = match self.format {
-            // In lossless WebP, the pixels of an image of one colour are coded in 0 bits, so the size has no bound.
+            // Lossless WebP codes the pixels of an image of one colour in 0 bits, so a file of any length can hold
+            // any number of pixels.
             ImageFormat::WebP if self.bytes.get(12..16) == Some(b"VP8L") => return true,
             // An image of one colour (WebP), or white lines (TIFF), take almost no data.
             ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
@@ -140,9 +141,9 @@ impl ImageFile<'_> {
     }
 }
 
-/// Whether Pillow opens this PNG in mode RGBA: it does for colour type 6 (RGBA), and for type 4 (grey with alpha) with
-/// 16 bits. The decoder of this program returns RGBA for other types with transparency too, but Pillow drops their
-/// alpha.
+/// Whether Pillow opens this PNG in mode RGBA. It does so for colour type 6 (RGBA), and for type 4 (grey with alpha)
+/// with 16 bits. For other types with transparency, the decoder of this program returns RGBA too, but Pillow drops
+/// their alpha.
 fn png_is_rgba(bytes: &[u8]) -> bool {
     // Bytes 24 and 25 are bit depth and colour type. Before them are 8 bytes of signature, 8 bytes of IHDR's length and
     // name, and 8 bytes of width and height.

@@ -200,7 +200,7 @@ fn headers_that_state_more_pixels_than_the_file_can_hold_are_refused() {
     assert!(error.starts_with("x: is damaged or cut off: 130 bytes cannot hold 13000 x 13000 pixels; "), "{error}");
 }
 
-/// Lossless WebP stores an image of one colour in a few bytes, whatever its size.
+/// Lossless WebP stores an image of one colour and any size in a few bytes.
 #[test]
 fn a_large_webp_of_one_colour_is_read() {
     const SIDE: u64 = 4200;

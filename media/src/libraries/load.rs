@@ -5,10 +5,10 @@
 //! machine without FFmpeg.
 //!
 //! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with FFmpeg. So
-//! this file defines a function for each of these names. Each function is one jump, to an address that [`load`] looks
-//! up and stores:
+//! this file defines a function for each of these names. Each function is one jump, to an address that [`load_ffmpeg`]
+//! looks up and stores:
 //! ```text
-//! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load`: the function `not_loaded`, which aborts
+//! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load_ffmpeg`: the function `not_loaded`, which aborts
 //! ```
 //! The static linker then finds all names defined, so it does not list FFmpeg's libraries as dependencies of the
 //! program (`--as-needed`). If [`functions!`] lacks a function that is called, the program is linked with that
@@ -25,11 +25,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use ffmpeg_next::ffi;
 use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
-/// A function of FFmpeg.
+/// A function of FFmpeg that is called through a stored address.
 struct Function {
     /// The function's name with a zero byte at the end.
     name: &'static [u8],
-    /// Holds the function's address.
+    /// The address of the function, after the libraries are loaded.
     address: &'static AtomicPtr<c_void>,
     /// The function of the same name in this file, which jumps to `address`.
     jump: unsafe extern "C" fn(),
@@ -93,34 +93,34 @@ functions! {
         sws_setColorspaceDetails swscale_version;
 }
 
-/// The target of all jumps until [`load`] has stored the addresses: prints an error and aborts.
+/// The target of all jumps until [`load_ffmpeg`] has stored the addresses: prints an error and aborts.
 extern "C" fn not_loaded() {
     eprintln!("a function of FFmpeg was called before its libraries were loaded; this is a bug in reel-media");
     std::process::abort();
 }
 
-/// The file name of a library, such as `libavutil.so.57`. The major version is that of the headers which the program
-/// was compiled with: libraries of another one have other structs.
+/// The file name of a library, such as `libavutil.so.57`. The number is the major version of the headers that the
+/// program was compiled with. Libraries of another major version have other struct layouts.
 fn file_name((name, version, _): &(&str, i64, &[Function])) -> String {
     format!("{name}.so.{version}")
 }
 
-/// The folder `../lib/reel` of the program's folder, if it has FFmpeg's libraries of the right version. An installed
-/// release has them there. They are preferred to the system's libraries, all of them or none.
-pub(super) fn installed_folder() -> Option<PathBuf> {
-    installed_folder_of(&std::env::current_exe().ok()?)
+/// The folder `../lib/reel` beside the program's folder, if it has FFmpeg's libraries of the right version, as in an
+/// installed release. All libraries are then loaded from this folder instead of the system's folders.
+pub(super) fn installed_ffmpeg_folder() -> Option<PathBuf> {
+    installed_ffmpeg_folder_of(&std::env::current_exe().ok()?)
 }
 
-fn installed_folder_of(program: &Path) -> Option<PathBuf> {
+fn installed_ffmpeg_folder_of(program: &Path) -> Option<PathBuf> {
     let folder = program.parent()?.parent()?.join("lib/reel");
     folder.join(file_name(LIBRARIES.first()?)).is_file().then_some(folder)
 }
 
 /// Loads FFmpeg's libraries, at the first call. The error says which library is missing.
-pub(super) fn load() -> Result<(), &'static str> {
+pub(super) fn load_ffmpeg() -> Result<(), &'static str> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
-        let folder = installed_folder().unwrap_or_default();
+        let folder = installed_ffmpeg_folder().unwrap_or_default();
         LIBRARIES.iter().try_for_each(|library| {
             let (file, functions) = (file_name(library), library.2);
             // SAFETY: the libraries of this name and version are FFmpeg's; their initialisers have no conditions.
@@ -154,10 +154,10 @@ mod tests {
         let prefix = tempfile::tempdir().unwrap();
         let (program, folder) = (prefix.path().join("bin/reel"), prefix.path().join("lib/reel"));
         std::fs::create_dir_all(&folder).unwrap();
-        assert_eq!(installed_folder_of(&program), None, "an empty folder has no libraries");
+        assert_eq!(installed_ffmpeg_folder_of(&program), None, "an empty folder has no libraries");
         std::fs::write(folder.join("libavutil.so.1"), "").unwrap();
-        assert_eq!(installed_folder_of(&program), None, "another major version does not fit");
+        assert_eq!(installed_ffmpeg_folder_of(&program), None, "another major version does not fit");
         std::fs::write(folder.join(file_name(&LIBRARIES[0])), "").unwrap();
-        assert_eq!(installed_folder_of(&program), Some(folder));
+        assert_eq!(installed_ffmpeg_folder_of(&program), Some(folder));
     }
 }

@@ -17,13 +17,13 @@ pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" 
 /// Loads the FFmpeg libraries if they are not loaded yet. Must be called before any function of FFmpeg. The error says
 /// which library is missing.
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
-pub(crate) fn load() -> Result<(), &'static str> {
-    load::load()
+pub(crate) fn load_ffmpeg() -> Result<(), &'static str> {
+    load::load_ffmpeg()
 }
 
 /// Does nothing: on this architecture the libraries are loaded when the program starts.
 #[cfg(all(feature = "ffmpeg", not(target_arch = "x86_64")))]
-pub(crate) fn load() -> Result<(), &'static str> {
+pub(crate) fn load_ffmpeg() -> Result<(), &'static str> {
     Ok(())
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn load() -> Result<(), &'static str> {
 /// This machine lacks a library.
 #[cfg(feature = "ffmpeg")]
 pub(crate) fn load_ffmpeg_for_video(path: &Path) -> crate::Result<()> {
-    load().map_err(|what| {
+    load_ffmpeg().map_err(|what| {
         crate::MediaError::file_error(
             path,
             format!("is a video, and FFmpeg is not usable: {what}"),
@@ -45,9 +45,9 @@ pub(crate) fn load_ffmpeg_for_video(path: &Path) -> crate::Result<()> {
 
 /// The folder of the FFmpeg libraries that were installed together with this program (`lib/reel` beside its `bin`).
 /// `None`: FFmpeg is the system's.
-pub fn installed_folder() -> Option<PathBuf> {
+pub fn installed_ffmpeg_folder() -> Option<PathBuf> {
     #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
-    return load::installed_folder();
+    return load::installed_ffmpeg_folder();
     #[cfg(not(all(feature = "ffmpeg", target_arch = "x86_64")))]
     None
 }
@@ -59,7 +59,7 @@ pub fn installed_folder() -> Option<PathBuf> {
 pub fn ffmpeg_library_names_and_versions() -> Result<Vec<(&'static str, String)>, &'static str> {
     #[cfg(feature = "ffmpeg")]
     let versions = {
-        load()?;
+        load_ffmpeg()?;
         [
             ("libavcodec", ffmpeg::codec::version()),
             ("libavformat", ffmpeg::format::version()),
@@ -76,13 +76,13 @@ pub fn ffmpeg_library_names_and_versions() -> Result<Vec<(&'static str, String)>
 /// Whether FFmpeg has a decoder of this name (`h264`, `hevc`, `vp9`, `libdav1d`, …).
 #[cfg(feature = "ffmpeg")]
 pub fn has_decoder(name: &str) -> bool {
-    load().is_ok() && ffmpeg::decoder::find_by_name(name).is_some()
+    load_ffmpeg().is_ok() && ffmpeg::decoder::find_by_name(name).is_some()
 }
 
 /// Whether FFmpeg has an encoder of this name (`libx264`, `mpeg4`, …).
 #[cfg(feature = "ffmpeg")]
 pub fn has_encoder(name: &str) -> bool {
-    load().is_ok() && ffmpeg::encoder::find_by_name(name).is_some()
+    load_ffmpeg().is_ok() && ffmpeg::encoder::find_by_name(name).is_some()
 }
 
 /// Always false: this build has no FFmpeg.

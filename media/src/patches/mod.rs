@@ -24,8 +24,9 @@ const CHANNELS: usize = 3;
 /// The patches of one image or video, the input of the vision tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
-    /// Normalised values, f32 `[N, C * tp * p * p]` (`[N, 1176]` for Qwen2.5-VL), where N is the product of
-    /// `grid_thw`. Patches of a merge block are neighbours; within a patch the order is channel, frame, row, column.
+    /// Normalised values, f32 `[N, C * t * p * p]` (`[N, 1176]` for Qwen2.5-VL), with N = the product of `grid_thw`,
+    /// C channels, t frames per patch and p pixels per side. Patches of a merge block are neighbours; within a patch
+    /// the order is channel, frame, row, column.
     pub pixel_values: Vec<f32>,
     /// Number of patches along time, height and width.
     pub grid_thw: [usize; 3],
@@ -33,7 +34,7 @@ pub struct Patches {
 
 /// The settings of preprocessor_config.json.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PatchProcessor {
+pub struct ImageProcessorSettings {
     /// Minimum area after the second resize, in pixels.
     pub min_pixels: u64,
     /// Maximum area after the second resize, in pixels.
@@ -52,7 +53,7 @@ pub struct PatchProcessor {
     pub image_std: [f32; CHANNELS],
 }
 
-impl Default for PatchProcessor {
+impl Default for ImageProcessorSettings {
     /// The settings of the published Qwen2.5-VL models.
     fn default() -> Self {
         Self {
@@ -76,7 +77,7 @@ impl Default for PatchProcessor {
 pub fn resize_image(
     image: &RgbImage,
     limits: &ImagePixelLimits,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
@@ -94,7 +95,7 @@ pub fn resize_image(
 pub fn resize_image_list(
     images: &[RgbImage],
     limits: &ImagePixelLimits,
-    processor: &PatchProcessor,
+    processor: &ImageProcessorSettings,
     name: &str,
 ) -> Result<FrameBuf> {
     with_file_name(name, || {
@@ -129,7 +130,7 @@ pub fn resize_image_list(
 ///
 /// # Errors
 /// A side is shorter than a merge block, the ratio of sides is too large, or memory runs out.
-pub fn processor_resize(frames: FrameBuf, processor: &PatchProcessor) -> Result<FrameBuf> {
+pub fn processor_resize(frames: FrameBuf, processor: &ImageProcessorSettings) -> Result<FrameBuf> {
     let size = processor_size((frames.height, frames.width), processor)?;
     if size == (frames.height, frames.width) {
         return Ok(frames);
@@ -137,7 +138,7 @@ pub fn processor_resize(frames: FrameBuf, processor: &PatchProcessor) -> Result<
     pillow_bicubic(frames.view()?, size)
 }
 
-fn processor_size((height, width): (usize, usize), processor: &PatchProcessor) -> Result<(usize, usize)> {
+fn processor_size((height, width): (usize, usize), processor: &ImageProcessorSettings) -> Result<(usize, usize)> {
     let factor = processor.patch_size.saturating_mul(processor.merge_size);
     processor_smart_resize(height, width, factor, processor.min_pixels, processor.max_pixels)
 }
@@ -146,8 +147,8 @@ fn processor_size((height, width): (usize, usize), processor: &PatchProcessor) -
 ///
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`.
-pub fn patch_grid_thw(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<[usize; 3]> {
-    let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+pub fn patch_grid_thw(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<[usize; 3]> {
+    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let (height, width) = frames.height_and_width();
     let block = p.saturating_mul(merge);
     if block == 0 || tp == 0 || !height.is_multiple_of(block) || !width.is_multiple_of(block) {
@@ -167,8 +168,8 @@ pub fn patch_grid_thw(frames: FrameView<'_>, processor: &PatchProcessor) -> Resu
 ///
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`, or memory runs out.
-pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Patches> {
-    let PatchProcessor { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
+pub fn patchify(frames: FrameView<'_>, processor: &ImageProcessorSettings) -> Result<Patches> {
+    let ImageProcessorSettings { patch_size: p, temporal_patch_size: tp, merge_size: merge, .. } = *processor;
     let ((height, width), block) = (frames.height_and_width(), p.saturating_mul(merge));
     let grid_thw = patch_grid_thw(frames, processor)?;
     let normalised = normalisation_table(processor);
@@ -209,7 +210,7 @@ pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Pat
 
 /// The normalised value for each pixel value 0..=255 of each channel. Computed with the operations and types of
 /// transformers: product in f64, rounded to f32, then subtraction and division in f32.
-fn normalisation_table(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
+fn normalisation_table(processor: &ImageProcessorSettings) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
         std::array::from_fn(|level| {
             let rescaled = (level as f64 * processor.rescale_factor) as f32;

@@ -31,7 +31,7 @@ fn images_equal_golden_bits() {
     let index: Value = serde_json::from_slice(&golden("index.json")).unwrap();
     let bytes = golden("expected.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let processor = PatchProcessor::default();
+    let processor = ImageProcessorSettings::default();
     let mut with_patches = 0;
     for case in index["images"].as_array().unwrap() {
         let name = case["name"].as_str().unwrap();
@@ -71,9 +71,9 @@ fn video_frames_and_patches_equal_golden_bits() {
         let size = limits
             .resized_height_and_width(view.frame_count(), view.height_and_width().0, view.height_and_width().1)
             .unwrap();
-        let resized = processor_resize(torch_bicubic(view, size).unwrap(), &PatchProcessor::default()).unwrap();
+        let resized = processor_resize(torch_bicubic(view, size).unwrap(), &ImageProcessorSettings::default()).unwrap();
         assert!(resized.data == want.data(), "{name}");
-        let patches = patchify(resized.view().unwrap(), &PatchProcessor::default()).unwrap();
+        let patches = patchify(resized.view().unwrap(), &ImageProcessorSettings::default()).unwrap();
         assert_eq!(patches.grid_thw, grid(case, "video_grid_thw"), "{name}");
         if let Ok(want) = tensors.tensor(&format!("{name}/pixel_values_videos")) {
             assert_eq!(bits(&patches), want.data(), "{name}");
@@ -90,11 +90,11 @@ fn image_lists_equal_golden_bits() {
         let name = case["name"].as_str().unwrap();
         let files: Vec<String> = serde_json::from_value(case["files"].clone()).unwrap();
         let images: Vec<RgbImage> = files.iter().map(|file| image(file)).collect();
-        let got = resize_image_list(&images, &limits(case), &PatchProcessor::default(), name).unwrap();
+        let got = resize_image_list(&images, &limits(case), &ImageProcessorSettings::default(), name).unwrap();
         let want = tensors.tensor(&format!("{name}/resized")).unwrap();
         assert_eq!([got.frames, got.height, got.width, 3], want.shape(), "{name}");
         assert!(got.data == want.data(), "{name}");
-        let grid_thw = patch_grid_thw(got.view().unwrap(), &PatchProcessor::default()).unwrap();
+        let grid_thw = patch_grid_thw(got.view().unwrap(), &ImageProcessorSettings::default()).unwrap();
         assert_eq!(grid_thw, grid(case, "video_grid_thw"), "{name}");
     }
 }
@@ -102,11 +102,12 @@ fn image_lists_equal_golden_bits() {
 #[test]
 fn image_list_takes_the_size_of_its_first_image() {
     let images = [image("01_png_rgb.png"), image("02_png_rgba.png"), image("03_png_gray.png")];
-    let got = resize_image_list(&images, &ImagePixelLimits::default(), &PatchProcessor::default(), "list").unwrap();
+    let got =
+        resize_image_list(&images, &ImagePixelLimits::default(), &ImageProcessorSettings::default(), "list").unwrap();
     assert_eq!((got.frames, got.height, got.width), (4, 56, 84));
     let frame = got.data.len() / 4;
     assert_eq!(got.data[2 * frame..3 * frame], got.data[3 * frame..]);
-    let error = resize_image_list(&[], &ImagePixelLimits::default(), &PatchProcessor::default(), "list")
+    let error = resize_image_list(&[], &ImagePixelLimits::default(), &ImageProcessorSettings::default(), "list")
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("list: is an empty list"), "{error}");
@@ -115,7 +116,7 @@ fn image_list_takes_the_size_of_its_first_image() {
 #[test]
 fn processor_limits_apply_after_profile_limits() {
     let image = image("00_png_rgb.png");
-    let processor = PatchProcessor { max_pixels: 56 * 84, ..PatchProcessor::default() };
+    let processor = ImageProcessorSettings { max_pixels: 56 * 84, ..ImageProcessorSettings::default() };
     let got = resize_image(&image, &ImagePixelLimits::default(), &processor, "00").unwrap();
     assert_eq!((got.height, got.width), (56, 56));
     assert_eq!(got.data, pillow_bicubic(image.view().unwrap(), (56, 56)).unwrap().data);
@@ -124,20 +125,20 @@ fn processor_limits_apply_after_profile_limits() {
 #[test]
 fn size_errors_name_the_file() {
     let thin = RgbImage { data: vec![7; 10 * 2010 * 3], height: 10, width: 2010 };
-    let error = resize_image(&thin, &ImagePixelLimits::default(), &PatchProcessor::default(), "thin.png")
+    let error = resize_image(&thin, &ImagePixelLimits::default(), &ImageProcessorSettings::default(), "thin.png")
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("thin.png: 10 x 2010 has an aspect ratio"), "{error}");
     let low = ImagePixelLimits { max_pixels: 3136, ..ImagePixelLimits::default() };
     let flat = RgbImage { data: vec![7; 10 * 211 * 3], height: 10, width: 211 };
-    let error = resize_image(&flat, &low, &PatchProcessor::default(), "flat.png").unwrap_err().to_string();
+    let error = resize_image(&flat, &low, &ImageProcessorSettings::default(), "flat.png").unwrap_err().to_string();
     assert!(error.starts_with("flat.png: ") && error.contains("a side of 0"), "{error}");
     let view = FrameView::new(&flat.data, 1, 10, 211).unwrap();
     for processor in [
-        PatchProcessor::default(),
-        PatchProcessor { patch_size: 0, ..PatchProcessor::default() },
-        PatchProcessor { temporal_patch_size: 0, ..PatchProcessor::default() },
-        PatchProcessor { merge_size: usize::MAX, ..PatchProcessor::default() },
+        ImageProcessorSettings::default(),
+        ImageProcessorSettings { patch_size: 0, ..ImageProcessorSettings::default() },
+        ImageProcessorSettings { temporal_patch_size: 0, ..ImageProcessorSettings::default() },
+        ImageProcessorSettings { merge_size: usize::MAX, ..ImageProcessorSettings::default() },
     ] {
         assert!(patchify(view, &processor).is_err());
     }
@@ -155,14 +156,14 @@ proptest! {
         let (height, width) = (blocks.0 * merge * side, blocks.1 * merge * side);
         let data: Vec<u8> = (0..frames * height * width * 3).map(|i| (i * 7 % 251) as u8).collect();
         // With these settings, normalisation leaves pixel values unchanged.
-        let processor = PatchProcessor {
+        let processor = ImageProcessorSettings {
             patch_size: side,
             temporal_patch_size: depth,
             merge_size: merge,
             rescale_factor: 1.0,
             image_mean: [0.0; 3],
             image_std: [1.0; 3],
-            ..PatchProcessor::default()
+            ..ImageProcessorSettings::default()
         };
         let got = patchify(FrameView::new(&data, frames, height, width).unwrap(), &processor).unwrap();
         prop_assert_eq!(got.grid_thw, [frames.div_ceil(depth), blocks.0 * merge, blocks.1 * merge]);
@@ -190,8 +191,8 @@ proptest! {
     fn one_frame_gives_the_patches_of_two_equal_frames(seed in any::<u8>()) {
         let frame: Vec<u8> = (0..56 * 28 * 3).map(|i| (i as u8).wrapping_mul(seed | 1)).collect();
         let twice = [frame.clone(), frame.clone()].concat();
-        let one = patchify(FrameView::new(&frame, 1, 56, 28).unwrap(), &PatchProcessor::default()).unwrap();
-        let two = patchify(FrameView::new(&twice, 2, 56, 28).unwrap(), &PatchProcessor::default()).unwrap();
+        let one = patchify(FrameView::new(&frame, 1, 56, 28).unwrap(), &ImageProcessorSettings::default()).unwrap();
+        let two = patchify(FrameView::new(&twice, 2, 56, 28).unwrap(), &ImageProcessorSettings::default()).unwrap();
         prop_assert_eq!(one, two);
     }
 }

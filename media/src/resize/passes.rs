@@ -15,7 +15,7 @@ const COLUMNS: usize = 64;
 const CHANNELS: usize = 3;
 
 /// The number format in which a weighted sum is computed: [`FixedPoint`] or [`FloatingPoint`].
-pub(super) trait Arithmetic {
+pub(super) trait FilterArithmetic {
     /// Type of accumulators and weights.
     type Lane: Copy + Send + Sync;
     /// Initial value of an accumulator.
@@ -24,7 +24,7 @@ pub(super) trait Arithmetic {
 }
 
 /// A sample type in memory (u8 or f32) that can be loaded into an accumulator and stored from it.
-pub(super) trait PixelSample<A: Arithmetic>: Copy + Default + Send + Sync {
+pub(super) trait PixelSample<A: FilterArithmetic>: Copy + Default + Send + Sync {
     fn load(self) -> A::Lane;
     fn store(sum: A::Lane) -> Self;
 }
@@ -33,7 +33,7 @@ pub(super) trait PixelSample<A: Arithmetic>: Copy + Default + Send + Sync {
 /// rounds.
 pub(super) struct FixedPoint;
 
-impl Arithmetic for FixedPoint {
+impl FilterArithmetic for FixedPoint {
     type Lane = i32;
     const START: i32 = 1 << (WEIGHT_FRACTION_BITS - 1);
 
@@ -57,7 +57,7 @@ impl PixelSample<FixedPoint> for u8 {
 /// PyTorch's arithmetic: f32 with fused multiply-add.
 pub(super) struct FloatingPoint;
 
-impl Arithmetic for FloatingPoint {
+impl FilterArithmetic for FloatingPoint {
     type Lane = f32;
     const START: f32 = 0.0;
 
@@ -90,7 +90,7 @@ impl PixelSample<FloatingPoint> for f32 {
 }
 
 /// Resizes each row of `source` `[H, width, 3]` into `target` `[H, taps.output_len(), 3]`.
-pub(super) fn resize_along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
+pub(super) fn resize_along_rows<A: FilterArithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     width: usize,
     taps: &FilterTaps<A::Lane>,
@@ -108,7 +108,7 @@ pub(super) fn resize_along_rows<A: Arithmetic, I: PixelSample<A>, O: PixelSample
 
 /// One task of [`resize_along_rows`]: up to [`LANES`] rows. It is a type instead of a closure because pulp compiles
 /// implementations of `WithSimd` for each instruction set and picks the widest one at run time.
-struct Rows<'a, A: Arithmetic, I, O> {
+struct Rows<'a, A: FilterArithmetic, I, O> {
     from: &'a [I],
     /// Workspace `[W * 3][LANES]`: the source rows, transposed so that each SIMD lane holds one row.
     transposed: &'a mut [[A::Lane; LANES]],
@@ -116,7 +116,7 @@ struct Rows<'a, A: Arithmetic, I, O> {
     to: &'a mut [O],
 }
 
-impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, A, I, O> {
+impl<A: FilterArithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, A, I, O> {
     type Output = ();
 
     #[inline(always)]
@@ -149,7 +149,7 @@ impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Rows<'_, 
 }
 
 /// Resizes each column of `source` `[H, row]` into `target` `[taps.output_len(), row]`, where `row` is W * 3 samples.
-pub(super) fn resize_down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>>(
+pub(super) fn resize_down_columns<A: FilterArithmetic, I: PixelSample<A>, O: PixelSample<A>>(
     source: &[I],
     row: usize,
     taps: &FilterTaps<A::Lane>,
@@ -164,13 +164,13 @@ pub(super) fn resize_down_columns<A: Arithmetic, I: PixelSample<A>, O: PixelSamp
 
 /// One task of [`resize_down_columns`]: it computes one row of the target. `from` begins at the first source row whose
 /// weight is not zero.
-struct Columns<'a, A: Arithmetic, I, O> {
+struct Columns<'a, A: FilterArithmetic, I, O> {
     from: &'a [I],
     weights: &'a [A::Lane],
     to: &'a mut [O],
 }
 
-impl<A: Arithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Columns<'_, A, I, O> {
+impl<A: FilterArithmetic, I: PixelSample<A>, O: PixelSample<A>> WithSimd for Columns<'_, A, I, O> {
     type Output = ();
 
     #[inline(always)]

@@ -27,9 +27,9 @@ const MAX_SIDE: usize = 1 << 26;
 /// The size that the overrides `resized_height` and `resized_width` ask for, and the area limits that apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedSize {
-    /// `resized_height` in pixels.
+    /// The requested height (`resized_height`) in pixels.
     pub height: usize,
-    /// `resized_width` in pixels.
+    /// The requested width (`resized_width`) in pixels.
     pub width: usize,
     /// The profile's minimum area of an image in pixels. It applies to videos too, and no override changes it.
     pub min_pixels: u64,
@@ -60,11 +60,11 @@ impl RequestedSize {
 /// Size limits of an image: the limits of a profile, with some replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImagePixelLimits {
-    /// Minimum area in pixels.
+    /// Minimum area of an image in pixels.
     pub min_pixels: u64,
-    /// Maximum area in pixels.
+    /// Maximum area of an image in pixels.
     pub max_pixels: u64,
-    /// The requested size, if any; it replaces the limits above.
+    /// The requested size, if any; it replaces the other limits.
     pub resized: Option<RequestedSize>,
 }
 
@@ -75,7 +75,7 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The limits of `profile`, with those replaced that `overrides` sets.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
@@ -106,12 +106,12 @@ pub struct VideoPixelLimits {
     pub total_pixels: u64,
     /// The override `max_pixels`, if given. It can lower `video_max_pixels` but not raise it.
     pub max_pixels: Option<u64>,
-    /// The requested size, if any; it replaces the limits above.
+    /// The requested size, if any; it replaces the other limits.
     pub resized: Option<RequestedSize>,
 }
 
 impl VideoPixelLimits {
-    /// The limits of `profile`, with those replaced that `overrides` sets.
+    /// The limits of `profile`, except those that `overrides` replaces.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         let (min_pixels, video_max_pixels) = overrides.video_frame_limits(profile);
@@ -223,8 +223,8 @@ fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Returns the `rounded` sides if their area is within the limits; else scales the original sides up or down so that it
-/// is.
+/// Returns the `rounded` sides if their area is within the limits. Otherwise scales the original sides up or down
+/// until their area is.
 fn fit(
     (height, width): (usize, usize),
     rounded: (usize, usize),

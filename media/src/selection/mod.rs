@@ -22,7 +22,7 @@ const MAX_TOTAL_FRAMES: u64 = 1 << 42;
 /// The maximum number of frames that any profile may select, so that a list of indices stays small for any input.
 const MAX_SELECTED_FRAMES: u64 = 1 << 20;
 
-/// The locations in errors about the video itself: its number of frames and its frame rate.
+/// The location of errors about the video itself: its number of frames or its frame rate.
 const TOTAL_FRAMES: &str = "total_frames";
 const VIDEO_FPS: &str = "video_fps";
 
@@ -160,7 +160,7 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     let limit = total.min(MAX_SELECTED_FRAMES);
     if !(n >= FRAME_FACTOR && n <= limit as f64) {
         let count = match overrides.nframes {
-            // The given number is within the limits, but the even number to which it is rounded is not.
+            // The given number is within the limits, but rounding it to an even number leaves them.
             Some(given) if given >= 2 && given.unsigned_abs() <= limit => format!("{given}, which is rounded to {n}"),
             Some(given) => given.to_string(),
             // Rounding down may result in -0, which would be printed; adding 0 makes it 0.
@@ -205,7 +205,8 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 /// The error for a number of frames outside of `min..=max`; `count` is the number as text.
 fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     if max < min {
-        // A part of a video has at least two frames (`time_range`), so this is a whole video of one frame.
+        // `time_range` ensures that a selected part of a video has at least two frames, so this is a whole video of
+        // one frame.
         let what = format!("no frames can be selected from a video of {max} frame, because {min} are needed");
         return MediaError::setting_error(TOTAL_FRAMES, what, "use a longer video, or give the frame as an image");
     }

@@ -42,8 +42,8 @@ fn selections_equal_golden_rows() {
     assert_eq!((text.lines().count(), refused), (220, 16));
 }
 
-/// Torch 2.7.1 (AVX2, AVX-512) selects frame 86537 as index 415, because it uses fused multiply-add; rounding the
-/// product first would give 86538.
+/// Torch 2.7.1 (AVX2, AVX-512) selects frame 86537 at index 415, because it uses fused multiply-add. With the product
+/// rounded first, the result would be 86538.
 #[test]
 fn linspace_of_long_videos_rounds_once() {
     let keys = MediaOverrides { fps: Some(1.0), max_frames: Some(687), ..Default::default() };

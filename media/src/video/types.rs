@@ -55,7 +55,7 @@ pub enum PixelBuffer {
 }
 
 impl Default for PixelBuffer {
-    /// An empty buffer.
+    /// Creates an empty buffer.
     fn default() -> Self {
         Self::Owned(Vec::new())
     }
@@ -76,7 +76,7 @@ impl Deref for PixelBuffer {
 /// The size in which decoded frames are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DecodedFrameSize {
-    /// The displayed size of the video.
+    /// The size in which a player displays the video.
     Original,
     /// The size that follows from the pixel limits of the profile and its overrides. Frames are resized as by
     /// torchvision's bicubic resize with antialias on u8.

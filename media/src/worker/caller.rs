@@ -13,7 +13,7 @@ use reel_worker::{Worker, WorkerFailure, WorkerPool, WorkerProgram};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
-use super::{WORKER, WorkerJob, WorkerReply, WorkerRequest};
+use super::{VIDEO_WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 use crate::{MediaError, Result};
@@ -148,7 +148,7 @@ impl DecodeWorker {
             .into();
         let mut worker = match IDLE.take_idle_worker(&self.program, 0) {
             Some(worker) => worker,
-            None => Worker::start(&self.program, &WORKER).map_err(cannot_start)?,
+            None => Worker::start(&self.program, &VIDEO_WORKER).map_err(cannot_start)?,
         };
         let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
         let reply = sent.and_then(|()| worker.receive(0, &mut Vec::new()));

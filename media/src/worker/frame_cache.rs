@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodedVideo, PixelBuffer};
 
-/// Minimum age of a file's last change when its frames are requested; frames of a file changed later are not kept. File
-/// systems record times in steps of a few milliseconds, so a second change in the same step would not be noticed.
+/// Frames of a file that was changed less than this long before the request are not kept. File systems record times
+/// in steps of a few milliseconds, so a second change within one step would not be noticed.
 const MIN_AGE: Duration = Duration::from_millis(100);
 
 /// Cache of the resized frames of videos, keyed by file and request. The least recently used video is evicted first.
@@ -168,7 +168,7 @@ mod tests {
         assert!(cache.get(&key(&path, 6).unwrap()).is_none(), "other frames of the file");
         let other = FrameKey::new(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
         assert!(cache.get(&other).is_none(), "another profile");
-        // The file keeps its length and modification time (mtime); only its inode change time (ctime) differs.
+        // The file keeps its length and its modification time (mtime). Only its inode change time (ctime) differs.
         let times = std::fs::metadata(&path).unwrap();
         let mut file = std::fs::File::create(&path).unwrap();
         file.write_all(b"two").unwrap();

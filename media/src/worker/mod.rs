@@ -31,7 +31,7 @@ pub use frame_cache::FrameCache;
 pub use serve::run_job;
 
 /// The kind of worker that decodes videos.
-pub const WORKER: WorkerKind = WorkerKind { name: "video", malloc_arenas: "2", main: serve::worker_main };
+pub const VIDEO_WORKER: WorkerKind = WorkerKind { name: "video", malloc_arenas: "2", main: serve::worker_main };
 
 /// The request that the caller sends to a worker.
 #[derive(Debug, Serialize, Deserialize)]

@@ -20,7 +20,7 @@ pub(super) fn worker_main() -> ExitCode {
     // FFmpeg's libraries are loaded before forking, so that every fork inherits them. If they are missing, each fork
     // reports this in its reply.
     #[cfg(feature = "ffmpeg")]
-    let _ = crate::libraries::load();
+    let _ = crate::libraries::load_ffmpeg();
     reel_worker::serve_in_forks(run_job)
 }
 
@@ -46,8 +46,8 @@ pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Reply
 }
 
 /// Does the requested job. If the job fails near the memory limit, the reply is `OutOfMemory` instead of the job's
-/// error. That error would blame the file, because with too little memory FFmpeg may lose frames, report damaged data,
-/// or end the file early.
+/// error. With too little memory, FFmpeg may lose frames, report damaged data, or end the file early, and the job's
+/// error would wrongly blame the file.
 fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
     let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
     let job = || match request.job {
@@ -63,7 +63,7 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
     to_reply(catch_panic(job))
 }
 
-/// Converts the result of a job (`Err`: its panic message) to the reply for the caller.
+/// Converts the result of a job to the reply for the caller. The outer `Err` is the message of a panic.
 fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerReply {
     match ended {
         Ok(Ok(reply)) => reply,
@@ -78,19 +78,19 @@ fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerRe
     }
 }
 
-/// Creates Rayon's threads for the resize. Otherwise Rayon would create them later and panic if it cannot, and a panic
-/// while decoding is blamed on the file.
+/// Creates Rayon's threads for the resize. Otherwise Rayon would create them during decoding. If it then failed to
+/// create them, it would panic, and the panic would be blamed on the file.
 fn create_resize_threads(path: &Path) -> Result<()> {
     let created = rayon::ThreadPoolBuilder::new().build_global();
-    // If threads cannot be created, the source of Rayon's error is an I/O error. Any other error means that the thread
-    // pool already exists.
+    // If threads cannot be created, the source of Rayon's error is an I/O error. An error without such a source means
+    // that the thread pool already exists.
     let cause = created.as_ref().err().and_then(|e| e.source()?.downcast_ref::<std::io::Error>());
     cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
 }
 
-/// [`is_near_memory_limit`] holds if the peak of the address space is within this many bytes of its limit. The largest
-/// allocations whose failure FFmpeg does not report as lack of memory are smaller: thread stacks (8 MiB), packets and
-/// read buffers.
+/// [`is_near_memory_limit`] is true if the peak of the address space is within this many bytes of its limit. FFmpeg
+/// reports a failure of larger allocations as lack of memory, but not of smaller ones: thread stacks (8 MiB), packets
+/// and read buffers.
 const NEAR_LIMIT_BYTES: u64 = 16 << 20;
 
 /// Whether the address space of this process has come so close to its limit that an allocation may have failed.

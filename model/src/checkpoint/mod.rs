@@ -78,7 +78,7 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
-    /// The elements of a share of the rows; `shape` stays that of all rows.
+    /// Restricts the elements to a share of the rows. `shape` remains the shape of the whole tensor.
     pub(crate) fn share_of_rows(self, share: RowShare) -> Self {
         let rows = self.shape.first().copied().unwrap_or(1).max(1);
         let (own, row_bytes) = (share.row_range(rows), self.bytes.len() / rows);
@@ -128,10 +128,11 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Says whether weights are copied to the device's own memory even if it could read them in place. On a CPU the
-    /// copies lie on large pages, and linear layers that are not trained may have copies in a layout for inference only
-    /// ([`reel_runtime::ops::PackedWeight`]): decoding reads such copies faster than the pages of a mapped file. The
-    /// embedding table stays in its file, unless it is also the weight of the output layer in its plain layout.
+    /// Sets whether weights are copied to the device's own memory even if the device could read them in the mapped
+    /// file. On a CPU the copies lie on large pages, and linear layers that are not trained may have copies in a
+    /// layout for inference only ([`reel_runtime::ops::PackedWeight`]): decoding reads such copies faster than the
+    /// pages of a mapped file. The embedding table stays in its file, unless it is also the weight of the output
+    /// layer in its plain layout.
     pub fn with_copied_weights(self, is_copied: bool) -> Self {
         Self { is_copied, ..self }
     }
@@ -140,7 +141,7 @@ impl Checkpoint {
         self.is_copied
     }
 
-    /// The bytes of all weight files.
+    /// The total size of all weight files in bytes.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.as_bytes().len() as u64).sum()
     }
@@ -181,7 +182,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn check_index(&self, listing: &shards::WeightFiles) -> Result<()> {
+    fn check_index(&self, listing: &shards::WeightFilePaths) -> Result<()> {
         for (name, file) in &listing.indexed_tensors {
             let classic = TensorNaming::to_classic_name(name);
             if is_harmless(&classic) {
@@ -197,7 +198,7 @@ impl Checkpoint {
     }
 
     /// The naming scheme of the files.
-    pub fn naming(&self) -> TensorNaming {
+    pub fn tensor_naming(&self) -> TensorNaming {
         self.naming
     }
 
@@ -252,8 +253,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Checks that every weight is finite. Training with a NaN weight gives a NaN loss in the first step, which would
-    /// not say why.
+    /// Checks that every weight is finite. Training with a NaN weight would give a NaN loss in the first step,
+    /// without a hint at the cause.
     ///
     /// # Errors
     /// The first tensor, by name, with a value that is NaN or infinite.
@@ -292,7 +293,7 @@ impl Checkpoint {
     }
 }
 
-/// The index in each dimension of the element with this index in row-major order.
+/// Converts an index in row-major order to the index in each dimension.
 fn index_in_shape(index: usize, shape: &[usize]) -> Vec<usize> {
     let mut rest = index;
     let mut indices: Vec<usize> = shape
@@ -334,8 +335,8 @@ fn first_position<T: Sync>(values: &[T], is_bad: impl Fn(&T) -> bool + Sync) -> 
     values[begin..].iter().position(is_bad).map(|index| begin + index)
 }
 
-/// Whether a weight file may have this tensor although the model has no such weight: old versions of transformers
-/// stored it, and the program computes its values.
+/// Whether a weight file may have this tensor although the model has no such weight. Old versions of transformers
+/// stored these tensors, and the program computes their values itself.
 fn is_harmless(name: &str) -> bool {
     ["rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "embeddings.position_ids"].iter().any(|end| name.ends_with(end))
 }

@@ -10,7 +10,7 @@ use super::COPY_AGAIN;
 use crate::error::{ModelError, Result};
 
 /// The weight files of a model folder.
-pub(super) struct WeightFiles {
+pub(super) struct WeightFilePaths {
     /// The paths of the files, in the order in which they are opened.
     pub(super) files: Vec<PathBuf>,
     /// Each tensor's name and the file that holds it, according to the index; empty without an index.
@@ -21,9 +21,9 @@ pub(super) struct WeightFiles {
 /// note names other files of weights that are not used.
 ///
 /// # Errors
-/// There is no such file; or there are an index and a `model.safetensors` that the index does not list. transformers
-/// reads the file and vLLM the shards of the index, and it is not known which of them has the wanted weights.
-pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
+/// There is no such file; or there are an index and a `model.safetensors` that the index does not list. In that case
+/// transformers reads the file and vLLM reads the shards of the index, so it is unclear which weights are wanted.
+pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFilePaths> {
     let single = folder.join("model.safetensors");
     let index = folder.join("model.safetensors.index.json");
     let found = match (index.exists(), single.exists()) {
@@ -36,7 +36,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
             }
             found
         }
-        (false, true) => WeightFiles { files: vec![single], indexed_tensors: Vec::new() },
+        (false, true) => WeightFilePaths { files: vec![single], indexed_tensors: Vec::new() },
         (false, false) => return any(folder),
     };
     let unused = |name: &String| name.starts_with("model") || name.starts_with("consolidated");
@@ -64,7 +64,7 @@ fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
+fn from_index(folder: &Path, index: &Path) -> Result<WeightFilePaths> {
     let broken = |what: String| ModelError::weights(index.display().to_string(), what, COPY_AGAIN);
     let text = input::read_text(index, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(index, e))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(format!("is not JSON ({e})")))?;
@@ -89,7 +89,7 @@ fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {
     if files.is_empty() {
         return Err(broken("has an empty `weight_map`".to_string()));
     }
-    Ok(WeightFiles { files: files.into_values().collect(), indexed_tensors })
+    Ok(WeightFilePaths { files: files.into_values().collect(), indexed_tensors })
 }
 
 /// Whether a file name in an index has no folder part, so that it cannot refer to a file outside the folder.
@@ -97,7 +97,7 @@ fn is_plain_name(file: &str) -> bool {
     !file.is_empty() && file != ".." && file != "." && !file.contains(['/', '\\', '\0'])
 }
 
-fn any(folder: &Path) -> Result<WeightFiles> {
+fn any(folder: &Path) -> Result<WeightFilePaths> {
     let entries = std::fs::read_dir(folder).map_err(|e| ModelError::cannot_read(folder, e))?;
     let mut files = Vec::new();
     let mut other = false;
@@ -118,5 +118,5 @@ fn any(folder: &Path) -> Result<WeightFiles> {
         return Err(ModelError::weights(folder.display().to_string(), what, help));
     }
     files.sort();
-    Ok(WeightFiles { files, indexed_tensors: Vec::new() })
+    Ok(WeightFilePaths { files, indexed_tensors: Vec::new() })
 }

@@ -66,7 +66,7 @@ fn naming_schemes_and_shards_give_equal_tensors() {
     ]);
     let single = Checkpoint::open(single.path()).unwrap();
     let sharded = Checkpoint::open(sharded.path()).unwrap();
-    assert_eq!((single.naming(), sharded.naming()), (TensorNaming::Classic, TensorNaming::Nested));
+    assert_eq!((single.tensor_naming(), sharded.tensor_naming()), (TensorNaming::Classic, TensorNaming::Nested));
     for checkpoint in [&single, &sharded] {
         checkpoint.check(&config).unwrap();
         assert_eq!(checkpoint.tensor_names().count(), expected.len());
@@ -200,7 +200,7 @@ proptest::proptest! {
 }
 
 proptest! {
-    /// The first value that is not finite is found in any block.
+    /// The first value that is NaN or infinite is found in any block.
     #[test]
     fn the_first_bad_value_is_found(length in 0usize..200_000, bad in proptest::collection::vec(0usize..200_000, 0..4)) {
         let mut values = vec![0u16; length];

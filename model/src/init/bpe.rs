@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 const SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The added tokens of Qwen2.5 in the order of their ids; true marks a special token.
+/// The added tokens of Qwen2.5 in the order of their ids, each with whether it is a special token.
 const ADDED: [(&str, bool); 22] = [
     ("<|endoftext|>", true),
     ("<|im_start|>", true),
@@ -131,8 +131,8 @@ fn tokenizer_config(added: &BTreeMap<&str, u32>) -> Value {
     })
 }
 
-/// Learns the merges in order: each merges the most frequent pair, and among equally frequent pairs the first in
-/// alphabetical order.
+/// Learns the merges in order. Each step merges the most frequent pair; among equally frequent pairs it merges the
+/// alphabetically first.
 fn learn(prose: &str) -> Vec<(String, String)> {
     let mut words: BTreeMap<Vec<String>, usize> = BTreeMap::new();
     for word in split(prose) {

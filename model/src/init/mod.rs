@@ -30,7 +30,7 @@ pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
 pub use presets::Preset;
 pub use siglip::init_siglip;
 
-/// Options of [`init`].
+/// Options of [`init_model_folder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InitOptions {
     /// The model size.
@@ -45,7 +45,7 @@ pub struct InitOptions {
     pub seed: u64,
 }
 
-/// The result of [`init`].
+/// The result of [`init_model_folder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InitReport {
     /// The number of parameters.
@@ -55,7 +55,7 @@ pub struct InitReport {
 }
 
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
-pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
+pub fn init_model_folder(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
     let config = config_json(options, &tokenizer)?;
@@ -67,7 +67,8 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     })
 }
 
-/// Writes the model folder of [`init`] without its weights, which is enough to read and encode training data.
+/// Writes the model folder of [`init_model_folder`] without its weights. Such a folder is enough to read and encode
+/// training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
@@ -75,7 +76,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     write_small_files(&small_files(&config, &tokenizer), out)
 }
 
-/// The config that [`init`] would write, for `reel plan --preset`.
+/// The config that [`init_model_folder`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;

@@ -1,16 +1,17 @@
-//! Random normal numbers from a counter: each element of each tensor is a function of seed, stream and index, so it
-//! does not depend on threads.
+//! Normally distributed random numbers from a counter-based generator. Each element of each tensor is a function of
+//! seed, stream and index, so the values do not depend on the number of threads.
 
 use std::sync::LazyLock;
 
 use reel_kernels::philox;
 
-/// Maps each 16-bit random number to a normally distributed one: number i to the normal quantile of the probability
-/// (i + 0.5) / 65 536.
+/// Maps each 16-bit random number to a normally distributed one: number i becomes the normal quantile of the
+/// probability (i + 0.5) / 65 536.
 static QUANTILES: LazyLock<Vec<f32>> =
     LazyLock::new(|| (0..1 << 16).map(|i| normal_quantile((f64::from(i) + 0.5) / 65536.0) as f32).collect());
 
-/// How many normal numbers one block, the result of one call of the random generator Philox, gives.
+/// The number of normally distributed numbers in one block. A block is the result of one call of the random generator
+/// Philox.
 pub(crate) const NORMALS_PER_BLOCK: usize = 8;
 
 /// Returns the standard normal numbers `NORMALS_PER_BLOCK * block .. NORMALS_PER_BLOCK * (block + 1)` of the random

@@ -199,7 +199,8 @@ struct Vision {
     full: &'static [usize],
 }
 
-/// The vision tower of the published Qwen2.5-VL models, which differ in the width of its MLPs and of its output only.
+/// The vision tower of the published Qwen2.5-VL models. The models differ only in the width of the tower's MLPs and
+/// of its output.
 fn published_vision(intermediate: usize, out: usize) -> Value {
     vision(Vision { depth: 32, hidden: 1280, intermediate, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
 }

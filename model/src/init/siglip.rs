@@ -70,7 +70,7 @@ fn initializer(name: &str, shape: &[usize]) -> WeightInitializer {
             WeightInitializer::Normal(0.9 / (shape[1..].iter().product::<usize>() as f32).sqrt())
         }
         _ if name.contains("embedding.weight") || name.ends_with("probe") => WeightInitializer::Normal(1.0),
-        // Large query and key weights make attention sharp. If it were nearly uniform, a short text would attend
+        // Large query and key weights make attention sharp. With nearly uniform attention, a short text would attend
         // mostly to its padding.
         _ if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => {
             WeightInitializer::Normal(2.5 / inputs.sqrt())

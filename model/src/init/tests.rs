@@ -14,7 +14,7 @@ fn tiny(seed: u64) -> InitOptions {
 fn tiny_folder_opens() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a/tiny");
-    let report = init(&tiny(1), &out).unwrap();
+    let report = init_model_folder(&tiny(1), &out).unwrap();
     assert!((100_000..2_000_000).contains(&report.parameters), "{}", report.parameters);
     let config = ModelConfig::open(&out).unwrap();
     assert_eq!(config.dtype, Some(StoredDType::F32));
@@ -34,7 +34,7 @@ fn tiny_folder_opens() {
     let embed = floats("model.embed_tokens.weight");
     let std = (embed.iter().map(|x| x * x).sum::<f32>() / embed.len() as f32).sqrt();
     assert!((std - 0.25 / 128f32.sqrt()).abs() < 0.001, "{std}");
-    let again = init(&tiny(1), &out).unwrap_err().to_string();
+    let again = init_model_folder(&tiny(1), &out).unwrap_err().to_string();
     assert!(again.contains("is not empty"), "{again}");
 }
 
@@ -44,7 +44,7 @@ fn bytes_depend_on_the_seed_but_not_on_threads() {
     let weights = |name: &str, seed: u64, threads: usize| {
         let out = folder.path().join(name);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| init(&tiny(seed), &out)).unwrap();
+        pool.install(|| init_model_folder(&tiny(seed), &out)).unwrap();
         fs::read(out.join("model.safetensors")).unwrap()
     };
     let a = weights("a", 5, 1);
@@ -69,7 +69,8 @@ fn presets_have_the_published_shapes() {
     assert_eq!((b3.tokens.image, b3.tokens.video, b3.tokens.eos.clone()), (151_655, 151_656, vec![151_645]));
     let cut = preset_config(&InitOptions { layers: Some(4), vocab: Some(160_000), ..options(Preset::B3) }).unwrap();
     assert_eq!((cut.text.num_hidden_layers, cut.text.vocab_size, cut.vision.depth), (4, 160_000, 32));
-    let small = init(&InitOptions { vocab: Some(100), ..tiny(0) }, Path::new("nowhere")).unwrap_err().to_string();
+    let small =
+        init_model_folder(&InitOptions { vocab: Some(100), ..tiny(0) }, Path::new("nowhere")).unwrap_err().to_string();
     assert!(small.starts_with("--vocab: 100 is too small"), "{small}");
     assert!(preset_config(&InitOptions { layers: Some(0), ..tiny(0) }).is_err());
     assert!(Preset::parse("13b").unwrap_err().to_string().contains("choose tiny, 3b, 7b, 32b or 72b"));

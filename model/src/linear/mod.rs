@@ -10,7 +10,7 @@ use crate::linear_weight::{LayerAdapter, Weight};
 use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, WeightLoader};
 
-/// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
+/// A linear layer `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
     /// The classic name without `.weight`, such as `model.layers.0.self_attn.q_proj`.
@@ -20,12 +20,12 @@ pub(crate) struct Linear {
     /// Which of the layer's output columns this process computes; `out` is their number.
     pub(crate) share: RowShare,
     pub(crate) adapter: Option<Lora>,
-    /// The adapters of the rows of a decode step: each row may have one of these instead of `adapter`.
+    /// The adapters of a decode step. Each row may have one of these adapters instead of `adapter`.
     pub(crate) row_adapters: Option<LoraStack>,
 }
 
-/// The weights of linear layers with the same input that follow each other in memory, so that one product computes the
-/// outputs of all. Only trained layers have joined weights.
+/// Joined weights: the weights of several linear layers with the same input, one after the other in memory, so that
+/// one product computes all outputs. Only trained layers have joined weights.
 #[derive(Clone, Debug)]
 pub(crate) struct JoinedWeights {
     weight: Tensor,       // [sum of out, in]
@@ -33,9 +33,9 @@ pub(crate) struct JoinedWeights {
 }
 
 impl JoinedWeights {
-    /// The outputs of `layers` side by side, `[S, sum of out]`; `joined` are the weights of these layers. `None` if
-    /// there are no joined weights or a layer has an adapter. If `known` has a next tensor, it is the output and is not
-    /// computed.
+    /// The outputs of `layers` side by side, `[S, sum of out]`, by one product with the `joined` weights of these
+    /// layers. `None` if there are no joined weights or a layer has an adapter. If `known` yields a tensor, this
+    /// tensor is the output and nothing is computed.
     pub(crate) fn forward(
         joined: Option<&Self>,
         layers: &[&Linear],
@@ -55,8 +55,8 @@ impl JoinedWeights {
 }
 
 impl Linear {
-    /// Loads layers with the same input, each given by its name and its number of outputs, with joined weights. `None`
-    /// if not all of their weights and biases are trained.
+    /// Loads layers with joined weights. All layers have the same input; each is given by its name and its number of
+    /// outputs. `None` if a weight or bias is not trained.
     pub(crate) fn load_joined<const N: usize>(
         from: &WeightLoader,
         layers: [(&str, impl Into<PaddedWidth>); N],
@@ -79,7 +79,7 @@ impl Linear {
             name: layers[i].0.into(),
             weight: Weight::Dense(weights[i].clone()),
             bias: biases.as_ref().map(|biases| biases[i].clone()),
-            share: RowShare::WHOLE,
+            share: RowShare::ALL_ROWS,
             adapter: None,
             row_adapters: None,
         });
@@ -96,11 +96,11 @@ impl Linear {
         let (rows, cols) = (out_features.into(), in_features.into());
         let weight = Weight::load_unquantized(from, &format!("{name}.weight"), [rows, cols])?;
         let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, share: RowShare::WHOLE, adapter: None, row_adapters: None })
+        Ok(Linear { name: name.into(), weight, bias, share: RowShare::ALL_ROWS, adapter: None, row_adapters: None })
     }
 
-    /// [`Linear::load`] for a share of the outputs of a layer of the decoder, which may be quantised. `shape` is
-    /// `[out, in]` with all outputs.
+    /// Like [`Linear::load`], but loads a share of the outputs of a decoder layer, which may be quantised. `shape` is
+    /// `[out, in]` of the whole layer.
     pub(crate) fn load_decoder(
         from: &WeightLoader,
         name: &str,
@@ -114,12 +114,13 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, share, adapter: None, row_adapters: None })
     }
 
-    /// The weight if it is trained and the device reads packed weights faster ([`Weight::tensor_to_pack`]).
+    /// Returns the weight if it is trained and the device reads packed weights faster ([`Weight::tensor_to_pack`]);
+    /// otherwise `None`.
     pub(crate) fn tensor_to_pack(&self) -> Option<&Tensor> {
         self.weight.tensor_to_pack()
     }
 
-    /// Replaces a weight that is trained by a packed copy, if the device reads packed weights faster.
+    /// Replaces a trained weight by a packed copy, if the device reads packed weights faster.
     ///
     /// # Errors
     /// Out of memory.
@@ -129,7 +130,7 @@ impl Linear {
     }
 
     /// The rows and columns of the weight; `None` if it is packed.
-    pub(crate) fn widths(&self) -> Option<[PaddedWidth; 2]> {
+    pub(crate) fn weight_widths(&self) -> Option<[PaddedWidth; 2]> {
         let Weight::Dense(weight) = &self.weight else { return None };
         let width =
             |i: usize| Some(PaddedWidth { stored: *weight.unpadded_shape().get(i)?, padded: *weight.shape().get(i)? });
@@ -153,8 +154,8 @@ impl Linear {
         self.weight.linear_skinny(cx, x, self.bias.as_ref(), self.adapter_of(rows), residual)
     }
 
-    /// The adapters of a decode step: one for each row if this layer has row adapters and `rows` has their numbers,
-    /// else the layer's own adapter, if it has one.
+    /// The adapters of a decode step: one per row if this layer has row adapters and `rows` has their numbers,
+    /// otherwise the adapter of the layer, if it has one.
     fn adapter_of<'a>(&'a self, rows: Option<&'a Tensor>) -> LayerAdapter<'a> {
         match (&self.row_adapters, rows, &self.adapter) {
             (Some(stack), Some(numbers), _) => LayerAdapter::OfRows(RowAdapters { stack, numbers }),
@@ -209,10 +210,10 @@ impl Linear {
         Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?)
     }
 
-    /// A gated MLP, `down(silu(gate(x)) · up(x))`. `joined` are the joined weights of gate and up, if there are any.
-    /// `known` has the outputs of gate, up and down, which are then not computed, or nothing; with joined weights, gate
-    /// and up are one tensor side by side. Frees x and the intermediate results as soon as possible, unless the tape
-    /// keeps them.
+    /// Computes a gated MLP, `down(silu(gate(x)) · up(x))`. `joined` has the joined weights of gate and up, if there
+    /// are any. `known` is empty or yields the outputs of gate, up and down, which are then not computed; with joined
+    /// weights, the outputs of gate and up are one tensor. Frees x and the intermediate results as soon as possible,
+    /// unless the tape keeps them.
     pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,
@@ -231,20 +232,20 @@ impl Linear {
                 None => ops::swiglu_linear(cx, &fused, w, bias)?,
             });
         }
-        let gate = gate.forward_unless_known(cx, &x, known.next())?;
-        let up = up.forward_unless_known(cx, &x, known.next())?;
+        let gate = gate.forward_or_reuse(cx, &x, known.next())?;
+        let up = up.forward_or_reuse(cx, &x, known.next())?;
         drop(x);
         let inner = ops::swiglu(cx, &gate, &up)?;
         drop((gate, up));
-        down.forward_unless_known(cx, &inner, known.next())
+        down.forward_or_reuse(cx, &inner, known.next())
     }
 
     pub(crate) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
     }
 
-    /// [`Linear::forward`], but an output that is `known` is not computed again unless the weight is packed.
-    pub(crate) fn forward_unless_known(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
+    /// Like [`Linear::forward`], but returns a `known` output without computing it, unless the weight is packed.
+    pub(crate) fn forward_or_reuse(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {
             (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,

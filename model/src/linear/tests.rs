@@ -1,5 +1,5 @@
-//! Compares gated MLPs whose weights are padded with zeros, as on a GPU, with the same MLPs without padding, on the
-//! simulator.
+//! Compares gated MLPs whose weights are padded with zeros, as on a GPU, with the same MLPs without padding. Runs on
+//! the simulator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,20 +14,20 @@ use crate::checkpoint::Checkpoint;
 use crate::quantization::Quantization;
 use crate::weights::WeightSource;
 
-/// Rows of the input.
+/// The number of rows of the input.
 const ROWS: usize = 7;
 /// The width of input and output.
 const WIDTH: usize = 24;
 const LAYERS: [&str; 3] = ["gate", "up", "down"];
 
-/// What is trained.
+/// The weights that a test trains.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Training {
-    /// Nothing but the input.
+    /// No weights are trained; only the input has a gradient.
     Frozen,
-    /// All weights; those of gate and up are joined.
+    /// All weights are trained; those of gate and up are joined.
     Weights,
-    /// An adapter of each layer.
+    /// An adapter of each layer is trained.
     Adapters,
 }
 
@@ -105,7 +105,7 @@ fn pass(
     layers.push(Linear::load(&from, "down", WIDTH, inner, true).unwrap());
     if training == Training::Adapters {
         for (layer, seed) in layers.iter_mut().zip(20u64..) {
-            let [out, inner] = layer.widths().unwrap();
+            let [out, inner] = layer.weight_widths().unwrap();
             let matrix = |part: &str, rows: PaddedWidth, cols: PaddedWidth, seed: u64| {
                 let t = Tensor::empty(device, &[rows.padded, cols.padded], dtype, MemoryCategory::Weights).unwrap();
                 let t = t.with_unpadded_shape(&[rows.stored, cols.stored]).unwrap();
@@ -123,7 +123,7 @@ fn pass(
     let y = Linear::gated_mlp(&cx, x.clone(), [gate, up, down], joined.as_ref(), []).unwrap();
     let (ky, loss) = (y.clone(), Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap());
     let dy = Tensor::from_f32(device, y.shape(), dtype, &numbers(y.count(), 91), MemoryCategory::Inputs).unwrap();
-    let loss = cx.record("loss", &[&y], loss, move |bw| bw.add(&ky, dy));
+    let loss = cx.record("loss", &[&y], loss, move |bw| bw.add_grad(&ky, dy));
     cx.backward(&loss, 1.0, &mut grads).unwrap();
     let parameters = layers.iter().flat_map(Linear::tensors).chain([&x]).filter(|t| t.parameter_name().is_some());
     let all = parameters.map(|p| {

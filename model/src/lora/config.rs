@@ -152,9 +152,9 @@ fn shown(value: Option<&Value>) -> String {
     value.map_or("missing".to_string(), Value::to_string)
 }
 
-/// The adapter_config.json of an adapter that this program trained. Old versions of PEFT know all of its fields
-/// except `exclude_modules`, which keeps the adapter out of the vision tower where target names match layers of it
-/// too. Versions that do not know that field add adapters of zeros there, which change nothing.
+/// The adapter_config.json of an adapter that this program trained. The field `exclude_modules` keeps the adapter out
+/// of the vision tower, where layers may match the target names too. Old versions of PEFT know all fields except
+/// `exclude_modules`. They add adapters of zeros to the vision tower, which do not change results.
 pub(super) fn adapter_config_json(spec: &LoraSpec, base: &str) -> Value {
     let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e15 {
         true => json!(spec.alpha as i64),

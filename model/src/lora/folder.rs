@@ -23,7 +23,7 @@ use crate::weights::widen_to_f32;
 /// The file with the matrices of an adapter.
 pub const ADAPTER_WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// The prefix of layer names in PEFT.
+/// The prefix that PEFT puts before layer names.
 const PREFIX: &str = "base_model.model.";
 
 /// The config and the memory-mapped matrices of an adapter folder.
@@ -49,7 +49,8 @@ pub(super) struct LoraMatrices {
 }
 
 impl Adapter {
-    /// Memory-maps an adapter folder and checks its files alone; [`Adapter::check`] checks them against a model.
+    /// Memory-maps an adapter folder and checks that its files agree with each other. [`Adapter::check`] checks them
+    /// against a model.
     pub fn open(folder: &Path) -> Result<Adapter> {
         let config = AdapterConfig::open(folder)?;
         let path = folder.join(ADAPTER_WEIGHTS_FILE);
@@ -89,8 +90,8 @@ impl Adapter {
     /// the hub cache. `folder` is the adapter's folder; the error for a missing base model ends with `help`.
     ///
     /// # Errors
-    /// The config names no base model, or one that would have to be downloaded. The adapter may come from a stranger,
-    /// so a base model that only the adapter names is never downloaded.
+    /// The config names no base model, or a base model that is not on this machine. It is never downloaded, because
+    /// the adapter may come from an untrusted author.
     pub fn local_base_model(&self, folder: &Path, help: &str) -> Result<PathBuf> {
         let location = format!("{}: base_model_name_or_path", folder.join(ADAPTER_CONFIG_FILE).display());
         let Some(base) = self.base_model() else {
@@ -144,7 +145,8 @@ impl Adapter {
         Ok(())
     }
 
-    /// The LoRA matrices of a layer; `None` if the layer has no adapter. Call [`Adapter::check`] before.
+    /// The LoRA matrices of a layer; `None` if the layer has no adapter. [`Adapter::check`] must have been called
+    /// before.
     pub(super) fn matrices(&self, layer: &str) -> Result<Option<LoraMatrices>> {
         let Some([Some(down), Some(up)]) = self.layers.get(layer) else { return Ok(None) };
         let (&[r, inner], &[out, _]) = (&down.shape[..], &up.shape[..]) else { return Ok(None) };
@@ -179,7 +181,7 @@ fn fault(path: &Path, tensor: &str, what: impl Into<String>, help: &str) -> Mode
     ModelError::weights(format!("{}: {tensor}", path.display()), what, help)
 }
 
-/// Everything that [`save`] needs to write an adapter folder, except the matrices.
+/// Everything that [`save_adapter`] needs to write an adapter folder, except the matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct AdapterFolder<'a> {
     /// The adapter.
@@ -195,7 +197,7 @@ pub struct AdapterFolder<'a> {
 /// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
 /// tokenizer and processor files. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
 /// one tensor and is called once per tensor, in order. All files get their final names together at the end.
-pub fn save(
+pub fn save_adapter(
     out: &Path,
     folder: AdapterFolder,
     tensors: &[TensorSpec],

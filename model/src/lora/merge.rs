@@ -35,7 +35,7 @@ pub struct MergeReport {
 ///
 /// # Errors
 /// The adapter does not fit the model; `out` is not empty; a folder cannot be read or written.
-pub fn merge(
+pub fn merge_adapter(
     base: &Path,
     adapter: &Path,
     out: &Path,
@@ -60,7 +60,7 @@ pub fn merge(
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // The error that made `fill` fail. `merge` returns this error, not the write error that `fill` makes of it.
+    // The error that made `fill` fail. `merge_adapter` returns it in place of the write error that results from it.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view =
@@ -74,7 +74,8 @@ pub fn merge(
             }
         }
     };
-    write_weights(&draft.path, files.naming(), &specs, MAX_SHARD_BYTES, fill).map_err(|e| wrong.take().unwrap_or(e))?;
+    write_weights(&draft.path, files.tensor_naming(), &specs, MAX_SHARD_BYTES, fill)
+        .map_err(|e| wrong.take().unwrap_or(e))?;
     draft.publish(out)?;
     Ok(MergeReport { layers: adapter.adapted_layers().count(), bytes: specs.iter().map(TensorSpec::bytes).sum() })
 }

@@ -31,8 +31,8 @@ use crate::tensor_parallel::RowShare;
 use crate::weights::{PaddedWidth, stored_and_padded_shapes};
 
 pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
-pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save};
-pub use merge::{MergeReport, merge};
+pub use folder::{ADAPTER_WEIGHTS_FILE, Adapter, AdapterFolder, save_adapter};
+pub use merge::{MergeReport, merge_adapter};
 
 /// A linear layer that supports an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,7 +152,8 @@ impl AdapterSource<'_> {
         (widths, share): (Option<[PaddedWidth; 2]>, RowShare),
     ) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
-        // The size of dimension `i`: with the weight's padding if the weight has `stored` unpadded elements there.
+        // The size of dimension `i` of a matrix. It includes the weight's padding if the weight has `stored` elements
+        // in that dimension.
         let width = |i: usize, stored: usize| {
             let of_weight = widths.map(|widths| widths[i]).filter(|width| width.stored == stored);
             of_weight.unwrap_or(stored.into())
@@ -200,7 +201,7 @@ impl AdapterSource<'_> {
     }
 }
 
-/// A share of the rows of a matrix that has `rows` rows.
+/// The rows of `share`, taken from a matrix that has `rows` rows.
 fn share_of_rows(matrix: &[f32], rows: usize, share: RowShare) -> &[f32] {
     let (own, columns) = (share.row_range(rows), matrix.len() / rows.max(1));
     &matrix[own.start * columns..own.end * columns]
@@ -233,7 +234,7 @@ impl Qwen25Vl {
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
             };
-            linear.adapter = match source.of(device, dtype, &linear.name, (linear.widths(), linear.share))? {
+            linear.adapter = match source.of(device, dtype, &linear.name, (linear.weight_widths(), linear.share))? {
                 Some(Lora { down, up, scale }) => {
                     Some(Lora { down: part(down, "lora_A")?, up: part(up, "lora_B")?, scale })
                 }
@@ -269,8 +270,8 @@ impl Qwen25Vl {
         model
     }
 
-    /// Gives the model an empty feature cache if its vision tower had an adapter (`changed_tower`) or has one now.
-    /// Other models share the old cache, and their towers compute other vision tokens.
+    /// Replaces the feature cache by an empty one if the vision tower had an adapter (`changed_tower`) or has one
+    /// now. Other models share the old cache, but their vision towers compute different tokens.
     fn forget_features_if(&mut self, changed_tower: bool) {
         if changed_tower || self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some()) {
             self.features = self.features.take().map(|cache| Arc::new(cache.empty_copy()));

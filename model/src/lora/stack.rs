@@ -17,7 +17,7 @@ const RANK_STEP: usize = 8;
 
 impl Qwen25Vl {
     /// Returns the model for decode steps whose rows have different adapters: a row with adapter number i uses the
-    /// adapter of the model `adapted[i]`, but only in the decoder. The models must have this model's base weights.
+    /// decoder adapters of the model `adapted[i]`. The models must have this model's base weights.
     ///
     /// # Errors
     /// Out of memory.

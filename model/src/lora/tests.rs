@@ -78,8 +78,8 @@ fn logits_with_peft_adapters_equal_peft() {
     }
 }
 
-/// An adapter stays exact on top of int8 weights: its logits are off by no more than the logits of the quantised base
-/// model without an adapter.
+/// The error of an adapter on int8 weights is no larger than the error of the quantised base model: the logits with
+/// the adapter are off by no more than the logits of the base model alone.
 #[test]
 fn adapters_work_with_an_int8_base() {
     let device = Device::cpu(2);
@@ -102,11 +102,11 @@ fn merged_model_equals_adapted_model() {
     for name in PEFTS {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("merged");
-        let merged = merge(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap();
+        let merged = merge_adapter(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap();
         assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().adapted_layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
-        // Merged weights are rounded and summed in another order than base and adapter apart, so the logits differ
-        // slightly.
+        // A merged weight is rounded once, and its sums run in another order than those of base weight and adapter,
+        // so the logits differ slightly.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
         // All files except the weights equal the files of the base folder, and there are no further files.
@@ -117,7 +117,8 @@ fn merged_model_equals_adapted_model() {
         }
         assert_eq!(fs::read_dir(&out).unwrap().count(), fs::read_dir(base()).unwrap().count());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        let again = merge(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap_err().to_string();
+        let again =
+            merge_adapter(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap_err().to_string();
         assert!(again.contains("merged: is not empty; "), "{again}");
     }
 }
@@ -184,8 +185,8 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let p = parameters.iter().find(|p| p.parameter_name() == Some(name)).unwrap();
         let before = p.to_f32().unwrap();
         let length = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        // A step of size h changes the loss by about 0.02: far more than rounding errors, but still nearly linear in
-        // h.
+        // A step of size h changes the loss by about 0.02. This is far more than rounding errors, and the loss is
+        // still nearly linear in h.
         let h = 0.02 / length;
         let moved = |by: f64| {
             let at: Vec<f32> =
@@ -230,7 +231,7 @@ fn new_a_is_uniform_by_seed_and_name_and_b_is_zero() {
     let layers = spec.target_layers(&config()).unwrap();
     let matrices = |seed| {
         let source = AdapterSource::New(&layers, &spec, seed);
-        let of = |name| source.of(&device, DType::F32, name, (None, RowShare::WHOLE)).unwrap().unwrap();
+        let of = |name| source.of(&device, DType::F32, name, (None, RowShare::ALL_ROWS)).unwrap().unwrap();
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"].map(of)
     };
     let values = |lora: &Lora| lora.down.to_f32().unwrap();
@@ -299,7 +300,7 @@ fn saved_adapter_reads_back_equal() {
         let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
         let small_files = ConfigAndTokenizerFiles::read(&base()).unwrap();
         let folder = AdapterFolder { spec: &spec, base: "/models/base", small_files: &small_files, naming };
-        save(dir.path(), folder, &tensors, |spec, to| {
+        save_adapter(dir.path(), folder, &tensors, |spec, to| {
             let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
             let pair = adapter.matrices(layer).unwrap().unwrap();
             to.write_all(bytemuck::cast_slice(if part == "lora_A" { &pair.down } else { &pair.up }))
@@ -333,7 +334,7 @@ fn merge_error(change: impl FnOnce(&mut Value, &Path)) -> String {
     change(&mut config, &folder);
     fs::write(&path, config.to_string()).unwrap();
     let out = dir.path().join("out");
-    let error = merge(&base(), &folder, &out, &[], None, &Device::cpu(1)).unwrap_err().to_string();
+    let error = merge_adapter(&base(), &folder, &out, &[], None, &Device::cpu(1)).unwrap_err().to_string();
     assert!(!out.exists() && fs::read_dir(dir.path()).unwrap().count() == 1, "files are left over: {error}");
     assert!(!error.contains('\n') && error.contains("; "), "{error}");
     error
@@ -444,12 +445,13 @@ fn rejects_a_merge_outside_the_dtype_range() {
     .unwrap();
     let adapter = copy(dir.path());
     let device = Device::cpu(1);
-    merge(&base_f16, &adapter, &dir.path().join("fits"), &[], None, &device).unwrap();
+    merge_adapter(&base_f16, &adapter, &dir.path().join("fits"), &[], None, &device).unwrap();
     let path = adapter.join(ADAPTER_CONFIG_FILE);
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();
-    let error = merge(&base_f16, &adapter, &dir.path().join("out"), &[], None, &device).unwrap_err().to_string();
+    let error =
+        merge_adapter(&base_f16, &adapter, &dir.path().join("out"), &[], None, &device).unwrap_err().to_string();
     assert!(error.contains(": has a value outside the range of F16 after the merge; "), "{error}");
     assert!(!dir.path().join("out").exists());
 }

@@ -54,7 +54,7 @@ const SHARED_WITH_VIDEO: [&str; 5] = ["image_mean", "image_std", "merge_size", "
 ///
 /// # Errors
 /// A file is not a JSON object.
-pub(super) fn convert(
+pub(super) fn convert_small_files(
     format: FolderFormat,
     folder: &Path,
     config: &mut Value,

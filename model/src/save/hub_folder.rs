@@ -11,8 +11,8 @@ use reel_files::{AtomicFile, FinishedFile, write_atomically, write_temporary};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use super::folder_format::{CompanionFiles, FolderFormat, convert};
-use super::weight_files::{INDEX, WeightFiles, header};
+use super::folder_format::{CompanionFiles, FolderFormat, convert_small_files};
+use super::weight_files::{SHARD_INDEX_FILE, WeightFiles, header_bytes};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
@@ -21,7 +21,7 @@ use crate::error::{ModelError, Result};
 pub struct TensorSpec {
     /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
     pub name: String,
-    /// The dtype in the file.
+    /// The dtype of the weight in the file.
     pub dtype: StoredDType,
     /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
@@ -54,7 +54,7 @@ const COMPANIONS: [&str; 12] = [
 ];
 
 /// The small files of a model folder (config, tokenizer, templates) in memory. A training run reads them before its
-/// first step, so that a save does not depend on the folder any more.
+/// first step, so that saving a checkpoint does not depend on the folder.
 #[derive(Debug, Clone)]
 pub struct ConfigAndTokenizerFiles {
     /// The folder that the files were read from.
@@ -76,7 +76,7 @@ impl ConfigAndTokenizerFiles {
         Ok(Self { folder: folder.to_path_buf(), config: read_config(folder)?, others: others.collect::<Result<_>>()? })
     }
 
-    /// The content of a file beside config.json.
+    /// The content of the small file `name`, other than config.json.
     #[cfg(test)]
     pub(super) fn file(&self, name: &str) -> Option<&[u8]> {
         self.others.get(name).map(Vec::as_slice)
@@ -87,7 +87,7 @@ impl ConfigAndTokenizerFiles {
     /// # Errors
     /// A file is not a JSON object.
     pub fn in_format(mut self, format: FolderFormat) -> Result<Self> {
-        convert(format, &self.folder, &mut self.config, &mut self.others)?;
+        convert_small_files(format, &self.folder, &mut self.config, &mut self.others)?;
         Ok(self)
     }
 
@@ -137,15 +137,15 @@ impl ConfigAndTokenizerFiles {
 pub struct HubFolder<'a> {
     /// Config, tokenizer and templates.
     pub small_files: &'a ConfigAndTokenizerFiles,
-    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns the scheme of a
-    /// source folder.
+    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::tensor_naming`] returns the
+    /// naming scheme of a source folder.
     pub naming: TensorNaming,
     /// The dtype of the weights, which config.json states.
     pub dtype: StoredDType,
 }
 
 /// Creates a model folder whose weight files have their full length, but not yet the contents of the tensors. Several
-/// writers then write these at their [`WeightFiles::tensor_positions`].
+/// writers then write the tensors at their [`WeightFiles::tensor_positions`].
 ///
 /// # Errors
 /// A file cannot be written.
@@ -158,8 +158,8 @@ pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFil
     weight_files.create(out)
 }
 
-/// Moves the files of the complete folder `from` to `to`, on the same disk. If they are a model, weight files of an
-/// earlier save in `to`, which loaders might read instead, are then removed.
+/// Moves the files of the complete folder `from` to `to`, on the same disk. If the files are a model, then removes
+/// weight files of an earlier save from `to`, because loaders might read those instead.
 ///
 /// # Errors
 /// A file cannot be moved or removed.
@@ -211,8 +211,8 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 }
 
 /// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
-/// single larger tensor. All files get their final names together at the end. Then other weight files that an earlier
-/// save left in the folder are removed.
+/// single larger tensor. All files get their final names together at the end. Then weight files that remain from an
+/// earlier save are removed from the folder.
 pub fn write_weights(
     out: &Path,
     naming: TensorNaming,
@@ -239,9 +239,9 @@ fn write_weights_and(
         files.push(write_shard(&out.join(name), |name| naming.from_classic_name(name), shard, &mut fill)?);
         names.push(name.as_str());
     }
-    if let Some(index) = weight_files.index() {
-        files.push(write_temporary(&out.join(INDEX), index.as_bytes())?);
-        names.push(INDEX);
+    if let Some(index) = weight_files.index_json() {
+        files.push(write_temporary(&out.join(SHARD_INDEX_FILE), index.as_bytes())?);
+        names.push(SHARD_INDEX_FILE);
     }
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
     remove_others(out, &names)
@@ -267,7 +267,7 @@ fn write_shard(
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
     let mut file = AtomicFile::create(path)?;
-    header(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
+    header_bytes(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
@@ -276,13 +276,13 @@ fn write_shard(
     Ok(file.finish()?)
 }
 
-/// Removes the weight files of an earlier save, which loaders might read instead of the new files.
+/// Removes the weight files of an earlier save. Loaders might read them instead of the new files.
 fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_ours = name == "model.safetensors"
-            || name == INDEX
+            || name == SHARD_INDEX_FILE
             || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
         if is_ours && !names.contains(&name) {
             fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?;

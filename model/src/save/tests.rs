@@ -69,7 +69,7 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
         assert_eq!(config.dtype, Some(StoredDType::F32), "config.json said bfloat16 before");
         let checkpoint = Checkpoint::open(out.path()).unwrap();
         checkpoint.check(&config).unwrap();
-        assert_eq!(checkpoint.naming(), naming);
+        assert_eq!(checkpoint.tensor_naming(), naming);
         for spec in specs(StoredDType::F32) {
             let mut want = Vec::new();
             fill(&spec, &mut want).unwrap();
@@ -78,8 +78,9 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     }
 }
 
-/// A created folder has the files that writing tensor by tensor gives, and replaces those of an earlier save. The small
-/// files are saved as they were read, even if their source folder has been removed since.
+/// A folder that several writers fill has the same files as a folder written tensor by tensor, and replaces the files
+/// of an earlier save. The small files are saved as they were read, even if their source folder has been removed
+/// since.
 #[test]
 fn several_writers_fill_in_the_files_of_one() {
     let source = source();

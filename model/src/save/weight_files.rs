@@ -12,14 +12,14 @@ use super::TensorSpec;
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
-/// The name of the index of several shards.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The name of the file that lists which shard has which tensor.
+pub(super) const SHARD_INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Which tensors are in which weight files.
+/// Assigns tensors to weight files.
 #[derive(Debug)]
 pub struct WeightFiles<'a> {
     naming: TensorNaming,
-    /// Name and tensors of each file.
+    /// The name and the tensors of each weight file.
     shards: Vec<(String, &'a [TensorSpec])>,
 }
 
@@ -36,13 +36,13 @@ impl<'a> WeightFiles<'a> {
         Self { naming, shards: names.into_iter().zip(shards).collect() }
     }
 
-    /// Name and tensors of each file.
+    /// The name and the tensors of each weight file.
     pub(super) fn shards(&self) -> &[(String, &'a [TensorSpec])] {
         &self.shards
     }
 
-    /// The text of the index; `None` if there is one file.
-    pub(super) fn index(&self) -> Option<String> {
+    /// The JSON text of the shard index; `None` if there is a single weight file.
+    pub(super) fn index_json(&self) -> Option<String> {
         if self.shards.len() == 1 {
             return None;
         }
@@ -61,7 +61,7 @@ impl<'a> WeightFiles<'a> {
     pub fn tensor_positions(&self) -> io::Result<Vec<(&'a TensorSpec, &str, u64)>> {
         let mut places = Vec::new();
         for (file, tensors) in &self.shards {
-            let mut at = header(|name| self.naming.from_classic_name(name), tensors)?.len() as u64;
+            let mut at = header_bytes(|name| self.naming.from_classic_name(name), tensors)?.len() as u64;
             for tensor in *tensors {
                 places.push((tensor, file.as_str(), at));
                 at += tensor.bytes();
@@ -79,21 +79,21 @@ impl<'a> WeightFiles<'a> {
         for (file, tensors) in &self.shards {
             let path = folder.join(file);
             let create = || {
-                let header = header(|name| self.naming.from_classic_name(name), tensors)?;
+                let header = header_bytes(|name| self.naming.from_classic_name(name), tensors)?;
                 fs::write(&path, &header)?;
                 let len = header.len() as u64 + tensors.iter().map(TensorSpec::bytes).sum::<u64>();
                 File::options().write(true).open(&path)?.set_len(len)
             };
             create().map_err(|e| ModelError::cannot_write(&path, e))?;
         }
-        let Some(index) = self.index() else { return Ok(()) };
-        let path = folder.join(INDEX);
+        let Some(index) = self.index_json() else { return Ok(()) };
+        let path = folder.join(SHARD_INDEX_FILE);
         reel_files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
     }
 }
 
 /// The header of a safetensors file of these tensors. `rename` gives each tensor its name in the file.
-pub(super) fn header(rename: impl Fn(&str) -> String, tensors: &[TensorSpec]) -> io::Result<Vec<u8>> {
+pub(super) fn header_bytes(rename: impl Fn(&str) -> String, tensors: &[TensorSpec]) -> io::Result<Vec<u8>> {
     let names: Vec<String> = tensors.iter().map(|t| rename(&t.name)).collect();
     let entries = names.iter().zip(tensors).map(|(name, t)| HeaderEntry {
         name,

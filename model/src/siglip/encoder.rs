@@ -28,7 +28,7 @@ impl LayerNorm {
         Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps: config.eps })
     }
 
-    /// The norm of each row of x `[rows, C]`.
+    /// Normalises each row of x `[rows, C]`.
     pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(cx, x, &self.weight, &self.bias, self.eps)?)
     }

@@ -46,8 +46,8 @@ fn off(got: &[Vec<f32>], want: &[f32]) -> f32 {
 }
 
 /// Each entry is a dtype, the tolerance of text embeddings and the tolerance of image embeddings. The tolerances for
-/// bf16 are large because the random weights amplify rounding: with all else in f64, rounding only the weights to
-/// bf16 moves text embeddings by 0.12.
+/// bf16 are large because the random weights amplify rounding: rounding only the weights to bf16, with all other
+/// arithmetic in f64, moves text embeddings by 0.12.
 const LIMITS: [(DType, f32, f32); 2] = [(DType::F32, 2e-5, 2e-6), (DType::BF16, 0.25, 0.03)];
 
 fn open(device: &Device, dtype: DType) -> Siglip {
@@ -213,8 +213,8 @@ fn so400m_fits_and_takes_little() {
                 .unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // Operations for 5 images of 729 patches: two per weight and patch, plus the two products of attention in 27
-        // layers.
+        // The number of operations for 5 images of 729 patches: two per weight and patch, plus the two products of
+        // attention in 27 layers.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
         assert_eq!(text.forward(&cx, &[1; 8 * 64]).unwrap().shape(), [8, 1152]);

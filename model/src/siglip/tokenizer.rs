@@ -57,7 +57,7 @@ impl SiglipTokenizer {
 
     fn parse_with_library(location: &str, bytes: &[u8], vocab_size: usize, length: usize) -> Result<Self> {
         let fault = |what: String| ModelError::tokenizer(location, what, TOKENIZER_HELP);
-        tokenizer_json::check_unigram(bytes)
+        tokenizer_json::check_unigram_tokenizer(bytes)
             .map_err(|(key, what)| ModelError::tokenizer(format!("{location}: {key}"), what, TOKENIZER_HELP))?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| fault(format!("is not a readable tokenizer ({e})")))?;
@@ -73,8 +73,8 @@ impl SiglipTokenizer {
             id.ok_or_else(|| fault(format!("has no token `{token}`")))
         };
         let special = [id(SPECIAL[0])?, id(SPECIAL[1])?];
-        // If the tokenizer has no `unk_id`, it must be refused now, because it would fail only at the first unknown
-        // character in a text, in the middle of training.
+        // A tokenizer without `unk_id` is refused now. Otherwise it would fail at the first unknown character in a
+        // text, in the middle of training.
         let nothing =
             inner.get_model().tokenize("\u{10fffd}").map_err(|e| fault(format!("has no unknown token ({e})")))?;
         if nothing.iter().any(|token| token.id as i32 != special[1]) {
@@ -97,7 +97,7 @@ impl SiglipTokenizer {
         let lower: String = text.chars().map(spaced).flat_map(char::to_lowercase).collect();
         let mut ids = Vec::with_capacity(self.length);
         let (mut rest, mut first) = (lower.as_str(), true);
-        // Stops when there are `length` ids, because the text after them is cut anyway.
+        // The loop stops at `length` ids, because the rest of the text would be cut anyway.
         while ids.len() < self.length {
             let next = SPECIAL.iter().enumerate().filter_map(|(i, s)| Some((rest.find(s)?, i))).min();
             self.pieces(&rest[..next.map_or(rest.len(), |(at, _)| at)], first, &mut ids)?;
@@ -136,7 +136,7 @@ impl SiglipTokenizer {
             let tokens = self.inner.get_model().tokenize(&pieces).map_err(|e| fault(&e))?;
             // transformers' SiglipTokenizer puts the text `<unk>` before each segment except the first, and removes
             // the pieces of that text afterwards. If `>` is not in the vocabulary, unknown characters at the start of
-            // the segment form one unknown piece with it and are removed too.
+            // the segment form one unknown piece with `>` and are removed too.
             let unknown_first = tokens.first().is_some_and(|token| token.id as i32 == self.special[1]);
             let lost = !first && self.bracket_is_unknown && unknown_first;
             ids.extend(tokens.iter().skip(usize::from(lost)).map(|token| token.id as i32));

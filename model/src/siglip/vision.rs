@@ -94,7 +94,7 @@ impl Head {
     fn forward(&self, cx: &Cx, x: &Tensor, seqs: &CuSeqlens) -> Result<Tensor> {
         let q = self.project(cx, 0, &self.probe)?.reshape(&[self.heads, self.head_dim])?;
         let o = ops::pool_attention(cx, &q, &self.project(cx, 1, x)?, &self.project(cx, 2, x)?, seqs)?;
-        let x = self.out.forward(cx, &o.reshape(&[seqs.seqs(), self.heads * self.head_dim])?)?;
+        let x = self.out.forward(cx, &o.reshape(&[seqs.sequence_count(), self.heads * self.head_dim])?)?;
         let more = self.mlp.forward(cx, &self.norm.forward(cx, &x)?)?;
         Ok(ops::add(cx, &x, &more)?)
     }

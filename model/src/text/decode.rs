@@ -27,8 +27,8 @@ impl TextDecoder {
         Ok(rows)
     }
 
-    /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of the
-    /// current tokens to the cache. With `keep`, also stores the outputs of the matrix products there.
+    /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of
+    /// the current tokens to the cache. If `keep` is given, also stores the outputs of the matrix products in it.
     ///
     /// # Errors
     /// `keep` is given and rows have their own adapters; out of memory.
@@ -44,7 +44,7 @@ impl TextDecoder {
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         if keep.is_some() {
-            if rows.adapters().is_some() {
+            if rows.adapter_numbers().is_some() {
                 let what = "use different adapters, so the outputs of matrix products cannot be stored";
                 return Err(ModelError::inputs(
                     "rows",
@@ -59,7 +59,7 @@ impl TextDecoder {
         }
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
-            x = layer.decode(cx, &x, rows.adapters(), &rotary, (k, v), &pages)?;
+            x = layer.decode(cx, &x, rows.adapter_numbers(), &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
         self.logits(cx, &x, true)

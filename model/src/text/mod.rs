@@ -116,13 +116,13 @@ impl TextDecoder {
     /// A tensor is missing or has another shape; out of memory.
     pub fn load(from: &WeightLoader, config: &ModelConfig, parallel: Option<&TensorParallel>) -> Result<TextDecoder> {
         let text = &config.text;
-        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
+        let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let table = [text.vocab_size, text.hidden_size];
         let name = "model.embed_tokens.weight";
         // The output layer reads its whole weight in every step, so it may be packed; an embedding reads one row.
         let (embed_tokens, head) = match config.tie_word_embeddings {
             true => match Weight::load(from, name, table, share)? {
-                Weight::Dense(shared) if share == RowShare::WHOLE => (shared.clone(), Weight::Dense(shared)),
+                Weight::Dense(shared) if share == RowShare::ALL_ROWS => (shared.clone(), Weight::Dense(shared)),
                 Weight::Dense(_) => {
                     let shared = from.load(name, &table, &table)?;
                     let own = share.row_range(text.vocab_size);
@@ -225,7 +225,8 @@ impl TextDecoder {
     }
 
     /// Returns a decoder for generation, with packed copies of the trained weights where the device reads packed
-    /// weights faster. It shares all other weights. Later changes of the trained weights do not change the copies.
+    /// weights faster. The new decoder shares all other weights. Later changes of the trained weights do not change
+    /// the copies.
     ///
     /// # Errors
     /// Out of memory.
@@ -250,7 +251,7 @@ impl TextDecoder {
         self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows)
     }
 
-    /// [`Self::forward`], with the rotary table in place of the positions.
+    /// Like [`Self::forward`], with the rotary table in place of the positions.
     fn forward_rotated(
         &self,
         cx: &Cx,
@@ -271,7 +272,7 @@ impl TextDecoder {
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
-            residual = cx.with_unit(units::decoder_layer(layer.index), || match context {
+            residual = cx.with_weight_unit(units::decoder_layer(layer.index), || match context {
                 AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that the backward pass computes again takes one input tensor, so the residual and the
                     // previous layer's output are added here, not in the next norm. The bits are the same.
@@ -291,7 +292,7 @@ impl TextDecoder {
             return residual.into_sum(cx);
         }
         let eps = self.config.rms_norm_eps as f32;
-        cx.with_unit(self.output_unit(), || residual.norm_after_last_layer(cx, &self.norm, eps))
+        cx.with_weight_unit(self.output_unit(), || residual.norm_after_last_layer(cx, &self.norm, eps))
     }
 
     /// The unit of the last norm and the output layer.
@@ -299,14 +300,14 @@ impl TextDecoder {
         units::output_layer(self.head.tensors().any(|t| t.id() == self.embed_tokens.id()))
     }
 
-    /// Calls `f` with the weight of the output layer ([`Self::lm_head`]), which is in memory meanwhile and during the
-    /// backward pass over its ops.
+    /// Calls `f` with the weight of the output layer ([`Self::lm_head`]). The weight is in memory during `f` and
+    /// during the backward pass over the ops of `f`.
     ///
     /// # Errors
-    /// The layer is packed for inference; the errors of [`Cx::with_unit`].
+    /// The layer is packed for inference; the errors of [`Cx::with_weight_unit`].
     pub fn with_lm_head<T>(&self, cx: &Cx, f: impl FnOnce(&Tensor) -> reel_runtime::Result<T>) -> Result<T> {
         let head = self.lm_head()?;
-        Ok(cx.with_unit(self.output_unit(), || f(head))?)
+        Ok(cx.with_weight_unit(self.output_unit(), || f(head))?)
     }
 
     /// The M-RoPE table for positions i32 `[3, S]`: each frequency rotates by the time, height or width position,
@@ -322,7 +323,7 @@ impl TextDecoder {
 impl Layer {
     /// Drops the joined unpacked weights of packed layers, so that their products read the packed weights.
     fn forget_joined_weights(&mut self) {
-        let is_packed = |linear: &Linear| linear.widths().is_none();
+        let is_packed = |linear: &Linear| linear.weight_widths().is_none();
         self.qkv.take_if(|_| is_packed(&self.q));
         self.gate_up.take_if(|_| is_packed(&self.gate));
     }
@@ -333,7 +334,7 @@ impl Layer {
         index: usize,
         parallel: Option<&TensorParallel>,
     ) -> Result<Layer> {
-        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
+        let share = parallel.map_or(RowShare::ALL_ROWS, TensorParallel::row_share);
         let own = TensorParallel::config_of_one_rank(config, share.count);
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;
@@ -436,7 +437,7 @@ impl Layer {
             None => (x, o),
         };
         let o = self.gathered(cx, "attention", o)?;
-        let o = self.o.forward_unless_known(cx, &o, known(LayerOutput::O).pop())?;
+        let o = self.o.forward_or_reuse(cx, &o, known(LayerOutput::O).pop())?;
         let o = self.gathered(cx, "o_proj", o)?;
         if let Some(keep) = context.keep() {
             keep.write(cx, (self.index, LayerOutput::O), &[&o], rows.is_some())?;
@@ -472,8 +473,8 @@ impl Layer {
         self.gathered(cx, "down_proj", down)
     }
 
-    /// Computes the MLP and stores the outputs of its matrix products. `of_needed`: `normed` has only the needed
-    /// tokens.
+    /// Computes the MLP and stores the outputs of its matrix products. `of_needed` states that `normed` has only the
+    /// needed tokens.
     fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &OutputDestination, of_needed: bool) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
         keep.write(cx, (self.index, LayerOutput::GateUp), &[&gate, &up], of_needed)?;
@@ -485,7 +486,7 @@ impl Layer {
     /// Whether training joins the matrix products of this layer; `None` if it cannot reuse stored outputs.
     fn matmul_grouping(&self) -> Option<MatmulGrouping> {
         let linears = self.linear_layers();
-        let are_packed = linears.iter().any(|linear| linear.widths().is_none());
+        let are_packed = linears.iter().any(|linear| linear.weight_widths().is_none());
         let have_adapters = linears.iter().any(|linear| linear.adapter.is_some());
         match [&self.qkv, &self.gate_up].map(Option::is_some) {
             _ if are_packed => None,
@@ -495,17 +496,17 @@ impl Layer {
         }
     }
 
-    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs that are `known` are not
-    /// computed.
+    /// Computes queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs in `known` are
+    /// not computed.
     fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
         let (s, mut known) = (normed.shape()[0], known.into_iter());
         let (heads, kv_heads) = ([s, self.heads, self.head_dim], [s, self.kv_heads, self.head_dim]);
-        let mut of = |linear: &Linear| linear.forward_unless_known(cx, normed, known.next());
+        let mut of = |linear: &Linear| linear.forward_or_reuse(cx, normed, known.next());
         Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 
-    /// [`Self::q_k_v`] with queries and keys rotated. If the weights are joined, `known` is one tensor with q, k and v
-    /// side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
+    /// Like [`Self::q_k_v`], but rotates queries and keys. If the weights are joined, `known` is one tensor with q, k
+    /// and v side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
         let mut known = known.into_iter();
         let layers = [&self.q, &self.k, &self.v];

@@ -31,11 +31,11 @@ pub(crate) enum LayerOutput {
     Attention,
     /// The log-sum-exp of each query head's scores, f32.
     Lse,
-    /// The output projection of attention.
+    /// The output of the output projection (o) of attention.
     O,
-    /// The outputs of gate and up.
+    /// The outputs of the MLP's projections gate and up.
     GateUp,
-    /// The output of the MLP.
+    /// The output of the MLP's projection down.
     Down,
 }
 
@@ -63,8 +63,8 @@ pub struct OutputDestination<'a> {
     pub products: &'a StoredOutputs,
     /// The rows of the memory for all tokens of the pass.
     pub tokens: RowDestinations,
-    /// The rows of the memory for the tokens whose hidden states are needed, if not all are. For the other tokens, the
-    /// last layer computes only attention.
+    /// The rows of the memory for the tokens whose hidden states are needed. For all other tokens, the last layer
+    /// computes only attention.
     pub needed: RowDestinations,
 }
 
@@ -73,8 +73,8 @@ pub struct OutputDestination<'a> {
 pub struct RowDestinations {
     /// i32 `[m]`: the rows of the output to store; `None`: all rows in order.
     from: Option<Tensor>,
-    /// i32 `[m]`: the row of [`StoredOutputs`] for each of these rows; a row with a negative number is not stored. No
-    /// row of [`StoredOutputs`] occurs twice.
+    /// i32 `[m]`: the row of [`StoredOutputs`] for each row in `from`, each at most once. A row with a negative
+    /// number is not stored.
     to: Tensor,
 }
 
@@ -129,7 +129,7 @@ impl StoredOutputs {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn move_rows_together(&self, cx: &Cx, from: &[i32]) -> Result<()> {
+    pub fn compact_rows(&self, cx: &Cx, from: &[i32]) -> Result<()> {
         let cx = cx.without_tape();
         let stay = (0..).zip(from).take_while(|&(to, &from)| to == from).count();
         let moved = &from[stay..];
@@ -175,8 +175,8 @@ impl ReusedOutputs {
 }
 
 impl OutputDestination<'_> {
-    /// Stores the outputs `parts` of a matrix product. With `of_needed`, their rows are the tokens whose hidden states
-    /// are needed; otherwise all tokens of the pass.
+    /// Stores the outputs `parts` of a matrix product. The rows of the outputs are all tokens of the pass; with
+    /// `of_needed`, only the tokens whose hidden states are needed.
     pub(crate) fn write(
         &self,
         cx: &Cx,
@@ -234,9 +234,9 @@ fn try_map<T, U: Default, const N: usize>(of: [T; N], mut f: impl FnMut(T) -> Re
 
 /// Some rows of a tensor.
 enum Rows {
-    /// Consecutive rows: the first row and the number of rows.
+    /// Consecutive rows, as the first row and the number of rows.
     Range(usize, usize),
-    /// i32 `[m]`
+    /// A list of row indices, i32 `[m]`.
     Listed(Tensor),
 }
 

@@ -18,7 +18,7 @@ use reel_input::tensor_file::StoredDType;
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::units;
@@ -138,7 +138,7 @@ impl ShardedWeights {
                     element * shape.iter().product::<usize>() as u64;
             }
         }
-        let forward = units::forward_units(config, with_vision);
+        let forward = units::units_in_forward_order(config, with_vision);
         let bytes = |unit: &WeightUnit| units.get(unit).copied().unwrap_or(0);
         // The last unit of the forward pass stays in memory for the backward pass.
         let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_in_backward(**unit));
@@ -274,11 +274,11 @@ impl RowShape {
                 (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
             FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
         };
-        let processor = PatchProcessor {
+        let processor = ImageProcessorSettings {
             patch_size: vision.patch_size,
             temporal_patch_size: vision.temporal_patch_size,
             merge_size: vision.spatial_merge_size,
-            ..PatchProcessor::default()
+            ..ImageProcessorSettings::default()
         };
         MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }

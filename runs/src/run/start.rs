@@ -192,8 +192,8 @@ pub(super) fn load<'a, W: TrainLoop<'a>>(
     let (threads, window) = (media_threads(setup), W::rows_ahead(options, processes));
     let (rows, order) = (inputs.rows.clone(), inputs.order.clone());
     let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window)
-        .shared_by(setup.ranks.map(|run| W::shared_feed(options, run.ranks)))
-        .expect_lengths(inputs.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
+        .share_among(setup.ranks.map(|run| W::shared_feed(options, run.ranks)))
+        .add_known_lengths(inputs.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     if let Some(resumed) = &inputs.resumed {
         feed = feed.skip_when_reached(resumed.later_skipped.clone());
     }

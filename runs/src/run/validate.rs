@@ -70,7 +70,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     let all: Vec<usize> = (0..rows.row_count()).collect();
     let quarantine = options.quarantine.as_deref().filter(|_| !options.check_data);
     let found = unusable_rows_among(options, rows, &all, quarantine)?;
-    let held_out = rows.held_out();
+    let held_out = rows.held_out_rows();
     let of_training: Vec<&SkippedRow> = found.iter().filter(|bad| held_out.binary_search(&bad.row).is_err()).collect();
     match of_training.first() {
         Some(first) if of_training.len() == rows.row_count() - held_out.len() => {

@@ -13,7 +13,7 @@ use reel_files::fingerprint::bytes_fingerprint;
 use reel_samples::feed::{DataPosition, FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, SampleSource};
 use reel_samples::length::{self, RowsToScan};
 use reel_samples::order::RowOrder;
-use reel_samples::sample::SftSource;
+use reel_samples::sample::SftSampleSource;
 use reel_samples::skipped_row::SkippedRow;
 use reel_samples::source::DataSource;
 use reel_train::live_server::DeviceLender;
@@ -32,7 +32,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Validation<'a> {
     setup: SftSetup<'a>,
-    source: Arc<SftSource>,
+    source: Arc<SftSampleSource>,
     /// The row numbers in `source`, ascending.
     rows: Vec<usize>,
     /// Rows that are known to be unusable without loading media.
@@ -52,7 +52,7 @@ impl<'a> Validation<'a> {
     /// The fields of all rows or, in a strict run, of one row cannot be used.
     pub fn new(
         setup: &SftSetup<'a>,
-        source: Arc<SftSource>,
+        source: Arc<SftSampleSource>,
         rows: Vec<usize>,
         batching: MicroBatchOptions,
         (threads, window): (usize, usize),
@@ -87,7 +87,7 @@ impl<'a> Validation<'a> {
     }
 
     /// The rows in micro-batches.
-    pub fn feed(&self) -> MicroBatchFeed<SftSource> {
+    pub fn feed(&self) -> MicroBatchFeed<SftSampleSource> {
         let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
         let ranks = self.setup.ranks.map(|run| FeedRanks {
@@ -97,7 +97,7 @@ impl<'a> Validation<'a> {
             assignment: RankAssignment::InTurn,
         });
         MicroBatchFeed::new(self.source.clone(), order, self.batching, &from, self.threads, self.window)
-            .shared_by(ranks)
+            .share_among(ranks)
     }
 
     /// Computes the loss of all rows with the weights of `trainer`. `print` gets lines of progress. All ranks call it

@@ -5,6 +5,6 @@ mod partition;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWParams, CellState, GradientSource, MomentFormat, ParameterState, clip_factor};
-pub use partition::{Cell, ParameterSize, Partition};
+pub use partition::{ParameterCell, ParameterSize, Partition};
 pub use reel_kernels::adamw::WEIGHTS_PER_SCALE;
 pub use schedule::{LearningRateSchedule, ScheduleKind};

@@ -1,4 +1,4 @@
-//! Which rank of a job has the optimizer state of which weights (ZeRO: Rajbhandari et al., arXiv 1910.02054).
+//! Assigns the optimizer state of weights to the ranks of a job (ZeRO: Rajbhandari et al., arXiv 1910.02054).
 //!
 //! Each parameter is cut into cells, and each cell belongs to one rank, its owner: the owner keeps the moments and the
 //! low halves of its weights, adds up its gradients and updates its weights. Example, two ranks, cells of 4 weights:
@@ -20,15 +20,15 @@ use reel_kernels::{adamw, reduce};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// The largest number of weights of a cell, which jobs of up to 16 ranks have.
+/// The maximum number of weights of a cell. Jobs of up to 16 ranks have cells of this size.
 const LARGEST_CELL: usize = 1 << 20;
 
-/// Jobs of more ranks have smaller cells, so that each rank owns a part of about this number of consecutive weights,
-/// and all ranks take part in the exchange of a bucket.
+/// In jobs of more than 16 ranks, one cell per rank together have about this number of weights. With such small
+/// cells, all ranks take part in the exchange of a bucket.
 const WEIGHTS_OF_ALL_RANKS: usize = 16 << 20;
 
-/// A cell is a whole number of the chunks in which kernels process parameters. So the chunks of a parameter are the
-/// same whether it is cut or not, and so are the bits of sums over chunks.
+/// The size of a cell is a multiple of this number of weights, the chunk in which kernels process parameters. So the
+/// chunks of a parameter, and the bits of sums over chunks, do not depend on whether it is cut into cells.
 const CHUNK: usize = reduce::ELEMENTS_PER_CHUNK;
 
 const _: () = assert!(CHUNK.is_multiple_of(adamw::WEIGHTS_PER_CHUNK));
@@ -41,8 +41,8 @@ fn cell_size(ranks: usize) -> usize {
 
 /// A part of a parameter that belongs to one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
-    /// Index of the parameter in the order of names.
+pub struct ParameterCell {
+    /// Index of the parameter among all parameters, sorted by name.
     pub parameter: usize,
     /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
@@ -50,7 +50,7 @@ pub struct Cell {
     pub owner: usize,
 }
 
-impl Cell {
+impl ParameterCell {
     /// The cell's elements in a tensor of its parameter, `[n]`; the tensor itself if the cell is the whole parameter.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Cell {
     }
 }
 
-/// The size of a parameter.
+/// The size of a parameter, and whether it may be cut into cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParameterSize {
     /// Number of weights, padding included.
@@ -80,11 +80,11 @@ impl ParameterSize {
     }
 }
 
-/// The cells of all parameters of an optimizer, as one rank of several sees them.
+/// The cells of all parameters of an optimizer, from the view of one rank.
 #[derive(Clone, Debug)]
 pub struct Partition {
     rank: usize,
-    cells: Vec<Cell>,
+    cells: Vec<ParameterCell>,
     /// For each parameter, the index of its first cell; at the end, the number of all cells.
     first_cells: Vec<usize>,
 }
@@ -97,7 +97,7 @@ impl Partition {
     }
 
     pub(crate) fn with_cell_size(sizes: &[ParameterSize], rank: usize, ranks: usize, cell_size: usize) -> Self {
-        // The rank with the fewest weights so far is on top; of several such ranks, the lowest.
+        // The top of the heap is the rank with the fewest weights so far; among equal ranks, the lowest number.
         let mut by_weights: BinaryHeap<Reverse<(usize, usize)>> = (0..ranks.max(1)).map(|r| Reverse((0, r))).collect();
         let (mut cells, mut first_cells) = (Vec::new(), vec![0]);
         for (parameter, size) in sizes.iter().enumerate() {
@@ -107,7 +107,7 @@ impl Partition {
                 let Some(mut fewest) = by_weights.peek_mut() else { break };
                 let Reverse((weights, owner)) = &mut *fewest;
                 *weights += range.len();
-                cells.push(Cell { parameter, range, owner: *owner });
+                cells.push(ParameterCell { parameter, range, owner: *owner });
             }
             first_cells.push(cells.len());
         }
@@ -115,17 +115,17 @@ impl Partition {
     }
 
     /// All cells, in the order of parameters and weights.
-    pub fn cells(&self) -> &[Cell] {
+    pub fn cells(&self) -> &[ParameterCell] {
         &self.cells
     }
 
     /// The cells of the parameter with this index, in the order of its weights.
-    pub fn cells_of(&self, parameter: usize) -> &[Cell] {
+    pub fn cells_of(&self, parameter: usize) -> &[ParameterCell] {
         &self.cells[self.first_cells[parameter]..self.first_cells[parameter + 1]]
     }
 
-    /// The cells of this rank, in the same order.
-    pub fn owned_cells(&self) -> impl Iterator<Item = &Cell> + Clone {
+    /// The cells that this rank owns, in the order of parameters and weights.
+    pub fn owned_cells(&self) -> impl Iterator<Item = &ParameterCell> + Clone {
         self.cells.iter().filter(|cell| cell.owner == self.rank)
     }
 }
@@ -181,7 +181,8 @@ mod tests {
             }
         }
 
-        /// Each cell belongs to the rank with the fewest weights before it, the lowest of several.
+        /// Each cell belongs to the rank that has the fewest weights before it. Among equal ranks, the lowest number
+        /// counts.
         #[test]
         fn owners_are_the_ranks_with_the_fewest_weights(sizes in sizes(), ranks in 1usize..6) {
             let mut weights = vec![0; ranks];
@@ -193,7 +194,7 @@ mod tests {
         }
     }
 
-    /// The 72B model on 1024 ranks: 1,000 parameters, 1.1 million cells.
+    /// Partitions a 72B model for 1024 ranks: 1,000 parameters, 1.1 million cells.
     #[test]
     fn a_large_job_is_cut_in_a_short_time() {
         let sizes = vec![ParameterSize { weights: 72_000_000, divisible: true }; 1000];

@@ -11,7 +11,7 @@
 //!         dy = bw.take_dy()                 # gradient of y
 //!         dx = bw.empty_like(x)
 //!         bw.launch(relu_backward_kernel(x, dy, dx))
-//!         bw.add(x, dx)                     # add to the gradient of x
+//!         bw.add_grad(x, dx)                     # add to the gradient of x
 //!     })
 //! ```
 
@@ -28,7 +28,7 @@ use crate::error::{Result, RuntimeError};
 /// same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// Nothing.
+    /// Nothing is computed again.
     #[default]
     None,
     /// The outputs of norms and of SwiGLU, which take much memory and few operations.
@@ -51,7 +51,8 @@ pub trait GatheredWeights: Debug {
     /// Makes sure that the weights of `unit` have their memory. Frees the weights of other units.
     ///
     /// # Errors
-    /// Another rank has failed; the device is out of memory; `unit` is used when it is not its turn.
+    /// Another rank has failed; the device is out of memory; `unit` is used in another order than that of a forward
+    /// pass.
     fn gather(&self, unit: WeightUnit) -> Result<()>;
 }
 
@@ -78,30 +79,31 @@ impl Cx {
         Cx { device: device.clone(), dtype, tape, checkpointing: Checkpointing::None, weights: None }
     }
 
-    /// The same context with another kind of gradient checkpointing.
+    /// Returns this context with another kind of gradient checkpointing.
     pub fn with_checkpointing(self, checkpointing: Checkpointing) -> Cx {
         Cx { checkpointing, ..self }
     }
 
-    /// The same context for a model whose weights are gathered by `weights`.
+    /// Returns this context for a model whose weights are gathered by `weights`.
     pub fn with_gathered_weights(self, weights: Option<Rc<dyn GatheredWeights>>) -> Cx {
         Cx { weights, ..self }
     }
 
-    /// Makes sure that the weights of `unit` are in memory. Ops that use them only in the forward pass follow.
+    /// Makes sure that the weights of `unit` are in memory, for the following ops. These ops must use the weights
+    /// only in the forward pass.
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`].
-    pub fn begin_unit(&self, unit: WeightUnit) -> Result<()> {
+    pub fn begin_weight_unit(&self, unit: WeightUnit) -> Result<()> {
         self.weights.as_ref().map_or(Ok(()), |weights| weights.gather(unit))
     }
 
-    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. They are in memory
-    /// during `f`, and the backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
+    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. The weights are in
+    /// memory during `f`. The backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
     ///
     /// # Errors
     /// The errors of [`GatheredWeights::gather`] and of `f`.
-    pub fn with_unit<T, E: From<RuntimeError>>(
+    pub fn with_weight_unit<T, E: From<RuntimeError>>(
         &self,
         unit: WeightUnit,
         f: impl FnOnce() -> std::result::Result<T, E>,
@@ -109,11 +111,11 @@ impl Cx {
         if self.weights.is_none() {
             return f();
         }
-        self.begin_unit(unit)?;
+        self.begin_weight_unit(unit)?;
         let before = self.tape.as_ref().map_or(0, Tape::len);
         let result = f()?;
         if let Some(tape) = self.tape.as_ref().filter(|tape| tape.len() > before) {
-            tape.end_unit(unit);
+            tape.end_weight_unit(unit);
         }
         Ok(result)
     }
@@ -124,7 +126,7 @@ impl Cx {
         self.checkpointing
     }
 
-    /// The same device and dtype without a tape, like `torch.no_grad()`.
+    /// Returns a context with the same device and dtype but without a tape, like `torch.no_grad()`.
     pub fn without_tape(&self) -> Cx {
         Cx::inference(&self.device, self.dtype)
     }
@@ -158,7 +160,7 @@ impl Cx {
     /// returns its result through this function, so no op lacks a backward rule by accident.
     ///
     /// `backward` takes the gradient of the output ([`BackwardContext::take_dy`]) and adds to the gradients of the
-    /// inputs ([`BackwardContext::add`]).
+    /// inputs ([`BackwardContext::add_grad`]).
     pub fn record(
         &self,
         name: &'static str,
@@ -170,8 +172,8 @@ impl Cx {
         output
     }
 
-    /// Records like [`Cx::record`] an op with two outputs, either of which may stay without a gradient
-    /// ([`BackwardContext::take_dy_pair`]).
+    /// Records an op with two outputs, as [`Cx::record`] does for one output. Either output may stay without a
+    /// gradient ([`BackwardContext::take_dy_pair`]).
     pub fn record_pair(
         &self,
         name: &'static str,
@@ -182,8 +184,8 @@ impl Cx {
         self.record_all(name, inputs, [a, b], backward).into()
     }
 
-    /// Records like [`Cx::record`] an op with any number of outputs, each of which may stay without a gradient
-    /// ([`BackwardContext::take_dys`]).
+    /// Records an op with any number of outputs, as [`Cx::record`] does for one output. Each output may stay without
+    /// a gradient ([`BackwardContext::take_dys`]).
     pub fn record_all<const N: usize>(
         &self,
         name: &'static str,
@@ -193,7 +195,7 @@ impl Cx {
     ) -> [Tensor; N] {
         match &self.tape {
             Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
-                let outputs = outputs.each_ref().map(Tensor::needing_grad);
+                let outputs = outputs.each_ref().map(Tensor::detach_requiring_grad);
                 tape.push(name, inputs, &outputs.each_ref(), backward);
                 outputs
             }
@@ -203,7 +205,7 @@ impl Cx {
 
     /// Returns `y`, the output of the op `op`. With [`Checkpointing::Selective`], backward rules that save y call
     /// `compute` again instead of keeping the memory of y. `compute` returns the same bits and may hold only tensors
-    /// that are kept in any case.
+    /// that stay in memory anyway.
     pub(super) fn recompute_if_selective(
         &self,
         op: &'static str,
@@ -232,13 +234,13 @@ impl Cx {
     ) -> Result<Tensor> {
         let inputs: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
         let Some(tape) = &self.tape else { return f(self, &inputs) };
-        let output = f(&self.without_tape(), &inputs)?.needing_grad();
+        let output = f(&self.without_tape(), &inputs)?.detach_requiring_grad();
         let (device, dtype, kept) = (self.device.clone(), self.dtype, inputs.clone());
         let refs: Vec<&Tensor> = inputs.iter().collect();
         tape.push(RECOMPUTE, &refs, &[&output], move |bw| {
             let cx = Cx::training(&device, dtype);
             let leaves: Vec<Tensor> =
-                kept.iter().map(|t| if t.needs_grad() { t.needing_grad() } else { t.clone() }).collect();
+                kept.iter().map(|t| if t.needs_grad() { t.detach_requiring_grad() } else { t.clone() }).collect();
             let again = f(&cx, &leaves)?;
             let dy = bw.take_dy();
             let tape = cx.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
@@ -246,7 +248,7 @@ impl Cx {
             drop(again);
             for (input, leaf) in kept.iter().zip(&leaves) {
                 if let Some(g) = leaf_grads.get(leaf) {
-                    bw.add(input, g)?;
+                    bw.add_grad(input, g)?;
                 }
             }
             Ok(())
@@ -263,10 +265,10 @@ impl Cx {
         self.backward_with(loss, scale, grads, &mut |_, _| Ok(()))
     }
 
-    /// Like [`Cx::backward`], and calls `observe` during the pass with the names of the parameters whose gradients are
-    /// finished, and before the ops of each unit of weights. `observe` may use the finished gradients and
-    /// [release](Grads::release) them, if `grads` had no gradient before the pass. Else some of them are added to the
-    /// earlier gradients only at the end of the pass.
+    /// Like [`Cx::backward`], but also calls `observe` during the pass: with the names of the parameters whose
+    /// gradients are finished, and before the ops of each unit of weights. If `grads` had no gradient before the
+    /// pass, `observe` may use the finished gradients and [release](Grads::release) them. Otherwise some gradients
+    /// are added to the earlier ones only at the end of the pass.
     ///
     /// # Errors
     /// The errors of [`Cx::backward`]; an error of `observe`.

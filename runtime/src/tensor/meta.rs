@@ -1,5 +1,6 @@
-//! What the autograd tape knows about a tensor: its shape and dtype, and where its gradient goes. It has no memory, so
-//! a backward rule that needs no values of a tensor holds its [`TensorMeta`] and lets the memory be freed.
+//! What the autograd tape knows about a tensor: its shape and dtype, and where its gradient goes. A [`TensorMeta`]
+//! has no memory. A backward rule that needs no values of a tensor holds its [`TensorMeta`], so that the memory can
+//! be freed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,15 +10,15 @@ use reel_device::DType;
 /// What the backward pass does with the gradient of a tensor.
 #[derive(Clone, Debug)]
 pub(super) enum GradRole {
-    /// Does not need a gradient.
+    /// The tensor needs no gradient.
     None,
-    /// Depends on a trained parameter: its gradient is propagated.
+    /// The tensor depends on a trained parameter: its gradient is propagated.
     Needed,
-    /// Is a trained parameter with this name: its gradient is accumulated in f32.
+    /// The tensor is a trained parameter with this name: its gradient is accumulated in f32.
     Parameter(Arc<str>),
-    /// Is a trained parameter: the rows of part `index` of a joined tensor.
+    /// The tensor is a trained parameter: the rows of part `index` of a joined tensor.
     Part { joined: Arc<JoinedParameters>, index: usize },
-    /// Consists of the rows of several trained parameters.
+    /// The tensor consists of the rows of several trained parameters.
     Joined(Arc<JoinedParameters>),
 }
 
@@ -42,7 +43,7 @@ pub struct TensorMeta {
 }
 
 impl TensorMeta {
-    /// A tensor that is new to the tape.
+    /// Creates the metadata of a new tensor, with a new id.
     pub(super) fn new(shape: &[usize], dtype: DType, grad: GradRole) -> TensorMeta {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         TensorMeta { id: NEXT.fetch_add(1, Ordering::Relaxed), shape: shape.to_vec(), dtype, grad, unpadded: None }
@@ -78,7 +79,7 @@ impl TensorMeta {
         !matches!(self.grad, GradRole::None)
     }
 
-    /// The parameter name, if the tensor is one trained parameter.
+    /// The name of the parameter if the tensor is a single trained parameter; otherwise `None`.
     pub fn parameter_name(&self) -> Option<&str> {
         match &self.grad {
             GradRole::Parameter(name) => Some(name),

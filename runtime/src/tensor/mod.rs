@@ -1,9 +1,9 @@
 //! A tensor: shape, dtype and a reference-counted slice of a device buffer. Tensors are always row-major and
 //! contiguous.
 //!
-//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. Module `meta` has tensors
-//! without memory, `saved` what a backward rule keeps of a tensor, `padding` tensors that are padded with zeros,
-//! `on_demand` memory that exists only while it is needed.
+//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. Module `meta` describes
+//! tensors without their memory. `saved` has the tensors that backward rules keep. `padding` has tensors that are
+//! padded with zeros. `on_demand` has memory that exists only while it is needed.
 
 pub mod cx;
 mod meta;
@@ -34,7 +34,7 @@ struct Inner {
     recomputation: Option<Arc<Recomputation>>,
 }
 
-/// The memory that a tensor is a part of.
+/// The memory that contains a tensor.
 #[derive(Clone, Debug)]
 enum Memory {
     /// Memory that is allocated as long as a tensor uses it.
@@ -190,11 +190,11 @@ impl Tensor {
         &self.0.meta
     }
 
-    /// The tensor for a backward rule that reads it: its memory, or how to compute it again.
-    pub fn saved(&self) -> SavedTensor {
+    /// This tensor for a backward rule that reads it: its memory, or a function that computes the tensor again.
+    pub fn save_for_backward(&self) -> SavedTensor {
         match &self.0.recomputation {
-            Some(recomputation) => SavedTensor::recomputed(&self.0.meta, recomputation),
-            None => SavedTensor::stored(self),
+            Some(recomputation) => SavedTensor::from_recomputation(&self.0.meta, recomputation),
+            None => SavedTensor::from_memory(self),
         }
     }
 
@@ -278,13 +278,13 @@ impl Tensor {
         Err(DeviceError::Failed(format!("{name}: {what}")).into())
     }
 
-    /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
+    /// Returns a tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
     pub fn detach(&self) -> Tensor {
         self.with_grad(GradRole::None)
     }
 
-    /// A tensor in the same memory that is a new leaf of the tape and needs a gradient.
-    pub fn needing_grad(&self) -> Tensor {
+    /// Returns a tensor in the same memory that is a new leaf of the tape and needs a gradient.
+    pub fn detach_requiring_grad(&self) -> Tensor {
         self.with_grad(GradRole::Needed)
     }
 
@@ -293,7 +293,7 @@ impl Tensor {
         t.with_unpadded(self.unpadded.clone())
     }
 
-    /// The same elements with another shape. To the autograd tape it is the same tensor.
+    /// Returns the same elements with another shape. The autograd tape treats the result as the same tensor.
     ///
     /// # Errors
     /// A shape with another number of elements.

@@ -1,6 +1,6 @@
-//! Memory of tensors that exists only while it is needed. The weights of a model that several ranks share (ZeRO-3) have
-//! it: a rank gathers them from all ranks before a layer and frees them after it, while the tensors, their names and
-//! the ops that hold them stay.
+//! Memory of tensors that exists only while it is needed. With ZeRO-3, the weights of a model have such memory: a
+//! rank gathers the weights of a layer from all ranks before the layer and frees their memory after it. The tensors,
+//! their names and the ops that hold them remain.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ pub struct OnDemandMemory(Arc<Inner>);
 struct Inner {
     device: Device,
     bytes: usize,
-    /// The tensor whose memory this is now; `None` while there is no memory.
+    /// The tensor that provides the memory; `None` while there is no memory.
     source: Mutex<Option<Tensor>>,
 }
 
@@ -32,7 +32,7 @@ impl OnDemandMemory {
     }
 
     /// Whether `other` is a handle of the same memory.
-    pub fn is_same(&self, other: &OnDemandMemory) -> bool {
+    pub fn shares_memory_with(&self, other: &OnDemandMemory) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
@@ -45,7 +45,7 @@ impl OnDemandMemory {
         *self.source() = Some(source);
     }
 
-    /// Gives the memory back. Launches that use it must have been enqueued before.
+    /// Releases the memory. Launches that use the memory must have been enqueued before.
     pub fn release(&self) {
         *self.source() = None;
     }
@@ -57,7 +57,7 @@ impl OnDemandMemory {
     /// The buffer in which the memory lies, and the offset of its first byte.
     ///
     /// # Panics
-    /// There is no memory now: an op uses a weight outside of the unit that it belongs to.
+    /// There is no memory: an op uses a weight outside of the weight's unit.
     pub(super) fn buffer_and_offset(&self) -> (Arc<Buffer>, usize) {
         match &*self.source() {
             Some(source) => source.buffer_and_offset(),
@@ -75,8 +75,8 @@ impl Tensor {
         Tensor::build(shape, dtype, Memory::OnDemand(OnDemandMemory(Arc::new(inner))), 0, GradRole::None)
     }
 
-    /// The memory of a tensor that was created by [`Tensor::on_demand`], or that shares such a tensor's memory; else
-    /// `None`.
+    /// The on-demand memory of a tensor that was created by [`Tensor::on_demand`], or of a tensor that shares such
+    /// memory. `None` for any other tensor.
     pub fn on_demand_memory(&self) -> Option<&OnDemandMemory> {
         match &self.0.memory {
             Memory::OnDemand(memory) => Some(memory),
@@ -98,7 +98,7 @@ mod tests {
             Tensor::on_demand(&device, &[3, 2], DType::F32).into_joined_parameters([("a", 1), ("b", 2)]).unwrap();
         assert_eq!((device.memory().current, b.shape(), b.parameter_name()), (0, &[2, 2][..], Some("b")));
         let memory = joined.on_demand_memory().unwrap().clone();
-        assert!(a.on_demand_memory().unwrap().is_same(&memory) && memory.bytes() == 24);
+        assert!(a.on_demand_memory().unwrap().shares_memory_with(&memory) && memory.bytes() == 24);
         for first in [1.0, 10.0] {
             let values: Vec<f32> = (0..8).map(|i| first + i as f32).collect();
             let source = Tensor::from_f32(&device, &[8], DType::F32, &values, MemoryCategory::Weights).unwrap();

@@ -8,8 +8,8 @@
 //!                                         0 0 0 0 0 0 0 0
 //! ```
 //!
-//! Matrix products, the optimizer and the gradient norm take the whole tensor; files and hashes have the unpadded part.
-//! So the tensor keeps the unpadded shape, and nothing else depends on it.
+//! Matrix products, the optimizer and the gradient norm take the whole tensor; files and hashes have the unpadded
+//! part. So the tensor also keeps its unpadded shape, for files and hashes only.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use reel_device::{DType, Element};
 use super::{Inner, Tensor, TensorMeta, format_shape, rounded_to_bf16};
 use crate::error::{Result, shape_error};
 
-/// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, each of which begins
-/// `pitch` bytes after the previous run.
+/// The location of a tensor's elements without its padding: `count` runs of `bytes` bytes. Each run begins `pitch`
+/// bytes after the start of the previous run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnpaddedRuns {
     /// The number of runs.
     pub(crate) count: usize,
-    /// The bytes of a run.
+    /// The number of bytes of a run.
     pub(crate) bytes: usize,
     /// The bytes from the start of a run to the start of the next.
     pub(crate) pitch: usize,
@@ -57,7 +57,7 @@ impl TensorMeta {
         self.unpadded_shape().iter().product::<usize>() * self.dtype.size()
     }
 
-    /// Where the elements lie that are not padding. If the columns are not padded, all rows are one run.
+    /// The location of the elements that are not padding. If the columns are not padded, all rows are one run.
     pub(crate) fn unpadded_runs(&self) -> UnpaddedRuns {
         match (self.unpadded_shape(), &self.shape[..]) {
             (&[rows, cols], &[_, pitch]) if cols < pitch => {
@@ -67,7 +67,7 @@ impl TensorMeta {
         }
     }
 
-    /// [`TensorMeta::unpadded_shape`] of rows `start .. start + len`; `None` if the tensor is not padded.
+    /// The [`TensorMeta::unpadded_shape`] of the rows `start .. start + len`; `None` if the tensor is not padded.
     pub(super) fn unpadded_rows(&self, start: usize, len: usize) -> Option<Vec<usize>> {
         let mut shape = self.unpadded.clone()?;
         shape[0] = shape[0].saturating_sub(start).min(len);
@@ -126,7 +126,7 @@ impl Tensor {
         self.write(&self.unpadded_runs().scatter(bytes, self.bytes()))
     }
 
-    /// [`Tensor::write_unpadded`] with `values` rounded to the tensor's dtype (F32 or BF16).
+    /// Like [`Tensor::write_unpadded`], with `values` rounded to the tensor's dtype (F32 or BF16).
     ///
     /// # Errors
     /// Another number of values, or memory of a mapped file.

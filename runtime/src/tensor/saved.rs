@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Tensor, TensorMeta};
 use crate::error::Result;
 
-/// How to compute a tensor again from tensors that are kept.
+/// A function that computes a tensor again from tensors that are kept.
 pub(super) struct Recomputation {
     compute: Box<dyn Fn() -> Result<Tensor> + Send + Sync>,
     /// The result of the first call in this backward pass. It is freed with the last [`SavedTensor`].
@@ -51,11 +51,11 @@ enum Source {
 }
 
 impl SavedTensor {
-    pub(super) fn stored(t: &Tensor) -> SavedTensor {
+    pub(super) fn from_memory(t: &Tensor) -> SavedTensor {
         SavedTensor(Source::Stored(t.clone()))
     }
 
-    pub(super) fn recomputed(meta: &TensorMeta, recomputation: &Arc<Recomputation>) -> SavedTensor {
+    pub(super) fn from_recomputation(meta: &TensorMeta, recomputation: &Arc<Recomputation>) -> SavedTensor {
         SavedTensor(Source::Recomputed(meta.clone(), recomputation.clone()))
     }
 

@@ -13,10 +13,10 @@
 //! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where
 //! g2 is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 //!
-//! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls a
-//! function of the caller, so that several ranks can exchange gradients and free their memory during the pass. It also
-//! calls it before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that their memory can be
-//! gathered.
+//! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls
+//! the caller's function `observe`, so that several ranks can exchange gradients and free their memory during the
+//! pass. It also calls `observe` before the ops of each unit of weights ([`super::cx::Cx::with_weight_unit`]), so
+//! that the weights of this unit can be gathered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -37,19 +37,19 @@ type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 /// The name of the node that computes the intermediate results of its ops again (gradient checkpointing).
 pub(super) const RECOMPUTE: &str = "recompute";
 
-/// What a backward pass tells its caller.
+/// An event that a backward pass reports to its caller.
 #[derive(Debug)]
 pub enum BackwardEvent {
     /// The gradients of these parameters are finished.
     Finished(Vec<Arc<str>>),
-    /// The next ops may use the weights of this unit, and no weights of other units.
+    /// The following ops may use the weights of this unit, and no weights of other units.
     Begins(WeightUnit),
 }
 
 /// An entry of the tape.
 enum Entry {
     Op(Node),
-    /// The ops before this entry, back to the previous one of this kind, use the weights of the unit.
+    /// The ops between the previous entry of this kind and this entry use the weights of the unit.
     EndOfUnit(WeightUnit),
 }
 
@@ -90,7 +90,7 @@ impl Tape {
     }
 
     /// Records that the ops since the last call use the weights of `unit`.
-    pub(super) fn end_unit(&self, unit: WeightUnit) {
+    pub(super) fn end_weight_unit(&self, unit: WeightUnit) {
         self.0.borrow_mut().push(Entry::EndOfUnit(unit));
     }
 
@@ -108,7 +108,7 @@ impl Tape {
         self.0.borrow_mut().push(Entry::Op(node));
     }
 
-    /// Moves the recorded nodes to a new tape, which leaves this one empty.
+    /// Moves the recorded nodes to a new tape. This tape is empty afterwards.
     pub(super) fn take_nodes(&self) -> Tape {
         Tape(RefCell::new(self.0.take()))
     }
@@ -140,9 +140,10 @@ impl Tape {
         for name in nodes.iter().filter_map(Entry::op).flat_map(|node| &node.parameters) {
             *uses_left.entry(name.clone()).or_default() += 1;
         }
-        // The parameters that no further node uses, and to whose gradients only `sums` may still add.
+        // Parameters that no further node uses. Only the pending column sums in `sums` may still add to their
+        // gradients.
         let mut complete = Vec::new();
-        // The layer of the present node, which is one range for all of its nodes.
+        // The layer of the current node. All consecutive nodes of a layer form one range in the profile.
         let mut layer = None;
         while let Some(entry) = nodes.pop() {
             let node = match entry {
@@ -164,7 +165,7 @@ impl Tape {
             let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();
             let mut of_recomputed = Vec::new();
             if dys.iter().any(Option::is_some) {
-                // The ops that gradient checkpointing computes again set their own names.
+                // Ops that gradient checkpointing computes again set their own names.
                 let op = if node.name == RECOMPUTE { "" } else { node.name };
                 let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
                 let (by_id, sums, of_recomputed) = (&mut by_id, &mut sums, &mut of_recomputed);
@@ -206,7 +207,7 @@ pub struct BackwardContext<'a> {
     of_recomputed: &'a mut Vec<Arc<str>>,
 }
 
-/// Column sums that the rules of a layer have asked for and that one launch will compute.
+/// Column sums that the backward rules of a layer have requested. One launch will compute all of them.
 #[derive(Default)]
 struct PendingColumnSums {
     layer: Option<LayerId>,
@@ -286,9 +287,10 @@ impl BackwardContext<'_> {
         std::mem::take(&mut self.dys)
     }
 
-    /// The memory to which a matrix product writes a gradient of `x`, and whether the product must add to the contents.
-    /// The memory holds the gradient that x has so far, or is new. The rule gives the sum to [`BackwardContext::add`]
-    /// afterwards. This saves the launch that would add the product to the earlier gradient, and its rounding.
+    /// The memory to which a matrix product writes a gradient of `x`, and whether the product must add to the
+    /// contents. The memory is new, or holds the gradient that x has so far. Afterwards the rule passes the sum to
+    /// [`BackwardContext::add_grad`]. This saves the launch that would add the product to the earlier gradient, and the
+    /// rounding of that launch.
     pub fn grad_to_write(&mut self, x: &TensorMeta) -> Result<(Tensor, bool)> {
         match self.by_id.remove(&x.id()) {
             Some(sum) if !sum.is_shared() => return Ok((sum, true)),
@@ -299,7 +301,7 @@ impl BackwardContext<'_> {
     }
 
     /// Adds `grad` to the gradient of `x`. Does nothing if `x` needs no gradient. Gradients of parameters are f32.
-    pub fn add(&mut self, x: &TensorMeta, grad: Tensor) -> Result<()> {
+    pub fn add_grad(&mut self, x: &TensorMeta, grad: Tensor) -> Result<()> {
         if !x.needs_grad() {
             return Ok(());
         }
@@ -311,8 +313,8 @@ impl BackwardContext<'_> {
             self.by_id.insert(x.id(), grad);
             return Ok(());
         };
-        // A rule may pass the same memory for two inputs, so a gradient is added in place only if nothing else shares
-        // its memory.
+        // A rule may pass the same memory for two inputs. So a gradient is added in place only if no other tensor
+        // shares its memory.
         let sum = if sum.is_shared() {
             let fresh = self.empty_like(&sum)?;
             let params =
@@ -333,8 +335,9 @@ impl BackwardContext<'_> {
         if x.is_trained() { self.grads.sum(self.device, x).map(Some) } else { Ok(None) }
     }
 
-    /// [`BackwardContext::parameter_grad`] for launches that write every element of the buffer, together with whether
-    /// they must add to its contents. The first gradient of a step replaces them, so they need not be set to zero.
+    /// Like [`BackwardContext::parameter_grad`], for launches that write every element of the buffer. The boolean
+    /// says whether they must add to the buffer's contents. The first gradient of a step replaces the contents, so
+    /// they need not be set to zero.
     pub fn parameter_grad_to_write(&mut self, x: &TensorMeta) -> Result<Option<(Tensor, bool)>> {
         if !x.is_trained() {
             return Ok(None);
@@ -343,8 +346,8 @@ impl BackwardContext<'_> {
         Ok(Some((sum, !is_first)))
     }
 
-    /// [`BackwardContext::parameter_grad_to_write`] for launches over `rows` rows. Launches over 0 rows write nothing,
-    /// so this function then sets the buffer to zero in its first use.
+    /// Like [`BackwardContext::parameter_grad_to_write`], for launches over `rows` rows. Launches over 0 rows write
+    /// nothing. In this case the function sets the buffer to zero if this is its first use in the step.
     pub fn parameter_grad_over_rows(&mut self, x: &TensorMeta, rows: usize) -> Result<Option<(Tensor, bool)>> {
         match rows {
             0 => Ok(self.parameter_grad(x)?.map(|sum| (sum, true))),
@@ -352,8 +355,8 @@ impl BackwardContext<'_> {
         }
     }
 
-    /// [`BackwardContext::parameter_grad_over_rows`] for a rule whose `parts` launches add to the buffer one after the
-    /// other. After them, the rule calls [`BackwardContext::end_grad_parts`].
+    /// Like [`BackwardContext::parameter_grad_over_rows`], for a rule whose `parts` launches add to the buffer one
+    /// after the other. After these launches, the rule calls [`BackwardContext::end_grad_parts`].
     pub fn parameter_grad_in_parts(
         &mut self,
         x: &TensorMeta,
@@ -366,13 +369,14 @@ impl BackwardContext<'_> {
         self.parameter_grad_over_rows(x, rows)
     }
 
-    /// Ends the launches of [`BackwardContext::parameter_grad_in_parts`] for `x`.
+    /// Ends a series of launches for `x` that [`BackwardContext::parameter_grad_in_parts`] began.
     pub fn end_grad_parts(&mut self, x: &TensorMeta) -> Result<()> {
         self.grads.end_grad_parts(self.device, &x.parameter_names())
     }
 
     /// Adds the column sums of x `[rows, cols]` to the gradient of parameter `bias` `[cols]`, if it is trained. One
-    /// launch after the backward rules of the layer computes the sums of several biases; x must not change before it.
+    /// launch after the backward rules of the layer computes the sums of several biases; x must not change before
+    /// this launch.
     ///
     /// # Errors
     /// More columns than a kernel supports; a device error.
@@ -395,7 +399,7 @@ impl BackwardContext<'_> {
     }
 }
 
-/// `to += from`, elementwise.
+/// Adds `from` to `to`, elementwise.
 fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     let params = elementwise::AccumulateParams { src: from.addr(), dst: to.addr(), count: from.count() as u64 };
     Ok(device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))?)
@@ -413,11 +417,11 @@ pub struct Grads {
     pass: Pass,
 }
 
-/// The state of a backward pass that adds to the gradients of earlier passes, those of the step's earlier
-/// micro-batches.
+/// The state of a backward pass that adds to the gradients of the step's earlier micro-batches.
 ///
-/// A launch adds its whole result to the sum of the earlier passes. If several launches add to one parameter, their
-/// results are summed in a buffer of this pass first, so that the step's sum is one of whole gradients in any case.
+/// A launch adds its result to the sum of the earlier passes. If several launches add to one parameter, their results
+/// are first summed in a buffer of this pass. So the step's sum always consists of whole gradients, one per
+/// micro-batch.
 #[derive(Debug, Default)]
 struct Pass {
     /// The parameters that had a gradient when the pass began.
@@ -426,7 +430,7 @@ struct Pass {
     of_several_rules: BTreeSet<Arc<str>>,
     /// The parameters to which one rule adds in several launches.
     in_parts: BTreeSet<Arc<str>>,
-    /// The buffers of this pass.
+    /// The gradient buffers of this pass, by the names of the parameters.
     buffers: BTreeMap<Arc<str>, Tensor>,
 }
 
@@ -437,7 +441,7 @@ impl Pass {
 }
 
 impl Grads {
-    /// An empty set of gradients.
+    /// Creates an empty set of gradients.
     pub fn new() -> Grads {
         Grads::default()
     }
@@ -451,13 +455,13 @@ impl Grads {
         Ok(())
     }
 
-    /// Forgets the gradients of the last step. The buffers stay allocated.
+    /// Discards the gradients of the last step. The buffers stay allocated.
     pub fn clear(&mut self) {
         self.reached.clear();
     }
 
     /// Removes the gradient of a parameter, and frees its memory unless the caller has a tensor of it. Joined
-    /// parameters share memory, which is freed when the last of them is released.
+    /// parameters share memory; it is freed when the last of these parameters is released.
     pub fn release(&mut self, name: &str) {
         self.buffers.remove(name);
         self.reached.remove(name);
@@ -481,18 +485,19 @@ impl Grads {
         self.reached.contains(name)
     }
 
-    /// Begins a backward pass over ops of which several use the parameters `of_several_rules`.
+    /// Begins a backward pass. Several ops of the pass use the parameters `of_several_rules`.
     pub(super) fn begin_pass(&mut self, of_several_rules: BTreeSet<Arc<str>>) {
         self.pass = Pass { earlier: self.reached.clone(), of_several_rules, ..Pass::default() };
     }
 
-    /// Ends the backward pass: adds its own buffers to the sums of the earlier passes.
+    /// Ends the backward pass: adds the buffers of this pass to the sums of the earlier passes.
     pub(super) fn end_pass(&mut self, device: &Device) -> Result<()> {
         let pass = std::mem::take(&mut self.pass);
         pass.buffers.iter().try_for_each(|(name, buffer)| accumulate(device, buffer, &self.buffers[name]))
     }
 
-    /// Ends the launches of one rule that add to `names`. Their buffers stay if another rule adds to them.
+    /// Ends a series of launches of one rule that add to the gradients of `names`. The buffer of a parameter stays if
+    /// another rule adds to it.
     fn end_grad_parts(&mut self, device: &Device, names: &[Arc<str>]) -> Result<()> {
         for name in names.iter().filter(|name| self.pass.in_parts.remove(*name)) {
             if !self.pass.of_several_rules.contains(name)
@@ -504,7 +509,7 @@ impl Grads {
         Ok(())
     }
 
-    /// The buffer to which a gradient of the parameter is added. Starts at zero in every step.
+    /// The buffer that sums the gradients of the parameter. The buffer starts at zero in every step.
     fn sum(&mut self, device: &Device, parameter: &TensorMeta) -> Result<Tensor> {
         let (sum, is_first) = self.buffer(device, parameter)?;
         if is_first {
@@ -526,7 +531,8 @@ impl Grads {
             (GradRole::Joined(_), [first, ..]) => {
                 let whole = self.joined[first].1.clone();
                 let all = is_first.iter().all(|first| *first);
-                // If some of the parameters have had a gradient in this step, the others must start at zero.
+                // If only some of the joined parameters have had a gradient in this step, the gradients of the
+                // remaining parameters must start at zero.
                 for (name, _) in names.iter().zip(is_first).filter(|(_, is_first)| *is_first && !all) {
                     fill_zero(&self.buffers[name])?;
                 }
@@ -583,8 +589,8 @@ pub fn fill_zero(t: &Tensor) -> Result<()> {
         DType::I32 => fill(t, DType::F32, t.count()),
         DType::U16 => fill(t, DType::BF16, t.count()),
         DType::U8 | DType::I8 => {
-            // There is no fill kernel for bytes: fills them as f32 elements, and copies the last few bytes from the
-            // host.
+            // There is no fill kernel for bytes. So the bytes are filled as f32 elements, and the last few bytes are
+            // copied from the host.
             let (flat, words) = (t.reshape(&[t.count()])?, t.count() / 4);
             fill(&flat, DType::F32, words)?;
             let rest = t.count() - 4 * words;

@@ -210,7 +210,7 @@ fn downloads_return_values_as_of_their_enqueueing() {
         for (i, download) in pending.into_iter().enumerate() {
             assert_eq!(download.wait::<f32>().unwrap(), [9.0 * i as f32; 3], "{d:?}");
         }
-        // More bytes than one slot of the copy ring holds.
+        // The tensor is larger than one slot of the copy ring.
         let large = numbers(&d, &vec![2.0; 40_000]);
         assert_eq!(large.download_async().unwrap().wait::<f32>().unwrap(), vec![2.0; 40_000]);
         assert!(large.rows(0, 0).unwrap().download_async().unwrap().wait::<f32>().unwrap().is_empty());

@@ -56,7 +56,8 @@ fn kernels_and_products_compute_and_free_all_memory() {
     let c = Tensor::empty(&d, &[2, 2], DType::F32, MemoryCategory::Activations).unwrap();
     d.launch(&Launch::Matmul(matrix_product(&x, &y, &c))).unwrap();
     assert_eq!(c.to_f32().unwrap(), [28.0, 64.0, 64.0, 154.0]);
-    // A product of another shape changes the hash of the chosen algorithms; the same product again does not.
+    // A product of another shape changes the hash of the algorithms that cuBLASLt has chosen. Computing the same
+    // product again does not change the hash.
     let first = d.matmul_library().unwrap();
     assert_eq!((first.name.as_str(), first.algorithms, first.hash.len()), ("fake products 1.0.0", 1, 16));
     d.launch(&Launch::Matmul(matrix_product(&x, &y, &c))).unwrap();
@@ -121,7 +122,7 @@ fn out_of_memory_error_names_options_to_lower() {
 #[test]
 fn mapped_files_are_copied_completely() {
     let (fake, d) = fake_gpu_device(128 << 20);
-    // More bytes than `MULTI_STREAM_BYTES`, and not a multiple of a staging slot.
+    // The size exceeds `MULTI_STREAM_BYTES` and is not a multiple of a staging slot.
     let bytes: Vec<u8> = (0..MULTI_STREAM_BYTES + (5 << 20) + 12).map(|i| (i * i % 251) as u8).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
@@ -168,8 +169,8 @@ fn repeated_step_needs_no_driver_call() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Bytes that are uploaded in any pieces are downloaded unchanged, although the fake driver runs copies as late
-    /// as CUDA allows.
+    /// Bytes that are uploaded in pieces of any size are downloaded unchanged, although the fake driver runs copies
+    /// as late as CUDA allows.
     #[test]
     fn downloads_return_uploaded_bytes(
         pieces in prop::collection::vec((0usize..3_000_000, 1usize..2_500_000, any::<u8>()), 1..12)
@@ -194,7 +195,7 @@ proptest! {
 }
 
 /// On compute capability 9.0 a product of bf16 operands whose rows are multiples of 16 bytes does not need cuBLASLt,
-/// also in a captured graph. All other products do.
+/// also in a captured graph. All other products need it.
 #[test]
 fn own_products_compute_what_tensor_copies_can_read() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -217,7 +218,7 @@ fn own_products_compute_what_tensor_copies_can_read() {
     d.replay(&graph).unwrap();
     assert_eq!(c.to_f32().unwrap(), want);
     assert_eq!(d.matmul_library(), None, "no product by cuBLASLt");
-    // Rows of 46 bytes.
+    // Rows of 46 bytes are not multiples of 16 bytes, so cuBLASLt computes this product.
     let (odd_a, odd_b) = (bf16(&[3, 23], 0), bf16(&[16, 23], 5));
     d.launch(&Launch::Matmul(matrix_product(&odd_a, &odd_b, &c))).unwrap();
     assert!(d.matmul_library().is_some());
@@ -225,7 +226,7 @@ fn own_products_compute_what_tensor_copies_can_read() {
     drop(d);
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 
-    // cuBLASLt on request.
+    // A device can be set to compute all products by cuBLASLt.
     let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).unwrap();
     let d = Device::on_gpu_with_matmul_implementation(gpu, MatmulImplementation::CublasLt).unwrap();
     let one = |shape: &[usize]| {

@@ -67,7 +67,7 @@ fn refuses_writes_outside_the_operands_of_a_launch() {
     let (x, other) = (f32_tensor(&d, &[2], &[1.0, 2.0]), f32_tensor(&d, &[2], &[3.0, 4.0]));
     let params = FillParams { dst: x.addr(), count: 3, value: 7.0, reserved: 0 };
     fails(d.launch(&elementwise::fill(DType::F32, &params)), &["fill_f32", "sm80.cu:", "out-of-bounds"]);
-    // A matrix product whose result has more rows than the tensor it is written to.
+    // The result of the matrix product has more rows than the tensor that it is written to.
     let (a, b, c) = (f32_tensor(&d, &[3, 1], &[1.0; 3]), f32_tensor(&d, &[1, 1], &[1.0]), x.reshape(&[2, 1]).unwrap());
     let Launch::Matmul(m) = product(&a, &b, &c, false) else { return };
     fails(d.launch(&Launch::Matmul(Matmul { m: 3, ..m })), &["matmul_fwd: c: is larger than its buffer"]);

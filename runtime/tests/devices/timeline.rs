@@ -27,7 +27,7 @@ fn profiled_launches_do_not_make_the_host_wait() {
         d.launch(&fill(&x)).unwrap();
     }
     assert_eq!(fake.launch_count(), 0, "the host waited for a launch");
-    // The profiler's mode at the time of the launch counts, not its mode when the launch's time becomes known.
+    // The profiler's mode at the time of the launch decides, not its mode when the launch's time becomes known.
     d.profiler().collect_totals(false);
     d.launch(&add(&x)).unwrap();
     let totals = d.profiler().totals().unwrap();
@@ -82,7 +82,7 @@ fn refused_launch_leaves_times_of_the_others() {
         (f32_tensor(&d, &[2, 3], &[1.0; 6]), f32_tensor(&d, &[2, 3], &[1.0; 6]), f32_tensor(&d, &[2, 2], &[0.0; 4]));
     d.profiler().record_timeline(true);
     let good = Launch::Matmul(matrix_product(&a, &b, &c));
-    // A product whose result has an address without memory, which the matrix library refuses.
+    // The product's result has an address without memory, which the matrix library refuses.
     let bad = Launch::Matmul(Matmul { c: Addr(8), ..matrix_product(&a, &b, &c) });
     d.launch(&good).unwrap();
     d.launch(&bad).unwrap_err();

@@ -1,6 +1,6 @@
 //! Decides which rows each micro-batch has. The decision depends only on the outcomes of preparing the rows, so all
-//! processes (ranks) of a run that know the outcomes make the same micro-batches. As long as a row is not prepared, it
-//! is assumed to be usable. The resulting micro-batch is a [`MicroBatchDraft`], which says which rows to prepare next.
+//! processes (ranks) of a run make the same micro-batches. A row that is not prepared yet is assumed to be usable.
+//! The resulting micro-batch is a [`MicroBatchDraft`]; it says which rows to prepare next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,62 +11,64 @@ use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::{Result, SampleError};
 
-/// Makes drafts of micro-batches.
+/// Groups rows into drafts of micro-batches.
 pub(super) struct MicroBatchComposer<S> {
     source: Arc<S>,
     order: RowOrder,
     batching: MicroBatchOptions,
-    /// The position after the last finished micro-batch.
+    /// The position in the data after the last finished micro-batch.
     slot: u64,
-    /// Unusable rows of the order that are known at that position.
+    /// Rows of the order that are known to be unusable at the position `slot`.
     bad: BTreeSet<usize>,
     /// Whether any row has been used so far, by this process or, in a resumed run, by an earlier one.
     used: bool,
-    /// Rows to skip without preparing them when they are reached.
+    /// Rows to skip when the feed reaches them, without preparing them.
     expected: BTreeMap<usize, SkippedRow>,
-    /// The outcomes that are known, by position, from `slot` on.
+    /// The known outcomes of preparing rows, by position in the data, from `slot` on.
     outcomes: BTreeMap<u64, RowOutcome>,
     /// With packing, the number of tokens of each row that has been prepared.
     lengths: HashMap<usize, usize>,
-    /// Sum of `lengths`.
+    /// The sum of all numbers in `lengths`.
     total_length: usize,
 }
 
-/// Where the next draft begins.
+/// The position in the data where the next draft begins.
 #[derive(Debug)]
 pub(super) struct DraftPosition {
     slot: u64,
-    /// Rows that the drafts before it skip.
+    /// Rows that the drafts before this position skip.
     skipped: BTreeSet<usize>,
-    /// Whether any row is used before it.
+    /// Whether any row is used before this position.
     used: bool,
 }
 
-/// A micro-batch that is final if the outcomes of all rows that it depends on are known.
+/// A proposed micro-batch. It is final if the outcomes of all rows that it depends on are known.
 #[derive(Debug, Default)]
 pub(super) struct MicroBatchDraft {
-    /// Position and number of its rows.
+    /// The position in the data and the number of each row.
     pub rows: Vec<(u64, usize)>,
-    /// With packing, position and number of the row that does not fit. The next micro-batch begins with it.
+    /// With packing, the position and the number of the row that no longer fits. The next micro-batch begins with
+    /// this row.
     pub next: Option<(u64, usize)>,
     /// Unusable rows that were found while the draft was made.
     pub skipped: Vec<SkippedRow>,
-    /// The position after the draft.
+    /// The position in the data after the draft.
     pub slot: u64,
     /// The error that ends the run, if one of its rows has one.
     pub error: Option<SampleError>,
 }
 
 impl MicroBatchDraft {
-    /// Whether the data ended before the draft.
-    pub fn is_end(&self) -> bool {
+    /// Whether the data has no rows for this draft, because the data ended before it.
+    pub fn is_end_of_data(&self) -> bool {
         self.rows.is_empty() && self.skipped.is_empty() && self.error.is_none()
     }
 }
 
 impl<S: SampleSource> MicroBatchComposer<S> {
     pub fn new(source: Arc<S>, order: RowOrder, batching: MicroBatchOptions, from: &DataPosition) -> Self {
-        // The order never reaches other rows, such as rows that are held back from training.
+        // The order never reaches some rows, such as rows that are held back from training, so they are left out
+        // here.
         let bad = from.skipped.iter().copied().filter(|&row| order.contains(row)).collect();
         Self {
             source,
@@ -82,13 +84,13 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         }
     }
 
-    /// Adds rows to skip when they are reached.
-    pub fn expect_skipped(&mut self, rows: Vec<SkippedRow>) {
+    /// Adds rows to skip when the feed reaches them.
+    pub fn add_rows_to_skip(&mut self, rows: Vec<SkippedRow>) {
         self.expected.extend(rows.into_iter().map(|row| (row.row, row)));
     }
 
-    /// Adds numbers of tokens that are known before the rows are prepared.
-    pub fn expect_lengths(&mut self, lengths: impl IntoIterator<Item = (usize, usize)>) {
+    /// Adds numbers of tokens of rows that are not prepared yet.
+    pub fn add_known_lengths(&mut self, lengths: impl IntoIterator<Item = (usize, usize)>) {
         for (row, tokens) in lengths {
             if self.lengths.insert(row, tokens).is_none() {
                 self.total_length += tokens;
@@ -96,24 +98,24 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         }
     }
 
-    /// Adds the outcome of preparing `row`, which is at `slot`. If several ranks have prepared the row, a failure on
-    /// any of them counts.
+    /// Adds the outcome of preparing `row`, which is at the position `slot` in the data. If several ranks have
+    /// prepared the row, it counts as failed if it failed on any rank.
     pub fn add_outcome(&mut self, slot: u64, row: usize, outcome: RowOutcome) {
         if let (RowOutcome::Usable(tokens), true) = (&outcome, self.batching.packing) {
-            self.expect_lengths([(row, *tokens)]);
+            self.add_known_lengths([(row, *tokens)]);
         }
         if matches!(self.outcomes.get(&slot), None | Some(RowOutcome::Usable(_))) {
             self.outcomes.insert(slot, outcome);
         }
     }
 
-    /// The position after the last finished micro-batch, where the next draft begins.
-    pub fn start(&self) -> DraftPosition {
+    /// The position in the data after the last finished micro-batch, where the next draft begins.
+    pub fn draft_start(&self) -> DraftPosition {
         DraftPosition { slot: self.slot, skipped: BTreeSet::new(), used: self.used }
     }
 
-    /// Makes the draft at `at`, and moves `at` behind it.
-    pub fn draft(&mut self, at: &mut DraftPosition) -> MicroBatchDraft {
+    /// Makes the draft that begins at position `at`, and moves `at` to the end of the draft.
+    pub fn draft_micro_batch(&mut self, at: &mut DraftPosition) -> MicroBatchDraft {
         let mut draft = MicroBatchDraft { slot: at.slot, ..MicroBatchDraft::default() };
         let (mut filled, mut slot) = (0, at.slot);
         // Without this check, the loop below would search for a usable row forever.
@@ -153,7 +155,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
             slot += 1;
             draft.slot = slot;
         }
-        // Rows that are skipped at the end of a run are no error if the run has used others.
+        // Rows that are skipped at the end of a run are no error if the run has used other rows.
         if draft.error.is_none() && draft.rows.is_empty() && !at.used {
             draft.error = Some(self.no_row_before_the_end(&draft));
         }
@@ -182,7 +184,7 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         self.batching.packing && !draft.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
-    /// The number of tokens of the row at `slot`, or why it is skipped.
+    /// The number of tokens of the row at position `slot`, or the reason why the row is skipped.
     fn tokens_or_skip(&self, slot: u64, row: usize) -> Result<Result<usize, SkippedRow>> {
         if let Some(skipped) = self.expected.get(&row) {
             return Ok(Err(skipped.clone()));
@@ -198,8 +200,8 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         }
     }
 
-    /// The assumed number of tokens of a row that is not prepared yet: its number in an earlier epoch, else the mean of
-    /// the known numbers.
+    /// The assumed number of tokens of a row that is not prepared yet: the number in an earlier epoch or, if there is
+    /// none, the mean of the known numbers.
     fn expected_tokens(&self, row: usize) -> usize {
         let mean = self.total_length.checked_div(self.lengths.len());
         self.lengths.get(&row).copied().or(mean).or(self.batching.max_length).unwrap_or(1)
@@ -210,15 +212,15 @@ impl<S: SampleSource> MicroBatchComposer<S> {
         self.bad.len() + at.skipped.len() >= self.order.row_count()
     }
 
-    /// The error if all rows of the order were known to be unusable when the feed began: an earlier process skipped
-    /// them, or the `--quarantine` list names them.
+    /// The error of a feed without usable rows, if all rows of the order were known to be unusable from the start: an
+    /// earlier process skipped them, or the `--quarantine` list names them.
     fn all_rows_skipped_before(&mut self, slot: u64) -> SampleError {
         let row = self.order.row_at(slot);
         let help = "fix the rows; skipped.jsonl or the --quarantine list says what is wrong with each";
         SampleError::data(self.source.location(row).0, "no usable row is left: all rows were skipped before", help)
     }
 
-    /// The error if the feed ends, before the end of its first epoch, without a usable row in `draft`, its first draft.
+    /// The error of a feed that ends during its first epoch without a usable row. `draft` is its first draft.
     fn no_row_before_the_end(&mut self, draft: &MicroBatchDraft) -> SampleError {
         let first = self.source.location(self.order.row_at(0)).0;
         let (location, what, reason) = match draft.skipped.last() {

@@ -1,4 +1,4 @@
-//! Keeps track of the rows that a step uses.
+//! Tracks the rows that a step uses.
 
 use std::sync::atomic::AtomicBool;
 
@@ -14,7 +14,7 @@ pub struct StepRowCursor {
     pub position: DataPosition,
     /// Rows that the step trains on.
     pub rows: Vec<usize>,
-    /// Rows that were skipped.
+    /// Rows that were skipped during the step.
     pub skipped: Vec<SkippedRow>,
 }
 

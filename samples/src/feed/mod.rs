@@ -33,12 +33,12 @@ pub use cursor::StepRowCursor;
 pub use prefetch::{Prefetcher, decoding_threads};
 pub use rank_loads::{RankLoads, ranks_of_micro_batches};
 
-/// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
-/// concerns one row, which can be skipped.
+/// A source of training samples: one sample for each row of the data. If [`is_row_error`] is true for an error, the
+/// error concerns a single row, and the run can skip this row.
 pub trait SampleSource: Send + Sync + 'static {
     /// The training sample made of a row, in the form that the training step needs.
     type Sample: Send + 'static;
-    /// Number of rows.
+    /// The number of rows of the data.
     fn row_count(&self) -> usize;
     /// Prepares row `row`, counted from 0: tokenizes its text and loads its media.
     fn sample(&self, row: usize) -> Result<Self::Sample>;
@@ -46,9 +46,9 @@ pub trait SampleSource: Send + Sync + 'static {
     fn token_count(sample: &Self::Sample) -> usize;
     /// Returns where a row is in its file: `FILE:LINE` for messages, and the line number.
     fn location(&self, row: usize) -> (String, usize);
-    /// The expected work of row `row`, by which ranks share micro-batches ([`RankAssignment::ByExpectedLength`]): the
-    /// number of tokens that a training pass is expected to compute. It is known without loading the row's media, and
-    /// equal on all ranks.
+    /// The number of tokens that a training pass is expected to compute for row `row`. The ranks share micro-batches
+    /// by this number ([`RankAssignment::ByExpectedLength`]). It is known without loading the row's media, and equal
+    /// on all ranks.
     fn expected_length(&self, _row: usize) -> u64 {
         1
     }
@@ -79,8 +79,8 @@ pub struct MicroBatchOptions {
 /// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Number of rows passed so far over all epochs, skipped rows included. This is also the index of the next row in
-    /// the sequence of all epochs' rows.
+    /// The number of rows that the run has passed so far, over all epochs and including skipped rows. It is also the
+    /// index of the next row in the sequence of the rows of all epochs.
     pub slot: u64,
     /// Unusable rows found so far, in the order in which they were found. Later epochs do not try these rows again.
     pub skipped: Vec<usize>,
@@ -110,19 +110,19 @@ impl DataPosition {
     }
 }
 
-/// The processes (ranks) of a run, which share the micro-batches and the work of preparing their rows. N ranks make the
-/// micro-batches of a step in rounds of N, in each of which every rank has one.
+/// The processes (ranks) of a run. They share the micro-batches and the work of preparing rows. N ranks make the
+/// micro-batches of a step in rounds: in each round of N micro-batches, every rank gets one.
 #[derive(Clone, Debug)]
 pub struct FeedRanks {
-    /// All ranks.
+    /// The ranks of the run, for exchanging the outcomes of rows.
     pub ranks: Arc<Ranks>,
     /// Number of micro-batches of a step, of all ranks together.
     pub per_step: usize,
-    /// Which rank has which micro-batch of a round.
+    /// How the micro-batches of a round are assigned to ranks.
     pub assignment: RankAssignment,
 }
 
-/// Which rank has which micro-batch of a round.
+/// How the micro-batches of a round are assigned to ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RankAssignment {
     /// Micro-batch i of a step, counted from 0, belongs to rank i mod N.
@@ -152,15 +152,15 @@ pub struct MicroBatchFeed<S: SampleSource> {
     window: usize,
     composer: MicroBatchComposer<S>,
     ranks: Option<FeedRanks>,
-    /// The ranks that have prepared the row at a position, from the end of the last finished micro-batch on.
+    /// For each position in the data after the last finished micro-batch, the ranks that have prepared the row.
     prepared_by: BTreeMap<u64, BTreeSet<usize>>,
     /// Samples that this rank has prepared for micro-batches that are not finished, by position.
     samples: BTreeMap<u64, S::Sample>,
-    /// Index in its step of the micro-batch that is made next.
+    /// The index, within its step, of the next micro-batch.
     index: usize,
-    /// The loads of the ranks by the micro-batches of the step that are finished.
+    /// The loads of the ranks from the finished micro-batches of the step.
     loads: RankLoads,
-    /// Finished micro-batches.
+    /// Finished micro-batches that have not been returned yet.
     finished: VecDeque<MicroBatch<S::Sample>>,
 }
 
@@ -191,22 +191,22 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// Makes the feed skip `rows` when it reaches them, for the reasons that an earlier process of the run recorded.
     pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
-        self.composer.expect_skipped(rows);
+        self.composer.add_rows_to_skip(rows);
         self
     }
 
     /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to
     /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first call begins a step.
-    pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
+    pub fn share_among(mut self, ranks: Option<FeedRanks>) -> Self {
         self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
         self.loads = RankLoads::new(self.size());
         self
     }
 
-    /// Tells the feed numbers of tokens, by row, that are known before the rows are prepared. With packing, ranks then
-    /// need not prepare rows to find out to whose micro-batch they belong.
-    pub fn expect_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
-        self.composer.expect_lengths(lengths);
+    /// Tells the feed the numbers of tokens of rows that are not prepared yet. With packing, the ranks can then
+    /// assign rows to micro-batches without preparing them.
+    pub fn add_known_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        self.composer.add_known_lengths(lengths);
         self
     }
 
@@ -227,7 +227,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         Ok(self.finished.pop_front())
     }
 
-    /// Makes the next micro-batch of each rank, fewer at the end of a step, none at the end of the data.
+    /// Makes the next micro-batch of each rank. At the end of a step there may be fewer micro-batches than ranks, at
+    /// the end of the data none.
     fn make_micro_batches(&mut self, stop: Option<&AtomicBool>) -> Result<()> {
         if self.index == 0 {
             self.loads = RankLoads::new(self.size());
@@ -235,11 +236,11 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         let count = self.round_len(self.index);
         loop {
             stop.map_or(Ok(()), error_if_stopped)?;
-            let mut at = self.composer.start();
+            let mut at = self.composer.draft_start();
             let mut drafts = Vec::new();
             for _ in 0..count {
-                let draft = self.composer.draft(&mut at);
-                if draft.is_end() {
+                let draft = self.composer.draft_micro_batch(&mut at);
+                if draft.is_end_of_data() {
                     break;
                 }
                 let failed = draft.error.is_some();
@@ -259,15 +260,15 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             let own: Vec<(u64, usize)> = own.map(|(slot, row, _)| (slot, row)).collect();
             let mut wanted: BTreeMap<u64, usize> = own.iter().copied().collect();
             self.add_rows_ahead(&mut wanted, at, self.index + drafts.len(), loads);
-            self.rows.prepare(wanted);
+            self.rows.request_rows(wanted);
             let prepare = |(slot, row)| Ok((slot, row, self.prepare(slot, row)?));
             let own: Vec<(u64, usize, RowOutcome)> = own.into_iter().map(prepare).collect::<Result<_>>()?;
             self.exchange(own)?;
         }
     }
 
-    /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position,
-    /// row number and that rank.
+    /// The rows that `drafts` depend on and that are not prepared yet by the rank of their draft (`ranks`). Each
+    /// entry is a position, a row number and that rank.
     fn missing_rows(&self, drafts: &[MicroBatchDraft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {
@@ -299,8 +300,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.ranks.as_ref().map_or(0, |shared| index % shared.per_step % shared.ranks.size())
     }
 
-    /// The ranks to which the micro-batches of a round belong, of which `drafts[0]` is micro-batch `index` of a step.
-    /// Adds their lengths to `loads`.
+    /// The ranks of the micro-batches of a round. `drafts[0]` is micro-batch `index` of the step. Adds the lengths of
+    /// the micro-batches to `loads`.
     fn ranks_of_round(&self, index: usize, drafts: &[MicroBatchDraft], loads: &mut RankLoads) -> Vec<usize> {
         match &self.ranks {
             Some(FeedRanks { assignment: RankAssignment::ByExpectedLength, .. }) => {
@@ -312,8 +313,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// Adds rows of this rank's later micro-batches to `wanted`, until there are `window` of them. `at` is the position
-    /// before micro-batch `index`, counted from the start of the step, and `loads` are the loads at this position.
+    /// Adds rows of this rank's later micro-batches to `wanted`, at most `window` rows. `at` is the position before
+    /// micro-batch `index`, counted from the start of the step, and `loads` are the loads at this position.
     fn add_rows_ahead(
         &mut self,
         wanted: &mut BTreeMap<u64, usize>,
@@ -328,8 +329,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                 loads = RankLoads::new(self.size());
             }
             let count = self.round_len(index);
-            let drafts = || self.composer.draft(&mut at);
-            let usable = |draft: &MicroBatchDraft| !draft.is_end() && draft.error.is_none();
+            let drafts = || self.composer.draft_micro_batch(&mut at);
+            let usable = |draft: &MicroBatchDraft| !draft.is_end_of_data() && draft.error.is_none();
             let drafts: Vec<MicroBatchDraft> = std::iter::repeat_with(drafts).take(count).take_while(usable).collect();
             let ranks = self.ranks_of_round(index, &drafts, &mut loads);
             for (draft, _) in drafts.iter().zip(ranks).filter(|(_, rank)| *rank == self.rank()) {
@@ -346,7 +347,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     /// Waits until this rank has prepared `row`, which is at position `slot`. Returns the outcome.
     fn prepare(&mut self, slot: u64, row: usize) -> Result<RowOutcome> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
-        let sample = self.rows.take(slot, row).and_then(|sample| {
+        let sample = self.rows.take_sample(slot, row).and_then(|sample| {
             let location = || self.rows.source().location(row).0;
             check_token_count(location, S::token_count(&sample), limit, max_length)?;
             Ok(sample)
@@ -361,7 +362,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// Tells the other ranks the outcomes of the rows that this rank has prepared, and takes note of theirs.
+    /// Sends the outcomes of this rank's prepared rows to the other ranks, and adds the outcomes of all ranks.
     fn exchange(&mut self, own: Vec<(u64, usize, RowOutcome)>) -> Result<()> {
         let of_ranks = match &self.ranks {
             None => vec![own],
@@ -394,7 +395,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             });
             self.samples = self.samples.split_off(&draft.slot);
             self.prepared_by = self.prepared_by.split_off(&draft.slot);
-            self.rows.drop_before(draft.slot);
+            self.rows.drop_samples_before(draft.slot);
         }
         let made = self.finished.len();
         self.index = self.ranks.as_ref().map_or(0, |shared| (self.index + made) % shared.per_step);
@@ -402,7 +403,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 }
 
-/// Counts the micro-batches of a run. `lengths` has the number of tokens of each usable row, `unusable` the other rows.
+/// Counts the micro-batches of a run. `lengths` has the number of tokens of each usable row, `unusable` has the
+/// unusable rows.
 pub(crate) fn count_micro_batches<S: SampleSource>(
     source: Arc<S>,
     order: RowOrder,
@@ -412,18 +414,18 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
 ) -> Result<u64> {
     let from = DataPosition { slot: 0, skipped: unusable };
     let mut composer = MicroBatchComposer::new(source, order, batching, &from);
-    composer.expect_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
-    let (mut at, mut count) = (composer.start(), 0);
+    composer.add_known_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
+    let (mut at, mut count) = (composer.draft_start(), 0);
     loop {
-        match composer.draft(&mut at) {
+        match composer.draft_micro_batch(&mut at) {
             MicroBatchDraft { error: Some(error), .. } => return Err(error),
-            draft if draft.is_end() => return Ok(count),
+            draft if draft.is_end_of_data() => return Ok(count),
             _ => count += 1,
         }
     }
 }
 
-/// Returns the values that all ranks pass, by rank. `name` names the call in messages.
+/// Exchanges a value of each rank. Returns the values of all ranks, by rank. `name` names the call in messages.
 ///
 /// # Errors
 /// A rank has failed, or runs another version of the program.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, SampleError, SkipCause};
 
-/// What the micro-batches depend on: whether a row can be used, and its number of tokens.
+/// The outcome of preparing a row: whether the row can be used, and its number of tokens. The micro-batches depend
+/// only on these outcomes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum RowOutcome {
     /// The row can be used and has this number of tokens.
@@ -48,7 +49,7 @@ impl RowFailure {
         Ok(Self { kind, diagnostic })
     }
 
-    /// The error of which the failure was made.
+    /// The error from which this failure was made.
     pub fn to_error(&self) -> SampleError {
         let diagnostic = self.diagnostic.clone();
         match self.kind {

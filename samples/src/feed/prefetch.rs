@@ -14,17 +14,17 @@ use crate::order::RowOrder;
 pub struct Prefetcher<S: SampleSource> {
     rows: RowPreparer<S>,
     order: RowOrder,
-    /// Rows that are not prepared.
+    /// Rows that are left out and not prepared.
     left_out: BTreeSet<usize>,
-    /// The position after the last row.
+    /// The position in the data after the last row.
     end: u64,
     window: u64,
 }
 
-/// Number of threads that decode images and videos in each of `processes` processes on this machine: a quarter of the
-/// process's CPU cores, at most 8. The other cores are left for computing. A process that is alone has at least 2
-/// threads, because with one thread an evaluation of short videos would wait for the decoder while cores are idle. If
-/// there are several processes, each has at least 1.
+/// The number of threads that decode images and videos, for each of `processes` processes on this machine: a quarter
+/// of the process's CPU cores, at most 8. The other cores are left for computing. A single process has at least 2
+/// threads, because with one thread an evaluation of short videos would wait for the decoder while cores are idle.
+/// Each of several processes has at least 1 thread.
 pub fn decoding_threads(processes: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(8, usize::from) / processes.max(1);
     (cores / 4).clamp(if processes > 1 { 1 } else { 2 }, 8)
@@ -50,14 +50,14 @@ impl<S: SampleSource> Prefetcher<S> {
     fn prepare_from(&mut self, slot: u64) {
         let window = slot..self.end.min(slot.saturating_add(self.window));
         let rows = window.map(|slot| (slot, self.order.row_at(slot)));
-        self.rows.prepare(rows.filter(|(_, row)| !self.left_out.contains(row)).collect());
+        self.rows.request_rows(rows.filter(|(_, row)| !self.left_out.contains(row)).collect());
     }
 
     /// Returns the sample of the row at position `slot`, or `None` if it is not ready within `patience`. Samples before
     /// that position are dropped.
-    pub fn get_within(&mut self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
-        self.rows.drop_before(slot);
+    pub fn get_sample_within(&mut self, slot: u64, patience: Duration) -> Option<Result<S::Sample>> {
+        self.rows.drop_samples_before(slot);
         self.prepare_from(slot);
-        self.rows.take_within(slot, self.order.row_at(slot), patience)
+        self.rows.take_sample_within(slot, self.order.row_at(slot), patience)
     }
 }

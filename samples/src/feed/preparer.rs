@@ -35,8 +35,8 @@ struct PreparerState<T> {
     not_started: Option<io::Error>,
 }
 
-/// Starts threads until a start fails. Returns the error only if no thread was started, because the samples do not
-/// depend on the number of threads.
+/// Starts threads until a start fails. Returns the error only if no thread was started. Fewer threads are no error,
+/// because the samples do not depend on their number.
 fn error_without_threads(mut starts: impl Iterator<Item = io::Result<()>>) -> Option<io::Error> {
     let first = starts.next()?;
     let _ = first.is_ok() && starts.all(|start| start.is_ok());
@@ -72,7 +72,7 @@ impl<S: SampleSource> RowPreparer<S> {
 
     /// Requests `rows`, by position, in place of the rows that were requested before. Rows that are already prepared
     /// stay.
-    pub fn prepare(&self, mut rows: BTreeMap<u64, usize>) {
+    pub fn request_rows(&self, mut rows: BTreeMap<u64, usize>) {
         let mut state = self.0.lock();
         rows.retain(|slot, _| !state.begun.contains(slot) && !state.ready.contains_key(slot));
         state.wanted = rows;
@@ -80,7 +80,7 @@ impl<S: SampleSource> RowPreparer<S> {
     }
 
     /// Drops the samples before position `slot`.
-    pub fn drop_before(&self, slot: u64) {
+    pub fn drop_samples_before(&self, slot: u64) {
         let mut state = self.0.lock();
         state.first = slot;
         state.ready = state.ready.split_off(&slot);
@@ -88,16 +88,16 @@ impl<S: SampleSource> RowPreparer<S> {
     }
 
     /// Waits for the sample of `row`, which is at position `slot`, and returns it.
-    pub fn take(&self, slot: u64, row: usize) -> Result<S::Sample> {
+    pub fn take_sample(&self, slot: u64, row: usize) -> Result<S::Sample> {
         loop {
-            if let Some(result) = self.take_within(slot, row, Duration::from_secs(3600)) {
+            if let Some(result) = self.take_sample_within(slot, row, Duration::from_secs(3600)) {
                 return result;
             }
         }
     }
 
     /// Returns the sample of `row`, which is at position `slot`, or `None` if it is not ready within `patience`.
-    pub fn take_within(&self, slot: u64, row: usize, patience: Duration) -> Option<Result<S::Sample>> {
+    pub fn take_sample_within(&self, slot: u64, row: usize, patience: Duration) -> Option<Result<S::Sample>> {
         let begun = Instant::now();
         let mut state = self.0.lock();
         loop {
@@ -157,7 +157,7 @@ impl<S: SampleSource> Shared<S> {
     }
 }
 
-/// A drop guard of a worker thread: if the thread panics, the guard closes the preparer, so that its user does not wait
+/// A drop guard of a worker thread. If the thread panics, the guard closes the preparer, so that callers do not wait
 /// forever.
 struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 
@@ -202,7 +202,7 @@ mod tests {
     fn a_preparer_without_threads_returns_their_error() {
         let rows = RowPreparer::new(Arc::new(one_token_rows(2)), 1);
         rows.0.lock().not_started = Some(io::Error::from_raw_os_error(11));
-        let e = rows.take(0, 0).unwrap_err();
+        let e = rows.take_sample(0, 0).unwrap_err();
         assert!(e.to_string().starts_with("rows: a thread cannot be created: "), "{e}");
         assert!(!is_row_error(&e));
     }

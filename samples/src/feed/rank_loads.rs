@@ -1,11 +1,11 @@
-//! Assigns the micro-batches of a step to processes (ranks) so that all have about as much work.
+//! Assigns the micro-batches of a step to processes (ranks) so that all ranks have about the same amount of work.
 //!
-//! A step consists of rounds, in each of which a rank computes at most one micro-batch. So a round can only choose
-//! which of its micro-batches each rank gets: the longest goes to the rank with the least load so far, the second
-//! longest to the rank with the second least load, and so on. Then the loads of two ranks never differ by more than the
-//! longest micro-batch. Proof: let rank a have at most the load of rank b, so that a gets the longer micro-batch. The
-//! difference b - a becomes smaller by the difference of the two lengths. If it becomes negative, its absolute value is
-//! at most that difference, which is at most the longer length.
+//! A step consists of rounds. In each round, a rank computes at most one micro-batch. So the only choice in a round
+//! is which rank gets which of its micro-batches: the longest goes to the rank with the least load so far, the second
+//! longest to the rank with the second least load, and so on. Then the loads of two ranks never differ by more than
+//! the longest micro-batch. Proof: let rank a have at most the load of rank b, so that a gets the longer micro-batch.
+//! The difference b - a becomes smaller by the difference of the two lengths. If it becomes negative, its absolute
+//! value is at most that difference, which is at most the longer length.
 
 use std::cmp::Reverse;
 
@@ -19,8 +19,9 @@ impl RankLoads {
         Self(vec![0; ranks])
     }
 
-    /// Assigns the micro-batches of a round, at most as many as there are ranks, and adds their `lengths` to the loads.
-    /// Returns the rank of each micro-batch. Equal lengths and equal loads are taken in the order of their indices.
+    /// Assigns the micro-batches of a round, at most as many as there are ranks, and adds their `lengths` to the
+    /// loads. Returns the rank of each micro-batch. Micro-batches of equal length, and ranks with equal load, are
+    /// taken in the order of their indices.
     pub fn assign_round(&mut self, lengths: &[u64]) -> Vec<usize> {
         let mut by_length: Vec<usize> = (0..lengths.len()).collect();
         by_length.sort_by_key(|&index| (Reverse(lengths[index]), index));
@@ -48,8 +49,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Each rank gets at most one micro-batch of a round, and the loads of all ranks are within the longest
-        /// micro-batch of each other, and so of the mean.
+        /// Each rank gets at most one micro-batch of a round. The loads of two ranks differ by at most the length of
+        /// the longest micro-batch, and so do a load and the mean load.
         #[test]
         fn loads_differ_by_at_most_the_longest_micro_batch(
             lengths in prop::collection::vec(prop_oneof![0u64..50, 1000u64..30_000], 1..60),
@@ -72,8 +73,8 @@ mod tests {
 
     #[test]
     fn the_longest_micro_batch_goes_to_the_rank_with_the_least_load() {
-        // Round 1: 9, 1. Round 2: 3, 8; rank 1 has 1, so it gets the 8. Round 3: only one micro-batch, for rank 1 (9
-        // and not 12).
+        // Round 1: rank 0 gets 9, rank 1 gets 1. Round 2: rank 1 has the smaller load, so it gets the 8 and rank 0
+        // gets the 3. Round 3: the only micro-batch goes to rank 1, whose load is 9; the load of rank 0 is 12.
         assert_eq!(ranks_of_micro_batches(&[9, 1, 3, 8, 5], 2), [0, 1, 0, 1, 1]);
     }
 }

@@ -7,13 +7,13 @@ use super::*;
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
 /// number, token count).
-pub(super) struct DataSource(Vec<Option<usize>>);
+pub(super) struct FakeDataSource(Vec<Option<usize>>);
 
-pub(super) fn one_token_rows(rows: usize) -> DataSource {
-    DataSource(vec![Some(1); rows])
+pub(super) fn one_token_rows(rows: usize) -> FakeDataSource {
+    FakeDataSource(vec![Some(1); rows])
 }
 
-impl SampleSource for DataSource {
+impl SampleSource for FakeDataSource {
     type Sample = (usize, usize);
     fn row_count(&self) -> usize {
         self.0.len()
@@ -39,11 +39,11 @@ fn feed(
     order: RowOrder,
     batching: MicroBatchOptions,
     from: &DataPosition,
-) -> MicroBatchFeed<DataSource> {
-    MicroBatchFeed::new(Arc::new(DataSource(rows.to_vec())), order, batching, from, 1, 3)
+) -> MicroBatchFeed<FakeDataSource> {
+    MicroBatchFeed::new(Arc::new(FakeDataSource(rows.to_vec())), order, batching, from, 1, 3)
 }
 
-fn rows_of(feed: &mut MicroBatchFeed<DataSource>, batches: usize) -> Vec<Vec<usize>> {
+fn rows_of(feed: &mut MicroBatchFeed<FakeDataSource>, batches: usize) -> Vec<Vec<usize>> {
     (0..batches).map_while(|_| feed.next_micro_batch().unwrap()).map(|b| b.rows).collect()
 }
 
@@ -126,7 +126,7 @@ fn rows_outside_the_order_are_not_counted() {
     let start = DataPosition::default();
     let e = feed(&[None, Some(1), None], order(), PLAIN, &start).next_micro_batch().unwrap_err().to_string();
     assert!(e.starts_with("d:3: no row of the file can be used"), "{e}");
-    // The same holds for an unusable row outside the order: row 2 can still be used.
+    // An unusable row outside the order has no effect either: row 2 can still be used.
     let from = DataPosition { slot: 0, skipped: vec![1] };
     let got = rows_of(&mut feed(&[None, None, Some(1)], order(), PLAIN, &from), 2);
     assert_eq!(got, [[2, 2], [2, 2]]);
@@ -208,7 +208,7 @@ proptest! {
             prop_assert!(b.rows.iter().zip(&b.samples).all(|(&r, s)| r == s.0));
             if i < stop { at.advance_past(&b) } else { want.push((b.rows, b.skipped, b.slot)) }
         }
-        let mut again = MicroBatchFeed::new(Arc::new(DataSource(rows)), order, batching, &at, threads, window);
+        let mut again = MicroBatchFeed::new(Arc::new(FakeDataSource(rows)), order, batching, &at, threads, window);
         for want in want {
             let b = again.next_micro_batch().unwrap().unwrap();
             prop_assert_eq!((b.rows, b.skipped, b.slot), want);
@@ -234,7 +234,7 @@ fn expected_rows_are_skipped_without_being_tried() {
 
 /// A data source that counts how often its rows are prepared.
 struct Counting {
-    rows: DataSource,
+    rows: FakeDataSource,
     prepared: Vec<AtomicUsize>,
 }
 
@@ -248,12 +248,12 @@ impl SampleSource for Counting {
         self.rows.sample(row)
     }
     fn token_count(sample: &Self::Sample) -> usize {
-        DataSource::token_count(sample)
+        FakeDataSource::token_count(sample)
     }
     fn location(&self, row: usize) -> (String, usize) {
         self.rows.location(row)
     }
-    /// Other numbers than those of tokens, because an expected length is only an estimate.
+    /// The expected lengths differ from the numbers of tokens, because an expected length is only an estimate.
     fn expected_length(&self, row: usize) -> u64 {
         1 + row as u64 * 7919 % 13
     }
@@ -269,10 +269,10 @@ struct Sharing {
     known: bool,
 }
 
-/// Rows, samples, skipped rows, position and rank of a micro-batch.
+/// A micro-batch of a feed: its rows, samples, skipped rows, position and rank.
 type FedBatch = (Vec<usize>, Vec<(usize, usize)>, Vec<SkippedRow>, u64, usize);
 
-/// What a rank gets from a feed: the micro-batches, and the last error.
+/// The results of a feed on one rank: its micro-batches, and the error that ended it.
 type Fed = (Vec<FedBatch>, Option<String>);
 
 fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
@@ -287,7 +287,7 @@ fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
     (batches, None)
 }
 
-/// Runs the feeds of all ranks, in threads. Returns what each gets.
+/// Runs the feeds of all ranks, each in a thread. Returns the results of each rank.
 fn shared(
     source: &Arc<Counting>,
     order: &RowOrder,
@@ -310,8 +310,8 @@ fn shared(
         let ranks = Arc::new(Ranks::join(world, folder.path(), Timeouts::default(), Box::new(|_| ())).unwrap());
         let lengths = source.rows.0.iter().enumerate().filter_map(|(row, n)| Some((row, (*n)?)));
         let feed = MicroBatchFeed::new(source.clone(), order.clone(), batching, from, 2, 2)
-            .shared_by(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
-            .expect_lengths(lengths.filter(|_| known));
+            .share_among(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
+            .add_known_lengths(lengths.filter(|_| known));
         let fed = all_of(feed, limit);
         Arc::into_inner(ranks).unwrap().leave().unwrap();
         fed
@@ -324,7 +324,7 @@ fn shared(
 
 fn counting(rows: &[Option<usize>]) -> Arc<Counting> {
     let prepared = rows.iter().map(|_| AtomicUsize::new(0)).collect();
-    Arc::new(Counting { rows: DataSource(rows.to_vec()), prepared })
+    Arc::new(Counting { rows: FakeDataSource(rows.to_vec()), prepared })
 }
 
 proptest! {
@@ -354,8 +354,8 @@ proptest! {
         let count = 3 * sharing.per_step;
         let one = all_of(MicroBatchFeed::new(counting(&rows), order.clone(), batching, &from, 1, 3), count);
         for (rank, got) in shared(&counting(&rows), &order, batching, &from, sharing, count).into_iter().enumerate() {
-            // An error ends all ranks at the start of its round. A single process first makes the micro-batches of the
-            // round that come before the error.
+            // An error ends all ranks at the start of its round. A single process still makes the micro-batches of
+            // that round that precede the error.
             let made = got.0.len();
             let as_many = made == one.0.len() || one.1.is_some() && made < one.0.len();
             prop_assert!(as_many, "{} micro-batches, not {}", made, one.0.len());
@@ -369,7 +369,7 @@ proptest! {
     }
 }
 
-/// Asserts that the loads of all ranks in a step are within the longest micro-batch of each other.
+/// Asserts that the loads of two ranks in a step differ by at most the length of the longest micro-batch.
 #[track_caller]
 fn assert_even(source: &Counting, step: &[FedBatch], size: usize) {
     let length = |rows: &[usize]| rows.iter().map(|&row| source.expected_length(row)).sum::<u64>();
@@ -379,7 +379,7 @@ fn assert_even(source: &Counting, step: &[FedBatch], size: usize) {
     assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= longest, "{loads:?}, longest {longest}");
 }
 
-/// If no row is skipped, each row is prepared once, on one rank, also with packing if the lengths are known.
+/// If no row is skipped, each row is prepared once, on one rank. With packing, this holds if the lengths are known.
 #[test]
 fn ranks_prepare_no_row_twice() {
     let lengths: Vec<Option<usize>> = (0..60).map(|row| Some(1 + row * 7 % 5)).collect();

@@ -47,7 +47,8 @@ pub struct MediaInspector<'a> {
     pub decodes: bool,
 }
 
-/// Returns a key that is equal for the same image or video in several rows, and the location of `part` in the messages.
+/// Returns a key that is equal for the same image or video in different rows, and the location of `part` in the
+/// messages.
 pub(super) fn key_and_location(part: &ContentPart) -> (String, &str) {
     match part {
         ContentPart::Text(_) => (String::new(), ""),
@@ -60,7 +61,7 @@ impl MediaInspector<'_> {
     /// Inspects an image or a video.
     ///
     /// # Errors
-    /// Outer error: the worker process that decodes cannot be started. Inner error: the image or video cannot be used.
+    /// Outer error: the decoding worker cannot be started. Inner error: the image or video cannot be used.
     pub(super) fn inspect(&self, part: &ContentPart) -> Result<Result<MediaProperties, MediaFault>> {
         let looked = match part {
             ContentPart::Text(_) => return Ok(Err(fault(Diagnostic::new("", "is a text", "")))),

@@ -50,7 +50,7 @@ impl TrainingCommand {
     }
 }
 
-/// What is wrong with a row.
+/// The kind of problem of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
@@ -85,8 +85,8 @@ impl ProblemKind {
         }
     }
 
-    /// Whether no command can use a row with this problem. Rows with other problems are usable, for example for
-    /// generating answers.
+    /// Whether no command can use a row with this problem. A row with another kind of problem may still be usable,
+    /// for example for generating answers.
     pub fn is_unusable(self) -> bool {
         !matches!(self, Self::NoAnswer | Self::Duplicate)
     }
@@ -97,7 +97,7 @@ impl ProblemKind {
 pub struct RowProblem {
     /// The row, counted from 0 over all files.
     pub row: usize,
-    /// What is wrong.
+    /// The kind of the problem.
     pub kind: ProblemKind,
     /// The error message: file, line, field, the reason, and what the user can do.
     pub message: String,
@@ -105,7 +105,7 @@ pub struct RowProblem {
 
 /// The settings of an inspection of a data file.
 #[derive(Debug)]
-pub struct Inspection<'a> {
+pub struct DataInspection<'a> {
     /// The folder that media paths are relative to.
     pub media_root: &'a Path,
     /// The command that the rows are for. If it is `None`, a row is usable if any command can use the row.
@@ -122,7 +122,7 @@ pub struct Inspection<'a> {
 
 /// The result of inspecting one row.
 #[derive(Debug, Default)]
-pub(super) struct RowFacts {
+pub(super) struct InspectedRow {
     /// The layout of the row, named by its main field such as `messages`; `None` if the row is malformed.
     layout: Option<&'static str>,
     /// Name and value of those columns whose values are counted: `data_type`, `problem_type`, `source`.
@@ -156,13 +156,13 @@ impl RowContent {
 /// Names of the columns for which the inspection counts how many rows have each value.
 const COUNTED: [&str; 3] = ["data_type", "problem_type", "source"];
 
-impl Inspection<'_> {
+impl DataInspection<'_> {
     /// Inspects all rows of `data` and returns their statistics and problems.
     ///
     /// # Errors
     /// An error that does not concern a single row, such as a decoder that cannot be started.
     pub fn run(&self, data: &Dataset) -> Result<DataStats> {
-        let mut rows: Vec<RowFacts> =
+        let mut rows: Vec<InspectedRow> =
             (0..data.len()).into_par_iter().map(|row| self.fields(data, row)).collect::<Result<_>>()?;
         let mut seen = HashSet::new();
         for (row, facts) in rows.iter_mut().enumerate() {
@@ -192,8 +192,8 @@ impl Inspection<'_> {
     }
 
     /// Parses the fields of a row as training would.
-    fn fields(&self, data: &Dataset, row: usize) -> Result<RowFacts> {
-        let mut facts = RowFacts::default();
+    fn fields(&self, data: &Dataset, row: usize) -> Result<InspectedRow> {
+        let mut facts = InspectedRow::default();
         let malformed = |e| (ProblemKind::Malformed, e);
         let value = match data.value(row) {
             Ok(value) => value,
@@ -251,7 +251,7 @@ impl Inspection<'_> {
             }
         };
         // Without a model, the template of the published models is assumed.
-        let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.text());
+        let template = self.bundle.map_or(CHAT_TEMPLATE, |bundle| bundle.template.template_text());
         let read = Conversation::from_row(&location, &Value::Array(messages), self.media_root, Some(template));
         let mut conversation = read.map_err(|e| to_row_error(&location, e))?;
         if command == TrainingCommand::Sft {
@@ -283,7 +283,7 @@ impl Inspection<'_> {
     }
 
     /// Inspects the images and videos of all rows, each file once, and adds the problems found to the rows.
-    fn media_of(&self, data: &Dataset, rows: &mut [RowFacts]) -> Result<Vec<MediaProperties>> {
+    fn media_of(&self, data: &Dataset, rows: &mut [InspectedRow]) -> Result<Vec<MediaProperties>> {
         let inspector = MediaInspector { options: self.media, decodes: self.decodes };
         let mut parts: Vec<&ContentPart> = Vec::new();
         let mut index_of: HashMap<String, usize> = HashMap::new();
@@ -313,7 +313,7 @@ impl Inspection<'_> {
     }
 
     /// Counts the tokens of a row; `None` if the row is already known to be unusable.
-    fn tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, facts: &RowFacts) -> Option<Result<usize>> {
+    fn tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, facts: &InspectedRow) -> Option<Result<usize>> {
         if facts.layout.is_none() || facts.problems.iter().any(|(kind, _)| kind.is_unusable()) {
             return None;
         }
@@ -329,7 +329,7 @@ impl Inspection<'_> {
     }
 }
 
-/// Returns an error that concerns a single row as `Ok`. Any other error is returned as `Err` and ends the inspection.
+/// Returns an error that concerns a single row as `Ok`. Returns any other error as `Err`, which ends the inspection.
 fn usable_row_error(e: SampleError) -> Result<SampleError> {
     if crate::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
 }
@@ -350,5 +350,5 @@ fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
     }
 }
 
-/// Maps a text to how often it occurs.
+/// Maps a text to the number of its occurrences.
 pub type Counts = BTreeMap<String, usize>;

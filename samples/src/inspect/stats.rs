@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Counts, MediaProperties, ProblemKind, RowFacts, RowProblem, TrainingCommand};
+use super::{Counts, InspectedRow, MediaProperties, ProblemKind, RowProblem, TrainingCommand};
 use crate::dataset::Dataset;
 
 /// Statistics of the rows of a data file, which `reel data stats` prints.
@@ -42,7 +42,7 @@ pub struct UsableRowCount {
     pub command: TrainingCommand,
     /// Number of rows that the command can use.
     pub usable_rows: usize,
-    /// Why the command refuses a row that another command accepts; the first such row is described.
+    /// The error of the first row that this command refuses and another command accepts.
     pub first_refusal: Option<String>,
 }
 
@@ -101,7 +101,7 @@ impl Distribution {
 impl DataStats {
     pub(super) fn new(
         data: &Dataset,
-        rows: &[RowFacts],
+        rows: &[InspectedRow],
         media: Vec<MediaProperties>,
         commands: &[TrainingCommand],
     ) -> Self {
@@ -124,17 +124,17 @@ impl DataStats {
             }
         }
         problems.sort_by_key(|problem| (problem.kind, problem.row));
-        let unusable = |facts: &&RowFacts| facts.problems.iter().any(|(kind, _)| kind.is_unusable());
+        let unusable = |facts: &&InspectedRow| facts.problems.iter().any(|(kind, _)| kind.is_unusable());
         let command_use = |&command: &TrainingCommand| {
-            let usable_rows: Vec<&RowFacts> = rows.iter().filter(|facts| !unusable(facts)).collect();
+            let usable_rows: Vec<&InspectedRow> = rows.iter().filter(|facts| !unusable(facts)).collect();
             let refusal =
-                |facts: &RowFacts| facts.refusals.iter().find(|(by, _)| *by == command).map(|(_, why)| why.clone());
+                |facts: &InspectedRow| facts.refusals.iter().find(|(by, _)| *by == command).map(|(_, why)| why.clone());
             let refused: Vec<String> = usable_rows.iter().filter_map(|facts| refusal(facts)).collect();
             let usable_rows = usable_rows.len() - refused.len();
             UsableRowCount { command, usable_rows, first_refusal: refused.into_iter().next() }
         };
         let count = |kind: ProblemKind| {
-            let has = |facts: &&RowFacts| facts.problems.iter().any(|(own, _)| *own == kind);
+            let has = |facts: &&InspectedRow| facts.problems.iter().any(|(own, _)| *own == kind);
             (kind, rows.iter().filter(has).count())
         };
         Self {

@@ -6,11 +6,11 @@
 //! {"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"},
 //!                                            {"type": "text", "text": "What happens?"}]}, …]}
 //! ```
-//! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
-//! The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before the text
-//! of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is accepted. A
-//! row with more or fewer files than places is refused. A row with media in a column that nothing reads is refused, too
-//! ([`other_columns`]), because training on the row would ignore these media.
+//! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file
+//! (TRL). The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before
+//! the text of the first user message, as in TRL and ms-swift. A column that repeats the files of the messages is
+//! accepted. A row with more or fewer files than places is refused. A row with media in a column that nothing reads
+//! is also refused ([`other_columns`]), because training on the row would ignore these media.
 
 mod other_columns;
 
@@ -18,9 +18,9 @@ use reel_diagnostic::Diagnostic;
 use reel_input::messages::media_type_of_base64;
 use serde_json::{Map, Value, json};
 
-use self::other_columns::{check_other_columns, is_image_file};
+use self::other_columns::{is_image_file, refuse_media_in_other_columns};
 
-/// A kind of media.
+/// The kind of a media file: image or video.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Image,
@@ -30,7 +30,7 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 2] = [Self::Image, Self::Video];
 
-    /// The columns that may hold files of this kind.
+    /// The names of the columns that may hold files of this kind.
     fn columns(self) -> [&'static str; 2] {
         match self {
             Self::Image => ["images", "image"],
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The text that marks the place of a file.
+    /// The text that marks the place of a file in a message.
     fn mark(self) -> &'static str {
         match self {
             Self::Image => "<image>",
@@ -54,12 +54,12 @@ impl Kind {
         }
     }
 
-    /// Whether a message part is a place: it is of this kind and has no file.
+    /// Whether a message part is a placeholder for a file of this kind: its type is of this kind, and it has no file.
     fn is_place(self, part: &Value) -> bool {
         self.types().iter().any(|kind| part["type"] == *kind) && !self.has_file(part)
     }
 
-    /// The keys of a message part that may have its file.
+    /// The keys under which a message part may have its file.
     fn sources(self) -> [&'static str; 4] {
         match self {
             Self::Image => ["image", "image_url", "url", "path"],
@@ -78,7 +78,7 @@ impl Kind {
         Some(file.get("url").unwrap_or(file))
     }
 
-    /// The types of message parts of this kind.
+    /// The values of `type` that a message part of this kind may have.
     fn types(self) -> &'static [&'static str] {
         match self {
             Self::Image => &["image", "image_url", "input_image"],
@@ -115,12 +115,16 @@ pub(super) fn insert_media(
     let mut rest = files.map(|files| (files.kind, files.parts.into_iter()));
     let mut next = |kind: Kind| rest.iter_mut().find(|(of, _)| *of == kind).and_then(|(_, parts)| parts.next());
     let messages: Vec<Value> = messages.into_iter().map(|message| fill_places(message, &mut next)).collect();
-    check_other_columns(&messages, columns)?;
+    refuse_media_in_other_columns(&messages, columns)?;
     Ok(messages)
 }
 
 /// Refuses media columns in a row whose prompt is a text: only messages can hold media.
-pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+pub(super) fn refuse_media_with_text_prompt(
+    field: &str,
+    text: &str,
+    columns: &Map<String, Value>,
+) -> Result<(), Diagnostic> {
     const HELP: &str = "write the text as a list of {\"role\", \"content\"} messages";
     for kind in Kind::ALL {
         if let Some(column) = kind.columns().into_iter().find(|column| columns.get(*column).is_some_and(is_given)) {
@@ -138,7 +142,7 @@ pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>
             ));
         }
     }
-    check_other_columns(&[], columns)
+    refuse_media_in_other_columns(&[], columns)
 }
 
 /// Refuses a row in VideoRFT's layout that has media columns: this layout names its file in the column `path`.
@@ -154,7 +158,7 @@ pub(super) fn refuse_media_beside_path(columns: &Map<String, Value>) -> Result<(
     }
 }
 
-/// Whether a column has a value: not null, and neither an empty text nor an empty list.
+/// Whether a column has a value: it is not null, not an empty text and not an empty list.
 fn is_given(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -177,7 +181,7 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
     };
     let is_image = |value: &Value| value.as_str().is_some_and(is_image_file);
     let parts = match value {
-        // In the column `video`, a list of images is one video, whose frames they are.
+        // In the column `video`, a list of images is one video: the images are its frames.
         Value::Array(list) if kind == Kind::Video && column == single && list.iter().all(is_image) => {
             vec![media_part(kind, column, value)?]
         }
@@ -195,9 +199,10 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
 const DESCRIPTIONS: [&str; 9] =
     ["width", "height", "format", "mode", "size", "name", "filename", "file_name", "mime_type"];
 
-/// Makes the message part for one file. `value` is a path or an address, a list of image files (the frames of a video),
-/// or an object with the file under `image`, `video`, `path` or `url`, as OpenAI's `image_url` or `video_url`, or as
-/// `bytes` in base64, whose name is `path`. The object's other keys, such as `max_pixels`, are kept.
+/// Makes the message part for one file. `value` is a path or an address, a list of image files (the frames of a
+/// video), or an object with the file. The object has the file under `image`, `video`, `path` or `url`, as OpenAI's
+/// `image_url` or `video_url`, or as base64 under `bytes` with the file's name under `path`. The object's other keys,
+/// such as `max_pixels`, are kept.
 fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, Value>, Diagnostic> {
     let is_path = |value: &Value| value.as_str().is_some_and(|path| !path.is_empty());
     let is_source = |value: &Value| match value {
@@ -238,7 +243,8 @@ fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, V
     Ok(part)
 }
 
-/// The `data:` URI of a text that is such a URI, or the base64 of an image or a video file.
+/// Returns `text` if it is a `data:` URI. If it is the base64 of an image or a video file, returns the `data:` URI of
+/// that file.
 fn data_uri(text: &str) -> Option<String> {
     if text.starts_with("data:") {
         return Some(text.to_string());
@@ -246,10 +252,10 @@ fn data_uri(text: &str) -> Option<String> {
     media_type_of_base64(text).map(|media_type| format!("data:{media_type};base64,{text}"))
 }
 
-/// Removes the files of a column that repeats the files of the messages, which the parts of the messages already have.
+/// Removes the files of a column if the parts of the messages already have the same files.
 ///
 /// # Errors
-/// Parts of the messages have files of their own, and the column has others, for which there are no places.
+/// Parts of the messages have files, and the column has other files, for which the messages have no places.
 fn remove_repeated_files(messages: &[Value], files: &mut Files) -> Result<(), Diagnostic> {
     let (kind, given) = (files.kind, files.parts.len());
     let places: usize = messages.iter().map(|message| count_places(message, kind)).sum();
@@ -270,7 +276,7 @@ fn remove_repeated_files(messages: &[Value], files: &mut Files) -> Result<(), Di
     Err(Diagnostic::new(files.column, what, "keep either the files in the messages or the column"))
 }
 
-/// Whether a part of a column has the file of a message's part, and no key that the message's part lacks.
+/// Whether a part from a column has the same file as a message's part, and no key that the message's part lacks.
 fn repeats(kind: Kind, own: &Value, part: &Map<String, Value>) -> bool {
     let name = |file: &Value| match file {
         Value::String(path) => json!(path.strip_prefix("./").unwrap_or(path)),
@@ -283,8 +289,8 @@ fn repeats(kind: Kind, own: &Value, part: &Map<String, Value>) -> bool {
     is_same_file && part.as_object().into_iter().flatten().all(|(key, value)| is_repeated(key, value))
 }
 
-/// If the messages mark no place, adds a place for each file before the text of the first user message. A row with both
-/// images and videos must mark their places, because the order of the files is unknown.
+/// If the messages have no places for files, adds one place per file before the text of the first user message. A row
+/// with both images and videos must mark the places itself, because the order of its files is unknown.
 fn add_places(messages: &mut [Value], files: &[Files; 2]) {
     let mut given = files.iter().filter(|files| !files.parts.is_empty());
     let (Some(files), None) = (given.next(), given.next()) else { return };
@@ -303,7 +309,7 @@ fn add_places(messages: &mut [Value], files: &[Files; 2]) {
     first["content"] = places.chain(content).collect();
 }
 
-/// Checks that the messages have as many places as `files` has files.
+/// Checks that the number of places in the messages equals the number of files.
 fn check_counts(field: &str, messages: &[Value], files: &Files) -> Result<(), Diagnostic> {
     let (kind, given) = (files.kind, files.parts.len());
     let places: usize = messages.iter().map(|message| count_places(message, kind)).sum();
@@ -342,7 +348,7 @@ fn parts(message: &Value) -> &[Value] {
     message.get("content").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The texts of a message: its content if that is a string, otherwise the texts of its parts.
+/// The texts of a message: the content if it is a string, otherwise the texts of its parts.
 fn texts(message: &Value) -> impl Iterator<Item = &str> {
     let whole = message.get("content").and_then(Value::as_str);
     whole.into_iter().chain(parts(message).iter().filter_map(text_of_part))

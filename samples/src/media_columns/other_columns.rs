@@ -11,7 +11,10 @@ const ANSWER_COLUMNS: [&str; 8] =
 
 /// Refuses a column that nothing reads if its name or its values show that it holds media. A column that only repeats
 /// files of the messages is accepted.
-pub(super) fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+pub(super) fn refuse_media_in_other_columns(
+    messages: &[Value],
+    columns: &Map<String, Value>,
+) -> Result<(), Diagnostic> {
     let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
     let mut used = Vec::new();
     for part in messages.iter().flat_map(parts) {

@@ -37,7 +37,7 @@ fn marks_are_replaced_in_order() {
         (json!("<video>What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!("<video>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
         (json!("<image>"), json!({"image": ["a.png"], "videos": []}), json!([image("a.png")])),
-        // The messages mark no place.
+        // The messages mark no places for files.
         (json!("What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!([text("?")]), json!({"images": ["a", "b"]}), json!([image("a"), image("b"), text("?")])),
         (
@@ -50,20 +50,21 @@ fn marks_are_replaced_in_order() {
             json!({"videos": [["0.png", "1.png"]]}),
             json!([{"type": "video", "video": ["0.png", "1.png"]}, text("?")]),
         ),
-        // The places are parts without a file, as TRL writes them, and marks inside text parts.
+        // The messages mark the places of files by parts without a file, as TRL writes them, and by marks in text
+        // parts.
         (
             json!([{"type": "image"}, text("<video> or"), {"type": "image", "image": null, "max_pixels": 9}]),
             json!({"images": ["a.png", {"bytes": null, "path": "b.png"}], "videos": [{"video": "c.mp4", "fps": 2}]}),
             json!([image("a.png"), {"type": "video", "video": "c.mp4", "fps": 2}, text(" or"),
                 {"type": "image", "image": "b.png", "max_pixels": 9}]),
         ),
-        // The messages already hold the file; the other columns only repeat it or describe it.
+        // The messages already have the file. The other columns only repeat or describe it.
         (
             json!([video("v/a.mp4"), text("?")]),
             json!({"video_path": "a.mp4", "video_id": "a", "num_frames": 16, "image_caption": "x", "frames": 8}),
             json!([video("v/a.mp4"), text("?")]),
         ),
-        // Columns that repeat the files of the messages.
+        // Columns that repeat the files of the messages are accepted.
         (
             json!([{"type": "image", "url": "./a.png"}, image("b.png"), text("?")]),
             json!({"images": ["a.png", {"path": "b.png"}]}),
@@ -75,7 +76,7 @@ fn marks_are_replaced_in_order() {
             json!({"video": ["0.png", "1.jpg"]}),
             json!([{"type": "video", "video": ["0.png", "1.jpg"]}, text("?")]),
         ),
-        // OpenAI's objects, and objects that describe their file.
+        // Files may be OpenAI's objects, or objects that describe their file.
         (
             json!("<image>?"),
             json!({"images": [{"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}]}),
@@ -162,7 +163,7 @@ fn media_columns_that_nothing_reads_are_refused() {
             error.starts_with(&format!("{name}: looks like images or videos, but reel does not read this column; ")),
             "{others}: {error}"
         );
-        let error = refuse_media("prompt", "What?", &columns(others)).unwrap_err();
+        let error = refuse_media_with_text_prompt("prompt", "What?", &columns(others)).unwrap_err();
         assert_eq!(error.location, name);
     }
     for others in [json!({"audios": ["a.wav"]}), json!({"audio": "speech"}), json!({"sound": "s.mp3"})] {
@@ -170,9 +171,11 @@ fn media_columns_that_nothing_reads_are_refused() {
         let error = content(json!("What?"), others).unwrap_err();
         assert_eq!(error, format!("{name}: is audio, which is not supported; remove the column"));
     }
-    let error = refuse_media("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
+    let error = refuse_media_with_text_prompt("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
     assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");
-    let error = refuse_media("prompt", "What?", &columns(json!({"images": ["a.png"]}))).unwrap_err().to_string();
+    let error = refuse_media_with_text_prompt("prompt", "What?", &columns(json!({"images": ["a.png"]})))
+        .unwrap_err()
+        .to_string();
     let wanted = "prompt: is plain text, which cannot contain the images or videos of the column `images`; ";
     assert!(error.starts_with(wanted), "{error}");
     assert_eq!(refuse_media_beside_path(&columns(json!({"images": ["a.png"]}))).unwrap_err().location, "images");

@@ -1,4 +1,4 @@
-//! Chooses the rows that a run holds back from training, to compute the validation loss on them (`--val-size`).
+//! Chooses the rows that a run holds back from training for the validation loss (`--val-size`).
 
 use reel_diagnostic::Diagnostic;
 

@@ -1,9 +1,9 @@
 //! A mixture of data files with weights: decides how many rows of each file an epoch has, and which rows.
 //!
 //! Let file `i` have `n_i` rows and the share `p_i` of the sum of all weights. An epoch has `E = min over i of ⌊n_i /
-//! p_i⌋` rows, so it ends when the first file has no rows left for its share; the other files are not used up. File `i`
-//! has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). In each file, the next epoch
-//! continues where the previous epoch stopped, and starts again at the first row after the last row.
+//! p_i⌋` rows, so it ends when the first file has no rows left for its share; files with rows left are not used up.
+//! File `i` has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). In each file, the next
+//! epoch continues where the previous epoch stopped, and starts again at the first row after the last row.
 //!
 //! Example: 100 rows with weight 0.5 and 1000 rows with weight 0.5 give epochs of 200 rows. Each epoch has all rows of
 //! the first file; ten epochs together have every row of the second file once.
@@ -46,12 +46,12 @@ impl Mixture {
         let shares: Vec<f64> = scaled.iter().map(|weight| weight / sum).collect();
         let limits = files.iter().zip(&shares).map(|((_, rows, _), share)| *rows as f64 / share);
         let epoch_rows = limits.fold(f64::INFINITY, f64::min);
-        // The factor makes up for rounding errors: a quotient just below a whole number counts as that number.
+        // The factor corrects rounding errors: a quotient just below a whole number counts as that number.
         let epoch_rows = (epoch_rows * (1.0 + 1e-12)).floor() as usize;
         let exact: Vec<f64> = shares.iter().map(|share| epoch_rows as f64 * share).collect();
         let mut counts: Vec<usize> =
             exact.iter().zip(files).map(|(exact, (_, rows, _))| (exact.floor() as usize).min(*rows)).collect();
-        // Rounding down leaves a few rows over; they go to the files with the largest remainders.
+        // The files with the largest remainders get the rows that rounding down has left over.
         let mut by_remainder: Vec<usize> = (0..files.len()).collect();
         by_remainder.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));
         let left = epoch_rows.saturating_sub(counts.iter().sum());
@@ -72,11 +72,11 @@ impl Mixture {
         Ok(Self { files: mixed, epoch_rows })
     }
 
-    /// Creates the mixture of the rows that are left without the rows `left_out`, which are numbered anew from 0 on.
-    /// `files` are the names and weights of the files.
+    /// Creates the mixture of all rows except `left_out`. The remaining rows are numbered from 0 on. `files` are the
+    /// names and weights of the files.
     ///
     /// # Errors
-    /// Those of [`Self::new`].
+    /// The errors of [`Self::new`].
     pub fn without_rows(
         &self,
         files: impl Iterator<Item = (String, f64)>,
@@ -119,8 +119,8 @@ impl Mixture {
         positions.into_iter().map(|position| rows[position as usize]).collect()
     }
 
-    /// Returns a permutation of `0..E`, the epoch's rows numbered file by file, that spreads each file evenly: the n-th
-    /// of a file's c rows is placed at the fraction (n + 1/2) / c of the epoch.
+    /// Returns a permutation of the rows of an epoch, `0..E`, numbered file by file. The permutation spreads each
+    /// file evenly: row n of a file's c rows is placed at the fraction (n + 1/2) / c of the epoch.
     fn spread(&self) -> Vec<u32> {
         let mut all = Vec::with_capacity(self.epoch_rows);
         for file in &self.files {
@@ -128,7 +128,7 @@ impl Mixture {
             let first = all.len() as u32;
             all.extend((0..count).map(|n| (2 * n + 1, count, first + n as u32)));
         }
-        // Compares the fractions a / b and c / d by a d and c b. The sort is stable: equal fractions stay in file
+        // The fractions a / b and c / d are compared as a d and c b. The sort is stable: equal fractions stay in file
         // order.
         all.sort_by(|a, b| (u128::from(a.0) * u128::from(b.1)).cmp(&(u128::from(b.0) * u128::from(a.1))));
         all.into_iter().map(|(_, _, position)| position).collect()
@@ -187,8 +187,8 @@ mod tests {
     }
 
     proptest! {
-        /// Each epoch has each file's share of rows. Over the epochs each file is used in passes, each row once per
-        /// pass.
+        /// In each epoch, each file has its share of the rows. Each file is used in passes that may span several
+        /// epochs, each row once per pass.
         #[test]
         fn each_file_is_used_evenly(
             files in prop::collection::vec((1usize..40, 0.1f64..10.0), 1..5),

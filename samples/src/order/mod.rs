@@ -1,6 +1,6 @@
-//! The order in which a run uses the rows: an endless sequence of row numbers, in passes over all rows. The order
-//! within a pass depends only on the seed and the number of the pass, so a resumed run continues the sequence without
-//! stored state.
+//! The order in which a run uses the rows: an endless sequence of row numbers. The sequence consists of passes over
+//! all rows. The order within a pass depends only on the seed and the number of the pass, so a resumed run continues
+//! the sequence without stored state.
 
 pub mod held_out;
 pub mod mixture;
@@ -11,17 +11,17 @@ use reel_kernels::philox::philox4x32_10;
 
 use mixture::Mixture;
 
-/// Separates the random numbers of the row order from other uses of the seed: it is part of the Philox counter
-/// ("orde" in ASCII).
+/// The stream of random numbers of the row order, a part of the Philox counter ("orde" in ASCII). It separates them
+/// from other uses of the seed.
 const STREAM: u32 = 0x6f72_6465;
 
 /// An endless stream of row numbers, in file order or in a new random order for each pass.
 #[derive(Clone, Debug)]
 pub struct RowOrder {
     rows: usize,
-    /// `None`: rows in file order.
+    /// The seed of the row order; `None`: rows are in file order.
     seed: Option<u64>,
-    /// The mixture of files, one of whose epochs is one pass; `None` for a single data source.
+    /// The mixture of files; one epoch of the mixture is one pass. `None` for a single data source.
     mixture: Option<Arc<Mixture>>,
     /// The row numbers that the order goes through, ascending; `None`: all rows.
     subset: Option<Arc<[u32]>>,
@@ -31,35 +31,35 @@ pub struct RowOrder {
 }
 
 impl RowOrder {
-    /// Creates an order whose passes all go through the rows in file order.
+    /// Creates an order in which every pass goes through the rows in file order.
     pub fn file_order(rows: usize) -> Self {
         Self { rows, seed: None, mixture: None, subset: None, pass: None, order: Vec::new() }
     }
 
-    /// Creates an order whose passes each go through the rows in a new random order.
+    /// Creates an order in which every pass goes through the rows in a new random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
         Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
     /// Creates the order of a mixture of files. With a seed, the rows of an epoch are shuffled; without a seed, each
     /// file is spread evenly over the epoch.
-    pub fn mixed(mixture: Mixture, seed: Option<u64>) -> Self {
+    pub fn from_mixture(mixture: Mixture, seed: Option<u64>) -> Self {
         let rows = mixture.epoch_rows();
         Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
     }
 
-    /// Makes the order go through the rows `subset`, ascending row numbers, instead of the rows from 0 on. The order
-    /// must have been created for as many rows.
+    /// Makes the order go through the rows `subset`, ascending row numbers, instead of all rows from 0 on. The order
+    /// must have been created for the number of rows in `subset`.
     pub fn restricted_to(self, subset: impl Iterator<Item = usize>) -> Self {
         Self { subset: Some(subset.map(|row| row as u32).collect()), ..self }
     }
 
-    /// Number of rows of a pass.
+    /// The number of rows of a pass.
     pub fn rows_per_pass(&self) -> usize {
         self.rows
     }
 
-    /// Number of distinct rows of all passes together. A pass of a mixture may have fewer.
+    /// The number of distinct rows in all passes together. A single pass of a mixture may have fewer rows.
     pub fn row_count(&self) -> usize {
         match (&self.subset, &self.mixture) {
             (Some(subset), _) => subset.len(),
@@ -68,7 +68,7 @@ impl RowOrder {
         }
     }
 
-    /// Whether the order goes through row `row`, in any pass.
+    /// Whether any pass of the order goes through row `row`.
     pub fn contains(&self, row: usize) -> bool {
         match &self.subset {
             Some(subset) => u32::try_from(row).is_ok_and(|row| subset.binary_search(&row).is_ok()),
@@ -109,7 +109,7 @@ pub(super) fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
     order
 }
 
-/// A random number below `n` for one swap (at `position`) of the shuffle. Its bias is at most 2^-64 · n.
+/// A random number below `n`, for the swap at `position` of the shuffle. Its bias is at most 2^-64 · n.
 fn below(n: u64, seed: u64, pass: u64, position: u64) -> u64 {
     let counter = [position as u32, (position >> 32) as u32 ^ STREAM, pass as u32, (pass >> 32) as u32];
     let [a, b, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn rows_of_a_mixture_are_those_of_all_passes() {
         let mixture = Mixture::new(&[("a".into(), 2, 1.0), ("b".into(), 10, 1.0)]).unwrap();
-        let order = RowOrder::mixed(mixture, None);
+        let order = RowOrder::from_mixture(mixture, None);
         assert_eq!((order.rows_per_pass(), order.row_count()), (4, 12));
         assert!(order.contains(11) && !order.contains(12));
     }
@@ -164,7 +164,7 @@ mod tests {
         for seed in 0..6000 {
             *seen.entry(permutation(3, seed, 1)).or_insert(0) += 1;
         }
-        // Each of the 6 orders is expected 1000 times; 5 standard deviations are 145.
+        // Each of the 6 permutations is expected 1000 times. Five standard deviations are 145.
         assert_eq!(seen.len(), 6);
         assert!(seen.values().all(|n: &i32| (n - 1000).abs() < 145), "{seen:?}");
     }

@@ -11,7 +11,7 @@ use super::layouts::CHAT_HELP;
 /// `completion` is treated as JSON only if it is a list of messages; a text in a media column only if it is a list.
 ///
 /// # Errors
-/// A column that must be a list is a text that is not JSON, or holds such a text.
+/// A column that must be a list is, or contains, a text that is not JSON.
 pub(super) fn parse_json_texts(fields: &mut Map<String, Value>) -> Result<(), Diagnostic> {
     for name in ["messages", "conversations", "history"] {
         let Some(value) = fields.get_mut(name) else { continue };
@@ -38,7 +38,7 @@ pub(super) fn parse_json_texts(fields: &mut Map<String, Value>) -> Result<(), Di
     Ok(())
 }
 
-/// Parses those items of the list `value` that are JSON texts of a message, and replaces them by the message.
+/// Parses the items of the list `value` that are JSON texts, and replaces each by the message in the text.
 fn read_items(name: &str, value: &mut Value) -> Result<(), Diagnostic> {
     let Value::Array(items) = value else { return Ok(()) };
     for (i, item) in items.iter_mut().enumerate() {

@@ -11,22 +11,23 @@ use crate::media_columns;
 /// The layout of a row: which fields hold its conversation. Each layout is recognised by one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConversationLayout {
-    /// Chat `messages`.
+    /// Chat rows: the field `messages`.
     Messages,
-    /// ShareGPT `conversations`.
+    /// ShareGPT rows: the field `conversations`.
     Conversations,
-    /// TRL's `prompt`, with or without a `completion`.
+    /// TRL rows: `prompt`, with or without a `completion`.
     Prompt,
-    /// ms-swift's `query`, `response`, `history`.
+    /// ms-swift rows: `query`, `response`, `history`.
     Query,
-    /// Alpaca's `instruction`, `input`, `output`, `history`.
+    /// Alpaca rows: `instruction`, `input`, `output`, `history`.
     Instruction,
     /// The fields of VideoRFT and Video-R1, or EasyR1's `problem` beside an `answer`.
     Problem,
 }
 
 impl ConversationLayout {
-    /// All layouts, in order of precedence: a row with the fields of two layouts has the one that comes first here.
+    /// All layouts, in order of precedence. A row with the fields of two layouts has the layout that comes first
+    /// here.
     const ALL: [Self; 6] =
         [Self::Messages, Self::Conversations, Self::Prompt, Self::Query, Self::Instruction, Self::Problem];
 
@@ -56,7 +57,7 @@ fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
 pub(super) const CHAT_HELP: &str = "give a list of {\"role\", \"content\"} messages";
 
 impl DataRow {
-    /// Reads a row with any layout except [`ConversationLayout::Prompt`] and [`ConversationLayout::Problem`]: its
+    /// Reads a row with a layout other than [`ConversationLayout::Prompt`] and [`ConversationLayout::Problem`]. Its
     /// fields hold the complete chat.
     pub(super) fn from_chat(layout: ConversationLayout, mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
         let field = layout.field();
@@ -82,13 +83,13 @@ impl DataRow {
             (PromptContent::Text(text), Value::Null) => {
                 refuse_unread_columns("prompt", &plain_messages(&text, None), &fields)?;
                 refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
-                media_columns::refuse_media("prompt", &text, &fields)?;
+                media_columns::refuse_media_with_text_prompt("prompt", &text, &fields)?;
                 Ok(Self::Prompt { content: PromptContent::Text(text), columns: fields })
             }
             (PromptContent::Text(prompt), Value::String(completion)) => {
                 refuse_unread_columns("prompt", &plain_messages(&prompt, Some(&completion)), &fields)?;
                 refuse_system_column(&fields, "is not read when `prompt` is plain text")?;
-                media_columns::refuse_media("prompt", &format!("{prompt}{completion}"), &fields)?;
+                media_columns::refuse_media_with_text_prompt("prompt", &format!("{prompt}{completion}"), &fields)?;
                 Ok(Self::Completion { prompt, completion })
             }
             (PromptContent::Chat(prompt), completion @ Value::Array(_)) => {
@@ -121,7 +122,7 @@ impl DataRow {
         Ok(Self::Prompt { content, columns })
     }
 
-    /// Makes a row of all messages of a chat. Answers among the first `given` messages are not learned.
+    /// Makes a row of all messages of a chat. Answers among the first `given` messages do not count in the loss.
     fn whole_chat(
         field: &str,
         messages: Vec<Value>,
@@ -191,7 +192,7 @@ fn learned_answers(field: &str, messages: &[Value], given: usize) -> Result<Vec<
     learned.collect()
 }
 
-/// Puts the text of the column `system`, as LLaMA-Factory and ms-swift have it, before the messages of a row.
+/// Puts the text of the column `system`, which LLaMA-Factory and ms-swift write, before the messages of a row.
 fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let fault = |what: &str, help: &str| Err(Diagnostic::new("system", what, help));
     let text = match fields.get("system") {
@@ -207,7 +208,7 @@ fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Resu
     }
 }
 
-/// Refuses a column `system` in a row that cannot have a system message of its own; `what` says why.
+/// Refuses a column `system` in a row that cannot have a separate system message; `what` says why.
 pub(super) fn refuse_system_column(fields: &Map<String, Value>, what: &str) -> Result<(), Diagnostic> {
     match with_system_column(Vec::new(), fields)?.is_empty() {
         true => Ok(()),
@@ -276,9 +277,9 @@ fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) ->
     dialogue(&question.join("\n"), "output", fields)
 }
 
-/// Makes messages of the earlier questions and answers in the column `history`, the question, and the answer in the
-/// column named `answer`. Removes these two columns from `fields`. Without an answer, the messages end with the
-/// question.
+/// Makes a dialogue of three parts: the earlier questions and answers in the column `history`, the question, and the
+/// answer in the column named `answer`. Removes these two columns from `fields`. Without an answer, the messages end
+/// with the question.
 fn dialogue(question: &str, answer: &str, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let mut messages = history_messages(&fields.shift_remove("history").unwrap_or_default())?;
     messages.push(message("user", question));

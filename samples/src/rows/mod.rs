@@ -47,7 +47,8 @@ pub enum DataRow {
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
-    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion counts in the
+    /// loss.
     Completion {
         /// The prompt, which is not learned.
         prompt: String,
@@ -57,7 +58,7 @@ pub enum DataRow {
     /// A row of VideoRFT's or Video-R1's data sets.
     Problem {
         /// The problem's fields.
-        problem: Problem,
+        problem: VideorftProblem,
         /// All columns of the row.
         columns: Map<String, Value>,
     },
@@ -73,7 +74,8 @@ pub enum SupervisedRow {
         /// For each message of the assistant, whether it is learned.
         learned: Vec<bool>,
     },
-    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion counts in the
+    /// loss.
     Text {
         /// The prompt, which is not learned.
         prompt: String,
@@ -111,8 +113,8 @@ impl PromptContent {
 
 /// A problem with its answer, as VideoRFT and Video-R1 publish them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Problem {
-    /// The question.
+pub struct VideorftProblem {
+    /// The text of the question.
     pub problem: String,
     /// Whether the problem is about an image, a video or text alone.
     pub data_type: ProblemMedia,
@@ -135,14 +137,14 @@ pub enum ProblemMedia {
     Image,
     /// A video.
     Video,
-    /// Text only.
+    /// Text without an image or video.
     Text,
 }
 
 const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, `prompt` and `completion`, `query` and `response`, `instruction` and `output`, or the fields problem, data_type, problem_type, process, solution, path";
 
 /// A row with `problem` is in VideoRFT's layout if it also has at least one of these fields, or `options` for its
-/// `problem_type`; otherwise in EasyR1's.
+/// `problem_type`. Otherwise it is in EasyR1's layout.
 const VIDEORFT_FIELDS: [&str; 3] = ["data_type", "path", "process"];
 
 impl DataRow {
@@ -172,7 +174,7 @@ impl DataRow {
             "is not read, because a row with `data_type` has the system message of its recipe",
         )?;
         media_columns::refuse_media_beside_path(&fields)?;
-        Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
+        Ok(Self::Problem { problem: VideorftProblem::parse(&fields)?, columns: fields })
     }
 
     /// The prompt that completions are sampled for, and the columns that the rewards need. Media paths are returned
@@ -243,7 +245,7 @@ impl DataRow {
     }
 }
 
-impl Problem {
+impl VideorftProblem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
         let problem = string_field(fields, "problem")?;
         let data_type = match string_field(fields, "data_type")?.as_str() {

@@ -39,7 +39,7 @@ proptest! {
         field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),
         value in anything(),
     ) {
-        // Null counts as absent.
+        // A field that is null counts as absent.
         prop_assume!(!(value.is_null() && matches!(field, "messages" | "prompt" | "problem")));
         let row = problem(|f| {
             if matches!(field, "messages" | "prompt") {
@@ -261,7 +261,7 @@ fn rows_of_other_programs_become_chats() {
     let history = json!([user("q"), answer("a"), user("?"), answer("!")]);
     for (given, messages, learned) in [
         (json!({"prompt": [user("?")], "completion": [answer("!")]}), json!([user("?"), answer("!")]), &[true][..]),
-        // Only the completion is learned.
+        // Only the completion counts in the loss.
         (
             json!({"prompt": [user("q"), answer("a"), user("?")], "completion": [answer("!")]}),
             history.clone(),
@@ -400,7 +400,7 @@ fn rows_that_contradict_themselves_are_refused() {
     ] {
         assert!(row(and(name, value.clone())).is_ok(), "{name} {value}");
     }
-    // A prediction is not the answer of its row.
+    // A model's prediction does not count as the answer of its row.
     let mut predicted = and("output", json!("another"));
     predicted["generation"] = json!({"seed": 1});
     assert!(row(predicted).is_ok());
@@ -414,7 +414,7 @@ fn rows_that_contradict_themselves_are_refused() {
     }
 }
 
-/// OpenAI's rows for fine-tuning have calls of tools without a text.
+/// OpenAI's rows for fine-tuning have messages with tool calls and without a text.
 #[test]
 fn a_message_with_tool_calls_needs_no_text() {
     let call = json!([{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]);
@@ -426,7 +426,7 @@ fn a_message_with_tool_calls_needs_no_text() {
     assert_eq!(row(without).unwrap_err().location, "messages[1].content");
 }
 
-/// EasyR1's rows may name their problem type; VideoRFT's have `data_type` or `path`.
+/// EasyR1's rows may have a `problem_type` too, so this field alone does not make a row one of VideoRFT.
 #[test]
 fn a_problem_type_alone_does_not_make_a_row_of_videorft() {
     let given = json!({"problem": "<image>?", "images": ["a.png"], "answer": "7", "problem_type": "numerical"});
@@ -461,7 +461,7 @@ fn json_texts_are_read_and_parts_as_text_are_refused() {
     ] {
         assert_eq!(row(given.clone()).map_err(|e| e.location), Err(location.to_string()), "{given}");
     }
-    // Other JSON is text to learn.
+    // A content that is JSON but not a list of parts is trained on as text.
     let boxes = r#"[{"bbox_2d": [1, 2, 3, 4], "label": "a"}]"#;
     assert!(row(json!({"messages": [user("Where?"), answer(boxes)]})).is_ok());
     assert!(row(json!({"prompt": "[1, 2", "completion": "]"})).is_ok());

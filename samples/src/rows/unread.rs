@@ -1,5 +1,6 @@
-//! Refuses a row that has a conversation, or a part of one, in columns that reel does not read: a second conversation,
-//! tools, variables of the chat template, or ms-swift's boxes. Otherwise these columns would be lost without a word.
+//! Refuses a row with a conversation, or a part of one, in columns that reel does not read: a second conversation,
+//! tools, variables of the chat template, or ms-swift's bounding boxes. Otherwise these columns would be ignored
+//! silently.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value};
@@ -29,8 +30,8 @@ pub(super) fn refuse_unread_columns(
     refuse_objects(messages, columns)
 }
 
-/// Refuses an answer in another column beside a chat that ends with a question, for supervised fine-tuning, which would
-/// not learn this answer.
+/// Refuses a row for supervised fine-tuning whose chat ends with a question, and which has an answer in another
+/// column: training would not learn this answer.
 pub(super) fn refuse_unlearned_answer(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     if ends_with_answer(messages) {
         return Ok(());
@@ -60,13 +61,14 @@ fn is_given(columns: &Map<String, Value>, name: &str) -> bool {
     }
 }
 
-/// Whether the column `name` is an answer of the row itself. `output` beside `generation` is a prediction of a model.
+/// Whether the column `name` is an answer of the row itself. The column `output` is a model's prediction if the row
+/// also has the column `generation`.
 fn is_answer_of_row(name: &str, columns: &Map<String, Value>) -> bool {
     name != "output" || !is_given(columns, "generation")
 }
 
-/// Refuses a row with a second conversation in another column than `field`, unless that column repeats messages of the
-/// first: rows often keep the text from which their messages were made.
+/// Refuses a row with a second conversation in a column other than `field`. The column is accepted if it repeats
+/// messages of the first conversation, because rows often keep the text from which their messages were made.
 fn refuse_second_chat(field: &str, messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let has_answer = ends_with_answer(messages);
     let is_compared = |name: &str| {
@@ -151,8 +153,8 @@ fn is_object_or_list(columns: &Map<String, Value>, name: &str) -> bool {
     is_given(columns, name) && !columns[name].as_str().is_some_and(is_empty_text)
 }
 
-/// Refuses a row whose texts have ms-swift's marks for the boxes and names in its column `objects`. Otherwise the model
-/// would learn the marks themselves, because the column is not read.
+/// Refuses a row whose texts have ms-swift's marks for bounding boxes and names. The column `objects` with their
+/// values is not read, so the model would learn the marks themselves.
 fn refuse_objects(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let has = |mark: &&str| messages.iter().any(|message| text_of(message).contains(mark));
     match ["<bbox>", "<ref-object>"].into_iter().find(has).filter(|_| is_given(columns, "objects")) {
@@ -164,7 +166,7 @@ fn refuse_objects(messages: &[Value], columns: &Map<String, Value>) -> Result<()
     }
 }
 
-/// The messages of a row of plain texts, for comparison with other columns.
+/// The messages of a row of plain texts. They are compared with the row's other columns.
 pub(super) fn plain_messages(prompt: &str, completion: Option<&str>) -> Vec<Value> {
     let answer = completion.map(|text| message("assistant", text));
     [message("user", prompt)].into_iter().chain(answer).collect()
@@ -187,7 +189,7 @@ mod tests {
         message("assistant", text)
     }
 
-    /// Columns that are part of a conversation in some layout, as a value that no other column has.
+    /// Columns that are part of a conversation in some layout, each with a value that no other column has.
     fn unread_columns() -> impl Strategy<Value = (&'static str, Value)> {
         prop::sample::select(vec![
             ("conversations", json!([{"from": "human", "value": "other"}])),
@@ -208,7 +210,7 @@ mod tests {
     }
 
     proptest! {
-        /// A column that belongs to a conversation is used for training, or the error names it, whatever the layout.
+        /// In every layout, a column that belongs to a conversation is used for training, or the error names it.
         #[test]
         fn columns_of_a_conversation_are_used_or_named(
             layout in prop::sample::select(vec![
@@ -230,7 +232,7 @@ mod tests {
             given[name] = value;
             let parsed = DataRow::parse(given.clone());
             let shown = match &parsed {
-                // The text of a prompt names the column that it cannot hold.
+                // The error of a prompt that is plain text names the column that the row may not have.
                 Err(e) => format!("{} {}", e.location, e.what),
                 Ok(DataRow::Prompt { columns, .. }) if ["response", "output"].contains(&name) => columns[name].to_string(),
                 Ok(row) => match row.to_supervised_row(Recipe::Paper) {

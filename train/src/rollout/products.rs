@@ -145,7 +145,7 @@ impl StoredRolloutOutputs {
             from.extend(rows.used_rows(&lengths).map(|row| row as i32));
             *rows = moved;
         }
-        self.products.move_rows_together(cx, &from)?;
+        self.products.compact_rows(cx, &from)?;
         Ok(self)
     }
 

@@ -12,7 +12,7 @@ use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerG
 use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
-use reel_samples::media_files::MediaFiles;
+use reel_samples::media_files::ReadMediaFiles;
 use reel_samples::order::mixture::Mixture;
 use reel_samples::reward_columns::prepare_reward_columns;
 use reel_samples::rows::PromptContent;
@@ -70,7 +70,7 @@ pub struct PromptSource {
     media: MediaOptions,
     media_root: PathBuf,
     /// The media files read so far.
-    files: MediaFiles,
+    files: ReadMediaFiles,
     parity: Recipe,
     /// Whether the options name a reward command or a reward URL.
     custom_reward: bool,
@@ -98,7 +98,7 @@ impl PromptSource {
             bundle,
             media: MediaOptions { second_per_grid, ..setup.media.clone() },
             media_root: options.media_root(),
-            files: MediaFiles::default(),
+            files: ReadMediaFiles::default(),
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
             given,
@@ -138,7 +138,7 @@ impl PromptSource {
     }
 
     fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, SampleError> {
-        let template = Some(self.bundle.template.text());
+        let template = Some(self.bundle.template.template_text());
         Conversation::from_row(location, &Value::Array(messages.to_vec()), &self.media_root, template)
             .map_err(|e| to_row_error(location, e))
     }

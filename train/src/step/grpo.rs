@@ -148,7 +148,7 @@ fn forward_and_backward(
     let _backward = device.profiler().phase("backward");
     t.backward(&cx, &loss, 1.0)?;
     stats.tokens = packed.batch.token_count() as u32;
-    let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
+    let forward = ForwardFlops::for_batch(&t.model.config, &packed.batch, packed.targets.count());
     stats.forward_flops = forward.total();
     stats.model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
     stats.entropy = mean(entropy.into_iter().map(f64::from));

@@ -45,7 +45,7 @@ pub fn step(
             drop(forward);
             let _backward = device.profiler().phase("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-            let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
+            let forward = ForwardFlops::for_batch(&t.model.config, &packed.batch, packed.targets.count());
             let model_flops = forward.training_flops(t.hyperparameters.trained_parts(&t.model.config));
             computed = Some((loss, packed.batch.token_count() as u32, model_flops));
         }

@@ -153,7 +153,7 @@ impl Trainer {
         let weight_shards = match (&ranks, &exchange, &deferred) {
             (Some(ranks), Some(exchange), Some(deferred)) => {
                 let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
-                let divided = deferred.sorted();
+                let divided = deferred.sorted_by_name();
                 let shards = WeightShards::new((device, config), ranks, exchange.clone(), &divided, read)?;
                 Some(Rc::new(shards))
             }
@@ -164,9 +164,9 @@ impl Trainer {
         let optimizer = match weight_shards.as_ref().filter(|_| hyperparameters.lora.is_none()) {
             Some(shards) => {
                 let weights_of = |name: &str, start: usize| shards.own_weight_cell(name, start);
-                AdamW::of_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
+                AdamW::for_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
             }
-            None => AdamW::of_rank(&parameters, moments, seed, rank, size)?,
+            None => AdamW::for_rank(&parameters, moments, seed, rank, size)?,
         };
         let gradient_sum = ranks.zip(exchange).map(|(ranks, exchange)| {
             GradientSum::new(ranks, (exchange, weight_shards.clone()), (device, config), &optimizer, &parameters)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
-use reel_model::init::init;
+use reel_model::init::init_model_folder;
 use reel_serve::{ConnectionLimits, ServeOptions, ServedModel, ServerLimits};
 use serde_json::{Value, json};
 
@@ -144,7 +144,7 @@ pub const REQUEST: FuzzTarget = FuzzTarget {
 /// files.
 fn start_server() -> Result<SocketAddr> {
     let folder = scratch_folder()?.join("tiny");
-    init(&TINY_MODEL, &folder)?;
+    init_model_folder(&TINY_MODEL, &folder)?;
     let (model, weights) = ServedModel::open_on_cpu(&folder)?;
     let limits = ServerLimits {
         batch: 4,

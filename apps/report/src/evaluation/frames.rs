@@ -18,7 +18,7 @@ use reel_input::encode::load_media_with;
 use reel_input::fetch::MediaAccess;
 use reel_input::{Conversation, MediaOptions, SecondPerGrid};
 use reel_media::frames::FrameBuf;
-use reel_media::patches::PatchProcessor;
+use reel_media::patches::ImageProcessorSettings;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::strip::jpeg_strip;
 use reel_media::worker::DecodeWorker;
@@ -225,7 +225,7 @@ fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Val
     let failed = |error: String| MissingFramesReason::Failed(error.replace(&format!("{}/", root.display()), ""));
     let messages = json!([{"role": "user", "content": parts}]);
     let conversation = Conversation::from_json("prompt", &messages, root).map_err(|e| failed(e.to_string()))?;
-    let loaded = load_media_with(PatchProcessor::default(), &conversation, options);
+    let loaded = load_media_with(ImageProcessorSettings::default(), &conversation, options);
     let loaded = loaded.map_err(|e| failed(e.to_string()))?;
     let (videos, images) = (&loaded.frames.videos, &loaded.frames.images);
     let video_times = loaded.frames.video_times.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));

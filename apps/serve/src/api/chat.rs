@@ -35,7 +35,7 @@ pub(crate) async fn create_chat_completion(
         return Err(wrong_field(names.max_tokens, "is 0", "give 1 or more"));
     }
     let rules = ToolCallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
-    let calls = tools.has_calls().then_some(rules);
+    let calls = tools.allows_tool_calls().then_some(rules);
     let checked = CheckedRequest::new(&shared, ApiKind::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_tool_calls(calls).with_reasoning(reasoning);
     let prompt = encode::encode_messages_on_blocking_thread(&shared, messages, move |shared, messages| {

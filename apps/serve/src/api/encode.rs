@@ -16,7 +16,7 @@ use super::shared::ServerState;
 use super::{ApiError, REQUEST_LOCATION, encoding_error, messages_error};
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
-/// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_of`]).
+/// `prompt_end` is `None`, the prompt ends at the default place ([`PromptEnd::default_for_conversation`]).
 pub(crate) fn encode_messages(
     shared: &ServerState,
     messages: &Value,
@@ -66,7 +66,7 @@ fn encode_conversation(
 ) -> Result<ModelInput, ApiError> {
     let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
-    let end = prompt_end.unwrap_or_else(|| PromptEnd::default_of(conversation));
+    let end = prompt_end.unwrap_or_else(|| PromptEnd::default_for_conversation(conversation));
     let text = folder.template.render_to_end(conversation, end).map_err(messages_error)?;
     refuse_long_text(shared, &text, "messages")?;
     let has_media = conversation.media_parts().next().is_some();

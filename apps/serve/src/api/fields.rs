@@ -148,7 +148,7 @@ impl RequestFields {
     }
 
     /// Takes out `add_generation_prompt` and `continue_final_message`, which say where the prompt ends. `None` means
-    /// the default ([`PromptEnd::default_of`]).
+    /// the default ([`PromptEnd::default_for_conversation`]).
     pub(crate) fn take_prompt_end(&mut self) -> Result<Option<PromptEnd>, ApiError> {
         let added = self.take_field::<bool>("add_generation_prompt", "true or false")?;
         let continued = self.take_field::<bool>("continue_final_message", "true or false")?;
@@ -180,7 +180,7 @@ impl RequestFields {
     /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
         let taken =
-            PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_value(name)?)));
+            PromptFields::FIELD_NAMES.into_iter().filter_map(|name| Some((name.to_string(), self.take_value(name)?)));
         PromptFields::from_body(REQUEST_LOCATION, &taken.collect()).map_err(encoding_error)
     }
 
@@ -195,7 +195,7 @@ impl RequestFields {
     /// # Errors
     /// A field is not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_settings(self) -> Result<RequestSettings, ApiError> {
-        let of_chats = PromptFields::FIELDS.into_iter().chain(["tools", "include_reasoning"]);
+        let of_chats = PromptFields::FIELD_NAMES.into_iter().chain(["tools", "include_reasoning"]);
         let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
         let given = |name: &&str| self.fields.get(*name).is_some_and(|value| !is_empty(value));
         match of_chats.into_iter().find(given) {

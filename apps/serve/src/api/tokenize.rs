@@ -47,8 +47,8 @@ pub(crate) async fn tokenize(
         let input: ModelInput = match (prompt, Some(messages).filter(|messages| !messages.is_null())) {
             (Some(_), None) if !tools.is_empty() => return Err(wrong_field("tools", "need `messages`", "remove them")),
             (Some(_), None) if prompt_fields != PromptFields::default() => {
-                let what = format!("(or {}) needs `messages`", PromptFields::FIELDS[1..].join(", "));
-                return Err(wrong_field(PromptFields::FIELDS[0], &what, "remove it"));
+                let what = format!("(or {}) needs `messages`", PromptFields::FIELD_NAMES[1..].join(", "));
+                return Err(wrong_field(PromptFields::FIELD_NAMES[0], &what, "remove it"));
             }
             (Some(_), None) if prompt_end == Some(PromptEnd::WithinLastMessage) => {
                 return Err(wrong_field("continue_final_message", "needs `messages`", "remove it"));

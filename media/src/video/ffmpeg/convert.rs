@@ -16,8 +16,7 @@ use crate::frames::FrameView;
 use crate::resize::torch_bicubic;
 use crate::{MediaError, Result};
 
-/// The rotation by a multiple of 90 degrees, and the optional mirroring, with which a player must display coded
-/// frames.
+/// The rotation by a multiple of 90 degrees, and the optional mirroring, that a player must apply to coded frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rotation {
     /// Rows and columns are exchanged.
@@ -117,8 +116,8 @@ impl RgbConverter {
         Self { coded_size, rotation, target_size, scaler: None, rgb: AvFrame::empty(), rotated: Vec::new() }
     }
 
-    /// Writes `frame` into `out`, u8 `[height, width, 3]`, in the target size if there is one, else in the displayed
-    /// size.
+    /// Writes `frame` into `out`, u8 `[height, width, 3]`, in the target size if there is one, otherwise in the
+    /// displayed size.
     pub(super) fn write_as_rgb(&mut self, path: &Path, frame: &AvFrame, out: &mut [u8]) -> Result<()> {
         self.convert_to_rgb(path, frame)?;
         let (height, width) = self.coded_size;

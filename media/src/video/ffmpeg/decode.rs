@@ -26,16 +26,16 @@ use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Number of pixels to decode per thread below which a further thread costs more time than it saves. Each thread has
-/// its own decoder: about a megabyte of memory for H.264, with a page fault at the first use of each page.
+/// Minimum number of pixels to decode per thread. With fewer, a further thread costs more time than it saves: its own
+/// H.264 decoder takes about a megabyte of memory, with a page fault at the first use of each page.
 const MIN_PIXELS_PER_THREAD: u64 = 4 << 20;
 
 /// Upper bound of the frames that a decoder holds in memory at once: 16 reference frames and a few that its threads
 /// work on.
 const FRAMES_PER_DECODER: u64 = 24;
 
-/// How many further packets the decoder may need before it outputs a frame: 16 for reordering, the others for its
-/// threads.
+/// Maximum number of further packets that the decoder needs before it outputs a frame: 16 for reordering, the others
+/// for its threads.
 const MAX_OUTPUT_DELAY: usize = 64;
 
 /// Maps the index of a frame to the output memory for its pixels. An entry is removed when its frame is written.

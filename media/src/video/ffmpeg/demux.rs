@@ -30,7 +30,7 @@ pub(super) struct PacketInfo {
     pub pts: Option<i64>,
     /// Decoding time in the stream's time base.
     pub dts: Option<i64>,
-    /// Size in bytes.
+    /// Size of the packet in bytes.
     pub size: usize,
     /// Whether decoding may start at this packet.
     pub key: bool,
@@ -260,7 +260,7 @@ fn parameters_matrix(parameters: &ffmpeg::codec::Parameters) -> Option<Vec<u8>> 
     }
 }
 
-/// Reads the properties that [`PacketInfo`] holds from a packet.
+/// Reads the fields of a [`PacketInfo`] from a packet.
 pub(super) fn packet_info(packet: &ffmpeg::Packet, codec: ffmpeg::codec::Id) -> PacketInfo {
     use ffmpeg::codec::packet::Ref;
     // SAFETY: the packet is alive.

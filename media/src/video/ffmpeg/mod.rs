@@ -29,7 +29,7 @@ pub(crate) fn check_video_file(path: &Path) -> Result<()> {
         return Err(MediaError::file_error(path, "is a folder, not a video", "give the path of a video file"));
     }
     if metadata.is_file() {
-        // Only regular files are opened here, because opening a pipe waits for its writer.
+        // Only a regular file is opened here, because opening a pipe would wait for its writer.
         std::fs::File::open(path).map_err(cannot_read)?;
         if metadata.len() == 0 {
             return Err(MediaError::file_error(path, "is empty (0 bytes)", "copy or download it again"));

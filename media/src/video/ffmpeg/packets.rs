@@ -96,8 +96,8 @@ impl Reader {
         }
     }
 
-    /// Reads and discards packets up to packet `index`, and returns that packet. If its size is not the one that it
-    /// had when the container was first read, the file has changed.
+    /// Reads and discards the packets before `index`, and returns the packet at `index`. If its size differs from the
+    /// size at the first reading of the container, the file has changed.
     fn read_to(&mut self, video: &VideoFile, index: usize) -> Result<ffmpeg::Packet> {
         loop {
             let packet = self.peeked.take().or_else(|| self.read()).ok_or_else(|| file_changed(&video.path))?;

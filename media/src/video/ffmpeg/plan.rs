@@ -37,7 +37,8 @@ pub(super) fn has_usable_times(packets: &[PacketInfo]) -> bool {
     is_unique && packets.iter().filter_map(|e| e.dts).is_sorted()
 }
 
-/// Number of leading frames: their packets follow the first packet, a key frame, but they are displayed before it.
+/// The number of leading frames. The packets of leading frames follow the first packet, which is a key frame, but the
+/// frames are displayed before this key frame.
 ///
 /// Leading frames refer to frames before the key frame. In a video that is cut at an open group of pictures, those
 /// earlier frames are missing, and most decoders output no picture for leading frames. A packet without a time counts

@@ -46,7 +46,7 @@ fn stated_length(head: &[u8]) -> Option<u64> {
 }
 
 /// The file length that a RIFF header states: bytes 4 to 8 hold the size of everything after the first 8 bytes, where
-/// 0 and u32::MAX mean unknown. For a file of several RIFF chunks this is only the end of the first chunk.
+/// 0 and u32::MAX mean unknown. In a file of several RIFF chunks, the header states only the end of the first chunk.
 fn riff(head: &[u8]) -> Option<u64> {
     let size = u32::from_le_bytes(head.get(4..8)?.try_into().ok()?);
     (size != 0 && size != u32::MAX).then(|| (u64::from(size) + 8).saturating_sub(RIFF_TOLERANCE_BYTES))
@@ -69,8 +69,8 @@ fn matroska(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// Parses an EBML number; returns its value and its length of 1 to 8 bytes. The first set bit marks the length; with
-/// `drop_marker` this bit is cleared, which is needed for element sizes but not for element ids.
+/// Parses an EBML number; returns its value and its length of 1 to 8 bytes. The first set bit marks the length.
+/// `drop_marker` clears this bit, as is required for element sizes but not for element ids.
 fn ebml_number(bytes: &[u8], drop_marker: bool) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = first.leading_zeros() as usize + 1;

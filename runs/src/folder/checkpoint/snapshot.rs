@@ -140,7 +140,7 @@ impl TrainedWeights {
         if self.lora.is_some() {
             return Ok(());
         }
-        let (dtype, naming, small_files) = (self.dtype, self.origin.files.naming(), &*self.origin.small_files);
+        let (dtype, naming, small_files) = (self.dtype, self.origin.files.tensor_naming(), &*self.origin.small_files);
         let specs = self.specs();
         let weight_files = WeightFiles::new(naming, &specs, MAX_SHARD_BYTES);
         create_hub_folder(folder, HubFolder { small_files, naming, dtype }, &weight_files)
@@ -155,7 +155,7 @@ impl TrainedWeights {
             return if rank == 0 { self.write_adapter(folder, spec) } else { Ok(()) };
         }
         let specs = self.specs();
-        let weight_files = WeightFiles::new(self.origin.files.naming(), &specs, MAX_SHARD_BYTES);
+        let weight_files = WeightFiles::new(self.origin.files.tensor_naming(), &specs, MAX_SHARD_BYTES);
         let places = weight_files.tensor_positions().map_err(|e| TrainError::cannot_write(folder, e))?;
         let mut by_file = BTreeMap::<&str, Vec<FilePart>>::new();
         for (index, (spec, file, start)) in places.iter().enumerate() {
@@ -187,14 +187,14 @@ impl TrainedWeights {
             shape: t.shape.clone(),
         };
         let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
-        let (small_files, naming) = (&*origin.small_files, origin.files.naming());
+        let (small_files, naming) = (&*origin.small_files, origin.files.tensor_naming());
         let about = AdapterFolder { spec, base: &origin.name, small_files, naming };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
         let fill = |spec: &TensorSpec, to: &mut dyn Write| {
             let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
             stored.parts.iter().try_for_each(|(_, held)| held.write(to))
         };
-        lora::save(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+        lora::save_adapter(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
     }
 }
 

@@ -11,8 +11,8 @@ use reel_ranks::Ranks;
 use reel_samples::dataset::Dataset;
 use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
 use reel_samples::labels::TokenLabeler;
-use reel_samples::media_files::MediaFiles;
-use reel_samples::sample::{SampleCache, SftSource};
+use reel_samples::media_files::ReadMediaFiles;
+use reel_samples::sample::{SampleCache, SftSampleSource};
 use reel_samples::source::DataSource;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{Recipe, SftOptions, TruncationStrategy};
@@ -47,7 +47,7 @@ pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> 
 
 /// The training loop of supervised fine-tuning.
 pub(crate) struct SftLoop<'a> {
-    feed: MicroBatchFeed<SftSource>,
+    feed: MicroBatchFeed<SftSampleSource>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
     validation: Option<Validation<'a>>,
@@ -55,9 +55,9 @@ pub(crate) struct SftLoop<'a> {
 
 impl<'a> TrainLoop<'a> for SftLoop<'a> {
     type Options = SftOptions;
-    type DataSource = SftSource;
+    type DataSource = SftSampleSource;
 
-    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSource> {
+    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSampleSource> {
         open_samples(setup)
     }
 
@@ -93,8 +93,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 
     fn begin(
         setup: &SftSetup<'a>,
-        rows: Arc<SftSource>,
-        feed: MicroBatchFeed<SftSource>,
+        rows: Arc<SftSampleSource>,
+        feed: MicroBatchFeed<SftSampleSource>,
         _: &mut Trainer,
         _: Option<&Path>,
     ) -> Result<Self> {
@@ -128,11 +128,11 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 ///
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
-pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> Result<Option<Validation<'a>>> {
+pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSampleSource>) -> Result<Option<Validation<'a>>> {
     match &setup.options.eval_file {
         Some(file) => validation_of_file(setup, file).map(Some),
         None if setup.options.held_out_size().is_some() => {
-            validation_of(setup, training.clone(), training.held_out().to_vec()).map(Some)
+            validation_of(setup, training.clone(), training.held_out_rows().to_vec()).map(Some)
         }
         None => Ok(None),
     }
@@ -141,13 +141,13 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> R
 /// Opens the validation rows in `file`, the value of `--eval-file`.
 fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validation<'a>> {
     let data = Dataset::open_for_option("--eval-file", file, None)?;
-    data.refuse_weights_of("--eval-file")?;
+    data.refuse_weights_for_option("--eval-file")?;
     let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
     validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
 }
 
 /// Makes validation rows of the `rows` of `source`.
-fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
+fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSampleSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
     let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
     let ahead = SftLoop::rows_ahead(setup.options, processes);
@@ -155,17 +155,17 @@ fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usi
 }
 
 /// Opens the data file as supervised training samples.
-pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
+pub fn open_samples(setup: &SftSetup) -> Result<SftSampleSource> {
     let options = setup.options;
     let mut data = Dataset::open_first_rows(&options.data, options.max_samples)?;
     if let Some(size) = options.held_out_size() {
-        data.hold_out(size, setup.seed)?;
+        data.hold_out_rows(size, setup.seed)?;
     }
     open_samples_of(setup, data, options.media_root())
 }
 
 /// Makes training samples of the rows `data`, whose relative media paths refer to `media_root`.
-fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSource> {
+fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSampleSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
     let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
@@ -180,7 +180,7 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
     let access = MediaAccess { confined_to, ..setup.media.access.clone() };
-    Ok(SftSource {
+    Ok(SftSampleSource {
         data,
         bundle,
         labels,
@@ -189,7 +189,7 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
         media_root,
         parity: options.parity,
         kept: SampleCache::default(),
-        files: MediaFiles::default(),
+        files: ReadMediaFiles::default(),
     })
 }
 

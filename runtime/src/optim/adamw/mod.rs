@@ -1,14 +1,15 @@
 //! AdamW on named parameters (Loshchilov and Hutter, "Decoupled Weight Decay Regularization").
 //!
-//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own 16
-//! bits and 16 low bits that the optimizer keeps. A parameter without a gradient in a step does not change, and neither
-//! does its step count.
+//! Moments are f32, or bf16 or 8-bit with stochastic rounding. A bf16 weight has an exact f32 master weight: its own
+//! 16 bits and 16 low bits that the optimizer keeps. If a parameter has no gradient in a step, the parameter and its
+//! step count do not change.
 //!
-//! The gradient norm, the step and the hashes of the weights take one launch each (a step, one per dtype of the
-//! weights), whatever the number of parameters: tables in device memory list them (`tables.rs`).
+//! The gradient norm and the hashes of the weights take one launch each, and a step takes one launch per dtype of the
+//! weights. These numbers do not depend on the number of parameters, because tables in device memory list the
+//! parameters (`tables.rs`).
 //!
-//! In a job of several ranks, each rank has the state of its [cells](super::partition) only and updates their weights.
-//! With ZeRO-3 it also has the weights of these cells only.
+//! In a job of several ranks, each rank has only the state of its own [cells](super::partition) and updates their
+//! weights. With ZeRO-3, the rank also has only the weights of these cells.
 
 mod tables;
 
@@ -30,13 +31,13 @@ use tables::{ParameterTables, hashed_ranges};
 /// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWParams {
-    /// Learning rate.
+    /// The learning rate.
     pub learning_rate: f64,
     /// β₁, the decay rate of the first moment.
     pub beta1: f64,
     /// β₂, the decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the square root of the second moment.
+    /// The number that is added to the square root of the second moment.
     pub epsilon: f64,
     /// The coefficient of the decoupled weight decay.
     pub weight_decay: f64,
@@ -83,7 +84,7 @@ pub struct ParameterState {
     pub steps: u64,
 }
 
-/// Finds the weights of a cell by its parameter's name and its first weight.
+/// Finds the weights of a cell by the name of its parameter and the index of its first weight.
 type WeightsOfCell<'f> = &'f dyn Fn(&str, usize) -> Option<Tensor>;
 
 /// The optimizer state of a cell of n weights. A cell that is a whole parameter has tensors of the parameter's shape.
@@ -91,7 +92,7 @@ type WeightsOfCell<'f> = &'f dyn Fn(&str, usize) -> Option<Tensor>;
 pub struct CellState {
     /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
-    /// The weights, `[n]`: a part of the parameter's memory, or memory of their own.
+    /// The weights, `[n]`: a part of the parameter's memory or, with ZeRO-3, separate memory.
     pub weights: Tensor,
     /// First moment, `[n]`: f32, bf16, or signed 8-bit codes (as U8).
     pub m: Tensor,
@@ -133,7 +134,7 @@ impl CellState {
     }
 }
 
-/// The gradients of a step.
+/// The gradients of a step, by the names of the parameters.
 pub trait GradientSource {
     /// The names of the parameters that have a gradient.
     fn names(&self) -> impl Iterator<Item = &str>;
@@ -158,7 +159,7 @@ pub struct AdamW {
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
     partition: Partition,
-    /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
+    /// Whether this rank stores only the weights of its own cells instead of whole parameters (ZeRO-3).
     has_only_owned_cells: bool,
     /// The tables of the parameters; `None` if there are no parameters.
     tables: Option<ParameterTables>,
@@ -171,16 +172,16 @@ impl AdamW {
     ///
     /// # Errors
     /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and a parameter has padded columns,
-    /// because its blocks of codes would then differ from those of the unpadded weights in files.
+    /// because the blocks of 8-bit codes would then differ from the blocks of the unpadded weights in files.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
-        Self::of_rank(parameters, moments, seed, 0, 1)
+        Self::for_rank(parameters, moments, seed, 0, 1)
     }
 
     /// Like [`Self::new`], for rank `rank` of `ranks`: creates the state of the cells that this rank owns.
     ///
     /// # Errors
     /// The errors of [`Self::new`].
-    pub fn of_rank(
+    pub fn for_rank(
         parameters: &[Tensor],
         moments: MomentFormat,
         seed: u64,
@@ -191,12 +192,12 @@ impl AdamW {
         Self::with_partition(parameters, moments, seed, partition, None)
     }
 
-    /// Like [`Self::of_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has
+    /// Like [`Self::for_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has
     /// the weights of each cell that this rank owns, by the parameter's name and the cell's first weight.
     ///
     /// # Errors
     /// The errors of [`Self::new`]; a cell without weights.
-    pub fn of_rank_with_cells(
+    pub fn for_rank_with_cells(
         parameters: &[Tensor],
         moments: MomentFormat,
         seed: u64,
@@ -386,9 +387,9 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without its padding. The hashes
-    /// are computed on the device, so weights are not downloaded. If this rank has only its cells of the weights, these
-    /// are the hashes of the cells: the sums of all ranks' hashes, modulo 2^64, are the hashes of the parameters.
+    /// Computes a 64-bit hash of the bits of each parameter, without its padding. The result is sorted by name. The
+    /// hashes are computed on the device, so weights are not downloaded. With ZeRO-3, the hash of a parameter covers
+    /// only the cells of this rank. The sum of the hashes of all ranks, modulo 2^64, is the hash of the parameter.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.

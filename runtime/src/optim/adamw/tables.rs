@@ -23,11 +23,11 @@ pub(super) struct ParameterTables {
     pub gradients: DeviceTable,
     /// The scalars of the current step for each cell.
     pub steps: Tensor,
-    /// The chunks of an AdamW step.
+    /// The chunks of weights that an AdamW step updates.
     pub step_chunks: DeviceChunks,
     /// The chunks whose sums of squares make up the gradient norm.
     pub norm_chunks: DeviceChunks,
-    /// The chunks of the hashes of the weights.
+    /// The chunks of bytes that are hashed for the hashes of the weights.
     pub hash_chunks: DeviceChunks,
 }
 
@@ -104,7 +104,7 @@ fn ranges_of(t: &Tensor, first_word: usize, name: &str) -> Result<Vec<ByteRange>
     Ok((0..runs.count).map(range).collect())
 }
 
-/// A table with addresses in device memory, and its contents.
+/// A table in device memory that contains addresses, and a list of these addresses on the host.
 #[derive(Debug)]
 pub(super) struct DeviceTable {
     memory: Tensor,

@@ -65,7 +65,7 @@ fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
     cx.record("as_f32", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
         let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 
@@ -92,8 +92,9 @@ proptest! {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, MomentFormat::F32, 0, n, 6);
-            // Limits of the distance, in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here at most
-            // 0.2 learning rates. 8-bit codes are coarse for moments far below the largest moment of their block.
+            // The limits of the distance, in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here
+            // at most 0.2 learning rates. 8-bit codes are coarse for moments that are far smaller than the largest
+            // moment of their block.
             for (moments, limit) in [(MomentFormat::Bf16, 0.3), (MomentFormat::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);
@@ -195,7 +196,7 @@ fn a_parameter_without_a_gradient_does_not_change() {
             assert!(of_b(&first).iter().flatten().all(|&byte| byte == 0), "{moments:?}");
             assert_eq!(b.to_f32().unwrap(), numbers(300, 5));
             assert_ne!(a.to_f32().unwrap(), numbers(300, 5));
-            // In another step, different parameters may have a gradient.
+            // In the next step, another parameter has a gradient.
             let (norm, second) = step(std::slice::from_ref(&b));
             assert_eq!(norm, 300.0f32.sqrt());
             assert_ne!(of_b(&first), of_b(&second));
@@ -243,7 +244,7 @@ fn launches_do_not_grow_with_the_number_of_parameters() {
             let loss = cx.record("sum", &all, y, move |bw| {
                 leaves.iter().try_for_each(|x| {
                     let dx = bw.empty_like(x)?;
-                    bw.add(x, dx)
+                    bw.add_grad(x, dx)
                 })
             });
             cx.backward(&loss, 1.0, &mut grads).unwrap();
@@ -268,7 +269,7 @@ fn accepts_a_parameter_without_weights() {
     }
 }
 
-/// Trains a matrix `[rows, cols]` for some steps, as it is or padded to the shape `padded`, with gradients that are 0
+/// Trains a matrix `[rows, cols]` for some steps, unpadded or padded to the shape `padded`, with gradients that are 0
 /// in the padding. Returns the weights, the optimizer, and the gradient norms.
 fn train_matrix(
     device: &Device,
@@ -292,7 +293,7 @@ fn train_matrix(
         let loss = Tensor::from_f32(device, &[1], DType::F32, &[0.0], MemoryCategory::Inputs).unwrap();
         let (kw, dw) = (w.clone(), empty(DType::F32));
         dw.write_unpadded_f32(&numbers(count, 11 + step)).unwrap();
-        let loss = cx.record("linear", &[&w], loss, move |bw| bw.add(&kw, dw));
+        let loss = cx.record("linear", &[&w], loss, move |bw| bw.add_grad(&kw, dw));
         cx.backward(&loss, 1.0, &mut grads).unwrap();
         let clip = optimizer.norm_and_clip_factor(device, &grads, 0.5).unwrap();
         norms.push(clip.to_f32().unwrap()[0]);
@@ -304,7 +305,8 @@ fn train_matrix(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Weights, moments, low bits, hashes and norms equal those of the matrix without padding, and the padding stays 0.
+    /// A padded matrix has the weights, moments, low bits, hashes and norms of the same matrix without padding, and
+    /// the padding stays 0.
     #[test]
     fn padding_stays_zero_and_changes_nothing(
         rows in 1usize..9, quads in 1usize..40, more_rows in 0usize..4, more_cols in 1usize..9, on_sim: bool,
@@ -414,7 +416,8 @@ fn cells_of_several_ranks_have_the_bits_of_one_process() {
                 }
                 let shape = [ordered.len() / 2, 2];
                 let ordered = Tensor::from_f32(&device, &shape, DType::F32, &ordered, MemoryCategory::Workspace);
-                // Chunks are longer than these cells, so one process has other partial sums. Only the norm is compared.
+                // Chunks are longer than these cells, so a single process has different partial sums. Only the norm
+                // is compared.
                 let norm = clip_factor(&device, &ordered.unwrap(), 0.5).unwrap().to_f32().unwrap()[0];
                 let want = clip.to_f32().unwrap()[0];
                 assert!((norm / want - 1.0).abs() < 1e-6, "{norm}, want {want}");

@@ -34,8 +34,8 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
             stride,
         };
         bw.launch(&swiglu_kernel::bwd(kg.dtype(), &params))?;
-        bw.add(&kg, d_gate)?;
-        bw.add(&ku, d_up)
+        bw.add_grad(&kg, d_gate)?;
+        bw.add_grad(&ku, d_up)
     });
     let (gate, up) = (gate.clone(), up.clone());
     Ok(cx.recompute_if_selective("swiglu", y, move |cx| swiglu(cx, &gate, &up)))
@@ -70,6 +70,6 @@ fn gelu_form(
         let dx = bw.empty_like(&kx)?;
         let params = gelu_kernel::BwdParams { x: kx.addr(), dy: dy.addr(), dx: dx.addr(), count };
         bw.launch(&bwd(kx.dtype(), &params))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }

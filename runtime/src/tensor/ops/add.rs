@@ -18,7 +18,7 @@ pub fn add(cx: &Cx, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (to_a, to_b) = (a.meta().clone(), b.meta().clone());
     Ok(cx.record("add", &[a, b], y, move |bw| {
         let dy = bw.take_dy();
-        bw.add(&to_a, dy.clone())?;
-        bw.add(&to_b, dy)
+        bw.add_grad(&to_a, dy.clone())?;
+        bw.add_grad(&to_b, dy)
     }))
 }

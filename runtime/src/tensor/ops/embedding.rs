@@ -15,9 +15,9 @@ pub fn embedding(cx: &Cx, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     lookup("embedding", cx, table, ids, None)
 }
 
-/// [`embedding`] with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, the embedding of token t is
-/// row `vision_index[t]` of `vision [M, H]`. `vision` has the dtype of activations. The caller has checked that
-/// `vision_index` contains the index of each row of `vision` once.
+/// Like [`embedding`], but with vision tokens: where `vision_index[t]` (i32 `[S]`) is not negative, the embedding of
+/// token t is row `vision_index[t]` of `vision [M, H]`. `vision` has the dtype of activations. The caller has checked
+/// that `vision_index` contains the index of each row of `vision` once.
 pub fn embedding_with_vision_tokens(
     cx: &Cx,
     table: &Tensor,
@@ -96,7 +96,7 @@ fn lookup(
         };
         bw.launch(&kernel::bwd(dy.dtype(), &p))?;
         match (placed, d_vision) {
-            (Some((vision, _)), Some(d)) => bw.add(&vision, d),
+            (Some((vision, _)), Some(d)) => bw.add_grad(&vision, d),
             _ => Ok(()),
         }
     }))

@@ -45,7 +45,7 @@ pub struct GrpoInputs {
 pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Tensor, Tensor)> {
     let _op = in_op("grpo_loss");
     const OP: &str = "grpo_loss";
-    let (tokens, n) = (inputs.completions.tokens(), inputs.completions.seqs());
+    let (tokens, n) = (inputs.completions.token_count(), inputs.completions.sequence_count());
     want_dtype(OP, "completion_lens", &inputs.completion_lens, DType::I32)?;
     want_shape(OP, "completion_lens", &inputs.completion_lens, &[n], "one value for each completion")?;
     for (what, x) in [("advantages", &inputs.advantages), ("weights", &inputs.weights)] {
@@ -103,7 +103,7 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         let scale =
             elementwise::MulScalarParams { x: gradient.addr(), scalar: dy.addr(), y: dx.addr(), count: tokens as u64 };
         bw.launch(&elementwise::mul_scalar(&scale))?;
-        bw.add(&to_log_probs, dx)
+        bw.add_grad(&to_log_probs, dx)
     });
     Ok((loss, stats))
 }

@@ -63,13 +63,13 @@ pub fn linear_with_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tens
 }
 
 fn record_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Tensor {
-    let (kx, kw, kb) = (x.saved(), w.clone(), b.cloned());
+    let (kx, kw, kb) = (x.save_for_backward(), w.clone(), b.cloned());
     let mut inputs = vec![x, w];
     inputs.extend(b);
     cx.record("linear", &inputs, y, move |bw| {
         let (dy, kx) = (bw.take_dy(), kx.get()?);
         let dx = linear_gradients(bw, &dy, &kx, &kw, kb.as_ref())?;
-        dx.map_or(Ok(()), |dx| bw.add(&kx, dx))
+        dx.map_or(Ok(()), |dx| bw.add_grad(&kx, dx))
     })
 }
 
@@ -106,8 +106,8 @@ fn linear_gradients(
     Ok(dx)
 }
 
-/// [`linear`] with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x twice: `scale ·
-/// x · downᵀ`, and `x · wᵀ + b` before the last product is added.
+/// Like [`linear`], but with an adapter: `y = x · wᵀ + b + scale · (x · downᵀ) · upᵀ`. Rounds to the dtype of x
+/// twice: `scale · x · downᵀ`, and `x · wᵀ + b` before the last product is added.
 pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &Lora) -> Result<Tensor> {
     let _op = in_op("lora_linear");
     let y = product(cx, x, w, b, x.dtype())?;
@@ -134,7 +134,7 @@ pub fn lora_linear_with_known_output(
     Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
 }
 
-/// Records the backward rule of `y`. `thin` is `scale · x · downᵀ`, `[.., R]`.
+/// Records the backward rule of `y`. `thin` is the product `scale · x · downᵀ`, `[.., R]`.
 fn record_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -143,7 +143,7 @@ fn record_lora_linear(
     lora: &Lora,
     (y, thin): (Tensor, Tensor),
 ) -> Tensor {
-    let (kx, kw, kb, lora) = (x.saved(), w.clone(), b.cloned(), lora.clone());
+    let (kx, kw, kb, lora) = (x.save_for_backward(), w.clone(), b.cloned(), lora.clone());
     let (down, up) = (lora.down.clone(), lora.up.clone());
     let mut inputs = vec![x, w, &down, &up];
     inputs.extend(b);
@@ -160,7 +160,7 @@ fn record_lora_linear(
         let Some(dx) = dx else { return Ok(()) };
         let through_down = plain(m, k, r, operand(&dthin, false), operand(&lora.down, true), &dx);
         bw.launch(&Launch::Matmul(Matmul { accumulate: true, ..through_down }))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 
@@ -174,7 +174,7 @@ pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> R
     Ok(thin)
 }
 
-/// Computes `scale · x · downᵀ`, `[.., R]`. Checks that the adapter fits to x and to the output `y`.
+/// Computes `scale · x · downᵀ`, `[.., R]`. Checks the shapes of the adapter against x and the output `y`.
 fn lora_input(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
@@ -204,8 +204,8 @@ fn weight_gradient(
     }
 }
 
-/// The launch of a weight gradient: `dw [n, k] = dyᵀ · x` with dy `[m, n]`, x `[m, k]`, plus the old dw if `adds` is
-/// true.
+/// The launch of a weight gradient: `dw [n, k] = dyᵀ · x` with dy `[m, n]`, x `[m, k]`, plus the previous contents of
+/// dw if `adds` is true.
 pub(super) fn weight_gradient_launch(
     dy: &Tensor,
     x: &Tensor,
@@ -302,7 +302,7 @@ fn swiglu_linear_with(
         if let Some(kb) = &kb {
             bw.add_column_sums(kb, &dy, [m, n])?;
         }
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }
 

@@ -11,9 +11,9 @@ use crate::tensor::{Tensor, format_shape};
 /// The LoRA matrices of `A` adapters for one weight `[N, K]`. Adapters of a rank below R are padded with zeros.
 #[derive(Clone, Debug)]
 pub struct LoraStack {
-    /// `[A, R, K]`
+    /// The A matrices of all adapters, `[A, R, K]`.
     pub down: Tensor,
-    /// `[A, N, R]`
+    /// The B matrices of all adapters, `[A, N, R]`.
     pub up: Tensor,
     /// f32 `[A]`: the factor of each adapter; 0 for an adapter that does not adapt this weight.
     pub scale: Tensor,

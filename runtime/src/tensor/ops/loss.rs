@@ -52,6 +52,6 @@ pub fn weighted_sum(cx: &Cx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
         let dx = bw.empty_like(&to_x)?;
         let p = elementwise::MulScalarParams { x: weights.addr(), scalar: dy.addr(), y: dx.addr(), count: n };
         bw.launch(&elementwise::mul_scalar(&p))?;
-        bw.add(&to_x, dx)
+        bw.add_grad(&to_x, dx)
     }))
 }

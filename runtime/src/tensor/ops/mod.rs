@@ -1,9 +1,9 @@
 //! The ops: functions on tensors. Each op checks shapes, launches a kernel, and records its backward rule, all in one
 //! file. An op fails if shapes or dtypes do not match or the device is out of memory; the docs name further conditions.
 //!
-//! Letters of shapes: `S` tokens of all packed sequences, `N` patches, `H` hidden size, `V` vocabulary, `D` head_dim.
-//! A test compares the backward rule of every op in [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`]
-//! shows the form of an op.
+//! Letters in shapes: `S` is the number of tokens of all packed sequences, `N` the number of patches, `H` the hidden
+//! size, `V` the vocabulary size, `D` head_dim. A test compares the backward rule of every op in
+//! [`OPS_WITH_BACKWARD`] with finite differences. [`super::cx`] shows the form of an op.
 
 mod activation;
 mod add;

@@ -16,13 +16,13 @@ use crate::tensor::tape::BackwardContext;
 
 /// Where the backward launch writes the gradient of a weight; null if the weight is not trained.
 struct WeightGradient {
-    /// The gradient buffer.
+    /// The address of the gradient buffer.
     dw: Addr,
     /// The workspace for partial sums.
     partial: Addr,
     /// Whether the launch adds to what the buffer holds.
     accumulate: u32,
-    /// Owns the workspace.
+    /// Keeps the workspace allocated.
     _workspace: Option<Tensor>,
 }
 
@@ -133,17 +133,17 @@ pub fn rms_norm(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
         let dy = bw.take_dy();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), Some(dy), None)? {
-            Some(dx) => bw.add(&kx, dx),
+            Some(dx) => bw.add_grad(&kx, dx),
             None => Ok(()),
         }
     });
     Ok(recompute_norm_if_selective(cx, y, x, w, eps))
 }
 
-/// Adds to the residual and normalises the sum: `(s, rms_norm(s, w))` with `s = x + residual`. s and its norm have
-/// the shape and dtype of x. s is rounded to this dtype before it is normalised, so the bits equal those of
-/// [`super::add`] followed by [`rms_norm`]. The gradient of s is rounded once, after the gradients of both results
-/// are added.
+/// Returns the sum of x and the residual together with its norm: `(s, rms_norm(s, w))` with `s = x + residual`. s and
+/// its norm have the shape and dtype of x. s is rounded to this dtype before it is normalised, so [`super::add`]
+/// followed by [`rms_norm`] gives the same bits. The gradient of s is rounded once, after the gradients of both
+/// results are added.
 pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let _op = in_op("rms_norm_add");
     const OP: &str = "rms_norm_add";
@@ -169,8 +169,8 @@ pub fn rms_norm_add(cx: &Cx, x: &Tensor, residual: &Tensor, w: &Tensor, eps: f32
         let (d_sum, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         let Some(dx) = sizes.backward(bw, (&ks, &kw, rstd), dy, d_sum)? else { return Ok(()) };
-        bw.add(&to_x, dx.clone())?;
-        bw.add(&to_residual, dx)
+        bw.add_grad(&to_x, dx.clone())?;
+        bw.add_grad(&to_residual, dx)
     });
     let y = recompute_norm_if_selective(cx, y, &sum, w, eps);
     Ok((sum, y))
@@ -190,14 +190,15 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
         let (d_x, dy) = bw.take_dy_pair();
         let Some(rstd) = &rstd else { return Ok(()) };
         match sizes.backward(bw, (&kx, &kw, rstd), dy, d_x)? {
-            Some(dx) => bw.add(&kx, dx),
+            Some(dx) => bw.add_grad(&kx, dx),
             None => Ok(()),
         }
     });
     Ok((branch, recompute_norm_if_selective(cx, y, x, w, eps)))
 }
 
-/// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x for this purpose.
+/// Lets backward rules compute `y`, the norm of x, again instead of keeping it. The backward rule of the norm keeps x
+/// for this purpose.
 fn recompute_norm_if_selective(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
     let (x, w) = (x.clone(), w.clone());
     cx.recompute_if_selective("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))
@@ -256,6 +257,6 @@ pub fn patch_merge(cx: &Cx, x: &Tensor, index: &Tensor, w: &Tensor, eps: f32, gr
             reserved: 0,
         };
         bw.launch(&merge_kernel::bwd(kx.dtype(), &p))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }

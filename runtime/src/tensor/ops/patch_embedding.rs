@@ -11,7 +11,7 @@ use crate::tensor::cx::Cx;
 
 const OP: &str = "patch_embedding";
 
-/// Maximum bytes of frames that the kernel can address.
+/// Maximum size of the frames in bytes that the kernel can address.
 const MAX_FRAME_BYTES: u64 = u32::MAX as u64;
 
 /// How u8 frames are normalised and cut into patches.
@@ -103,8 +103,8 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     }
     let dtype = cx.dtype();
     if w.dtype() != dtype {
-        // The fused kernel needs a weight with the dtype of activations. For other weights, pixels are stored and a
-        // matrix product, which accepts two dtypes, computes the embeddings.
+        // The fused kernel needs a weight with the dtype of activations. For other weights, the normalised pixels are
+        // stored, and a matrix product that accepts two dtypes computes the embeddings.
         return linear(cx, &cut(cx, frames, row)?, w, b);
     }
     if let Some(b) = b {
@@ -128,7 +128,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
     let (kw, kb, frames) = (w.clone(), b.cloned(), frames.to_vec());
     let inputs: Vec<&Tensor> = [w].into_iter().chain(b).collect();
     Ok(cx.record(OP, &inputs, y, move |bw| {
-        // The gradient has the shape of the view in which the output was used last.
+        // The gradient may have the shape of another view of the output, so it is reshaped.
         let dy = bw.take_dy().reshape(&[n, embed])?;
         if let Some(kb) = &kb {
             bw.add_column_sums(kb, &dy, [n, embed])?;

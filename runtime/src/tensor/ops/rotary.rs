@@ -91,7 +91,8 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
 }
 
 impl RotaryTable {
-    /// The parameters of a kernel that rotates `tokens` tokens by the angles of this table; checks the table's shape.
+    /// Checks the table's shape. Returns the parameters of a kernel that rotates `tokens` tokens by the angles of
+    /// this table.
     fn rotation(&self, tokens: usize, head_dim: usize) -> Result<rope::Rotation> {
         want_shape(OP, "table", &self.cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
         let (tokens, head_dim) = (size(OP, tokens)?, size(OP, head_dim)?);
@@ -99,7 +100,7 @@ impl RotaryTable {
     }
 }
 
-/// The launch that rotates the first `rotated` of `parts` and copies the others.
+/// The launch that rotates the first `rotated` of `parts` and copies the remaining parts.
 fn launch(dtype: DType, rotation: &rope::Rotation, parts: &[rope::Part], rotated: usize) -> Launch {
     rope::apply(dtype, &rope::ApplyParams::new(rotation, parts, rotated as u32))
 }
@@ -134,7 +135,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
         let parts: Vec<rope::Part> = gradients.iter().map(|(_, dx, dy, heads)| part(dy, dx, *heads)).collect();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, parts.len()))?;
-        gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add(x, dx))
+        gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add_grad(x, dx))
     }))
 }
 
@@ -179,7 +180,7 @@ pub fn split_and_rotate(
     let (to_x, table) = (x.meta().clone(), table.clone());
     Ok(cx.record_all(OP, &[x], outputs, move |bw| {
         let (dys, dx) = (bw.take_dys(), bw.empty_like(&to_x)?);
-        // A part that was not used has no gradient.
+        // A part of the output that no op used has no gradient.
         if dys.iter().any(Option::is_none) {
             fill_zero(&dx)?;
         }
@@ -192,6 +193,6 @@ pub fn split_and_rotate(
         let rotated = dys.iter().take(2).flatten().count();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, rotated))?;
-        bw.add(&to_x, dx)
+        bw.add_grad(&to_x, dx)
     }))
 }

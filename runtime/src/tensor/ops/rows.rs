@@ -45,15 +45,15 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
             stride: width,
         };
         bw.launch(&kernel::scatter(dy.dtype(), &p))?;
-        bw.add(&to_x, dx)
+        bw.add_grad(&to_x, dx)
     }))
 }
 
-/// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32 `[m]`
-/// has a number for each row of x, all different; a row with a negative number is not written. Has no backward rule.
+/// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32
+/// `[m]` has a different number for each row of x; a row with a negative number is not written. Has no backward rule.
 ///
 /// # Errors
-/// The shapes do not match; the columns exceed those of `to`; x has fewer columns than `to` and the device is not
+/// The shapes do not match; the columns exceed the width of `to`; x has fewer columns than `to` and the device is not
 /// `cpu`.
 pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usize) -> Result<()> {
     let _op = in_op("write_rows");

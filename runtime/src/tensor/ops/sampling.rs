@@ -19,27 +19,29 @@ pub struct RowSampling<'a> {
     pub top_p: f32,
     /// The number of most likely tokens to sample from; 0: off.
     pub top_k: u32,
-    /// The least probability of a token relative to the most likely token; 0: off.
+    /// The minimum probability of a token relative to the most likely token; 0: off.
     pub min_p: f32,
-    /// Divides the positive logits of tokens in the history and multiplies the negative ones; 1: off.
+    /// The factor that divides positive logits and multiplies negative logits of tokens in the history; 1: off.
     pub repetition_penalty: f32,
-    /// Subtracted from a token's logit once for each time the token occurs in the completion; 0: off.
+    /// The number that is subtracted from a token's logit once for each time the token occurs in the completion; 0:
+    /// off.
     pub frequency_penalty: f32,
-    /// Subtracted from the logit of each token that occurs in the completion; 0: off.
+    /// The number that is subtracted from the logit of each token that occurs in the completion; 0: off.
     pub presence_penalty: f32,
     /// The index in the history at which the completion begins; frequency and presence penalties count tokens from
     /// there.
     pub counted_from: usize,
     /// The seed of the random draws.
     pub seed: u64,
-    /// Tokens with a value that is added to their logit; at most `max_biased` (see [`SamplingTable::new`]) of them.
+    /// Pairs of a token and a number that is added to the token's logit; at most `max_biased` pairs (see
+    /// [`SamplingTable::new`]).
     pub bias: &'a [(i32, f32)],
     /// A bit mask of the tokens that may be sampled: 32 tokens per u32, lowest bit first; empty: all tokens.
     pub allowed: &'a [u32],
 }
 
 impl Default for RowSampling<'_> {
-    /// Greedy sampling.
+    /// Creates the parameters of greedy sampling.
     fn default() -> Self {
         RowSampling {
             temperature: 0.0,
@@ -123,7 +125,7 @@ impl SamplingTable {
         })
     }
 
-    /// The same table for steps in which no row has a bias.
+    /// Returns the same table for steps in which no row has a bias.
     ///
     /// # Errors
     /// Out of memory.
@@ -134,7 +136,7 @@ impl SamplingTable {
         Ok(SamplingTable { bias_ids: none(ids)?, bias: none(bias)?, ..self.clone() })
     }
 
-    /// The same table for steps in which no row has a mask.
+    /// Returns the same table for steps in which no row has a mask.
     pub fn without_masks(&self) -> SamplingTable {
         SamplingTable { allowed: None, ..self.clone() }
     }
@@ -231,7 +233,8 @@ impl SampledTokens {
         })
     }
 
-    /// The same results without the most likely tokens and the log-probabilities under softmax(logits).
+    /// Returns the same results without the most likely tokens and without the log-probabilities under
+    /// softmax(logits).
     pub fn ids_and_log_probs(&self) -> SampledTokens {
         SampledTokens { raw_log_prob: None, tops: None, ..self.clone() }
     }

@@ -74,7 +74,7 @@ pub fn layer_norm(cx: &Cx, x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Resu
             cols,
         };
         bw.launch(&ln::bwd(kx.dtype(), &p))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }
 
@@ -103,7 +103,7 @@ pub fn add_position_embeddings(cx: &Cx, x: &Tensor, pos: &Tensor) -> Result<Tens
             let p = position::BwdParams { dy: dy.addr(), d_pos: d_pos.addr(), rows, cols, positions, reserved: 0 };
             bw.launch(&position::bwd(dy.dtype(), &p))?;
         }
-        bw.add(&kx, dy)
+        bw.add_grad(&kx, dy)
     }))
 }
 
@@ -122,7 +122,7 @@ pub fn normalise_rows(cx: &Cx, x: &Tensor) -> Result<Tensor> {
         let dx = bw.empty_like(&kx)?;
         let p = unit::BwdParams { x: kx.addr(), norm: addr(&norm), dy: dy.addr(), dx: dx.addr(), rows, cols };
         bw.launch(&unit::bwd(kx.dtype(), &p))?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     }))
 }
 
@@ -140,7 +140,7 @@ pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSe
     if d > MAX_HEAD_DIM && cx.device().kernels() == Kernels::Cuda {
         return Err(shape_error(OP, format!("head_dim is {d}; the CUDA kernel supports at most {MAX_HEAD_DIM}")));
     }
-    let (n_tokens, n_images) = (images.tokens(), images.seqs());
+    let (n_tokens, n_images) = (images.token_count(), images.sequence_count());
     for (what, t) in [("k", k), ("v", v)] {
         want_shape(
             OP,
@@ -194,8 +194,8 @@ pub fn pool_attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, images: &CuSe
             reserved: 0,
         };
         bw.launch(&pool::bwd(kq.dtype(), &p))?;
-        bw.add(&kq, dq)?;
-        bw.add(&kk, dk)?;
-        bw.add(&kv, dv)
+        bw.add_grad(&kq, dq)?;
+        bw.add_grad(&kk, dk)?;
+        bw.add_grad(&kv, dv)
     }))
 }

@@ -45,7 +45,7 @@ use reel_input::config::ModelConfig;
 use reel_kernels::{elementwise, reduce};
 use reel_model::units;
 use reel_ranks::Ranks;
-use reel_runtime::optim::{AdamW, Cell, GradientSource, Partition};
+use reel_runtime::optim::{AdamW, GradientSource, ParameterCell, Partition};
 use reel_runtime::{Grads, RuntimeError, Tensor, WeightUnit};
 
 use crate::Result;
@@ -71,7 +71,7 @@ pub struct GradientSum {
     /// The trained parameters, by index in the partition.
     parameters: Vec<(String, Tensor)>,
     /// The cells in buckets, in the order in which the buckets are exchanged.
-    buckets: Vec<Vec<Cell>>,
+    buckets: Vec<Vec<ParameterCell>>,
     /// f32 `[n]`: the sums of the owned cells, one after the other.
     sums: Tensor,
     /// By name of each parameter with owned cells: the parameter's index, and the position in `sums` at which the sum
@@ -174,10 +174,12 @@ impl GradientSum {
         let order: Vec<usize> = model_order.iter().rev().filter_map(index).collect();
         let buckets = buckets(&partition, &order, weights);
         if let Some(shards) = &shards {
-            let unit = |cell: &Cell| units::unit_of_weight(&parameters[cell.parameter].0, config);
+            let unit = |cell: &ParameterCell| units::unit_of_weight(&parameters[cell.parameter].0, config);
             shards.set_buckets(buckets.iter().map(|bucket| bucket.iter().map(unit).collect()));
         }
-        let owned = |bucket: &Vec<Cell>| bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum();
+        let owned = |bucket: &Vec<ParameterCell>| {
+            bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum()
+        };
         let largest: usize = buckets.iter().map(owned).max().unwrap_or(0);
         let f32s = |count: usize| Tensor::empty(device, &[count], DType::F32, MemoryCategory::Gradients);
         let received = |from: usize| f32s(if from == ranks.rank() { 0 } else { largest });
@@ -209,7 +211,7 @@ impl GradientSum {
     /// The largest number of bytes of finished gradients that a backward pass has in memory: those of a bucket that is
     /// not complete, and those of the buckets whose exchange is pending, which keep their parameters' gradients whole.
     pub fn max_finished_gradient_bytes(&self) -> u64 {
-        let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
+        let weights = |bucket: &Vec<ParameterCell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
         let bucket = self.buckets.iter().map(weights).max().unwrap_or(0);
         let counts = || self.parameters.iter().map(|(_, parameter)| parameter.count());
         let most = counts().sum::<usize>().min((1 + MAX_PENDING_BUCKETS) * bucket + counts().max().unwrap_or(0));
@@ -266,7 +268,7 @@ impl GradientSum {
 
     /// Whether the gradients of the next bucket are finished, and its exchange is the next one of the round.
     fn may_exchange_bucket(&self) -> bool {
-        let is_complete = |bucket: &Vec<Cell>| bucket.iter().all(|cell| self.round.finished[cell.parameter]);
+        let is_complete = |bucket: &Vec<ParameterCell>| bucket.iter().all(|cell| self.round.finished[cell.parameter]);
         self.buckets.get(self.round.exchanged).is_some_and(is_complete)
             && self.shards.as_ref().is_none_or(|shards| shards.is_bucket_next())
     }
@@ -318,7 +320,7 @@ impl GradientSum {
         let received = &self.received[self.round.exchanged % self.received.len()];
         let (rank, size, in_order) = (self.ranks.rank(), self.ranks.size(), self.ranks_of_round());
         let bucket = &self.buckets[self.round.exchanged];
-        let gradient = |cell: &Cell| own.get(&self.parameters[cell.parameter].0);
+        let gradient = |cell: &ParameterCell| own.get(&self.parameters[cell.parameter].0);
         let flags: Vec<u8> = bucket.iter().map(|cell| u8::from(gradient(cell).is_some())).collect();
         let flags = self.ranks.all_gather("cells with a gradient", &flags)?;
         let mut send = vec![Vec::new(); size];
@@ -362,7 +364,7 @@ impl GradientSum {
     }
 
     /// The sum of an owned cell.
-    fn sum_of(&self, cell: &Cell) -> Result<Tensor> {
+    fn sum_of(&self, cell: &ParameterCell) -> Result<Tensor> {
         let starts = self.starts.get(&self.parameters[cell.parameter].0);
         let start = starts.and_then(|(_, starts)| starts.get(&cell.range.start)).copied().unwrap_or(0);
         Ok(self.sums.rows(start, cell.range.len())?)
@@ -396,7 +398,7 @@ impl GradientSum {
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         for bucket in &self.buckets {
             let mut of_ranks = vec![Vec::new(); size];
-            let is_sent = |cell: &&Cell| {
+            let is_sent = |cell: &&ParameterCell| {
                 self.reached[cell.parameter] && self.parameters[cell.parameter].1.on_demand_memory().is_none()
             };
             for cell in bucket.iter().filter(is_sent) {
@@ -427,8 +429,8 @@ impl GradientSource for GradientSum {
 
 /// Divides the cells into buckets of at most `weights` weights, in the order of `order`, a list of parameter indices.
 /// The buckets are the same on every rank.
-fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
-    let (mut buckets, mut in_last) = (Vec::<Vec<Cell>>::new(), 0);
+fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<ParameterCell>> {
+    let (mut buckets, mut in_last) = (Vec::<Vec<ParameterCell>>::new(), 0);
     for cell in order.iter().flat_map(|&parameter| partition.cells_of(parameter)) {
         in_last += cell.range.len();
         match buckets.last_mut().filter(|_| in_last <= weights) {

@@ -29,7 +29,7 @@ use reel_kernels::elementwise;
 use reel_model::units;
 use reel_model::weights::DeferredWeight;
 use reel_ranks::Ranks;
-use reel_runtime::optim::{Cell, ParameterSize, Partition};
+use reel_runtime::optim::{ParameterCell, ParameterSize, Partition};
 use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, WeightUnit};
 
 use crate::step::tensor_exchange::SharedExchange;
@@ -61,7 +61,7 @@ struct UnitWeights {
     /// The bytes of all weights together.
     bytes: usize,
     /// All cells: the cell, its weight, and the memory of the cell if it belongs to this rank.
-    cells: Vec<(Cell, Tensor, Option<Tensor>)>,
+    cells: Vec<(ParameterCell, Tensor, Option<Tensor>)>,
 }
 
 /// The units that have memory, and the exchanges of the round so far.
@@ -125,7 +125,7 @@ impl WeightShards {
             }
         }
         let with_vision = units.contains_key(&units::PATCH_EMBEDDING);
-        let forward = units::forward_units(config, with_vision);
+        let forward = units::units_in_forward_order(config, with_vision);
         let (device, ranks) = (device.clone(), ranks.size());
         Ok(Self { device, exchange, ranks, forward, units, own, round: RefCell::default() })
     }
@@ -295,7 +295,7 @@ impl UnitWeights {
     /// Adds the memory of a weight, which other weights may share.
     fn add_memory(&mut self, weight: &Tensor) {
         let Some(memory) = weight.on_demand_memory() else { return };
-        if self.memories.iter().any(|(other, _)| other.is_same(memory)) {
+        if self.memories.iter().any(|(other, _)| other.shares_memory_with(memory)) {
             return;
         }
         let start = self.bytes.next_multiple_of(ALIGNMENT);
@@ -305,7 +305,7 @@ impl UnitWeights {
 }
 
 /// Allocates memory for a cell of a weight. A cell that is a whole weight has its shape and padding.
-fn memory_of(device: &Device, cell: &Cell, weight: &Tensor) -> Result<Tensor> {
+fn memory_of(device: &Device, cell: &ParameterCell, weight: &Tensor) -> Result<Tensor> {
     let is_whole = cell.range == (0..weight.count());
     let shape = if is_whole { weight.shape().to_vec() } else { vec![cell.range.len()] };
     let memory = Tensor::empty(device, &shape, weight.dtype(), MemoryCategory::Weights)?;

@@ -19,7 +19,7 @@ pub struct KvDestination<'a> {
     pub rotary: &'a RotaryTable,
     /// The caches of keys and of values, `[blocks, BLOCK_TOKENS, Hkv, D]` each.
     pub caches: (&'a Tensor, &'a Tensor),
-    /// The slot of each new token.
+    /// The block tables, with the cache slot of each new token.
     pub pages: &'a KvPages,
 }
 
@@ -44,7 +44,7 @@ impl KvDestination<'_> {
         Ok(blocks)
     }
 
-    /// The number of heads of the caches and of elements of a head.
+    /// The number of key-value heads of the caches, and the number of elements of a head.
     ///
     /// # Errors
     /// The cache of keys does not have four dimensions.
@@ -55,7 +55,7 @@ impl KvDestination<'_> {
         }
     }
 
-    /// Checks that keys and values have as many columns as the heads of the caches have elements.
+    /// Checks that keys and values have `heads × head size` columns, with the heads of the caches.
     fn check_columns(&self, op: &'static str, [keys, values]: [usize; 2]) -> Result<()> {
         let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
         if [keys, values] == [kv_heads * head_dim; 2] {
@@ -67,7 +67,7 @@ impl KvDestination<'_> {
         Err(shape_error(op, text))
     }
 
-    /// The shape of the queries `[S, H, D]` of `tokens` new tokens, which have `columns` columns.
+    /// The shape `[S, H, D]` of the queries of `tokens` new tokens with `columns` columns.
     ///
     /// # Errors
     /// The columns are not whole heads, or a head has an odd number of elements.

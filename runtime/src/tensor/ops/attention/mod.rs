@@ -11,8 +11,8 @@
 //! b1 attends:  p0 p1 p2           p3 b0 b1
 //! ```
 //!
-//! The keys of a prefix come before the sequence's own keys, so the bits equal those of the unshared row `p0 p1 p2 p3
-//! a0`. For the KV cache, [`KvPages`] has the same role: block tables, lengths, and the cache slots of the new
+//! The keys of a prefix come before the sequence's own keys, so the bits are the same as for the unshared row `p0 p1
+//! p2 p3 a0`. For the KV cache, [`KvPages`] has the same role: block tables, lengths, and the cache slots of the new
 //! tokens.
 
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl CuSeqlens {
     /// of memory.
     pub fn with_prefixes(self, first_token_and_len: &[(usize, usize)]) -> Result<CuSeqlens> {
         let fits = |(n, &(first, tokens)): (usize, &(usize, usize))| first + tokens <= self.host[n] as usize;
-        if first_token_and_len.len() != self.seqs() || !first_token_and_len.iter().enumerate().all(fits) {
+        if first_token_and_len.len() != self.sequence_count() || !first_token_and_len.iter().enumerate().all(fits) {
             let what = format!(
                 "prefixes (first token, length) {first_token_and_len:?} must end before their sequences, \
                  which have the offsets {:?}",
@@ -102,12 +102,12 @@ impl CuSeqlens {
     }
 
     /// The total number of tokens in all sequences.
-    pub fn tokens(&self) -> usize {
+    pub fn token_count(&self) -> usize {
         self.host.last().map_or(0, |&n| n as usize)
     }
 
     /// The number of sequences.
-    pub fn seqs(&self) -> usize {
+    pub fn sequence_count(&self) -> usize {
         self.host.len() - 1
     }
 
@@ -190,8 +190,8 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
     attention_unless_known(cx, [q, k, v], seqs, causal, None)
 }
 
-/// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing,
-/// and records the backward rule of [`attention`].
+/// Records causal [`attention`] with the known output `o` `[S, Hq, D]` and the known log-sum-exps `lse` f32 `[S,
+/// Hq]`. Computes nothing in the forward pass; the backward rule is that of [`attention`].
 ///
 /// # Errors
 /// The errors of [`attention`]; `o` or `lse` has another shape or dtype.
@@ -219,10 +219,10 @@ fn attention_unless_known(
     let _op = in_op("attention");
     const OP: &str = "attention";
     let (tokens, n_heads, kv_heads, d) = heads(OP, q, k, v)?;
-    if seqs.tokens() != tokens {
+    if seqs.token_count() != tokens {
         return Err(shape_error(
             OP,
-            format!("the last offset of cu_seqlens is {}, but q has {tokens} tokens", seqs.tokens()),
+            format!("the last offset of cu_seqlens is {}, but q has {tokens} tokens", seqs.token_count()),
         ));
     }
     let dtype = q.dtype();
@@ -244,7 +244,7 @@ fn attention_unless_known(
         cu_seqlens: seqs.device.addr(),
         prefix: seqs.prefix_addr(),
         tokens: size(OP, tokens)?,
-        seqs: size(OP, seqs.seqs())?,
+        seqs: size(OP, seqs.sequence_count())?,
         heads: size(OP, n_heads)?,
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
@@ -312,9 +312,9 @@ impl KeptInputs {
         };
         let p = packed::BwdParams { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
         bw.launch(&packed::bwd(dtype, &p, self.seqs.pairs(forward.causal == 1)))?;
-        bw.add(&self.q, dq)?;
-        bw.add(&self.k, dk)?;
-        bw.add(&self.v, dv)
+        bw.add_grad(&self.q, dq)?;
+        bw.add_grad(&self.k, dk)?;
+        bw.add_grad(&self.v, dv)
     }
 }
 
@@ -338,8 +338,8 @@ pub struct KvPages {
     kv_lens_device: Tensor, // i32 [seqs]
     tables: Tensor,         // i32 [seqs, max_blocks]
     slots: Tensor,          // i32 [new tokens]
-    // i32 [new tokens, counters_per_token], zeros. A decode step uses these counters to merge the results of segments
-    // of keys in the same launch.
+    // i32 `[new tokens, counters_per_token]`, all 0 between launches. Several blocks of threads of a decode step
+    // compute segments of the keys, and merge their results in the same launch by these counters.
     counters: Option<Tensor>,
     // The current number of keys of each row of a decode step; `kv_lens` has the maximum number of each row.
     row_keys: Option<RowKeyCounts>,
@@ -397,7 +397,7 @@ impl KvPages {
     ) -> KvPages {
         KvPages {
             new: rows.clone(),
-            kv_lens: vec![max_keys; rows.seqs()],
+            kv_lens: vec![max_keys; rows.sequence_count()],
             kv_lens_device: lens.clone(),
             tables: tables.clone(),
             slots: slots.clone(),
@@ -412,8 +412,8 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     paged_attention_into(cx, q, caches, pages, None)
 }
 
-/// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: both are the known
-/// output that [`attention_with_known_output`] takes.
+/// Like [`paged_attention`], but also returns the log-sum-exp of each row's scores, f32 `[S, Hq]`. Runs on device
+/// `cpu` only. [`attention_with_known_output`] takes both results as its known output.
 ///
 /// # Errors
 /// The device is not `cpu`; the errors of [`paged_attention`].
@@ -452,7 +452,7 @@ fn paged_attention_into(
             ),
         ));
     };
-    if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.tokens() != tokens {
+    if kd != d || kv_heads == 0 || !n_heads.is_multiple_of(kv_heads) || pages.new.token_count() != tokens {
         return Err(shape_error(
             OP,
             format!(
@@ -460,7 +460,7 @@ fn paged_attention_into(
                  heads a multiple of kv_heads",
                 format_shape(q.shape()),
                 format_shape(caches.0.shape()),
-                pages.new.tokens()
+                pages.new.token_count()
             ),
         ));
     }

@@ -3,8 +3,8 @@ use crate::tensor::ops::tests::relative_distance;
 use crate::tensor::ops::{linear_log_prob, weighted_sum};
 use crate::tensor::tape::Grads;
 
-/// Gradients of bf16 queries, keys and values. The head size is one that the tensor-core kernels support, and there
-/// are more keys than one tile of keys holds.
+/// Gradients of bf16 queries, keys and values. The tensor-core kernels support the head size, and there are more keys
+/// than one tile of keys holds.
 fn gradients(device: &Device) -> Vec<Vec<f32>> {
     let numbers = |n: usize, seed: usize| -> Vec<f32> {
         (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1013) as f32 / 506.0 - 1.0).collect()
@@ -48,7 +48,8 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
     }
 }
 
-/// A prompt of 3 tokens, two completions of 2 and 1 tokens that see it, and a sequence of its own.
+/// The batch has a prompt of 3 tokens, two completions of 2 and 1 tokens that share this prefix, and an independent
+/// sequence.
 #[test]
 fn attention_pairs_count_prefixes() {
     let seqs = CuSeqlens::from_lengths(&Device::cpu(1), &[3, 2, 1, 4]).unwrap();

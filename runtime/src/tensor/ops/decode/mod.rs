@@ -1,6 +1,6 @@
 //! The rows of a decode step, one row per sequence, in device memory. Everything that changes from step to step
-//! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
-//! captured graph, before it has read the tokens of the previous step.
+//! (token, position, length, block table) is updated in device memory, so the host can enqueue a step, or replay it
+//! as a captured graph, before it has read the tokens of the previous step.
 
 use reel_device::launch::RowKeyCounts;
 use reel_device::{Addr, DType, Device, in_op};
@@ -35,7 +35,7 @@ pub struct DecodeSlot<'a> {
     pub adapter: i32,
 }
 
-/// The `R` rows of a decode step. A row without a sequence is computed, too, but has no effect.
+/// The `R` rows of a decode step. A row without a sequence is computed too, but its result has no effect.
 #[derive(Clone, Debug)]
 pub struct DecodeRows {
     /// i32 `[R]`: the input tokens of the next step.
@@ -100,11 +100,11 @@ impl DecodeRows {
     }
 
     /// i32 `[R]`: the number of each row's LoRA adapter, -1 for none; `None` if the rows keep no adapter numbers.
-    pub fn adapters(&self) -> Option<&Tensor> {
+    pub fn adapter_numbers(&self) -> Option<&Tensor> {
         self.adapters.as_ref()
     }
 
-    /// The same rows for steps that neither read nor extend the histories.
+    /// Returns the same rows for steps that neither read nor extend the token histories.
     pub fn without_history(&self) -> DecodeRows {
         DecodeRows { history: None, ..self.clone() }
     }
@@ -165,7 +165,7 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row; too few or too many blocks; a history that is too long.
-    pub fn assign(&self, first: usize, slots: &[DecodeSlot]) -> Result<()> {
+    pub fn assign_rows(&self, first: usize, slots: &[DecodeSlot]) -> Result<()> {
         const OP: &str = "decode rows";
         let (n, width, longest) = (slots.len(), self.max_blocks(), self.max_history());
         let (mut tables, mut history) = (vec![0i32; n * width], vec![0i32; n * longest]);
@@ -244,15 +244,15 @@ impl DecodeRows {
     ///
     /// # Errors
     /// A range beyond the last row.
-    pub fn clear(&self, first: usize, rows: usize) -> Result<()> {
+    pub fn clear_rows(&self, first: usize, rows: usize) -> Result<()> {
         self.kv_lens.rows(first, rows)?.write(&vec![0i32; rows])?;
         self.keys.range(first, rows).assign(std::iter::repeat_n((0, 0), rows));
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])
     }
 
-    /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured graph:
-    /// the costs of the next step's launches then count one key more for each row in use.
-    pub fn count_step(&self) {
+    /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured
+    /// graph. The cost estimates of the next step's launches then include one more key for each row in use.
+    pub fn count_enqueued_step(&self) {
         self.keys.advance();
     }
 

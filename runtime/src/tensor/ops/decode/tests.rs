@@ -20,7 +20,7 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
         let rows = DecodeRows::new(&device, 4, 3, 5).unwrap();
         let history = [8, 9];
         let long = DecodeSlot { history: &history, ..slot(5, 63, 130, &[7, 2, 11]) };
-        rows.assign(1, &[long, slot(6, 2, 3, &[4])]).unwrap();
+        rows.assign_rows(1, &[long, slot(6, 2, 3, &[4])]).unwrap();
         let chosen = Tensor::from_i32(&device, &[4], &[1, 2, 3, 4]).unwrap();
         let state = |t: &Tensor| t.to_i32().unwrap();
         assert_eq!(state(&rows.slots), [-1, 7 * 64 + 62, 4 * 64 + 1, -1]);
@@ -36,13 +36,13 @@ fn advance_moves_rows_through_their_blocks_until_the_limit() {
         let (tokens, lens) = rows.history().unwrap();
         assert_eq!(state(&tokens.rows(1, 1).unwrap()), [8, 9, 2, 2, 2]);
         assert_eq!(state(lens), [0, 5, 2, 0]);
-        rows.clear(1, 1).unwrap();
+        rows.clear_rows(1, 1).unwrap();
         assert_eq!((state(&rows.kv_lens), state(&rows.slots)), (vec![0; 4], vec![-1; 4]));
     }
 }
 
-/// Attention of a decode step, whose rows' segments of keys are computed by several blocks of threads, gives the same
-/// bits as for each sequence alone. Two rows share the pages of their first 512 keys.
+/// In a decode step, several blocks of threads compute segments of each row's keys. The result has the same bits as
+/// attention for each sequence alone. Two rows share the pages of their first 512 keys.
 #[test]
 fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
     const HEADS: usize = 14;
@@ -65,7 +65,7 @@ fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
         let mut rows = DecodeRows::new(&device, 4, 10, 0).unwrap();
         rows.allocate_attention_counters(&device, HEADS, KV_HEADS).unwrap();
         let slots: Vec<DecodeSlot> = lens.iter().zip(&tables).map(|(&n, blocks)| slot(1, n, n, blocks)).collect();
-        rows.assign(0, &slots).unwrap();
+        rows.assign_rows(0, &slots).unwrap();
         let attention = |q: &Tensor, pages: &KvPages| {
             let o = crate::ops::paged_attention(&cx, q, (&k, &v), pages).unwrap();
             o.to_f32().unwrap()
@@ -101,9 +101,9 @@ fn rejects_slots_that_exceed_a_row() {
         (0, DecodeSlot { history: &[1, 2, 3, 4], ..slot(1, 1, 5, &blocks) }),
         (2, slot(1, 1, 5, &blocks)),
     ] {
-        assert!(rows.assign(first, &[bad]).is_err(), "{bad:?} at {first}");
+        assert!(rows.assign_rows(first, &[bad]).is_err(), "{bad:?} at {first}");
     }
-    assert!(rows.row_range(0, 3).is_err() && rows.row_range(1, 2).is_err() && rows.clear(1, 2).is_err());
+    assert!(rows.row_range(0, 3).is_err() && rows.row_range(1, 2).is_err() && rows.clear_rows(1, 2).is_err());
     assert_eq!((rows.rows(), rows.max_blocks(), rows.max_history()), (2, 2, 3));
 }
 

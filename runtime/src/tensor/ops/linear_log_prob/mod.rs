@@ -1,9 +1,10 @@
 //! The output layer together with the log-probabilities of given tokens, with little memory for logits.
 //!
 //! In: hidden states h `[R, H]`, the output weight w `[V, H]`, one target token per row. Out: `log softmax(h · wᵀ ·
-//! inv_temperature)[target]`, f32 `[R]`, and the entropies if asked for. All logits together would be `[R, V]`: 5 GB
-//! for 8192 rows and 152064 words. So the logits are computed in tiles of at most 64 MiB, and computed again in the
-//! backward pass. On the CPU, the first tiles, up to 512 MiB, are kept for the backward pass instead.
+//! inv_temperature)[target]`, f32 `[R]`, and the entropies on request. All logits together would be `[R, V]`: 5 GB
+//! for 8192 rows and a vocabulary of 152064 tokens. So the logits are computed in tiles of at most 64 MiB, and
+//! computed again in the backward pass. On the CPU, the first tiles, up to 512 MiB, are kept for the backward pass
+//! instead.
 //!
 //! ```text
 //! forward, for each tile of rows:
@@ -18,7 +19,7 @@
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
-//! [`products`] does that with plain matrix products and a kernel for the sums of each tile.
+//! [`products`] implements this with plain matrix products and a kernel for the sums of each tile.
 
 mod products;
 #[cfg(test)]
@@ -34,10 +35,11 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// Maximum bytes of a tile of logits and its gradient.
+/// Maximum size of a tile of logits together with its gradient, in bytes.
 const MAX_LOGITS_BYTES: usize = 64 << 20;
-/// Maximum bytes of logits that the CPU keeps from the forward to the backward pass: the logits of 883 rows and 151936
-/// words. Computing these logits again takes a twelfth of a training step of the 0.5 B model.
+/// Maximum number of bytes of logits that the CPU keeps from the forward to the backward pass: the logits of 883 rows
+/// with a vocabulary of 151936 tokens. Computing these logits again takes a twelfth of a training step of the 0.5 B
+/// model.
 const KEPT_LOGITS_BYTES: usize = 512 << 20;
 
 /// The number of rows whose f32 logits fit into 64 MiB; at least one.
@@ -52,8 +54,8 @@ pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_te
     Head::new(h, w, targets, inv_temperature)?.log_prob(cx, None)
 }
 
-/// [`linear_log_prob`] together with the entropy in nats of each row's token distribution, f32 `[R]`, from the same
-/// pass over the logits. A row with a negative target has entropy 0. The entropies have no gradient.
+/// Like [`linear_log_prob`], but also returns the entropy of each row's token distribution in nats, f32 `[R]`, from
+/// the same pass over the logits. A row with a negative target has entropy 0. The entropies have no gradient.
 ///
 /// # Errors
 /// The errors of [`linear_log_prob`].
@@ -82,9 +84,10 @@ struct Head {
     vocab: usize,
     hidden: usize,
     vocab_u: u32,
-    /// Maximum bytes of a tile of logits and its gradient: [`MAX_LOGITS_BYTES`], except in tests.
+    /// Maximum size of a tile of logits together with its gradient, in bytes: [`MAX_LOGITS_BYTES`], except in tests.
     limit: usize,
-    /// Maximum bytes of logits that the CPU keeps for the backward pass: [`KEPT_LOGITS_BYTES`], except in tests.
+    /// Maximum number of bytes of logits that the CPU keeps for the backward pass: [`KEPT_LOGITS_BYTES`], except in
+    /// tests.
     keep: usize,
 }
 

@@ -1,5 +1,6 @@
-//! For each tile of rows and columns, a matrix product writes the logits and the kernels of `reel_kernels::log_prob`
-//! read them. The next tile overwrites the logits, unless they are kept for the backward pass.
+//! Computes the forward and backward pass tile by tile. For each tile of rows and columns, a matrix product writes
+//! the logits and the kernels of `reel_kernels::log_prob` read them. The next tile overwrites the logits, unless they
+//! are kept for the backward pass.
 
 use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Device, Kernels, Launch, MemoryCategory};
@@ -13,7 +14,7 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
 
-/// Widths of tiles are rounded to a multiple of this number of columns, with which matrix products are fastest.
+/// The width of a tile is rounded up to a multiple of this number of columns, for which matrix products are fastest.
 const ALIGNED: usize = 128;
 
 /// The size of a tile of logits: its rows, and its columns of the vocabulary.
@@ -27,15 +28,16 @@ impl LogitTile {
     /// The largest tile of at most `max_bytes` bytes.
     ///
     /// With r rows and c columns per tile, each of the R rows of h is read V / c times and each of the V rows of the
-    /// weight R / r times, and their gradients as often: `R · V · (1 / c + 1 / r)` rows in total. For a given area
-    /// this is least for a square tile. With 8192 rows, 152064 words and f32 logits a tile is 4096 by 4096: the
-    /// weight is read twice and the rows 38 times, 4.4 GB. Tiles as wide as the vocabulary would read the weight 75
-    /// times, 82 GB.
+    /// weight R / r times: `R · V · (1 / c + 1 / r)` rows in total. The gradients of both are read as often. For a
+    /// given area of a tile, this number is smallest for a square tile. With 8192 rows, a vocabulary of 152064 tokens
+    /// and f32 logits, a tile is 4096 by 4096: the weight is read twice and the rows 38 times, 4.4 GB. Tiles as wide
+    /// as the vocabulary would read the weight 75 times, 82 GB.
     ///
     /// A tile of 64 MiB does not fit into the 50 MB of L2 of an H100 or H200, so its logits pass through memory.
-    /// Smaller tiles would not be faster. A forward and backward pass over 8192 rows of 3584 and 152064 words, by size
-    /// of a tile (launches and bytes are counted by a test; times are modelled, not measured: 128 × 256 elements per
-    /// block of a product, whole waves of 132 blocks, 791 TFLOP/s, 3.75 TB/s, 0.5 us per launch):
+    /// Smaller tiles would not be faster. The table shows a forward and backward pass over 8192 rows of 3584 elements
+    /// with a vocabulary of 152064 tokens, by size of a tile. A test counts launches and bytes. Times are modelled,
+    /// not measured (128 × 256 elements per block of a product, whole waves of 132 blocks, 791 TFLOP/s, 3.75 TB/s,
+    /// 0.5 us per launch):
     ///
     /// | tile | launches | bytes of all launches | bytes if L2 keeps the logits | modelled time |
     /// |---|---|---|---|---|
@@ -44,18 +46,19 @@ impl LogitTile {
     /// | 128 MiB | 376 | 53.8 GB | it cannot | 51.3 ms |
     ///
     /// L2 could save 27 GB of logits, but smaller tiles read the weight, the rows and the f32 gradient of the weight
-    /// more often. The time is that of the products, whose blocks fill the last wave worse: the logits of 2586 × 2432
-    /// are 210 blocks, 80 % of two waves, those of 4096 × 4096 are 512 blocks, 97 % of four. 128 MiB would take 3 %
-    /// less time of the head, but 64 MiB more memory at the peak of a step.
+    /// more often. The matrix products take most of the time, and with smaller tiles their blocks leave more of the
+    /// last wave empty: a tile of 2586 × 2432 logits has 210 blocks, 80 % of two waves; a tile of 4096 × 4096 has 512
+    /// blocks, 97 % of four waves. Tiles of 128 MiB would take 3 % less time of the output layer, but 64 MiB more
+    /// memory at the peak of a step.
     ///
-    /// The number of columns does not depend on the number of rows. A row's sums are merged where a tile ends, so
-    /// otherwise its bits would depend on the other rows.
+    /// The number of columns does not depend on the number of rows. The sums of a row are merged where a tile ends,
+    /// so the bits of a row would otherwise depend on the number of rows.
     pub(super) fn new(bytes_per_logit: usize, vocab: usize, max_bytes: usize) -> LogitTile {
         let elements = (max_bytes / bytes_per_logit).max(1);
         let aligned = |n: usize| if n >= ALIGNED { n / ALIGNED * ALIGNED } else { n };
         let side = aligned(elements.isqrt());
-        // All tiles but the last have the same width: as narrow as possible without more tiles than square tiles
-        // would need.
+        // All tiles except the last have the same width. It is the smallest width that gives no more tiles than
+        // square tiles would.
         let even = vocab.div_ceil(vocab.div_ceil(side)).next_multiple_of(ALIGNED);
         let columns = even.min(side).min(vocab);
         LogitTile { rows: elements / columns, columns }
@@ -100,9 +103,9 @@ impl Head {
         }
     }
 
-    /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
-    /// and sums, which the log-softmax needs, from tile to tile. Returns the logits of the first tiles, as many as fit
-    /// into `keep` bytes.
+    /// The forward pass goes over the tiles of columns for each tile of rows. From tile to tile, `state` carries the
+    /// maximum and the sums of each row that the log-softmax needs. Returns the logits of the first tiles, as many as
+    /// fit into `keep` bytes.
     pub(super) fn forward(
         &self,
         cx: &Cx,
@@ -219,7 +222,7 @@ impl Head {
         drop((overwritten, d_logits, sums));
         bw.end_grad_parts(&self.w)?;
         match dh {
-            Some(dh) => bw.add(&self.h, dh),
+            Some(dh) => bw.add_grad(&self.h, dh),
             None => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ struct Case {
     dtype: DType,
     weight: DType,
     entropy: bool,
-    /// Maximum bytes of logits that the forward pass keeps.
+    /// Maximum number of bytes of logits that the forward pass keeps.
     keep: usize,
     seed: u32,
 }
@@ -94,8 +94,8 @@ proptest! {
         prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, squares_of(side)));
     }
 
-    /// The gradient of a step is `g1 + g2` in f32, where g2 is the whole gradient of the second micro-batch, also if
-    /// several tiles of rows add to g2.
+    /// The gradient of a step is `g1 + g2` in f32, where g2 is the whole gradient of the second micro-batch. This
+    /// holds also if several tiles of rows add to g2.
     #[test]
     fn a_second_micro_batch_adds_its_whole_gradient(rows in 1usize..30, side in 1usize..12, bf16: bool, seed in 1u32..1000) {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
@@ -133,7 +133,7 @@ proptest! {
 #[test]
 fn tile_size_at_8192_rows_and_152064_words() {
     assert_eq!(LogitTile::new(4, 152_064, MAX_LOGITS_BYTES), LogitTile { rows: 4096, columns: 4096 });
-    // Bytes per logit in the backward pass: 6 in bf16, 8 in f32.
+    // The backward pass takes 6 bytes per logit in bf16 and 8 bytes in f32.
     for each in [6, 8] {
         let tile = LogitTile::new(each, 152_064, MAX_LOGITS_BYTES);
         assert!(tile.columns.is_multiple_of(128) && tile.rows.abs_diff(tile.columns) < 256, "{tile:?}");
@@ -157,7 +157,7 @@ fn sim_equals_cpu() {
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
         let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, keep: 0, seed: 4 };
-        // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector's width.
+        // The tiles have 8 columns, or 61 columns, which is not a multiple of the length of a SIMD vector.
         for limit in [squares_of(8), squares_of(61)] {
             agree(&results(&sim, a, limit), &results(&cpu, a, limit), a, "sim");
         }
@@ -189,13 +189,14 @@ fn entropies_do_not_change_the_log_probabilities() {
     assert!(entropy.to_f32().unwrap().iter().any(|&e| e > 1.0));
 }
 
-/// Returns the operations of the backward pass, in matrix products over all rows and words, and the peak bytes of a
-/// training step of the head on the CPU.
+/// Returns the number of matrix products (over all rows and the whole vocabulary) of the backward pass, and the peak
+/// bytes of a training step of the output layer on the CPU.
 fn step_of(rows: usize) -> (f64, usize) {
     let device = Device::dry(Kernels::Cpu);
     let (vocab, hidden) = (152_064, 64);
     let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::F32, MemoryCategory::Weights).unwrap();
-    let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+    let (h, w) =
+        (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
     let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
     let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
     let mut grads = Grads::new();
@@ -224,14 +225,15 @@ fn the_cpu_keeps_at_most_512_mib_of_logits() {
     assert!((many - (3.0 - kept)).abs() < 0.05 && bytes < (640 << 20), "{many}, kept {kept} {bytes}");
 }
 
-/// The memory of the output layer of a 7B model, and the least time of its launches: the figures of
-/// docs/guide-performance.md.
+/// Checks the memory of the output layer of a 7B model and the least time of its launches, which
+/// docs/guide-performance.md states.
 #[test]
 fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
     let (rows, vocab, hidden) = (8192, 152_064, 3584);
     let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
-    let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+    let (h, w) =
+        (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
     let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
     let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
     let cx = Cx::training(&device, DType::BF16);
@@ -240,7 +242,7 @@ fn least_time_of_products_on_an_h200() {
     let before = device.memory().current;
     device.reset_peak();
     let y = linear_log_prob(&cx, &h, &w, &targets, 1.0).unwrap();
-    // The logits of one tile, the state of the tile's rows, and two results per row.
+    // The peak has the logits of one tile, the state of the tile's rows, and two results per row.
     assert_eq!(device.memory().peak - before, (64 << 20) + 4096 * 64 + 8192 * 8);
     let forward = floor(device.profiler());
     cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();
@@ -248,15 +250,16 @@ fn least_time_of_products_on_an_h200() {
     assert!((forward - 12.5).abs() < 0.05 && (backward - 35.7).abs() < 0.05, "{forward} {backward}");
 }
 
-/// Counts what the documentation of [`super::products::LogitTile`] names: launches of a training step of the head, and
-/// gigabytes that its launches read and write.
+/// Counts the launches of a training step of the output layer, and the gigabytes that they read and write. The
+/// documentation of [`super::products::LogitTile`] states both numbers.
 #[test]
 fn launches_and_bytes_by_the_size_of_a_tile() {
     let of_limit = |mebibytes: usize| {
         let device = Device::dry(Kernels::Cuda);
         let (rows, vocab, hidden) = (8192, 152_064, 3584);
         let tensor = |shape: &[usize]| Tensor::empty(&device, shape, DType::BF16, MemoryCategory::Weights).unwrap();
-        let (h, w) = (tensor(&[rows, hidden]).needing_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
+        let (h, w) =
+            (tensor(&[rows, hidden]).detach_requiring_grad(), tensor(&[vocab, hidden]).into_parameter("w").unwrap());
         let targets = Tensor::empty(&device, &[rows], DType::I32, MemoryCategory::Inputs).unwrap();
         let weights = Tensor::empty(&device, &[rows], DType::F32, MemoryCategory::Inputs).unwrap();
         let mut grads = Grads::new();

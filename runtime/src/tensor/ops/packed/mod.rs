@@ -6,8 +6,8 @@
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the
-//! weight again for every 32 rows (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows,
-//! neither on the CPU nor on a GPU. No op here has a backward rule.
+//! weight again for every 32 rows (64 on Hopper, 16 in f32). So, on the CPU and on a GPU, the bits of a row do not
+//! depend on the other rows. No op here has a backward rule.
 
 use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
@@ -30,13 +30,13 @@ pub struct PackedWeight {
     shape: [usize; 2],
     /// i8: `[N, K]` for CUDA; `[N / 16, K, 16]` for the CPU. f32: `[N / 32, K, 32]`. bf16: `[N / 32, K / 2, 32, 2]`.
     elements: Tensor,
-    /// f32 `[N]`, of int8.
+    /// The scales of an int8 weight, f32 `[N]`.
     scales: Option<Tensor>,
 }
 
 impl PackedWeight {
-    /// The granularity of writes in rows: each call of a `write` function begins at a multiple of this number, and each
-    /// call but the last one writes a multiple of it.
+    /// The granularity of writes, in rows. Each call of a `write` function begins at a multiple of this number, and
+    /// each call except the last one writes a multiple of it.
     pub const ROW_GRANULARITY: usize = GROUP_ROWS;
 
     /// An int8 weight whose elements are not initialised.
@@ -51,7 +51,7 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: Some(scales) })
     }
 
-    /// Allocates a weight of f32 or bf16 in groups of rows. Its elements are not initialised.
+    /// Allocates a weight of f32 or bf16 in the layout in groups of rows. Its elements are not initialised.
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
@@ -68,8 +68,8 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: None })
     }
 
-    /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not
-    /// change the copy.
+    /// Copies a plain weight `[N, K]` of f32 or bf16 to the layout in groups of rows. Later changes of the plain
+    /// weight do not change the copy.
     ///
     /// # Errors
     /// The device is not a CPU; the weight is not a matrix; out of memory.
@@ -93,8 +93,8 @@ impl PackedWeight {
     /// different rows.
     ///
     /// # Errors
-    /// The weight is not int8. The rows do not begin at a multiple of [`PackedWeight::ROW_GRANULARITY`], end neither
-    /// at such a multiple nor at the weight's last row, or exceed the weight.
+    /// The weight is not int8. The rows exceed the weight, do not begin at a multiple of
+    /// [`PackedWeight::ROW_GRANULARITY`], or do not end at such a multiple or at the weight's last row.
     pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
         let count = scales.len();
         self.check_rows(DType::I8, first, count, rows.len())?;
@@ -123,7 +123,7 @@ impl PackedWeight {
         arrange(&groups, [count, self.shape[1]], Addr(rows.as_ptr() as u64))
     }
 
-    /// Checks that rows of this dtype may be written.
+    /// Checks that rows of this dtype may be written to the weight.
     fn check_rows(&self, dtype: DType, first: usize, count: usize, elements: usize) -> Result<()> {
         let [n, k] = self.shape;
         let end = first.saturating_add(count);
@@ -143,7 +143,7 @@ impl PackedWeight {
         Err(shape_error("packed weight", text))
     }
 
-    /// `[N, K]`.
+    /// The shape of the weight, `[N, K]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
@@ -213,7 +213,7 @@ pub fn packed_qkv(
     let _op = in_op("packed_qkv");
     const OP: &str = "packed_qkv";
     if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| packed_linear(cx, &x, w, b, None))?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
@@ -228,7 +228,7 @@ pub fn packed_qkv(
     Ok(q)
 }
 
-/// [`packed_linear`] with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
+/// Like [`packed_linear`], with a LoRA adapter in the dtype of x: adds `scale · (x · downᵀ) · upᵀ`.
 pub fn packed_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -243,8 +243,8 @@ pub fn packed_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`packed_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
-/// [`packed_lora_linear`], a row without an adapter those of [`packed_linear`].
+/// Like [`packed_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
+/// [`packed_lora_linear`]; a row without an adapter has the bits of [`packed_linear`].
 pub fn packed_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,
@@ -275,7 +275,7 @@ pub fn packed_swiglu(
         return Err(shape_error(OP, text));
     }
     if cx.device().kernels() == Kernels::Cpu {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return swiglu(cx, &packed_linear(cx, &x, gate, None, None)?, &packed_linear(cx, &x, up, None, None)?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
@@ -299,7 +299,7 @@ pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Checks that x `[.., K]` fits to the weight and needs no gradient; returns the shape of the result.
+/// Checks that x `[.., K]` matches the weight and needs no gradient; returns the shape of the result.
 fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
     let (_, k) = rows_cols(op, "x", x)?;
     if k != w.shape[1] {
@@ -321,7 +321,7 @@ fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<
     Ok(shape)
 }
 
-/// The CPU's product `y = x wᵀ`.
+/// Computes the product `y = x wᵀ` on the CPU.
 fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result<Matmul> {
     let (m, k) = rows_cols(op, "x", x)?;
     size(op, m)?;

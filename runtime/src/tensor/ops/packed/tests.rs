@@ -20,7 +20,7 @@ fn quantised([n, k]: [usize; 2], seed: u32) -> (Vec<i8>, Vec<f32>) {
 fn weight(device: &Device, shape: [usize; 2], seed: u32) -> PackedWeight {
     let (elements, scales) = quantised(shape, seed);
     let w = PackedWeight::new_int8(device, shape).unwrap();
-    // Two calls, in the wrong order.
+    // The rows are written by two calls, the last rows first.
     let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_int8_rows(first, &elements[first * shape[1]..], &scales[first..]).unwrap();
     w.write_int8_rows(0, &elements[..first * shape[1]], &scales[..first]).unwrap();
@@ -51,8 +51,8 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     all.map(|t| t.to_f32().unwrap())
 }
 
-/// The results of `products` by the formulas in f64, from the same rounded inputs, each with the sum of the magnitudes
-/// of its terms.
+/// Computes the results of `products` in f64 from the same rounded inputs. Each result comes with the sum of the
+/// magnitudes of its terms.
 fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>; 4] {
     let cpu = Device::cpu(1);
     let of = |shape: &[usize], salt| -> Vec<f64> {
@@ -125,8 +125,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
 
-    /// The GPU's kernel, on the simulator, is near the CPU's results. It adds in another order than the CPU, and rounds
-    /// a sum once where the CPU rounds twice.
+    /// The GPU's kernel, run on the simulator, gives nearly the CPU's results. It adds in another order than the CPU,
+    /// and rounds a sum once where the CPU rounds twice.
     #[test]
     fn simulator_is_near_the_cpu_and_batch_invariant(m in 1usize..36, n in 1usize..50, k in 1usize..100, seed: u32) {
         let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };
@@ -151,7 +151,7 @@ fn weight_in_groups<T: Element>(device: &Device, shape: [usize; 2], seed: u32) -
     let plain = tensor(device, &shape, T::DTYPE, seed);
     let rows: Vec<T> = plain.to_f32().unwrap().into_iter().map(T::from_f32).collect();
     let w = PackedWeight::new_in_groups(device, shape, T::DTYPE).unwrap();
-    // Two calls, in the wrong order.
+    // The rows are written by two calls, the last rows first.
     let first = shape[0] / 2 / PackedWeight::ROW_GRANULARITY * PackedWeight::ROW_GRANULARITY;
     w.write_rows(first, &rows[first * shape[1]..], shape[0] - first).unwrap();
     w.write_rows(0, &rows[..first * shape[1]], first).unwrap();
@@ -282,11 +282,11 @@ fn rejects_operands_that_do_not_match() {
         let norm = Some(InputNorm { weight: &of(&[5]), eps: 1e-6 });
         fails(packed_swiglu(&cx, &x, norm, &w, &w), "[5]");
         let training = Cx::training(&device, DType::F32);
-        fails(packed_linear(&training, &x.needing_grad(), &w, None, None), "x needs a gradient");
+        fails(packed_linear(&training, &x.detach_requiring_grad(), &w, None, None), "x needs a gradient");
         let large = int8([80, 2]);
         for (first, elements, scales) in [(0, 6, 1), (0, 4, 2), (8, 64, 32), (32, 64, 32), (32, 50, 25), (96, 64, 32)] {
             let done = large.write_int8_rows(first, &vec![0; elements], &vec![1.0; scales]);
-            // Only the fourth one is right.
+            // Only the fourth write, 32 rows from row 32 on, is valid.
             assert_eq!(done.is_ok(), (first, elements, scales) == (32, 64, 32), "{first} {elements} {scales}");
             assert!(done.is_ok() || done.unwrap_err().to_string().contains(&format!("rows {first} .. ")));
         }

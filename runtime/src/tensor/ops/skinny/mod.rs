@@ -21,9 +21,9 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
     is_decode_product(cx, x, w, |choices| choices.max_rows)
 }
 
-/// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
-/// selects the maximum number of rows. With more rows, the kernel would read the weight again, and cuBLASLt multiplies
-/// instead.
+/// Whether the kernel of decode steps multiplies `x` and `w`. It does so on a GPU, outside of training, for few rows and
+/// a bf16 weight. `max_rows` selects the maximum number of rows. For more rows, the kernel would read the weight more
+/// than once, and cuBLASLt is used instead.
 fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let most = max_rows(skinny::plan_choices(cx.device().compute_capability()));
@@ -35,7 +35,7 @@ fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&PlanChoices)
 /// launch of the products.
 #[derive(Clone, Copy, Debug)]
 pub struct InputNorm<'a> {
-    /// `[K]`, in the dtype of x.
+    /// The weight of the norm, `[K]`, in the dtype of x.
     pub weight: &'a Tensor,
     /// The number that is added to the mean square.
     pub eps: f32,
@@ -43,12 +43,12 @@ pub struct InputNorm<'a> {
 
 impl InputNorm<'_> {
     /// Returns `rms_norm(x)`, or x itself if `norm` is `None`.
-    pub(super) fn apply(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply_if_some(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
-    /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows
-    /// are normalised here by a separate launch, which gives the same bits.
+    /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. If there
+    /// are many rows, a separate launch normalises them here, with the same bits.
     pub(super) fn prepare_product_input(
         norm: Option<Self>,
         cx: &Cx,
@@ -113,10 +113,10 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// The queries, keys and values of a decode step: three products of the same x, normalised first, with the bits of
-/// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
-/// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of
-/// many rows.
+/// Computes the queries, keys and values of a decode step: normalises x, then multiplies it with three weights, with
+/// the bits of [`skinny_linear`]. Rotates queries and keys, and writes keys and values into the caches. x `[R, K]`,
+/// weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for
+/// the norm of many rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -131,7 +131,7 @@ pub fn skinny_qkv(
     const OP: &str = "skinny_qkv";
     let fits = layers.iter().map(|(w, _)| uses_skinny_kernel(cx, x, w)).collect::<Result<Vec<_>>>()?;
     if fits.contains(&false) {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return to.rotate_and_cache_rows(cx, map_three_layers(layers, |(w, b)| linear(cx, &x, w, b))?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;
@@ -158,7 +158,8 @@ pub(super) fn map_three_layers<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Res
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// [`skinny_linear`] with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the residual.
+/// Like [`skinny_linear`], with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the
+/// residual.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -173,8 +174,8 @@ pub fn skinny_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`skinny_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
-/// [`skinny_lora_linear`], a row without an adapter those of [`skinny_linear`].
+/// Like [`skinny_linear`], with one LoRA adapter for each row. A row with an adapter has the bits of
+/// [`skinny_lora_linear`]; a row without an adapter has the bits of [`skinny_linear`].
 pub fn skinny_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,
@@ -196,7 +197,7 @@ pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor
     const OP: &str = "skinny_swiglu";
     want_shape(OP, "up", up, gate.shape(), "the shape of gate")?;
     if !uses_skinny_kernel(cx, x, gate)? || up.dtype() != gate.dtype() {
-        let x = InputNorm::apply(norm, cx, x)?;
+        let x = InputNorm::apply_if_some(norm, cx, x)?;
         return swiglu(cx, &linear(cx, &x, gate, None)?, &linear(cx, &x, up, None)?);
     }
     let (x, norm, eps) = InputNorm::prepare_product_input(norm, cx, OP, x)?;

@@ -152,7 +152,8 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
     }
 }
 
-/// Without a cluster, each block of threads would normalise all rows again, so many rows get a separate launch.
+/// Without a thread-block cluster, each block of threads would normalise all rows again, so a separate launch
+/// normalises many rows.
 #[test]
 fn many_rows_are_normalised_by_a_launch_of_their_own_without_clusters() {
     for (compute_capability, rows, launches) in [(80, 16, 0), (80, 17, 2), (89, 64, 2), (90, 64, 0)] {

@@ -56,7 +56,7 @@ fn outcome(
     Outcome { y, grads: grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect() }
 }
 
-/// Widens x to f32; the backward rule rounds the gradient to the dtype of x. Only this test needs such an op.
+/// Widens x to f32; the backward rule rounds the gradient to the dtype of x. Only the tests need such an op.
 fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     let flat = x.reshape(&[x.count()]).unwrap();
     if x.dtype() == DType::F32 {
@@ -68,7 +68,7 @@ fn widened(cx: &Cx, x: &Tensor) -> Tensor {
     cx.record("widened", &[&flat], y, move |bw| {
         let dy = bw.take_dy();
         let dx = Tensor::from_f32(bw.device(), kx.shape(), kx.dtype(), &dy.to_f32()?, MemoryCategory::Activations)?;
-        bw.add(&kx, dx)
+        bw.add_grad(&kx, dx)
     })
 }
 
@@ -101,8 +101,8 @@ fn norm_and_residual(device: &Device, rows: usize, cols: usize, seed: u32) {
             Ok(vec![sum.clone(), rms_norm(cx, &sum, &x[2], 1e-6)?])
         });
         agree(&format!("rms_norm_add {what}"), &fused, &plain, dtype);
-        // The second implementation, which gradient checkpointing uses: one op adds the residual, another computes
-        // the norm. The bits must be equal.
+        // Gradient checkpointing uses a second implementation: one op adds the residual, another computes the norm.
+        // The bits must be equal.
         let cut = outcome(device, dtype, &shapes, seed, |cx, x| {
             let (stream, y) = rms_norm_branch(cx, &add(cx, &x[0], &x[1])?, &x[2], 1e-6)?;
             Ok(vec![stream, y])
@@ -228,8 +228,8 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
     }
 }
 
-/// Compares the log-probabilities, entropies and gradients of the output layer, with and without entropies, with the
-/// formula in f64.
+/// Computes the log-probabilities, entropies and gradients of the output layer, with and without entropies, and
+/// compares them with the formula in f64.
 fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32, seed: u32) {
     let targets: Vec<i32> = (0..rows as i32).map(|r| (r * 5 + 1) % (vocab as i32 + 1) - 1).collect();
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
@@ -287,8 +287,8 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         close("log-probability", &got.y, &lps);
         close("entropy", &got_entropies.borrow(), &entropies);
         // The terms of an element can cancel: with one row, dh is the target's weight row minus the average row. So
-        // errors are compared with the sum of absolute terms. In bf16 the gradient of each logit is rounded, and so is
-        // each result: two relative errors of at most 2^-8.
+        // errors are compared with the sum of absolute terms. In bf16 the gradient of each logit is rounded, and so
+        // is each result: together two relative errors of at most 2^-8 each.
         let limit = if dtype == DType::F32 { 1e-5 } else { 1.01 / 128.0 };
         let gradients_close = |name: &str, got: &Outcome| {
             for (parameter, want) in [("p0", &dh), ("p1", &dw)] {
@@ -363,7 +363,7 @@ fn fused_ops_agree_on_sim() {
     }
 }
 
-/// Uses more rows than a tile of logits has.
+/// The batch has more rows than a tile of logits.
 #[test]
 fn tiles_of_rows_have_the_bits_of_rows_alone() {
     let device = Device::cpu(2);
@@ -379,7 +379,7 @@ fn tiles_of_rows_have_the_bits_of_rows_alone() {
     // The logits are few enough to be kept for the backward pass.
     let (peak, logits) = (device.memory().peak - before, rows * vocab * 4);
     assert!(peak < logits + (72 << 20) && logits > (75 << 20), "{peak} bytes for logits");
-    // f32 rows times a bf16 weight.
+    // The rows are f32 and the weight is bf16.
     let w: Values = pseudo_random_numbers(vocab * hidden, 3)
         .iter()
         .map(|&x| <half::bf16 as Element>::from_f32(x).to_f32())

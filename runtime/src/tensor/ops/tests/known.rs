@@ -1,4 +1,5 @@
-//! Tests of the ops `*_with_known_output`: they do not compute the output, and have the gradients of the ops that do.
+//! Tests of the ops `*_with_known_output`. They do not compute their output, and have the same gradients as the ops
+//! that compute it.
 
 use super::*;
 use crate::ops::{
@@ -6,7 +7,7 @@ use crate::ops::{
     swiglu_linear, swiglu_linear_with_known_output, write_rows,
 };
 
-/// Rows and columns of the inputs.
+/// The number of rows and the numbers of columns of the inputs.
 const M: usize = 7;
 const K: usize = 6;
 const N: usize = 4;
@@ -38,7 +39,7 @@ fn loss_of(cx: &Cx, y: &Tensor) -> Tensor {
     let dy = pseudo_random_numbers(y.count(), 90);
     let dy = Tensor::from_f32(cx.device(), y.shape(), DType::F32, &dy, MemoryCategory::Inputs).unwrap();
     let ky = y.clone();
-    cx.record("loss", &[y], loss, move |bw| bw.add(&ky, dy))
+    cx.record("loss", &[y], loss, move |bw| bw.add_grad(&ky, dy))
 }
 
 #[test]
@@ -68,7 +69,7 @@ fn products_of_known_outputs_have_the_same_gradients() {
     for (name, shapes, op) in cases {
         let computed = run(&shapes, op, None);
         assert_eq!(run(&shapes, op, Some(&computed.0)), computed, "{name}");
-        // The output is taken as it is.
+        // A known output is returned unchanged, even if its values are wrong.
         let other = vec![3.0; M * N];
         assert_eq!(run(&shapes, op, Some(&other)).0, other, "{name}");
     }

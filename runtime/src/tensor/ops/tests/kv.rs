@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::ops::{KvDestination, KvPages, RotaryTable, SequencePages, rotary_table};
 
-/// A cache of one sequence, which has no keys yet, and the angles of its new tokens.
+/// A KV cache of one sequence that has no keys yet, and the rotation angles of the sequence's new tokens.
 pub(crate) struct SmallKvCache {
     rotary: RotaryTable,
     keys: Tensor,

@@ -24,7 +24,7 @@ pub(super) fn pseudo_random_numbers(n: usize, seed: u32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// The relative L2 distance of two vectors of finite numbers; the absolute one if `want` is zero.
+/// The relative L2 distance of two vectors of finite numbers, or the absolute distance if `want` is zero.
 pub(super) fn relative_distance(got: &[f32], want: &[f32]) -> f64 {
     assert!(got.len() == want.len() && got.iter().chain(want).all(|x| x.is_finite()), "{got:?} {want:?}");
     let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(want).map(|(g, w)| f(*g as f64, *w as f64)).sum::<f64>();
@@ -66,8 +66,8 @@ fn videos(cx: &Cx) -> Result<Vec<DeviceFrames>> {
     Ok(vec![one([3, 4, 4])?, one([1, 2, 6])?])
 }
 
-/// The GRPO loss of three completions of 4, 0 and 5 tokens, of which the first 3, 0 and 5 count. Old and reference
-/// log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
+/// The GRPO loss of three completions of 4, 0 and 5 tokens, of which the first 3, 0 and 5 tokens count. Old and
+/// reference log-probabilities are so close that no ratio is near a clipping bound, where the loss has no derivative.
 fn grpo(cx: &Cx, log_probs: &Tensor, sequence_level: bool) -> Result<Tensor> {
     let f32s = |x: &[f32]| Tensor::from_f32(cx.device(), &[x.len()], DType::F32, x, MemoryCategory::Inputs);
     let near = |by: f32| {
@@ -140,9 +140,9 @@ fn cases() -> Vec<Case> {
                 Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
         }),
-        // `h` is the input of three products and a sum. The first product rule that runs in the backward pass must not
-        // add to the gradient of h in place, because the sum's gradient shares its memory with others; the two later
-        // rules do.
+        // `h` is the input of three products and a sum. In the backward pass, the first product rule must not add to
+        // the gradient of h in place, because this gradient shares its memory with other gradients of the sum. The
+        // two later rules add in place.
         case("linear", &[&[3, 4], &[4, 4], &[4, 4], &[4, 4]], |cx, x| {
             let h = swiglu(cx, &x[0], &x[0])?;
             let of = |w: &Tensor| linear(cx, &h, w, None);
@@ -217,7 +217,8 @@ fn cases() -> Vec<Case> {
             let parts = split_and_rotate(cx, &x[0], [3, 1], &small_rotary_table(cx)?)?;
             attention(cx, &parts[0], &parts[1], &parts[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, true)
         }),
-        // A product saves how to compute its input again, the output of swiglu, instead of the memory.
+        // `linear` saves a function that computes its input, the output of swiglu, again; it does not save the
+        // input's memory.
         case("swiglu", &[&[5, 4], &[5, 4], &[3, 4]], |cx, x| linear(cx, &swiglu(cx, &x[0], &x[1])?, &x[2], None)),
         case("rms_norm", &[&[4, 10], &[10], &[3, 10], &[2, 10], &[3, 2]], |cx, x| {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
@@ -297,7 +298,7 @@ fn every_backward_rule_equals_finite_differences() {
                     all[i][j] += by;
                     value(&all)
                 };
-                // A fourth-order difference formula allows a step that is large enough for f32.
+                // With a fourth-order difference formula, the step can be large enough for f32.
                 let want = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * h as f64);
                 off += (got[j] as f64 - want).powi(2);
                 size += want * want;
@@ -381,7 +382,8 @@ fn gradients_of_two_products(device: &Device, joined: [bool; 2]) -> BTreeMap<Str
     for (batch, joined) in (0u32..).zip(joined) {
         let cx = Cx::training(device, DType::F32);
         let x = new(&[6, 5], 3 + batch);
-        // Each column has a weight in the loss, so that one product and two products give the same loss.
+        // Each column has its own weight in the loss, so that one joined product and two separate products give the
+        // same loss.
         let column_weights = numbers(7, 9);
         let weighted = |y: &Tensor, columns: std::ops::Range<usize>| {
             let w: Vec<f32> = (0..6).flat_map(|_| column_weights[columns.clone()].to_vec()).collect();
