@@ -1,4 +1,5 @@
-//! `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s.
+//! Implements `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s, which
+//! convert the number of one lane.
 
 use super::f32_math::{self, flush_subnormal};
 use super::float::is_tiny_after_rounding;
@@ -99,7 +100,7 @@ fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     if f32_math::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
-/// Returns the value of the source's bits. With `.ftz`, a subnormal f32 becomes zero.
+/// Decodes a source operand of `cvt` and returns its value as f64. With `.ftz`, a subnormal f32 becomes zero.
 fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     let a = if format == F32 { flush_subnormal(a as u32, f.ftz) as u64 } else { a };
     match format {

@@ -74,7 +74,8 @@ impl InstructionContext<'_, '_> {
         self.grid.reporter.report(kind, site, message);
     }
 
-    /// Reports that this instruction uses an undefined register of a lane in a way that matters.
+    /// Reports that this instruction uses an undefined register of a lane where its value can change what the kernel
+    /// does.
     pub fn report_undefined(&mut self, lane: u32, message: impl FnOnce() -> String) {
         self.grid.report_undefined(self.warp, lane, self.pc, message);
     }
@@ -114,7 +115,7 @@ impl InstructionContext<'_, '_> {
         false
     }
 
-    /// Records that the fragment changed memory, so that its current loop does not count as one that only waits.
+    /// Records that the fragment changed memory, so that its current loop is not taken for a loop that only waits.
     #[inline]
     pub fn record_memory_change(&mut self) {
         self.grid.count_memory_or_barrier_change();

@@ -103,7 +103,7 @@ pub struct SimOutcome {
     pub counters: Counters,
     /// What the kernel wrote with `printf`.
     pub printed: String,
-    /// Why the run ended before the kernel did; `None` if it did not.
+    /// Why the run ended before the kernel did; `None` if the kernel ended.
     pub stopped: Option<EarlyStop>,
 }
 

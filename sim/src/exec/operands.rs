@@ -1,4 +1,5 @@
-//! Operands of instructions: addresses, predicates, undefined registers, and masks of lanes with a property.
+//! Operands of instructions: addresses, predicates, undefined registers, and masks of the lanes that satisfy a
+//! condition.
 
 use crate::program::op::AddressOperand;
 use crate::regs::Registers;

@@ -175,8 +175,8 @@ impl AsyncEngine {
         }
         let site = cx.finding_site(lanes.trailing_zeros());
         let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
-        // This operation moves the bytes of all copies issued so far; copies issued later belong to another
-        // operation.
+        // One asynchronous operation moves the bytes of all copies issued so far; copies issued later belong to
+        // another operation.
         let mut rows = Vec::new();
         let mut ops = Vec::new();
         for part in open.iter_mut().chain(groups.iter_mut().flat_map(|g| g.parts.iter_mut())) {

@@ -11,9 +11,9 @@ use crate::program::op::CallArgument;
 use crate::regs::Registers;
 use std::collections::HashMap;
 
-/// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
-/// the caller's frame and the return address. `spare` are registers of an earlier frame of the same function. Returns
-/// the index of the new frame.
+/// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is the
+/// caller's frame and the return address. `spare` are registers of an earlier frame of the same function, whose memory
+/// is reused. Returns the index of the new frame.
 pub fn enter_function(
     context: &GridContext,
     block: &Block,

@@ -101,7 +101,8 @@ impl Reporter<'_> {
     }
 
     /// Whether a race is between an atomic operation and the plain load that reads the first expected value of a
-    /// compare-and-swap loop. If the loaded value is old, the compare-and-swap fails and the loop tries again.
+    /// compare-and-swap loop. If another thread has changed the value since, the compare-and-swap fails and the loop
+    /// tries again.
     fn is_cas_loop_read(&self, m: &MemoryConflict) -> bool {
         let (c, kernel) = (m.conflict, self.context.kernel);
         let load = match (c.kind, m.access, c.earlier_kind) {

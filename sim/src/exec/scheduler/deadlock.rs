@@ -13,7 +13,7 @@ const MAX_LISTED: usize = 4;
 
 /// Fragments (lanes of a warp at one instruction) that wait for the same thing at the same line.
 struct WaitGroup {
-    /// What the fragments wait for, as text that begins with a verb in the singular.
+    /// What the fragments wait for, as text that begins with a verb in the third person singular.
     wait: String,
     line: u32,
     /// Coordinates of the block and index of the warp of each fragment.
@@ -101,7 +101,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     });
 }
 
-/// Returns the end of a message, which says how many blocks of the grid have not started; empty if all have.
+/// Returns a clause for the end of a message: how many blocks of the grid have not started; empty if all have.
 pub(super) fn describe_blocks_not_started(grid: &GridState) -> String {
     let total: u64 = grid.context.launch.grid.iter().map(|&n| n as u64).product();
     match total - grid.reporter.counters.blocks {

@@ -77,11 +77,11 @@ pub struct Scheduler {
 struct ProgressMarks {
     /// Value of `changes` when the scheduler last compared the counters.
     changes: u64,
-    /// Values of `elapsed` and `waits` when `changes` last changed.
+    /// `elapsed_at_change` and `waits_at_change` are the values of `elapsed` and `waits` when `changes` last changed.
     elapsed_at_change: u64,
     waits_at_change: u64,
-    /// Values of `elapsed` when a memory change last woke waiting loops, and when `wake_all` last ran or memory last
-    /// changed.
+    /// `spin_check` is the value of `elapsed` when a memory change last woke waiting loops; `wake_all` is its value
+    /// when the method `wake_all` last ran or memory last changed.
     spin_check: u64,
     wake_all: u64,
     /// Value of `elapsed` when blocks were last started because memory did not change.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// One of the 16 barriers of a block.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBarrier {
-    /// Number of threads that have arrived. If the barrier instruction gives a thread count, an arriving warp counts
+    /// Number of threads that have arrived. If the barrier instruction gives a thread count, each arriving warp counts
     /// as 32 threads, even if some of them have exited.
     pub arrived: u32,
     /// The thread count that the barrier instruction gave; `None`: all live threads of the block.

@@ -317,7 +317,7 @@ mod tests {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
             prop_assert!(op.is_m16n8k16_f16_or_bf16());
-            // Gives the elements exponents near that of 1, so that sums need rounding and rarely overflow.
+            // Gives the elements exponents near the exponent of 1.0, so that sums need rounding and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();

@@ -212,8 +212,8 @@ impl SharedOperand {
             }
     }
 
-    /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines from `line`, a multiple of
-    /// 8, on.
+    /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines that begin with `line`, a
+    /// multiple of 8.
     #[inline(always)]
     pub fn unit_shared_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));
