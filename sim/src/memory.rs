@@ -182,7 +182,7 @@ impl SimMemory {
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
         let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
         if !written(bytes) {
-            // Searches for the longest prefix that was written, by bisection.
+            // Bisection finds the length of the longest prefix of written bytes.
             let (mut good, mut bad) = (0, bytes);
             while bad - good > 1 {
                 let half = good + (bad - good) / 2;

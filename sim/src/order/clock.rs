@@ -128,7 +128,7 @@ impl BlockClock {
         }
     }
 
-    /// Returns true if no epoch of `other` is above the epoch of the same agent in this clock.
+    /// Returns true if no epoch of `other` is above the epoch of the same agent in this vector clock.
     fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
@@ -162,8 +162,8 @@ impl BlockClock {
     }
 }
 
-/// Joins `theirs` into `mine`. If one clock already includes the other, the result is that clock's object, so that
-/// equal clocks stay shared.
+/// Joins `theirs` into `mine`. If one vector clock already includes the other, the result is that clock's object, so
+/// that equal clocks stay shared.
 fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
@@ -269,7 +269,7 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     }
 }
 
-/// The epochs that a clock holds for the agents of its own block and of other blocks.
+/// The epochs that a vector clock holds for the agents of its own block and of other blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClockEpochs {
     own: Rc<BlockClock>,
@@ -358,7 +358,7 @@ pub struct VectorClock {
     pub(super) block: u32,
     seen: ClockEpochs,
     /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
-    /// thread has executed a proxy fence whose effect reached this clock.
+    /// thread has executed a proxy fence whose effect reached this vector clock.
     fenced: [Option<ClockEpochs>; 2],
     /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
     /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
@@ -391,8 +391,8 @@ pub enum FenceCoverage {
 }
 
 impl VectorClock {
-    /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before this
-    /// point.
+    /// Returns the vector clock of a thread of `block` at the start of a launch: only the host's accesses happen
+    /// before this point.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock {
             block,
@@ -406,7 +406,7 @@ impl VectorClock {
         }
     }
 
-    /// Returns the part of this clock that a fence with the coverage `covers` passes on to other threads.
+    /// Returns the part of this vector clock that a fence with the coverage `covers` passes on to other threads.
     pub(super) fn limited_to(self, covers: FenceCoverage) -> VectorClock {
         let joined = |part: Option<ClockEpochs>| {
             let mut all = self.seen.clone();
@@ -455,7 +455,8 @@ impl VectorClock {
         map.map_or(0, |map| map.1.lanes_ordered_before_clock(self.block, key, epoch))
     }
 
-    /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
+    /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this vector clock
+    /// stands.
     pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.lanes_ordered_before_clock(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
@@ -479,14 +480,14 @@ impl VectorClock {
         self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)
     }
 
-    /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
+    /// Records that `agent`'s accesses up to `epoch` happen before the point of this vector clock.
     pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
             self.raise_epoch_of_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
     }
 
-    /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
+    /// Sets each epoch to the maximum of both vector clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
         let [shared, global] = &mut self.fenced;
@@ -514,8 +515,8 @@ impl VectorClock {
         [shared, global, &self.fenced_inits, &self.completed_loads, &self.shared_accesses, &self.released_maps]
     }
 
-    /// Executes `fence.proxy.async`: makes all writes in this clock visible to the async proxy in the given state
-    /// spaces.
+    /// Executes `fence.proxy.async`: makes all writes in this vector clock visible to the async proxy in the given
+    /// state spaces.
     pub fn fence_proxy(&mut self, shared: bool, global: bool) {
         for (fenced, wanted) in self.fenced.iter_mut().zip([shared, global]) {
             if wanted {
@@ -534,7 +535,7 @@ impl VectorClock {
     }
 
     /// Returns the mask of the lanes of warp `key` whose accesses to `space` up to `epoch` happen before the point of
-    /// this clock.
+    /// this vector clock.
     #[inline(always)]
     pub(super) fn lanes_ordered_in_space(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
         let lanes = self.lanes_ordered_before_clock(key, epoch);
@@ -568,7 +569,7 @@ impl VectorClock {
         self.completed_loads.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 
-    /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
+    /// Returns true if both vector clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
         let same_epochs = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.is_same_object(b),

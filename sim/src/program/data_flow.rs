@@ -294,8 +294,8 @@ enum Origin {
 /// Maximum number of registers in an [`Origin::Sum`]. An address that is a longer sum has no origin.
 const MAX_TERMS: usize = 16;
 
-/// For each register that only one instruction writes, if this is a move, an address conversion (`cvta`) or a 64-bit
-/// addition: the registers and the constant whose sum the register holds.
+/// For each register that only one instruction writes: the registers and the constant whose sum it holds. This is
+/// known only if the instruction is a move, an address conversion (`cvta`) or a 64-bit addition.
 struct AddressOrigins {
     sums: HashMap<u32, (Vec<u32>, i64)>,
 }

@@ -378,7 +378,7 @@ mod tests {
                 0b1100,
             ),
             ("LOOP: shr.u64 %d1, %d1, 8; st.u8 [%d0], %d1; bra LOOP;", 0b1111_1111),
-            // The destination is also a source.
+            // The destination register of `prmt` is also a source.
             ("cvt.u32.u64 %r0, %d1; prmt.b32 %r0, %r0, %r2, 0x4340; st.u32 [%d0], %r0;", 0b1001),
             ("and.b64 %d1, %d1, 255; st.u64 [%d0], %d1;", 0b1),
             ("shr.u64 %d1, %d1, 56; st.u64 [%d1], 0;", 0b1000_0000),

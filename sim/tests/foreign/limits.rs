@@ -1,4 +1,4 @@
-//! Kernels without an end, or that need more memory than there is: each ends with a finding or an error.
+//! Kernels that do not end, or that need more memory than there is: each run ends with a finding or an error.
 
 use super::harness::Case;
 use reel_sim::check::CheckReport;
@@ -132,7 +132,7 @@ fn the_deadline_and_the_memory_limit_stop_a_run() {
     assert_eq!(recursive.run().stopped.map(|s| s.cause), Some(StopCause::Memory));
 }
 
-/// A kernel whose function `f` calls itself without an end; `local` declares its variables.
+/// A kernel whose function `f` calls itself endlessly; `local` declares its variables.
 fn recursion(local: &str) -> Case {
     let function = format!(
         ".func (.param .b32 out) f(.param .b32 n) {{ {local} .reg .b32 %r<4>; ld.param.u32 %r0, [n]; add.u32 %r1, %r0, 1;

@@ -39,8 +39,8 @@ impl Interpreter<'_> {
         warp.give_up_reconvergence(|_| true)
     }
 
-    /// Makes every fragment ready that waits at a reconvergence point behind which the kernel ends. Returns whether any
-    /// fragment waited at such a point.
+    /// Makes every warp fragment ready that waits at a reconvergence point behind which the kernel ends. Returns
+    /// whether any fragment waited at such a point.
     fn let_lanes_exit(&mut self, warp: &mut Warp) -> bool {
         let functions = &self.grid.context.kernel.functions;
         let exits = |warp: &Warp, f: &WarpFragment| {

@@ -56,7 +56,7 @@ pub fn enter_function(
     warp.push_frame(CallFrame { function, regs, params, unwritten_params, local_base, parent, depth, lanes })
 }
 
-/// Copies an argument or a return value between frames, for the lanes of `mask`.
+/// Copies an argument or a return value between call frames, for the lanes of `mask`.
 pub fn copy_argument(
     warp: &mut Warp,
     (from_frame, from): (u32, CallArgument),

@@ -19,9 +19,9 @@ use crate::order::{
 use crate::program::op::{LoadStore, Op};
 
 impl MemorySystem {
-    /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `store` describes the
-    /// access if it is a store whose conflicts with stores of equal values are harmless; the store must not have
-    /// changed memory yet. Does nothing in runs with `count_only`.
+    /// Runs `check` on the shadow memory of a location (a buffer, or the shared memory of a block) and reports the
+    /// conflicts that it finds. `store` describes the access if it is a store whose conflicts with stores of equal
+    /// values are harmless; the store must not have changed memory yet. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
@@ -308,7 +308,7 @@ fn defers_unwritten(cx: &InstructionContext) -> bool {
     }
 }
 
-/// Returns the shadow memory of a location.
+/// Returns the shadow memory of a location: a buffer, or the shared memory of a block.
 pub(super) fn shadow_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,

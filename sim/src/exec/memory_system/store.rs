@@ -79,7 +79,7 @@ impl MemorySystem {
         self.release_clocks(cx, group, t);
     }
 
-    /// Returns whether kernels may write to a location.
+    /// Returns whether kernels may write to a location: a buffer, or the shared memory of a block.
     pub fn is_writable(&self, location: MemoryLocation) -> bool {
         match location {
             MemoryLocation::Global(index) => self.buffers.buffer(index).writable,

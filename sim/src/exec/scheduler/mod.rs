@@ -359,7 +359,7 @@ fn postpone_polling_warp(grid: &mut GridState, slot: u32, w: u32, before: &Progr
     }
 }
 
-/// Whether a fragment of a dependent grid waits for the end of its primary grid.
+/// Whether a warp fragment of a dependent grid waits for the end of its primary grid.
 fn waits_for_primary(grid: &GridState) -> bool {
     let mut fragments = grid.blocks.iter().flat_map(|b| b.warps.iter().flatten()).flat_map(|w| &w.fragments);
     grid.primary_runs && fragments.any(|f| f.state == FragmentState::GridDependency)

@@ -39,7 +39,7 @@ pub struct BlockBarrier {
 pub struct BarrierReduction {
     /// Index of the warp in its block.
     pub warp: u32,
-    /// Index of the frame whose registers receive the result.
+    /// Index of the call frame whose registers receive the result.
     pub frame: u32,
     /// Mask of the lanes.
     pub lanes: u32,

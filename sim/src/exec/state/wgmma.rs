@@ -75,7 +75,7 @@ pub struct IssuedProduct {
     pub index: u32,
     /// Index of the wgmma instruction in the kernel.
     pub pc: u32,
-    /// Index of the frame whose registers hold the accumulators.
+    /// Index of the call frame whose registers hold the accumulators.
     pub frame: u32,
     /// Mask of the lanes that issued the product.
     pub mask: u32,

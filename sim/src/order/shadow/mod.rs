@@ -9,7 +9,7 @@
 //!
 //! Replacing ordered accesses is safe: whatever races with them also races with the access that replaced them. Strong
 //! accesses keep more history, because two strong accesses do not race with each other. [`AccessCheck`] implements the
-//! rules for one cell; this file walks over the cells of an access.
+//! rules for one shadow cell; this file walks over the cells of an access.
 
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessLists;
@@ -394,7 +394,7 @@ impl ShadowMemory {
         }
     }
 
-    /// Frees access lists that no cell uses any more, if there are many lists.
+    /// Frees access lists that no shadow cell uses any more, if there are many lists.
     #[inline(always)]
     pub(super) fn collect_unused_lists(&mut self) {
         if self.lists.needs_garbage_collection() {

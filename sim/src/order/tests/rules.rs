@@ -386,7 +386,7 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
         let mut s = RuleTest::new(true);
         assert_eq!(s.access(first, 0, 0, 0, 8, gpu), None);
         assert_eq!(s.access(second, 4, 0, offset, 4, gpu), mixed, "{first:?} {second:?}");
-        // Strong accesses of the same size to bytes beside these do not race.
+        // Strong accesses of the same size to neighbouring bytes do not race.
         assert_eq!(s.access(Atomic, 6, 0, 8, 4, gpu), None);
         assert_eq!(s.access(Atomic, 2, 0, 8, 4, gpu), None);
         assert!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), "the 8-byte access is still remembered");
@@ -399,7 +399,7 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
     // with the access of the other size.
     assert_eq!(s.access(Atomic, 4, 0, 0, 4, gpu), mixed);
     assert_eq!(s.access(Atomic, 6, 0, 0, 8, gpu), mixed);
-    // Reads of different sizes are no conflict.
+    // Reads of different sizes do not conflict.
     let mut s = RuleTest::new(true);
     assert_eq!(s.access(Read, 0, 0, 0, 8, gpu), None);
     assert_eq!(s.access(Read, 4, 0, 0, 4, gpu), None);
