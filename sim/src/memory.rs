@@ -251,8 +251,8 @@ impl SimMemory {
         }
     }
 
-    /// Returns the name of the buffer with this index for messages. A buffer without a name has a number, which counts
-    /// the buffers and not the variables of modules.
+    /// Returns the name of the buffer with this index for messages. A buffer without a name is shown by its number;
+    /// module variables are not counted.
     pub(crate) fn displayed_buffer_name(&self, index: usize) -> String {
         self.displayed_name(&self.allocations[index])
     }

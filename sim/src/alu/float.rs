@@ -58,7 +58,7 @@ fn rounded_arithmetic(
     if !exact.is_zero() {
         return exact.round_to_format(format, mode);
     }
-    // A sum of opposite terms that cancel is +0, or −0 when rounding down. The sum of two zeros of equal sign keeps
+    // Opposite terms that cancel add up to +0, or to −0 when rounding down. The sum of two zeros of equal sign keeps
     // that sign.
     let negative = match terms {
         Some((s, t)) if s != t => mode == RoundingMode::Down,

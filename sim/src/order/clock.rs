@@ -49,8 +49,7 @@ impl BlockClock {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
-    /// Looks at the 32 virtual agents that begin with `first`; returns the mask of those whose epoch is at least
-    /// `epoch`.
+    /// Returns the mask of those of the 32 virtual agents from `first` on whose epoch is at least `epoch`.
     fn ordered_virtual_agents(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;

@@ -57,7 +57,7 @@ pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<us
             used_where = used_where.into_iter().map(|(n, used)| (new_index(n), used)).collect();
             used_where.insert(at + kept.len(), used);
             // If instructions moved ahead of the load, the first of them is now at index `at`. Otherwise the load is
-            // still there; skip it.
+            // still at `at` and is skipped.
             at += usize::from(kept.is_empty());
         } else {
             at += 1;
@@ -97,7 +97,8 @@ impl Registers {
     }
 }
 
-/// Where the value of a load is selected.
+/// The instruction that selects whether the value of a load is used, and the instructions before it that compute with
+/// the value.
 struct Selection {
     /// The selecting instruction.
     index: usize,

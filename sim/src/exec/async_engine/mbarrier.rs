@@ -117,8 +117,8 @@ impl AsyncEngine {
                 }
             };
             if !check_mbarrier_use(cx, memory, lane, at, "arrived at") {
-                // The missing mbarrier was reported. The state register becomes 0, so that a later wait that reads
-                // the register is not reported as a use of an undefined register.
+                // The simulator has already reported that the mbarrier does not exist. The state register becomes 0,
+                // so that a later wait that reads the register is not reported as a use of an undefined register.
                 set_state(cx, 0);
                 continue;
             }

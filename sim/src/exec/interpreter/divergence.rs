@@ -22,7 +22,7 @@ impl Interpreter<'_> {
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // Lanes that wait at a reconvergence point behind which the kernel ends exit now, without the missing lanes.
+        // Lanes that wait at a reconvergence point after which the kernel ends exit now, without the missing lanes.
         if self.let_lanes_exit(warp) {
             return true;
         }
@@ -39,7 +39,7 @@ impl Interpreter<'_> {
         warp.give_up_reconvergence(|_| true)
     }
 
-    /// Makes every warp fragment ready that waits at a reconvergence point behind which the kernel ends. Returns
+    /// Makes every warp fragment ready that waits at a reconvergence point after which the kernel ends. Returns
     /// whether any fragment waited at such a point.
     fn let_lanes_exit(&mut self, warp: &mut Warp) -> bool {
         let functions = &self.grid.context.kernel.functions;

@@ -151,8 +151,8 @@ impl<'a> Interpreter<'a> {
                         }
                     }
                     Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
-                        // All lanes of the warp are here, so the `mma` instructions that follow can run together with
-                        // this one in this turn.
+                        // All lanes of the warp are at this instruction, so the `mma` instructions that follow can run
+                        // together with this one in this turn.
                         fragment.gathered = false;
                         let limit = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
                         let limit =

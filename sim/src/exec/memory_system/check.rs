@@ -74,8 +74,8 @@ impl MemorySystem {
         });
     }
 
-    /// Returns the lanes of a store whose value equals the bytes that it overwrites. The lanes are taken to store in
-    /// the order in which shadow memory checks them: group by group of lanes that share a vector clock.
+    /// Returns the lanes of a store whose value equals the bytes that it overwrites. The lanes store in the order in
+    /// which shadow memory checks them: group by group of lanes that share a vector clock.
     #[cold]
     fn lanes_with_same_value(&self, cx: &InstructionContext, group: &LaneGroup, t: &LoadStore) -> u32 {
         let data = self.location_bytes(&cx.grid.blocks, group.location);

@@ -209,7 +209,7 @@ impl MemorySystem {
             source = Some(self.unwritten_source(cx, at, offsets[row] + u64::from(bytes.trailing_zeros())));
         }
         let Some(source) = source else { return };
-        // `ldmatrix::load` distributes the marks to the lanes in the same way as the bytes.
+        // [`ldmatrix::load`] distributes the marks to the lanes in the same way as it distributes the matrix elements.
         let mut marks = [[0u32; 32]; 4];
         let count = t.regs.len();
         ldmatrix::load(&unwritten_rows[..8 * count], t.trans, &mut marks[..count]);

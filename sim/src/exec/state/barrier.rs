@@ -20,7 +20,7 @@ pub struct BlockBarrier {
     pub first_pcs: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
-    /// Fences and observed clocks of the threads that have arrived, which the waiting threads receive.
+    /// Fences and observed vector clocks of the threads that have arrived. The waiting threads receive them.
     pub handoff: FenceHandoff,
     /// `bar.red.popc`: number of true predicates so far.
     pub popc: u32,

@@ -157,7 +157,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Makes this the check of a read of the tensor map at `address` through the tensormap proxy.
+    /// Turns this check into the check of a read of the tensor map at `address` through the tensormap proxy.
     pub(super) fn through_tensormap_proxy(self, address: u64) -> Self {
         AccessCheck { proxy: Proxy::TensorMap { address }, is_plain: false, ..self }
     }
@@ -520,7 +520,7 @@ impl<'a> AccessCheck<'a> {
         self.push_new(list, &entry, lists)
     }
 
-    /// Returns true if the last push was of this shadow cell's reads onto this cell's access list.
+    /// Returns true if the last push added this shadow cell's reads to this cell's access list.
     #[inline(always)]
     pub(super) fn is_last_pushed_record(&self, cell: &ShadowCell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;

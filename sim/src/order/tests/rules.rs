@@ -303,7 +303,7 @@ fn end_of_a_launch_orders_everything() {
 }
 
 /// Warp 0 writes data, then a flag (`write`); warp `reader` reads the flag (`read`), then the data. Returns true if
-/// its read of the data is ordered after the write.
+/// the reader's read of the data is ordered after the write.
 fn passed(
     reader: usize,
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),
