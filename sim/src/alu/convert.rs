@@ -120,8 +120,8 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     let bits =
         if f.strict && !x.is_nan() && magnitude > to.max_finite { bits - (magnitude - to.max_finite) } else { bits };
     match to {
-        // `.ftz` flushes a number that is below the smallest normal number after rounding to 24 bits with unlimited
-        // exponent range, even if rounding as a subnormal number gives the smallest normal number.
+        // `.ftz` flushes a number that, rounded to 24 bits with unlimited exponent range, is below the smallest normal
+        // number. Rounding as a subnormal number may nevertheless give the smallest normal number.
         F32 if f.ftz && magnitude == 0x80_0000 && is_tiny_after_rounding(F32, f.rounding, x) => bits & 0x8000_0000,
         F32 => flush_subnormal(bits as u32, f.ftz) as u64,
         TF32 => bits << 13,

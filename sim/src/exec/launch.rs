@@ -61,8 +61,8 @@ pub struct ExecOptions {
     /// through the generic proxy and an asynchronous copy that overwrites the bytes. Second, no fence follows the
     /// initialisation of the mbarrier on which a copy completes.
     pub strict_proxy: bool,
-    /// Whether the module was compiled from CUDA source, so that the CUDA programming guide applies where its rules are
-    /// stricter than those of PTX.
+    /// Whether the module was compiled from CUDA source. The CUDA programming guide then applies in addition to PTX,
+    /// where its rules are stricter.
     pub cuda_source: bool,
     /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,

@@ -77,8 +77,9 @@ pub(super) type ListId = u32;
 /// Maximum length of an access list. Longer lists lose their oldest accesses, so races with the lost accesses may be
 /// missed; no false race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// Number of accesses at the front of a list that [`AccessLists::push`] compares with a new access, which may replace
-/// them, if one block made all accesses of the list. The number is above the number of warps of a block.
+/// Number of accesses at the front of an access list that [`AccessLists::push`] compares with a new access, to see
+/// whether the new one replaces them. Applies to lists whose accesses all come from one block. The number is above the
+/// number of warps of a block.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
@@ -131,9 +132,9 @@ impl AccessLists {
         list != 0 && self.nodes[list as usize - 1].has_read
     }
 
-    /// Returns true if all accesses in the access list are morally strong with a thread's access of width code `wide`
-    /// that is strong at `.gpu` scope: they are strong at this scope, too, were made by threads and have the same
-    /// width.
+    /// Returns true if all accesses in the access list are morally strong with an access of a thread that is strong at
+    /// `.gpu` scope and has width code `wide`. This holds if all of them were made by threads, are strong at `.gpu`
+    /// scope and have the same width.
     pub(super) fn are_all_morally_strong_with(&self, list: ListId, wide: u32) -> bool {
         list == 0 || self.nodes[list as usize - 1].strong_width == wide as u8
     }

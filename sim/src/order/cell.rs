@@ -43,8 +43,8 @@ impl ShadowCell {
         older: 0,
     };
 
-    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes after this shadow cell's bytes, if each lane
-    /// accessed its own 16 bytes of a row: it is the same history with the lanes shifted by `lanes`.
+    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes after this shadow cell's first 16 bytes, in a
+    /// row of which each lane accessed its own 16 bytes. The history is the same, with the lanes shifted by `lanes`.
     pub(super) fn with_lanes_shifted(&self, lanes: u32) -> ShadowCell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LOG2_MAX_BYTES_PER_LANE {
@@ -107,8 +107,8 @@ pub(super) enum InitializedBytes {
 }
 
 impl InitializedBytes {
-    /// Returns true if all bytes of the bit mask `bits`, whose first bit stands for the byte at `offset` in the
-    /// chunk, are initialised. The mask must not reach across a multiple of 64.
+    /// Returns true if all bytes in the bit mask `bits` are initialised. The first bit of the mask stands for the byte
+    /// at `offset` in the chunk. The mask must not reach across a multiple of 64.
     #[inline(always)]
     pub(super) fn are_bytes_initialized(&self, offset: u64, bits: u64) -> bool {
         match self {

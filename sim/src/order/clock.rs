@@ -23,7 +23,7 @@ struct LaneException {
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
     mask: [u32; LANES],
-    /// Mask of the warps that have exceptions in `extra`.
+    /// Mask of the warps that have lanes with an epoch of their own, which `extra` stores.
     uneven: u32,
     extra: Vec<LaneException>,
     /// Pairs (index - 1024, epoch) of the block's virtual agents, sorted by index. Indices 0 to 1023 belong to the
@@ -348,8 +348,9 @@ impl ClockEpochs {
     }
 }
 
-/// A vector clock of a thread: for each agent, the last epoch whose accesses happen before the thread's next access,
-/// and per state space the last epoch whose generic writes are also visible to the async proxy. Cheap to clone.
+/// A vector clock of a thread. It holds, for each agent, the last epoch whose accesses happen before the thread's next
+/// access. For each state space, it also holds the last epoch whose generic writes are visible to the async proxy. It
+/// is cheap to clone.
 ///
 /// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
@@ -359,18 +360,20 @@ pub struct VectorClock {
     /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
     /// thread has executed a proxy fence whose effect reached this vector clock.
     fenced: [Option<ClockEpochs>; 2],
-    /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
-    /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
+    /// The epochs whose mbarrier initialisations are visible to the vector clock's thread. They may be above the
+    /// epochs in `seen`: a thread fenced the initialisations with `fence.mbarrier_init`, and a relaxed cluster barrier
+    /// or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
-    /// The epochs whose loads are complete before this point although `seen` may be lower, because the loading warp
-    /// executed `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`).
-    /// `None` if there are no such epochs.
+    /// The epochs whose loads are complete. They may be above the epochs in `seen`, because the loading warp executed
+    /// `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`). `None` if
+    /// there are no such epochs.
     completed_loads: Option<ClockEpochs>,
-    /// The epochs whose accesses to shared memory happen before this point although `seen` may be lower: a fence
-    /// with `.sync_restrict` passed them on. `None` if there are none.
+    /// The epochs whose accesses to shared memory happen before the thread's next access. They may be above the epochs
+    /// in `seen`, because a fence with `.sync_restrict` passed them on. `None` if there are none.
     shared_accesses: Option<ClockEpochs>,
-    /// The epochs whose writes of tensor maps were passed on by a release fence of the tensormap proxy, although `seen`
-    /// may be lower. An acquire fence of this proxy makes these writes visible. `None` if there are no such epochs.
+    /// The epochs whose writes of tensor maps a release fence of the tensormap proxy passed on. They may be above the
+    /// epochs in `seen`. An acquire fence of this proxy makes these writes visible. `None` if there are no such
+    /// epochs.
     released_maps: Option<ClockEpochs>,
     /// For each tensor map (by the address of its acquire fence), in ascending order, the epochs whose writes of the
     /// map are visible to the tensormap proxy.
@@ -428,8 +431,9 @@ impl VectorClock {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`: makes visible to the
-    /// tensormap proxy all writes of this map that are in this clock or that a release fence of this proxy passed on.
+    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`. Makes writes of this map
+    /// visible to the tensormap proxy: the writes in this vector clock, and the writes that a release fence of this
+    /// proxy passed on.
     pub(super) fn make_map_visible(&mut self, address: u64) {
         let mut visible = self.seen.clone();
         self.released_maps.iter().for_each(|maps| visible.join(self.block, maps, self.block));

@@ -1,8 +1,8 @@
 //! Asynchronous operations: for each one, the thread that started it, the proxy through which it accesses memory, and
 //! the threads that have observed its completion.
 //!
-//! Rule: an access to bytes that an operation reads or writes is ordered after the operation only if the accessing
-//! thread has observed its completion, directly or through synchronisation with a thread that did. For example:
+//! Rule: a thread must observe the completion of an operation before it accesses the bytes that the operation reads or
+//! writes. It does so by waiting, or through synchronisation with a thread that has waited. For example:
 //!
 //! ```text
 //! thread 0: cp.async [s]; cp.async.commit_group; cp.async.wait_group 0   thread 0 observes its own part
@@ -131,7 +131,8 @@ impl AsyncOps {
         op.add(Observation { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
-    /// Records that `agent` knows from its epoch `epoch` on that the shares of `op` that `lanes` issued are complete.
+    /// Records that `agent` knows, from its epoch `epoch` on, that a part of `op` is complete: the shares that `lanes`
+    /// issued.
     pub fn mark_shares_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
@@ -150,15 +151,15 @@ impl AsyncOps {
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Returns the lanes whose shares of asynchronous operation `key`, which accesses `space`, are known to be
-    /// complete to a thread with the vector clock `clock`.
+    /// Returns the lanes whose shares of asynchronous operation `key` are known to be complete to a thread with the
+    /// vector clock `clock`. The operation accesses the state space `space`.
     pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock, space: MemorySpace) -> u32 {
         self.known(key, |key, epoch| clock.lanes_ordered_in_space(space, key, epoch))
     }
 
-    /// Returns the lanes whose shares of asynchronous operation `key`, which accesses `space`, are known to be
-    /// complete to `lane` of `warp`: through its vector clock `clock`, or because the lane itself observed the
-    /// completion.
+    /// Returns the lanes whose shares of asynchronous operation `key` are known to be complete to `lane` of `warp`.
+    /// The lane knows it through its vector clock `clock`, or because it observed the completion itself. The operation
+    /// accesses the state space `space`.
     pub(super) fn lanes_known_complete_to(
         &self,
         key: OwnerKey,

@@ -357,8 +357,8 @@ impl WarpClocks {
     /// Returns these vector clocks for a store that the warp's lanes execute together (`stmatrix`, `wmma.store`): all
     /// earlier loads of its lanes come before the store. Other stores and other threads are not ordered.
     ///
-    /// The store waits for all lanes, and the rows that it writes consist of registers of several lanes, which the
-    /// loads of a tile must have filled before. So a warp may load a tile, change it and store it in place.
+    /// The store waits for all lanes, because a row that it writes consists of registers of several lanes. The loads
+    /// of a tile have filled these registers before. So a warp may load a tile, change it and store it in place.
     pub fn with_completed_loads(&self) -> WarpClocks {
         let mut clocks = self.clone();
         clocks.change(u32::MAX, |mine| mine.raise_completed_loads(self.key, u32::MAX, self.epoch));
@@ -401,9 +401,9 @@ impl WarpClocks {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`: makes visible to
-    /// tensor copies all writes of the map that happen before this point or that a release fence of the tensormap proxy
-    /// passed on.
+    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`. Makes writes of
+    /// the map visible to tensor copies: the writes that happen before this point, and the writes that a release fence
+    /// of the tensormap proxy passed on.
     pub fn acquire_tensor_map(&mut self, lanes: u32, address: u64, scope: AccessStrength) {
         let covers = FenceCoverage::TensorMaps;
         self.acquire_observed(lanes, MemoryFence { scope, acquires: true, releases: false, covers });
@@ -437,8 +437,8 @@ impl WarpClocks {
         }
     }
 
-    /// Applies `change` to the vector clocks of `lanes`: splits groups of lanes that share a clock if only some of
-    /// them change, and merges groups that end up with the same clock.
+    /// Applies `change` to the vector clocks of `lanes`. If only some lanes of a group that shares a clock change, the
+    /// group is split. Groups that end up with the same clock are merged.
     fn change(&mut self, lanes: u32, change: impl Fn(&mut VectorClock)) {
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];

@@ -1,6 +1,6 @@
-//! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, which read a word to change a bit-field in it, which read the first value of a
-//! compare-and-swap loop, and which bytes of a loaded word are used (see [`demanded_bits`]).
+//! A static analysis of the values that the loads of a function read. It finds loads that only copy bytes to other
+//! memory, loads of a word in which a bit-field is changed, first loads of compare-and-swap loops, and the bytes of a
+//! loaded word that are used (see [`demanded_bits`]).
 //!
 //! The analysis does not follow the order of instructions: all uses of a register in the function count, wherever they
 //! are.

@@ -280,8 +280,8 @@ fn unpacked(operands: &[Operand], elements: &[Operand], bits: u32) -> Option<Vec
     Some(vec![(*source, Used::Through(rules.collect()))])
 }
 
-/// Returns the rules for source `n` (0 or 1) of `prmt` in its default mode: each result byte is the byte of the two
-/// sources that a hexadecimal digit of the selector names, or, if the digit's top bit is set, that byte's sign bit.
+/// Returns the rules for source `n` (0 or 1) of `prmt` in its default mode. A hexadecimal digit of the selector names
+/// a byte of the two sources. The result byte is this byte or, if the digit's top bit is set, the byte's sign bit.
 fn selected_bytes(all: Rule, selector: u32, n: u32) -> Vec<Rule> {
     let digits = (0..4).map(|byte| (byte, selector >> (4 * byte) & 0xf));
     let of_source = digits.filter(|(_, digit)| digit >> 2 & 1 == n);

@@ -42,8 +42,8 @@ fn integer_conversions_extend_truncate_or_clamp() {
             check_instruction(&opcode, 1, |s| low_bits(value(s).clamp(least, most), to));
         }
     }
-    // `cvt` truncates a source register that is wider than the source type, and extends the result to a destination
-    // register that is wider than the destination type.
+    // `cvt` truncates the value of a wider source register to the source type. It extends the result to a wider
+    // destination register.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
     check_instruction_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| {

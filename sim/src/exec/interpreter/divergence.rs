@@ -8,8 +8,8 @@ use crate::program::FunctionCode;
 use crate::program::op::Op;
 
 impl Interpreter<'_> {
-    /// Completes the joins and gatherings at which lanes of the warp wait for each other, or gives them up if the
-    /// missing lanes cannot arrive. Returns whether a fragment can run now.
+    /// Completes the joins and gatherings at which lanes of the warp wait for each other. Gives up a join or gathering
+    /// whose missing lanes cannot arrive. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
         warp.complete_reconvergence();
         warp.complete_gatherings();

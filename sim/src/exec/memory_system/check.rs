@@ -297,8 +297,8 @@ impl AccessSize {
     }
 }
 
-/// Whether the instruction is a load that makes its registers undefined if it reads unwritten shared memory, so that
-/// only a use of the value is reported.
+/// Whether the instruction is a load that may read unwritten shared memory. Such a load makes its registers undefined,
+/// and only a use of their value is reported.
 fn defers_unwritten(cx: &InstructionContext) -> bool {
     let (code, index) = cx.grid.context.kernel.function_and_instruction_index(cx.pc);
     match code.instrs.get(index).map(|i| &i.op) {

@@ -28,8 +28,7 @@ impl MemorySystem {
                 copied.push((lane, start, offset as u64));
             } else if unwritten && elements_are_whole(cx, start, bytes, width) {
                 // The load is not a defect, but a use of the loaded value is. Compilers load a local variable ahead of
-                // the branch that decides whether its value is used, and lanes pass values that no lane uses to
-                // shuffles.
+                // the branch that decides about its use, and lanes pass unused values to shuffles.
                 for (n, undefined) in undefined.iter_mut().enumerate() {
                     *undefined |= u32::from(!cx.warp.local_init[start + n * width]) << lane;
                 }

@@ -25,8 +25,8 @@
 //! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
 //! store after it writes the bytes of the bit-field.
 //!
-//! Unwritten bytes are padding if the compiler says that the load does not use them (pragma `used_bytes_mask`), or if
-//! they come from a thread's own struct: from local memory, and another byte of the register is written.
+//! Unwritten bytes are padding in two cases: the compiler says that the load does not use them (pragma
+//! `used_bytes_mask`), or they come from a struct in local memory and another byte of the register is written.
 
 use super::check::shadow_of;
 use super::system::MemorySystem;
@@ -143,8 +143,8 @@ impl MemorySystem {
 }
 
 impl MemorySystem {
-    /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a
-    /// store put a value that depends on that load at this offset; else the current instruction.
+    /// Returns the origin of unwritten bytes that the current instruction loads at an offset. The origin is an earlier
+    /// load if a store put a value there that depends on that load. Otherwise it is the current instruction.
     fn unwritten_source(&self, cx: &InstructionContext, at: MemoryLocation, offset: u64) -> UnwrittenSource {
         let (base, stored) = match at {
             MemoryLocation::Global(index) => (self.buffers.buffer(index).base, None),

@@ -114,9 +114,9 @@ impl Reporter<'_> {
         matches!(code.instrs.get(index).map(|i| &i.op), Some(Op::Load(t)) if t.cas_read)
     }
 
-    /// Adds a note for a conflict that is not a defect: the plain first read of a compare-and-swap loop, an access of a
-    /// thread that exits instead of waiting at a barrier, two stores of the same value, or a read that the async proxy
-    /// overwrites.
+    /// Adds a note for a conflict that is not a defect. Such conflicts are: the plain first read of a compare-and-swap
+    /// loop, an access of a thread that exits instead of waiting at a barrier, two stores of the same value, and an
+    /// overwrite by the async proxy of bytes that were read before.
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if self.is_cas_loop_read(m) {

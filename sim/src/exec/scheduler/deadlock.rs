@@ -52,7 +52,7 @@ enum StuckCause {
     Resource(FindingKind, FindingSite, String),
 }
 
-/// Reports that no thread can continue, unless a defect that may be the cause was already reported.
+/// Reports that no thread can continue. Reports nothing if an earlier finding may be the cause.
 pub(super) fn report_deadlock(grid: &mut GridState) {
     let causes = [
         FindingKind::Barrier,

@@ -239,9 +239,9 @@ impl Scheduler {
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
-    /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
-    /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run. Starts
-    /// blocks, too, if `starts_blocks` is true.
+    /// Wakes everything that might continue, after many instructions without a memory change. Some loops wait in ways
+    /// that the interpreter does not recognise, and the threads that can end them must get a chance to run. If
+    /// `starts_blocks` is true, also starts blocks.
     fn wake_all(&mut self, interpreter: &mut Interpreter, starts_blocks: bool) {
         self.wake_spinning_loops(&mut interpreter.grid);
         self.give_up_reconvergence(&mut interpreter.grid);
@@ -335,7 +335,7 @@ impl Scheduler {
 /// Maximum number of times that the scheduler passes over a polling warp before it runs again.
 const MAX_PASSES: u32 = 64;
 
-/// Whether the scheduler passes over this warp because it only polls; the warps for which it waits then run more often.
+/// Whether the scheduler skips this warp because it only polls. The warps that it waits for then run more often.
 fn passes_over_polling_warp(grid: &mut GridState, slot: u32, w: u32) -> bool {
     let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());
     match warp {

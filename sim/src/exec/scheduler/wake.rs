@@ -98,8 +98,8 @@ impl Scheduler {
         }
     }
 
-    /// Wakes fragments that wait for registers or for a wgmma product, if a warp of their block has freed registers
-    /// or issued the product in this turn.
+    /// Wakes warp fragments that wait for registers or for a wgmma product. Does so if a warp of their block has freed
+    /// registers or issued the product in this turn.
     pub(super) fn wake_waiters_for_registers_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));

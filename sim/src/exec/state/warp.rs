@@ -86,8 +86,8 @@ pub struct WarpFragment {
     /// Index in [`Warp::joins`] of the reconvergence point at which the warp fragment merges with others, or
     /// [`NO_RECONVERGENCE_POINT`].
     pub join: u32,
-    /// Index of the instruction at which the warp fragment reconverges if that instruction belongs to this call frame,
-    /// else [`NO_RECONVERGENCE_POINT`].
+    /// Index of the instruction at which the warp fragment reconverges. [`NO_RECONVERGENCE_POINT`] if that instruction
+    /// belongs to another call frame or does not exist.
     pub join_pc: u32,
     /// Whether the warp fragment can run, or what it waits for.
     pub state: FragmentState,
@@ -362,8 +362,8 @@ impl Warp {
         });
     }
 
-    /// Makes every warp fragment ready that waits at a reconvergence point and that `which` selects, although lanes
-    /// are missing. Returns whether any fragment was made ready.
+    /// Makes every warp fragment ready that waits at a reconvergence point with lanes missing and for which `which`
+    /// returns true. Returns whether any fragment was made ready.
     pub fn give_up_reconvergence(&mut self, which: impl Fn(&WarpFragment) -> bool) -> bool {
         let gives_up = |f: &WarpFragment| f.state == FragmentState::AtJoin && which(f);
         let waiting: Vec<usize> = (0..self.fragments.len()).filter(|&i| gives_up(&self.fragments[i])).collect();
@@ -382,8 +382,8 @@ impl Warp {
         !waiting.is_empty()
     }
 
-    /// Removes the lanes `mask` from the reconvergence point `from` and from those that enclose it, up to but not
-    /// including `to`, so that these points no longer wait for the lanes.
+    /// Removes the lanes `mask` from the reconvergence point `from` and from the points that enclose it, up to but not
+    /// including `to`. These points then no longer wait for the lanes.
     pub fn leave_reconvergence_points(&mut self, mask: u32, from: u32, to: u32) {
         let mut at = from;
         while at != NO_RECONVERGENCE_POINT && at != to {

@@ -269,7 +269,7 @@ impl<'a> AccessCheck<'a> {
     }
 
     /// Called after a check without conflict. Returns true if the same access by any other lane would change a shadow
-    /// cell equal to `old` in the same way, whichever lane wrote the cell and at whichever offset the cell is.
+    /// cell equal to `old` in the same way. The lane that wrote the cell and the cell's offset do not matter then.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
         let all = |answers: &[OrderedLanes; 2], key, stamp| {
             answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)

@@ -38,8 +38,8 @@ impl AccessCheck<'_> {
         true
     }
 
-    /// Returns true if the shadow cell's last write is ordered before this access, whichever lane wrote and whichever
-    /// lane accesses.
+    /// Returns true if the shadow cell's last write is ordered before this access, for every lane that may have
+    /// written and every lane that accesses.
     pub(in crate::order) fn is_writer_ordered_for_all_lanes(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer_index(&self.writer_answers, key, stamp).is_none() {

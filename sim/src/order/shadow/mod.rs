@@ -105,8 +105,8 @@ impl ShadowMemory {
         self.check_lanes_as(access, &lanes, cx, out);
     }
 
-    /// Checks and records that a tensor copy of `lane` reads, through the tensormap proxy, the tensor map of `bytes`
-    /// bytes at `offset`, whose address is `address`.
+    /// Checks and records that a tensor copy of `lane` reads a tensor map through the tensormap proxy. The map has
+    /// `bytes` bytes at `offset` of the allocation, and the address `address`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_tensor_map_read(
         &mut self,
@@ -305,9 +305,10 @@ impl ShadowMemory {
         }
     }
 
-    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs`
-    /// (offset, length) if `write` is `None`, or writes them with the strength `write` (weak, except for reductions).
-    /// Call it when the operation is issued. Adds at most one conflict per range to `out`.
+    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, accesses the byte ranges
+    /// `runs` (offset, length). The operation reads if `write` is `None`; otherwise it writes with this strength
+    /// (weak, except for reductions). Call it when the operation is issued. Adds at most one conflict per range to
+    /// `out`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_async_ranges(
         &mut self,

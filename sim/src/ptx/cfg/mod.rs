@@ -40,7 +40,7 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
 /// - a path to a bare `ret` or `exit` (which may store return values first) is excluded if the branch has another
 ///   path:
 ///   returning lanes return at once, even at a `ret` that all lanes share;
-/// - a path into code that ends, and that has no other entry, is excluded if another path continues with shared code.
+/// - a path into code that always ends and has no other entry is excluded if another path continues with shared code.
 ///
 /// If one path remains after a branch, the reconvergence point is the start of that path: the other lanes run to
 /// their end first. A loop that would lose its last exit gets one excluded path back, preferably one to code with
