@@ -49,7 +49,7 @@ pub struct SimMemory {
 }
 
 impl SimMemory {
-    /// A memory without buffers.
+    /// Creates a memory without buffers.
     pub fn new() -> SimMemory {
         SimMemory { allocations: Vec::new(), next: layout::HEAP_BASE }
     }

@@ -111,7 +111,7 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
-    /// Any instruction without a variant of its own above, executed through a function call.
+    /// Any other instruction; it is executed through a function call.
     OutOfLine(OutOfLineOp),
 }
 

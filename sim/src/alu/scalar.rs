@@ -30,7 +30,7 @@ pub struct ScalarFlags {
     pub sat: bool,
     /// `.relu`
     pub relu: bool,
-    /// `.NaN`, or `.satfinite` of conversions.
+    /// True for `.NaN` or, in a conversion, for `.satfinite`.
     pub strict: bool,
     /// Selects a variant of the function, which documents its meaning: bf16 instead of f16, `max` instead of `min`,
     /// `.hi` instead of `.lo`, …

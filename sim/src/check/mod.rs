@@ -41,7 +41,7 @@ pub struct CheckPlan {
 }
 
 impl Default for CheckPlan {
-    /// Eight interleavings, on as many host threads as the processor offers.
+    /// The default plan: eight interleavings, on as many host threads as the processor offers.
     fn default() -> CheckPlan {
         CheckPlan {
             interleavings: 8,

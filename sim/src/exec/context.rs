@@ -33,31 +33,31 @@ pub struct InstructionContext<'i, 'a> {
 }
 
 impl InstructionContext<'_, '_> {
-    /// The block of the warp.
+    /// Returns the block of the warp.
     #[inline]
     pub fn block(&self) -> &Block {
         &self.grid.blocks[self.warp.slot]
     }
 
-    /// The block of the warp (mutable).
+    /// Returns the block of the warp (mutable).
     #[inline]
     pub fn block_mut(&mut self) -> &mut Block {
         &mut self.grid.blocks[self.warp.slot]
     }
 
-    /// The registers of the function that the warp fragment executes.
+    /// Returns the registers of the function that the warp fragment executes.
     #[inline(always)]
     pub fn regs(&self) -> &Registers {
         self.warp.regs(self.fragment.frame)
     }
 
-    /// The registers of the function that the warp fragment executes (mutable).
+    /// Returns the registers of the function that the warp fragment executes (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self) -> &mut Registers {
         self.warp.regs_mut(self.fragment.frame)
     }
 
-    /// The lowest lane that executes the instruction.
+    /// Returns the lowest lane that executes the instruction.
     #[inline]
     pub fn first_lane(&self) -> u32 {
         self.mask.trailing_zeros()

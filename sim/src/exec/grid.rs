@@ -71,7 +71,7 @@ pub struct GridState<'a> {
 }
 
 impl<'a> GridState<'a> {
-    /// The state before the first block starts.
+    /// Creates the state before the first block starts.
     pub fn new(context: GridContext<'a>) -> GridState<'a> {
         GridState {
             context,

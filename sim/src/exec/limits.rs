@@ -20,7 +20,7 @@ pub struct RunLimits {
 }
 
 impl Default for RunLimits {
-    /// No limit of steps or time, 64 GiB of memory.
+    /// The default limits: no limit of steps or time, 64 GiB of memory.
     fn default() -> RunLimits {
         RunLimits { idle_steps: u64::MAX, deadline: None, memory_bytes: 64 << 30 }
     }

@@ -394,7 +394,7 @@ pub enum FenceCoverage {
 
 impl VectorClock {
     /// Returns the vector clock of a thread of `block` at the start of a launch: only the host's accesses happen
-    /// before this point.
+    /// before the start.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock {
             block,
@@ -469,15 +469,15 @@ impl VectorClock {
         agent == Agent::HOST || self.lanes_visible_to_async_proxy(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
-    /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible here because of
-    /// `fence.mbarrier_init`.
+    /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible to this vector clock's thread
+    /// because of `fence.mbarrier_init`.
     pub fn includes_fenced_init(&self, agent: Agent, epoch: u32) -> bool {
         let lanes = |inits: &ClockEpochs| inits.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
     }
 
-    /// Returns true if `agent`'s loads up to `epoch` are complete before this point because of `wgmma.fence` or
-    /// `stmatrix`.
+    /// Returns true if `agent`'s loads up to `epoch` happen before this vector clock's point because of `wgmma.fence`
+    /// or `stmatrix`.
     pub fn includes_completed_loads(&self, agent: Agent, epoch: u32) -> bool {
         let lanes = |loads: &ClockEpochs| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)

@@ -46,7 +46,7 @@ pub use sync::{MemorySemantics, SyncLocations};
 pub use warp::{FenceHandoff, MemoryFence, WarpClocks};
 pub use wgmma_operand::OperandWriters;
 
-/// Maximum number of blocks: block indices in an [`Agent`] are below this.
+/// Maximum number of blocks: block indices in an [`Agent`] are below this number.
 pub const MAX_BLOCKS: u32 = 1 << 20;
 
 /// Number of lanes of a warp.

@@ -58,8 +58,8 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     function.body.iter().map(|i| bytes_of_load(i, bits_of).unwrap_or(u32::MAX)).collect()
 }
 
-/// Returns the value of each register that only one instruction writes, if this is an unconditional `mov` of an
-/// integer.
+/// Returns the value of each register that only one instruction writes, if that instruction is an unconditional `mov`
+/// of an integer.
 fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
     let (mut writes, mut constants) = (HashMap::<RegisterIndex, u32>::new(), HashMap::new());
     for i in &function.body {
@@ -77,7 +77,7 @@ fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
     constants
 }
 
-/// The instruction with constants in place of the registers that hold them.
+/// Returns the instruction with constants in place of the registers that hold them.
 fn with_constants<'a>(i: &'a Instruction, constants: &HashMap<RegisterIndex, i64>) -> Cow<'a, Instruction> {
     let sources = destination_count(i)..i.operands.len();
     let constant = |operand: &Operand| match operand {

@@ -76,7 +76,7 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
             let last_freed = free.get_mut(&width(r)).and_then(Vec::pop);
             rows[r] = last_freed.unwrap_or_else(|| fresh(width(r)));
         }
-        // Free rows after the allocation, so that an instruction's destination never overlaps its sources.
+        // Rows are freed after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
     RowAssignment { first_rows: rows, total_rows: total }

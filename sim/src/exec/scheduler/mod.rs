@@ -108,8 +108,8 @@ impl Scheduler {
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
         let window = if context.options.count_only { 1 } else { 1 + grid.rng.draw_below(6) };
-        // Only half of the memory limit is used here: the other half is for blocks that start because the running ones
-        // wait for them.
+        // Blocks that start at the beginning use at most half of the memory limit. The other half is for blocks that
+        // start later because the running ones wait for them.
         let limits = &context.options.limits;
         let bytes = bytes_of_block(context.kernel, context.launch).max(1);
         let window = window.min((limits.memory_bytes / 2 / bytes).min(u64::from(window)).max(1) as u32);

@@ -202,13 +202,13 @@ impl Warp {
         self.frames[index as usize].as_mut().expect("a fragment's frame lives")
     }
 
-    /// The registers of the call frame with this index.
+    /// Returns the registers of the call frame with this index.
     #[inline(always)]
     pub fn regs(&self, frame: u32) -> &Registers {
         &self.frames[frame as usize].as_ref().expect("a fragment's frame lives").regs
     }
 
-    /// The registers of the call frame with this index (mutable).
+    /// Returns the registers of the call frame with this index (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self, frame: u32) -> &mut Registers {
         &mut self.frame(frame).regs

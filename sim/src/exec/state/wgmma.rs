@@ -88,7 +88,7 @@ pub struct IssuedProduct {
 }
 
 impl WarpWgmma {
-    /// Number of the next product that the warp issues.
+    /// Returns the number of the next product that the warp issues.
     pub fn next_product_number(&self) -> u64 {
         self.waited + self.issued.len() as u64
     }
