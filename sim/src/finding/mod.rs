@@ -358,8 +358,8 @@ pub fn line_and_inlining_chain(program: &Program, kernel: &Kernel, pc: u32) -> (
     let (code, i) = kernel.function_and_instruction_index(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
-        // For an instruction from a header, the line of the PTX text: findings name no file, so a header's line would
-        // be mistaken for a line of the main file.
+        // An instruction from a header is reported at its line of the PTX text. Findings name no file, so the header's
+        // line would be mistaken for a line of the main file.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {

@@ -512,7 +512,8 @@ impl VectorClock {
         }
     }
 
-    /// Returns the epochs of this clock besides `seen` and the visible tensor maps.
+    /// Returns the optional epochs of this vector clock: all epochs except `seen` and the epochs of the visible tensor
+    /// maps.
     fn optional_epochs(&self) -> [&Option<ClockEpochs>; 6] {
         let [shared, global] = &self.fenced;
         [shared, global, &self.fenced_inits, &self.completed_loads, &self.shared_accesses, &self.released_maps]

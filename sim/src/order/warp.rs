@@ -85,7 +85,7 @@ pub struct WarpClocks {
     /// Mask of the lanes that exist in this warp.
     lanes: u32,
     parts: Vec<Part>,
-    /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
+    /// For each state space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
     own_async_visible: [[u32; LANES]; 2],
     has_fenced: [bool; 2],
     /// For each lane, the epoch up to which the lane has fenced its mbarrier initialisations (`fence.mbarrier_init`).

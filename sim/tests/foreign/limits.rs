@@ -54,7 +54,8 @@ fn long_loops_that_end_are_no_findings() {
     assert!(report.has_no_findings() && report.stopped.is_none(), "{:?}", report.findings);
 }
 
-/// One thread waits until `clock` has advanced by 20 million; `pause` is an instruction of the loop.
+/// One thread waits until `clock` has advanced by 20 million cycles (`%clock64`) or nanoseconds (`%globaltimer`);
+/// `pause` is an instruction of the loop.
 fn wait_for_time(clock: &str, pause: &str) -> Case {
     let body = format!(
         ".reg .b64 %d<4>; .reg .pred %p; ld.param.u64 %d3, [p]; mov.u64 %d0, {clock};

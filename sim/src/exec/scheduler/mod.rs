@@ -251,7 +251,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts one cluster more than are running now, as far as the GPU has room.
+    /// Starts as many further clusters as are running now, plus one. Starts fewer if the GPU has no room for them.
     fn start_further_clusters(&mut self, grid: &mut GridState) {
         let cluster_blocks = grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {

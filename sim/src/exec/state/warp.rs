@@ -300,8 +300,8 @@ impl Warp {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
         if self.local_top > self.local_size {
-            // The memory grows by at least half of its size, so that deep recursion does not copy all frames at every
-            // call.
+            // The memory grows by at least half of its size, so that deep recursion does not copy the local memory at
+            // every call.
             let wanted = self.local_top.max(self.local_size + self.local_size / 2);
             let (old, new) = (self.local_size as usize, wanted.next_multiple_of(64) as usize);
             let mut local = vec![0xa5u8; new * 32];

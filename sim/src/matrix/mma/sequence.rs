@@ -55,7 +55,8 @@ impl MmaOp {
 /// The number of columns of A and of rows of B.
 const K: usize = 16;
 
-/// Numbers of cached fragments of A and of B: a warp often computes 4 × 4 or 4 × 8 products.
+/// `CACHED_A` and `CACHED_B` are the numbers of cached fragments of A and of B. A warp often computes 4 × 4 or 4 × 8
+/// products.
 const CACHED_A: usize = 4;
 const CACHED_B: usize = 8;
 
@@ -77,7 +78,8 @@ pub struct FragmentCache {
     /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
     of_b: [[u32; 2]; CACHED_B],
-    /// The index of the cached fragment that the next conversion overwrites, for A and then for B.
+    /// `next_a` and `next_b` are the indices of the cached fragments of A and of B that the next conversion
+    /// overwrites.
     next_a: usize,
     next_b: usize,
 }
