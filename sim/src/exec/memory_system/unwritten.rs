@@ -112,8 +112,8 @@ impl MemorySystem {
         }
     }
 
-    /// After a store of `group`: passes the unwritten bytes of the stored registers on to memory in the lanes
-    /// `copied`, or reports them if the store makes them a result of the kernel.
+    /// Called after a store of `group`. In the lanes `copied`, passes the unwritten bytes of the stored registers on
+    /// to memory. If the store makes these bytes a result of the kernel, reports them instead.
     pub(super) fn store_unwritten(
         &mut self,
         cx: &mut InstructionContext,
@@ -266,8 +266,8 @@ pub(super) fn lanes_with_copies(regs: &Registers, t: &LoadStore, undefined: u32)
     lanes_in_mask(undefined).filter(is_copy).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
-/// After a load whose value is only copied: marks its registers as unwritten in one lane. `bytes` is the mask of the
-/// unwritten bytes among those that the lane has read.
+/// Called after a load whose value is only copied: marks its registers as unwritten in one lane. `bytes` is the mask
+/// of the unwritten bytes among the bytes that the lane has read.
 pub(super) fn set_registers_unwritten(
     regs: &mut Registers,
     t: &LoadStore,

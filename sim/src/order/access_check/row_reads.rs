@@ -6,9 +6,9 @@ use super::super::{FIRST_OP_KEY, NO_AGENT};
 use super::{AccessCheck, answer_index};
 
 impl AccessCheck<'_> {
-    /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each; the row
-    /// is the shadow cell at `offset`. Returns true if [`AccessCheck::check_cell`] of each lane's own 16 bytes would
-    /// have the same effect and find no conflict; otherwise returns false and changes nothing.
+    /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each. The row
+    /// is the shadow cell at `offset`. Returns true if separate calls of [`AccessCheck::check_cell`] for the 16 bytes
+    /// of each lane would have the same effect and find no conflict. Otherwise returns false and changes nothing.
     pub(in crate::order) fn check_row(
         &mut self,
         cell: &mut ShadowCell,
