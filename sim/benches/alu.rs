@@ -86,7 +86,7 @@ fn main() {
             r.rows[i].0[lane] = ((i * 32 + lane) as f32).sin().to_bits();
         }
     }
-    // The selector of `prmt` and the table of `lop3`: constants like those that compilers emit, equal in every lane.
+    // `prmt`'s selector and `lop3`'s truth table are constants, equal in every lane, as in compiled code.
     let selector = RegisterRow([0x5410; 32]);
     r.rows[48] = RegisterRow([0x96; 32]);
     for opcode in OPCODES {

@@ -35,9 +35,10 @@ pub const WINDOW_BYTES: u64 = 1 << 32;
 /// Shared address of the first byte of a block's shared memory. As on Hopper, the first KiB is reserved, so no
 /// variable has address 0.
 pub const FIRST_SHARED_ADDRESS: u32 = 1024;
-/// Position of the block number in a shared address. The bits below are the offset in a block; the bits from here on
-/// are the block's rank in its cluster. As on Hopper, the addresses of a block's own variables contain the rank, too:
-/// the window of `.shared::cta` is part of the window of `.shared::cluster`.
+/// Position of the block's rank in a shared address. The bits below this position are the offset in the block's shared
+/// memory; the bits from this position on are the rank of the block in its cluster. As on Hopper, the addresses of a
+/// block's own variables contain the rank, too: the window of `.shared::cta` is part of the window of
+/// `.shared::cluster`.
 pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
 /// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank

@@ -49,7 +49,7 @@ pub struct SimMemory {
 }
 
 impl SimMemory {
-    /// A memory without buffers.
+    /// Creates a memory without buffers.
     pub fn new() -> SimMemory {
         SimMemory { allocations: Vec::new(), next: layout::HEAP_BASE }
     }
@@ -182,7 +182,7 @@ impl SimMemory {
         let data = at.checked_add(bytes).and_then(|end| a.data.get(at..end)).ok_or_else(outside)?;
         let written = |n: usize| a.shadow.is_initialized(at as u64..(at + n) as u64);
         if !written(bytes) {
-            // Searches for the longest prefix that was written, by bisection.
+            // Bisection finds the length of the longest prefix of written bytes.
             let (mut good, mut bad) = (0, bytes);
             while bad - good > 1 {
                 let half = good + (bad - good) / 2;
@@ -251,8 +251,8 @@ impl SimMemory {
         }
     }
 
-    /// Returns the name of the buffer with this index for messages. A buffer without a name has a number, which counts
-    /// the buffers and not the variables of modules.
+    /// Returns the name of the buffer with this index for messages. A buffer without a name is shown by its number;
+    /// module variables are not counted.
     pub(crate) fn displayed_buffer_name(&self, index: usize) -> String {
         self.displayed_name(&self.allocations[index])
     }

@@ -35,7 +35,7 @@ pub struct Registers {
 /// Bytes of a register that a load copied from memory that nothing has written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnwrittenBytes {
-    /// Mask of the bytes of the register.
+    /// Mask of the register's bytes that the load copied from unwritten memory.
     pub bytes: u16,
     /// The load that read the bytes.
     pub source: UnwrittenSource,

@@ -1,4 +1,4 @@
-//! Timing that the benchmarks of whole kernels share.
+//! Timing functions of the benchmarks that run whole kernels.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ pub fn run_timed<R>(call: impl FnOnce() -> R) -> (R, f64) {
 }
 
 fn cpu_seconds() -> Option<f64> {
-    // Linux updates a thread's CPU time when the scheduler runs, otherwise only at each timer tick.
+    // Yielding makes Linux update this thread's CPU time, which it otherwise updates only at each timer tick.
     std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     Some(text.split_whitespace().next()?.parse::<u64>().ok()? as f64 * 1e-9)

@@ -10,7 +10,8 @@ use super::lanes::{LaneValue, lanes_where, mark_undefined_lanes, set_predicate, 
 use super::scalar::{ScalarFlags, ScalarOp, scalar_functions};
 use crate::regs::{Registers, Slot};
 
-/// The primitive relation that a comparison is computed from.
+/// The basic relations between two values. Each comparison operator is one of them, with swapped operands or an
+/// inverted result where needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComparisonRelation {
     /// `a < b`
@@ -191,8 +192,8 @@ pub fn compare_floats(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     (f.wide & ordering_bit(x(a).partial_cmp(&x(b))) != 0) as u64
 }
 
-/// Compares the upper halves of two packed registers if the flag `sat` is set, else the lower halves. Comparisons use
-/// this flag for nothing else.
+/// Compares the upper halves of two packed registers if the flag `sat` is set, else the lower halves. Comparisons do
+/// not saturate, so the flag is free for this use.
 pub fn compare_half(f: ScalarFlags, a: u64, b: u64, c: u64, d: u64) -> u64 {
     let shift = if f.sat { 16 } else { 0 };
     compare_floats(f, a >> shift & 0xffff, b >> shift & 0xffff, c, d)

@@ -1,4 +1,5 @@
-//! `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s.
+//! Implements `cvt` between any two number formats, as [`ScalarFunction`](super::scalar::ScalarFunction)s, which
+//! convert the number of one lane.
 
 use super::f32_math::{self, flush_subnormal};
 use super::float::is_tiny_after_rounding;
@@ -99,7 +100,7 @@ fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     if f32_math::is_nan(cut as u32) || !f.strict { cut } else { cut - 0x2000 }
 }
 
-/// Returns the value of the source's bits. With `.ftz`, a subnormal f32 becomes zero.
+/// Decodes a source operand of `cvt` and returns its value as f64. With `.ftz`, a subnormal f32 becomes zero.
 fn source(f: ScalarFlags, a: u64, format: FloatFormat) -> f64 {
     let a = if format == F32 { flush_subnormal(a as u32, f.ftz) as u64 } else { a };
     match format {
@@ -119,8 +120,8 @@ fn to_float(f: ScalarFlags, x: f64, to: FloatFormat) -> u64 {
     let bits =
         if f.strict && !x.is_nan() && magnitude > to.max_finite { bits - (magnitude - to.max_finite) } else { bits };
     match to {
-        // `.ftz` flushes a number that is below the smallest normal number after rounding to 24 bits with unlimited
-        // exponent range, even if rounding as a subnormal number gives the smallest normal number.
+        // `.ftz` flushes a number that, rounded to 24 bits with unlimited exponent range, is below the smallest normal
+        // number. Rounding as a subnormal number may nevertheless give the smallest normal number.
         F32 if f.ftz && magnitude == 0x80_0000 && is_tiny_after_rounding(F32, f.rounding, x) => bits & 0x8000_0000,
         F32 => flush_subnormal(bits as u32, f.ftz) as u64,
         TF32 => bits << 13,

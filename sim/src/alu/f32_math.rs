@@ -66,7 +66,8 @@ pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
 /// Returns 2^x within 1 ulp. Subnormal results are not flushed; the caller does that.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
-    // Above 129 the result is infinite, below −152 it rounds to zero. A NaN passes through the polynomial.
+    // For `x` above 129 the result is infinite; for `x` below −152 it rounds to zero. A NaN passes through the
+    // polynomial.
     let x = if x > 129.0 { 129.0 } else { x };
     let x = if x < -152.0 { -152.0 } else { x };
     // Adding 1.5 · 2^23 rounds to the nearest integer, which then lies in the low bits.

@@ -58,7 +58,7 @@ fn rounded_arithmetic(
     if !exact.is_zero() {
         return exact.round_to_format(format, mode);
     }
-    // A sum of opposite terms that cancel is +0, or −0 when rounding down. The sum of two zeros of equal sign keeps
+    // Opposite terms that cancel add up to +0, or to −0 when rounding down. The sum of two zeros of equal sign keeps
     // that sign.
     let negative = match terms {
         Some((s, t)) if s != t => mode == RoundingMode::Down,
@@ -114,9 +114,9 @@ pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -
     }
 }
 
-/// For an f32 result that was rounded to the smallest normal number, returns the result in f64 for
-/// [`is_tiny_after_rounding`]. The f64 is precise enough: it holds a product of two f32s exactly, and a quotient that
-/// is not an f32 is far from every f32.
+/// Returns the result of an f32 operation in f64, for [`is_tiny_after_rounding`]; called for an f32 result that was
+/// rounded to the smallest normal number. The f64 is precise enough: it holds a product of two f32s exactly, and a
+/// quotient that is not exactly an f32 differs from every f32 by more than the rounding error.
 fn unrounded_result(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
     match op {
         FloatArithmetic::Mul => a * b,

@@ -16,7 +16,8 @@ pub fn sign_or_zero_extend(x: u64, bits: u32, signed: bool) -> i128 {
     if signed { ((x << unused) as i64 >> unused) as i128 } else { (x << unused >> unused) as i128 }
 }
 
-/// Returns the low bits of a number, as many as the flags' type has. With `.sat`, clamps to the type's range first.
+/// Returns the low bits of `x`, as many as the type that `f` describes has. With `.sat`, first clamps `x` to the range
+/// of that type.
 pub fn wrap_or_saturate(f: ScalarFlags, x: i128) -> u64 {
     let x = if f.sat { clamp_to_type(x, f.bits as u32, f.signed) } else { x };
     x as u64 & low_bits_mask(f.bits as u32)
@@ -40,7 +41,8 @@ pub fn sub(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     wrap_or_saturate(f, integer_value(f, a) - integer_value(f, b))
 }
 
-/// Returns the exact product as 128 bits, which a product of unsigned 64-bit numbers needs.
+/// Returns the exact product of `a` and `b`. The product of two unsigned 64-bit numbers takes all 128 bits of the
+/// result.
 fn product(f: ScalarFlags, a: u64, b: u64) -> i128 {
     integer_value(f, a).wrapping_mul(integer_value(f, b))
 }

@@ -111,7 +111,7 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
-    /// Any instruction without a variant of its own above, executed through a function call.
+    /// Any other instruction; it is executed through a function call.
     OutOfLine(OutOfLineOp),
 }
 
@@ -321,7 +321,7 @@ pub enum OutOfLineOp {
     Setp(Comparison, ScalarOp),
     /// `setp` of packed halves: one predicate for the lower and one for the upper half.
     SetpHalves(Comparison, ScalarOp, ScalarOp),
-    /// `set`: two comparison functions, of the lower half (or of the whole value) and of the upper half.
+    /// `set`: two comparison functions, one for the lower half (or the whole value) and one for the upper half.
     Set(Comparison, ScalarOp, ScalarOp, SetResultFormat),
     /// `slct`: the scalar function that chooses one of two sources, and the register class of these sources.
     Slct(ScalarOp, RegisterClass),
@@ -364,8 +364,8 @@ impl OutOfLineOp {
                 mark_undefined_lanes(r, s.dst[0], mask, u);
             }
             OutOfLineOp::Slct(scalar, class) => {
-                // A result lane is undefined where the chosen source is undefined, or the third source, which decides
-                // the choice.
+                // A result lane is undefined where the chosen source is undefined, and where the third source, which
+                // decides the choice, is undefined.
                 let (u, c) = ([0, 1].map(|i| r.undefined[s.src[i] as usize]), r.undefined[s.src[2] as usize]);
                 let first = lane_mask(&scalar.selects_first_source(r, s, mask));
                 scalar.run(r, s, mask, *class);

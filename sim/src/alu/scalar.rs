@@ -30,7 +30,7 @@ pub struct ScalarFlags {
     pub sat: bool,
     /// `.relu`
     pub relu: bool,
-    /// `.NaN`, or `.satfinite` of conversions.
+    /// True for `.NaN` or, in a conversion, for `.satfinite`.
     pub strict: bool,
     /// Selects a variant of the function, which documents its meaning: bf16 instead of f16, `max` instead of `min`,
     /// `.hi` instead of `.lo`, …
@@ -90,8 +90,8 @@ impl ScalarOp {
         (out, undefined)
     }
 
-    /// Returns 1 in the lanes in which the function selects its first source, 0 in the lanes in which it selects the
-    /// second one. For this it evaluates the function with 1 as the first source and 0 as the second.
+    /// Evaluates the function with 1 as the first source and 0 as the second. The result of a lane is 1 if the
+    /// function selects its first source there, and 0 if it selects the second.
     pub fn selects_first_source(&self, r: &Registers, s: &OperandSlots, mask: u32) -> [u64; 32] {
         let c = r.get(s.src[2]);
         let mut out = [0; 32];

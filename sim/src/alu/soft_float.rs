@@ -1,8 +1,8 @@
 //! Software floating point: exact results of arithmetic as wide integers, and their rounding to any format in any
 //! mode.
 //!
-//! It computes the directed rounding modes and the narrow formats; f32 and f64 arithmetic with rounding to nearest
-//! runs on the processor.
+//! This module computes the directed rounding modes and the narrow formats; f32 and f64 arithmetic with rounding to
+//! nearest runs on the processor.
 
 /// Rounding modes of PTX.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub const F16: FloatFormat =
 /// bfloat16.
 pub const BF16: FloatFormat =
     FloatFormat { precision: 8, min_exponent: -126, max_finite: 0x7f7f, sign_bit: 15, nan: 0x7fff };
-/// tf32: the upper 19 bits of an f32. Shift the encoding left by 13 for the register's bits.
+/// tf32: the upper 19 bits of an f32. A register holds this encoding shifted left by 13 bits.
 pub const TF32: FloatFormat =
     FloatFormat { precision: 11, min_exponent: -126, max_finite: 0x3fbff, sign_bit: 18, nan: 0x3ffff };
 /// fp8 E4M3: 4 exponent bits, 3 mantissa bits, no infinity.
@@ -100,7 +100,7 @@ impl ExactFloat {
     fn shifted(self, shift: i32) -> ExactFloat {
         let mut w = ExactFloat { exponent: self.exponent - shift, ..self };
         if shift >= 0 {
-            // Only a mantissa of zero is shifted left by 128 bits or more.
+            // Only a zero mantissa is shifted left by 128 bits or more, and it stays zero.
             w.mantissa = self.mantissa.checked_shl(shift as u32).unwrap_or(0);
         } else {
             let right = -shift as u32;

@@ -31,7 +31,7 @@ pub struct NamedBuffer {
 pub struct CheckPlan {
     /// Number of runs, at least 1.
     pub interleavings: u32,
-    /// Number of host threads among which the runs are divided. The report does not depend on it.
+    /// Number of host threads that share the runs. The report does not depend on this number.
     pub threads: usize,
     /// Options of every run. Each run gets another seed, computed from `options.seed`; the first run uses
     /// `options.completion` and the others go through all completion timings.
@@ -41,7 +41,7 @@ pub struct CheckPlan {
 }
 
 impl Default for CheckPlan {
-    /// Eight interleavings, on as many host threads as the processor offers.
+    /// The default plan: eight interleavings, on as many host threads as the processor offers.
     fn default() -> CheckPlan {
         CheckPlan {
             interleavings: 8,

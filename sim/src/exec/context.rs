@@ -12,9 +12,9 @@ use crate::regs::Registers;
 pub enum NextAction {
     /// Continue with the next instruction.
     Next,
-    /// Continue at the fragment's `pc`, which the instruction has set.
+    /// Continue at the warp fragment's `pc`, which the instruction has set.
     Jumped,
-    /// Stop running the fragment: it waits (its state says for what) or has no lanes left.
+    /// Stop running the warp fragment: it waits (its state says for what) or has no lanes left.
     Stop,
 }
 
@@ -26,38 +26,38 @@ pub struct InstructionContext<'i, 'a> {
     pub warp: &'i mut Warp,
     /// The fragment of the warp that executes the instruction.
     pub fragment: &'i mut WarpFragment,
-    /// Mask of the lanes that execute the instruction: the lanes of the fragment whose guard is true.
+    /// Mask of the lanes that execute the instruction: the lanes of the warp fragment whose guard is true.
     pub mask: u32,
     /// Index of the instruction in the kernel, over all functions.
     pub pc: u32,
 }
 
 impl InstructionContext<'_, '_> {
-    /// The block of the warp.
+    /// Returns the block of the warp.
     #[inline]
     pub fn block(&self) -> &Block {
         &self.grid.blocks[self.warp.slot]
     }
 
-    /// The block of the warp (mutable).
+    /// Returns the block of the warp (mutable).
     #[inline]
     pub fn block_mut(&mut self) -> &mut Block {
         &mut self.grid.blocks[self.warp.slot]
     }
 
-    /// The registers of the function that the fragment executes.
+    /// Returns the registers of the function that the warp fragment executes.
     #[inline(always)]
     pub fn regs(&self) -> &Registers {
         self.warp.regs(self.fragment.frame)
     }
 
-    /// The registers of the function that the fragment executes (mutable).
+    /// Returns the registers of the function that the warp fragment executes (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self) -> &mut Registers {
         self.warp.regs_mut(self.fragment.frame)
     }
 
-    /// The lowest lane that executes the instruction.
+    /// Returns the lowest lane that executes the instruction.
     #[inline]
     pub fn first_lane(&self) -> u32 {
         self.mask.trailing_zeros()
@@ -74,7 +74,8 @@ impl InstructionContext<'_, '_> {
         self.grid.reporter.report(kind, site, message);
     }
 
-    /// Reports that this instruction uses an undefined register of a lane in a way that matters.
+    /// Reports that this instruction uses an undefined register of a lane where its value can change what the kernel
+    /// does.
     pub fn report_undefined(&mut self, lane: u32, message: impl FnOnce() -> String) {
         self.grid.report_undefined(self.warp, lane, self.pc, message);
     }
@@ -100,8 +101,8 @@ impl InstructionContext<'_, '_> {
         }
     }
 
-    /// Returns whether all live lanes in `member_mask` are at this instruction; if not, makes the fragment wait for
-    /// them.
+    /// Returns whether all live lanes in `member_mask` are at this instruction; if not, makes the warp fragment wait
+    /// for them.
     pub fn gather_lanes(&mut self, member_mask: u32) -> bool {
         if self.fragment.gathered {
             self.fragment.gathered = false;
@@ -114,7 +115,8 @@ impl InstructionContext<'_, '_> {
         false
     }
 
-    /// Records that the fragment changed memory, so that its current loop does not count as one that only waits.
+    /// Records that the warp fragment changed memory, so that its current loop is not taken for a loop that only
+    /// waits.
     #[inline]
     pub fn record_memory_change(&mut self) {
         self.grid.count_memory_or_barrier_change();

@@ -35,7 +35,7 @@ pub struct ProgressCounters {
 }
 
 impl ProgressCounters {
-    /// The instructions that were executed or slept through.
+    /// Returns the number of executed instructions plus the instructions that count as executed while warps slept.
     pub fn elapsed(&self) -> u64 {
         self.executed + self.slept
     }
@@ -46,7 +46,7 @@ impl ProgressCounters {
         self.global_polls += u64::from(groups.iter().any(|group| matches!(group.location, MemoryLocation::Global(_))));
     }
 
-    /// Counts an instruction that waits: it stands for as many instructions as a sleep of about 200 ns takes.
+    /// Counts one waiting instruction as the number of instructions that run during a sleep of about 200 ns.
     pub fn count_wait(&mut self) {
         self.waits += 1;
         self.slept += 100;
@@ -71,7 +71,7 @@ pub struct GridState<'a> {
 }
 
 impl<'a> GridState<'a> {
-    /// The state before the first block starts.
+    /// Creates the state before the first block starts.
     pub fn new(context: GridContext<'a>) -> GridState<'a> {
         GridState {
             context,
@@ -88,11 +88,13 @@ impl<'a> GridState<'a> {
         self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 
-    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters. If the value may
-    /// come from shared memory that nothing has written, the finding points at the load of that memory.
+    /// Reports that the instruction `pc` uses an undefined register of a lane where its value can change what the
+    /// kernel does. If the value may come from shared memory that nothing has written, the finding points at the load
+    /// of that memory.
     #[cold]
     pub fn report_undefined(&mut self, warp: &Warp, lane: u32, pc: u32, message: impl FnOnce() -> String) {
-        // The result of an instruction that the simulator does not support is undefined, which is no defect.
+        // The simulator leaves the result of an unsupported instruction undefined, so a use of this result is not a
+        // defect of the kernel.
         if self.reporter.findings().contains_kind(FindingKind::Unsupported) {
             return;
         }

@@ -42,7 +42,7 @@ impl<'a> GridContext<'a> {
     }
 
     /// Returns the location for a finding: the thread that `agent` of a vector clock stands for, and the instruction
-    /// `pc`. An agent that is no thread gives thread 0.
+    /// `pc`. For an agent that is not a thread, the location names thread 0.
     pub fn finding_site_of_agent(&self, agent: Agent, pc: u32) -> FindingSite {
         let block = agent.block().saturating_sub(self.first_block);
         self.finding_site(coordinates_of_index(block, self.launch.grid), agent.thread_index().unwrap_or(0), pc)

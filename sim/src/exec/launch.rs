@@ -57,12 +57,12 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
-    /// Whether two missing fences are findings (else only notes): an asynchronous copy overwrites bytes that were read
-    /// through the generic proxy before, without a proxy fence in between; or a copy completes on an mbarrier whose
-    /// initialisation no fence followed.
+    /// Whether a missing fence is a finding instead of a note in two cases. First, no proxy fence lies between a read
+    /// through the generic proxy and an asynchronous copy that overwrites the bytes. Second, no fence follows the
+    /// initialisation of the mbarrier on which a copy completes.
     pub strict_proxy: bool,
-    /// Whether the module was compiled from CUDA source, so that the CUDA programming guide applies where its rules are
-    /// stricter than those of PTX.
+    /// Whether the module was compiled from CUDA source. The CUDA programming guide then applies in addition to PTX,
+    /// where its rules are stricter.
     pub cuda_source: bool,
     /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,
@@ -103,7 +103,7 @@ pub struct SimOutcome {
     pub counters: Counters,
     /// What the kernel wrote with `printf`.
     pub printed: String,
-    /// Why the run ended before the kernel did; `None` if it did not.
+    /// Why the run ended before the kernel did; `None` if the kernel ended.
     pub stopped: Option<EarlyStop>,
 }
 

@@ -1,4 +1,4 @@
-//! Limits of a run: a kernel without an end, or a kernel that needs too much memory, is stopped with a message.
+//! Limits of a run: a kernel that does not end, or that needs too much memory, is stopped with a message.
 
 use super::launch::{LaunchConfig, LaunchError};
 use crate::memory::SimMemory;
@@ -20,14 +20,14 @@ pub struct RunLimits {
 }
 
 impl Default for RunLimits {
-    /// No limit of steps or time, 64 GiB of memory.
+    /// The default limits: no limit of steps or time, 64 GiB of memory.
     fn default() -> RunLimits {
         RunLimits { idle_steps: u64::MAX, deadline: None, memory_bytes: 64 << 30 }
     }
 }
 
-/// Returns the additional steps that an instruction counts as, in `lanes` lanes, because simulating it takes longer
-/// than arithmetic: each lane of a strong access or atomic releases or acquires vector clocks.
+/// Returns how many steps an instruction of `lanes` lanes counts beyond the one step of arithmetic, because its
+/// simulation takes longer: each lane of a strong access or atomic releases or acquires vector clocks.
 pub fn additional_steps(op: &Op, lanes: u32) -> u64 {
     match op {
         Op::Load(t) | Op::Store(t) if t.semantics.is_none() => 16,
@@ -45,7 +45,7 @@ pub const MAX_LOCAL_BYTES: u32 = 512 << 10;
 pub const MAX_RECURSION_BYTES: u32 = 64 << 10;
 
 /// Bytes of stack that a call takes besides the local variables of the function: the return address and saved
-/// registers. An assumption, because PTX does not show them.
+/// registers. The value is an assumption, because PTX does not show these bytes.
 pub const CALL_BYTES: u32 = 64;
 
 /// Why a run ended before the kernel did.

@@ -1,4 +1,5 @@
-//! Operands of instructions: addresses, predicates, undefined registers, and masks of lanes with a property.
+//! Operands of instructions: addresses, predicates, undefined registers, and masks of the lanes that satisfy a
+//! condition.
 
 use crate::program::op::AddressOperand;
 use crate::regs::Registers;
@@ -30,7 +31,7 @@ pub fn lanes_with_undefined_register<'s>(regs: &Registers, slots: impl IntoItera
     slots.into_iter().fold(0, |mask, &slot| mask | regs.undefined[slot as usize])
 }
 
-/// In a register, marks the lanes `undefined` as undefined and the other lanes of `mask` as defined.
+/// Marks the lanes `undefined` of a register as undefined, and the other lanes of `mask` as defined.
 pub fn mark_undefined_lanes(regs: &mut Registers, register: u32, undefined: u32, mask: u32) {
     regs.undefined[register as usize] &= !mask;
     regs.mark_undefined(register, undefined);

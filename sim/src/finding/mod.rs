@@ -234,11 +234,11 @@ impl Findings {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// Returns the findings in the order of their lines, one for each cause. Drops two kinds of findings that only
-    /// repeat an unordered access, in an interleaving in which this access comes too early: a load of unwritten bytes
-    /// at a line that also has a race; and the use of an mbarrier that does not exist (a finding whose other
-    /// instruction is the use itself) at a line where another finding says that the use is not ordered after the
-    /// initialisation.
+    /// Returns the findings in the order of their lines, one for each cause. An access that is not ordered may come
+    /// too early in some interleavings and cause a second finding; two kinds of such findings are dropped. The first
+    /// is a load of unwritten bytes at a line that also has a race. The second is the use of an mbarrier that does not
+    /// exist (such a finding names the use itself as its other instruction), if another finding at this line says that
+    /// the use is not ordered after the initialisation.
     pub fn into_list(self) -> Vec<Finding> {
         let races = self.by_cause.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
@@ -358,8 +358,8 @@ pub fn line_and_inlining_chain(program: &Program, kernel: &Kernel, pc: u32) -> (
     let (code, i) = kernel.function_and_instruction_index(pc);
     let mut origin = source_line(program, kernel, pc);
     if origin.file.is_some() {
-        // For an instruction from a header, the line of the PTX text: findings name no file, so a header's line would
-        // be mistaken for a line of the main file.
+        // An instruction from a header is reported at its line of the PTX text. Findings name no file, so the header's
+        // line would be mistaken for a line of the main file.
         origin.line = code.lines.get(i).map_or(0, |l| l.0);
     }
     let Some(place) = code.lines.get(i).and_then(|l| l.1).map(|p| program.source_location(p)) else {
@@ -392,8 +392,8 @@ pub fn main_file_name<'p>(program: &'p Program, kernel: &str) -> Option<&'p str>
     program.module.files.iter().find(|f| f.0 == main).map(|f| f.1.as_str())
 }
 
-/// Returns the index of the CUDA file that was compiled, which PTX does not record. It is the file of the kernel's
-/// own lines; if that is a header, it is the file of the first other kernel that is not in a header.
+/// Returns the index of the CUDA file that was compiled; PTX does not record it. It is the file of the kernel's own
+/// lines. If that file is a header, it is the file of the first other kernel outside of headers.
 fn main_file(program: &Program, kernel: &str) -> Option<u32> {
     let defined = || program.module.functions.iter().filter(|f| f.kernel && !f.declaration);
     let own = defined().find(|f| f.name == kernel).and_then(|f| own_file(program, f));

@@ -5,7 +5,7 @@
 pub enum ElementFormat {
     /// `.f64`
     F64,
-    /// `.tf32`: a 32-bit register of which only the upper 19 bits count.
+    /// `.tf32`: a 32-bit register of which only the upper 19 bits are used.
     Tf32,
     /// `.bf16`
     Bf16,

@@ -6,12 +6,12 @@
 
 use super::{AccessStamp, AccessStrength, FIRST_OP_KEY, OwnerKey};
 
-/// Accesses by lanes of one warp (or operation) in one epoch.
+/// Accesses by lanes of one warp (or asynchronous operation) in one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct AccessRecord {
     pub key: OwnerKey,
     pub stamp: AccessStamp,
-    /// Mask of the lanes. In lists the mask is rotated by [`AccessStamp::mask_rotation`], elsewhere it is not.
+    /// Mask of the lanes. In access lists the mask is rotated by [`AccessStamp::mask_rotation`], elsewhere it is not.
     pub mask: u32,
     pub pc: u32,
     pub write: bool,
@@ -60,25 +60,26 @@ struct Node {
     depth: u32,
     has_write: bool,
     has_read: bool,
-    /// The width code of the accesses, if all accesses in the list have the same width, are strong at `.gpu` scope and
-    /// were made by threads; else [`NOT_ALL_STRONG`]. One byte, so that a node has 32 bytes.
+    /// The width code of the accesses, if all accesses in the access list have the same width, are strong at `.gpu`
+    /// scope and were made by threads; else [`NOT_ALL_STRONG`]. One byte, so that a node has 32 bytes.
     strong_width: u8,
-    /// Whether the accesses in the list were made by threads of more than one block.
+    /// Whether the accesses in the access list were made by threads of more than one block.
     across_blocks: bool,
 }
 
-/// Value of [`Node::strong_width`] for a list whose accesses differ in width or are not all strong at `.gpu` scope. No
-/// width code has this value.
+/// Value of [`Node::strong_width`] for an access list whose accesses differ in width or are not all strong at `.gpu`
+/// scope. No width code has this value.
 const NOT_ALL_STRONG: u8 = u8::MAX;
 
-/// Id of a list: the index of its first node plus one, or 0 for the empty list.
+/// Id of an access list: the index of its first node plus one, or 0 for the empty list.
 pub(super) type ListId = u32;
 
-/// Maximum length of a list. Longer lists lose their oldest accesses, so races with the lost accesses may be missed; no
-/// false race is reported.
+/// Maximum length of an access list. Longer lists lose their oldest accesses, so races with the lost accesses may be
+/// missed; no false race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// Number of accesses at the front of a list that [`AccessLists::push`] compares with a new access, which may replace
-/// them, if one block made all accesses of the list. The number is above the number of warps of a block.
+/// Number of accesses at the front of an access list that [`AccessLists::push`] compares with a new access, to see
+/// whether the new one replaces them. Applies to lists whose accesses all come from one block. The number is above the
+/// number of warps of a block.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
@@ -86,10 +87,10 @@ const MAX_CACHED_PUSHES: usize = 1 << 11;
 /// Number of nodes before the first garbage collection; small in tests, so that tests run it.
 const FIRST_LIMIT: usize = if cfg!(test) { 64 } else { 1 << 20 };
 
-/// A cached push: the pushed record, the list onto which it was pushed, and the resulting list.
+/// A cached push: the pushed record, the access list onto which it was pushed, and the resulting list.
 #[derive(Clone, Copy, Debug)]
 struct CachedPush {
-    /// Hash of the list and the record; comparing it first avoids loading the whole record.
+    /// Hash of the access list and the record; comparing it first avoids loading the whole record.
     hash: u64,
     of: ListId,
     entry: AccessRecord,
@@ -100,7 +101,7 @@ struct CachedPush {
 #[derive(Clone, Debug)]
 pub(super) struct AccessLists {
     nodes: Vec<Node>,
-    /// Recent pushes, indexed by a hash of the list and the record. `new` is 0 in unused entries.
+    /// Recent pushes, indexed by a hash of the access list and the record. `new` is 0 in unused entries.
     cache: Vec<CachedPush>,
     limit: usize,
 }
@@ -112,7 +113,7 @@ impl Default for AccessLists {
 }
 
 impl AccessLists {
-    /// Iterates over the accesses in a list, newest first, with rotated masks.
+    /// Iterates over the accesses in an access list, newest first, with rotated masks.
     pub(super) fn accesses(&self, list: ListId) -> impl Iterator<Item = &AccessRecord> {
         let mut at = list;
         std::iter::from_fn(move || {
@@ -131,18 +132,19 @@ impl AccessLists {
         list != 0 && self.nodes[list as usize - 1].has_read
     }
 
-    /// Returns true if all accesses in the list are morally strong with a thread's access of width code `wide` that is
-    /// strong at `.gpu` scope: they are strong at this scope, too, were made by threads and have the same width.
+    /// Returns true if all accesses in the access list are morally strong with an access of a thread that is strong at
+    /// `.gpu` scope and has width code `wide`. This holds if all of them were made by threads, are strong at `.gpu`
+    /// scope and have the same width.
     pub(super) fn are_all_morally_strong_with(&self, list: ListId, wide: u32) -> bool {
         list == 0 || self.nodes[list as usize - 1].strong_width == wide as u8
     }
 
-    /// Adds `entry`, whose mask is rotated, to the front of a list and drops the accesses that it replaces. Returns
-    /// the new list.
+    /// Adds `entry`, whose mask is rotated, to the front of an access list and drops the accesses that it replaces.
+    /// Returns the new list.
     #[inline]
     pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
-        // Do not cache pushes of asynchronous operations onto the empty list: equal pushes are rare, and the access
-        // check caches its own last push.
+        // Do not cache pushes of asynchronous operations onto the empty access list: equal pushes are rare, and the
+        // access check caches its own last push.
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
         }
@@ -181,8 +183,8 @@ impl AccessLists {
         self.cons(below, merged)
     }
 
-    /// Returns the number of accesses at the front of a list that are compared with a new access, which may replace
-    /// them.
+    /// Returns the number of accesses at the front of an access list that are compared with a new access, which may
+    /// replace them.
     fn search_length(&self, list: ListId) -> usize {
         let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
         if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH }
@@ -191,8 +193,8 @@ impl AccessLists {
     /// Returns the list without those of its newest accesses for which `drop` returns true. Tests as many accesses as
     /// [`AccessLists::push`] does.
     pub(super) fn without_newest(&mut self, list: ListId, mut drop: impl FnMut(&AccessRecord) -> bool) -> ListId {
-        // `kept` are the tested accesses that stay in the list, the first `newer` of them newer than the last dropped
-        // access; `rest` is the list after this dropped access.
+        // `kept` are the tested accesses that stay in the access list, the first `newer` of them newer than the last
+        // dropped access; `rest` is the list after this dropped access.
         let (mut kept, mut newer, mut at, mut rest) = (Vec::new(), 0, list, list);
         for _ in 0..self.search_length(list) {
             let Some(node) = at.checked_sub(1).map(|at| &self.nodes[at as usize]) else { break };

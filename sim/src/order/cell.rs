@@ -43,8 +43,8 @@ impl ShadowCell {
         older: 0,
     };
 
-    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes after this cell's bytes, if each lane accessed
-    /// its own 16 bytes of a row: it is the same history with the lanes shifted by `lanes`.
+    /// Returns the history of the 16 bytes that lie `lanes` × 16 bytes after this shadow cell's first 16 bytes, in a
+    /// row of which each lane accessed its own 16 bytes. The history is the same, with the lanes shifted by `lanes`.
     pub(super) fn with_lanes_shifted(&self, lanes: u32) -> ShadowCell {
         let mut cell = *self;
         if cell.writer != NO_AGENT && cell.write.wide() == LOG2_MAX_BYTES_PER_LANE {
@@ -68,10 +68,10 @@ impl ShadowCell {
 
 #[derive(Clone, Debug)]
 pub(super) struct CellChunk {
-    /// Log2 of the bytes per cell.
+    /// Log2 of the bytes per shadow cell.
     pub shift: u32,
-    /// Whether a cell may stand for consecutive 16-byte accesses of several lanes. The cell then holds the history of
-    /// its first 16 bytes; [`ShadowCell::with_lanes_shifted`] gives the history of the following bytes.
+    /// Whether a shadow cell may stand for consecutive 16-byte accesses of several lanes. The cell then holds the
+    /// history of its first 16 bytes; [`ShadowCell::with_lanes_shifted`] gives the history of the following bytes.
     pub has_row_cells: bool,
     pub cells: Vec<ShadowCell>,
 }
@@ -85,7 +85,7 @@ impl CellChunk {
         }
     }
 
-    /// Splits each cell into cells of `1 << shift` bytes.
+    /// Splits each shadow cell into cells of `1 << shift` bytes.
     #[cold]
     pub(super) fn split_cells(&mut self, shift: u32) {
         let (parts, has_rows) = (1u32 << (self.shift - shift), self.has_row_cells);
@@ -107,8 +107,8 @@ pub(super) enum InitializedBytes {
 }
 
 impl InitializedBytes {
-    /// Returns true if all bytes of the bit mask `bits`, whose first bit stands for the byte at `offset` in the
-    /// chunk, are initialised. The mask must not reach across a multiple of 64.
+    /// Returns true if all bytes in the bit mask `bits` are initialised. The first bit of the mask stands for the byte
+    /// at `offset` in the chunk. The mask must not reach across a multiple of 64.
     #[inline(always)]
     pub(super) fn are_bytes_initialized(&self, offset: u64, bits: u64) -> bool {
         match self {
@@ -166,7 +166,8 @@ pub(super) fn for_each_byte_mask(range: Range<u64>, mut f: impl FnMut(u64, u64))
     }
 }
 
-/// Returns the chunk in `slot` with cells of at most `1 << max_shift` bytes. Creates the chunk if there is none.
+/// Returns the chunk in `slot` with shadow cells of at most `1 << max_shift` bytes. Creates the chunk if there is
+/// none.
 #[inline(always)]
 pub(super) fn get_or_create_chunk<'a>(
     slot: &'a mut Option<CellChunk>,
@@ -180,7 +181,7 @@ pub(super) fn get_or_create_chunk<'a>(
     chunk
 }
 
-/// Like [`get_or_create_chunk`], for accesses other than rows of consecutive lanes: splits cells that stand for
+/// Like [`get_or_create_chunk`], for accesses other than rows of consecutive lanes: splits shadow cells that stand for
 /// several lanes.
 #[inline(always)]
 pub(super) fn chunk_without_row_cells<'a>(

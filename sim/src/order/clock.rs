@@ -23,7 +23,7 @@ struct LaneException {
 pub(super) struct BlockClock {
     epoch: [u32; LANES],
     mask: [u32; LANES],
-    /// Mask of the warps that have exceptions in `extra`.
+    /// Mask of the warps that have lanes with an epoch of their own, which `extra` stores.
     uneven: u32,
     extra: Vec<LaneException>,
     /// Pairs (index - 1024, epoch) of the block's virtual agents, sorted by index. Indices 0 to 1023 belong to the
@@ -49,8 +49,7 @@ impl BlockClock {
         self.virtuals.binary_search_by_key(&index, |v| v.0).map_or(0, |at| self.virtuals[at].1)
     }
 
-    /// Looks at the 32 virtual agents that begin with `first`; returns the mask of those whose epoch is at least
-    /// `epoch`.
+    /// Returns the mask of those of the 32 virtual agents from `first` on whose epoch is at least `epoch`.
     fn ordered_virtual_agents(&self, first: u16, epoch: u32) -> u32 {
         if epoch == 0 {
             return u32::MAX;
@@ -128,7 +127,7 @@ impl BlockClock {
         }
     }
 
-    /// Returns true if no epoch of `other` is above the epoch of the same agent in this clock.
+    /// Returns true if no epoch of `other` is above the epoch of the same agent in this vector clock.
     fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
@@ -162,8 +161,8 @@ impl BlockClock {
     }
 }
 
-/// Joins `theirs` into `mine`. If one clock already includes the other, the result is that clock's object, so that
-/// equal clocks stay shared.
+/// Joins `theirs` into `mine`. If one vector clock already includes the other, the result is that clock's object, so
+/// that equal clocks stay shared.
 fn join_blocks(mine: &mut Rc<BlockClock>, theirs: &Rc<BlockClock>) {
     if Rc::ptr_eq(mine, theirs) || mine.covers(theirs) {
         return;
@@ -269,7 +268,7 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     }
 }
 
-/// The epochs that a clock holds for the agents of its own block and of other blocks.
+/// The epochs that a vector clock holds for the agents of its own block and of other blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClockEpochs {
     own: Rc<BlockClock>,
@@ -349,8 +348,9 @@ impl ClockEpochs {
     }
 }
 
-/// A vector clock of a thread: for each agent, the last epoch whose accesses happen before the thread's next access,
-/// and per state space the last epoch whose generic writes are also visible to the async proxy. Cheap to clone.
+/// A vector clock of a thread. It holds, for each agent, the last epoch whose accesses happen before the thread's next
+/// access. For each state space, it also holds the last epoch whose generic writes are visible to the async proxy. It
+/// is cheap to clone.
 ///
 /// A thread's own accesses are not in its clock; [`WarpClocks::release`](super::WarpClocks::release) adds them.
 #[derive(Clone, Debug)]
@@ -358,20 +358,22 @@ pub struct VectorClock {
     pub(super) block: u32,
     seen: ClockEpochs,
     /// For each state space, the epochs whose writes are visible to the async proxy; never above `seen`. `None` if no
-    /// thread has executed a proxy fence whose effect reached this clock.
+    /// thread has executed a proxy fence whose effect reached this vector clock.
     fenced: [Option<ClockEpochs>; 2],
-    /// The epochs whose mbarrier initialisations are visible here although `seen` may be lower: a thread fenced them
-    /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
+    /// The epochs whose mbarrier initialisations are visible to the vector clock's thread. They may be above the
+    /// epochs in `seen`: a thread fenced the initialisations with `fence.mbarrier_init`, and a relaxed cluster barrier
+    /// or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
-    /// The epochs whose loads are complete before this point although `seen` may be lower, because the loading warp
-    /// executed `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`).
-    /// `None` if there are no such epochs.
+    /// The epochs whose loads are complete. They may be above the epochs in `seen`, because the loading warp executed
+    /// `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`). `None` if
+    /// there are no such epochs.
     completed_loads: Option<ClockEpochs>,
-    /// The epochs whose accesses to shared memory happen before this point although `seen` may be lower: a fence
-    /// with `.sync_restrict` passed them on. `None` if there are none.
+    /// The epochs whose accesses to shared memory happen before the thread's next access. They may be above the epochs
+    /// in `seen`, because a fence with `.sync_restrict` passed them on. `None` if there are none.
     shared_accesses: Option<ClockEpochs>,
-    /// The epochs whose writes of tensor maps were passed on by a release fence of the tensormap proxy, although `seen`
-    /// may be lower. An acquire fence of this proxy makes these writes visible. `None` if there are no such epochs.
+    /// The epochs whose writes of tensor maps a release fence of the tensormap proxy passed on. They may be above the
+    /// epochs in `seen`. An acquire fence of this proxy makes these writes visible. `None` if there are no such
+    /// epochs.
     released_maps: Option<ClockEpochs>,
     /// For each tensor map (by the address of its acquire fence), in ascending order, the epochs whose writes of the
     /// map are visible to the tensormap proxy.
@@ -391,8 +393,8 @@ pub enum FenceCoverage {
 }
 
 impl VectorClock {
-    /// Returns the clock of a thread of `block` at the start of a launch: only the host's accesses happen before this
-    /// point.
+    /// Returns the vector clock of a thread of `block` at the start of a launch: only the host's accesses happen
+    /// before the start.
     pub fn empty(block: u32) -> VectorClock {
         VectorClock {
             block,
@@ -406,7 +408,7 @@ impl VectorClock {
         }
     }
 
-    /// Returns the part of this clock that a fence with the coverage `covers` passes on to other threads.
+    /// Returns the part of this vector clock that a fence with the coverage `covers` passes on to other threads.
     pub(super) fn limited_to(self, covers: FenceCoverage) -> VectorClock {
         let joined = |part: Option<ClockEpochs>| {
             let mut all = self.seen.clone();
@@ -429,8 +431,9 @@ impl VectorClock {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`: makes visible to the
-    /// tensormap proxy all writes of this map that are in this clock or that a release fence of this proxy passed on.
+    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`. Makes writes of this map
+    /// visible to the tensormap proxy: the writes in this vector clock, and the writes that a release fence of this
+    /// proxy passed on.
     pub(super) fn make_map_visible(&mut self, address: u64) {
         let mut visible = self.seen.clone();
         self.released_maps.iter().for_each(|maps| visible.join(self.block, maps, self.block));
@@ -455,7 +458,8 @@ impl VectorClock {
         map.map_or(0, |map| map.1.lanes_ordered_before_clock(self.block, key, epoch))
     }
 
-    /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
+    /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this vector clock
+    /// stands.
     pub fn includes(&self, agent: Agent, epoch: u32) -> bool {
         agent == Agent::HOST || self.lanes_ordered_before_clock(agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
@@ -465,28 +469,28 @@ impl VectorClock {
         agent == Agent::HOST || self.lanes_visible_to_async_proxy(space, agent.0 >> 5, epoch) >> (agent.0 & 31) & 1 != 0
     }
 
-    /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible here because of
-    /// `fence.mbarrier_init`.
+    /// Returns true if `agent`'s mbarrier initialisations up to `epoch` are visible to this vector clock's thread
+    /// because of `fence.mbarrier_init`.
     pub fn includes_fenced_init(&self, agent: Agent, epoch: u32) -> bool {
         let lanes = |inits: &ClockEpochs| inits.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.fenced_inits.as_ref().is_some_and(|inits| lanes(inits) >> (agent.0 & 31) & 1 != 0)
     }
 
-    /// Returns true if `agent`'s loads up to `epoch` are complete before this point because of `wgmma.fence` or
-    /// `stmatrix`.
+    /// Returns true if `agent`'s loads up to `epoch` happen before this vector clock's point because of `wgmma.fence`
+    /// or `stmatrix`.
     pub fn includes_completed_loads(&self, agent: Agent, epoch: u32) -> bool {
         let lanes = |loads: &ClockEpochs| loads.lanes_ordered_before_clock(self.block, agent.0 >> 5, epoch);
         self.completed_loads.as_ref().is_some_and(|loads| lanes(loads) >> (agent.0 & 31) & 1 != 0)
     }
 
-    /// Records that `agent`'s accesses up to `epoch` happen before the point of this clock.
+    /// Records that `agent`'s accesses up to `epoch` happen before the point of this vector clock.
     pub fn raise_epoch(&mut self, agent: Agent, epoch: u32) {
         if agent != Agent::HOST {
             self.raise_epoch_of_lanes(agent.0 >> 5, 1 << (agent.0 & 31), epoch);
         }
     }
 
-    /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
+    /// Sets each epoch to the maximum of both vector clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
         let [shared, global] = &mut self.fenced;
@@ -508,14 +512,15 @@ impl VectorClock {
         }
     }
 
-    /// Returns the epochs of this clock besides `seen` and the visible tensor maps.
+    /// Returns the optional epochs of this vector clock: all epochs except `seen` and the epochs of the visible tensor
+    /// maps.
     fn optional_epochs(&self) -> [&Option<ClockEpochs>; 6] {
         let [shared, global] = &self.fenced;
         [shared, global, &self.fenced_inits, &self.completed_loads, &self.shared_accesses, &self.released_maps]
     }
 
-    /// Executes `fence.proxy.async`: makes all writes in this clock visible to the async proxy in the given state
-    /// spaces.
+    /// Executes `fence.proxy.async`: makes all writes in this vector clock visible to the async proxy in the given
+    /// state spaces.
     pub fn fence_proxy(&mut self, shared: bool, global: bool) {
         for (fenced, wanted) in self.fenced.iter_mut().zip([shared, global]) {
             if wanted {
@@ -534,7 +539,7 @@ impl VectorClock {
     }
 
     /// Returns the mask of the lanes of warp `key` whose accesses to `space` up to `epoch` happen before the point of
-    /// this clock.
+    /// this vector clock.
     #[inline(always)]
     pub(super) fn lanes_ordered_in_space(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
         let lanes = self.lanes_ordered_before_clock(key, epoch);
@@ -568,7 +573,7 @@ impl VectorClock {
         self.completed_loads.get_or_insert_with(ClockEpochs::default).raise(self.block, key, mask, epoch);
     }
 
-    /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
+    /// Returns true if both vector clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
         let same_epochs = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.is_same_object(b),

@@ -63,7 +63,7 @@ pub struct Conflict {
     /// Byte offset, in the allocation, of the shadow cell with the conflict; its bytes (at most 128) were always
     /// accessed together.
     pub offset: u64,
-    /// The lane that made the access or issued the operation.
+    /// The lane that made the access or issued the asynchronous operation.
     pub lane: u32,
     /// Agent ([`Agent::HOST`] if there is none) and instruction index of the earlier access.
     pub earlier: (Agent, u32),

@@ -8,7 +8,7 @@ use super::cell::ShadowCell;
 
 /// The contents of two shadow cells before and after an access by one instruction.
 pub(super) struct LaneCache {
-    /// Cells before the access, transposed word by word, so that one cell is compared with all entries at once.
+    /// Cells before the access, transposed word by word, so that one shadow cell is compared with all entries at once.
     before: [[u64; ENTRIES]; 4],
     after: [[u64; 4]; ENTRIES],
     /// Index of the entry that is replaced next.
@@ -17,7 +17,7 @@ pub(super) struct LaneCache {
 
 const ENTRIES: usize = 2;
 
-/// The bits in which two cells must agree: all but the writer's lane and `pc`, which matter only in a conflict.
+/// The bits in which two shadow cells must agree: all but the writer's lane and `pc`, which matter only in a conflict.
 const COMPARED_BITS: [u64; 4] = {
     let all = u32::MAX;
     let (writer, write, reader, read) = if cfg!(target_endian = "little") { (0, 32, 0, 32) } else { (32, 0, 32, 0) };
@@ -29,12 +29,12 @@ const COMPARED_BITS: [u64; 4] = {
 
 impl LaneCache {
     pub(super) fn new() -> LaneCache {
-        // No real cell has all bits set, so these entries match no cell.
+        // No real shadow cell has all bits set, so these entries match no cell.
         LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 
-    /// Returns the index of the entry that equals the cell. Always compares both entries, because a branch could not
-    /// be predicted.
+    /// Returns the index of the entry that equals the shadow cell. Always compares both entries, because a branch
+    /// could not be predicted.
     #[inline(always)]
     fn find(&self, cell: &ShadowCell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
@@ -60,8 +60,8 @@ impl LaneCache {
         }
     }
 
-    /// If the cache holds the result of [`AccessCheck::check_cell_all_lanes`] for an equal cell, applies it to `cell`
-    /// and returns true; else returns false.
+    /// If the cache holds the result of [`AccessCheck::check_cell_all_lanes`] for an equal shadow cell, applies it to
+    /// `cell` and returns true; else returns false.
     #[inline(always)]
     pub(super) fn apply_cached_read(&mut self, cell: &mut ShadowCell) -> bool {
         let Some(at) = self.find(cell) else { return false };
@@ -69,7 +69,7 @@ impl LaneCache {
         true
     }
 
-    /// Copies all fields except the last write from a cached cell, given as the words `after`, to `cell`.
+    /// Copies all fields except the last write from a cached shadow cell, given as the words `after`, to `cell`.
     #[inline(always)]
     fn apply_read(&self, cell: &mut ShadowCell, after: [u64; 4]) {
         cell.older = bytemuck::cast::<[u64; 4], ShadowCell>(after).older;
@@ -77,8 +77,8 @@ impl LaneCache {
         (words[2], words[3]) = (after[2], after[3]);
     }
 
-    /// Returns the index of the entry that equals the cell except for its last write. The result of a read depends on
-    /// the last write only if that write is not ordered before the read.
+    /// Returns the index of the entry that equals the shadow cell except for its last write. The result of a read
+    /// depends on the last write only if that write is not ordered before the read.
     fn find_read(&self, cell: &ShadowCell) -> Option<usize> {
         let cell: &[u64; 4] = bytemuck::cast_ref(cell);
         let differ = |at: usize| {

@@ -46,7 +46,7 @@ pub use sync::{MemorySemantics, SyncLocations};
 pub use warp::{FenceHandoff, MemoryFence, WarpClocks};
 pub use wgmma_operand::OperandWriters;
 
-/// Maximum number of blocks: block indices in an [`Agent`] are below this.
+/// Maximum number of blocks: block indices in an [`Agent`] are below this number.
 pub const MAX_BLOCKS: u32 = 1 << 20;
 
 /// Number of lanes of a warp.
@@ -146,7 +146,7 @@ type OwnerKey = u32;
 /// Owner keys from this value on are asynchronous operations.
 const FIRST_OP_KEY: OwnerKey = 1 << 26;
 
-/// Stands for the host, and for "none" in a shadow cell without a writer or reader.
+/// The value that stands for the host, and for "none" in a shadow cell without a writer or reader.
 const NO_AGENT: u32 = u32::MAX;
 
 /// Packed description of an access: epoch (26 bits), log2 of the bytes per lane (or [`AccessStamp::RANGE`]), whether
@@ -177,7 +177,7 @@ impl AccessStamp {
         [AccessStrength::Weak, AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu][(self.0 & 3) as usize]
     }
     /// Returns by how many lanes the masks of accesses at `offset` are rotated in access lists. Because of this
-    /// rotation, neighbouring cells of a coalesced access have equal masks.
+    /// rotation, neighbouring shadow cells of a coalesced access have equal masks.
     fn mask_rotation(self, offset: u64) -> u32 {
         if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }

@@ -1,8 +1,8 @@
 //! Asynchronous operations: for each one, the thread that started it, the proxy through which it accesses memory, and
 //! the threads that have observed its completion.
 //!
-//! Rule: an access to bytes that an operation reads or writes is ordered after the operation only if the accessing
-//! thread has observed its completion, directly or through synchronisation with a thread that did. For example:
+//! Rule: a thread must observe the completion of an operation before it accesses the bytes that the operation reads or
+//! writes. It does so by waiting, or through synchronisation with a thread that has waited. For example:
 //!
 //! ```text
 //! thread 0: cp.async [s]; cp.async.commit_group; cp.async.wait_group 0   thread 0 observes its own part
@@ -47,26 +47,26 @@ pub enum AsyncOpKind {
 }
 
 impl AsyncOpKind {
-    /// Returns true if the operation accesses memory through the async proxy.
+    /// Returns true if the asynchronous operation accesses memory through the async proxy.
     pub fn is_async_proxy(self) -> bool {
         !matches!(self, AsyncOpKind::CpAsync | AsyncOpKind::StAsync)
     }
 }
 
-/// Records which lanes of a warp know that an operation is complete: from epoch `epoch` of warp `key` on, the lanes
-/// that `by` selects know that the shares of the operation that the lanes in the mask `lanes` issued are complete.
+/// Which lanes of a warp know that an asynchronous operation is complete. From epoch `epoch` of warp `key` on, the
+/// lanes that `by` selects know this for the shares that the lanes in the mask `lanes` issued.
 #[derive(Clone, Debug)]
 struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Which lanes of the warp know that shares are complete. A lane index: only this lane, for the shares of all of
-    /// `lanes`; [`ANY_LANE`]: every lane, for the shares of all of `lanes`; `None`: each lane in `lanes`, for its own
-    /// share only.
+    /// Which lanes of the warp know that shares of the asynchronous operation are complete. A lane index: this lane
+    /// knows it, for the shares of all of `lanes`. [`ANY_LANE`]: every lane knows it, for the shares of all of
+    /// `lanes`. `None`: each lane in `lanes` knows it, for its own share only.
     by: Option<u8>,
 }
 
-/// Value of [`Observation::by`]: every lane of the warp observes that the whole operation is complete.
+/// Value of [`Observation::by`]: every lane of the warp observes that the whole asynchronous operation is complete.
 const ANY_LANE: u8 = 32;
 
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ struct Op {
     kind: AsyncOpKind,
     issuer: OwnerKey,
     pc: u32,
-    /// Mask of the lanes that take part in the operation.
+    /// Mask of the lanes that take part in the asynchronous operation.
     lanes: u32,
     first: Option<Observation>,
     more: Vec<Observation>,
@@ -87,14 +87,14 @@ pub struct AsyncOps {
 }
 
 impl AsyncOps {
-    /// Creates an empty table of operations.
+    /// Creates an empty table of asynchronous operations.
     pub fn new() -> AsyncOps {
         AsyncOps::default()
     }
 
-    /// Starts an operation of the lanes `lanes` of `warp` at instruction `pc`. One operation may stand for all lanes
-    /// and for several instructions that complete together (the `cp.async`s between two commits); its lanes are
-    /// tracked separately.
+    /// Starts an asynchronous operation of the lanes `lanes` of `warp` at instruction `pc`. One operation may stand
+    /// for all lanes and for several instructions that complete together (the `cp.async`s between two commits); its
+    /// lanes are tracked separately.
     pub fn start(&mut self, kind: AsyncOpKind, warp: &WarpClocks, lanes: u32, pc: u32) -> AsyncOpId {
         let id = AsyncOpId(self.all.len() as u32);
         let (first, more) = (None, Vec::new());
@@ -102,36 +102,37 @@ impl AsyncOps {
         id
     }
 
-    /// Adds lanes that take part in the operation.
+    /// Adds lanes that take part in the asynchronous operation.
     pub fn add_lanes(&mut self, op: AsyncOpId, lanes: u32) {
         self.all[op.0 as usize].lanes |= lanes;
     }
 
-    /// Returns the operation's kind.
+    /// Returns the asynchronous operation's kind.
     pub fn kind(&self, op: AsyncOpId) -> AsyncOpKind {
         self.all[op.0 as usize].kind
     }
 
-    /// Returns the index of the instruction that started the operation.
+    /// Returns the index of the instruction that started the asynchronous operation.
     pub fn pc(&self, op: AsyncOpId) -> u32 {
         self.all[op.0 as usize].pc
     }
 
-    /// Returns the agent that started the operation: the first lane that takes part.
+    /// Returns the agent that started the asynchronous operation: the first lane that takes part.
     pub fn issuer(&self, op: AsyncOpId) -> Agent {
         let op = &self.all[op.0 as usize];
         Agent(op.issuer << 5 | op.lanes.trailing_zeros() & 31)
     }
 
     /// Records that `agent` knows from its epoch `epoch` on that `op` is complete. The agent is a thread that waited,
-    /// or an mbarrier, whose epoch is its phase. Several agents may observe one operation.
+    /// or an mbarrier, whose epoch is its phase. Several agents may observe one asynchronous operation.
     pub fn mark_observed(&mut self, op: AsyncOpId, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         let op = &mut self.all[op.0 as usize];
         op.add(Observation { lanes: u32::MAX, key: agent.0 >> 5, epoch, by });
     }
 
-    /// Records that `agent` knows from its epoch `epoch` on that the shares of `op` that `lanes` issued are complete.
+    /// Records that `agent` knows, from its epoch `epoch` on, that a part of `op` is complete: the shares that `lanes`
+    /// issued.
     pub fn mark_shares_observed(&mut self, op: AsyncOpId, lanes: u32, agent: Agent, epoch: u32) {
         let by = Some((agent.0 & 31) as u8);
         self.all[op.0 as usize].add(Observation { lanes, key: agent.0 >> 5, epoch, by });
@@ -150,14 +151,15 @@ impl AsyncOps {
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Returns the lanes whose shares of operation `key`, which accesses `space`, are known to be complete to a thread
-    /// with the vector clock `clock`.
+    /// Returns the lanes whose shares of asynchronous operation `key` are known to be complete to a thread with the
+    /// vector clock `clock`. The operation accesses the state space `space`.
     pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock, space: MemorySpace) -> u32 {
         self.known(key, |key, epoch| clock.lanes_ordered_in_space(space, key, epoch))
     }
 
-    /// Returns the lanes whose shares of operation `key`, which accesses `space`, are known to be complete to `lane` of
-    /// `warp`: through its vector clock `clock`, or because the lane itself observed the completion.
+    /// Returns the lanes whose shares of asynchronous operation `key` are known to be complete to `lane` of `warp`.
+    /// The lane knows it through its vector clock `clock`, or because it observed the completion itself. The operation
+    /// accesses the state space `space`.
     pub(super) fn lanes_known_complete_to(
         &self,
         key: OwnerKey,
@@ -172,20 +174,21 @@ impl AsyncOps {
         })
     }
 
-    /// Returns the lanes whose shares of operation `key` wrote the tensor map at `address` and are visible to the
-    /// tensormap proxy for a thread with the vector clock `clock`.
+    /// Returns the lanes whose shares of asynchronous operation `key` wrote the tensor map at `address` and are
+    /// visible to the tensormap proxy for a thread with the vector clock `clock`.
     pub(super) fn lanes_visible_to_tensormap_proxy(&self, key: OwnerKey, clock: &VectorClock, address: u64) -> u32 {
         self.known(key, |key, epoch| clock.lanes_visible_to_tensormap_proxy(address, key, epoch))
     }
 
-    /// Returns true if a lane of warp `waiter` itself observed that a share of operation `key` is complete.
+    /// Returns true if a lane of warp `waiter` itself observed that a share of asynchronous operation `key` is
+    /// complete.
     pub(super) fn was_completion_observed_by(&self, key: OwnerKey, waiter: OwnerKey) -> bool {
         let op = &self.all[AsyncOpId::from_key(key).0 as usize];
         op.first.iter().chain(&op.more).any(|end| end.key == waiter)
     }
 
-    /// Returns the lanes whose shares of operation `key` wrote through the generic proxy and are known to `lane` of
-    /// `warp` to be visible to the async proxy.
+    /// Returns the lanes whose shares of asynchronous operation `key` wrote through the generic proxy and are known to
+    /// `lane` of `warp` to be visible to the async proxy.
     pub(super) fn lanes_visible_to_async_proxy(
         &self,
         key: OwnerKey,

@@ -32,8 +32,8 @@ impl MemorySemantics {
     }
 }
 
-/// A clock that a release pattern attached to a location, with the block of the releasing thread and the scope of the
-/// release or fence.
+/// A vector clock that a release pattern attached to a location, with the block of the releasing thread and the scope
+/// of the release or fence.
 #[derive(Clone, Debug)]
 struct Released {
     block: u32,
@@ -41,22 +41,22 @@ struct Released {
     clock: VectorClock,
 }
 
-/// The clocks that are attached to a location.
+/// The vector clocks that are attached to a location.
 #[derive(Clone, Debug)]
 struct SyncLocation {
-    /// All clocks that a read of the current value acquires: one for scope `.gpu`; for each narrower scope, one per
-    /// releasing block.
+    /// All vector clocks that a read of the current value acquires: one for scope `.gpu`; for each narrower scope, one
+    /// per releasing block.
     all: Vec<Released>,
-    /// The clocks that the last releasing thread itself attached. A later plain write of this thread keeps these clocks
-    /// and removes the clocks of other threads.
+    /// The vector clocks that the last releasing thread itself attached. A later plain write of this thread keeps
+    /// these clocks and removes the clocks of other threads.
     last: Vec<Released>,
     by: Agent,
     /// Block and scope of the last write. A read that is not morally strong with this write acquires nothing.
     write: (u32, AccessStrength),
 }
 
-/// The memory locations to which a launch's release patterns attached clocks. The caller gives each location a unique
-/// number and reports every strong access in execution order; a read observes the last write.
+/// The memory locations to which a launch's release patterns attached vector clocks. The caller gives each location a
+/// unique number and reports every strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
     locations: HashMap<u64, SyncLocation>,
@@ -68,7 +68,7 @@ impl SyncLocations {
         SyncLocations::default()
     }
 
-    /// Reports that `lane` writes location `address` strongly at `scope`. A read-modify-write (`rmw`) keeps the
+    /// Reports that `lane` writes location `address` strongly at `scope`. A read-modify-write (`rmw`) keeps the vector
     /// clocks that other threads attached; report its read first, by
     /// [`on_strong_read`](SyncLocations::on_strong_read). Any other write removes these clocks.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
@@ -136,13 +136,13 @@ impl SyncLocations {
         }
     }
 
-    /// Returns true if no location has a clock, so that weak writes need not be reported.
+    /// Returns true if no location has a vector clock, so that weak writes need not be reported.
     pub fn is_empty(&self) -> bool {
         self.locations.is_empty()
     }
 
     /// Reports that `lane` reads location `address` strongly at `scope` (for a read-modify-write, before its write).
-    /// The lane acquires the attached clocks now if `sem` is an acquire, otherwise at its next fence.
+    /// The lane acquires the attached vector clocks now if `sem` is an acquire, otherwise at its next fence.
     pub fn on_strong_read(
         &mut self,
         address: u64,
@@ -173,21 +173,22 @@ impl SyncLocations {
 }
 
 impl SyncLocation {
-    /// Returns the clocks that an access of `block` at `scope` observes; `None` if it is not morally strong with the
-    /// last write.
+    /// Returns the vector clocks that an access of `block` at `scope` observes; `None` if it is not morally strong
+    /// with the last write.
     fn observed_clocks(&self, block: u32, scope: AccessStrength, clusters: &ClusterLayout) -> Option<&[Released]> {
         let (by, write) = self.write;
         (scope.min(write) >= clusters.common_scope(by, block)).then_some(&self.all)
     }
 
-    /// Records a write by `by` that is not a read-modify-write: only the clocks that `by` attached itself remain.
+    /// Records a write by `by` that is not a read-modify-write: only the vector clocks that `by` attached itself
+    /// remain.
     fn overwrite(&mut self, by: Agent) {
         self.all = if self.by == by { self.last.clone() } else { Vec::new() };
     }
 }
 
-/// Adds a released clock to a list; joins it with a clock in the list that the same threads can acquire, if there is
-/// one.
+/// Adds a released vector clock to a list; joins it with a clock in the list that the same threads can acquire, if
+/// there is one.
 fn add_release(released: &mut Vec<Released>, new: &Released) {
     let alike =
         |old: &&mut Released| old.scope == new.scope && (new.scope == AccessStrength::Gpu || old.block == new.block);

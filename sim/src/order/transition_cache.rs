@@ -6,10 +6,11 @@ use super::access_lists::AccessLists;
 use super::caches_disabled;
 use super::cell::ShadowCell;
 
-/// Number of cached cell changes.
+/// Number of cached shadow cell changes.
 const SIZE: usize = 8;
 
-/// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal clocks.
+/// Contents of shadow cells before and after an access, valid for one instruction and for lanes with equal vector
+/// clocks.
 pub(super) struct TransitionCache {
     before: [[u64; 4]; SIZE],
     after: [ShadowCell; SIZE],
@@ -17,11 +18,11 @@ pub(super) struct TransitionCache {
 
 impl TransitionCache {
     pub(super) fn new() -> TransitionCache {
-        // No real cell has all bits set, with or without its writer's lane, so these entries match no cell.
+        // No real shadow cell has all bits set, with or without its writer's lane, so these entries match no cell.
         TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::NEVER_ACCESSED; SIZE] }
     }
 
-    /// Returns the bits of a cell with its writer's lane set to 0.
+    /// Returns the bits of a shadow cell with its writer's lane set to 0.
     #[inline(always)]
     fn any_lane(cell: &ShadowCell) -> [u64; 4] {
         let [first, rest @ ..]: [u64; 4] = bytemuck::cast(*cell);
@@ -29,8 +30,8 @@ impl TransitionCache {
         [first & !lane, rest[0], rest[1], rest[2]]
     }
 
-    /// Returns true if cache entry `at` holds the cell contents `bits`. Compares in 64-bit words, the width in which
-    /// the cells were just written: reads of another width could not use store forwarding and would be slow.
+    /// Returns true if cache entry `at` holds the shadow cell contents `bits`. Compares in 64-bit words, the width in
+    /// which the cells were just written: reads of another width could not use store forwarding and would be slow.
     #[inline(always)]
     fn is(&self, at: usize, bits: &[u64; 4]) -> bool {
         let before = &self.before[at];
@@ -86,8 +87,8 @@ impl TransitionCache {
         }
     }
 
-    /// If the cache has an equal cell (with the same writer's lane), replaces `cell` by its cached result and returns
-    /// true; otherwise returns false.
+    /// If the cache has an equal shadow cell (with the same writer's lane), replaces `cell` by its cached result and
+    /// returns true; otherwise returns false.
     #[inline(always)]
     pub(super) fn replace_by_cached_result(&self, cell: &mut ShadowCell) -> bool {
         let at = TransitionCache::slot(cell);

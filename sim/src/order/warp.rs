@@ -3,7 +3,7 @@
 
 use super::{AccessStrength, Agent, FenceCoverage, LANES, OwnerKey, VectorClock};
 
-/// Lanes of a warp that share a clock.
+/// Lanes of a warp that share a vector clock.
 #[derive(Clone, Debug)]
 struct Part {
     mask: u32,
@@ -16,7 +16,7 @@ struct Part {
 pub struct MemoryFence {
     /// The threads that the fence can synchronise with.
     pub scope: AccessStrength,
-    /// Whether the fence acquires the clocks that earlier strong reads of its thread observed.
+    /// Whether the fence acquires the vector clocks that earlier strong reads of its thread observed.
     pub acquires: bool,
     /// Whether later strong writes of its thread release the accesses before the fence.
     pub releases: bool,
@@ -31,7 +31,8 @@ impl MemoryFence {
     }
 }
 
-/// A releasing fence that lanes executed: their later strong writes release the clock that they had at the fence.
+/// A releasing fence that lanes executed: their later strong writes release the vector clock that they had at the
+/// fence.
 #[derive(Clone, Debug)]
 struct Fence {
     mask: u32,
@@ -41,7 +42,7 @@ struct Fence {
     epoch: u32,
 }
 
-/// A clock that a strong read observed and that a later fence of at least `scope` acquires.
+/// A vector clock that a strong read observed and that a later fence of at least `scope` acquires.
 #[derive(Clone, Debug)]
 struct Pending {
     mask: u32,
@@ -49,7 +50,7 @@ struct Pending {
     clock: VectorClock,
 }
 
-/// The fences and observed clocks that lanes pass on to other threads at a barrier, by scope; see
+/// The fences and observed vector clocks that lanes pass on to other threads at a barrier, by scope; see
 /// [`WarpClocks::fence_handoff`].
 #[derive(Clone, Debug, Default)]
 pub struct FenceHandoff {
@@ -58,7 +59,8 @@ pub struct FenceHandoff {
 }
 
 impl FenceHandoff {
-    /// Merges the fences and observed clocks of `other` into this handoff, as several warps arrive at one barrier.
+    /// Merges the fences and observed vector clocks of `other` into this handoff, as several warps arrive at one
+    /// barrier.
     pub fn join(&mut self, other: &FenceHandoff) {
         other.fences.iter().for_each(|(scope, clock)| join_scoped(&mut self.fences, *scope, clock));
         other.observed.iter().for_each(|(scope, clock)| join_scoped(&mut self.observed, *scope, clock));
@@ -83,7 +85,7 @@ pub struct WarpClocks {
     /// Mask of the lanes that exist in this warp.
     lanes: u32,
     parts: Vec<Part>,
-    /// For each space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
+    /// For each state space and lane, the epoch up to which the lane's own writes are visible to the async proxy.
     own_async_visible: [[u32; LANES]; 2],
     has_fenced: [bool; 2],
     /// For each lane, the epoch up to which the lane has fenced its mbarrier initialisations (`fence.mbarrier_init`).
@@ -94,7 +96,7 @@ pub struct WarpClocks {
 }
 
 impl WarpClocks {
-    /// Creates the clocks of warp `warp` (below 32) of `block`, whose existing lanes are `lanes`. `clock` is
+    /// Creates the vector clocks of warp `warp` (below 32) of `block`, whose existing lanes are `lanes`. `clock` is
     /// [`VectorClock::empty`] unless the launch depends on an earlier one.
     pub fn new(block: u32, warp: u32, lanes: u32, clock: VectorClock) -> WarpClocks {
         let parts = vec![Part { mask: u32::MAX, clock }];
@@ -130,7 +132,7 @@ impl WarpClocks {
         Agent(self.key << 5 | lane & 31)
     }
 
-    /// Returns the clock of `lane`, which does not contain the lane's own accesses.
+    /// Returns the vector clock of `lane`, which does not contain the lane's own accesses.
     pub fn clock(&self, lane: u32) -> &VectorClock {
         let of_lane = self.parts.iter().find(|part| part.mask >> (lane & 31) & 1 != 0);
         &of_lane.unwrap_or(&self.parts[0]).clock
@@ -153,7 +155,7 @@ impl WarpClocks {
         self.key
     }
 
-    /// Iterates over the groups of lanes that share a clock: disjoint masks that together cover all 32 lanes.
+    /// Iterates over the groups of lanes that share a vector clock: disjoint masks that together cover all 32 lanes.
     #[inline(always)]
     pub fn lane_groups_with_clocks(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
@@ -168,8 +170,8 @@ impl WarpClocks {
         self.parts.iter().find(|part| part.mask & lanes != 0).map(|part| part.clock.clone())
     }
 
-    /// Release: ends the epoch and returns the joined clock of `lanes`, including their own accesses so far, for
-    /// other threads to acquire at a barrier, an mbarrier or a released location.
+    /// Release: ends the epoch and returns the joined vector clock of `lanes`, including their own accesses so far,
+    /// for other threads to acquire at a barrier, an mbarrier or a released location.
     pub fn release(&mut self, lanes: u32) -> VectorClock {
         let mut clock = self.part_of(lanes).unwrap_or_else(|| VectorClock::empty(self.block));
         let parts = self.parts.iter().filter(|part| part.mask & lanes != 0).skip(1);
@@ -179,10 +181,10 @@ impl WarpClocks {
         clock
     }
 
-    /// Relaxed arrival of `lanes` at a cluster barrier or an mbarrier: returns the clock that threads acquire from it,
-    /// or `None` if they acquire nothing. A relaxed arrival passes on only what a fence of the arriving thread before
-    /// it covers: the accesses before a memory fence of at least `scope`, mbarrier initialisations before
-    /// `fence.mbarrier_init`.
+    /// Relaxed arrival of `lanes` at a cluster barrier or an mbarrier: returns the vector clock that threads acquire
+    /// from it, or `None` if they acquire nothing. A relaxed arrival passes on only what a fence of the arriving
+    /// thread before it covers: the accesses before a memory fence of at least `scope`, mbarrier initialisations
+    /// before `fence.mbarrier_init`.
     pub fn release_fenced(&self, lanes: u32, scope: AccessStrength) -> Option<VectorClock> {
         let mut released: Option<VectorClock> = None;
         let reaches = |fence: &&Fence| fence.mask & lanes != 0 && fence.scope >= scope;
@@ -217,7 +219,7 @@ impl WarpClocks {
         }
     }
 
-    /// Returns the clock that strong writes of `lanes` release because of `fence`.
+    /// Returns the vector clock that strong writes of `lanes` release because of `fence`.
     fn clock_of_fence(&self, fence: &Fence, lanes: u32) -> VectorClock {
         let mut clock = fence.clock.clone();
         if fence.epoch > 0 {
@@ -264,7 +266,7 @@ impl WarpClocks {
         if lanes & self.lanes == self.lanes { u32::MAX } else { lanes }
     }
 
-    /// Acquire: joins `clock` into the clocks of `lanes`.
+    /// Acquire: joins `clock` into the vector clocks of `lanes`.
     pub fn acquire(&mut self, lanes: u32, clock: &VectorClock) {
         let lanes = self.widen_to_all_lanes(lanes);
         self.change(lanes, |mine| mine.join(clock));
@@ -278,7 +280,7 @@ impl WarpClocks {
         self.accept_handoff(lanes, &handoff);
     }
 
-    /// Returns the fences and observed clocks that `lanes` pass on at a barrier.
+    /// Returns the fences and observed vector clocks that `lanes` pass on at a barrier.
     ///
     /// In the PTX memory model a fence orders only its own thread's accesses. Programs, however, rely on fences before
     /// a barrier: each thread fences, the block synchronises, one thread sets the flag (and the reverse for reading a
@@ -294,8 +296,8 @@ impl WarpClocks {
         handoff
     }
 
-    /// Gives `lanes` the fences and observed clocks that other threads [passed on](WarpClocks::fence_handoff). Call
-    /// it after `lanes` acquired the clocks of those threads.
+    /// Gives `lanes` the fences and observed vector clocks that other threads [passed on](WarpClocks::fence_handoff).
+    /// Call it after `lanes` acquired the clocks of those threads.
     pub fn accept_handoff(&mut self, lanes: u32, handoff: &FenceHandoff) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (scope, clock) in &handoff.fences {
@@ -317,7 +319,7 @@ impl WarpClocks {
     }
 
     /// Executes `fence.proxy.async` of `lanes` in the given state spaces: makes their own writes, and all writes in
-    /// their clocks, visible to the async proxy.
+    /// their vector clocks, visible to the async proxy.
     pub fn fence_proxy(&mut self, lanes: u32, shared: bool, global: bool) {
         let lanes = self.widen_to_all_lanes(lanes);
         for (space, wanted) in [shared, global].into_iter().enumerate() {
@@ -352,19 +354,19 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// Returns these clocks for a store that the warp's lanes execute together (`stmatrix`, `wmma.store`): all earlier
-    /// loads of its lanes come before the store. Other stores and other threads are not ordered.
+    /// Returns these vector clocks for a store that the warp's lanes execute together (`stmatrix`, `wmma.store`): all
+    /// earlier loads of its lanes come before the store. Other stores and other threads are not ordered.
     ///
-    /// The store waits for all lanes, and the rows that it writes consist of registers of several lanes, which the
-    /// loads of a tile must have filled before. So a warp may load a tile, change it and store it in place.
+    /// The store waits for all lanes, because a row that it writes consists of registers of several lanes. The loads
+    /// of a tile have filled these registers before. So a warp may load a tile, change it and store it in place.
     pub fn with_completed_loads(&self) -> WarpClocks {
         let mut clocks = self.clone();
         clocks.change(u32::MAX, |mine| mine.raise_completed_loads(self.key, u32::MAX, self.epoch));
         clocks
     }
 
-    /// Executes a memory fence of `lanes`: an acquiring fence acquires the clocks that their strong reads observed;
-    /// after a releasing fence their next strong writes release the present clock.
+    /// Executes a memory fence of `lanes`: an acquiring fence acquires the vector clocks that their strong reads
+    /// observed; after a releasing fence their next strong writes release the present clock.
     pub fn fence(&mut self, lanes: u32, fence: MemoryFence) {
         let lanes = self.widen_to_all_lanes(lanes);
         if fence.acquires {
@@ -384,8 +386,8 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// Makes `lanes` acquire, by an acquiring fence, the clocks that their strong reads observed. A fence that orders
-    /// only some accesses leaves the clocks to later fences.
+    /// Makes `lanes` acquire, by an acquiring fence, the vector clocks that their strong reads observed. A fence that
+    /// orders only some accesses leaves the clocks to later fences.
     fn acquire_observed(&mut self, lanes: u32, fence: MemoryFence) {
         for pending in std::mem::take(&mut self.pending) {
             let reached = if pending.scope <= fence.scope { pending.mask & lanes } else { 0 };
@@ -399,9 +401,9 @@ impl WarpClocks {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`: makes visible to
-    /// tensor copies all writes of the map that happen before this point or that a release fence of the tensormap proxy
-    /// passed on.
+    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`. Makes writes of
+    /// the map visible to tensor copies: the writes that happen before this point, and the writes that a release fence
+    /// of the tensormap proxy passed on.
     pub fn acquire_tensor_map(&mut self, lanes: u32, address: u64, scope: AccessStrength) {
         let covers = FenceCoverage::TensorMaps;
         self.acquire_observed(lanes, MemoryFence { scope, acquires: true, releases: false, covers });
@@ -415,13 +417,13 @@ impl WarpClocks {
         self.epoch += 1;
     }
 
-    /// Returns true if any lane has executed a fence whose clock its strong writes release.
+    /// Returns true if any lane has executed a fence whose vector clock its strong writes release.
     pub(super) fn has_fences(&self) -> bool {
         !self.fences.is_empty()
     }
 
-    /// Returns the clocks that a strong write of `lane` releases because of its earlier fences, with the scope of
-    /// each fence.
+    /// Returns the vector clocks that a strong write of `lane` releases because of its earlier fences, with the scope
+    /// of each fence.
     pub(super) fn fence_clocks(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
         of_lane.map(|fence| (fence.scope, self.clock_of_fence(fence, 1 << lane))).collect()
@@ -435,8 +437,8 @@ impl WarpClocks {
         }
     }
 
-    /// Applies `change` to the clocks of `lanes`: splits groups of lanes that share a clock if only some of them
-    /// change, and merges groups that end up with the same clock.
+    /// Applies `change` to the vector clocks of `lanes`. If only some lanes of a group that shares a clock change, the
+    /// group is split. Groups that end up with the same clock are merged.
     fn change(&mut self, lanes: u32, change: impl Fn(&mut VectorClock)) {
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];

@@ -19,9 +19,9 @@ use super::{
 pub struct OperandWriters(Vec<(AccessRecord, u64)>);
 
 impl ShadowMemory {
-    /// Checks and records that operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs` (offset and
-    /// length, both multiples of 4). Unlike [`ShadowMemory::check_async_ranges`], it reports at most one conflict per
-    /// writer, and it adds the writers of the bytes to `writers`.
+    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs`
+    /// (offset and length, both multiples of 4). Unlike [`ShadowMemory::check_async_ranges`], it reports at most one
+    /// conflict per writer, and it adds the writers of the bytes to `writers`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_wgmma_operand_read(
         &mut self,
@@ -58,7 +58,7 @@ impl ShadowMemory {
                 let first = ((start & (CHUNK_BYTES - 1)) >> chunk.shift) as usize;
                 let count = ((end - start) >> chunk.shift) as usize;
                 for (step, cell) in chunk.cells[first..first + count].iter_mut().enumerate() {
-                    // A cached result means that the writer of this cell is already in `writers`.
+                    // A cached result means that the writer of this shadow cell is already in `writers`.
                     if cache.replace_by_cached_result(cell) {
                         continue;
                     }

@@ -1,6 +1,6 @@
-//! What happens to the values that loads read, found in the text of a function without running it: which loads only
-//! copy bytes to other memory, which read a word to change a bit-field in it, which read the first value of a
-//! compare-and-swap loop, and which bytes of a loaded word are used (see [`demanded_bits`]).
+//! A static analysis of the values that the loads of a function read. It finds loads that only copy bytes to other
+//! memory, loads of a word in which a bit-field is changed, first loads of compare-and-swap loops, and the bytes of a
+//! loaded word that are used (see [`demanded_bits`]).
 //!
 //! The analysis does not follow the order of instructions: all uses of a register in the function count, wherever they
 //! are.
@@ -294,8 +294,8 @@ enum Origin {
 /// Maximum number of registers in an [`Origin::Sum`]. An address that is a longer sum has no origin.
 const MAX_TERMS: usize = 16;
 
-/// For each register that only one instruction writes, if this is a move, an address conversion (`cvta`) or a 64-bit
-/// addition: the registers and the constant whose sum the register holds.
+/// For each register that only one instruction writes: the registers and the constant whose sum it holds. This is
+/// known only if the instruction is a move, an address conversion (`cvta`) or a 64-bit addition.
 struct AddressOrigins {
     sums: HashMap<u32, (Vec<u32>, i64)>,
 }

@@ -58,8 +58,8 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     function.body.iter().map(|i| bytes_of_load(i, bits_of).unwrap_or(u32::MAX)).collect()
 }
 
-/// Returns the value of each register that only one instruction writes, if this is an unconditional `mov` of an
-/// integer.
+/// Returns the value of each register that only one instruction writes, if that instruction is an unconditional `mov`
+/// of an integer.
 fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
     let (mut writes, mut constants) = (HashMap::<RegisterIndex, u32>::new(), HashMap::new());
     for i in &function.body {
@@ -77,7 +77,7 @@ fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
     constants
 }
 
-/// The instruction with constants in place of the registers that hold them.
+/// Returns the instruction with constants in place of the registers that hold them.
 fn with_constants<'a>(i: &'a Instruction, constants: &HashMap<RegisterIndex, i64>) -> Cow<'a, Instruction> {
     let sources = destination_count(i)..i.operands.len();
     let constant = |operand: &Operand| match operand {
@@ -280,8 +280,8 @@ fn unpacked(operands: &[Operand], elements: &[Operand], bits: u32) -> Option<Vec
     Some(vec![(*source, Used::Through(rules.collect()))])
 }
 
-/// Returns the rules for source `n` (0 or 1) of `prmt` in its default mode: each result byte is the byte of the two
-/// sources that a hexadecimal digit of the selector names, or, if the digit's top bit is set, that byte's sign bit.
+/// Returns the rules for source `n` (0 or 1) of `prmt` in its default mode. A hexadecimal digit of the selector names
+/// a byte of the two sources. The result byte is this byte or, if the digit's top bit is set, the byte's sign bit.
 fn selected_bytes(all: Rule, selector: u32, n: u32) -> Vec<Rule> {
     let digits = (0..4).map(|byte| (byte, selector >> (4 * byte) & 0xf));
     let of_source = digits.filter(|(_, digit)| digit >> 2 & 1 == n);
@@ -378,7 +378,7 @@ mod tests {
                 0b1100,
             ),
             ("LOOP: shr.u64 %d1, %d1, 8; st.u8 [%d0], %d1; bra LOOP;", 0b1111_1111),
-            // The destination is also a source.
+            // The destination register of `prmt` is also a source.
             ("cvt.u32.u64 %r0, %d1; prmt.b32 %r0, %r0, %r2, 0x4340; st.u32 [%d0], %r0;", 0b1001),
             ("and.b64 %d1, %d1, 255; st.u64 [%d0], %d1;", 0b1),
             ("shr.u64 %d1, %d1, 56; st.u64 [%d1], 0;", 0b1000_0000),

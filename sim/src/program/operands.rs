@@ -403,7 +403,7 @@ impl<'a> OperandResolver<'a> {
             "reserved_smem_offset_end" => ConstantSpecialRegister::ReservedSmem(1),
             "reserved_smem_offset_cap" => ConstantSpecialRegister::ReservedSmem(1),
             "reserved_smem_offset_0" | "reserved_smem_offset_1" => ConstantSpecialRegister::ReservedSmem(0),
-            // The kernel is not part of a device graph.
+            // `%current_graph_exec` is zero, because the kernel is not part of a device graph.
             "current_graph_exec" => ConstantSpecialRegister::Zero,
             _ if base.starts_with("envreg") || base.starts_with("pm") => ConstantSpecialRegister::Zero,
             _ => return Err(self.error(format!("%{name}: no such special register"))),

@@ -76,7 +76,7 @@ pub(super) fn assign_rows(function: &Function) -> RowAssignment {
             let last_freed = free.get_mut(&width(r)).and_then(Vec::pop);
             rows[r] = last_freed.unwrap_or_else(|| fresh(width(r)));
         }
-        // Free rows after the allocation, so that an instruction's destination never overlaps its sources.
+        // Rows are freed after the allocation, so that an instruction's destination never overlaps its sources.
         end.iter().for_each(|&r| free.entry(width(r)).or_default().push(rows[r]));
     }
     RowAssignment { first_rows: rows, total_rows: total }
@@ -305,7 +305,7 @@ mod tests {
             assert_eq!(all.len(), 4, "{body}");
         };
         // Registers that must not share rows, one case per line: a guarded first write, a read before the write, a
-        // write that some path leaves out, a loop that reads the value of the previous iteration.
+        // write that is missing on some path, and a loop that reads the value of the previous iteration.
         distinct(
             "@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;\nadd.s32 %r5, %r2, %r4;",
         );

@@ -9,15 +9,17 @@
 //! if (warp == 0 && s > 3) …     ld; setp; and.pred; bra        the same, used where the other operand is true
 //! ```
 //!
-//! The CUDA source has no race with a thread that does not use the value, so the simulator checks the load only in the
-//! threads that use it. For this, the load and the instructions that compute with its value move to the selection.
+//! In the CUDA source, only the threads that use the value execute the load, so the simulator checks the load only in
+//! these threads. For this, the load and the instructions that compute with its value move to the instruction that
+//! selects the value.
 
 use super::uses::destination_count;
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, RegisterIndex};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// The predicate that decides whether the value of a load is used, and true if it is used where the predicate is false.
+/// The predicate that decides whether the value of a load is used, and whether it is negated (true: the value is used
+/// where the predicate is false).
 pub(super) type UsedWhere = (RegisterIndex, bool);
 
 /// Maximum number of instructions between a load and the instruction that selects its value.
@@ -30,8 +32,8 @@ const PURE: [&str; 39] = [
     "sad", "selp", "set", "setp", "shl", "shr", "sub", "xor",
 ];
 
-/// Returns the function with each speculative load moved to the instruction that selects its value and, by the new
-/// index of the load, the predicate that tells where the value is used.
+/// Moves each speculative load of a function to the instruction that selects the load's value. Returns the new
+/// function and, by the new index of the load, the predicate that tells where the value is used.
 pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<usize, UsedWhere>) {
     let (mut result, mut used_where) = (Cow::Borrowed(function), HashMap::new());
     let is_candidate = |i: &Instruction| {
@@ -52,12 +54,12 @@ pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<us
             let order: Vec<usize> = kept.iter().chain(&moved).copied().collect();
             let moved_instructions: Vec<Instruction> = order.iter().map(|&n| body[n].clone()).collect();
             body[at..index].clone_from_slice(&moved_instructions);
-            // Earlier moved loads that are among the reordered instructions get new indices.
+            // The reordering may also move loads that were moved before; their indices are updated.
             let new_index = |n: usize| order.iter().position(|&old| old == n).map_or(n, |position| at + position);
             used_where = used_where.into_iter().map(|(n, used)| (new_index(n), used)).collect();
             used_where.insert(at + kept.len(), used);
             // If instructions moved ahead of the load, the first of them is now at index `at`. Otherwise the load is
-            // still there; skip it.
+            // still at `at` and is skipped.
             at += usize::from(kept.is_empty());
         } else {
             at += 1;
@@ -97,7 +99,8 @@ impl Registers {
     }
 }
 
-/// Where the value of a load is selected.
+/// The instruction that selects whether the value of a load is used, and the instructions before it that compute with
+/// the value.
 struct Selection {
     /// The selecting instruction.
     index: usize,
@@ -131,8 +134,8 @@ fn find_selection(body: &[Instruction], registers: &Registers, at: usize) -> Opt
     None
 }
 
-/// Returns the predicate that decides whether an instruction uses `value`, and true if it uses `value` where the
-/// predicate is false.
+/// Returns the predicate that decides whether an instruction uses `value`, and whether it is negated (true: the
+/// instruction uses `value` where the predicate is false).
 fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsedWhere> {
     let is_value = |o: &Operand| matches!(o, Operand::Register(r) | Operand::Not(r) if *r == value);
     match &i.operands[..] {

@@ -43,7 +43,8 @@ pub fn place_module_variables(module: &Module) -> Result<Vec<ModuleVariable>, Pr
         init.resize(init.len().max(relocated as usize).min(v.size as usize), 0);
         let constant = v.space == StateSpace::Const;
         out.push(ModuleVariable { name: v.name.clone(), address: at, size: v.size, init, constant });
-        // Leave a gap of 1 MiB after each variable, so that an index past its end does not reach the next one.
+        // Leave a gap of 1 MiB after each variable, so that an index past a variable's end does not reach the next
+        // variable.
         at += v.size + (1 << 20);
     }
     if module.functions.iter().any(|f| reads_special_register(f, "envreg1")) {
@@ -128,7 +129,7 @@ pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout:
         .collect();
     let mut placed = SharedLayout::default();
     let statics = || all.iter().filter(|v| v.size > 0);
-    // Leave 1 KiB between variables, so that an index past the end does not reach the next one. A multiple of 1 KiB
+    // Leave 1 KiB between variables, so that an index past the end of one does not reach the next. A multiple of 1 KiB
     // keeps each address's bank and position in swizzle patterns. Leave no gap if the variables would then need more
     // than 16 KiB: the 18-bit addresses of wgmma descriptors must still reach the end of shared memory.
     let natural: u64 = statics().map(|v| v.size + u64::from(v.align)).sum();

@@ -93,7 +93,8 @@ fn needed_by_instruction(i: &Instruction) -> Option<Target> {
         "barrier" => when(clusters, SM_90),
         "fence" | "membar" => {
             let proxy = starts("async") || starts("tensormap");
-            // The manual lists `fence.acquire` and `fence.release` as of sm_90, but ptxas accepts them for all targets.
+            // The PTX ISA lists `fence.acquire` and `fence.release` as of sm_90, but ptxas accepts them for all
+            // targets.
             when(clusters || proxy || starts("sync_restrict") || any(&["mbarrier_init"]), SM_90)
         }
         "atom" | "red" => {

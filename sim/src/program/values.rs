@@ -60,8 +60,8 @@ fn block_starts(function: &Function) -> Vec<bool> {
     starts
 }
 
-/// Returns the values that a later instruction of the same basic block overwrites, each as the index of the instruction
-/// that writes the value, and the register. Neither instruction has a guard.
+/// Finds values that a later instruction of the same basic block overwrites; neither the writing nor the overwriting
+/// instruction has a guard. Returns for each value the index of the writing instruction, and the register.
 fn replaced_values(function: &Function, starts: &[bool]) -> HashSet<(usize, RegisterIndex)> {
     let (mut replaced, mut written_later) = (HashSet::new(), HashSet::new());
     for (n, i) in function.body.iter().enumerate().rev() {

@@ -235,7 +235,7 @@ impl<'a> Cursor<'a> {
         Ok(&self.text[start..end])
     }
 
-    /// Returns the text up to `byte` and consumes both. Comments are not recognised.
+    /// Consumes the text up to and including `byte`, and returns the text before `byte`. Comments are not recognised.
     pub fn skip_past(&mut self, byte: u8) -> Result<&'a str> {
         let start = self.position;
         let rest = &self.text.as_bytes()[start..];

@@ -29,8 +29,8 @@ pub(super) struct LineInfo<'a> {
     /// For each location in the module's list, the name of the function that was inlined there; `None` if the code is
     /// not inlined.
     names: Vec<Option<DebugStringReference<'a>>>,
-    /// For each file, line and column, the index of the latest location of the current function with these values, to
-    /// which `inlined_at` refers.
+    /// For each file, line and column: the index of the latest location of the current function at this place.
+    /// `inlined_at` refers to it.
     latest: HashMap<FileLineColumn, u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,

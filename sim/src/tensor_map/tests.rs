@@ -231,8 +231,8 @@ fn boxes_of_random_maps_match_the_reference() {
         assert_eq!(copy.bytes(), want.len() as u32 * element);
         let outside = want.iter().filter(|run| run.global.is_none()).count();
         partly_outside += (outside > 0 && outside < want.len()) as u32;
-        // The copy accesses each byte of the shared memory that the box occupies at most once, exactly once if the
-        // box is dense, and no other bytes.
+        // The copy accesses no bytes outside of the shared memory that the box occupies, and accesses each of these
+        // bytes at most once; if the box is dense, exactly once.
         let mut touched = vec![0u8; copy.occupied_shared_bytes() as usize];
         for run in &runs {
             for at in run.shared..run.shared + run.bytes {

@@ -17,8 +17,8 @@ fn cluster_blocks_exchange_shared_memory() {
     let from = distinct_words(128);
     assert_no_finding(FILE, "exchange_0", &setup, &|memory| {
         let out = output_words(memory);
-        // Each block reads words of the other block's shared memory, adds one and writes them back; the other block
-        // then outputs them.
+        // Each block reads words of the other block's shared memory, adds one and writes the sums back; the other
+        // block then outputs these words.
         let want: Vec<u32> = (0..128).map(|i| from[i / 64 * 64 + ((i % 64) ^ 9)].wrapping_add(1)).collect();
         assert_eq!(out[..128], want);
         assert_eq!(out[128], from.iter().filter(|w| *w & 1 != 0).count() as u32);

@@ -7,7 +7,7 @@ use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
 use std::collections::BTreeSet;
 
-/// Number of scheduler seeds, and so of interleavings, with which each kernel runs per completion policy.
+/// Number of scheduler seeds, and so of interleavings, with which each kernel runs per completion timing.
 const SEEDS: u64 = 8;
 
 const MOMENTS: [CompletionTiming; 3] = [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
@@ -93,7 +93,7 @@ pub fn run_once(program: &Program, kernel: &str, options: &ExecOptions, setup: L
     (outcome, memory)
 }
 
-/// Runs the kernel with each seed and completion policy; checks that it has no finding, and calls `check` with the
+/// Runs the kernel with each seed and completion timing; checks that it has no finding, and calls `check` with the
 /// memory after each run.
 pub fn assert_no_finding(file: &str, kernel: &str, setup: LaunchSetup, check: &dyn Fn(&SimMemory)) {
     let program = load_program(file);

@@ -4,7 +4,7 @@ use super::common::*;
 use reel_sim::exec::{LaunchConfig, SimLaunch, run_with_dependent_launch};
 use reel_sim::memory::SimMemory;
 
-/// Returns the findings and the output of the second grid.
+/// Returns the findings and the output of the secondary grid.
 fn run(variant: u32, seed: u64) -> (Vec<(u32, &'static str)>, Vec<u32>) {
     let program = load_program("dependent");
     let (first, second) = (program.kernel("first"), program.kernel(&format!("second_{variant}")));

@@ -18,9 +18,9 @@ fn element(k: usize, n: usize) -> f32 {
     ((k * 128 + n) % 251) as f32
 }
 
-/// Checks the addresses that the blocks have stored, and that element (r, n) of the product in the block of rank `rank`
-/// is element (k, n) of B, where k = `row(rank, r % 16, n)`. Elements with k > 15 are outside of B and are not
-/// compared.
+/// Checks the addresses that the blocks have stored. Also checks that element (r, n) of the product in the block of
+/// rank `rank` equals element (k, n) of B, where k = `row(rank, r % 16, n)`. Elements with k > 15 are outside of B and
+/// are not compared.
 fn check(memory: &SimMemory, row: impl Fn(usize, usize, usize) -> usize) {
     assert_eq!(buffer_words(memory, 1), [0x400, 0, 0x0100_0400, 1]);
     let got = buffer_floats(memory, 0);

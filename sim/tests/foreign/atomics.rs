@@ -36,7 +36,7 @@ fn exchange_clears_memory_that_nothing_has_written() {
     let others = "@!%p bra L; st.global.u32 [%d1+512], %r1; L:";
     let later = format!("setp.ne.u32 %p, %r0, 0; @%p bra M; {exchange} M: bar.sync 0; @!%p bra N; {exchange} N:");
     assert_eq!(kinds(&later, others, barrier), [""; 0]);
-    // Operations other than an exchange compute with the old value, so they need a written one.
+    // Operations other than an exchange compute with the old value, so an unwritten old value is a finding.
     assert_eq!(kinds("atom.shared.add.u32 %r1, [s], 0;", "", barrier), ["uninitialized"]);
     assert_eq!(kinds("atom.shared.cas.b32 %r1, [s], 0, 0;", "", barrier), ["uninitialized"]);
     // The exchange is a write: an ordinary read needs a barrier after it.

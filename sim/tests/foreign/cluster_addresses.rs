@@ -63,8 +63,8 @@ fn addresses_without_a_rank_name_rank_0() {
     assert_eq!(results(&own("%r3")), [0, 0]);
 }
 
-/// On the GPU, each of the accesses below is an illegal instruction in the block of rank 1, because its address names
-/// rank 0.
+/// On the GPU, each of these accesses is an illegal instruction in the block of rank 1, because its address names rank
+/// 0.
 #[test]
 fn cta_accesses_to_another_block_are_reported() {
     for access in [

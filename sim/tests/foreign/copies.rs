@@ -170,7 +170,7 @@ fn bytes_of_a_loaded_word_that_no_result_depends_on_may_be_unwritten() {
         assert_eq!(kinds("cvt.u16.u64 %h1, %d2; and.b16 %h2, %h1, 1;"), copy, "{space}");
         assert_eq!(kinds(&format!("{exchange} and.b16 %h2, %h1, 256;")), ["uninitialized"], "{space}");
         assert_eq!(kinds("shr.u64 %d3, %d2, 8; cvt.u16.u64 %h1, %d3; and.b16 %h2, %h1, 1;"), ["uninitialized"]);
-        // The destination of these instructions is also a source.
+        // The destination register of `prmt` and `and` is also a source.
         assert_eq!(
             kinds("cvt.u32.u64 %r4, %d2; prmt.b32 %r4, %r4, 0, 0x4440; mov.b32 {%h2, %h1}, %r4;"),
             copy,

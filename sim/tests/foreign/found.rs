@@ -40,7 +40,7 @@ fn multi_stage(ahead: u32, barrier: &str) -> Case {
 fn cuda_samples_multi_stage_loads_one_stage_too_many() {
     assert_eq!(multi_stage(2, "bar.sync 0;").finding_kinds(), [""; 0]);
     assert!(multi_stage(3, "bar.sync 0;").finding_kinds().contains(&"async-not-waited"));
-    // With the right number of stages, the barrier before a buffer is loaded again is still needed.
+    // Even with the right number of stages, a barrier is needed before a buffer is loaded again.
     assert!(multi_stage(2, "").finding_kinds().contains(&"race"));
 }
 

@@ -26,7 +26,7 @@ fn the_first_read_of_a_cas_loop_is_a_note() {
     assert!(report.notes.iter().any(|n| n.contains("compare-and-swap loop")), "{:?}", report.notes);
     let sum = report.memory.iter().next().map(|b| b.data[..4].to_vec());
     assert_eq!(sum, Some(bytes_of_words([128 * 3])));
-    // A relaxed load gives no note, because it does not race.
+    // If the loop's first load is relaxed, it does not race, so there is no note.
     let relaxed = cas_loop("ld.relaxed.gpu.global.u32 %r1, [%d1];", SWAP).run();
     assert!(relaxed.has_no_findings() && relaxed.notes.is_empty(), "{:?}", relaxed.notes);
     // Plain accesses to another word, to which each thread stores the loaded value, are a race.

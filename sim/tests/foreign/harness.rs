@@ -17,7 +17,7 @@ pub struct Case {
     pub cluster: u32,
     /// The contents of the buffers before the launch.
     pub buffers: Vec<Vec<u8>>,
-    /// True if nothing has written the buffers, which then only have the sizes of `buffers`.
+    /// True if the buffers are unwritten at the launch. Only the sizes of `buffers` then matter, not their contents.
     pub unwritten: bool,
     pub options: ExecOptions,
 }

@@ -1,4 +1,4 @@
-//! Kernels without an end, or that need more memory than there is: each ends with a finding or an error.
+//! Kernels that do not end, or that need more memory than there is: each run ends with a finding or an error.
 
 use super::harness::Case;
 use reel_sim::check::CheckReport;
@@ -54,7 +54,8 @@ fn long_loops_that_end_are_no_findings() {
     assert!(report.has_no_findings() && report.stopped.is_none(), "{:?}", report.findings);
 }
 
-/// One thread waits until `clock` has advanced by 20 million; `pause` is an instruction of the loop.
+/// One thread waits until `clock` has advanced by 20 million cycles (`%clock64`) or nanoseconds (`%globaltimer`);
+/// `pause` is an instruction of the loop.
 fn wait_for_time(clock: &str, pause: &str) -> Case {
     let body = format!(
         ".reg .b64 %d<4>; .reg .pred %p; ld.param.u64 %d3, [p]; mov.u64 %d0, {clock};
@@ -132,7 +133,7 @@ fn the_deadline_and_the_memory_limit_stop_a_run() {
     assert_eq!(recursive.run().stopped.map(|s| s.cause), Some(StopCause::Memory));
 }
 
-/// A kernel whose function `f` calls itself without an end; `local` declares its variables.
+/// A kernel whose function `f` calls itself endlessly; `local` declares its variables.
 fn recursion(local: &str) -> Case {
     let function = format!(
         ".func (.param .b32 out) f(.param .b32 n) {{ {local} .reg .b32 %r<4>; ld.param.u32 %r0, [n]; add.u32 %r1, %r0, 1;

@@ -93,8 +93,8 @@ fn each_missing_barrier_is_one_finding() {
     assert_eq!(steps(barrier, barrier), []);
     assert_eq!(steps("", barrier).iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
     assert_eq!(steps(barrier, "").iter().map(|f| f.0).collect::<Vec<_>>(), ["race"]);
-    // This kernel lacks two barriers: the one after the first stores, and one between a later store and the load
-    // after it.
+    // The kernel lacks two barriers: the one after the first stores, and one between a later store and the load after
+    // it.
     let again = "bar.sync 0; st.shared.u32 [%r5], %r0;
         ld.shared.u32 %r7, [%r3];
         bar.sync 0;";
@@ -178,7 +178,7 @@ fn wmma_accesses_are_checked() {
     let kinds = |ptx: &str| run(ptx, 1, 32, vec![0; 2048]).0.iter().map(|f| f.0).collect::<Vec<_>>();
     assert_eq!(kinds(&product("row", 0, "")), ["race"]);
     assert_eq!(kinds(&product("row", 8, "bar.warp.sync -1;")), ["misaligned"]);
-    // The load of A begins one row (32 bytes) too late, so its last 32 bytes are uninitialised.
+    // The load of A begins one row (32 bytes) too late, so the last 32 bytes that it reads are uninitialised.
     assert_eq!(kinds(&product("row", 32, "bar.warp.sync -1;")), ["uninitialized"]);
     // The load of A begins two rows (64 bytes) too late and goes past the end of the shared array.
     assert_eq!(kinds(&product("row", 64, "bar.warp.sync -1;")), ["out-of-bounds", "uninitialized"]);

@@ -40,8 +40,8 @@ fn predicate_as_an_address_makes_an_instruction_unsupported() {
     }
 }
 
-/// The decoder must not panic on any instruction of the test PTX, which has most opcodes, if the instruction has only
-/// its first 0 to 3 operands.
+/// The decoder must not panic on an instruction that has only its first 0 to 3 operands. The test PTX contains most
+/// opcodes.
 #[test]
 fn decoder_does_not_panic_on_too_few_operands() {
     let texts: Vec<String> = ["tests/corpus_async", "src/ptx/testdata"].into_iter().flat_map(corpus).collect();

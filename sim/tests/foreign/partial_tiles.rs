@@ -110,7 +110,7 @@ fn unwritten_elements_may_be_selected_away_and_not_decide_or_leave_their_thread(
     let kinds = |then: &str| product(stored, false, then).finding_kinds();
     assert_eq!(kinds("shfl.sync.bfly.b32 %f0, %f0, 1, 31, -1;"), [""; 0]);
     assert_eq!(kinds("shfl.sync.bfly.b32 %f0, %f0, 16, 31, -1;"), ["uninitialized"]);
-    // An element decides about a branch, is an address, or is an operand of an atomic operation.
+    // An element of the product decides a branch, is an address, or is an operand of an atomic operation.
     assert_eq!(kinds("setp.gt.f32 %p5, %f0, 0f00000000; @%p5 bra END; END:"), ["uninitialized"]);
     let address = "mov.b32 %r4, %f0; and.b32 %r4, %r4, 12; add.u32 %r4, %r4, c; ld.shared.u32 %r5, [%r4];";
     assert_eq!(kinds(address), ["uninitialized"]);

@@ -40,11 +40,11 @@ const EXCHANGE: &str = "bar.sync 0;
 const VOTE: &str =
     "ld.acquire.gpu.global.b32 %r5, [%d0]; setp.lt.u32 %p1, %r5, %r2; bar.red.or.pred %p2, 0, %p1; @%p2 bra LOOP;";
 
-/// The loop of `VOTE`, which polls by an atomic that changes nothing, and pauses in each iteration.
+/// The loop of [`VOTE`], but with an atomic that changes nothing instead of the load, and a pause in each iteration.
 const ATOMIC: &str = "atom.acquire.gpu.global.add.u32 %r5, [%d0], 0; nanosleep.u32 100; setp.lt.u32 %p1, %r5, %r2;
     bar.red.or.pred %p2, 0, %p1; @%p2 bra LOOP;";
 
-/// The loop of `EXCHANGE`, which also counts its iterations in shared memory, so that memory changes all the time.
+/// The loop of [`EXCHANGE`], which also counts its iterations in shared memory, so that memory changes all the time.
 const COUNTING: &str = "bar.sync 0;
     @%p0 bra READ; ld.acquire.gpu.global.b32 %r5, [%d0]; st.shared.u32 [seen], %r5;
     atom.shared.add.u32 %r9, [turns], 1;

@@ -1,5 +1,5 @@
-//! Defects that the simulator once missed because it executed the faulty instruction, and findings that are mere
-//! consequences of another finding.
+//! Two kinds of errors that the simulator once made: it executed a faulty instruction without a finding, or it
+//! reported consequences of a finding as further findings.
 
 use super::harness::Case;
 

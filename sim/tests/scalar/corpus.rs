@@ -1,5 +1,5 @@
 //! Every planted bug is reported with its kind and line, and its correct twin has no finding. This holds for several
-//! seeds, all completion policies, both architectures, with and without line information.
+//! seeds, all completion timings, both architectures, with and without line information.
 
 use crate::harness::{
     ARCHITECTURES, COMPLETION_TIMINGS, KernelCase, SEEDS, cuda_lines_of_ptx_line, cuda_source, kernel_cases,
@@ -27,7 +27,7 @@ fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<Str
     (!case.some && found.is_empty()).then(|| format!("{first} not found"))
 }
 
-/// Runs one case under all seeds and completion policies; returns one line of text per problem. If the program was
+/// Runs one case under all seeds and completion timings; returns one line of text per problem. If the program was
 /// parsed without line information, `lined` is its PTX with line information.
 fn check_case(program: &Program, case: &KernelCase, lined: Option<&str>) -> String {
     let (mut first_output, mut found_once) = (None, false);

@@ -12,7 +12,7 @@ pub const SEEDS: std::ops::Range<u64> = 0..8;
 /// The architectures for which the PTX files were compiled. A file `NAME.ptx` serves all architectures: only its
 /// `.target` line, which names the first one, is replaced.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
-/// The completion policies of asynchronous operations.
+/// The completion timings of asynchronous operations.
 pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
     [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
 

@@ -94,7 +94,8 @@ impl InstructionForm<'_> {
     }
 
     /// Parses `.ftz`, the comparison operator and the combination with a predicate. Returns the comparison, whether
-    /// `.ftz` is set, and two scalar functions: of the lower half (or of the whole value), and of the upper half.
+    /// `.ftz` is set, and two scalar functions: one for the lower half (or the whole value), and one for the upper
+    /// half.
     fn comparison(&mut self, ty: Type) -> Option<(Comparison, bool, [ScalarOp; 2])> {
         let ftz = self.take_modifier("ftz");
         let all = match ty {

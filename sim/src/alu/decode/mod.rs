@@ -1,4 +1,4 @@
-//! Decodes a dotted opcode and its operands to an [`AluOp`].
+//! Decodes an opcode such as `add.rn.f32` and its operands to an [`AluOp`].
 
 mod compare;
 mod convert;
@@ -32,7 +32,7 @@ pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) ->
 
 pub(super) type DecodedInstruction = Option<(AluOp, OperandTypes)>;
 
-/// The numbers of operands of an instruction.
+/// How many destinations and sources an instruction has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OperandCounts {
     /// The number of destinations: the parts of the first operand in the instruction's text.
@@ -65,18 +65,20 @@ fn count(operand: &Operand) -> usize {
 }
 
 impl<'a> InstructionForm<'a> {
-    /// Removes a modifier from the tokens; returns true if it was present.
+    /// Removes a modifier, such as `.ftz`, from the parts of the opcode that are not decoded yet. Returns true if the
+    /// modifier was present.
     pub fn take_modifier(&mut self, modifier: &str) -> bool {
         let at = self.tokens.iter().position(|t| *t == modifier);
         at.map(|i| self.tokens.remove(i)).is_some()
     }
 
-    /// Removes the first of these modifiers that is present and returns the value that belongs to it.
+    /// Removes the first modifier of `choices` that the opcode has, and returns the value that `choices` assigns to
+    /// it.
     pub fn take_modifier_value<T: Copy>(&mut self, choices: &[(&str, T)]) -> Option<T> {
         choices.iter().find(|(name, _)| self.take_modifier(name)).map(|(_, value)| *value)
     }
 
-    /// Removes the last token and returns it as a type; `None` if it is no type.
+    /// Removes the last part of the opcode and returns it as a type; `None` if it is not a type.
     pub fn take_type_suffix(&mut self) -> Option<Type> {
         let ty = Type::from_name(self.tokens.last()?)?;
         self.tokens.pop();
@@ -89,7 +91,8 @@ impl<'a> InstructionForm<'a> {
         OperandCounts { destinations: counts.next().unwrap_or(0), sources: counts.sum() }
     }
 
-    /// Returns the decoded instruction if no modifier is left over and the number of operands matches.
+    /// Returns the decoded instruction if every modifier of the opcode has been decoded and the number of operands
+    /// matches.
     pub fn build_if_complete(&self, op: Op, dst: &[Type], src: &[Type]) -> DecodedInstruction {
         if !self.tokens.is_empty()
             || self.operand_counts() != (OperandCounts { destinations: dst.len(), sources: src.len() })
@@ -115,7 +118,7 @@ impl<'a> InstructionForm<'a> {
         )
     }
 
-    /// Returns true if the last token is a floating-point type.
+    /// Returns true if the last part of the opcode is a floating-point type.
     fn is_float(&self) -> bool {
         self.tokens.last().and_then(|t| Type::from_name(t)).is_some_and(is_float)
     }

@@ -1,4 +1,4 @@
-//! Compares arithmetic that uses the carry flag with 96-bit integers.
+//! Tests arithmetic with the carry flag against 96-bit integers.
 
 use super::{Random, register_operands};
 use crate::alu::{OperandSlots, decode};

@@ -5,7 +5,7 @@ use crate::ptx::ast::{Operand, RegisterDecl, Type};
 
 #[test]
 fn cvt_to_bf16_rounds_to_nearest_even() {
-    // The bf16 bits nearest to the f32 with bits `x`; in a tie, those whose last bit is 0.
+    // Returns the bits of the bf16 nearest to the f32 with bits `x`; in a tie, of the bf16 whose last bit is 0.
     let nearest = |x: u64| {
         let x = x as u32;
         if f32::from_bits(x).is_nan() {
@@ -42,7 +42,8 @@ fn integer_conversions_extend_truncate_or_clamp() {
             check_instruction(&opcode, 1, |s| low_bits(value(s).clamp(least, most), to));
         }
     }
-    // If registers are wider than the types of `cvt`, it truncates the source and extends the result.
+    // `cvt` truncates the value of a wider source register to the source type. It extends the result to a wider
+    // destination register.
     let registers = [Type::B32, Type::B64].map(|ty| RegisterDecl { name: String::new(), ty });
     let wide = [Operand::Register(1), Operand::Register(0)];
     check_instruction_with("cvt.s8.s16", &wide, &registers, &mut |r, _| r.next(), |s| {

@@ -1,4 +1,5 @@
-//! Tests against results measured on an H200 where the PTX ISA does not say enough (`benches/src/instructions`).
+//! Compares instructions with results measured on an H200, in cases that the PTX ISA does not specify
+//! (`benches/src/instructions`).
 
 use super::{register_operands, run_instruction};
 use crate::alu::{OperandSlots, decode};
@@ -53,16 +54,16 @@ fn results_match_an_h200() {
 
 #[test]
 fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
-    // Rounded to a significand of 24 bits, 2^-126 · (1 − 2^-26) becomes the smallest normal number in the modes
-    // nearest and up, but stays below it in the modes towards zero and down.
+    // 2^-126 · (1 − 2^-26), rounded to a significand of 24 bits, becomes the smallest normal number when rounding to
+    // nearest or up. When rounding towards zero or down, it stays below the smallest normal number.
     let (a, b, c) = (0x80_0000u64, 0xb280_0000u64, 0x80_0000u64);
     assert_eq!(result("fma.rn.ftz.f32", &[a, b, c]), 0x80_0000);
     assert_eq!(result("fma.rp.ftz.f32", &[a, b, c]), 0x80_0000);
     assert_eq!(result("fma.rz.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rm.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rn.ftz.sat.f32", &[a, b, c]), 0x80_0000);
-    // Conversions of 2^-126 · (1 − 2^-26), of the midpoint between 2^-126 and the next smaller number of 24 bits (a
-    // tie, which rounds to the even 2^-126), and of the f64 just below this midpoint.
+    // Three sources of a conversion: 2^-126 · (1 − 2^-26); the midpoint between 2^-126 and the next smaller 24-bit
+    // number (a tie, which rounds to the even 2^-126); and the f64 just below this midpoint.
     for (bits, nearest) in
         [(0x380f_ffff_f800_0000u64, 0x80_0000), (0x380f_ffff_f000_0000, 0x80_0000), (0x380f_ffff_efff_ffff, 0)]
     {

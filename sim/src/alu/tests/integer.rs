@@ -1,4 +1,4 @@
-//! Compares integer arithmetic with 128-bit arithmetic.
+//! Tests integer arithmetic against 128-bit arithmetic.
 
 use super::{Random, as_integer, check_instruction, check_instruction_with, low_bits, low_s32, register_operands};
 

@@ -19,8 +19,7 @@ fn random_opcodes_never_panic() {
     let random_length = |r: &mut Random| r.next() % 4;
     let mut known = 0;
     for _ in 0..400_000 {
-        // An opcode is a name, modifiers and a type. With probability 1/16 a word of another kind is drawn in its
-        // place.
+        // An opcode is a name, modifiers and a type. With probability 1/16, `word` draws a word of another kind.
         let mut word = |from: usize, to: usize| {
             let (from, to) = if random.next().is_multiple_of(16) { (0, words.len()) } else { (from, to) };
             words[from + random.next() as usize % (to - from)]

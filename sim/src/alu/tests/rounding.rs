@@ -1,4 +1,5 @@
-//! Compares rounding with its definition: no other number of the format is nearer, or nearer on the required side.
+//! Tests rounding by its definition: the format has no number nearer to the exact value, on the side that the rounding
+//! mode requires.
 
 use super::{Random, check_instruction, check_instruction_with, register_operands};
 use crate::alu::soft_float::{

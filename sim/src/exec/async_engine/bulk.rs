@@ -149,9 +149,9 @@ impl AsyncEngine {
         Some(())
     }
 
-    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes and the
-    /// threads that wait for the phase are not reported as another defect. Marks the destination as written, so that
-    /// later reads of it are not reported either.
+    /// Signals the bytes of a load that was reported and not issued. The phase of its mbarrier then completes, and the
+    /// waiting threads are not reported as another defect. Also marks the destination as written, so that later reads
+    /// of it are not reported.
     pub(super) fn signal_refused_load(
         &mut self,
         cx: &mut InstructionContext,

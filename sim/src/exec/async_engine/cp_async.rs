@@ -175,8 +175,8 @@ impl AsyncEngine {
         }
         let site = cx.finding_site(lanes.trailing_zeros());
         let WarpCopies { open, groups, .. } = &mut cx.warp.copies;
-        // This operation moves the bytes of all copies issued so far; copies issued later belong to another
-        // operation.
+        // One asynchronous operation moves the bytes of all copies issued so far; copies issued later belong to
+        // another operation.
         let mut rows = Vec::new();
         let mut ops = Vec::new();
         for part in open.iter_mut().chain(groups.iter_mut().flat_map(|g| g.parts.iter_mut())) {
@@ -190,9 +190,9 @@ impl AsyncEngine {
             }
             part.rows.retain(|row| row.lanes != 0);
         }
-        // Starts a new batch, so that later copies belong to a new operation but to the same commit group. Drops old
-        // empty batches here, because a kernel that uses only mbarrier arrivals executes no commit that would drop
-        // them.
+        // Starts a new batch: later copies belong to a new operation, but to the same commit group. Old empty batches
+        // are dropped here, because a kernel that uses only mbarrier arrivals never executes a commit, which drops
+        // them otherwise.
         if let Some(op) = open.last().map(|p| p.op) {
             open.retain(|p| p.lanes != 0);
             if open.len() > 16 && open[0].rows.is_empty() {

@@ -28,8 +28,8 @@ pub(super) struct LeadingOffset {
 }
 
 impl LeadingOffset {
-    /// Whether this offset and the offset `other` of a block of another rank come from one common offset, to which each
-    /// block added its rank or in which it set the bits of its rank.
+    /// Whether two blocks of different rank computed this offset and the offset `other` from one common offset, to
+    /// which each block added its rank or in which each block set the bits of its rank.
     fn differs_by_rank(&self, other: &LeadingOffset) -> bool {
         let (ours, theirs) = (self.rank << RANK_SHIFT, other.rank << RANK_SHIFT);
         let added = self.bytes.wrapping_sub(ours) == other.bytes.wrapping_sub(theirs);

@@ -69,7 +69,7 @@ pub fn move_cp_async_bytes(blocks: &mut BlockTable, memory: &mut MemorySystem, r
     }
 }
 
-/// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its map.
+/// Copies a box of a tensor to shared memory. Elements outside of the tensor get the fill value of its tensor map.
 fn move_box(buffers: &SimMemory, load: &TensorBoxLoad, shared: &mut [u8]) {
     let Ok(copy) = load.map.box_copy_at(&load.coordinates, load.shared) else { return };
     let fill = load.map.out_of_bounds_fill_bytes();

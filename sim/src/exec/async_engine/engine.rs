@@ -31,8 +31,8 @@ pub struct AsyncEngine {
     pub(super) sums: Vec<Lanes>,
     /// Scratch space of `cp.async`: lanes grouped by destination, lanes grouped by source.
     pub(super) copy_groups: (Vec<LaneGroup>, Vec<LaneGroup>),
-    /// Scratch space of tensor copies: byte ranges in shared memory (offset, length); then the rows of a box in
-    /// global memory (address, length).
+    /// Scratch space of tensor copies. `runs`: byte ranges in shared memory (offset, length). `box_rows`: the rows of
+    /// a box in global memory (address, length).
     pub(super) runs: Vec<(u64, u64)>,
     pub(super) box_rows: Vec<(u64, u32)>,
 }
@@ -126,7 +126,8 @@ impl AsyncEngine {
         match fence {
             Fence::Memory(fence) => order.fence(mask, *fence),
             Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, *shared, *global),
-            // The proxy fence comes after the acquire or before the release that the instruction contains.
+            // The instruction combines a proxy fence with an acquire or a release. The proxy fence takes effect after
+            // the acquire or before the release.
             Fence::ProxyAsyncShared(fence) if fence.acquires => {
                 order.fence(mask, *fence);
                 order.fence_proxy(mask, true, false);

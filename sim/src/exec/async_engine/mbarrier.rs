@@ -117,8 +117,8 @@ impl AsyncEngine {
                 }
             };
             if !check_mbarrier_use(cx, memory, lane, at, "arrived at") {
-                // The missing mbarrier was reported. The state register becomes 0, so that a later wait that reads
-                // the register is not reported as a use of an undefined register.
+                // The simulator has already reported that the mbarrier does not exist. The state register becomes 0,
+                // so that a later wait that reads the register is not reported as a use of an undefined register.
                 set_state(cx, 0);
                 continue;
             }
@@ -309,9 +309,9 @@ fn scope_of_arrival(cx: &InstructionContext, at: MbarrierLocation) -> AccessStre
     if at.slot == cx.warp.slot { AccessStrength::Cta } else { AccessStrength::Cluster }
 }
 
-/// After a successful wait: makes `lanes` acquire the vector clocks of the arrivals in the complete phases, and the
-/// completion of the operations that delivered the bytes. A relaxed wait acquires them only at a later fence. `agent`
-/// is the mbarrier and the number of its complete phases.
+/// Called after a successful wait: makes `lanes` acquire the vector clocks of the arrivals in the complete phases, and
+/// the completion of the operations that delivered the bytes. A relaxed wait acquires them only at a later fence.
+/// `agent` is the mbarrier and the number of its complete phases.
 fn acquire_phase(
     cx: &mut InstructionContext,
     m: &Mbarrier,

@@ -82,8 +82,8 @@ pub fn check_mbarrier_use(
 ) -> bool {
     let address = at.address;
     if cx.grid.blocks.mbarrier(at).is_none() {
-        // Giving the use itself as the other instruction marks the finding: `Findings::into_list` drops it if another
-        // finding says that a use at this line is not ordered after the initialisation.
+        // The finding names the use itself as the other instruction. `Findings::into_list` drops findings with this
+        // mark if another finding says that a use at this line is not ordered after the initialisation.
         let (site, memory) = (cx.finding_site(lane), Some(("shared", address as u64)));
         cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(cx.pc), memory, || {
             format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")

@@ -56,7 +56,7 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
     NextAction::Next
 }
 
-/// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the
+/// Executes `tensormap.cp_fenceproxy`: copies a tensor map from shared to global memory and releases it to the
 /// tensormap proxy.
 pub fn tensormap_cp_fenceproxy(
     cx: &mut InstructionContext,

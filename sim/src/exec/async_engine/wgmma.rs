@@ -106,8 +106,8 @@ impl AsyncEngine {
         }
         self.check_operands(cx, memory, (group, index), (a, b));
         let function = cx.warp.frame(cx.fragment.frame).function;
-        // From here on the accumulators count as defined. Accesses to them before the product is complete are
-        // reported as hazards.
+        // Once the product is issued, its accumulators count as defined. Accesses to them before the product is
+        // complete are reported as hazards.
         let regs = cx.regs_mut();
         w.d.iter().for_each(|&s| regs.undefined[s as usize] &= !mask);
         cx.warp.wgmma.issued.push_back(IssuedProduct {

@@ -1,4 +1,4 @@
-//! Control flow of a fragment: indexed branches, calls, returns and exits.
+//! Control flow of a warp fragment: indexed branches, calls, returns and exits.
 
 use super::frames::{copy_argument, enter_function};
 use super::host;
@@ -45,7 +45,7 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
     for (target, same) in groups {
         let rest = cx.fragment.mask & !same;
         let mut part = cx.warp.split_off_lanes(cx.fragment, same, target, here, reconverge);
-        // The lanes with this target become a separate fragment; the loop goes on to split the remaining lanes.
+        // The lanes with this target become a separate warp fragment; the loop goes on to split the remaining lanes.
         std::mem::swap(cx.fragment, &mut part);
         cx.warp.fragments.push(part);
         debug_assert_eq!(cx.fragment.mask, rest);
@@ -216,7 +216,7 @@ pub fn ret(cx: &mut InstructionContext) -> NextAction {
     fragment.mask = mask;
     fragment.frame = parent;
     fragment.pc = return_pc;
-    // The fragment leaves the reconvergence points of the function from which it returns.
+    // The warp fragment leaves the reconvergence points of the function from which it returns.
     while fragment.join != NO_RECONVERGENCE_POINT && cx.warp.joins[fragment.join as usize].frame == index {
         let join = fragment.join;
         let to = cx.warp.joins[join as usize].parent;

@@ -8,8 +8,8 @@ use crate::program::FunctionCode;
 use crate::program::op::Op;
 
 impl Interpreter<'_> {
-    /// Completes the joins and gatherings at which lanes of the warp wait for each other, or gives them up if the
-    /// missing lanes cannot arrive. Returns whether a fragment can run now.
+    /// Completes the joins and gatherings at which lanes of the warp wait for each other. Gives up a join or gathering
+    /// whose missing lanes cannot arrive. Returns whether a fragment can run now.
     pub(super) fn unblock_warp(&mut self, warp: &mut Warp) -> bool {
         warp.complete_reconvergence();
         warp.complete_gatherings();
@@ -22,7 +22,7 @@ impl Interpreter<'_> {
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // Lanes that wait at a reconvergence point behind which the kernel ends exit now, without the missing lanes.
+        // Lanes that wait at a reconvergence point after which the kernel ends exit now, without the missing lanes.
         if self.let_lanes_exit(warp) {
             return true;
         }
@@ -39,8 +39,8 @@ impl Interpreter<'_> {
         warp.give_up_reconvergence(|_| true)
     }
 
-    /// Makes every fragment ready that waits at a reconvergence point behind which the kernel ends. Returns whether any
-    /// fragment waited at such a point.
+    /// Makes every warp fragment ready that waits at a reconvergence point after which the kernel ends. Returns
+    /// whether any fragment waited at such a point.
     fn let_lanes_exit(&mut self, warp: &mut Warp) -> bool {
         let functions = &self.grid.context.kernel.functions;
         let exits = |warp: &Warp, f: &WarpFragment| {

@@ -11,9 +11,9 @@ use crate::program::op::CallArgument;
 use crate::regs::Registers;
 use std::collections::HashMap;
 
-/// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is
-/// the caller's frame and the return address. `spare` are registers of an earlier frame of the same function. Returns
-/// the index of the new frame.
+/// Adds a frame (the registers of one call of a function) for a function that `lanes` of a warp enter. `parent` is the
+/// caller's frame and the return address. `spare` are registers of an earlier frame of the same function, whose memory
+/// is reused. Returns the index of the new frame.
 pub fn enter_function(
     context: &GridContext,
     block: &Block,
@@ -56,7 +56,7 @@ pub fn enter_function(
     warp.push_frame(CallFrame { function, regs, params, unwritten_params, local_base, parent, depth, lanes })
 }
 
-/// Copies an argument or a return value between frames, for the lanes of `mask`.
+/// Copies an argument or a return value between call frames, for the lanes of `mask`.
 pub fn copy_argument(
     warp: &mut Warp,
     (from_frame, from): (u32, CallArgument),

@@ -36,7 +36,7 @@ pub fn read_special_register(cx: &mut InstructionContext, dst: u32, which: Varyi
     NextAction::Next
 }
 
-/// The value of a special register that stays the same while the warp runs.
+/// Returns the value of a special register that stays the same while the warp runs.
 pub fn fixed_special_register(
     context: &GridContext,
     block: &Block,

@@ -10,8 +10,8 @@ use crate::regs::Registers;
 const BRANCHES_BEFORE_CHECK: u32 = 64;
 
 impl Interpreter<'_> {
-    /// Counts a backward branch. If the fragment is in a loop that only waits, sets its state to `Spin` and returns
-    /// true.
+    /// Counts a backward branch. If the warp fragment is in a loop that only waits, sets its state to `Spin` and
+    /// returns true.
     #[inline(always)]
     pub(super) fn detect_spin_at_backward_branch(&mut self, fragment: &mut WarpFragment, regs: &Registers) -> bool {
         fragment.backward_branches += 1;
@@ -42,7 +42,7 @@ impl Interpreter<'_> {
         regs.predicates.iter().for_each(|&p| add(p as u64));
         if fragment.spin_hash == hash | 1 {
             fragment.spin_hash = 0;
-            // If the fragment is woken and still waits, the check runs again after two more branches.
+            // If the warp fragment is woken and still waits, the check runs again after two more branches.
             fragment.backward_branches = BRANCHES_BEFORE_CHECK - 2;
             fragment.state = FragmentState::Spin { progress: changes };
             return true;

@@ -44,7 +44,7 @@ impl<'a> Interpreter<'a> {
             let mut indices = (0..warp.fragments.len()).filter(|&i| warp.fragments[i].state == FragmentState::Ready);
             let Some(i) = indices.nth(pick as usize) else { break };
             let mut fragment = warp.fragments.swap_remove(i);
-            // If several fragments are ready, each runs for only a few instructions, so that all of them make
+            // If several warp fragments are ready, each runs for only a few instructions, so that all of them make
             // progress.
             let turn = if ready == 1 { left } else { left.min(1 + self.grid.rng.draw_below(64)) };
             let used = crate::simd::run_with_widest_simd(
@@ -71,14 +71,14 @@ impl<'a> Interpreter<'a> {
         self.grid.blocks[block_slot].warps[warp_index as usize] = Some(warp);
     }
 
-    /// Executes up to `budget` instructions of a fragment; returns how many it executed.
+    /// Executes up to `budget` instructions of a warp fragment; returns how many it executed.
     #[inline(always)]
     fn run_fragment(&mut self, warp: &mut Warp, fragment: &mut WarpFragment, budget: u32) -> u32 {
         let kernel = self.grid.context.kernel;
         let (mut used, mut clocked) = (0, 0);
         'frames: while used < budget && fragment.mask != 0 && fragment.state == FragmentState::Ready {
             let frame_index = fragment.frame as usize;
-            // While instructions run, the frame is taken out of the warp, which saves a look-up per instruction.
+            // While instructions run, the call frame is taken out of the warp, which saves a look-up per instruction.
             let mut frame = warp.frames[frame_index].take().expect("a fragment's frame lives");
             let code = &kernel.functions[frame.function as usize];
             while used < budget {
@@ -151,8 +151,8 @@ impl<'a> Interpreter<'a> {
                         }
                     }
                     Op::Mma(m) if mask == u32::MAX && m.batched.is_some() => {
-                        // All lanes of the warp are here, so the `mma` instructions that follow can run together with
-                        // this one in this turn.
+                        // All lanes of the warp are at this instruction, so the `mma` instructions that follow can run
+                        // together with this one in this turn.
                         fragment.gathered = false;
                         let limit = (budget - used + 1).min(fragment.join_pc.wrapping_sub(pc)) as usize;
                         let limit =
@@ -174,7 +174,7 @@ impl<'a> Interpreter<'a> {
                             NextAction::Jumped => {}
                             NextAction::Stop => {
                                 if fragment.pc == pc && fragment.state != FragmentState::Ready {
-                                    // The fragment waits at the instruction without having executed it.
+                                    // The warp fragment waits at the instruction without having executed it.
                                     let counts = self.grid.reporter.counts(kernel_pc);
                                     counts.warps -= 1;
                                     counts.threads -= mask.count_ones() as u64;

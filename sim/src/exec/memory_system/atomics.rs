@@ -70,9 +70,9 @@ impl MemorySystem {
         }
     }
 
-    /// For an exchange of bytes that nothing has written: marks the destination registers as undefined. The exchange
-    /// itself is a store of these bytes, and no defect unless the program uses the old value. If several lanes
-    /// exchange the same bytes, the first one gets the undefined value.
+    /// Called for an exchange of bytes that nothing has written: marks the destination registers as undefined. The
+    /// exchange itself is not a defect; a use of the old value is. If several lanes exchange the same bytes, the first
+    /// one gets the undefined value.
     fn mark_exchanged_unwritten(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
         let size = a.ty.size();
         let mut exchanged = Vec::new();

@@ -19,9 +19,9 @@ use crate::order::{
 use crate::program::op::{LoadStore, Op};
 
 impl MemorySystem {
-    /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `store` describes the
-    /// access if it is a store whose conflicts with stores of equal values are harmless; the store must not have
-    /// changed memory yet. Does nothing in runs with `count_only`.
+    /// Runs `check` on the shadow memory of a location (a buffer, or the shared memory of a block) and reports the
+    /// conflicts that it finds. `store` describes the access if it is a store whose conflicts with stores of equal
+    /// values are harmless; the store must not have changed memory yet. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
@@ -74,8 +74,8 @@ impl MemorySystem {
         });
     }
 
-    /// Returns the lanes of a store whose value equals the bytes that it overwrites. The lanes are taken to store in
-    /// the order in which shadow memory checks them: group by group of lanes that share a vector clock.
+    /// Returns the lanes of a store whose value equals the bytes that it overwrites. The lanes store in the order in
+    /// which shadow memory checks them: group by group of lanes that share a vector clock.
     #[cold]
     fn lanes_with_same_value(&self, cx: &InstructionContext, group: &LaneGroup, t: &LoadStore) -> u32 {
         let data = self.location_bytes(&cx.grid.blocks, group.location);
@@ -297,8 +297,8 @@ impl AccessSize {
     }
 }
 
-/// Whether the instruction is a load that makes its registers undefined if it reads unwritten shared memory, so that
-/// only a use of the value is reported.
+/// Whether the instruction is a load that may read unwritten shared memory. Such a load makes its registers undefined,
+/// and only a use of their value is reported.
 fn defers_unwritten(cx: &InstructionContext) -> bool {
     let (code, index) = cx.grid.context.kernel.function_and_instruction_index(cx.pc);
     match code.instrs.get(index).map(|i| &i.op) {
@@ -308,7 +308,7 @@ fn defers_unwritten(cx: &InstructionContext) -> bool {
     }
 }
 
-/// Returns the shadow memory of a location.
+/// Returns the shadow memory of a location: a buffer, or the shared memory of a block.
 pub(super) fn shadow_of<'m>(
     buffers: &'m mut SimMemory,
     blocks: &'m mut BlockTable,

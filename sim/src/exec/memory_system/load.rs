@@ -101,9 +101,9 @@ pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
-/// Returns the lanes of `lanes` whose load or store of parameters is aligned and lies within the parameter that the
-/// instruction names, or else within the `size` bytes of all parameters, which begin at address `base`. Reports the
-/// other lanes.
+/// Returns those of the lanes `lanes` whose load or store of parameters is aligned and in bounds, and reports the
+/// others. The bounds are the parameter that the instruction names or, if it names none, all parameters: `size` bytes
+/// from address `base` on.
 pub(super) fn lanes_within_params(
     cx: &mut InstructionContext,
     t: &LoadStore,

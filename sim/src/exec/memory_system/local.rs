@@ -27,9 +27,8 @@ impl MemorySystem {
             if unwritten && t.copies {
                 copied.push((lane, start, offset as u64));
             } else if unwritten && elements_are_whole(cx, start, bytes, width) {
-                // The load is no defect, only a use of the loaded value is. Compilers load a local variable ahead of
-                // the branch that decides whether its value is used, and lanes pass values that no lane uses to
-                // shuffles.
+                // The load is not a defect, but a use of the loaded value is. Compilers load a local variable ahead of
+                // the branch that decides about its use, and lanes pass unused values to shuffles.
                 for (n, undefined) in undefined.iter_mut().enumerate() {
                     *undefined |= u32::from(!cx.warp.local_init[start + n * width]) << lane;
                 }
@@ -78,8 +77,8 @@ impl MemorySystem {
                 let value = lane_value(cx.regs(), *slot, t.register_rows, lane as usize).to_le_bytes();
                 let from = start + n * width;
                 let old = &mut cx.warp.local[from..from + width];
-                // A loop that changes local memory is not one that only waits, so the count of its backward branches
-                // starts again.
+                // A loop that changes local memory does not only wait, so the count of its backward branches starts
+                // again.
                 cx.fragment.backward_branches *= u32::from(*old == value[..width]);
                 old.copy_from_slice(&value[..width]);
                 let undefined = cx.regs().undefined_bytes(*slot, lane as usize, width);

@@ -313,8 +313,8 @@ impl MemorySystem {
     }
 }
 
-/// Reports lanes whose access is misaligned or reaches beyond its location in the state space `space`, which is called
-/// `name`, has `len` bytes and begins at `base`.
+/// Reports lanes whose access is misaligned or out of the bounds of its location. The location is called `name`, lies
+/// in the state space `space`, begins at address `base` and has `len` bytes.
 #[cold]
 fn report_bad_lanes(
     cx: &mut InstructionContext,

@@ -79,7 +79,7 @@ impl MemorySystem {
         self.release_clocks(cx, group, t);
     }
 
-    /// Returns whether kernels may write to a location.
+    /// Returns whether kernels may write to a location: a buffer, or the shared memory of a block.
     pub fn is_writable(&self, location: MemoryLocation) -> bool {
         match location {
             MemoryLocation::Global(index) => self.buffers.buffer(index).writable,
@@ -152,7 +152,8 @@ fn lanes_with_undefined_data(regs: &Registers, t: &LoadStore) -> u32 {
     lanes_in_mask(undefined).filter(stores_undefined).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
-/// After a store to the `.param` space by the instruction `pc`: records which of the stored bytes are undefined.
+/// Called after a store to the `.param` space by the instruction `pc`: records which of the stored bytes are
+/// undefined.
 fn mark_param_bytes(frame: &mut CallFrame, t: &LoadStore, pc: u32, slot: u32, lane: usize, offset: u32) {
     let bytes = frame.regs.undefined_bytes(slot, lane, t.width as usize);
     if bytes == 0 && frame.unwritten_params.is_empty() {

@@ -25,8 +25,8 @@
 //! A load that only serves to change a bit-field (`bit_field_updates` in `program/data_flow.rs`) uses no byte; the
 //! store after it writes the bytes of the bit-field.
 //!
-//! Unwritten bytes are padding if the compiler says that the load does not use them (pragma `used_bytes_mask`), or if
-//! they come from a thread's own struct: from local memory, and another byte of the register is written.
+//! Unwritten bytes are padding in two cases: the compiler says that the load does not use them (pragma
+//! `used_bytes_mask`), or they come from a struct in local memory and another byte of the register is written.
 
 use super::check::shadow_of;
 use super::system::MemorySystem;
@@ -112,8 +112,8 @@ impl MemorySystem {
         }
     }
 
-    /// After a store of `group`: passes the unwritten bytes of the stored registers on to memory in the lanes
-    /// `copied`, or reports them if the store makes them a result of the kernel.
+    /// Called after a store of `group`. In the lanes `copied`, passes the unwritten bytes of the stored registers on
+    /// to memory. If the store makes these bytes a result of the kernel, reports them instead.
     pub(super) fn store_unwritten(
         &mut self,
         cx: &mut InstructionContext,
@@ -143,8 +143,8 @@ impl MemorySystem {
 }
 
 impl MemorySystem {
-    /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a
-    /// store put a value that depends on that load at this offset; else the current instruction.
+    /// Returns the origin of unwritten bytes that the current instruction loads at an offset. The origin is an earlier
+    /// load if a store put a value there that depends on that load. Otherwise it is the current instruction.
     fn unwritten_source(&self, cx: &InstructionContext, at: MemoryLocation, offset: u64) -> UnwrittenSource {
         let (base, stored) = match at {
             MemoryLocation::Global(index) => (self.buffers.buffer(index).base, None),
@@ -209,7 +209,7 @@ impl MemorySystem {
             source = Some(self.unwritten_source(cx, at, offsets[row] + u64::from(bytes.trailing_zeros())));
         }
         let Some(source) = source else { return };
-        // `ldmatrix::load` distributes the marks to the lanes in the same way as the bytes.
+        // [`ldmatrix::load`] distributes the marks to the lanes in the same way as it distributes the matrix elements.
         let mut marks = [[0u32; 32]; 4];
         let count = t.regs.len();
         ldmatrix::load(&unwritten_rows[..8 * count], t.trans, &mut marks[..count]);
@@ -266,8 +266,8 @@ pub(super) fn lanes_with_copies(regs: &Registers, t: &LoadStore, undefined: u32)
     lanes_in_mask(undefined).filter(is_copy).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
-/// After a load whose value is only copied: marks its registers as unwritten in one lane. `bytes` is the mask of the
-/// unwritten bytes among those that the lane has read.
+/// Called after a load whose value is only copied: marks its registers as unwritten in one lane. `bytes` is the mask
+/// of the unwritten bytes among the bytes that the lane has read.
 pub(super) fn set_registers_unwritten(
     regs: &mut Registers,
     t: &LoadStore,

@@ -101,7 +101,8 @@ impl Reporter<'_> {
     }
 
     /// Whether a race is between an atomic operation and the plain load that reads the first expected value of a
-    /// compare-and-swap loop. If the loaded value is old, the compare-and-swap fails and the loop tries again.
+    /// compare-and-swap loop. If another thread has changed the value since, the compare-and-swap fails and the loop
+    /// tries again.
     fn is_cas_loop_read(&self, m: &MemoryConflict) -> bool {
         let (c, kernel) = (m.conflict, self.context.kernel);
         let load = match (c.kind, m.access, c.earlier_kind) {
@@ -113,9 +114,9 @@ impl Reporter<'_> {
         matches!(code.instrs.get(index).map(|i| &i.op), Some(Op::Load(t)) if t.cas_read)
     }
 
-    /// Adds a note for a conflict that is not a defect: the plain first read of a compare-and-swap loop, an access of a
-    /// thread that exits instead of waiting at a barrier, two stores of the same value, or a read that the async proxy
-    /// overwrites.
+    /// Adds a note for a conflict that is not a defect. Such conflicts are: the plain first read of a compare-and-swap
+    /// loop, an access of a thread that exits instead of waiting at a barrier, two stores of the same value, and an
+    /// overwrite by the async proxy of bytes that were read before.
     fn note_conflict(&mut self, m: &MemoryConflict) {
         let space = m.space;
         if self.is_cas_loop_read(m) {

@@ -21,7 +21,7 @@ pub struct Reporter<'a> {
     /// Counts of instructions, bytes and barriers.
     pub counters: Counters,
     printed: String,
-    /// The secondary grid of a dependent launch, if this is the primary grid.
+    /// The secondary grid of a dependent launch, if the reporter belongs to the primary grid.
     pub dependent: Option<DependentGrid<'a>>,
     /// The limit that ends the run before the kernel ends.
     pub stopped: Option<EarlyStop>,

@@ -109,7 +109,7 @@ fn new_block(context: &GridContext, blocks: &mut BlockTable, at: [u32; 3], rank:
 }
 
 /// Creates a warp whose lanes stand at the first instruction of the kernel. `spare` are registers of a warp that has
-/// ended.
+/// ended, whose memory is reused.
 fn new_warp(
     context: &GridContext,
     block: &Block,

@@ -23,8 +23,8 @@ pub(super) struct ClockAdvance {
     due: u64,
     /// Whether the clocks have advanced since the last progress.
     advanced: bool,
-    /// Value of [`ProgressCounters::clock_reads`] at the last advance or progress; then the value of `exits` at the
-    /// last progress.
+    /// `reads` is the value of [`ProgressCounters::clock_reads`] at the last advance or progress; `exits` is the value
+    /// of [`ProgressCounters::exits`] at the last progress.
     reads: u64,
     exits: u64,
 }

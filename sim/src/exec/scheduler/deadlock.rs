@@ -13,12 +13,12 @@ const MAX_LISTED: usize = 4;
 
 /// Fragments (lanes of a warp at one instruction) that wait for the same thing at the same line.
 struct WaitGroup {
-    /// What the fragments wait for, as text that begins with a verb in the singular.
+    /// What the warp fragments wait for, as text that begins with a verb in the third person singular.
     wait: String,
     line: u32,
     /// Coordinates of the block and index of the warp of each fragment.
     warps: Vec<([u32; 3], u32)>,
-    /// Number of lanes of the first fragment.
+    /// Number of lanes of the first warp fragment.
     lanes: u32,
 }
 
@@ -47,12 +47,12 @@ enum StuckCause {
     Unknown,
     /// In the block in this slot, some warps of a warpgroup do not execute a wgmma that the others execute.
     MissingWarps(u32),
-    /// A fragment waits for an mbarrier phase or for registers that no thread will provide: kind, site and text of
-    /// the finding.
+    /// A warp fragment waits for an mbarrier phase or for registers that no thread will provide: kind, site and text
+    /// of the finding.
     Resource(FindingKind, FindingSite, String),
 }
 
-/// Reports that no thread can continue, unless a defect that may be the cause was already reported.
+/// Reports that no thread can continue. Reports nothing if an earlier finding may be the cause.
 pub(super) fn report_deadlock(grid: &mut GridState) {
     let causes = [
         FindingKind::Barrier,
@@ -68,8 +68,8 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
-        // The finding points at the first fragment with the lowest rank: fragments that wait for something specific
-        // come before fragments that run or wait to reconverge.
+        // The finding points at the first warp fragment with the lowest rank: fragments that wait for something
+        // specific come before fragments that run or wait to reconverge.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
@@ -101,7 +101,7 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     });
 }
 
-/// Returns the end of a message, which says how many blocks of the grid have not started; empty if all have.
+/// Returns a clause for the end of a message: how many blocks of the grid have not started; empty if all have.
 pub(super) fn describe_blocks_not_started(grid: &GridState) -> String {
     let total: u64 = grid.context.launch.grid.iter().map(|&n| n as u64).product();
     match total - grid.reporter.counters.blocks {
@@ -110,7 +110,7 @@ pub(super) fn describe_blocks_not_started(grid: &GridState) -> String {
     }
 }
 
-/// Iterates over all fragments of the resident blocks.
+/// Iterates over all warp fragments of the resident blocks.
 fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Warp, &'g WarpFragment)> {
     grid.blocks.iter().flat_map(|block| {
         let warps = block.warps.iter().flatten();
@@ -118,11 +118,11 @@ fn fragments<'g>(grid: &'g GridState) -> impl Iterator<Item = (&'g Block, &'g Wa
     })
 }
 
-/// Returns where a fragment waits: its lowest thread with the instruction, and the instruction's source line.
+/// Returns where a warp fragment waits: its lowest thread with the instruction, and the instruction's source line.
 fn wait_site(grid: &GridState, block: &Block, warp: &Warp, fragment: &WarpFragment) -> Option<(FindingSite, u32)> {
     let frame = warp.frames.get(fragment.frame as usize)?.as_ref()?;
     let code = &grid.context.kernel.functions[frame.function as usize];
-    // A fragment that waits at a block barrier or cluster barrier has its `pc` after the barrier instruction.
+    // A warp fragment that waits at a block barrier or cluster barrier has its `pc` after the barrier instruction.
     let at = match fragment.state {
         FragmentState::BlockBarrier { .. } | FragmentState::ClusterBarrier { .. } => fragment.pc.saturating_sub(1),
         _ => fragment.pc,
@@ -179,7 +179,7 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
                 let object = grid.blocks.get(slot).and_then(|b| b.mbarriers.get(&address));
                 object.map(|object| (address, object))
             }
-            // The fragment may be in a loop around mbarrier.test_wait.
+            // The warp fragment may be in a loop around mbarrier.test_wait.
             FragmentState::Spin { .. } | FragmentState::Ready => {
                 let mut objects = block.mbarriers.iter().map(|(&address, object)| (address, object));
                 objects.find(|(_, object)| object.is_incomplete())
@@ -207,7 +207,7 @@ fn group_polls(block: &Block, warp: &Warp) -> bool {
     group.any(|other| other.fragments.iter().any(|fragment| polls(fragment.state)))
 }
 
-/// Describes what a fragment waits for.
+/// Describes what a warp fragment waits for.
 fn describe_wait(block: &Block, warp: &Warp, state: FragmentState) -> String {
     match state {
         FragmentState::Ready => "runs without changing memory".into(),

@@ -110,7 +110,7 @@ impl LimitWatch {
     }
 }
 
-/// Returns the bytes of host memory that frames and local memory of all running warps take.
+/// Returns the bytes of host memory that call frames and local memory of all running warps take.
 fn stack_bytes(grid: &GridState) -> u64 {
     let warps = grid.blocks.iter().flat_map(|block| block.warps.iter().flatten());
     warps.map(|warp| warp.stack_bytes()).sum()

@@ -77,11 +77,11 @@ pub struct Scheduler {
 struct ProgressMarks {
     /// Value of `changes` when the scheduler last compared the counters.
     changes: u64,
-    /// Values of `elapsed` and `waits` when `changes` last changed.
+    /// `elapsed_at_change` and `waits_at_change` are the values of `elapsed` and `waits` when `changes` last changed.
     elapsed_at_change: u64,
     waits_at_change: u64,
-    /// Values of `elapsed` when a memory change last woke waiting loops, and when `wake_all` last ran or memory last
-    /// changed.
+    /// `spin_check` is the value of `elapsed` when a memory change last woke waiting loops; `wake_all` is its value
+    /// when the method `wake_all` last ran or memory last changed.
     spin_check: u64,
     wake_all: u64,
     /// Value of `elapsed` when blocks were last started because memory did not change.
@@ -108,8 +108,8 @@ impl Scheduler {
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
         let window = if context.options.count_only { 1 } else { 1 + grid.rng.draw_below(6) };
-        // Only half of the memory limit is used here: the other half is for blocks that start because the running ones
-        // wait for them.
+        // Blocks that start at the beginning use at most half of the memory limit. The other half is for blocks that
+        // start later because the running ones wait for them.
         let limits = &context.options.limits;
         let bytes = bytes_of_block(context.kernel, context.launch).max(1);
         let window = window.min((limits.memory_bytes / 2 / bytes).min(u64::from(window)).max(1) as u32);
@@ -239,9 +239,9 @@ impl Scheduler {
         idle > patience.saturating_mul(if waits { 1 } else { COMPUTE_PATIENCE })
     }
 
-    /// Wakes everything that might continue, after many instructions without a memory change: some loops wait in ways
-    /// that the interpreter does not recognise, and the threads that they wait for must get a chance to run. Starts
-    /// blocks, too, if `starts_blocks` is true.
+    /// Wakes everything that might continue, after many instructions without a memory change. Some loops wait in ways
+    /// that the interpreter does not recognise, and the threads that can end them must get a chance to run. If
+    /// `starts_blocks` is true, also starts blocks.
     fn wake_all(&mut self, interpreter: &mut Interpreter, starts_blocks: bool) {
         self.wake_spinning_loops(&mut interpreter.grid);
         self.give_up_reconvergence(&mut interpreter.grid);
@@ -251,7 +251,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts one cluster more than are running now, as far as the GPU has room.
+    /// Starts as many further clusters as are running now, plus one. Starts fewer if the GPU has no room for them.
     fn start_further_clusters(&mut self, grid: &mut GridState) {
         let cluster_blocks = grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {
@@ -335,7 +335,7 @@ impl Scheduler {
 /// Maximum number of times that the scheduler passes over a polling warp before it runs again.
 const MAX_PASSES: u32 = 64;
 
-/// Whether the scheduler passes over this warp because it only polls; the warps for which it waits then run more often.
+/// Whether the scheduler skips this warp because it only polls. The warps that it waits for then run more often.
 fn passes_over_polling_warp(grid: &mut GridState, slot: u32, w: u32) -> bool {
     let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());
     match warp {
@@ -359,7 +359,7 @@ fn postpone_polling_warp(grid: &mut GridState, slot: u32, w: u32, before: &Progr
     }
 }
 
-/// Whether a fragment of a dependent grid waits for the end of its primary grid.
+/// Whether a warp fragment of a dependent grid waits for the end of its primary grid.
 fn waits_for_primary(grid: &GridState) -> bool {
     let mut fragments = grid.blocks.iter().flat_map(|b| b.warps.iter().flatten()).flat_map(|w| &w.fragments);
     grid.primary_runs && fragments.any(|f| f.state == FragmentState::GridDependency)

@@ -32,8 +32,8 @@ impl Scheduler {
         any
     }
 
-    /// Makes those fragments of a block ready whose state satisfies `which`. Returns whether any fragment was made
-    /// ready.
+    /// Makes those warp fragments of a block ready whose state satisfies `which`. Returns whether any fragment was
+    /// made ready.
     fn wake_in_block(&mut self, grid: &mut GridState, slot: u32, which: impl Fn(&FragmentState) -> bool) -> bool {
         self.wake_warps(grid, slot, |warp| {
             let mut any = false;
@@ -45,8 +45,8 @@ impl Scheduler {
         })
     }
 
-    /// Makes those fragments of all blocks ready whose state satisfies `which`. Returns whether any fragment was made
-    /// ready.
+    /// Makes those warp fragments of all blocks ready whose state satisfies `which`. Returns whether any fragment was
+    /// made ready.
     fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.slot_count() {
@@ -62,17 +62,17 @@ impl Scheduler {
         self.wake_everywhere(grid, |state| matches!(state, FragmentState::Spin { progress: seen } if *seen != changes))
     }
 
-    /// Wakes fragments that wait at `griddepcontrol.wait`.
+    /// Wakes warp fragments that wait at `griddepcontrol.wait`.
     pub(super) fn wake_waiters_for_primary_grid(&mut self, grid: &mut GridState) {
         self.wake_everywhere(grid, |state| *state == FragmentState::GridDependency);
     }
 
-    /// Wakes the fragments that wait at a block barrier, because the barrier is complete.
+    /// Wakes the warp fragments that wait at a block barrier, because the barrier is complete.
     pub(super) fn wake_waiters_at_block_barrier(&mut self, grid: &mut GridState, block_slot: u32, id: u32) {
         self.wake_in_block(grid, block_slot, |state| *state == FragmentState::BlockBarrier { id });
     }
 
-    /// Wakes fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is
+    /// Wakes warp fragments in the cluster of the block in `block_slot` that wait for a cluster barrier phase that is
     /// complete.
     pub(super) fn wake_waiters_at_cluster_barrier(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get(block_slot) else { return };
@@ -87,7 +87,7 @@ impl Scheduler {
         }
     }
 
-    /// Wakes the fragments that wait at mbarriers for a phase that has completed since the last call.
+    /// Wakes the warp fragments that wait at mbarriers for a phase that has completed since the last call.
     pub(super) fn wake_waiters_at_mbarriers(&mut self, interpreter: &mut Interpreter) {
         for at in interpreter.async_engine.take_completed_mbarriers() {
             let grid = &mut interpreter.grid;
@@ -98,8 +98,8 @@ impl Scheduler {
         }
     }
 
-    /// Wakes fragments that wait for registers or for a wgmma product, if a warp of their block has freed registers
-    /// or issued the product in this turn.
+    /// Wakes warp fragments that wait for registers or for a wgmma product. Does so if a warp of their block has freed
+    /// registers or issued the product in this turn.
     pub(super) fn wake_waiters_for_registers_and_wgmma(&mut self, grid: &mut GridState, block_slot: u32) {
         let Some(block) = grid.blocks.get_mut(block_slot) else { return };
         let (pool_grew, wgmma_issued) = (std::mem::take(&mut block.pool_grew), std::mem::take(&mut block.wgmma_issued));
@@ -121,7 +121,7 @@ impl Scheduler {
         any
     }
 
-    /// Lets fragments that wait in an mbarrier `try_wait` continue with the result false, which PTX allows at any
+    /// Lets warp fragments that wait in an mbarrier `try_wait` continue with the result false, which PTX allows at any
     /// time. Does so at most once per memory change, so that the loop around the instruction does not run for ever.
     /// Returns whether any fragment waited.
     pub(super) fn let_try_waits_return_false(&mut self, grid: &mut GridState) -> bool {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// One of the 16 barriers of a block.
 #[derive(Clone, Debug, Default)]
 pub struct BlockBarrier {
-    /// Number of threads that have arrived. If the barrier instruction gives a thread count, an arriving warp counts
+    /// Number of threads that have arrived. If the barrier instruction gives a thread count, each arriving warp counts
     /// as 32 threads, even if some of them have exited.
     pub arrived: u32,
     /// The thread count that the barrier instruction gave; `None`: all live threads of the block.
@@ -20,7 +20,7 @@ pub struct BlockBarrier {
     pub first_pcs: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,
-    /// Fences and observed clocks of the threads that have arrived, which the waiting threads receive.
+    /// Fences and observed vector clocks of the threads that have arrived. The waiting threads receive them.
     pub handoff: FenceHandoff,
     /// `bar.red.popc`: number of true predicates so far.
     pub popc: u32,
@@ -39,7 +39,7 @@ pub struct BlockBarrier {
 pub struct BarrierReduction {
     /// Index of the warp in its block.
     pub warp: u32,
-    /// Index of the frame whose registers receive the result.
+    /// Index of the call frame whose registers receive the result.
     pub frame: u32,
     /// Mask of the lanes.
     pub lanes: u32,

@@ -86,7 +86,7 @@ pub struct SpareMemory {
     pub shared: Vec<u8>,
     /// Shadow memory of the shared memory, all of it marked as unwritten.
     pub shadow: ShadowMemory,
-    /// Registers of the kernel's frames, one entry per warp at most. They have the values of the ended block.
+    /// Registers of the kernel's call frames, one entry per warp at most. They have the values of the ended block.
     pub registers: Vec<Registers>,
 }
 

@@ -110,7 +110,7 @@ impl InFlightOperation {
     }
 }
 
-/// `cp.async`s of a warp that belong to the same commit group and complete together.
+/// `cp.async` instructions of a warp that belong to the same commit group and complete together.
 #[derive(Clone, Debug)]
 pub struct CpAsyncBatch {
     /// The asynchronous operation that stands for all of these copies.
@@ -166,7 +166,7 @@ pub struct BulkStore {
 /// The asynchronous copies of a warp that no thread has waited for.
 #[derive(Clone, Debug, Default)]
 pub struct WarpCopies {
-    /// `cp.async`s since the last commit.
+    /// `cp.async` instructions since the last commit.
     pub open: Vec<CpAsyncBatch>,
     /// Committed `cp.async` groups, oldest first.
     pub groups: VecDeque<CpAsyncGroup>,

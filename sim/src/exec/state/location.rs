@@ -1,5 +1,5 @@
-//! Locations of memory that threads share (a global buffer, or the shared memory of a block), and groups of lanes
-//! that access the same location.
+//! Locations and lane groups. A location is memory that threads share: a global buffer, or the shared memory of a
+//! block. A lane group is the lanes that access the same location.
 
 /// A buffer in global memory or the shared memory of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +41,9 @@ impl LaneGroup {
         LaneGroup { location, lanes, offsets, consecutive }
     }
 
-    /// Creates the group of all 32 lanes, of which lane i accesses `bytes` bytes at `addresses[i]`. Returns `None` if
-    /// an address is misaligned or an access is not inside `range`, which holds two byte offsets (start and end) from
-    /// `base`, the first address of the location.
+    /// Creates the group of all 32 lanes, where lane i accesses `bytes` bytes at `addresses[i]`. `base` is the first
+    /// address of the location. Returns `None` if an address is misaligned, or if an access is not between the two
+    /// byte offsets of `range` (start and end, from `base`).
     #[inline]
     pub fn from_all_lanes(
         location: MemoryLocation,

@@ -46,12 +46,12 @@ pub struct CallFrame {
     pub lanes: u32,
 }
 
-/// Whether a fragment can run, or what it waits for.
+/// Whether a warp fragment (lanes of a diverged warp that are at one instruction) can run, or what it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FragmentState {
     /// The fragment can run.
     Ready,
-    /// Waits at its reconvergence point (join) for the other fragments.
+    /// Waits at its reconvergence point (join) for the other warp fragments.
     AtJoin,
     /// Waits at an instruction that needs the lanes `members` together. With `same_instruction` all these lanes must be
     /// at this instruction; without it (`bar.warp.sync`) each lane may be at a different `bar.warp.sync`.
@@ -77,36 +77,36 @@ pub enum FragmentState {
 /// Lanes of a warp that are at the same instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct WarpFragment {
-    /// Next instruction, as an index in the function of the fragment's frame.
+    /// Next instruction, as an index in the function of the warp fragment's call frame.
     pub pc: u32,
     /// Mask of the lanes.
     pub mask: u32,
-    /// Index in [`Warp::frames`] of the lanes' frame.
+    /// Index in [`Warp::frames`] of the lanes' call frame.
     pub frame: u32,
-    /// Index in [`Warp::joins`] of the reconvergence point at which the fragment merges with others, or
+    /// Index in [`Warp::joins`] of the reconvergence point at which the warp fragment merges with others, or
     /// [`NO_RECONVERGENCE_POINT`].
     pub join: u32,
-    /// Index of the instruction at which the fragment reconverges if that instruction belongs to this frame, else
-    /// [`NO_RECONVERGENCE_POINT`].
+    /// Index of the instruction at which the warp fragment reconverges. [`NO_RECONVERGENCE_POINT`] if that instruction
+    /// belongs to another call frame or does not exist.
     pub join_pc: u32,
-    /// Whether the fragment can run, or what it waits for.
+    /// Whether the warp fragment can run, or what it waits for.
     pub state: FragmentState,
     /// Whether the other lanes that the next instruction needs have arrived, so that it may execute.
     pub gathered: bool,
-    /// Number of backward branches since the fragment last changed memory; a high number suggests a loop that only
-    /// waits.
+    /// Number of backward branches since the warp fragment last changed memory; a high number suggests a loop that
+    /// only waits.
     pub backward_branches: u32,
     /// Hash of instruction and registers from the interpreter's last check for a waiting loop; 0 if there was no such
     /// check.
     pub spin_hash: u64,
 }
 
-/// A point of reconvergence: an instruction at which diverged fragments continue as one.
+/// A point of reconvergence: an instruction at which diverged warp fragments continue as one.
 #[derive(Clone, Copy, Debug)]
 pub struct ReconvergencePoint {
     /// The instruction, as an index in the function of `frame`.
     pub pc: u32,
-    /// Index of the frame that the instruction belongs to.
+    /// Index of the call frame that the instruction belongs to.
     pub frame: u32,
     /// Mask of the lanes that must arrive, including those that have arrived; 0 once all have reconverged.
     pub expected: u32,
@@ -173,7 +173,7 @@ pub struct Warp {
 }
 
 impl Warp {
-    /// Returns whether any fragment can run.
+    /// Returns whether any warp fragment can run.
     pub fn is_ready(&self) -> bool {
         self.fragments.iter().any(|f| f.state == FragmentState::Ready)
     }
@@ -192,7 +192,7 @@ impl Warp {
         own.or_else(|| self.unwritten_loads.iter().find_map(|source| *source))
     }
 
-    /// Returns the bytes of host memory that the warp's frames and local memory take.
+    /// Returns the bytes of host memory that the warp's call frames and local memory take.
     pub fn stack_bytes(&self) -> u64 {
         let frame = |f: &CallFrame| 128 * f.regs.rows.len() as u64 + f.params.len() as u64 + 256;
         self.frames.iter().flatten().map(|f| frame(f)).sum::<u64>() + 64 * u64::from(self.local_size)
@@ -202,19 +202,19 @@ impl Warp {
         self.frames[index as usize].as_mut().expect("a fragment's frame lives")
     }
 
-    /// The registers of the frame with this index.
+    /// Returns the registers of the call frame with this index.
     #[inline(always)]
     pub fn regs(&self, frame: u32) -> &Registers {
         &self.frames[frame as usize].as_ref().expect("a fragment's frame lives").regs
     }
 
-    /// The registers of the frame with this index (mutable).
+    /// Returns the registers of the call frame with this index (mutable).
     #[inline(always)]
     pub fn regs_mut(&mut self, frame: u32) -> &mut Registers {
         &mut self.frame(frame).regs
     }
 
-    /// Adds a frame and returns its index.
+    /// Adds a call frame and returns its index.
     pub fn push_frame(&mut self, frame: CallFrame) -> u32 {
         match self.frames.iter().position(|f| f.is_none()) {
             Some(i) => {
@@ -251,9 +251,9 @@ impl Warp {
         }
     }
 
-    /// Splits a fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the returned
-    /// fragment has the other lanes and goes to `next`. Both fragments reconverge at the instruction `reconverge`, if
-    /// it is given.
+    /// Splits a warp fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the
+    /// returned fragment has the other lanes and goes to `next`. Both fragments reconverge at the instruction
+    /// `reconverge`, if it is given.
     pub fn split_off_lanes(
         &mut self,
         fragment: &mut WarpFragment,
@@ -287,7 +287,7 @@ impl Warp {
         other
     }
 
-    /// Makes a fragment that has reached its reconvergence point wait there.
+    /// Makes a warp fragment that has reached its reconvergence point wait there.
     pub fn wait_at_reconvergence_point(&mut self, fragment: &mut WarpFragment) {
         let join = fragment.join;
         self.joins[join as usize].arrived |= fragment.mask;
@@ -300,8 +300,8 @@ impl Warp {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
         if self.local_top > self.local_size {
-            // The memory grows by at least half of its size, so that deep recursion does not copy all frames at every
-            // call.
+            // The memory grows by at least half of its size, so that deep recursion does not copy the local memory at
+            // every call.
             let wanted = self.local_top.max(self.local_size + self.local_size / 2);
             let (old, new) = (self.local_size as usize, wanted.next_multiple_of(64) as usize);
             let mut local = vec![0xa5u8; new * 32];
@@ -321,7 +321,7 @@ impl Warp {
         base
     }
 
-    /// Merges the fragments at reconvergence points where all expected lanes have arrived, and makes them ready.
+    /// Merges the warp fragments at reconvergence points where all expected lanes have arrived, and makes them ready.
     /// `self.fragments` must hold every live lane.
     pub fn complete_reconvergence(&mut self) {
         for at in 0..self.joins.len() {
@@ -362,8 +362,8 @@ impl Warp {
         });
     }
 
-    /// Makes every fragment ready that waits at a reconvergence point and that `which` selects, although lanes are
-    /// missing. Returns whether any fragment was made ready.
+    /// Makes every warp fragment ready that waits at a reconvergence point with lanes missing and for which `which`
+    /// returns true. Returns whether any fragment was made ready.
     pub fn give_up_reconvergence(&mut self, which: impl Fn(&WarpFragment) -> bool) -> bool {
         let gives_up = |f: &WarpFragment| f.state == FragmentState::AtJoin && which(f);
         let waiting: Vec<usize> = (0..self.fragments.len()).filter(|&i| gives_up(&self.fragments[i])).collect();
@@ -382,8 +382,8 @@ impl Warp {
         !waiting.is_empty()
     }
 
-    /// Removes the lanes `mask` from the reconvergence point `from` and from those that enclose it, up to but not
-    /// including `to`, so that these points no longer wait for the lanes.
+    /// Removes the lanes `mask` from the reconvergence point `from` and from the points that enclose it, up to but not
+    /// including `to`. These points then no longer wait for the lanes.
     pub fn leave_reconvergence_points(&mut self, mask: u32, from: u32, to: u32) {
         let mut at = from;
         while at != NO_RECONVERGENCE_POINT && at != to {
@@ -394,7 +394,7 @@ impl Warp {
         }
     }
 
-    /// Merges fragments that wait for each other at the same instruction, and makes them ready once no lane is
+    /// Merges warp fragments that wait for each other at the same instruction, and makes them ready once no lane is
     /// missing. Returns whether anything changed.
     pub fn complete_gatherings(&mut self) -> bool {
         let mut progress = false;
@@ -457,8 +457,8 @@ impl Warp {
         false
     }
 
-    /// Merges fragment `k` into fragment `i`. The merged fragment next reconverges at the innermost reconvergence point
-    /// that encloses both fragments.
+    /// Merges warp fragment `k` into fragment `i`. The merged fragment next reconverges at the innermost reconvergence
+    /// point that encloses both fragments.
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];
@@ -482,7 +482,7 @@ impl Warp {
     }
 }
 
-/// Creates the registers of a new frame: constants have their values; all other registers are zero and undefined.
+/// Creates the registers of a new call frame: constants have their values; all other registers are zero and undefined.
 /// Uses the memory of `spare`, the registers of an earlier frame of the same function: a large frame then needs no new
 /// memory, and its constants are in place, because no instruction writes them.
 pub fn initial_registers(code: &FunctionCode, spare: Option<Registers>) -> Registers {

@@ -75,7 +75,7 @@ pub struct IssuedProduct {
     pub index: u32,
     /// Index of the wgmma instruction in the kernel.
     pub pc: u32,
-    /// Index of the frame whose registers hold the accumulators.
+    /// Index of the call frame whose registers hold the accumulators.
     pub frame: u32,
     /// Mask of the lanes that issued the product.
     pub mask: u32,
@@ -88,7 +88,7 @@ pub struct IssuedProduct {
 }
 
 impl WarpWgmma {
-    /// Number of the next product that the warp issues.
+    /// Returns the number of the next product that the warp issues.
     pub fn next_product_number(&self) -> u64 {
         self.waited + self.issued.len() as u64
     }

@@ -64,7 +64,7 @@ pub fn cluster_wait(cx: &mut InstructionContext, aligned: bool) -> NextAction {
         }
         return NextAction::Next;
     }
-    // The fragment waits before the instruction and executes it again after it is woken.
+    // The warp fragment waits before the instruction and executes it again after it is woken.
     cx.fragment.gathered = true;
     cx.fragment.state = FragmentState::ClusterBarrier { phase };
     NextAction::Stop

@@ -55,7 +55,8 @@ impl MmaOp {
 /// The number of columns of A and of rows of B.
 const K: usize = 16;
 
-/// Numbers of cached fragments of A and of B: a warp often computes 4 × 4 or 4 × 8 products.
+/// `CACHED_A` and `CACHED_B` are the numbers of cached fragments of A and of B. A warp often computes 4 × 4 or 4 × 8
+/// products.
 const CACHED_A: usize = 4;
 const CACHED_B: usize = 8;
 
@@ -77,7 +78,8 @@ pub struct FragmentCache {
     /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
     of_b: [[u32; 2]; CACHED_B],
-    /// The index of the cached fragment that the next conversion overwrites, for A and then for B.
+    /// `next_a` and `next_b` are the indices of the cached fragments of A and of B that the next conversion
+    /// overwrites.
     next_a: usize,
     next_b: usize,
 }
@@ -317,7 +319,7 @@ mod tests {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
             prop_assert!(op.is_m16n8k16_f16_or_bf16());
-            // Gives the elements exponents near that of 1, so that sums need rounding and rarely overflow.
+            // Gives the elements exponents near the exponent of 1.0, so that sums need rounding and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =
                 words.chunks_exact(32).map(|row| std::array::from_fn(|lane| tame(row[lane]))).collect();

@@ -174,7 +174,7 @@ fn random_element(element: ElementFormat, random: &mut Random) -> u64 {
     let small = (random.next() % 33) as f32 / 4.0 - 4.0;
     match element {
         ElementFormat::F64 => (small as f64 + random.next() as f64 * 1e-12).to_bits(),
-        // Set low bits of tf32, which the product must ignore.
+        // The low bits of tf32 are random, because the product must ignore them.
         ElementFormat::Tf32 => (small.to_bits() | random.next() & 0x1fff) as u64,
         ElementFormat::Bf16 => half::bf16::from_f32(small).to_bits() as u64,
         ElementFormat::F16 => half::f16::from_f32(small).to_bits() as u64,

@@ -174,9 +174,8 @@ impl SharedOperand {
         self.mn_major
     }
 
-    /// Checks that the operand begins where the swizzle pattern begins, which is at multiples of eight rows. An operand
-    /// that begins elsewhere is right only if its bytes were swizzled by their addresses, as tensor copies swizzle
-    /// them.
+    /// Checks that the operand begins where the swizzle pattern begins, at a multiple of eight rows. Elsewhere, the
+    /// operand is right only if its bytes were swizzled by their addresses, as by a tensor copy.
     pub fn check_pattern(&self) -> Result<(), DescriptorError> {
         let start = self.descriptor.start;
         match self.descriptor.swizzle.span_bytes().map(|span| (span, start / span % 8)) {
@@ -212,8 +211,8 @@ impl SharedOperand {
             }
     }
 
-    /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines from `line`, a multiple of
-    /// 8, on.
+    /// Returns the addresses, after the swizzle, of unit number `unit` in the eight lines that begin with `line`, a
+    /// multiple of 8.
     #[inline(always)]
     pub fn unit_shared_addresses(&self, line: u32, unit: u32) -> [u32; 8] {
         let (swizzle, first) = (self.descriptor.swizzle, self.eight(line / 8, unit));

@@ -154,7 +154,7 @@ impl WgmmaOp {
         self.multiply_add_registers(tiles, warp, scale_d, d, &slots);
     }
 
-    /// Like [`Self::multiply_add`], but D is the registers `registers[slot]` for each of `slots`.
+    /// Like [`Self::multiply_add`], but D consists of the registers `registers[slot]` for each slot in `slots`.
     pub fn multiply_add_registers(
         &self,
         tiles: &WgmmaTiles,

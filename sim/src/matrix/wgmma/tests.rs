@@ -377,7 +377,7 @@ fn dense_tiles_have_few_runs() {
     assert_eq!(runs(Swizzle::B128, true), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::B32, false), [(8192, 2048)]);
     assert_eq!(runs(Swizzle::None, false), [(8192, 2048)]);
-    // The instruction reads 32 bytes of each row; adjacent rows are joined.
+    // The instruction reads 32 bytes of each row; the byte ranges of adjacent rows are joined.
     let thin = runs(Swizzle::B128, false);
     assert!(thin.len() <= 64 && thin.iter().map(|(_, bytes)| bytes).sum::<u32>() == 2048);
 }

@@ -1,7 +1,7 @@
 //! Checks one access, made by lanes that share a vector clock, against the shadow cells of the accessed bytes, one
 //! after the other. A shadow cell holds the last write and the last reads of a few bytes.
 //!
-//! [`AccessCheck::check_cell`] is the fast path: it uses cached answers about writers, readers and lists.
+//! [`AccessCheck::check_cell`] is the fast path: it uses cached answers about writers, readers and access lists.
 //! [`AccessCheck::check_read`] and [`AccessCheck::check_write`] are the complete rules; `ordering.rs` has the
 //! comparison with one earlier access.
 
@@ -99,16 +99,17 @@ pub(super) struct AccessCheck<'a> {
     proxy: Proxy,
     /// Whether the access is weak and goes through the generic proxy.
     is_plain: bool,
-    /// The last two cached answers about writers and the last two about readers, latest first.
+    /// `writer_answers` and `reader_answers` are the last two cached answers about earlier writers and about earlier
+    /// readers, latest first.
     writer_answers: [OrderedLanes; 2],
     reader_answers: [OrderedLanes; 2],
-    /// The last two lists that were found to contain only accesses ordered before every lane of this access, latest
-    /// first.
+    /// The last two access lists that were found to contain only accesses ordered before every lane of this access,
+    /// latest first.
     ordered_lists: [ListId; 2],
-    /// The last push onto a list: the list, the pushed record, and the resulting list.
+    /// The last push onto an access list: the list, the pushed record, and the resulting list.
     pushed: (ListId, AccessRecord, ListId),
-    /// For accesses through the async proxy: the last write that was found not to conflict; then the last reader whose
-    /// reads no proxy fence follows.
+    /// These fields are used for accesses through the async proxy. `last_ordered_write` is the last write that was
+    /// found not to conflict. `last_unfenced_reader` is the last reader whose reads no proxy fence follows.
     last_ordered_write: AccessRecord,
     last_unfenced_reader: (OwnerKey, AccessStamp),
     /// Owner and stamp of the last readers that were found to be unordered: none of their lanes is ordered before
@@ -156,7 +157,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Makes this the check of a read of the tensor map at `address` through the tensormap proxy.
+    /// Turns this check into the check of a read of the tensor map at `address` through the tensormap proxy.
     pub(super) fn through_tensormap_proxy(self, address: u64) -> Self {
         AccessCheck { proxy: Proxy::TensorMap { address }, is_plain: false, ..self }
     }
@@ -268,7 +269,7 @@ impl<'a> AccessCheck<'a> {
     }
 
     /// Called after a check without conflict. Returns true if the same access by any other lane would change a shadow
-    /// cell equal to `old` in the same way, whichever lane wrote the cell and at whichever offset the cell is.
+    /// cell equal to `old` in the same way. The lane that wrote the cell and the cell's offset do not matter then.
     pub(super) fn is_result_lane_independent(&self, old: &ShadowCell, writes: bool) -> bool {
         let all = |answers: &[OrderedLanes; 2], key, stamp| {
             answer_index(answers, key, stamp).is_some_and(|at| answers[at].known == u32::MAX)
@@ -300,30 +301,30 @@ impl<'a> AccessCheck<'a> {
         same && fenced
     }
 
-    /// Returns true if a list of older accesses would store the cell's mask of readers rotated (see
+    /// Returns true if a list of older accesses would store the shadow cell's mask of readers rotated (see
     /// [`AccessStamp::mask_rotation`]).
     pub(super) fn are_readers_rotated_in_lists(cell: &ShadowCell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
 
-    /// Returns true if the last reader of the cell is the owner of this access.
+    /// Returns true if the last reader of the shadow cell is the owner of this access.
     pub(super) fn is_last_reader(&self, cell: &ShadowCell) -> bool {
         cell.reader == self.key
     }
 
-    /// Returns true if a cached answer says that the cell's last write is ordered before this access.
+    /// Returns true if a cached answer says that the shadow cell's last write is ordered before this access.
     #[inline(always)]
     fn is_writer_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
         is_known_by(&mut self.writer_answers, cell.writer >> 5, cell.write, 1 << (cell.writer & 31))
     }
 
-    /// Returns true if a cached answer says that the cell's last reads are ordered before this access.
+    /// Returns true if a cached answer says that the shadow cell's last reads are ordered before this access.
     #[inline(always)]
     fn are_readers_cached_as_ordered(&mut self, cell: &ShadowCell) -> bool {
         is_known_by(&mut self.reader_answers, cell.reader, cell.read, cell.readers)
     }
 
-    /// Returns true if the cache says that all accesses in the list are ordered before this access.
+    /// Returns true if the cache says that all accesses in the access list are ordered before this access.
     #[inline(always)]
     fn is_list_cached_as_ordered(&mut self, list: ListId) -> bool {
         if self.ordered_lists[0] == list {
@@ -342,7 +343,7 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Returns true if the list contains no write, so that a weak read cannot conflict with it.
+    /// Returns true if the access list contains no write, so that a weak read cannot conflict with it.
     fn has_no_write(&mut self, list: ListId, lists: &AccessLists) -> bool {
         let clean = !lists.has_write(list);
         if clean {
@@ -460,8 +461,8 @@ impl<'a> AccessCheck<'a> {
         fault
     }
 
-    /// Moves the last accesses of a cell into its list of older accesses, except those that the present strong write
-    /// replaces.
+    /// Moves the last accesses of a shadow cell into its list of older accesses, except those that the present strong
+    /// write replaces.
     #[cold]
     pub(super) fn move_accesses_to_older_list(
         &mut self,
@@ -480,8 +481,8 @@ impl<'a> AccessCheck<'a> {
         }
     }
 
-    /// Makes room for a new reader of a cell: moves the present readers into the list of older accesses, unless the
-    /// new reader replaces them.
+    /// Makes room for a new reader of a shadow cell: moves the present readers into the list of older accesses, unless
+    /// the new reader replaces them.
     pub(super) fn move_readers_to_older_list(
         &mut self,
         cell: &mut ShadowCell,
@@ -519,7 +520,7 @@ impl<'a> AccessCheck<'a> {
         self.push_new(list, &entry, lists)
     }
 
-    /// Returns true if the last push was of this cell's reads onto this cell's list.
+    /// Returns true if the last push added this shadow cell's reads to this cell's access list.
     #[inline(always)]
     pub(super) fn is_last_pushed_record(&self, cell: &ShadowCell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
@@ -570,8 +571,8 @@ impl<'a> AccessCheck<'a> {
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Returns true if a lane may be ordered after accesses of owner `key` that its clock does not contain: the lane's
-    /// own accesses, and the accesses of operations for which the lane waited.
+    /// Returns true if a lane may be ordered after accesses of owner `key` that its vector clock does not contain: the
+    /// lane's own accesses, and the accesses of asynchronous operations for which the lane waited.
     pub(super) fn may_lane_know_more_than_clock(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }
@@ -588,7 +589,8 @@ impl<'a> AccessCheck<'a> {
     }
 
     /// Returns true if the accesses of the lanes `mask` are ordered before the access of `lane`. In contrast to the
-    /// clock, this takes into account the accesses of `lane` itself and the operations for which it waited.
+    /// vector clock, this takes into account the accesses of `lane` itself and the asynchronous operations for which
+    /// it waited.
     pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {

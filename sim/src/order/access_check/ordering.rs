@@ -178,7 +178,8 @@ impl AccessCheck<'_> {
                 return Some(fault);
             }
         }
-        // The async proxy also needs earlier writes to be visible, so a list with writes is not cached as ordered.
+        // The async proxy also needs earlier writes to be visible, so an access list with writes is not cached as
+        // ordered.
         if writes && wholly_known && !(self.proxy != Proxy::Generic && lists.has_write(list)) {
             self.cache_ordered_list(list);
         }

@@ -1,4 +1,4 @@
-//! Checks consecutive 16-byte reads by several lanes of an operation as one access to one shadow cell.
+//! Checks consecutive 16-byte reads by several lanes of an asynchronous operation as one access to one shadow cell.
 
 use super::super::access_lists::AccessLists;
 use super::super::cell::ShadowCell;
@@ -6,9 +6,9 @@ use super::super::{FIRST_OP_KEY, NO_AGENT};
 use super::{AccessCheck, answer_index};
 
 impl AccessCheck<'_> {
-    /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each; the row
-    /// is the shadow cell at `offset`. Returns true if [`AccessCheck::check_cell`] of each lane's own 16 bytes would
-    /// have the same effect and find no conflict; otherwise returns false and changes nothing.
+    /// Checks and records that `count` consecutive lanes from `lane` on read one row of bytes, 16 bytes each. The row
+    /// is the shadow cell at `offset`. Returns true if separate calls of [`AccessCheck::check_cell`] for the 16 bytes
+    /// of each lane would have the same effect and find no conflict. Otherwise returns false and changes nothing.
     pub(in crate::order) fn check_row(
         &mut self,
         cell: &mut ShadowCell,
@@ -38,8 +38,8 @@ impl AccessCheck<'_> {
         true
     }
 
-    /// Returns true if the cell's last write is ordered before this access, whichever lane wrote and whichever lane
-    /// accesses.
+    /// Returns true if the shadow cell's last write is ordered before this access, for every lane that may have
+    /// written and every lane that accesses.
     pub(in crate::order) fn is_writer_ordered_for_all_lanes(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer_index(&self.writer_answers, key, stamp).is_none() {
@@ -48,8 +48,8 @@ impl AccessCheck<'_> {
         answer_index(&self.writer_answers, key, stamp).is_some_and(|at| self.writer_answers[at].known == u32::MAX)
     }
 
-    /// Returns whether each of `count` lanes is ordered after the last readers of its 16 bytes of the cell; `None` if
-    /// this differs between lanes.
+    /// Returns whether each of `count` lanes is ordered after the last readers of its 16 bytes of the shadow cell;
+    /// `None` if this differs between lanes.
     fn are_row_readers_ordered(&mut self, cell: &ShadowCell, lane: u32, count: u32) -> Option<bool> {
         let (key, stamp) = (cell.reader, cell.read);
         if self.unordered_readers == (key, stamp) {

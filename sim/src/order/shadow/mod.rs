@@ -9,7 +9,7 @@
 //!
 //! Replacing ordered accesses is safe: whatever races with them also races with the access that replaced them. Strong
 //! accesses keep more history, because two strong accesses do not race with each other. [`AccessCheck`] implements the
-//! rules for one cell; this file walks over the cells of an access.
+//! rules for one shadow cell; this file walks over the cells of an access.
 
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessLists;
@@ -105,8 +105,8 @@ impl ShadowMemory {
         self.check_lanes_as(access, &lanes, cx, out);
     }
 
-    /// Checks and records that a tensor copy of `lane` reads, through the tensormap proxy, the tensor map of `bytes`
-    /// bytes at `offset`, whose address is `address`.
+    /// Checks and records that a tensor copy of `lane` reads a tensor map through the tensormap proxy. The map has
+    /// `bytes` bytes at `offset` of the allocation, and the address `address`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_tensor_map_read(
         &mut self,
@@ -305,9 +305,10 @@ impl ShadowMemory {
         }
     }
 
-    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, reads the byte ranges `runs`
-    /// (offset, length) if `write` is `None`, or writes them with the strength `write` (weak, except for reductions).
-    /// Call it when the operation is issued. Adds at most one conflict per range to `out`.
+    /// Checks and records that asynchronous operation `op`, issued by `lane` of `warp`, accesses the byte ranges
+    /// `runs` (offset, length). The operation reads if `write` is `None`; otherwise it writes with this strength
+    /// (weak, except for reductions). Call it when the operation is issued. Adds at most one conflict per range to
+    /// `out`.
     #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
     pub fn check_async_ranges(
         &mut self,
@@ -394,7 +395,7 @@ impl ShadowMemory {
         }
     }
 
-    /// Frees access lists that no cell uses any more, if there are many lists.
+    /// Frees access lists that no shadow cell uses any more, if there are many lists.
     #[inline(always)]
     pub(super) fn collect_unused_lists(&mut self) {
         if self.lists.needs_garbage_collection() {

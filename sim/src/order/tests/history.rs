@@ -55,8 +55,8 @@ struct World {
     open: Vec<(AsyncOpId, usize, u32)>,
     strong_writes: BTreeMap<u64, Vec<StrongWrite>>,
     fences: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength)>>,
-    /// For each thread, the release patterns that its strong reads observed: of each, the first event, the scope and
-    /// the releasing block.
+    /// For each thread, the release patterns that its strong reads observed. An entry holds the first event of the
+    /// pattern, the scope, and the releasing block.
     observed: BTreeMap<BlockWarpLane, Vec<(EventId, AccessStrength, u32)>>,
     /// Index of the mix of access kinds from which [`World::choose`] draws this history's accesses.
     mix: u8,

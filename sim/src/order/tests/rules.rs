@@ -225,8 +225,8 @@ fn mbarrier_phase_makes_the_copy_visible_to_threads_that_acquire_it() {
 
 #[test]
 fn generic_write_needs_a_proxy_fence_before_an_async_read() {
-    // Each case: where the proxy fence is, and whether it orders the read. 0: in the writer; 1: in the issuer of the
-    // read; 2: before the write; 3: in the writer, but for the other state space.
+    // Each case is the position of the proxy fence, and whether the fence orders the read. Positions: 0, in the
+    // writer; 1, in the issuer of the read; 2, before the write; 3, in the writer, but for the other state space.
     let cases: [(u32, bool); 4] = [(0, true), (1, true), (2, false), (3, false)];
     for (place, fine) in cases {
         let mut s = RuleTest::new(true);
@@ -303,7 +303,7 @@ fn end_of_a_launch_orders_everything() {
 }
 
 /// Warp 0 writes data, then a flag (`write`); warp `reader` reads the flag (`read`), then the data. Returns true if
-/// its read of the data is ordered after the write.
+/// the reader's read of the data is ordered after the write.
 fn passed(
     reader: usize,
     write: impl Fn(&mut SyncLocations, &mut WarpClocks),
@@ -386,7 +386,7 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
         let mut s = RuleTest::new(true);
         assert_eq!(s.access(first, 0, 0, 0, 8, gpu), None);
         assert_eq!(s.access(second, 4, 0, offset, 4, gpu), mixed, "{first:?} {second:?}");
-        // Strong accesses of the same size to bytes beside these do not race.
+        // Strong accesses of the same size to neighbouring bytes do not race.
         assert_eq!(s.access(Atomic, 6, 0, 8, 4, gpu), None);
         assert_eq!(s.access(Atomic, 2, 0, 8, 4, gpu), None);
         assert!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), "the 8-byte access is still remembered");
@@ -395,11 +395,11 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
     assert_eq!(s.access(Atomic, 0, 0, 0, 8, gpu), None);
     s.meet(0);
     assert_eq!(s.access(Atomic, 1, 0, 0, 4, gpu), None);
-    // The 4-byte access is ordered after the 8-byte access but does not hide it: accesses of other warps still race
-    // with the access of the other size.
+    // The 4-byte access is ordered after the 8-byte access but does not replace it in the history: accesses of other
+    // warps still race with the access of the other size.
     assert_eq!(s.access(Atomic, 4, 0, 0, 4, gpu), mixed);
     assert_eq!(s.access(Atomic, 6, 0, 0, 8, gpu), mixed);
-    // Reads of different sizes are no conflict.
+    // Reads of different sizes do not conflict.
     let mut s = RuleTest::new(true);
     assert_eq!(s.access(Read, 0, 0, 0, 8, gpu), None);
     assert_eq!(s.access(Read, 4, 0, 0, 4, gpu), None);

@@ -92,8 +92,8 @@ impl Decoder<'_> {
         }
     }
 
-    /// Returns the parameter that an address operand names, inside which the access must lie. `None` if there is none,
-    /// or if the parameter has no size, because it takes the variable arguments of a function.
+    /// Returns the parameter that an address operand names; the access must lie inside it. `None` if the operand names
+    /// no parameter, or if the parameter takes a function's variable arguments and so has no size.
     fn named_param(&self, address: &Operand) -> Option<Box<NamedParam>> {
         let (Operand::Address(AddressBase::Symbol(name), _) | Operand::Symbol(name, _)) = address else { return None };
         let (offset, size) = self.o.param_offset_and_size(name).filter(|(_, size)| *size > 0)?;

@@ -245,8 +245,8 @@ impl Decoder<'_> {
         Ok(Op::Alu { op, slots: Box::new(slots) })
     }
 
-    /// Returns where a write to the PTX sink `_` goes: the first of `rows` register-file rows that no instruction
-    /// reads, or, for `rows` = 0, the index of a predicate that no instruction reads.
+    /// Returns where a write to the PTX sink `_` goes. For `rows` > 0, this is the first of `rows` register-file rows
+    /// that no instruction reads. For `rows` = 0, it is the index of a predicate that no instruction reads.
     pub(in crate::program) fn sink_slot_or_predicate(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {

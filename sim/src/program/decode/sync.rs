@@ -108,8 +108,8 @@ impl Decoder<'_> {
             let operand = self.o.source_slot(nth(o, 2)?, if parity { b32 } else { Type::B64 })?;
             (MbarrierOperationKind::Wait { dst, operand, parity, blocking: has("try_wait") }, 1)
         } else if has("arrive") || has("arrive_drop") {
-            // The address is the first or second operand: before it there may be `_` or a destination for the state,
-            // after it an arrival count or the number of expected bytes.
+            // The address is the first or second operand. `_` or a destination for the state may precede it; an
+            // arrival count or the number of expected bytes may follow it.
             let at = o.iter().position(|x| matches!(x, Operand::Address(..))).unwrap_or(0);
             let state = if at == 1 { self.o.destination_slot(nth(o, 0)?)? } else { None };
             let tail = match o.get(at + 1) {

@@ -59,8 +59,8 @@ pub struct LoadStore {
     pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
-    /// For a load that the compiler has moved ahead of a branch: the predicate that decides whether a thread uses the
-    /// value, and true if the value is used where the predicate is false.
+    /// For a load that the compiler has moved ahead of a branch: the index of the predicate that decides whether a
+    /// thread uses the value, and whether it is negated (true: the value is used where the predicate is false).
     pub used_where: Option<(u32, bool)>,
 }
 

@@ -40,7 +40,7 @@ pub fn successors(function: &Function, index: u32) -> Vec<u32> {
 /// - a path to a bare `ret` or `exit` (which may store return values first) is excluded if the branch has another
 ///   path:
 ///   returning lanes return at once, even at a `ret` that all lanes share;
-/// - a path into code that ends, and that has no other entry, is excluded if another path continues with shared code.
+/// - a path into code that always ends and has no other entry is excluded if another path continues with shared code.
 ///
 /// If one path remains after a branch, the reconvergence point is the start of that path: the other lanes run to
 /// their end first. A loop that would lose its last exit gets one excluded path back, preferably one to code with
@@ -112,15 +112,15 @@ enum BlockEnd {
 
 /// The basic blocks of a function. The last block is empty: it stands for the return at the end of the body.
 struct Blocks {
-    /// The first instruction of each block.
+    /// The first instruction of each basic block.
     starts: Vec<usize>,
     graph: FlowGraph,
     ends: Vec<BlockEnd>,
-    /// For each block, true if it is a bare return: only a `ret` or `exit`, after the stores of return values, if
-    /// any.
+    /// For each basic block, true if it is a bare return: only a `ret` or `exit`, after the stores of return values,
+    /// if any.
     bare: Vec<bool>,
-    /// For each block, its weight: its number of instructions, where an instruction that the whole warp must execute
-    /// together counts as 2^24.
+    /// For each basic block, its weight: its number of instructions, where an instruction that the whole warp must
+    /// execute together counts as 2^24.
     weights: Vec<usize>,
 }
 
@@ -161,7 +161,7 @@ impl Blocks {
         blocks
     }
 
-    /// Returns the number of blocks that have instructions: all but the last.
+    /// Returns the number of basic blocks that have instructions: all but the last.
     fn count(&self) -> usize {
         self.starts.len() - 1
     }
@@ -185,7 +185,7 @@ impl Blocks {
         }
     }
 
-    /// Returns, for each block, whether control can flow from it to a block for which `wanted` is true.
+    /// Returns, for each basic block, whether control can flow from it to a block for which `wanted` is true.
     fn reaching(&self, wanted: impl Fn(NodeIndex) -> bool) -> Vec<bool> {
         let mut reach = vec![false; self.starts.len()];
         for block in 0..self.starts.len() {
@@ -196,7 +196,7 @@ impl Blocks {
         reach
     }
 
-    /// Returns, for each block, whether it can reach an abort but no return.
+    /// Returns, for each basic block, whether it can reach an abort but no return.
     fn abort_only(&self) -> Vec<bool> {
         let aborts = self.reaching(|block| self.ends[block] == BlockEnd::Aborts);
         let returns = self.reaching(|block| self.ends[block] == BlockEnd::Returns);
@@ -204,7 +204,7 @@ impl Blocks {
     }
 }
 
-/// Returns the contribution of one instruction to its block's weight ([`Blocks::weights`]).
+/// Returns the contribution of one instruction to its basic block's weight ([`Blocks::weights`]).
 fn weight(instruction: &Instruction) -> usize {
     let opcode = &instruction.opcode;
     let together = opcode.starts_with("bar") || opcode.contains(".sync") || opcode.contains(".aligned");
@@ -229,14 +229,14 @@ struct ExcludedEdge {
     /// The weight of the code to which the edge leads; heavier code sorts first.
     weight: std::cmp::Reverse<usize>,
     from: NodeIndex,
-    /// The target; `None` if the function ends after block `from`.
+    /// The target; `None` if the function ends after basic block `from`.
     to: Option<NodeIndex>,
 }
 
 /// The control-flow edges from which reconvergence points are computed: all except the excluded ones.
 struct CountedEdges {
     graph: FlowGraph,
-    /// For each block, true if the function may end directly after it.
+    /// For each basic block, true if the function may end directly after it.
     ends: Vec<bool>,
 }
 
@@ -251,7 +251,7 @@ impl CountedEdges {
     }
 
     /// Returns the edges that the rules of [`reconvergence_points`] do not exclude. Where an edge to a bare return
-    /// remains, its source block is marked as an end of the function instead.
+    /// remains, its source basic block is marked as an end of the function instead.
     fn without_early_ends(blocks: &Blocks) -> Self {
         let abort_only = blocks.abort_only();
         let enclosed = EnclosedCode::new(blocks);
@@ -325,8 +325,8 @@ impl CountedEdges {
         }
     }
 
-    /// Returns true if all paths from a block lead back to it: the block is in a loop without an exit, not only on a
-    /// path to such a loop.
+    /// Returns true if all paths from a basic block lead back to it: the block is in a loop without an exit, not only
+    /// on a path to such a loop.
     fn is_caught(&self, block: NodeIndex) -> bool {
         let mut back = vec![false; self.ends.len()];
         spread(&self.graph, &mut back, block);
@@ -343,7 +343,7 @@ impl CountedEdges {
         true
     }
 
-    /// Returns the immediate post-dominators of the blocks.
+    /// Returns the immediate post-dominators of the basic blocks.
     fn post_dominators(self, blocks: &Blocks) -> Vec<Option<NodeIndex>> {
         let heads = self.endless_loops(&blocks.graph.reverse_postorder(0));
         let count = self.ends.len();
@@ -368,7 +368,7 @@ impl CountedEdges {
         (0..count).map(|block| dominators[block].and_then(block_of)).collect()
     }
 
-    /// Returns heads of endless loops, so many that every block can reach an end of the function or one of these
+    /// Returns heads of endless loops, so many that every basic block can reach an end of the function or one of these
     /// heads.
     fn endless_loops(&self, order: &[NodeIndex]) -> Vec<NodeIndex> {
         let mut reach = vec![false; self.ends.len()];
@@ -387,14 +387,14 @@ impl CountedEdges {
     }
 }
 
-/// Finds enclosed code: blocks that control can enter only at their first block and leave only by ending the
+/// Finds enclosed code: basic blocks that control can enter only at their first block and leave only by ending the
 /// function. A bare return counts as part of the code that leads to it.
 struct EnclosedCode {
     dominators: Vec<Option<NodeIndex>>,
-    /// For each block, the total weight of the block and of all blocks that it dominates; `None` if an edge leads
-    /// from these blocks to any other block.
+    /// For each basic block, the total weight of the block and of all blocks that it dominates; `None` if an edge
+    /// leads from these blocks to any other block.
     weights: Vec<Option<usize>>,
-    /// For each block, true if, apart from back edges, its only predecessor is its immediate dominator.
+    /// For each basic block, true if, apart from back edges, its only predecessor is its immediate dominator.
     one_way_in: Vec<bool>,
 }
 
@@ -411,9 +411,9 @@ impl EnclosedCode {
             }
             below == above
         };
-        // Count for each block the edges that leave the code it dominates. An edge counts for the blocks on the path in
-        // the dominator tree from its source up to, but excluding, the dominator of its target (for a back edge, the
-        // target itself). So add 1 at the source, subtract 1 at the excluded block, and sum over subtrees.
+        // Count for each basic block the edges that leave the code it dominates. An edge counts for the blocks on the
+        // path in the dominator tree from its source up to, but excluding, the dominator of its target (for a back
+        // edge, the target itself). So add 1 at the source, subtract 1 at the excluded block, and sum over subtrees.
         let mut leaving = vec![0i64; nodes];
         let mut one_way_in = vec![true; nodes];
         for &from in &order {

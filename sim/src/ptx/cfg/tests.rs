@@ -12,8 +12,8 @@ fn function(body: &str) -> Arc<Function> {
     module.functions.pop().unwrap()
 }
 
-/// Returns the reconvergence point of each diverging branch: K if the point is the marker instruction `mov.u32 %rN,
-/// K`, -1 if it is a `ret` or the end of the body, -2 if the branch has no such point.
+/// Returns the reconvergence point of each diverging branch as a number: K if the point is the marker instruction
+/// `mov.u32 %rN, K`; -1 if the point is a `ret` or the end of the body; -2 if the branch has no point.
 fn reconvergence_markers(body: &str) -> Vec<i64> {
     let function = function(body);
     let points = reconvergence_points(&function);
