@@ -101,7 +101,7 @@ __device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
   return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
 }
 
-// Returns the number of blocks that have drawn a ticket before this one.
+// Draws a ticket: returns the number of tickets that blocks have drawn before.
 __device__ __forceinline__ u32 draw_ticket(u32* ticket) {
   u32 number;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(number) : "l"(ticket) : "memory");
@@ -117,7 +117,8 @@ __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) 
   return gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
 }
 
-// A tile of keys, in shared memory as visits (0: no more tiles of keys), token, count, kv_head, sequence, begin.
+// A tile of keys. Its description in shared memory has the words visits (0: there are no more tiles of keys), token,
+// count, kv_head, sequence and begin.
 struct KeyRows {
   u32 at;
 

@@ -127,7 +127,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
       }
     }
     ring.template advance<1>();
-    // Block n of 128 keys: its keys have the number i = 2 n + 1, its values i = 2 n, so keys come before values.
+    // The copies have descending numbers i. For block n of 128 keys, the copy of the keys has i = 2 n + 1 and the
+    // copy of the values i = 2 n, so keys come before values.
 #pragma unroll 1
     for (int i = 2 * blocks - 1; i >= 0; --i) {
       wait_for_slot();

@@ -275,7 +275,7 @@ struct ForwardConsumer {
     else rescale_output();
   }
 
-  // Stores the output and log-sum-exp of the last tile but one whose description was read.
+  // Stores the output and log-sum-exp of the tile before the one whose description was read last.
   template <class P>
   __device__ __forceinline__ void store(const P& params) {
     end_segment_output<true>();
@@ -420,14 +420,14 @@ __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, 
   consumer.run(p);
 }
 
-// Source is described in forward_producer.cuh. All threads write its padding at the start: the same code in idle warps
-// of the producer makes ptxas serialise the products of head_dim 128 (C7511).
+// Source is described in forward_producer.cuh. All threads write the source's padding at the start. If only idle
+// warps of the producer wrote it, ptxas would serialise the products of head_dim 128 (C7511).
 template <int HEAD_DIM, class Source>
 __device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) {
   using S = ForwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char forward_memory[];
-  // The same address as shared_address(forward_memory), but computed in 32 bits: after a conversion of a 64-bit
-  // address, ptxas serialises the products of prefill with head_dim 128 (C7511).
+  // Start of shared memory: the address that shared_address(forward_memory) returns, but computed in 32 bits. After a
+  // conversion of a 64-bit address, ptxas serialises the products of prefill with head_dim 128 (C7511).
   u32 shared;
   asm("mov.u32 %0, forward_memory;" : "=r"(shared) : "l"(forward_memory));
   Source::write_padding(p);

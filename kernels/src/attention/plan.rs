@@ -99,7 +99,8 @@ impl Queries {
         u64::from(self.heads) * if even <= 4 * packed { even } else { packed }
     }
 
-    /// Plans the launch of a kernel whose persistent blocks of threads share the tiles; `None` without tiles.
+    /// Plans the launch of a kernel whose persistent blocks of threads share the tiles. Returns `None` if there are
+    /// no tiles.
     pub(crate) fn stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
         let blocks = self.tiles().min(u64::from(arch.multiprocessors));
         stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
@@ -150,8 +151,8 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     vec![Stage { tensor_maps, ..stage }]
 }
 
-/// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head, whose columns lie in shared memory
-/// in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+/// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
+/// a box lie in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
 pub(crate) struct HeadsMap {
     /// The tensor.
     pub tensor: Addr,

@@ -43,7 +43,7 @@ kernel_folder! {
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// For each pair and each cache, one thread block per 1024 units (of 16 bytes) to copy.
+/// Plans one thread block per 1024 units (16 bytes each) to copy, for each pair and each cache.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.copied.div_ceil(1024) {
         0 => Vec::new(),

@@ -21,7 +21,8 @@ use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
 use crate::cuh;
 use crate::folder::kernel_folder;
 
-/// Rows that are summed before the partial sum is added to the total: shorter sums round less.
+/// Number of rows that are summed before the partial sum is added to the total. Shorter sums have smaller rounding
+/// errors.
 pub const ROWS_PER_PARTIAL_SUM: usize = 128;
 
 params! {
@@ -78,7 +79,7 @@ impl Params {
     /// Maximum number of matrices.
     pub const MATRICES: usize = 4;
 
-    /// The parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
+    /// Makes the parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
     ///
     /// # Panics
     /// If there are more matrices.
@@ -144,7 +145,7 @@ pub fn column_sums(dtype: DType, p: &Params) -> Launch {
     Launch::kernel(kernel, p, cost)
 }
 
-/// Pairs (rows, columns) of the matrices that the checks use.
+/// Returns pairs (rows, columns) of the matrices that the checks use.
 pub fn test_shapes() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

@@ -59,7 +59,7 @@ struct RingPosition {
   }
 };
 
-// What L2 does with the lines of a copy: the bits that `createpolicy.fractional` returns for a fraction of 1.
+// Cache hints for a copy's lines in L2: the bits that `createpolicy.fractional` returns for a fraction of 1.
 struct CachePolicy {
   u64 bits;
 };
@@ -67,7 +67,7 @@ constexpr CachePolicy EVICT_NORMAL{0x1000000000000000ull};
 constexpr CachePolicy EVICT_FIRST{0x12F0000000000000ull};
 constexpr CachePolicy EVICT_LAST{0x14F0000000000000ull};
 
-// Loads a tensor map of the parameters into the cache of maps.
+// Prefetches a tensor map, a parameter of the kernel, into the descriptor cache.
 __device__ __forceinline__ void prefetch_tensor_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -135,7 +135,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes (tokens, hidden, vocab) that the checks use.
+/// Returns shapes (tokens, hidden, vocab) that the checks use.
 pub fn test_cases_tokens_hidden_vocab() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

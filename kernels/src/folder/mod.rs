@@ -101,7 +101,7 @@ pub(crate) const HEAD_DIM: u32 = 128;
 pub(crate) const VOCAB_SIZE: u32 = 152_064;
 /// Number of sequences of a decode step.
 pub(crate) const BATCH_SIZE: u32 = 16;
-/// The address of every operand of an example call.
+/// The address that stands for every operand of an example call. It is never accessed.
 pub(crate) const PLACEHOLDER_ADDRESS: Addr = Addr(1 << 40);
 /// Returns parameters whose addresses are all [`PLACEHOLDER_ADDRESS`] and whose numbers are 0.
 pub(crate) fn placeholder_params<P: Params>() -> P {

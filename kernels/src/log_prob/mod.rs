@@ -50,7 +50,7 @@ params! {
     pub struct FwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`: target tokens; negative: the row is ignored.
+        /// i32 `[rows]`: target tokens. A row with a negative target is ignored.
         pub targets: Addr,
         /// f32 `[rows]`: the log-probability of each row's target, written by a row's last launch.
         pub log_prob: Addr,
@@ -59,9 +59,9 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,
-        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state that a row's launch over a chunk hands to
-        /// the next launch; each device has its own format. The first launch does not read it and the last does not
-        /// write it; null is allowed if the row has only one launch.
+        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state of a row between its launches over
+        /// consecutive chunks. Its format depends on the device. The first launch of a row does not read the state,
+        /// and the last launch does not write it. Null is allowed if each row has only one launch.
         pub state: Addr,
         /// Rows.
         pub rows: u32,
@@ -83,7 +83,7 @@ params! {
     pub struct BwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`: target tokens; negative: the row is ignored.
+        /// i32 `[rows]`: target tokens. A row with a negative target is ignored.
         pub targets: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, from the forward kernel.
         pub lse: Addr,

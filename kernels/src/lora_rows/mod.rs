@@ -90,8 +90,8 @@ fn launch(kernel: &'static Kernel, dtype: DType, p: &Params, passes: f64) -> Lau
     Launch::kernel(kernel, p, Cost { flops: 2.0 * m * n * k, bytes })
 }
 
-/// Sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte units
-/// that threads load.
+/// Returns sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte
+/// units that threads load.
 pub fn test_cases_m_n_k_adapters() -> Vec<(usize, usize, usize, usize)> {
     vec![
         (1, 1, 1, 1),

@@ -25,7 +25,7 @@ constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int COLUMNS = 8;
 
-// The number of the row's adapter, or -1 for none.
+// Returns the number of the row's adapter, or -1 for none.
 __device__ __forceinline__ int adapter_of(const Params& p, u32 row) {
   const int a = load_for_warp(global<const int>(p.adapter) + row);
   return a >= 0 && static_cast<u32>(a) < p.adapters ? a : -1;

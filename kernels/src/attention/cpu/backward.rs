@@ -212,7 +212,7 @@ impl Scratch {
     }
 }
 
-/// A factor of 1 for every row: with it, [`SmallProduct`] adds the product to the old result.
+/// Factors of 1 for up to 64 rows. With them, [`SmallProduct`] adds the product to the old result.
 static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of 64 keys.

@@ -36,8 +36,8 @@ pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
 /// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
-/// rows, as in decoding, each block is used only once. f32 elements fill twice the registers that pairs do, and more
-/// than 4 rows would spill. AMX tiles read keys from memory, so the limit is 0 for them.
+/// rows, as in decoding, each block is used only once. f32 elements need twice as many registers as pairs, and more
+/// than 4 rows of f32 would spill. AMX tiles read keys from memory, so the limit is 0 for them.
 const fn few_rows<V: Vector>(pairs: bool) -> usize {
     match (pairs, V::DOTS) {
         (false, _) => 4,
@@ -435,9 +435,9 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row the
-/// factor that rescales the sums that are relative to the old maximum. With `PAIRS` the probabilities of a row become
-/// pairs of bf16, which lie at the start of the row; the row's sum adds the f32 probabilities, before this rounding.
+/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
+/// the factor that rescales its older sums to the new maximum. With `PAIRS` the probabilities become pairs of bf16,
+/// which lie at the start of the row. The row's sum adds the f32 probabilities, before they are rounded to bf16.
 #[inline(always)]
 unsafe fn softmax<V: Vector, const PAIRS: bool>(
     limits: &[usize],

@@ -104,7 +104,7 @@ unsafe fn pack(p: &SmallProduct, row: usize, rows: usize, first: usize, steps: u
             if p.a_inner == 1 {
                 for r in 0..LANES {
                     let left = if r < rows { p.length(row + r).saturating_sub(2 * word) } else { 0 };
-                    // A bit for each element of the row.
+                    // The mask has one bit for each element of the row.
                     let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
                     let x = _mm512_maskz_loadu_epi16(mask, p.a.wrapping_add((row + r) * p.a_row + word).cast());
                     _mm512_store_si512(to.add(r * LANES).cast(), x);

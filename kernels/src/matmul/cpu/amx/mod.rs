@@ -77,13 +77,13 @@ use tiles::{Prefetch, TileCall};
 
 /// Rows of a tile, and columns of a tile of sums.
 const SIDE: usize = 16;
-/// Rows and columns of C that four tiles of sums cover.
+/// Number of rows and columns of C that four tiles of sums cover.
 const BLOCK: usize = 2 * SIDE;
 /// Elements along k that one instruction takes.
 const STEP: usize = 32;
 /// Words (4 bytes) of a tile.
 const TILE: usize = 256;
-/// Parts of an f32 operand. A bf16 or int8 operand has one.
+/// Number of bf16 parts of an f32 operand. A bf16 or int8 operand has one part.
 const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
@@ -100,7 +100,8 @@ pub(in crate::matmul) struct Blocking {
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
-    /// Maximum number of words of A that are packed at a time; at least 128 rows are packed even if they have more.
+    /// Maximum number of words of A that are packed at a time. At least 128 rows are packed even if they have more
+    /// words.
     pub(in crate::matmul) packed_words: usize,
     /// Maximum number of words of a packed A that all threads read.
     pub(in crate::matmul) shared_words: usize,
@@ -222,7 +223,8 @@ impl<'a, T: Element> Product<'a, T> {
         2 * self.steps * self.a_parts * TILE
     }
 
-    /// Whether pairs of B are packed block by block. True if B is stored as `[k, n]`, as int8, or in groups of f32.
+    /// Whether pairs of B are packed block by block. This is so if B is stored as `[k, n]`, as int8, or in groups of
+    /// f32.
     fn packs_pairs(&self) -> bool {
         self.b.transposed && self.b.unit != Unit::GroupedPair
     }
@@ -263,9 +265,9 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
         let least_columns = panels.div_ceil(self.blocking.panels);
-        // By default the threads divide the columns, and each reads the whole packed A. If packed A is too large for a
-        // second-level cache and B is not larger than A, each thread instead gets rows that it has packed itself, and
-        // packs all of B.
+        // By default the threads divide the columns, and each thread reads the whole packed A. If the packed A is too
+        // large for a second-level cache and B is not larger than A, the threads divide the rows instead: each packs
+        // its own rows of A, and all of B.
         let has_own_rows =
             row_blocks * words > self.blocking.shared_words && self.m >= self.n && row_blocks >= 2 * threads;
         let columns = if has_own_rows { least_columns } else { least_columns.next_multiple_of(threads).min(panels) };
