@@ -75,12 +75,13 @@ struct SlotRing {
   }
 };
 
-// Arrives once for all lanes of the warp, which have converged before (__syncwarp, or a wait for products).
+// Lane 0 arrives at the mbarrier for the whole warp. The lanes must have converged before, by __syncwarp or by a wait
+// for products.
 __device__ __forceinline__ void arrive_of_warp(u32 barrier) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
 }
 
-// Loads and stores of shared memory.
+// Functions that load from shared memory and store to it.
 __device__ __forceinline__ void load_pair(u32 at, float (&x)[2]) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(at));
 }

@@ -153,9 +153,9 @@ unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const T
 /// with long sums over the tokens; cuBLASLt divides a sum among multiprocessors, and these kernels do not.
 const MIN_WEIGHT_SIDE: usize = 64;
 
-/// Returns the call of a kernel of this folder that computes a product on a GPU of this architecture; `None` if none
-/// does: below compute capability 9.0, for operands that are not bf16 or that tensor copies cannot read (an address or
-/// the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
+/// Returns the launch of a kernel of this folder that computes a product on a GPU of this architecture. Returns
+/// `None` if no kernel does: below compute capability 9.0, for operands that are not bf16 or that tensor copies
+/// cannot read (an address or the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
 pub fn kernel_launch(product: &Matmul, arch: &Arch) -> Option<KernelLaunch> {
     let p = product;
     let form = form(p.a.transposed, p.b.transposed, p.c_dtype);

@@ -68,8 +68,8 @@ pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
     let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
     if k > 0 {
         for (group, rows) in groups.chunks_exact_mut(INT8_GROUP * k).zip(rows.chunks(INT8_GROUP * k)) {
-            // Goes by blocks of columns, which stay in the first-level cache while the bytes of the 16 rows are
-            // interleaved.
+            // Processes blocks of columns, so that the 16 rows of a block stay in the first-level cache while their
+            // bytes are interleaved.
             for (block, group) in group.chunks_mut(INT8_GROUP * COLUMNS).enumerate() {
                 for (lane, row) in rows.chunks_exact(k).enumerate() {
                     let row = row[block * COLUMNS..].iter().take(COLUMNS);

@@ -30,7 +30,7 @@ use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, 
 
 use super::gemm::{OperandLayout, Params};
 
-/// What a kernel does with the old C.
+/// What a kernel does with the old contents of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AccumulateMode {
     /// Replaces it.
@@ -269,12 +269,12 @@ mod tests {
             assert_eq!(symbol(gemm::DW, shape, 1), "gemm_dw_bf16_128x256_added");
             assert_eq!(symbol(gemm::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
         }
-        // A product that is added to the residual gets a tile, too.
+        // A product that is added to the residual uses a Hopper tile, too.
         assert_eq!(symbol(gemm::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
         assert_eq!(symbol(gemm::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
     }
 
-    /// Every kernel of `sm90a.cuh` has a tile in this file, with the same numbers, and the reverse.
+    /// Every kernel of `sm90a.cuh` has a tile in this file with the same numbers, and every tile has a kernel.
     #[test]
     fn tiles_have_the_numbers_of_the_kernels() {
         let planned = ALL.iter().map(|t| {

@@ -89,9 +89,9 @@ params! {
         pub q_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`
+        /// Cache of keys: `[pages, page_tokens, kv_heads, head_dim]`.
         pub k_cache: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`
+        /// Cache of values: `[pages, page_tokens, kv_heads, head_dim]`.
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,

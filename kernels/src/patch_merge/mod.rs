@@ -42,7 +42,7 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// i32 `[rows]`, a permutation: the row of x that each row of y is made from.
+        /// i32 `[rows]`, a permutation: for each row of y, the row of x from which it is computed.
         pub index: Addr,
         /// T `[cols]`
         pub w: Addr,

@@ -31,11 +31,11 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// f32 or bf16 `[heads, head_dim]`
+        /// The learned query: f32 or bf16 `[heads, head_dim]`.
         pub q: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Keys: f32 or bf16 `[tokens, heads, head_dim]`.
         pub k: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Values: f32 or bf16 `[tokens, heads, head_dim]`.
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
@@ -61,11 +61,11 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// f32 or bf16 `[heads, head_dim]`
+        /// The learned query: f32 or bf16 `[heads, head_dim]`.
         pub q: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Keys: f32 or bf16 `[tokens, heads, head_dim]`.
         pub k: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Values: f32 or bf16 `[tokens, heads, head_dim]`.
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
@@ -75,11 +75,11 @@ params! {
         pub lse: Addr,
         /// f32 or bf16 `[images, heads, head_dim]`: the gradient of o.
         pub d_o: Addr,
-        /// f32 or bf16 `[heads, head_dim]`, written.
+        /// Gradient of q: f32 or bf16 `[heads, head_dim]`, written.
         pub dq: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
+        /// Gradient of k: f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dk: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
+        /// Gradient of v: f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dv: Addr,
         /// f32 `[images, heads, head_dim]`, workspace: each image's contribution to dq.
         pub partial: Addr,

@@ -54,8 +54,8 @@ struct Reached {
   u64 above;  // the sum over greater keys
 };
 
-// The keys by which `select` selects: `each(least, add)` calls add(key) for each token of this lane whose key is
-// `least` or more, and for some others.
+// The keys by which `select` selects. `each(least, add)` calls add(key) for each token of this lane whose key is
+// `least` or more; it may also call it for tokens with smaller keys.
 struct LogitKeys {
   const Run& run;
   static __device__ __forceinline__ float floor_of(u32 least) {

@@ -456,7 +456,7 @@ impl<'a, T: Element> Product<'a, T> {
             let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
-            // Names the panels to prefetch: those of the next task, which the same thread mostly gets.
+            // Selects the panels to prefetch: those of the next task, which usually runs on the same thread.
             let next = p1..if column + 1 < columns { panels.min((column + 2) * wide) } else { p1 };
             // SAFETY: tasks own disjoint tiles of C.
             TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, next, s) });

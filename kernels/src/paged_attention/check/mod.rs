@@ -285,7 +285,7 @@ fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
 
 fn equals_the_formula() {
     let sizes = [
-        // Per model: (query heads, key heads), head_dim, (keys, new tokens) of each sequence.
+        // A model: (query heads, key heads), head_dim, and (keys, new tokens) of each sequence.
         ((4, 1), 128, vec![(130, 130), (65, 1), (0, 0), (64, 3)]),
         ((8, 1), 64, vec![(513, 1), (1, 1), (600, 5)]),
         ((14, 2), 80, vec![(70, 2), (17, 17)]),
@@ -323,7 +323,8 @@ fn equals_the_formula() {
     }
 }
 
-/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
+/// However a prompt is divided into chunks, its outputs have the same bits. Runs under one interleaving of warps
+/// only, because `equals_the_formula` runs these kernels under several.
 fn a_prompt_cut_anyhow_gives_the_same_bits() {
     with_one_interleaving(|| {
         let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
@@ -356,7 +357,8 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
     });
 }
 
-/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
+/// A decoded token has the same bits with a workspace and without one. Runs under one interleaving of warps only,
+/// because `equals_the_formula` runs these kernels under several.
 fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
     with_one_interleaving(|| {
         for dtype in [F32, BF16] {
@@ -395,7 +397,7 @@ fn padding_rows_get_zeros_and_change_no_other_row() {
 /// the batch.
 fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     let cases = [
-        // (query heads, key heads), head_dim, completions, keys of the prompt.
+        // A case: (query heads, key heads), head_dim, number of completions, number of keys of the prompt.
         ((7, 1), 128, 9, 1030),
         ((14, 2), 64, 4, 520),
         ((2, 2), 21, 3, 520),
@@ -428,7 +430,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         with_one_interleaving(|| want.extend(batch.iter().map(|s| paged(&model, &[*s], 1, 0))));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
-            // Shares only pages that hold prompt keys alone: the last page of a prompt has keys of the completion, too.
+            // Shares only pages with no keys but those of the prompt. The last page of a prompt also has keys of the
+            // completion.
             let owner = |n: usize, i: usize| {
                 let shared = if n == 3 { 512 } else { prompt };
                 if n > 1 && (i + 1) * page <= shared { 1 } else { n }
@@ -447,7 +450,7 @@ fn blocks_of_threads_that_take_several_items_give_the_same_bits() {
     let tokens = [2, 70, 1].map(|len| Tokens::new(&model, len, len as u64));
     let three: Vec<(&Tokens, usize, usize)> = tokens.iter().map(|t| (t, t.len, 1)).collect();
     let want = paged(&model, &three, 1, 0);
-    // 1080 items; a GPU of 132 multiprocessors gets 1056 blocks.
+    // 108 tokens give 1080 items of work. A GPU with 132 multiprocessors gets 1056 blocks of threads.
     let batch: Vec<_> = (0..108).map(|n| three[n % 3]).collect();
     let got = paged(&model, &batch, 2, 3);
     assert!(got.chunks(want.len()).all(|part| part == want), "{model:?}");

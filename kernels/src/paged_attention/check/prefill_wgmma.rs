@@ -15,8 +15,8 @@ fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
     Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() }
 }
 
-/// Returns the output bits of a prefill launch on Hopper; a sequence is (its tokens, number of keys, new tokens).
-/// `seed` selects the page size, 16 << seed % 5 tokens.
+/// Returns the output bits of a prefill launch on Hopper. A sequence is given as (its tokens, number of keys, number
+/// of new tokens). `seed` selects the page size, 16 << seed % 5 tokens.
 fn prefilled(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
@@ -34,7 +34,7 @@ fn prefilled(
 /// begin within a tile, and a sequence without new tokens.
 pub(super) fn prefill_on_hopper_equals_the_formula() {
     let cases = [
-        // (query heads, key heads), head_dim, (keys, new tokens) of each sequence, seed.
+        // A case: (query heads, key heads), head_dim, (keys, new tokens) of each sequence, seed.
         ((2, 1), 128, &[(20, 20)][..], 0),
         ((1, 1), 64, &[(70, 3)], 4),
         ((1, 1), 80, &[(34, 9)], 1),

@@ -205,8 +205,8 @@ fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// The token chosen for a row. `stats` are the row's statistics at [`Settings::scale`], if choosing the token has
-/// computed them.
+/// The token chosen for a row. `stats` are the row's statistics at the scale of [`Settings::scale`], if they were
+/// computed for the choice.
 struct Choice {
     token: usize,
     stats: Option<RowStats>,

@@ -37,7 +37,7 @@ fn bits(array: &TestArray) -> Vec<u32> {
     array.values().iter().map(|x| x.to_bits()).collect()
 }
 
-/// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
+/// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that is passed to the kernel.
 struct Stored {
     bf16: TestArray,
     bytes: Vec<i8>,
@@ -339,7 +339,7 @@ fn variants_of_a_scheme_have_the_same_bits() {
             let given = Given::new(BF16, kind, case);
             let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
             for_each_kind(&given, &norm, m, |launch, dtype, count| {
-                // The results of the schemes `Units` and `Tiles`, and the plans that have run.
+                // The results of the schemes `Units` and `Tiles`, and the plans that the loop has run so far.
                 let mut want: [Option<Vec<u32>>; 2] = [None, None];
                 let mut plans = Vec::new();
                 let Launch::Kernel(chosen) = launch(norm.addr()) else { return };

@@ -305,9 +305,10 @@ impl<'a, T: Element> Product<'a, T> {
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
         let mut ready = [Panel::NONE; MAX_PANELS];
-        // If an operand is f32, A stays in the first-level cache, otherwise B (see the module's text).
+        // If an operand is f32, A is kept in the first-level cache, otherwise B is. The module's documentation gives
+        // the reason.
         let by_rows = self.a_parts * self.b_parts > 1;
-        // If B streams or is packed block by block, B's next lines are needed only with the next block of k.
+        // If B is streamed, or packed block by block, the next lines of B are needed only for the next block of k.
         let ahead_is_next_block = by_rows || self.packs_pairs();
         for block in 0..blocks {
             let first = block * step;
@@ -397,8 +398,9 @@ impl<'a, T: Element> Product<'a, T> {
         self.b.unit.element() * self.k
     }
 
-    /// Whether rows of B, stored `[n, k]`, compete for the first-level cache: their elements of one k then lie in one
-    /// or two of its 64 sets of lines of 64 bytes, which cannot hold 32 rows.
+    /// Whether rows of a B that is stored `[n, k]` compete for the first-level cache. The cache has 64 sets. If a row
+    /// is a multiple of 2048 bytes, the elements of one k in all rows lie in only one or two of these sets, which
+    /// cannot hold lines of 32 rows.
     fn competing_rows(&self) -> bool {
         self.row_bytes().is_multiple_of(2048)
     }

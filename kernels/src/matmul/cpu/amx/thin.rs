@@ -19,11 +19,11 @@ use super::tiles::{
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
 use crate::matmul::cpu::{MAX_TASK_BYTES, Packed, Scratch, TASK, groups, run_count};
 
-/// Prefetch distance in rows of bf16 B, in steps of 32 elements along k, of a product with few rows of A.
+/// Prefetch distance, in steps of 32 elements along k, for the rows of a bf16 B in products with few rows of A.
 const AHEAD: usize = 6;
 
-/// Prefetch distance in rows of f32 B, in steps along k: one block. A product with few rows of A copies such rows block
-/// by block.
+/// Prefetch distance, in steps along k, for the rows of an f32 B: one block. A product with few rows of A copies
+/// these rows block by block.
 const AHEAD_OF_COPY: usize = 4;
 
 /// Number of steps along k of an int8 panel that a product with few rows of A converts to bf16 at a time: 4 KiB, which
@@ -122,7 +122,8 @@ impl<T: Element> Product<'_, T> {
         let ready = unsafe { self.prepare_panel(panel, 0..self.steps, false, dst) };
         let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
         let prefetch = Prefetch {
-            // Starts AHEAD steps ahead in the same rows of B; in the next panel's rows if the rows have fewer steps.
+            // Prefetches the same rows of B, AHEAD steps further along k. If the rows have fewer steps, prefetches
+            // the rows of the next panel.
             at: if ready.steps > AHEAD {
                 ready.tiles[0].wrapping_add(AHEAD * 64)
             } else {

@@ -400,15 +400,15 @@ macro_rules! functions_of_groups {
 }
 
 functions_of_packed_pairs! {
-    // With many rows of A, the operands of later steps are prefetched to the second-level cache.
+    // Functions for many rows of A. They prefetch the operands of later steps into the second-level cache.
     multiply, four_tiles, 1024, prefetch_lines!("prefetcht1", 0);
-    // With 17 to 32 rows of A (`*_two`) or up to 16 (`*_one`), the rows of later steps are prefetched to the
-    // first-level cache.
+    // Functions for 17 to 32 rows of A (`*_two`) or up to 16 rows (`*_one`). They prefetch the rows of later steps
+    // into the first-level cache.
     thin_two, four_tiles, 1024, prefetch_lines!("prefetcht0", 0);
     thin_one, tiles_of_first_pairs, 1024, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_two, three_parts_of_pairs, 3072, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_one, three_parts_of_first_pairs, 3072, prefetch_lines!("prefetcht0", 0);
-    // For two f32 operands, or for an f32 and a bf16 operand.
+    // Functions for two f32 operands, or for one f32 and one bf16 operand.
     multiply_f32_a_is_rows, six_products_a_is_rows, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_rows, three_parts_of_rows, 1024, prefetch_lines!("prefetcht1", 0);
@@ -418,7 +418,7 @@ functions_of_packed_pairs! {
 functions_of_groups! {
     multiply_groups, four_tiles, prefetch_lines!("prefetcht1", 0);
     multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1", 0);
-    // For 17 to 32 rows of A (`*_two`), or up to 16 (`*_one`).
+    // Functions for 17 to 32 rows of A (`*_two`) or up to 16 rows (`*_one`).
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
     thin_f32_and_groups_two, three_parts_of_rows, prefetch_stream!();
