@@ -9,7 +9,7 @@ use reel_device::launch::Kernel;
 
 /// A kernel with a fixed choice.
 pub struct Variant {
-    /// The kernel whose plan chooses by its folder's table.
+    /// The kernel whose plan chooses among its variants, by the table of its folder.
     pub of: &'static Kernel,
     /// What is fixed, as text.
     pub name: &'static str,

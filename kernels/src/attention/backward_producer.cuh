@@ -6,7 +6,8 @@
 //     box has landed, warp 1 replaces those rows: by the sequence's own keys after a prefix, else by zeros. (Their
 //     probabilities are 0, but 0 times a value that is not finite would be NaN.)
 //
-// Registers: 24 a thread. So tiles are described in shared memory, and both warps compute the visits.
+// Registers: 24 per thread. So descriptions of tiles are in shared memory, and both warps compute the visits (pairs
+// of query tile and head, visits.cuh).
 #pragma once
 
 #include "attention/backward_keys.cuh"
@@ -102,15 +103,16 @@ __device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
   return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
 }
 
-// Draws a ticket: returns the number of tickets that blocks have drawn before.
+// Increments the ticket counter and returns its old value: the number of tickets that blocks have drawn before.
 __device__ __forceinline__ u32 draw_ticket(u32* ticket) {
   u32 number;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(number) : "l"(ticket) : "memory");
   return number;
 }
 
-// Returns the number of the block's next tile. With a ticket counter blocks take tiles as they become free; without
-// one, the grid has a block for each tile. All lanes of the warp call it.
+// Returns the number of the block's next tile. With a ticket counter (an atomic counter in global memory) blocks take
+// tiles as they become free. Without one, the grid has a block for each tile. All lanes of the warp call the
+// function.
 __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) {
   if (p.workspace == 0) return number + gridDim.x;
   u32 ticket = 0;

@@ -1,4 +1,4 @@
-// dk and dv of tiles of 128 keys by products of warpgroups: the first part of backward_wgmma.cuh.
+// dk and dv of tiles of 128 keys with wgmma: the first part of backward_wgmma.cuh.
 //
 //   take turn; issue s = k q^T; issue dp = v d_o^T; pass turn
 //   for each visit:

@@ -12,8 +12,7 @@ pub(crate) struct Choices {
     /// in the order of `attention/row_state.cuh`. If false, they use mma.sync and sum in the order of
     /// `cuh/online_softmax.cuh`.
     pub(crate) by_warpgroups: bool,
-    /// The head_dims whose backward pass uses products of warpgroups (wgmma), if a sequence has at least
-    /// `bwd_wgmma_min_seqlen` tokens.
+    /// The head_dims whose backward pass uses wgmma, if a sequence has at least `bwd_wgmma_min_seqlen` tokens.
     pub(super) bwd_wgmma_head_dims: &'static [u32],
     /// The backward pass uses wgmma if the longest sequence has at least this many tokens. The tiles of wgmma have
     /// 128 keys, so windows of 64 tokens would leave half of a tile empty.

@@ -16,8 +16,9 @@
 // Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
 // block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
 //
-// Registers: 232 a thread in consumers, without spills only as long as everything that is used once per tile is read
-// again (thread number, description of the tile) and totals with their references and weights are in shared memory.
+// Registers: 232 per thread in consumers. To avoid spills, values that are used once per tile (thread number,
+// description of the tile) are read again each time, and the totals with their references and weights are in shared
+// memory.
 #pragma once
 
 #include "attention/forward_producer.cuh"
@@ -56,9 +57,9 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
-// State of a warpgroup that computes. HALF: in the first block of every tile, its queries see only the first 64 keys.
-// SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without SECOND it may be
-// either one.
+// State of a warpgroup that computes. HALF: in the first block of every tile, the queries of this warpgroup see only
+// the first 64 keys. SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without
+// SECOND it may be either one.
 template <int HEAD_DIM, bool HALF, bool SECOND>
 struct ForwardConsumer {
   using S = ForwardShared<HEAD_DIM>;

@@ -1,5 +1,5 @@
-//! Copies blocks of a key cache and a value cache: gives a sequence its own copy of a shared block before it writes
-//! to it. For each `i` and both caches: `cache[pairs[i, 1], .. copied] = cache[pairs[i, 0], .. copied]`.
+//! Copies blocks of a key cache and a value cache: a sequence gets its own copy of a shared block before it writes to
+//! the block. For each `i` and both caches: `cache[pairs[i, 1], .. copied] = cache[pairs[i, 0], .. copied]`.
 //!
 //! Shapes: caches `[blocks, units]` in units of 16 bytes, pairs i32 `[count, 2]`. The rest of a block, from unit
 //! `copied` on, is not copied and need not be initialised. No block is written twice, and no written block is read.

@@ -1,9 +1,10 @@
-//! Tests of programmatic dependent launches: before a kernel waits for the previous launch, it accesses nothing that
-//! this launch may write.
+//! Tests of programmatic dependent launches: before a kernel waits for the previous launch, it must not access
+//! anything that the previous launch may write.
 //!
-//! The recorded launches of a folder's checks run on the simulator for sm_90, each as the dependent launch of a kernel
-//! that writes every array except the weights. The simulator runs what comes before the wait first and reports each
-//! access that conflicts with those writes. Then the wait is removed, which must be found.
+//! The recorded launches of a folder's checks run on the simulator for sm_90, each as the dependent launch of a
+//! kernel that writes every array except the weights. The simulator runs the code before the wait first, and reports
+//! each access that conflicts with those writes. In a second run the wait is removed, and the simulator must report
+//! that.
 
 use std::collections::BTreeMap;
 

@@ -17,8 +17,9 @@ constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
 // Returns the number of rows that a block of a backward kernel with column sums processes: one block for each of 132
-// multiprocessors, in multiples of 16 rows from 48 (fewer would make `partial` a large part of the traffic) to 256.
-// norm_rows.rs plans as many blocks. The number depends on the rows alone, so the bits do too.
+// multiprocessors, in multiples of 16 rows from 48 (fewer rows would make `partial` a large part of the traffic) to
+// 256. norm_rows.rs plans the same number of blocks. The number depends only on the number of rows, so the order of
+// sums does too.
 __device__ __forceinline__ u32 rows_per_block(u32 rows) {
   const u32 even = ceil_div(ceil_div(rows, 132u), 16u) * 16;
   return min(max(even, 48u), 256u);

@@ -74,9 +74,9 @@ __device__ __forceinline__ void prefetch_tensor_map(const void* map) {
 
 // tensor_copy: starts the copy of the box at these coordinates to shared memory; the mbarrier counts its bytes.
 // tensor_copy_multicast: the same, to this shared address of each block of the cluster whose bit is set in `blocks`.
-// The mbarrier at this address of each of these blocks counts the bytes.
-// tensor_store: starts the copy of a box of shared memory to these coordinates.
-// tensor_add: starts the addition of a box of shared memory to the array; f32 sums are rounded to nearest.
+// In each of these blocks, the mbarrier at the same shared address counts the bytes. tensor_store: starts the copy of
+// a box of shared memory to these coordinates. tensor_add: starts the addition of a box of shared memory to the
+// array; f32 sums are rounded to nearest.
 #define TENSOR_COPIES(RANK, COORDINATES, LOADED, STORED, OPERANDS)                                                    \
   __device__ __forceinline__ void tensor_copy(u32 shared, const void* map, u32 barrier, COORDINATES) {                \
     asm volatile("cp.async.bulk.tensor." RANK                                                                         \

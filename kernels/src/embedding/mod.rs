@@ -9,9 +9,9 @@
 //! vision row beyond `placed`, gives a row of zeros and no gradient; callers check ids beforehand. Outputs must not
 //! overlap inputs.
 //!
-//! Numerics: the gradient is added in f32, with one rounding per token. The tokens with one id are summed first and then
-//! added to the old value, so dw has the bits of `old + new`. For ten tokens with the same id the error may be 4 times
-//! that of one rounding.
+//! Numerics: the gradient is added in f32, with one rounding per token. The tokens with one id are summed first and
+//! then added to the old value, so dw equals `old + new` bit for bit. For ten tokens with the same id the error may
+//! be 4 times that of one rounding.
 //!
 //! Memory-bound. The CUDA backward kernel has no sorted list of ids. Each thread block, which has 32 tokens and a
 //! strip of 2048 columns, reads all ids from L2: `tokens / 8` bytes per token and strip, in addition to the `hidden ·

@@ -16,9 +16,9 @@
 //! Errors of mean and root apply to the whole row. Tolerance as a multiple of the error of one rounding: f32 `12 (1 +
 //! |mean| rstd)`, dw and db 10, bf16 2.5.
 //!
-//! dw and db are always added to, unlike dw of [`crate::rms_norm`], whose launch can also write it (`accumulate = 0`).
-//! That saves filling a gradient with zeros once per step and weight. Layer norms occur in SigLIP alone, the reward
-//! model, which no command trains, so there is nothing to save.
+//! The gradients are always added to dw and db. A launch of [`crate::rms_norm`] can also overwrite dw
+//! (`accumulate = 0`), which saves filling a gradient with zeros once per step and weight. Layer norms occur only in
+//! SigLIP, the reward model, which no command trains, so they would save nothing.
 //!
 //! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through

@@ -10,8 +10,8 @@
 //! and k the rank. Adapters of a lower rank have rows of zeros in `down`'s w and columns of zeros in `up`'s.
 //!
 //! Numerics: products and sums are in f32, and each result is rounded once. On the CPU the products are those of
-//! [`crate::matmul`], bit for bit, so a row has the bits that it would have with its adapter alone. In CUDA the order
-//! of summation depends on k alone.
+//! [`crate::matmul`], bit for bit, so a row's result does not depend on the other rows and adapters of the batch. In
+//! CUDA the order of summation depends only on k.
 //!
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`, with |y| among the
 //! terms of `up`.

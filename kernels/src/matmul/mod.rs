@@ -24,9 +24,9 @@
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is
 //! stored in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition;
-//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B
-//! holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n,
-//! k]`.
+//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum is bit-identical to that of a product
+//! whose B holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B
+//! `[n, k]`.
 
 pub(crate) mod check;
 pub mod cpu;

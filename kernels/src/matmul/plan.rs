@@ -1,12 +1,12 @@
 //! The tiles of the kernels for Hopper (`sm90a.cuh`), and the choice of a tile for a product.
 //!
-//! All tiles of a form give the same bits, so the choice changes times only. The time of a tile is proportional to its
-//! size times k, even if it reaches beyond the end of C, and a multiprocessor computes one tile after the other. So the
-//! plan takes the tile with which the busiest multiprocessor computes the fewest elements; of equal ones, the first in
-//! this table. These kernels have not been timed. The rates are those of their prototypes, whose main loops have the
-//! same products, copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on
-//! an NVIDIA H200, 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its
-//! rows, columns and k.
+//! All tiles of a form (layout of operands and type of C) give the same bits, so the choice affects only the time.
+//! The time of a tile is proportional to its size times k, even if it reaches beyond the end of C, and a
+//! multiprocessor computes one tile after the other. So the plan takes the tile with which the busiest multiprocessor
+//! computes the fewest elements. If several tiles are equal, it takes the first one in this table. These kernels have
+//! not been timed. The rates are those of their prototypes, whose main loops have the same products, copies and waits
+//! in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on an NVIDIA H200, 2026-11-27.
+//! `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its rows, columns and k.
 //!
 //! | tile | taken for | rate |
 //! |---|---|---|

@@ -5,10 +5,10 @@
 //     for each segment, descending (with a workspace: the item's only one)
 //       for each block of 128 keys, descending: copy the keys and values of 64 keys to a stage, then those of 64 more
 //
-// Items. A block of threads begins with item blockIdx.x and takes the numbers of further items from a counter in global
-// memory, because items differ in length: the first of several tokens that share pages has an item with the rows of
-// all, and the items of the others are empty. Which block computes an item changes no bit. The block that draws the
-// last number resets the counter to 0.
+// Items. A block of threads begins with item blockIdx.x and takes the numbers of further items from a counter in
+// global memory, because items differ in length: the first of several tokens that share pages has an item with the
+// rows of all, and the items of the others are empty. The results do not depend on which block computes an item. The
+// block that draws the last number resets the counter to 0.
 //
 // Copies. A stage holds 64 rows of K, then 64 of V, in groups of 64 columns with the swizzle of 128 bytes; for head_dim
 // 80 in groups of 16 with the swizzle of 32 bytes. With pages of 64 tokens or more a tensor copy moves all groups of 64

@@ -1,5 +1,5 @@
-// Decode in bf16 on sm_90a with the order of sums of attention/row_state.cuh, which the forward pass has too: a decoded
-// token has the bits of the same token in training. Used for head_dim 64, 80 and 128.
+// Decode in bf16 on sm_90a. Sums have the order of attention/row_state.cuh, as in the forward pass, so the output of
+// a decoded token is bit-identical to the output of the same token in training. Used for head_dim 64, 80 and 128.
 //
 //   for each item: for each block of 128 keys, descending: for each tile of 8 rows:
 //     warp w: S^T = K Q^T of keys 16 w .. 16 w + 16 of both stages -> shared memory; barrier of the group of warps

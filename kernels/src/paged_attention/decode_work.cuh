@@ -8,9 +8,9 @@
 //   counters[token, key head, 16 heads] += 1 for each stored segment; the block that adds the last one sets the counter
 //     back to 0 and merges the segments in ascending order
 //
-// What finding an item reads. One warp reads 12 bytes per token (cu_seqlens, kv_lens) and, for the comparison, the
-// segment's entries of block_tables of at most 8 tokens: 8 entries each with pages of 64 tokens, 256 bytes in all. A
-// segment's keys and values have 256 KiB at head_dim 128.
+// Memory traffic for finding an item: one warp reads 12 bytes per token (cu_seqlens, kv_lens) and, for the
+// comparison, the segment's entries of block_tables of at most 8 tokens: 8 entries each with pages of 64 tokens, 256
+// bytes in all. A segment's keys and values have 256 KiB at head_dim 128.
 #pragma once
 
 #include "paged_attention/tile.cuh"

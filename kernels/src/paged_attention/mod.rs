@@ -23,16 +23,17 @@
 //!
 //! # Hopper
 //! On compute capability 9.0, bf16 with head_dim 64, 80 and 128 has the order of sums of `attention/row_state.cuh`:
-//! segments, and blocks of 128 keys, in descending order. So every new token, of a prompt however it is cut or decoded,
-//! has the bits of the forward pass of [`crate::attention`] over its whole sequence.
+//! segments, and blocks of 128 keys, in descending order. So the output of every new token is bit-identical to the
+//! forward pass of [`crate::attention`] over its whole sequence, whether the token is decoded or part of a prompt,
+//! and however the prompt is divided into chunks.
 //!
-//! Decode (`FWD_BF16_DECODE_ROWS`): a persistent block of threads per multiprocessor draws segments from a counter, the
-//! first element of [`Params::counters`], and a second launch merges the segments of rows that have more than one. The
-//! page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key change nothing,
-//! whatever they hold.
+//! Decode (`FWD_BF16_DECODE_ROWS`): a persistent block of threads per multiprocessor takes segments by an atomic
+//! counter, the first element of [`Params::counters`], and a second launch merges the segments of rows that have more
+//! than one. The page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key
+//! change nothing, whatever they hold.
 //!
-//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass by products of warpgroups with keys in pages. A tile has the
-//! 128 positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
+//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass with wgmma, with keys in pages. A tile has the 128
+//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -53,8 +54,9 @@
 //! # Bound
 //! Decode: memory, every key and value is read once. Prefill: multiply-adds, `4 * head_dim` operations per pair of
 //! token and key. The cost counts the keys of every sequence: which pages are shared is known on the device only. So
-//! with shared pages a launch may take less time than the bandwidth of its cost allows. The workspace is not counted:
-//! 1040 bytes per row and segment at head_dim 128, 3 % of the bytes of decode with 7 query heads per key head.
+//! with shared pages a launch may take less time than its cost divided by the memory bandwidth. The workspace is not
+//! counted: 1040 bytes per row and segment at head_dim 128, 3 % of the bytes of decode with 7 query heads per key
+//! head.
 
 pub(crate) mod check;
 mod cpu;
@@ -95,9 +97,9 @@ params! {
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, with the bits of [`crate::attention`];
-        /// the value of a padding row is not written. Null: no log-sum-exp is written. Only device `cpu` supports this
-        /// output; null in CUDA.
+        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, bit-identical to
+        /// [`crate::attention`]. The value of a padding row is not written. Null: no log-sum-exp is written. Only
+        /// device `cpu` supports this output; null in CUDA.
         pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
@@ -110,9 +112,9 @@ params! {
         /// A workspace of [`workspace_bytes`] bytes for each segment's output, maximum and sum. Null: one block of
         /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
-        /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
-        /// stored in the workspace; on Hopper, the number of items of work that blocks have drawn. Only decode in bf16
-        /// uses the counters. Null: the kernel for prefill computes decode, too.
+        /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that
+        /// are stored in the workspace; on Hopper, the number of items of work that blocks have taken. Only decode in
+        /// bf16 uses the counters. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
         /// Number of new tokens of all sequences together.
         pub tokens: u32,

@@ -1,5 +1,5 @@
-// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results have
-// the bits of the kernel in sm80.cu.
+// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results are
+// bit-identical to the kernel in sm80.cu.
 //
 // Grid: a cluster of 8 blocks of 512 threads per row, at most two blocks on a multiprocessor. Each of the 128 warps of
 // a cluster takes one run of the row (row.cuh) and copies its logits to shared memory, so the row is read once. All

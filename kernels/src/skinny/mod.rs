@@ -457,8 +457,8 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     Launch::kernel(kernel, params, cost)
 }
 
-/// Returns the launch that computes the projections of [`QkvParams`], with the bits of [`linear`] of the normalised x
-/// and of [`rope_kv_write::write`]; `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
+/// Returns the launch that computes the projections of [`QkvParams`], bit-identical to [`linear`] of the normalised x
+/// followed by [`rope_kv_write::write`]. `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
 pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &QKV_F32,

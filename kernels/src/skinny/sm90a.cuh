@@ -18,9 +18,9 @@
 //   multiplying warpgroup: y = epilogue(sums)
 //
 // Order. As in sm90.cuh and matmul/sm90a.cuh: one accumulator, k ascending in steps of 16. The first products replace
-// the sums. So a row has the same bits in all three kernels.
+// the sums. So a row is bit-identical in all three kernels.
 //
-// Norm. A cluster normalises each row once, with the bits of rms_norm (rstd.cuh): a block reads and normalises its
+// Norm. A cluster normalises each row once, bit-identical to rms_norm (rstd.cuh): a block reads and normalises its
 // share only.
 //
 // Ends. Elements beyond the rows of x, its k and the rows of the weights are zeros (TMA). Rows of a set that belong to

@@ -10,7 +10,8 @@
 //! query task:  dq += ds k                                        # reads ds, or computes s, p and ds again
 //! ```
 //!
-//! Stored gradients save two of seven products and half of the exponentials, and have the bits of computed ones.
+//! Reading stored ds saves two of seven products and half of the exponentials. Stored and recomputed ds are
+//! bit-identical.
 //!
 //! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
 //! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours

@@ -281,9 +281,9 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Computes a product for device `sim`: like [`run`], but f32 products use multiply-adds only, never split bf16 parts.
-/// The simulated kernels use f32 multiply-adds too, and some of them (`patch_embedding`) must give the bits of such a
-/// product, or of one whose operands are padded with zeros.
+/// Computes a product for device `sim`: like [`run`], but f32 products use multiply-adds only, never split bf16
+/// parts. The simulated kernels use f32 multiply-adds too. Some of them (`patch_embedding`) must be bit-identical to
+/// such a product, or to a product with operands that are padded with zeros.
 ///
 /// # Safety
 /// The conditions of [`run`].

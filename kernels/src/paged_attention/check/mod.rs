@@ -444,7 +444,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     }
 }
 
-/// A launch with more items of work than blocks of threads gives the bits of a smaller launch.
+/// A launch with more items of work than blocks of threads gives the same bits as a smaller launch.
 fn blocks_of_threads_that_take_several_items_give_the_same_bits() {
     let model = Model { heads: 10, kv_heads: 10, head_dim: 8, dtype: BF16, isa: isa() };
     let tokens = [2, 70, 1].map(|len| Tokens::new(&model, len, len as u64));

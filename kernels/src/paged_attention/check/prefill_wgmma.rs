@@ -58,8 +58,8 @@ pub(super) fn prefill_on_hopper_equals_the_formula() {
     }
 }
 
-/// Each chunk of a prompt has the bits of a forward pass over the whole prompt. The chunks begin and end near multiples
-/// of 128 keys (a block) and of 512 (a segment), and have pages of their own or share them.
+/// The output of each chunk of a prompt is bit-identical to a forward pass over the whole prompt. The chunks begin
+/// and end near multiples of 128 keys (a block) and of 512 (a segment), and have pages of their own or share pages.
 pub(super) fn a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper() {
     let cuts = [1, 3, 63, 64, 126, 127, 128, 129, 200, 256, 300, 510, 511, 512, 513, 640, 700, 1023, 1025];
     let cases = [

@@ -66,7 +66,7 @@ simd_fn! {
 
 simd_fn! {
     /// Computes the weights `e^((score − max) · scale)`, and sets those of scores below `least` to 0. Returns the sum
-    /// of all weights, including those set to 0, with the bits of [`RowStats::new`].
+    /// of all weights, including those set to 0, bit-identical to the sum of [`RowStats::new`].
     fn weigh(scores: &[f32], weights: &mut [f32], max: f32, scale: f32, least: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         for (scores, weights) in scores.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)) {

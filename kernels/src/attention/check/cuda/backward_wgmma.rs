@@ -1,5 +1,5 @@
-//! Checks of the backward pass by products of warpgroups (wgmma), which is compiled for Hopper. The simulated GPU has
-//! two multiprocessors, so that each block of threads draws tickets for several tiles.
+//! Checks of the backward pass with wgmma, which is compiled for Hopper. The simulated GPU has two multiprocessors,
+//! so that each block of threads takes several tiles.
 
 use reel_device::DType::{BF16, F32};
 use reel_device::{Addr, Arch, KernelLaunch, Launch};
@@ -16,7 +16,7 @@ pub(super) fn small_h100(multiprocessors: u32) -> Arch {
     Arch { multiprocessors, ..Arch::H100 }
 }
 
-/// The operands of a backward launch by products of warpgroups, its scratch arrays and its gradients.
+/// The operands of a backward launch with wgmma, its scratch arrays and its gradients.
 pub(super) struct WarpgroupGradients {
     given: Given,
     o: TestArray,
@@ -95,8 +95,8 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
 }
 
 /// A row's gradients do not depend on the other sequences, on the number of multiprocessors, or on the presence of a
-/// ticket counter: their bits are equal. The bits of dq are also equal if the prefix is given as the sequence's own
-/// first tokens.
+/// ticket counter (the atomic counter of tile numbers): their bits are equal. The bits of dq are also equal if the
+/// prefix is given as the sequence's own first tokens.
 pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),

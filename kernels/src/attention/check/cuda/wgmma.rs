@@ -1,5 +1,4 @@
-//! Checks of the forward pass by products of warpgroups (wgmma), which is compiled for Hopper and sums in the order of
-//! `row_state.cuh`.
+//! Checks of the forward pass with wgmma, which is compiled for Hopper and sums in the order of `row_state.cuh`.
 
 use reel_device::DType::{BF16, F32};
 use reel_device::{Addr, Arch, KernelLaunch, Launch};
@@ -23,7 +22,7 @@ pub(super) fn batch(
 }
 
 impl Given {
-    /// Returns the forward launch with the kernel that uses products of warpgroups (wgmma).
+    /// Returns the forward launch with the wgmma kernel.
     fn by_warpgroups(&self, o: &TestArray, lse: Addr) -> Launch {
         let Launch::Kernel(launch) = fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()) else {
             unreachable!("attention is not a matrix product")
@@ -31,7 +30,7 @@ impl Given {
         Launch::Kernel(KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch })
     }
 
-    /// Runs the kernel with products of warpgroups under one interleaving and returns the output and its log-sum-exps.
+    /// Runs the wgmma kernel under one interleaving and returns the output and its log-sum-exps.
     fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
         let rows = self.tokens() * self.case.heads;
         let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
