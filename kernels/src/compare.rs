@@ -82,7 +82,7 @@ pub fn check_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize)
     Ok(())
 }
 
-/// Checks that `got` has as many elements as `want`, and that elements that are not finite are equal.
+/// Checks that `got` has as many elements as `want`, and that NaN and infinite elements are equal.
 fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));

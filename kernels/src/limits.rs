@@ -83,7 +83,7 @@ pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
             }
         }
     };
-    // Threads 0 and 1 write in turn: one the odd numbers, the other the even ones.
+    // Threads 0 and 1 take turns: each waits for the number that the other has stored, and stores the next number.
     let exchange = || {
         turn.store(0, Ordering::Release);
         at_once(team, |thread| {

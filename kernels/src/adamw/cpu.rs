@@ -50,7 +50,7 @@ simd_fn! {
 
 simd_fn! {
     fn step_block(p: &StepNumbers, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-        // As in torch, scalars are computed in f64 and rounded to f32 once.
+        // Scalars are computed in f64 and rounded to f32 once, as in torch.
         let decay = (1.0 - p.lr as f64 * p.weight_decay as f64) as f32;
         let step_size = (p.lr as f64 / p.bias1 as f64) as f32;
         let root_bias2 = (p.bias2 as f64).sqrt() as f32;

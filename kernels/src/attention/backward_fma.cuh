@@ -44,8 +44,8 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
 }
 
 // Computes 128 columns of dq, from `column` on, for the queries 0 .. count, without the factor `scale`. `lse` (times
-// log2 e) and `delta` are those of the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has
-// BACKWARD_FMA_BYTES. The other arguments are those of `attend` in forward_mma.cuh.
+// log2 e) and `delta` belong to the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has
+// BACKWARD_FMA_BYTES. forward_mma.cuh documents the other arguments (function `attend`).
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,

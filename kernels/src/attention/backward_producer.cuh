@@ -36,13 +36,13 @@ struct BackwardShared {
   static constexpr int K = 0, V = KEY_TILE, VISIT = 2 * KEY_TILE;
   // Second part (dq): offsets of q and d_o of 128 queries, of a ring of key tiles and of a ring of value tiles.
   static constexpr int Q = 0, D_O = KEY_TILE, KEYS = 2 * KEY_TILE, VALUES = KEYS + KEY_SLOTS * KEY_TILE;
-  // For each visit: lse times log2 e, then delta, of 64 queries (512 bytes); at SEEN, 4 words: the first query that
-  // sees key 0, and the range of the keys.
+  // Offsets of the values of a visit. VALUES_OF_ROWS: lse times log2 e, then delta, of 64 queries (512 bytes). SEEN:
+  // 4 words, the first query that sees key 0, and the range of the keys.
   static constexpr int VALUES_OF_ROWS = VALUES + VALUE_SLOTS * KEY_TILE, SEEN = VALUES_OF_ROWS + VISITS * 512;
-  // Descriptions of the next tiles, which warp 0 writes.
+  // Offsets of the descriptions of the next tiles, which warp 0 writes.
   static constexpr int TILES = 2, TILE = SEEN + VISITS * 16;
-  // Mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows; FULL: the operands are ready; FREE:
-  // the memory may be overwritten.
+  // Offsets of the mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows. FULL: the operands
+  // are ready. FREE: the memory may be overwritten.
   static constexpr int TILE_FULL = TILE + TILES * 32, TILE_FREE = TILE_FULL + 8 * TILES;
   static constexpr int VISIT_LANDED = TILE_FREE + 8 * TILES, VISIT_FULL = VISIT_LANDED + 8 * VISITS;
   static constexpr int VISIT_FREE = VISIT_FULL + 8 * VISITS, OWN_FULL = VISIT_FREE + 8 * VISITS, OWN_FREE = OWN_FULL + 8;
@@ -133,8 +133,8 @@ struct KeyRows {
   __device__ __forceinline__ int begin() const { return load_word(at + 20); }     // first key within it
 };
 
-// The queries of one sequence that see a tile of keys. Number 2 n: sequence n sees the keys as part of its prefix;
-// number 2 n + 1: as its own keys. Ascending numbers are the order of visits.cuh.
+// The queries of one sequence that see a tile of keys. They have a number: for 2 n, sequence n sees the keys as part
+// of its prefix; for 2 n + 1, as its own keys. Visits take the numbers in ascending order.
 struct SeeingQueries {
   int first, length;  // first token and number of tokens of the sequence
   int from;           // first query, a multiple of 64
@@ -213,8 +213,8 @@ __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 s
   }
 }
 
-// First part, warp 0: copies keys, values, queries and their d_o. Returns the number of the block's first tile of
-// queries. All lanes of the warp call this function and the three functions below.
+// First part of the kernel (dk, dv), warp 0: copies keys, values, queries and their d_o. Returns the number of the
+// block's first tile of queries. All lanes of the warp call this function and the three functions below.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
   using S = BackwardShared<HEAD_DIM>;
@@ -288,7 +288,8 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
   return number;
 }
 
-// First part, warp 1: writes lse, delta and limits of each visit, and replaces rows of other sequences by zeros.
+// First part of the kernel (dk, dv), warp 1: writes lse, delta and limits of each visit, and replaces rows of other
+// sequences by zeros.
 template <int HEAD_DIM>
 __device__ __forceinline__ void complete_visits(const BwdParams& p, u32 shared,
                                                 SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
@@ -364,7 +365,7 @@ __device__ __forceinline__ int rows_of_box(int first, int prefix_keys, int end) 
   return min(KEY_ROWS, (first < prefix_keys ? min(prefix_keys, end) : end) - first);
 }
 
-// Second part, warp 0: copies tiles of queries, and blocks of keys and values in descending order.
+// Second part of the kernel (dq), warp 0: copies tiles of queries, and blocks of keys and values in descending order.
 template <int HEAD_DIM>
 __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles,
                                             u32 number) {
@@ -425,7 +426,7 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
   }
 }
 
-// Second part, warp 1: replaces the rows of keys and values that belong to other sequences.
+// Second part of the kernel (dq), warp 1: replaces the rows of keys and values that belong to other sequences.
 template <int HEAD_DIM>
 __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
                                                 SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {

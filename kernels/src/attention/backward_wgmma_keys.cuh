@@ -155,8 +155,8 @@ struct KeyConsumer {
     }
   }
 
-  // Computes the rest of a visit except dk; the products s and dp of the visit have been issued and may still be
-  // running.
+  // Computes a visit (64 queries of a head) except dk. The products s and dp of the visit have been issued and may
+  // still be running.
   __device__ __forceinline__ void compute_visit() {
     wgmma_wait<1>();
     keep_registers(s);

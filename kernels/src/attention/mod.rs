@@ -382,7 +382,7 @@ impl PackedBatch {
         self.lengths[..n].iter().sum()
     }
 
-    /// Returns the tokens whose keys sequence `n` sees, in order: those of its prefix, then its own.
+    /// Returns the tokens whose keys sequence `n` sees, in order: the tokens of its prefix, then its own tokens.
     pub fn visible_tokens(&self, n: usize) -> Vec<usize> {
         let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
         (first..first + count).chain(self.first_token(n)..self.first_token(n) + self.lengths[n]).collect()

@@ -1,10 +1,10 @@
 // Tiles of 128 queries for the forward pass and prefill on sm_90a, and the order in which blocks of threads take them.
 //
-// A tile consists of positions, which count the keys of a sequence from its first key: with n earlier keys, those of
-// a shared prefix or of earlier chunks in the KV cache, query i is at position n + i and sees, if causal, the keys 0
-// .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on its diagonal, whatever n is.
-// The first tile of a sequence may begin with earlier positions. They are not queries of this launch, and their
-// results are not stored.
+// A tile consists of positions, which count the keys of a sequence from its first key. If a sequence has n earlier
+// keys (of a shared prefix, or of earlier chunks in the KV cache), query i is at position n + i. With causal
+// attention it sees the keys 0 .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on
+// its diagonal, whatever n is. The first tile of a sequence may begin with earlier positions. They are not queries of
+// this launch, and their results are not stored.
 #pragma once
 
 #include "attention/row_state.cuh"

@@ -53,9 +53,9 @@ done:
     ret;
 }";
 
-/// Records the launches of those of the folder's checks for whose name `is_used` returns true, and makes a copy of each
-/// launch for each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage, and returns
-/// by symbol at most `count` of them, evenly spaced by their cost.
+/// Records the launches of the folder's checks for whose names `is_used` returns true, and copies each launch for
+/// each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage. Returns at most
+/// `count` launches for each symbol, evenly spaced by their cost.
 fn recorded_launches(
     folder: &str,
     is_used: fn(&str) -> bool,

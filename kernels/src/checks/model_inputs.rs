@@ -147,9 +147,9 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
     // Simulates an H100 with only as many multiprocessors as read x together: one, or the four of a cluster. A block
-    // gets as many columns as on a whole GPU in Qwen2.5-VL-7B (128 instead of 32 columns of q, k and v; in a cluster
-    // 24 pairs, or 64). Every block or cluster reads x, but the cost of a whole launch counts x once. The number of
-    // rows does not change a block's instructions.
+    // gets as many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 columns instead of 32; in a cluster
+    // 24 pairs of columns, or 64 columns). Every block or cluster reads x, but the cost of a whole launch counts x
+    // once. The number of rows does not change a block's instructions.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));

@@ -63,8 +63,8 @@ struct SharedSums {
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 
-// Adds the column sums of the other groups of threads, in order, to those in the registers of the block's first
-// group. No thread may still use `shared` when this is called.
+// Adds the column sums of the other groups of threads, in order, to the sums in the registers of the block's first
+// group. No thread may still use `shared` when this function is called.
 template <int THREADS>
 __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
   constexpr int GROUPS = BWD_BLOCK / THREADS;

@@ -81,8 +81,8 @@ impl Sizes {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its
-    /// value.
+    /// Checks that every given key is known: the calls made with `defaults` asked for it. Checks also that kernels
+    /// support its value.
     pub(crate) fn check_given_sizes(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
         let asked = defaults.asked.borrow();
         let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();

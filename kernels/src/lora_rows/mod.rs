@@ -82,7 +82,7 @@ pub fn up(dtype: DType, params: &Params) -> Launch {
 }
 
 /// Makes a launch. `passes` is the number of times that y is read or written. The cost assumes that every row has an
-/// adapter and that the rows use as many different adapters as possible.
+/// adapter, and that the rows use as many different adapters as possible.
 fn launch(kernel: &'static Kernel, dtype: DType, p: &Params, passes: f64) -> Launch {
     let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
     let matrices = p.m.min(p.adapters) as f64;

@@ -58,7 +58,7 @@ pub(super) struct Tile {
     pub old_c: AccumulateMode,
 }
 
-/// Returns a tile of 256 x 192 elements, whose upper and lower half are computed and stored in turn.
+/// Returns a tile of 256 x 192 elements. Its upper half is stored while its lower half is computed, and the reverse.
 const fn halves(symbol: &'static str) -> Tile {
     Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
 }

@@ -105,7 +105,7 @@ struct DecodeProducer {
 
   __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
 
-  // Copies the queries of an item; each lane copies one row.
+  // Copies the queries of an item of work; each lane copies one row.
   __device__ __forceinline__ void copy_queries(const Work& work) {
     const bf16* const q = global<const bf16>(p.q);
 #pragma unroll 1
@@ -153,8 +153,8 @@ struct DecodeProducer {
   }
 
   __device__ __forceinline__ void copy_item(const Work& work) {
-    // For an item of many rows, the slots for queries may become free only shortly before the previous item ends. So
-    // the first four of the item's eight stages are copied before its queries.
+    // The slots for queries may become free only shortly before the previous item of work ends, if an item has many
+    // rows. So four of the item's eight stages are copied before its queries.
     int stages_before_queries = work.rows() <= QUERY_ROWS ? 0 : 4;
     const int first_segment = work.begin / SEGMENT_BLOCKS, segments = ceil_div(work.end, SEGMENT_BLOCKS);
 #pragma unroll 1

@@ -230,7 +230,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Merges the total over the segments that are already computed (those with later keys) into the state of this
+  // Merges the total over the segments that are already computed (segments with later keys) into the state of this
   // segment.
   __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l,
                                               const Output& total) const {
@@ -250,7 +250,8 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes an item of at most 16 rows: one tile of 8 rows, or two, one for each group of warps.
+  // Computes an item of work of at most 16 rows (token, query head): one tile of 8 rows, or two tiles, one for each
+  // group of warps.
   __device__ __forceinline__ void few_rows(DecodeBlock block) {
     const bool has_tile = 8 * group < block.rows();
     const int first = 8 * group;
@@ -290,7 +291,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes a segment for several tokens that share its pages. Every row sees all 512 keys of the segment.
+  // Computes a segment of 512 keys for several tokens that share its pages. Every row sees all 512 keys.
   __device__ __forceinline__ void many_rows(DecodeBlock block) {
     const int slots = ceil_div(block.rows(), QUERY_ROWS), tiles = ceil_div(block.rows() - 8 * group, QUERY_ROWS);
     const RingPosition<S::QUERY_SLOTS> begin = queries;

@@ -33,8 +33,8 @@ struct Work : KeyRange {
   }
 };
 
-// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item with this
-// number.
+// An item of work in shared memory. `tokens` is 0 if another block computes the item, and -1 if there is no item with
+// this number.
 struct SharedWork {
   Work work;
   u32 beyond;                  // if there is no item with the number: the number minus that of items
@@ -49,7 +49,8 @@ __device__ __forceinline__ int segments_of(const Params& p, int keys) {
   return p.workspace == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
 }
 
-// Finds item number `item`. The threads of one warp call it together. MAX_ROWS: largest number of rows of an item.
+// Finds the item of work with number `item`. The threads of one warp call it together. MAX_ROWS: largest number of
+// rows of an item.
 template <int MAX_ROWS>
 __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork& to) {
   constexpr int PER_LANE = 4;
@@ -169,8 +170,8 @@ struct SegmentPages {
   }
 };
 
-// Adds 1 to a counter and returns its former value. Stores that this block made before its last barrier are visible to
-// a block that later adds to the counter, and the stores of blocks that added earlier are visible to this block.
+// Adds 1 to a counter and returns its former value. The addition is acquire-release at GPU scope: after it, a block
+// sees the stores that other blocks made before the barrier that preceded their own additions.
 __device__ __forceinline__ u32 count_segment(u32* counter) {
   u32 before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

@@ -252,8 +252,8 @@ fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
-    // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, keys and values
-    // use the same buffer in turn.
+    // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, one buffer holds
+    // first the keys, then the values.
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
@@ -346,7 +346,7 @@ pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeyCounts
 }
 
 /// Returns two numbers: the (new token, key) pairs that one head computes, and the keys of all sequences. A sequence
-/// is given as (new tokens, keys including those of the new tokens).
+/// is given as (number of new tokens, number of keys including the new tokens' keys).
 pub fn query_key_pairs_and_keys(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

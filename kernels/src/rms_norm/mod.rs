@@ -140,7 +140,7 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Returns the launch of the backward kernel, `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is
+/// Returns the launch of the backward kernel, `rms_norm_add_bwd` if there is a second gradient `d_sum`; `dtype` is
 /// that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;

@@ -45,8 +45,8 @@
 
 namespace in_cluster {
 
-// Stores the sum of the exponentials of this warp's run in the shared memory of all blocks. Computing both sums (at
-// temperature 1 and at the row's) at once would need more registers than a thread has.
+// Stores the sum of the exponentials of this warp's run (its range of token ids) in the shared memory of all blocks.
+// Computing both sums (at temperature 1 and at the row's) at once would need more registers than a thread has.
 __device__ __forceinline__ void give_sum(const Run& run, u32 number, const RowExps& exps,
                                          u64 (&sums)[ExpSum::WORDS][RUNS]) {
   ExpSum sum = exps.none();

@@ -23,7 +23,7 @@
 namespace in_cluster {
 
 // Returns a lower bound of the count-th largest key of the row: the count-th largest of the runs' largest keys,
-// key_of(run). Returns 0 if there are fewer than `count` runs with tokens.
+// key_of(run). A run is a range of token ids. Returns 0 if there are fewer than `count` runs with tokens.
 template <class F>
 __device__ __forceinline__ u32 bound_of(Shared& s, int count, F key_of) {
   if (count > RUNS) return 0;

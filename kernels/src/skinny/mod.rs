@@ -243,7 +243,8 @@ struct Operands {
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
-    /// Selects the numbers of [`MinWideBlocks`] for these operands: when blocks have twice as many columns.
+    /// Selects the numbers of [`MinWideBlocks`] for these operands. They decide when blocks have twice as many
+    /// columns.
     wide_blocks: fn(&MinWideBlocks) -> [u64; 2],
 }
 
@@ -265,7 +266,7 @@ struct Symbols {
 /// The choices that a kernel variant fixes; `None` leaves a choice to [`choices`].
 #[derive(Clone, Copy)]
 struct Fixed {
-    /// Whether blocks have twice as many columns, in the scheme `Units`.
+    /// In the scheme `Units`: whether blocks have 32 columns instead of 16.
     wide: Option<bool>,
     scheme: Option<CopyScheme>,
     /// For products of few rows: number of thread blocks of [`CopyScheme::Units`] that fit into the shared memory of

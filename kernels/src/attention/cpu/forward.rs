@@ -1,8 +1,9 @@
 //! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
 //! The rows of a tile are pairs (position, query head): all query heads that share a key head use its keys together.
-//! In decoding, a tile may have the rows of several sequences. A block of keys whose pages they share, as those of
-//! one prompt, is then read once for all of them. The order of each row's arithmetic does not depend on the tile:
+//! In decoding, a tile may have the rows of several sequences. If the sequences share the pages of a block of keys,
+//! as completions of one prompt do, the block is read once for all of them. The order of each row's arithmetic does
+//! not depend on the tile:
 //!
 //! ```text
 //! for each segment of 512 keys:                # when decoding, threads share the segments of a sequence
@@ -74,8 +75,8 @@ impl<T> RowTile<'_, T> {
         self.sequences.len() * self.rows
     }
 
-    /// Returns the number of keys that the last row of a sequence of this tile sees; the other rows of the sequence see
-    /// at most as many.
+    /// Returns the number of keys that the last row of a sequence of this tile sees. No other row of the sequence
+    /// sees more keys.
     fn visible_key_count(&self, sequence: &SequenceArrays<'_, T>) -> usize {
         sequence.visible_key_count(self.first + self.rows - 1)
     }

@@ -125,11 +125,11 @@ pub(super) mod avx512 {
 
     use super::*;
 
-    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and a bf16 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: FewRowsProduct = thin(2, thin_widened);
     /// bf16 dot products.
     pub(in super::super) static THIN_PAIRS: FewRowsProduct = thin(1, thin_pairs);
-    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and an f32 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = thin(1, thin_elements);
 
     const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> FewRowsProduct {
@@ -215,7 +215,7 @@ pub(super) mod avx512 {
     macro_rules! step {
         (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
             for m in 0..M {
-                // Both types have 512 bits, and every bit pattern is valid.
+                // The two vector types have 512 bits each, and every bit pattern is valid.
                 let a =
                     std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*$a.add(m * $rows.row_words) as i32));
                 for j in 0..2 {
@@ -378,9 +378,9 @@ pub(super) mod avx2 {
 
     use super::*;
 
-    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and a bf16 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: FewRowsProduct = FewRowsProduct { multiply: thin::<true>, ..THIN_F32 };
-    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and an f32 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = FewRowsProduct {
         most: 4,
         passes: DEFAULT_PASSES,

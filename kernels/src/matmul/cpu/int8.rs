@@ -213,7 +213,7 @@ pub(super) mod avx512 {
             for m in 0..M {
                 let a = _mm512_set1_epi32(*$a.add(m) as i32);
                 for g in 0..G {
-                    // Both types have 512 bits, and every bit pattern is valid.
+                    // The two vector types have 512 bits each, and every bit pattern is valid.
                     let (b, a) =
                         (std::mem::transmute::<__m512i, __m512bh>(b[g]), std::mem::transmute::<__m512i, __m512bh>(a));
                     $sums[m][g] = _mm512_dpbf16_ps($sums[m][g], b, a);

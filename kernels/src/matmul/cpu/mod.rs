@@ -66,8 +66,8 @@ const DIRECT_UNITS: usize = 512;
 const DIRECT_COLUMNS: usize = 2 << 20;
 /// If there are at least this many tiles of A per thread, the rows of A are divided among the threads.
 const OWN_TILES: usize = 4;
-/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. There is no
-/// limit with dot products of bf16 pairs, where B has half as many bytes and reading A takes a larger part of the time.
+/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. Products
+/// of bf16 pairs have no such limit: there B has half as many bytes, and reading A takes a larger part of the time.
 const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
@@ -157,8 +157,8 @@ struct Sums {
     continued: bool,
 }
 
-/// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and
-/// meanwhile prefetches the cache lines that `ahead` names.
+/// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and at
+/// the same time prefetches the cache lines that `ahead` names.
 type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut PrefetchCursor);
 /// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.

@@ -403,8 +403,8 @@ fn an_empty_sum_is_bias_and_old_value() {
 
 #[test]
 fn large_products_cross_every_block() {
-    // These products have more rows than one task takes, more units of k than are packed at a time, and columns for
-    // several tasks.
+    // Sizes with more rows than one task takes, more units of k than are packed at a time, and columns for several
+    // tasks.
     for (dtypes, transposed, scale) in [
         ([BF16, BF16, F32], [true, true], 0.7),
         ([F32, BF16, F32], [false, false], 0.7),

@@ -128,7 +128,7 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-/// The results equal, bit for bit, those of a gather of rows followed by `rms_norm`.
+/// The results are bit-identical to a gather of rows followed by `rms_norm`.
 fn equals_gather_then_rms_norm() {
     for (rows, cols, scale) in test_cases_rows_cols_scale() {
         for dtype in [F32, BF16] {

@@ -178,7 +178,7 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
     }
     #[inline(always)]
     unsafe fn pair_with(self, second: Self) -> Self {
-        // `halves` has the elements of `self`, then those of `second`; the permutation interleaves them.
+        // `halves` has the elements of `self` and then the elements of `second`. The permutation interleaves them.
         let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second.0, self.0));
         Avx512Vector(_mm512_castsi512_ps(_mm512_permutexvar_epi16(transmute::<[u16; 32], __m512i>(IN_TURNS), halves)))
     }

@@ -405,8 +405,8 @@ impl<'a, T: Element> Product<'a, T> {
         self.row_bytes().is_multiple_of(2048)
     }
 
-    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs: first all steps of the first 16
-    /// rows, then all steps of the other rows. The values in missing rows have no effect on C.
+    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs (VNNI layout): first all steps
+    /// of the first 16 rows, then all steps of the other rows. The values in missing rows have no effect on C.
     unsafe fn pack_a(&self, row: usize, rows: usize, dst: *mut u32) {
         // SAFETY: the rows exist, and `dst` has room for two rows of tiles.
         unsafe {
