@@ -158,7 +158,7 @@ pub fn check_rounded(
     Ok(())
 }
 
-/// Asserts [`check_rounded`].
+/// Asserts that [`check_rounded`] finds no error.
 ///
 /// # Panics
 /// If the error is larger than allowed.
@@ -176,7 +176,7 @@ pub fn assert_rounded(
     }
 }
 
-/// Asserts [`check_close`].
+/// Asserts that [`check_close`] finds no error.
 ///
 /// # Panics
 /// If `got` and `want` differ by more than allowed.
@@ -187,7 +187,7 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, bound: i
     }
 }
 
-/// Asserts [`check_within`].
+/// Asserts that [`check_within`] finds no error.
 ///
 /// # Panics
 /// If an element differs by more than its bound.

@@ -180,7 +180,7 @@ params! {
         pub w: Addr,
         /// i16 `[n]`, written.
         pub low: Addr,
-        /// Weights.
+        /// Number of weights.
         pub n: u64,
     }
 }
@@ -194,7 +194,7 @@ params! {
         pub low: Addr,
         /// f32 `[n]`, written.
         pub dst: Addr,
-        /// Weights.
+        /// Number of weights.
         pub n: u64,
     }
 }

@@ -300,7 +300,7 @@ __device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 dra
   return below + (mul(static_cast<float>(draw), add(high, -low)) < mul(65536.0f, add(x, -low)));
 }
 
-// The larger of two numbers, or NaN if one of them is NaN.
+// Returns the larger of two numbers, or NaN if one of them is NaN.
 __device__ __forceinline__ float max_nan(float a, float b) {
   float most;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
@@ -441,7 +441,7 @@ struct Convert {
   }
 };
 
-// Splits bf16 weights: the high half keeps its bits, the low half is 0.
+// Splits bf16 weights: the high half is the weight itself, the low half is 0.
 struct SplitBf16 {
   static constexpr int V = 8;
   const u16* src;

@@ -48,7 +48,7 @@ params! {
         pub history: Addr,
         /// i32 `[rows]`, updated: length of each row's history; may be null if `history_cols` is 0.
         pub history_lens: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Elements of a row of `block_tables`.
         pub max_blocks: u32,

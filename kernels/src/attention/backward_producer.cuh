@@ -62,7 +62,7 @@ struct BackwardShared {
   }
 };
 
-// A position in a ring of SLOTS slots.
+// A position in a ring buffer of SLOTS slots.
 template <int SLOTS>
 struct SlotRing {
   int slot = 0;

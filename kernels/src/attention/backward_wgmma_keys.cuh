@@ -16,7 +16,7 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
-// The turns of the two warpgroups to issue products.
+// The turns in which the two warpgroups issue wgmma products.
 struct GradientTurns {
   int group;  // number of this warpgroup
 

@@ -5,7 +5,7 @@ use reel_device::Arch;
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
 use crate::tuning::{Variant, choices_of};
 
-/// The choices of attention plans on one GPU architecture.
+/// The kernels that attention plans choose on one GPU architecture.
 pub(crate) struct Choices {
     /// Whether attention in bf16 with head_dim 64, 80 and 128 uses wgmma. If true, the forward pass and the prefill
     /// of [`crate::paged_attention`] use wgmma, the decode of paged attention uses tiles of rows, and all three sum
@@ -26,7 +26,7 @@ static TABLE: [(u32, Choices); 2] = [
     (90, Choices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),
 ];
 
-/// The choices for a GPU of this architecture.
+/// Returns the plan choices for a GPU of this architecture.
 pub(crate) fn choices(arch: &Arch) -> &'static Choices {
     choices_of(&TABLE, arch.sm)
 }

@@ -110,7 +110,7 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// Tensor map of q, which a launch that needs it fills in.
+        /// Tensor map of q. Launches of kernels that use tensor copies fill it in.
         pub q_map: TensorMapSlot,
         /// Tensor map of k.
         pub k_map: TensorMapSlot,
@@ -136,15 +136,15 @@ params! {
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
@@ -185,7 +185,7 @@ impl FwdParams {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// Tensor map of q, which a launch that needs it fills in.
+        /// Tensor map of q. Launches of kernels that use tensor copies fill it in.
         pub q_map: TensorMapSlot,
         /// Tensor map of d_o.
         pub d_o_map: TensorMapSlot,
@@ -226,15 +226,15 @@ params! {
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
@@ -364,9 +364,9 @@ pub struct PackedBatch {
     pub lengths: Vec<usize>,
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: usize,
     /// Whether a query sees only the keys up to its own position.
     pub causal: bool,

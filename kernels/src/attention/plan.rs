@@ -159,7 +159,7 @@ pub(crate) struct HeadsMap {
     pub tokens: u64,
     /// Number of heads.
     pub heads: u32,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: u32,
 }
 

@@ -46,13 +46,13 @@ params! {
         pub sum3: Addr,
         /// Rows of each matrix.
         pub rows: u64,
-        /// Columns of the first matrix.
+        /// Number of columns of the first matrix.
         pub cols0: u32,
-        /// Columns of the second matrix; 0: none.
+        /// Number of columns of the second matrix; 0: there is no second matrix.
         pub cols1: u32,
-        /// Columns of the third matrix; 0: none.
+        /// Number of columns of the third matrix; 0: there is no third matrix.
         pub cols2: u32,
-        /// Columns of the fourth matrix; 0: none.
+        /// Number of columns of the fourth matrix; 0: there is no fourth matrix.
         pub cols3: u32,
         /// Bit i: 1: the sums of matrix i are added to the numbers that its sum array holds; 0: they overwrite these
         /// numbers.
@@ -69,7 +69,7 @@ pub struct Matrix {
     pub x: Addr,
     /// f32 `[cols]`
     pub sum: Addr,
-    /// Columns.
+    /// Number of columns.
     pub cols: u32,
     /// Whether the sums are added to the numbers that `sum` holds.
     pub accumulate: bool,

@@ -43,7 +43,7 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
-// A position in a ring of SLOTS slots.
+// A position in a ring buffer of SLOTS slots.
 template <int SLOTS>
 struct RingPosition {
   int slot = 0;

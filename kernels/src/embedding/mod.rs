@@ -44,9 +44,9 @@ params! {
         /// i32 `[tokens]`: index of the vision row that replaces each token; negative: the token takes its table row;
         /// null: all tokens take their table rows.
         pub vision_index: Addr,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
@@ -69,9 +69,9 @@ params! {
         /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows. Only rows that a token names are
         /// written; null: the gradient is not computed.
         pub d_vision: Addr,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,

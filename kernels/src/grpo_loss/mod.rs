@@ -57,7 +57,7 @@ params! {
         /// f32 `[completions, 4]`, written: weighted loss, sum of the KL terms `e^x − x − 1` (`x` as defined above),
         /// number of clipped tokens, number of counted tokens.
         pub stats: Addr,
-        /// Completions.
+        /// Number of completions.
         pub completions: u32,
         /// 1: one importance ratio per sequence; 0: one per token.
         pub sequence_level: u32,

@@ -63,7 +63,7 @@ params! {
         /// consecutive chunks. Its format depends on the device. The first launch of a row does not read the state,
         /// and the last launch does not write it. Null is allowed if each row has only one launch.
         pub state: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Number of tokens in the vocabulary.
         pub vocab: u32,
@@ -71,7 +71,7 @@ params! {
         pub first: u32,
         /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature, by which logits are multiplied.
+        /// 1 / temperature. Logits are multiplied by this number.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,
@@ -95,7 +95,7 @@ params! {
         pub d_entropy: Addr,
         /// T `[rows, columns]`, written.
         pub d_logits: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Number of tokens in the vocabulary.
         pub vocab: u32,
@@ -103,7 +103,7 @@ params! {
         pub first: u32,
         /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature, by which logits are multiplied.
+        /// 1 / temperature. Logits are multiplied by this number.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,
@@ -149,7 +149,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Rows, vocabulary, scale of the logits and temperature, for each case of the checks.
+/// Returns, for each case of the checks: rows, vocabulary, scale of the logits, and temperature.
 pub fn test_cases_rows_vocab_scale_temperature() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

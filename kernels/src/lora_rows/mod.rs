@@ -45,7 +45,7 @@ params! {
         pub m: u32,
         /// Rows of an adapter's matrix.
         pub n: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
         /// Number of adapters.
         pub adapters: u32,

@@ -12,11 +12,11 @@ params! {
     /// Parameters of the kernels. m, n and k are greater than 0; all addresses and the bytes of all rows are multiples
     /// of 16.
     pub struct Params {
-        /// The tensor map of A, which the plan of the launch fills in.
+        /// The tensor map of A. The launch plan fills it in.
         pub map_a: TensorMapSlot,
-        /// The tensor map of B, which the plan of the launch fills in.
+        /// The tensor map of B. The launch plan fills it in.
         pub map_b: TensorMapSlot,
-        /// The tensor map of C, which the plan of the launch fills in.
+        /// The tensor map of C. The launch plan fills it in.
         pub map_c: TensorMapSlot,
         /// A: bf16 `[m, k]`; `[k, m]` in the `dw` kernels (gradient of a weight).
         pub a: Addr,
@@ -30,7 +30,7 @@ params! {
         pub m: u32,
         /// Columns of C.
         pub n: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
         /// 1: the product is added to the old C; 0: it replaces C.
         pub accumulate: u32,

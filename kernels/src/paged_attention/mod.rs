@@ -120,15 +120,15 @@ params! {
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// Row length of `block_tables`.
         pub max_blocks: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,

@@ -45,13 +45,13 @@ params! {
         pub lse: Addr,
         /// Tokens of all images.
         pub tokens: u32,
-        /// Images.
+        /// Number of images.
         pub images: u32,
-        /// Heads.
+        /// Number of heads.
         pub heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
-        /// Factor of the scores.
+        /// Softmax scale: the factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// 0
         pub reserved: u32,
@@ -85,13 +85,13 @@ params! {
         pub partial: Addr,
         /// Tokens of all images.
         pub tokens: u32,
-        /// Images.
+        /// Number of images.
         pub images: u32,
-        /// Heads.
+        /// Number of heads.
         pub heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
-        /// Factor of the scores.
+        /// Softmax scale: the factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// 0
         pub reserved: u32,
@@ -158,15 +158,15 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 pub struct ImageBatch {
     /// Tokens of each image.
     pub lengths: Vec<usize>,
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: usize,
     /// Standard deviation of the random queries. Large values give large scores, which saturate the softmax.
     pub spread: f32,
 }
 
-/// Batches that tests and benches share.
+/// Returns batches of images that tests and benches share.
 pub fn test_image_batches() -> Vec<ImageBatch> {
     let case =
         |lengths: &[usize], heads, head_dim, spread| ImageBatch { lengths: lengths.to_vec(), heads, head_dim, spread };

@@ -101,7 +101,7 @@ pub fn clip(params: &ClipParams) -> Launch {
     Launch::kernel(&CLIP, params, Cost { flops: n, bytes: 8.0 * n })
 }
 
-/// Numbers of elements that the checks use.
+/// Returns the array lengths that the checks use.
 pub fn test_element_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, ELEMENTS_PER_CHUNK, ELEMENTS_PER_CHUNK * 2 + 3]
 }

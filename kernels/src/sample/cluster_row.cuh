@@ -45,7 +45,7 @@ struct Shared {
   float top_logit[MAX_TOPS];
   int top_id[MAX_TOPS];
 };
-// The limit is SHARED_OF_CLUSTER_KERNEL in mod.rs.
+// The limit equals SHARED_OF_CLUSTER_KERNEL in mod.rs.
 static_assert(sizeof(Shared) <= 26 * 1024, "static shared memory");
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }

@@ -121,7 +121,7 @@ params! {
         pub top_ids: Addr,
         /// f32 `[rows, tops]`, written.
         pub top_log_probs: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Logits of a row.
         pub vocab: u32,
@@ -129,7 +129,7 @@ params! {
         pub history_cols: u32,
         /// Number of elements of `suppressed`.
         pub suppressed_count: u32,
-        /// Biases of a row.
+        /// Number of biases of a row.
         pub bias_cols: u32,
         /// Number of most likely tokens to return, at most [`MAX_TOP_TOKENS`].
         pub tops: u32,

@@ -13,7 +13,7 @@ pub enum CopyScheme {
     Tiles,
 }
 
-/// The choices of launch plans on an architecture.
+/// The choices of skinny-GEMM launch plans on one GPU architecture.
 pub struct PlanChoices {
     /// How blocks divide a product and copy the weight to shared memory.
     pub(super) scheme: CopyScheme,

@@ -254,7 +254,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
                 let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
-                // The last row of the chunk sees the most keys.
+                // The last query row of the chunk sees the most keys.
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 let factors = match words {

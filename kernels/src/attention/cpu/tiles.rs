@@ -30,7 +30,7 @@ const TILE: usize = LANES * LANES;
 /// Maximum number of steps of 16 words for which rows of `a` are copied at a time: a head of 256 elements.
 const MAX_STEPS: usize = 8;
 
-/// Memory for two tiles of each step.
+/// Memory for two AMX tiles for each step along the inner dimension.
 #[repr(C, align(64))]
 struct PackedRows([[MaybeUninit<[f32; TILE]>; MAX_STEPS]; 2]);
 

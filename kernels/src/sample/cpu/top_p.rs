@@ -82,7 +82,7 @@ simd_fn! {
         order.clear();
         let is_between = |w: f32| w.to_bits().wrapping_sub(low) < high - low;
         for (c, chunk) in weights.chunks(LANES).enumerate() {
-            // Most chunks have no token in the range and are skipped.
+            // Skips chunks without a token in the range; most chunks have none.
             if chunk.iter().map(|w| u32::from(is_between(*w))).sum::<u32>() == 0 {
                 continue;
             }

@@ -220,7 +220,7 @@ fn swiglu_equals_the_formula() {
     });
 }
 
-/// Every row has the same bits in batches of 1 to 70 rows.
+/// The result of a row has the same bits in batches of 1 to 70 rows.
 fn a_row_does_not_know_its_batch() {
     with_one_interleaving(|| {
         // Rows of 2096 elements are whole 16-byte units, but not whole boxes of 128 bytes.
