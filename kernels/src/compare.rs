@@ -73,7 +73,7 @@ pub fn check_close(
 pub fn check_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) -> Result<(), String> {
     check_non_finite(name, got, want)?;
     for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
-        // A number below the smallest normal f32 may become 0.
+        // Arithmetic may flush denormals to zero, so the smallest normal f32 is added to the bound.
         let (off, bound) = ((g as f64 - w).abs(), bound(i) + f64::from(f32::MIN_POSITIVE));
         if !(off <= bound) {
             return Err(format!("{name}[{i}]: {g}, want {w}, off by {off:.3e}, more than {bound:.1e}"));

@@ -24,7 +24,7 @@ const TILE_STEPS: usize = 100_000;
 const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
 /// Number of products of bf16 parts into which one f32 product is split on AMX tiles.
 const TILE_PRODUCTS_OF_F32: usize = 6;
-/// Bytes of the smallest page of memory.
+/// Bytes of a memory page of normal size.
 const PAGE: usize = 4096;
 
 /// Measures the floating-point operations per second of all threads together; a multiply-add counts as two operations.

@@ -83,7 +83,7 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
 }
 
 // Computes 128 columns of dk (without the factor `scale`) and of dv, from `column` on, for the keys 0 .. count (at
-// most 64), over all visits in order. visits.start must have been called.
+// most 64), over all visits (pairs of a query tile and a head) in order. visits.start must have been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits& visits, int column) {

@@ -74,9 +74,10 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
   }
 }
 
-// Computes dk (without the factor `scale`) and dv of up to 64 keys, over all visits in order. visits.start must have
-// been called. `keys.head(r)` is the index of the first element of key r's head. `kv_head` and `visits` are in shared
-// memory. `shared` has the layout KeyTiles; no thread reads it after the call.
+// Computes dk (without the factor `scale`) and dv of up to 64 keys, over all visits (pairs of a query tile and a
+// head) in order. visits.start must have been called. `keys.head(r)` is the index of the first element of key r's
+// head. `kv_head` and `visits` are in shared memory. `shared` has the layout KeyTiles; no thread reads it after the
+// call.
 template <int HEAD_DIM, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, const int& kv_head, Visits& visits) {

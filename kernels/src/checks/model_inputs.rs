@@ -1,5 +1,5 @@
-//! Counts on the simulator what the model of `apps/measure/src/kernel_model` needs to know about a kernel's code: the
-//! warp instructions and the bytes through L2 for each byte and each operation of its cost.
+//! Counts on the simulator the inputs of the performance model in `apps/measure/src/kernel_model`: a kernel's warp
+//! instructions and bytes through L2, for each byte and each operation of its cost.
 //!
 //! ```text
 //! cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol

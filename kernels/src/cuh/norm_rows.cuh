@@ -69,7 +69,7 @@ template <int THREADS>
 __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
   constexpr int GROUPS = BWD_BLOCK / THREADS;
   const u32 group = threadIdx.x / THREADS;
-  // Each thread of the first group adds the columns that the thread with the same place in each other group stored.
+  // Each thread of the first group adds the columns that the threads with the same index in the other groups stored.
   // The words are ordered in shared memory so that accesses have no bank conflicts.
   Words<16>* sums = shared + threadIdx.x % THREADS;
   if (group > 0) {
@@ -133,10 +133,10 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
 #define KERNEL(NAME, PARAMS, ...) \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
 
-// Define the forward and the backward kernels for the element type T: SYMBOL for rows that up to 256 threads hold,
-// WIDE_SYMBOL for longer ones, and DW_SYMBOL, which adds up the blocks' dw. The file that uses the macros defines
-// forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and sum_all_parts. The
-// variadic arguments are the launch bounds of the backward kernels.
+// Macros that define the forward and the backward kernels for the element type T. SYMBOL: for rows that fit into the
+// registers of up to 256 threads. WIDE_SYMBOL: for longer rows. DW_SYMBOL: adds up the blocks' dw. The file that uses
+// the macros defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and
+// sum_all_parts. The variadic arguments are the launch bounds of the backward kernels.
 #define FORWARD(SYMBOL, WIDE_SYMBOL, T, PARAMS) \
   KERNEL(SYMBOL, PARAMS, FWD_BLOCK) {           \
     if (p.cols <= HELD * 32) {                  \

@@ -323,8 +323,8 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   }
 }
 
-// Epilogue HALVES: the upper rows of a tile are stored while the last products of its lower rows run, the lower rows
-// while the first products of the next tile's upper rows run. Needs at least two stages of k.
+// Epilogue HALVES: the upper rows of a tile are stored while the last products of its lower rows run. The lower rows
+// are stored while the first products of the next tile's upper rows run. Needs at least two stages of k.
 template <class T>
 __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   const auto store_half = [&](int i, int row, int column) {

@@ -1,5 +1,5 @@
-// The shared memory of a block of a cluster: the logits, later the weights, of its runs of the row, and the values that
-// the warps of all blocks exchange. The kernel is in cluster.cuh.
+// The shared memory of a block of a cluster: the logits, later the weights, of its runs of the row (ranges of token
+// ids), and the values that the warps of all blocks exchange. The kernel is in cluster.cuh.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900

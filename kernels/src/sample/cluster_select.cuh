@@ -195,7 +195,7 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       if (before < target && before + x >= target) {
         s.digit = digit;
         s.sum_above = before;
-        // The number of keys with this digit is limited by their sum x, as each adds at least the amount of the
+        // x, the sum over the keys with this digit, limits their number: each of them adds at least the amount of the
         // smallest such key.
         s.few = x <= LISTED * Amount::of(least + ((prefix << width | digit) << shift));
       }

@@ -147,8 +147,8 @@ fn draw(weights: &[f32], u: f64, sums: &mut Vec<f32>) -> Option<usize> {
                     }
                 }
             }
-            // Because of rounding, the sum of the block of tokens exceeds the target, but the running sum over its
-            // tokens does not: the block's last token of positive weight is taken then.
+            // Because of rounding, the sum of a block of tokens may exceed the target although the running sum over
+            // its tokens does not. In this case the block's last token of positive weight is taken.
             return last;
         }
         before += here;
