@@ -67,7 +67,8 @@ impl RunTimes {
 const FLUSH: usize = 256 << 20;
 
 /// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after
-/// two warm-up runs. The kernels run in turns (A B C A B C), because a GPU lowers its clock while it works.
+/// two warm-up runs. The runs of the kernels are interleaved (A B C A B C), because a GPU lowers its clock while it
+/// works.
 pub fn time_call_on_gpu(
     gpu: &Gpu,
     example: &ExampleCall,
@@ -85,7 +86,7 @@ pub fn time_call_on_gpu(
     in_turns(gpu, kernels.len(), runs, |i| unsafe { gpu.launch(kernels[i], &params) })
 }
 
-/// Times calls of `enqueue(i)` for each `i` below `count`, in turns: `runs` calls of each after two warm-up calls.
+/// Times calls of `enqueue(i)` for each `i` below `count`, interleaved: `runs` calls of each after two warm-up calls.
 /// Caches are overwritten before each call.
 fn in_turns(
     gpu: &Gpu,

@@ -17,8 +17,9 @@ pub struct Variant {
     pub kernel: &'static Kernel,
 }
 
-/// The choices for a GPU of compute capability `sm`, times ten. An entry of `table` holds from its compute capability
-/// on, up to the next entry; entries are in ascending order. A GPU older than the first entry gets its choices, too.
+/// Returns the choices for a GPU; `sm` is its compute capability times ten. An entry of `table` holds from its
+/// compute capability up to that of the next entry; entries are in ascending order. A GPU older than the first entry
+/// gets the choices of the first entry.
 pub(crate) fn choices_of<T>(table: &'static [(u32, T)], sm: u32) -> &'static T {
     let entry = table.iter().rev().find(|(from, _)| *from <= sm);
     &entry.unwrap_or(&table[0]).1

@@ -91,8 +91,8 @@ params! {
         /// Number of weights.
         pub n: u64,
         /// Number of the parameter's weights before the part, a multiple of [`WEIGHTS_PER_SCALE`]; 0 for a whole
-        /// parameter. The random bits of a weight depend on its index in the parameter, so a parameter that is updated
-        /// in parts gets the bits of one that is updated whole.
+        /// parameter. The random bits of a weight depend on its index in the parameter, so updating a parameter in
+        /// parts gives the same bits as updating it whole.
         pub first: u64,
     }
 }

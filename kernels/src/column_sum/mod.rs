@@ -1,11 +1,11 @@
 //! Column sums of up to four matrices, written or added to an accumulator: `sum[c] (+)= Σ over r of x[r, c]` (the
 //! gradients of biases).
 //!
-//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32; all matrices of a launch have one dtype and as many rows.
-//! Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In
-//! CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …;
-//! then the partial sums are added. A sum that accumulates adds the old value last, so it equals `old + new` bit for
-//! bit. The result of a column depends only on that column.
+//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32; all matrices of a launch have the same dtype and number of
+//! rows. Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in
+//! order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i +
+//! [`ROWS_PER_PARTIAL_SUM`], …; then the partial sums are added. A sum that accumulates adds the old value last, so
+//! it equals `old + new` bit for bit. The result of a column depends only on that column.
 //!
 //! Numerics: f32 sums, one rounding for each row and each partial sum. Memory-bound: each matrix is read once, one
 //! operation per element; a sum is written, and read before if it accumulates.

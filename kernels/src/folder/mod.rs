@@ -62,7 +62,7 @@ impl KernelFolder {
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
     pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
-        // The first calls use only defaults: `defaults` then knows the names of all sizes that the calls ask for.
+        // The first calls use only defaults. `defaults` then knows the names of all sizes that the calls use.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
         sizes.check_given_sizes(self.name, &defaults)?;

@@ -213,8 +213,8 @@ struct DecodeProducer {
     if (!leads()) return;
     DecodeBlock{0, 0, DecodeBlock::NO_MORE, 0}.store(shared + S::BLOCKS + 16 * ring.slot);
     mbarrier_arrive(shared + S::FULL + 8 * ring.slot);
-    // Every block stops at its first number beyond the items, so gridDim.x such numbers are drawn. The block that draws
-    // the largest one is the last to draw, and resets the counter.
+    // Every block stops at the first number that it draws beyond the last item of work, so gridDim.x such numbers are
+    // drawn. The block that draws the largest number is the last to draw, and resets the counter.
     if (found.beyond == gridDim.x - 1) atomicExch(counter, 0u);
   }
 };

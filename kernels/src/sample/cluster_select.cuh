@@ -2,14 +2,14 @@
 // order of their keys, reaches a target. Top-k counts tokens by score, top-p sums weights, the most likely tokens are
 // counted by logit.
 //
-// Rounds of a selection. A key is the distance of a score's or a weight's bits from the lower bound, cut into digits of
-// 8 bits from the highest bit that the largest key has. In a round each block adds up the histogram of a digit over its
-// ids in shared memory; after a cluster barrier each block reads the histograms of all blocks and finds the digit
-// itself. Where at most 128 candidates may be left, they are listed as well; if the lists of all blocks have at most
-// 128 keys together, each block reads them and finds the key at once. So top-k takes 1 round if few tokens exceed its
-// bound. Top-p takes 1 round after top-k; without top-k, 2 rounds if few weights share the first digit. Each takes at
-// most 4 rounds. There are three histograms and lists: one in use, one that other blocks may still read, and one that
-// is emptied for the next round.
+// Rounds of a selection (a radix select). A key is the distance of a score's or a weight's bits from the lower bound,
+// cut into digits of 8 bits from the highest bit that the largest key has. In a round each block adds up the
+// histogram of a digit over its ids in shared memory; after a cluster barrier each block reads the histograms of all
+// blocks and finds the digit itself. Where at most 128 candidates may be left, they are listed as well; if the lists
+// of all blocks have at most 128 keys together, each block reads them and finds the key at once. So top-k takes 1
+// round if few tokens exceed its bound. Top-p takes 1 round after top-k; without top-k, 2 rounds if few weights share
+// the first digit. Each takes at most 4 rounds. There are three histograms and lists: one in use, one that other
+// blocks may still read, and one that is emptied for the next round.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900

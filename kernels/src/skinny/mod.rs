@@ -243,8 +243,8 @@ struct Operands {
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
-    /// Selects the numbers of [`MinWideBlocks`] for these operands. They decide when blocks have twice as many
-    /// columns.
+    /// Selects the numbers of [`MinWideBlocks`] for these operands. They decide when blocks have 32 columns instead
+    /// of 16.
     wide_blocks: fn(&MinWideBlocks) -> [u64; 2],
 }
 

@@ -61,7 +61,7 @@ struct Single {
     return second ? &p.w2_map : &p.w_map;
   }
   // Writes columns c and c + 1 of a group, from the sums of each weight. A product is rounded to T before the next
-  // operation, as if the operation were a launch of its own.
+  // operation, as if that operation were a separate launch.
   __device__ __forceinline__ void write(Place first, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
     const u32 column = first + c;
     if (column >= p.n) return;

@@ -36,8 +36,8 @@ use super::vector::{LANES, Vector, VectorCode};
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
-/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. If a sequence
-/// has more, query tasks compute the gradients again.
+/// Maximum number of elements of [`StoredGradients`] (16 MiB), which fit into a third-level cache. If a sequence has
+/// more, query tasks recompute the gradients.
 pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;

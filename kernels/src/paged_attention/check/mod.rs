@@ -189,8 +189,8 @@ fn paged_by(
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // Shuffles the pages: twice the index, modulo the number of blocks. This number is odd, so every index gets
-            // a block of its own.
+            // Shuffles the pages: twice the index (plus the seed), modulo the number of blocks. The number of blocks
+            // is odd, so every index gets a different block.
             let block = (2 * (owner(n, j / page) * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
@@ -338,7 +338,7 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
                 let want = packed(&model, &[&me], 1);
                 let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
                 assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
-                // Computes the second part of the prompt as a chunk of its own, with and without a workspace, in other
+                // Computes the second part of the prompt as a separate chunk, with and without a workspace, in other
                 // pages of the cache.
                 let cut = len / 2 + 3;
                 for seed in [4, 6] {
@@ -410,8 +410,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         let row = model.row();
         let start = Tokens::new(&model, prompt, 40 + i as u64);
         let other = Tokens::new(&model, 600, 3);
-        // Completion n has n + 1 generated tokens. The second segment of completion 2 differs from that of the others
-        // and has pages of its own.
+        // Completion n has n + 1 generated tokens. The second segment of completion 2 differs from the other
+        // completions and has separate pages.
         let all: Vec<Tokens> = (0..completions)
             .map(|n| {
                 let mut tokens = Tokens::new(&model, prompt + n + 1, 50 + n as u64);

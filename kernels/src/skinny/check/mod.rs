@@ -314,8 +314,8 @@ const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 827
 /// Maximum head_dim of the `qkv` launches of [`for_each_kind`].
 const MAX_HEAD_DIM: usize = 144;
 
-/// Calls `f` for each kind of launch of these operands, with a function that returns the launch for a given output
-/// address, and the output's type and number of elements.
+/// Calls `f` for each kind of launch of these operands. The arguments of `f` are a function that returns the launch
+/// for a given output address, the output's type, and its number of elements.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
     let (kind, count) = (given.weights[0].kind, m * given.n);
     let y = TestArray::output(BF16, 1);

@@ -261,10 +261,10 @@ const fn pair_indexes(first: u16) -> [u16; 32] {
     indexes
 }
 
-/// Splits 16 f32 into bf16 parts, each in the upper half of its lane: `x` rounded to bf16, the rest rounded to bf16,
-/// and what then remains, which is a bf16. Each part has 8 bits of significand, so their sum is exactly `x`. A part
-/// rounds half away from zero; an `x` that rounds to infinity has parts that are not finite, and a NaN has a part that
-/// is NaN.
+/// Splits 16 f32 into three bf16 parts, each in the upper half of its lane: `x` rounded to bf16, the remainder
+/// rounded to bf16, and the last remainder, which is exact in bf16. Each part has 8 bits of significand, so their sum
+/// is exactly `x`. A part rounds half away from zero. An `x` that rounds to infinity has parts that are not finite,
+/// and a NaN has a part that is NaN.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn split(x: __m512) -> [__m512i; PARTS] {
