@@ -102,11 +102,11 @@ fn summary(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// An array on large pages, if the system has them, filled with a bit pattern that is a small finite number both as f32
-/// and as two bf16.
+/// Allocates an array on huge pages, if the system has them. The array is filled with a bit pattern that is a small
+/// finite number both as one f32 and as two bf16.
 fn array(bytes: usize) -> Result<MmapMut, String> {
     let mut map = MmapMut::map_anon(bytes.next_multiple_of(4).max(4)).map_err(|e| format!("{bytes} bytes: {e}"))?;
-    // Systems without large pages refuse the advice.
+    // `advise` fails on systems without huge pages. The array then has pages of normal size.
     let _ = map.advise(Advice::HugePage);
     for (i, word) in map.chunks_exact_mut(4).enumerate() {
         let bits = 0x3f80_3f80 ^ ((i as u32).wrapping_mul(0x9e37_79b9) & 0x8070_8070);

@@ -67,7 +67,8 @@ impl RunTimes {
 const FLUSH: usize = 256 << 20;
 
 /// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after
-/// two warm-up runs. The kernels run in turns (A B C A B C), because a GPU lowers its clock while it works.
+/// two warm-up runs. The runs of the kernels are interleaved (A B C A B C), because a GPU lowers its clock while it
+/// works.
 pub fn time_call_on_gpu(
     gpu: &Gpu,
     example: &ExampleCall,
@@ -85,7 +86,7 @@ pub fn time_call_on_gpu(
     in_turns(gpu, kernels.len(), runs, |i| unsafe { gpu.launch(kernels[i], &params) })
 }
 
-/// Times calls of `enqueue(i)` for each `i` below `count`, in turns: `runs` calls of each after two warm-up calls.
+/// Times calls of `enqueue(i)` for each `i` below `count`, interleaved: `runs` calls of each after two warm-up calls.
 /// Caches are overwritten before each call.
 fn in_turns(
     gpu: &Gpu,
@@ -133,7 +134,7 @@ pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: u
     in_turns(gpu, 1, runs, |_| run()).map(|mut of_one| of_one.remove(0))
 }
 
-/// An upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
+/// Returns an upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
 pub fn max_allocated_bytes_of_product(product: &Matmul) -> f64 {
     product.cost().bytes + (FLUSH + WORKSPACE_BYTES + 3 * TILE) as f64
 }
@@ -147,7 +148,7 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
     each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) })
 }
 
-/// An upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
+/// Returns an upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
 pub fn max_allocated_bytes(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
     example.launch.operands().count() as f64 * each + FLUSH as f64
@@ -194,7 +195,7 @@ fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> RunTimes {
     RunTimes::new(timed)
 }
 
-/// Host memory of `bytes` bytes, filled with normally distributed numbers.
+/// Returns `bytes` bytes of host memory, filled with normally distributed numbers.
 fn numbers_on_cpu(tile: &[u8], bytes: usize) -> Vec<Line> {
     let mut buffer = vec![Line([0; 64]); bytes.div_ceil(64)];
     let all: &mut [u8] = bytemuck::cast_slice_mut(&mut buffer);
@@ -284,7 +285,7 @@ fn workspace(launch: &KernelLaunch) -> usize {
     }
 }
 
-/// A GPU buffer for an operand, with suitable contents.
+/// Allocates a GPU buffer for an operand and fills it with suitable contents.
 fn buffer_of(gpu: &Gpu, launch: &KernelLaunch, operand: Operand) -> Result<Buffer, CudaError> {
     match sized(launch, operand) {
         (bytes, Contents::Words(words)) => {
@@ -297,7 +298,7 @@ fn buffer_of(gpu: &Gpu, launch: &KernelLaunch, operand: Operand) -> Result<Buffe
     }
 }
 
-/// A GPU buffer of normally distributed numbers; `bytes` is a multiple of [`TILE`].
+/// Allocates a GPU buffer of normally distributed numbers. `bytes` is a multiple of [`TILE`].
 fn normal_buffer(gpu: &Gpu, bytes: usize) -> Result<Buffer, CudaError> {
     let buffer = gpu.alloc(bytes.max(TILE))?;
     gpu.upload(&buffer, 0, &normal_tile())?;
@@ -327,7 +328,7 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
             };
             list(seqs + 1, &|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs.max(1))) as u32)
         }
-        // Each sequence but the first sees the first one as its prefix: pairs of first token and length.
+        // The first sequence is the prefix of every other sequence. An entry is a pair of first token and length.
         "prefix" => {
             let (seqs, tokens) = (field("seqs"), field("tokens"));
             list(2 * seqs, &|i| if i >= 2 && i % 2 == 1 { tokens / seqs.max(1) } else { 0 })
@@ -370,7 +371,7 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
     }
 }
 
-/// The value of a numeric field of a call.
+/// Returns the value of a numeric field of a call's parameters.
 fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
     let field = launch.kernel.fields.iter().find(|f| f.name == name && !f.address)?;
     let at = &launch.params[field.offset..];
@@ -383,8 +384,8 @@ fn scalar(launch: &KernelLaunch, name: &str) -> Option<u64> {
 /// Bytes of the block of normally distributed numbers that is repeated throughout an operand.
 const TILE: usize = 8 << 20;
 
-/// bf16 numbers with about a standard normal distribution. Two neighbours read as one f32 have the sign and exponent
-/// of the second, so the f32 numbers have that distribution too.
+/// Returns bf16 numbers with about a standard normal distribution. Two neighbours, read as one f32, have the sign and
+/// exponent of the second number, so the f32 numbers have about the same distribution.
 fn normal_tile() -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -433,7 +434,7 @@ mod tests {
         }
     }
 
-    /// Indices select addresses, so generated ones must be in range.
+    /// Indices select addresses, so generated indices must be in range.
     #[test]
     fn indices_stay_in_their_range() {
         for example in FOLDERS.iter().flat_map(|f| f.examples()) {

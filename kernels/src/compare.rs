@@ -73,7 +73,7 @@ pub fn check_close(
 pub fn check_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) -> Result<(), String> {
     check_non_finite(name, got, want)?;
     for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
-        // A number below the smallest normal f32 may become 0.
+        // Arithmetic may flush denormals to zero, so the smallest normal f32 is added to the bound.
         let (off, bound) = ((g as f64 - w).abs(), bound(i) + f64::from(f32::MIN_POSITIVE));
         if !(off <= bound) {
             return Err(format!("{name}[{i}]: {g}, want {w}, off by {off:.3e}, more than {bound:.1e}"));
@@ -82,7 +82,7 @@ pub fn check_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize)
     Ok(())
 }
 
-/// Checks that `got` has as many elements as `want`, and that elements that are not finite are equal.
+/// Checks that `got` has as many elements as `want`, and that NaN and infinite elements are equal.
 fn check_non_finite(name: &str, got: &[f32], want: &[f64]) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{name}: {} elements, want {}", got.len(), want.len()));
@@ -158,7 +158,7 @@ pub fn check_rounded(
     Ok(())
 }
 
-/// Asserts [`check_rounded`].
+/// Asserts that [`check_rounded`] finds no error.
 ///
 /// # Panics
 /// If the error is larger than allowed.
@@ -176,7 +176,7 @@ pub fn assert_rounded(
     }
 }
 
-/// Asserts [`check_close`].
+/// Asserts that [`check_close`] finds no error.
 ///
 /// # Panics
 /// If `got` and `want` differ by more than allowed.
@@ -187,7 +187,7 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, bound: i
     }
 }
 
-/// Asserts [`check_within`].
+/// Asserts that [`check_within`] finds no error.
 ///
 /// # Panics
 /// If an element differs by more than its bound.

@@ -13,7 +13,7 @@ pub fn quantize_row(x: &[f32], q: &mut [i8]) -> Option<f32> {
     quantize(x, q)
 }
 
-/// Quantises a bf16 row as [`quantize_row`] does; bf16 is widened to f32 exactly.
+/// Quantises a bf16 row as [`quantize_row`] does. Widening bf16 to f32 is exact.
 pub fn quantize_bf16_row(x: &[bf16], q: &mut [i8]) -> Option<f32> {
     quantize(x, q)
 }
@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// A row of finite numbers whose exponents differ by up to 2^40.
+    /// Generates rows of finite numbers whose magnitudes differ by up to 2^40.
     fn any_row() -> impl Strategy<Value = Vec<f32>> {
         let element = prop_oneof![8 => -1.0..1.0f32, 1 => Just(0.0), 1 => -1e-12..1e-12f32];
         (prop::collection::vec(element, 0..200), -100..100i32)
@@ -76,7 +76,7 @@ mod tests {
                 prop_assert!(error <= half * (1.0 + 1e-4), "{x} {q} {scale}");
                 prop_assert!((-127..=127).contains(q) && (*x != 0.0 || *q == 0));
             }
-            // The largest element has the largest magnitude of int8.
+            // The element with the largest magnitude is quantised to 127 or -127.
             prop_assert!(scale == 0.0 || q.iter().any(|q| q.unsigned_abs() == 127));
         }
 

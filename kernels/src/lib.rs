@@ -1,7 +1,8 @@
 //! The kernels of `reel`: hand-written CUDA, the same computation for the CPU, and the checks that compare the two.
 //!
-//! Each kernel has a folder, and `kernel_folder!` in its `mod.rs` registers all of it ([`folder`]); only the list below
-//! names the folder once more. A subject of several files is a folder (`cpu/`, `check/`).
+//! Each kernel has a folder. `kernel_folder!` in the folder's `mod.rs` registers source, checks and examples
+//! ([`folder`]); only the list below names the folder once more. A part that needs several files is a subfolder
+//! (`cpu/`, `check/`).
 //!
 //! - What does it compute, on which shapes, how exactly, and what bounds its speed? The head of `mod.rs`; `reel kernels
 //!   show SYMBOL` prints it.

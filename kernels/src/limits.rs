@@ -1,5 +1,6 @@
-//! Measured limits of this processor: multiply-adds from registers, bytes from memory, and the time from one thread to
-//! another. Benchmarks compare times with the least time that these limits allow.
+//! Measures limits of this processor: multiply-adds per second from registers, bytes per second from memory, and the
+//! time until a thread sees what another thread has written. Benchmarks compare measured times with the least time
+//! that these limits allow.
 #![allow(unsafe_code)]
 
 use std::hint::black_box;
@@ -23,7 +24,7 @@ const TILE_STEPS: usize = 100_000;
 const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
 /// Number of products of bf16 parts into which one f32 product is split on AMX tiles.
 const TILE_PRODUCTS_OF_F32: usize = 6;
-/// Bytes of the smallest page of memory.
+/// Bytes of a memory page of normal size.
 const PAGE: usize = 4096;
 
 /// Measures the floating-point operations per second of all threads together; a multiply-add counts as two operations.
@@ -43,14 +44,15 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     best(8, || at_once(team, |_| multiply_add(bf16)), (operations * team.threads()) as f64)
 }
 
-/// Measures the bytes per second that all threads together read of an array of `bytes` bytes. That is the rate of
-/// memory if the array is several times as large as all caches.
+/// Measures how many bytes of an array of `bytes` bytes all threads together read per second. This is the bandwidth
+/// of memory if the array is several times as large as all caches.
 ///
 /// # Panics
 /// If the system has less memory.
 pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
     let mut array = LargeArray::zeroed(bytes).expect("the system has memory for the array");
-    // Writes to each page: pages without a write all share one page of zeros, which would be read from a cache.
+    // Writes to each page. Pages that were never written all map to one page of zeros, which would be read from a
+    // cache.
     array.chunks_mut(PAGE).for_each(|page| page[0] = 1);
     let data: &[u32] = bytemuck::cast_slice(&array[..bytes / 1024 * 1024]);
     let part = data.len() / 256;
@@ -62,9 +64,9 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
     best(5, read, (256 * part * size_of::<u32>()) as f64)
 }
 
-/// Measures the seconds after which one thread reads what another one has written, for a single cache line: the best of
-/// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several
-/// times as long. `None` for a team of one thread.
+/// Measures the seconds from one thread's write of a cache line until another thread has read the new value: the best
+/// of several series of exchanges, a few milliseconds in all. It takes some 30 ns between cores that share a cache,
+/// and several times as long between others. Returns `None` for a team of one thread.
 pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
     const EXCHANGES: usize = 2_000;
     if team.threads() < 2 {
@@ -75,13 +77,13 @@ pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
         let mut looks = 0u32;
         while turn.load(Ordering::Acquire) != value {
             looks += 1;
-            // With fewer cores than threads, the other thread may need this core, so this thread yields it.
+            // If there are fewer cores than threads, the other thread may need this core, so this thread yields.
             if looks.is_multiple_of(1 << 12) {
                 std::thread::yield_now();
             }
         }
     };
-    // Threads 0 and 1 write in turn: one the odd numbers, the other the even ones.
+    // Threads 0 and 1 take turns: each waits for the number that the other has stored, and stores the next number.
     let exchange = || {
         turn.store(0, Ordering::Release);
         at_once(team, |thread| {
@@ -94,10 +96,10 @@ pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
     Some(1.0 / best(8, exchange, (2 * EXCHANGES) as f64))
 }
 
-/// Measures the seconds in which each of two threads writes a cache line that it has written before, in an array in its
-/// second-level cache: the best of several tries. With `read_between` the other thread reads the line in between.
-/// Writing it again then takes several times as long, because the other core must first give up its copy. `None` for a
-/// team of one thread.
+/// Measures the seconds that each of two threads needs to write a cache line that it has written before, in an array
+/// in its second-level cache: the best of several tries. With `read_between` the other thread reads the line between
+/// the two writes. The second write then takes several times as long, because the other core must first give up its
+/// copy. Returns `None` for a team of one thread.
 pub fn cache_line_rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
     #[repr(align(64))]
     struct Line(AtomicUsize);

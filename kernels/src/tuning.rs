@@ -9,7 +9,7 @@ use reel_device::launch::Kernel;
 
 /// A kernel with a fixed choice.
 pub struct Variant {
-    /// The kernel whose plan chooses by its folder's table.
+    /// The kernel whose plan chooses among its variants, by the table of its folder.
     pub of: &'static Kernel,
     /// What is fixed, as text.
     pub name: &'static str,
@@ -17,8 +17,9 @@ pub struct Variant {
     pub kernel: &'static Kernel,
 }
 
-/// The choices for a GPU of compute capability `sm`, times ten. An entry of `table` holds from its compute capability
-/// on, up to the next entry; entries are in ascending order. A GPU older than the first entry gets its choices, too.
+/// Returns the choices for a GPU; `sm` is its compute capability times ten. An entry of `table` holds from its
+/// compute capability up to that of the next entry; entries are in ascending order. A GPU older than the first entry
+/// gets the choices of the first entry.
 pub(crate) fn choices_of<T>(table: &'static [(u32, T)], sm: u32) -> &'static T {
     let entry = table.iter().rev().find(|(from, _)| *from <= sm);
     &entry.unwrap_or(&table[0]).1

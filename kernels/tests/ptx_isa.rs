@@ -1,6 +1,6 @@
-//! The PTX of every kernel is valid in an ISA that the driver of CUDA 12.0 knows, so drivers of CUDA 12 can run it, and
-//! ptxas 12 makes machine code of it that is as good as that of ptxas 13. `ptx_isa.txt` lists folder, target and ISA
-//! version.
+//! Tests that the PTX of every kernel is valid in an ISA version that the driver of CUDA 12.0 knows. So drivers of
+//! CUDA 12 can run it, and ptxas 12 compiles it to machine code as good as that of ptxas 13. `ptx_isa.txt` lists
+//! folder, target and ISA version.
 
 use std::fmt::Write;
 

@@ -50,7 +50,7 @@ simd_fn! {
 
 simd_fn! {
     fn step_block(p: &StepNumbers, factor: f32, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
-        // As in torch, scalars are computed in f64 and rounded to f32 once.
+        // Scalars are computed in f64 and rounded to f32 once, as in torch.
         let decay = (1.0 - p.lr as f64 * p.weight_decay as f64) as f32;
         let step_size = (p.lr as f64 / p.bias1 as f64) as f32;
         let root_bias2 = (p.bias2 as f64).sqrt() as f32;
@@ -79,8 +79,8 @@ pub(super) struct Task {
     pub len: usize,
 }
 
-/// Calls `update` for each chunk of each parameter that has a gradient and whose weights are split, if `split` is true,
-/// or not split, if it is false.
+/// Calls `update` for each chunk of each parameter that has a gradient. `split` selects the parameters with split
+/// weights (true) or with f32 weights (false).
 ///
 /// # Safety
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
@@ -88,7 +88,7 @@ pub(super) struct Task {
 pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&Task) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
-    // The tables may have more entries than these `count`: those of empty parameters, which have no chunk.
+    // The tables may have more than `count` entries: an empty parameter has an entry but no chunk.
     let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
     // SAFETY: the tables have an entry for each parameter in a chunk.
     let (parameters, gradients) =
@@ -110,7 +110,7 @@ pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update
     });
 }
 
-/// The representation of the weights of a step.
+/// How the weights of a step are stored: as f32, or split into two halves.
 pub(super) trait Weights {
     /// Whether the weights are split into halves.
     const SPLIT: bool;

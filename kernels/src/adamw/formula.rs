@@ -4,7 +4,7 @@ use crate::checks::rounding::f32;
 
 use super::StepHyperparameters;
 
-/// One step on the state `[w, m, v]` with gradient `g`, already clipped.
+/// Returns the state after one AdamW step from the state `[w, m, v]`. `g` is the gradient, already clipped.
 pub fn step(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let w = w * (1.0 - s.lr * s.weight_decay);
     let m = s.beta1 * m + (1.0 - s.beta1) * g;

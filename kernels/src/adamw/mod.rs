@@ -44,7 +44,7 @@ use crate::cuh;
 use crate::folder::kernel_folder;
 
 params! {
-    /// The scalars of an AdamW step, which [`StepHyperparameters::numbers`] computes.
+    /// The scalars of an AdamW step. [`StepHyperparameters::numbers`] computes them.
     pub struct StepNumbers {
         /// Learning rate.
         pub lr: f32,
@@ -60,8 +60,8 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded to f32. Computed from an f32 β₁, the difference would have a relative
-        /// error of 1e-7 (for β₂: 5e-5).
+        /// 1 − β₁, computed in f64 and rounded to f32. If it were computed from β₁ in f32, its relative error would
+        /// be 1e-7 (for β₂: 5e-5).
         pub rest1: f32,
         /// 1 − β₂, computed in f64 and rounded to f32.
         pub rest2: f32,
@@ -91,8 +91,8 @@ params! {
         /// Number of weights.
         pub n: u64,
         /// Number of the parameter's weights before the part, a multiple of [`WEIGHTS_PER_SCALE`]; 0 for a whole
-        /// parameter. The random bits of a weight depend on its index in the parameter, so a parameter that is updated
-        /// in parts gets the bits of one that is updated whole.
+        /// parameter. The random bits of a weight depend on its index in the parameter, so updating a parameter in
+        /// parts gives the same bits as updating it whole.
         pub first: u64,
     }
 }
@@ -111,9 +111,9 @@ params! {
 params! {
     /// Arguments of the kernel that does one AdamW step of all model parameters.
     pub struct Params {
-        /// [`ParameterEntry`] `[parameters]`, a table.
+        /// Table of [`ParameterEntry`], `[parameters]`.
         pub parameters: Addr,
-        /// [`ArrayEntry`] `[parameters]`, a table: the gradients, f32 `[n]` each. A parameter whose gradient is null
+        /// Table of [`ArrayEntry`], `[parameters]`: the gradients, f32 `[n]` each. A parameter whose gradient is null
         /// does not change.
         pub gradients: Addr,
         /// [`StepEntry`] `[parameters]`
@@ -180,7 +180,7 @@ params! {
         pub w: Addr,
         /// i16 `[n]`, written.
         pub low: Addr,
-        /// Weights.
+        /// Number of weights.
         pub n: u64,
     }
 }
@@ -194,7 +194,7 @@ params! {
         pub low: Addr,
         /// f32 `[n]`, written.
         pub dst: Addr,
-        /// Weights.
+        /// Number of weights.
         pub n: u64,
     }
 }
@@ -268,10 +268,10 @@ pub(crate) fn example_step_words() -> Vec<u32> {
     bytemuck::cast_slice(&[StepEntry { stream: 0, numbers: scalars.numbers() }]).to_vec()
 }
 
-/// Numbers of weights that the checks use.
+/// Returns the numbers of weights that the checks use.
 pub fn test_weight_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, 3 * 8192 + 5]
 }
 
-/// The high half of a split weight, which the model reads.
+/// Type of the high half of a split weight. The model reads this half.
 pub(crate) type SplitWeightHighHalf = bf16;

@@ -128,8 +128,8 @@ struct Task {
   Rule rule;
 };
 
-// Reads the task of this block. The task is empty if the parameter has no gradient, or if its weights are f32 and the
-// kernel is for SPLIT weights, or the reverse.
+// Reads the task of this block. The task is empty if the parameter has no gradient, or if its weights are stored in
+// another way (f32 or split) than SPLIT says.
 template <bool SPLIT>
 __device__ __forceinline__ void begin(const Params& p, Task& task) {
   if (threadIdx.x == 0) {
@@ -188,7 +188,8 @@ struct Draws {
       : words(philox(task.seed, task.stream, task.parameter.first / 8 + group)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
-    // Selects the word with conditions. An index that is not a constant would put the words into local memory.
+    // Selects the word with conditional expressions. An index that is not a compile-time constant would put the array
+    // into local memory.
     const u32 even = j & 2 ? words.word[2] : words.word[0], odd = j & 2 ? words.word[3] : words.word[1];
     const u32 word = j & 1 ? odd : even;
     u32 z = (word ^ word >> 16) * 0x7feb352du;
@@ -249,8 +250,8 @@ struct StepBf16 {
   }
 };
 
-// x / d, correctly rounded, from the correctly rounded inverse of d (Markstein 1990). Not valid near the ends of
-// f32's range.
+// Returns x / d, correctly rounded. `inverse` is the correctly rounded 1 / d (Markstein 1990). Not valid near the
+// ends of f32's range.
 __device__ __forceinline__ float quotient(float x, float d, float inverse) {
   const float q = mul(x, inverse);
   return fmaf(fmaf(-q, d, x), inverse, q);
@@ -283,13 +284,14 @@ struct Scale {
 
   __device__ __forceinline__ explicit Scale(float x) : largest(x), inverse(__frcp_rn(x)), ordinary(x > 1e-25f && x < 1e25f) {}
 
-  // x divided by the scale; NaN if the scale is 0 or NaN.
+  // Returns x divided by the scale, or NaN if the scale is 0 or NaN.
   __device__ __forceinline__ float share(float x) const {
     return ordinary ? quotient(x, largest, inverse) : __fdiv_rn(x, largest);
   }
 };
 
-// Rounds a magnitude to one of its two neighbouring codes, chosen by the random bits; 0 if the scale is 0 or NaN.
+// Rounds a magnitude to one of its two neighbouring codes; the random bits choose which. Returns 0 if the scale is 0
+// or NaN.
 template <class Book>
 __device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 draw) {
   const float x = scale.share(magnitude);
@@ -298,7 +300,7 @@ __device__ __forceinline__ int code(float magnitude, const Scale& scale, u32 dra
   return below + (mul(static_cast<float>(draw), add(high, -low)) < mul(65536.0f, add(x, -low)));
 }
 
-// The larger of two numbers, or NaN if one of them is NaN.
+// Returns the larger of two numbers, or NaN if one of them is NaN.
 __device__ __forceinline__ float max_nan(float a, float b) {
   float most;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
@@ -439,7 +441,7 @@ struct Convert {
   }
 };
 
-// Splits bf16 weights: the high half keeps its bits, the low half is 0.
+// Splits bf16 weights: the high half is the weight itself, the low half is 0.
 struct SplitBf16 {
   static constexpr int V = 8;
   const u16* src;
@@ -489,7 +491,7 @@ __device__ __forceinline__ void step_8bit(const Task& task, const Weights& weigh
   step_8bit_blocks(task, weights, aligned16(p.w, p.low, p.m, p.v, task.gradient));
 }
 
-// A step of the parameters with f32 weights (`plain`) or with split weights (`halves`).
+// Defines the kernel of a step for the parameters with f32 weights (`plain`) or with split weights (`halves`).
 #define STEP(NAME, STEP_OF, WEIGHTS, SPLIT) \
   KERNEL(NAME, Params) {                    \
     __shared__ Task task;                   \

@@ -97,7 +97,7 @@ pub(super) fn encode_second_moment(v: f32, scale: f32, random_bits: u16) -> u8 {
     stochastic_code(x, 255.0 * x.sqrt().sqrt(), 255, random_bits, |c| decode_second_moment(c as u8)) as u8
 }
 
-/// Returns the largest magnitude, or NaN if one element is NaN.
+/// Returns the largest magnitude in `x`, or NaN if an element is NaN.
 fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |most: f32, x| if x.abs() > most || x.is_nan() { x.abs() } else { most })
 }

@@ -16,8 +16,8 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
         let before: Vec<RowState> = (0..rows)
             .map(|_| {
                 let kv_limit = picks.integer_between(1, most + 1);
-                // Covers rows that are not in use, rows with one key, rows with the maximum number of keys or one
-                // fewer, and any number between.
+                // Covers rows that are not in use, and rows with one key, with the maximum number of keys, with one
+                // key fewer, and with a random number of keys.
                 let kv_len = [0, 1, kv_limit, kv_limit.saturating_sub(1), picks.integer_between(0, kv_limit + 1)]
                     [picks.integer_between(0, 5)];
                 RowState {

@@ -48,7 +48,7 @@ params! {
         pub history: Addr,
         /// i32 `[rows]`, updated: length of each row's history; may be null if `history_cols` is 0.
         pub history_lens: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Elements of a row of `block_tables`.
         pub max_blocks: u32,
@@ -77,8 +77,8 @@ fn geometry(p: &Params, arch: &Arch) -> Vec<Stage> {
 
 /// Launches the kernel.
 pub fn advance(params: &Params) -> Launch {
-    // Read and written: kv_lens, positions, draws; read: chosen, kv_limits, a block table's element; written: ids,
-    // slots.
+    // 32-bit words of memory traffic per row. kv_lens, positions and draws are read and written; chosen, kv_limits
+    // and an element of the block table are read; ids and slots are written.
     let words = if params.history_cols == 0 { 11.0 } else { 14.0 };
     Launch::kernel(&ADVANCE, params, Cost { flops: 0.0, bytes: 4.0 * words * params.rows as f64 })
 }

@@ -44,8 +44,8 @@ __device__ __forceinline__ void multiply_heads(float (&c)[4][4], float* tiles, c
 }
 
 // Computes 128 columns of dq, from `column` on, for the queries 0 .. count, without the factor `scale`. `lse` (times
-// log2 e) and `delta` are those of the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has
-// BACKWARD_FMA_BYTES. The other arguments are those of `attend` in forward_mma.cuh.
+// log2 e) and `delta` belong to the thread's four rows 4y + i (y = threadIdx.x / 16). `shared` has
+// BACKWARD_FMA_BYTES. forward_mma.cuh documents the other arguments (function `attend`).
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared, const T* q, const T* d_o,
                                                     const Queries& queries, int count, const T* k, const T* v,
@@ -83,7 +83,7 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
 }
 
 // Computes 128 columns of dk (without the factor `scale`) and of dv, from `column` on, for the keys 0 .. count (at
-// most 64), over all visits in order. visits.start must have been called.
+// most 64), over all visits (pairs of a query tile and a head) in order. visits.start must have been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
                                                   int count, int kv_head, Visits& visits, int column) {

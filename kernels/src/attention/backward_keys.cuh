@@ -21,8 +21,8 @@ struct KeyTiles {
 };
 
 // Processes a tile of 64 queries for a warp's 16 keys: adds p d_o to dv, and stores ds in rows `key` .. `key` + 16 of
-// the tile at `slopes`. With MASK, only queries from index from[0] on see the thread's key g = lane / 4, and only
-// those from from[1] on see its key g + 8. Queries before 16 * begin see none of the 16 keys; their ds is not
+// the tile at `slopes`. With MASK, the thread's key g = lane / 4 is seen by queries from index from[0] on, and its
+// key g + 8 by queries from index from[1] on. Queries before 16 * begin see none of the 16 keys; their ds is not
 // written. `logs` has 64 values of lse, then 64 of delta.
 template <int HEAD_DIM, bool MASK>
 __device__ __forceinline__ void value_gradient(float (&dv)[HEAD_DIM / 8][4], u32 k, u32 v, u32 q, u32 d_o, u32 d_o_trans,
@@ -74,9 +74,10 @@ __device__ __forceinline__ void key_gradient(float (&dk)[HEAD_DIM / 8][4], u32 s
   }
 }
 
-// Computes dk (without the factor `scale`) and dv of up to 64 keys, over all visits in order. visits.start must have
-// been called. `keys.head(r)` is the index of the first element of key r's head; `kv_head` and `visits` are in shared
-// memory. `shared` has the layout KeyTiles; no thread reads it after the call.
+// Computes dk (without the factor `scale`) and dv of up to 64 keys, over all visits (pairs of a query tile and a
+// head) in order. visits.start must have been called. `keys.head(r)` is the index of the first element of key r's
+// head. `kv_head` and `visits` are in shared memory. `shared` has the layout KeyTiles; no thread reads it after the
+// call.
 template <int HEAD_DIM, class P, class Keys>
 __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], float (&dv)[HEAD_DIM / 8][4], char* shared,
                                               const P& p, const Keys& keys, const int& kv_head, Visits& visits) {

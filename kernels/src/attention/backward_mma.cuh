@@ -65,9 +65,9 @@ __device__ __forceinline__ void query_gradient(float (&dq)[HEAD_DIM / 8][4], u32
 }
 
 // Computes dq of queries 0 .. count, without the factor `scale`, over all keys that they see. `lse` (times log2 e)
-// and `delta` are those of this thread's rows, g = lane / 4 and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES;
-// after the call each warp may reuse its own rows of the first tile. The other arguments are those of `attend` in
-// forward_mma.cuh.
+// and `delta` belong to this thread's rows, g = lane / 4 and g + 8 of its warp's 16. `shared` has BACKWARD_BYTES;
+// after the call each warp may reuse its own rows of the first tile. forward_mma.cuh documents the other arguments
+// (function `attend`).
 template <int HEAD_DIM, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void query_gradients(float (&dq)[HEAD_DIM / 8][4], char* shared, const bf16* q,
                                                 const bf16* d_o, const Queries& queries, int count, const bf16* k,

@@ -6,7 +6,8 @@
 //     box has landed, warp 1 replaces those rows: by the sequence's own keys after a prefix, else by zeros. (Their
 //     probabilities are 0, but 0 times a value that is not finite would be NaN.)
 //
-// Registers: 24 a thread. So tiles are described in shared memory, and both warps compute the visits.
+// Registers: 24 per thread. So descriptions of tiles are in shared memory, and both warps compute the visits (pairs
+// of query tile and head, visits.cuh).
 #pragma once
 
 #include "attention/backward_keys.cuh"
@@ -35,13 +36,13 @@ struct BackwardShared {
   static constexpr int K = 0, V = KEY_TILE, VISIT = 2 * KEY_TILE;
   // Second part (dq): offsets of q and d_o of 128 queries, of a ring of key tiles and of a ring of value tiles.
   static constexpr int Q = 0, D_O = KEY_TILE, KEYS = 2 * KEY_TILE, VALUES = KEYS + KEY_SLOTS * KEY_TILE;
-  // For each visit: lse times log2 e, then delta, of 64 queries (512 bytes); at SEEN, 4 words: the first query that
-  // sees key 0, and the range of the keys.
+  // Offsets of the values of a visit. VALUES_OF_ROWS: lse times log2 e, then delta, of 64 queries (512 bytes). SEEN:
+  // 4 words, the first query that sees key 0, and the range of the keys.
   static constexpr int VALUES_OF_ROWS = VALUES + VALUE_SLOTS * KEY_TILE, SEEN = VALUES_OF_ROWS + VISITS * 512;
-  // Descriptions of the next tiles, which warp 0 writes.
+  // Offsets of the descriptions of the next tiles, which warp 0 writes.
   static constexpr int TILES = 2, TILE = SEEN + VISITS * 16;
-  // Mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows; FULL: the operands are ready; FREE:
-  // the memory may be overwritten.
+  // Offsets of the mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows. FULL: the operands
+  // are ready. FREE: the memory may be overwritten.
   static constexpr int TILE_FULL = TILE + TILES * 32, TILE_FREE = TILE_FULL + 8 * TILES;
   static constexpr int VISIT_LANDED = TILE_FREE + 8 * TILES, VISIT_FULL = VISIT_LANDED + 8 * VISITS;
   static constexpr int VISIT_FREE = VISIT_FULL + 8 * VISITS, OWN_FULL = VISIT_FREE + 8 * VISITS, OWN_FREE = OWN_FULL + 8;
@@ -61,7 +62,7 @@ struct BackwardShared {
   }
 };
 
-// A position in a ring of SLOTS slots.
+// A position in a ring buffer of SLOTS slots.
 template <int SLOTS>
 struct SlotRing {
   int slot = 0;
@@ -75,12 +76,13 @@ struct SlotRing {
   }
 };
 
-// Arrives once for all lanes of the warp, which have converged before (__syncwarp, or a wait for products).
+// Lane 0 arrives at the mbarrier for the whole warp. The lanes must have converged before, by __syncwarp or by a wait
+// for products.
 __device__ __forceinline__ void arrive_of_warp(u32 barrier) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
 }
 
-// Loads and stores of shared memory.
+// Functions that load from shared memory and store to it.
 __device__ __forceinline__ void load_pair(u32 at, float (&x)[2]) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(at));
 }
@@ -101,15 +103,16 @@ __device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
   return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
 }
 
-// Returns the number of blocks that have drawn a ticket before this one.
+// Increments the ticket counter and returns its old value: the number of tickets that blocks have drawn before.
 __device__ __forceinline__ u32 draw_ticket(u32* ticket) {
   u32 number;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(number) : "l"(ticket) : "memory");
   return number;
 }
 
-// Returns the number of the block's next tile. With a ticket counter blocks take tiles as they become free; without
-// one, the grid has a block for each tile. All lanes of the warp call it.
+// Returns the number of the block's next tile. With a ticket counter (an atomic counter in global memory) blocks take
+// tiles as they become free. Without one, the grid has a block for each tile. All lanes of the warp call the
+// function.
 __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) {
   if (p.workspace == 0) return number + gridDim.x;
   u32 ticket = 0;
@@ -117,7 +120,8 @@ __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) 
   return gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
 }
 
-// A tile of keys, in shared memory as visits (0: no more tiles of keys), token, count, kv_head, sequence, begin.
+// A tile of keys. Its description in shared memory has the words visits (0: there are no more tiles of keys), token,
+// count, kv_head, sequence and begin.
 struct KeyRows {
   u32 at;
 
@@ -129,8 +133,8 @@ struct KeyRows {
   __device__ __forceinline__ int begin() const { return load_word(at + 20); }     // first key within it
 };
 
-// The queries of one sequence that see a tile of keys. Number 2 n: sequence n sees the keys as part of its prefix;
-// number 2 n + 1: as its own keys. Ascending numbers are the order of visits.cuh.
+// The queries of one sequence that see a tile of keys. They have a number: for 2 n, sequence n sees the keys as part
+// of its prefix; for 2 n + 1, as its own keys. Visits take the numbers in ascending order.
 struct SeeingQueries {
   int first, length;  // first token and number of tokens of the sequence
   int from;           // first query, a multiple of 64
@@ -209,8 +213,8 @@ __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 s
   }
 }
 
-// First part, warp 0: copies keys, values, queries and their d_o. Returns the number of the block's first tile of
-// queries. All lanes of the warp call this function and the three functions below.
+// First part of the kernel (dk, dv), warp 0: copies keys, values, queries and their d_o. Returns the number of the
+// block's first tile of queries. All lanes of the warp call this function and the three functions below.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
   using S = BackwardShared<HEAD_DIM>;
@@ -284,7 +288,8 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
   return number;
 }
 
-// First part, warp 1: writes lse, delta and limits of each visit, and replaces rows of other sequences by zeros.
+// First part of the kernel (dk, dv), warp 1: writes lse, delta and limits of each visit, and replaces rows of other
+// sequences by zeros.
 template <int HEAD_DIM>
 __device__ __forceinline__ void complete_visits(const BwdParams& p, u32 shared,
                                                 SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
@@ -360,7 +365,7 @@ __device__ __forceinline__ int rows_of_box(int first, int prefix_keys, int end) 
   return min(KEY_ROWS, (first < prefix_keys ? min(prefix_keys, end) : end) - first);
 }
 
-// Second part, warp 0: copies tiles of queries, and blocks of keys and values in descending order.
+// Second part of the kernel (dq), warp 0: copies tiles of queries, and blocks of keys and values in descending order.
 template <int HEAD_DIM>
 __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles,
                                             u32 number) {
@@ -421,7 +426,7 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
   }
 }
 
-// Second part, warp 1: replaces the rows of keys and values that belong to other sequences.
+// Second part of the kernel (dq), warp 1: replaces the rows of keys and values that belong to other sequences.
 template <int HEAD_DIM>
 __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
                                                 SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {

@@ -1,5 +1,5 @@
-// Gradients on sm_90a for head_dim 64, 80 and 128 by products of warpgroups: blocks of threads with one warpgroup that
-// copies (backward_producer.cuh) and two that compute.
+// Gradients on sm_90a for head_dim 64, 80 and 128 with wgmma: blocks of threads with one warpgroup that copies
+// (backward_producer.cuh) and two that compute.
 //
 //   first part, tiles of 128 keys of a key head, 64 of each warpgroup (backward_wgmma_keys.cuh):
 //     for each visit (64 queries of a head that see some of the keys, in the order of visits.cuh):
@@ -8,23 +8,25 @@
 //     for each block of 128 keys, descending:
 //       s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// These are seven products instead of five, but no sum passes between blocks: there is no order in which they must run,
-// no workspace for dq, and a prefix is nothing special. A row's bits depend on its own sequence alone (dk and dv of a
-// prefix: on the sequences that see it).
+// The two parts compute seven products per pair of tiles; one pass would need five. In return, no block adds to the
+// sums of another block: blocks may run in any order, dq needs no workspace, and prefixes need no special code. The
+// bits of a row depend only on its own sequence (dk and dv of a prefix: on the sequences that see it).
 //
 // Order of sums. dk and dv: one sum over sequences ascending, query tiles descending, heads of the group ascending,
 // 16 queries at a time, ascending. dq: one sum over blocks of 128 keys descending, 16 keys at a time, ascending. Blocks
 // are counted from the first key of the prefix, if there is one.
 //
-// Grid. Numbers of tiles count the tiles of keys first, from those with the most visits on, then the tiles of queries.
-// A block takes tiles by tickets, until there are none: so short tiles of queries fill the time that the blocks with
-// the longest tiles of keys need. Which block takes a tile affects no bit.
+// Grid. Numbers of tiles count the tiles of keys first, from those with the most visits on, then the tiles of
+// queries. Each block takes the next tile number from an atomic counter (a ticket) until no tile is left. So short
+// tiles of queries fill the time that the blocks with the longest tiles of keys need. The results do not depend on
+// which block takes a tile.
 //
-// The two warpgroups issue their products in turns (named barriers 1 and 2), so that the arithmetic of one overlaps the
-// products of the other.
+// The two warpgroups issue their wgmma products in turns (named barriers 1 and 2), so that the other arithmetic of
+// one warpgroup overlaps the products of the other warpgroup.
 //
-// ptxas: a product in flight over the edge of a loop makes it serialise products (C7512, C7514), so each loop is cut
-// where none is; a new accumulator must be an output of its first product (ss_new), else its old value stays live.
+// ptxas: if a product is in flight across a loop's back edge, ptxas serialises the products (C7512, C7514). So each
+// loop begins where no product is in flight. A new accumulator must be an output of its first product (ss_new);
+// otherwise its old value stays live.
 #pragma once
 
 #include "attention/backward_wgmma_keys.cuh"

@@ -1,4 +1,4 @@
-// dk and dv of tiles of 128 keys by products of warpgroups: the first part of backward_wgmma.cuh.
+// dk and dv of tiles of 128 keys with wgmma: the first part of backward_wgmma.cuh.
 //
 //   take turn; issue s = k q^T; issue dp = v d_o^T; pass turn
 //   for each visit:
@@ -16,7 +16,7 @@
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
-// The turns of the two warpgroups to issue products.
+// The turns in which the two warpgroups issue wgmma products.
 struct GradientTurns {
   int group;  // number of this warpgroup
 
@@ -155,8 +155,8 @@ struct KeyConsumer {
     }
   }
 
-  // Computes the rest of a visit except dk; the products s and dp of the visit have been issued and may still be
-  // running.
+  // Computes a visit (64 queries of a head) except dk. The products s and dp of the visit have been issued and may
+  // still be running.
   __device__ __forceinline__ void compute_visit() {
     wgmma_wait<1>();
     keep_registers(s);

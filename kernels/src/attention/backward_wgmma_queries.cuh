@@ -1,4 +1,4 @@
-// dq of tiles of 128 queries by products of warpgroups: the second part of backward_wgmma.cuh.
+// dq of tiles of 128 queries with wgmma: the second part of backward_wgmma.cuh.
 //
 //   take turn; issue s = q k^T; issue dp = d_o v^T; pass turn
 //   for each block of 128 keys, descending:

@@ -5,30 +5,28 @@ use reel_device::Arch;
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
 use crate::tuning::{Variant, choices_of};
 
-/// The choices of attention plans on one GPU architecture.
+/// The kernels that attention plans choose on one GPU architecture.
 pub(crate) struct Choices {
-    /// Attention in bf16 with head_dim 64, 80 and 128. True: the forward pass and the prefill of
-    /// [`crate::paged_attention`] use products of warpgroups (wgmma) and its decode uses tiles of rows, all with the
-    /// order of sums of `attention/row_state.cuh`. False: they use products of warps (`mma.sync`), with the order of
+    /// Whether attention in bf16 with head_dim 64, 80 and 128 uses wgmma. If true, the forward pass and the prefill
+    /// of [`crate::paged_attention`] use wgmma, the decode of paged attention uses tiles of rows, and all three sum
+    /// in the order of `attention/row_state.cuh`. If false, they use mma.sync and sum in the order of
     /// `cuh/online_softmax.cuh`.
     pub(crate) by_warpgroups: bool,
-    /// The head_dims whose backward pass uses products of warpgroups (wgmma), if a sequence has at least
-    /// `bwd_wgmma_min_seqlen` tokens.
+    /// The head_dims whose backward pass uses wgmma, if a sequence has at least `bwd_wgmma_min_seqlen` tokens.
     pub(super) bwd_wgmma_head_dims: &'static [u32],
-    /// The backward pass uses products of warpgroups if the longest sequence has at least this many tokens. Their tiles
-    /// have 128 keys, so windows of 64 tokens would leave half of a tile empty.
+    /// The backward pass uses wgmma if the longest sequence has at least this many tokens. The tiles of wgmma have
+    /// 128 keys, so windows of 64 tokens would leave half of a tile empty.
     pub(super) bwd_wgmma_min_seqlen: u32,
 }
 
-/// The choices by compute capability. A prototype of the gradients with head_dim 128 and 8192 tokens on an H200 reached
-/// 497 to 524 TFLOP/s by products of warpgroups (wgmma), and 207 by `mma.sync`. The gradients with head_dim 64 and 80
-/// were not measured.
+/// The choices by compute capability. Gradients with head_dim 128 and 8192 tokens on an H200: a prototype with wgmma
+/// reached 497 to 524 TFLOP/s, mma.sync 207 TFLOP/s. The gradients with head_dim 64 and 80 were not measured.
 static TABLE: [(u32, Choices); 2] = [
     (80, Choices { by_warpgroups: false, bwd_wgmma_head_dims: &[], bwd_wgmma_min_seqlen: 0 }),
     (90, Choices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),
 ];
 
-/// The choices for a GPU of this architecture.
+/// Returns the plan choices for a GPU of this architecture.
 pub(crate) fn choices(arch: &Arch) -> &'static Choices {
     choices_of(&TABLE, arch.sm)
 }

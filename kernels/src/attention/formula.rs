@@ -82,10 +82,10 @@ pub struct Roundings {
 }
 
 impl Roundings {
-    /// Tensor cores with bf16: the factors of products are rounded to bf16.
+    /// Roundings of tensor cores with bf16: the factors of matrix products are rounded to bf16.
     pub const BF16: Roundings =
         Roundings { factor: rounding::bf16, each: rounding::unrounded, exp2: f64::exp2, order: 0.0 };
-    /// All arithmetic in f32, `2^x` with a relative error of 2^−22.
+    /// Roundings of f32 arithmetic. `2^x` has a relative error of 2^−22.
     pub const F32: Roundings = Roundings {
         factor: rounding::unrounded,
         each: rounding::f32,

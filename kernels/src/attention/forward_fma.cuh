@@ -43,8 +43,8 @@ __device__ __forceinline__ void end_segment(AttendedFma& total, AttendedFma& par
   }
 }
 
-// Does the same as `attend` in forward_mma.cuh, with the same arguments, for 128 columns of the output from `column`
-// on. `column` is a multiple of 128. `shared` has FORWARD_FMA_BYTES.
+// Computes attention on CUDA cores, for 128 columns of the output from `column` on. `column` is a multiple of 128.
+// `shared` has FORWARD_FMA_BYTES. forward_mma.cuh documents the other arguments (function `attend`).
 template <class T, class Queries, class Keys, class Limit>
 __device__ __forceinline__ void attend_fma(AttendedFma& total, float* shared, const T* q, const Queries& queries, int count,
                                            const T* k, const T* v, const Keys& keys, int keys_end, const Limit& limit,

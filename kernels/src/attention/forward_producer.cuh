@@ -1,11 +1,12 @@
 // The warp of a forward block on sm_90a that copies queries, keys and values to shared memory.
 //
-// It passes everything through one ring of slots: for each tile the queries, then keys and values of each block of
-// keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle of 128
-// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are
-// 64 rows.
+// The warp passes all operands through one ring of slots: for each tile the queries, then keys and values of each
+// block of keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle
+// of 128 bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two
+// warpgroups are 64 rows.
 //
-// A Source, packed_source.cuh or paged_attention/prefill_wgmma.cuh, tells where keys are, and copies them:
+// The type argument Source (packed_source.cuh or paged_attention/prefill_wgmma.cuh) knows where keys are, and copies
+// them:
 //
 //   Params                             the kernel's parameters
 //   ALWAYS_CAUSAL, is_causal(p)        whether queries see keys up to their own, in all launches and in this one
@@ -16,9 +17,9 @@
 //                                      the warp call it
 //   write_padding(p)                   writes outputs that belong to no tile; all threads call it first
 //
-// Rows come by tensor copies, but for values of a block in which the sequence ends, which the warp copies by cp.async:
-// a box would have other values after them, and weights of 0 times a value that is not finite would be NaN. (The scores
-// of keys after the end are masked, whatever they are.)
+// Tensor copies load the rows, except the values of a block in which the sequence ends. The warp copies these with
+// cp.async: a tensor copy would load rows of other tokens after them, and a weight of 0 times a value that is not
+// finite is NaN. (Scores of keys after the end are masked, whatever the keys hold.)
 #pragma once
 
 #include "attention/position_tiles.cuh"
@@ -127,7 +128,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
       }
     }
     ring.template advance<1>();
-    // Block n of 128 keys: its keys have the number i = 2 n + 1, its values i = 2 n, so keys come before values.
+    // The copies have descending numbers i. For block n of 128 keys, the copy of the keys has i = 2 n + 1 and the
+    // copy of the values i = 2 n, so keys come before values.
 #pragma unroll 1
     for (int i = 2 * blocks - 1; i >= 0; --i) {
       wait_for_slot();

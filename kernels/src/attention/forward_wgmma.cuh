@@ -16,8 +16,9 @@
 // Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
 // block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
 //
-// Registers: 232 a thread in consumers, without spills only as long as everything that is used once per tile is read
-// again (thread number, description of the tile) and totals with their references and weights are in shared memory.
+// Registers: 232 per thread in consumers. To avoid spills, values that are used once per tile (thread number,
+// description of the tile) are read again each time, and the totals with their references and weights are in shared
+// memory.
 #pragma once
 
 #include "attention/forward_producer.cuh"
@@ -56,9 +57,9 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
-// State of a warpgroup that computes. HALF: in the first block of every tile, its queries see only the first 64 keys.
-// SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without SECOND it may be
-// either one.
+// State of a warpgroup that computes. HALF: in the first block of every tile, the queries of this warpgroup see only
+// the first 64 keys. SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without
+// SECOND it may be either one.
 template <int HEAD_DIM, bool HALF, bool SECOND>
 struct ForwardConsumer {
   using S = ForwardShared<HEAD_DIM>;
@@ -275,7 +276,7 @@ struct ForwardConsumer {
     else rescale_output();
   }
 
-  // Stores the output and log-sum-exp of the last tile but one whose description was read.
+  // Stores the output and log-sum-exp of the tile before the one whose description was read last.
   template <class P>
   __device__ __forceinline__ void store(const P& params) {
     end_segment_output<true>();
@@ -420,14 +421,14 @@ __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, 
   consumer.run(p);
 }
 
-// Source is described in forward_producer.cuh. All threads write its padding at the start: the same code in idle warps
-// of the producer makes ptxas serialise the products of head_dim 128 (C7511).
+// Source is described in forward_producer.cuh. All threads write the source's padding at the start. If only idle
+// warps of the producer wrote it, ptxas would serialise the products of head_dim 128 (C7511).
 template <int HEAD_DIM, class Source>
 __device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) {
   using S = ForwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char forward_memory[];
-  // The same address as shared_address(forward_memory), but computed in 32 bits: after a conversion of a 64-bit
-  // address, ptxas serialises the products of prefill with head_dim 128 (C7511).
+  // Start of shared memory: the address that shared_address(forward_memory) returns, but computed in 32 bits. After a
+  // conversion of a 64-bit address, ptxas serialises the products of prefill with head_dim 128 (C7511).
   u32 shared;
   asm("mov.u32 %0, forward_memory;" : "=r"(shared) : "l"(forward_memory));
   Source::write_padding(p);

@@ -36,9 +36,9 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! Products of warpgroups (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) have another order,
-//! because their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged prefill
-//! and decode:
+//! The wgmma kernel (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) sums in another order,
+//! because its masked block has to come first. `row_state.cuh` defines this order for the forward pass and for paged
+//! prefill and decode:
 //!
 //! ```text
 //! for each query row:
@@ -51,22 +51,21 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other
-//! rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The
-//! gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over sequences
-//! ascending, tiles of 64 queries descending, heads ascending. By products of warpgroups `dq` sums over blocks of 128
-//! keys in descending order, counted from the first key of the prefix, and within a block in ascending order.
-//! Which of the two a call uses depends on head_dim, and on whether its longest sequence has more than 64 tokens
-//! (`choices.rs`).
+//! A row never reads a key that it may not see. So its result depends, bit for bit, only on its own query and keys,
+//! not on other rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same
+//! bits. The gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over
+//! sequences ascending, tiles of 64 queries descending, heads ascending. With wgmma, `dq` sums over blocks of 128
+//! keys in descending order, counted from the first key of the prefix, and within a block in ascending order. Whether
+//! a call uses wgmma depends on head_dim, and on whether its longest sequence has more than 64 tokens (`choices.rs`).
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
 //! for head_dim up to 256; backward for 64, 72, 80 and 128), and on a CPU with bf16 dot products or the tiles of AMX
 //! (an even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
-//! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles
-//! a key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in
-//! `sm80.cu`). Products of warpgroups round probabilities relative to a score that may be smaller than the largest one
-//! by a factor of 2^8, which changes no relative error.
+//! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and
+//! tiles a key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in
+//! `sm80.cu`). The wgmma kernels round probabilities that are relative to an earlier maximum, so they may be up to
+//! 2^8 times as large. This does not change their relative error.
 //!
 //! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
 //! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
@@ -111,7 +110,7 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// Tensor map of q, which a launch that needs it fills in.
+        /// Tensor map of q. Launches of kernels that use tensor copies fill it in.
         pub q_map: TensorMapSlot,
         /// Tensor map of k.
         pub k_map: TensorMapSlot,
@@ -137,15 +136,15 @@ params! {
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
@@ -186,7 +185,7 @@ impl FwdParams {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// Tensor map of q, which a launch that needs it fills in.
+        /// Tensor map of q. Launches of kernels that use tensor copies fill it in.
         pub q_map: TensorMapSlot,
         /// Tensor map of d_o.
         pub d_o_map: TensorMapSlot,
@@ -214,8 +213,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. It holds the ticket counter with which kernels that
-        /// use products of warpgroups (wgmma) balance the blocks of threads. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. It holds the atomic counter from which the blocks
+        /// of the wgmma kernels take tile numbers. May be null; device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -227,15 +226,15 @@ params! {
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// 1: a query sees the keys up to its own position; 0: all keys of its sequence.
         pub causal: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
@@ -336,8 +335,8 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace: the ticket counter of kernels that use products of warpgroups (wgmma).
-/// Returns 0 if no kernel would use it: for f32, and for a head_dim without a tensor-core kernel.
+/// Returns the size in bytes of the workspace: the atomic counter from which the blocks of the wgmma kernels take
+/// tile numbers. Returns 0 if no kernel would use it: for f32, and for a head_dim without a tensor-core kernel.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
     if dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim) { 4 } else { 0 }
 }
@@ -365,9 +364,9 @@ pub struct PackedBatch {
     pub lengths: Vec<usize>,
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub kv_heads: usize,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: usize,
     /// Whether a query sees only the keys up to its own position.
     pub causal: bool,
@@ -383,7 +382,7 @@ impl PackedBatch {
         self.lengths[..n].iter().sum()
     }
 
-    /// Returns the tokens whose keys sequence `n` sees, in order: those of its prefix, then its own.
+    /// Returns the tokens whose keys sequence `n` sees, in order: the tokens of its prefix, then its own tokens.
     pub fn visible_tokens(&self, n: usize) -> Vec<usize> {
         let (first, count) = self.prefix.get(n).copied().unwrap_or((0, 0));
         (first..first + count).chain(self.first_token(n)..self.first_token(n) + self.lengths[n]).collect()

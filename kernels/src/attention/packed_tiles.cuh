@@ -4,7 +4,8 @@
 #include "attention/position_tiles.cuh"
 #include "attention/sequences.cuh"
 
-// Numbers the tiles of packed sequences (PositionTiles). Keys before a sequence's own queries are those of its prefix.
+// Numbers the tiles of packed sequences (PositionTiles). The earlier positions of a sequence are the keys of its
+// prefix.
 template <class P>
 __device__ __forceinline__ PositionTiles packed_tiles(const P& p) {
   return {p, p.max_seqlen, p.prefix != 0};

@@ -10,7 +10,7 @@ use super::{BwdParams, FwdParams};
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
-/// Number of keys of a key tile in the backward pass by products of warpgroups (wgmma). Other key tiles have 64 keys.
+/// Number of keys of a key tile in the backward pass with wgmma. Other key tiles have 64 keys.
 const WIDE: u64 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
@@ -49,7 +49,7 @@ pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     }
 }
 
-/// Plans the launches of kernel `attention_fwd_bf16` by products of warps (mma.sync).
+/// Plans the launches of kernel `attention_fwd_bf16` with mma.sync.
 pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     // In this order: symbol, columns of a tile of queries or keys, columns of a tile of values, and number of
     // shared-memory buffers for tiles of keys and values.
@@ -69,11 +69,10 @@ pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
-/// Number of query rows of a tile, and of keys of a block, in the forward pass and prefill by products of warpgroups
-/// (wgmma).
+/// Number of query rows of a tile, and of keys of a block, in the wgmma kernels for the forward pass and prefill.
 pub(crate) const POSITIONS: u32 = 128;
 
-/// The queries that a launch by products of warpgroups (wgmma) divides into tiles.
+/// The queries that a launch with wgmma divides into tiles.
 pub(crate) struct Queries {
     /// Number of queries of all sequences.
     pub tokens: u32,
@@ -99,7 +98,8 @@ impl Queries {
         u64::from(self.heads) * if even <= 4 * packed { even } else { packed }
     }
 
-    /// Plans the launch of a kernel whose persistent blocks of threads share the tiles; `None` without tiles.
+    /// Plans the launch of a kernel whose persistent blocks of threads share the tiles. Returns `None` if there are
+    /// no tiles.
     pub(crate) fn stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
         let blocks = self.tiles().min(u64::from(arch.multiprocessors));
         stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
@@ -128,8 +128,8 @@ const fn forward_shared(head_dim: u32) -> u32 {
     slots * 128 * head_dim * 2 + 2 * (64 * head_dim * 4 + 1024) + 16 * slots + (16 + 32) * tiles
 }
 
-/// Plans the launch of kernel `attention_fwd_bf16` by products of warpgroups; GPUs before Hopper, and head_dims other
-/// than 64, 80 and 128, get the kernel by products of warps.
+/// Plans the launch of kernel `attention_fwd_bf16` with wgmma. GPUs before Hopper, and head_dims other than 64, 80
+/// and 128, get the kernel with mma.sync.
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
@@ -150,8 +150,8 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     vec![Stage { tensor_maps, ..stage }]
 }
 
-/// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head, whose columns lie in shared memory
-/// in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+/// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
+/// a box lie in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
 pub(crate) struct HeadsMap {
     /// The tensor.
     pub tensor: Addr,
@@ -159,7 +159,7 @@ pub(crate) struct HeadsMap {
     pub tokens: u64,
     /// Number of heads.
     pub heads: u32,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: u32,
 }
 
@@ -223,8 +223,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     bwd_bf16_mma(p, arch)
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warps (mma.sync): tiles of 64 keys for dk and dv,
-/// then tiles of 64 queries for dq.
+/// Plans the launches of kernel `attention_bwd_bf16` with mma.sync: tiles of 64 keys for dk and dv, then tiles of 64
+/// queries for dq.
 pub fn bwd_bf16_mma(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     let [dkv, dq] = match p.head_dim {
         64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
@@ -249,9 +249,9 @@ const fn backward_shared(head_dim: u32) -> u32 {
     key_tiles + visits * (512 + 16 + 3 * 8) + tiles * (32 + 2 * 8) + 4 * 8 + (key_slots + value_slots) * 3 * 8
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warpgroups (wgmma); GPUs before Hopper and other
-/// head_dims use products of warps. With a workspace every multiprocessor has one block, which draws tickets; without
-/// one every tile has a block.
+/// Plans the launches of kernel `attention_bwd_bf16` with wgmma. GPUs before Hopper and other head_dims get mma.sync.
+/// With a workspace every multiprocessor has one block, and the blocks take tile numbers from an atomic counter.
+/// Without a workspace every tile has a block.
 pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_bwd_bf16_wgmma_64",

@@ -1,10 +1,10 @@
 // Tiles of 128 queries for the forward pass and prefill on sm_90a, and the order in which blocks of threads take them.
 //
-// A tile consists of positions, which count the keys of a sequence from its first key: with n earlier keys, those of a
-// shared prefix or of earlier chunks in the KV cache, query i is at position n + i and sees, if causal, the keys
-// 0 .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on its diagonal, whatever n is.
-// The first tile of a sequence may begin with earlier positions, which are no queries of the launch; their results are
-// not stored.
+// A tile consists of positions, which count the keys of a sequence from its first key. If a sequence has n earlier
+// keys (of a shared prefix, or of earlier chunks in the KV cache), query i is at position n + i. With causal
+// attention it sees the keys 0 .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on
+// its diagonal, whatever n is. The first tile of a sequence may begin with earlier positions. They are not queries of
+// this launch, and their results are not stored.
 #pragma once
 
 #include "attention/row_state.cuh"
@@ -24,11 +24,12 @@ struct PositionTile {
   }
 };
 
-// The tiles of all sequences and heads. There are two ways to number tiles; some numbers have no tile. (1) Every
-// sequence has as many numbers as the longest one has tiles; the last tiles of all sequences, which have the most keys,
-// come first. (2) All tokens are packed, and every sequence has one incomplete tile more, or two with earlier
-// positions; a binary search finds the sequence of a tile. Way 1 is used if it has at most four times as many numbers
-// as way 2. The host's grid needs only the number of tiles (plan.rs).
+// The tiles of all sequences and heads. There are two ways to number tiles; in both, some numbers have no tile. (1)
+// Every sequence has as many numbers as the longest sequence has tiles. The last tiles of all sequences, which have
+// the most keys, come first. (2) There are as many numbers as tiles would be needed for all tokens packed without
+// gaps, plus one for an incomplete tile of each sequence (two if sequences have earlier positions). A binary search
+// finds the sequence of a tile. Way 1 is used if it has at most four times as many numbers as way 2. The host's grid
+// needs only the number of tiles (plan.rs).
 //
 // Groups of query heads with the same keys come one after the other, so that these keys stay in L2.
 struct PositionTiles {

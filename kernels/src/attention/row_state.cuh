@@ -1,5 +1,6 @@
-// Order of a row's sums on sm_90a. The forward pass of packed sequences and paged decode include this header, so a row
-// has the same bits in training, prefill and decode. Earlier architectures have the order of online_softmax.cuh.
+// Order of a row's sums on sm_90a. The forward pass of packed sequences and paged decode include this header, so a
+// row has bit-identical results in training, prefill and decode. Earlier architectures have the order of
+// online_softmax.cuh.
 //
 // The keys of a row are counted from the first key of its sequence, or of its prefix if there is one. A segment has 512
 // keys, four blocks of 128. Segments, and the blocks of a segment, are taken in descending order, because the block on
@@ -31,12 +32,13 @@
 constexpr int ROW_BLOCK_KEYS = 128;
 constexpr int ROW_SEGMENT_BLOCKS = 4;
 
-// Tells whether the reference must move from m to x, because weights relative to m could exceed 2^8.
+// Tells whether the reference, the maximum that weights are relative to, must move from m to x, because weights
+// relative to m could exceed 2^8.
 __device__ __forceinline__ bool reference_moves(float m, float x, float c) {
   return __fmul_rn(x, c) > __fmaf_rn(m, c, 8.0f);
 }
 
-// Returns the factor of sums relative to m after the reference has moved to x.
+// Returns the factor of sums relative to the reference m after the reference has moved to x.
 __device__ __forceinline__ float reference_change(float m, float x, float c) {
   return exp2_approx(__fmul_rn(__fsub_rn(m, x), c));
 }
@@ -51,9 +53,9 @@ __device__ __forceinline__ float row_weight(float score, float c, float referenc
   return exp2_approx(__fmaf_rn(score, c, -reference));
 }
 
-// Merge of a segment (reference m) and a total (reference M): the sums of each are multiplied by merge_weight(own
-// reference, other reference), and the result has the reference max(M, m). If neither has keys, fminf turns the NaN
-// into 0, so both weights are 1 and both sums 0.
+// Weights for merging a segment (reference m) into a total (reference M). The sums of each are multiplied by
+// merge_weight(own reference, other reference), and the result has the reference max(M, m). If neither has seen a
+// key, fminf turns the NaN into 0, so both weights are 1 and both sums 0.
 __device__ __forceinline__ float merge_weight(float m, float other, float c) {
   return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
 }
@@ -63,9 +65,9 @@ __device__ __forceinline__ float merged_value(float total, float total_weight, f
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
 
-// The states of ROWS rows whose scores are held by four lanes. m: references; l: this lane's part of the sums of
-// weights; alpha: the factors of the older sums and outputs; rescales: whether an alpha of any row of the warp is not
-// 1. In the forward pass a lane has two rows, in decode one.
+// The softmax states of ROWS rows whose scores are held by four lanes. m: references (the maxima that weights are
+// relative to); l: this lane's part of the sums of weights; alpha: the factors of the older sums and outputs;
+// rescales: whether an alpha of any row of the warp is not 1. In the forward pass a lane has two rows, in decode one.
 template <int ROWS>
 struct RowStates {
   float m[ROWS], l[ROWS], alpha[ROWS];

@@ -48,9 +48,9 @@ struct SequenceTile {
   int begin, count;   // the tile's first token within the sequence, and number of tokens; count <= 0: no such tile
 };
 
-// Returns an upper bound on the number of tiles of ROWS rows, the smaller of two: (a) every sequence has as many
-// tiles as the longest one; (b) all tokens are packed without gaps, and every sequence has one incomplete tile more.
-// The host's grid has this many blocks per head (`slots` in plan.rs).
+// Returns an upper bound on the number of tiles of ROWS rows, the smaller of two numbers: (a) all sequences have as
+// many tiles as the longest one; (b) all tokens are packed without gaps, and there is one additional incomplete tile
+// per sequence. The host's grid has this many blocks per head (`slots` in plan.rs).
 template <int ROWS>
 __device__ __forceinline__ u64 tile_slots(u64 tokens, u64 seqs, u64 max_seqlen) {
   const u64 even = seqs * ceil_div<u64>(max_seqlen, ROWS), packed = (tokens + (ROWS - 1) * seqs) / ROWS;

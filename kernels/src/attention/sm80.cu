@@ -16,8 +16,8 @@
 // head_dims up to 256 are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused
 // multiply-adds, 4 x 4 results per thread (*_fma.cuh).
 //
-// On sm_90 there are kernels for head_dim 64, 80 and 128 with products of warpgroups and another order of sums
-// (forward_wgmma.cuh, backward_wgmma.cuh).
+// sm_90a has kernels for head_dim 64, 80 and 128 with wgmma and another order of sums (forward_wgmma.cuh,
+// backward_wgmma.cuh).
 //
 // Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
 // sequences ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on
@@ -35,11 +35,11 @@
 //
 // Departures. (1) Scores and dp are computed twice, 7 products instead of 5: the sums of dq of one query tile would
 // have to pass from one key tile to the next, so blocks of threads would wait for each other. (2) In a tile that the
-// diagonal crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0,
-// so a value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
-// not read. Products of warpgroups process 128 keys at a time; scores of keys that the tile's queries do not see may be
-// computed, and are masked, but values beyond the end of the sequence are zeros. (3) On CUDA cores whole diagonal
-// blocks are computed. (4) Rows that are not a multiple of 16 bytes are read and written element by element.
+// diagonal crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p =
+// 0, so a value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other
+// sequences are not read. The wgmma kernels process 128 keys at a time; scores of keys that the tile's queries do not
+// see may be computed, and are masked, but values beyond the end of the sequence are zeros. (3) On CUDA cores whole
+// diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are read and written element by element.
 //
 // Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations per byte that it reads from shared
 // memory.

@@ -4,8 +4,8 @@
 //     for each tile of 64 queries, from the last to the first that sees any of the keys:
 //       for each query head of the key head's group, ascending: one visit
 //
-// So the thread blocks of all key tiles of a sequence begin with the same queries and visit the next ones at about
-// the same time. With causal attention they end at different queries.
+// In this order the thread blocks of all key tiles of a sequence begin with the same queries and visit the next
+// queries at about the same time. With causal attention they end at different queries.
 #pragma once
 
 #include "attention/sequences.cuh"
@@ -35,8 +35,8 @@ struct Visit {
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits of a tile of at most 64 keys. They are in shared memory; one thread finds each visit while the block
-// processes the visit two before it.
+// The visits (pairs of a query tile and a head) of a tile of at most 64 keys. They are in shared memory; one thread
+// finds each visit while the block processes the visit two before it.
 struct Visits {
   Visit slots[4];
   SequenceTile keys;

@@ -1,5 +1,5 @@
-//! Copies blocks of a key cache and a value cache: gives a sequence its own copy of a shared block before it writes
-//! to it. For each `i` and both caches: `cache[pairs[i, 1], .. copied] = cache[pairs[i, 0], .. copied]`.
+//! Copies blocks of a key cache and a value cache: a sequence gets its own copy of a shared block before it writes to
+//! the block. For each `i` and both caches: `cache[pairs[i, 1], .. copied] = cache[pairs[i, 0], .. copied]`.
 //!
 //! Shapes: caches `[blocks, units]` in units of 16 bytes, pairs i32 `[count, 2]`. The rest of a block, from unit
 //! `copied` on, is not copied and need not be initialised. No block is written twice, and no written block is read.
@@ -43,7 +43,7 @@ kernel_folder! {
 
 kernel!(pub COPY, "block_copy", Params, cpu::copy, &SOURCE, geometry);
 
-/// For each pair and each cache, one thread block per 1024 units (of 16 bytes) to copy.
+/// Plans one thread block per 1024 units (16 bytes each) to copy, for each pair and each cache.
 fn geometry(p: &Params, _: &Arch) -> Vec<Stage> {
     match p.count * 2 * p.copied.div_ceil(1024) {
         0 => Vec::new(),

@@ -102,7 +102,7 @@ mod tests {
         }
     }
 
-    /// Checks the archive in the binary, if the build got one; `./x release` runs this test.
+    /// Checks the archive of compiled kernels in the binary, if the build has one. `./x release` runs this test.
     #[test]
     fn what_is_built_in_is_of_these_sources() {
         let archive = builtin::archive();
@@ -111,8 +111,8 @@ mod tests {
         assert_eq!(archive.fresh_and_stale_counts(&sources()), (wanted, 0));
     }
 
-    /// `reel kernels` compares variants of attention. On a Hopper GPU a variant must differ from the plan's choice, and
-    /// on every GPU a variant must equal it.
+    /// `reel kernels` compares variants of attention kernels. On Hopper at least one variant must have another plan
+    /// than the default kernel, and on every GPU one variant must have the same plan.
     #[test]
     fn attention_has_variants_with_other_plans_on_every_gpu() {
         for (folder, name) in [("attention", "attention_fwd_bf16"), ("paged_attention", "paged_attention_fwd_bf16")] {

@@ -26,7 +26,7 @@ thread_local! {
     static ARRAYS: RefCell<BTreeMap<u64, CheckArray>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Registers an array and forgets registered arrays that overlap its addresses, which no longer exist.
+/// Registers an array. Forgets registered arrays whose addresses overlap it, because they no longer exist.
 pub fn register_array<T>(x: &[T], written: bool) -> Addr {
     let (at, bytes) = (x.as_ptr() as u64, size_of_val(x));
     ARRAYS.with_borrow_mut(|arrays| {
@@ -62,7 +62,8 @@ pub struct ArrayOperand {
 }
 
 impl ArrayOperand {
-    /// The operand whose address is stored at `offset`. `None` if the address is null or in no registered array.
+    /// Returns the operand whose address is stored at `offset`, or `None` if the address is null or in no registered
+    /// array.
     fn new(offset: usize, address: Addr) -> Option<ArrayOperand> {
         ARRAYS.with_borrow(|arrays| {
             let (_, array) = arrays.range(..=address.0).next_back()?;

@@ -1,9 +1,10 @@
-//! Tests of programmatic dependent launches: before a kernel waits for the previous launch, it accesses nothing that
-//! this launch may write.
+//! Tests of programmatic dependent launches: before a kernel waits for the previous launch, it must not access
+//! anything that the previous launch may write.
 //!
-//! The recorded launches of a folder's checks run on the simulator for sm_90, each as the dependent launch of a kernel
-//! that writes every array except the weights. The simulator runs what comes before the wait first and reports each
-//! access that conflicts with those writes. Then the wait is removed, which must be found.
+//! The recorded launches of a folder's checks run on the simulator for sm_90, each as the dependent launch of a
+//! kernel that writes every array except the weights. The simulator runs the code before the wait first, and reports
+//! each access that conflicts with those writes. In a second run the wait is removed, and the simulator must report
+//! that.
 
 use std::collections::BTreeMap;
 
@@ -52,9 +53,9 @@ done:
     ret;
 }";
 
-/// Records the launches of those of the folder's checks for whose name `is_used` returns true, and makes a copy of each
-/// launch for each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage, and returns
-/// by symbol at most `count` of them, evenly spaced by their cost.
+/// Records the launches of the folder's checks for whose names `is_used` returns true, and copies each launch for
+/// each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage. Returns at most
+/// `count` launches for each symbol, evenly spaced by their cost.
 fn recorded_launches(
     folder: &str,
     is_used: fn(&str) -> bool,
@@ -81,9 +82,10 @@ fn recorded_launches(
     }
     let spread = |mut all: Vec<(u64, RecordedLaunch, Stage)>| {
         all.sort_by_key(|(cost, ..)| *cost);
-        // Drops the most expensive half: these launches take long and make no kinds of accesses that the others lack.
+        // Drops the most expensive half. These launches take long and make no kinds of memory accesses that cheaper
+        // launches lack.
         all.truncate(all.len().div_ceil(2));
-        // Of launches whose costs differ by less than 5 %, keeps one, because such launches do nearly the same.
+        // Keeps one of the launches whose costs differ by less than 5 %, because such launches do nearly the same.
         all.dedup_by(|(cost, ..), (before, ..)| *cost * 100 < *before * 105);
         let step = all.len().div_ceil(count);
         all.into_iter().step_by(step).map(|(_, recorded, stage)| (recorded, stage)).collect()
@@ -91,8 +93,8 @@ fn recorded_launches(
     by_symbol.into_iter().map(|(symbol, all)| (symbol, spread(all))).collect()
 }
 
-/// Runs a launch after the writer, either at the same time or when the writer has ended. `weights` are the parameters
-/// that the writer does not write. Returns the first finding, and the contents of all arrays.
+/// Runs a launch after the writer kernel: either at the same time, or after the writer has ended. `weights` are the
+/// parameters that the writer does not write. Returns the first finding and the contents of all arrays.
 fn run_after_writer(
     program: &Program,
     (recorded, stage): &(RecordedLaunch, Stage),
@@ -136,7 +138,7 @@ fn run_after_writer(
         seed,
         completion: COMPLETION_TIMINGS[seed as usize % 3],
         patience: 200_000,
-        // Without the wait, most launches have a finding long before their end.
+        // Without the wait, most launches have a finding early. The simulation stops at the first one.
         until_finding: true,
         strict_proxy: true,
         ..ExecOptions::default()
@@ -160,9 +162,9 @@ fn run_after_writer(
     }
 }
 
-/// Runs launches of each programmatic kernel of the folder at the same time as the writer. With the wait, results must
-/// be those of a later launch; without the wait, the simulator must report a finding. Each launch runs with each of
-/// [`COMPLETION_TIMINGS`] and with seeds of its own.
+/// Runs launches of each programmatic kernel of the folder at the same time as the writer. With the wait, the results
+/// must equal those of a launch after the writer's end. Without the wait, the simulator must report a finding. Each
+/// launch runs with each of [`COMPLETION_TIMINGS`] and with its own seeds.
 fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str], symbols: usize) {
     let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let found = find_kernel_folder(folder).expect("a folder");
@@ -206,7 +208,7 @@ fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    // These five checks suffice: the launches of the other checks are similar or have large sizes.
+    // The launches of these five checks suffice: the launches of the other checks are similar or have large sizes.
     let is_used =
         |check: &str| check.contains("_the_formula") || check.starts_with("qkv_") || check.starts_with("a_norm_");
     check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 56);
@@ -219,7 +221,7 @@ fn other_kernels_of_a_decode_step_access_nothing_before_their_wait() {
     }
 }
 
-/// Uses one check, whose launches have one stage, no workspace, and two head_dims. Running all checks would take a
+/// Uses one check. Its launches have one stage, no workspace, and two head_dims. Running all checks would take a
 /// minute.
 #[test]
 fn decode_on_hopper_accesses_nothing_before_its_wait() {

@@ -75,17 +75,19 @@ pub struct CheckSetup {
     /// Number of interleavings (orders of warps and completion times of asynchronous copies) that the simulator
     /// tries; results must agree.
     pub interleavings: u64,
-    /// Whether the check runs as a test. Tests simulate large launches under fewer interleavings.
+    /// Whether the check runs as a test. Tests simulate large launches with fewer interleavings than
+    /// `reel kernels check`.
     pub in_test: bool,
-    /// If given, only launches of the kernel with this name run on the device; others run on the CPU.
+    /// If given, only launches of the kernel with this name run on the device. Launches of other kernels run on the
+    /// CPU.
     pub only: Option<String>,
-    /// On a GPU: whether to simulate each launch, too, and to compare the results.
+    /// On a GPU: whether each launch also runs on the simulator, and the results are compared.
     pub compare: bool,
     /// Whether to record the launches with their inputs.
     pub record: bool,
-    /// The GPU that the simulator's first interleaving simulates. Launches are recorded on this GPU, and it runs the
-    /// launches for which an H100 has other kernels than an A100. If it is an A100, nothing is recorded and there are
-    /// such launches, the whole check runs a second time on an H100.
+    /// The GPU that the simulator's first interleaving simulates. Launches are recorded on this GPU. It also runs the
+    /// launches for which an H100 has other kernels than an A100. The whole check runs a second time, on an H100, if
+    /// this GPU is an A100, nothing is recorded, and there are such launches.
     pub first_gpu: Arch,
 }
 
@@ -116,7 +118,7 @@ pub struct CheckStatistics {
     pub compared: Vec<GpuComparison>,
     /// The recorded launches, if the setup records them.
     pub recorded: Vec<RecordedLaunch>,
-    /// Whether the simulator ran launches for which an H100 has other kernels than an A100.
+    /// Whether the simulator ran a launch that uses different kernels on an H100 than on an A100.
     pub has_kernels_for_h100: bool,
 }
 
@@ -156,7 +158,7 @@ impl Drop for Quiet {
 struct Running {
     setup: CheckSetup,
     ran: CheckStatistics,
-    /// The only GPU that the simulator simulates, see [`with_gpu`].
+    /// The only GPU that the simulator simulates while [`with_gpu`] runs.
     only_gpu: Option<Arch>,
 }
 
@@ -209,7 +211,7 @@ fn on_each_gpu(body: impl Fn()) {
     }
 }
 
-/// The GPU whose kernels the running check launches. On device `cpu` the returned GPU does not matter.
+/// Returns the GPU whose kernels the running check launches. On device `cpu` the returned GPU does not matter.
 pub(crate) fn gpu_of_check() -> Arch {
     RUNNING.with_borrow(|r| match &r.setup.device {
         CheckDevice::Gpu(gpu) => gpu.arch(),
@@ -217,12 +219,13 @@ pub(crate) fn gpu_of_check() -> Arch {
     })
 }
 
-/// Seed of the check that runs on this thread.
+/// Returns the seed of the check that runs on this thread.
 pub(crate) fn check_seed() -> u64 {
     RUNNING.with_borrow(|r| r.setup.seed)
 }
 
-/// Whether launches of this check run CUDA code. Checks then choose sizes that the simulator finishes in time.
+/// Whether launches of the running check execute CUDA code. If so, checks choose sizes that the simulator finishes in
+/// time.
 pub(crate) fn runs_cuda_code() -> bool {
     RUNNING.with_borrow(|r| !matches!(r.setup.device, CheckDevice::Cpu))
 }
@@ -253,7 +256,7 @@ pub(crate) fn run_once(launch: &Launch) {
     with_one_interleaving(|| run(launch, 1));
 }
 
-/// Calls `body`, whose launches run under one interleaving each. For checks that compare launches with each other;
+/// Calls `body` and runs its launches under one interleaving each. For checks that compare launches with each other:
 /// other checks of the same kernel compare interleavings.
 pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
@@ -262,8 +265,8 @@ pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     set(before);
 }
 
-/// Calls `body` and simulates its launches only on GPU `gpu` (or on the setup's first GPU, if that has the same compute
-/// capability). For kernels whose order of summation depends on the GPU.
+/// Calls `body` and simulates its launches only on GPU `gpu` (or on the setup's first GPU, if that GPU has the same
+/// compute capability). For kernels whose order of summation depends on the GPU.
 pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
     let set = |gpu| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.only_gpu, gpu));
     let first = RUNNING.with_borrow(|r| r.setup.first_gpu);
@@ -278,9 +281,9 @@ pub(crate) fn on_sim(body: impl Fn()) {
     on_sim_with(CheckSetup::new(CheckDevice::Sim), body);
 }
 
-/// Runs a check as a test on the simulator. `module` is the path of the test's module, whose first part below the crate
-/// is the kernel folder. Of an unchanged folder, whose checks have passed under all interleavings ([`proof`]), it tries
-/// one interleaving.
+/// Runs a check as a test on the simulator. `module` is the path of the test's module; its first part below the crate
+/// is the kernel folder. If the folder is unchanged since its checks passed under all interleavings ([`proof`]), the
+/// check runs under one interleaving only.
 #[cfg(test)]
 pub(crate) fn check_on_sim(module: &str, check: fn()) {
     let folder = module.split("::").nth(1).and_then(crate::catalogue::find_kernel_folder);

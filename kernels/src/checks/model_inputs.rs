@@ -1,5 +1,5 @@
-//! Counts on the simulator what the model of `apps/measure/src/kernel_model` needs to know about a kernel's code: the
-//! warp instructions and the bytes through L2 for each byte and each operation of its cost.
+//! Counts on the simulator the inputs of the performance model in `apps/measure/src/kernel_model`: a kernel's warp
+//! instructions and bytes through L2, for each byte and each operation of its cost.
 //!
 //! ```text
 //! cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol
@@ -37,8 +37,8 @@ pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays
     });
 }
 
-/// The symbol of the stage that does the work of a launch: the one with the most dynamic shared memory and, among
-/// equals, the most threads. `apps/measure/src/kernel_model/mod.rs` chooses it in the same way.
+/// Returns the symbol of the stage that does the work of a launch: the stage with the most dynamic shared memory and,
+/// among equals, the most threads. `apps/measure/src/kernel_model/mod.rs` chooses the stage in the same way.
 fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
     let Launch::Kernel(kernel) = launch else { return "" };
     let threads = |s: &reel_device::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();
@@ -56,7 +56,8 @@ fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     print_inputs_of(launch, arch, unit, of);
 }
 
-/// Prints the coefficients of a launch: its counts divided by `of`, the bytes or operations of its cost.
+/// Prints one coefficient of a launch: each of its counts divided by `of`, the bytes or operations of the launch's
+/// cost.
 fn print_inputs_of(launch: &Launch, arch: &Arch, unit: Unit, of: f64) {
     let [instructions, bytes] = counts(launch, arch).map(|count| count / of);
     let unit = if unit == Unit::Byte { "byte" } else { "flop" };
@@ -83,11 +84,11 @@ fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
     );
 }
 
-/// Inner dimension of the skinny products: the hidden size of Qwen2.5-VL-7B.
+/// Inner dimension of the skinny GEMMs: the hidden size of Qwen2.5-VL-7B.
 const K: u32 = 3584;
 
-/// The skinny products of a decode step with `m` rows, each with its number of columns. x has few bytes in comparison
-/// with the weight.
+/// Makes the skinny GEMMs of a decode step with `m` rows, and the number of columns of each. x has few bytes in
+/// comparison with the weight.
 fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format: WeightFormat) -> [Launch; 4] {
     let most = columns.into_iter().max().unwrap_or(0);
     let (weight_bytes, scale) = match format {
@@ -145,10 +146,10 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // Simulates an H100 with as many multiprocessors as read x together: one, or the four of a cluster. A block gets as
-    // many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 instead of 32; in a cluster 24 pairs, or 64).
-    // Every block or cluster reads x, but the cost of a whole launch counts x once. The number of rows does not change
-    // a block's instructions.
+    // Simulates an H100 with only as many multiprocessors as read x together: one, or the four of a cluster. A block
+    // gets as many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 columns instead of 32; in a cluster
+    // 24 pairs of columns, or 64 columns). Every block or cluster reads x, but the cost of a whole launch counts x
+    // once. The number of rows does not change a block's instructions.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));

@@ -21,14 +21,14 @@ struct RecordedCase {
     recorded: RecordedLaunch,
     /// Number of warp instructions that a simulation of the launch executes.
     cost: u64,
-    /// The result of running the unchanged kernel on this launch, once it has run: `Ok` without a finding, else the
+    /// The result of the unchanged kernel on this launch, set when it has run: `Ok` without a finding, otherwise the
     /// finding.
     clean: OnceLock<Result<(), String>>,
 }
 
 impl RecordedCase {
-    /// Runs the launch with early, late and random completion of asynchronous operations and returns the first
-    /// finding with its message.
+    /// Runs the launch with early, late and random completion of asynchronous operations. Returns the first finding
+    /// with its message.
     fn finding(&self, unit: &PtxModule, gpu: &Arch) -> Result<Option<(FindingKind, String)>, String> {
         for seed in 0..COMPLETION_TIMINGS.len() as u64 {
             let mut memory = self.recorded.memory();
@@ -239,7 +239,7 @@ impl MutationSubject {
 fn number_instructions(targets: &mut [MutationTarget]) {
     let (mut repetitions, mut numbers) = (HashMap::new(), HashMap::new());
     for target in targets {
-        // Leaves out the outermost place, which is the kernel: several kernels may call the same template.
+        // Leaves out the outermost location, the kernel, because several kernels may call the same template.
         let places = &target.places[..target.places.len().saturating_sub(1).max(1)];
         let changed = (places.to_vec(), target.mutant.opcode.clone(), mem::discriminant(&target.mutant.change));
         let repetition = repetitions.entry((target.function.clone(), changed.clone())).or_insert(0);

@@ -114,7 +114,8 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec
     // SAFETY: the addresses point to GPU copies of the check's arrays, which live until after the wait.
     unsafe { gpu.launch(launch.kernel, &params)? }
     gpu.synchronize()?;
-    // A kernel does not write its tables; on the GPU they have other addresses than the host's.
+    // A kernel does not write its tables. The host array is returned for them, because the tables on the GPU hold
+    // other addresses.
     let result = |p: &Placed| {
         let bytes = p.result(gpu, launch.kernel.name)?;
         Ok(if tables.contains(&p.array) { p.array.read() } else { bytes })
@@ -159,7 +160,7 @@ fn compare_all(kernel: &'static str, arrays: &[CheckArray], got: &[Vec<u8>], wan
     all
 }
 
-/// Returns the relative L2 distance; infinite if values that are not finite differ.
+/// Returns the relative L2 distance. It is infinite if NaN or infinite values differ.
 fn distance(got: &[f64], want: &[f64]) -> f64 {
     let (mut difference, mut size) = (0.0, 0.0);
     for (&g, &w) in got.iter().zip(want) {

@@ -45,7 +45,7 @@ pub fn simulated_array_contents(launch: &KernelLaunch, arrays: &[CheckArray], se
     staged_results(launch, arrays, seed, gpu).1
 }
 
-/// The GPU that the interleaving with this seed simulates, if all GPUs run the same kernels.
+/// Returns the GPU that the interleaving with this seed simulates, if all GPUs run the same kernels.
 fn gpu_of_interleaving(seed: u64) -> Arch {
     if seed % 8 == 1 { Arch::H100 } else { Arch::A100 }
 }
@@ -56,7 +56,7 @@ fn has_kernels_for_h100(launch: &KernelLaunch) -> bool {
     !symbols(Arch::A100).eq(symbols(Arch::H100))
 }
 
-/// Runs a launch under one interleaving; returns its stages and the contents of each array afterwards.
+/// Runs a launch under one interleaving. Returns its stages and the contents of each array after the launch.
 fn staged_results(
     launch: &KernelLaunch,
     arrays: &[CheckArray],

@@ -8,8 +8,8 @@ pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
 /// The largest relative error of `rsqrt.approx.f32`: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
 pub const RSQRT_ERROR: f64 = 1.28e-7;
 
-/// Returns the derivative of `f` at 0 by differences over five points, to within 1e-10 if the fifth derivative is not
-/// large.
+/// Returns the derivative of `f` at 0 from finite differences over five points. The error is below 1e-10 if the fifth
+/// derivative is not large.
 pub fn derivative_at_zero(mut f: impl FnMut(f64) -> f64) -> f64 {
     let h = 1e-3;
     (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)

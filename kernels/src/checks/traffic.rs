@@ -20,15 +20,15 @@ const SMALL_GPU: Arch = Arch::A100.with_two_multiprocessors();
 /// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type TrafficLaunches = Vec<(Launch, MaxTrafficRatio)>;
 
-/// The least ratio of the bytes that a launch moves to the bytes of its cost. If a cost states too many bytes, the
-/// computed least time of the launch (its floor) is too long, and a measured launch would reach more than 100 % of the
-/// floor's speed.
+/// The least allowed ratio of the bytes that a launch moves to the bytes of its cost. If a cost states too many
+/// bytes, the computed least time of the launch (its floor) is too long, and a measured launch would seem to run
+/// faster than its floor.
 const MIN_TRAFFIC_RATIO: f64 = 0.9;
 
 /// The largest allowed ratio of the bytes that a launch moves to the bytes of its cost.
 pub(crate) type MaxTrafficRatio = f64;
 
-/// Allocates the arrays of launches; they live as long as this value.
+/// Allocates the arrays of launches. The arrays live as long as this value.
 #[derive(Default)]
 pub(crate) struct TrafficArrays {
     numbers: Vec<Vec<u64>>,
@@ -46,7 +46,7 @@ impl TrafficArrays {
         addr(&self.numbers[self.numbers.len() - 1])
     }
 
-    /// Allocates an array of these structs.
+    /// Allocates an array that holds these structs.
     pub(crate) fn structs<T: bytemuck::Pod>(&mut self, entries: &[T]) -> Addr {
         let bytes: &[u8] = bytemuck::cast_slice(entries);
         let mut words = vec![0u64; bytes.len().div_ceil(8)];

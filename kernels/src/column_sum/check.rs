@@ -6,7 +6,7 @@ use crate::compare::assert_rounded;
 
 checks!(equals_the_formula_on_any_number_of_threads, several_matrices_have_the_bits_of_each_alone);
 
-/// Tolerance as a multiple of the error of one rounding: an f32 sum of 128 terms needs ten.
+/// Tolerance as a multiple of the error of one rounding. An f32 sum of 128 terms needs ten.
 const ROUNDING_FACTOR_SUM: f64 = 10.0;
 
 fn equals_the_formula_on_any_number_of_threads() {

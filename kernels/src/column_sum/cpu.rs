@@ -1,4 +1,4 @@
-//! Column sums on the CPU: each task owns a range of columns of one matrix and walks down the rows.
+//! Column sums on the CPU: each task has a range of columns of one matrix and adds up the rows in order.
 #![allow(unsafe_code)]
 
 use reel_device::launch::view::{OutputArray, slice_at};

@@ -1,11 +1,11 @@
 //! Column sums of up to four matrices, written or added to an accumulator: `sum[c] (+)= Σ over r of x[r, c]` (the
 //! gradients of biases).
 //!
-//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32; all matrices of a launch have one dtype and as many rows.
-//! Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In
-//! CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …; then
-//! the partial sums are added. A sum that accumulates adds the old value last, so it has the bits of `old + new`. The
-//! bits of a column depend on that column alone.
+//! Shapes: x `[rows, cols]` f32 or bf16, sum `[cols]` f32; all matrices of a launch have the same dtype and number of
+//! rows. Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in
+//! order. In CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i +
+//! [`ROWS_PER_PARTIAL_SUM`], …; then the partial sums are added. A sum that accumulates adds the old value last, so
+//! it equals `old + new` bit for bit. The result of a column depends only on that column.
 //!
 //! Numerics: f32 sums, one rounding for each row and each partial sum. Memory-bound: each matrix is read once, one
 //! operation per element; a sum is written, and read before if it accumulates.
@@ -21,7 +21,8 @@ use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
 use crate::cuh;
 use crate::folder::kernel_folder;
 
-/// Rows that are summed before the partial sum is added to the total: shorter sums round less.
+/// Number of rows that are summed before the partial sum is added to the total. Shorter sums have smaller rounding
+/// errors.
 pub const ROWS_PER_PARTIAL_SUM: usize = 128;
 
 params! {
@@ -45,13 +46,13 @@ params! {
         pub sum3: Addr,
         /// Rows of each matrix.
         pub rows: u64,
-        /// Columns of the first matrix.
+        /// Number of columns of the first matrix.
         pub cols0: u32,
-        /// Columns of the second matrix; 0: none.
+        /// Number of columns of the second matrix; 0: there is no second matrix.
         pub cols1: u32,
-        /// Columns of the third matrix; 0: none.
+        /// Number of columns of the third matrix; 0: there is no third matrix.
         pub cols2: u32,
-        /// Columns of the fourth matrix; 0: none.
+        /// Number of columns of the fourth matrix; 0: there is no fourth matrix.
         pub cols3: u32,
         /// Bit i: 1: the sums of matrix i are added to the numbers that its sum array holds; 0: they overwrite these
         /// numbers.
@@ -68,7 +69,7 @@ pub struct Matrix {
     pub x: Addr,
     /// f32 `[cols]`
     pub sum: Addr,
-    /// Columns.
+    /// Number of columns.
     pub cols: u32,
     /// Whether the sums are added to the numbers that `sum` holds.
     pub accumulate: bool,
@@ -78,7 +79,7 @@ impl Params {
     /// Maximum number of matrices.
     pub const MATRICES: usize = 4;
 
-    /// The parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
+    /// Makes the parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
     ///
     /// # Panics
     /// If there are more matrices.
@@ -144,7 +145,7 @@ pub fn column_sums(dtype: DType, p: &Params) -> Launch {
     Launch::kernel(kernel, p, cost)
 }
 
-/// Pairs (rows, columns) of the matrices that the checks use.
+/// Returns pairs (rows, columns) of the matrices that the checks use.
 pub fn test_shapes() -> Vec<(usize, usize)> {
     vec![(1, 1), (0, 5), (3, 17), (127, 300), (128, 64), (129, 1000), (1000, 257)]
 }

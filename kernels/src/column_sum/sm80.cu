@@ -13,7 +13,7 @@ constexpr int THREADS = 512;
 constexpr int SIDE = 4;
 constexpr int ROWS = THREADS / SIDE;
 
-// A matrix and where its column sums go.
+// A matrix and the address of its column sums.
 struct Matrix {
   u64 x, sum;
   u32 cols;

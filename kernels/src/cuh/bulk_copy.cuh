@@ -27,7 +27,8 @@ __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Makes accesses to shared memory that are ordered before it precede the copies that this thread issues after it.
+// Orders earlier accesses to shared memory by generic instructions before the copies that this thread issues after
+// the fence.
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Arrives at the mbarrier's current phase, which then also waits for `bytes` bytes of copies.

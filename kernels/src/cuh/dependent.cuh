@@ -1,11 +1,11 @@
 // Programmatic dependent launch: a launch whose blocks may start before the previous launch of the stream has ended
-// (sm_90; Stage::programmatic). On earlier architectures both functions do nothing, because launches run one after the
-// other. Source: PTX ISA 9.0, "griddepcontrol".
+// (sm_90; Stage::programmatic). On earlier architectures the functions of this file do nothing, because launches run
+// one after the other. Source: PTX ISA 9.0, "griddepcontrol".
 //
-// Before wait_for_previous_launch(), a kernel writes no global memory and reads only model weights, which no launch
-// that lets the next one start early writes (device/src/cuda/gpu.rs). Every thread that accesses other global memory
-// calls it first. Several launches of a stream may have started at the same time, but they end in order: a launch ends
-// only after its own wait.
+// Before wait_for_previous_launch(), a kernel writes no global memory and reads only model weights. No launch that
+// lets the next one start early writes model weights (device/src/cuda/gpu.rs). Every thread that accesses other
+// global memory calls wait_for_previous_launch() first. Several launches of a stream may have started at the same
+// time, but they end in order: a launch ends only after its own wait.
 #pragma once
 
 // Lets blocks of the next launch start as soon as all blocks of this launch have called this function or ended. The

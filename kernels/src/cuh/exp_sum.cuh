@@ -1,8 +1,9 @@
 // The sum of e^(s l) over logits l, computed exactly, so that it has the same bits in any order and grouping of the
-// logits. Kernels that divide a row in different ways, such as sampling and training, therefore agree on
-// log-probabilities to the bit.
+// logits. So sampling and training kernels, which divide a row in different ways, give bit-identical
+// log-probabilities.
 //
-// A term is rounded once, whatever the other terms are: e^(s l) = 2^n 2^f with n the integer nearest to s l log2 e and
+// A term is rounded once, independently of the other terms: e^(s l) = 2^n 2^f with n the integer nearest to s l log2
+// e and
 // |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins of
 // 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit. The
 // sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.

@@ -1,6 +1,6 @@
 //! The CUDA headers in the folder `cuh/`, as text that is part of the binary.
 
-/// Makes a list of (name in `#include` lines, text) from the file names of headers in this folder.
+/// Makes a list of (name in `#include` lines, text) from the names of the header files in this folder.
 macro_rules! headers {
     ($($name:literal)*) => { &[$((concat!("cuh/", $name), include_str!($name))),*] };
 }

@@ -35,7 +35,7 @@ __device__ __forceinline__ void map_block(u64 first, u64 n, bool vector, const O
   }
 }
 
-// Runs an operation on n elements: each block of threads on MAP_BLOCK of them.
+// Runs an operation on n elements. Each block of threads processes MAP_BLOCK of them.
 template <class Op>
 __device__ __forceinline__ void map(u64 n, bool vector, const Op& op) {
   map_block(static_cast<u64>(blockIdx.x) * MAP_BLOCK, n, vector, op);

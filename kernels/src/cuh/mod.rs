@@ -1,5 +1,5 @@
-//! The CUDA headers that kernels share ([`headers::HEADER_NAMES_AND_TEXTS`]), and functions that plan the launches of
-//! kernels that are written with these headers.
+//! The CUDA headers that kernels share ([`headers::HEADER_NAMES_AND_TEXTS`]), and launch plans for kernels that use
+//! these headers.
 
 pub mod headers;
 
@@ -29,8 +29,8 @@ pub(crate) fn plan_blocks(symbol: &'static str, blocks: u64, threads_per_block: 
 }
 
 /// Plans the launch of a kernel that copies `rows` rows of `cols` elements (`rows.cuh`). `elements_per_vector` is the
-/// number of elements in 16 bytes. 8 to 256 threads copy a row: as many as it takes for each to make at most four
-/// memory accesses, within these limits. A block has 256 threads, which copy several rows if rows are short.
+/// number of elements in 16 bytes. 8 to 256 threads copy a row; within these limits, each thread makes at most four
+/// memory accesses. A block has 256 threads, which copy several rows if rows are short.
 pub(crate) fn plan_row_copy(symbol: &'static str, rows: u64, cols: u64, elements_per_vector: u64) -> Vec<Stage> {
     if cols == 0 {
         return Vec::new();

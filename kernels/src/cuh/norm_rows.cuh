@@ -17,8 +17,9 @@ constexpr int BWD_BLOCK = 512;
 constexpr int WIDE = 512;
 
 // Returns the number of rows that a block of a backward kernel with column sums processes: one block for each of 132
-// multiprocessors, in multiples of 16 rows from 48 (fewer would make `partial` a large part of the traffic) to 256.
-// norm_rows.rs plans as many blocks. The number depends on the rows alone, so the bits do too.
+// multiprocessors, in multiples of 16 rows from 48 (fewer rows would make `partial` a large part of the traffic) to
+// 256. norm_rows.rs plans the same number of blocks. The number depends only on the number of rows, so the order of
+// sums does too.
 __device__ __forceinline__ u32 rows_per_block(u32 rows) {
   const u32 even = ceil_div(ceil_div(rows, 132u), 16u) * 16;
   return min(max(even, 48u), 256u);
@@ -62,13 +63,13 @@ struct SharedSums {
   Words<16> sums[(BWD_BLOCK - 32) * HELD / 4];
 };
 
-// Adds the column sums of the other groups of threads, in order, to those in the registers of the block's first
-// group. No thread may still use `shared` when this is called.
+// Adds the column sums of the other groups of threads, in order, to the sums in the registers of the block's first
+// group. No thread may still use `shared` when this function is called.
 template <int THREADS>
 __device__ __forceinline__ void add_groups(float (&sum)[HELD], Words<16>* shared) {
   constexpr int GROUPS = BWD_BLOCK / THREADS;
   const u32 group = threadIdx.x / THREADS;
-  // Each thread of the first group adds the columns that the thread with the same place in each other group stored.
+  // Each thread of the first group adds the columns that the threads with the same index in the other groups stored.
   // The words are ordered in shared memory so that accesses have no bank conflicts.
   Words<16>* sums = shared + threadIdx.x % THREADS;
   if (group > 0) {
@@ -132,10 +133,10 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
 #define KERNEL(NAME, PARAMS, ...) \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
 
-// Define the forward and the backward kernels for the element type T: SYMBOL for rows that up to 256 threads hold,
-// WIDE_SYMBOL for longer ones, and DW_SYMBOL, which adds up the blocks' dw. The file that uses the macros defines
-// forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and sum_all_parts. The
-// variadic arguments are the launch bounds of the backward kernels.
+// Macros that define the forward and the backward kernels for the element type T. SYMBOL: for rows that fit into the
+// registers of up to 256 threads. WIDE_SYMBOL: for longer rows. DW_SYMBOL: adds up the blocks' dw. The file that uses
+// the macros defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and
+// sum_all_parts. The variadic arguments are the launch bounds of the backward kernels.
 #define FORWARD(SYMBOL, WIDE_SYMBOL, T, PARAMS) \
   KERNEL(SYMBOL, PARAMS, FWD_BLOCK) {           \
     if (p.cols <= HELD * 32) {                  \

@@ -106,8 +106,8 @@ struct MergeWeights {
   float total, part;
 };
 
-// Merges a segment's maximum and sum into those of the segments before it. `part.sum` is already summed over the
-// row's lanes (row_sum).
+// Merges a segment's maximum and sum into `total`, the maximum and sum of the segments before it. `part.sum` is
+// already summed over the row's lanes (row_sum).
 __device__ __forceinline__ MergeWeights merge(SoftmaxRow& total, SoftmaxRow part) {
   const float max = fmaxf(total.max, part.max), ref = reference(max);
   const MergeWeights w = {exp2_approx(__fsub_rn(total.max, ref)), exp2_approx(__fsub_rn(part.max, ref))};

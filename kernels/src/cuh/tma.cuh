@@ -43,7 +43,7 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
-// A position in a ring of SLOTS slots.
+// A position in a ring buffer of SLOTS slots.
 template <int SLOTS>
 struct RingPosition {
   int slot = 0;
@@ -59,7 +59,7 @@ struct RingPosition {
   }
 };
 
-// What L2 does with the lines of a copy: the bits that `createpolicy.fractional` returns for a fraction of 1.
+// Cache hints for a copy's lines in L2: the bits that `createpolicy.fractional` returns for a fraction of 1.
 struct CachePolicy {
   u64 bits;
 };
@@ -67,16 +67,16 @@ constexpr CachePolicy EVICT_NORMAL{0x1000000000000000ull};
 constexpr CachePolicy EVICT_FIRST{0x12F0000000000000ull};
 constexpr CachePolicy EVICT_LAST{0x14F0000000000000ull};
 
-// Loads a tensor map of the parameters into the cache of maps.
+// Prefetches a tensor map, a parameter of the kernel, into the descriptor cache.
 __device__ __forceinline__ void prefetch_tensor_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // tensor_copy: starts the copy of the box at these coordinates to shared memory; the mbarrier counts its bytes.
 // tensor_copy_multicast: the same, to this shared address of each block of the cluster whose bit is set in `blocks`.
-// The mbarrier at this address of each of these blocks counts the bytes.
-// tensor_store: starts the copy of a box of shared memory to these coordinates.
-// tensor_add: starts the addition of a box of shared memory to the array; f32 sums are rounded to nearest.
+// In each of these blocks, the mbarrier at the same shared address counts the bytes. tensor_store: starts the copy of
+// a box of shared memory to these coordinates. tensor_add: starts the addition of a box of shared memory to the
+// array; f32 sums are rounded to nearest.
 #define TENSOR_COPIES(RANK, COORDINATES, LOADED, STORED, OPERANDS)                                                    \
   __device__ __forceinline__ void tensor_copy(u32 shared, const void* map, u32 barrier, COORDINATES) {                \
     asm volatile("cp.async.bulk.tensor." RANK                                                                         \

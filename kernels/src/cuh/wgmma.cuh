@@ -56,9 +56,9 @@ __device__ __forceinline__ constexpr u64 operand_layout(u32 leading_bytes = 16, 
   return mode << 62 | static_cast<u64>(stride_bytes >> 4) << 32 | static_cast<u64>(leading_bytes >> 4) << 16;
 }
 
-// The lower part of a descriptor. Only 18 bits of the address may enter it: the shared address of a block of a cluster
-// has the block's rank in bits 24 and above, which would change the leading bytes. Adding n to it, or to a descriptor,
-// moves the operand by 16 n bytes.
+// The lower part of a descriptor. Only 18 bits of the address may be in it: the shared address of a block of a
+// cluster has the block's rank in bits 24 and above, which would change the leading bytes. Adding n to the lower
+// part, or to a descriptor, moves the operand's address by 16 n bytes.
 __device__ __forceinline__ u32 operand_address(u32 shared) { return (shared & 0x3FFFF) >> 4; }
 
 // Products with N columns. `d` is the array of sums, used from element O on. `a` and `b` are descriptors; B_MAJOR tells
@@ -112,7 +112,8 @@ struct Wgmma;
 #define SUMS_OF_96(how) SUMS_OF_90(how), SUMS_6(how, 9)
 #define SUMS_OF_128(how) SUMS_OF_90(how), SUMS_10(how, 9), SUMS_10(how, 10), SUMS_10(how, 11), SUMS_8(how, 12)
 
-// Products of N columns with R = N / 2 sums a thread. The operands after the sums are numbered p0 = R, p1 = R + 1, ...
+// Products of N columns, with R = N / 2 sums per thread. The operands after the sums are numbered p0 = R, p1 = R + 1,
+// ...
 #define WGMMA_PRODUCTS(N, R, p0, p1, p2, p3, p4, p5, p6)                                                              \
   template <>                                                                                                         \
   struct Wgmma<N> {                                                                                                   \
@@ -167,8 +168,9 @@ __device__ __forceinline__ void stmatrix_x4(u32 address, u32 r0, u32 r1, u32 r2,
                : "memory");
 }
 
-// Sets the registers of each thread of the calling warpgroup, a multiple of 8 from 24 to 256: fewer than the kernel was
-// compiled for, so that they are free for other warpgroups, or more, which waits until they are free.
+// Sets the number of registers of each thread of the calling warpgroup, a multiple of 8 from 24 to 256. A number
+// below the one that the kernel was compiled for frees registers for other warpgroups. With a larger number, the call
+// waits until enough registers are free.
 template <int N>
 __device__ __forceinline__ void free_registers_down_to() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
@@ -178,8 +180,8 @@ __device__ __forceinline__ void take_registers_up_to() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-// Arrives at a named barrier, 1 to 15, of `threads` threads; named_barrier_sync also waits for the others.
-// __syncthreads() is barrier 0.
+// Arrives at a named barrier (number 1 to 15) of `threads` threads. named_barrier_sync also waits for the other
+// threads. __syncthreads() is barrier 0.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

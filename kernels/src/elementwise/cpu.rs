@@ -31,9 +31,9 @@ impl CastSource for half::bf16 {
 }
 
 impl CastSource for f16 {
-    /// Computes on the bits, without branches, so that the compiler can vectorise loops over it. The f16's exponent
-    /// and mantissa, shifted into their places in an f32, give 2⁻¹¹² times its value, also for subnormals; the
-    /// product with 2¹¹² corrects that.
+    /// Converts the bits without branches, so that the compiler can vectorise loops over this function. The exponent
+    /// and mantissa of the f16, shifted to their positions in an f32, give 2⁻¹¹² times its value, also for
+    /// subnormals. The multiplication by 2¹¹² corrects that.
     #[inline(always)]
     fn widen(self) -> f32 {
         let bits = self.to_bits() as u32;

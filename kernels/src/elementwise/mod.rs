@@ -189,7 +189,7 @@ pub fn copy(params: &CopyParams) -> Launch {
     Launch::kernel(&COPY, params, Cost { flops: 0.0, bytes: 2.0 * params.bytes as f64 })
 }
 
-/// Numbers of elements of the arrays that the checks use.
+/// Returns the array lengths that the checks use.
 pub fn test_element_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, 16384 * 2 + 5]
 }

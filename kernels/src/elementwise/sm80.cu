@@ -10,7 +10,7 @@
 
 #include "cuh/map.cuh"
 
-// IEEE binary16, which is only read.
+// IEEE binary16. Kernels only read this type.
 struct f16 {
   u16 bits;
 };

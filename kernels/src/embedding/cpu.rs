@@ -82,7 +82,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     if !p.dw.is_null() {
         // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
         let dw = unsafe { OutputArray::<f32>::new(p.dw, vocab * hidden) };
-        // The tokens that add to dw, each with its row of dw, sorted by row; the tokens of a row are in order.
+        // The tokens that add to dw, each with its row of dw, sorted by row. The tokens of a row keep their order.
         let text = ids.iter().enumerate().filter(|(t, _)| vision_row_of(vision_index, *t).is_none());
         let mut adding: Vec<(usize, usize)> = text.filter_map(|(t, &id)| Some((row_of(id, vocab)?, t))).collect();
         adding.sort_unstable();

@@ -9,9 +9,9 @@
 //! vision row beyond `placed`, gives a row of zeros and no gradient; callers check ids beforehand. Outputs must not
 //! overlap inputs.
 //!
-//! Numerics: the gradient is added in f32, with one rounding per token. The tokens with one id are summed first and then
-//! added to the old value, so dw has the bits of `old + new`. For ten tokens with the same id the error may be 4 times
-//! that of one rounding.
+//! Numerics: the gradient is added in f32, with one rounding per token. The tokens with one id are summed first and
+//! then added to the old value, so dw equals `old + new` bit for bit. For ten tokens with the same id the error may
+//! be 4 times that of one rounding.
 //!
 //! Memory-bound. The CUDA backward kernel has no sorted list of ids. Each thread block, which has 32 tokens and a
 //! strip of 2048 columns, reads all ids from L2: `tokens / 8` bytes per token and strip, in addition to the `hidden ·
@@ -44,9 +44,9 @@ params! {
         /// i32 `[tokens]`: index of the vision row that replaces each token; negative: the token takes its table row;
         /// null: all tokens take their table rows.
         pub vision_index: Addr,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
@@ -69,9 +69,9 @@ params! {
         /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows. Only rows that a token names are
         /// written; null: the gradient is not computed.
         pub d_vision: Addr,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub hidden: u32,
         /// Rows of the table.
         pub vocab: u32,
@@ -135,7 +135,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Shapes (tokens, hidden, vocab) that the checks use.
+/// Returns shapes (tokens, hidden, vocab) that the checks use.
 pub fn test_cases_tokens_hidden_vocab() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (17, 19, 3), (0, 8, 5), (517, 3, 60), (65, 2048, 33), (5, 513, 1000)]
 }

@@ -21,7 +21,7 @@
 #include "cuh/rows.cuh"
 #include "cuh/warp.cuh"
 
-// Copies `cols` elements of one type to another, V elements per access.
+// Copies `cols` elements and converts them to another type, V elements per access.
 template <int V, class W, class T>
 __device__ __forceinline__ void convert_row(const W* src, T* dst, u32 cols) {
   constexpr int STEPS = 4;

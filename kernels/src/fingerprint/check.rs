@@ -11,7 +11,7 @@ fn of_all(arrays: &[(&[u128], usize)], threads: usize) -> Vec<u64> {
     of_ranges(&arrays.iter().map(range).collect::<Vec<_>>(), threads)
 }
 
-/// Returns the sum of each range, computed by one launch.
+/// Returns the sum of the hashes of each byte range, computed by one launch.
 fn of_ranges(entries: &[ByteRange], threads: usize) -> Vec<u64> {
     let chunks = chunks(entries.iter().map(|range| range.len as usize), BYTES_PER_CHUNK);
     let mut sums = vec![u64::MAX; chunks.len() * SUMS_PER_CHUNK];
@@ -67,7 +67,8 @@ fn any_bit_shows() {
     assert_eq!(of(&other, n, 2), whole);
 }
 
-/// Rows with bytes between them, one range each: the sum is the hash of the rows without these bytes.
+/// Rows of a tensor with a gap after each row, one range per row. The sum of the ranges is the hash of the rows
+/// without the gaps.
 fn rows_with_gaps_have_the_hash_of_the_rows() {
     // The last row of a tensor may end within a word; the first case has rows of more than one chunk.
     let cases = [(2, BYTES_PER_CHUNK + 8, BYTES_PER_CHUNK + 16), (5, 24, 32), (7, 6840, 6848), (1, 13, 16)];

@@ -35,7 +35,7 @@ params! {
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// [`ByteRange`] `[ranges]`, a table.
+        /// Table of [`ByteRange`], `[ranges]`.
         pub arrays: Addr,
         /// [`Chunk`](reel_device::launch::Chunk) `[chunk_count]`: the ranges in chunks of [`BYTES_PER_CHUNK`] bytes.
         pub chunks: Addr,
@@ -68,7 +68,7 @@ pub fn fingerprint(params: &Params, arrays: AddressTable, bytes: u64) -> Launch 
     Launch::kernel_with_tables(&FINGERPRINT, params, cost, vec![("arrays", arrays)])
 }
 
-/// Tensor sizes in bytes that the checks use.
+/// Returns tensor sizes in bytes that the checks use.
 pub fn test_byte_counts() -> Vec<usize> {
     vec![
         0,

@@ -62,7 +62,7 @@ impl KernelFolder {
     /// # Errors
     /// A size that the folder's calls do not have, or a value that its kernels do not support.
     pub fn examples_with_sizes(&self, sizes: &Sizes) -> Result<Vec<ExampleCall>, SizeError> {
-        // The first calls use only defaults: `defaults` then knows the names of all sizes that the calls ask for.
+        // The first calls use only defaults. `defaults` then knows the names of all sizes that the calls use.
         let defaults = Sizes::default();
         (self.calls)(&defaults);
         sizes.check_given_sizes(self.name, &defaults)?;
@@ -101,7 +101,7 @@ pub(crate) const HEAD_DIM: u32 = 128;
 pub(crate) const VOCAB_SIZE: u32 = 152_064;
 /// Number of sequences of a decode step.
 pub(crate) const BATCH_SIZE: u32 = 16;
-/// The address of every operand of an example call.
+/// The address that stands for every operand of an example call. It is never accessed.
 pub(crate) const PLACEHOLDER_ADDRESS: Addr = Addr(1 << 40);
 /// Returns parameters whose addresses are all [`PLACEHOLDER_ADDRESS`] and whose numbers are 0.
 pub(crate) fn placeholder_params<P: Params>() -> P {

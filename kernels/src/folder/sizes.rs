@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Sizes {
     given: BTreeMap<String, u64>,
-    /// The keys that example calls have asked for, in the order of asking, and the value that each call got.
+    /// The keys that example calls have asked for, in the order of the requests, and the value that each call got.
     asked: RefCell<Vec<(&'static str, u64)>>,
 }
 
@@ -25,15 +25,15 @@ pub struct SizeError {
 }
 
 impl SizeError {
-    /// An error that prints as "`key` `what`; `help`".
+    /// Makes an error that prints as "`key` `what`; `help`".
     pub fn new(key: &str, what: impl Into<String>, help: impl Into<String>) -> SizeError {
         SizeError { key: key.into(), what: what.into(), help: help.into() }
     }
 }
 
-/// The sizes must be below this: kernels count tokens, heads and columns with 32 bits.
+/// All sizes must be below this limit, because kernels count tokens, heads and columns with 32 bits.
 const MAX_SIZE: u64 = 1 << 31;
-/// The largest number of elements of a call: kernels count them with 64 bits.
+/// The largest number of elements of a call. Kernels count elements with 64 bits.
 const MAX_ELEMENTS: u64 = 1 << 40;
 
 impl Sizes {
@@ -81,8 +81,8 @@ impl Sizes {
         self.asked.borrow().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Checks that every given key is one that the calls made with `defaults` asked for, and that kernels support its
-    /// value.
+    /// Checks that every given key is known: the calls made with `defaults` asked for it. Checks also that kernels
+    /// support its value.
     pub(crate) fn check_given_sizes(&self, folder: &str, defaults: &Sizes) -> Result<(), SizeError> {
         let asked = defaults.asked.borrow();
         let keys: Vec<&str> = asked.iter().map(|(key, _)| *key).collect();

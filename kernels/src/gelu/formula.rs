@@ -8,7 +8,7 @@ pub fn fwd(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x / 2f64.sqrt()))
 }
 
-/// `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`
+/// Returns `x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2`.
 pub fn tanh_fwd(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
 }
@@ -21,8 +21,8 @@ pub fn derivative(fwd: fn(f64) -> f64, x: f64) -> f64 {
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
     let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
-    // Computes Mills' ratio by its definition where the divisor is not too close to 0, otherwise by the first terms of
-    // its asymptotic series.
+    // Computes Mills' ratio from its definition if the divisor is not too close to 0, otherwise from the first terms
+    // of its asymptotic series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
@@ -61,7 +61,8 @@ pub fn tanh_derivative_rounded(x: f64) -> f64 {
     f32(s + f32(f32(x * bend) * inner))
 }
 
-/// `erf(x) = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1 · 3 · … · (2n+1))`, whose terms are all of one sign.
+/// Returns the error function: `erf(x) = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1 · 3 · … · (2n+1))`. All terms have the
+/// same sign, so there is no cancellation.
 pub fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();

@@ -31,7 +31,7 @@ params! {
         pub x: Addr,
         /// `[count]`, written.
         pub y: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
@@ -45,7 +45,7 @@ params! {
         pub dy: Addr,
         /// `[count]`, written.
         pub dx: Addr,
-        /// Elements.
+        /// Number of elements.
         pub count: u64,
     }
 }
@@ -94,7 +94,7 @@ pub fn tanh_bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &TANH_BWD_F32, &TANH_BWD_BF16), params, cost)
 }
 
-/// Number of elements and scale of the random inputs, for each case of the checks.
+/// Returns, for each case of the checks: number of elements, and scale of the random inputs.
 pub fn test_cases_count_scale() -> Vec<(usize, f32)> {
     vec![(1, 1.0), (17, 1.0), (8191, 3.0), (4096 * 5 + 3, 0.1)]
 }

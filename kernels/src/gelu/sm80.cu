@@ -30,7 +30,7 @@ __device__ __forceinline__ float normal_cdf(float x, float& bell) {
   return x > 0.0f ? 1.0f - tail : tail;
 }
 
-// GELU in its exact form: its value and its derivative. `Tanh` has the same for the tanh form.
+// GELU in its exact form: the value and the derivative. `Tanh` has the same functions for the tanh form.
 struct Exact {
   static __device__ __forceinline__ float value(float x) {
     float bell;

@@ -144,9 +144,9 @@ fn loss_and_gradient_equal_the_formula() {
                         (of_tokens, formula::smooth_piece_of_token(&o, &moved, &old, &reference, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
-                    // If the loss is not differentiable between lp - h and lp + h, the difference is not a derivative
-                    // and is not used. Differences are summed term by term: a token's ratio may be e^20, and the other
-                    // terms would be lost in a sum with it.
+                    // If the loss is not differentiable between lp - h and lp + h, the difference does not
+                    // approximate a derivative and is not used. Differences are summed term by term: a token's ratio
+                    // may be e^20, and a sum with so large a term would lose the other terms.
                     let difference = |of: fn(&formula::TokenTerms) -> f64| -> f64 {
                         above.0.iter().zip(&below.0).map(|(above, below)| of(above) - of(below)).sum()
                     };
@@ -198,7 +198,7 @@ fn without_old_the_ratio_is_one() {
 fn clipping_cuts_the_gradient() {
     let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
     batch.advantage = vec![1.0, -1.0];
-    // Differences between log-probability and old log-probability. In both completions they put the ratio below, inside
+    // Differences between log-probability and old log-probability. In both completions the ratios lie below, inside
     // and above the clipping range.
     for (t, d) in [-0.5f32, -0.1, 0.1, 0.5, -0.5, -0.1, 0.1, 0.5].into_iter().enumerate() {
         batch.log_prob[t] = -1.0 + d;

@@ -52,8 +52,8 @@ pub fn completion_sums(options: &LossOptions, terms: &[TokenTerms]) -> [f64; 3] 
     terms.iter().fold([0.0; 3], add)
 }
 
-/// Returns on which smooth piece of the loss token `t` lies: whether its ratio is below or above the range, and its log
-/// ratio to the reference below or above the limits. The loss has no derivative where two pieces meet.
+/// Returns which smooth piece of the loss token `t` is on: whether its ratio is below or above the range, and whether
+/// its log ratio to the reference is below or above the limits. The loss has no derivative where two pieces meet.
 pub fn smooth_piece_of_token(
     options: &LossOptions,
     log_prob: &[f64],

@@ -37,8 +37,8 @@ params! {
     pub struct Params {
         /// f32 `[tokens]`: log-probabilities under the weights being trained.
         pub log_prob: Addr,
-        /// f32 `[tokens]`: log-probabilities under the weights with which a training step first used these
-        /// completions; null: the same as `log_prob`.
+        /// f32 `[tokens]`: log-probabilities under the weights at the first training step on these completions; null:
+        /// the same as `log_prob`.
         pub old: Addr,
         /// f32 `[tokens]`: log-probabilities under the reference weights; null: the loss has no KL term, whatever
         /// `beta` is.
@@ -57,7 +57,7 @@ params! {
         /// f32 `[completions, 4]`, written: weighted loss, sum of the KL terms `e^x − x − 1` (`x` as defined above),
         /// number of clipped tokens, number of counted tokens.
         pub stats: Addr,
-        /// Completions.
+        /// Number of completions.
         pub completions: u32,
         /// 1: one importance ratio per sequence; 0: one per token.
         pub sequence_level: u32,
@@ -93,7 +93,8 @@ pub fn loss(tokens: usize, params: &Params) -> Launch {
     Launch::kernel(&LOSS, params, Cost { flops: 60.0 * tokens as f64, bytes })
 }
 
-/// The batches of completions that the checks use: for each completion its length and its number of learned tokens.
+/// Returns the batches of completions that the checks use: for each completion, its length and its number of learned
+/// tokens.
 pub fn test_batches_length_learned_tokens() -> Vec<Vec<(usize, usize)>> {
     vec![
         vec![(1, 1)],

@@ -16,9 +16,9 @@
 //! Errors of mean and root apply to the whole row. Tolerance as a multiple of the error of one rounding: f32 `12 (1 +
 //! |mean| rstd)`, dw and db 10, bf16 2.5.
 //!
-//! dw and db are always added to, unlike dw of [`crate::rms_norm`], whose launch can also write it (`accumulate = 0`).
-//! That saves filling a gradient with zeros once per step and weight. Layer norms occur in SigLIP alone, the reward
-//! model, which no command trains, so there is nothing to save.
+//! The gradients are always added to dw and db. A launch of [`crate::rms_norm`] can also overwrite dw
+//! (`accumulate = 0`), which saves filling a gradient with zeros once per step and weight. Layer norms occur only in
+//! SigLIP, the reward model, which no command trains, so they would save nothing.
 //!
 //! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. Columns beyond 8192 are read again (forward twice), their dw and db pass through
@@ -51,11 +51,11 @@ params! {
         pub mean: Addr,
         /// f32 `[rows]`: 1 / sqrt(variance + eps) of each row, written unless null.
         pub rstd: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
-        /// A small number that is added to the variance before the square root.
+        /// eps of the normalisation: is added to the variance before the square root.
         pub eps: f32,
         /// 0
         pub reserved: u32,
@@ -84,9 +84,9 @@ params! {
         /// Workspace, f32 `[row_block_count(rows), 2, cols]`: column sums over parts of the rows; unused when dw is
         /// null.
         pub partial: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
     }
 }
@@ -125,7 +125,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, Cost { flops: 15.0 * n, bytes })
 }
 
-/// Rows, columns, standard deviation of the inputs and mean of the inputs, for each case of the checks.
+/// Returns, for each case of the checks: rows, columns, and standard deviation and mean of the inputs.
 pub fn test_cases_rows_cols_scale_mean() -> Vec<(usize, usize, f32, f32)> {
     vec![
         (1, 1, 1.0, 0.0),

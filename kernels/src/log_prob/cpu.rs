@@ -8,7 +8,7 @@ use reel_device::{Element, Team, simd_fn};
 use super::{BwdParams, FwdParams};
 
 simd_fn! {
-    /// Returns the largest of `x`, ignoring NaN; −∞ for an empty slice.
+    /// Returns the largest element of `x`, ignoring NaN. Returns −∞ for an empty slice.
     pub(crate) fn max_ignoring_nan(x: &[f32]) -> f32 {
         let mut lanes = [[f32::NEG_INFINITY; LANES]; 2];
         let (pairs, rest) = x.as_chunks::<{ 2 * LANES }>();
@@ -124,8 +124,8 @@ impl RowStats {
     }
 }
 
-/// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk;
-/// `mod.rs` documents it.
+/// The state of a row after a chunk of the vocabulary. A launch passes it to the launch over the next chunk; `mod.rs`
+/// documents it.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct State {
@@ -149,7 +149,7 @@ impl State {
         State { largest: largest as f64, sum, moment, target: 0.0 }
     }
 
-    /// Returns this state with its sums relative to `most`, which is at least the state's largest logit.
+    /// Returns this state with its sums relative to `most`. `most` is not less than the state's largest logit.
     fn relative_to(self, most: f64, scale: f64) -> State {
         if self.largest == most {
             return self;
@@ -170,7 +170,7 @@ impl State {
     }
 
     fn row(&self, scale: f32) -> RowStats {
-        // If every logit is −∞ there is no distribution: the result is NaN.
+        // If every logit is −∞, there is no distribution and the result is NaN.
         let ln_sum = if self.largest == f64::NEG_INFINITY { f64::NAN } else { self.sum.ln() };
         RowStats { max: self.largest, scale: scale as f64, ln_sum }
     }

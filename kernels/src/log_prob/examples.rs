@@ -1,4 +1,4 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
+//! Example calls of this folder's kernels. `reel kernels list`, `show` and `bench` use them.
 
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -69,7 +69,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         inv_temperature: 1.0,
         ..Zeroable::zeroed()
     };
-    // Two of the launches that compute a row in three chunks: the first one and the second one.
+    // The first and the second of three launches that compute a row in three chunks.
     let begins = log_prob::FwdParams { state, vocab: 3 * vocab, entropy, ..fwd };
     let between = log_prob::FwdParams { first: vocab, ..begins };
     let through_both = log_prob::BwdParams { entropy, d_entropy, first: vocab, vocab: 3 * vocab, ..bwd };

@@ -2,7 +2,7 @@
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
-/// Results of the forward pass for a row that the backward pass needs.
+/// Results of the forward pass for a row. The backward pass needs them.
 #[derive(Clone, Copy, Debug)]
 pub struct RowStatistics {
     pub entropy: f64,

@@ -50,7 +50,7 @@ params! {
     pub struct FwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`: target tokens; negative: the row is ignored.
+        /// i32 `[rows]`: target tokens. A row with a negative target is ignored.
         pub targets: Addr,
         /// f32 `[rows]`: the log-probability of each row's target, written by a row's last launch.
         pub log_prob: Addr,
@@ -59,11 +59,11 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,
-        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state that a row's launch over a chunk hands to
-        /// the next launch; each device has its own format. The first launch does not read it and the last does not
-        /// write it; null is allowed if the row has only one launch.
+        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state of a row between its launches over
+        /// consecutive chunks. Its format depends on the device. The first launch of a row does not read the state,
+        /// and the last launch does not write it. Null is allowed if each row has only one launch.
         pub state: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Number of tokens in the vocabulary.
         pub vocab: u32,
@@ -71,7 +71,7 @@ params! {
         pub first: u32,
         /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature, by which logits are multiplied.
+        /// 1 / temperature. Logits are multiplied by this number.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,
@@ -83,7 +83,7 @@ params! {
     pub struct BwdParams {
         /// f32 `[rows, columns]`
         pub logits: Addr,
-        /// i32 `[rows]`: target tokens; negative: the row is ignored.
+        /// i32 `[rows]`: target tokens. A row with a negative target is ignored.
         pub targets: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, from the forward kernel.
         pub lse: Addr,
@@ -95,7 +95,7 @@ params! {
         pub d_entropy: Addr,
         /// T `[rows, columns]`, written.
         pub d_logits: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Number of tokens in the vocabulary.
         pub vocab: u32,
@@ -103,7 +103,7 @@ params! {
         pub first: u32,
         /// Number of tokens in this launch's chunk.
         pub columns: u32,
-        /// 1 / temperature, by which logits are multiplied.
+        /// 1 / temperature. Logits are multiplied by this number.
         pub inv_temperature: f32,
         /// 0
         pub reserved: u32,
@@ -149,7 +149,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)
 }
 
-/// Rows, vocabulary, scale of the logits and temperature, for each case of the checks.
+/// Returns, for each case of the checks: rows, vocabulary, scale of the logits, and temperature.
 pub fn test_cases_rows_vocab_scale_temperature() -> Vec<(usize, usize, f32, f32)> {
     vec![(1, 1, 1.0, 1.0), (17, 19, 1.0, 0.7), (5, 8191, 8.0, 1.0), (2, 152_064, 3.0, 1.3), (3, 1000, 0.0, 1.0)]
 }

@@ -28,8 +28,8 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// Sums over some of a row's logits, relative to their maximum: for the entropy, of e^x and x e^x, where x is the scaled
-// distance of a logit from the maximum.
+// Sums over some of a row's logits, relative to their maximum, for the entropy: the sums of e^x and of x e^x, where x
+// is a logit minus the maximum, times the inverse temperature.
 struct Moments {
   double sum = 0.0, moment = 0.0;
 
@@ -83,8 +83,8 @@ struct Sums {
   }
 };
 
-// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk; 64 bytes
-// of FwdParams::state.
+// The state of a row after a chunk of the vocabulary: 64 bytes of FwdParams::state. A launch passes it to the launch
+// over the next chunk.
 struct State {
   ExpSum exps;
   float largest, target;

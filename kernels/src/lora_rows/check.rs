@@ -24,7 +24,7 @@ struct Given {
 }
 
 impl Given {
-    /// Random data; the rows' adapters include -1 and a number that is too large.
+    /// Makes random data. The rows' adapter numbers include -1 and a number that is too large.
     fn new(dtype: DType, (m, n, k, adapters): (usize, usize, usize, usize)) -> Given {
         let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
         Given {
@@ -50,7 +50,8 @@ fn all(mut f: impl FnMut(DType, (usize, usize, usize, usize))) {
     }
 }
 
-/// The tolerance of sums as a multiple of the error of one rounding. In f32 it grows with cancellation.
+/// Returns the tolerance of sums as a multiple of the error of one rounding. In f32 the tolerance grows with
+/// cancellation.
 fn rounding_factor(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     let cancellation = if dtype == F32 { norm(sizes) / norm(sums).max(1e-30) } else { 0.0 };
@@ -129,7 +130,7 @@ fn a_row_does_not_know_its_batch() {
     });
 }
 
-/// An adapter of rank 5 gives the same bits in a stack of rank 16, apart from the sign of zeros.
+/// A rank-5 adapter gives the same bits in a stack of rank 16 as in one of rank 5, apart from the sign of zeros.
 fn zeros_up_to_a_higher_rank_change_nothing() {
     with_one_interleaving(|| {
         for dtype in [F32, BF16] {

@@ -10,8 +10,8 @@
 //! and k the rank. Adapters of a lower rank have rows of zeros in `down`'s w and columns of zeros in `up`'s.
 //!
 //! Numerics: products and sums are in f32, and each result is rounded once. On the CPU the products are those of
-//! [`crate::matmul`], bit for bit, so a row has the bits that it would have with its adapter alone. In CUDA the order
-//! of summation depends on k alone.
+//! [`crate::matmul`], bit for bit, so a row's result does not depend on the other rows and adapters of the batch. In
+//! CUDA the order of summation depends only on k.
 //!
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`, with |y| among the
 //! terms of `up`.
@@ -45,7 +45,7 @@ params! {
         pub m: u32,
         /// Rows of an adapter's matrix.
         pub n: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
         /// Number of adapters.
         pub adapters: u32,
@@ -82,7 +82,7 @@ pub fn up(dtype: DType, params: &Params) -> Launch {
 }
 
 /// Makes a launch. `passes` is the number of times that y is read or written. The cost assumes that every row has an
-/// adapter and that the rows use as many different adapters as possible.
+/// adapter, and that the rows use as many different adapters as possible.
 fn launch(kernel: &'static Kernel, dtype: DType, p: &Params, passes: f64) -> Launch {
     let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
     let matrices = p.m.min(p.adapters) as f64;
@@ -90,8 +90,8 @@ fn launch(kernel: &'static Kernel, dtype: DType, p: &Params, passes: f64) -> Lau
     Launch::kernel(kernel, p, Cost { flops: 2.0 * m * n * k, bytes })
 }
 
-/// Sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte units
-/// that threads load.
+/// Returns sizes (m, n, k, adapters) that tests and benches share. Some values of k are not a multiple of the 16-byte
+/// units that threads load.
 pub fn test_cases_m_n_k_adapters() -> Vec<(usize, usize, usize, usize)> {
     vec![
         (1, 1, 1, 1),

@@ -25,7 +25,7 @@ constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 constexpr int COLUMNS = 8;
 
-// The number of the row's adapter, or -1 for none.
+// Returns the number of the row's adapter, or -1 for none.
 __device__ __forceinline__ int adapter_of(const Params& p, u32 row) {
   const int a = load_for_warp(global<const int>(p.adapter) + row);
   return a >= 0 && static_cast<u32>(a) < p.adapters ? a : -1;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void up(const Params& p) {
   u32 width = 1;  // lanes of a group
   while (width < 32 && width * VECTOR<T> < p.k) width *= 2;
   const u32 per_step = 32 / width, group = lane / width, start = lane % width * VECTOR<T>;
-  // Every group needs the same elements of x, so group 0 loads them for all groups.
+  // Every group of lanes needs the same elements of x, so group 0 loads them for all groups.
   Words<16> words{};
   if (group == 0) words = load_words(x, start, p.k, vector);
 #pragma unroll

@@ -26,8 +26,8 @@ struct Consumer {
   using Multiply = Wgmma<T::COLUMNS>;
   static constexpr u64 A_LAYOUT = operand_layout<128>(T::A_MAJOR == K_MAJOR ? 16 : T::BLOCK);
   static constexpr u64 B_LAYOUT = operand_layout<128>(T::B_MAJOR == K_MAJOR ? 16 : T::BLOCK);
-  // A_STEP and B_STEP: what a descriptor grows by for the next 16 k: 32 bytes of a row, or 16 rows of 128 bytes.
-  // ROWS_64: what it grows by for the next 64 rows of A, one block.
+  // A_STEP and B_STEP: what is added to a descriptor to advance by 16 along k: 32 bytes of a row, or 16 rows of 128
+  // bytes. ROWS_64: what is added to advance by 64 rows of A, one block.
   static constexpr u32 A_STEP = (T::A_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 B_STEP = (T::B_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 ROWS_64 = T::BLOCK >> 4;
@@ -58,7 +58,7 @@ struct Consumer {
         // C of more than 32 Mi elements is stored with evict-first, because it would displace operands from L2.
         policy_c(static_cast<u64>(p.m) * p.n > 32 << 20 ? EVICT_FIRST : EVICT_NORMAL) {}
 
-  // The first row and column of this warpgroup in tile t.
+  // Computes the first row and column of this warpgroup in tile t.
   __device__ __forceinline__ void place(int t, int& row, int& column) const {
     work.place(t, row, column);
     row += warpgroup * (T::PRODUCTS * 64);
@@ -323,8 +323,8 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   }
 }
 
-// Epilogue HALVES: the upper rows of a tile are stored while the last products of its lower rows run, the lower rows
-// while the first products of the next tile's upper rows run. Needs at least two stages of k.
+// Epilogue HALVES: the upper rows of a tile are stored while the last products of its lower rows run. The lower rows
+// are stored while the first products of the next tile's upper rows run. Needs at least two stages of k.
 template <class T>
 __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   const auto store_half = [&](int i, int row, int column) {

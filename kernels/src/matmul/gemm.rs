@@ -12,11 +12,11 @@ params! {
     /// Parameters of the kernels. m, n and k are greater than 0; all addresses and the bytes of all rows are multiples
     /// of 16.
     pub struct Params {
-        /// The tensor map of A, which the plan of the launch fills in.
+        /// The tensor map of A. The launch plan fills it in.
         pub map_a: TensorMapSlot,
-        /// The tensor map of B, which the plan of the launch fills in.
+        /// The tensor map of B. The launch plan fills it in.
         pub map_b: TensorMapSlot,
-        /// The tensor map of C, which the plan of the launch fills in.
+        /// The tensor map of C. The launch plan fills it in.
         pub map_c: TensorMapSlot,
         /// A: bf16 `[m, k]`; `[k, m]` in the `dw` kernels (gradient of a weight).
         pub a: Addr,
@@ -30,7 +30,7 @@ params! {
         pub m: u32,
         /// Columns of C.
         pub n: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
         /// 1: the product is added to the old C; 0: it replaces C.
         pub accumulate: u32,
@@ -153,9 +153,9 @@ unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const T
 /// with long sums over the tokens; cuBLASLt divides a sum among multiprocessors, and these kernels do not.
 const MIN_WEIGHT_SIDE: usize = 64;
 
-/// Returns the call of a kernel of this folder that computes a product on a GPU of this architecture; `None` if none
-/// does: below compute capability 9.0, for operands that are not bf16 or that tensor copies cannot read (an address or
-/// the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
+/// Returns the launch of a kernel of this folder that computes a product on a GPU of this architecture. Returns
+/// `None` if no kernel does: below compute capability 9.0, for operands that are not bf16 or that tensor copies
+/// cannot read (an address or the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
 pub fn kernel_launch(product: &Matmul, arch: &Arch) -> Option<KernelLaunch> {
     let p = product;
     let form = form(p.a.transposed, p.b.transposed, p.c_dtype);

@@ -24,9 +24,9 @@
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is
 //! stored in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition;
-//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum has the bits of a product whose B
-//! holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n,
-//! k]`.
+//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum is bit-identical to that of a product
+//! whose B holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B
+//! `[n, k]`.
 
 pub(crate) mod check;
 pub mod cpu;
@@ -68,8 +68,8 @@ pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
     let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
     if k > 0 {
         for (group, rows) in groups.chunks_exact_mut(INT8_GROUP * k).zip(rows.chunks(INT8_GROUP * k)) {
-            // Goes by blocks of columns, which stay in the first-level cache while the bytes of the 16 rows are
-            // interleaved.
+            // Processes blocks of columns, so that the 16 rows of a block stay in the first-level cache while their
+            // bytes are interleaved.
             for (block, group) in group.chunks_mut(INT8_GROUP * COLUMNS).enumerate() {
                 for (lane, row) in rows.chunks_exact(k).enumerate() {
                     let row = row[block * COLUMNS..].iter().take(COLUMNS);

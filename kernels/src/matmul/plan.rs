@@ -1,12 +1,12 @@
 //! The tiles of the kernels for Hopper (`sm90a.cuh`), and the choice of a tile for a product.
 //!
-//! All tiles of a form give the same bits, so the choice changes times only. The time of a tile is proportional to its
-//! size times k, even if it reaches beyond the end of C, and a multiprocessor computes one tile after the other. So the
-//! plan takes the tile with which the busiest multiprocessor computes the fewest elements; of equal ones, the first in
-//! this table. These kernels have not been timed. The rates are those of their prototypes, whose main loops have the
-//! same products, copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on
-//! an NVIDIA H200, 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its
-//! rows, columns and k.
+//! All tiles of a form (layout of operands and type of C) give the same bits, so the choice affects only the time.
+//! The time of a tile is proportional to its size times k, even if it reaches beyond the end of C, and a
+//! multiprocessor computes one tile after the other. So the plan takes the tile with which the busiest multiprocessor
+//! computes the fewest elements. If several tiles are equal, it takes the first one in this table. These kernels have
+//! not been timed. The rates are those of their prototypes, whose main loops have the same products, copies and waits
+//! in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on an NVIDIA H200, 2026-11-27.
+//! `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its rows, columns and k.
 //!
 //! | tile | taken for | rate |
 //! |---|---|---|
@@ -30,7 +30,7 @@ use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, 
 
 use super::gemm::{OperandLayout, Params};
 
-/// What a kernel does with the old C.
+/// What a kernel does with the old contents of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AccumulateMode {
     /// Replaces it.
@@ -58,7 +58,7 @@ pub(super) struct Tile {
     pub old_c: AccumulateMode,
 }
 
-/// Returns a tile of 256 x 192 elements, whose upper and lower half are computed and stored in turn.
+/// Returns a tile of 256 x 192 elements. Its upper half is stored while its lower half is computed, and the reverse.
 const fn halves(symbol: &'static str) -> Tile {
     Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
 }
@@ -269,12 +269,12 @@ mod tests {
             assert_eq!(symbol(gemm::DW, shape, 1), "gemm_dw_bf16_128x256_added");
             assert_eq!(symbol(gemm::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
         }
-        // A product that is added to the residual gets a tile, too.
+        // A product that is added to the residual uses a Hopper tile, too.
         assert_eq!(symbol(gemm::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
         assert_eq!(symbol(gemm::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
     }
 
-    /// Every kernel of `sm90a.cuh` has a tile in this file, with the same numbers, and the reverse.
+    /// Every kernel of `sm90a.cuh` has a tile in this file with the same numbers, and every tile has a kernel.
     #[test]
     fn tiles_have_the_numbers_of_the_kernels() {
         let planned = ALL.iter().map(|t| {

@@ -24,9 +24,9 @@ enum Epilogue {
   F32,
 };
 
-// A block computes tiles of ROWS x COLUMNS elements of C. WARPGROUPS consumer warpgroups divide the rows; a further
-// warpgroup has the producer. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has neighbouring tiles of
-// rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
+// A block computes tiles of ROWS x COLUMNS elements of C. WARPGROUPS consumer warpgroups divide the rows; one more
+// warpgroup contains the producer thread. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has
+// neighbouring tiles of rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
 template <int ROWS_, int COLUMNS_, int WARPGROUPS_, int STAGES_, int CLUSTER_, int BUFFERS_, int A_MAJOR_, int B_MAJOR_,
           Epilogue EPILOGUE_>
 struct Tile {

@@ -26,9 +26,9 @@ params! {
         pub y: Addr,
         /// f32 `[rows]`: the L2 norm of each row, written unless null.
         pub norm: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
     }
 }
@@ -44,9 +44,9 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`, written.
         pub dx: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
     }
 }
@@ -88,7 +88,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
-/// Shapes (rows, cols, scale of the inputs) that the checks use.
+/// Returns shapes (rows, cols, scale of the inputs) that the checks use.
 pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![(1, 1, 1.0), (0, 8, 1.0), (17, 19, 1.0), (3, 8203, 30.0), (65, 1152, 1e-4), (9, 512, 1e6), (2, 8200, 1.0)]
 }

@@ -7,10 +7,12 @@
 //     more rows (tokens that share their pages), rows over warps: as prefill_mma.cuh, 16 rows per warp
 //     one of several segments: O, maximum, sum -> workspace; count_and_merge; else o = O / sum
 //
-// Order. A score does not depend on other keys and a column of O not on other columns. Every warp computes maxima, sums
-// and weights from all 64 scores by the function that prefill uses (add_scores). So the bits are those of prefill.
+// Order. A score does not depend on other keys and a column of O not on other columns. Every warp computes maxima,
+// sums and weights from all 64 scores by the function that prefill uses (add_scores). So decode and prefill are
+// bit-identical.
 //
-// Bytes in flight. K and V of a block of keys are tiles of their own in a ring, and each is waited for on its own.
+// Bytes in flight. K and V of a block of keys are separate tiles in a ring, and the kernel waits for each tile
+// separately.
 //   head_dim       stages   ring        in flight per block of threads   blocks per multiprocessor of an H200
 //   up to 64       5        45 KiB      24 to 32 KiB                     3 (registers)
 //   up to 80       5        55 KiB      30 to 40 KiB                     2 (registers)

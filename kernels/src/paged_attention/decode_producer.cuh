@@ -5,10 +5,10 @@
 //     for each segment, descending (with a workspace: the item's only one)
 //       for each block of 128 keys, descending: copy the keys and values of 64 keys to a stage, then those of 64 more
 //
-// Items. A block of threads begins with item blockIdx.x and takes the numbers of further items from a counter in global
-// memory, because items differ in length: the first of several tokens that share pages has an item with the rows of
-// all, and the items of the others are empty. Which block computes an item changes no bit. The block that draws the
-// last number resets the counter to 0.
+// Items. A block of threads begins with item blockIdx.x and takes the numbers of further items from a counter in
+// global memory, because items differ in length: the first of several tokens that share pages has an item with the
+// rows of all, and the items of the others are empty. The results do not depend on which block computes an item. The
+// block that draws the last number resets the counter to 0.
 //
 // Copies. A stage holds 64 rows of K, then 64 of V, in groups of 64 columns with the swizzle of 128 bytes; for head_dim
 // 80 in groups of 16 with the swizzle of 32 bytes. With pages of 64 tokens or more a tensor copy moves all groups of 64
@@ -105,7 +105,7 @@ struct DecodeProducer {
 
   __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
 
-  // Copies the queries of an item; each lane copies one row.
+  // Copies the queries of an item of work; each lane copies one row.
   __device__ __forceinline__ void copy_queries(const Work& work) {
     const bf16* const q = global<const bf16>(p.q);
 #pragma unroll 1
@@ -153,8 +153,8 @@ struct DecodeProducer {
   }
 
   __device__ __forceinline__ void copy_item(const Work& work) {
-    // For an item of many rows, the slots for queries may become free only shortly before the previous item ends. So
-    // the first four of the item's eight stages are copied before its queries.
+    // The slots for queries may become free only shortly before the previous item of work ends, if an item has many
+    // rows. So four of the item's eight stages are copied before its queries.
     int stages_before_queries = work.rows() <= QUERY_ROWS ? 0 : 4;
     const int first_segment = work.begin / SEGMENT_BLOCKS, segments = ceil_div(work.end, SEGMENT_BLOCKS);
 #pragma unroll 1
@@ -213,8 +213,8 @@ struct DecodeProducer {
     if (!leads()) return;
     DecodeBlock{0, 0, DecodeBlock::NO_MORE, 0}.store(shared + S::BLOCKS + 16 * ring.slot);
     mbarrier_arrive(shared + S::FULL + 8 * ring.slot);
-    // Every block stops at its first number beyond the items, so gridDim.x such numbers are drawn. The block that draws
-    // the largest one is the last to draw, and resets the counter.
+    // Every block stops at the first number that it draws beyond the last item of work, so gridDim.x such numbers are
+    // drawn. The block that draws the largest number is the last to draw, and resets the counter.
     if (found.beyond == gridDim.x - 1) atomicExch(counter, 0u);
   }
 };

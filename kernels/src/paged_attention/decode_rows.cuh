@@ -1,5 +1,5 @@
-// Decode in bf16 on sm_90a with the order of sums of attention/row_state.cuh, which the forward pass has too: a decoded
-// token has the bits of the same token in training. Used for head_dim 64, 80 and 128.
+// Decode in bf16 on sm_90a. Sums have the order of attention/row_state.cuh, as in the forward pass, so the output of
+// a decoded token is bit-identical to the output of the same token in training. Used for head_dim 64, 80 and 128.
 //
 //   for each item: for each block of 128 keys, descending: for each tile of 8 rows:
 //     warp w: S^T = K Q^T of keys 16 w .. 16 w + 16 of both stages -> shared memory; barrier of the group of warps
@@ -230,7 +230,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Merges the total over the segments that are already computed (those with later keys) into the state of this
+  // Merges the total over the segments that are already computed (segments with later keys) into the state of this
   // segment.
   __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l,
                                               const Output& total) const {
@@ -250,7 +250,8 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes an item of at most 16 rows: one tile of 8 rows, or two, one for each group of warps.
+  // Computes an item of work of at most 16 rows (token, query head): one tile of 8 rows, or two tiles, one for each
+  // group of warps.
   __device__ __forceinline__ void few_rows(DecodeBlock block) {
     const bool has_tile = 8 * group < block.rows();
     const int first = 8 * group;
@@ -290,7 +291,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes a segment for several tokens that share its pages. Every row sees all 512 keys of the segment.
+  // Computes a segment of 512 keys for several tokens that share its pages. Every row sees all 512 keys.
   __device__ __forceinline__ void many_rows(DecodeBlock block) {
     const int slots = ceil_div(block.rows(), QUERY_ROWS), tiles = ceil_div(block.rows() - 8 * group, QUERY_ROWS);
     const RingPosition<S::QUERY_SLOTS> begin = queries;

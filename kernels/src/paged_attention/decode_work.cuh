@@ -8,9 +8,9 @@
 //   counters[token, key head, 16 heads] += 1 for each stored segment; the block that adds the last one sets the counter
 //     back to 0 and merges the segments in ascending order
 //
-// What finding an item reads. One warp reads 12 bytes per token (cu_seqlens, kv_lens) and, for the comparison, the
-// segment's entries of block_tables of at most 8 tokens: 8 entries each with pages of 64 tokens, 256 bytes in all. A
-// segment's keys and values have 256 KiB at head_dim 128.
+// Memory traffic for finding an item: one warp reads 12 bytes per token (cu_seqlens, kv_lens) and, for the
+// comparison, the segment's entries of block_tables of at most 8 tokens: 8 entries each with pages of 64 tokens, 256
+// bytes in all. A segment's keys and values have 256 KiB at head_dim 128.
 #pragma once
 
 #include "paged_attention/tile.cuh"
@@ -33,8 +33,8 @@ struct Work : KeyRange {
   }
 };
 
-// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item with this
-// number.
+// An item of work in shared memory. `tokens` is 0 if another block computes the item, and -1 if there is no item with
+// this number.
 struct SharedWork {
   Work work;
   u32 beyond;                  // if there is no item with the number: the number minus that of items
@@ -49,7 +49,8 @@ __device__ __forceinline__ int segments_of(const Params& p, int keys) {
   return p.workspace == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
 }
 
-// Finds item number `item`. The threads of one warp call it together. MAX_ROWS: largest number of rows of an item.
+// Finds the item of work with number `item`. The threads of one warp call it together. MAX_ROWS: largest number of
+// rows of an item.
 template <int MAX_ROWS>
 __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork& to) {
   constexpr int PER_LANE = 4;
@@ -169,8 +170,8 @@ struct SegmentPages {
   }
 };
 
-// Adds 1 to a counter and returns its former value. Stores that this block made before its last barrier are visible to
-// a block that later adds to the counter, and the stores of blocks that added earlier are visible to this block.
+// Adds 1 to a counter and returns its former value. The addition is acquire-release at GPU scope: after it, a block
+// sees the stores that other blocks made before the barrier that preceded their own additions.
 __device__ __forceinline__ u32 count_segment(u32* counter) {
   u32 before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

@@ -5,8 +5,8 @@
 
 #include "paged_attention/tile.cuh"
 
-// N: number of groups of 64 columns in a head. SHARE: K and V use the same buffer in turn. SPLIT: the block computes
-// one segment and stores its state for the combine stage.
+// N: number of groups of 64 columns in a head. SHARE: one buffer holds first K, then V. SPLIT: the block computes one
+// segment and stores its state for the combine stage.
 template <int N, bool SHARE, bool SPLIT>
 __device__ __forceinline__ void forward_fma(const Params& p) {
   constexpr int ROWS = 16, D = N * 64, PITCH = D + 4;  // an odd number of 16-byte chunks

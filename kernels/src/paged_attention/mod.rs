@@ -23,16 +23,17 @@
 //!
 //! # Hopper
 //! On compute capability 9.0, bf16 with head_dim 64, 80 and 128 has the order of sums of `attention/row_state.cuh`:
-//! segments, and blocks of 128 keys, in descending order. So every new token, of a prompt however it is cut or decoded,
-//! has the bits of the forward pass of [`crate::attention`] over its whole sequence.
+//! segments, and blocks of 128 keys, in descending order. So the output of every new token is bit-identical to the
+//! forward pass of [`crate::attention`] over its whole sequence, whether the token is decoded or part of a prompt,
+//! and however the prompt is divided into chunks.
 //!
-//! Decode (`FWD_BF16_DECODE_ROWS`): a persistent block of threads per multiprocessor draws segments from a counter, the
-//! first element of [`Params::counters`], and a second launch merges the segments of rows that have more than one. The
-//! page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key change nothing,
-//! whatever they hold.
+//! Decode (`FWD_BF16_DECODE_ROWS`): a persistent block of threads per multiprocessor takes segments by an atomic
+//! counter, the first element of [`Params::counters`], and a second launch merges the segments of rows that have more
+//! than one. The page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key
+//! change nothing, whatever they hold.
 //!
-//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass by products of warpgroups with keys in pages. A tile has the
-//! 128 positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
+//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass with wgmma, with keys in pages. A tile has the 128
+//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -53,8 +54,9 @@
 //! # Bound
 //! Decode: memory, every key and value is read once. Prefill: multiply-adds, `4 * head_dim` operations per pair of
 //! token and key. The cost counts the keys of every sequence: which pages are shared is known on the device only. So
-//! with shared pages a launch may take less time than the bandwidth of its cost allows. The workspace is not counted:
-//! 1040 bytes per row and segment at head_dim 128, 3 % of the bytes of decode with 7 query heads per key head.
+//! with shared pages a launch may take less time than its cost divided by the memory bandwidth. The workspace is not
+//! counted: 1040 bytes per row and segment at head_dim 128, 3 % of the bytes of decode with 7 query heads per key
+//! head.
 
 pub(crate) mod check;
 mod cpu;
@@ -89,15 +91,15 @@ params! {
         pub q_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`
+        /// Cache of keys: `[pages, page_tokens, kv_heads, head_dim]`.
         pub k_cache: Addr,
-        /// `[pages, page_tokens, kv_heads, head_dim]`
+        /// Cache of values: `[pages, page_tokens, kv_heads, head_dim]`.
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
-        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, with the bits of [`crate::attention`];
-        /// the value of a padding row is not written. Null: no log-sum-exp is written. Only device `cpu` supports this
-        /// output; null in CUDA.
+        /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, bit-identical to
+        /// [`crate::attention`]. The value of a padding row is not written. Null: no log-sum-exp is written. Only
+        /// device `cpu` supports this output; null in CUDA.
         pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
@@ -110,23 +112,23 @@ params! {
         /// A workspace of [`workspace_bytes`] bytes for each segment's output, maximum and sum. Null: one block of
         /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
-        /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
-        /// stored in the workspace; on Hopper, the number of items of work that blocks have drawn. Only decode in bf16
-        /// uses the counters. Null: the kernel for prefill computes decode, too.
+        /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that
+        /// are stored in the workspace; on Hopper, the number of items of work that blocks have taken. Only decode in
+        /// bf16 uses the counters. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
         /// Number of new tokens of all sequences together.
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
-        /// Query heads, a multiple of `kv_heads`.
+        /// Number of query heads, a multiple of `kv_heads`.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
         /// Row length of `block_tables`.
         pub max_blocks: u32,
-        /// Factor of the scores; positive.
+        /// Softmax scale: the positive factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,
@@ -250,8 +252,8 @@ fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
-    // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, keys and values
-    // use the same buffer in turn.
+    // Shared memory holds 16 queries, their probabilities, 64 keys and 64 values. For head_dim 256, one buffer holds
+    // first the keys, then the values.
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
@@ -344,7 +346,7 @@ pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeyCounts
 }
 
 /// Returns two numbers: the (new token, key) pairs that one head computes, and the keys of all sequences. A sequence
-/// is given as (new tokens, keys including those of the new tokens).
+/// is given as (number of new tokens, number of keys including the new tokens' keys).
 pub fn query_key_pairs_and_keys(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {

@@ -1,6 +1,6 @@
 // Prefill and chunked prefill on sm_90a, bf16, for head_dim 64, 80 and 128: the device code of the forward pass for
-// training (attention/forward_wgmma.cuh) with keys from the pages of the KV cache. So a row has the same bits as in
-// training, no matter how its prompt is divided into chunks.
+// training (attention/forward_wgmma.cuh) with keys from the pages of the KV cache. So a row is bit-identical to the
+// same row in training, however the prompt is divided into chunks.
 //
 //   positions of a sequence       0 .. kv_len; its queries, the new tokens, are the last ones
 //   a block of 128 keys           rows of one page, or several pages: one box for all columns of 128 rows, or for each

@@ -70,7 +70,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let (n, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
-    // The time steps are summed apart from the old value of dw, which is added to their sum.
+    // Sums over the time steps first, then adds the old value of dw to the sum.
     let mut sum = vec![0.0f32; if p.accumulate == 1 { embed * n } else { 0 }];
     let c = if p.accumulate == 1 { Addr(sum.as_mut_ptr() as u64) } else { p.dw };
     let product = |first: usize, count: usize, at: Addr| {

@@ -31,9 +31,9 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
 // the channel (two bits, eight channels per word). An element beyond the end of the patch gets some valid offset.
 template <int COUNT>
 struct alignas(16) Elements {
-  // offset[0] holds the offsets of the first four of every eight elements, offset[1] those of the other four. The two
-  // arrays begin in different banks, so that eight threads can each read 16 bytes from either array without bank
-  // conflicts.
+  // offset[0] holds the offsets of the first four of every eight elements, offset[1] the offsets of the other four.
+  // The two arrays begin in different banks, so that eight threads can each read 16 bytes from either array without
+  // bank conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 

@@ -38,7 +38,7 @@ params! {
         pub bias: Addr,
         /// T `[N, embed]`, written.
         pub y: Addr,
-        /// Shape of the frames and how they become patches.
+        /// The shape of the frames, and how frames become patches.
         pub pixels: Pixels,
         /// Number of columns of y, the elements of one embedding.
         pub embed: u32,
@@ -57,7 +57,7 @@ params! {
         /// f32 `[embed, 3 · temporal · patch · patch]`: the gradient of the weight, written (unless there are no
         /// patches) or added to the old value.
         pub dw: Addr,
-        /// Shape of the frames and how they become patches.
+        /// The shape of the frames, and how frames become patches.
         pub pixels: Pixels,
         /// Number of columns of dy, the elements of one embedding.
         pub embed: u32,

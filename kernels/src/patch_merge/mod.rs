@@ -42,7 +42,7 @@ params! {
     pub struct FwdParams {
         /// T `[rows, cols]`
         pub x: Addr,
-        /// i32 `[rows]`, a permutation: the row of x that each row of y is made from.
+        /// i32 `[rows]`, a permutation: for each row of y, the row of x from which it is computed.
         pub index: Addr,
         /// T `[cols]`
         pub w: Addr,
@@ -50,9 +50,9 @@ params! {
         pub y: Addr,
         /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, written unless null.
         pub rstd: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// Added to the mean square.
         pub eps: f32,
@@ -80,9 +80,9 @@ params! {
         pub dw: Addr,
         /// f32 `[rms_norm::row_block_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// 1: adds the gradient to the old dw; 0: overwrites dw.
         pub accumulate: u32,
@@ -147,7 +147,7 @@ fn with_index(norm: Cost, rows: u32) -> Cost {
     Cost { bytes: norm.bytes + 4.0 * rows as f64, ..norm }
 }
 
-/// Rows, columns and standard deviation of the inputs, for each case of the checks.
+/// Returns, for each case of the checks: rows, columns, and standard deviation of the inputs.
 pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),

@@ -1,4 +1,4 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
+//! Example calls of this folder's kernels. `reel kernels list`, `show` and `bench` use them.
 
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes};
 use crate::patch_embedding::examples::EXAMPLE_FRAMES;

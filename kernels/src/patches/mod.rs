@@ -30,7 +30,7 @@ params! {
     pub struct Pixels {
         /// The factor by which u8 levels are multiplied (1/255), as the bits of an f64.
         pub rescale: u64,
-        /// Frames.
+        /// Number of frames.
         pub count: u32,
         /// Rows of a frame.
         pub height: u32,
@@ -90,7 +90,7 @@ params! {
         pub frames: Addr,
         /// T `[N, 3 · temporal · patch · patch]`, written.
         pub patches: Addr,
-        /// Shape of the frames and how they become patches.
+        /// The shape of the frames, and how frames become patches.
         pub pixels: Pixels,
     }
 }
@@ -117,7 +117,7 @@ pub fn cut_patches(dtype: DType, params: &Params) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &PATCHES_F32, &PATCHES_BF16), params, cost)
 }
 
-/// Shapes (frames, height, width, patch, temporal, merge) that the checks use.
+/// Returns shapes (frames, height, width, patch, temporal, merge) that the checks use.
 pub fn test_cases_frames_height_width_patch_temporal_merge() -> Vec<[usize; 6]> {
     vec![
         [1, 1, 1, 1, 1, 1],

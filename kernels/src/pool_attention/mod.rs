@@ -31,11 +31,11 @@ use crate::folder::kernel_folder;
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
-        /// f32 or bf16 `[heads, head_dim]`
+        /// The learned query: f32 or bf16 `[heads, head_dim]`.
         pub q: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Keys: f32 or bf16 `[tokens, heads, head_dim]`.
         pub k: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Values: f32 or bf16 `[tokens, heads, head_dim]`.
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
@@ -45,13 +45,13 @@ params! {
         pub lse: Addr,
         /// Tokens of all images.
         pub tokens: u32,
-        /// Images.
+        /// Number of images.
         pub images: u32,
-        /// Heads.
+        /// Number of heads.
         pub heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
-        /// Factor of the scores.
+        /// Softmax scale: the factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// 0
         pub reserved: u32,
@@ -61,11 +61,11 @@ params! {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
-        /// f32 or bf16 `[heads, head_dim]`
+        /// The learned query: f32 or bf16 `[heads, head_dim]`.
         pub q: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Keys: f32 or bf16 `[tokens, heads, head_dim]`.
         pub k: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`
+        /// Values: f32 or bf16 `[tokens, heads, head_dim]`.
         pub v: Addr,
         /// i32 `[images + 1]`: index of each image's first token, then the number of tokens.
         pub cu_seqlens: Addr,
@@ -75,23 +75,23 @@ params! {
         pub lse: Addr,
         /// f32 or bf16 `[images, heads, head_dim]`: the gradient of o.
         pub d_o: Addr,
-        /// f32 or bf16 `[heads, head_dim]`, written.
+        /// Gradient of q: f32 or bf16 `[heads, head_dim]`, written.
         pub dq: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
+        /// Gradient of k: f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dk: Addr,
-        /// f32 or bf16 `[tokens, heads, head_dim]`, written.
+        /// Gradient of v: f32 or bf16 `[tokens, heads, head_dim]`, written.
         pub dv: Addr,
         /// f32 `[images, heads, head_dim]`, workspace: each image's contribution to dq.
         pub partial: Addr,
         /// Tokens of all images.
         pub tokens: u32,
-        /// Images.
+        /// Number of images.
         pub images: u32,
-        /// Heads.
+        /// Number of heads.
         pub heads: u32,
-        /// Elements of a head.
+        /// Number of elements of a head.
         pub head_dim: u32,
-        /// Factor of the scores.
+        /// Softmax scale: the factor by which scores (q · k) are multiplied.
         pub scale: f32,
         /// 0
         pub reserved: u32,
@@ -158,15 +158,15 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
 pub struct ImageBatch {
     /// Tokens of each image.
     pub lengths: Vec<usize>,
-    /// Heads.
+    /// Number of heads.
     pub heads: usize,
-    /// Elements of a head.
+    /// Number of elements of a head.
     pub head_dim: usize,
     /// Standard deviation of the random queries. Large values give large scores, which saturate the softmax.
     pub spread: f32,
 }
 
-/// Batches that tests and benches share.
+/// Returns batches of images that tests and benches share.
 pub fn test_image_batches() -> Vec<ImageBatch> {
     let case =
         |lengths: &[usize], heads, head_dim, spread| ImageBatch { lengths: lengths.to_vec(), heads, head_dim, spread };

@@ -1,5 +1,5 @@
-//! Learned positions on the CPU. A forward task computes one row of y. A backward task adds all rows of one position,
-//! in order.
+//! Adds learned position embeddings on the CPU. A forward task computes one row of y. A backward task adds all rows
+//! of one position, in order.
 #![allow(unsafe_code)]
 
 use reel_device::cpu::simd::add_to_sums;

@@ -1,4 +1,4 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
+//! Example calls of this folder's kernels. `reel kernels list`, `show` and `bench` use them.
 
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::position_add;

@@ -26,9 +26,9 @@ params! {
         pub pos: Addr,
         /// T `[rows, cols]`, written; may be the same array as x.
         pub y: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// Positions, at least 1.
         pub positions: u32,
@@ -44,9 +44,9 @@ params! {
         pub dy: Addr,
         /// f32 `[positions, cols]`, to which the gradient of pos is added.
         pub d_pos: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// Positions, at least 1.
         pub positions: u32,
@@ -94,7 +94,7 @@ pub fn bwd(dtype: DType, p: &BwdParams) -> Launch {
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), p, cost)
 }
 
-/// Shapes (rows, cols, positions) that the checks use.
+/// Returns shapes (rows, cols, positions) that the checks use.
 pub fn test_cases_rows_cols_positions() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (0, 8, 3), (17, 19, 5), (21, 72, 7), (3, 2050, 8), (40, 128, 4), (2, 1152, 1)]
 }

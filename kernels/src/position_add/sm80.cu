@@ -17,9 +17,9 @@ constexpr int THREADS = 256;
 // Number of images whose elements a thread loads before it uses the first of them.
 constexpr int AHEAD = 4;
 
-// An image has `plane` elements. Each thread handles the V elements that start at index `own` of every image: it
-// calls begin(own), then f(at, vector) for these elements of each image, where `at` is their index in `from`, then
-// end(own).
+// Loops over images of `plane` elements each. Each thread handles the V elements that start at index `own` of every
+// image: it calls begin(own), then f(at, vector) for these elements of each image, where `at` is their index in
+// `from`, then end(own).
 template <int V, class T, class Begin, class F, class End>
 __device__ __forceinline__ void for_places(const T* from, u64 total, u64 plane, Begin begin, F f, End end) {
   const u64 own = (static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x) * V;

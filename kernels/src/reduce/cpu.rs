@@ -1,5 +1,5 @@
-//! Sums to one number on device `cpu`. Each chunk of 64 Ki elements is summed in 16 f64 lanes, then the sums of the
-//! chunks are added.
+//! Reductions to one number on device `cpu`. Each chunk of 64 Ki elements is summed in 16 f64 lanes, then the sums of
+//! the chunks are added.
 #![allow(unsafe_code)]
 
 use reel_device::cpu::simd::prefetch;

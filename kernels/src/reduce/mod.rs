@@ -1,5 +1,5 @@
-//! Sums to one number: a weighted sum, sums of squares of tensors, and from those the norm of a gradient and the
-//! factor that clips it.
+//! Reductions to one number: a weighted sum, sums of squares of tensors, and from the sums of squares the norm of a
+//! gradient and the factor that clips it.
 //!
 //! - [`weighted_sum`]: `out = Σ x · w`, f32 `[n]` to f32 `[1]`; 8 bytes and 2 operations per element
 //! - [`sum_squares`]: `partials[i] = Σ x²` over chunk `i`, f32 arrays to f64 `[chunks]`; 4 bytes and 2 operations per
@@ -101,7 +101,7 @@ pub fn clip(params: &ClipParams) -> Launch {
     Launch::kernel(&CLIP, params, Cost { flops: n, bytes: 8.0 * n })
 }
 
-/// Numbers of elements that the checks use.
+/// Returns the array lengths that the checks use.
 pub fn test_element_counts() -> Vec<usize> {
     vec![0, 1, 17, 8191, ELEMENTS_PER_CHUNK, ELEMENTS_PER_CHUNK * 2 + 3]
 }

@@ -1,4 +1,5 @@
-// Sums to one number: a weighted sum, sums of squares of parts, and from those the norm and the clip factor.
+// Reductions to one number: a weighted sum, sums of squares of chunks, and from the sums of squares the norm and the
+// clip factor.
 //
 //   weighted_sum: out = sum of x * w             sum_squares: partials[i] = sum of x^2 over chunk i
 //   clip: norm = sqrt(sum of partials), factor = min(1, max_norm / (norm + 1e-6)), NaN if the norm is NaN

@@ -1,4 +1,4 @@
-//! The definition of RMS normalisation in f64, without roundings and with those that `mod.rs` documents, except the
+//! The definition of RMS normalisation in f64: exact, and with the roundings that `mod.rs` documents, except the
 //! rounding at the store.
 
 use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum_in_runs};

@@ -53,11 +53,11 @@ params! {
         pub y: Addr,
         /// f32 `[rows]`: 1 / sqrt(mean square + eps) of each row, written unless null.
         pub rstd: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
-        /// A small number that is added to the mean square before the square root.
+        /// eps of the normalisation: is added to the mean square before the square root.
         pub eps: f32,
         /// 0
         pub reserved: u32,
@@ -85,9 +85,9 @@ params! {
         pub dw: Addr,
         /// Workspace, f32 `[row_block_count(rows), cols]`: column sums over blocks of rows; unused when dw is null.
         pub partial: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// 1: adds the gradient to the old dw; 0: overwrites dw.
         pub accumulate: u32,
@@ -140,7 +140,7 @@ pub fn fwd(dtype: DType, params: &FwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Returns the launch of the backward kernel, `rms_norm_add_bwd` if there is a further gradient `d_sum`; `dtype` is
+/// Returns the launch of the backward kernel, `rms_norm_add_bwd` if there is a second gradient `d_sum`; `dtype` is
 /// that of x, w, dy and dx, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let n = params.rows as f64 * params.cols as f64;
@@ -153,7 +153,7 @@ pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: flops * n, bytes })
 }
 
-/// Rows, columns and standard deviation of the inputs, for each case of the checks.
+/// Returns, for each case of the checks: rows, columns, and standard deviation of the inputs.
 pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
     vec![
         (1, 1, 1.0),
@@ -161,7 +161,7 @@ pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
         (3, 8191, 30.0),
         (ROWS_PER_BLOCK + 1, 640, 1e-4),
         (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
-        // More than 48 rows for each of 132 CUDA blocks, so the blocks have 64 rows.
+        // These are more than 48 rows for each of 132 CUDA blocks, so the blocks have 64 rows.
         (132 * 48 + 40, 16, 1.0),
         // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
         // exceed its registers too.

@@ -1,5 +1,6 @@
 // The scale of rows in an RMS normalisation, 1 / sqrt(mean(x^2) + eps), for kernels that normalise the rows of their
-// input themselves. The scale, and the rows that normalise() returns, have the bits of the forward kernel (rows.cuh).
+// input themselves. The scale, and the rows that normalise() returns, are bit-identical to the forward kernel's
+// (rows.cuh).
 //
 //   add_squares(...); __syncthreads(); rstd = rstd_of_row(...); normalise(x, w, rstd)
 #pragma once

@@ -25,7 +25,7 @@
 
 #include "rms_norm/rows.cuh"
 
-// Parameters of the kernels that add a residual. They are types of their own, so that templates can tell them from
+// Parameters of the kernels that add a residual. They are separate types, so that templates can distinguish them from
 // the parameters of the kernels without a residual.
 struct AddFwd : FwdParams {};
 struct AddBwd : BwdParams {};

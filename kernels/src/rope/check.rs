@@ -95,7 +95,7 @@ fn rotation(tables: (&TestArray, &TestArray), (tokens, _, d): (usize, usize, usi
 }
 
 /// One launch splits a matrix `[tokens, q | k | v]` into rotated queries and keys and copied values, and one launch
-/// joins them again with the inverse rotation. Both give the bits of one launch for each part.
+/// joins them again with the inverse rotation. Both are bit-identical to separate launches for each part.
 fn parts_equal_launches_of_one_part() {
     for dtype in [F32, BF16] {
         for (tokens, heads, d, largest) in test_cases_tokens_heads_head_dim_max_position() {

@@ -44,7 +44,7 @@ params! {
         pub cos: Addr,
         /// f32 `[tokens, half]`, written.
         pub sin: Addr,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
         /// Number of frequencies: head_dim / 2.
         pub half: u32,
@@ -70,29 +70,29 @@ params! {
         pub cos: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub sin: Addr,
-        /// Heads of the first part.
+        /// Number of heads of the first part.
         pub heads0: u32,
-        /// Heads of the second part; 0: none.
+        /// Number of heads of the second part; 0: there is no second part.
         pub heads1: u32,
-        /// Heads of the third part; 0: none.
+        /// Number of heads of the third part; 0: there is no third part.
         pub heads2: u32,
-        /// Elements from one token of x0 to the next.
+        /// Stride of x0: number of elements from one token to the next.
         pub x_stride0: u32,
-        /// Elements from one token of x1 to the next.
+        /// Stride of x1: number of elements from one token to the next.
         pub x_stride1: u32,
-        /// Elements from one token of x2 to the next.
+        /// Stride of x2: number of elements from one token to the next.
         pub x_stride2: u32,
-        /// Elements from one token of y0 to the next.
+        /// Stride of y0: number of elements from one token to the next.
         pub y_stride0: u32,
-        /// Elements from one token of y1 to the next.
+        /// Stride of y1: number of elements from one token to the next.
         pub y_stride1: u32,
-        /// Elements from one token of y2 to the next.
+        /// Stride of y2: number of elements from one token to the next.
         pub y_stride2: u32,
         /// Number of parts, from the first on, that are rotated; the other parts are copied.
         pub rotated: u32,
-        /// Tokens.
+        /// Number of tokens.
         pub tokens: u32,
-        /// Elements of a head, even.
+        /// Number of elements of a head; even.
         pub head_dim: u32,
         /// 1: rotate by the negative angle, for the gradient; 0: forward.
         pub inverse: u32,
@@ -106,13 +106,13 @@ params! {
 pub struct Part {
     /// `[tokens, heads, head_dim]`
     pub x: Addr,
-    /// Elements from one token of x to the next.
+    /// Stride of x: number of elements from one token to the next.
     pub x_stride: u32,
     /// `[tokens, heads, head_dim]`, written.
     pub y: Addr,
-    /// Elements from one token of y to the next.
+    /// Stride of y: number of elements from one token to the next.
     pub y_stride: u32,
-    /// Heads.
+    /// Number of heads.
     pub heads: u32,
 }
 
@@ -123,9 +123,9 @@ pub struct Rotation {
     pub cos: Addr,
     /// f32 `[tokens, head_dim / 2]`
     pub sin: Addr,
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: u32,
-    /// Elements of a head, even.
+    /// Number of elements of a head; even.
     pub head_dim: u32,
     /// Whether to rotate by the negative angle, for the gradient.
     pub inverse: bool,
@@ -228,7 +228,7 @@ pub fn apply(dtype: DType, params: &ApplyParams) -> Launch {
     )
 }
 
-/// Shapes (tokens, heads, head_dim, largest position) that the checks use.
+/// Returns shapes (tokens, heads, head_dim, largest position) that the checks use.
 pub fn test_cases_tokens_heads_head_dim_max_position() -> Vec<(usize, usize, usize, i32)> {
     vec![(1, 1, 2, 7), (17, 3, 12, 100), (65, 14, 64, 100_000), (130, 4, 80, 3000), (33, 2, 256, 2_000_000_000)]
 }

@@ -44,13 +44,13 @@ params! {
         /// i32 `[tokens]`: the slot of each token, `page * page_tokens + row of the page`. Slots are different and
         /// within the cache. The key and value of a token with a negative slot are not written.
         pub slots: Addr,
-        /// New tokens.
+        /// Number of new tokens.
         pub tokens: u32,
         /// Query heads.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head, even.
+        /// Number of elements of a head; even.
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,

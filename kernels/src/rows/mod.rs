@@ -27,7 +27,7 @@ params! {
         pub y: Addr,
         /// Rows of y.
         pub m: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// Rows of x.
         pub n: u32,
@@ -47,11 +47,11 @@ params! {
         pub dst: Addr,
         /// Rows of src.
         pub m: u32,
-        /// Elements of a row.
+        /// Number of elements of a row.
         pub cols: u32,
         /// Rows of dst.
         pub n: u32,
-        /// Elements from one row of dst to the next, at least `cols`; in CUDA `cols`.
+        /// Stride of dst: number of elements from one row to the next, at least `cols`; in CUDA equal to `cols`.
         pub stride: u32,
     }
 }
@@ -93,7 +93,7 @@ fn cost(dtype: DType, m: u32, cols: u32) -> Cost {
     Cost { flops: 0.0, bytes: m as f64 * (2.0 * cols as f64 * dtype.size() as f64 + 4.0) }
 }
 
-/// Rows of x (n), rows of the index (m, at most n) and columns, for each case of the checks.
+/// Returns, for each case of the checks: rows of x (n), rows of the index (m, at most n), and columns.
 pub fn test_cases_n_m_cols() -> Vec<(usize, usize, usize)> {
     vec![(1, 1, 1), (19, 17, 23), (5, 0, 4), (7, 3, 8191), (300, 299, 128)]
 }

@@ -1,5 +1,5 @@
-// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results have
-// the bits of the kernel in sm80.cu.
+// Samples the next token of each row by a cluster of blocks (sm_90); steps and their order: mod.rs. The results are
+// bit-identical to the kernel in sm80.cu.
 //
 // Grid: a cluster of 8 blocks of 512 threads per row, at most two blocks on a multiprocessor. Each of the 128 warps of
 // a cluster takes one run of the row (row.cuh) and copies its logits to shared memory, so the row is read once. All
@@ -45,8 +45,8 @@
 
 namespace in_cluster {
 
-// Stores the sum of the exponentials of this warp's run in the shared memory of all blocks. Computing both sums (at
-// temperature 1 and at the row's) at once would need more registers than a thread has.
+// Stores the sum of the exponentials of this warp's run (its range of token ids) in the shared memory of all blocks.
+// Computing both sums (at temperature 1 and at the row's) at once would need more registers than a thread has.
 __device__ __forceinline__ void give_sum(const Run& run, u32 number, const RowExps& exps,
                                          u64 (&sums)[ExpSum::WORDS][RUNS]) {
   ExpSum sum = exps.none();

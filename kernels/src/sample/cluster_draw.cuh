@@ -33,7 +33,8 @@ __device__ __forceinline__ TopP top_p_of(const Run& run, Shared& s, Rounds& roun
   return {reached.key, ceil_div(target - reached.above, fixed(__uint_as_float(reached.key)))};
 }
 
-// Loads the elements of `above` and `equal` of four neighbouring runs; `run`, the first one, is a multiple of four.
+// Loads the elements of `above` and `equal` of four neighbouring runs (ranges of token ids). `run`, the first of
+// them, is a multiple of four.
 __device__ __forceinline__ void load_four(const Shared& s, int run, u64 (&above)[4], u32 (&equal)[4]) {
   const Words<16> counts = *reinterpret_cast<const Words<16>*>(&s.equal[run]);
 #pragma unroll

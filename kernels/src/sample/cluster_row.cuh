@@ -1,5 +1,5 @@
-// The shared memory of a block of a cluster: the logits, later the weights, of its runs of the row, and the values that
-// the warps of all blocks exchange. The kernel is in cluster.cuh.
+// The shared memory of a block of a cluster: the logits, later the weights, of its runs of the row (ranges of token
+// ids), and the values that the warps of all blocks exchange. The kernel is in cluster.cuh.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -45,7 +45,7 @@ struct Shared {
   float top_logit[MAX_TOPS];
   int top_id[MAX_TOPS];
 };
-// The limit is SHARED_OF_CLUSTER_KERNEL in mod.rs.
+// The limit equals SHARED_OF_CLUSTER_KERNEL in mod.rs.
 static_assert(sizeof(Shared) <= 26 * 1024, "static shared memory");
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }

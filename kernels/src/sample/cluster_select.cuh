@@ -2,14 +2,14 @@
 // order of their keys, reaches a target. Top-k counts tokens by score, top-p sums weights, the most likely tokens are
 // counted by logit.
 //
-// Rounds of a selection. A key is the distance of a score's or a weight's bits from the lower bound, cut into digits of
-// 8 bits from the highest bit that the largest key has. In a round each block adds up the histogram of a digit over its
-// ids in shared memory; after a cluster barrier each block reads the histograms of all blocks and finds the digit
-// itself. Where at most 128 candidates may be left, they are listed as well; if the lists of all blocks have at most
-// 128 keys together, each block reads them and finds the key at once. So top-k takes 1 round if few tokens exceed its
-// bound. Top-p takes 1 round after top-k; without top-k, 2 rounds if few weights share the first digit. Each takes at
-// most 4 rounds. There are three histograms and lists: one in use, one that other blocks may still read, and one that
-// is emptied for the next round.
+// Rounds of a selection (a radix select). A key is the distance of a score's or a weight's bits from the lower bound,
+// cut into digits of 8 bits from the highest bit that the largest key has. In a round each block adds up the
+// histogram of a digit over its ids in shared memory; after a cluster barrier each block reads the histograms of all
+// blocks and finds the digit itself. Where at most 128 candidates may be left, they are listed as well; if the lists
+// of all blocks have at most 128 keys together, each block reads them and finds the key at once. So top-k takes 1
+// round if few tokens exceed its bound. Top-p takes 1 round after top-k; without top-k, 2 rounds if few weights share
+// the first digit. Each takes at most 4 rounds. There are three histograms and lists: one in use, one that other
+// blocks may still read, and one that is emptied for the next round.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -23,7 +23,7 @@
 namespace in_cluster {
 
 // Returns a lower bound of the count-th largest key of the row: the count-th largest of the runs' largest keys,
-// key_of(run). Returns 0 if there are fewer than `count` runs with tokens.
+// key_of(run). A run is a range of token ids. Returns 0 if there are fewer than `count` runs with tokens.
 template <class F>
 __device__ __forceinline__ u32 bound_of(Shared& s, int count, F key_of) {
   if (count > RUNS) return 0;
@@ -54,8 +54,8 @@ struct Reached {
   u64 above;  // the sum over greater keys
 };
 
-// The keys by which `select` selects: `each(least, add)` calls add(key) for each token of this lane whose key is
-// `least` or more, and for some others.
+// The keys by which `select` selects. `each(least, add)` calls add(key) for each token of this lane whose key is
+// `least` or more; it may also call it for tokens with smaller keys.
 struct LogitKeys {
   const Run& run;
   static __device__ __forceinline__ float floor_of(u32 least) {
@@ -195,7 +195,7 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       if (before < target && before + x >= target) {
         s.digit = digit;
         s.sum_above = before;
-        // The number of keys with this digit is limited by their sum x, as each adds at least the amount of the
+        // x, the sum over the keys with this digit, limits their number: each of them adds at least the amount of the
         // smallest such key.
         s.few = x <= LISTED * Amount::of(least + ((prefix << width | digit) << shift));
       }

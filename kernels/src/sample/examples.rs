@@ -1,4 +1,4 @@
-//! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
+//! Example calls of this folder's kernels. `reel kernels list`, `show` and `bench` use them.
 
 use crate::folder::{BATCH_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes, VOCAB_SIZE};
 use crate::sample;

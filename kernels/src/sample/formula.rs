@@ -55,8 +55,9 @@ pub struct RankedToken {
     pub probability_before: f64,
 }
 
-/// Returns the tokens that top-k keeps, in descending order of probability (equal ones: lower id first). Top-p keeps
-/// the first token, and those whose `probability_before` is below p.
+/// Returns the tokens that top-k keeps, in descending order of probability; of equally likely tokens the one with the
+/// lower id comes first. Of these, top-p keeps the first token, and every token whose `probability_before` is below
+/// p.
 pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<RankedToken> {
     let scores = scores(logits, settings);
     let mut order: Vec<usize> = (0..scores.len()).collect();

@@ -28,7 +28,7 @@
 //! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
 //! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
 //! roundings of a limit may be kept or dropped. Log-probabilities on the CPU: exponentials in f32, summed in f64. In
-//! CUDA they have the bits of [`crate::log_prob`]: exponentials to 2^-22 of themselves, summed exactly
+//! CUDA they are bit-identical to [`crate::log_prob`]: exponentials to 2^-22 of themselves, summed exactly
 //! (`cuh/exp_sum.cuh`). They are rounded once.
 //!
 //! Bound by memory traffic on the CPU, where top-p adds four passes over the weights of a row, and one more for each
@@ -121,7 +121,7 @@ params! {
         pub top_ids: Addr,
         /// f32 `[rows, tops]`, written.
         pub top_log_probs: Addr,
-        /// Rows.
+        /// Number of rows.
         pub rows: u32,
         /// Logits of a row.
         pub vocab: u32,
@@ -129,7 +129,7 @@ params! {
         pub history_cols: u32,
         /// Number of elements of `suppressed`.
         pub suppressed_count: u32,
-        /// Biases of a row.
+        /// Number of biases of a row.
         pub bias_cols: u32,
         /// Number of most likely tokens to return, at most [`MAX_TOP_TOKENS`].
         pub tops: u32,

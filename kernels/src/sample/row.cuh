@@ -60,7 +60,8 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
   return x;
 }
 
-// Adds up the runs of a row; all lanes get the sum. All 32 lanes of the warp call it.
+// Adds up the runs of a row (ranges of token ids); all lanes get the sum. All 32 lanes of the warp call this
+// function.
 __device__ __forceinline__ u64 sum_of_runs(const u64 (&run)[RUNS]) {
   const int lane = threadIdx.x % 32;
   u64 sum = run[lane];
@@ -69,7 +70,7 @@ __device__ __forceinline__ u64 sum_of_runs(const u64 (&run)[RUNS]) {
   return warp_sum(sum);
 }
 
-// Returns the number of ids of a run.
+// Returns the number of ids of a run (a range of token ids).
 __device__ __forceinline__ int ids_per_run(int vocab) { return ceil_div(ceil_div(vocab, TILE), RUNS) * TILE; }
 
 // The settings of one row.
@@ -112,8 +113,8 @@ __device__ __forceinline__ u64 top_p_target(float top_p, u64 total) {
   return target < 1 ? 1 : target > total ? total : target;
 }
 
-// Marks of the tokens with ids from `first` up to, but not including, `end`, in shared memory: a bit for those whose
-// score is changed by a penalty or a bias, and one for those that must not be sampled.
+// Marks of the tokens with ids from `first` up to, but not including, `end`, in shared memory. A token has two bits:
+// whether a penalty or a bias changes its score, and whether it must not be sampled.
 struct Marks {
   u32* bits;  // [2, words]
   int first, end;

@@ -88,7 +88,7 @@ struct Row {
   __device__ __forceinline__ int begin() const { return begin_of(threadIdx.x / 32 * (RUNS / WARPS)); }
   __device__ __forceinline__ int end() const { return begin_of((threadIdx.x / 32 + 1) * (RUNS / WARPS)); }
 
-  // The first id of a run; the size of the vocabulary if the run is empty.
+  // Returns the first id of a run (a range of token ids), or the size of the vocabulary if the run is empty.
   __device__ __forceinline__ int begin_of(int run) const {
     const int id = run * ids_per_run(vocab);
     return id < vocab ? id : vocab;
@@ -292,8 +292,8 @@ __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s,
   write_tops(p, r, n, s.top_logit, s.top_id, largest, log_sum);
 }
 
-// Sums the exponentials of this warp's runs. Computing the sums for two scales at once would need more registers than a
-// thread has.
+// Sums the exponentials of this warp's runs (ranges of token ids). Computing the sums for two scales at once would
+// need more registers than a thread has.
 __device__ __forceinline__ void sum_runs(const Row& row, const RowExps& exps, u64 (&sums)[ExpSum::WORDS][RUNS]) {
   for (int j = 0; j < RUNS / WARPS; ++j) {
     const int run = threadIdx.x / 32 * (RUNS / WARPS) + j;

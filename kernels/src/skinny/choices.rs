@@ -13,20 +13,20 @@ pub enum CopyScheme {
     Tiles,
 }
 
-/// The choices of launch plans on an architecture.
+/// The choices of skinny-GEMM launch plans on one GPU architecture.
 pub struct PlanChoices {
     /// How blocks divide a product and copy the weight to shared memory.
     pub(super) scheme: CopyScheme,
     /// The condition for 32 columns per block instead of 16, in the scheme `Units`.
     pub(super) wide_blocks: MinWideBlocks,
-    /// Products with a bf16 weight: maximum number of rows for these kernels; cuBLASLt computes products of more rows.
-    /// `reel bench op` times `skinny` and `matmul` at a size.
+    /// Maximum number of rows of x for which these kernels compute products with a bf16 weight; cuBLASLt computes
+    /// products with more rows. `reel bench op` times `skinny` and `matmul` at a given size.
     pub max_rows: usize,
-    /// Products that follow a norm: maximum number of rows that their launch normalises itself, with the bits of
-    /// [`crate::rms_norm`]. Every block normalises all its rows again, so with more rows a separate launch for the norm
-    /// is faster.
+    /// Maximum number of rows of x that a product with a preceding norm normalises in the same launch, bit-identical
+    /// to [`crate::rms_norm`]. Every block normalises all its rows again, so with more rows a separate launch for the
+    /// norm is faster.
     pub norm_max_rows: usize,
-    /// The maximum number of rows for these kernels (see `max_rows`) in the output layer in decoding.
+    /// Like `max_rows`, for the output layer (logits) in decoding.
     pub logits_max_rows: usize,
 }
 
@@ -38,7 +38,7 @@ pub(super) const FEW_ROWS: u32 = 16;
 pub(super) struct MinWideBlocks {
     /// With bf16 x and a bf16 weight.
     pub(super) bf16: [u64; 2],
-    /// With bf16 x and an int8 weight.
+    /// For a bf16 x and an int8 weight.
     pub(super) int8: [u64; 2],
     /// With f32 x.
     pub(super) f32: [u64; 2],

@@ -57,7 +57,7 @@ pub(super) fn plan_stage(
         tensor_maps: columns.tensor_maps(2, width, tensor_map(op.x, 2, [op.m, op.k], SHARE)?, op.k)?,
         ..Stage::one_dimensional(shape.symbol, 1, 32 * warps)
     };
-    // At least two stages are needed (if k has as many): a stage is freed only when the products of the next one have
-    // started.
+    // At least two stages are needed, if k is long enough for two: a stage is freed only when the products of the
+    // next stage have started.
     (stages >= needed.min(2)).then(|| stage.programmatic_on(arch))
 }

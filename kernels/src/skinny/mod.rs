@@ -75,11 +75,11 @@ pub use choices::{CopyScheme, PlanChoices, plan_choices};
 params! {
     /// Parameters of the kernels. The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct Params {
-        /// Tensor map of w, which the launch plan fills in if its kernel uses tensor copies.
+        /// Tensor map of w. The launch plan fills it in if its kernel uses tensor copies.
         pub w_map: TensorMapSlot,
-        /// Map of w2.
+        /// Tensor map of w2.
         pub w2_map: TensorMapSlot,
-        /// Map of x.
+        /// Tensor map of x.
         pub x_map: TensorMapSlot,
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
@@ -103,9 +103,9 @@ params! {
         pub m: u32,
         /// Rows of the weight.
         pub n: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
-        /// A small number that the norm adds to the mean square before the square root.
+        /// eps of the normalisation: is added to the mean square before the square root.
         pub eps: f32,
         /// Padding.
         pub reserved: Padding<10>,
@@ -116,13 +116,13 @@ params! {
     /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
     /// The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct QkvParams {
-        /// Tensor map of w_q, which the launch plan fills in if its kernel uses tensor copies.
+        /// Tensor map of w_q. The launch plan fills it in if its kernel uses tensor copies.
         pub q_map: TensorMapSlot,
-        /// Map of w_k.
+        /// Tensor map of w_k.
         pub k_map: TensorMapSlot,
-        /// Map of w_v.
+        /// Tensor map of w_v.
         pub v_map: TensorMapSlot,
-        /// Map of x.
+        /// Tensor map of x.
         pub x_map: TensorMapSlot,
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
@@ -161,19 +161,19 @@ params! {
         pub v_cache: Addr,
         /// Rows of x: new tokens.
         pub m: u32,
-        /// Length of the sums.
+        /// Length of the sums (the inner dimension of the product).
         pub k: u32,
         /// Query heads.
         pub heads: u32,
-        /// Key and value heads.
+        /// Number of key and value heads.
         pub kv_heads: u32,
-        /// Elements of a head, even.
+        /// Number of elements of a head; even.
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,
         /// Number of tokens per page of the caches: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
-        /// A small number that the norm adds to the mean square before the square root.
+        /// eps of the normalisation: is added to the mean square before the square root.
         pub eps: f32,
         /// Padding.
         pub reserved: Padding<6>,
@@ -243,7 +243,8 @@ struct Operands {
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
-    /// Selects the numbers of [`MinWideBlocks`] for these operands: when blocks have twice as many columns.
+    /// Selects the numbers of [`MinWideBlocks`] for these operands. They decide when blocks have 32 columns instead
+    /// of 16.
     wide_blocks: fn(&MinWideBlocks) -> [u64; 2],
 }
 
@@ -265,7 +266,7 @@ struct Symbols {
 /// The choices that a kernel variant fixes; `None` leaves a choice to [`choices`].
 #[derive(Clone, Copy)]
 struct Fixed {
-    /// Whether blocks have twice as many columns, in the scheme `Units`.
+    /// In the scheme `Units`: whether blocks have 32 columns instead of 16.
     wide: Option<bool>,
     scheme: Option<CopyScheme>,
     /// For products of few rows: number of thread blocks of [`CopyScheme::Units`] that fit into the shared memory of
@@ -457,8 +458,8 @@ pub fn swiglu(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     Launch::kernel(kernel, params, cost)
 }
 
-/// Returns the launch that computes the projections of [`QkvParams`], with the bits of [`linear`] of the normalised x
-/// and of [`rope_kv_write::write`]; `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
+/// Returns the launch that computes the projections of [`QkvParams`], bit-identical to [`linear`] of the normalised x
+/// followed by [`rope_kv_write::write`]. `dtype` is the type of x, the biases, q and the caches, F32 or BF16.
 pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, WeightFormat::Bf16) => &QKV_F32,

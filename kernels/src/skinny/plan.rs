@@ -9,7 +9,7 @@ use super::choices::{CopyScheme, FEW_ROWS, plan_choices};
 use super::tiles::{self, Columns};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
 
-/// Number of columns of y per block; the blocks of a wide variant have twice as many.
+/// Number of columns of y per block. Wide variants have twice this number.
 const COLUMNS: u32 = 16;
 
 /// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale (which the kernels by
@@ -58,8 +58,8 @@ fn stage(
         return Vec::new();
     }
     let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
-    // The rings of a block's warps: stages of `depth` slots, with 32 lanes of 16 bytes for each unit of the weight and
-    // of x. The numbers equal those in sm80.cu.
+    // The rings of a block's warps: stages of `depth` slots. A slot has 32 lanes of 16 bytes for each unit of the
+    // weight and of x. sm80.cu has the same numbers.
     let stages = if operands.x_units > 2 { 2 } else { 4 };
     let ring = |rows: u32, depth: u32| stages * depth * 512 * (tiles + rows / 8 * operands.x_units);
     let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;

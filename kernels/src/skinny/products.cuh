@@ -37,7 +37,8 @@ __device__ __forceinline__ float scaled(u64 scale, u32 row, float sum) {
   return scale == 0 ? sum : __fmul_rn(sum, global<const float>(scale)[row]);
 }
 
-// T: type of x, bias and residual. Y: type of y. PAIR: swiglu.
+// The product of `linear` and `logits`, or (PAIR) the two products of `swiglu`. T: type of x, bias and residual. W:
+// type of the weights. Y: type of y.
 template <class T, class W, class Y, bool PAIR>
 struct Single {
   static constexpr int WEIGHTS = PAIR ? 2 : 1;
@@ -60,7 +61,7 @@ struct Single {
     return second ? &p.w2_map : &p.w_map;
   }
   // Writes columns c and c + 1 of a group, from the sums of each weight. A product is rounded to T before the next
-  // operation, as if the operation were a launch of its own.
+  // operation, as if that operation were a separate launch.
   __device__ __forceinline__ void write(Place first, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
     const u32 column = first + c;
     if (column >= p.n) return;
@@ -81,7 +82,7 @@ struct Single {
   }
 };
 
-// T: type of x, biases, q and the caches.
+// The products of `qkv`. T: type of x, biases, q and the caches. W: type of the weights.
 template <class T, class W>
 struct Qkv {
   static constexpr int WEIGHTS = 2;

@@ -24,8 +24,8 @@
 // multiplies the right pairs of elements. Eight lanes load even rows of x first, which avoids bank conflicts.
 //
 // Norm. All warps compute the scales of the rows while the first weights arrive. Then the rows of each stage are
-// normalised in place, with the bits of rms_norm (rstd.cuh). Each block reads its rows of x twice, and a warp executes
-// about 60 instructions for each 256 elements of x.
+// normalised in place, bit-identical to rms_norm (rstd.cuh). Each block reads its rows of x twice, and a warp
+// executes about 60 instructions for each 256 elements of x.
 //
 // Banks. Rows of a box have 128 bytes, whose 16-byte units the copy exchanges: unit u of row r is at u ^ (r % 8). The
 // eight rows of an 8x8 matrix then cover all banks.

@@ -1,6 +1,6 @@
-// Products of more than 16 bf16 rows with bf16 weights on Hopper: like sm90.cuh, but by wgmma, with x as the operand of
-// 64 rows, and in clusters of four blocks that share x. Without clusters, a block with 32 rows of the weight would read
-// twice as many bytes of x, from L2, as of the weight.
+// Products of more than 16 bf16 rows with bf16 weights on Hopper: like sm90.cuh, but with wgmma, with x as the
+// operand of 64 rows, and in clusters of four blocks that share x. Without clusters, a block with 32 rows of the
+// weight would read twice as many bytes of x, from L2, as of the weight.
 //
 //   grid: blocks of 64 rows of x, x blocks of up to N columns, or of N pairs of columns; clusters of four along columns
 //   a stage has BOXES boxes of 64 k: of up to N rows of each of SETS weights, and of 64 rows of x
@@ -18,9 +18,9 @@
 //   multiplying warpgroup: y = epilogue(sums)
 //
 // Order. As in sm90.cuh and matmul/sm90a.cuh: one accumulator, k ascending in steps of 16. The first products replace
-// the sums. So a row has the same bits in all three kernels.
+// the sums. So a row is bit-identical in all three kernels.
 //
-// Norm. A cluster normalises each row once, with the bits of rms_norm (rstd.cuh): a block reads and normalises its
+// Norm. A cluster normalises each row once, bit-identical to rms_norm (rstd.cuh): a block reads and normalises its
 // share only.
 //
 // Ends. Elements beyond the rows of x, its k and the rows of the weights are zeros (TMA). Rows of a set that belong to

@@ -7,9 +7,9 @@ use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use super::plan::{NORM_BYTES, Operation};
 use super::{CopyScheme, Fixed, Operands, Symbols, clusters};
 
-/// Number of rows of x per block, of the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
+/// Numbers of rows of x per block in the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
 const ROWS: [u32; 4] = [8, 16, 32, 64];
-/// Rows of x up to which every kernel has shapes of tiles.
+/// Every kernel has shapes of tiles for up to this number of rows of x.
 pub(super) const FEW_ROWS: u32 = 16;
 
 /// A shape of tiles; `sm80.cu` has the same numbers.

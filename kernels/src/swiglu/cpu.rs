@@ -7,7 +7,7 @@ use reel_device::{Element, Team, simd_fn};
 
 use super::{BwdParams, FwdParams};
 
-/// Elements of one task.
+/// Number of elements that one task computes.
 const BLOCK: usize = 4096;
 
 simd_fn! {

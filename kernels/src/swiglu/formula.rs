@@ -1,4 +1,4 @@
-//! The definition of SwiGLU in f64, without roundings and with those that `mod.rs` documents.
+//! The definition of SwiGLU in f64: exact, and with the roundings that `mod.rs` documents.
 
 use crate::checks::rounding::{ULP, approximate, derivative_at_zero, f32};
 

@@ -37,7 +37,7 @@ params! {
         pub count: u64,
         /// Number of elements in a row of gate and up; greater than 0.
         pub cols: u64,
-        /// Elements from one row of gate and up to the next.
+        /// Stride of gate and up: number of elements from one row to the next.
         pub stride: u64,
     }
 }
@@ -61,7 +61,7 @@ params! {
         pub count: u64,
         /// Number of elements in a row of gate, up and their gradients; greater than 0.
         pub cols: u64,
-        /// Elements from one row of gate, up and their gradients to the next.
+        /// Stride of gate, up and their gradients: number of elements from one row to the next.
         pub stride: u64,
     }
 }

@@ -35,7 +35,7 @@ checks!(
 const SCALARS: StepHyperparameters =
     StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
 
-/// Launches a step of several parameters: for each its state, its gradient (f32 `[n]`, or null), and its scalars.
+/// Launches a step of several parameters. Each parameter has a state, a gradient (f32 `[n]`, or null) and scalars.
 fn run_step(
     dtype: DType,
     moments: Moments,
@@ -113,8 +113,8 @@ fn assert_stepped(scalars: &StepHyperparameters, before: &[[f64; 3]], g: &[f64],
             before.iter().zip(g).map(|(state, g)| f(scalars, *state, *g)[k]).collect()
         };
         let got: Vec<f32> = after.iter().map(|state| state[k] as f32).collect();
-        // With few weights the tolerance is larger: one moment that changes its sign may then cause the whole
-        // relative error.
+        // The tolerance is larger for few weights, because one moment that changes its sign may then cause most of
+        // the relative error.
         let rounding_factor = DEFAULT_ROUNDING_FACTOR * (1.0 + 64.0 / got.len().max(1) as f64);
         assert_rounded(which, F32, &got, &by(formula::step_rounded), &by(formula::step), rounding_factor);
     }
@@ -140,8 +140,8 @@ fn equals_the_formula_over_steps() {
         // whole weights would tolerate a large relative error of the change.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
-        // Each of the five steps rounds w twice (after the decay and after the update), and its update, of at most
-        // about lr, carries a few more roundings.
+        // Bound of the error of the change after five steps. Each step rounds w twice (after the decay and after the
+        // update). The update is at most about lr and carries a few more roundings.
         let bound = |i: usize| 10.0 * F32_ROUNDING * (f64::from(start[i].abs()) + 16.0 * SCALARS.lr);
         assert_close("change of w", &change, &want, 1e-4, bound);
     }

@@ -20,7 +20,8 @@ proptest! {
         let (hi, low) = to_bf16_and_remainder(x);
         prop_assert_eq!(from_bf16_and_remainder(hi, low).to_bits(), bits);
         prop_assert_eq!((hi, low), formula::split(x));
-        // The bf16 half that the model reads is the nearest bf16, except that ties round away from zero.
+        // The high half, which the model reads, is x rounded to the nearest bf16. Ties round away from zero, unlike
+        // in the usual rounding.
         let usual = <bf16 as Element>::from_f32(x).to_bits();
         prop_assert!(hi == usual || bits & 0xffff == 0x8000);
     }

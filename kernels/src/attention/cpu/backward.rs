@@ -10,7 +10,8 @@
 //! query task:  dq += ds k                                        # reads ds, or computes s, p and ds again
 //! ```
 //!
-//! Stored gradients save two of seven products and half of the exponentials, and have the bits of computed ones.
+//! Reading stored ds saves two of seven products and half of the exponentials. Stored and recomputed ds are
+//! bit-identical.
 //!
 //! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
 //! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours
@@ -35,8 +36,8 @@ use super::vector::{LANES, Vector, VectorCode};
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
-/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. If a sequence
-/// has more, query tasks compute the gradients again.
+/// Maximum number of elements of [`StoredGradients`] (16 MiB), which fit into a third-level cache. If a sequence has
+/// more, query tasks recompute the gradients.
 pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
@@ -212,7 +213,7 @@ impl Scratch {
     }
 }
 
-/// A factor of 1 for every row: with it, [`SmallProduct`] adds the product to the old result.
+/// Factors of 1 for up to 64 rows. With them, [`SmallProduct`] adds the product to the old result.
 static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of 64 keys.
@@ -253,7 +254,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
                 let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
-                // The last row of the chunk sees the most keys.
+                // The last query row of the chunk sees the most keys.
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 let factors = match words {

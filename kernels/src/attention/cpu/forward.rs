@@ -1,8 +1,9 @@
 //! Forward attention of a tile of query rows of one key head over the keys of their sequence.
 //!
 //! The rows of a tile are pairs (position, query head): all query heads that share a key head use its keys together.
-//! In decoding, a tile may have the rows of several sequences. A block of keys whose pages they share, as those of
-//! one prompt, is then read once for all of them. The order of each row's arithmetic does not depend on the tile:
+//! In decoding, a tile may have the rows of several sequences. If the sequences share the pages of a block of keys,
+//! as completions of one prompt do, the block is read once for all of them. The order of each row's arithmetic does
+//! not depend on the tile:
 //!
 //! ```text
 //! for each segment of 512 keys:                # when decoding, threads share the segments of a sequence
@@ -36,8 +37,8 @@ pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
 /// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
-/// rows, as in decoding, each block is used only once. f32 elements fill twice the registers that pairs do, and more
-/// than 4 rows would spill. AMX tiles read keys from memory, so the limit is 0 for them.
+/// rows, as in decoding, each block is used only once. f32 elements need twice as many registers as pairs, and more
+/// than 4 rows of f32 would spill. AMX tiles read keys from memory, so the limit is 0 for them.
 const fn few_rows<V: Vector>(pairs: bool) -> usize {
     match (pairs, V::DOTS) {
         (false, _) => 4,
@@ -74,8 +75,8 @@ impl<T> RowTile<'_, T> {
         self.sequences.len() * self.rows
     }
 
-    /// Returns the number of keys that the last row of a sequence of this tile sees; the other rows of the sequence see
-    /// at most as many.
+    /// Returns the number of keys that the last row of a sequence of this tile sees. No other row of the sequence
+    /// sees more keys.
     fn visible_key_count(&self, sequence: &SequenceArrays<'_, T>) -> usize {
         sequence.visible_key_count(self.first + self.rows - 1)
     }
@@ -435,9 +436,9 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row the
-/// factor that rescales the sums that are relative to the old maximum. With `PAIRS` the probabilities of a row become
-/// pairs of bf16, which lie at the start of the row; the row's sum adds the f32 probabilities, before this rounding.
+/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
+/// the factor that rescales its older sums to the new maximum. With `PAIRS` the probabilities become pairs of bf16,
+/// which lie at the start of the row. The row's sum adds the f32 probabilities, before they are rounded to bf16.
 #[inline(always)]
 unsafe fn softmax<V: Vector, const PAIRS: bool>(
     limits: &[usize],

@@ -89,7 +89,8 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     let sequences_of = |task: usize| -> Vec<_> {
         tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
     };
-    // `parts`: (task, segment, offset of the segment's softmax state). The states lie one after the other in memory.
+    // Elements of `parts`: (task, segment, offset of the segment's softmax state). The states lie one after the other
+    // in memory.
     let (mut parts, mut offset) = (Vec::new(), 0);
     if team.threads() > 1 && tasks < 2 * team.threads() {
         // With few tiles, as in decoding, each segment of a tile becomes a task.
@@ -351,7 +352,7 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
         unsafe { dispatch(isa, DeltaTask::<T>::new(p, first, rows)) }
     });
     let group = p.heads as usize / kv_heads;
-    // Where the gradients of the scores of each sequence begin, for its first key head.
+    // `offsets`: for each sequence, where the stored gradients of its scores begin, for its first key head.
     let (mut offsets, mut stored_count) = (Vec::new(), 0);
     let stride_of = |seq: usize| {
         let [(_, own), (_, prefix)] = packed.ranges[seq];

@@ -85,8 +85,8 @@ impl<'a, T> SequenceArrays<'a, T> {
     }
 
     /// Returns the index of the first element of key `key` in `k` and `v`. `key` is a multiple of
-    /// [`LANES`](super::vector::LANES); it and the next `LANES - 1` keys are [`Self::key_stride`] elements apart, if
-    /// the prefix does not end between them.
+    /// [`LANES`](super::vector::LANES). The keys `key .. key + LANES` are [`Self::key_stride`] elements apart, unless
+    /// the prefix ends between them.
     pub fn key_offset(&self, key: usize) -> isize {
         let (prefix, to_prefix) = self.prefix;
         let at = |slot: usize| (slot * self.key_stride) as isize;

@@ -30,7 +30,7 @@ const TILE: usize = LANES * LANES;
 /// Maximum number of steps of 16 words for which rows of `a` are copied at a time: a head of 256 elements.
 const MAX_STEPS: usize = 8;
 
-/// Memory for two tiles of each step.
+/// Memory for two AMX tiles for each step along the inner dimension.
 #[repr(C, align(64))]
 struct PackedRows([[MaybeUninit<[f32; TILE]>; MAX_STEPS]; 2]);
 
@@ -104,7 +104,7 @@ unsafe fn pack(p: &SmallProduct, row: usize, rows: usize, first: usize, steps: u
             if p.a_inner == 1 {
                 for r in 0..LANES {
                     let left = if r < rows { p.length(row + r).saturating_sub(2 * word) } else { 0 };
-                    // A bit for each element of the row.
+                    // The mask has one bit for each element of the row.
                     let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
                     let x = _mm512_maskz_loadu_epi16(mask, p.a.wrapping_add((row + r) * p.a_row + word).cast());
                     _mm512_store_si512(to.add(r * LANES).cast(), x);

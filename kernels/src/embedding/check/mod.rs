@@ -35,7 +35,7 @@ fn picks_rows() {
     }
 }
 
-/// Tolerance as a multiple of the error of one rounding. Ten additions to one element of dw need a factor of four.
+/// Tolerance as a multiple of the error of one rounding. Ten additions to one element of dw need a tolerance of four.
 const ROUNDING_FACTOR_SUM: f64 = 4.0;
 
 fn adds_gradients_to_rows() {

@@ -10,8 +10,8 @@ checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula
 /// Tolerance of the exact form in f32, as a multiple of the error of one rounding. It covers the polynomial for
 /// Mills' ratio (`cpu.rs`), whose relative error is up to 7e-8.
 const ROUNDING_FACTOR_FIT: f64 = 5.0;
-/// Tolerance of the f32 gradient, as a multiple of the error of one rounding: the two terms of the gradient cancel
-/// where the slope is near 0.
+/// Tolerance of the f32 gradient, as a multiple of the error of one rounding. Near a zero of the derivative the two
+/// terms of the gradient cancel.
 const ROUNDING_FACTOR_SLOPE: f64 = 64.0;
 
 /// A forward launch, its f64 formula, and the formula with the kernel's roundings.
@@ -58,8 +58,8 @@ fn gradient_equals_differences_of_the_formula() {
                 };
                 let (with, want) = (each(&with_roundings), each(&|x| formula::derivative(formula, x)));
                 let rounding_factor = if dtype == F32 { ROUNDING_FACTOR_SLOPE } else { DEFAULT_ROUNDING_FACTOR };
-                // Near a zero of GELU's derivative its two terms cancel, and the relative error is large. With a
-                // single element the check therefore bounds the absolute error.
+                // Near a zero of GELU's derivative the two terms of the derivative cancel, and the relative error is
+                // large. So for a single element the check bounds the absolute error.
                 if (dtype, n) == (F32, 1) {
                     let most = 3e-7 * (1.0 + dy.to_f64()[0].abs());
                     assert_within("dx of one", &dx.values(), &want, |_| most);

@@ -15,9 +15,9 @@ checks!(
 
 const EPS: f32 = 1e-6;
 
-/// Tolerance as a multiple of the error of one rounding, for rows whose mean is `far` times their standard deviation.
-/// In f32, mean and rstd are accurate to two units in the last place, and the error of the mean shifts all elements of
-/// the row.
+/// Returns the tolerance, as a multiple of the error of one rounding, for rows whose mean is `far` times their
+/// standard deviation. In f32, mean and rstd are accurate to two units in the last place, and the error of the mean
+/// shifts all elements of the row.
 fn rounding_factor(dtype: DType, far: f32) -> f64 {
     if dtype == F32 { ROUNDING_FACTOR_F32 * (1.0 + far as f64) } else { DEFAULT_ROUNDING_FACTOR }
 }

@@ -14,7 +14,7 @@ checks!(products_equal_the_formula, a_row_does_not_know_its_batch; cuda: all_til
 
 const FORMS: [OperandLayout; 6] = [gemm::FWD, gemm::FWD_TO_F32, gemm::DX, gemm::DX_TO_F32, gemm::DW, gemm::DW_TO_F32];
 
-/// A product with its operands; A and B are stored as the form requires.
+/// A product with its operands. A and B are stored in the layout that the form of the product requires.
 struct Given {
     form: OperandLayout,
     shape: [usize; 3],

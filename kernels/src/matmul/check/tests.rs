@@ -10,21 +10,22 @@ use crate::checks::{on_sim, simulated_run_on};
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
 
-/// Bytes that the schedule of a tile reads from global memory: A for each column of tiles, B for each row of tiles of
-/// clusters, and the old C.
+/// Returns the bytes that the schedule of tiles reads from global memory: A for each column of tiles, B for each row
+/// of tiles of clusters, and the old C.
 fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
     let [m, n, k] = given.shape.map(|size| size as u64);
     let [rows, columns, blocks] = [tile.rows, tile.columns, tile.cluster].map(u64::from);
-    // Tensor copies add f32 to memory without reading it first.
+    // Tensor copies add f32 sums to memory without reading the old values first.
     let old = if given.old.is_some() && given.form.c_dtype == DType::BF16 { 2 * m * n } else { 0 };
     2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks)) + old
 }
 
-/// Runs each tile size on several tiles of C and several stages of k, some of which are incomplete; the second block of
-/// a cluster multiplies, too. Under every interleaving the results have the bits of the plain kernel. The bytes are
-/// those of the schedule, and only the f32 chunks of C have bank conflicts.
+/// Checks kernels with a fixed tile size on products with several tiles of C and several stages of k, some of them
+/// incomplete, in which the second block of a cluster also has work. Under every interleaving the results have the
+/// bits of the plain kernel. The bytes read are those of the schedule, and only the f32 chunks of C have bank
+/// conflicts.
 fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(OperandLayout) -> bool) {
     let shape = [264, 264, 136];
     let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
@@ -78,7 +79,7 @@ fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
-    // In this form no operand has rows of k elements, so k may be any number.
+    // In this form no operand has rows of k elements, so k may have any value.
     assert_eq!(symbol(Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
     assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
     let mut others = [good; 6];

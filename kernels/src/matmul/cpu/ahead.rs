@@ -8,9 +8,9 @@ use super::{Part, Source, Unit, int8};
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// The cache lines of one part of an operand, of which a tile function prefetches one every few steps, so that packing
-/// finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile function would
-/// wait for them. Products of bf16 gain 1 to 6 % by this and other changes
+/// The cache lines of one part of an operand. A tile function prefetches one line every few steps, so that packing
+/// later finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile
+/// function would wait for them. bf16 products gain 1 to 6 % by this and other changes
 /// (benches/results/amd-epyc/2026-11-26-products-zen4.json).
 pub(super) struct PrefetchCursor {
     /// The next line.
@@ -25,9 +25,9 @@ pub(super) struct PrefetchCursor {
 }
 
 impl PrefetchCursor {
-    /// Makes the list of the lines of `part`, which may be empty. The list is empty for an f32 or bf16 operand in
-    /// groups: such an operand is one stream of memory, and prefetching it made f32 products that read it in place 1 to
-    /// 4 % slower (AMD EPYC, Zen 4).
+    /// Makes the list of the lines of `part`, which may be empty. For an f32 or bf16 operand in groups the list is
+    /// empty: such an operand is read in place as one contiguous stream, and prefetching it made f32 products 1 to 4
+    /// % slower (AMD EPYC, Zen 4).
     pub(super) fn new(source: &Source, part: Part) -> PrefetchCursor {
         let element = source.unit.element();
         let elements = if matches!(source.unit, Unit::Pair | Unit::Int8Pair) { 2 } else { 1 };

@@ -172,7 +172,7 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     let mut sums = [_mm256_setzero_ps(); M];
     for c in 0..stride.div_ceil(32) {
         for i in 0..8 {
-            // Prefetches the next 8 rows. A prefetch may name any address.
+            // Prefetches the next 8 rows. The address of a prefetch need not be mapped.
             _mm_prefetch::<_MM_HINT_T1>(base.wrapping_add((8 + i) * stride + c * 32).cast());
         }
         // SAFETY: `stride - c * 32` bytes are left in each of the `rows` rows.

@@ -10,7 +10,7 @@ use super::{
     Tile, Unit, few_rows_product_for_plain_b, groups, int8,
 };
 
-/// The instances of a tile function for 1 to 12 rows of A.
+/// Makes an array of the instances of a tile function, for 1 to 12 rows of A.
 macro_rules! tiles {
     ($type:ident, $name:ident) => {
         &{

@@ -125,11 +125,11 @@ pub(super) mod avx512 {
 
     use super::*;
 
-    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and a bf16 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: FewRowsProduct = thin(2, thin_widened);
     /// bf16 dot products.
     pub(in super::super) static THIN_PAIRS: FewRowsProduct = thin(1, thin_pairs);
-    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and an f32 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = thin(1, thin_elements);
 
     const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> FewRowsProduct {
@@ -201,20 +201,21 @@ pub(super) mod avx512 {
     }
 
     impl Next {
-        /// Returns the part of block `block` of `blocks`. `end` is the end address of the current chunk of `lines`
-        /// lines, where the next chunk begins.
+        /// Returns the part of the next chunk that row block `block` of `blocks` prefetches. The next chunk begins at
+        /// `end`, the end of the current chunk, which has `lines` lines.
         fn part(end: *const u32, lines: usize, block: usize, blocks: usize) -> Next {
             let bytes = lines * LANES * 4;
             Next { first: end.cast::<u8>().wrapping_add(block * bytes / blocks), step: (LANES * 4).div_ceil(blocks) }
         }
     }
 
-    /// Adds the products of one line of B to all sums; only those of the line's first unit if `$both` is false. `$a` is
-    /// the address, in the first row of A, of the unit that the line's first unit is multiplied with.
+    /// Adds the products of one line of B to all sums. If `$both` is false, only the first unit of the line is
+    /// multiplied. `$a` is the address, in the first row of A, of the unit that belongs to the first unit of the
+    /// line.
     macro_rules! step {
         (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
             for m in 0..M {
-                // Both types have 512 bits, and every bit pattern is valid.
+                // The two vector types have 512 bits each, and every bit pattern is valid.
                 let a =
                     std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*$a.add(m * $rows.row_words) as i32));
                 for j in 0..2 {
@@ -327,7 +328,7 @@ pub(super) mod avx512 {
                 }
                 for p in 0..s.lines {
                     let at = s.b.wrapping_add(p * LANES);
-                    // A prefetch may name any address.
+                    // The address of a prefetch need not be mapped.
                     for line in [0, 16] {
                         let ahead = |words: usize| at.wrapping_add(words + line).cast();
                         match FETCH {
@@ -377,9 +378,9 @@ pub(super) mod avx2 {
 
     use super::*;
 
-    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and a bf16 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: FewRowsProduct = FewRowsProduct { multiply: thin::<true>, ..THIN_F32 };
-    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
+    /// The code for products with few rows of A and an f32 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = FewRowsProduct {
         most: 4,
         passes: DEFAULT_PASSES,
@@ -432,7 +433,7 @@ pub(super) mod avx2 {
         let (elements, twice) = (if WIDENED { 2 } else { 1 }, is_intel());
         for k in (0..b.k).step_by(elements) {
             let at = base.wrapping_add(k / elements * LANES);
-            // A prefetch may name any address.
+            // The address of a prefetch need not be mapped.
             for line in (0..8 * V).step_by(16) {
                 let ahead = |words: usize| at.wrapping_add(words + line).cast();
                 if twice {

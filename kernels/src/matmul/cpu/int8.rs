@@ -39,7 +39,7 @@ pub(super) fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
     source.base.wrapping_add((row / INT8_GROUP * source.k + k) * INT8_GROUP)
 }
 
-/// Whether the operand stores row `row`, as one of its rows or as a row of zeros.
+/// Whether row `row` is stored: as a row of the operand, or as a row of zeros that completes a group.
 fn is_stored(source: &Source, row: usize) -> bool {
     row < source.rows.next_multiple_of(INT8_GROUP)
 }
@@ -213,7 +213,7 @@ pub(super) mod avx512 {
             for m in 0..M {
                 let a = _mm512_set1_epi32(*$a.add(m) as i32);
                 for g in 0..G {
-                    // Both types have 512 bits, and every bit pattern is valid.
+                    // The two vector types have 512 bits each, and every bit pattern is valid.
                     let (b, a) =
                         (std::mem::transmute::<__m512i, __m512bh>(b[g]), std::mem::transmute::<__m512i, __m512bh>(a));
                     $sums[m][g] = _mm512_dpbf16_ps($sums[m][g], b, a);
@@ -334,7 +334,8 @@ pub(super) mod avx2 {
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
     }
 
-    /// Packs a block of an int8 operand as f32, fast if `width` is 16; the block begins with a group.
+    /// Packs a block of an int8 operand as f32. The block begins with a group. If `width` is 16, a faster loop is
+    /// used.
     ///
     /// # Safety
     /// The processor has AVX2; the operand is int8; `dst` has room for `[part.units][width]`.

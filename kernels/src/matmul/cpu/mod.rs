@@ -66,8 +66,8 @@ const DIRECT_UNITS: usize = 512;
 const DIRECT_COLUMNS: usize = 2 << 20;
 /// If there are at least this many tiles of A per thread, the rows of A are divided among the threads.
 const OWN_TILES: usize = 4;
-/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. There is no
-/// limit with dot products of bf16 pairs, where B has half as many bytes and reading A takes a larger part of the time.
+/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. Products
+/// of bf16 pairs have no such limit: there B has half as many bytes, and reading A takes a larger part of the time.
 const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
@@ -157,8 +157,8 @@ struct Sums {
     continued: bool,
 }
 
-/// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and
-/// meanwhile prefetches the cache lines that `ahead` names.
+/// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and at
+/// the same time prefetches the cache lines that `ahead` names.
 type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut PrefetchCursor);
 /// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.
@@ -281,9 +281,9 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Computes a product for device `sim`: like [`run`], but f32 products use multiply-adds only, never split bf16 parts.
-/// The simulated kernels use f32 multiply-adds too, and some of them (`patch_embedding`) must give the bits of such a
-/// product, or of one whose operands are padded with zeros.
+/// Computes a product for device `sim`: like [`run`], but f32 products use multiply-adds only, never split bf16
+/// parts. The simulated kernels use f32 multiply-adds too. Some of them (`patch_embedding`) must be bit-identical to
+/// such a product, or to a product with operands that are padded with zeros.
 ///
 /// # Safety
 /// The conditions of [`run`].
@@ -456,7 +456,7 @@ impl<'a, T: Element> Product<'a, T> {
             let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
-            // Names the panels to prefetch: those of the next task, which the same thread mostly gets.
+            // Selects the panels to prefetch: those of the next task, which usually runs on the same thread.
             let next = p1..if column + 1 < columns { panels.min((column + 2) * wide) } else { p1 };
             // SAFETY: tasks own disjoint tiles of C.
             TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, next, s) });

@@ -15,7 +15,7 @@ const THIN_ROWS: usize = 16;
 /// Maximum number of sums that a [`FewRowsProduct`] function computes in one call: 24 rows of A by 16 of B, 12 by 64,
 /// or 36 by 32.
 const THIN_SUMS: usize = 1152;
-/// The usual [`FewRowsProduct::passes`].
+/// Default of [`FewRowsProduct::passes`].
 pub(super) const DEFAULT_PASSES: usize = 3;
 
 /// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`FewRowsProduct::rows`]) unpacked

@@ -289,10 +289,11 @@ const COMBINATIONS: [[DType; 3]; 12] = [
     [BF16, I8, BF16],
     [F32, I8, BF16],
 ];
-/// Number of combinations, from the first on, whose sums differ; the others only store C as bf16.
+/// The first `SUMS` combinations differ in how the sums are computed. The later ones repeat some of them with C
+/// stored as bf16.
 const SUMS: usize = 6;
 
-/// Returns whether A and B are stored transposed: as wanted, except that an int8 B never is.
+/// Returns whether A and B are stored transposed: the wanted values, except that an int8 B is never transposed.
 fn transposed(wanted: [bool; 2], dtypes: [DType; 3]) -> [bool; 2] {
     [wanted[0], wanted[1] && dtypes[1] != I8]
 }
@@ -402,8 +403,8 @@ fn an_empty_sum_is_bias_and_old_value() {
 
 #[test]
 fn large_products_cross_every_block() {
-    // These products have more rows than one task takes, more units of k than are packed at a time, and columns for
-    // several tasks.
+    // Sizes with more rows than one task takes, more units of k than are packed at a time, and columns for several
+    // tasks.
     for (dtypes, transposed, scale) in [
         ([BF16, BF16, F32], [true, true], 0.7),
         ([F32, BF16, F32], [false, false], 0.7),

@@ -11,16 +11,16 @@ use crate::checks::{with_gpu, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::paged_attention::FWD_BF16_DECODE_ROWS;
 
-/// An H100 with two multiprocessors.
+/// A simulated H100 with only two multiprocessors.
 pub(super) const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
 
 fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
     Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() }
 }
 
-/// Returns the output bits of a decode launch on Hopper; a sequence is (its tokens, number of keys, new tokens). `seed`
-/// selects the page size, 16 << seed % 5 tokens. There is no workspace if `seed` is a multiple of 3; a `seed` of 2
-/// modulo 7 is not allowed, because it would select the kernel for prefill.
+/// Returns the output bits of a decode launch on Hopper. A sequence is given as (its tokens, number of keys, number
+/// of new tokens). `seed` selects the page size, 16 << seed % 5 tokens. If `seed` is a multiple of 3, there is no
+/// workspace. `seed` modulo 7 must not be 2, because the launch would then run the kernel for prefill.
 fn decoded(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
@@ -38,7 +38,7 @@ fn decoded(
 /// without a workspace; all page sizes.
 pub(super) fn decode_on_hopper_equals_the_formula() {
     let cases = [
-        // (query heads, key heads), head_dim, keys of each sequence, seeds.
+        // A case: (query heads, key heads), head_dim, number of keys of each sequence, seeds.
         ((7, 1), 128, &[600, 65, 1][..], [1, 3]),
         ((2, 2), 64, &[128, 513, 64], [4, 15]),
         ((10, 1), 80, &[70, 530], [5, 12]),
@@ -75,7 +75,7 @@ pub(super) fn a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass() {
         });
         let lengths: Vec<usize> = lengths.into_iter().filter(|&keys| keys <= len).collect();
         let batch: Vec<_> = lengths.iter().map(|&keys| (&me, keys, 1)).collect();
-        // Runs with and without a workspace, with pages of each sequence's own and with pages that all sequences share.
+        // Runs with and without a workspace. The sequences have separate pages, or share all pages.
         for (seed, shared) in [(17, false), (10, true), (3, true)] {
             let mut got = Vec::new();
             let owner = |n, _| if shared { 0 } else { n };
@@ -131,8 +131,8 @@ pub(super) fn tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper() {
         with_one_interleaving(|| want = decoded(&model, &batch, 0, |n, _| n));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
-            // Shares only pages that hold prompt keys alone: the last page of a prompt has keys of the completion, too.
-            // Completion 3 has pages of its own.
+            // Shares only pages with no keys but those of the prompt. The last page of a prompt also has keys of the
+            // completion. Completion 3 shares no pages.
             let owner = |n: usize, i: usize| if n > 1 && n != 3 && (i + 1) * page <= prompt { 1 } else { n };
             let got = decoded(&model, &batch, seed, owner);
             assert!(got == want, "{model:?}: pages of {page} tokens");

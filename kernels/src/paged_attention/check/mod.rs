@@ -189,8 +189,8 @@ fn paged_by(
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // Shuffles the pages: twice the index, modulo the number of blocks. This number is odd, so every index gets
-            // a block of its own.
+            // Shuffles the pages: twice the index (plus the seed), modulo the number of blocks. The number of blocks
+            // is odd, so every index gets a different block.
             let block = (2 * (owner(n, j / page) * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
@@ -285,7 +285,7 @@ fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
 
 fn equals_the_formula() {
     let sizes = [
-        // Per model: (query heads, key heads), head_dim, (keys, new tokens) of each sequence.
+        // A model: (query heads, key heads), head_dim, and (keys, new tokens) of each sequence.
         ((4, 1), 128, vec![(130, 130), (65, 1), (0, 0), (64, 3)]),
         ((8, 1), 64, vec![(513, 1), (1, 1), (600, 5)]),
         ((14, 2), 80, vec![(70, 2), (17, 17)]),
@@ -323,7 +323,8 @@ fn equals_the_formula() {
     }
 }
 
-/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
+/// However a prompt is divided into chunks, its outputs have the same bits. Runs under one interleaving of warps
+/// only, because `equals_the_formula` runs these kernels under several.
 fn a_prompt_cut_anyhow_gives_the_same_bits() {
     with_one_interleaving(|| {
         let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
@@ -337,7 +338,7 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
                 let want = packed(&model, &[&me], 1);
                 let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
                 assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
-                // Computes the second part of the prompt as a chunk of its own, with and without a workspace, in other
+                // Computes the second part of the prompt as a separate chunk, with and without a workspace, in other
                 // pages of the cache.
                 let cut = len / 2 + 3;
                 for seed in [4, 6] {
@@ -356,7 +357,8 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
     });
 }
 
-/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
+/// A decoded token has the same bits with a workspace and without one. Runs under one interleaving of warps only,
+/// because `equals_the_formula` runs these kernels under several.
 fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
     with_one_interleaving(|| {
         for dtype in [F32, BF16] {
@@ -395,7 +397,7 @@ fn padding_rows_get_zeros_and_change_no_other_row() {
 /// the batch.
 fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     let cases = [
-        // (query heads, key heads), head_dim, completions, keys of the prompt.
+        // A case: (query heads, key heads), head_dim, number of completions, number of keys of the prompt.
         ((7, 1), 128, 9, 1030),
         ((14, 2), 64, 4, 520),
         ((2, 2), 21, 3, 520),
@@ -408,8 +410,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         let row = model.row();
         let start = Tokens::new(&model, prompt, 40 + i as u64);
         let other = Tokens::new(&model, 600, 3);
-        // Completion n has n + 1 generated tokens. The second segment of completion 2 differs from that of the others
-        // and has pages of its own.
+        // Completion n has n + 1 generated tokens. The second segment of completion 2 differs from the other
+        // completions and has separate pages.
         let all: Vec<Tokens> = (0..completions)
             .map(|n| {
                 let mut tokens = Tokens::new(&model, prompt + n + 1, 50 + n as u64);
@@ -428,7 +430,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         with_one_interleaving(|| want.extend(batch.iter().map(|s| paged(&model, &[*s], 1, 0))));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
-            // Shares only pages that hold prompt keys alone: the last page of a prompt has keys of the completion, too.
+            // Shares only pages with no keys but those of the prompt. The last page of a prompt also has keys of the
+            // completion.
             let owner = |n: usize, i: usize| {
                 let shared = if n == 3 { 512 } else { prompt };
                 if n > 1 && (i + 1) * page <= shared { 1 } else { n }
@@ -441,13 +444,13 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     }
 }
 
-/// A launch with more items of work than blocks of threads gives the bits of a smaller launch.
+/// A launch with more items of work than blocks of threads gives the same bits as a smaller launch.
 fn blocks_of_threads_that_take_several_items_give_the_same_bits() {
     let model = Model { heads: 10, kv_heads: 10, head_dim: 8, dtype: BF16, isa: isa() };
     let tokens = [2, 70, 1].map(|len| Tokens::new(&model, len, len as u64));
     let three: Vec<(&Tokens, usize, usize)> = tokens.iter().map(|t| (t, t.len, 1)).collect();
     let want = paged(&model, &three, 1, 0);
-    // 1080 items; a GPU of 132 multiprocessors gets 1056 blocks.
+    // 108 tokens give 1080 items of work. A GPU with 132 multiprocessors gets 1056 blocks of threads.
     let batch: Vec<_> = (0..108).map(|n| three[n % 3]).collect();
     let got = paged(&model, &batch, 2, 3);
     assert!(got.chunks(want.len()).all(|part| part == want), "{model:?}");

@@ -15,8 +15,8 @@ fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
     Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() }
 }
 
-/// Returns the output bits of a prefill launch on Hopper; a sequence is (its tokens, number of keys, new tokens).
-/// `seed` selects the page size, 16 << seed % 5 tokens.
+/// Returns the output bits of a prefill launch on Hopper. A sequence is given as (its tokens, number of keys, number
+/// of new tokens). `seed` selects the page size, 16 << seed % 5 tokens.
 fn prefilled(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
@@ -34,7 +34,7 @@ fn prefilled(
 /// begin within a tile, and a sequence without new tokens.
 pub(super) fn prefill_on_hopper_equals_the_formula() {
     let cases = [
-        // (query heads, key heads), head_dim, (keys, new tokens) of each sequence, seed.
+        // A case: (query heads, key heads), head_dim, (keys, new tokens) of each sequence, seed.
         ((2, 1), 128, &[(20, 20)][..], 0),
         ((1, 1), 64, &[(70, 3)], 4),
         ((1, 1), 80, &[(34, 9)], 1),
@@ -58,8 +58,8 @@ pub(super) fn prefill_on_hopper_equals_the_formula() {
     }
 }
 
-/// Each chunk of a prompt has the bits of a forward pass over the whole prompt. The chunks begin and end near multiples
-/// of 128 keys (a block) and of 512 (a segment), and have pages of their own or share them.
+/// The output of each chunk of a prompt is bit-identical to a forward pass over the whole prompt. The chunks begin
+/// and end near multiples of 128 keys (a block) and of 512 (a segment), and have pages of their own or share pages.
 pub(super) fn a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper() {
     let cuts = [1, 3, 63, 64, 126, 127, 128, 129, 200, 256, 300, 510, 511, 512, 513, 640, 700, 1023, 1025];
     let cases = [

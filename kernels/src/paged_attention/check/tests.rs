@@ -142,9 +142,9 @@ fn work_counts_what_each_new_token_sees() {
 }
 
 /// Simulates decode at the heads of the 7B model, on an A100 or by the kernel for Hopper on an H100 with two
-/// multiprocessors, and returns the bytes that the launches move over the bytes of their cost. Asserts that shared
-/// memory has no bank conflicts. With `shared`, all pages of a sequence except its last one are those of the first
-/// sequence.
+/// multiprocessors. Returns the bytes that the launches move, divided by the bytes of their cost. Asserts that shared
+/// memory has no bank conflicts. With `shared`, every sequence has the pages of the first sequence, except for its
+/// last page.
 fn traffic_ratio(hopper: bool, seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_workspace: bool) -> f64 {
     let (heads, head_dim, page) = (7 * kv_heads, 128, 64);
     let width = kv_heads * head_dim;

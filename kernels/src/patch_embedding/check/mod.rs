@@ -152,8 +152,8 @@ fn the_gradient_equals_the_formula() {
     }
 }
 
-/// Multiplies the patches with the identity matrix as weight, which gives the pixels themselves. Their bits must
-/// equal those of [`patches::cut_patches`], for all u8 levels and for the pixel constants of both models.
+/// Multiplies the patches with the identity matrix as weight. The result is the pixels, bit-identical to
+/// [`patches::cut_patches`], for all u8 levels and for the pixel constants of both models.
 fn pixels_equal_those_of_the_patches() {
     let frames: Vec<u8> =
         (0..=255u8).flat_map(|level| [level, level.wrapping_add(85), level.wrapping_mul(7)]).collect();

@@ -49,7 +49,7 @@ fn equals_the_formula() {
             let ([x, w, _], index) = (inputs(dtype, rows, cols, scale), index(rows));
             let (y, _) = forward(dtype, &x, &index, &w, cols);
             let want = formula::fwd(&x.to_f64(), &index, &w.to_f64(), EPS as f64, round);
-            // In bf16 both roundings may give the neighbouring number, which is one unit in the last place away.
+            // In bf16 each of the two roundings may give the neighbouring number, one unit in the last place away.
             let most = if dtype == F32 { MAX_ERROR_F32 } else { 4.0 * rounding_error(BF16) };
             assert_close(&format!("patch_merge {dtype} {rows}x{cols}"), &y, &want, tol, |i| most * want[i].abs());
         }
@@ -102,7 +102,7 @@ fn gradient_bounds(
     let mut of_dx = vec![f64::NAN; x.len()];
     for (&to, bounds) in index.iter().zip(bounds.chunks_exact(cols)) {
         let r = 1.0 / (x[to as usize * cols..][..cols].iter().map(|x| x * x).sum::<f64>() / cols as f64).sqrt();
-        // The formula uses finite differences in f64, which are exact to about nine digits of a row's largest terms.
+        // The formula uses finite differences in f64. Their error is about 1e-9 of the largest terms of a row.
         of_dx[to as usize * cols..][..cols].iter_mut().zip(bounds).for_each(|(to, bound)| *to = bound + 1e-8 * r);
     }
     let of_dw = |c: usize| {
@@ -128,7 +128,7 @@ fn gradient_equals_differences_of_the_formula() {
     }
 }
 
-/// The results equal, bit for bit, those of a gather of rows followed by `rms_norm`.
+/// The results are bit-identical to a gather of rows followed by `rms_norm`.
 fn equals_gather_then_rms_norm() {
     for (rows, cols, scale) in test_cases_rows_cols_scale() {
         for dtype in [F32, BF16] {

@@ -79,7 +79,7 @@ pub(crate) fn dx_bounds(dtype: DType, [x, w, dy]: [&[f64]; 3], rstds: &[f64], dx
     bounds
 }
 
-/// Asserts that y and rstd equal the formula's for the rows of x.
+/// Asserts that y and rstd equal the formula's results for the rows of x.
 fn assert_normed(name: &str, dtype: DType, [x, w]: [&TestArray; 2], y: &[f32], rstds: &[f32]) {
     let (x, w) = (x.to_f64(), w.to_f64());
     let [with, want] = [formula::rstd_rounded, formula::rstd].map(|f| each_row(f, &x, w.len()));

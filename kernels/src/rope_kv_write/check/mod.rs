@@ -28,7 +28,8 @@ impl Case {
         let tokens = picks.integer_between(0, 70);
         let kv_heads = picks.integer_between(1, 4);
         let heads = kv_heads * picks.integer_between(1, 7);
-        // Picks heads that are a multiple of 16 bytes, which a thread moves at a time, and others.
+        // Picks among head sizes that are a multiple of 16 bytes, the unit that a thread moves, and head sizes that
+        // are not.
         let head_dim = 2 * picks.one_of(&[1, 3, 8, 20, 32]);
         Self::new(picks, dtype, tokens, HeadShape { heads, kv_heads, head_dim })
     }

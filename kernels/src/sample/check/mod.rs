@@ -344,8 +344,8 @@ fn vocabularies_of_published_models_follow_the_formula() {
 #[cfg(test)]
 mod tests;
 
-/// A sampled token's log-probability has the bits of the training pass over the same logits, however that pass divides
-/// the vocabulary.
+/// A sampled token's log-probability is bit-identical to the training pass over the same logits, however that pass
+/// divides the vocabulary.
 fn log_probabilities_have_the_bits_of_training() {
     with_one_interleaving(|| {
         for (vocab, spread, temperature) in [(5, 1.0, 1.0), (300, 9.0, 0.7), (4099, 3.0, 1.3), (2500, 40.0, 0.0)] {

@@ -66,7 +66,7 @@ simd_fn! {
 
 simd_fn! {
     /// Computes the weights `e^((score − max) · scale)`, and sets those of scores below `least` to 0. Returns the sum
-    /// of all weights, including those set to 0, with the bits of [`RowStats::new`].
+    /// of all weights, including those set to 0, bit-identical to the sum of [`RowStats::new`].
     fn weigh(scores: &[f32], weights: &mut [f32], max: f32, scale: f32, least: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         for (scores, weights) in scores.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)) {
@@ -147,8 +147,8 @@ fn draw(weights: &[f32], u: f64, sums: &mut Vec<f32>) -> Option<usize> {
                     }
                 }
             }
-            // Because of rounding, the sum of the block of tokens exceeds the target, but the running sum over its
-            // tokens does not: the block's last token of positive weight is taken then.
+            // Because of rounding, the sum of a block of tokens may exceed the target although the running sum over
+            // its tokens does not. In this case the block's last token of positive weight is taken.
             return last;
         }
         before += here;
@@ -205,8 +205,8 @@ fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// The token chosen for a row. `stats` are the row's statistics at [`Settings::scale`], if choosing the token has
-/// computed them.
+/// The token chosen for a row. `stats` are the row's statistics at the scale of [`Settings::scale`], if they were
+/// computed for the choice.
 struct Choice {
     token: usize,
     stats: Option<RowStats>,

@@ -82,7 +82,7 @@ simd_fn! {
         order.clear();
         let is_between = |w: f32| w.to_bits().wrapping_sub(low) < high - low;
         for (c, chunk) in weights.chunks(LANES).enumerate() {
-            // Most chunks have no token in the range and are skipped.
+            // Skips chunks without a token in the range; most chunks have none.
             if chunk.iter().map(|w| u32::from(is_between(*w))).sum::<u32>() == 0 {
                 continue;
             }
@@ -98,7 +98,7 @@ fn weight_of(key: u64) -> f32 {
     f32::from_bits(!((key >> 32) as u32))
 }
 
-/// Reorders the keys so that the smallest ones (those of the largest weights) come first, until their weights plus
+/// Reorders the keys so that the smallest keys (of the largest weights) come first, until their weights plus
 /// `before`, the sum of all larger weights, reach `bound`. Returns the number of these keys: at least one if `before`
 /// is 0.
 fn kept_first(order: &mut [u64], bound: f64, mut before: f64) -> usize {
@@ -123,9 +123,9 @@ fn kept_first(order: &mut [u64], bound: f64, mut before: f64) -> usize {
     kept
 }
 
-/// Returns the bits of two weights `low` and `high`: top-p keeps the tokens whose weights are at least `high`, and
-/// excludes those below `low`. Few tokens are between the two, unless their weights are equal or their sums are within
-/// a rounding error of `bound`. `all` is the sum of all weights.
+/// Returns the bits of two weights `low` and `high`: top-p keeps the tokens with weights of at least `high`, and
+/// excludes the tokens with weights below `low`. Few tokens are between the two, unless their weights are equal or
+/// their sums are within a rounding error of `bound`. `all` is the sum of all weights.
 ///
 /// Positive floats are ordered like their bits, so the search halves a range of bits.
 fn last_kept_range(weights: &[f32], bound: f64, all: f64) -> (u32, u32) {

@@ -1,5 +1,5 @@
-//! Checks the operations that are fused with products (norm, residual, SwiGLU, rotation): they have the bits of the
-//! separate launches that training uses.
+//! Checks the operations that are fused with products (norm, residual, SwiGLU, rotation). They are bit-identical to
+//! the separate launches that training uses.
 
 use reel_device::Addr;
 use reel_device::DType::{self, BF16, F32};

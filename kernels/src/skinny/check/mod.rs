@@ -37,7 +37,7 @@ fn bits(array: &TestArray) -> Vec<u32> {
     array.values().iter().map(|x| x.to_bits()).collect()
 }
 
-/// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that the kernel gets.
+/// A random weight, stored both as bf16 and as int8 with scales. `kind` is the format that is passed to the kernel.
 struct Stored {
     bf16: TestArray,
     bytes: Vec<i8>,
@@ -220,7 +220,7 @@ fn swiglu_equals_the_formula() {
     });
 }
 
-/// Every row has the same bits in batches of 1 to 70 rows.
+/// The result of a row has the same bits in batches of 1 to 70 rows.
 fn a_row_does_not_know_its_batch() {
     with_one_interleaving(|| {
         // Rows of 2096 elements are whole 16-byte units, but not whole boxes of 128 bytes.
@@ -314,8 +314,8 @@ const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 827
 /// Maximum head_dim of the `qkv` launches of [`for_each_kind`].
 const MAX_HEAD_DIM: usize = 144;
 
-/// Calls `f` for each kind of launch of these operands, with a function that returns the launch for a given output
-/// address, and the output's type and number of elements.
+/// Calls `f` for each kind of launch of these operands. The arguments of `f` are a function that returns the launch
+/// for a given output address, the output's type, and its number of elements.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
     let (kind, count) = (given.weights[0].kind, m * given.n);
     let y = TestArray::output(BF16, 1);
@@ -339,7 +339,7 @@ fn variants_of_a_scheme_have_the_same_bits() {
             let given = Given::new(BF16, kind, case);
             let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
             for_each_kind(&given, &norm, m, |launch, dtype, count| {
-                // The results of the schemes `Units` and `Tiles`, and the plans that have run.
+                // The results of the schemes `Units` and `Tiles`, and the plans that the loop has run so far.
                 let mut want: [Option<Vec<u32>>; 2] = [None, None];
                 let mut plans = Vec::new();
                 let Launch::Kernel(chosen) = launch(norm.addr()) else { return };

@@ -168,7 +168,7 @@ fn check(dtype: DType, kind: WeightFormat, (m, k, heads): (usize, usize, [usize;
 pub(super) fn qkv_has_the_bits_of_products_and_of_rope_kv_write() {
     with_one_interleaving(|| {
         check(BF16, WeightFormat::Bf16, MANY_HEADS_M_K_HEADS, true);
-        // These lengths k cover all ways in which `rms_norm` computes a row.
+        // The lengths k cover all ways in which `rms_norm` computes a row.
         let norms = NORM_CASES_M_N_K.map(|(m, n, k)| (m, k, [1, 1, n.next_multiple_of(2)]));
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {

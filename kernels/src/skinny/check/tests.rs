@@ -15,8 +15,8 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
                 let launch = launch(BF16, kind, &given.params(&y, 1));
                 let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
                 let bytes = (count.global_read + count.global_written) as f64;
-                // x is read again for every 16 columns of y. That adds 1/16 to the bytes of a bf16 weight and 1/8 to
-                // those of an int8 weight.
+                // A launch reads x again for every 16 columns of y. That adds 1/16 to the bytes of a bf16 weight and
+                // 1/8 to those of an int8 weight.
                 let again = if kind == WeightFormat::Bf16 { 1.1 } else { 1.17 };
                 assert!(
                     bytes <= again * cost.bytes,
@@ -83,8 +83,9 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
     });
 }
 
-/// Returns the launch with the scheme `Tiles`, a GPU with the given number of multiprocessors, and the launch's only
-/// stage. `shared` are sizes of a block's shared memory in KiB; the first one with which there is a plan is used.
+/// Returns a launch with the scheme `Tiles`, the simulated GPU, which has `multiprocessors` multiprocessors, and the
+/// launch's only stage. `shared` lists sizes of a block's shared memory in KiB; the first size that allows a plan is
+/// used.
 fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Arch, Stage) {
     let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
     let variant =
@@ -120,8 +121,8 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                     let Launch::Kernel(kernel) = &launch else { return };
                     let has_norm = kernel.operands().any(|operand| operand == norm.addr());
                     let (x, blocks) = ((2 * m * k) as f64, f64::from(stage.grid[1]));
-                    // Blocks of a cluster share x, so each cluster reads it once. Four lanes of each normalising warp
-                    // load the same elements of the norm.
+                    // Blocks of a cluster share x, so each cluster reads x once. Four lanes of each normalising warp
+                    // load the same elements of the norm's weight.
                     let clusters = stage.cluster[1] > 1;
                     let readers = blocks / f64::from(stage.cluster[1]);
                     let norms = match (has_norm, clusters) {

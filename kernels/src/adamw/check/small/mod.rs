@@ -117,7 +117,8 @@ fn near(got: f64, want: f64, rel: f64) -> bool {
     (got - want).abs() <= rel * want.abs() + 1e-30
 }
 
-/// Asserts that the weights after a step equal the formula; `old(i)` is the state `[w, m, v]` of weight i before it.
+/// Asserts that the weights after a step equal the formula. `old(i)` returns the state `[w, m, v]` of weight i before
+/// the step.
 fn assert_weights(scalars: &StepHyperparameters, old: impl Fn(usize) -> [f64; 3], g: &[f32], got: &[f32]) {
     let [with, want] = [formula::step_rounded, formula::step]
         .map(|f| g.iter().enumerate().map(|(i, g)| f(scalars, old(i), *g as f64)[0]).collect::<Vec<f64>>());
@@ -208,7 +209,7 @@ pub(super) fn a_split_master_takes_the_same_small_steps() {
     }
 }
 
-/// In a job of several ranks, each rank updates a part of a parameter.
+/// Updating a parameter in parts, as the ranks of a job do, gives the same bits as updating the whole parameter.
 pub(super) fn parts_step_as_the_whole_parameter() {
     for (n, part_len) in [(17, WEIGHTS_PER_SCALE), (8191, 3 * WEIGHTS_PER_SCALE), (8192, 8 * WEIGHTS_PER_SCALE)] {
         let start = normal_numbers(n, 1, 0.1);

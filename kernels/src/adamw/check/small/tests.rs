@@ -45,14 +45,14 @@ fn stochastic_rounding_has_no_bias() {
     assert_eq!((encode_first_moment(0.0, 0.0, 65535), encode_second_moment(0.0, 0.0, 65535)), (0, 0));
 }
 
-/// The sixteen draws of a group are uniform, and no two of them are correlated.
+/// The sixteen random values of a group of eight weights are uniform, and no two of them are correlated.
 #[test]
 fn draws_are_uniform_and_independent() {
     const GROUPS: u64 = 1 << 16;
     let mut sums = [0.0; 16];
     let mut products = [[0.0; 16]; 16];
     for group in 0..GROUPS {
-        // Numbers with mean 0 and variance 1.
+        // The random values, scaled to mean 0 and variance 1.
         let [m, v] =
             draws(5, 1 << 63, group).map(|draws| draws.map(|x| (f64::from(x) - 32767.5) * 12f64.sqrt() / 65536.0));
         let all: Vec<f64> = m.into_iter().chain(v).collect();

@@ -1,5 +1,5 @@
-//! Checks of the backward pass by products of warpgroups (wgmma), which is compiled for Hopper. The simulated GPU has
-//! two multiprocessors, so that each block of threads draws tickets for several tiles.
+//! Checks of the backward pass with wgmma, which is compiled for Hopper. The simulated GPU has two multiprocessors,
+//! so that each block of threads takes several tiles.
 
 use reel_device::DType::{BF16, F32};
 use reel_device::{Addr, Arch, KernelLaunch, Launch};
@@ -11,12 +11,12 @@ use crate::attention::{BWD_BF16_WGMMA, BwdParams, PackedBatch, bwd, formula};
 use crate::checks::{TestArray, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
-/// An H100 with this many multiprocessors.
+/// Describes an H100 with this many multiprocessors.
 pub(super) fn small_h100(multiprocessors: u32) -> Arch {
     Arch { multiprocessors, ..Arch::H100 }
 }
 
-/// The operands of a backward launch by products of warpgroups, its scratch arrays and its gradients.
+/// The operands of a backward launch with wgmma, its scratch arrays and its gradients.
 pub(super) struct WarpgroupGradients {
     given: Given,
     o: TestArray,
@@ -63,9 +63,9 @@ fn gradients(case: &PackedBatch) -> WarpgroupGradients {
     WarpgroupGradients::new(Given::new(case, BF16))
 }
 
-/// Covers lengths around 64 queries and tiles of 128 keys, empty sequences, groups of 1, 2, 3, 4 and 7 query heads;
-/// prefixes that end inside of a block of keys and at its end, that span sequences, and that come after the tokens that
-/// use them; a tile of queries with more blocks of keys than their ring has slots.
+/// Covers lengths around 64 queries and around tiles of 128 keys; empty sequences; groups of 1, 2, 3, 4 and 7 query
+/// heads; prefixes that end inside a block of keys or at its end, that span several sequences, and that come after
+/// the tokens that use them; a tile of queries that sees more blocks of keys than their ring has slots.
 pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
@@ -94,8 +94,9 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
     }
 }
 
-/// The gradients of a row have the same bits if its sequence is alone, with any number of multiprocessors, and without
-/// a ticket counter; dq also if the prefix is given as the sequence's own first tokens.
+/// A row's gradients do not depend on the other sequences, on the number of multiprocessors, or on the presence of a
+/// ticket counter (the atomic counter of tile numbers): their bits are equal. The bits of dq are also equal if the
+/// prefix is given as the sequence's own first tokens.
 pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),

@@ -57,16 +57,15 @@ pub(super) fn output_and_gradient_tolerances(case: &PackedBatch) -> [f64; 2] {
 }
 
 /// Returns the gradients `rounded` (dq, dk, dv) after multiplying the differences of dq and dk from `exact` by four.
-/// A kernel that sums in another order gets another delta for a row, which shifts the whole row of dq and dk; rows
-/// with an outlier have most of this error.
+/// A kernel that sums in another order gets a slightly different delta for a row, which shifts the whole row of dq
+/// and dk. Rows with an outlier have most of this error.
 pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: &[Vec<f64>; 3]) -> [Vec<f64>; 3] {
     let [dq, dk, dv] = rounded;
     let wide = |x: Vec<f64>, exact: &[f64]| x.iter().zip(exact).map(|(x, e)| e + 4.0 * (x - e)).collect();
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
 }
 
-// The checks below simulate an A100. On an H100 the plan chooses products of warpgroups (wgmma), which separate checks
-// compare.
+// The checks below simulate an A100. On an H100 the plan chooses wgmma kernels, which separate checks compare.
 
 pub(super) fn equals_the_formula_in_f32() {
     with_gpu(Arch::A100, || equals_the_formula(F32));

@@ -97,7 +97,7 @@ fn plain(lengths: &[usize], (heads, kv_heads): (usize, usize), head_dim: usize, 
     PackedBatch { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread: 1.0, prefix: vec![] }
 }
 
-/// The operands of a backward launch. Its inputs from the forward pass, o and lse, are made up.
+/// The operands of a backward launch. The forward pass is not run: o and lse are arbitrary values.
 struct Backward {
     given: Given,
     forward: [TestArray; 2],

@@ -1,5 +1,4 @@
-//! Checks of the forward pass by products of warpgroups (wgmma), which is compiled for Hopper and sums in the order of
-//! `row_state.cuh`.
+//! Checks of the forward pass with wgmma, which is compiled for Hopper and sums in the order of `row_state.cuh`.
 
 use reel_device::DType::{BF16, F32};
 use reel_device::{Addr, Arch, KernelLaunch, Launch};
@@ -23,7 +22,7 @@ pub(super) fn batch(
 }
 
 impl Given {
-    /// Returns the forward launch with the kernel that uses products of warpgroups (wgmma).
+    /// Returns the forward launch with the wgmma kernel.
     fn by_warpgroups(&self, o: &TestArray, lse: Addr) -> Launch {
         let Launch::Kernel(launch) = fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()) else {
             unreachable!("attention is not a matrix product")
@@ -31,7 +30,7 @@ impl Given {
         Launch::Kernel(KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch })
     }
 
-    /// Runs the kernel with products of warpgroups under one interleaving and returns the output and its log-sum-exps.
+    /// Runs the wgmma kernel under one interleaving and returns the output and its log-sum-exps.
     fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
         let rows = self.tokens() * self.case.heads;
         let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
@@ -40,9 +39,9 @@ impl Given {
     }
 }
 
-/// Covers lengths around a warpgroup's 64 rows, blocks of 128 and segments of 512 keys; prefixes that end inside of a
-/// block, at its end, and inside of the tile's first block; more tiles than the grid has blocks; two whole blocks that
-/// all queries see.
+/// Covers lengths around a warpgroup's 64 rows, blocks of 128 and segments of 512 keys; prefixes that end inside a
+/// block, at its end, and inside the first block of a tile; more tiles than the grid has blocks; two whole blocks
+/// that all queries see.
 pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
@@ -73,8 +72,8 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     }
 }
 
-/// A row of the output has the same bits if its sequence is alone, and if its prefix is given as the sequence's own
-/// first tokens.
+/// An output row has the same bits if its sequence is alone, and if its prefix is given as the sequence's own first
+/// tokens.
 pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups() {
     let cases = [
         batch(&[3, 200, 0, 17], &[], (2, 1), 128, true, 1.0),
@@ -102,8 +101,9 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
     });
 }
 
-/// Keys and values of other sequences do not affect a row's output, even if they are NaN or infinite; finite keys and
-/// values of later tokens do not affect it either (departure 2 in `sm80.cu` is about values that are not finite).
+/// Keys and values of other sequences do not affect an output row, even if they are NaN or infinite. Finite keys and
+/// values of later tokens do not affect it either. (Departure 2 in `sm80.cu` describes the effect of values that are
+/// not finite.)
 pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
     with_gpu(Arch::H100, || {
         for (causal, head_dim) in [(true, 128), (false, 64)] {

@@ -1,6 +1,6 @@
 //! Vectors of AVX2 and FMA.
 #![allow(unsafe_code)]
-// All functions are unsafe, for the conditions that `Vector` documents.
+// All functions are unsafe: callers must meet the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use std::arch::x86_64::*;
@@ -36,7 +36,8 @@ impl Avx2Vector {
             p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
         }
         let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(p, r), r, r), _mm256_set1_ps(1.0));
-        // Multiplies by 2^n as by two powers of 2, because n can be -159 and the least normal f32 is 2^-126.
+        // Multiplies by 2^n in two steps, each by a power of 2, because n can be -159 and the least normal f32 is
+        // 2^-126.
         let n = _mm256_cvtps_epi32(n);
         let half = _mm256_srai_epi32::<1>(n);
         let bias = _mm256_set1_epi32(127);

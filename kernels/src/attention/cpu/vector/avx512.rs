@@ -1,6 +1,6 @@
 //! Vectors of AVX-512.
 #![allow(unsafe_code)]
-// All functions are unsafe, for the conditions that `Vector` documents.
+// All functions are unsafe: callers must meet the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use std::arch::x86_64::*;
@@ -27,8 +27,8 @@ const IN_TURNS: [u16; 32] = {
     indices
 };
 
-/// The unit that multiplies bf16 arrays: f32 multiply-adds of their elements, bf16 dot products (`vdpbf16ps`), or AMX
-/// tiles.
+/// Values of `UNIT`, the unit that multiplies bf16 arrays: f32 multiply-adds of their elements, bf16 dot products
+/// (`vdpbf16ps`), or AMX tiles.
 pub const ELEMENTS: u8 = 0;
 pub const DOTS: u8 = 1;
 pub const TILES: u8 = 2;
@@ -136,8 +136,8 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
             a[i] = _mm512_unpacklo_ps(r[i].0, r[i + 1].0);
             a[i + 1] = _mm512_unpackhi_ps(r[i].0, r[i + 1].0);
         }
-        // From four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one column in each quarter of the
-        // register.
+        // Transposes four rows at a time: b[i + k] gets their columns k, 4 + k, 8 + k and 12 + k, one column in each
+        // quarter of the register.
         for i in (0..LANES).step_by(4) {
             for k in 0..2 {
                 let (x, y) = (_mm512_castps_pd(a[i + k]), _mm512_castps_pd(a[i + k + 2]));
@@ -178,7 +178,7 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
     }
     #[inline(always)]
     unsafe fn pair_with(self, second: Self) -> Self {
-        // `halves` has the elements of `self`, then those of `second`; the permutation interleaves them.
+        // `halves` has the elements of `self` and then the elements of `second`. The permutation interleaves them.
         let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second.0, self.0));
         Avx512Vector(_mm512_castsi512_ps(_mm512_permutexvar_epi16(transmute::<[u16; 32], __m512i>(IN_TURNS), halves)))
     }

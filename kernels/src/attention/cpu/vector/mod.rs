@@ -3,7 +3,7 @@
 //!
 //! Operations work lane by lane and round once, so a lane's result does not depend on its neighbours.
 #![allow(unsafe_code)]
-// All functions are unsafe, for the conditions that `Vector` documents.
+// All functions are unsafe: callers must meet the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 #[cfg(target_arch = "x86_64")]
@@ -80,12 +80,12 @@ pub trait Vector: Copy {
     unsafe fn dot(self, b: Self, c: Self) -> Self {
         self.widen_second().mul_add(b.widen_second(), self.widen_first().mul_add(b.widen_first(), c))
     }
-    /// The first element of each pair as f32.
+    /// Returns the first element of each pair as f32.
     #[inline(always)]
     unsafe fn widen_first(self) -> Self {
         self.map_bits(|x| x << 16)
     }
-    /// The second element of each pair as f32.
+    /// Returns the second element of each pair as f32.
     #[inline(always)]
     unsafe fn widen_second(self) -> Self {
         self.map_bits(|x| x & 0xffff_0000)
@@ -135,7 +135,7 @@ pub trait Vector: Copy {
     }
 }
 
-/// Vectors of AVX-512 on a processor with AMX, whose tiles multiply pairs.
+/// Vectors of AVX-512 on a processor with AMX. AMX tiles multiply the pairs.
 #[cfg(target_arch = "x86_64")]
 pub type AmxVector = Avx512Vector<TILES>;
 
@@ -146,7 +146,8 @@ fn pair_of([first, second]: [bf16; 2]) -> f32 {
 
 /// Code that is compiled for each vector type.
 pub trait VectorCode {
-    /// Dtype of the arrays whose products the code computes. If it is bf16, tiles are configured where there are any.
+    /// Dtype of the arrays whose products the code computes. If it is bf16 and the processor has AMX, [`dispatch`]
+    /// configures the AMX tiles.
     const DTYPE: DType;
 
     /// Runs the code with vectors of type `V`.

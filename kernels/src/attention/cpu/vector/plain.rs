@@ -1,6 +1,6 @@
 //! Portable vectors.
 #![allow(unsafe_code)]
-// All functions are unsafe, for the conditions that `Vector` documents.
+// All functions are unsafe: callers must meet the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use reel_device::Element;

@@ -77,13 +77,13 @@ use tiles::{Prefetch, TileCall};
 
 /// Rows of a tile, and columns of a tile of sums.
 const SIDE: usize = 16;
-/// Rows and columns of C that four tiles of sums cover.
+/// Number of rows and columns of C that four tiles of sums cover.
 const BLOCK: usize = 2 * SIDE;
 /// Elements along k that one instruction takes.
 const STEP: usize = 32;
 /// Words (4 bytes) of a tile.
 const TILE: usize = 256;
-/// Parts of an f32 operand. A bf16 or int8 operand has one.
+/// Number of bf16 parts of an f32 operand. A bf16 or int8 operand has one part.
 const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
@@ -100,7 +100,8 @@ pub(in crate::matmul) struct Blocking {
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
-    /// Maximum number of words of A that are packed at a time; at least 128 rows are packed even if they have more.
+    /// Maximum number of words of A that are packed at a time. At least 128 rows are packed even if they have more
+    /// words.
     pub(in crate::matmul) packed_words: usize,
     /// Maximum number of words of a packed A that all threads read.
     pub(in crate::matmul) shared_words: usize,
@@ -222,7 +223,8 @@ impl<'a, T: Element> Product<'a, T> {
         2 * self.steps * self.a_parts * TILE
     }
 
-    /// Whether pairs of B are packed block by block. True if B is stored as `[k, n]`, as int8, or in groups of f32.
+    /// Whether pairs of B are packed block by block. This is so if B is stored as `[k, n]`, as int8, or in groups of
+    /// f32.
     fn packs_pairs(&self) -> bool {
         self.b.transposed && self.b.unit != Unit::GroupedPair
     }
@@ -263,9 +265,9 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
         let least_columns = panels.div_ceil(self.blocking.panels);
-        // By default the threads divide the columns, and each reads the whole packed A. If packed A is too large for a
-        // second-level cache and B is not larger than A, each thread instead gets rows that it has packed itself, and
-        // packs all of B.
+        // By default the threads divide the columns, and each thread reads the whole packed A. If the packed A is too
+        // large for a second-level cache and B is not larger than A, the threads divide the rows instead: each packs
+        // its own rows of A, and all of B.
         let has_own_rows =
             row_blocks * words > self.blocking.shared_words && self.m >= self.n && row_blocks >= 2 * threads;
         let columns = if has_own_rows { least_columns } else { least_columns.next_multiple_of(threads).min(panels) };
@@ -303,9 +305,10 @@ impl<'a, T: Element> Product<'a, T> {
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
         let mut ready = [Panel::NONE; MAX_PANELS];
-        // If an operand is f32, A stays in the first-level cache, otherwise B (see the module's text).
+        // If an operand is f32, A is kept in the first-level cache, otherwise B is. The module's documentation gives
+        // the reason.
         let by_rows = self.a_parts * self.b_parts > 1;
-        // If B streams or is packed block by block, B's next lines are needed only with the next block of k.
+        // If B is streamed, or packed block by block, the next lines of B are needed only for the next block of k.
         let ahead_is_next_block = by_rows || self.packs_pairs();
         for block in 0..blocks {
             let first = block * step;
@@ -395,14 +398,15 @@ impl<'a, T: Element> Product<'a, T> {
         self.b.unit.element() * self.k
     }
 
-    /// Whether rows of B, stored `[n, k]`, compete for the first-level cache: their elements of one k then lie in one
-    /// or two of its 64 sets of lines of 64 bytes, which cannot hold 32 rows.
+    /// Whether rows of a B that is stored `[n, k]` compete for the first-level cache. The cache has 64 sets. If a row
+    /// is a multiple of 2048 bytes, the elements of one k in all rows lie in only one or two of these sets, which
+    /// cannot hold lines of 32 rows.
     fn competing_rows(&self) -> bool {
         self.row_bytes().is_multiple_of(2048)
     }
 
-    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs: first all steps of the first 16
-    /// rows, then all steps of the other rows. The values in missing rows have no effect on C.
+    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs (VNNI layout): first all steps
+    /// of the first 16 rows, then all steps of the other rows. The values in missing rows have no effect on C.
     unsafe fn pack_a(&self, row: usize, rows: usize, dst: *mut u32) {
         // SAFETY: the rows exist, and `dst` has room for two rows of tiles.
         unsafe {

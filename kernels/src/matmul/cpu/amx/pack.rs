@@ -25,8 +25,8 @@ pub(super) unsafe fn copy_rows(source: &Source, row: usize, rows: usize, steps: 
     }
 }
 
-/// Packs all steps of up to 16 rows of an operand that is stored `[rows, k]` as tiles of pairs, in the order of
-/// [`copy_rows`]. Missing elements are 0; the columns of missing rows have no meaning.
+/// Packs all steps of up to 16 rows of an operand that is stored `[rows, k]` as tiles of pairs (VNNI layout), in the
+/// order of [`copy_rows`]. Missing elements are 0; the columns of missing rows have no meaning.
 ///
 /// # Safety
 /// The conditions of [`copy_rows`], for `steps` steps from 0 on.
@@ -40,8 +40,8 @@ pub(super) unsafe fn pack_rows_as_pairs(source: &Source, row: usize, rows: usize
     }
 }
 
-/// Packs some steps of up to 32 rows of an operand that is stored `[k, rows]`, or in groups of f32, as tiles of pairs:
-/// 16 rows to each of two arrays, in the order of [`copy_rows`]. Missing rows and elements are 0.
+/// Packs some steps of up to 32 rows of an operand that is stored `[k, rows]`, or in groups of f32, as tiles of pairs
+/// (VNNI layout): 16 rows to each of two arrays, in the order of [`copy_rows`]. Missing rows and elements are 0.
 ///
 /// # Safety
 /// The rows exist; each of `dst` has room for the tiles of all parts of each step.
@@ -71,8 +71,8 @@ pub(super) unsafe fn pack_transposed_rows(source: &Source, row: usize, rows: usi
     }
 }
 
-/// Does what [`copy_rows`] does or, if `TRANSPOSED`, what [`pack_rows_as_pairs`] does: a tile of pairs is the transpose
-/// of a tile of rows.
+/// Packs rows as [`copy_rows`] does or, if `TRANSPOSED`, as [`pack_rows_as_pairs`] does: a tile of pairs is the
+/// transpose of a tile of rows.
 ///
 /// # Safety
 /// The conditions of [`copy_rows`]; `P` is the number of parts of the operand.
@@ -103,7 +103,7 @@ unsafe fn copy_rows_of<const P: usize, const TRANSPOSED: bool>(
     }
 }
 
-/// Does what [`pack_pairs`] does or, if `TRANSPOSED`, what [`pack_transposed_rows`] does.
+/// Packs as [`pack_pairs`] does or, if `TRANSPOSED`, as [`pack_transposed_rows`] does.
 ///
 /// # Safety
 /// The conditions of [`pack_pairs`]; `P` is the number of parts of the operand.
@@ -261,10 +261,10 @@ const fn pair_indexes(first: u16) -> [u16; 32] {
     indexes
 }
 
-/// Splits 16 f32 into bf16 parts, each in the upper half of its lane: `x` rounded to bf16, the rest rounded to bf16,
-/// and what then remains, which is a bf16. Each part has 8 bits of significand, so their sum is exactly `x`. A part
-/// rounds half away from zero; an `x` that rounds to infinity has parts that are not finite, and a NaN has a part that
-/// is NaN.
+/// Splits 16 f32 into three bf16 parts, each in the upper half of its lane: `x` rounded to bf16, the remainder
+/// rounded to bf16, and the last remainder, which is exact in bf16. Each part has 8 bits of significand, so their sum
+/// is exactly `x`. A part rounds half away from zero. An `x` that rounds to infinity has parts that are not finite,
+/// and a NaN has a part that is NaN.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn split(x: __m512) -> [__m512i; PARTS] {

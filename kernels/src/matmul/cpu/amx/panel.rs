@@ -11,14 +11,14 @@ use super::tiles::Prefetch;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
 use crate::matmul::cpu::{Unit, groups, int8};
 
-/// Where the AMX tiles of a panel of B are in memory.
+/// Where the AMX tiles of a panel of B lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PanelLayout {
     /// Packed, one after the other.
     Packed,
     /// Rows of B where they lie.
     Rows,
-    /// Not packed: lines of a group of B, in place.
+    /// Lines of a group of B, read in place without packing.
     Group,
 }
 
@@ -121,12 +121,13 @@ impl<T: Element> Product<'_, T> {
     /// lines `lines` of the panel's 32 cache lines. If the panel is rows of B, a step's lines belong to 32 columns of
     /// C, otherwise to 32 k. f32 has twice as many lines; processors with AMX also fetch the neighbour of each line.
     pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
-        // int8 needs no prefetch: the processor prefetches neighbouring lines while int8 is packed.
+        // int8 needs no explicit prefetch: while a panel of int8 is packed, the hardware prefetches the lines that
+        // follow.
         if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
             return Prefetch::NONE;
         }
         if matches!(self.b.unit, Unit::GroupedPair | Unit::GroupedF32) {
-            // 16 units of bf16 are 32 lines, and 32 units of f32 are 32 times two.
+            // 16 units of bf16 fill 32 cache lines, and 32 units of f32 fill 64 cache lines.
             let units = self.b.unit.count(STEP);
             let stride = 4 * units;
             let at = groups::line_at(&self.b, panel * BLOCK, step * units).cast::<u8>();

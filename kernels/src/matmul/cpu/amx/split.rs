@@ -43,7 +43,7 @@ pub(super) struct SplitProductArgs {
 }
 
 /// Splits line `$x` of a step: reads 32 columns of two neighbouring k from `{$from}`, and writes them to `{$to}` as
-/// pairs of bf16 parts. Prefetches later lines: those 1.5 KiB ahead to the first-level cache, those 3 KiB ahead to the
+/// pairs of bf16 parts. Prefetches the lines 1.5 KiB ahead to the first-level cache, and the lines 3 KiB ahead to the
 /// second.
 macro_rules! split_line {
     ($from:literal, $to:literal, $x:literal) => {
@@ -141,9 +141,9 @@ macro_rules! multiply_two {
     };
 }
 
-/// One step along k: the six products of bf16 parts in the order that [`super`] gives. Between the products, 16 lines
-/// of the next step are split, if there is one. The first tiles are loaded after five of these lines, when the stores
-/// of the step before have reached the cache.
+/// One step along k: the six products of bf16 parts, in the order that the documentation of [`super`] gives. Between
+/// the products, 16 lines of the next step are split, if there is a next step. The first tiles are loaded after five
+/// of these lines, when the stores of the previous step have reached the cache.
 macro_rules! step {
     ($load:ident, $multiply:ident, $line:ident) => {
         concat!(

@@ -19,11 +19,11 @@ use super::tiles::{
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
 use crate::matmul::cpu::{MAX_TASK_BYTES, Packed, Scratch, TASK, groups, run_count};
 
-/// Prefetch distance in rows of bf16 B, in steps of 32 elements along k, of a product with few rows of A.
+/// Prefetch distance, in steps of 32 elements along k, for the rows of a bf16 B in products with few rows of A.
 const AHEAD: usize = 6;
 
-/// Prefetch distance in rows of f32 B, in steps along k: one block. A product with few rows of A copies such rows block
-/// by block.
+/// Prefetch distance, in steps along k, for the rows of an f32 B: one block. A product with few rows of A copies
+/// these rows block by block.
 const AHEAD_OF_COPY: usize = 4;
 
 /// Number of steps along k of an int8 panel that a product with few rows of A converts to bf16 at a time: 4 KiB, which
@@ -52,7 +52,8 @@ struct RowsInTiles {
 }
 
 impl RowsInTiles {
-    /// Multiplies these rows of A with all lines of a group of B, and prefetches the lines that follow.
+    /// Multiplies these rows of A with all lines of a group of B (32 rows, interleaved in lines of 128 bytes), and
+    /// prefetches the lines that follow.
     ///
     /// # Safety
     /// The tiles exist for all steps; `sums` has room for four tiles; the tiles of this thread have the shape of the
@@ -122,7 +123,8 @@ impl<T: Element> Product<'_, T> {
         let ready = unsafe { self.prepare_panel(panel, 0..self.steps, false, dst) };
         let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
         let prefetch = Prefetch {
-            // Starts AHEAD steps ahead in the same rows of B; in the next panel's rows if the rows have fewer steps.
+            // Prefetches the same rows of B, AHEAD steps further along k. If the rows have fewer steps, prefetches
+            // the rows of the next panel.
             at: if ready.steps > AHEAD {
                 ready.tiles[0].wrapping_add(AHEAD * 64)
             } else {
@@ -177,9 +179,9 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its
-    /// groups. A bf16 A that is not transposed is read in place, in tiles of as many rows as A has. Any other A is
-    /// packed by each task for itself, because data that another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of A and a bf16 B in groups of 32 rows. B is read once; each task reads
+    /// some of its groups. A bf16 A that is not transposed is read in place, in tiles of as many rows as A has. Any
+    /// other A is packed by each task for itself, because data that another thread has written takes longer to read.
     pub(super) unsafe fn multiply_few_rows_by_bf16_groups(&self) {
         let in_place = !self.a.transposed && self.a_parts == 1;
         let (full, stride) = (self.k / STEP, 2 * self.k);
@@ -230,9 +232,9 @@ impl<T: Element> Product<'_, T> {
         RowsInTiles { rows, row_stride: 64, row_step, tail, parts: self.a_parts }
     }
 
-    /// Computes a product with up to 32 rows of an f32 A and an f32 B in groups. B is read once; each task reads some
-    /// of its groups and splits them into bf16 parts step by step. Each task also splits A for itself, because data
-    /// that another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of an f32 A and an f32 B in groups of 32 rows. B is read once; each task
+    /// reads some of its groups and splits them into bf16 parts step by step. Each task also splits A for itself,
+    /// because data that another thread has written takes longer to read.
     pub(super) unsafe fn multiply_few_rows_by_f32_groups(&self) {
         let a_words = self.words_per_row_block();
         let full = self.k / STEP;
@@ -262,9 +264,9 @@ impl<T: Element> Product<'_, T> {
         unsafe { self.each_group(a_words + BUFFER_WORDS + STEP * BLOCK, task) }
     }
 
-    /// Computes a product with up to 32 rows of A and an int8 B in groups. B is read once; each task reads some of its
-    /// groups and converts them to bf16 block by block. Each task also packs A for itself, because data that another
-    /// thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of A and an int8 B in groups of 16 rows. B is read once; each task reads
+    /// some of its groups and converts them to bf16 block by block. Each task also packs A for itself, because data
+    /// that another thread has written takes longer to read.
     pub(super) unsafe fn multiply_few_rows_by_int8(&self) {
         let a_words = self.words_per_row_block();
         let task = |dst: *mut u32| {

@@ -36,8 +36,9 @@ pub(super) struct TileCall {
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
     pub(super) row_step: usize,
-    /// Addresses of the two tiles of pairs. In packed pairs, the rows of a tile are 64 bytes apart, and the next step's
-    /// tile is 1024 bytes further (3072 with three parts). In groups of B, the distances are 128 and 2048 bytes.
+    /// Addresses of the two tiles of pairs (VNNI layout: a 32-bit word holds two bf16 that are neighbours along k).
+    /// In packed pairs, the rows of a tile are 64 bytes apart, and the next step's tile is 1024 bytes further (3072
+    /// with three bf16 parts). In groups of B, the distances are 128 and 2048 bytes.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
     /// The tiles of an incomplete last step along k, completed with zeros. Rows of these tiles are 64 bytes apart, or
@@ -66,7 +67,7 @@ macro_rules! four_tiles {
     };
 }
 
-/// One step along k for tiles 0 and 2 of the sums, the products with pair tile 0.
+/// One step along k for sum tiles 0 and 2: the products of both row tiles with pair tile 0 (VNNI layout).
 macro_rules! tiles_of_first_pairs {
     () => {
         "
@@ -79,7 +80,7 @@ macro_rules! tiles_of_first_pairs {
     };
 }
 
-/// One step along k for tiles 0 and 1 of the sums, the products of row tile 0.
+/// One step along k for sum tiles 0 and 1: the products of row tile 0 with both pair tiles (VNNI layout).
 macro_rules! tiles_of_first_rows {
     () => {
         "
@@ -92,7 +93,7 @@ macro_rules! tiles_of_first_rows {
     };
 }
 
-/// Loads one part of both tiles of rows; the parts are at bytes 0 (high), 1024 (middle) and 2048 (low).
+/// Loads one bf16 part of both tiles of rows. The parts are at bytes 0 (high), 1024 (middle) and 2048 (low).
 macro_rules! load_rows {
     ($part:literal) => {
         concat!(
@@ -106,7 +107,7 @@ macro_rules! load_rows {
     };
 }
 
-/// Loads one part of both tiles of pairs.
+/// Loads one bf16 part (high, middle or low) of both tiles of pairs (VNNI layout).
 macro_rules! load_pairs {
     ($part:literal) => {
         concat!(
@@ -155,8 +156,8 @@ macro_rules! six_products {
     };
 }
 
-/// The three products of a bf16 operand (one part) with an f32 operand that is split into three bf16 parts.
-/// `$load_whole` loads the former, `$load_parts` one part of the latter.
+/// The three products of a bf16 operand with an f32 operand that is split into three bf16 parts. `$load_whole` loads
+/// the bf16 operand, `$load_parts` loads one part of the f32 operand.
 macro_rules! three_products {
     ($load_whole:ident, $load_parts:ident) => {
         concat!(
@@ -171,42 +172,47 @@ macro_rules! three_products {
     };
 }
 
-/// One step along k for four tiles of sums: both operands have three parts, A's tiles are the rows and B's the pairs.
+/// One step along k for four tiles of sums. Both operands are f32, split into three bf16 parts. A's tiles are stored
+/// as rows and B's as pairs (VNNI layout).
 macro_rules! six_products_a_is_rows {
     () => {
         six_products!(load_rows, load_pairs)
     };
 }
 
-/// One step along k for four tiles of sums: both operands have three parts, A's tiles are the pairs and B's the rows.
+/// One step along k for four tiles of sums. Both operands are f32, split into three bf16 parts. A's tiles are stored
+/// as pairs (VNNI layout) and B's as rows.
 macro_rules! six_products_a_is_pairs {
     () => {
         six_products!(load_pairs, load_rows)
     };
 }
 
-/// One step along k for four tiles of sums: the rows have three parts, the pairs one.
+/// One step along k for four tiles of sums. The tiles of rows are f32 in three bf16 parts, the tiles of pairs (VNNI
+/// layout) are bf16.
 macro_rules! three_parts_of_rows {
     () => {
         three_products!(load_pairs, load_rows)
     };
 }
 
-/// One step along k for tiles 0 and 1 of the sums (row tile 0): the rows have three parts, the pairs one.
+/// One step along k for sum tiles 0 and 1 (row tile 0). The row tile is f32 in three bf16 parts, the tiles of pairs
+/// (VNNI layout) are bf16.
 macro_rules! three_parts_of_first_rows {
     () => {
         concat!(load_pairs!(0), parts_of_first_rows!(2048), parts_of_first_rows!(1024), parts_of_first_rows!(0),)
     };
 }
 
-/// One step along k for tiles 0 and 2 of the sums (pair tile 0): the rows have one part, the pairs three.
+/// One step along k for sum tiles 0 and 2 (pair tile 0). The tiles of rows are bf16, the tile of pairs (VNNI layout)
+/// is f32 in three bf16 parts.
 macro_rules! three_parts_of_first_pairs {
     () => {
         concat!(load_rows!(0), parts_of_first_pairs!(2048), parts_of_first_pairs!(1024), parts_of_first_pairs!(0),)
     };
 }
 
-/// Loads one part of pair tile 0, and adds its products with the loaded rows to tiles 0 and 2 of the sums.
+/// Loads one bf16 part of pair tile 0 (VNNI layout), and adds its products with the loaded rows to sum tiles 0 and 2.
 macro_rules! parts_of_first_pairs {
     ($part:literal) => {
         concat!(
@@ -217,7 +223,7 @@ macro_rules! parts_of_first_pairs {
     };
 }
 
-/// Loads one part of row tile 0, and adds its products with the loaded pairs to tiles 0 and 1 of the sums.
+/// Loads one bf16 part of row tile 0, and adds its products with the loaded pairs (VNNI layout) to sum tiles 0 and 1.
 macro_rules! parts_of_first_rows {
     ($part:literal) => {
         concat!(
@@ -228,7 +234,8 @@ macro_rules! parts_of_first_rows {
     };
 }
 
-/// One step along k for four tiles of sums: the rows have one part, the pairs three.
+/// One step along k for four tiles of sums. The tiles of rows are bf16, the tiles of pairs (VNNI layout) are f32 in
+/// three bf16 parts.
 macro_rules! three_parts_of_pairs {
     () => {
         three_products!(load_rows, load_pairs)
@@ -262,9 +269,9 @@ macro_rules! prefetch_lines {
     };
 }
 
-/// Prefetches 32 cache lines of a group of B, which is read at `{p0}`: those 1.5 KiB ahead to the first-level cache,
-/// and those 3 KiB ahead to the second. `asm!` requires every operand in its text, so an assembler comment names the
-/// operands that only [`prefetch_lines`] uses.
+/// Prefetches 32 cache lines of a group of B, which is read at `{p0}`: the lines 1.5 KiB ahead to the first-level
+/// cache, and the lines 3 KiB ahead to the second. `asm!` requires every operand in its text, so an assembler comment
+/// names the operands that only [`prefetch_lines`] uses.
 macro_rules! prefetch_stream {
     () => {
         prefetch_stream!(
@@ -400,15 +407,15 @@ macro_rules! functions_of_groups {
 }
 
 functions_of_packed_pairs! {
-    // With many rows of A, the operands of later steps are prefetched to the second-level cache.
+    // Functions for many rows of A. They prefetch the operands of later steps into the second-level cache.
     multiply, four_tiles, 1024, prefetch_lines!("prefetcht1", 0);
-    // With 17 to 32 rows of A (`*_two`) or up to 16 (`*_one`), the rows of later steps are prefetched to the
-    // first-level cache.
+    // Functions for 17 to 32 rows of A (`*_two`) or up to 16 rows (`*_one`). They prefetch the rows of later steps
+    // into the first-level cache.
     thin_two, four_tiles, 1024, prefetch_lines!("prefetcht0", 0);
     thin_one, tiles_of_first_pairs, 1024, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_two, three_parts_of_pairs, 3072, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_one, three_parts_of_first_pairs, 3072, prefetch_lines!("prefetcht0", 0);
-    // For two f32 operands, or for an f32 and a bf16 operand.
+    // Functions for two f32 operands, or for one f32 and one bf16 operand.
     multiply_f32_a_is_rows, six_products_a_is_rows, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_rows, three_parts_of_rows, 1024, prefetch_lines!("prefetcht1", 0);
@@ -418,7 +425,7 @@ functions_of_packed_pairs! {
 functions_of_groups! {
     multiply_groups, four_tiles, prefetch_lines!("prefetcht1", 0);
     multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1", 0);
-    // For 17 to 32 rows of A (`*_two`), or up to 16 (`*_one`).
+    // Functions for 17 to 32 rows of A (`*_two`) or up to 16 rows (`*_one`).
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
     thin_f32_and_groups_two, three_parts_of_rows, prefetch_stream!();
