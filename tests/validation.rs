@@ -272,7 +272,8 @@ fn unusable_validation_rows_are_skipped_and_counted_or_refused() {
     let checked = run_in(at, checked.split(' '));
     // Each row has a line of its own before the error.
     assert_eq!(checked.code, Some(1), "{}", checked.stderr);
-    let found = ["error: --eval-file: 2 of 6 rows cannot be used", "--eval-file: some.jsonl:1: ", "jsonl:6: missing.png"];
+    let found =
+        ["error: --eval-file: 2 of 6 rows cannot be used", "--eval-file: some.jsonl:1: ", "jsonl:6: missing.png"];
     found.iter().for_each(|words| assert!(checked.stderr.contains(words), "no {words:?} in: {}", checked.stderr));
     assert!(checked.stdout.contains("rows.jsonl: all 4 rows can be used"), "{}", checked.stdout);
     sft(at, "strict", &["--eval-file", "some.jsonl", "--strict"]).assert_refused(1, &["some.jsonl:1", "messages"]);
