@@ -123,7 +123,7 @@ fn at(p: &Matmul, [a, b, c]: [u64; 3]) -> Matmul {
 /// Times an example product on a GPU, by cuBLASLt.
 ///
 /// # Errors
-/// Errors of cuBLASLt or of the GPU.
+/// cuBLASLt or the GPU reports an error.
 pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: usize) -> Result<RunTimes, CudaError> {
     let buffers = of_product(product).map(|bytes| normal_buffer(gpu, bytes.next_multiple_of(TILE)));
     let [a, b, c] = buffers;

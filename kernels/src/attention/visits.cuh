@@ -40,8 +40,8 @@ struct Visit {
 struct Visits {
   Visit slots[4];
   SequenceTile keys;
-  // State of the search for the next visit. sequence: its number; own: 1 if it sees the keys as its own, 0 if as its
-  // prefix; tile: first query of the tile; head: head within the group.
+  // State of the search for the next visit. sequence: number of the sequence; own: 1 if it sees the keys as its own,
+  // 0 if as its prefix; tile: first query of the tile; head: head within the group.
   int sequence, own, tile, head;
   int first, length;  // first token and number of tokens of that sequence
 

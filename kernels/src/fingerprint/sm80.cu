@@ -26,7 +26,7 @@ __device__ __forceinline__ u64 both(const Words<16>& w, u64 at) {
          mixed(w.word[2] | static_cast<u64>(w.word[3]) << 32, at + 1);
 }
 
-// Sums the mixed words of the range's last, incomplete 16 bytes, from word `at` on.
+// Returns the partial hash of the range's last, incomplete 16 bytes, from word `at` on.
 __device__ __forceinline__ u64 ends(const u8* x, u64 at, u64 bytes, u64 first_word) {
   u64 sum = 0;
   for (; at * 8 < bytes; ++at) {

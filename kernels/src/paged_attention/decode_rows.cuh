@@ -59,7 +59,7 @@ struct DecodeConsumer {
     block.load(shared + S::BLOCKS + 16 * ring.slot);
     return block;
   }
-  // Waits for the second stage of the block, if it has one; returns the slot of the first.
+  // Waits for the second stage of the block of keys, if it has one. Returns the ring slot of the first stage.
   __device__ __forceinline__ int second_stage(int keys) {
     const int first = ring.slot;
     if (keys > STAGE_KEYS) {

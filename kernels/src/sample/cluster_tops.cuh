@@ -37,7 +37,7 @@ __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& 
   before = warp_sum(before);
   if (own == 0) return;
   for (int tile = run.begin; tile < run.end; tile += TILE) {
-    // Values behind the end of the row are -inf, so they never come among the first n tokens.
+    // Values beyond the end of the row are -inf, so they are never among the first n tokens.
     const int id = tile + lane() * 4;
     float logit[4];
     run.load_tile(tile, minus_infinity(), logit);

@@ -301,8 +301,8 @@ macro_rules! kernels {
     };
 }
 
-/// Returns the shape of tiles of a kernel, by the kernel's name and the maximum number of weight rows in a box. `many`:
-/// for up to 64 rows of x; `few`: for up to 16, beyond which the kernel uses clusters.
+/// Returns the shape of tiles of a kernel, by the kernel's name and the maximum number of weight rows in a box.
+/// `many`: a shape for up to 64 rows of x. `few`: a shape for up to 16 rows; with more rows the kernel uses clusters.
 macro_rules! shape {
     ($rows:ident, $name:expr, 64) => {
         TileShape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }

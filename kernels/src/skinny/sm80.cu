@@ -334,7 +334,8 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   }
 }
 
-// Products without a norm, and the two of swiglu. TILES: tiles of 8 weight rows of a block.
+// Defines the kernels of products without a norm, and of the two products of swiglu. TILES: number of tiles of 8
+// weight rows per block.
 #define KERNEL(SYMBOL, T, W, Y, TILES, PAIR)                                                           \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) {  \
     skinny<T, W, Y, (PAIR) ? (TILES) / 2 : (TILES), PAIR>(p, Single<T, W, Y, PAIR>{p});                \
@@ -394,8 +395,8 @@ MANY_ROWS(skinny_logits_int8_bf16_144_x4, skinny_logits_int8_bf16_144_x8, 3, 1, 
 MANY_ROWS(skinny_swiglu_int8_bf16_144_x4, skinny_swiglu_int8_bf16_144_x8, 3, 2, 1, 144, true, i8, Params, Single<bf16, i8, bf16, true>)
 MANY_ROWS(skinny_qkv_int8_bf16_64_x4, skinny_qkv_int8_bf16_64_x8, 1, 2, 4, 64, true, i8, QkvParams, Qkv<bf16, i8>)
 
-// Defines a kernel by clusters for up to 64 rows of x and a bf16 weight: SETS sets of weight rows, N columns, BOXES
-// boxes of 64 k per stage, NORM: with a norm.
+// Defines a kernel with clusters of blocks, for up to 64 rows of x and a bf16 weight: SETS sets of weight rows, N
+// columns, BOXES boxes of 64 k per stage. NORM: x is normalised first.
 #define BY_CLUSTERS(SYMBOL, SETS, N, BOXES, NORM, PARAMS, ...)                                    \
   extern "C" __global__ void __launch_bounds__(by_clusters::Shape<SETS, N, BOXES, NORM>::THREADS, 1) \
       SYMBOL(const __grid_constant__ PARAMS p) {                                                  \

@@ -252,7 +252,7 @@ fn decode_on_hopper_is_one_block_per_multiprocessor_and_a_merge_of_segments() {
     let one = Params { tokens: 1, seqs: 1, ..decode };
     assert_eq!(stages(&one, &Arch::H100), [(rows, 8 * 4), (combine.0, 7)]);
     assert_eq!(stages(&Params { workspace: Addr::NULL, ..one }, &Arch::H100), [(rows, 4)]);
-    // All other calls have the plan of `plan_bf16_mma`, the kernels for all GPUs.
+    // All other calls are planned by `plan_bf16_mma`, which launches the mma.sync kernels for all GPUs.
     for (p, arch) in [
         (decode, Arch::A100),
         (Params { head_dim: 96, ..decode }, Arch::H100),
@@ -312,7 +312,7 @@ fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
     // 60 tokens may begin in one tile of 128 positions and end in the next, so the plan has two tiles per head.
     assert_eq!(stages(&Params { tokens: 60, ..prefill }, &Arch::H100), [(symbol, 2 * 28)]);
     assert_eq!(stages(&Params { tokens: 0, ..prefill }, &Arch::H100), []);
-    // All other calls have the plan of `plan_bf16_mma`, the kernels for all GPUs.
+    // All other calls are planned by `plan_bf16_mma`, which launches the mma.sync kernels for all GPUs.
     let decode = Params { tokens: 1, counters: Addr(1 << 30), ..prefill };
     for (p, arch) in [(prefill, Arch::A100), (Params { head_dim: 96, ..prefill }, Arch::H100), (decode, Arch::H100)] {
         let want: Vec<_> = plan_bf16_mma(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
