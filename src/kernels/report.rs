@@ -41,7 +41,7 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         // Refuses an unknown GPU before the kernels are compiled, which takes long.
-        self.gpu.as_deref().map(MachineSpec::gpu).transpose()?;
+        self.gpu.as_deref().map(MachineSpec::gpu_by_name_or_file).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
         if is_gpu_page(gpu, times)? {
             // Compiles all kernels in parallel beforehand. Otherwise the page would request the register counts one

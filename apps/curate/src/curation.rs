@@ -191,7 +191,7 @@ impl Curation {
 
     /// US dollars that earlier runs have spent, including requests that may have been charged when a run was killed.
     pub fn dollars_spent(&self) -> f64 {
-        self.tables.values().map(StageTable::cost).sum()
+        self.tables.values().map(StageTable::cost_in_dollars).sum()
     }
 
     /// The distinct usable questions, each with the index of its first row.

@@ -73,7 +73,7 @@ impl Curation {
         for (i, row) in self.rows.iter().enumerate() {
             let mut end = FinishedRow {
                 location: row.location.clone(),
-                question: row.question.as_ref().map(Question::text).unwrap_or_default(),
+                question: row.question.as_ref().map(Question::text_with_options).unwrap_or_default(),
                 outcome: RowOutcome::Kept,
                 chain: None,
                 measured: None,
