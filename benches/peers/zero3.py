@@ -85,7 +85,8 @@ def planned_bytes(reel, folder, ranks, stage):
     command = [reel, "plan", "sft", "--model", "wide", "--json", "--max-steps", "1", *options(ranks, stage)]
     where = ["--gpu", "h200", "--world", str(ranks)] if ranks > 1 else ["--device", "cpu"]
     plan = subprocess.run(command + where, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(plan.stdout)["peak_bytes"]
+    plan = json.loads(plan.stdout)
+    return plan.get("job", plan)["peak_bytes"]
 
 
 def measure(arguments, folder):
