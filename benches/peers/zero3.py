@@ -6,8 +6,8 @@
 Needs only Python. Makes a model of random weights with the 3B preset's widths, vocabulary and vision tower and fewer decoder layers, and
 trains all weights but the tower's on rows of text, as 1 process, and as several with `--zero-stage 2` and `3`. All runs must end with
 the same weights. For each run it notes the bytes of tensors that the program counted on rank 0, the resident memory of the largest
-process, and what `reel plan` says for the same options: for one process on this machine, for several on as many H200, because only
-GPUs can be planned as a job.
+process, and, for one process, what `reel plan` says for the same options. Jobs of several processes can be planned for GPUs only,
+whose memory differs from that of a CPU.
 """
 import argparse
 import datetime
@@ -81,12 +81,10 @@ def train(reel, folder, out, ranks, stage, steps):
     }, lines[-1]["hash"]
 
 
-def planned_bytes(reel, folder, ranks, stage):
-    command = [reel, "plan", "sft", "--model", "wide", "--json", "--max-steps", "1", *options(ranks, stage)]
-    where = ["--gpu", "h200", "--world", str(ranks)] if ranks > 1 else ["--device", "cpu"]
-    plan = subprocess.run(command + where, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-    plan = json.loads(plan.stdout)
-    return plan.get("job", plan)["peak_bytes"]
+def planned_bytes(reel, folder):
+    command = [reel, "plan", "sft", "--model", "wide", "--device", "cpu", "--json", "--max-steps", "1", *options(1, 2)]
+    plan = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(plan.stdout)["peak_bytes"]
 
 
 def measure(arguments, folder):
@@ -99,7 +97,7 @@ def measure(arguments, folder):
     results, hashes = [], set()
     for ranks, stage in [(ranks, stage) for ranks in arguments.ranks for stage in ((2, 3) if ranks > 1 else (2,))]:
         result, weights = train(reel, folder, f"run{ranks}-{stage}", ranks, stage, arguments.steps)
-        result["planned_peak_bytes"] = planned_bytes(reel, folder, ranks, stage)
+        result["planned_peak_bytes"] = planned_bytes(reel, folder) if ranks == 1 else None
         results.append(result)
         hashes.add(weights)
         print(json.dumps(result), file=sys.stderr, flush=True)
@@ -111,8 +109,7 @@ def measure(arguments, folder):
                    + " ".join(map(str, arguments.ranks)),
         "what": "`reel sft` of all weights but the vision tower's with 8-bit moments, on the CPU, of a model with the 3B preset's widths "
                 f"and {arguments.layers} decoder layers in bf16: {MICRO_BATCHES} micro-batches of one row of about 30 tokens in a step. "
-                "Resident bytes are anonymous and shared memory; pages of mapped files are left out. Planned bytes are those of one "
-                "process, with several processes those of one H200.",
+                "Resident bytes are anonymous and shared memory; pages of mapped files are left out.",
         "note": arguments.note,
         "weights_file_bytes": sum(path.stat().st_size for path in (folder / "wide").glob("*.safetensors")),
         "equal_weights_after_all_runs": len(hashes) == 1,
