@@ -75,7 +75,7 @@ fn tiles_of_the_gradient_of_the_weight_have_the_bits_of_the_plain_kernel() {
 fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let given = Given::new(gemm::DW, [64, 64, 72], false, false, 1.0);
     let c = given.output();
-    let good = gemm::DW.product(&given.params(&c));
+    let good = gemm::DW.matmul_of_params(&given.params(&c));
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
