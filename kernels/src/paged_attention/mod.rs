@@ -217,7 +217,7 @@ type Shape<S> = (u32, S, u32);
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
-    match attention::choices::choices(arch).by_warpgroups {
+    match attention::choices::plan_choices(arch).by_warpgroups {
         true if is_decode(DType::BF16, p) => decode_plan::plan_bf16_decode_rows(p, arch),
         true => prefill_plan::plan_bf16_wgmma(p, arch),
         false => plan_bf16_mma(p, arch),

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use reel_device::{Arch, DType, Stage};
 
 use super::{Params, is_decode, plan_bf16_mma};
-use crate::attention::plan::{HeadsMap, POSITIONS, Queries};
+use crate::attention::plan::{HeadsMap, POSITIONS_PER_TILE, QueryCounts};
 
 /// Number of cache slots in the tensor maps: an upper bound, as the number of pages is not known here. The kernel
 /// copies only slots of a sequence's pages.
@@ -25,12 +25,12 @@ pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
     }
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     let &Params { tokens, seqs, heads, kv_heads, head_dim, .. } = p;
-    let queries = Queries { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
-    let Some(stage) = queries.stage(symbol, head_dim, arch) else { return Vec::new() };
+    let queries = QueryCounts { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
+    let Some(stage) = queries.plan_stage(symbol, head_dim, arch) else { return Vec::new() };
     let cache = |tensor| {
         let map = HeadsMap { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
-        match p.page_tokens >= POSITIONS {
-            true => map.boxes_of(POSITIONS),
+        match p.page_tokens >= POSITIONS_PER_TILE {
+            true => map.boxes_of(POSITIONS_PER_TILE),
             false => map.map_of_column_group(p.page_tokens),
         }
     };

@@ -4,7 +4,7 @@
 use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
-use super::plan::{NORM_BYTES, Operation};
+use super::plan::{NORM_BYTES, SkinnyProduct};
 use super::{CopyScheme, Fixed, Operands, Symbols, clusters};
 
 /// Numbers of rows of x per block in the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
@@ -26,7 +26,7 @@ pub(super) struct TileShape {
 }
 
 /// The columns of a product, and the weights that they need.
-pub(super) struct Columns<'a> {
+pub(super) struct ColumnPartition<'a> {
     /// Number of parts of the columns: the heads of `qkv`, otherwise 1. A block has columns of one part only.
     pub(super) parts: u32,
     /// Number of columns of a part; in `qkv`, number of pairs of columns of a head.
@@ -39,19 +39,25 @@ pub(super) struct Columns<'a> {
     pub(super) x_slot: usize,
 }
 
-impl Columns<'_> {
+impl ColumnPartition<'_> {
     /// Returns the number of columns per block if `blocks` blocks divide a part; the same as `width` in `products.cuh`.
     pub(super) fn width(&self, blocks: u32) -> u32 {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
-    /// Returns how many blocks divide a part. A wave is `places` blocks, which run at a time. There are as few waves as
-    /// blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide evenly by the
-    /// parts, there are a few blocks too many (`rounds_up`) or too few.
-    pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32, rounds_up: bool) -> u32 {
-        let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
+    /// Returns how many blocks divide a part. A wave is `resident_blocks` blocks, which run at a time. There are as few
+    /// waves as blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide
+    /// evenly by the parts, there are a few blocks too many (`rounds_up`) or too few.
+    pub(super) fn blocks_per_part(
+        &self,
+        row_blocks: u32,
+        max_width: u32,
+        resident_blocks: u32,
+        rounds_up: bool,
+    ) -> u32 {
+        let (others, resident_blocks) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(resident_blocks));
         let least = u64::from(self.columns.div_ceil(max_width));
-        let in_waves = (least * others).div_ceil(places) * places;
+        let in_waves = (least * others).div_ceil(resident_blocks) * resident_blocks;
         let blocks = if rounds_up { in_waves.div_ceil(others) } else { in_waves / others };
         let most = self.columns.div_ceil(4);
         self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
@@ -84,10 +90,10 @@ pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u3
 /// Plans the product with the scheme `Tiles`. Returns `None` if another scheme is chosen or tensor copies do not
 /// support the operands.
 pub(super) fn plan_stage(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     symbols: &Symbols,
-    columns: &Columns,
+    columns: &ColumnPartition,
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
@@ -106,10 +112,10 @@ pub(super) fn plan_stage(
 /// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are in ascending order of width. Returns `None` if there are
 /// no shapes, or if the GPU has too little shared memory.
 fn by_warps(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     shapes: &[TileShape],
-    columns: &Columns,
+    columns: &ColumnPartition,
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
@@ -120,8 +126,9 @@ fn by_warps(
     // With several parts the number of blocks is rounded up: two blocks fit on a multiprocessor, so a few blocks too
     // many do not start another wave.
     let rounds_up = columns.parts > 1;
-    let blocks_for =
-        |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up);
+    let blocks_for = |per_2: u32| {
+        columns.blocks_per_part(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up)
+    };
     // Uses one block for every two multiprocessors if each block would read more bytes of x, from L2, than of the
     // weights.
     let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;

@@ -61,7 +61,7 @@ fn lse_bounds(case: &PackedBatch, [q, k]: [&[f64]; 2], scale: f64, lse: &[f64]) 
         let score = scale * keys.iter().map(size).fold(0.0, f64::max);
         2.0 * (f32_sum_error(d, score) + f32_sum_error(keys.len(), 1.0) + F32_ROUNDING * lse[row].abs())
     };
-    formula::rows(case).map(bound).collect()
+    formula::visible_keys_per_query_row(case).map(bound).collect()
 }
 
 impl Given {

@@ -259,7 +259,7 @@ fn error_bounds(dtype: DType, case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &
     let queries_u = (case.lengths.iter().sum::<usize>() * case.heads / case.kv_heads + 8) as f64 * U;
     let (o, lse) = formula::fwd(case, q, k, v, scale);
     let mut bounds = [o.len(), lse.len(), q.len(), k.len(), v.len()].map(|n| vec![0.0; n]);
-    for (row, keys) in formula::rows(case) {
+    for (row, keys) in formula::visible_keys_per_query_row(case) {
         let (a, keys_u) = (row * d, (keys.len() + 8) as f64 * U);
         let (q, d_o, o) = (&q[a..a + d], &d_o[a..a + d], &o[a..a + d]);
         let score_off: Vec<f64> = keys.iter().map(|&b| head * scale * dot_abs(q, &k[b..b + d])).collect();

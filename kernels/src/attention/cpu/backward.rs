@@ -13,10 +13,10 @@
 //! Reading stored ds saves two of seven products and half of the exponentials. Stored and recomputed ds are
 //! bit-identical.
 //!
-//! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
-//! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours
-//! along the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in dk and dv,
-//! two adjacent keys in dq.
+//! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs
+//! ([`WordContents`]); probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs
+//! are neighbours along the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in
+//! dk and dv, two adjacent keys in dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -30,7 +30,7 @@ use super::load::{
     complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
     store_row_rounded, words_of,
 };
-use super::product::{SmallProduct, Words};
+use super::product::{SmallProduct, WordContents};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
 
@@ -239,8 +239,8 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
         let words = words_of::<V, T>(d);
         let scratch = Scratch::at(g.scratch, d);
         let [q, d_o] = match words {
-            Words::Elements => [scratch.q, scratch.d_o],
-            Words::Pairs => scratch.pairs_of_rows(d),
+            WordContents::Elements => [scratch.q, scratch.d_o],
+            WordContents::Pairs => scratch.pairs_of_rows(d),
         };
         let keys = BLOCK_KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
@@ -258,8 +258,8 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 let factors = match words {
-                    Words::Elements => Factors::Elements,
-                    Words::Pairs => {
+                    WordContents::Elements => Factors::Elements,
+                    WordContents::Pairs => {
                         load_pairs_of_queries::<V, T>(&visit.gradient, row, rows, &scratch);
                         Factors::PairsOfRows
                     }
@@ -273,7 +273,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
                         a_row: 1,
                         a_inner: BLOCK_KEYS,
                         // Zeros complete the last pair.
-                        inner: if words == Words::Pairs { rows.next_multiple_of(2) } else { rows },
+                        inner: if words == WordContents::Pairs { rows.next_multiple_of(2) } else { rows },
                         limits: std::ptr::null(),
                         b,
                         b_row: padded,
@@ -327,11 +327,11 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             let at = held.key_offset(start);
             let (k, v) = (held.k.wrapping_offset(at), held.v.wrapping_offset(at));
             let factors = match words {
-                Words::Elements => {
+                WordContents::Elements => {
                     load_zero_padded_rows::<V, T>(k, held.key_stride, keys, d, scratch.k);
                     Factors::Elements
                 }
-                Words::Pairs => {
+                WordContents::Pairs => {
                     let row = |j: usize| k.wrapping_add(j * held.key_stride);
                     load_pairs_of_rows::<V, T>(row, keys, d, scratch.k);
                     complete_rows_of_pairs::<V>(scratch.k, keys.div_ceil(2), padded);
@@ -379,7 +379,7 @@ unsafe fn load_gradients<V: Vector>(
     first: (usize, usize),
     limits: &[usize],
     keys: usize,
-    words: Words,
+    words: WordContents,
     scratch: &Scratch,
 ) {
     for (r, &limit) in limits.iter().enumerate() {
@@ -387,8 +387,8 @@ unsafe fn load_gradients<V: Vector>(
         for c in (0..keys).step_by(LANES) {
             let ds = V::load_part(stored.at(first.0 + r, first.1 + c), LANES.min(limit.saturating_sub(c)));
             match words {
-                Words::Elements => ds.store(to.add(c)),
-                Words::Pairs => ds.store_bf16(to.add(c / 2)),
+                WordContents::Elements => ds.store(to.add(c)),
+                WordContents::Pairs => ds.store_bf16(to.add(c / 2)),
             }
         }
     }
@@ -406,8 +406,8 @@ unsafe fn load_keys<V: Vector, T: Element>(
     let (d, stride) = (s.head_dim, s.key_stride);
     for (from, to) in [(k, scratch.k_t), (v, scratch.v_t)] {
         match words_of::<V, T>(d) {
-            Words::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
-            Words::Pairs => {
+            WordContents::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
+            WordContents::Pairs => {
                 load_transposed_rows::<V, f32>(from.cast(), stride / 2, keys, d / 2, to);
                 complete_rows_of_pairs::<V>(to, d / 2, BLOCK_KEYS);
             }
