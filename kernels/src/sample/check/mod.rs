@@ -237,7 +237,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
     let around = |x: f64| [x, x - 1e-6, x + 1e-6];
     let choices = around(u).into_iter().flat_map(|u| around(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
     let want: Vec<i32> = choices
-        .flat_map(|(u, p)| around(s.min_p).map(|m| formula::draw(&ranked, p, m, u).map_or(-1, |i| i as i32)))
+        .flat_map(|(u, p)| around(s.min_p).map(|m| formula::sample_token(&ranked, p, m, u).map_or(-1, |i| i as i32)))
         .collect();
     let id = out.ids[0];
     assert!(want.contains(&id), "{case}: {id} drawn, want {want:?}");
@@ -263,7 +263,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
         }
     }
 
-    let scores = formula::scores(&wide, s);
+    let scores = formula::adjusted_scores(&wide, s);
     let (id, value) = one_row(logits, Settings { temperature: 0.0, ..s.clone() });
     let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     if top == f64::NEG_INFINITY {
