@@ -3,7 +3,7 @@
 use reel_device::Arch;
 
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
-use crate::tuning::{Variant, choices_of};
+use crate::tuning::{Variant, choices_for_sm};
 
 /// The kernels that attention plans choose on one GPU architecture.
 pub(crate) struct PlanChoices {
@@ -28,7 +28,7 @@ static TABLE: [(u32, PlanChoices); 2] = [
 
 /// Returns the plan choices for a GPU of this architecture.
 pub(crate) fn plan_choices(arch: &Arch) -> &'static PlanChoices {
-    choices_of(&TABLE, arch.sm)
+    choices_for_sm(&TABLE, arch.sm)
 }
 
 pub(super) const VARIANTS: &[Variant] = &[

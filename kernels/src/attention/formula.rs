@@ -1,7 +1,7 @@
 //! The definition of attention in f64, and a version with the roundings that kernels make between load and store.
 
 use super::PackedBatch;
-use crate::checks::rounding::{self, ULP};
+use crate::checks::rounding::{self, F32_ULP};
 use std::f64::consts::LOG2_E;
 
 /// Returns output and log-sum-exp of one query row. `keys` has, for each key that the row sees, the index of its
@@ -89,8 +89,8 @@ impl Roundings {
     pub const F32: Roundings = Roundings {
         factor: rounding::unrounded,
         each: rounding::f32,
-        exp2: |x| rounding::approximate(x.exp2(), 2.0 * ULP),
-        order: ULP / 2.0,
+        exp2: |x| rounding::approximate(x.exp2(), 2.0 * F32_ULP),
+        order: F32_ULP / 2.0,
     };
 
     /// Returns `sum + Σ a · b`, rounded after each term.

@@ -113,8 +113,8 @@ fn packed_queries(p: &FwdParams) -> QueryCounts {
 }
 
 /// Describes a tensor of packed sequences with `heads` heads for tensor maps.
-fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsMap {
-    HeadsMap { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
+fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsTensor {
+    HeadsTensor { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
 }
 
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
@@ -141,7 +141,7 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
         return fwd_bf16_mma(p, arch);
     }
     let Some(stage) = packed_queries(p).plan_stage(symbol, p.head_dim, arch) else { return Vec::new() };
-    let map = |tensor, heads, rows| packed_heads(p, tensor, heads).boxes_of(rows);
+    let map = |tensor, heads, rows| packed_heads(p, tensor, heads).tensor_map_of_whole_heads(rows);
     let tensor_maps = vec![
         (offset_of!(FwdParams, q_map), map(p.q, p.heads, 64)),
         (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS_PER_TILE)),
@@ -152,7 +152,7 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
 
 /// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
 /// a box lie in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
-pub(crate) struct HeadsMap {
+pub(crate) struct HeadsTensor {
     /// The tensor.
     pub tensor: Addr,
     /// Number of tokens; not 0.
@@ -163,14 +163,14 @@ pub(crate) struct HeadsMap {
     pub head_dim: u32,
 }
 
-impl HeadsMap {
+impl HeadsTensor {
     /// Returns the tensor map whose box has `rows` tokens and all columns of a head.
-    pub(crate) fn boxes_of(&self, rows: u32) -> TensorMap {
+    pub(crate) fn tensor_map_of_whole_heads(&self, rows: u32) -> TensorMap {
         self.map(rows, self.head_dim / self.columns())
     }
 
     /// Returns the tensor map whose box has `rows` tokens and one group of columns.
-    pub(crate) fn map_of_column_group(&self, rows: u32) -> TensorMap {
+    pub(crate) fn tensor_map_of_column_group(&self, rows: u32) -> TensorMap {
         self.map(rows, 1)
     }
 
@@ -269,7 +269,7 @@ pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
         return Vec::new();
     }
     let blocks = if p.workspace.is_null() { tiles } else { tiles.min(arch.multiprocessors.into()) };
-    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).boxes_of(rows as u32);
+    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).tensor_map_of_whole_heads(rows as u32);
     let maps = [
         (offset_of!(BwdParams, q_map), map(p.q, p.heads, ROWS)),
         (offset_of!(BwdParams, d_o_map), map(p.d_o, p.heads, ROWS)),

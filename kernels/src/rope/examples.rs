@@ -40,7 +40,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let table = rope::cos_sin_table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let stride = heads * head_dim;
     let rotation = rope::Rotation { cos, sin, tokens, head_dim, inverse: false };
-    let p = rope::ApplyParams::new(&rotation, &[rope::Part { x, x_stride: stride, y, y_stride: stride, heads }], 1);
+    let p =
+        rope::ApplyParams::new(&rotation, &[rope::RopeTensor { x, x_stride: stride, y, y_stride: stride, heads }], 1);
     let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
     // Each thread of the table kernel reads its position, frequency and axis from memory; on a GPU the L1 cache
     // serves most of these reads.

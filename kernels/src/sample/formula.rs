@@ -2,7 +2,7 @@
 
 /// The sampling settings of one row.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SamplingSettings {
     pub temperature: f64,
     pub top_p: f64,
     pub top_k: usize,
@@ -21,7 +21,7 @@ pub struct Settings {
 
 /// Returns the scores after penalties, bias and suppression. They are rounded to f32 at each step, since the
 /// roundings decide the order of tokens.
-pub fn adjusted_scores(logits: &[f64], settings: &Settings) -> Vec<f64> {
+pub fn adjusted_scores(logits: &[f64], settings: &SamplingSettings) -> Vec<f64> {
     let rounded = |x: f64| x as f32 as f64;
     let score = |(id, &l): (usize, &f64)| {
         if settings.suppressed.contains(&(id as i32))
@@ -58,7 +58,7 @@ pub struct RankedToken {
 /// Returns the tokens that top-k keeps, in descending order of probability; of equally likely tokens the one with the
 /// lower id comes first. Of these, top-p keeps the first token, and every token whose `probability_before` is below
 /// p.
-pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<RankedToken> {
+pub fn ranked_tokens(logits: &[f64], settings: &SamplingSettings) -> Vec<RankedToken> {
     let scores = adjusted_scores(logits, settings);
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // Adding zero turns −0 into 0: the two compare as equal scores, but total_cmp would order them.

@@ -3,7 +3,7 @@
 use reel_device::{Arch, Stage};
 
 use super::Fixed;
-use super::plan::{NORM_BYTES, SkinnyProduct};
+use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
 use super::tiles::{ColumnPartition, tensor_map};
 
 /// Number of rows of x of a block; number of blocks of a cluster; number of rows of x that each of these blocks copies
@@ -42,12 +42,12 @@ pub(super) fn plan_stage(
     let blocks = columns.parts
         * columns.blocks_per_part(row_blocks, widest, (resident_blocks / CLUSTER * CLUSTER).max(1), false);
     let blocks = blocks.next_multiple_of(CLUSTER);
-    let width = columns.width(blocks / columns.parts);
+    let width = columns.columns_per_block(blocks / columns.parts);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
 
     // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = shape.boxes * 128 * (columns.sets * shape.max_width + ROWS) + 24;
-    let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_BYTES };
+    let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_SHARED_BYTES_PER_ROW };
     let stages = arch.shared_per_block.saturating_sub(others) / stage_bytes;
     let needed = op.k.div_ceil(64 * shape.boxes);
     let warps = WARPS + if op.normalises { NORMALISERS } else { 0 };

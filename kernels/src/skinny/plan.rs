@@ -14,7 +14,7 @@ const COLUMNS: u32 = 16;
 
 /// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale (which the kernels by
 /// tiles keep in registers instead).
-pub(super) const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
+pub(super) const NORM_SHARED_BYTES_PER_ROW: u32 = (16 + 1 + 1) * 4;
 
 /// Warps of a block.
 const WARPS: u32 = 8;
@@ -32,7 +32,7 @@ pub(super) struct SkinnyProduct<'a> {
 
 impl SkinnyProduct<'_> {
     /// Returns how blocks divide the product.
-    pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
+    pub(super) fn choose_copy_scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
         fixed.scheme.unwrap_or_else(|| plan_choices(arch.sm).scheme)
     }
 
@@ -57,7 +57,7 @@ fn stage(
     if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
+    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_SHARED_BYTES_PER_ROW };
     // The rings of a block's warps: stages of `depth` slots. A slot has 32 lanes of 16 bytes for each unit of the
     // weight and of x. sm80.cu has the same numbers.
     let stages = if operands.x_units > 2 { 2 } else { 4 };

@@ -4,7 +4,7 @@
 use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
-use super::plan::{NORM_BYTES, SkinnyProduct};
+use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
 use super::{CopyScheme, Fixed, Operands, Symbols, clusters};
 
 /// Numbers of rows of x per block in the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
@@ -41,7 +41,7 @@ pub(super) struct ColumnPartition<'a> {
 
 impl ColumnPartition<'_> {
     /// Returns the number of columns per block if `blocks` blocks divide a part; the same as `width` in `products.cuh`.
-    pub(super) fn width(&self, blocks: u32) -> u32 {
+    pub(super) fn columns_per_block(&self, blocks: u32) -> u32 {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
@@ -60,7 +60,7 @@ impl ColumnPartition<'_> {
         let in_waves = (least * others).div_ceil(resident_blocks) * resident_blocks;
         let blocks = if rounds_up { in_waves.div_ceil(others) } else { in_waves / others };
         let most = self.columns.div_ceil(4);
-        self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
+        self.columns.div_ceil(self.columns_per_block(blocks.clamp(least, u64::from(most)) as u32))
     }
 
     /// Returns the tensor maps of the weights, with boxes of `width` rows and elements of `weight_bytes` bytes, and the
@@ -97,7 +97,7 @@ pub(super) fn plan_stage(
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
-    let wants = op.scheme(arch, fixed) == CopyScheme::Tiles && arch.sm >= 90;
+    let wants = op.choose_copy_scheme(arch, fixed) == CopyScheme::Tiles && arch.sm >= 90;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
     let exists = [op.m, op.k, columns.parts, columns.columns].iter().all(|&size| size > 0);
     if !(wants && aligned && exists) {
@@ -131,10 +131,10 @@ fn by_warps(
     };
     // Uses one block for every two multiprocessors if each block would read more bytes of x, from L2, than of the
     // weights.
-    let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
+    let weight_bytes = columns.sets * columns.columns_per_block(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
     let blocks = blocks_for(fixed.blocks_per_2_multiprocessors.unwrap_or(per_2));
-    let width = columns.width(blocks);
+    let width = columns.columns_per_block(blocks);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
     let grid = [row_blocks, blocks * columns.parts, 1];
 
@@ -148,7 +148,7 @@ fn by_warps(
     let normalisers = if op.normalises { boxes.min(2) * (x_tiles / 2).max(1) } else { 0 };
     // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = 1024 * boxes * (2 * columns.sets * groups * tiles + x_of_box * x_tiles) + 24;
-    let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_BYTES };
+    let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_SHARED_BYTES_PER_ROW };
     // A multiprocessor has 1 KiB more shared memory than a block may use, and reserves 1 KiB for each of its blocks.
     let stages = |blocks: u32| ((arch.shared_per_block + 1024) / blocks - 1024).saturating_sub(others) / stage_bytes;
     // Two blocks share a multiprocessor if there are several waves and each block then has at least three stages.

@@ -38,15 +38,15 @@ impl Given {
     }
 
     fn bwd_on(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams) {
-        self.bwd_storing(isa, dtype, threads, params, usize::MAX);
+        self.bwd_with_stored_limit(isa, dtype, threads, params, usize::MAX);
     }
 
-    fn bwd_storing(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams, max_stored: usize) {
+    fn bwd_with_stored_limit(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams, max_stored: usize) {
         // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
         unsafe {
             match dtype {
-                F32 => cpu::bwd_storing::<f32>(isa, params, &Team::new(threads), max_stored),
-                _ => cpu::bwd_storing::<bf16>(isa, params, &Team::new(threads), max_stored),
+                F32 => cpu::bwd_with_stored_limit::<f32>(isa, params, &Team::new(threads), max_stored),
+                _ => cpu::bwd_with_stored_limit::<bf16>(isa, params, &Team::new(threads), max_stored),
             }
         }
     }
@@ -60,7 +60,7 @@ impl Given {
         let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
         let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
         let scratch = self.scratch(dtype);
-        self.bwd_storing(isa, dtype, 2, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), max_stored);
+        self.bwd_with_stored_limit(isa, dtype, 2, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), max_stored);
         [dq, dk, dv].each_ref().map(bits)
     }
 }

@@ -23,8 +23,8 @@ use reel_device::{DType, Element};
 
 use super::few::scores_of_few_rows;
 use super::load::{
-    complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
-    store_row_rounded, words_of,
+    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded,
+    word_contents_of_rows, zero_pad_rows_of_pairs,
 };
 use super::product::{SmallProduct, WordContents};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
@@ -200,7 +200,7 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
         let total = SoftmaxState::from_memory(scratch.rest, rows, d);
         let part = SoftmaxState::from_memory(scratch.rest.add(SoftmaxState::element_count(rows, d)), rows, d);
         prefetch::<V, T>(tile, tile.find_visit(0, 0));
-        load_queries(words_of::<V, T>(d), tile, &scratch);
+        load_queries(word_contents_of_rows::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
         for index in 1..tile.segment_count() {
             segment::<V, T>(tile, index, part, &scratch);
@@ -229,7 +229,7 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
         let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
         let scratch = Scratch::at(scratch, rows, d);
         prefetch::<V, T>(tile, tile.find_visit(index * SEGMENT_KEYS, 0));
-        load_queries(words_of::<V, T>(d), tile, &scratch);
+        load_queries(word_contents_of_rows::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, index, SoftmaxState::from_memory(state, rows, d), &scratch);
     }
 }
@@ -286,7 +286,7 @@ unsafe fn load_queries<T: Element>(words: WordContents, tile: &RowTile<'_, T>, s
     for s in tile.sequences {
         for r in 0..tile.rows {
             load_row(words, s.q.add(s.head_index(tile.first + r) * s.head_dim), s.head_dim, to);
-            to = to.add(words.count(s.head_dim));
+            to = to.add(words.word_count(s.head_dim));
         }
     }
 }
@@ -307,7 +307,7 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
         let s = &tile.sequences[visit.first_sequence];
         let joined = s.joined_block(visit.start, tile.visible_key_count(s), scratch.joined);
         let s = joined.as_ref().unwrap_or(s);
-        match words_of::<V, T>(d) {
+        match word_contents_of_rows::<V, T>(d) {
             WordContents::Elements => block::<V, T, T, false>(tile, s, s, visit, coming, state, scratch),
             WordContents::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), visit, coming, state, scratch),
         }
@@ -348,7 +348,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
         }
     }
     if PAIRS && !few {
-        complete_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
+        zero_pad_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
     }
     let (values, value_stride) = values::<V, T>(words, s, start, keys, scratch.v);
     prefetch::<V, T>(tile, coming);
@@ -431,7 +431,7 @@ unsafe fn values<V: Vector, T: Element>(
         }
     }
     if words == WordContents::Pairs {
-        complete_rows_of_pairs::<V>(copy, keys.div_ceil(2), padded);
+        zero_pad_rows_of_pairs::<V>(copy, keys.div_ceil(2), padded);
     }
     (copy, padded)
 }

@@ -13,7 +13,7 @@ use super::vector::{LANES, Vector};
 /// Returns the words in which vectors of type `V` multiply rows of `head_dim` elements of T: pairs of bf16 if the
 /// instruction set multiplies pairs and a row is a whole number of them.
 #[inline(always)]
-pub fn words_of<V: Vector, T: Element>(head_dim: usize) -> WordContents {
+pub fn word_contents_of_rows<V: Vector, T: Element>(head_dim: usize) -> WordContents {
     if V::PAIRS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) {
         WordContents::Pairs
     } else {
@@ -95,7 +95,7 @@ pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
 /// Writes zeros after `rows` rows of `row_words` words, up to a multiple of 16 rows: products of pairs read that many
 /// rows.
 #[inline(always)]
-pub unsafe fn complete_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
+pub unsafe fn zero_pad_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
     for word in (rows * row_words..round_up_to_lanes(rows) * row_words).step_by(LANES) {
         V::splat(0.0).store(to.add(word));
     }

@@ -22,7 +22,7 @@ pub enum WordContents {
 impl WordContents {
     /// Returns the number of words of `elements` elements.
     #[inline(always)]
-    pub fn count(self, elements: usize) -> usize {
+    pub fn word_count(self, elements: usize) -> usize {
         match self {
             WordContents::Elements => elements,
             WordContents::Pairs => elements.div_ceil(2),
