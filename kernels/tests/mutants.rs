@@ -35,9 +35,9 @@ fn every_mutant_is_found() {
     let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS.iter().partition(|folder| proof::is_proved(folder));
     println!("left out: mutants of {} of {} kernel folders, which have not changed", proved.len(), FOLDERS.len());
     every_mutant_of_these_is_found(&tried);
-    tried
-        .iter()
-        .for_each(|folder| println!("to be recorded in {}: {}", proof::RECORD, proof::record_line_of_folder(folder)));
+    tried.iter().for_each(|folder| {
+        println!("to be recorded in {}: {}", proof::RECORD_PATH, proof::record_line_of_folder(folder))
+    });
 }
 
 fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {

@@ -43,7 +43,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
     let scalars =
         adamw::StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
-    let steps = arrays.alloc_structs(&[adamw::StepEntry { stream: 0, numbers: scalars.numbers() }; 2]);
+    let steps = arrays.alloc_structs(&[adamw::StepEntry { stream: 0, numbers: scalars.step_numbers() }; 2]);
     let clip = arrays.alloc_f32(2usize);
     let chunks = chunks([count, count], adamw::WEIGHTS_PER_CHUNK);
     let (chunks, chunk_count) = (arrays.alloc_structs(&chunks), chunks.len() as u64);

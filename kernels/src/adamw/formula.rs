@@ -15,7 +15,7 @@ pub fn step(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
 
 /// Computes [`step`] with every operation rounded to f32.
 pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
-    let p = s.numbers();
+    let p = s.step_numbers();
     let [lr, rest1, beta2, rest2, eps] = [p.lr, p.rest1, p.beta2, p.rest2, p.eps].map(|x| x as f64);
     let g = f32(g);
     let m = f32(m + f32(rest1 * f32(g - m)));

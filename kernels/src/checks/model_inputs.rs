@@ -14,7 +14,7 @@ use reel_device::{Addr, DType};
 
 use super::on_sim::simulated_counts_on;
 use super::traffic::{TrafficArrays, TrafficLaunches};
-use super::{normal_numbers, on_sim};
+use super::{normal_numbers, run_test_on_sim};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
 use crate::{attention, catalogue, paged_attention, sample, skinny};
 
@@ -29,7 +29,7 @@ enum Unit {
 
 /// Prints the coefficients of each launch that a folder's test of traffic makes.
 pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for (launch, _) in calls(&mut arrays) {
             print_inputs(&launch, &SMALL_H100, Unit::Byte);
@@ -153,7 +153,7 @@ fn inputs_of_the_model_skinny() {
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
             for (linear, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
@@ -188,7 +188,7 @@ fn inputs_of_the_model_skinny() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_sample() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let vocab = 152_064;
         let logits = normal_numbers(vocab, 3, 2.0);
         let mut arrays = TrafficArrays::default();
@@ -224,7 +224,7 @@ fn inputs_of_the_model_sample() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_paged_attention() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let (seqs, keys, heads, kv_heads, head_dim) = (2u32, 1024u32, 28u32, 4u32, 128u32);
         let blocks = keys / 64;
@@ -252,7 +252,7 @@ fn inputs_of_the_model_paged_attention() {
             ..paged_attention::Params::EMPTY
         };
         p.workspace = arrays.alloc_elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);
-        let (pairs, all) = paged_attention::query_key_pairs_and_keys((0..seqs).map(|_| (1, keys as usize)));
+        let (pairs, all) = paged_attention::query_key_pair_and_key_counts((0..seqs).map(|_| (1, keys as usize)));
         print_inputs(&paged_attention::fwd(DType::BF16, &p, pairs, all), &Arch::H100, Unit::Byte);
     });
 }
@@ -260,7 +260,7 @@ fn inputs_of_the_model_paged_attention() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_attention() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let (tokens, heads, kv_heads, head_dim) = (1024u32, 7u32, 1u32, 128u32);
         let wide = [(); 4].map(|()| arrays.alloc_elements(tokens * heads * head_dim, 2));

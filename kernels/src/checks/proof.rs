@@ -18,11 +18,11 @@ use twox_hash::XxHash3_64;
 use crate::catalogue::{FOLDERS, KernelFolder};
 
 /// The path of the record below the crate's folder.
-pub const RECORD: &str = "tests/folders.proved";
+pub const RECORD_PATH: &str = "tests/folders.proved";
 
 /// The folders of which the record has the present hash.
 static PROVED: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
-    let record = package().join(RECORD);
+    let record = package().join(RECORD_PATH);
     let text = fs::read_to_string(&record).unwrap_or_else(|e| panic!("{}: {e}", record.display()));
     let lines: BTreeSet<&str> = text.lines().collect();
     FOLDERS

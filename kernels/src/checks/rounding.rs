@@ -3,10 +3,10 @@
 use reel_device::Element;
 
 /// The largest relative size of one unit in the last place of an f32.
-pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
+pub const F32_ULP: f64 = 1.0 / (1u64 << 23) as f64;
 
 /// The largest relative error of `rsqrt.approx.f32`: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
-pub const RSQRT_ERROR: f64 = 1.28e-7;
+pub const RSQRT_MAX_RELATIVE_ERROR: f64 = 1.28e-7;
 
 /// Returns the derivative of `f` at 0 from finite differences over five points. The error is below 1e-10 if the fifth
 /// derivative is not large.

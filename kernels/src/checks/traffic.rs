@@ -7,7 +7,7 @@ use reel_device::Addr;
 use reel_device::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
 
-use super::{addr, on_sim, simulated_counts, simulated_counts_on};
+use super::{addr, run_test_on_sim, simulated_counts, simulated_counts_on};
 
 /// Number of rows in the traffic tests of normalisation kernels. With so many rows, a thread block of [`SMALL_GPU`]
 /// gets as many rows as a thread block of a whole GPU gets from a long sequence.
@@ -93,7 +93,7 @@ pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts 
 /// # Panics
 /// If a launch moves more or fewer bytes than allowed or has a bank conflict; the message names every such launch.
 pub(crate) fn assert_traffic_within_limits(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let mut wrong = String::new();
         for (launch, max_ratio) in calls(&mut arrays) {

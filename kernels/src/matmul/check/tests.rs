@@ -5,7 +5,7 @@ use reel_device::{DType, Kernel};
 
 use super::super::{gemm, plan};
 use super::{FIXED, FORMS, Given, OperandLayout};
-use crate::checks::{on_sim, simulated_run_on};
+use crate::checks::{run_and_count_on, run_test_on_sim};
 
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
@@ -31,13 +31,13 @@ fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(OperandLayout) -> bool) {
     let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
     let added = [gemm::FWD, gemm::DX, gemm::DW].map(|form| (form, form.kernel(), true));
     let fixed = FIXED.map(|(form, kernel): (OperandLayout, &'static Kernel)| (form, kernel, false));
-    on_sim(|| {
+    run_test_on_sim(|| {
         for (form, kernel, accumulate) in fixed.into_iter().chain(chosen).chain(added).filter(|(f, ..)| selects(*f)) {
             let given = Given::new(form, shape, false, accumulate, 1.0);
             let bits_and_counts = |arch: &Arch, seed| {
                 let c = given.output();
                 let launch = form.launch(kernel, &given.params(&c));
-                let count = simulated_run_on(&launch, arch, seed);
+                let count = run_and_count_on(&launch, arch, seed);
                 let Launch::Kernel(launch) = launch else { unreachable!("the form launches a kernel") };
                 (c.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), count, scheduled_bytes(&launch, &given))
             };
