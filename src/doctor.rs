@@ -105,7 +105,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
 /// Describes the number of threads and the latency between cores: the time until one thread reads what another thread
 /// has written.
 fn threads(count: usize) -> String {
-    match limits::cache_line_handover_seconds(&Team::new(count)) {
+    match limits::measure_cache_line_handover_seconds(&Team::new(count)) {
         Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),
         None => count.to_string(),
     }

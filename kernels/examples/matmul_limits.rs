@@ -47,12 +47,16 @@ fn main() -> Result<(), String> {
                 let copies = [copies, if cold_c { copies } else { 1 }];
                 product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)?
             }
-            ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
-            ["read"] => vec![1e9 / limits::bytes_per_second(&team, 1 << 30)],
-            ["handover"] => vec![limits::cache_line_handover_seconds(&team).ok_or("handover: needs two threads")?],
-            ["rewrite"] => vec![limits::cache_line_rewrite_seconds(&team, false).ok_or("rewrite: needs two threads")?],
+            ["limit", kind] => vec![1e9 / limits::measure_operations_per_second(dtype(kind)?.0, &team)],
+            ["read"] => vec![1e9 / limits::measure_bytes_per_second(&team, 1 << 30)],
+            ["handover"] => {
+                vec![limits::measure_cache_line_handover_seconds(&team).ok_or("handover: needs two threads")?]
+            }
+            ["rewrite"] => {
+                vec![limits::measure_cache_line_rewrite_seconds(&team, false).ok_or("rewrite: needs two threads")?]
+            }
             ["rewrite", "shared"] => {
-                vec![limits::cache_line_rewrite_seconds(&team, true).ok_or("rewrite: needs two threads")?]
+                vec![limits::measure_cache_line_rewrite_seconds(&team, true).ok_or("rewrite: needs two threads")?]
             }
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
             _ => {

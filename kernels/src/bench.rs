@@ -149,7 +149,7 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
 }
 
 /// Returns an upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
-pub fn max_allocated_bytes(example: &ExampleCall) -> f64 {
+pub fn max_allocated_bytes_of_call(example: &ExampleCall) -> f64 {
     let each = numbers(&example.launch);
     example.launch.operands().count() as f64 * each + FLUSH as f64
 }
@@ -430,7 +430,7 @@ mod tests {
             };
             assert!(timed.runs.windows(2).all(is_disjoint));
             assert!(timed.least_seconds() > 0.0 && timed.least_seconds() <= timed.median_seconds());
-            assert!(max_allocated_bytes(&example) > FLUSH as f64);
+            assert!(max_allocated_bytes_of_call(&example) > FLUSH as f64);
         }
     }
 

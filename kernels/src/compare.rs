@@ -13,11 +13,11 @@ use half::bf16;
 use reel_device::{DType, Element};
 
 /// Largest relative error of rounding to f32, half a unit in the last place.
-pub const F32_ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
+pub const F32_HALF_ULP: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// Returns the largest relative error of rounding to an element type: 2^-8 in bf16, 2^-24 in f32.
 pub fn rounding_error(dtype: DType) -> f64 {
-    if dtype == DType::BF16 { 1.0 / 256.0 } else { F32_ROUNDING }
+    if dtype == DType::BF16 { 1.0 / 256.0 } else { F32_HALF_ULP }
 }
 
 /// Returns a bound of the error of an f32 sum of `terms` products, added in any order. `magnitude` is the sum of the
@@ -32,7 +32,7 @@ pub fn rounding_error(dtype: DType) -> f64 {
 /// A tensor core truncates its sums, which may lose 2 u instead of u; a check of such a kernel doubles the bound.
 pub fn f32_sum_error(terms: usize, magnitude: f64) -> f64 {
     let terms = terms as f64;
-    F32_ROUNDING * (terms.min(6.0 * terms.sqrt()) + 4.0) * magnitude
+    F32_HALF_ULP * (terms.min(6.0 * terms.sqrt()) + 4.0) * magnitude
 }
 
 /// Checks `got` against `want`: values that are not finite must be equal, the relative L2 distance at most `rel_l2`,
@@ -202,7 +202,7 @@ pub fn assert_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize
 mod tests {
     use reel_device::DType::{BF16, F32};
 
-    use super::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, check_close, check_rounded, check_within, f32_sum_error};
+    use super::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, check_close, check_rounded, check_within, f32_sum_error};
     use crate::checks::normal_numbers;
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
             // A sum of n random terms is about √n in magnitude; the bounds are below 1 % of that.
             assert!(bounds.iter().all(|bound| *bound < 0.01 * (n as f64).sqrt()), "{n} terms: {bounds:?}");
         }
-        assert_eq!(f32_sum_error(0, 1.0), 4.0 * F32_ROUNDING);
+        assert_eq!(f32_sum_error(0, 1.0), 4.0 * F32_HALF_ULP);
     }
 
     #[test]

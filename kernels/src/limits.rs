@@ -31,7 +31,7 @@ const PAGE: usize = 4096;
 /// It times the unit that multiplies matrices of this dtype: for bf16 the tiles of AMX or the bf16 dot product of
 /// AVX-512; for f32, and for bf16 without these units, f32 multiply-adds, or the tiles of AMX if device `cpu` uses them
 /// for f32.
-pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
+pub fn measure_operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16;
     let operations = match isa() {
         Isa::Amx | Isa::AmxF32 if bf16 => TILE_STEPS * TILE_OPERATIONS,
@@ -49,7 +49,7 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
 ///
 /// # Panics
 /// If the system has less memory.
-pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
+pub fn measure_bytes_per_second(team: &Team, bytes: usize) -> f64 {
     let mut array = LargeArray::zeroed(bytes).expect("the system has memory for the array");
     // Writes to each page. Pages that were never written all map to one page of zeros, which would be read from a
     // cache.
@@ -67,7 +67,7 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
 /// Measures the seconds from one thread's write of a cache line until another thread has read the new value: the best
 /// of several series of exchanges, a few milliseconds in all. It takes some 30 ns between cores that share a cache,
 /// and several times as long between others. Returns `None` for a team of one thread.
-pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
+pub fn measure_cache_line_handover_seconds(team: &Team) -> Option<f64> {
     const EXCHANGES: usize = 2_000;
     if team.threads() < 2 {
         return None;
@@ -100,7 +100,7 @@ pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
 /// in its second-level cache: the best of several tries. With `read_between` the other thread reads the line between
 /// the two writes. The second write then takes several times as long, because the other core must first give up its
 /// copy. Returns `None` for a team of one thread.
-pub fn cache_line_rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
+pub fn measure_cache_line_rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
     #[repr(align(64))]
     struct Line(AtomicUsize);
     const LINES: usize = 2048;
@@ -305,18 +305,18 @@ mod tests {
 
     #[test]
     fn threads_hand_over_in_more_than_no_time() {
-        assert_eq!(cache_line_handover_seconds(&Team::new(1)), None);
+        assert_eq!(measure_cache_line_handover_seconds(&Team::new(1)), None);
         for threads in [2, 3] {
-            let seconds = cache_line_handover_seconds(&Team::new(threads)).expect("two threads");
+            let seconds = measure_cache_line_handover_seconds(&Team::new(threads)).expect("two threads");
             assert!(seconds > 1e-9 && seconds.is_finite(), "{threads} threads: {seconds}");
         }
     }
 
     #[test]
     fn lines_are_written_again_in_more_than_no_time() {
-        assert_eq!(cache_line_rewrite_seconds(&Team::new(1), true), None);
+        assert_eq!(measure_cache_line_rewrite_seconds(&Team::new(1), true), None);
         for read_between in [false, true] {
-            let seconds = cache_line_rewrite_seconds(&Team::new(3), read_between).expect("two threads");
+            let seconds = measure_cache_line_rewrite_seconds(&Team::new(3), read_between).expect("two threads");
             assert!(seconds > 1e-11 && seconds.is_finite(), "{seconds}");
         }
     }
@@ -336,10 +336,10 @@ mod tests {
     fn limits_are_plausible() {
         let team = Team::new(1);
         for dtype in [DType::F32, DType::BF16] {
-            let rate = operations_per_second(dtype, &team);
+            let rate = measure_operations_per_second(dtype, &team);
             assert!((1e8..1e13).contains(&rate), "{dtype}: {rate:e}");
         }
-        let rate = bytes_per_second(&team, 256 << 20);
+        let rate = measure_bytes_per_second(&team, 256 << 20);
         assert!((1e8..1e13).contains(&rate), "{rate:e}");
     }
 }

@@ -20,7 +20,7 @@ pub struct Variant {
 /// Returns the choices for a GPU; `sm` is its compute capability times ten. An entry of `table` holds from its
 /// compute capability up to that of the next entry; entries are in ascending order. A GPU older than the first entry
 /// gets the choices of the first entry.
-pub(crate) fn choices_of<T>(table: &'static [(u32, T)], sm: u32) -> &'static T {
+pub(crate) fn choices_for_sm<T>(table: &'static [(u32, T)], sm: u32) -> &'static T {
     let entry = table.iter().rev().find(|(from, _)| *from <= sm);
     &entry.unwrap_or(&table[0]).1
 }
@@ -32,7 +32,7 @@ mod tests {
     #[test]
     fn a_gpu_has_the_choices_of_the_last_entry_that_is_not_newer() {
         static TABLE: [(u32, char); 2] = [(80, 'a'), (90, 'b')];
-        let chosen = [75, 80, 86, 89, 90, 100].map(|sm| *choices_of(&TABLE, sm));
+        let chosen = [75, 80, 86, 89, 90, 100].map(|sm| *choices_for_sm(&TABLE, sm));
         assert_eq!(chosen, ['a', 'a', 'a', 'a', 'b', 'b']);
     }
 }

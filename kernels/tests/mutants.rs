@@ -35,7 +35,9 @@ fn every_mutant_is_found() {
     let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS.iter().partition(|folder| proof::is_proved(folder));
     println!("left out: mutants of {} of {} kernel folders, which have not changed", proved.len(), FOLDERS.len());
     every_mutant_of_these_is_found(&tried);
-    tried.iter().for_each(|folder| println!("to be recorded in {}: {}", proof::RECORD, proof::line_of(folder)));
+    tried.iter().for_each(|folder| {
+        println!("to be recorded in {}: {}", proof::RECORD_PATH, proof::record_line_of_folder(folder))
+    });
 }
 
 fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
@@ -73,7 +75,8 @@ fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
 /// Records launches of these folders' checks, until `enough` launches execute each instruction.
 fn subjects_of(folders: &[&'static KernelFolder], enough: usize) -> Vec<MutationSubject> {
     let of_folder = |i: usize| {
-        MutationSubject::of_folder(folders[i], enough).unwrap_or_else(|e| panic!("{}: {e}", folders[i].name))
+        MutationSubject::record_subjects_of_folder(folders[i], enough)
+            .unwrap_or_else(|e| panic!("{}: {e}", folders[i].name))
     };
     on_all_threads(folders.len(), of_folder).into_iter().flatten().collect()
 }

@@ -124,9 +124,9 @@ impl Ceilings {
     pub fn measure_cpu(threads: usize) -> Self {
         let team = Team::new(threads);
         Self {
-            f32: limits::operations_per_second(DType::F32, &team),
-            bf16: limits::operations_per_second(DType::BF16, &team),
-            bytes: limits::bytes_per_second(&team, bytes_beyond_caches()),
+            f32: limits::measure_operations_per_second(DType::F32, &team),
+            bf16: limits::measure_operations_per_second(DType::BF16, &team),
+            bytes: limits::measure_bytes_per_second(&team, bytes_beyond_caches()),
             cache: None,
         }
     }

@@ -73,7 +73,7 @@ pub fn time_rounds(
     let cores = (!device.capabilities().async_launches).then(|| Team::new(ceilings::core_count()));
     let mut handovers = Vec::new();
     let timed = |_| {
-        handovers.extend(cores.as_ref().and_then(limits::cache_line_handover_seconds));
+        handovers.extend(cores.as_ref().and_then(limits::measure_cache_line_handover_seconds));
         round()
     };
     let samples = (0..count).map(timed).collect::<Result<Vec<f64>>>();

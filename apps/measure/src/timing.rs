@@ -6,7 +6,7 @@ use reel_device::cuda::blas::Blas;
 use reel_device::cuda::{AlgorithmFingerprint, Gpu};
 use reel_device::{Cost, DType, Team};
 use reel_kernels::bench::{
-    RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,
+    RunTimes, max_allocated_bytes_of_call, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,
     time_product_on_cpu, time_product_on_gpu,
 };
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
@@ -69,7 +69,7 @@ impl TimingDevice {
         runs: usize,
     ) -> Result<Vec<TimedKernel>> {
         let kernel = example.launch.kernel.name;
-        self.check_memory(kernel, max_allocated_bytes(example))?;
+        self.check_memory(kernel, max_allocated_bytes_of_call(example))?;
         let kernels = std::iter::once(example.launch.kernel).chain(variants.iter().map(|variant| variant.kernel));
         let times: Vec<RunTimes> = match self {
             TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, &kernels.collect::<Vec<_>>(), runs)?,

@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let start = Instant::now();
     for folder in FOLDERS.iter().filter(|f| arguments.kernel.as_deref().is_none_or(|k| k == f.name)) {
         let start = Instant::now();
-        let judged = MutationSubject::of_folder(folder, usize::MAX)
+        let judged = MutationSubject::record_subjects_of_folder(folder, usize::MAX)
             .and_then(|all| all.iter().map(|subject| judge(folder.name, subject, &arguments)).collect());
         let tallies: Vec<Tally> = match judged {
             Ok(tallies) => tallies,

@@ -64,7 +64,7 @@ simd_fn! {
 }
 
 /// A chunk of a parameter that a task updates.
-pub(super) struct Task {
+pub(super) struct ChunkUpdate {
     /// The parameter.
     pub parameter: ParameterEntry,
     /// f32 `[n]`, the gradient.
@@ -85,7 +85,7 @@ pub(super) struct Task {
 /// # Safety
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
 /// documents.
-pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&Task) + Sync) {
+pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&ChunkUpdate) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
     // The tables may have more than `count` entries: an empty parameter has an entry but no chunk.
@@ -106,7 +106,7 @@ pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update
             return;
         }
         let len = WEIGHTS_PER_CHUNK.min(parameter.n as usize - at);
-        update(&Task { parameter, gradient, step: steps[array], factor, at, len });
+        update(&ChunkUpdate { parameter, gradient, step: steps[array], factor, at, len });
     });
 }
 
@@ -119,7 +119,7 @@ pub(super) trait Weights {
     ///
     /// # Safety
     /// The addresses of the task's parameter are valid, and no other thread accesses the chunk.
-    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]);
+    unsafe fn update(task: &ChunkUpdate, m: &mut [f32], v: &mut [f32], g: &[f32]);
 }
 
 /// Weights in f32.
@@ -128,7 +128,7 @@ pub(super) struct PlainWeights;
 impl Weights for PlainWeights {
     const SPLIT: bool = false;
 
-    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    unsafe fn update(task: &ChunkUpdate, m: &mut [f32], v: &mut [f32], g: &[f32]) {
         // SAFETY: `w` covers `n` weights, and no other thread accesses the chunk.
         let w = unsafe { OutputArray::<f32>::new(task.parameter.w, task.parameter.n as usize) };
         // SAFETY: no other thread accesses the chunk.
@@ -142,7 +142,7 @@ pub(super) struct SplitWeights;
 impl Weights for SplitWeights {
     const SPLIT: bool = true;
 
-    unsafe fn update(task: &Task, m: &mut [f32], v: &mut [f32], g: &[f32]) {
+    unsafe fn update(task: &ChunkUpdate, m: &mut [f32], v: &mut [f32], g: &[f32]) {
         let (n, p) = (task.parameter.n as usize, &task.parameter);
         // SAFETY: `w` and `low` cover `n` weights, and no other thread accesses the chunk.
         let (hi, low) = unsafe { (OutputArray::<SplitWeightHighHalf>::new(p.w, n), OutputArray::<i16>::new(p.low, n)) };
@@ -170,7 +170,7 @@ impl Weights for SplitWeights {
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
 /// documents.
 pub unsafe fn step<W: Weights>(p: &Params, team: &Team) {
-    let update = |task: &Task| {
+    let update = |task: &ChunkUpdate| {
         let (n, at, len) = (task.parameter.n as usize, task.at, task.len);
         // SAFETY: the addresses of a parameter cover `n` elements.
         let (m, v) =

@@ -43,33 +43,33 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (n, count) = (TRAFFIC_ELEMENTS, TRAFFIC_ELEMENTS as usize);
     let scalars =
         adamw::StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
-    let steps = arrays.structs(&[adamw::StepEntry { stream: 0, numbers: scalars.numbers() }; 2]);
-    let clip = arrays.f32(2usize);
+    let steps = arrays.alloc_structs(&[adamw::StepEntry { stream: 0, numbers: scalars.step_numbers() }; 2]);
+    let clip = arrays.alloc_f32(2usize);
     let chunks = chunks([count, count], adamw::WEIGHTS_PER_CHUNK);
-    let (chunks, chunk_count) = (arrays.structs(&chunks), chunks.len() as u64);
-    let gradients = [(); 2].map(|()| ArrayEntry { x: arrays.f32(count), len: n });
-    let gradients = (arrays.structs(&gradients), AddressTable::new(&gradients));
+    let (chunks, chunk_count) = (arrays.alloc_structs(&chunks), chunks.len() as u64);
+    let gradients = [(); 2].map(|()| ArrayEntry { x: arrays.alloc_f32(count), len: n });
+    let gradients = (arrays.alloc_structs(&gradients), AddressTable::new(&gradients));
     let mut all = Vec::new();
     for (dtype, moments) in FLOAT_DTYPES.into_iter().flat_map(|dtype| ALL_MOMENTS.map(|moments| (dtype, moments))) {
         let entries = [(); 2].map(|()| {
-            let [w, m, v] = [(); 3].map(|()| arrays.f32(count));
-            let low = if dtype == BF16 { arrays.elements(count, 2) } else { Addr::NULL };
+            let [w, m, v] = [(); 3].map(|()| arrays.alloc_f32(count));
+            let low = if dtype == BF16 { arrays.alloc_elements(count, 2) } else { Addr::NULL };
             ParameterEntry {
                 w,
                 low,
                 m,
                 v,
-                scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)),
+                scales: arrays.alloc_f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)),
                 n,
                 first: 0,
             }
         });
-        let parameters = arrays.structs(&entries);
+        let parameters = arrays.alloc_structs(&entries);
         let params = adamw::Params { parameters, gradients: gradients.0, steps, chunks, clip, seed: 3, chunk_count };
         let tables = StepTables { parameters: AddressTable::new(&entries), gradients: gradients.1.clone() };
         all.push((adamw::step(dtype, moments, &params, tables, 2 * n), 1.05));
     }
-    let (low, [w, m, g]) = (arrays.elements(count, 2), [(); 3].map(|()| arrays.f32(count)));
+    let (low, [w, m, g]) = (arrays.alloc_elements(count, 2), [(); 3].map(|()| arrays.alloc_f32(count)));
     let join = adamw::join_master(&adamw::JoinParams { w, low, dst: m, n });
     let split = FLOAT_DTYPES.map(|t| adamw::split_master(t, &adamw::SplitParams { src: g, w, low, n }));
     all.extend(allow_one_tenth_more(split.into_iter().chain([join])));

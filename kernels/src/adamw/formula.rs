@@ -15,7 +15,7 @@ pub fn step(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
 
 /// Computes [`step`] with every operation rounded to f32.
 pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
-    let p = s.numbers();
+    let p = s.step_numbers();
     let [lr, rest1, beta2, rest2, eps] = [p.lr, p.rest1, p.beta2, p.rest2, p.eps].map(|x| x as f64);
     let g = f32(g);
     let m = f32(m + f32(rest1 * f32(g - m)));
@@ -29,7 +29,7 @@ pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f6
 /// nearest to the f32's bits (ties upwards), and the low half is the bits minus that multiple. The sign bit goes to
 /// the high half.
 #[cfg(test)]
-pub fn split(x: f32) -> (u16, i16) {
+pub fn split_to_bf16_and_remainder(x: f32) -> (u16, i16) {
     let (sign, magnitude) = (x.to_bits() >> 31, (x.to_bits() & 0x7fff_ffff) as i64);
     let hi = (magnitude as f64 / 65536.0 + 0.5).floor() as i64;
     ((sign << 15) as u16 | hi as u16, (magnitude - (hi << 16)) as i16)

@@ -44,7 +44,7 @@ use crate::cuh;
 use crate::folder::kernel_folder;
 
 params! {
-    /// The scalars of an AdamW step. [`StepHyperparameters::numbers`] computes them.
+    /// The scalars of an AdamW step. [`StepHyperparameters::step_numbers`] computes them.
     pub struct StepNumbers {
         /// Learning rate.
         pub lr: f32,
@@ -135,7 +135,7 @@ pub const WEIGHTS_PER_CHUNK: usize = 16 * 1024;
 /// Number of weights whose 8-bit moments share a scale.
 pub const WEIGHTS_PER_SCALE: usize = 256;
 
-/// Hyperparameters of a step in f64, from which [`StepHyperparameters::numbers`] computes kernel parameters.
+/// Hyperparameters of a step in f64, from which [`StepHyperparameters::step_numbers`] computes kernel parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepHyperparameters {
     /// Learning rate.
@@ -154,7 +154,7 @@ pub struct StepHyperparameters {
 
 impl StepHyperparameters {
     /// Computes the scalars of the step in f64 and rounds each to f32.
-    pub fn numbers(&self) -> StepNumbers {
+    pub fn step_numbers(&self) -> StepNumbers {
         let bias = |beta: f64| (1.0 - beta.powf(self.step as f64)) as f32;
         StepNumbers {
             lr: self.lr as f32,
@@ -265,7 +265,7 @@ pub fn join_master(params: &JoinParams) -> Launch {
 /// Returns the bytes of a [`StepEntry`] as 32-bit words, for benchmarks.
 pub(crate) fn example_step_words() -> Vec<u32> {
     let scalars = StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
-    bytemuck::cast_slice(&[StepEntry { stream: 0, numbers: scalars.numbers() }]).to_vec()
+    bytemuck::cast_slice(&[StepEntry { stream: 0, numbers: scalars.step_numbers() }]).to_vec()
 }
 
 /// Returns the numbers of weights that the checks use.

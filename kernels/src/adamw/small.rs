@@ -5,7 +5,7 @@ use half::bf16;
 use reel_device::Team;
 use reel_device::launch::view::{OutputArray, slice_at};
 
-use super::cpu::{Task, for_each_chunk};
+use super::cpu::{ChunkUpdate, for_each_chunk};
 use super::{
     ParameterEntry, Params, SplitWeightHighHalf, StepNumbers, WEIGHTS_PER_SCALE, from_bf16_and_remainder,
     to_bf16_and_remainder,
@@ -24,7 +24,7 @@ struct Step {
 }
 
 impl Step {
-    fn new(p: &Params, task: &Task) -> Step {
+    fn new(p: &Params, task: &ChunkUpdate) -> Step {
         let numbers = task.step.numbers;
         Step {
             factor: task.factor,
@@ -47,7 +47,7 @@ impl Step {
 }
 
 /// Returns 16 random bits for m and 16 for v of each of the weights `8 * group .. 8 * group + 8`.
-pub(super) fn draws(seed: u64, stream: u64, group: u64) -> [[u16; 8]; 2] {
+pub(super) fn rounding_random_bits(seed: u64, stream: u64, group: u64) -> [[u16; 8]; 2] {
     let words = random_words(seed, stream, group);
     let word = |j: usize| if j < 4 { words[j] } else { mixed(words[j - 4]) };
     [0, 16].map(|shift| std::array::from_fn(|j| (word(j) >> shift) as u16))
@@ -159,7 +159,7 @@ impl Weights for SplitWeights {
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
 /// documents.
 pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
-    let update = |task: &Task| {
+    let update = |task: &ChunkUpdate| {
         let (parameter, n, at, len) = (&task.parameter, task.parameter.n as usize, task.at, task.len);
         // SAFETY: the addresses of a parameter cover `n` elements.
         let (weights, ms, vs) = unsafe {
@@ -171,7 +171,7 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
         let mut drawn = [[0; 8]; 2];
         let one = |i: usize, w: f32| {
             if i.is_multiple_of(8) {
-                drawn = draws(step.seed, step.stream, (parameter.first + (at + i) as u64) / 8);
+                drawn = rounding_random_bits(step.seed, step.stream, (parameter.first + (at + i) as u64) / 8);
             }
             let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);
             m[i] = round_stochastically_to_bf16(m_new, drawn[0][i % 8]);
@@ -189,7 +189,7 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field
 /// documents.
 pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
-    let update = |task: &Task| {
+    let update = |task: &ChunkUpdate| {
         let (parameter, n) = (&task.parameter, task.parameter.n as usize);
         // SAFETY: the addresses of a parameter cover `n` elements.
         let (weights, ms, vs) = unsafe {
@@ -219,7 +219,8 @@ pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
             unsafe { weights.update(at, len, one) };
             scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
             for group in (0..len).step_by(8) {
-                let [for_m, for_v] = draws(step.seed, step.stream, (parameter.first + (at + group) as u64) / 8);
+                let [for_m, for_v] =
+                    rounding_random_bits(step.seed, step.stream, (parameter.first + (at + group) as u64) / 8);
                 for i in group..len.min(group + 8) {
                     m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
                     v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);

@@ -20,7 +20,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let mut calls = Vec::new();
     for history_cols in [0, 1] {
-        let mut column = |value: i32| arrays.ids((0..TRAFFIC_ROWS).map(|_| value));
+        let mut column = |value: i32| arrays.alloc_i32((0..TRAFFIC_ROWS).map(|_| value));
         calls.push(advance::advance(&advance::Params {
             chosen: column(7),
             ids: column(0),

@@ -3,10 +3,10 @@
 use reel_device::Arch;
 
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
-use crate::tuning::{Variant, choices_of};
+use crate::tuning::{Variant, choices_for_sm};
 
 /// The kernels that attention plans choose on one GPU architecture.
-pub(crate) struct Choices {
+pub(crate) struct PlanChoices {
     /// Whether attention in bf16 with head_dim 64, 80 and 128 uses wgmma. If true, the forward pass and the prefill
     /// of [`crate::paged_attention`] use wgmma, the decode of paged attention uses tiles of rows, and all three sum
     /// in the order of `attention/row_state.cuh`. If false, they use mma.sync and sum in the order of
@@ -21,14 +21,14 @@ pub(crate) struct Choices {
 
 /// The choices by compute capability. Gradients with head_dim 128 and 8192 tokens on an H200: a prototype with wgmma
 /// reached 497 to 524 TFLOP/s, mma.sync 207 TFLOP/s. The gradients with head_dim 64 and 80 were not measured.
-static TABLE: [(u32, Choices); 2] = [
-    (80, Choices { by_warpgroups: false, bwd_wgmma_head_dims: &[], bwd_wgmma_min_seqlen: 0 }),
-    (90, Choices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),
+static TABLE: [(u32, PlanChoices); 2] = [
+    (80, PlanChoices { by_warpgroups: false, bwd_wgmma_head_dims: &[], bwd_wgmma_min_seqlen: 0 }),
+    (90, PlanChoices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),
 ];
 
 /// Returns the plan choices for a GPU of this architecture.
-pub(crate) fn choices(arch: &Arch) -> &'static Choices {
-    choices_of(&TABLE, arch.sm)
+pub(crate) fn plan_choices(arch: &Arch) -> &'static PlanChoices {
+    choices_for_sm(&TABLE, arch.sm)
 }
 
 pub(super) const VARIANTS: &[Variant] = &[

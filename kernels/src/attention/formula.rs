@@ -1,7 +1,7 @@
 //! The definition of attention in f64, and a version with the roundings that kernels make between load and store.
 
 use super::PackedBatch;
-use crate::checks::rounding::{self, ULP};
+use crate::checks::rounding::{self, F32_ULP};
 use std::f64::consts::LOG2_E;
 
 /// Returns output and log-sum-exp of one query row. `keys` has, for each key that the row sees, the index of its
@@ -23,7 +23,7 @@ fn row(q: &[f64], k: &[f64], v: &[f64], keys: &[usize], scale: f64) -> (Vec<f64>
 
 /// Returns, for every query row in order, its index and the keys that it sees, each as the index of its first
 /// element.
-pub(super) fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
+pub(super) fn visible_keys_per_query_row(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize>)> {
     let (heads, kv_heads, d) = (case.heads, case.kv_heads, case.head_dim);
     (0..case.lengths.len()).flat_map(move |n| {
         let (first, tokens) = (case.first_token(n), case.visible_tokens(n));
@@ -39,7 +39,7 @@ pub(super) fn rows(case: &PackedBatch) -> impl Iterator<Item = (usize, Vec<usize
 pub fn fwd(case: &PackedBatch, q: &[f64], k: &[f64], v: &[f64], scale: f64) -> (Vec<f64>, Vec<f64>) {
     let d = case.head_dim;
     let (o, lse): (Vec<_>, Vec<_>) =
-        rows(case).map(|(at, keys)| row(&q[at * d..(at + 1) * d], k, v, &keys, scale)).unzip();
+        visible_keys_per_query_row(case).map(|(at, keys)| row(&q[at * d..(at + 1) * d], k, v, &keys, scale)).unzip();
     (o.concat(), lse)
 }
 
@@ -49,7 +49,7 @@ pub fn bwd(case: &PackedBatch, [q, k, v]: [&[f64]; 3], o: &[f64], d_o: &[f64], s
     let d = case.head_dim;
     let (_, lse) = fwd(case, q, k, v, scale);
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-    for (row, keys) in rows(case) {
+    for (row, keys) in visible_keys_per_query_row(case) {
         for b in keys {
             let (a, mut score, mut slope) = (row * d, 0.0, 0.0);
             for c in 0..d {
@@ -89,8 +89,8 @@ impl Roundings {
     pub const F32: Roundings = Roundings {
         factor: rounding::unrounded,
         each: rounding::f32,
-        exp2: |x| rounding::approximate(x.exp2(), 2.0 * ULP),
-        order: ULP / 2.0,
+        exp2: |x| rounding::approximate(x.exp2(), 2.0 * F32_ULP),
+        order: F32_ULP / 2.0,
     };
 
     /// Returns `sum + Σ a · b`, rounded after each term.
@@ -128,7 +128,7 @@ impl Sums {
 pub fn fwd_rounded(case: &PackedBatch, q: &[f64], k: &[f64], v: &[f64], scale: f64, r: Roundings) -> Vec<f64> {
     let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let mut o = Vec::new();
-    for (at, keys) in rows(case) {
+    for (at, keys) in visible_keys_per_query_row(case) {
         let scores: Vec<f64> = keys.iter().map(|&b| r.dot(0.0, &q[at * d..][..d], &k[b..][..d])).collect();
         let mut total = Sums::new(d);
         for (segment, scores) in keys.chunks(512).zip(scores.chunks(512)) {
@@ -161,7 +161,7 @@ pub fn bwd_rounded(
     let (d, factor) = (case.head_dim, (r.each)(scale * LOG2_E));
     let (_, lse) = fwd(case, q, k, v, scale);
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-    for (row, keys) in rows(case) {
+    for (row, keys) in visible_keys_per_query_row(case) {
         let a = row * d;
         let (q, d_o) = (&q[a..a + d], &d_o[a..a + d]);
         // Another order of summation changes the row's delta by about this much, and so all gradients of the row.

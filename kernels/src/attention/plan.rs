@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
-use super::choices::choices;
+use super::choices::plan_choices;
 use super::{BwdParams, FwdParams};
 
 /// Number of query rows of a tile.
@@ -43,7 +43,7 @@ pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of kernel `attention_fwd_bf16`.
 pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
-    match choices(arch).by_warpgroups {
+    match plan_choices(arch).by_warpgroups {
         true => fwd_bf16_wgmma(p, arch),
         false => fwd_bf16_mma(p, arch),
     }
@@ -70,10 +70,10 @@ pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 }
 
 /// Number of query rows of a tile, and of keys of a block, in the wgmma kernels for the forward pass and prefill.
-pub(crate) const POSITIONS: u32 = 128;
+pub(crate) const POSITIONS_PER_TILE: u32 = 128;
 
 /// The queries that a launch with wgmma divides into tiles.
-pub(crate) struct Queries {
+pub(crate) struct QueryCounts {
     /// Number of queries of all sequences.
     pub tokens: u32,
     /// Sequences.
@@ -86,11 +86,11 @@ pub(crate) struct Queries {
     pub has_earlier: bool,
 }
 
-impl Queries {
+impl QueryCounts {
     /// Returns the number of tile numbers of all heads (some numbers have no tile), as `PositionTiles` of
     /// position_tiles.cuh computes it.
-    pub(crate) fn tiles(&self) -> u64 {
-        let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS));
+    pub(crate) fn tile_count(&self) -> u64 {
+        let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS_PER_TILE));
         let earlier = u64::from(self.has_earlier);
         let padding = (1 + earlier) * (positions - 1);
         let even = seqs * (u64::from(self.max_queries).div_ceil(positions) + earlier);
@@ -100,21 +100,21 @@ impl Queries {
 
     /// Plans the launch of a kernel whose persistent blocks of threads share the tiles. Returns `None` if there are
     /// no tiles.
-    pub(crate) fn stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
-        let blocks = self.tiles().min(u64::from(arch.multiprocessors));
+    pub(crate) fn plan_stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
+        let blocks = self.tile_count().min(u64::from(arch.multiprocessors));
         stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
     }
 }
 
 /// Returns the queries of packed sequences.
-fn packed_queries(p: &FwdParams) -> Queries {
+fn packed_queries(p: &FwdParams) -> QueryCounts {
     let &FwdParams { tokens, seqs, heads, max_seqlen: max_queries, .. } = p;
-    Queries { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() }
+    QueryCounts { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() }
 }
 
 /// Describes a tensor of packed sequences with `heads` heads for tensor maps.
-fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsMap {
-    HeadsMap { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
+fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsTensor {
+    HeadsTensor { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
 }
 
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
@@ -140,19 +140,19 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     if arch.sm < 90 {
         return fwd_bf16_mma(p, arch);
     }
-    let Some(stage) = packed_queries(p).stage(symbol, p.head_dim, arch) else { return Vec::new() };
-    let map = |tensor, heads, rows| packed_heads(p, tensor, heads).boxes_of(rows);
+    let Some(stage) = packed_queries(p).plan_stage(symbol, p.head_dim, arch) else { return Vec::new() };
+    let map = |tensor, heads, rows| packed_heads(p, tensor, heads).tensor_map_of_whole_heads(rows);
     let tensor_maps = vec![
         (offset_of!(FwdParams, q_map), map(p.q, p.heads, 64)),
-        (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS)),
-        (offset_of!(FwdParams, v_map), map(p.v, p.kv_heads, POSITIONS)),
+        (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS_PER_TILE)),
+        (offset_of!(FwdParams, v_map), map(p.v, p.kv_heads, POSITIONS_PER_TILE)),
     ];
     vec![Stage { tensor_maps, ..stage }]
 }
 
 /// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head. In shared memory, the columns of
 /// a box lie in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
-pub(crate) struct HeadsMap {
+pub(crate) struct HeadsTensor {
     /// The tensor.
     pub tensor: Addr,
     /// Number of tokens; not 0.
@@ -163,14 +163,14 @@ pub(crate) struct HeadsMap {
     pub head_dim: u32,
 }
 
-impl HeadsMap {
+impl HeadsTensor {
     /// Returns the tensor map whose box has `rows` tokens and all columns of a head.
-    pub(crate) fn boxes_of(&self, rows: u32) -> TensorMap {
+    pub(crate) fn tensor_map_of_whole_heads(&self, rows: u32) -> TensorMap {
         self.map(rows, self.head_dim / self.columns())
     }
 
     /// Returns the tensor map whose box has `rows` tokens and one group of columns.
-    pub(crate) fn map_of_column_group(&self, rows: u32) -> TensorMap {
+    pub(crate) fn tensor_map_of_column_group(&self, rows: u32) -> TensorMap {
         self.map(rows, 1)
     }
 
@@ -215,7 +215,7 @@ pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
 
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let choices = choices(arch);
+    let choices = plan_choices(arch);
     let by_warpgroups = choices.bwd_wgmma_head_dims.contains(&p.head_dim);
     if by_warpgroups && p.max_seqlen >= choices.bwd_wgmma_min_seqlen {
         return bwd_bf16_wgmma(p, arch);
@@ -264,12 +264,12 @@ pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     }
     let forward = p.forward_params();
     let key_tiles = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let tiles = key_tiles + packed_queries(&forward).tiles();
+    let tiles = key_tiles + packed_queries(&forward).tile_count();
     if tiles == 0 || p.tokens == 0 {
         return Vec::new();
     }
     let blocks = if p.workspace.is_null() { tiles } else { tiles.min(arch.multiprocessors.into()) };
-    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).boxes_of(rows as u32);
+    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).tensor_map_of_whole_heads(rows as u32);
     let maps = [
         (offset_of!(BwdParams, q_map), map(p.q, p.heads, ROWS)),
         (offset_of!(BwdParams, d_o_map), map(p.d_o, p.heads, ROWS)),

@@ -13,8 +13,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(8 * 4096, 16));
-    let pairs = arrays.ids([0, 5, 1, 6, 2, 7]);
+    let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_elements(8 * 4096, 16));
+    let pairs = arrays.alloc_i32([0, 5, 1, 6, 2, 7]);
     allow_one_tenth_more([block_copy::copy(&block_copy::Params {
         k_cache,
         v_cache,

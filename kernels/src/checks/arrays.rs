@@ -75,7 +75,7 @@ impl ArrayOperand {
 }
 
 /// Returns the registered array behind each non-null address in a launch's parameters.
-pub fn array_operands(launch: &KernelLaunch) -> Vec<ArrayOperand> {
+pub fn parameter_operands(launch: &KernelLaunch) -> Vec<ArrayOperand> {
     let address = |offset: usize| bytemuck::pod_read_unaligned(&launch.params[offset..offset + 8]);
     let fields = launch.kernel.fields.iter().filter(|f| f.address);
     fields.filter_map(|f| ArrayOperand::new(f.offset, address(f.offset))).collect()
@@ -87,10 +87,10 @@ pub fn table_operands(table: &AddressTable) -> Vec<ArrayOperand> {
 }
 
 /// Returns the arrays that a launch's parameters and tables point to, without repetition.
-pub fn arrays_of(launch: &KernelLaunch) -> Vec<CheckArray> {
+pub fn arrays_of_launch(launch: &KernelLaunch) -> Vec<CheckArray> {
     let mut found: Vec<CheckArray> = Vec::new();
     let nested = launch.tables.iter().flat_map(|(_, table)| table_operands(table));
-    for ArrayOperand { array, .. } in array_operands(launch).into_iter().chain(nested) {
+    for ArrayOperand { array, .. } in parameter_operands(launch).into_iter().chain(nested) {
         if !found.contains(&array) {
             found.push(array);
         }

@@ -24,7 +24,8 @@ pub use on_gpu::GpuComparison;
 pub use on_sim::RecordedLaunch;
 #[cfg(test)]
 pub(crate) use on_sim::{
-    run_on, simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages, simulated_stages_on,
+    run_and_count_on, run_with_every_timing_on, simulated_counts, simulated_counts_on, simulated_stages,
+    simulated_stages_on,
 };
 
 use std::cell::RefCell;
@@ -158,7 +159,7 @@ impl Drop for Quiet {
 struct Running {
     setup: CheckSetup,
     ran: CheckStatistics,
-    /// The only GPU that the simulator simulates while [`with_gpu`] runs.
+    /// The only GPU that the simulator simulates while [`with_only_gpu`] runs.
     only_gpu: Option<Arch>,
 }
 
@@ -267,7 +268,7 @@ pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
 
 /// Calls `body` and simulates its launches only on GPU `gpu` (or on the setup's first GPU, if that GPU has the same
 /// compute capability). For kernels whose order of summation depends on the GPU.
-pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
+pub(crate) fn with_only_gpu(gpu: Arch, body: impl FnOnce()) {
     let set = |gpu| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.only_gpu, gpu));
     let first = RUNNING.with_borrow(|r| r.setup.first_gpu);
     let before = set(Some(if first.sm == gpu.sm { first } else { gpu }));
@@ -277,7 +278,7 @@ pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
 
 /// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
-pub(crate) fn on_sim(body: impl Fn()) {
+pub(crate) fn run_test_on_sim(body: impl Fn()) {
     on_sim_with(CheckSetup::new(CheckDevice::Sim), body);
 }
 

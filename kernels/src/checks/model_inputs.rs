@@ -14,7 +14,7 @@ use reel_device::{Addr, DType};
 
 use super::on_sim::simulated_counts_on;
 use super::traffic::{TrafficArrays, TrafficLaunches};
-use super::{normal_numbers, on_sim};
+use super::{normal_numbers, run_test_on_sim};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
 use crate::{attention, catalogue, paged_attention, sample, skinny};
 
@@ -29,7 +29,7 @@ enum Unit {
 
 /// Prints the coefficients of each launch that a folder's test of traffic makes.
 pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for (launch, _) in calls(&mut arrays) {
             print_inputs(&launch, &SMALL_H100, Unit::Byte);
@@ -93,16 +93,16 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     let most = columns.into_iter().max().unwrap_or(0);
     let (weight_bytes, scale) = match format {
         Bf16 => (2, Addr::NULL),
-        Int8 => (1, arrays.f32(most)),
+        Int8 => (1, arrays.alloc_f32(most)),
     };
-    let [w, w2] = [(); 2].map(|()| arrays.elements(most * K, weight_bytes));
-    let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * most));
+    let [w, w2] = [(); 2].map(|()| arrays.alloc_elements(most * K, weight_bytes));
+    let (x, norm, y) = (arrays.alloc_elements(m * K, 2), arrays.alloc_elements(K, 2), arrays.alloc_f32(m * most));
     let linear = skinny::Params { x, w, scale, y, m, n: columns[0], k: K, eps: 1e-6, ..Zeroable::zeroed() };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
     // Number of heads in the columns of qkv: two of queries, one of keys and one of values, four in all.
     let (head_dim, page_tokens) = (columns[2] / 4, 64);
-    let [cos, sin] = [(); 2].map(|()| arrays.f32(m * head_dim / 2));
-    let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(page_tokens * head_dim, 2));
+    let [cos, sin] = [(); 2].map(|()| arrays.alloc_f32(m * head_dim / 2));
+    let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_elements(page_tokens * head_dim, 2));
     let qkv = skinny::QkvParams {
         x,
         norm,
@@ -114,7 +114,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
         scale_v: scale,
         cos,
         sin,
-        slots: arrays.ids(0..m as i32),
+        slots: arrays.alloc_i32(0..m as i32),
         q: y,
         k_cache,
         v_cache,
@@ -153,7 +153,7 @@ fn inputs_of_the_model_skinny() {
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
             for (linear, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
@@ -188,25 +188,26 @@ fn inputs_of_the_model_skinny() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_sample() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let vocab = 152_064;
         let logits = normal_numbers(vocab, 3, 2.0);
         let mut arrays = TrafficArrays::default();
-        let (zero, one, top_p) = (arrays.ids([0]), arrays.ids([0x3f80_0000]), arrays.ids([0x3f00_0000]));
+        let (zero, one, top_p) =
+            (arrays.alloc_i32([0]), arrays.alloc_i32([0x3f80_0000]), arrays.alloc_i32([0x3f00_0000]));
         let greedy = sample::Params {
             logits: super::addr(&logits),
             temperature: zero,
             top_p: one,
             top_k: zero,
             penalty: one,
-            seed: arrays.elements(1, 8),
+            seed: arrays.alloc_elements(1, 8),
             position: zero,
-            ids: arrays.f32(1),
+            ids: arrays.alloc_f32(1),
             rows: 1,
             vocab: vocab as u32,
             ..sample::Params::default()
         };
-        let log_probs = sample::Params { log_prob: arrays.f32(1), ..greedy };
+        let log_probs = sample::Params { log_prob: arrays.alloc_f32(1), ..greedy };
         let sampled = sample::Params { temperature: one, ..log_probs };
         for (case, params) in [
             ("greedy", greedy),
@@ -223,22 +224,22 @@ fn inputs_of_the_model_sample() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_paged_attention() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let (seqs, keys, heads, kv_heads, head_dim) = (2u32, 1024u32, 28u32, 4u32, 128u32);
         let blocks = keys / 64;
-        let caches = [(); 2].map(|()| arrays.elements(seqs * keys * kv_heads * head_dim, 2));
+        let caches = [(); 2].map(|()| arrays.alloc_elements(seqs * keys * kv_heads * head_dim, 2));
         let mut p = paged_attention::Params {
-            q: arrays.elements(seqs * heads * head_dim, 2),
+            q: arrays.alloc_elements(seqs * heads * head_dim, 2),
             k_cache: caches[0],
             v_cache: caches[1],
-            o: arrays.elements(seqs * heads * head_dim, 2),
+            o: arrays.alloc_elements(seqs * heads * head_dim, 2),
             lse: Addr::NULL,
-            cu_seqlens: arrays.ids(0..=seqs as i32),
-            kv_lens: arrays.ids(vec![keys as i32; seqs as usize]),
-            block_tables: arrays.ids(0..(seqs * blocks) as i32),
+            cu_seqlens: arrays.alloc_i32(0..=seqs as i32),
+            kv_lens: arrays.alloc_i32(vec![keys as i32; seqs as usize]),
+            block_tables: arrays.alloc_i32(0..(seqs * blocks) as i32),
             workspace: Addr::NULL,
-            counters: arrays.ids(vec![0; (seqs * paged_attention::counters_per_token(heads, kv_heads)) as usize]),
+            counters: arrays.alloc_i32(vec![0; (seqs * paged_attention::counters_per_token(heads, kv_heads)) as usize]),
             tokens: seqs,
             seqs,
             heads,
@@ -250,8 +251,8 @@ fn inputs_of_the_model_paged_attention() {
             page_tokens: 64,
             ..paged_attention::Params::EMPTY
         };
-        p.workspace = arrays.elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);
-        let (pairs, all) = paged_attention::query_key_pairs_and_keys((0..seqs).map(|_| (1, keys as usize)));
+        p.workspace = arrays.alloc_elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);
+        let (pairs, all) = paged_attention::query_key_pair_and_key_counts((0..seqs).map(|_| (1, keys as usize)));
         print_inputs(&paged_attention::fwd(DType::BF16, &p, pairs, all), &Arch::H100, Unit::Byte);
     });
 }
@@ -259,18 +260,18 @@ fn inputs_of_the_model_paged_attention() {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_attention() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let (tokens, heads, kv_heads, head_dim) = (1024u32, 7u32, 1u32, 128u32);
-        let wide = [(); 4].map(|()| arrays.elements(tokens * heads * head_dim, 2));
-        let narrow = [(); 4].map(|()| arrays.elements(tokens * kv_heads * head_dim, 2));
+        let wide = [(); 4].map(|()| arrays.alloc_elements(tokens * heads * head_dim, 2));
+        let narrow = [(); 4].map(|()| arrays.alloc_elements(tokens * kv_heads * head_dim, 2));
         let fwd = attention::FwdParams {
             q: wide[0],
             k: narrow[0],
             v: narrow[1],
             o: wide[1],
-            lse: arrays.f32(tokens * heads),
-            cu_seqlens: arrays.ids([0, tokens as i32]),
+            lse: arrays.alloc_f32(tokens * heads),
+            cu_seqlens: arrays.alloc_i32([0, tokens as i32]),
             prefix: Addr::NULL,
             tokens,
             seqs: 1,
@@ -294,7 +295,7 @@ fn inputs_of_the_model_attention() {
             dq: wide[3],
             dk: narrow[2],
             dv: narrow[3],
-            delta: arrays.f32(tokens * heads),
+            delta: arrays.alloc_f32(tokens * heads),
             workspace: Addr::NULL,
             cu_seqlens: fwd.cu_seqlens,
             prefix: Addr::NULL,
@@ -308,7 +309,7 @@ fn inputs_of_the_model_attention() {
             max_seqlen: tokens,
             ..attention::BwdParams::EMPTY
         };
-        bwd.workspace = arrays.elements(attention::workspace_bytes(DType::BF16, &bwd), 1);
+        bwd.workspace = arrays.alloc_elements(attention::workspace_bytes(DType::BF16, &bwd), 1);
         for arch in [Arch::H100, SMALL_H100] {
             print_inputs(&attention::bwd(DType::BF16, &bwd, pairs), &arch, Unit::Flop);
         }

@@ -98,7 +98,10 @@ impl MutationSubject {
     ///
     /// Runs the folder's checks once on the simulator for each GPU and records their launches, until `enough` launches
     /// execute each instruction in one of its instantiations or all checks have run. An error is one line.
-    pub fn of_folder(folder: &'static KernelFolder, enough: usize) -> Result<Vec<MutationSubject>, String> {
+    pub fn record_subjects_of_folder(
+        folder: &'static KernelFolder,
+        enough: usize,
+    ) -> Result<Vec<MutationSubject>, String> {
         let module = |gpu: &Arch| PtxModule::of_source(folder.source, gpu.sm).map_err(|e| e.to_string());
         let unit = module(&Arch::A100)?;
         let targets: Vec<MutationTarget> = targets_of(&unit.program().module).collect();

@@ -5,7 +5,7 @@ use half::bf16;
 use reel_device::cuda::{Buffer, CudaError, Gpu};
 use reel_device::launch::KernelLaunch;
 
-use super::arrays::{ArrayOperand, CheckArray, array_operands, arrays_of, table_operands};
+use super::arrays::{ArrayOperand, CheckArray, arrays_of_launch, parameter_operands, table_operands};
 use super::{RUNNING, on_sim};
 
 /// The difference between a launch's results on a GPU and on the simulator.
@@ -70,7 +70,7 @@ impl Placed {
 /// # Panics
 /// If the GPU fails, or a kernel writes outside an array.
 pub fn run(gpu: &Gpu, launch: &KernelLaunch) {
-    let arrays = arrays_of(launch);
+    let arrays = arrays_of_launch(launch);
     let (seed, compare) = RUNNING.with_borrow(|r| (r.setup.seed, r.setup.compare));
     let simulated = compare.then(|| on_sim::simulated_array_contents(launch, &arrays, seed.wrapping_mul(8)));
     let results = match on_gpu(gpu, launch, &arrays) {
@@ -99,7 +99,7 @@ fn on_gpu(gpu: &Gpu, launch: &KernelLaunch, arrays: &[CheckArray]) -> Result<Vec
         }
         bytes
     };
-    let operands = array_operands(launch);
+    let operands = parameter_operands(launch);
     let mut tables = Vec::new();
     for operand in &operands {
         let field = launch.kernel.fields.iter().find(|f| f.offset == operand.offset);

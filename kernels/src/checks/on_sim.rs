@@ -11,7 +11,7 @@ use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
 use super::RUNNING;
-use super::arrays::{CheckArray, arrays_of, simulator_memory};
+use super::arrays::{CheckArray, arrays_of_launch, simulator_memory};
 
 /// A recorded launch with the contents of its arrays before the launch.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ const VERY_LARGE_LAUNCH: u64 = 1 << 17;
 /// Tests run each kernel on many shapes. In tests a large launch gets one interleaving per element of
 /// [`COMPLETION_TIMINGS`], and a very large one two; launches with small shapes get all interleavings.
 pub fn run_interleavings(launch: &KernelLaunch) {
-    let arrays = arrays_of(launch);
+    let arrays = arrays_of_launch(launch);
     let (seed, interleavings, in_test, record, first_gpu, only_gpu, again) = RUNNING.with_borrow(|r| {
         let (setup, gpu) = (&r.setup, r.only_gpu.unwrap_or(r.setup.first_gpu));
         let (record, again) = (setup.record && gpu == setup.first_gpu, setup.first_gpu != Arch::A100);
@@ -159,10 +159,10 @@ pub fn run_interleavings(launch: &KernelLaunch) {
 /// Runs a launch on a given GPU under one interleaving and writes its results back. Asserts that there are no findings.
 /// Returns the instruction counts, summed over the launch's stages.
 #[cfg(test)]
-pub fn simulated_run_on(launch: &reel_device::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
+pub fn run_and_count_on(launch: &reel_device::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
     let reel_device::Launch::Kernel(launch) = launch else { return sum };
-    let arrays = arrays_of(launch);
+    let arrays = arrays_of_launch(launch);
     let (staged, results) = staged_results(launch, &arrays, seed, *arch);
     staged.iter().for_each(|s| sum.add(&s.counters.total()));
     arrays.iter().zip(&results).for_each(|(array, result)| array.write(result));
@@ -171,9 +171,9 @@ pub fn simulated_run_on(launch: &reel_device::Launch, arch: &Arch, seed: u64) ->
 
 /// Runs a launch on a given GPU under one interleaving of each of [`COMPLETION_TIMINGS`]; the results must agree.
 #[cfg(test)]
-pub fn run_on(launch: &reel_device::Launch, arch: Arch) {
+pub fn run_with_every_timing_on(launch: &reel_device::Launch, arch: Arch) {
     let reel_device::Launch::Kernel(launch) = launch else { panic!("no kernel") };
-    let arrays = arrays_of(launch);
+    let arrays = arrays_of_launch(launch);
     let results = |seed| staged_results(launch, &arrays, seed, arch).1;
     let first = results(0);
     for seed in 1..COMPLETION_TIMINGS.len() as u64 {
@@ -194,7 +194,7 @@ pub fn simulated_stages(launch: &reel_device::Launch) -> Vec<SimulatedStage> {
 #[cfg(test)]
 pub fn simulated_stages_on(launch: &reel_device::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let reel_device::Launch::Kernel(launch) = launch else { return Vec::new() };
-    let mut memory = simulator_memory(&arrays_of(launch));
+    let mut memory = simulator_memory(&arrays_of_launch(launch));
     let options = ExecOptions { gpu: simulate::gpu_spec(arch), ..ExecOptions::default() };
     let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
     nothing_found(launch, &staged, options.seed);

@@ -1,9 +1,9 @@
 //! The record `tests/folders.proved`: the kernel folders whose checks passed on the simulator under all interleavings,
 //! and whose mutants were all found.
 //!
-//! Both results depend on source files only, so they need no second proof while these files are unchanged. A line of the
-//! record has a folder's name and a hash of the files: the folder, the folders whose headers it includes, the code that
-//! kernels share, the tests, the simulator, and the parts of `device` that make a launch, compile it and run it.
+//! Both results depend on source files only, so they need no second proof while these files are unchanged. A line of
+//! the record has a folder's name and a hash of the files: the folder, the folders whose headers it includes, the code
+//! that kernels share, the tests, the simulator, and the parts of `device` that make a launch, compile it and run it.
 //! Comments do not count. With its recorded hash, a folder's mutants and its early launches (`dependent.rs`) are left
 //! out, and its checks run under one interleaving in place of eight.
 
@@ -18,14 +18,18 @@ use twox_hash::XxHash3_64;
 use crate::catalogue::{FOLDERS, KernelFolder};
 
 /// The path of the record below the crate's folder.
-pub const RECORD: &str = "tests/folders.proved";
+pub const RECORD_PATH: &str = "tests/folders.proved";
 
 /// The folders of which the record has the present hash.
 static PROVED: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
-    let record = package().join(RECORD);
+    let record = package().join(RECORD_PATH);
     let text = fs::read_to_string(&record).unwrap_or_else(|e| panic!("{}: {e}", record.display()));
     let lines: BTreeSet<&str> = text.lines().collect();
-    FOLDERS.iter().filter(|folder| lines.contains(line_of(folder).as_str())).map(|folder| folder.name).collect()
+    FOLDERS
+        .iter()
+        .filter(|folder| lines.contains(record_line_of_folder(folder).as_str()))
+        .map(|folder| folder.name)
+        .collect()
 });
 
 /// Whether the record has the present hash of `folder`.
@@ -42,7 +46,7 @@ pub fn is_proved(folder: &KernelFolder) -> bool {
 ///
 /// # Panics
 /// A source file cannot be read.
-pub fn line_of(folder: &KernelFolder) -> String {
+pub fn record_line_of_folder(folder: &KernelFolder) -> String {
     let kernels = package().join("src");
     let owners: Vec<&str> = folder.source.header_owners.iter().map(|source| source.name).collect();
     let is_of_another = |path: &Path| {

@@ -3,10 +3,10 @@
 use reel_device::Element;
 
 /// The largest relative size of one unit in the last place of an f32.
-pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;
+pub const F32_ULP: f64 = 1.0 / (1u64 << 23) as f64;
 
 /// The largest relative error of `rsqrt.approx.f32`: 2^−22.9 (PTX ISA 9.0, 9.7.3.18).
-pub const RSQRT_ERROR: f64 = 1.28e-7;
+pub const RSQRT_MAX_RELATIVE_ERROR: f64 = 1.28e-7;
 
 /// Returns the derivative of `f` at 0 from finite differences over five points. The error is below 1e-10 if the fifth
 /// derivative is not large.
@@ -40,7 +40,7 @@ pub fn approximate(x: f64, max_error: f64) -> f64 {
 
 /// Returns a sum in f32, in the order of a kernel that sums in stages: first every `runs[0]` consecutive terms, then
 /// every `runs[1]` of these sums, and so on. At the end the remaining sums are added in order.
-pub fn sum_in_runs(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
+pub fn sum_f32_in_stages(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
     let mut terms: Vec<f64> = terms.into_iter().collect();
     for &run in runs {
         terms = terms.chunks(run).map(|run| run.iter().fold(0.0, |sum, x| f32(sum + x))).collect();
@@ -56,11 +56,11 @@ mod tests {
     fn sums_round_in_their_order() {
         let tiny = 2f64.powi(-24);
         // A tiny term is lost when it is added to 1, but not when tiny terms are added to each other first.
-        assert_eq!(sum_in_runs([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
-        assert_eq!(sum_in_runs([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
-        assert_eq!(sum_in_runs([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);
-        assert_eq!(sum_in_runs([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, 0.0], &[2, 2]), 1.0 + 2.0 * tiny);
-        assert_eq!(sum_in_runs([], &[4]), 0.0);
+        assert_eq!(sum_f32_in_stages([1.0, tiny, tiny, tiny, tiny], &[]), 1.0);
+        assert_eq!(sum_f32_in_stages([1.0, 0.0, tiny, tiny, tiny, tiny], &[2]), 1.0 + 4.0 * tiny);
+        assert_eq!(sum_f32_in_stages([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, tiny], &[2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum_f32_in_stages([1.0, 0.0, tiny, 0.0, tiny, 0.0, tiny, 0.0], &[2, 2]), 1.0 + 2.0 * tiny);
+        assert_eq!(sum_f32_in_stages([], &[4]), 0.0);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use reel_device::Addr;
 use reel_device::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
 
-use super::{addr, on_sim, simulated_counts, simulated_counts_on};
+use super::{addr, run_test_on_sim, simulated_counts, simulated_counts_on};
 
 /// Number of rows in the traffic tests of normalisation kernels. With so many rows, a thread block of [`SMALL_GPU`]
 /// gets as many rows as a thread block of a whole GPU gets from a long sequence.
@@ -37,7 +37,7 @@ pub(crate) struct TrafficArrays {
 
 impl TrafficArrays {
     /// Allocates `count` elements of `element_bytes` bytes each, with values from 0.5 to 1 in f32 and in bf16.
-    pub(crate) fn elements(&mut self, count: impl TryInto<usize>, element_bytes: usize) -> Addr {
+    pub(crate) fn alloc_elements(&mut self, count: impl TryInto<usize>, element_bytes: usize) -> Addr {
         let count = count.try_into().unwrap_or_else(|_| unreachable!("sizes are small"));
         let word = |i: usize| {
             0x3f00_3f00_3f00_3f00u64 | (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x007f_007f_007f_007f
@@ -47,7 +47,7 @@ impl TrafficArrays {
     }
 
     /// Allocates an array that holds these structs.
-    pub(crate) fn structs<T: bytemuck::Pod>(&mut self, entries: &[T]) -> Addr {
+    pub(crate) fn alloc_structs<T: bytemuck::Pod>(&mut self, entries: &[T]) -> Addr {
         let bytes: &[u8] = bytemuck::cast_slice(entries);
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
@@ -56,12 +56,12 @@ impl TrafficArrays {
     }
 
     /// Allocates an f32 array with values from 0.5 to 1.
-    pub(crate) fn f32(&mut self, count: impl TryInto<usize>) -> Addr {
-        self.elements(count, 4)
+    pub(crate) fn alloc_f32(&mut self, count: impl TryInto<usize>) -> Addr {
+        self.alloc_elements(count, 4)
     }
 
     /// Allocates an i32 array with these values.
-    pub(crate) fn ids(&mut self, ids: impl IntoIterator<Item = i32>) -> Addr {
+    pub(crate) fn alloc_i32(&mut self, ids: impl IntoIterator<Item = i32>) -> Addr {
         self.ids.push(ids.into_iter().collect());
         addr(&self.ids[self.ids.len() - 1])
     }
@@ -93,7 +93,7 @@ pub(crate) fn assert_traffic_matches_cost(launch: &Launch) -> InstructionCounts 
 /// # Panics
 /// If a launch moves more or fewer bytes than allowed or has a bank conflict; the message names every such launch.
 pub(crate) fn assert_traffic_within_limits(calls: impl Fn(&mut TrafficArrays) -> TrafficLaunches) {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut arrays = TrafficArrays::default();
         let mut wrong = String::new();
         for (launch, max_ratio) in calls(&mut arrays) {

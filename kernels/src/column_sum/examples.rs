@@ -13,9 +13,9 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    let mut matrix = |accumulate: bool| column_sum::Matrix {
-        x: arrays.f32(TRAFFIC_ROWS * HIDDEN_SIZE),
-        sum: arrays.f32(HIDDEN_SIZE),
+    let mut matrix = |accumulate: bool| column_sum::SummedMatrix {
+        x: arrays.alloc_f32(TRAFFIC_ROWS * HIDDEN_SIZE),
+        sum: arrays.alloc_f32(HIDDEN_SIZE),
         cols: HIDDEN_SIZE,
         accumulate,
     };

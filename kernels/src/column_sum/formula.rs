@@ -12,6 +12,6 @@ pub fn column_sums_added(x: &[f64], sum: &[f64]) -> Vec<f64> {
 pub fn column_sums_added_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     let column =
-        |c: usize| rounding::sum_in_runs(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
+        |c: usize| rounding::sum_f32_in_stages(x.iter().skip(c).step_by(cols).copied(), &[super::ROWS_PER_PARTIAL_SUM]);
     (0..cols).map(|c| sum[c] + column(c)).collect()
 }

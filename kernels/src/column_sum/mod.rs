@@ -64,7 +64,7 @@ params! {
 
 /// A matrix and the array for its column sums.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix {
+pub struct SummedMatrix {
     /// `[rows, cols]`
     pub x: Addr,
     /// f32 `[cols]`
@@ -77,16 +77,17 @@ pub struct Matrix {
 
 impl Params {
     /// Maximum number of matrices.
-    pub const MATRICES: usize = 4;
+    pub const MAX_MATRICES: usize = 4;
 
-    /// Makes the parameters of a launch for up to [`Params::MATRICES`] matrices of `rows` rows.
+    /// Makes the parameters of a launch for up to [`Params::MAX_MATRICES`] matrices of `rows` rows.
     ///
     /// # Panics
     /// If there are more matrices.
-    pub fn new(rows: u64, matrices: &[Matrix]) -> Params {
-        assert!(matrices.len() <= Params::MATRICES, "a launch sums the columns of up to four matrices");
-        let none = Matrix { x: Addr::NULL, sum: Addr::NULL, cols: 0, accumulate: false };
-        let all: [Matrix; Params::MATRICES] = std::array::from_fn(|i| matrices.get(i).copied().unwrap_or(none));
+    pub fn new(rows: u64, matrices: &[SummedMatrix]) -> Params {
+        assert!(matrices.len() <= Params::MAX_MATRICES, "a launch sums the columns of up to four matrices");
+        let none = SummedMatrix { x: Addr::NULL, sum: Addr::NULL, cols: 0, accumulate: false };
+        let all: [SummedMatrix; Params::MAX_MATRICES] =
+            std::array::from_fn(|i| matrices.get(i).copied().unwrap_or(none));
         let [a, b, c, d] = all;
         Params {
             x0: a.x,
@@ -107,8 +108,8 @@ impl Params {
         }
     }
 
-    fn matrices(&self) -> [Matrix; Params::MATRICES] {
-        let matrix = |i: u32, x, sum, cols| Matrix { x, sum, cols, accumulate: self.accumulate >> i & 1 == 1 };
+    fn matrices(&self) -> [SummedMatrix; Params::MAX_MATRICES] {
+        let matrix = |i: u32, x, sum, cols| SummedMatrix { x, sum, cols, accumulate: self.accumulate >> i & 1 == 1 };
         [
             matrix(0, self.x0, self.sum0, self.cols0),
             matrix(1, self.x1, self.sum1, self.cols1),

@@ -35,7 +35,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;
-    let [x, y, z, scalar] = [(); 4].map(|()| arrays.f32(count));
+    let [x, y, z, scalar] = [(); 4].map(|()| arrays.alloc_f32(count));
     let accumulate = elementwise::AccumulateParams { src: x, dst: y, count };
     let cast = elementwise::CastParams { src: x, dst: y, count };
     let mut all = vec![

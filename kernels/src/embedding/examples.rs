@@ -35,8 +35,8 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;
     use reel_device::DType::{BF16, F32};
     let (tokens, hidden, vocab) = (TRAFFIC_ROWS, HIDDEN_SIZE, 2 * TRAFFIC_ROWS);
-    let [x, y] = [(); 2].map(|()| arrays.f32(vocab * hidden));
-    let ids = arrays.ids((0..tokens as i32).map(|i| 2 * i));
+    let [x, y] = [(); 2].map(|()| arrays.alloc_f32(vocab * hidden));
+    let ids = arrays.alloc_i32((0..tokens as i32).map(|i| 2 * i));
     let fwd = embedding::FwdParams { table: x, ids, y, tokens, hidden, vocab, ..Zeroable::zeroed() };
     let bwd = embedding::BwdParams { ids, dy: x, dw: y, tokens, hidden, vocab, ..Zeroable::zeroed() };
     let calls = |t| [embedding::fwd(t, F32, &fwd), embedding::fwd(t, BF16, &fwd), embedding::bwd(t, &bwd)];

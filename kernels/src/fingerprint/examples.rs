@@ -22,12 +22,12 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let sizes = [768 << 10, (64 << 10) + 7];
-    let entries = sizes.map(|bytes| ByteRange { x: arrays.elements(bytes, 1), len: bytes as u64, first_word: 0 });
+    let entries = sizes.map(|bytes| ByteRange { x: arrays.alloc_elements(bytes, 1), len: bytes as u64, first_word: 0 });
     let chunks = chunks(sizes, fingerprint::BYTES_PER_CHUNK);
     let params = fingerprint::Params {
-        arrays: arrays.structs(&entries),
-        chunks: arrays.structs(&chunks),
-        sums: arrays.elements(chunks.len() * fingerprint::SUMS_PER_CHUNK, 8),
+        arrays: arrays.alloc_structs(&entries),
+        chunks: arrays.alloc_structs(&chunks),
+        sums: arrays.alloc_elements(chunks.len() * fingerprint::SUMS_PER_CHUNK, 8),
         chunk_count: chunks.len() as u64,
     };
     let bytes = sizes.iter().sum::<usize>() as u64;

@@ -20,7 +20,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;
-    let [x, y, z] = [(); 3].map(|()| arrays.f32(count));
+    let [x, y, z] = [(); 3].map(|()| arrays.alloc_f32(count));
     let (fwd, bwd) = (gelu::FwdParams { x, y, count }, gelu::BwdParams { x, dy: y, dx: z, count });
     let calls = |t| [gelu::fwd(t, &fwd), gelu::bwd(t, &bwd), gelu::tanh_fwd(t, &fwd), gelu::tanh_bwd(t, &bwd)];
     allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(calls))

@@ -1,6 +1,6 @@
 //! GELU's definition in f64, and the same formulas with the kernels' roundings, as `mod.rs` documents them.
 
-use crate::checks::rounding::{self, ULP, approximate, f32};
+use crate::checks::rounding::{self, F32_ULP, approximate, f32};
 use std::f64::consts::PI;
 
 /// `x · (1 + erf(x / √2)) / 2`
@@ -20,13 +20,13 @@ pub fn derivative(fwd: fn(f64) -> f64, x: f64) -> f64 {
 
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
-    let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
+    let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * F32_ULP);
     // Computes Mills' ratio from its definition if the divisor is not too close to 0, otherwise from the first terms
     // of its asymptotic series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
-    let tail = f32(bell * approximate(ratio, 2.0 * ULP));
+    let tail = f32(bell * approximate(ratio, 2.0 * F32_ULP));
     (if x > 0.0 { f32(1.0 - tail) } else { tail }, bell)
 }
 
@@ -44,8 +44,8 @@ pub fn derivative_rounded(x: f64) -> f64 {
 /// Returns `1 / (1 + e^(−2u))` of the tanh form with the kernel's roundings; `mod.rs` defines u.
 fn share_rounded(x: f64) -> f64 {
     let cubic = f32(x + f32(f32(f32(f32(0.044715) * x) * x) * x));
-    let e = approximate((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * ULP);
-    approximate(1.0 / f32(1.0 + e), 2.0 * ULP)
+    let e = approximate((-f32(f32((8.0 / PI).sqrt()) * cubic)).exp(), 2.0 * F32_ULP);
+    approximate(1.0 / f32(1.0 + e), 2.0 * F32_ULP)
 }
 
 /// Computes [`tanh_fwd`] with the kernel's roundings.

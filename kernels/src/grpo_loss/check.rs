@@ -3,7 +3,7 @@ use reel_device::DType::F32;
 
 use super::{Params, STATS_PER_COMPLETION, formula, loss, test_batches_length_learned_tokens};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded};
 
 checks!(
     loss_and_gradient_equal_the_formula,
@@ -141,7 +141,7 @@ fn loss_and_gradient_equal_the_formula() {
                     let mut at = |x: f64| {
                         moved[t] = x;
                         let of_tokens = formula::token_terms(&o, &moved, &old, &reference, a);
-                        (of_tokens, formula::smooth_piece_of_token(&o, &moved, &old, &reference, t))
+                        (of_tokens, formula::clip_and_kl_limit_flags(&o, &moved, &old, &reference, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
                     // If the loss is not differentiable between lp - h and lp + h, the difference does not
@@ -160,7 +160,7 @@ fn loss_and_gradient_equal_the_formula() {
                 // The bound covers the kernel's roundings of the policy term and of the reference term (as large as an
                 // exponential), and the f64 error of the differences.
                 let terms = 4.0 * weight * (a.abs() + o.beta);
-                let bound = |t: usize| 16.0 * F32_ROUNDING * (terms + want[t].abs()) + 1e-9 * weight;
+                let bound = |t: usize| 16.0 * F32_HALF_ULP * (terms + want[t].abs()) + 1e-9 * weight;
                 assert_close(
                     &format!(
                         "gradient of completion {i} by finite differences; batch as (length, counted tokens): {lengths:?}"

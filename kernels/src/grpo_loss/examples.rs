@@ -23,10 +23,10 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use bytemuck::Zeroable;
     let (tokens, completions) = (2048usize, 2u32);
-    let cu_seqlens = arrays.ids([0, 1024, 2048]);
-    let counted = arrays.ids([1024, 1024]);
-    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| arrays.f32(tokens));
-    let [advantage, weight, stats] = [(); 3].map(|()| arrays.f32(8usize));
+    let cu_seqlens = arrays.alloc_i32([0, 1024, 2048]);
+    let counted = arrays.alloc_i32([1024, 1024]);
+    let [log_prob, old, reference, d_log_prob] = [(); 4].map(|()| arrays.alloc_f32(tokens));
+    let [advantage, weight, stats] = [(); 3].map(|()| arrays.alloc_f32(8usize));
     let p = grpo_loss::Params {
         log_prob,
         old,

@@ -54,7 +54,7 @@ pub fn completion_sums(options: &LossOptions, terms: &[TokenTerms]) -> [f64; 3] 
 
 /// Returns which smooth piece of the loss token `t` is on: whether its ratio is below or above the range, and whether
 /// its log ratio to the reference is below or above the limits. The loss has no derivative where two pieces meet.
-pub fn smooth_piece_of_token(
+pub fn clip_and_kl_limit_flags(
     options: &LossOptions,
     log_prob: &[f64],
     old: &[f64],

@@ -22,9 +22,9 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     // The columns of a row beyond the first 8192 do not fit in registers and are read again. The weights are read
     // again for each row.
     for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN_SIZE, [1.1, 1.1]), (16, 10_240, [2.1, 2.25])] {
-        let [x, y, z] = [(); 3].map(|()| arrays.f32(rows * cols));
-        let [w, b, mean, rstd, dw, db] = [(); 6].map(|()| arrays.f32(cols));
-        let partial = arrays.f32(2 * layer_norm::row_block_count(rows as usize) * cols as usize);
+        let [x, y, z] = [(); 3].map(|()| arrays.alloc_f32(rows * cols));
+        let [w, b, mean, rstd, dw, db] = [(); 6].map(|()| arrays.alloc_f32(cols));
+        let partial = arrays.alloc_f32(2 * layer_norm::row_block_count(rows as usize) * cols as usize);
         let fwd = layer_norm::FwdParams { x, w, b, y, mean, rstd, rows, cols, eps: 1e-6, reserved: 0 };
         let bwd = layer_norm::BwdParams { x, w, mean, rstd, dy: y, dx: z, dw, db, partial, rows, cols };
         let call = |t| [(layer_norm::fwd(t, &fwd), fwd_ratio), (layer_norm::bwd(t, &bwd), bwd_ratio)];

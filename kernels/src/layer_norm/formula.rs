@@ -1,7 +1,7 @@
 //! The definition of layer normalisation in f64, and the same formulas with the kernel's roundings that `mod.rs`
 //! documents, except the final rounding to the element type.
 
-use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum_in_runs};
+use crate::checks::rounding::{F32_ULP, RSQRT_MAX_RELATIVE_ERROR, approximate, f32, sum_f32_in_stages};
 
 /// Returns `(x − mean) · rstd · w + b` for every row. `statistics` has the (mean, rstd) of each row; `round` rounds
 /// each intermediate result.
@@ -20,10 +20,11 @@ pub fn mean_and_rstd(x: &[f64], eps: f64) -> (f64, f64) {
 
 /// Computes [`mean_and_rstd`] with the kernel's roundings.
 pub fn mean_and_rstd_rounded(x: &[f64], eps: f64) -> (f64, f64) {
-    let mean_of = |x: &[f64]| approximate(sum_in_runs(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
+    let mean_of =
+        |x: &[f64]| approximate(sum_f32_in_stages(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * F32_ULP);
     let mean = mean_of(x);
     let variance = mean_of(&x.iter().map(|x| f32(x - mean).powi(2)).collect::<Vec<_>>());
-    (mean, approximate(1.0 / f32(variance + eps).sqrt(), RSQRT_ERROR))
+    (mean, approximate(1.0 / f32(variance + eps).sqrt(), RSQRT_MAX_RELATIVE_ERROR))
 }
 
 /// Returns the gradients of `sum(dy · fwd(x, w, b))` for x, w and b, by the chain rule with the rows' `statistics`.
@@ -51,8 +52,9 @@ pub fn gradients_of_x_w_b_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: 
     for ((x, dy), (mean, rstd)) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(statistics) {
         let n: Vec<f64> = x.iter().map(|x| f32(f32(x - mean) * rstd)).collect();
         let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
-        let mean_of =
-            |f: &dyn Fn(usize) -> f64| approximate(sum_in_runs((0..cols).map(f), &[128, 64]) / cols as f64, 2.0 * ULP);
+        let mean_of = |f: &dyn Fn(usize) -> f64| {
+            approximate(sum_f32_in_stages((0..cols).map(f), &[128, 64]) / cols as f64, 2.0 * F32_ULP)
+        };
         let (mean_g, mean_gn) = (mean_of(&|c| g[c]), mean_of(&|c| g[c] * n[c]));
         for c in 0..cols {
             dx.push(rstd * f32(f32(g[c] - mean_g) - f32(n[c] * mean_gn)));
@@ -60,6 +62,7 @@ pub fn gradients_of_x_w_b_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: 
             to_b[c].push(dy[c]);
         }
     }
-    let sums = |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum_in_runs(t, &[super::ROWS_PER_BLOCK])).collect();
+    let sums =
+        |terms: Vec<Vec<f64>>| terms.into_iter().map(|t| sum_f32_in_stages(t, &[super::ROWS_PER_BLOCK])).collect();
     [dx, sums(to_w), sums(to_b)]
 }

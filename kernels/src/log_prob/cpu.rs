@@ -105,7 +105,7 @@ impl RowStats {
     }
 
     /// Makes the statistics of a row from its largest logit `max` and `sum = Σ e^((logit − max) · scale)`.
-    pub(crate) fn of_sum(max: f32, scale: f32, sum: f64) -> RowStats {
+    pub(crate) fn from_max_and_sum(max: f32, scale: f32, sum: f64) -> RowStats {
         State { largest: max as f64, sum, moment: 0.0, target: 0.0 }.row(scale)
     }
 

@@ -41,11 +41,11 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     use reel_device::DType::{BF16, F32};
     let (rows, vocab) = (2u32, VOCAB_SIZE);
     let n = (rows * vocab) as usize;
-    let [logits, d_logits] = [(); 2].map(|()| arrays.f32(n));
-    let targets = arrays.ids([5, 100_000]);
-    let [log_prob, lse, grad] = [(); 3].map(|()| arrays.f32(8usize));
-    let (entropy, d_entropy) = (arrays.f32(8usize), arrays.f32(8usize));
-    let state = arrays.elements(log_prob::STATE_BYTES_PER_ROW / 8 * rows as usize, 8);
+    let [logits, d_logits] = [(); 2].map(|()| arrays.alloc_f32(n));
+    let targets = arrays.alloc_i32([5, 100_000]);
+    let [log_prob, lse, grad] = [(); 3].map(|()| arrays.alloc_f32(8usize));
+    let (entropy, d_entropy) = (arrays.alloc_f32(8usize), arrays.alloc_f32(8usize));
+    let state = arrays.alloc_elements(log_prob::STATE_BYTES_PER_ROW / 8 * rows as usize, 8);
     let fwd = log_prob::FwdParams {
         logits,
         targets,

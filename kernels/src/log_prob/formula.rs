@@ -1,6 +1,6 @@
 //! Log-probabilities in f64, and versions with the roundings that `mod.rs` documents, except the rounding at the store.
 
-use crate::checks::rounding::{ULP, approximate, f32};
+use crate::checks::rounding::{F32_ULP, approximate, f32};
 
 /// Results of the forward pass for a row. The backward pass needs them.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub fn log_prob(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
 pub fn lse_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     max * inv_temperature
-        + logits.iter().map(|l| approximate(f32(f32(l - max) * inv_temperature).exp(), 2.0 * ULP)).sum::<f64>().ln()
+        + logits.iter().map(|l| approximate(f32(f32(l - max) * inv_temperature).exp(), 2.0 * F32_ULP)).sum::<f64>().ln()
 }
 
 /// Computes [`log_prob`] with the kernel's roundings.
@@ -44,7 +44,7 @@ pub fn entropy_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
         let x = f32(f32(l - max) * inv_temperature);
-        let e = approximate(x.exp(), 2.0 * ULP);
+        let e = approximate(x.exp(), 2.0 * F32_ULP);
         (e, f32(x * e))
     });
     let (sum, moment) = terms.fold((0.0, 0.0), |(sum, moment), (e, xe)| (sum + e, moment + xe));
@@ -70,7 +70,7 @@ pub fn bwd_rounded(logits: &[f64], target: i32, inv_temperature: f64, lse: f64, 
     let one = |(j, l): (usize, &f64)| {
         let ln_p = f32(f32(l * inv_temperature) - lse);
         let e = if j as i32 == target { ln_p.exp_m1() } else { ln_p.exp() };
-        -factor * approximate(e, 2.0 * ULP)
+        -factor * approximate(e, 2.0 * F32_ULP)
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
@@ -104,8 +104,8 @@ pub fn bwd_with_entropy_rounded(
     let (d_log_prob, d_entropy) = (f32(d_log_prob * inv_temperature), f32(d_entropy * inv_temperature));
     let one = |(j, z): (usize, &f64)| {
         let ln_p = f32(f32(z * inv_temperature) - row.lse);
-        let p = approximate(ln_p.exp(), 2.0 * ULP);
-        let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
+        let p = approximate(ln_p.exp(), 2.0 * F32_ULP);
+        let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * F32_ULP) } else { -p };
         f32(d_log_prob * of_log_prob) - f32(d_entropy * f32(p * f32(ln_p + row.entropy)))
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()

@@ -20,8 +20,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (m, rank, adapters) = (4, 16, 4);
-    let [x, w, y] = [m * HIDDEN_SIZE, adapters * rank * HIDDEN_SIZE, m * HIDDEN_SIZE].map(|n| arrays.f32(n));
-    let (scale, adapter) = (arrays.f32(adapters), arrays.ids(0..m as i32));
+    let [x, w, y] = [m * HIDDEN_SIZE, adapters * rank * HIDDEN_SIZE, m * HIDDEN_SIZE].map(|n| arrays.alloc_f32(n));
+    let (scale, adapter) = (arrays.alloc_f32(adapters), arrays.alloc_i32(0..m as i32));
     let thin = Params { x, w, adapter, scale, y, m, n: rank, k: HIDDEN_SIZE, adapters };
     let wide = Params { n: HIDDEN_SIZE, k: rank, ..thin };
     allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| [down(t, &thin), up(t, &wide)]))

@@ -1,7 +1,7 @@
 //! The definition of LoRA rows in f64, and a version with the roundings that `mod.rs` documents, except the rounding at
 //! the store.
 
-use crate::checks::rounding::{f32, sum_in_runs};
+use crate::checks::rounding::{f32, sum_f32_in_stages};
 
 /// The operands of a launch: rows of x, and the adapters' matrices by which they are multiplied.
 #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@ impl AdapterProduct<'_> {
 
     /// Computes [`AdapterProduct::products`] in f32: terms are added in order, and the sum is rounded after each.
     pub fn products_rounded(&self) -> Vec<f64> {
-        self.map(|x, w| f32(sum_in_runs(x.iter().zip(w).map(|(x, w)| x * w), &[])))
+        self.map(|x, w| f32(sum_f32_in_stages(x.iter().zip(w).map(|(x, w)| x * w), &[])))
     }
 
     /// `Σ |x[i, j] w[a, c, j]|`.

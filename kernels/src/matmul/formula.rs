@@ -20,7 +20,7 @@ pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {
 
 /// Returns a matrix `[n, k]` in the layout of groups that [`super::WeightGroups`] describes.
 #[cfg(test)]
-pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
+pub fn arrange_in_row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
     let each = 4 / size_of::<T>();
     let lines = k.div_ceil(each);
     let mut groups = vec![T::from_f32(0.0); group_elements(T::DTYPE, n, k)];

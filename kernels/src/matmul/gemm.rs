@@ -70,7 +70,7 @@ macro_rules! kernels {
         $(kernel!(
             pub $id, $name, Params,
             run_on_cpu::<{ $form.a_transposed }, { $form.b_transposed }, { matches!($form.c_dtype, DType::F32) }>,
-            &SOURCE, |p, arch| plan::stages(p, arch, $form, $tile)
+            &SOURCE, |p, arch| plan::plan_stages(p, arch, $form, $tile)
         );)*
     };
 }
@@ -115,7 +115,7 @@ impl OperandLayout {
     }
 
     /// Returns the product that a kernel of this form computes.
-    pub(super) fn product(self, p: &Params) -> Matmul {
+    pub(super) fn matmul_of_params(self, p: &Params) -> Matmul {
         let operand = |addr, transposed| Operand { addr, dtype: DType::BF16, transposed };
         Matmul {
             m: p.m as usize,
@@ -136,7 +136,7 @@ impl OperandLayout {
 
     /// Returns a launch of a kernel of this form.
     pub(super) fn launch(self, kernel: &'static Kernel, params: &Params) -> Launch {
-        Launch::kernel(kernel, params, self.product(params).cost())
+        Launch::kernel(kernel, params, self.matmul_of_params(params).cost())
     }
 }
 
@@ -146,7 +146,7 @@ impl OperandLayout {
 unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const TO_F32: bool>(p: &Params, team: &Team) {
     let c_dtype = if TO_F32 { DType::F32 } else { DType::BF16 };
     // SAFETY: the condition of this function.
-    unsafe { cpu::run(&form(A_TRANSPOSED, B_TRANSPOSED, c_dtype).product(p), team) }
+    unsafe { cpu::run(&form(A_TRANSPOSED, B_TRANSPOSED, c_dtype).matmul_of_params(p), team) }
 }
 
 /// If the gradient of a weight has fewer rows or columns than this, cuBLASLt computes it. Such a C has few blocks, each

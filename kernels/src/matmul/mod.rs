@@ -24,9 +24,9 @@
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is
 //! stored in groups of [`INT8_GROUP`] rows, `[n / 16][k][16]`, so that the CPU's vectors need no transposition;
-//! [`int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum is bit-identical to that of a product
-//! whose B holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B
-//! `[n, k]`.
+//! [`arrange_in_int8_groups`] arranges it. An int8 is exact in bf16 and in f32, so the sum is bit-identical to that of
+//! a product whose B holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead,
+//! with B `[n, k]`.
 
 pub(crate) mod check;
 pub mod cpu;
@@ -63,7 +63,7 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
 
 /// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. The last group is padded with
 /// rows of zeros.
-pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
+pub fn arrange_in_int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
     const COLUMNS: usize = 512;
     let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
     if k > 0 {

@@ -43,7 +43,7 @@ pub(super) enum AccumulateMode {
 
 /// The tile of a kernel. Its numbers are the template arguments of the kernel in `sm90a.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tile {
+pub(super) struct GemmTile {
     pub symbol: &'static str,
     pub rows: u32,
     pub columns: u32,
@@ -59,21 +59,27 @@ pub(super) struct Tile {
 }
 
 /// Returns a tile of 256 x 192 elements. Its upper half is stored while its lower half is computed, and the reverse.
-const fn halves(symbol: &'static str) -> Tile {
-    Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
+const fn halves(symbol: &'static str) -> GemmTile {
+    GemmTile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
 }
 
 /// Returns a tile of 128 x 256 elements, in a cluster of two blocks.
-const fn wide(symbol: &'static str, old_c: AccumulateMode) -> Tile {
-    Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
+const fn wide(symbol: &'static str, old_c: AccumulateMode) -> GemmTile {
+    GemmTile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
 }
 
-pub(super) static FWD_HALVES: Tile = halves("gemm_fwd_bf16_256x192_halves");
-pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", AccumulateMode::Replaced) };
-pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held", AccumulateMode::Replaced);
-pub(super) static FWD_128X192: Tile =
-    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192", AccumulateMode::Replaced) };
-pub(super) static FWD_64X144: Tile = Tile {
+pub(super) static FWD_HALVES: GemmTile = halves("gemm_fwd_bf16_256x192_halves");
+pub(super) static FWD_128X256: GemmTile =
+    GemmTile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", AccumulateMode::Replaced) };
+pub(super) static FWD_HELD: GemmTile = wide("gemm_fwd_bf16_128x256_held", AccumulateMode::Replaced);
+pub(super) static FWD_128X192: GemmTile = GemmTile {
+    columns: 192,
+    stages: 5,
+    cluster: 1,
+    chunks: 1,
+    ..wide("gemm_fwd_bf16_128x192", AccumulateMode::Replaced)
+};
+pub(super) static FWD_64X144: GemmTile = GemmTile {
     symbol: "gemm_fwd_bf16_64x144",
     rows: 64,
     columns: 144,
@@ -83,19 +89,19 @@ pub(super) static FWD_64X144: Tile = Tile {
     chunks: 0,
     old_c: AccumulateMode::Either,
 };
-pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added", AccumulateMode::Added);
-pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256", AccumulateMode::Either);
-pub(super) static DX_HALVES: Tile = halves("gemm_dx_bf16_256x192_halves");
-pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256", AccumulateMode::Replaced);
-pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added", AccumulateMode::Added);
-pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256", AccumulateMode::Either);
-pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held", AccumulateMode::Replaced);
-pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added", AccumulateMode::Added);
-pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256", AccumulateMode::Either);
+pub(super) static FWD_ADDED: GemmTile = wide("gemm_fwd_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static FWD_F32: GemmTile = wide("gemm_fwd_f32_128x256", AccumulateMode::Either);
+pub(super) static DX_HALVES: GemmTile = halves("gemm_dx_bf16_256x192_halves");
+pub(super) static DX_128X256: GemmTile = wide("gemm_dx_bf16_128x256", AccumulateMode::Replaced);
+pub(super) static DX_ADDED: GemmTile = wide("gemm_dx_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static DX_F32: GemmTile = wide("gemm_dx_f32_128x256", AccumulateMode::Either);
+pub(super) static DW_HELD: GemmTile = wide("gemm_dw_bf16_128x256_held", AccumulateMode::Replaced);
+pub(super) static DW_ADDED: GemmTile = wide("gemm_dw_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static DW_F32: GemmTile = wide("gemm_dw_f32_128x256", AccumulateMode::Either);
 
 /// All tiles.
 #[cfg(test)]
-pub(super) static ALL: [&Tile; 14] = [
+pub(super) static ALL: [&GemmTile; 14] = [
     &FWD_HALVES,
     &FWD_128X256,
     &FWD_HELD,
@@ -120,7 +126,7 @@ const PLAIN_SIDE: u32 = 64;
 const MAX_ROWS_OF_128X192: u32 = 1024;
 const MAX_ROWS_OF_64X144: u32 = 128;
 
-impl Tile {
+impl GemmTile {
     /// Returns the bytes of shared memory of a block: the ring of stages, the chunks of C, and the mbarriers.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * STAGE_K * 2;
@@ -195,9 +201,9 @@ fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32
 }
 
 /// Chooses the tile of a product by the table in this module's documentation.
-fn chosen(p: &Params, arch: &Arch, form: OperandLayout) -> &'static Tile {
+fn chosen(p: &Params, arch: &Arch, form: OperandLayout) -> &'static GemmTile {
     let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
-    let candidates: &[(bool, &'static Tile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
+    let candidates: &[(bool, &'static GemmTile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
         (true, _, DType::F32) => &[(true, &DW_F32)],
         (false, true, DType::F32) => &[(true, &DX_F32)],
         (false, false, DType::F32) => &[(true, &FWD_F32)],
@@ -230,7 +236,12 @@ fn plain_symbol(form: OperandLayout) -> &'static str {
 
 /// Plans the launches of a matrix product. On Hopper the plan uses the tile `fixed`, if it is given and supports the
 /// product; else the tile that the table chooses.
-pub(super) fn stages(p: &Params, arch: &Arch, form: OperandLayout, fixed: Option<&'static Tile>) -> Vec<Stage> {
+pub(super) fn plan_stages(
+    p: &Params,
+    arch: &Arch,
+    form: OperandLayout,
+    fixed: Option<&'static GemmTile>,
+) -> Vec<Stage> {
     if arch.sm < 90 {
         let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);
         return vec![Stage::one_dimensional(plain_symbol(form), blocks, 128)];

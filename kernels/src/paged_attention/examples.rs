@@ -26,7 +26,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         ..placeholder_params()
     };
     let workspace = |t| if paged_attention::workspace_bytes(t, &p) > 0 { PLACEHOLDER_ADDRESS } else { Addr::NULL };
-    let (pairs, keys) = paged_attention::query_key_pairs_and_keys((0..batch).map(|_| (1, context as usize)));
+    let (pairs, keys) = paged_attention::query_key_pair_and_key_counts((0..batch).map(|_| (1, context as usize)));
     let size = "16 sequences with one new token and 8192 keys each, 28 query and 4 key heads of 128 elements";
     let params = |t| paged_attention::Params { workspace: workspace(t), ..p };
     FLOAT_DTYPES.map(|t| (size, paged_attention::fwd(t, &params(t), pairs, keys))).into()

@@ -217,7 +217,7 @@ type Shape<S> = (u32, S, u32);
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
-    match attention::choices::choices(arch).by_warpgroups {
+    match attention::choices::plan_choices(arch).by_warpgroups {
         true if is_decode(DType::BF16, p) => decode_plan::plan_bf16_decode_rows(p, arch),
         true => prefill_plan::plan_bf16_wgmma(p, arch),
         false => plan_bf16_mma(p, arch),
@@ -323,7 +323,7 @@ fn bytes_of_parts(p: &Params) -> usize {
 }
 
 /// Makes the launch. `dtype` is the type of q, o and the caches, F32 or BF16. `pairs` is the number of (new token,
-/// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pairs_and_keys`] returns both.
+/// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pair_and_key_counts`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
     let params = &Params { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
@@ -347,7 +347,7 @@ pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeyCounts
 
 /// Returns two numbers: the (new token, key) pairs that one head computes, and the keys of all sequences. A sequence
 /// is given as (number of new tokens, number of keys including the new tokens' keys).
-pub fn query_key_pairs_and_keys(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
+pub fn query_key_pair_and_key_counts(sequences: impl IntoIterator<Item = (usize, usize)>) -> (f64, f64) {
     let (mut pairs, mut keys) = (0.0, 0.0);
     for (new, kv_len) in sequences {
         let (new, kv_len) = (new as f64, kv_len as f64);

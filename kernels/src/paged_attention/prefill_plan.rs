@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use reel_device::{Arch, DType, Stage};
 
 use super::{Params, is_decode, plan_bf16_mma};
-use crate::attention::plan::{HeadsMap, POSITIONS, Queries};
+use crate::attention::plan::{HeadsTensor, POSITIONS_PER_TILE, QueryCounts};
 
 /// Number of cache slots in the tensor maps: an upper bound, as the number of pages is not known here. The kernel
 /// copies only slots of a sequence's pages.
@@ -25,18 +25,18 @@ pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
     }
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     let &Params { tokens, seqs, heads, kv_heads, head_dim, .. } = p;
-    let queries = Queries { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
-    let Some(stage) = queries.stage(symbol, head_dim, arch) else { return Vec::new() };
+    let queries = QueryCounts { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
+    let Some(stage) = queries.plan_stage(symbol, head_dim, arch) else { return Vec::new() };
     let cache = |tensor| {
-        let map = HeadsMap { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
-        match p.page_tokens >= POSITIONS {
-            true => map.boxes_of(POSITIONS),
-            false => map.map_of_column_group(p.page_tokens),
+        let map = HeadsTensor { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
+        match p.page_tokens >= POSITIONS_PER_TILE {
+            true => map.tensor_map_of_whole_heads(POSITIONS_PER_TILE),
+            false => map.tensor_map_of_column_group(p.page_tokens),
         }
     };
-    let q = HeadsMap { tensor: p.q, tokens: tokens.into(), heads, head_dim };
+    let q = HeadsTensor { tensor: p.q, tokens: tokens.into(), heads, head_dim };
     let tensor_maps = vec![
-        (offset_of!(Params, q_map), q.boxes_of(64)),
+        (offset_of!(Params, q_map), q.tensor_map_of_whole_heads(64)),
         (offset_of!(Params, k_map), cache(p.k_cache)),
         (offset_of!(Params, v_map), cache(p.v_cache)),
     ];

@@ -30,13 +30,13 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let n = TRAFFIC_ELEMENTS;
-    let (x, w, out) = (arrays.f32(n), arrays.f32(n), arrays.f32(4usize));
+    let (x, w, out) = (arrays.alloc_f32(n), arrays.alloc_f32(n), arrays.alloc_f32(4usize));
     let entries = [ArrayEntry { x, len: n }, ArrayEntry { x: w, len: n }];
     let chunks = chunks([n as usize; 2], reduce::ELEMENTS_PER_CHUNK);
     let squares = reduce::SumSquaresParams {
-        arrays: arrays.structs(&entries),
-        chunks: arrays.structs(&chunks),
-        partials: arrays.elements(chunks.len(), 8),
+        arrays: arrays.alloc_structs(&entries),
+        chunks: arrays.alloc_structs(&chunks),
+        partials: arrays.alloc_elements(chunks.len(), 8),
         chunk_count: chunks.len() as u64,
     };
     let squares = reduce::sum_squares(&squares, AddressTable::new(&entries), 2 * n);

@@ -31,9 +31,9 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     // The columns of a row beyond the first 8192 do not fit in registers: x and dy are read twice there, dw is added
     // up in the workspace row by row, and the weights are read again for each row.
     for (rows, cols, [fwd_ratio, bwd_ratio]) in [(TRAFFIC_ROWS, HIDDEN_SIZE, [1.1, 1.1]), (16, 10_240, [1.25, 1.8])] {
-        let [x, y, z, s] = [(); 4].map(|()| arrays.f32(rows * cols));
-        let [w, rstd, dw] = [(); 3].map(|()| arrays.f32(cols));
-        let partial = arrays.f32(2 * rms_norm::row_block_count(rows as usize) * cols as usize);
+        let [x, y, z, s] = [(); 4].map(|()| arrays.alloc_f32(rows * cols));
+        let [w, rstd, dw] = [(); 3].map(|()| arrays.alloc_f32(cols));
+        let partial = arrays.alloc_f32(2 * rms_norm::row_block_count(rows as usize) * cols as usize);
         let fwd = rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps: 1e-6, ..Zeroable::zeroed() };
         let bwd = rms_norm::BwdParams { x, w, rstd, dy: y, dx: z, dw, partial, rows, cols, ..Zeroable::zeroed() };
         let frozen = rms_norm::BwdParams { dw: Addr::NULL, partial: Addr::NULL, ..bwd };

@@ -1,7 +1,7 @@
 //! The definition of RMS normalisation in f64: exact, and with the roundings that `mod.rs` documents, except the
 //! rounding at the store.
 
-use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum_in_runs};
+use crate::checks::rounding::{F32_ULP, RSQRT_MAX_RELATIVE_ERROR, approximate, f32, sum_f32_in_stages};
 
 /// Returns `w · round(x · rstd)` for every row; `round` rounds the inner product.
 pub fn fwd(x: &[f64], w: &[f64], rstds: &[f64], round: fn(f64) -> f64) -> Vec<f64> {
@@ -16,8 +16,8 @@ pub fn rstd(x: &[f64], eps: f64) -> f64 {
 
 /// Returns the [`rstd`] of a row, computed with the kernel's roundings.
 pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
-    let mean = approximate(sum_in_runs(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * ULP);
-    approximate(1.0 / f32(mean + eps).sqrt(), RSQRT_ERROR)
+    let mean = approximate(sum_f32_in_stages(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * F32_ULP);
+    approximate(1.0 / f32(mean + eps).sqrt(), RSQRT_MAX_RELATIVE_ERROR)
 }
 
 /// Returns the gradients of `sum(dy · fwd(x, w))` for x and w, by the chain rule with the rows' `rstds`. Tests
@@ -41,12 +41,13 @@ pub fn gradients_of_x_w_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64])
     let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);
     for ((x, dy), r) in x.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(rstds) {
         let g: Vec<f64> = dy.iter().zip(w).map(|(dy, w)| f32(dy * w)).collect();
-        let mean = approximate(sum_in_runs((0..cols).map(|c| g[c] * x[c]), &[128, 64]) / cols as f64, 2.0 * ULP);
+        let mean =
+            approximate(sum_f32_in_stages((0..cols).map(|c| g[c] * x[c]), &[128, 64]) / cols as f64, 2.0 * F32_ULP);
         let along = f32(f32(f32(r * r) * r) * mean);
         for c in 0..cols {
             dx.push(f32(f32(r * g[c]) - f32(along * x[c])));
             terms[c].push(dy[c] * f32(x[c] * r));
         }
     }
-    [dx, terms.into_iter().map(|t| sum_in_runs(t, &[super::ROWS_PER_BLOCK])).collect()]
+    [dx, terms.into_iter().map(|t| sum_f32_in_stages(t, &[super::ROWS_PER_BLOCK])).collect()]
 }

@@ -2,7 +2,7 @@ use reel_device::Addr;
 use reel_device::DType::{self, BF16, F32};
 
 use super::{
-    ApplyParams, Part, Rotation, TableParams, apply, cos_sin_table, formula,
+    ApplyParams, RopeTensor, Rotation, TableParams, apply, cos_sin_table, formula,
     test_cases_tokens_heads_head_dim_max_position,
 };
 use crate::checks::rounding;
@@ -85,7 +85,7 @@ fn rotated(
     inverse: u32,
 ) {
     let stride = (case.1 * case.2) as u32;
-    let part = Part { x: x.addr(), x_stride: stride, y, y_stride: stride, heads: case.1 as u32 };
+    let part = RopeTensor { x: x.addr(), x_stride: stride, y, y_stride: stride, heads: case.1 as u32 };
     run(&apply(dtype, &ApplyParams::new(&rotation(tables, case, inverse), &[part], 1)), 3);
 }
 
@@ -112,7 +112,7 @@ fn parts_equal_launches_of_one_part() {
             let fused_part = |i: usize, fused: &TestArray| fused.addr().offset(first(i) * element);
             let stride = |i: usize| (heads[i] * d) as u32;
             let case = (tokens, 0, d);
-            let split: [Part; 3] = std::array::from_fn(|i| Part {
+            let split: [RopeTensor; 3] = std::array::from_fn(|i| RopeTensor {
                 x: fused_part(i, &fused),
                 x_stride: width as u32,
                 y: parts[i].addr(),
@@ -132,7 +132,7 @@ fn parts_equal_launches_of_one_part() {
             }
             let (joined, expected) =
                 (TestArray::output(dtype, tokens * width), TestArray::output(dtype, tokens * width));
-            let join = |i: usize, to: &TestArray| Part {
+            let join = |i: usize, to: &TestArray| RopeTensor {
                 x: parts[i].addr(),
                 x_stride: stride(i),
                 y: fused_part(i, to),

@@ -5,7 +5,7 @@ use reel_device::cpu::simd::prefetch;
 use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::{Element, Team, simd_fn};
 
-use super::{ApplyParams, Part, TableParams};
+use super::{ApplyParams, RopeTensor, TableParams};
 
 /// Approximate number of elements that one task rotates.
 const PER_TASK: usize = 1 << 13;
@@ -136,7 +136,7 @@ struct PartView<'a, T> {
 }
 
 impl<T: Element> PartView<'_, T> {
-    fn new(part: &Part, tokens: usize, head_dim: usize) -> Self {
+    fn new(part: &RopeTensor, tokens: usize, head_dim: usize) -> Self {
         let width = part.heads as usize * head_dim;
         let (x_stride, y_stride) = (part.x_stride as usize, part.y_stride as usize);
         let len = |stride: usize| if tokens * width == 0 { 0 } else { (tokens - 1) * stride + width };

@@ -32,15 +32,16 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, head_dim) = (64u32, HEADS, HEAD_DIM);
     let half = head_dim / 2;
-    let positions = arrays.ids(0..tokens as i32);
-    let axis = arrays.ids((0..half).map(|_| 0));
-    let inv_freq = arrays.f32(half);
-    let [cos, sin] = [(); 2].map(|()| arrays.f32(tokens * half));
-    let [x, y] = [(); 2].map(|()| arrays.f32(tokens * heads * head_dim));
+    let positions = arrays.alloc_i32(0..tokens as i32);
+    let axis = arrays.alloc_i32((0..half).map(|_| 0));
+    let inv_freq = arrays.alloc_f32(half);
+    let [cos, sin] = [(); 2].map(|()| arrays.alloc_f32(tokens * half));
+    let [x, y] = [(); 2].map(|()| arrays.alloc_f32(tokens * heads * head_dim));
     let table = rope::cos_sin_table(&rope::TableParams { positions, inv_freq, axis, cos, sin, tokens, half });
     let stride = heads * head_dim;
     let rotation = rope::Rotation { cos, sin, tokens, head_dim, inverse: false };
-    let p = rope::ApplyParams::new(&rotation, &[rope::Part { x, x_stride: stride, y, y_stride: stride, heads }], 1);
+    let p =
+        rope::ApplyParams::new(&rotation, &[rope::RopeTensor { x, x_stride: stride, y, y_stride: stride, heads }], 1);
     let mut all = allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope::apply(t, &p)));
     // Each thread of the table kernel reads its position, frequency and axis from memory; on a GPU the L1 cache
     // serves most of these reads.

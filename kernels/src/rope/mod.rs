@@ -103,7 +103,7 @@ params! {
 
 /// A part of a rotation.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct RopeTensor {
     /// `[tokens, heads, head_dim]`
     pub x: Addr,
     /// Stride of x: number of elements from one token to the next.
@@ -136,9 +136,9 @@ impl ApplyParams {
     ///
     /// # Panics
     /// If there are more than three parts.
-    pub fn new(rotation: &Rotation, parts: &[Part], rotated: u32) -> ApplyParams {
+    pub fn new(rotation: &Rotation, parts: &[RopeTensor], rotated: u32) -> ApplyParams {
         assert!(parts.len() <= 3, "a launch rotates up to three parts");
-        let none = Part { x: Addr::NULL, x_stride: 0, y: Addr::NULL, y_stride: 0, heads: 0 };
+        let none = RopeTensor { x: Addr::NULL, x_stride: 0, y: Addr::NULL, y_stride: 0, heads: 0 };
         let [a, b, c] = std::array::from_fn(|i| parts.get(i).copied().unwrap_or(none));
         let Rotation { cos, sin, tokens, head_dim, inverse } = *rotation;
         ApplyParams {
@@ -167,11 +167,29 @@ impl ApplyParams {
         }
     }
 
-    fn parts(&self) -> [Part; 3] {
+    fn parts(&self) -> [RopeTensor; 3] {
         [
-            Part { x: self.x0, x_stride: self.x_stride0, y: self.y0, y_stride: self.y_stride0, heads: self.heads0 },
-            Part { x: self.x1, x_stride: self.x_stride1, y: self.y1, y_stride: self.y_stride1, heads: self.heads1 },
-            Part { x: self.x2, x_stride: self.x_stride2, y: self.y2, y_stride: self.y_stride2, heads: self.heads2 },
+            RopeTensor {
+                x: self.x0,
+                x_stride: self.x_stride0,
+                y: self.y0,
+                y_stride: self.y_stride0,
+                heads: self.heads0,
+            },
+            RopeTensor {
+                x: self.x1,
+                x_stride: self.x_stride1,
+                y: self.y1,
+                y_stride: self.y_stride1,
+                heads: self.heads1,
+            },
+            RopeTensor {
+                x: self.x2,
+                x_stride: self.x_stride2,
+                y: self.y2,
+                y_stride: self.y_stride2,
+                heads: self.heads2,
+            },
         ]
     }
 

@@ -25,18 +25,18 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (tokens, heads, kv_heads, head_dim) = (TRAFFIC_ROWS, HEADS, KV_HEADS, HEAD_DIM);
-    let [cos, sin] = [(); 2].map(|()| arrays.f32(tokens * head_dim / 2));
-    let [k, v] = [(); 2].map(|()| arrays.f32(tokens * kv_heads * head_dim));
-    let [k_cache, v_cache] = [(); 2].map(|()| arrays.f32(4 * 64 * kv_heads * head_dim));
+    let [cos, sin] = [(); 2].map(|()| arrays.alloc_f32(tokens * head_dim / 2));
+    let [k, v] = [(); 2].map(|()| arrays.alloc_f32(tokens * kv_heads * head_dim));
+    let [k_cache, v_cache] = [(); 2].map(|()| arrays.alloc_f32(4 * 64 * kv_heads * head_dim));
     let p = rope_kv_write::Params {
-        q: arrays.f32(tokens * heads * head_dim),
+        q: arrays.alloc_f32(tokens * heads * head_dim),
         k,
         v,
         cos,
         sin,
         k_cache,
         v_cache,
-        slots: arrays.ids((0..tokens as i32).map(|i| 2 * i)),
+        slots: arrays.alloc_i32((0..tokens as i32).map(|i| 2 * i)),
         tokens,
         heads,
         kv_heads,

@@ -25,8 +25,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let (m, n, cols) = (TRAFFIC_ROWS, 2 * TRAFFIC_ROWS, HIDDEN_SIZE);
-    let [x, y] = [(); 2].map(|()| arrays.f32(n * cols));
-    let index = arrays.ids((0..m as i32).map(|i| 2 * i));
+    let [x, y] = [(); 2].map(|()| arrays.alloc_f32(n * cols));
+    let index = arrays.alloc_i32((0..m as i32).map(|i| 2 * i));
     let gather = rows::GatherParams { x, index, y, m, cols, n, reserved: 0 };
     let scatter = rows::ScatterParams { src: x, index, dst: y, m, cols, n, stride: cols };
     allow_one_tenth_more(FLOAT_DTYPES.into_iter().flat_map(|t| [rows::gather(t, &gather), rows::scatter(t, &scatter)]))

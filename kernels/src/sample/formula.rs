@@ -2,7 +2,7 @@
 
 /// The sampling settings of one row.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct SamplingSettings {
     pub temperature: f64,
     pub top_p: f64,
     pub top_k: usize,
@@ -21,7 +21,7 @@ pub struct Settings {
 
 /// Returns the scores after penalties, bias and suppression. They are rounded to f32 at each step, since the
 /// roundings decide the order of tokens.
-pub fn scores(logits: &[f64], settings: &Settings) -> Vec<f64> {
+pub fn adjusted_scores(logits: &[f64], settings: &SamplingSettings) -> Vec<f64> {
     let rounded = |x: f64| x as f32 as f64;
     let score = |(id, &l): (usize, &f64)| {
         if settings.suppressed.contains(&(id as i32))
@@ -58,8 +58,8 @@ pub struct RankedToken {
 /// Returns the tokens that top-k keeps, in descending order of probability; of equally likely tokens the one with the
 /// lower id comes first. Of these, top-p keeps the first token, and every token whose `probability_before` is below
 /// p.
-pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<RankedToken> {
-    let scores = scores(logits, settings);
+pub fn ranked_tokens(logits: &[f64], settings: &SamplingSettings) -> Vec<RankedToken> {
+    let scores = adjusted_scores(logits, settings);
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // Adding zero turns −0 into 0: the two compare as equal scores, but total_cmp would order them.
     order.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)).then(a.cmp(&b)));
@@ -79,7 +79,7 @@ pub fn ranked_tokens(logits: &[f64], settings: &Settings) -> Vec<RankedToken> {
 
 /// Returns the token that the random number `uniform` (0 to 1) selects from the cumulative distribution of the kept
 /// tokens, in the order of ids.
-pub fn draw(ranked: &[RankedToken], top_p: f64, min_p: f64, uniform: f64) -> Option<usize> {
+pub fn sample_token(ranked: &[RankedToken], top_p: f64, min_p: f64, uniform: f64) -> Option<usize> {
     let top = ranked.first().map_or(0.0, |t| t.probability);
     let stays = |(i, t): &(usize, &RankedToken)| {
         *i == 0 || (t.probability_before < top_p && t.probability >= min_p.min(1.0) * top)

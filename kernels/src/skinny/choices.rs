@@ -1,7 +1,7 @@
 //! Choices of the launch plans of skinny GEMM that depend on the GPU's architecture, and the number of rows up to which
 //! these kernels compute a product.
 
-use crate::tuning::choices_of;
+use crate::tuning::choices_for_sm;
 
 /// How blocks divide a product and copy its weight to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ static TABLE: [(u32, PlanChoices); 2] = [
 
 /// Returns the choices for a GPU; `sm` is its compute capability times ten.
 pub fn plan_choices(sm: u32) -> &'static PlanChoices {
-    choices_of(&TABLE, sm)
+    choices_for_sm(&TABLE, sm)
 }
 
 #[cfg(test)]

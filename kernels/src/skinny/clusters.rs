@@ -3,8 +3,8 @@
 use reel_device::{Arch, Stage};
 
 use super::Fixed;
-use super::plan::{NORM_BYTES, Operation};
-use super::tiles::{Columns, tensor_map};
+use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
+use super::tiles::{ColumnPartition, tensor_map};
 
 /// Number of rows of x of a block; number of blocks of a cluster; number of rows of x that each of these blocks copies
 /// for all.
@@ -28,25 +28,26 @@ pub(super) struct TileShape {
 
 /// Plans the product. `shapes` are in ascending order of width. Returns `None` if the GPU has too little shared memory.
 pub(super) fn plan_stage(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     shapes: &[TileShape],
-    columns: &Columns,
+    columns: &ColumnPartition,
     fixed: Fixed,
 ) -> Option<Stage> {
     let row_blocks = op.m.div_ceil(ROWS);
     // Multiprocessors that can run clusters of eight blocks can also run clusters of four.
     let known = if arch.clusters_of_8 > 0 { 8 * arch.clusters_of_8 } else { u32::MAX };
-    let places = known.min(arch.multiprocessors) * fixed.blocks_per_2_multiprocessors.unwrap_or(2) / 2;
+    let resident_blocks = known.min(arch.multiprocessors) * fixed.blocks_per_2_multiprocessors.unwrap_or(2) / 2;
     let widest = shapes.last()?.max_width;
-    let blocks = columns.parts * columns.blocks(row_blocks, widest, (places / CLUSTER * CLUSTER).max(1), false);
+    let blocks = columns.parts
+        * columns.blocks_per_part(row_blocks, widest, (resident_blocks / CLUSTER * CLUSTER).max(1), false);
     let blocks = blocks.next_multiple_of(CLUSTER);
-    let width = columns.width(blocks / columns.parts);
+    let width = columns.columns_per_block(blocks / columns.parts);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
 
     // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = shape.boxes * 128 * (columns.sets * shape.max_width + ROWS) + 24;
-    let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_BYTES };
+    let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_SHARED_BYTES_PER_ROW };
     let stages = arch.shared_per_block.saturating_sub(others) / stage_bytes;
     let needed = op.k.div_ceil(64 * shape.boxes);
     let warps = WARPS + if op.normalises { NORMALISERS } else { 0 };

@@ -1,7 +1,7 @@
 //! The definition of skinny GEMM in f64, and a version with the roundings that `mod.rs` documents, except the last
 //! one.
 
-use crate::checks::rounding::{f32, sum_in_runs};
+use crate::checks::rounding::{f32, sum_f32_in_stages};
 
 /// Returns `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`. An empty `scale` stands for scales of 1.
 pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
@@ -19,7 +19,7 @@ pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {
         for (c, w) in w.chunks_exact(k).enumerate() {
-            y.push(f32(sum_in_runs(x.iter().zip(w).map(|(x, w)| x * w), &[]) * scale.get(c).unwrap_or(&1.0)));
+            y.push(f32(sum_f32_in_stages(x.iter().zip(w).map(|(x, w)| x * w), &[]) * scale.get(c).unwrap_or(&1.0)));
         }
     }
     y

@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use reel_device::{Addr, Arch, Stage};
 
 use super::choices::{CopyScheme, FEW_ROWS, plan_choices};
-use super::tiles::{self, Columns};
+use super::tiles::{self, ColumnPartition};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
 
 /// Number of columns of y per block. Wide variants have twice this number.
@@ -14,13 +14,13 @@ const COLUMNS: u32 = 16;
 
 /// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale (which the kernels by
 /// tiles keep in registers instead).
-pub(super) const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
+pub(super) const NORM_SHARED_BYTES_PER_ROW: u32 = (16 + 1 + 1) * 4;
 
 /// Warps of a block.
 const WARPS: u32 = 8;
 
 /// The operands of a product that its plan depends on: the rows of x, the norm, and the addresses of the weights.
-pub(super) struct Operation<'a> {
+pub(super) struct SkinnyProduct<'a> {
     pub(super) x: Addr,
     pub(super) m: u32,
     pub(super) k: u32,
@@ -30,9 +30,9 @@ pub(super) struct Operation<'a> {
     pub(super) normalises: bool,
 }
 
-impl Operation<'_> {
+impl SkinnyProduct<'_> {
     /// Returns how blocks divide the product.
-    pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
+    pub(super) fn choose_copy_scheme(&self, arch: &Arch, fixed: Fixed) -> CopyScheme {
         fixed.scheme.unwrap_or_else(|| plan_choices(arch.sm).scheme)
     }
 
@@ -47,7 +47,7 @@ impl Operation<'_> {
 /// several blocks of rows, blocks of the same columns are neighbours in the grid, so that all but one read the weight
 /// from L2.
 fn stage(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     (tiles, symbol): (u32, &'static str),
     column_blocks: u32,
@@ -57,7 +57,7 @@ fn stage(
     if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
+    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_SHARED_BYTES_PER_ROW };
     // The rings of a block's warps: stages of `depth` slots. A slot has 32 lanes of 16 bytes for each unit of the
     // weight and of x. sm80.cu has the same numbers.
     let stages = if operands.x_units > 2 { 2 } else { 4 };
@@ -85,7 +85,7 @@ fn stage(
 /// Plans the blocks of all heads. A block that copies units has 8 columns of each half of a head.
 pub(super) fn plan_qkv(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     let (heads, half_head) = (p.heads + 2 * p.kv_heads, p.head_dim / 2);
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
+    let op = SkinnyProduct { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
     let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
     let weights = [
         (offset_of!(QkvParams, q_map), p.w_q, queries),
@@ -93,7 +93,7 @@ pub(super) fn plan_qkv(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: O
         (offset_of!(QkvParams, v_map), p.w_v, keys),
     ];
     let x_slot = offset_of!(QkvParams, x_map);
-    let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
+    let columns = ColumnPartition { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
     if let Some(stage) = tiles::plan_stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }
@@ -106,11 +106,11 @@ pub(super) fn plan_qkv(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: O
 pub(super) fn plan_product(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.
     let is_pair = symbols.units.len() == 1;
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
+    let op = SkinnyProduct { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
     let weights = [(offset_of!(Params, w_map), p.w, p.n), (offset_of!(Params, w2_map), p.w2, p.n)];
     let weights = if is_pair { &weights[..] } else { &weights[..1] };
     let x_slot = offset_of!(Params, x_map);
-    let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
+    let columns = ColumnPartition { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
     if let Some(stage) = tiles::plan_stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }

@@ -4,7 +4,7 @@
 use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
-use super::plan::{NORM_BYTES, Operation};
+use super::plan::{NORM_SHARED_BYTES_PER_ROW, SkinnyProduct};
 use super::{CopyScheme, Fixed, Operands, Symbols, clusters};
 
 /// Numbers of rows of x per block in the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
@@ -26,7 +26,7 @@ pub(super) struct TileShape {
 }
 
 /// The columns of a product, and the weights that they need.
-pub(super) struct Columns<'a> {
+pub(super) struct ColumnPartition<'a> {
     /// Number of parts of the columns: the heads of `qkv`, otherwise 1. A block has columns of one part only.
     pub(super) parts: u32,
     /// Number of columns of a part; in `qkv`, number of pairs of columns of a head.
@@ -39,22 +39,28 @@ pub(super) struct Columns<'a> {
     pub(super) x_slot: usize,
 }
 
-impl Columns<'_> {
+impl ColumnPartition<'_> {
     /// Returns the number of columns per block if `blocks` blocks divide a part; the same as `width` in `products.cuh`.
-    pub(super) fn width(&self, blocks: u32) -> u32 {
+    pub(super) fn columns_per_block(&self, blocks: u32) -> u32 {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
-    /// Returns how many blocks divide a part. A wave is `places` blocks, which run at a time. There are as few waves as
-    /// blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide evenly by the
-    /// parts, there are a few blocks too many (`rounds_up`) or too few.
-    pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32, rounds_up: bool) -> u32 {
-        let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
+    /// Returns how many blocks divide a part. A wave is `resident_blocks` blocks, which run at a time. There are as few
+    /// waves as blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide
+    /// evenly by the parts, there are a few blocks too many (`rounds_up`) or too few.
+    pub(super) fn blocks_per_part(
+        &self,
+        row_blocks: u32,
+        max_width: u32,
+        resident_blocks: u32,
+        rounds_up: bool,
+    ) -> u32 {
+        let (others, resident_blocks) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(resident_blocks));
         let least = u64::from(self.columns.div_ceil(max_width));
-        let in_waves = (least * others).div_ceil(places) * places;
+        let in_waves = (least * others).div_ceil(resident_blocks) * resident_blocks;
         let blocks = if rounds_up { in_waves.div_ceil(others) } else { in_waves / others };
         let most = self.columns.div_ceil(4);
-        self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
+        self.columns.div_ceil(self.columns_per_block(blocks.clamp(least, u64::from(most)) as u32))
     }
 
     /// Returns the tensor maps of the weights, with boxes of `width` rows and elements of `weight_bytes` bytes, and the
@@ -84,14 +90,14 @@ pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u3
 /// Plans the product with the scheme `Tiles`. Returns `None` if another scheme is chosen or tensor copies do not
 /// support the operands.
 pub(super) fn plan_stage(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     symbols: &Symbols,
-    columns: &Columns,
+    columns: &ColumnPartition,
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
-    let wants = op.scheme(arch, fixed) == CopyScheme::Tiles && arch.sm >= 90;
+    let wants = op.choose_copy_scheme(arch, fixed) == CopyScheme::Tiles && arch.sm >= 90;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
     let exists = [op.m, op.k, columns.parts, columns.columns].iter().all(|&size| size > 0);
     if !(wants && aligned && exists) {
@@ -106,10 +112,10 @@ pub(super) fn plan_stage(
 /// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are in ascending order of width. Returns `None` if there are
 /// no shapes, or if the GPU has too little shared memory.
 fn by_warps(
-    op: &Operation,
+    op: &SkinnyProduct,
     arch: &Arch,
     shapes: &[TileShape],
-    columns: &Columns,
+    columns: &ColumnPartition,
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
@@ -120,14 +126,15 @@ fn by_warps(
     // With several parts the number of blocks is rounded up: two blocks fit on a multiprocessor, so a few blocks too
     // many do not start another wave.
     let rounds_up = columns.parts > 1;
-    let blocks_for =
-        |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up);
+    let blocks_for = |per_2: u32| {
+        columns.blocks_per_part(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up)
+    };
     // Uses one block for every two multiprocessors if each block would read more bytes of x, from L2, than of the
     // weights.
-    let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
+    let weight_bytes = columns.sets * columns.columns_per_block(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
     let blocks = blocks_for(fixed.blocks_per_2_multiprocessors.unwrap_or(per_2));
-    let width = columns.width(blocks);
+    let width = columns.columns_per_block(blocks);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
     let grid = [row_blocks, blocks * columns.parts, 1];
 
@@ -141,7 +148,7 @@ fn by_warps(
     let normalisers = if op.normalises { boxes.min(2) * (x_tiles / 2).max(1) } else { 0 };
     // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = 1024 * boxes * (2 * columns.sets * groups * tiles + x_of_box * x_tiles) + 24;
-    let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_BYTES };
+    let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_SHARED_BYTES_PER_ROW };
     // A multiprocessor has 1 KiB more shared memory than a block may use, and reserves 1 KiB for each of its blocks.
     let stages = |blocks: u32| ((arch.shared_per_block + 1024) / blocks - 1024).saturating_sub(others) / stage_bytes;
     // Two blocks share a multiprocessor if there are several waves and each block then has at least three stages.

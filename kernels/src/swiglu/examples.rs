@@ -20,7 +20,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let count = TRAFFIC_ELEMENTS;
-    let [gate, up, y, d_gate, d_up, again] = [(); 6].map(|()| arrays.f32(2 * count));
+    let [gate, up, y, d_gate, d_up, again] = [(); 6].map(|()| arrays.alloc_f32(2 * count));
     // Gate and up are separate arrays, or the halves of the rows of one matrix.
     let strides = [(count, count), (count / 32, count / 16)];
     allow_one_tenth_more(strides.into_iter().flat_map(|(cols, stride)| {

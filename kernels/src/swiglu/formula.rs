@@ -1,6 +1,6 @@
 //! The definition of SwiGLU in f64: exact, and with the roundings that `mod.rs` documents.
 
-use crate::checks::rounding::{ULP, approximate, derivative_at_zero, f32};
+use crate::checks::rounding::{F32_ULP, approximate, derivative_at_zero, f32};
 
 /// `silu(gate) * up`
 pub fn fwd(gate: &[f64], up: &[f64]) -> Vec<f64> {
@@ -18,18 +18,18 @@ pub fn gradients_of_gate_up(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, 
 
 /// `1 + e^-g`
 fn denominator(g: f64) -> f64 {
-    f32(1.0 + approximate((-g).exp(), 2.0 * ULP))
+    f32(1.0 + approximate((-g).exp(), 2.0 * F32_ULP))
 }
 
 /// Returns the results of [`fwd`], computed with the kernel's roundings.
 pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
+    gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * F32_ULP) * u).collect()
 }
 
 /// Returns [`gradients_of_gate_up`], computed with the kernel's roundings.
 pub fn gradients_of_gate_up_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
-        let s = approximate(1.0 / denominator(g), 2.0 * ULP);
+        let s = approximate(1.0 / denominator(g), 2.0 * F32_ULP);
         let bend = f32(1.0 + f32(g * f32(1.0 - s)));
         (f32(f32(dy * u) * s) * bend, f32(dy * g) * s)
     };

@@ -222,7 +222,7 @@ impl PendingColumnSums {
         let shares_launch = self.matrices.iter().all(|(other, other_sum, _)| {
             other.shape()[0] == x.shape()[0] && other.dtype() == x.dtype() && other_sum.addr() != sum.addr()
         });
-        if !shares_launch || self.matrices.len() == column_sum::Params::MATRICES {
+        if !shares_launch || self.matrices.len() == column_sum::Params::MAX_MATRICES {
             self.launch(device)?;
         }
         self.matrices.push((x, sum, accumulate));
@@ -232,7 +232,7 @@ impl PendingColumnSums {
     fn launch(&mut self, device: &Device) -> Result<()> {
         let Some((first, ..)) = self.matrices.first() else { return Ok(()) };
         let _origin = with_origin(LaunchOrigin { op: "linear", is_backward: true, layer: self.layer });
-        let matrix = |(x, sum, accumulate): &(Tensor, Tensor, bool)| column_sum::Matrix {
+        let matrix = |(x, sum, accumulate): &(Tensor, Tensor, bool)| column_sum::SummedMatrix {
             x: x.addr(),
             sum: sum.addr(),
             cols: sum.count() as u32,

@@ -10,7 +10,7 @@ use super::{
     WEIGHTS_PER_CHUNK, formula, join_master, split_master, step, test_weight_counts,
 };
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded};
 use small::{
     a_gradient_that_is_not_finite_spreads_over_its_block, a_split_master_takes_the_same_small_steps,
     a_step_with_8_bit_moments_is_close_to_the_formula, a_step_with_bf16_moments_is_close_to_the_formula,
@@ -89,7 +89,7 @@ impl Weights {
     }
 
     fn step(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], clip: Addr, threads: usize) {
-        let step = StepEntry { stream: 0, numbers: scalars.numbers() };
+        let step = StepEntry { stream: 0, numbers: scalars.step_numbers() };
         run_step(dtype, Moments::F32, &[(self.entry(dtype), addr(g), step)], clip, threads);
     }
 
@@ -142,7 +142,7 @@ fn equals_the_formula_over_steps() {
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
         // Bound of the error of the change after five steps. Each step rounds w twice (after the decay and after the
         // update). The update is at most about lr and carries a few more roundings.
-        let bound = |i: usize| 10.0 * F32_ROUNDING * (f64::from(start[i].abs()) + 16.0 * SCALARS.lr);
+        let bound = |i: usize| 10.0 * F32_HALF_ULP * (f64::from(start[i].abs()) + 16.0 * SCALARS.lr);
         assert_close("change of w", &change, &want, 1e-4, bound);
     }
 }
@@ -220,7 +220,7 @@ fn parameters_of_one_launch_step_as_each_alone() {
             .enumerate()
             .map(|(i, weights)| {
                 let gradient = if has_gradient(i) { addr(&gradients[i]) } else { Addr::NULL };
-                let step = StepEntry { stream: i as u64, numbers: scalars(i).numbers() };
+                let step = StepEntry { stream: i as u64, numbers: scalars(i).step_numbers() };
                 (weights.entry(dtype_of(i)), gradient, step)
             })
             .collect();

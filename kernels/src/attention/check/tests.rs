@@ -38,15 +38,15 @@ impl Given {
     }
 
     fn bwd_on(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams) {
-        self.bwd_storing(isa, dtype, threads, params, usize::MAX);
+        self.bwd_with_stored_limit(isa, dtype, threads, params, usize::MAX);
     }
 
-    fn bwd_storing(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams, max_stored: usize) {
+    fn bwd_with_stored_limit(&self, isa: Isa, dtype: DType, threads: usize, params: &BwdParams, max_stored: usize) {
         // SAFETY: the addresses belong to live arrays of the documented sizes; the machine supports `isa`.
         unsafe {
             match dtype {
-                F32 => cpu::bwd_storing::<f32>(isa, params, &Team::new(threads), max_stored),
-                _ => cpu::bwd_storing::<bf16>(isa, params, &Team::new(threads), max_stored),
+                F32 => cpu::bwd_with_stored_limit::<f32>(isa, params, &Team::new(threads), max_stored),
+                _ => cpu::bwd_with_stored_limit::<bf16>(isa, params, &Team::new(threads), max_stored),
             }
         }
     }
@@ -60,7 +60,7 @@ impl Given {
         let (o, lse) = (TestArray::new(dtype, &o.values()), TestArray::new(F32, &lse.values()));
         let [dq, dk, dv] = [rows, kv_rows, kv_rows].map(|n| TestArray::output(dtype, n * self.case.head_dim));
         let scratch = self.scratch(dtype);
-        self.bwd_storing(isa, dtype, 2, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), max_stored);
+        self.bwd_with_stored_limit(isa, dtype, 2, &self.bwd(&o, &lse, &scratch, [&dq, &dk, &dv]), max_stored);
         [dq, dk, dv].each_ref().map(bits)
     }
 }
@@ -259,7 +259,7 @@ fn error_bounds(dtype: DType, case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &
     let queries_u = (case.lengths.iter().sum::<usize>() * case.heads / case.kv_heads + 8) as f64 * U;
     let (o, lse) = formula::fwd(case, q, k, v, scale);
     let mut bounds = [o.len(), lse.len(), q.len(), k.len(), v.len()].map(|n| vec![0.0; n]);
-    for (row, keys) in formula::rows(case) {
+    for (row, keys) in formula::visible_keys_per_query_row(case) {
         let (a, keys_u) = (row * d, (keys.len() + 8) as f64 * U);
         let (q, d_o, o) = (&q[a..a + d], &d_o[a..a + d], &o[a..a + d]);
         let score_off: Vec<f64> = keys.iter().map(|&b| head * scale * dot_abs(q, &k[b..b + d])).collect();

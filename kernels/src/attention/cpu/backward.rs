@@ -13,10 +13,10 @@
 //! Reading stored ds saves two of seven products and half of the exponentials. Stored and recomputed ds are
 //! bit-identical.
 //!
-//! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs ([`Words`]);
-//! probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs are neighbours
-//! along the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in dk and dv,
-//! two adjacent keys in dq.
+//! As in the forward pass, products of bf16 arrays read pairs where the instruction set multiplies pairs
+//! ([`WordContents`]); probabilities and gradients of scores are then rounded to bf16 before they are multiplied. Pairs
+//! are neighbours along the inner index of a product: along a row in `q k^T` and `d_o v^T`, two adjacent query rows in
+//! dk and dv, two adjacent keys in dq.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -27,18 +27,18 @@ use reel_device::{DType, Element};
 use super::super::BwdParams;
 use super::forward::round_up_to_lanes;
 use super::load::{
-    complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
-    store_row_rounded, words_of,
+    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded,
+    word_contents_of_rows, zero_pad_rows_of_pairs,
 };
-use super::product::{SmallProduct, Words};
+use super::product::{SmallProduct, WordContents};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
-/// Maximum number of elements of [`StoredGradients`] (16 MiB), which fit into a third-level cache. If a sequence has
-/// more, query tasks recompute the gradients.
-pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
+/// Maximum number of elements of [`StoredScoreGradients`] (16 MiB), which fit into a third-level cache. If a sequence
+/// has more, query tasks recompute the gradients.
+pub const MAX_STORED_SCORE_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
 
@@ -87,14 +87,14 @@ impl<T: Element> VectorCode for DeltaTask<T> {
 /// The gradients of the scores of one sequence and key head, `[query rows, keys rounded up]`. A key task writes the
 /// columns of its keys, for the query rows that see any of these keys.
 #[derive(Clone, Copy)]
-pub struct StoredGradients {
+pub struct StoredScoreGradients {
     /// The first row.
     pub rows: *mut f32,
     /// Number of elements from one row to the next.
     pub stride: usize,
 }
 
-impl StoredGradients {
+impl StoredScoreGradients {
     /// Returns the number of elements from one row of stored gradients to the next, for a sequence of `keys` keys.
     pub const fn stride(keys: usize) -> usize {
         round_up_to_lanes(keys)
@@ -116,7 +116,7 @@ pub struct BackwardArrays<'a, T> {
     dk: *mut T,
     dv: *mut T,
     /// Memory for the gradients of the scores; `None` if they are computed again instead.
-    stored: Option<StoredGradients>,
+    stored: Option<StoredScoreGradients>,
     scratch: *mut f32,
 }
 
@@ -127,7 +127,7 @@ impl<'a, T> BackwardArrays<'a, T> {
         p: &BwdParams,
         sequence: SequenceArrays<'a, T>,
         (first, kv_head): (usize, usize),
-        stored: Option<StoredGradients>,
+        stored: Option<StoredScoreGradients>,
         scratch: *mut f32,
     ) -> Self {
         let head = first * sequence.heads + kv_head * sequence.heads_per_key_head();
@@ -236,11 +236,11 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
         let KeyGradientTask { arrays: g, first_key: start, visits } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
-        let words = words_of::<V, T>(d);
+        let words = word_contents_of_rows::<V, T>(d);
         let scratch = Scratch::at(g.scratch, d);
         let [q, d_o] = match words {
-            Words::Elements => [scratch.q, scratch.d_o],
-            Words::Pairs => scratch.pairs_of_rows(d),
+            WordContents::Elements => [scratch.q, scratch.d_o],
+            WordContents::Pairs => scratch.pairs_of_rows(d),
         };
         let keys = BLOCK_KEYS.min(s.queries - start);
         let [dk, dv] = scratch.sums;
@@ -258,8 +258,8 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 let factors = match words {
-                    Words::Elements => Factors::Elements,
-                    Words::Pairs => {
+                    WordContents::Elements => Factors::Elements,
+                    WordContents::Pairs => {
                         load_pairs_of_queries::<V, T>(&visit.gradient, row, rows, &scratch);
                         Factors::PairsOfRows
                     }
@@ -273,7 +273,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
                         a_row: 1,
                         a_inner: BLOCK_KEYS,
                         // Zeros complete the last pair.
-                        inner: if words == Words::Pairs { rows.next_multiple_of(2) } else { rows },
+                        inner: if words == WordContents::Pairs { rows.next_multiple_of(2) } else { rows },
                         limits: std::ptr::null(),
                         b,
                         b_row: padded,
@@ -310,7 +310,7 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
         let QueryGradientTask { arrays: g, first_row: row } = self;
         let s = &g.sequence;
         let (d, padded) = (s.head_dim, round_up_to_lanes(s.head_dim));
-        let (words, scratch) = (words_of::<V, T>(d), Scratch::at(g.scratch, d));
+        let (words, scratch) = (word_contents_of_rows::<V, T>(d), Scratch::at(g.scratch, d));
         let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
         if g.stored.is_none() {
             load_rows::<V, T>(g, row, rows, &scratch);
@@ -327,14 +327,14 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
             let at = held.key_offset(start);
             let (k, v) = (held.k.wrapping_offset(at), held.v.wrapping_offset(at));
             let factors = match words {
-                Words::Elements => {
+                WordContents::Elements => {
                     load_zero_padded_rows::<V, T>(k, held.key_stride, keys, d, scratch.k);
                     Factors::Elements
                 }
-                Words::Pairs => {
+                WordContents::Pairs => {
                     let row = |j: usize| k.wrapping_add(j * held.key_stride);
                     load_pairs_of_rows::<V, T>(row, keys, d, scratch.k);
-                    complete_rows_of_pairs::<V>(scratch.k, keys.div_ceil(2), padded);
+                    zero_pad_rows_of_pairs::<V>(scratch.k, keys.div_ceil(2), padded);
                     Factors::PairsOfKeys
                 }
             };
@@ -375,11 +375,11 @@ impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
 /// where a row does not see a key.
 #[inline(always)]
 unsafe fn load_gradients<V: Vector>(
-    stored: StoredGradients,
+    stored: StoredScoreGradients,
     first: (usize, usize),
     limits: &[usize],
     keys: usize,
-    words: Words,
+    words: WordContents,
     scratch: &Scratch,
 ) {
     for (r, &limit) in limits.iter().enumerate() {
@@ -387,8 +387,8 @@ unsafe fn load_gradients<V: Vector>(
         for c in (0..keys).step_by(LANES) {
             let ds = V::load_part(stored.at(first.0 + r, first.1 + c), LANES.min(limit.saturating_sub(c)));
             match words {
-                Words::Elements => ds.store(to.add(c)),
-                Words::Pairs => ds.store_bf16(to.add(c / 2)),
+                WordContents::Elements => ds.store(to.add(c)),
+                WordContents::Pairs => ds.store_bf16(to.add(c / 2)),
             }
         }
     }
@@ -405,11 +405,11 @@ unsafe fn load_keys<V: Vector, T: Element>(
 ) {
     let (d, stride) = (s.head_dim, s.key_stride);
     for (from, to) in [(k, scratch.k_t), (v, scratch.v_t)] {
-        match words_of::<V, T>(d) {
-            Words::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
-            Words::Pairs => {
+        match word_contents_of_rows::<V, T>(d) {
+            WordContents::Elements => load_transposed_rows::<V, T>(from, stride, keys, d, to),
+            WordContents::Pairs => {
                 load_transposed_rows::<V, f32>(from.cast(), stride / 2, keys, d / 2, to);
-                complete_rows_of_pairs::<V>(to, d / 2, BLOCK_KEYS);
+                zero_pad_rows_of_pairs::<V>(to, d / 2, BLOCK_KEYS);
             }
         }
     }
@@ -419,14 +419,14 @@ unsafe fn load_keys<V: Vector, T: Element>(
 #[inline(always)]
 unsafe fn load_rows<V: Vector, T: Element>(g: &BackwardArrays<'_, T>, row: usize, rows: usize, scratch: &Scratch) {
     let s = &g.sequence;
-    let (d, words) = (s.head_dim, words_of::<V, T>(s.head_dim));
-    let row_words = words.count(round_up_to_lanes(d));
+    let (d, words) = (s.head_dim, word_contents_of_rows::<V, T>(s.head_dim));
+    let row_words = words.word_count(round_up_to_lanes(d));
     for r in 0..rows {
         let at = s.head_index(row + r) * d;
         for (from, to) in [(s.q, scratch.q), (g.d_o, scratch.d_o)] {
             let to = to.add(r * row_words);
             load_row(words, from.add(at), d, to);
-            for c in words.count(d)..row_words {
+            for c in words.word_count(d)..row_words {
                 to.add(c).write(0.0);
             }
         }
@@ -444,7 +444,7 @@ unsafe fn load_pairs_of_queries<V: Vector, T: Element>(
     let (s, d) = (&g.sequence, g.sequence.head_dim);
     for (from, to) in [s.q, g.d_o].into_iter().zip(scratch.pairs_of_rows(d)) {
         load_pairs_of_rows::<V, T>(|r| from.wrapping_add(s.head_index(row + r) * d), rows, d, to);
-        complete_rows_of_pairs::<V>(to, rows.div_ceil(2), round_up_to_lanes(d));
+        zero_pad_rows_of_pairs::<V>(to, rows.div_ceil(2), round_up_to_lanes(d));
     }
 }
 
@@ -469,14 +469,14 @@ unsafe fn scores<V: Vector, T: Element>(
     scratch: &Scratch,
 ) {
     let s = &g.sequence;
-    let (d, words) = (s.head_dim, words_of::<V, T>(s.head_dim));
+    let (d, words) = (s.head_dim, word_contents_of_rows::<V, T>(s.head_dim));
     let cols = keys.div_ceil(LANES);
     for (a, b, c) in [(scratch.q, scratch.k_t, scratch.p), (scratch.d_o, scratch.v_t, scratch.ds)] {
         V::product(&SmallProduct {
             words,
             rows,
             a,
-            a_row: words.count(round_up_to_lanes(d)),
+            a_row: words.word_count(round_up_to_lanes(d)),
             a_inner: 1,
             inner: d,
             limits: std::ptr::null(),

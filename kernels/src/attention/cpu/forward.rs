@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Products read 32-bit *words*: f32 elements, or pairs of bf16 elements where the instruction set multiplies pairs
-//! ([`Words`]). Pairs of q and k are neighbours in a row, pairs of p and v belong to two adjacent keys. p is then
-//! rounded to bf16 before it is multiplied by v, as on a GPU's tensor cores.
+//! ([`WordContents`]). Pairs of q and k are neighbours in a row, pairs of p and v belong to two adjacent keys. p is
+//! then rounded to bf16 before it is multiplied by v, as on a GPU's tensor cores.
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
@@ -23,10 +23,10 @@ use reel_device::{DType, Element};
 
 use super::few::scores_of_few_rows;
 use super::load::{
-    complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
-    store_row_rounded, words_of,
+    load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows, store_row_rounded,
+    word_contents_of_rows, zero_pad_rows_of_pairs,
 };
-use super::product::{SmallProduct, Words};
+use super::product::{SmallProduct, WordContents};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
 
@@ -63,7 +63,7 @@ pub struct RowTile<'a, T> {
 /// A block of keys, from key `start` on, of a tile's `sequences` sequences from `first_sequence` on. If there are
 /// several sequences, they share the block, and all their rows see the whole block.
 #[derive(Clone, Copy)]
-pub struct Visit {
+pub struct KeyBlockVisit {
     pub start: usize,
     pub first_sequence: usize,
     pub sequences: usize,
@@ -89,19 +89,19 @@ impl<T> RowTile<'_, T> {
 
     /// Returns the first visit to the block of keys from `start` on: of the first sequence, from sequence `from` on,
     /// that sees any of these keys, and of the sequences after it that share the block.
-    pub fn visit(&self, start: usize, from: usize) -> Option<Visit> {
+    pub fn find_visit(&self, start: usize, from: usize) -> Option<KeyBlockVisit> {
         let sees = |s: &SequenceArrays<'_, T>| self.visible_key_count(s) > start;
         let first_sequence = from + self.sequences[from..].iter().position(sees)?;
         let (sequence, others) = self.sequences[first_sequence..].split_first()?;
         let sharing = others.iter().take_while(|other| sequence.shares_block(start, other)).count();
-        Some(Visit { start, first_sequence, sequences: 1 + sharing })
+        Some(KeyBlockVisit { start, first_sequence, sequences: 1 + sharing })
     }
 
     /// Returns the visit after `visit`: the next sequences with the same block of keys, or the first sequences with the
     /// next block.
-    pub fn visit_after(&self, visit: Visit) -> Option<Visit> {
-        let same_block = self.visit(visit.start, visit.first_sequence + visit.sequences);
-        same_block.or_else(|| self.visit(visit.start + BLOCK_KEYS, 0))
+    pub fn visit_after(&self, visit: KeyBlockVisit) -> Option<KeyBlockVisit> {
+        let same_block = self.find_visit(visit.start, visit.first_sequence + visit.sequences);
+        same_block.or_else(|| self.find_visit(visit.start + BLOCK_KEYS, 0))
     }
 }
 
@@ -131,7 +131,7 @@ impl SoftmaxState {
     ///
     /// # Safety
     /// There are [`SoftmaxState::element_count`] elements at `p`.
-    pub unsafe fn at(p: *mut f32, rows: usize, head_dim: usize) -> SoftmaxState {
+    pub unsafe fn from_memory(p: *mut f32, rows: usize, head_dim: usize) -> SoftmaxState {
         let sums = p.add(rows * round_up_to_lanes(head_dim));
         SoftmaxState { o: p, sums, row_max: sums.add(rows * LANES) }
     }
@@ -197,10 +197,10 @@ impl<T: Element> VectorCode for TileTask<'_, T> {
         let TileTask { tile, scratch } = self;
         let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
         let scratch = Scratch::at(scratch, rows, d);
-        let total = SoftmaxState::at(scratch.rest, rows, d);
-        let part = SoftmaxState::at(scratch.rest.add(SoftmaxState::element_count(rows, d)), rows, d);
-        prefetch::<V, T>(tile, tile.visit(0, 0));
-        load_queries(words_of::<V, T>(d), tile, &scratch);
+        let total = SoftmaxState::from_memory(scratch.rest, rows, d);
+        let part = SoftmaxState::from_memory(scratch.rest.add(SoftmaxState::element_count(rows, d)), rows, d);
+        prefetch::<V, T>(tile, tile.find_visit(0, 0));
+        load_queries(word_contents_of_rows::<V, T>(d), tile, &scratch);
         segment::<V, T>(tile, 0, total, &scratch);
         for index in 1..tile.segment_count() {
             segment::<V, T>(tile, index, part, &scratch);
@@ -228,9 +228,9 @@ impl<T: Element> VectorCode for SegmentTask<'_, T> {
         let SegmentTask { tile, index, state, scratch } = self;
         let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
         let scratch = Scratch::at(scratch, rows, d);
-        prefetch::<V, T>(tile, tile.visit(index * SEGMENT_KEYS, 0));
-        load_queries(words_of::<V, T>(d), tile, &scratch);
-        segment::<V, T>(tile, index, SoftmaxState::at(state, rows, d), &scratch);
+        prefetch::<V, T>(tile, tile.find_visit(index * SEGMENT_KEYS, 0));
+        load_queries(word_contents_of_rows::<V, T>(d), tile, &scratch);
+        segment::<V, T>(tile, index, SoftmaxState::from_memory(state, rows, d), &scratch);
     }
 }
 
@@ -250,9 +250,9 @@ impl<T: Element> VectorCode for MergeTask<'_, T> {
     unsafe fn run<V: Vector>(self) {
         let MergeTask { tile, states } = self;
         let (d, rows) = (tile.sequences[0].head_dim, tile.row_count());
-        let total = SoftmaxState::at(states, rows, d);
+        let total = SoftmaxState::from_memory(states, rows, d);
         for index in 1..tile.segment_count() {
-            let part = SoftmaxState::at(states.add(index * SoftmaxState::element_count(rows, d)), rows, d);
+            let part = SoftmaxState::from_memory(states.add(index * SoftmaxState::element_count(rows, d)), rows, d);
             merge::<V, T>(tile, index, total, part);
         }
         finish::<V, T>(tile, total);
@@ -262,8 +262,8 @@ impl<T: Element> VectorCode for MergeTask<'_, T> {
 /// Prefetches the keys and values of `visit`, or of the first visit of the next tile if there is none. The keys of one
 /// head are far apart in memory, so hardware prefetchers do not find them.
 #[inline(always)]
-unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, visit: Option<Visit>) {
-    let of_next = || tile.next.and_then(|next| Some((next, next.visit(0, 0)?)));
+unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, visit: Option<KeyBlockVisit>) {
+    let of_next = || tile.next.and_then(|next| Some((next, next.find_visit(0, 0)?)));
     let Some((tile, visit)) = visit.map(|visit| (tile, visit)).or_else(of_next) else { return };
     let s = &tile.sequences[visit.first_sequence];
     let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - visit.start);
@@ -281,12 +281,12 @@ unsafe fn prefetch<V: Vector, T: Element>(tile: &RowTile<'_, T>, visit: Option<V
 }
 
 #[inline(always)]
-unsafe fn load_queries<T: Element>(words: Words, tile: &RowTile<'_, T>, scratch: &Scratch) {
+unsafe fn load_queries<T: Element>(words: WordContents, tile: &RowTile<'_, T>, scratch: &Scratch) {
     let mut to = scratch.q;
     for s in tile.sequences {
         for r in 0..tile.rows {
             load_row(words, s.q.add(s.head_index(tile.first + r) * s.head_dim), s.head_dim, to);
-            to = to.add(words.count(s.head_dim));
+            to = to.add(words.word_count(s.head_dim));
         }
     }
 }
@@ -301,15 +301,15 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
     for c in (0..round_up_to_lanes(rows) + ROWS).step_by(LANES) {
         V::splat(f32::NEG_INFINITY).store(state.row_max.add(c));
     }
-    let mut coming = tile.visit(index * SEGMENT_KEYS, 0);
+    let mut coming = tile.find_visit(index * SEGMENT_KEYS, 0);
     while let Some(visit) = coming.filter(|visit| visit.start < (index + 1) * SEGMENT_KEYS) {
         coming = tile.visit_after(visit);
         let s = &tile.sequences[visit.first_sequence];
         let joined = s.joined_block(visit.start, tile.visible_key_count(s), scratch.joined);
         let s = joined.as_ref().unwrap_or(s);
-        match words_of::<V, T>(d) {
-            Words::Elements => block::<V, T, T, false>(tile, s, s, visit, coming, state, scratch),
-            Words::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), visit, coming, state, scratch),
+        match word_contents_of_rows::<V, T>(d) {
+            WordContents::Elements => block::<V, T, T, false>(tile, s, s, visit, coming, state, scratch),
+            WordContents::Pairs => block::<V, T, f32, true>(tile, s, &s.pairs(), visit, coming, state, scratch),
         }
     }
 }
@@ -322,12 +322,12 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     tile: &RowTile<'_, T>,
     s: &SequenceArrays<'_, T>,
     keyed: &SequenceArrays<'_, W>,
-    visit: Visit,
-    coming: Option<Visit>,
+    visit: KeyBlockVisit,
+    coming: Option<KeyBlockVisit>,
     state: SoftmaxState,
     scratch: &Scratch,
 ) {
-    let words = if PAIRS { Words::Pairs } else { Words::Elements };
+    let words = if PAIRS { WordContents::Pairs } else { WordContents::Elements };
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
     let start = visit.start;
     let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - start);
@@ -348,7 +348,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
         }
     }
     if PAIRS && !few {
-        complete_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
+        zero_pad_rows_of_pairs::<V>(scratch.k, row_words, BLOCK_KEYS);
     }
     let (values, value_stride) = values::<V, T>(words, s, start, keys, scratch.v);
     prefetch::<V, T>(tile, coming);
@@ -408,7 +408,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
 /// values stay where they are if whole vectors can be read there; others are copied to `copy`.
 #[inline(always)]
 unsafe fn values<V: Vector, T: Element>(
-    words: Words,
+    words: WordContents,
     s: &SequenceArrays<'_, T>,
     start: usize,
     keys: usize,
@@ -421,17 +421,17 @@ unsafe fn values<V: Vector, T: Element>(
     for j in (0..keys).step_by(LANES) {
         let (from, count) = (s.v.wrapping_offset(s.key_offset(start + j)), LANES.min(keys - j));
         match words {
-            Words::Elements => {
+            WordContents::Elements => {
                 load_zero_padded_rows::<V, T>(from, s.key_stride, count, d, copy.add(j * padded));
             }
-            Words::Pairs => {
+            WordContents::Pairs => {
                 let row = |i: usize| from.wrapping_add(i * s.key_stride);
                 load_pairs_of_rows::<V, T>(row, count, d, copy.add(j / 2 * padded));
             }
         }
     }
-    if words == Words::Pairs {
-        complete_rows_of_pairs::<V>(copy, keys.div_ceil(2), padded);
+    if words == WordContents::Pairs {
+        zero_pad_rows_of_pairs::<V>(copy, keys.div_ceil(2), padded);
     }
     (copy, padded)
 }

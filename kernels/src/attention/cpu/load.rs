@@ -6,23 +6,27 @@ use half::bf16;
 use reel_device::{DType, Element};
 
 use super::forward::round_up_to_lanes;
-use super::product::Words;
+use super::product::WordContents;
 use super::sequence::BLOCK_KEYS;
 use super::vector::{LANES, Vector};
 
 /// Returns the words in which vectors of type `V` multiply rows of `head_dim` elements of T: pairs of bf16 if the
 /// instruction set multiplies pairs and a row is a whole number of them.
 #[inline(always)]
-pub fn words_of<V: Vector, T: Element>(head_dim: usize) -> Words {
-    if V::PAIRS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) { Words::Pairs } else { Words::Elements }
+pub fn word_contents_of_rows<V: Vector, T: Element>(head_dim: usize) -> WordContents {
+    if V::PAIRS && T::DTYPE == DType::BF16 && head_dim.is_multiple_of(2) {
+        WordContents::Pairs
+    } else {
+        WordContents::Elements
+    }
 }
 
 /// Copies `len` elements, which become f32 or stay bf16.
 #[inline(always)]
-pub unsafe fn load_row<T: Element>(words: Words, from: *const T, len: usize, to: *mut f32) {
+pub unsafe fn load_row<T: Element>(words: WordContents, from: *const T, len: usize, to: *mut f32) {
     match words {
-        Words::Elements => load_row_as_f32(from, len, to),
-        Words::Pairs => std::ptr::copy_nonoverlapping(from, to.cast(), len),
+        WordContents::Elements => load_row_as_f32(from, len, to),
+        WordContents::Pairs => std::ptr::copy_nonoverlapping(from, to.cast(), len),
     }
 }
 
@@ -91,7 +95,7 @@ pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
 /// Writes zeros after `rows` rows of `row_words` words, up to a multiple of 16 rows: products of pairs read that many
 /// rows.
 #[inline(always)]
-pub unsafe fn complete_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
+pub unsafe fn zero_pad_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
     for word in (rows * row_words..round_up_to_lanes(rows) * row_words).step_by(LANES) {
         V::splat(0.0).store(to.add(word));
     }

@@ -25,7 +25,7 @@ use reel_device::launch::view::slice_at;
 use reel_device::{Element, Team};
 
 use super::{BwdParams, FwdParams};
-use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredGradients, VisitingQueries};
+use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredScoreGradients, VisitingQueries};
 use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
 pub(crate) use sequence::{BLOCK_KEYS, SequenceArrays};
 use std::cell::RefCell;
@@ -41,7 +41,8 @@ struct Line([f32; LANES]);
 thread_local! {
     /// Working memory that each thread keeps between tasks.
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-    /// Gradients of scores, in the thread that launches a backward pass: at most [`backward::MAX_STORED_GRADIENTS`].
+    /// Gradients of scores, in the thread that launches a backward pass: at most
+    /// [`backward::MAX_STORED_SCORE_GRADIENTS`].
     static STORED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -330,7 +331,7 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
 /// The machine supports `isa`; the addresses cover what [`BwdParams`] says.
 pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     // SAFETY: the conditions of this function.
-    unsafe { bwd_storing::<T>(isa, p, team, backward::MAX_STORED_GRADIENTS) }
+    unsafe { bwd_with_stored_limit::<T>(isa, p, team, backward::MAX_STORED_SCORE_GRADIENTS) }
 }
 
 /// Runs [`bwd_on`] and stores the gradients of the scores if they are at most `max_stored` elements. The results are
@@ -338,7 +339,7 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
 ///
 /// # Safety
 /// The conditions of [`bwd_on`].
-pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Team, max_stored: usize) {
+pub(super) unsafe fn bwd_with_stored_limit<T: Element>(isa: Isa, p: &BwdParams, team: &Team, max_stored: usize) {
     let (seqs, kv_heads) = (p.seqs as usize, p.kv_heads as usize);
     let forward = p.forward_params();
     // SAFETY: the addresses are valid as `BwdParams` documents.
@@ -356,7 +357,7 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
     let (mut offsets, mut stored_count) = (Vec::new(), 0);
     let stride_of = |seq: usize| {
         let [(_, own), (_, prefix)] = packed.ranges[seq];
-        StoredGradients::stride(prefix + own)
+        StoredScoreGradients::stride(prefix + own)
     };
     for seq in 0..seqs {
         offsets.push(stored_count);
@@ -370,7 +371,7 @@ pub(super) unsafe fn bwd_storing<T: Element>(isa: Isa, p: &BwdParams, team: &Tea
     let stored = Shared(memory.as_mut_ptr().cast());
     let stored_of = |seq: usize, kv_head: usize| {
         let rows = packed.ranges[seq][0].1 * group;
-        stores.then(|| StoredGradients {
+        stores.then(|| StoredScoreGradients {
             rows: stored.at(offsets[seq] + kv_head * rows * stride_of(seq)),
             stride: stride_of(seq),
         })

@@ -11,7 +11,7 @@ use super::vector::{LANES, Vector, VectorCode};
 
 /// What the 32-bit words of the operands of a [`SmallProduct`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Words {
+pub enum WordContents {
     /// f32 elements.
     Elements,
     /// Pairs of bf16 elements that are neighbours along the inner index, the first one in the lower half. Only for
@@ -19,13 +19,13 @@ pub enum Words {
     Pairs,
 }
 
-impl Words {
+impl WordContents {
     /// Returns the number of words of `elements` elements.
     #[inline(always)]
-    pub fn count(self, elements: usize) -> usize {
+    pub fn word_count(self, elements: usize) -> usize {
         match self {
-            Words::Elements => elements,
-            Words::Pairs => elements.div_ceil(2),
+            WordContents::Elements => elements,
+            WordContents::Pairs => elements.div_ceil(2),
         }
     }
 }
@@ -35,7 +35,7 @@ impl Words {
 /// size of the instruction set.
 pub struct SmallProduct {
     /// Whether the words of `a` and `b` are f32 elements or pairs of bf16.
-    pub words: Words,
+    pub words: WordContents,
     /// Number of rows of `a` and `c`.
     pub rows: usize,
     /// Word `(r, k)` of `a` is at `r * a_row + k * a_inner`.
@@ -64,7 +64,7 @@ pub struct SmallProduct {
 impl SmallProduct {
     /// Returns the number of products that are added up for each element of row `row`.
     #[inline(always)]
-    pub unsafe fn length(&self, row: usize) -> usize {
+    pub unsafe fn inner_length_of_row(&self, row: usize) -> usize {
         if self.limits.is_null() { self.inner } else { self.limits.add(row).read() }
     }
 }
@@ -77,9 +77,9 @@ impl VectorCode for &SmallProduct {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         match self.words {
-            Words::Pairs if V::DOTS => panels::<V, true>(self),
-            Words::Pairs => unreachable!("pairs of bf16 need bf16 dot products or AMX tiles"),
-            Words::Elements => panels::<V, false>(self),
+            WordContents::Pairs if V::DOTS => panels::<V, true>(self),
+            WordContents::Pairs => unreachable!("pairs of bf16 need bf16 dot products or AMX tiles"),
+            WordContents::Elements => panels::<V, false>(self),
         }
     }
 }
@@ -132,7 +132,7 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
     let mut sums = [[V::splat(0.0); C]; R];
     let (mut a, rows) = (p.a.add(row * p.a_row), RowOffsets::new(p.a_row));
     let mut b = p.b.add(col * LANES);
-    let limit = |r: usize| p.length(row + r);
+    let limit = |r: usize| p.inner_length_of_row(row + r);
     let common = limit(0) / per_word;
     for _ in 0..common {
         let mut line = [V::splat(0.0); C];

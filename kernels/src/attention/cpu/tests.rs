@@ -67,7 +67,7 @@ fn a_tile_has_no_more_sequences_than_leave_work_for_every_thread() {
 fn a_tile_reads_a_block_once_for_all_sequences_that_share_it() {
     let sequences = [decoded((&[1, 2, 3], 192)), decoded((&[1, 2, 4], 130)), decoded((&[1, 5], 100))];
     let tile = RowTile { sequences: &sequences, first: 0, rows: HEADS_PER_KEY_HEAD, next: None };
-    let visits: Vec<_> = std::iter::successors(tile.visit(0, 0), |&visit| tile.visit_after(visit))
+    let visits: Vec<_> = std::iter::successors(tile.find_visit(0, 0), |&visit| tile.visit_after(visit))
         .map(|visit| (visit.start, visit.first_sequence, visit.sequences))
         .collect();
     assert_eq!(visits, [(0, 0, 3), (64, 0, 2), (64, 2, 1), (128, 0, 1), (128, 1, 1)]);

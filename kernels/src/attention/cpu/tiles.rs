@@ -38,18 +38,18 @@ struct PackedRows([[MaybeUninit<[f32; TILE]>; MAX_STEPS]; 2]);
 #[repr(C, align(64))]
 struct Sums([MaybeUninit<[f32; TILE]>; 4]);
 
-/// Computes a product of [`Words::Pairs`](super::product::Words).
+/// Computes a product of [`WordContents::Pairs`](super::product::WordContents).
 ///
 /// # Safety
 /// The tiles of this thread are configured (`Tiles`), and the processor has AVX-512 F and BW; the
 /// pointers cover what [`SmallProduct`] documents.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn product(p: &SmallProduct) {
+pub unsafe fn multiply_with_amx(p: &SmallProduct) {
     let mut packed = PackedRows([[MaybeUninit::uninit(); MAX_STEPS]; 2]);
     for row in (0..p.rows).step_by(2 * LANES) {
         let rows = (2 * LANES).min(p.rows - row);
         // Lengths do not decrease from row to row, so the last row has the longest sum.
-        let steps = p.length(row + rows - 1).div_ceil(2 * LANES);
+        let steps = p.inner_length_of_row(row + rows - 1).div_ceil(2 * LANES);
         let all = steps <= MAX_STEPS;
         if all {
             pack(p, row, rows, 0, steps, &mut packed);
@@ -60,7 +60,7 @@ pub unsafe fn product(p: &SmallProduct) {
             // Whole tiles of a product that overwrites c go there directly.
             let direct = p.alpha.is_null() && rows.is_multiple_of(LANES) && col + 1 < p.cols;
             let c = p.c.wrapping_add(row * p.c_row + col * LANES);
-            let mut call = TileCall {
+            let mut call = TileProductArgs {
                 a: packed.0.each_ref().map(|tile| tile.as_ptr().cast()),
                 b: [0, usize::from(col + 1 < p.cols)].map(|i| p.b.wrapping_add((col + i) * LANES)),
                 b_row: 4 * p.b_row,
@@ -103,7 +103,7 @@ unsafe fn pack(p: &SmallProduct, row: usize, rows: usize, first: usize, steps: u
             let (to, word) = (to.as_mut_ptr().cast::<f32>(), (first + step) * LANES);
             if p.a_inner == 1 {
                 for r in 0..LANES {
-                    let left = if r < rows { p.length(row + r).saturating_sub(2 * word) } else { 0 };
+                    let left = if r < rows { p.inner_length_of_row(row + r).saturating_sub(2 * word) } else { 0 };
                     // The mask has one bit for each element of the row.
                     let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
                     let x = _mm512_maskz_loadu_epi16(mask, p.a.wrapping_add((row + r) * p.a_row + word).cast());
@@ -141,7 +141,7 @@ unsafe fn combine(p: &SmallProduct, row: usize, rows: usize, col: usize, sums: *
 
 /// The operands of a block of sums. Distances are in bytes.
 #[repr(C)]
-struct TileCall {
+struct TileProductArgs {
     /// The two tiles of rows of the first step; the tiles of later steps follow without gaps.
     a: [*const f32; 2],
     /// The two tiles of pairs of the first step. `b_row`: distance of two rows of a tile; `b_step`: distance of the
@@ -164,7 +164,7 @@ macro_rules! tile_function {
         /// # Safety
         /// The tiles of this thread are configured; the tiles of all steps are readable, and the memory of the sums is
         /// writable.
-        unsafe fn $name(call: &TileCall) {
+        unsafe fn $name(call: &TileProductArgs) {
             // SAFETY: the instructions access the tiles of the call and change no register that is not named.
             unsafe {
                 asm!(
@@ -208,14 +208,14 @@ macro_rules! tile_function {
                     "tilestored [{c0} + {c_row}*1 + 64], tmm1",
                     $store_second,
                     call = in(reg) std::ptr::from_ref(call),
-                    a = const offset_of!(TileCall, a),
-                    b = const offset_of!(TileCall, b),
-                    b_row_at = const offset_of!(TileCall, b_row),
-                    b_step = const offset_of!(TileCall, b_step),
-                    steps = const offset_of!(TileCall, steps),
-                    c = const offset_of!(TileCall, c),
-                    c_row_at = const offset_of!(TileCall, c_row),
-                    add = const offset_of!(TileCall, add),
+                    a = const offset_of!(TileProductArgs, a),
+                    b = const offset_of!(TileProductArgs, b),
+                    b_row_at = const offset_of!(TileProductArgs, b_row),
+                    b_step = const offset_of!(TileProductArgs, b_step),
+                    steps = const offset_of!(TileProductArgs, steps),
+                    c = const offset_of!(TileProductArgs, c),
+                    c_row_at = const offset_of!(TileProductArgs, c_row),
+                    add = const offset_of!(TileProductArgs, add),
                     line = out(reg) _,
                     a0 = out(reg) _,
                     a1 = out(reg) _,

@@ -1,10 +1,10 @@
 use super::*;
-use crate::checks::on_sim;
+use crate::checks::run_test_on_sim;
 use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn rows_move_once() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (tokens, hidden, vocab, placed) = (512u32, 2048u32, 700, 384);
         // All ids differ, because the memory traffic for a repeated id depends on how often it occurs.
         let ids: Vec<i32> = (0..tokens as i32).collect();

@@ -5,7 +5,7 @@ use reel_device::{DType, Kernel};
 
 use super::super::{gemm, plan};
 use super::{FIXED, FORMS, Given, OperandLayout};
-use crate::checks::{on_sim, simulated_run_on};
+use crate::checks::{run_and_count_on, run_test_on_sim};
 
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
@@ -31,13 +31,13 @@ fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(OperandLayout) -> bool) {
     let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
     let added = [gemm::FWD, gemm::DX, gemm::DW].map(|form| (form, form.kernel(), true));
     let fixed = FIXED.map(|(form, kernel): (OperandLayout, &'static Kernel)| (form, kernel, false));
-    on_sim(|| {
+    run_test_on_sim(|| {
         for (form, kernel, accumulate) in fixed.into_iter().chain(chosen).chain(added).filter(|(f, ..)| selects(*f)) {
             let given = Given::new(form, shape, false, accumulate, 1.0);
             let bits_and_counts = |arch: &Arch, seed| {
                 let c = given.output();
                 let launch = form.launch(kernel, &given.params(&c));
-                let count = simulated_run_on(&launch, arch, seed);
+                let count = run_and_count_on(&launch, arch, seed);
                 let Launch::Kernel(launch) = launch else { unreachable!("the form launches a kernel") };
                 (c.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), count, scheduled_bytes(&launch, &given))
             };
@@ -75,7 +75,7 @@ fn tiles_of_the_gradient_of_the_weight_have_the_bits_of_the_plain_kernel() {
 fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let given = Given::new(gemm::DW, [64, 64, 72], false, false, 1.0);
     let c = given.output();
-    let good = gemm::DW.product(&given.params(&c));
+    let good = gemm::DW.matmul_of_params(&given.params(&c));
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));

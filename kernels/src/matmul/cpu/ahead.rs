@@ -43,7 +43,7 @@ impl PrefetchCursor {
             }
             Unit::GroupedF32 | Unit::GroupedPair | Unit::GroupedWidened => (source.base, 0, 0, 0),
             Unit::Int8 | Unit::Int8Pair => {
-                let at = int8::group_at(source, part.row, elements * part.unit);
+                let at = int8::element_address_in_group(source, part.row, elements * part.unit);
                 (at, part.rows.div_ceil(INT8_GROUP), elements * part.units * INT8_GROUP, source.k * INT8_GROUP)
             }
         };
@@ -107,8 +107,8 @@ mod tests {
             let lines: Vec<usize> = std::iter::from_fn(|| ahead.next_line()).map(|at| at as usize).collect();
             let element = unit.element();
             let address = |r: usize, u: usize, second: usize| match unit {
-                Unit::Int8 => int8::group_at(&source, r, u) as usize + r % group,
-                Unit::Int8Pair => int8::group_at(&source, r, 2 * u + second) as usize + r % group,
+                Unit::Int8 => int8::element_address_in_group(&source, r, u) as usize + r % group,
+                Unit::Int8Pair => int8::element_address_in_group(&source, r, 2 * u + second) as usize + r % group,
                 Unit::Pair if transposed => base as usize + ((2 * u + second) * source.rows + r) * element,
                 Unit::Pair => base as usize + (r * k + 2 * u + second) * element,
                 _ if transposed => base as usize + (u * source.rows + r) * element,

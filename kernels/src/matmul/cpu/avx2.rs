@@ -3,7 +3,7 @@
 
 use super::portable::{self, multiply_tile};
 use super::{
-    Code, DEFAULT_PASSES, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, Tile, Unit,
+    Code, DEFAULT_PASSES, FewRowsProduct, Part, PrefetchCursor, RowsOfMatrixA, Source, SumRows, Sums, TileFn, Unit,
     few_rows_product_for_plain_b, groups, int8,
 };
 use std::arch::x86_64::*;
@@ -13,7 +13,7 @@ pub(super) static F32: Code = Code {
     mr: 6,
     nr: 16,
     tiles: &{
-        let tiles: [Tile; 6] = [fixed::<1>, fixed::<2>, fixed::<3>, fixed::<4>, fixed::<5>, fixed::<6>];
+        let tiles: [TileFn; 6] = [fixed::<1>, fixed::<2>, fixed::<3>, fixed::<4>, fixed::<5>, fixed::<6>];
         tiles
     },
     direct: None,
@@ -135,13 +135,13 @@ unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
 /// # Safety
 /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; `rows` rows of `b` exist from
 /// `row`, and `to` has `m` rows of 16 sums.
-unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
+unsafe fn thin(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, rows: usize, to: SumRows) {
     let a = a.words;
     for first in [0, 8] {
         let rows = rows.saturating_sub(first).min(8);
         // SAFETY: `a`, `b` and `to` are as documented above; this is one half of the 16 rows of `b`.
         unsafe {
-            let (row, to) = (row + first, to.from(0, first));
+            let (row, to) = (row + first, to.rows_from(0, first));
             match (m, b.unit) {
                 (1, Unit::Widened) => thin_rows::<1, true>(a, b, row, rows, to),
                 (2, Unit::Widened) => thin_rows::<2, true>(a, b, row, rows, to),
@@ -194,6 +194,6 @@ unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     }
     for m in 0..M {
         // SAFETY: row `m` of `to` has at least 8 sums from its first column on.
-        unsafe { _mm256_storeu_ps(to.at(m, 0), sums[m]) };
+        unsafe { _mm256_storeu_ps(to.sum_address(m, 0), sums[m]) };
     }
 }

@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use reel_device::cpu::simd::row_steps::{RowOffsets, hide_address};
 
 use super::{
-    Code, DEFAULT_PASSES, Direct, DirectTiles, FewRowsProduct, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums,
-    Tile, Unit, few_rows_product_for_plain_b, groups, int8,
+    Code, DEFAULT_PASSES, Direct, DirectTiles, FewRowsProduct, Part, PrefetchCursor, RowsOfMatrixA, Source, SumRows,
+    Sums, TileFn, Unit, few_rows_product_for_plain_b, groups, int8,
 };
 
 /// Makes an array of the instances of a tile function, for 1 to 12 rows of A.
@@ -37,7 +37,7 @@ macro_rules! tiles {
 pub(super) static F32: Code = Code {
     mr: 12,
     nr: 32,
-    tiles: tiles!(Tile, tile_f32),
+    tiles: tiles!(TileFn, tile_f32),
     direct: Some(&DirectTiles { rows: tiles!(Direct, tile_rows), columns: tiles!(Direct, tile_columns) }),
     pack,
     pack_int8: int8::avx512::pack,
@@ -52,7 +52,7 @@ pub(super) static F32: Code = Code {
 pub(super) static BF16: Code = Code {
     mr: 12,
     nr: 32,
-    tiles: tiles!(Tile, tile_bf16),
+    tiles: tiles!(TileFn, tile_bf16),
     direct: Some(&DirectTiles { rows: tiles!(Direct, tile_bf16_rows), columns: &[] }),
     pack,
     pack_int8: int8::avx512::pack,
@@ -252,7 +252,7 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-pub(super) unsafe fn load_some(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
+pub(super) unsafe fn load_partial_rows(at: *const u8, stride: usize, rows: usize, bytes: usize) -> [__m512i; 16] {
     let mask = if bytes >= 64 { !0 } else { (1u32 << (bytes / 2)) - 1 };
     let mut r = [_mm512_setzero_si512(); 16];
     for i in 0..16 {
@@ -321,7 +321,7 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     for u in (whole * chunk..part.units).step_by(chunk) {
         let at = (part.unit + u) * unit.bytes();
         // SAFETY: reads bytes `at .. end` of rows that exist.
-        let columns = transpose(unsafe { load_some(row.add(at), stride, part.rows, end - at) });
+        let columns = transpose(unsafe { load_partial_rows(row.add(at), stride, part.rows, end - at) });
         let left = part.units - u;
         // SAFETY: `dst` has room for `part.units` units, and `u` is below that.
         let dst = unsafe { dst.add(u * width) };
@@ -428,7 +428,7 @@ macro_rules! thin {
         /// # Safety
         /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 24; `rows` rows of `b`
         /// exist from `row`, and `to` has `m` rows of 16 sums.
-        unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
+        unsafe fn $name(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, rows: usize, to: SumRows) {
             let a = a.words;
             // SAFETY: the conditions of this function are those of `$inner`.
             unsafe {
@@ -513,13 +513,13 @@ macro_rules! thin {
                 // SAFETY: `stride - c * 64` bytes are left in each of the `rows` rows, and `a` holds the units in
                 // them.
                 unsafe {
-                    let columns = transpose(load_some(base.add(c * 64), stride, rows, stride - c * 64));
+                    let columns = transpose(load_partial_rows(base.add(c * 64), stride, rows, stride - c * 64));
                     $advance(&mut sums, columns, a.add(c * chunk * M), units - c * chunk);
                 }
             }
             for m in 0..M {
                 // SAFETY: `to` has M rows of 16 sums.
-                unsafe { _mm512_storeu_ps(to.at(m, 0), sums[m]) };
+                unsafe { _mm512_storeu_ps(to.sum_address(m, 0), sums[m]) };
             }
         }
     };
@@ -530,7 +530,7 @@ thin!(thin_bf16, thin_rows_bf16, advance_bf16, "avx512f,avx512bw,avx512bf16", bf
 
 /// # Safety
 /// The conditions of [`thin_f32`]; B may be f32 or bf16.
-unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
+unsafe fn thin(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, rows: usize, to: SumRows) {
     // SAFETY: the conditions of this function are those of `thin_f32` and `thin_widened`.
     unsafe {
         match b.unit {

@@ -17,7 +17,7 @@
 
 use reel_device::Team;
 
-use super::{DEFAULT_PASSES, FewRowsProduct, Pack, Packed, Part, RowsOfA, Source, SumRows, Unit};
+use super::{DEFAULT_PASSES, FewRowsProduct, Pack, Packed, Part, RowsOfMatrixA, Source, SumRows, Unit};
 #[cfg(target_arch = "x86_64")]
 use reel_device::cpu::simd::is_intel;
 use reel_device::launch::GROUP_ROWS;
@@ -35,7 +35,7 @@ const NEAR: usize = 384;
 
 /// Returns the address of unit `unit` (along k) of rows `row ..`, which lie in one group. The unit is an f32, a pair of
 /// bf16, or one element of a pair; for one element, the address is that of its pair.
-pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
+pub(super) fn unit_address_in_group(source: &Source, row: usize, unit: usize) -> *const u32 {
     let line = if source.unit == Unit::GroupedWidened { unit / 2 } else { unit };
     let lines = if source.unit == Unit::GroupedF32 { source.k } else { source.k.div_ceil(2) };
     let group = row / GROUP_ROWS * lines;
@@ -60,7 +60,7 @@ unsafe fn pack_with(source: &Source, part: Part, width: usize, dst: *mut u32, pr
             to.fill(0);
             continue;
         }
-        let from = line_at(source, part.row, unit);
+        let from = unit_address_in_group(source, part.row, unit);
         (0..width).step_by(16).for_each(|lane| prefetch(from.wrapping_add(AHEAD + lane)));
         // SAFETY: the group is stored whole, and `width` of its lanes from a multiple of `width` on lie in it.
         let from = unsafe { std::slice::from_raw_parts(from, width) };
@@ -132,7 +132,7 @@ pub(super) mod avx512 {
     /// The code for products with few rows of A and an f32 B in groups of 32 rows, with f32 multiply-adds.
     pub(in super::super) static THIN_F32: FewRowsProduct = thin(1, thin_elements);
 
-    const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> FewRowsProduct {
+    const fn thin(passes: usize, multiply: super::super::FewRowsProductFn) -> FewRowsProduct {
         FewRowsProduct { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
     }
 
@@ -184,7 +184,7 @@ pub(super) mod avx512 {
         /// True if one more line follows, of which only the first of two units exists.
         half: bool,
         /// The units of A.
-        a: RowsOfA,
+        a: RowsOfMatrixA,
         /// True if the products are added to the sums in memory; otherwise the sums start at 0.
         add: bool,
         /// The part of the next chunk of B to prefetch.
@@ -255,8 +255,8 @@ pub(super) mod avx512 {
             /// # Safety
             /// The processor has the named features; `a` holds the units of `m` rows, 1 to 36; the group with row `row`
             /// of B is stored, and `row` begins it; `to` has `m` rows of 32 sums.
-            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, _rows: usize, to: SumRows) {
-                let (blocks, group) = (m.div_ceil(BLOCK), line_at(b, row, 0));
+            unsafe fn $name(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, _rows: usize, to: SumRows) {
+                let (blocks, group) = (m.div_ceil(BLOCK), unit_address_in_group(b, row, 0));
                 let lines = b.k.div_ceil($elements);
                 let chunks = if blocks == 1 { 1 } else { lines.div_ceil(CHUNK).max(1) };
                 for chunk in 0..chunks {
@@ -269,13 +269,13 @@ pub(super) mod avx512 {
                             b: group.wrapping_add(start * LANES),
                             lines: end - start - usize::from(half),
                             half,
-                            a: a.at(first, start * $units),
+                            a: a.rows_from(first, start * $units),
                             add: start > 0,
                             next: Next::part(group.wrapping_add(end * LANES), end - start, block, blocks),
                         };
                         // SAFETY: the lines, the units of A and the sums lie inside their arrays.
                         unsafe {
-                            let to = to.from(first, 0);
+                            let to = to.rows_from(first, 0);
                             match (blocks, block) {
                                 (1, _) if is_intel() => $of_rows::<{ fetch::PREFETCH_TWICE }>(last - first, strip, to),
                                 (1, _) => $of_rows::<{ fetch::PREFETCH_ONCE }>(last - first, strip, to),
@@ -322,7 +322,7 @@ pub(super) mod avx512 {
                     for m in 0..M {
                         for j in 0..2 {
                             // SAFETY: `to` has M rows of 32 sums.
-                            sums[m][j] = unsafe { _mm512_loadu_ps(to.at(m, j * 16)) };
+                            sums[m][j] = unsafe { _mm512_loadu_ps(to.sum_address(m, j * 16)) };
                         }
                     }
                 }
@@ -361,7 +361,7 @@ pub(super) mod avx512 {
                 for m in 0..M {
                     for j in 0..2 {
                         // SAFETY: `to` has M rows of 32 sums.
-                        unsafe { _mm512_storeu_ps(to.at(m, j * 16), sums[m][j]) };
+                        unsafe { _mm512_storeu_ps(to.sum_address(m, j * 16), sums[m][j]) };
                     }
                 }
             }
@@ -405,7 +405,7 @@ pub(super) mod avx2 {
     /// # Safety
     /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the group with row `row` of B is
     /// stored, and `row` begins it; `to` has `m` rows of 32 sums.
-    unsafe fn thin<const WIDENED: bool>(m: usize, a: RowsOfA, b: &Source, row: usize, _: usize, to: SumRows) {
+    unsafe fn thin<const WIDENED: bool>(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, _: usize, to: SumRows) {
         let a = a.words;
         // SAFETY: the conditions of this function are those of `lanes`: together the calls have the 32 lanes.
         unsafe {
@@ -429,7 +429,7 @@ pub(super) mod avx2 {
     ) {
         let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
         let mut sums = [[_mm256_setzero_ps(); V]; M];
-        let base = line_at(b, row, 0).wrapping_add(lane);
+        let base = unit_address_in_group(b, row, 0).wrapping_add(lane);
         let (elements, twice) = (if WIDENED { 2 } else { 1 }, is_intel());
         for k in (0..b.k).step_by(elements) {
             let at = base.wrapping_add(k / elements * LANES);
@@ -466,7 +466,7 @@ pub(super) mod avx2 {
         for m in 0..M {
             for v in 0..V {
                 // SAFETY: `to` has M rows of 32 sums.
-                unsafe { _mm256_storeu_ps(to.at(m, lane + 8 * v), sums[m][v]) };
+                unsafe { _mm256_storeu_ps(to.sum_address(m, lane + 8 * v), sums[m][v]) };
             }
         }
     }

@@ -13,13 +13,13 @@
 
 use reel_device::launch::INT8_GROUP;
 
-use super::{DEFAULT_PASSES, FewRowsFn, FewRowsProduct, Part, RowsOfA, Source, SumRows, Unit};
+use super::{DEFAULT_PASSES, FewRowsProduct, FewRowsProductFn, Part, RowsOfMatrixA, Source, SumRows, Unit};
 
 /// Maximum number of columns of C (rows of B) in one call of a [`FewRowsProduct`] function.
 pub(super) const B_ROWS_PER_CALL: usize = 64;
 
 /// Describes a function that multiplies at most `most` packed rows of A with an int8 B.
-const fn thin_of(most: usize, multiply: FewRowsFn) -> FewRowsProduct {
+const fn thin_of(most: usize, multiply: FewRowsProductFn) -> FewRowsProduct {
     FewRowsProduct {
         most,
         passes: DEFAULT_PASSES,
@@ -35,7 +35,7 @@ const AHEAD: usize = 2048;
 const LINE: usize = 4;
 
 /// Returns the address of element `k` of the group of 16 rows that contains row `row`.
-pub(super) fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
+pub(super) fn element_address_in_group(source: &Source, row: usize, k: usize) -> *const u8 {
     source.base.wrapping_add((row / INT8_GROUP * source.k + k) * INT8_GROUP)
 }
 
@@ -56,7 +56,7 @@ pub(super) unsafe fn pack_plain(source: &Source, part: Part, width: usize, dst: 
             let row = part.row + lane;
             *word = if lane < part.rows && is_stored(source, row) {
                 // SAFETY: the group is stored, and the unit is one of its k.
-                let x = unsafe { *group_at(source, row, part.unit + u).add(row % INT8_GROUP) } as i8;
+                let x = unsafe { *element_address_in_group(source, row, part.unit + u).add(row % INT8_GROUP) } as i8;
                 (x as f32).to_bits()
             } else {
                 0
@@ -143,8 +143,8 @@ pub(super) mod avx512 {
                     // SAFETY: the group is stored and has element `k`; the one after it is read only if it exists.
                     unsafe {
                         match source.unit {
-                            Unit::Int8Pair => widen_pair(group_at(source, row, k), k + 1 < source.k),
-                            _ => _mm512_castps_si512(widen(group_at(source, row, k))),
+                            Unit::Int8Pair => widen_pair(element_address_in_group(source, row, k), k + 1 < source.k),
+                            _ => _mm512_castps_si512(widen(element_address_in_group(source, row, k))),
                         }
                     }
                 };
@@ -162,7 +162,7 @@ pub(super) mod avx512 {
     /// The processor has AVX-512 F and BW; the operand is int8; `row` begins a group; both blocks have room.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(in super::super) unsafe fn pack_panel(source: &Source, row: usize, pairs: Range<usize>, halves: [*mut u32; 2]) {
-        let groups = Groups { base: group_at(source, row, 0), k: source.k };
+        let groups = Groups { base: element_address_in_group(source, row, 0), k: source.k };
         let whole = pairs.start..pairs.end.min(source.k / 2).max(pairs.start);
         for (g, half) in halves.into_iter().enumerate() {
             if !is_stored(source, row + g * INT8_GROUP) {
@@ -228,7 +228,7 @@ pub(super) mod avx512 {
             /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 12; the groups with
             /// rows `row .. row + rows` of B are stored, and `row` is the first row of a group; `to` has `m` rows of
             /// sums.
-            unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
+            unsafe fn $name(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, rows: usize, to: SumRows) {
                 let a = a.words;
                 // SAFETY: the conditions of this function are those of `$sweep`.
                 unsafe {
@@ -260,10 +260,10 @@ pub(super) mod avx512 {
             ) {
                 let (count, mut group) = (rows.div_ceil(INT8_GROUP), 0);
                 while group < count {
-                    let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
+                    let at = Groups { base: element_address_in_group(b, row + group * INT8_GROUP, 0), k: b.k };
                     // SAFETY: the groups from `group` on are stored, and `to` has their columns.
                     unsafe {
-                        let to = to.from(0, group * INT8_GROUP);
+                        let to = to.rows_from(0, group * INT8_GROUP);
                         match count - group {
                             left if left >= G => {
                                 $groups::<M, G>(a, at, to);
@@ -303,7 +303,7 @@ pub(super) mod avx512 {
                 for m in 0..M {
                     for g in 0..G {
                         // SAFETY: row `m` of `to` has room for G groups of columns.
-                        unsafe { _mm512_storeu_ps(to.at(m, g * INT8_GROUP), sums[m][g]) };
+                        unsafe { _mm512_storeu_ps(to.sum_address(m, g * INT8_GROUP), sums[m][g]) };
                     }
                 }
             }
@@ -349,7 +349,7 @@ pub(super) mod avx2 {
             for half in [0, 8] {
                 // SAFETY: the group is stored and has this element; `dst` has room for it.
                 unsafe {
-                    let x = widen(group_at(source, part.row, part.unit + u).add(half));
+                    let x = widen(element_address_in_group(source, part.row, part.unit + u).add(half));
                     _mm256_storeu_ps(dst.add(u * width + half).cast(), x);
                 }
             }
@@ -359,7 +359,7 @@ pub(super) mod avx2 {
     /// # Safety
     /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row .. row
     /// + rows` of B are stored, and `row` is the first row of a group; `to` has `m` rows of sums.
-    unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
+    unsafe fn thin(m: usize, a: RowsOfMatrixA, b: &Source, row: usize, rows: usize, to: SumRows) {
         let a = a.words;
         let count = rows.div_ceil(INT8_GROUP);
         let at_once = match m {
@@ -369,11 +369,11 @@ pub(super) mod avx2 {
         };
         let mut group = 0;
         while group < count {
-            let at = Groups { base: group_at(b, row + group * INT8_GROUP, 0), k: b.k };
+            let at = Groups { base: element_address_in_group(b, row + group * INT8_GROUP, 0), k: b.k };
             let now = if count - group >= at_once { at_once } else { 1 };
             // SAFETY: the groups from `group` on are stored, and `to` has their columns.
             unsafe {
-                let to = to.from(0, group * INT8_GROUP);
+                let to = to.rows_from(0, group * INT8_GROUP);
                 match (m, now) {
                     (1, 4) => groups::<1, 4, 8>(a, at, to),
                     (1, _) => groups::<1, 1, 2>(a, at, to),
@@ -410,7 +410,7 @@ pub(super) mod avx2 {
         for m in 0..M {
             for h in 0..HALVES {
                 // SAFETY: row `m` of `to` has room for G groups of columns.
-                unsafe { _mm256_storeu_ps(to.at(m, h * 8), sums[m][h]) };
+                unsafe { _mm256_storeu_ps(to.sum_address(m, h * 8), sums[m][h]) };
             }
         }
     }

@@ -46,10 +46,10 @@ use reel_device::launch::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use reel_device::{DType, Element, Team};
 
 use ahead::PrefetchCursor;
-use store::{Destination, scale_columns, store};
+use store::{Destination, scale_add_bias_and_store, scale_columns};
 use thin::{
-    DEFAULT_PASSES, FewRowsFn, FewRowsProduct, MAX_TASK_BYTES, RowsOfA, SumRows, few_rows_product_for_plain_b,
-    run_count,
+    DEFAULT_PASSES, FewRowsProduct, FewRowsProductFn, MAX_TASK_BYTES, RowsOfMatrixA, SumRows,
+    few_rows_product_for_plain_b, run_count,
 };
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
@@ -159,8 +159,8 @@ struct Sums {
 
 /// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and at
 /// the same time prefetches the cache lines that `ahead` names.
-type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut PrefetchCursor);
-/// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
+type TileFn = unsafe fn(usize, *const u32, *const u32, Sums, &mut PrefetchCursor);
+/// A [`TileFn`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, Sums, &mut PrefetchCursor);
 /// A packing function: `pack(source, part, width, dst)` sets `dst[u][i]` to unit `u` of row `i` of the part, and lanes
@@ -180,7 +180,7 @@ struct Code {
     mr: usize,
     nr: usize,
     /// Tile functions for 1 to `mr` rows of A; the function for r rows has the index r − 1.
-    tiles: &'static [Tile],
+    tiles: &'static [TileFn],
     direct: Option<&'static DirectTiles>,
     pack: Pack,
     /// Packs an int8 B.
@@ -465,12 +465,12 @@ impl<'a, T: Element> Product<'a, T> {
 
     /// Returns the tile functions that read A without packing, and the address and strides of A; `None` if A must be
     /// packed.
-    fn direct(&self) -> Option<(&'static [Direct], RowsOfA)> {
+    fn direct(&self) -> Option<(&'static [Direct], RowsOfMatrixA)> {
         let tiles = self.code.direct?;
         if !self.a.transposed {
             return Some((tiles.rows, self.rows_of_a()?));
         }
-        let columns = RowsOfA { words: self.a.base.cast(), unit_words: self.m, row_words: 1 };
+        let columns = RowsOfMatrixA { words: self.a.base.cast(), unit_words: self.m, row_words: 1 };
         let is_small = self.a.unit == Unit::F32 && self.m * self.units * 4 <= DIRECT_COLUMNS;
         is_small.then_some((tiles.columns, columns))
     }
@@ -478,7 +478,7 @@ impl<'a, T: Element> Product<'a, T> {
     /// Returns the address and strides of A for reading it in place; `None` if its rows do not consist of whole aligned
     /// units, or if a dozen rows would share a few of the 64 sets of the first-level cache. Rows that are 2^i cache
     /// lines apart lie in 64 / 2^i sets.
-    fn rows_of_a(&self) -> Option<RowsOfA> {
+    fn rows_of_a(&self) -> Option<RowsOfMatrixA> {
         let row_bytes = self.a.k * self.a.unit.element();
         let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 5;
         let has_whole_units = match self.a.unit {
@@ -487,7 +487,7 @@ impl<'a, T: Element> Product<'a, T> {
             _ => false,
         };
         let fits = has_whole_units && !self.a.transposed && (self.units <= DIRECT_UNITS || is_spread);
-        fits.then(|| RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.units })
+        fits.then(|| RowsOfMatrixA { words: self.a.base.cast(), unit_words: 1, row_words: self.units })
     }
 
     /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B (`nr` rows each). Prefetches the
@@ -555,14 +555,14 @@ impl<'a, T: Element> Product<'a, T> {
                         let (acc, stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.n));
                         let to = Sums { at: acc, stride, continued: block > 0 };
                         let b = if in_place {
-                            groups::line_at(&self.b, panel * nr, unit)
+                            groups::unit_address_in_group(&self.b, panel * nr, unit)
                         } else {
                             b.add(i * step * nr).cast_const()
                         };
                         match self.direct() {
                             Some((direct, a)) => {
                                 let stride = a.row_words.max(a.unit_words);
-                                let a = a.at(first_row, unit).words;
+                                let a = a.rows_from(first_row, unit).words;
                                 direct[tile_rows - 1](units, a, stride, b, to, &mut ahead);
                             }
                             None => self.code.tiles[tile_rows - 1](units, a, b, to, &mut ahead),
@@ -598,6 +598,6 @@ impl<'a, T: Element> Product<'a, T> {
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[columns.clone()] };
         let start = row * self.n + columns.start;
         let to = Destination { c: &self.c, start, stride: self.n, columns: columns.len() };
-        store(acc, width, self.scale, bias, self.accumulate, to);
+        scale_add_bias_and_store(acc, width, self.scale, bias, self.accumulate, to);
     }
 }

@@ -1,13 +1,13 @@
 //! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
-use super::{Code, Part, PrefetchCursor, Source, Sums, Tile, Unit, groups, int8};
+use super::{Code, Part, PrefetchCursor, Source, Sums, TileFn, Unit, groups, int8};
 
 /// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
     mr: 6,
     nr: 8,
     tiles: &{
-        let tiles: [Tile; 6] = [plain::<1>, plain::<2>, plain::<3>, plain::<4>, plain::<5>, plain::<6>];
+        let tiles: [TileFn; 6] = [plain::<1>, plain::<2>, plain::<3>, plain::<4>, plain::<5>, plain::<6>];
         tiles
     },
     direct: None,

@@ -4,7 +4,7 @@ use reel_device::launch::view::OutputArray;
 use reel_device::{Element, simd_fn};
 
 /// The part of C that sums are stored to: `columns` elements of each row. The first row begins at index `start`, and
-/// rows are `stride` elements apart. The caller of [`store`] owns this part.
+/// rows are `stride` elements apart. The caller of [`scale_add_bias_and_store`] owns this part.
 pub(super) struct Destination<'a, T> {
     pub(super) c: &'a OutputArray<T>,
     pub(super) start: usize,
@@ -25,7 +25,7 @@ simd_fn! {
 simd_fn! {
     /// Multiplies sums by `scale`, adds bias and (with `accumulate`) the old C, and stores them. `acc` has rows of
     /// `width` sums; sums beyond the columns of `to` are left out.
-    pub(super) fn store<T: Element>(
+    pub(super) fn scale_add_bias_and_store<T: Element>(
         acc: &[f32],
         width: usize,
         scale: f32,

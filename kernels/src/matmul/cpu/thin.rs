@@ -20,7 +20,7 @@ pub(super) const DEFAULT_PASSES: usize = 3;
 
 /// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`FewRowsProduct::rows`]) unpacked
 /// rows of B from `row` on. If `rows` is [`FewRowsProduct::rows`], every sum of the `m` rows of `acc` is written.
-pub(super) type FewRowsFn = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
+pub(super) type FewRowsProductFn = unsafe fn(usize, RowsOfMatrixA, &Source, usize, usize, SumRows);
 
 /// Where rows of sums are written.
 #[derive(Clone, Copy)]
@@ -34,34 +34,34 @@ pub(super) struct SumRows {
 impl SumRows {
     /// Returns the address of the sum in row `row` and column `column`.
     #[inline(always)]
-    pub(super) fn at(self, row: usize, column: usize) -> *mut f32 {
+    pub(super) fn sum_address(self, row: usize, column: usize) -> *mut f32 {
         self.first.wrapping_add(row * self.stride + column)
     }
 
     /// Returns the sums from row `row` and column `column` on.
     #[inline(always)]
-    pub(super) fn from(self, row: usize, column: usize) -> SumRows {
-        SumRows { first: self.at(row, column), ..self }
+    pub(super) fn rows_from(self, row: usize, column: usize) -> SumRows {
+        SumRows { first: self.sum_address(row, column), ..self }
     }
 }
 
 /// Some rows of A. Unit `u` of row `i` is at `words[u * unit_words + i * row_words]`.
 #[derive(Clone, Copy)]
-pub(super) struct RowsOfA {
+pub(super) struct RowsOfMatrixA {
     pub(super) words: *const u32,
     pub(super) unit_words: usize,
     pub(super) row_words: usize,
 }
 
-impl RowsOfA {
+impl RowsOfMatrixA {
     /// Returns the rows from `row` on, each without the units along k before `unit`.
-    pub(super) fn at(self, row: usize, unit: usize) -> RowsOfA {
-        RowsOfA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
+    pub(super) fn rows_from(self, row: usize, unit: usize) -> RowsOfMatrixA {
+        RowsOfMatrixA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
     }
 }
 
 // SAFETY: the rows are only read while the product runs.
-unsafe impl Sync for RowsOfA {}
+unsafe impl Sync for RowsOfMatrixA {}
 
 /// A function for products with few rows of A.
 pub(super) struct FewRowsProduct {
@@ -77,11 +77,11 @@ pub(super) struct FewRowsProduct {
     /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; otherwise all calls get
     /// packed rows, `[units][m]`.
     pub(super) reads_rows_of_a: bool,
-    pub(super) multiply: FewRowsFn,
+    pub(super) multiply: FewRowsProductFn,
 }
 
 /// Describes a function for a B that is stored row by row. The caller sets `most` and `passes`.
-pub(super) const fn few_rows_product_for_plain_b(multiply: FewRowsFn) -> FewRowsProduct {
+pub(super) const fn few_rows_product_for_plain_b(multiply: FewRowsProductFn) -> FewRowsProduct {
     FewRowsProduct { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 
@@ -100,8 +100,8 @@ impl<T: Element> Product<'_, T> {
             unsafe { (self.code.pack)(&self.a, part, rows.len(), packed.at(rows.start * self.units)) };
         }
         let a_of = |rows: &std::ops::Range<usize>| match in_place {
-            Some(a) => a.at(rows.start, 0),
-            None => RowsOfA {
+            Some(a) => a.rows_from(rows.start, 0),
+            None => RowsOfMatrixA {
                 // SAFETY: the pass has packed its rows there.
                 words: unsafe { packed.at(rows.start * self.units) },
                 unit_words: rows.len(),

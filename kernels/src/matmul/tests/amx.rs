@@ -205,8 +205,12 @@ fn nothing_beyond_groups_is_accessed() {
             }
             let of_b = arrays[1].bytes();
             match b_dtype {
-                F32 => of_b.copy_from_slice(bytemuck::cast_slice(&formula::row_groups(&vec![1f32; n * k], n, k))),
-                _ => of_b.copy_from_slice(bytemuck::cast_slice(&formula::row_groups(
+                F32 => of_b.copy_from_slice(bytemuck::cast_slice(&formula::arrange_in_row_groups(
+                    &vec![1f32; n * k],
+                    n,
+                    k,
+                ))),
+                _ => of_b.copy_from_slice(bytemuck::cast_slice(&formula::arrange_in_row_groups(
                     &vec![half::bf16::ONE; n * k],
                     n,
                     k,

@@ -26,7 +26,7 @@ fn int8_has_the_bits_of_bf16_with_the_same_numbers() {
 fn int8_groups_hold_each_element_and_zeros() {
     for (n, k) in [(0, 3), (3, 0), (1, 1), (16, 5), (17, 4), (50, 3)] {
         let rows: Vec<i8> = (0..n * k).map(|i| (i % 251) as u8 as i8).collect();
-        let groups = int8_groups(&rows, n, k);
+        let groups = arrange_in_int8_groups(&rows, n, k);
         assert_eq!(groups.len(), n.next_multiple_of(16) * k);
         for (at, &x) in groups.iter().enumerate() {
             let (row, column) = (at / (16 * k) * 16 + at % 16, at / 16 % k);

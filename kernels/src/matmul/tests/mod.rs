@@ -12,7 +12,7 @@ use reel_device::cpu::simd::{Isa, best_isa, isa};
 use reel_device::launch::{Matmul, Operand, WeightGroups, group_elements};
 use reel_device::{Addr, Team};
 
-use super::{PRODUCT_CODE, cpu, formula, int8_groups};
+use super::{PRODUCT_CODE, arrange_in_int8_groups, cpu, formula};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded, check_within};
 
@@ -103,10 +103,10 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
 /// Returns the elements of a matrix `[n, k]` in the layout of groups for this dtype.
 fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
     if dtype == F32 {
-        return formula::row_groups(rows, n, k);
+        return formula::arrange_in_row_groups(rows, n, k);
     }
     let rows: Vec<half::bf16> = rows.iter().map(|&x| half::bf16::from_f32(x)).collect();
-    formula::row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
+    formula::arrange_in_row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
 }
 
 /// Runs the product of a test case with B (f32 or bf16) stored in groups, and returns C.
@@ -124,7 +124,8 @@ fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32>
 /// An int8 B has the scales of [`scales_of_b`].
 fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: impl FnOnce(&Matmul)) -> Vec<f32> {
     let int8 = c.dtypes[1] == I8;
-    let groups = int8_groups(&b.iter().map(|&x| x as i8).collect::<Vec<_>>(), if int8 { c.n } else { 0 }, c.k);
+    let groups =
+        arrange_in_int8_groups(&b.iter().map(|&x| x as i8).collect::<Vec<_>>(), if int8 { c.n } else { 0 }, c.k);
     let b_scale = scales_of_b(b, c);
     let stored = |x: &[f32], rows, dtype, transposed| {
         TestArray::new(dtype, &if transposed { transpose(x, rows, c.k) } else { x.to_vec() })

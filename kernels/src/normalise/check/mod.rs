@@ -3,7 +3,7 @@ use reel_device::DType::{self, BF16, F32};
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_scale};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{
-    DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
+    DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
 };
 
 checks!(
@@ -33,7 +33,7 @@ fn dx_bounds(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let (n, norm) = (formula::fwd(x), formula::l2_norm(x));
     let along: f64 = n.iter().zip(dy).map(|(n, d)| (n * d).abs()).sum();
     let bound = |(n, d): (&f64, &f64)| {
-        16.0 * F32_ROUNDING * (d.abs() + n.abs() * along) + n.abs() * f32_sum_error(x.len(), along)
+        16.0 * F32_HALF_ULP * (d.abs() + n.abs() * along) + n.abs() * f32_sum_error(x.len(), along)
     };
     n.iter().zip(dy).map(|terms| bound(terms) / norm).collect()
 }

@@ -1,10 +1,10 @@
 use super::*;
-use crate::checks::on_sim;
+use crate::checks::run_test_on_sim;
 use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn each_element_moves_once() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (rows, cols) = (64usize, 1152usize);
         for dtype in [F32, BF16] {
             let (x, dy) = (

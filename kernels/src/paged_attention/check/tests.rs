@@ -3,7 +3,7 @@ use reel_device::Arch;
 
 use super::*;
 use crate::paged_attention::{
-    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pairs_and_keys,
+    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pair_and_key_counts,
     workspace_bytes,
 };
 
@@ -125,7 +125,7 @@ fn the_launch_equals_the_packed_one() {
 
 #[test]
 fn work_counts_what_each_new_token_sees() {
-    assert_eq!(query_key_pairs_and_keys([(1, 10), (3, 3), (2, 5)]), (10.0 + 6.0 + 4.0 + 5.0, 18.0));
+    assert_eq!(query_key_pair_and_key_counts([(1, 10), (3, 3), (2, 5)]), (10.0 + 6.0 + 4.0 + 5.0, 18.0));
     let params = Params {
         tokens: 1,
         seqs: 1,
@@ -266,7 +266,7 @@ fn decode_on_hopper_is_one_block_per_multiprocessor_and_a_merge_of_segments() {
 
 #[test]
 fn keys_are_read_once_and_without_bank_conflicts() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for (seqs, keys, kv_heads, with_workspace) in [(1, 4096, 1, true), (3, 1024, 2, true), (1, 1024, 1, false)] {
             for hopper in [false, true] {
                 let ratio = traffic_ratio(hopper, seqs, keys, kv_heads, false, with_workspace);
@@ -283,7 +283,7 @@ fn keys_are_read_once_and_without_bank_conflicts() {
 /// of the keys. The workspace adds 0.035, the queries of each segment and the block tables less than 0.025.
 #[test]
 fn shared_pages_are_read_once() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for hopper in [false, true] {
             let ratio = traffic_ratio(hopper, 8, 1600, 1, true, true);
             assert!(ratio <= 0.16 + 0.035 + 0.025, "{ratio} times the bytes that all completions would read alone");
@@ -324,7 +324,7 @@ fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
 /// and the keys and values of the blocks that these queries see, once.
 #[test]
 fn prefill_on_hopper_copies_each_block_once_and_without_bank_conflicts() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for (head_dim, page) in [(64usize, 64usize), (80, 16), (128, 64), (128, 128)] {
             let (heads, keys, new) = (2, 384, 200);
             let data = |n: usize, seed| TestArray::new(BF16, &normal_numbers(n * head_dim, seed, 1.0));

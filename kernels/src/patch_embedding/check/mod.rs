@@ -20,7 +20,7 @@ pub(crate) const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73]
 pub(crate) const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// Returns u8 pixel values in no regular order. If `count` is large enough, every value occurs.
-pub(crate) fn pixel_levels(count: usize) -> Vec<u8> {
+pub(crate) fn test_pixel_values(count: usize) -> Vec<u8> {
     (0..count).map(|i| (i * i * 31 + i * 7 + i / 251) as u8).collect()
 }
 
@@ -86,7 +86,7 @@ const TRUNCATION: f64 = 2.0;
 
 fn equals_the_formula() {
     for (shape, embed) in test_cases_frame_shape_embed() {
-        let (frames, pixels) = (pixel_levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        let (frames, pixels) = (test_pixel_values(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         for dtype in [F32, BF16] {
             let (weight, bias) = (
                 TestArray::new(dtype, &normal_numbers(embed * pixels.elements_per_patch(), 1, 0.1)),
@@ -119,7 +119,7 @@ fn equals_the_formula() {
 
 fn the_gradient_equals_the_formula() {
     for (shape, embed) in test_cases_frame_shape_embed() {
-        let (frames, pixels) = (pixel_levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
+        let (frames, pixels) = (test_pixel_values(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
         // In bf16 the tolerance is larger: tensor cores truncate the bits below an f32 sum instead of rounding. On an
         // H200 the error was 2.5e-6.
         for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
@@ -172,7 +172,7 @@ fn pixels_equal_those_of_the_patches() {
 
 fn threads_and_other_patches_change_nothing() {
     let (shape, embed) = ([4, 28, 56, 14, 2, 2], 40);
-    let (all, pixels) = (pixel_levels(4 * 28 * 56 * 3), pixels(shape));
+    let (all, pixels) = (test_pixel_values(4 * 28 * 56 * 3), pixels(shape));
     for dtype in [F32, BF16] {
         let weight = TestArray::new(dtype, &normal_numbers(embed * 1176, 1, 0.1));
         let y = forward(&all, pixels, &weight, None, dtype, embed);

@@ -1,11 +1,11 @@
 use super::*;
-use crate::checks::{on_sim, simulated_counts};
+use crate::checks::{run_test_on_sim, simulated_counts};
 
 #[test]
 fn products_are_the_useful_ones_and_without_bank_conflicts() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (shape, embed) = ([2, 112, 112, 14, 2, 2], 256);
-        let (frames, pixels) = (pixel_levels(2 * 112 * 112 * 3), pixels(shape));
+        let (frames, pixels) = (test_pixel_values(2 * 112 * 112 * 3), pixels(shape));
         let (patches, row) = (pixels.patch_count(), pixels.elements_per_patch());
         for dtype in [F32, BF16] {
             let (x, y) = (

@@ -1,10 +1,10 @@
 use super::*;
-use crate::checks::on_sim;
+use crate::checks::run_test_on_sim;
 use crate::checks::traffic::assert_traffic_matches_cost;
 
 #[test]
 fn reads_each_row_once() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (rows, cols, dtype) = (4096, 1280, BF16);
         let ([x, w, dy], index) = (inputs(dtype, rows, cols, 1.0), index(rows));
         let (y, mut rstd) = (TestArray::output(dtype, rows * cols), vec![1.0f32; rows]);

@@ -4,7 +4,7 @@ use super::formula::HeadOperands;
 use super::{BwdParams, FwdParams, ImageBatch, bwd, formula, fwd, test_image_batches};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{
-    DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
+    DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
 };
 
 checks!(equals_the_formula, gradients_equal_differences_of_the_formula, threads_and_other_pictures_change_nothing);
@@ -145,11 +145,11 @@ impl Probabilities {
             head.k.chunks_exact(d).map(|k| f32_sum_error(d, head.scale * dot_magnitude(&head.q, k))).collect();
         let largest = score_bounds.iter().copied().fold(0.0, f64::max);
         // The sum over the keys has a relative error, which the logarithm makes absolute.
-        let lse_bound = largest + f32_sum_error(n, 1.0) + 2.0 * F32_ROUNDING * lse.abs();
+        let lse_bound = largest + f32_sum_error(n, 1.0) + 2.0 * F32_HALF_ULP * lse.abs();
         let p: Vec<f64> = scores.iter().map(|s| (s - lse).exp()).collect();
         // The errors of the exponent, of its roundings, and of the exponential (two units in the last place).
         let relative =
-            |j: usize| score_bounds[j] + lse_bound + F32_ROUNDING * (2.0 * (scores[j].abs() + lse.abs()) + 8.0);
+            |j: usize| score_bounds[j] + lse_bound + F32_HALF_ULP * (2.0 * (scores[j].abs() + lse.abs()) + 8.0);
         let p_bounds = (0..n).map(|j| p[j] * relative(j)).collect();
         Probabilities { p, p_bounds, lse_bound }
     }
@@ -187,7 +187,7 @@ fn backward_bounds(head: &HeadOperands, o: &[f64], d_o: &[f64], delta: f64) -> [
         let slope = (dot(d_o, v) - delta).abs();
         let slope_bound = f32_sum_error(d, dot_magnitude(d_o, v)) + f32_sum_error(d, dot_magnitude(d_o, o));
         let ds = head.scale * of.p[j] * slope;
-        let ds_bound = head.scale * (of.p_bounds[j] * slope + of.p[j] * slope_bound) + 4.0 * F32_ROUNDING * ds;
+        let ds_bound = head.scale * (of.p_bounds[j] * slope + of.p[j] * slope_bound) + 4.0 * F32_HALF_ULP * ds;
         for c in 0..d {
             dq[c] += ds_bound * k[c].abs();
             dq_size[c] += ds * k[c].abs();

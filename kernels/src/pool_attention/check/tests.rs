@@ -1,9 +1,9 @@
 use super::*;
-use crate::checks::{on_sim, simulated_counts};
+use crate::checks::{run_test_on_sim, simulated_counts};
 
 #[test]
 fn keys_and_values_are_read_once_and_without_bank_conflicts() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let case = ImageBatch { lengths: vec![729], heads: 2, head_dim: 72, spread: 1.0 };
         for dtype in [F32, BF16] {
             let given = Given::new(dtype, &case);

@@ -1,9 +1,9 @@
 use super::*;
-use crate::checks::{on_sim, simulated_counts};
+use crate::checks::{run_test_on_sim, simulated_counts};
 
 #[test]
 fn each_element_moves_once() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (rows, cols, positions) = (7 * 36, 1152, 36);
         for dtype in [F32, BF16] {
             let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));

@@ -6,7 +6,7 @@ use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{
-    DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
+    DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
 };
 
 checks!(
@@ -73,7 +73,7 @@ pub(crate) fn dx_bounds(dtype: DType, [x, w, dy]: [&[f64]; 3], rstds: &[f64], dx
             let along = x[c].abs() * r.powi(3);
             let terms = (r * w[c] * dy[c]).abs() + along * mean;
             let of_sum = along * f32_sum_error(cols, mean);
-            bounds.push(16.0 * F32_ROUNDING * terms + of_sum + rounding_error(dtype) * dx.abs());
+            bounds.push(16.0 * F32_HALF_ULP * terms + of_sum + rounding_error(dtype) * dx.abs());
         }
     }
     bounds

@@ -122,8 +122,13 @@ fn the_rotation_has_the_bits_of_rope() {
                 let (cos, sin) = (case.cos.addr(), case.sin.addr());
                 let (tokens, head_dim) = (tokens as u32, shape.head_dim as u32);
                 let rotation = rope::Rotation { cos, sin, tokens, head_dim, inverse: false };
-                let part =
-                    rope::Part { x: x.addr(), x_stride: stride, y: y.addr(), y_stride: stride, heads: heads as u32 };
+                let part = rope::RopeTensor {
+                    x: x.addr(),
+                    x_stride: stride,
+                    y: y.addr(),
+                    y_stride: stride,
+                    heads: heads as u32,
+                };
                 run(&rope::apply(dtype, &rope::ApplyParams::new(&rotation, &[part], 1)), 2);
                 y.values()
             };

@@ -1,9 +1,9 @@
 use reel_device::Addr;
 use reel_device::DType::F32;
 
-use super::formula::Settings;
+use super::formula::SamplingSettings;
 use super::{PHILOX_STREAM_NUMBER, Params, formula, sample, workspace_bytes};
-use crate::checks::rounding::{ULP, approximate};
+use crate::checks::rounding::{F32_ULP, approximate};
 use crate::checks::{
     RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,
 };
@@ -27,7 +27,7 @@ checks!(
 #[derive(Clone)]
 struct Batch {
     logits: Vec<f32>,
-    settings: Settings,
+    settings: SamplingSettings,
     seed: u64,
     positions: Vec<i32>,
 }
@@ -101,8 +101,8 @@ impl Batch {
     }
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> SamplingSettings {
+    SamplingSettings {
         temperature: 1.0,
         top_p: 1.0,
         top_k: 0,
@@ -119,7 +119,7 @@ fn settings() -> Settings {
     }
 }
 
-fn one_row(logits: &[f32], settings: Settings) -> (i32, f32) {
+fn one_row(logits: &[f32], settings: SamplingSettings) -> (i32, f32) {
     let out = Batch { logits: logits.to_vec(), settings, seed: 1, positions: vec![0] }.run(1);
     (out.ids[0], out.log_prob[0])
 }
@@ -135,7 +135,7 @@ fn any_logits(picks: &mut RandomChoices, vocab: usize) -> Vec<f32> {
     normal_numbers(vocab, picks.random_u64(), 3.0).iter().map(|x| (x * steps).round() / steps).collect()
 }
 
-fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
+fn any_settings(picks: &mut RandomChoices, vocab: usize) -> SamplingSettings {
     let top_p = [1.0, 0.0, 0.001, 0.95, picks.unit_float()];
     let top_k = [0, 1, 50, picks.integer_between(1, vocab + 5)];
     let min_p = [0.0, 0.0, picks.unit_float(), 1.5];
@@ -146,7 +146,7 @@ fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
     bias_ids.extend(history.last());
     bias_ids.sort();
     bias_ids.dedup();
-    Settings {
+    SamplingSettings {
         temperature: picks.one_of(&[0.1f32, 0.7, 1.0, 1.7]) as f64,
         top_p: picks.one_of(&top_p) as f64,
         top_k: picks.one_of(&top_k),
@@ -166,7 +166,7 @@ fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
     }
 }
 
-fn any_case(picks: &mut RandomChoices) -> (Vec<f32>, Settings) {
+fn any_case(picks: &mut RandomChoices) -> (Vec<f32>, SamplingSettings) {
     let vocab = picks.integer_between(2, 1500);
     (any_logits(picks, vocab), any_settings(picks, vocab))
 }
@@ -186,11 +186,13 @@ fn generated_rows_follow_the_formula() {
 fn rows_that_all_blocks_share_follow_the_formula() {
     let mut picks = RandomChoices::new(3);
     let mut held = Held::default();
-    let flat = Settings { top_p: 0.7, ..settings() };
-    let many = Settings { top_k: 3000, top_p: 0.95, temperature: 1.7, ..settings() };
-    let few = Settings { top_k: 40, top_p: 0.9, min_p: 0.05, temperature: 0.6, ..settings() };
-    let penalised = Settings { penalty: 1.25, history: vec![0, 16_000, 9000, 9000, 2048, 16_300], ..few.clone() };
-    let forbidden = Settings { allowed: (0..16_303usize.div_ceil(32)).map(|i| 1 << (i % 40)).collect(), ..few.clone() };
+    let flat = SamplingSettings { top_p: 0.7, ..settings() };
+    let many = SamplingSettings { top_k: 3000, top_p: 0.95, temperature: 1.7, ..settings() };
+    let few = SamplingSettings { top_k: 40, top_p: 0.9, min_p: 0.05, temperature: 0.6, ..settings() };
+    let penalised =
+        SamplingSettings { penalty: 1.25, history: vec![0, 16_000, 9000, 9000, 2048, 16_300], ..few.clone() };
+    let forbidden =
+        SamplingSettings { allowed: (0..16_303usize.div_ceil(32)).map(|i| 1 << (i % 40)).collect(), ..few.clone() };
     for (i, s) in [flat.clone(), many, few, penalised, forbidden].into_iter().enumerate() {
         let logits = any_logits(&mut picks, 16_303 - i);
         check(&format!("settings {i}"), &logits, &s, picks.random_u64(), i as i32, &mut held);
@@ -199,7 +201,7 @@ fn rows_that_all_blocks_share_follow_the_formula() {
     check("equal logits", &[1.5; 15_001], &flat, 5, 6, &mut held);
     // The likeliest tokens are all in the last run, so the runs' largest logits are a poor bound for top-k.
     let ascending: Vec<f32> = (0..16_000).map(|i| (i / 4) as f32 / 1024.0).collect();
-    check("ascending logits", &ascending, &Settings { top_k: 100, ..flat }, 7, 8, &mut held);
+    check("ascending logits", &ascending, &SamplingSettings { top_k: 100, ..flat }, 7, 8, &mut held);
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
@@ -220,7 +222,7 @@ impl Held {
         let near = got as f64 == want || (got as f64 - want).abs() <= 1e-6 * (1.0 + want.abs());
         assert!(near, "{case}: log-probability {got}, want {want}");
         let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
-        let ln_sum = approximate(lse_rounded(logits, s) - max * s, 2.0 * ULP);
+        let ln_sum = approximate(lse_rounded(logits, s) - max * s, 2.0 * F32_ULP);
         self.got.push(got);
         self.with.push((logits[id as usize] - max) * s - ln_sum);
         self.want.push(want);
@@ -228,7 +230,7 @@ impl Held {
 }
 
 /// Checks every output of the kernel for one row, once with the given settings and once greedily.
-fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, held: &mut Held) {
+fn check(case: &str, logits: &[f32], s: &SamplingSettings, seed: u64, position: i32, held: &mut Held) {
     let wide = wide(logits);
     let batch = Batch { logits: logits.to_vec(), settings: s.clone(), seed, positions: vec![position] };
     let out = batch.run(1);
@@ -237,7 +239,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
     let around = |x: f64| [x, x - 1e-6, x + 1e-6];
     let choices = around(u).into_iter().flat_map(|u| around(s.top_p).map(|p| (u.clamp(0.0, 1.0), p)));
     let want: Vec<i32> = choices
-        .flat_map(|(u, p)| around(s.min_p).map(|m| formula::draw(&ranked, p, m, u).map_or(-1, |i| i as i32)))
+        .flat_map(|(u, p)| around(s.min_p).map(|m| formula::sample_token(&ranked, p, m, u).map_or(-1, |i| i as i32)))
         .collect();
     let id = out.ids[0];
     assert!(want.contains(&id), "{case}: {id} drawn, want {want:?}");
@@ -263,8 +265,8 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
         }
     }
 
-    let scores = formula::scores(&wide, s);
-    let (id, value) = one_row(logits, Settings { temperature: 0.0, ..s.clone() });
+    let scores = formula::adjusted_scores(&wide, s);
+    let (id, value) = one_row(logits, SamplingSettings { temperature: 0.0, ..s.clone() });
     let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     if top == f64::NEG_INFINITY {
         assert_eq!(id, -1, "{case}");
@@ -277,7 +279,7 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
 fn a_row_does_not_depend_on_its_batch() {
     with_one_interleaving(|| {
         let (rows, vocab) = (5, 2003);
-        let s = Settings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
+        let s = SamplingSettings { top_p: 0.95, history: vec![3, 8], penalty: 1.2, ..settings() };
         let batch = Batch {
             logits: normal_numbers(rows * vocab, 9, 2.0),
             settings: s,
@@ -297,7 +299,7 @@ fn a_row_does_not_depend_on_its_batch() {
 
 fn a_row_without_a_possible_token_gives_minus_one() {
     for temperature in [0.0, 1.0] {
-        let s = Settings { temperature, ..settings() };
+        let s = SamplingSettings { temperature, ..settings() };
         for poison in [f32::NAN, -f32::NAN] {
             let mut row = normal_numbers(100, 1, 1.0);
             row[63] = poison;
@@ -305,11 +307,11 @@ fn a_row_without_a_possible_token_gives_minus_one() {
             assert!(id == -1 && log_prob.is_nan());
         }
         assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
-        let all = Settings { suppressed: (0..3).collect(), ..s.clone() };
+        let all = SamplingSettings { suppressed: (0..3).collect(), ..s.clone() };
         assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
         // Tests a NaN in the last run of a row that all blocks of a cluster share, and a row without any allowed token.
         let mut row = normal_numbers(15_999, 2, 1.0);
-        let none = Settings { allowed: vec![0; 500], ..s.clone() };
+        let none = SamplingSettings { allowed: vec![0; 500], ..s.clone() };
         let batch = Batch { logits: row.clone(), settings: none, seed: 1, positions: vec![0] }.run(1);
         assert_eq!(batch.ids, [-1]);
         assert!(batch.log_prob[0].is_nan() && batch.raw_log_prob[0].is_nan());
@@ -326,12 +328,12 @@ fn a_whole_vocabulary_follows_the_formula() {
     // The simulator is too slow for the whole vocabulary.
     let vocab = if runs_cuda_code() { 20_011 } else { 152_064 };
     let logits: Vec<f32> = normal_numbers(vocab, 8, 2.5).iter().map(|x| (x * 16.0).round() / 16.0).collect();
-    let s = Settings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
+    let s = SamplingSettings { top_p: 0.9, top_k: 4000, history: vec![5, 5, 20_000], penalty: 1.25, ..settings() };
     check("a whole vocabulary", &logits, &s, 3, 4, &mut Held::default());
 }
 
 fn vocabularies_of_published_models_follow_the_formula() {
-    let s = Settings { top_p: 0.9, top_k: 50, history: vec![5, 5, 151_000], penalty: 1.25, ..settings() };
+    let s = SamplingSettings { top_p: 0.9, top_k: 50, history: vec![5, 5, 151_000], penalty: 1.25, ..settings() };
     with_one_interleaving(|| {
         for (i, vocab) in [152_064, 151_936].into_iter().enumerate() {
             let logits: Vec<f32> =
@@ -351,7 +353,7 @@ fn log_probabilities_have_the_bits_of_training() {
         for (vocab, spread, temperature) in [(5, 1.0, 1.0), (300, 9.0, 0.7), (4099, 3.0, 1.3), (2500, 40.0, 0.0)] {
             let rows = 3;
             let logits = normal_numbers(rows * vocab, 7, spread);
-            let settings = Settings { temperature, ..settings() };
+            let settings = SamplingSettings { temperature, ..settings() };
             let sampled = Batch { logits: logits.clone(), settings, seed: 3, positions: vec![0, 1, 2] }.run(1);
             let s = if temperature == 0.0 { 1.0 } else { 1.0 / temperature as f32 };
             for (got, s) in [(&sampled.log_prob, s), (&sampled.raw_log_prob, 1.0)] {

@@ -57,7 +57,7 @@ fn draws_follow_the_distribution() {
     // Drops the first 20 numbers, because the outlier at index 13 would make all other tokens improbable.
     let (rows, row) = (20_000, normal_numbers(60, 5, 1.0).split_off(20));
     for (seed, top_p, top_k, temperature) in [(1, 1.0, 0, 1.0), (2, 0.8, 0, 1.0), (3, 1.0, 7, 0.7), (4, 0.9, 20, 1.5)] {
-        let s = Settings { temperature, top_p, top_k, ..settings() };
+        let s = SamplingSettings { temperature, top_p, top_k, ..settings() };
         let batch =
             Batch { logits: row.repeat(rows), settings: s.clone(), seed, positions: (0..rows as i32).collect() };
         let ids = batch.run(2).ids;
@@ -74,22 +74,26 @@ fn draws_follow_the_distribution() {
 #[test]
 fn ties_at_the_borders() {
     let row = [1.0, 2.0, 2.0, 2.0, 1.0, -3.0];
-    let kept = |s: Settings| -> Vec<usize> {
+    let kept = |s: SamplingSettings| -> Vec<usize> {
         kept_weights(&row, &s).iter().enumerate().filter(|(_, w)| **w > 0.0).map(|(i, _)| i).collect()
     };
-    assert_eq!(kept(Settings { top_k: 1, ..settings() }), [1, 2, 3], "scores equal to the k-th largest are kept");
-    assert_eq!(kept(Settings { top_k: 4, ..settings() }), [0, 1, 2, 3, 4]);
     assert_eq!(
-        kept(Settings { top_p: 0.0, ..settings() }),
+        kept(SamplingSettings { top_k: 1, ..settings() }),
+        [1, 2, 3],
+        "scores equal to the k-th largest are kept"
+    );
+    assert_eq!(kept(SamplingSettings { top_k: 4, ..settings() }), [0, 1, 2, 3, 4]);
+    assert_eq!(
+        kept(SamplingSettings { top_p: 0.0, ..settings() }),
         [1],
         "at least one token is kept, and of equal scores the one with the lowest id"
     );
     assert_eq!(
-        kept(Settings { top_k: 1, top_p: 0.5, ..settings() }),
+        kept(SamplingSettings { top_k: 1, top_p: 0.5, ..settings() }),
         [1, 2],
         "top-p applies to the tokens that top-k keeps"
     );
-    assert_eq!(one_row(&row, Settings { temperature: 0.0, ..settings() }).0, 1);
+    assert_eq!(one_row(&row, SamplingSettings { temperature: 0.0, ..settings() }).0, 1);
 }
 
 #[test]
@@ -98,7 +102,7 @@ fn a_whole_vocabulary() {
     // Flat distributions, in which almost every token must be sorted, and peaked ones, in which almost none must be.
     for (scale, top_p) in [(0.0, 0.95), (0.3, 0.95), (3.0, 0.95), (3.0, 0.001)] {
         let row = normal_numbers(vocab, 3, scale);
-        let s = Settings { top_p, ..settings() };
+        let s = SamplingSettings { top_p, ..settings() };
         let weights = kept_weights(&row, &s);
         let kept = weights.iter().filter(|w| **w > 0.0).count() as i64;
         let want =
@@ -106,7 +110,7 @@ fn a_whole_vocabulary() {
         assert!((kept - want).abs() <= 1 + want / 10_000, "scale {scale}, p {top_p}: {kept} kept, want {want}");
         let k = 50;
         // With this temperature no weight is too small or too large for f32.
-        let weights = kept_weights(&row, &Settings { top_k: k, temperature: 5.0, ..settings() });
+        let weights = kept_weights(&row, &SamplingSettings { top_k: k, temperature: 5.0, ..settings() });
         let kept = weights.iter().filter(|w| **w > 0.0).count();
         assert!(if scale == 0.0 { kept == vocab } else { kept == k }, "scale {scale}: {kept} of {k}");
     }
@@ -116,7 +120,7 @@ fn a_whole_vocabulary() {
 /// more for log-probabilities, and for a sampled token as often as sm80.cu documents.
 #[test]
 fn a_row_is_read_as_often_as_it_must() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         let vocab = 152_064;
         let logits = normal_numbers(vocab, 3, 2.0);
         let (mut ids, mut log_prob) = ([0i32; 1], [0f32; 1]);
@@ -161,7 +165,7 @@ fn a_row_is_read_as_often_as_it_must() {
 /// logit and the workspace of each different token are read, too. A row without penalties does not read its history.
 #[test]
 fn each_block_of_a_cluster_reads_the_history_three_times() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         let (vocab, tokens) = (152_064, 4096);
         let logits = normal_numbers(vocab, 3, 2.0);
         let history: Vec<i32> = (0..tokens).map(|i| i * 37).collect();

@@ -227,7 +227,7 @@ fn choose(logits: &[f32], s: &Settings<'_>, scratch: &mut Scratch) -> Option<Cho
     let sum = weights_of(scores, top, s, weights, best, order);
     let u = philox::uniform_f64(s.seed, PHILOX_STREAM_NUMBER, s.position as u32 as u64);
     let token = draw(weights, u, &mut scratch.sums)?;
-    Some(Choice { token, stats: (!changed).then(|| RowStats::of_sum(top, s.scale(), sum)) })
+    Some(Choice { token, stats: (!changed).then(|| RowStats::from_max_and_sum(top, s.scale(), sum)) })
 }
 
 /// Returns the row's scores, written to `scores`; `None` if one is NaN.
@@ -421,7 +421,7 @@ pub unsafe fn sample(p: &Params, team: &Team) {
 
 /// Returns the weights with which the token of a row is sampled, for tests.
 #[cfg(test)]
-pub(super) fn kept_weights(logits: &[f32], s: &super::formula::Settings) -> Vec<f32> {
+pub(super) fn kept_weights(logits: &[f32], s: &super::formula::SamplingSettings) -> Vec<f32> {
     let settings = Settings {
         temperature: s.temperature as f32,
         top_p: s.top_p as f32,

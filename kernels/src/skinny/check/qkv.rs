@@ -62,7 +62,7 @@ impl QkvCase {
     }
 
     /// Returns the number of elements of q and both caches together.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn element_count(&self) -> usize {
         let [q, cache] = self.counts();
         q + 2 * cache
     }
@@ -108,7 +108,7 @@ impl QkvCase {
     /// Computes the results of [`QkvCase::params`] by separate launches of norm, products, rotation and cache writes.
     fn results_one_by_one(&self, norm: Addr) -> TestArray {
         let (dtype, [queries, keys, head_dim]) = (self.dtype, self.heads);
-        let results = TestArray::output(dtype, self.count());
+        let results = TestArray::output(dtype, self.element_count());
         let p = self.params(results.addr(), norm);
         let normed = TestArray::output(dtype, self.m * self.k);
         let rows = rms_norm::FwdParams {
@@ -160,7 +160,7 @@ fn check(dtype: DType, kind: WeightFormat, (m, k, heads): (usize, usize, [usize;
     let norm = TestArray::new(dtype, &normal_numbers(k, 12, 1.0));
     let norm = if has_norm { norm.addr() } else { Addr::NULL };
     let want = case.results_one_by_one(norm);
-    let got = TestArray::output(dtype, case.count());
+    let got = TestArray::output(dtype, case.element_count());
     run(&qkv(dtype, kind, &case.params(got.addr(), norm)), 2);
     assert_eq!(bits(&got), bits(&want), "{dtype} {kind:?}, {m} rows, {k} terms, heads {heads:?}");
 }

@@ -7,7 +7,7 @@ use crate::matmul::gemm;
 
 #[test]
 fn the_weight_is_read_once_and_without_bank_conflicts() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
             let given = Given::new(BF16, kind, (1, 64, 4096));
             let y = TestArray::output(BF16, 64);
@@ -38,7 +38,7 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
 /// Every block of 16 columns of y reads all rows of x again, from L2; the weight is read once.
 #[test]
 fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for (kind, m) in [(WeightFormat::Bf16, 16), (WeightFormat::Bf16, 64), (WeightFormat::Int8, 32)] {
             let given = Given::new(BF16, kind, (m, 64, 2048));
             let y = TestArray::output(BF16, m * 64);
@@ -65,7 +65,7 @@ fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
 /// needs.
 #[test]
 fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         let (m, n, k) = (8, 64, 3584);
         let given = Given::new(BF16, WeightFormat::Bf16, (m, n, k));
         let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
@@ -102,7 +102,7 @@ fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Ar
 /// With the scheme `Tiles`, every block reads its rows of x once, with a norm twice, and the weight is read once.
 #[test]
 fn tiles_read_the_weight_once_and_without_bank_conflicts() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for (kind, m, k) in [
             (WeightFormat::Bf16, 1, 3584),
             (WeightFormat::Bf16, 16, 3592),
@@ -154,7 +154,7 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
 /// hold all stages, or only one or two.
 #[test]
 fn bits_do_not_depend_on_the_shape_of_tiles() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         for (kind, k) in [(WeightFormat::Bf16, 400), (WeightFormat::Int8, 800)] {
             let (m, n) = (64, 288);
             let given = Given::new(BF16, kind, (m, n, k));
@@ -164,7 +164,7 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
                 for_each_kind(&given, &norm, m, |launch, dtype, count| {
                     let y = TestArray::output(dtype, count);
                     let (launch, arch, stage) = by_tiles(launch(y.addr()), multiprocessors, shared);
-                    crate::checks::run_on(&launch, arch);
+                    crate::checks::run_with_every_timing_on(&launch, arch);
                     results.push((stage.symbol, bits(&y)));
                 });
                 results
@@ -190,7 +190,7 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
 /// training).
 #[test]
 fn bits_are_those_of_products_of_many_rows() {
-    crate::checks::on_sim(|| {
+    crate::checks::run_test_on_sim(|| {
         let (rows, n, k) = (130, 160, 1096);
         let given = Given::new(BF16, WeightFormat::Bf16, (rows, n, k));
         let all = TestArray::output(BF16, rows * n);
@@ -212,13 +212,13 @@ fn bits_are_those_of_products_of_many_rows() {
         };
         let many =
             gemm::kernel_launch(&product, &Arch::H100).expect("matmul has a kernel for these operands on an H100");
-        crate::checks::run_on(&Launch::Kernel(many), Arch::H100);
+        crate::checks::run_with_every_timing_on(&Launch::Kernel(many), Arch::H100);
         let want = bits(&all);
         for m in [1, 7, 16, 64] {
             let y = TestArray::output(BF16, m * n);
             let params = Params { w2: Addr::NULL, bias: given.bias.addr(), ..given.params(&y, m) };
             let (launch, arch, _) = by_tiles(linear(BF16, WeightFormat::Bf16, &params), 132, &[227]);
-            crate::checks::run_on(&launch, arch);
+            crate::checks::run_with_every_timing_on(&launch, arch);
             let got = bits(&y);
             assert!(got[..] == want[..got.len()], "{m} rows");
         }

@@ -362,7 +362,7 @@ impl AdamW {
                 step: state.steps,
             };
             let stream = rounding_stream(state.steps, index);
-            let entry = kernel::StepEntry { stream, numbers: scalars.numbers() };
+            let entry = kernel::StepEntry { stream, numbers: scalars.step_numbers() };
             steps.extend(state.cells.iter().map(|_| entry));
             let owned: usize = state.cells.iter().map(|cell| cell.range.len()).sum();
             weights.iter_mut().filter(|(dtype, _)| *dtype == p.dtype()).for_each(|(_, n)| *n += owned as u64);

@@ -101,7 +101,7 @@ impl RotaryTable {
 }
 
 /// The launch that rotates the first `rotated` of `parts` and copies the remaining parts.
-fn launch(dtype: DType, rotation: &rope::Rotation, parts: &[rope::Part], rotated: usize) -> Launch {
+fn launch(dtype: DType, rotation: &rope::Rotation, parts: &[rope::RopeTensor], rotated: usize) -> Launch {
     rope::apply(dtype, &rope::ApplyParams::new(rotation, parts, rotated as u32))
 }
 
@@ -119,7 +119,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
     let heads = [size(OP, q_heads)?, size(OP, k_heads)?];
     let part = move |x: &Tensor, y: &Tensor, heads: u32| {
         let stride = heads * rotation.head_dim;
-        rope::Part { x: x.addr(), x_stride: stride, y: y.addr(), y_stride: stride, heads }
+        rope::RopeTensor { x: x.addr(), x_stride: stride, y: y.addr(), y_stride: stride, heads }
     };
     let (q_rotated, k_rotated) = (cx.empty(q.shape(), dtype)?, cx.empty(k.shape(), dtype)?);
     cx.launch(&launch(dtype, &rotation, &[part(q, &q_rotated, heads[0]), part(k, &k_rotated, heads[1])], 2))?;
@@ -132,7 +132,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
             let Some(dy) = dy else { continue };
             gradients.push((x, bw.empty_like(x)?, dy, heads));
         }
-        let parts: Vec<rope::Part> = gradients.iter().map(|(_, dx, dy, heads)| part(dy, dx, *heads)).collect();
+        let parts: Vec<rope::RopeTensor> = gradients.iter().map(|(_, dx, dy, heads)| part(dy, dx, *heads)).collect();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, parts.len()))?;
         gradients.into_iter().try_for_each(|(x, dx, ..)| bw.add_grad(x, dx))
@@ -174,7 +174,7 @@ pub fn split_and_rotate(
     let outputs = [empty(heads)?, empty(kv_heads)?, empty(kv_heads)?];
     let parts = outputs.iter().enumerate().map(|(i, y)| {
         let (columns, width, heads) = part(x, i);
-        rope::Part { x: columns, x_stride: all, y: y.addr(), y_stride: width, heads }
+        rope::RopeTensor { x: columns, x_stride: all, y: y.addr(), y_stride: width, heads }
     });
     cx.launch(&launch(dtype, &rotation, &parts.collect::<Vec<_>>(), 2))?;
     let (to_x, table) = (x.meta().clone(), table.clone());
@@ -187,9 +187,9 @@ pub fn split_and_rotate(
         let given = dys.iter().enumerate().filter_map(|(i, dy)| Some((i, dy.as_ref()?)));
         let parts = given.map(|(i, dy)| {
             let (columns, width, heads) = part(&dx, i);
-            rope::Part { x: dy.addr(), x_stride: width, y: columns, y_stride: all, heads }
+            rope::RopeTensor { x: dy.addr(), x_stride: width, y: columns, y_stride: all, heads }
         });
-        let parts: Vec<rope::Part> = parts.collect();
+        let parts: Vec<rope::RopeTensor> = parts.collect();
         let rotated = dys.iter().take(2).flatten().count();
         let inverse = rope::Rotation { inverse: true, ..table.rotation(tokens, d)? };
         bw.launch(&launch(dtype, &inverse, &parts, rotated))?;

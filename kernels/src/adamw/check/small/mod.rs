@@ -9,7 +9,7 @@ use crate::adamw::{
     test_weight_counts,
 };
 use crate::checks::{addr, addr_mut, normal_numbers, with_one_interleaving};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_rounded};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_HALF_ULP, assert_rounded};
 
 /// Test data of one optimizer state: f32 or split weights, and the moments twice, as bf16 and as 8-bit codes.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +109,7 @@ impl State {
 }
 
 fn step_entry(scalars: &StepHyperparameters) -> StepEntry {
-    StepEntry { stream: scalars.step, numbers: scalars.numbers() }
+    StepEntry { stream: scalars.step, numbers: scalars.step_numbers() }
 }
 
 /// Tells whether `got` differs from `want` by at most `rel` times the magnitude of `want`.
@@ -139,7 +139,7 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
                 // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷. The
                 // new m may be much smaller than the old m, so the f32 roundings of the old m's terms are bounded
                 // separately.
-                let (got, rounding) = (state.bf16[0][i].to_f64(), 4.0 * F32_ROUNDING * old(i)[1].abs());
+                let (got, rounding) = (state.bf16[0][i].to_f64(), 4.0 * F32_HALF_ULP * old(i)[1].abs());
                 assert!((got - m).abs() <= 0.0079 * m.abs() + rounding + 1e-30, "m[{i}]: {got}, want {m}");
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {}, want {v}", state.bf16[1][i]);
             }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::adamw::small::{draws, encode_first_moment, encode_second_moment, round_stochastically_to_bf16};
+use crate::adamw::small::{
+    encode_first_moment, encode_second_moment, round_stochastically_to_bf16, rounding_random_bits,
+};
 use crate::philox;
 
 /// The mean of 2²⁰ stochastically rounded samples equals the number within four standard deviations.
@@ -53,8 +55,8 @@ fn draws_are_uniform_and_independent() {
     let mut products = [[0.0; 16]; 16];
     for group in 0..GROUPS {
         // The random values, scaled to mean 0 and variance 1.
-        let [m, v] =
-            draws(5, 1 << 63, group).map(|draws| draws.map(|x| (f64::from(x) - 32767.5) * 12f64.sqrt() / 65536.0));
+        let [m, v] = rounding_random_bits(5, 1 << 63, group)
+            .map(|draws| draws.map(|x| (f64::from(x) - 32767.5) * 12f64.sqrt() / 65536.0));
         let all: Vec<f64> = m.into_iter().chain(v).collect();
         for (i, x) in all.iter().enumerate() {
             sums[i] += x;

@@ -8,7 +8,7 @@ use super::super::{Given, bits};
 use super::wgmma::batch;
 use crate::attention::formula::Roundings;
 use crate::attention::{BWD_BF16_WGMMA, BwdParams, PackedBatch, bwd, formula};
-use crate::checks::{TestArray, run, run_once, with_gpu};
+use crate::checks::{TestArray, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 /// Describes an H100 with this many multiprocessors.
@@ -82,7 +82,7 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
     ];
     for case in cases {
         let call = gradients(&case);
-        with_gpu(small_h100(2), || run(&call.launch(&call.params()), 1));
+        with_only_gpu(small_h100(2), || run(&call.launch(&call.params()), 1));
         let (q, k, v, scale) = (call.given.q.to_f64(), call.given.k.to_f64(), call.given.v.to_f64(), call.given.scale);
         let (o, d_o) = (call.o.to_f64(), call.given.d_o.to_f64());
         let want = formula::bwd(&case, [&q, &k, &v], &o, &d_o, scale.into());
@@ -108,7 +108,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
         let call = gradients(case);
         let mut all = None;
         for (multiprocessors, tickets) in [(1, true), (2, true), (132, true), (2, false)] {
-            with_gpu(small_h100(multiprocessors), || {
+            with_only_gpu(small_h100(multiprocessors), || {
                 let workspace = if tickets { call.params().workspace } else { Addr::NULL };
                 run_once(&call.launch(&BwdParams { workspace, ..call.params() }));
                 let got = call.grads.each_ref().map(bits);
@@ -133,7 +133,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
             };
             let (o, lse) = (rows(&call.o, case.heads * case.head_dim), rows(&call.lse, case.heads));
             let alone = WarpgroupGradients::with_output(given, &o, &lse);
-            with_gpu(small_h100(2), || {
+            with_only_gpu(small_h100(2), || {
                 let alone = alone.bits();
                 for (i, heads) in widths.into_iter().enumerate().take(outputs) {
                     let width = heads * case.head_dim;
@@ -149,7 +149,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
 
 /// Operands of other sequences do not affect a sequence's gradients, even if they are NaN or infinite.
 pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups() {
-    with_gpu(small_h100(2), || {
+    with_only_gpu(small_h100(2), || {
         for (causal, head_dim, prefix) in
             [(true, 128, vec![]), (false, 80, vec![]), (true, 64, vec![(0, 0), (0, 0), (0, 100)])]
         {

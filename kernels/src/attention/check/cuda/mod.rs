@@ -10,7 +10,7 @@ use super::{Given, bits, lse_bounds, test_shapes};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::has_tensor_core_backward;
 use crate::attention::{PackedBatch, bwd, formula, fwd};
-use crate::checks::{TestArray, addr, run, run_once, with_gpu};
+use crate::checks::{TestArray, addr, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::paged_attention;
 
@@ -68,15 +68,15 @@ pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: 
 // The checks below simulate an A100. On an H100 the plan chooses wgmma kernels, which separate checks compare.
 
 pub(super) fn equals_the_formula_in_f32() {
-    with_gpu(Arch::A100, || equals_the_formula(F32));
+    with_only_gpu(Arch::A100, || equals_the_formula(F32));
 }
 
 pub(super) fn equals_the_formula_in_bf16() {
-    with_gpu(Arch::A100, || equals_the_formula(BF16));
+    with_only_gpu(Arch::A100, || equals_the_formula(BF16));
 }
 
 pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
-    with_gpu(Arch::A100, every_row_is_independent);
+    with_only_gpu(Arch::A100, every_row_is_independent);
 }
 
 fn every_row_is_independent() {

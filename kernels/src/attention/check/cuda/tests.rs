@@ -5,13 +5,13 @@ use reel_sim::memory::SimMemory;
 
 use super::*;
 use crate::attention::{BwdParams, FwdParams};
-use crate::checks::{normal_numbers, on_sim, simulated_stages};
+use crate::checks::{normal_numbers, run_test_on_sim, simulated_stages};
 
 /// Extrapolates the matrix-product FLOPs of a causal sequence of 8192 tokens from the FLOPs of its first and its last
 /// tile of 64 queries. The last tile is simulated as a sequence of 64 tokens with a prefix of 8128 tokens.
 #[test]
 fn matrix_products_at_8k_are_the_useful_ones() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (head_dim, len, tile) = (128usize, 8192usize, 64usize);
         let data = |n: usize, seed| TestArray::new(BF16, &normal_numbers(n * head_dim, seed, 1.0));
         let (q, k, v, o) = (data(tile, 1), data(len, 2), data(len, 3), TestArray::output(BF16, tile * head_dim));
@@ -54,7 +54,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
 
 #[test]
 fn shared_memory_has_no_bank_conflicts() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let mut list = String::new();
         for head_dim in [64usize, 72, 80, 128, 200] {
             for dtype in [BF16, F32] {
@@ -158,7 +158,7 @@ impl Backward {
 /// tiles. The FLOPs of a sequence of six tiles must agree with them.
 #[test]
 fn the_gradient_does_the_useful_products_at_8k() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (head_dim, len) = (128, 8192);
         let flops = |tiles: usize| -> f64 {
             let call = Backward::new(&plain(&[64 * tiles], (2, 2), head_dim, true));
@@ -183,7 +183,7 @@ fn the_gradient_does_the_useful_products_at_8k() {
 /// and k and v for each tile of queries.
 #[test]
 fn bytes_of_the_gradient_are_those_of_its_tiles() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (head_dim, tiles) = (128.0, 8);
         let stages = Backward::new(&plain(&[64 * tiles], (1, 1), head_dim as usize, false)).run();
         let (rows, blocks) = (64.0 * tiles as f64, tiles as f64);

@@ -6,7 +6,7 @@ use reel_device::{Addr, Arch, KernelLaunch, Launch};
 use super::super::{Given, bits, lse_bounds};
 use crate::attention::formula::Roundings;
 use crate::attention::{FWD_BF16_WGMMA, PackedBatch, formula, fwd};
-use crate::checks::{TestArray, run, run_once, with_gpu};
+use crate::checks::{TestArray, run, run_once, with_only_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
 /// Makes a batch; `prefix` may be empty.
@@ -61,13 +61,13 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
         let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
         let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
         let (o, lse) = (TestArray::output(BF16, want.len()), TestArray::output(F32, want_lse.len()));
-        with_gpu(Arch::H100, || run(&given.by_warpgroups(&o, lse.addr()), 1));
+        with_only_gpu(Arch::H100, || run(&given.by_warpgroups(&o, lse.addr()), 1));
         let bounds = lse_bounds(&case, [&q, &k], scale, &want_lse);
         assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, |i| bounds[i]);
         let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::BF16);
         assert_rounded(&format!("o {name}"), BF16, &o.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
         let without = TestArray::output(BF16, want.len());
-        with_gpu(Arch::H100, || run_once(&given.by_warpgroups(&without, Addr::NULL)));
+        with_only_gpu(Arch::H100, || run_once(&given.by_warpgroups(&without, Addr::NULL)));
         assert!(bits(&o) == bits(&without), "the launch without log-sum-exps differs: {name}");
     }
 }
@@ -82,7 +82,7 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
         batch(&[530, 9, 130], &[(0, 0), (0, 529), (0, 256)], (1, 1), 128, true, 3.0),
         batch(&[140, 30], &[(0, 0), (2, 137)], (1, 1), 80, false, 1.0),
     ];
-    with_gpu(Arch::H100, || {
+    with_only_gpu(Arch::H100, || {
         for case in &cases {
             let given = Given::new(case, BF16);
             let all = given.output_and_lse_by_warpgroups().each_ref().map(bits);
@@ -105,7 +105,7 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
 /// values of later tokens do not affect it either. (Departure 2 in `sm80.cu` describes the effect of values that are
 /// not finite.)
 pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
-    with_gpu(Arch::H100, || {
+    with_only_gpu(Arch::H100, || {
         for (causal, head_dim) in [(true, 128), (false, 64)] {
             let case = batch(&[150, 70, 20], &[], (2, 1), head_dim, causal, 1.0);
             let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);

@@ -10,7 +10,7 @@ use half::bf16;
 use reel_device::cpu::simd::{Isa, sum_lanes};
 use reel_device::{DType, Element};
 
-use super::super::product::{SmallProduct, Words};
+use super::super::product::{SmallProduct, WordContents};
 use super::super::tiles;
 use super::avx2::Avx2Vector;
 use super::plain::PlainVector;
@@ -29,12 +29,12 @@ const IN_TURNS: [u16; 32] = {
 
 /// Values of `UNIT`, the unit that multiplies bf16 arrays: f32 multiply-adds of their elements, bf16 dot products
 /// (`vdpbf16ps`), or AMX tiles.
-pub const ELEMENTS: u8 = 0;
-pub const DOTS: u8 = 1;
-pub const TILES: u8 = 2;
+pub const UNIT_MULTIPLY_ADDS: u8 = 0;
+pub const UNIT_DOT_PRODUCTS: u8 = 1;
+pub const UNIT_AMX_TILES: u8 = 2;
 
-/// Vectors of AVX-512: one register of sixteen lanes. `UNIT` is [`ELEMENTS`], for which the functions for pairs must
-/// not be called, [`DOTS`] or [`TILES`].
+/// Vectors of AVX-512: one register of sixteen lanes. `UNIT` is [`UNIT_MULTIPLY_ADDS`], for which the functions for
+/// pairs must not be called, [`UNIT_DOT_PRODUCTS`] or [`UNIT_AMX_TILES`].
 #[derive(Clone, Copy)]
 pub struct Avx512Vector<const UNIT: u8>(__m512);
 
@@ -42,8 +42,8 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
     const ROWS: usize = 4;
     const COLS: usize = 5;
     const TALL: usize = 8;
-    const PAIRS: bool = UNIT != ELEMENTS;
-    const DOTS: bool = UNIT == DOTS;
+    const PAIRS: bool = UNIT != UNIT_MULTIPLY_ADDS;
+    const DOTS: bool = UNIT == UNIT_DOT_PRODUCTS;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -159,9 +159,9 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
     }
     unsafe fn product(p: &SmallProduct) {
         match p.words {
-            Words::Elements => dispatch(Isa::Avx512, p),
-            Words::Pairs if UNIT == TILES => tiles::product(p),
-            Words::Pairs => multiply_pairs(p),
+            WordContents::Elements => dispatch(Isa::Avx512, p),
+            WordContents::Pairs if UNIT == UNIT_AMX_TILES => tiles::multiply_with_amx(p),
+            WordContents::Pairs => multiply_pairs(p),
         }
     }
 
@@ -198,5 +198,5 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
 /// Computes a product of pairs with dot products.
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
 unsafe fn multiply_pairs(p: &SmallProduct) {
-    p.run::<Avx512Vector<DOTS>>();
+    p.run::<Avx512Vector<UNIT_DOT_PRODUCTS>>();
 }

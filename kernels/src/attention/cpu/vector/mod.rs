@@ -18,7 +18,7 @@ use super::product::SmallProduct;
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2Vector;
 #[cfg(target_arch = "x86_64")]
-use avx512::{Avx512Vector, DOTS, ELEMENTS, TILES};
+use avx512::{Avx512Vector, UNIT_AMX_TILES, UNIT_DOT_PRODUCTS, UNIT_MULTIPLY_ADDS};
 use half::bf16;
 use plain::PlainVector;
 use reel_device::cpu::simd::Isa;
@@ -137,7 +137,7 @@ pub trait Vector: Copy {
 
 /// Vectors of AVX-512 on a processor with AMX. AMX tiles multiply the pairs.
 #[cfg(target_arch = "x86_64")]
-pub type AmxVector = Avx512Vector<TILES>;
+pub type AmxVector = Avx512Vector<UNIT_AMX_TILES>;
 
 /// Returns a pair as the 32 bits of an f32.
 fn pair_of([first, second]: [bf16; 2]) -> f32 {
@@ -187,13 +187,13 @@ unsafe fn enter_amx<W: VectorCode>(work: W) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
 unsafe fn enter_avx512_bf16<W: VectorCode>(work: W) {
-    work.run::<Avx512Vector<DOTS>>();
+    work.run::<Avx512Vector<UNIT_DOT_PRODUCTS>>();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2")]
 unsafe fn enter_avx512<W: VectorCode>(work: W) {
-    work.run::<Avx512Vector<ELEMENTS>>();
+    work.run::<Avx512Vector<UNIT_MULTIPLY_ADDS>>();
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -73,7 +73,7 @@ use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
 use panel::{Panel, PanelLayout};
 use thin::STRIP_COLUMNS;
-use tiles::{Prefetch, TileCall};
+use tiles::{PrefetchPlan, TileProductArgs};
 
 /// Rows of a tile, and columns of a tile of sums.
 const SIDE: usize = 16;
@@ -315,7 +315,8 @@ impl<'a, T: Element> Product<'a, T> {
             let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
             for (i, panel) in panels.clone().enumerate() {
                 // SAFETY: the panel and the steps exist, and `b` has room for them.
-                ready[i] = unsafe { self.prepare_panel(panel, first..first + count, copied, b.add(i * panel_words)) };
+                ready[i] =
+                    unsafe { self.pack_or_locate_panel(panel, first..first + count, copied, b.add(i * panel_words)) };
             }
             for part in row_blocks.clone().step_by(self.blocking.row_blocks) {
                 let part = part..row_blocks.end.min(part + self.blocking.row_blocks);
@@ -356,13 +357,13 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     /// Adds the products of one panel with 32 packed rows of A to the sums, or stores them if `add` is false.
-    unsafe fn multiply(&self, panel: &Panel, a: [*const u8; 2], sums: *mut f32, add: bool, prefetch: Prefetch) {
+    unsafe fn multiply(&self, panel: &Panel, a: [*const u8; 2], sums: *mut f32, add: bool, prefetch: PrefetchPlan) {
         let a_tail = if panel.tail.is_null() {
             [null(); 2]
         } else {
             a.map(|tile| tile.wrapping_add(panel.steps * self.a_parts * 1024))
         };
-        let mut call = TileCall {
+        let mut call = TileProductArgs {
             rows: a,
             row_stride: 64,
             row_step: self.a_parts * 1024,

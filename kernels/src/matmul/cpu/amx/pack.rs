@@ -237,7 +237,7 @@ unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, 
     for (i, half) in halves.iter_mut().enumerate() {
         let line = |k: usize| {
             let at = match source.unit {
-                Unit::GroupedF32 => groups::line_at(source, column, k).cast::<f32>(),
+                Unit::GroupedF32 => groups::unit_address_in_group(source, column, k).cast::<f32>(),
                 _ => source.base.cast::<f32>().wrapping_add(k * source.rows + column),
             };
             // SAFETY: the mask selects columns that exist, of a k that exists.

@@ -7,7 +7,7 @@ use std::ptr::null;
 use reel_device::Element;
 
 use super::pack::{copy_rows, pack_pairs};
-use super::tiles::Prefetch;
+use super::tiles::PrefetchPlan;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
 use crate::matmul::cpu::{Unit, groups, int8};
 
@@ -52,7 +52,13 @@ impl<T: Element> Product<'_, T> {
     /// Prepares a panel of B for some steps along k: packs pairs, or finds the rows or lines in place and copies only
     /// an incomplete last step. `dst` has room for two tiles of each part, for every step, or for one step if B may
     /// stay in place.
-    pub(super) unsafe fn prepare_panel(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
+    pub(super) unsafe fn pack_or_locate_panel(
+        &self,
+        panel: usize,
+        steps: Range<usize>,
+        copied: bool,
+        dst: *mut u32,
+    ) -> Panel {
         let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
         let halves = [dst, dst.wrapping_add(steps.len() * self.b_parts * TILE)];
         let packed = |halves: [*mut u32; 2], steps: usize| Panel {
@@ -100,7 +106,7 @@ impl<T: Element> Product<'_, T> {
     /// step is copied to `dst` and completed with zeros: the lines that follow it belong to other rows, or do not
     /// exist.
     pub(super) unsafe fn panel_of_lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
-        let first = groups::line_at(&self.b, row, steps.start * SIDE);
+        let first = groups::unit_address_in_group(&self.b, row, steps.start * SIDE);
         let full = steps.len().min(self.k / STEP - steps.start);
         let lines = (Unit::GroupedPair.count(self.k) - steps.start * SIDE).min(steps.len() * SIDE);
         let rest = lines - full * SIDE;
@@ -120,19 +126,19 @@ impl<T: Element> Product<'_, T> {
     /// Returns what to prefetch while a block of rows of A is multiplied: for each step along k from `step` on, the
     /// lines `lines` of the panel's 32 cache lines. If the panel is rows of B, a step's lines belong to 32 columns of
     /// C, otherwise to 32 k. f32 has twice as many lines; processors with AMX also fetch the neighbour of each line.
-    pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
+    pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> PrefetchPlan {
         // int8 needs no explicit prefetch: while a panel of int8 is packed, the hardware prefetches the lines that
         // follow.
         if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
-            return Prefetch::NONE;
+            return PrefetchPlan::NONE;
         }
         if matches!(self.b.unit, Unit::GroupedPair | Unit::GroupedF32) {
             // 16 units of bf16 fill 32 cache lines, and 32 units of f32 fill 64 cache lines.
             let units = self.b.unit.count(STEP);
             let stride = 4 * units;
-            let at = groups::line_at(&self.b, panel * BLOCK, step * units).cast::<u8>();
+            let at = groups::unit_address_in_group(&self.b, panel * BLOCK, step * units).cast::<u8>();
             let at = at.wrapping_add(stride * lines.start);
-            return Prefetch { at, stride, lines: lines.len(), advance: 128 * units, ..Prefetch::NONE };
+            return PrefetchPlan { at, stride, lines: lines.len(), advance: 128 * units, ..PrefetchPlan::NONE };
         }
         let element = self.b.unit.element();
         let (row, column, stride) = if self.b.transposed {
@@ -142,6 +148,6 @@ impl<T: Element> Product<'_, T> {
         };
         let at = self.b.base.wrapping_add(row * stride + column * element);
         let advance = if self.b.transposed { STEP * stride } else { element * STEP };
-        Prefetch { at, stride, lines: lines.len(), advance, ..Prefetch::NONE }
+        PrefetchPlan { at, stride, lines: lines.len(), advance, ..PrefetchPlan::NONE }
     }
 }

@@ -18,7 +18,7 @@ use std::mem::offset_of;
 
 /// Number of 32-bit words in the two buffers of split elements of B. Each buffer holds one step along k: two tiles of
 /// three bf16 parts each.
-pub(super) const BUFFER_WORDS: usize = 2 * STEP_BYTES / 4;
+pub(super) const SPLIT_BUFFER_WORDS: usize = 2 * STEP_BYTES / 4;
 /// Bytes of a split step.
 const STEP_BYTES: usize = 6144;
 
@@ -35,7 +35,7 @@ pub(super) struct SplitProductArgs {
     /// A copy of the lines of the last step, completed with zeros; null if the last step is complete and directly
     /// follows the other steps.
     pub(super) tail: *const f32,
-    /// Room for the split elements of B: [`BUFFER_WORDS`] words, aligned to 64 bytes.
+    /// Room for the split elements of B: [`SPLIT_BUFFER_WORDS`] words, aligned to 64 bytes.
     pub(super) buffer: *mut u32,
     /// Four tiles of 16 x 16 sums, one after the other: rows 0 to 15 with columns 0 to 15, rows 0 to 15 with columns 16
     /// to 31, then rows 16 to 31 with either half of the columns.

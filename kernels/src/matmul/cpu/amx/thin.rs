@@ -11,10 +11,10 @@ use reel_device::cpu::simd::amx::{TileShape, Tiles};
 
 use super::pack::copy_rows;
 use super::panel::Panel;
-use super::split::{BUFFER_WORDS, SplitProductArgs, split_one, split_two};
+use super::split::{SPLIT_BUFFER_WORDS, SplitProductArgs, split_one, split_two};
 use super::tiles::{
-    Prefetch, TileCall, thin_f32_and_groups_one, thin_f32_and_groups_two, thin_f32_pairs_one, thin_f32_pairs_two,
-    thin_groups_one, thin_groups_two, thin_one, thin_two,
+    PrefetchPlan, TileProductArgs, thin_f32_and_groups_one, thin_f32_and_groups_two, thin_f32_pairs_one,
+    thin_f32_pairs_two, thin_groups_one, thin_groups_two, thin_one, thin_two,
 };
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
 use crate::matmul::cpu::{MAX_TASK_BYTES, Packed, Scratch, TASK, groups, run_count};
@@ -41,7 +41,7 @@ const STREAM: usize = 1 << 20;
 /// Up to 32 rows of A as two tiles.
 #[derive(Clone, Copy)]
 struct RowsInTiles {
-    /// See [`TileCall`].
+    /// See [`TileProductArgs`].
     rows: [*const u8; 2],
     row_stride: usize,
     row_step: usize,
@@ -59,7 +59,7 @@ impl RowsInTiles {
     /// The tiles exist for all steps; `sums` has room for four tiles; the tiles of this thread have the shape of the
     /// rows, and the second one exists if `both` is true.
     unsafe fn multiply(&self, lines: &Panel, sums: *mut f32, both: bool) {
-        let call = TileCall {
+        let call = TileProductArgs {
             rows: self.rows,
             row_stride: self.row_stride,
             row_step: self.row_step,
@@ -69,7 +69,7 @@ impl RowsInTiles {
             tail_pairs: lines.tail_tiles(),
             sums,
             add: 0,
-            prefetch: Prefetch::NONE,
+            prefetch: PrefetchPlan::NONE,
         };
         // SAFETY: the conditions of this function.
         unsafe {
@@ -120,9 +120,9 @@ impl<T: Element> Product<'_, T> {
     /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches rows of B.
     unsafe fn thin_in_place(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         // SAFETY: the panel exists; `dst` has room for two tiles.
-        let ready = unsafe { self.prepare_panel(panel, 0..self.steps, false, dst) };
+        let ready = unsafe { self.pack_or_locate_panel(panel, 0..self.steps, false, dst) };
         let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
-        let prefetch = Prefetch {
+        let prefetch = PrefetchPlan {
             // Prefetches the same rows of B, AHEAD steps further along k. If the rows have fewer steps, prefetches
             // the rows of the next panel.
             at: if ready.steps > AHEAD {
@@ -136,7 +136,7 @@ impl<T: Element> Product<'_, T> {
             change: AHEAD,
             next,
         };
-        let call = TileCall {
+        let call = TileProductArgs {
             rows: ready.tiles,
             row_stride: self.row_bytes(),
             row_step: 64,
@@ -166,13 +166,13 @@ impl<T: Element> Product<'_, T> {
             let steps = first..self.steps.min(first + self.blocking.steps);
             let coming = first + AHEAD_OF_COPY;
             let prefetch = match self.b_parts {
-                1 => Prefetch::NONE,
+                1 => PrefetchPlan::NONE,
                 _ if coming < self.steps => self.prefetch((panel, coming), 0..BLOCK),
                 _ => self.prefetch((panel + 1, coming - self.steps), 0..BLOCK),
             };
             // SAFETY: the panel and the steps exist, and `dst` has room for them.
             unsafe {
-                let ready = self.prepare_panel(panel, steps, false, dst);
+                let ready = self.pack_or_locate_panel(panel, steps, false, dst);
                 let a = a.map(|tile| tile.wrapping_add(first * self.a_parts * TILE * 4));
                 self.multiply(&ready, a, sums, first > 0, prefetch);
             }
@@ -243,7 +243,7 @@ impl<T: Element> Product<'_, T> {
             // SAFETY: `dst` has room for 32 rows.
             unsafe { self.pack_a(0, self.m, dst) };
             move |column, sums| {
-                let lines = groups::line_at(&self.b, column, 0).cast::<f32>();
+                let lines = groups::unit_address_in_group(&self.b, column, 0).cast::<f32>();
                 // SAFETY: `dst` has room for two rows of tiles, for the buffers, and for a step of lines, which the
                 // group has in part; the tiles have the shape of the rows.
                 unsafe {
@@ -251,7 +251,7 @@ impl<T: Element> Product<'_, T> {
                     let buffer = dst.add(a_words);
                     let mut call = SplitProductArgs { rows, lines, steps: self.steps, tail: null(), buffer, sums };
                     if rest > 0 {
-                        let tail = buffer.add(BUFFER_WORDS).cast::<f32>();
+                        let tail = buffer.add(SPLIT_BUFFER_WORDS).cast::<f32>();
                         tail.copy_from_nonoverlapping(lines.add(full * STEP * BLOCK), rest);
                         tail.add(rest).write_bytes(0, STEP * BLOCK - rest);
                         *(if full == 0 { &mut call.lines } else { &mut call.tail }) = tail;
@@ -261,7 +261,7 @@ impl<T: Element> Product<'_, T> {
             }
         };
         // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
-        unsafe { self.each_group(a_words + BUFFER_WORDS + STEP * BLOCK, task) }
+        unsafe { self.each_group(a_words + SPLIT_BUFFER_WORDS + STEP * BLOCK, task) }
     }
 
     /// Computes a product with up to 32 rows of A and an int8 B in groups of 16 rows. B is read once; each task reads
@@ -279,9 +279,9 @@ impl<T: Element> Product<'_, T> {
                     // the tiles have the shape of the rows.
                     unsafe {
                         let a = [0, self.steps].map(|step| dst.add((step + first) * self.a_parts * TILE));
-                        let ready = self.prepare_panel(column / BLOCK, steps, false, dst.add(a_words));
+                        let ready = self.pack_or_locate_panel(column / BLOCK, steps, false, dst.add(a_words));
                         let a = a.map(|tile| tile.cast::<u8>().cast_const());
-                        self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+                        self.multiply(&ready, a, sums, first > 0, PrefetchPlan::NONE);
                     }
                 }
             }

@@ -14,7 +14,7 @@ use std::ptr::null;
 /// left, it is at `next`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct Prefetch {
+pub(super) struct PrefetchPlan {
     pub(super) at: *const u8,
     pub(super) stride: usize,
     pub(super) lines: usize,
@@ -23,13 +23,14 @@ pub(super) struct Prefetch {
     pub(super) next: *const u8,
 }
 
-impl Prefetch {
-    pub(super) const NONE: Prefetch = Prefetch { at: null(), stride: 0, lines: 0, advance: 0, change: 0, next: null() };
+impl PrefetchPlan {
+    pub(super) const NONE: PrefetchPlan =
+        PrefetchPlan { at: null(), stride: 0, lines: 0, advance: 0, change: 0, next: null() };
 }
 
 /// The operands of a block of 32 × 32 sums.
 #[repr(C)]
-pub(super) struct TileCall {
+pub(super) struct TileProductArgs {
     /// Addresses of the two tiles of rows: 16 rows each, `row_stride` bytes apart. The tiles of the next step along k
     /// are `row_step` bytes further. If f32 rows are split into bf16 parts, the high, middle and low parts of a step
     /// follow one another.
@@ -50,7 +51,7 @@ pub(super) struct TileCall {
     pub(super) sums: *mut f32,
     /// 1: the products are added to the sums in memory; 0: the sums start at 0.
     pub(super) add: usize,
-    pub(super) prefetch: Prefetch,
+    pub(super) prefetch: PrefetchPlan,
 }
 
 /// One step along k for all four tiles of sums.
@@ -242,8 +243,8 @@ macro_rules! three_parts_of_pairs {
     };
 }
 
-/// Prefetches the lines that [`TileCall::prefetch`] describes: for each line, the cache lines at offsets `$byte` from
-/// its address.
+/// Prefetches the lines that [`TileProductArgs::prefetch`] describes: for each line, the cache lines at offsets `$byte`
+/// from its address.
 macro_rules! prefetch_lines {
     ($instruction:literal, $($byte:literal)*) => {
         concat!(
@@ -296,7 +297,7 @@ macro_rules! tile_function {
         /// # Safety
         /// The tiles of this thread are configured; the tiles of all steps are readable; `sums` has room for four
         /// tiles.
-        pub(super) unsafe fn $name(call: &TileCall) {
+        pub(super) unsafe fn $name(call: &TileProductArgs) {
             // SAFETY: the instructions access the tiles of the call and change no register that is not named. A
             // prefetch may name any address.
             unsafe {
@@ -352,21 +353,21 @@ macro_rules! tile_function {
                     "tilestored [{x} + {line}*1 + 2048], tmm2",
                     "tilestored [{x} + {line}*1 + 3072], tmm3",
                     call = in(reg) std::ptr::from_ref(call),
-                    rows = const offset_of!(TileCall, rows),
-                    row_stride = const offset_of!(TileCall, row_stride),
-                    row_step = const offset_of!(TileCall, row_step),
-                    pairs = const offset_of!(TileCall, pairs),
-                    steps = const offset_of!(TileCall, steps),
-                    tail_rows = const offset_of!(TileCall, tail_rows),
-                    tail_pairs = const offset_of!(TileCall, tail_pairs),
-                    sums = const offset_of!(TileCall, sums),
-                    add = const offset_of!(TileCall, add),
-                    ahead_at = const offset_of!(TileCall, prefetch.at),
-                    ahead_stride = const offset_of!(TileCall, prefetch.stride),
-                    ahead_lines = const offset_of!(TileCall, prefetch.lines),
-                    ahead_advance = const offset_of!(TileCall, prefetch.advance),
-                    ahead_change = const offset_of!(TileCall, prefetch.change),
-                    ahead_next = const offset_of!(TileCall, prefetch.next),
+                    rows = const offset_of!(TileProductArgs, rows),
+                    row_stride = const offset_of!(TileProductArgs, row_stride),
+                    row_step = const offset_of!(TileProductArgs, row_step),
+                    pairs = const offset_of!(TileProductArgs, pairs),
+                    steps = const offset_of!(TileProductArgs, steps),
+                    tail_rows = const offset_of!(TileProductArgs, tail_rows),
+                    tail_pairs = const offset_of!(TileProductArgs, tail_pairs),
+                    sums = const offset_of!(TileProductArgs, sums),
+                    add = const offset_of!(TileProductArgs, add),
+                    ahead_at = const offset_of!(TileProductArgs, prefetch.at),
+                    ahead_stride = const offset_of!(TileProductArgs, prefetch.stride),
+                    ahead_lines = const offset_of!(TileProductArgs, prefetch.lines),
+                    ahead_advance = const offset_of!(TileProductArgs, prefetch.advance),
+                    ahead_change = const offset_of!(TileProductArgs, prefetch.change),
+                    ahead_next = const offset_of!(TileProductArgs, prefetch.next),
                     line = out(reg) _,
                     r0 = out(reg) _,
                     r1 = out(reg) _,

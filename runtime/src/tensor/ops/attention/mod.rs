@@ -505,7 +505,7 @@ fn paged_attention_into(
         Some(rows) => paged::decode(q.dtype(), &p, p.max_kv_len as usize, rows.clone()),
         None => {
             let sequences = pages.new.lengths().zip(pages.kv_lens.iter().copied());
-            let (pairs, keys) = paged::query_key_pairs_and_keys(sequences);
+            let (pairs, keys) = paged::query_key_pair_and_key_counts(sequences);
             paged::fwd(q.dtype(), &p, pairs, keys)
         }
     })?;

@@ -13,7 +13,7 @@ use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
 use reel_device::{Addr, DType, Device, Element, Kernels, Launch, MemoryCategory, in_op};
 use reel_kernels::matmul::PRODUCT_CODE;
-use reel_kernels::matmul::{cpu, int8_groups};
+use reel_kernels::matmul::{arrange_in_int8_groups, cpu};
 use reel_kernels::skinny::{self, Params, WeightFormat};
 
 use super::linear::add_lora_output;
@@ -102,7 +102,7 @@ impl PackedWeight {
         match self.elements.device().kernels() {
             Kernels::Cpu => {
                 let groups = self.elements.rows(first / INT8_GROUP, count.div_ceil(INT8_GROUP))?;
-                groups.write(&int8_groups(rows, count, self.shape[1]))?;
+                groups.write(&arrange_in_int8_groups(rows, count, self.shape[1]))?;
             }
             Kernels::Cuda => self.elements.rows(first, count)?.write(rows)?,
         }

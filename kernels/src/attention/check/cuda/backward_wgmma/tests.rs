@@ -1,11 +1,11 @@
 use super::*;
-use crate::checks::{on_sim, simulated_stages_on};
+use crate::checks::{run_test_on_sim, simulated_stages_on};
 
 /// For each pair of a tile of 128 keys and a tile of 128 queries that causality does not hide completely, the kernel
 /// computes seven products of 128 x 128 x head_dim. Shared memory has no bank conflicts.
 #[test]
 fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflicts() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         for (head_dim, causal, lengths) in
             [(128, true, &[256usize][..]), (80, false, &[256]), (64, true, &[256]), (128, true, &[200, 56])]
         {
@@ -32,7 +32,7 @@ fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflic
 /// and once for each tile of queries. It writes each gradient once.
 #[test]
 fn bytes_of_gradients_by_products_of_warpgroups_are_those_of_their_tiles() {
-    on_sim(|| {
+    run_test_on_sim(|| {
         let (head_dim, tiles) = (128, 3);
         let call = gradients(&batch(&[128 * tiles], &[], (1, 1), head_dim, false, 1.0));
         let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
