@@ -26,18 +26,19 @@ struct BlockState {
     references: u32,
     /// The hash by which the block is found; `None` if the block is not full or another block has the same content.
     hash: Option<BlockHash>,
-    /// The block's key in `BlockAllocator::cached`, while the block is cached.
+    /// The block's key in the map `BlockAllocator::cached`, while the block is cached.
     released_at: u64,
 }
 
 /// The blocks of a KV cache.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
-    /// Blocks without content; the last one is allocated next.
+    /// Blocks without content. The last element is allocated next.
     free: Vec<i32>,
     states: Vec<BlockState>,
     by_hash: HashMap<BlockHash, i32>,
-    /// Blocks that no sequence holds but that have a hash, by the time of their release.
+    /// Blocks that no sequence holds but that the prefix cache can find by their hash. The key is the time of their
+    /// release.
     cached: BTreeMap<u64, i32>,
     clock: u64,
 }
@@ -59,7 +60,8 @@ impl BlockAllocator {
         tokens.div_ceil(KvPages::BLOCK_TOKENS)
     }
 
-    /// The number of blocks that sequences with one prompt need together, if each gets blocks for `max_tokens` tokens.
+    /// The number of blocks that `sequences` completions of one prompt need together, if each sequence gets blocks
+    /// for `max_tokens` tokens.
     pub(crate) fn blocks_for_group(sequences: usize, prompt_tokens: usize, max_tokens: usize) -> usize {
         let shared = prompt_tokens / KvPages::BLOCK_TOKENS;
         if sequences == 0 { 0 } else { shared + sequences * (BlockAllocator::blocks_for_tokens(max_tokens) - shared) }
@@ -75,8 +77,8 @@ impl BlockAllocator {
         self.free.len() + self.cached.len()
     }
 
-    /// Of the blocks that [`Self::find_and_reference`] would return for this chain of hashes: the number of cached
-    /// (unused) blocks, and the number of all blocks.
+    /// Looks up this chain of hashes without taking references. Returns the number of matching blocks that no
+    /// sequence uses, and the number of all matching blocks.
     pub(crate) fn matching_block_counts(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);
@@ -87,14 +89,14 @@ impl BlockAllocator {
         (unused, all)
     }
 
-    /// Finds the blocks of the longest known prefix of a chain of hashes, and takes a reference to each.
+    /// Finds the blocks of the longest registered prefix of a chain of hashes, and adds a reference to each block.
     pub(crate) fn find_and_reference(&mut self, hashes: &[BlockHash]) -> Vec<i32> {
         let found: Vec<i32> = hashes.iter().map_while(|hash| self.by_hash.get(hash).copied()).collect();
         self.add_references(&found);
         found
     }
 
-    /// Takes a further reference to each of the blocks.
+    /// Adds one reference to each of the blocks.
     pub(crate) fn add_references(&mut self, blocks: &[i32]) {
         for &block in blocks {
             let state = &mut self.states[block as usize];
@@ -136,7 +138,7 @@ impl BlockAllocator {
     }
 
     /// Releases the blocks of a sequence and empties its block table. The last blocks of the table will be evicted
-    /// first, because the blocks before them can be found without them.
+    /// first, because the first blocks are useful without the last ones, but not the reverse.
     pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             let state = &mut self.states[block as usize];
@@ -206,7 +208,8 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Action {
-        /// Start a sequence whose first blocks have these contents (0 or 1), with this number of further blocks.
+        /// Starts a sequence. Its first blocks have these contents (0 or 1), and it has this number of further
+        /// blocks.
         Start(Vec<u8>, usize),
         /// End the running sequence with this index, modulo the number of running sequences.
         End(usize),
@@ -222,13 +225,14 @@ mod tests {
     }
 
     proptest! {
-        /// No block is lost. Two sequences share a block only if their contents up to its end are equal. A block that
-        /// is found by a hash holds the content that was registered under this hash.
+        /// Checks that no block is lost, that two sequences share a block only if their contents up to its end are
+        /// equal, and that a block found by a hash holds the content registered under this hash.
         #[test]
         fn every_block_is_free_cached_or_in_use(actions in prop::collection::vec(action(), 1..60), count in 1usize..12) {
             let mut blocks = BlockAllocator::new(count);
             let mut running: Vec<(Vec<i32>, usize)> = Vec::new();
-            // The content that the memory of each block holds: the chain up to the end of the block.
+            // The content that the memory of each block holds: the contents of a sequence's blocks up to and
+            // including this block.
             let mut content: Vec<Option<Vec<u8>>> = vec![None; count];
             for action in actions {
                 match action {

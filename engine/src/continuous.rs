@@ -112,7 +112,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         Qwen25Vl::clone(&self.run.model())
     }
 
-    /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter
+    /// Loads a LoRA adapter, which later requests can name. `model` is the engine's model with the adapter
     /// ([`Qwen25Vl::with_adapter`]). Running requests continue, and the bits of their results do not change.
     ///
     /// # Errors
@@ -122,8 +122,8 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     }
 
     /// Unloads an adapter: new requests cannot name it, running requests continue with it. The adapter's memory is
-    /// freed now if no request uses it; otherwise when an adapter is loaded or unloaded after its last request has
-    /// ended.
+    /// freed now if no request uses it. Otherwise it is freed at the first load or unload of any adapter after the
+    /// last request with this adapter has ended.
     ///
     /// # Errors
     /// A device error.

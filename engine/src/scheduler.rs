@@ -8,13 +8,12 @@
 //! ```
 //!
 //! The rank of a sequence is its priority, then its arrival. Jobs start in the order of rank, and no job overtakes a
-//! job that waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by one;
-//! if none is left, the sequence with the last rank gives up its blocks and is computed again later. The sequence with
-//! the first rank is never preempted for another one, so the engine always makes progress.
+//! job that waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by
+//! one. If no block is left, the sequence with the last rank releases its blocks and is computed again later. The
+//! sequence with the first rank is never preempted, so the engine always makes progress.
 //!
-//! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. Tokens that
-//! such steps compute for a sequence that has ended meanwhile are dropped, so completions do not depend on the
-//! lookahead.
+//! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. The tokens
+//! that these steps compute for an ended sequence are dropped, so completions do not depend on the lookahead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -35,14 +34,14 @@ use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
 use crate::stats::EngineStats;
 
-/// The order in which sequences get slots and blocks: priority, then key. Keys number the sequences in order of
-/// arrival.
+/// The order in which sequences get slots and blocks: priority, then key. Sequences have ascending keys in the order
+/// of arrival.
 pub(crate) type SequenceRank = (i32, usize);
 
-/// The scheduling options of a run.
+/// The scheduling options of an engine loop.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunOptions {
-    /// Maximum number of slots that the run uses.
+    /// Maximum number of slots that the scheduler uses.
     pub(crate) max_slots: usize,
     /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
     /// of a sequence do not depend on the number of other running sequences, even on a device where the bits of matrix
@@ -68,24 +67,24 @@ pub(crate) struct SlotMove {
     pub(crate) to: usize,
 }
 
-/// Blocks to write into the block table of a slot, from entry `index` on.
+/// KV blocks that are appended to the block table of a slot, from entry `index` on.
 pub(crate) struct TableGrowth {
     pub(crate) slot: usize,
     pub(crate) index: usize,
     pub(crate) blocks: Vec<i32>,
 }
 
-/// All sequences of a run of the engine, the decode slots, and the blocks of the KV cache.
+/// All sequences of an engine loop, the decode slots, and the blocks of the KV cache.
 pub(crate) struct Scheduler<'r> {
     /// The sequences by their key.
     sequences: BTreeMap<usize, SequenceState<'r>>,
     next_key: usize,
     queue: BTreeMap<SequenceRank, PrefillJob>,
-    /// Sequences whose prompt is computed and that wait for a slot.
+    /// Sequences that wait for a slot and whose prompt is computed.
     ready: BTreeSet<SequenceRank>,
     /// For each slot, the key of the sequence that holds it.
     slots: Vec<Option<usize>>,
-    /// The keys of finished sequences whose completions were not taken yet.
+    /// The keys of finished sequences whose completions have not been returned yet.
     finished: Vec<usize>,
     blocks: BlockAllocator,
     prefix_cache: bool,
@@ -123,7 +122,7 @@ impl<'r> Scheduler<'r> {
         !self.ready.is_empty() || self.slots.iter().any(Option::is_some) || self.queue.values().any(has_begun)
     }
 
-    /// The number of requests with a sequence or a job that holds KV blocks.
+    /// The number of requests that hold KV blocks, with a sequence or a prefill job.
     pub(crate) fn started_requests(&self) -> usize {
         let of_jobs = self.queue.values().filter(|job| job.block_table.is_some()).flat_map(|job| &job.keys);
         let started = of_jobs.chain(self.slots.iter().flatten()).chain(self.ready.iter().map(|(_, key)| key));
@@ -136,7 +135,7 @@ impl<'r> Scheduler<'r> {
         self.sequences.len() - self.finished.len()
     }
 
-    /// The counters of the run so far, and the current number of sequences and blocks in use.
+    /// The counters since the start, and the current number of sequences and blocks in use.
     pub(crate) fn stats(&self) -> EngineStats {
         let running = self.slots.iter().flatten().count();
         EngineStats {
@@ -173,7 +172,7 @@ impl<'r> Scheduler<'r> {
         Ok(())
     }
 
-    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get blocks as
+    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs. Jobs without blocks get blocks as
     /// long as there are enough. With `pack`, the pass may compute several jobs.
     pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
         let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
@@ -182,8 +181,8 @@ impl<'r> Scheduler<'r> {
             if left == 0 || !pack && !chunks.is_empty() {
                 break;
             }
-            // No job overtakes a job that waits for blocks. A job that has begun continues, because it will release its
-            // blocks.
+            // No job overtakes a job that waits for blocks. A partly computed job continues, because it will release
+            // its blocks.
             is_blocked = is_blocked || !self.admit(rank);
             let job = &self.queue[&rank];
             if job.block_table.is_none() {
@@ -203,7 +202,7 @@ impl<'r> Scheduler<'r> {
         chunks
     }
 
-    /// Gives a job its KV blocks: blocks found in the prefix cache, and new ones. Returns false if there are too few
+    /// Allocates the KV blocks of a job, or finds them in the prefix cache. Returns false if there are too few
     /// blocks, or if none of the job's sequences would get a slot.
     fn admit(&mut self, rank: SequenceRank) -> bool {
         let Some(job) = self.queue.get(&rank) else { return false };
@@ -217,8 +216,8 @@ impl<'r> Scheduler<'r> {
         if self.slots.len() - running.len() <= claimed.len() {
             return false;
         }
-        // Blocks are reserved: one for each started sequence that may still grow, and one for each completion after the
-        // first, which needs its own copy of the prompt's last block.
+        // Some blocks are reserved: one for each started sequence that may still grow, and one for each completion
+        // after the first, which needs its own copy of the prompt's last block.
         let grow = running.iter().chain(self.ready.iter().map(|(_, key)| key));
         let growing = grow.map(|key| &self.sequences[key]).filter(|s| s.max_blocks() > s.block_table.len()).count();
         let jobs = self.queue.values().filter_map(|job| Some((job, job.block_table.as_ref()?.len())));
@@ -261,7 +260,7 @@ impl<'r> Scheduler<'r> {
         true
     }
 
-    /// The job with this rank and the first of its sequences.
+    /// Returns the job with this rank, and the first of the job's sequences.
     pub(crate) fn prefill_job(&self, rank: SequenceRank) -> Option<(&PrefillJob, &SequenceState<'r>)> {
         let job = self.queue.get(&rank)?;
         Some((job, self.sequences.get(job.keys.first()?)?))
@@ -305,7 +304,7 @@ impl<'r> Scheduler<'r> {
         Some(job)
     }
 
-    /// Appends the first token of each sequence. Returns the requests that failed.
+    /// Appends the first generated token to each sequence. Returns the requests that failed.
     pub(crate) fn push_first_tokens(
         &mut self,
         tokens: Vec<(usize, SampledToken)>,
@@ -325,9 +324,9 @@ impl<'r> Scheduler<'r> {
         self.sequences.get(&key)
     }
 
-    /// Makes the sequences of a complete job ready for a slot, or finished if their first token has ended them. The
-    /// sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence but one gets its own
-    /// copy of the last, partly filled block. A sequence for which no block is left is queued again.
+    /// Makes the sequences of a complete job ready for a slot. A sequence that its first token has ended is finished
+    /// instead. The sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence except
+    /// one gets its own copy of the last, partly filled block. A sequence for which no block is left is queued again.
     pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
         let PrefillJob { keys, tokens, block_table, hashes, .. } = job;
         let (mut table, full) = (block_table.unwrap_or_default(), tokens / BLOCK);
@@ -373,8 +372,8 @@ impl<'r> Scheduler<'r> {
         assigned
     }
 
-    /// Gives each running sequence the blocks that its next step needs, in the order of rank. The returned flag says
-    /// whether there were enough blocks.
+    /// Gives each running sequence the KV blocks that its next step needs, in the order of rank. The returned flag is
+    /// true if there were enough blocks.
     pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
         let mut growths = Vec::new();
         let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
@@ -463,7 +462,7 @@ impl<'r> Scheduler<'r> {
         freed
     }
 
-    /// The unfinished requests whose deadline has passed.
+    /// The unfinished requests with a deadline in the past.
     pub(crate) fn requests_past_deadline(&self) -> Vec<usize> {
         let late = self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| {
             let deadline = s.request.deadline?;
@@ -511,7 +510,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Records that a step over the first `batch_size` slots is in flight. Returns, for each of these slots, the key
-    /// of the sequence that gets the slot's token.
+    /// of the sequence that receives the slot's token.
     pub(crate) fn start_step_and_list_receivers(&mut self, batch_size: usize) -> Vec<Option<usize>> {
         let mut receivers = self.slots.clone();
         receivers.resize(batch_size, None);
@@ -535,8 +534,8 @@ impl<'r> Scheduler<'r> {
     ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
         let (mut freed, mut failed) = (Vec::new(), Vec::new());
         for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
-            // The step may have been enqueued before the host knew that a sequence had ended, and the sequence's
-            // completion may already have been returned.
+            // The step may have been enqueued before the host knew that the sequence had ended, and the completion
+            // may already have been returned.
             let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
                 continue;
             };
@@ -561,8 +560,8 @@ impl<'r> Scheduler<'r> {
         (freed, failed)
     }
 
-    /// Moves sequences from the last slots to free slots before them, so that a step computes fewer slots. Returns
-    /// the moves. No step may be in flight, because its tokens would reach the wrong sequences.
+    /// Moves sequences from the last slots to free slots with lower indices, so that a step computes fewer slots.
+    /// Returns the moves. No step may be in flight, because its tokens would reach the wrong sequences.
     pub(crate) fn compact_slots(&mut self) -> Vec<SlotMove> {
         let mut moves = Vec::new();
         while let (Some(to), Some(from)) =

@@ -61,7 +61,7 @@ pub struct CompletionStream<D> {
 }
 
 impl<D: Detokenizer> CompletionStream<D> {
-    /// An empty text that ends before the first of the strings `stop`.
+    /// Creates an empty text that will be cut before the first of the strings `stop`.
     pub fn new(tokens: D, stop: &[String]) -> CompletionStream<D> {
         let stop = stop.iter().filter(|s| !s.is_empty()).cloned().collect();
         CompletionStream { tokens, stop, held: String::new(), is_cut: false }
@@ -157,7 +157,7 @@ mod tests {
             stop in prop::collection::vec("[ab\u{e9}]{0,4}", 0..3),
         ) {
             let mut stream = CompletionStream::new(Bytes::default(), &stop);
-            // The stop string that is complete first ends the text.
+            // The text ends at the stop string that is complete first.
             let prefixes = text.char_indices().map(|(at, c)| &text[..at + c.len_utf8()]);
             let at = prefixes.into_iter().find_map(|t| StopCondition::first_match(t, &stop)).unwrap_or(text.len());
             let mut streamed = String::new();

@@ -49,7 +49,7 @@ pub fn sum_of_totals(totals: &[ScoreTotal]) -> ScoreTotal {
     totals.iter().fold(ScoreTotal::default(), |a, b| ScoreTotal { sum: a.sum + b.sum, count: a.count + b.count })
 }
 
-/// The rows of one video: the total of each group, as (group, total).
+/// The rows of one video: pairs of a group and the total of its scores.
 type Cluster = Vec<(usize, ScoreTotal)>;
 
 /// Returns the 95 % interval of each statistic. `statistics` computes all statistics from the totals of the groups `0
@@ -125,7 +125,8 @@ mod tests {
         scores.map(|score| ScoredRow { cluster: None, group: 0, score }).collect()
     }
 
-    /// For many independent rows, the bootstrap interval is close to the interval of the normal distribution.
+    /// Checks that the bootstrap interval of many independent rows is close to the interval of the normal
+    /// distribution.
     #[test]
     fn agrees_with_the_normal_interval() {
         let rows = rows((0..1000).map(|i| f64::from(i % 10 < 3)));

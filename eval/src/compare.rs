@@ -31,8 +31,8 @@ pub struct Comparison {
     pub score: ScoreDifference,
     /// Scores by category.
     pub by_category: BTreeMap<String, ScoreDifference>,
-    /// Number of rows that both runs answer correctly. Only rows whose score is 0 or 1 count, here and in the next
-    /// fields.
+    /// Number of rows that both runs answer correctly. This count and the next ones include only rows whose score is
+    /// 0 or 1.
     pub both_right: usize,
     /// Number of rows that only run A answers correctly.
     pub only_a_right: usize,
@@ -43,7 +43,7 @@ pub struct Comparison {
     /// p-value of McNemar's exact test: the probability of a split of the disagreements at least as uneven as observed
     /// if both runs were equally good.
     pub mcnemar_p: f64,
-    /// The names of the rows on which the runs disagree.
+    /// The ids of the rows on which the runs disagree.
     pub disagreements: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ pub struct ScoreDifference {
     pub ci95: [f64; 2],
 }
 
-/// A row that both runs have, with the scores of run A and run B.
+/// A row that both runs have, with its score in run A and in run B.
 struct Pair<'a> {
     row: &'a Prediction,
     scores: [f64; 2],
@@ -120,14 +120,15 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
 }
 
 impl Pair<'_> {
-    /// Whether run A and run B are right; `None` for a row whose score may be between 0 and 1.
+    /// Whether run A and run B answer the row correctly; `None` for a row whose score may be between 0 and 1.
     fn right(&self) -> Option<[bool; 2]> {
         (!self.row.has_partial_score()).then(|| self.scores.map(|score| score == 1.0))
     }
 }
 
 fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<Pair<'a>>> {
-    // The n-th row of a name in one run is paired with the n-th row of this name in the other run.
+    // Numbers the rows of each name. The n-th row of a name in one run is paired with the n-th row of this name in
+    // the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         rows.iter().map(move |row| {

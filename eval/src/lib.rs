@@ -1,5 +1,5 @@
 //! Benchmarks of video reasoning: reads the published files of a benchmark as questions, and turns the answers of a
-//! model into scores. Input and output are texts and numbers; no device, model or media are needed.
+//! model into scores. Input and output are texts and numbers. No device, model or media files are needed.
 //!
 //! ```text
 //! task file + data files -> rows (question, options, answer, video) -> prompts           load_benchmark

@@ -10,7 +10,7 @@ use crate::score::BenchmarkReport;
 pub struct LmEvalRun<'a> {
     /// The model folder or address.
     pub model: &'a str,
-    /// The options of generation (`temperature`, …).
+    /// The sampling options of generation (`temperature`, …).
     pub generation: &'a Map<String, Value>,
     /// The device.
     pub device: &'a str,

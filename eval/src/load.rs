@@ -18,15 +18,16 @@ use crate::{BenchmarkRow, EvalError, Result};
 /// The rows of a benchmark.
 #[derive(Clone, Debug)]
 pub struct LoadedBenchmark {
-    /// The name of the files' layout: who published the files in this form.
+    /// The name of the files' layout, which tells who published the files in this form.
     pub layout: String,
     /// The files.
     pub files: Vec<DataFile>,
     /// The questions, in the order of the files.
     pub rows: Vec<BenchmarkRow>,
-    /// Number of rows that are not part of the benchmark's score, by reason.
+    /// Number of rows that do not count in the benchmark's score, by reason.
     pub left_out: BTreeMap<String, usize>,
-    /// Number of questions whose options the model does not see: neither the task's template nor the question has them.
+    /// Number of questions whose options the model does not see, because neither the task's template nor the question
+    /// lists them.
     pub without_options: usize,
     /// The folder that the paths of videos are relative to.
     pub media_root: PathBuf,
@@ -127,10 +128,10 @@ pub fn load_benchmark(
     Ok(loaded)
 }
 
-/// Maximum number of columns that an error lists, approximately.
+/// Approximate maximum number of columns that an error lists.
 const MAX_NAMED_COLUMNS: usize = 64;
 
-/// The error for a rule whose columns no row has.
+/// The error for a rule that names only columns that no row has.
 fn unknown_column(
     task: &Task,
     layout: &Layout,
@@ -187,7 +188,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     }
     let mut looked_for = Vec::new();
     let mut other = None;
-    // Files that stay open for the next layout, because several layouts may have the same file names.
+    // Files that stay open while the next layout is tried, because several layouts may have the same file names.
     let mut opened: BTreeMap<PathBuf, SourceFile> = BTreeMap::new();
     for folder in [data.join(&task.name), data.to_path_buf()].into_iter().filter(|folder| folder.is_dir()) {
         for layout in &task.layouts {
@@ -229,8 +230,7 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Returns the columns of the first row of a file, once for each kind of nesting (`nested`) that the task's layouts
-/// have.
+/// Returns the columns of the first row of a file, once for each nesting (`nested`) that the task's layouts have.
 fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
     depths.sort_unstable();
@@ -264,7 +264,7 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     let location = file.display().to_string();
     let found = columns.first().cloned().unwrap_or_default();
     let names: Vec<&str> = found.keys().map(String::as_str).filter(|name| !name.contains("file.")).collect();
-    // A file in a folder has the layout that its name stands for.
+    // The name of a file in a folder determines the file's layout.
     if let Some(own) = task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
         let what = format!("has the columns of layout {} of {}, whose files have other names", own.name, task.title);
         let help = format!("rename the file to {}, or give the file itself as --data", own.files.join(" or "));
@@ -321,7 +321,7 @@ type SourceRow = (String, Result<Map<String, Value>, Diagnostic>);
 struct SourceFile {
     path: PathBuf,
     table: Table,
-    /// The file's text as one JSON value. The text is parsed when a layout with nested objects needs the value.
+    /// The file's text as one JSON value. It is parsed when a layout with nested objects first needs it.
     nested: OnceCell<Result<Value, Diagnostic>>,
 }
 

@@ -1,5 +1,5 @@
-//! A row of a benchmark: the question, its options, the answer and the video. The type is the same for every form in
-//! which a benchmark is published.
+//! A row of a benchmark: the question, its options, the answer and the video. All published layouts of a benchmark
+//! are converted to this type.
 
 use std::path::Path;
 
@@ -12,9 +12,9 @@ use crate::task::{AnswerForm, Layout, Options, RowRules, Task, Template, column,
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchmarkRow {
-    /// Where the row was read, as `FILE:LINE` or similar, for error messages.
+    /// The place where the row was read, as `FILE:LINE` or similar, for error messages.
     pub location: String,
-    /// The row's name; unique within a benchmark.
+    /// The row's id, unique within a benchmark.
     pub id: String,
     /// The question.
     pub question: String,
@@ -35,11 +35,11 @@ pub struct BenchmarkRow {
 /// A video or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
-    /// The file, or the folder with the frames, relative to the media folder.
+    /// The video file, or the folder with its frames, relative to the media folder.
     pub path: String,
     /// The image files of the frames, relative to the media folder; empty if `path` is a video file.
     pub frames: Vec<String>,
-    /// Second at which the part of the video begins.
+    /// The second at which the shown part of the video begins.
     pub start: Option<f64>,
     /// Second at which the part ends.
     pub end: Option<f64>,
@@ -57,7 +57,7 @@ pub enum ParsedRow {
 }
 
 impl BenchmarkRow {
-    /// Reads the columns of a row by the rules of its layout. Videos are looked for in the folder `media_root`.
+    /// Parses the columns of a row by the rules of the layout. Looks for videos in the folder `media_root`.
     ///
     /// # Errors
     /// A column is missing or wrong; the answer is not among the options. The diagnostic's location is the column.
@@ -137,13 +137,14 @@ impl BenchmarkRow {
         })))
     }
 
-    /// Removes the video and the images, so that a model is asked with the text alone.
+    /// Removes the video and the images, so that a model sees only the text.
     pub fn remove_media(&mut self) {
         self.video = None;
         self.images.clear();
     }
 
-    /// The row as JSON: VideoRFT's columns, which are copied into the row's prediction, and the messages in `prompt`.
+    /// Converts the row to JSON: VideoRFT's columns, which are copied into the row's prediction, and the messages in
+    /// `prompt`.
     pub fn to_json(&self, task: &Task, recipe: Recipe) -> Map<String, Value> {
         let media = match (&self.video, &self.images[..]) {
             (Some(_), _) => "video",
@@ -184,7 +185,7 @@ impl BenchmarkRow {
 }
 
 impl Clip {
-    /// The first candidate path that exists; if none exists, the first candidate.
+    /// Returns the first candidate path that exists; if none exists, the first candidate.
     fn find(
         columns: &Map<String, Value>,
         candidates: &[Template],
@@ -220,8 +221,9 @@ impl Clip {
         json!({"type": "video", "video": self.frames, "fps": self.fps.unwrap_or(1.0)})
     }
 
-    /// Keeps those frames of a clip that a model sees, if the clip's frames are image files. `select` gets the number
-    /// of frames between start and end and their rate; it returns the indices of the kept frames and their rate.
+    /// Keeps only the frames of a clip that a model sees, if the clip's frames are image files. `select` gets the
+    /// number of frames between start and end and their rate; it returns the indices of the kept frames and their
+    /// rate.
     ///
     /// # Errors
     /// `select` returns an error.
@@ -243,7 +245,8 @@ impl Clip {
     }
 }
 
-/// The paths of the image files in a folder, sorted by name (names have leading zeros). Each path begins with `path`.
+/// Returns the paths of the image files in a folder, sorted by name (names have leading zeros). Each path begins with
+/// `path`.
 fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     let failed = |e| Diagnostic::cannot_read(folder, &e);
     let mut frames = Vec::new();
@@ -261,8 +264,8 @@ fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     }
 }
 
-/// The columns that a rule reads, for error messages: the rule `answer` with the template `{ground_truth}` gives
-/// `ground_truth`. A rule without columns gives its own name.
+/// Names the columns that a rule reads, for error messages: the rule `answer` with the template `{ground_truth}`
+/// gives `ground_truth`. A rule without columns gives its own name.
 fn source(rule: &str, template: &Option<Template>) -> String {
     let columns: Vec<&str> = template.iter().flat_map(Template::columns).collect();
     if columns.is_empty() { rule.to_string() } else { columns.join(", ") }
