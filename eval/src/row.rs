@@ -317,8 +317,8 @@ fn options(
     Ok(found)
 }
 
-/// Splits a question into its text and the options that are its last lines: lines with the marks `A.`, `B.`, …, or
-/// else all lines after the first.
+/// Splits a question into its text and the options in its last lines. Options are lines with the marks `A.`, `B.`, …;
+/// without such lines, all lines after the first are options.
 fn split_options(question: &str) -> (String, Vec<String>) {
     let lines: Vec<&str> = question.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let is_first = |line: &&str| ["A.", "A)", "A:", "(A)"].iter().any(|mark| line.starts_with(mark));
@@ -326,8 +326,8 @@ fn split_options(question: &str) -> (String, Vec<String>) {
     (lines[..first].join("\n"), lines[first..].iter().map(|line| line.to_string()).collect())
 }
 
-/// The correct answer in the form that outputs are compared with: the letter of an option, or the text or number
-/// itself.
+/// Returns the correct answer in the form that outputs are compared with: the letter of an option, or the text or
+/// number itself.
 fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &Options) -> Result<String, Diagnostic> {
     let name = source("answer", &rules.answer);
     let form = rules.answer_form.unwrap_or(AnswerForm::Plain);

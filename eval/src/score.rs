@@ -41,9 +41,9 @@ pub struct BenchmarkReport {
     /// Number of rows whose problem is a regression.
     #[serde(default)]
     pub regressions: usize,
-    /// The benchmark's headline figure: the one score that the papers' tables list.
+    /// The benchmark's headline figure: the score that the papers' tables list.
     pub headline: HeadlineScore,
-    /// Mean over tasks of each task's score: the official score of VSI-Bench.
+    /// The mean of the scores of the benchmark's tasks: the official score of VSI-Bench.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
     /// Interval of `task_mean`.
@@ -53,7 +53,7 @@ pub struct BenchmarkReport {
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
-/// The headline figure of a benchmark: the one score in a table of results.
+/// The headline figure of a benchmark: the score that tables of results list.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineScore {
     /// Which figure `score` is.
@@ -177,14 +177,14 @@ impl<'a> ScoreGroups<'a> {
         2 * (self.names.len() + 1)
     }
 
-    /// The index of the group of a row.
+    /// Returns the index of the group of a row.
     pub(crate) fn index(&self, prediction: &Prediction) -> usize {
         let position = |category: &String| self.names.binary_search(&&category[..]).ok();
         let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
         2 * category + usize::from(prediction.is_regression())
     }
 
-    /// The total of the scores of each group.
+    /// Returns the total of the scores of each group.
     pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
         let mut totals = vec![ScoreTotal::default(); self.count()];
         for row in rows {
@@ -202,8 +202,8 @@ impl<'a> ScoreGroups<'a> {
         totals[2 * category + 1].count as usize
     }
 
-    /// All statistics, computed from the totals of all groups: the three fixed ones, then the mean of each category. A
-    /// mean without rows is `None`.
+    /// Returns all statistics, computed from the totals of all groups: first the three at fixed indices, then the
+    /// mean of each category. A mean without rows is `None`.
     pub(crate) fn statistics(&self, totals: &[ScoreTotal]) -> Vec<Option<f64>> {
         let categories = (0..self.names.len()).map(|i| self.category_total(totals, i).mean());
         let of_kind = |regression: usize| {

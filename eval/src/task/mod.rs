@@ -42,7 +42,7 @@ pub struct Task {
     pub version: u32,
     /// Where the benchmark is published.
     pub source: String,
-    /// Number of questions behind the published scores; the report notes a run with another number.
+    /// Number of questions on which the published scores are based. The report notes if a run has another number.
     pub rows: Option<usize>,
     /// The folder of the benchmark's videos as it is written in the paths of VideoRFT's and Video-R1's files.
     pub media_folder: Option<String>,
@@ -75,7 +75,7 @@ pub struct PromptRules {
     pub system: Option<String>,
 }
 
-/// How the scores of rows become the score of a benchmark.
+/// How the score of a benchmark is computed from the scores of its rows.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ScoreRules {
@@ -92,7 +92,7 @@ pub struct ScoreRules {
     pub merged_categories: Vec<String>,
 }
 
-/// Which score of a benchmark is its headline figure: the one score in a table of results.
+/// Selects the headline figure of a benchmark: the score that tables of results list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Headline {
@@ -101,7 +101,7 @@ pub enum Headline {
     Overall,
     /// The mean over tasks.
     TaskMean,
-    /// The mean of two means: the mean over regression rows and the mean over the other rows.
+    /// The mean of two values: the mean over regression rows and the mean over the other rows.
     MeanOfAccuracyAndMra,
 }
 
@@ -130,7 +130,7 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("videoholmes.toml", include_str!("../../tasks/videoholmes.toml")),
 ];
 
-/// `--benchmark all` runs this many built-in tasks, the first ones in `BUILT_IN`: the six of the two papers.
+/// Number of built-in tasks, from the start of `BUILT_IN`, that `--benchmark all` runs: the six of the two papers.
 const ALL: usize = 6;
 
 impl Task {
@@ -146,8 +146,8 @@ impl Task {
         &TASKS
     }
 
-    /// The tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by commas; `all`
-    /// stands for the six tasks of the papers.
+    /// Returns the tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by
+    /// commas; `all` stands for the six tasks of the papers.
     ///
     /// # Errors
     /// A name is unknown; a file cannot be read or is not a task; two tasks have the same name.
@@ -225,7 +225,8 @@ impl Task {
         BUILT_IN.into_iter().find(|(name, _)| name.strip_suffix(".toml") == Some(&self.name)).map(|(_, text)| text)
     }
 
-    /// The text of the user's message: question and options in the task's template, or in the recipe's.
+    /// Returns the text of the user's message: question and options in the task's template or, without one, in the
+    /// recipe's template.
     pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
         match &self.prompt.template {
             None => {
@@ -234,15 +235,16 @@ impl Task {
             }
             Some(template) => {
                 let lines: String = options.unwrap_or_default().iter().map(|option| format!("{option}\n")).collect();
-                // Only the template's own `{options}` is replaced: a question that contains `{options}` stays as it is.
+                // Only the placeholder `{options}` of the template is replaced. A question that contains the text
+                // `{options}` stays as it is.
                 let (before, after) = template.split_once("{question}").unwrap_or((template, ""));
                 [&before.replace("{options}", &lines), question, &after.replace("{options}", &lines)].concat()
             }
         }
     }
 
-    /// Whether the model sees every option of a question: the template has `{options}`, or the texts around the
-    /// question or the question itself contain the text of each option.
+    /// Whether the model sees every option of a question. It does if the template has `{options}`, or if the question
+    /// or the text around it contains the text of each option.
     pub fn shows_options(&self, question: &str, options: &[String]) -> bool {
         let Some(template) = self.prompt.template.as_ref().filter(|template| !template.contains("{options}")) else {
             return true;
@@ -252,8 +254,8 @@ impl Task {
         options.iter().all(|option| shown.contains(&text_without_letter(option).to_lowercase()))
     }
 
-    /// The task (part of the benchmark) to which a row category belongs, for benchmarks whose official score is a mean
-    /// over tasks; `None` for the others.
+    /// Returns the task (part of the benchmark) to which the category of a row belongs, if the benchmark's official
+    /// score is a mean over tasks; else `None`.
     pub fn subtask_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
         let is_part = |name: &&String| category.strip_prefix(&name[..]).is_some_and(|rest| rest.starts_with('_'));
         let merged = self.score.merged_categories.iter().find(is_part).map(String::as_str);

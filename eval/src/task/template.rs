@@ -42,8 +42,8 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The template's text with the values of a row. `None` if the text is one placeholder and its column is absent,
-    /// null, or an empty text.
+    /// Fills the template with the values of a row. Returns `None` if the template is a single placeholder and its
+    /// column is absent, null, or an empty text.
     ///
     /// # Errors
     /// A column is a list or an object; a column beside other text is absent or null. The error names the column.

@@ -46,15 +46,15 @@ use crate::{Result, RewardError};
 /// The option that names Python functions.
 const FUNCTION_FLAG: &str = "--reward-funcs";
 
-/// The environment variables that a command always gets, if they are set: few programs run without them.
+/// The environment variables that a command always gets if they are set. Few programs run without them.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
 
-/// Gets the lines that reward programs write to standard error.
+/// A log for the lines that reward programs write to standard error.
 #[derive(Clone)]
 pub struct ProgramLog(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl ProgramLog {
-    /// A log that passes each line to `write`.
+    /// Creates a log that passes each line to `write`.
     pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(write))
     }
@@ -70,7 +70,7 @@ impl std::fmt::Debug for ProgramLog {
     }
 }
 
-/// The name of the function that `FILE.py:NAME` or `MODULE:NAME` names.
+/// Returns the function's name in `FILE.py:NAME` or `MODULE:NAME`.
 ///
 /// # Errors
 /// The text has another form.
@@ -96,8 +96,8 @@ enum Source {
 }
 
 impl CustomReward {
-    /// A reward computed by a shell command, which is started with the first batch. `timeout` is the deadline of each
-    /// batch.
+    /// Creates a reward that a shell command computes. The command is started with the first batch. `timeout` is the
+    /// deadline of each batch.
     ///
     /// # Errors
     /// The command is empty or contains a zero byte.
@@ -106,8 +106,9 @@ impl CustomReward {
         Ok(Self { name: "command".into(), source: Source::Command(command) })
     }
 
-    /// A reward computed by the Python function that `FILE.py:NAME` or `MODULE:NAME` names, as TRL takes it. The
-    /// reward has the name of the function. `timeout` is the deadline of each batch.
+    /// Creates a reward that a Python function computes, given as `FILE.py:NAME` or `MODULE:NAME`. The function has
+    /// the signature of TRL's reward functions. The reward has the name of the function. `timeout` is the deadline of
+    /// each batch.
     ///
     /// # Errors
     /// `function` has another form; the file does not exist; `python3` is not on the path.
@@ -136,7 +137,7 @@ impl CustomReward {
         self
     }
 
-    /// A reward computed by the HTTP server at `url`. `timeout` is the deadline of each batch.
+    /// Creates a reward that the HTTP server at `url` computes. `timeout` is the deadline of each batch.
     ///
     /// # Errors
     /// `url` is not a valid `http:` or `https:` URL.
@@ -189,8 +190,8 @@ impl CustomReward {
         }
     }
 
-    /// Waits for the rewards of the last batch sent, at most until `until`. Returns `None` if the rewards have not
-    /// arrived by then. The batch's own deadline also ends the wait, with an error.
+    /// Waits for the rewards of the batch that was sent last, at most until `until`. Returns `None` if the rewards
+    /// have not arrived by then. The batch's own deadline also ends the wait, with an error.
     ///
     /// # Errors
     /// Scoring fails as in [`CustomReward::finish`].

@@ -1,5 +1,5 @@
-//! Defines the run state that a checkpoint stores, and checks that a command's options, model and data match this state
-//! before a run resumes.
+//! Defines the run state that a checkpoint stores. Before a run resumes, checks that the command's options, model and
+//! data match this state.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,8 +23,8 @@ use serde_json::{Map, Value, json};
 use crate::folder::best::BestCheckpointTracker;
 use crate::folder::{checkpoint, output};
 
-/// The number of steps that a run planned, and the step after which this plan applies. A resumed run may plan another
-/// number of steps, which changes the learning rates.
+/// A planned total number of steps, and the step after which this plan applies. A resumed run may plan another number
+/// of steps, which changes the learning rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStepCount {
     /// The plan applies to the steps after this step.
@@ -33,8 +33,8 @@ pub struct PlannedStepCount {
     pub steps: u64,
 }
 
-/// Returns all numbers of steps that a run has planned so far, for a run that resumes with `state` from the checkpoint
-/// in `folder`. `home` is the output folder of the run that wrote the checkpoint.
+/// Returns all total numbers of steps that a run has planned so far, for a run that resumes with `state` from the
+/// checkpoint in `folder`. `home` is the output folder of the run that wrote the checkpoint.
 ///
 /// # Errors
 /// `run.json` is damaged.
@@ -53,7 +53,7 @@ pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Resu
     Ok(lengths)
 }
 
-/// The number of steps that the run had planned when it did step `n`.
+/// Returns the total number of steps that the run had planned when it did step `n`.
 pub fn planned_steps_at(lengths: &[PlannedStepCount], n: u64) -> Option<u64> {
     lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
 }

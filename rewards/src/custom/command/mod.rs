@@ -1,5 +1,5 @@
-//! A custom reward by shell command or Python function: the process is started once and gets rows in batches, each with
-//! a deadline.
+//! A custom reward by shell command or Python function. The process is started once and gets rows in batches; each
+//! batch has a deadline.
 //!
 //! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process
 //! kills the command's process group when this process ends, even if this process is killed itself.
@@ -32,21 +32,21 @@ const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// How often a wait for a reward checks whether the process has exited. The check is needed because a child of the
-/// process may hold its output open.
+/// Interval at which a wait for a reward checks whether the process has exited. A closed output does not show this,
+/// because a child of the process may hold the output open.
 const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time to wait for the rest of standard error after the process has exited.
 const STDERR_GRACE: Duration = Duration::from_millis(500);
 
 /// Time to wait for an extra output line after the first batch. Programs that print other text usually do so from the
-/// start. Later extra lines are detected before the next batch is sent.
+/// start. Extra lines that come later are detected before the next batch is sent.
 const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// The field that is added to each row: the row's index in the batch and the batch's number of rows.
 const BATCH_FIELD: &str = "_batch";
 
-/// A shell command or function, and its process once the first batch has started it.
+/// A shell command or function, and its process, which the first batch starts.
 #[derive(Debug)]
 pub(super) struct CommandReward {
     program: Program,
@@ -54,7 +54,7 @@ pub(super) struct CommandReward {
     /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
     /// environment.
     environment: Option<Vec<String>>,
-    /// Gets the lines that the command writes to standard error.
+    /// The log for the lines that the command writes to standard error.
     log: Option<ProgramLog>,
     running: Option<Running>,
     /// The batch that is being scored.
@@ -75,7 +75,7 @@ impl CommandReward {
         Ok(Self::of(Program::shell(command_line)?, timeout))
     }
 
-    /// A Python function, `FILE.py:NAME` or `MODULE:NAME`.
+    /// Creates the reward for a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     pub(super) fn of_function(function: &str, timeout: Duration) -> Result<Self> {
         Ok(Self::of(Program::function(function)?, timeout))
     }
@@ -94,12 +94,12 @@ impl CommandReward {
         self.environment = Some(names);
     }
 
-    /// Sends a batch of rows to the command, which is started if it does not run.
+    /// Sends a batch of rows to the command. Starts the command if it does not run.
     pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
-            // Rewards of an earlier batch were not read and the command may still be writing them, so the command is
+            // Rewards of an earlier batch were not read, and the command may still be writing them. So the command is
             // ended.
             self.running = None;
         }
@@ -167,7 +167,7 @@ impl CommandReward {
     }
 }
 
-/// The lines that the command reads for a batch: one JSON object per row.
+/// Returns the lines that the command reads for a batch: one JSON object per row.
 fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
@@ -211,12 +211,12 @@ enum BatchFailure {
     BadLine(usize, String),
 }
 
-/// Shell script of the guard process: waits for the end of its standard input, which only this process holds open,
-/// then kills the process group `$0`.
+/// Shell script of the guard process. It waits for the end of its standard input, which only this process holds open,
+/// and then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "trap '' USR1; read -r _; kill -s KILL -- -\"$0\"";
 
-/// The running process. When `Running` is dropped, the process's input is closed and it has [`EXIT_GRACE`] to exit
-/// before it is killed.
+/// A running process. When `Running` is dropped, the process's input is closed, and the process has [`EXIT_GRACE`] to
+/// exit before it is killed.
 #[derive(Debug)]
 struct Running {
     child: Child,
@@ -268,11 +268,11 @@ impl Running {
         Ok(())
     }
 
-    /// Reads one reward per row, at most until `until` if it is given. Returns whether all rewards of the batch have
+    /// Reads one reward per row, at most until `until` if it is given. Returns true if all rewards of the batch have
     /// been read.
     fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
-        // When the process was first seen to have exited; its output may still be in the pipe.
+        // The time at which the process was first seen to have exited. Its output may still be in the pipe.
         let mut exited_at = None;
         while batch.rewards.len() < batch.rows {
             let index = batch.rewards.len();
@@ -304,10 +304,11 @@ impl Running {
         Ok(true)
     }
 
-    /// How the process ended, with its last line of standard error.
+    /// Describes how the process ended, with its last line of standard error.
     fn describe_exit(&mut self) -> String {
         let status = self.wait(Instant::now() + EXIT_GRACE);
-        // The rest of standard error may still be in the pipe. A child process that keeps it open is not waited for.
+        // The rest of standard error may still be in the pipe. The wait is short, because a child process may keep
+        // the pipe open.
         let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
         let message = self.last_stderr_line.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let how = match status {
@@ -321,8 +322,8 @@ impl Running {
         if message.is_empty() { how } else { format!("{how} ({message})") }
     }
 
-    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so the kernel
-    /// does not reuse its id, which is also the id of its process group.
+    /// Waits for the process and returns its exit status; `None` if it does not exit before `deadline`. The process
+    /// is not reaped (`WNOWAIT`), so the kernel does not reuse its id, which is also the id of its process group.
     fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
@@ -349,8 +350,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.pipes.close_input();
         self.wait(Instant::now() + EXIT_GRACE);
-        // The guard is ended before the process is reaped: until then no other process group can get the id that the
-        // guard would kill.
+        // The guard is ended before the process is reaped. Until the process is reaped, no other process group can
+        // get the id that the guard would kill.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill().and_then(|()| guard.wait());
         }
@@ -359,10 +360,10 @@ impl Drop for Running {
             let _ = kill_process_group(group, Signal::KILL);
         }
         // A killed process that does not exit within `EXIT_GRACE` hangs in the kernel, for example on a broken disk.
-        // Init reaps it later.
+        // The init process reaps it later.
         self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
-        // The log gets the last lines of standard error, too.
+        // The wait gives the log also the last lines of standard error.
         let _ = self.stderr_end.recv_timeout(STDERR_GRACE);
     }
 }
@@ -397,7 +398,7 @@ fn read_stderr(pipe: ChildStderr, last: &Mutex<String>, log: Option<&ProgramLog>
     }
 }
 
-/// Parses the reward in a line of output. The error says what the line holds instead.
+/// Parses the reward in a line of output. The error text says what the line holds instead of a number.
 fn reward_of_line(line: &str) -> Result<f64, String> {
     let value: Value =
         serde_json::from_str(line).map_err(|_| format!("is `{}`, not a JSON number", shorten_for_message(line)))?;

@@ -1,4 +1,4 @@
-//! What computes a custom reward: a shell command, or a Python function run by an embedded script.
+//! The program that computes a custom reward: a shell command, or a Python function run by an embedded script.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,11 +8,11 @@ use crate::{Result, RewardError};
 
 const COMMAND_FLAG: &str = "--reward-command";
 
-/// The script that runs a Python function with the protocol of commands.
+/// The Python script that runs a function. It uses the same line protocol as commands.
 const SCRIPT: &str = include_str!("../rewards.py");
 
-/// Begins the shell script of a command. Slurm sends SIGUSR1 to all processes of a job step, also to those that the
-/// command starts; they inherit that the signal is ignored.
+/// Shell code that begins the script of each command. Slurm sends SIGUSR1 to all processes of a job step. The command
+/// and all processes that it starts inherit that the signal is ignored.
 const IGNORE_SIGUSR1: &str = "trap '' USR1; ";
 
 /// A program that computes rewards.
@@ -25,7 +25,7 @@ pub(super) enum Program {
 }
 
 impl Program {
-    /// A shell command.
+    /// Creates a program from a shell command.
     ///
     /// # Errors
     /// It is empty or contains a zero byte.
@@ -37,7 +37,7 @@ impl Program {
         Ok(Self::Shell(command_line.to_string()))
     }
 
-    /// A Python function.
+    /// Creates a program from a Python function.
     ///
     /// # Errors
     /// Its file does not exist, or `python3` is not on the path.
@@ -55,7 +55,7 @@ impl Program {
         Ok(Self::Function(function.to_string()))
     }
 
-    /// The option that names the program.
+    /// The command line option that specifies the program.
     pub fn flag(&self) -> &'static str {
         match self {
             Self::Shell(_) => COMMAND_FLAG,
@@ -70,7 +70,7 @@ impl Program {
         }
     }
 
-    /// What to do if the program has ended.
+    /// Help text of the error if the program has ended.
     pub fn help_after_exit(&self) -> &'static str {
         match self {
             Self::Shell(_) => "run the command by hand with one row on its standard input",

@@ -28,7 +28,7 @@ pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_byt
 
 const PREFIX: &str = "checkpoint-";
 
-/// The name of the folder of a checkpoint: `checkpoint-STEP`.
+/// Returns the name of the folder of a checkpoint: `checkpoint-STEP`.
 pub fn checkpoint_folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
 }

@@ -1,6 +1,7 @@
-//! The file of a checkpoint with the optimizer state, `training/optimizer.safetensors`: moments, their scales, and low
-//! bits of the master weights. For any number of ranks, its tensors have the shapes of whole parameters, without
-//! padding: each rank writes the bytes of its cells at their offsets. So any number of ranks can resume from the file.
+//! The file of a checkpoint with the optimizer state, `training/optimizer.safetensors`: moments, their scales, and
+//! low bits of the master weights. Its tensors have the shapes of whole parameters, without padding, for any number
+//! of ranks: each rank writes the bytes of its cells at their offsets. So any number of ranks can resume from the
+//! file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,10 +20,10 @@ use safetensors::SafeTensors;
 use super::parts::{Contents, FilePart, TensorBytes, write_parts};
 use crate::folder::resume::RunState;
 
-/// The path of the file in a checkpoint folder.
+/// The path of the optimizer file in a checkpoint folder.
 pub(super) const OPTIMIZER: &str = "training/optimizer.safetensors";
 
-/// A tensor of the file, without its bytes.
+/// The description of a tensor in the optimizer file, without its bytes.
 #[derive(Debug)]
 struct StateTensor {
     name: String,
@@ -45,7 +46,7 @@ struct CellBytes {
     held: TensorBytes,
 }
 
-/// The optimizer file of a checkpoint, of which this rank has the bytes of its cells.
+/// The optimizer file of a checkpoint. This rank holds the bytes of its own cells.
 #[derive(Debug)]
 pub(super) struct OptimizerFile {
     header: Vec<u8>,
@@ -83,7 +84,7 @@ impl OptimizerFile {
         Ok(Self { header, len, cells: written })
     }
 
-    /// The parts of the file that this rank writes.
+    /// Returns the tensors of which this rank writes bytes.
     pub fn tensors_of_this_rank(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
         self.cells.iter_mut().map(|cell| &mut cell.held)
     }
@@ -105,7 +106,7 @@ impl OptimizerFile {
     }
 }
 
-/// The kind of a tensor of the file.
+/// A kind of tensor in the optimizer file.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     FirstMoment,
@@ -117,7 +118,7 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 4] = [Self::FirstMoment, Self::SecondMoment, Self::Scales, Self::LowBits];
 
-    /// The prefix of the tensor's name; the parameter's name follows.
+    /// The prefix of the tensor's name. The parameter's name follows it.
     fn prefix(self) -> &'static str {
         match self {
             Self::FirstMoment => "m/",
@@ -127,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// The tensor of this kind in the state of a cell; `None` if the optimizer has none of this kind.
+    /// Returns the tensor of this kind in the state of a cell; `None` if the optimizer has none of this kind.
     fn of(self, cell: &CellState) -> Option<&Tensor> {
         match self {
             Self::FirstMoment => Some(&cell.m),
@@ -137,7 +138,8 @@ impl Kind {
         }
     }
 
-    /// The element type in the file and its size in bytes; `None` if the optimizer has no tensor of this kind.
+    /// Returns the element type in the file and its size in bytes; `None` if the optimizer has no tensor of this
+    /// kind.
     fn dtype(self, moments: MomentFormat, weights: DType) -> Option<(&'static str, usize)> {
         match (self, moments) {
             (Self::FirstMoment | Self::SecondMoment, MomentFormat::F32) => Some(("F32", 4)),
@@ -150,7 +152,7 @@ impl Kind {
         }
     }
 
-    /// The range of bytes of a cell in the tensor of its parameter.
+    /// Returns the range of bytes that a cell has in the tensor of its parameter.
     fn bytes_of(self, cell: &CellState, tensor: &StateTensor) -> Range<usize> {
         let start = match self {
             Self::Scales => cell.range.start / WEIGHTS_PER_SCALE * 2 * tensor.element_bytes,
@@ -160,7 +162,7 @@ impl Kind {
     }
 }
 
-/// The tensors of the file, in the order of the parameters' names.
+/// Lists the tensors of the optimizer file, in the order of the parameters' names.
 fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     let mut tensors = Vec::new();
     for (name, parameter, _) in t.optimizer.parameter_states() {
@@ -178,7 +180,7 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     tensors
 }
 
-/// Number of bytes of the optimizer state that this rank has: the memory that a copy of it for a checkpoint takes.
+/// Number of bytes of the optimizer state on this rank, which is the memory that a copy for a checkpoint needs.
 pub(super) fn state_bytes(t: &Trainer) -> u64 {
     let cells = t.optimizer.parameter_states().flat_map(|(_, _, state)| &state.cells);
     let tensors = cells.flat_map(|cell| Kind::ALL.iter().filter_map(move |kind| kind.of(cell)));
@@ -186,7 +188,7 @@ pub(super) fn state_bytes(t: &Trainer) -> u64 {
 }
 
 /// Loads the optimizer state of a checkpoint into `t`: moments, low bits of the master weights and step counts. The
-/// weights of `t` must already have been loaded from the same checkpoint.
+/// weights of the same checkpoint must already have been loaded into `t`.
 ///
 /// # Errors
 /// The file cannot be read, or has other tensors than this run.

@@ -1,4 +1,4 @@
-//! Parts of files that have their full length: each rank writes the parts that it has, at their positions.
+//! Writes parts of files. The file has its full length from the start; each rank writes its parts at their positions.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -12,22 +12,22 @@ use reel_runtime::Tensor;
 use reel_train::Result;
 use reel_train::tensor_bytes::tensor_byte_parts;
 
-/// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
+/// Tests whether `bytes` bytes can be allocated. Without this test a failed allocation would end the process.
 pub(super) fn has_memory_for(bytes: usize) -> bool {
     Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
 }
 
-/// The bytes of a tensor without padding: a copy of the bytes, or the tensor to read them from.
+/// The bytes of a tensor without padding: either a copy, or the tensor from which they are read later.
 #[derive(Debug)]
 pub(super) enum TensorBytes {
     /// Copied bytes.
     Copy(Vec<u8>),
-    /// The tensor, whose bytes are read when the checkpoint is written.
+    /// A tensor. Its bytes are read when the checkpoint is written.
     Tensor(Tensor),
 }
 
 impl TensorBytes {
-    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
+    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` returns false.
     pub fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
         // Copying a padded tensor takes more memory, because the tensor is read with its padding first.
         let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
@@ -66,11 +66,11 @@ pub(super) struct FilePart<'a> {
 pub(super) enum Contents<'a> {
     /// A trained weight or optimizer state.
     Held(&'a TensorBytes),
-    /// A weight that is not trained, from the files of the model that the run started from.
+    /// A weight that is not trained, read from the files of the model from which the run started.
     Original(&'a Checkpoint, &'a TensorSpec),
 }
 
-/// Counts the bytes that are written.
+/// Counts the bytes that pass through to a writer.
 struct Counted<W> {
     to: W,
     bytes: u64,

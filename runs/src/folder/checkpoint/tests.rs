@@ -50,7 +50,8 @@ fn copied_snapshot_is_independent_of_later_steps() {
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
-        // `live` was captured without a copy, so it writes the weights as the further step left them.
+        // The snapshot `live` was captured without a copy, so it writes the weights that the further step has
+        // changed.
         live.write(&later).unwrap();
         let weights = |step| fs::read(later.join(checkpoint_folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
@@ -140,7 +141,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     assert!(
         matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );
-    // Checks the same for a complete `write` whose draft folder cannot be created.
+    // The same must hold for a complete `write` when its draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (trainer, origin) = trainer(DType::F32);
