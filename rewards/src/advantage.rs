@@ -12,12 +12,12 @@ const EPSILON: f32 = 1e-4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {
-    /// The standard deviation of the rewards of the completion's group.
+    /// The standard deviation of the rewards in the group.
     #[default]
     Group,
     /// The standard deviation of all rewards in the step. The mean that is subtracted is still the group's mean.
     Batch,
-    /// Advantages are not divided by a standard deviation.
+    /// No division: advantages are not scaled.
     None,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::foreign_options;
 
-/// Converts an option's name, as a user may write it, to its field name: `--learning-rate` to `learning_rate`.
+/// Converts an option's name from a user's spelling to its field name: `--learning-rate` to `learning_rate`.
 pub fn field_name(written: &str) -> String {
     written.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
 }
@@ -22,14 +22,14 @@ pub fn option_of_alias<'a>(name: &'a str, command: &str, is_option: impl Fn(&str
     row.and_then(|row| row.targets().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
 }
 
-/// The most edits (characters inserted, left out, changed or exchanged with a neighbour) between a name and a name that
-/// is suggested for it: one, and one more for each six characters.
+/// Maximum number of edits between a name and a suggested name: 1, plus 1 for each six characters. An edit inserts,
+/// removes or changes a character, or swaps two neighbours.
 fn max_edits(name: &str) -> usize {
     1 + name.len() / 6
 }
 
-/// Returns the option in `options` whose name differs from the field name `name` by few typing errors; `None` if none
-/// does.
+/// Returns the option in `options` that is most similar to the field name `name`; `None` if each differs by too many
+/// typing errors.
 pub fn most_similar<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = options.map(|option| (strsim::damerau_levenshtein(name, option), option));
     scored.filter(|(edits, _)| *edits <= max_edits(name)).min().map(|(_, option)| option)

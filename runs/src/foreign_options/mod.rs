@@ -1,9 +1,10 @@
 //! The options of other programs: TRL, ms-swift, LLaMA-Factory, Axolotl, verl, EasyR1, the scripts of VideoRFT,
 //! Video-R1 and Qwen, vLLM, SGLang, LMDeploy, lmms-eval and VLMEvalKit.
 //!
-//! `options.txt` says for each name (and, where it matters, value) which programs have it, and what it is in reel: an
-//! option with the same meaning, no effect on the result, a change of the result, or something that is off.
-//! `defaults.txt` has the defaults of these programs that differ from reel's. Both files describe their own format.
+//! `options.txt` lists the programs' options by name and, where it matters, by value. For each it says which programs
+//! have it, and what it is in reel: an option with the same meaning, an option without effect on the result, an
+//! option that changes the result, or something that is off. `defaults.txt` has the defaults of these programs that
+//! differ from reel's. Both files describe their own format.
 
 mod defaults;
 
@@ -12,21 +13,21 @@ use std::sync::LazyLock;
 
 pub use defaults::{ForeignDefault, PROGRAMS, foreign_defaults};
 
-/// What an option of another program is in reel.
+/// What an option of another program corresponds to in reel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionClass {
-    /// It has the same meaning as an option of reel.
+    /// The option has the same meaning as an option of reel.
     Same,
-    /// It has no effect on the result.
+    /// The option has no effect on the result.
     Harmless,
-    /// It changes the result, and reel has no option with the same meaning.
+    /// The option changes the result, and reel has no option with the same meaning.
     Result,
-    /// It switches something off that reel does not do either.
+    /// The option switches off a feature that reel does not have.
     Off,
 }
 
 impl OptionClass {
-    /// The name of this class in `options.txt` and in the documentation.
+    /// The name of this class of options in `options.txt` and in the documentation.
     pub fn name(self) -> &'static str {
         match self {
             Self::Same => "same",
@@ -37,26 +38,28 @@ impl OptionClass {
     }
 }
 
-/// One row of `options.txt`: names with the same facts.
+/// One row of `options.txt`: option names that reel handles in the same way.
 #[derive(Clone, Debug)]
 pub struct OptionRow {
-    /// Names (`*` stands for any characters), each with the value that the row is for; `None` is every value.
+    /// Option names (`*` stands for any characters), each with the value to which the row applies; `None` stands for
+    /// every value.
     pub names: Vec<(&'static str, Option<&'static str>)>,
     /// The programs that have these options.
     pub programs: Vec<&'static str>,
-    /// The commands of reel that the row is for.
+    /// The commands of reel to which the row applies.
     pub commands: Vec<&'static str>,
     /// What the options are in reel.
     pub class: OptionClass,
-    /// The options of reel that stand for them: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
+    /// The options of reel that replace these options: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
     pub becomes: Vec<&'static str>,
-    /// Why: for class `Harmless` a group of options, for class `Result` what is wrong and what to do, divided by "; ".
+    /// The reason: for class `Harmless`, a group of options; for class `Result`, what is wrong and what to do,
+    /// separated by "; ".
     pub reason: &'static str,
 }
 
 static ROWS: LazyLock<Vec<OptionRow>> = LazyLock::new(|| parse_rows(include_str!("options.txt")));
 
-/// The options that are other names for an option of reel with the same values, by the name of reel's option.
+/// For each option of reel, the options of other programs that are just other names with the same values.
 static ALIASES: LazyLock<HashMap<&'static str, Vec<(&'static str, usize)>>> = LazyLock::new(|| {
     let mut aliases: HashMap<_, Vec<_>> = HashMap::new();
     for (index, row) in ROWS.iter().enumerate() {
@@ -73,8 +76,8 @@ pub fn option_rows() -> &'static [OptionRow] {
     &ROWS
 }
 
-/// The command, as the table names it, whose options the subcommand `path` takes: `reel plan sft` takes those of
-/// `reel sft`.
+/// Returns the command whose options the subcommand `path` takes, as the table names it: `reel plan sft` takes the
+/// options of `reel sft`.
 pub fn command_of(path: &str) -> &str {
     match path {
         "bench serve" => "bench",
@@ -82,7 +85,7 @@ pub fn command_of(path: &str) -> &str {
     }
 }
 
-/// The other names of an option in the command `command` (such as `sft`), as field names.
+/// Returns the other names of an option in the command `command` (such as `sft`), as field names.
 pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static str> {
     let named = ALIASES.get(option).map_or(&[][..], Vec::as_slice).iter();
     let command = command.to_string();
@@ -90,8 +93,8 @@ pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static 
 }
 
 /// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
-/// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the
-/// value before a row for all values.
+/// tells whether a row can be used. A row for the exact name is preferred to a row with a pattern, and a row for the
+/// value to a row for all values.
 pub fn find_row(
     name: &str,
     value: Option<&str>,
@@ -130,25 +133,25 @@ pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
 }
 
 impl OptionRow {
-    /// Whether the row is for this command.
+    /// Whether the row applies to this command.
     pub fn is_for(&self, command: &str) -> bool {
         let trains = ["sft", "grpo"].contains(&command);
         self.commands.iter().any(|own| *own == command || *own == "all" || (*own == "train" && trains))
     }
 
-    /// The names of reel's options that the row sets; none for a rule.
+    /// Returns the names of reel's options that the row sets; none for a rule.
     pub fn targets(&self) -> impl Iterator<Item = &'static str> {
         let set = self.becomes.iter().filter(|becomes| !becomes.starts_with('@'));
         set.map(|becomes| becomes.split(['=', '?']).next().unwrap_or(becomes))
     }
 
-    /// What is wrong with an option of class `Result`, and what to do.
+    /// Returns what is wrong with an option of class `Result`, and what to do.
     pub fn problem_and_help(&self) -> (&'static str, &'static str) {
         self.reason.split_once("; ").unwrap_or((self.reason, "leave it out"))
     }
 }
 
-/// Whether two values mean the same: letters in upper or lower case, and numbers by their value.
+/// Whether two values mean the same: letter case is ignored, and numbers are compared by their value.
 pub fn mean_the_same(wanted: &str, value: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     match number(wanted).zip(number(value)) {
@@ -157,7 +160,7 @@ pub fn mean_the_same(wanted: &str, value: &str) -> bool {
     }
 }
 
-/// Whether `text` has the form `pattern`, in which `*` stands for any characters.
+/// Whether `text` matches `pattern`, in which `*` stands for any characters.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(text) = text.strip_prefix(start) else { return false };
@@ -214,7 +217,7 @@ mod tests {
         }
     }
 
-    /// The same name and value never has two rows for one command: the second would have no effect.
+    /// Checks that no name and value has two rows for one command, because the second row would have no effect.
     #[test]
     fn no_row_is_hidden_by_another() {
         let mut seen: HashMap<(&str, Option<&str>, &str), &OptionRow> = HashMap::new();

@@ -8,7 +8,7 @@ use reel_train::step::validation::ValidationLossPass;
 use super::Plan;
 
 /// Returns the plan. If the validation loss of the micro-batches that `next` returns needs more memory than a step,
-/// replaces the plan's memory by that of the validation. The trainer is on the dry device.
+/// the plan's memory becomes that of the validation. The trainer is on the dry device.
 pub(super) fn with_validation(
     mut plan: Plan,
     trainer: &Trainer,
@@ -21,7 +21,7 @@ pub(super) fn with_validation(
         pass.end_round()?;
     }
     let memory = trainer.device.memory();
-    // With ZeRO-3 a validation gathers the weights of one unit after the other, as a step does.
+    // With ZeRO-3 a validation gathers the weights unit by unit, as a step does.
     if memory.peak > plan.divided.memory_by_units.peak {
         plan.divided.memory_by_units = memory.clone();
     }

@@ -121,7 +121,7 @@ mod tests {
             prop_assert_eq!(length_delimited_fields(message.as_ref()).collect::<Vec<_>>(), want);
         }
 
-        /// No input makes the reader panic.
+        /// Checks that no input makes the reader panic.
         #[test]
         fn damaged_message_ends_the_iteration(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(length_delimited_fields(&bytes).map(|(_, value)| value.len()).sum::<usize>() <= bytes.len());

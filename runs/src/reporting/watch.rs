@@ -1,5 +1,5 @@
-//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names, TensorBoard and
-//! Weights & Biases, and the metrics to the command of `--report-command`.
+//! Reports each step: sends its metrics and rollout preview to TensorBoard and Weights & Biases (`--report-to`), and
+//! its metrics to the command of `--report-command`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,7 +29,7 @@ pub const FRAMES_TAG: &str = "rollouts/frames";
 pub struct Reporters {
     events: Option<TensorboardEventFile>,
     wandb: Option<Wandb>,
-    /// Whether `wandb sync` uploads the folder of `wandb` at the end.
+    /// Whether `wandb sync` uploads the W&B folder at the end of the run.
     uploads: bool,
     command: Option<ReportCommand>,
 }
@@ -107,8 +107,8 @@ impl Reporters {
     }
 }
 
-/// Uploads the folder of a run by the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its login. A run is
-/// complete without it, so a failed upload is told in a note.
+/// Uploads a run folder with the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its stored login. The
+/// run is complete without the upload, so a failed upload only prints a note.
 fn upload(folder: &Path) {
     let shown = folder.display();
     let status = Command::new("wandb").arg("sync").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).status();
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Every value is counted in a bin whose limits contain it, up to rounding.
+        /// Checks that every value is counted in a bin whose limits contain it, up to rounding.
         #[test]
         fn histogram_counts_every_value(values in prop::collection::vec(-100f32..100.0, 1..60)) {
             let bins = Histogram::new(&values);

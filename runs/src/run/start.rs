@@ -43,20 +43,20 @@ use crate::reporting::watch::Reporters;
 /// The inputs of a run that are read from disk.
 pub(super) struct RunInputs<S> {
     rows: Arc<S>,
-    /// The numbers of tokens, by row, that are known before the rows are prepared.
+    /// The known numbers of tokens, by row, before the rows are prepared.
     row_lengths: BTreeMap<usize, usize>,
     order: RowOrder,
-    /// The state before the first step of this process.
+    /// The run state before the first step of this process.
     state: RunState,
-    /// The numbers of steps that the run has planned so far.
+    /// The total numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
     /// Rows that are known to be unusable before the first step of a fresh run.
     unusable: Vec<SkippedRow>,
-    /// The checkpoint that the run resumes from; `None` for a fresh run.
+    /// The checkpoint from which the run resumes; `None` for a fresh run.
     resumed: Option<Resumed>,
 }
 
-/// The checkpoint that a run resumes from, with the logs up to this checkpoint.
+/// The checkpoint from which a run resumes, with the logs up to this checkpoint.
 struct Resumed {
     folder: PathBuf,
     /// Whether the checkpoint lists the fingerprints of its files; checkpoints of earlier versions do not.
@@ -64,7 +64,7 @@ struct Resumed {
     logs: RecordedLogs,
     /// Rows that the run skipped after the checkpoint.
     later_skipped: Vec<SkippedRow>,
-    /// The `run.json` of the run, if it can be read.
+    /// The content of the run's `run.json`, if it can be read.
     run: Option<Value>,
 }
 
@@ -162,7 +162,8 @@ pub(super) struct LoadedRun<W> {
     base: BaseModel,
 }
 
-/// Loads model and optimizer, starts to prepare rows and, if the run serves its model, to answer requests.
+/// Loads the model and the optimizer, and starts to prepare rows. If the run serves its model, also starts to answer
+/// requests.
 ///
 /// # Errors
 /// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
@@ -205,8 +206,9 @@ pub(super) fn load<'a, W: TrainLoop<'a>>(
     Ok(LoadedRun { trainer, train_loop, base })
 }
 
-/// Number of threads of this process that load images and videos, at least one. The processes on this machine share its
-/// CPU cores and its memory, so memory limits the number, too: each thread may need `--media-memory` for a file.
+/// Number of threads of this process that load images and videos, at least one. The processes on this machine share
+/// its CPU cores and its memory. Memory also limits the number, because each thread may need `--media-memory` for a
+/// file.
 pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
     let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
     let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);
@@ -237,7 +239,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     };
     let folder = OutFolder { lock, previous };
     let recorded = RunJsonExtras::write(setup, &state, lengths)?;
-    // If the checkpoint's step still lacks its evaluation, that step is reported after the evaluation.
+    // If the checkpoint's step still lacks its evaluation, the step is reported after the evaluation.
     let lacks_evaluation =
         evaluates && options.is_evaluation_due(state.step, state.steps) && state.evaluated != Some(state.step);
     let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
@@ -273,8 +275,8 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     })
 }
 
-/// Checks that the trainer's weights are those that the run had after the checkpoint's step, then loads the optimizer
-/// state from the checkpoint. `last` is the last step in the run's log of metrics.
+/// Checks that the trainer has the weights that the run had after the checkpoint's step, then loads the optimizer
+/// state from the checkpoint. `last` is the last step in the run's metrics.
 ///
 /// # Errors
 /// The weights are not those that the run had after step `state.step`; the optimizer's file cannot be read.
@@ -284,8 +286,8 @@ fn restore_optimizer_state(
     state: &RunState,
     last: Option<&StepMetrics>,
 ) -> Result<()> {
-    // A checkpoint of an earlier version lacks the hash of the weights; the hash is then taken from the last line of
-    // the metrics.
+    // A checkpoint of an earlier version lacks the hash of the weights. The last line of the metrics then gives the
+    // hash.
     let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
     let now = trainer.weights_fingerprint()?;
     if hash.is_some_and(|hash| now != *hash) {
@@ -296,7 +298,7 @@ fn restore_optimizer_state(
 }
 
 /// Prints at which step a run resumes, with warnings. `differences` are warnings that the device, the instruction set
-/// or code have changed, so that bits may differ from the earlier process.
+/// or code has changed, so that bits may differ from those of the earlier process.
 fn print_resumption(
     progress: &Progress,
     resumed: &Resumed,

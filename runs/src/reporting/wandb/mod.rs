@@ -40,18 +40,18 @@ use sha2::{Digest, Sha256};
 
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
-/// The folder in OUT with one folder for each part of the run.
+/// The folder in OUT that has one folder for each part of the W&B run.
 pub(crate) const FOLDER: &str = "wandb";
 
-/// The inputs for creating the W&B folder of a new process: output folder, the run to continue, and the metrics up to
-/// the checkpoint.
+/// The inputs for creating the W&B folder of a new process: the output folder, the run to continue, and the metrics
+/// up to the checkpoint.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
     /// The output folder OUT.
     pub out: &'a Path,
     /// The output folder of the run that is resumed, whose W&B steps are copied; OUT for a fresh run.
     pub home: &'a Path,
-    /// The step of the checkpoint that the run resumes from; 0 for a fresh run.
+    /// The step of the checkpoint from which the run resumes; 0 for a fresh run.
     pub step: u64,
     /// Metrics of the reported steps (every `--logging-steps`) up to the checkpoint.
     pub done: &'a [StepMetrics],
@@ -59,7 +59,7 @@ pub struct WandbStart<'a> {
     pub project: &'a str,
     /// The run name; with `None`, `WANDB_NAME` or else the name of OUT is used.
     pub name: Option<&'a str>,
-    /// What the environment says about the run.
+    /// The settings of the run in environment variables.
     pub environment: &'a WandbEnvironment,
     /// The content of run.json.
     pub run: &'a Value,
@@ -95,8 +95,8 @@ pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
 }
 
 impl Wandb {
-    /// Creates the folder of a new part and copies the steps of the earlier parts into it. The folder gets its final
-    /// name last.
+    /// Creates the folder of a new part, and copies the steps of the earlier parts into it. The folder gets its final
+    /// name when it is complete.
     pub fn begin(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
@@ -106,8 +106,8 @@ impl Wandb {
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
         let given = begin.environment.run_id.clone();
         let id = given.or_else(|| same.map(|part| part.id.clone())).unwrap_or_else(new_id);
-        // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So a
-        // part starts at least one second after the part before it.
+        // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So
+        // each part starts at least one second after the previous part.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
         let part = RunPart { start, id };
 
@@ -126,7 +126,7 @@ impl Wandb {
         Ok(wandb)
     }
 
-    /// The folder that `wandb sync` uploads.
+    /// The folder of this part, which `wandb sync` uploads.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -273,7 +273,7 @@ impl Wandb {
     }
 
     /// Copies a media file of an earlier part into this part, by a hard link if possible. Returns false if the file
-    /// no longer exists.
+    /// is missing.
     fn copy(&self, from: &Path, path: &str) -> Result<bool> {
         let (from, to) = (from.join("files").join(path), self.folder.join("files").join(path));
         create_all(to.parent().unwrap_or(&to))?;
@@ -289,7 +289,7 @@ fn create_all(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
 }
 
-/// The values of a step by name; `_step` is the step number.
+/// The values of a step by name. `_step` is the step number.
 fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     let own = [("_step".to_string(), json!(step))];
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
@@ -310,7 +310,7 @@ fn config(run: &Value) -> Map<String, Value> {
     config
 }
 
-/// An HTML page that shows `text` literally.
+/// Makes an HTML page that shows `text` literally.
 fn page(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")

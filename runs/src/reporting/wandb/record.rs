@@ -43,7 +43,7 @@ pub struct RunInfo<'a> {
     pub project: &'a str,
     /// The displayed name.
     pub name: &'a str,
-    /// The user or the team; `None` is the one that the client has as its default.
+    /// The user or team that owns the run; `None` selects the W&B client's default.
     pub entity: Option<&'a str>,
     /// The group of runs.
     pub group: Option<&'a str>,
@@ -51,7 +51,7 @@ pub struct RunInfo<'a> {
     pub notes: Option<&'a str>,
     /// Tags.
     pub tags: &'a [String],
-    /// The job type: the command, unless the user names another.
+    /// The job type: the command, unless the user sets another name.
     pub job: &'a str,
     /// The host name, if known.
     pub host: Option<&'a str>,
@@ -63,7 +63,7 @@ pub struct RunInfo<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub enum UploadedFileKind {
-    /// A file of the run itself, not of a step, such as `wandb-metadata.json`.
+    /// A file of the run as a whole, not of a step, such as `wandb-metadata.json`.
     Own = 1,
     /// An image or an HTML page.
     Media = 2,
@@ -74,7 +74,7 @@ impl Record {
         Self { kind, body: body.as_ref().to_vec() }
     }
 
-    /// The header record, with the producer's version.
+    /// Makes the header record, with the producer's version.
     pub fn header() -> Self {
         let producer = concat!("reel ", env!("CARGO_PKG_VERSION"));
         Self::new(HEADER, ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, producer)))
@@ -88,7 +88,7 @@ impl Record {
         let start = ProtoMessage::default()
             .varint(1, run.start.timestamp().max(0) as u64)
             .varint(2, u64::from(run.start.timestamp_subsec_nanos()));
-        // An optional text is a field of its own; a repeated one is a field for each text.
+        // An optional text becomes one field. A list of texts becomes one field per text, all with the same number.
         let texts = |body: ProtoMessage, number: u32, texts: &[&str]| {
             texts.iter().fold(body, |body, text| body.bytes(number, text))
         };
@@ -100,7 +100,7 @@ impl Record {
         Self::new(RUN, body.bytes(17, start))
     }
 
-    /// The record that lists a file below `files/`, so that `wandb sync` uploads it.
+    /// Makes the record that lists a file below `files/`, so that `wandb sync` uploads the file.
     pub fn file(path: &str, kind: UploadedFileKind) -> Self {
         Self::new(
             FILES,
@@ -108,22 +108,22 @@ impl Record {
         )
     }
 
-    /// The history record: the values of one step. `values` contains `_step`.
+    /// Makes the history record with the values of one step. `values` contains `_step`.
     pub fn history(step: u64, values: &Map<String, Value>) -> Self {
         Self::new(HISTORY, items(values).bytes(2, ProtoMessage::default().varint(1, step)))
     }
 
-    /// The summary record: the latest value of each name, which W&B shows as the run's summary.
+    /// Makes the summary record with the latest value of each name, which W&B shows as the run's summary.
     pub fn summary(values: &Map<String, Value>) -> Self {
         Self::new(SUMMARY, items(values))
     }
 
-    /// The exit record: the run's exit code and its duration in seconds.
+    /// Makes the exit record with the run's exit code and its duration in seconds.
     pub fn exit(code: u8, seconds: u64) -> Self {
         Self::new(EXIT, ProtoMessage::default().varint(1, u64::from(code)).varint(2, seconds))
     }
 
-    /// The complete message, with sequence number `num`, as the log stores it.
+    /// The complete message with sequence number `num`, as it is stored in the log.
     pub fn with_sequence_number(&self, num: u64) -> ProtoMessage {
         ProtoMessage::default().varint(1, num).bytes(self.kind, &self.body)
     }
@@ -190,7 +190,7 @@ mod tests {
         let tags = &["t".to_string(), "u".to_string()][..];
         let run = RunInfo { entity: Some("e"), group: Some("g"), notes: Some("o"), tags, ..run };
         let with_texts = hex(Record::run(&run));
-        // Each is the field's number and type in one byte, the length, and the text.
+        // Each expected text is a field: one byte with its number and type, the length, and the value.
         for text in ["120165", "320167", "4a016f", "520174520175"] {
             assert!(with_texts.contains(text) && !RUN_HEX.contains(text), "{text} in {with_texts}");
         }

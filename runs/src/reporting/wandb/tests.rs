@@ -30,8 +30,8 @@ fn preview(step: u64) -> RolloutPreview {
     RolloutPreview { rewards: vec![0.0, step as f32, 0.5], text: format!("<b>{step}</b> & so on"), strip }
 }
 
-/// Writes what one process logs: it resumes after `step` of the run in `home`, does the steps up to `last` and writes
-/// to `out`. With `pictures` each step has a preview image.
+/// Writes the W&B part of one process, which resumes after `step` of the run in `home`, does the steps up to `last`
+/// and writes to `out`. With `pictures` each step has a preview image.
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
@@ -45,15 +45,15 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
     wandb
 }
 
-/// The records in the log of a run folder.
+/// Returns the records in the log of a run folder.
 fn records(folder: &Path) -> Vec<Record> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
     let bytes = log::read_records(&folder.join(format!("run-{id}.wandb"))).unwrap();
     bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
 }
 
-/// The logged steps of a run folder as (step, loss, whether it has a preview image). Asserts that the media files
-/// exist.
+/// Returns the logged steps of a run folder as (step, loss, whether the step has a preview image). Asserts that the
+/// media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
     let media: Vec<String> = records(folder).iter().flat_map(Record::media_paths).collect();
     for path in &media {
@@ -92,7 +92,7 @@ fn step_is_written_with_its_media() {
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // The log was not closed, as if the process had been killed, but it contains all steps.
+    // The log was not closed, as if the process had been killed, but it still contains all steps.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
@@ -103,7 +103,7 @@ fn step_is_written_with_its_media() {
     let values = records(&folder).iter().find_map(Record::history_values).unwrap();
     let bins = &values[REWARDS_TAG];
     assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
-    // SHA-256 of 40000 bytes with the value 1, as coreutils computes it.
+    // The SHA-256 of 40000 bytes with the value 1, computed by coreutils.
     assert_eq!(values[FRAMES_TAG]["sha256"], "fb67091504b666f393f1530f351a3fa5ae5168228b9aa06dcce5835be0402356");
     assert_eq!(values[FRAMES_TAG]["width"], 2);
     assert_eq!(
@@ -125,7 +125,7 @@ fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     assert_eq!(steps(&all[1]), losses(|n| n <= 4, 6));
     assert_eq!(id(&all[0]), id(&all[1]));
     assert!(marked(&all[0]) && !marked(&all[1]));
-    // The folder was uploaded before the run resumes: it is not marked, and the new folder gets another run id.
+    // If the folder was uploaded before the run resumes, it is not marked, and the new folder gets another run id.
     fs::write(all[1].join(format!("run-{}.wandb.syncstate", id(&all[1]))), "{}").unwrap();
     part(out, out, 5, 7, true).finish(0).unwrap();
     let all = folders(out);

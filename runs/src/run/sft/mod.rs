@@ -40,7 +40,7 @@ pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
     Ok(DataCheckResult { validation: Some(validation), ..of_data })
 }
 
-/// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
+/// Repeats step `step` of the run in `recorded` and compares the weights. See [`replay`].
 pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<SftLoop>(setup, recorded, step, want)
 }
@@ -123,8 +123,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
     }
 }
 
-/// Opens the validation rows of a run: those of `--eval-file`, or those that `training`, the rows of `--data`, holds
-/// back. `None` if the run has none.
+/// Opens the validation rows of a run: the rows of `--eval-file`, or the rows of `--data` that `training` holds back.
+/// `None` if the run has no validation rows.
 ///
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
@@ -146,7 +146,7 @@ fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validatio
     validation_of(setup, Arc::new(open_samples_of(setup, data, media_root)?), rows)
 }
 
-/// Makes validation rows of the `rows` of `source`.
+/// Makes validation rows from the rows `rows` of `source`.
 fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
     let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
@@ -164,7 +164,7 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
     open_samples_of(setup, data, options.media_root())
 }
 
-/// Makes training samples of the rows `data`, whose relative media paths refer to `media_root`.
+/// Makes training samples from the rows `data`. Relative paths of media refer to `media_root`.
 fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Result<SftSource> {
     let options = setup.options;
     let bundle = Arc::new(ModelFolder::open(setup.model)?);
@@ -176,7 +176,7 @@ fn open_samples_of(setup: &SftSetup, data: Dataset, media_root: PathBuf) -> Resu
         )
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
-    // The decoder needs no cache of frames, because the sample cache already holds the frames.
+    // The decoder needs no frame cache, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     let confined_to = setup.media.access.confined_to.as_ref().map(|_| media_root.clone());
     let access = MediaAccess { confined_to, ..setup.media.access.clone() };

@@ -1,4 +1,4 @@
-//! Tests the number of steps of a run, which follows from the lengths of its rows.
+//! Tests the number of steps of a run, which depends on the lengths of its rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,11 +103,11 @@ fn check_data_finds_unusable_rows_and_the_exact_length() {
 fn packed_micro_batches_are_counted_by_token_counts() {
     let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
     let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
-    // The micro-batches have 4 + 4, 3, 8 and 1 + 1 tokens.
+    // The micro-batches have the token counts 4 + 4, 3, 8 and 1 + 1.
     assert_eq!(steps(&rows, packed).unwrap().steps, 4);
 }
 
-/// A row that is held back from training is scanned, too, but training needs a usable row of its own.
+/// A row that is held back from training is also scanned, but it does not count as a usable training row.
 #[test]
 fn usable_held_out_row_does_not_count_as_a_training_row() {
     let options = SftOptions::default();
