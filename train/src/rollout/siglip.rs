@@ -133,7 +133,7 @@ impl SiglipScorer {
     }
 }
 
-/// Compares texts with image files, which are opened one after the other.
+/// Compares texts with image files, which are opened one by one.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -167,7 +167,7 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Cache of frame embeddings by cache key; the embedding that was added first is dropped first.
+/// Cache of frame embeddings by cache key. When it is full, the oldest embedding is dropped first.
 #[derive(Debug, Default)]
 struct Cache {
     vectors: HashMap<u128, Vector>,
@@ -205,7 +205,7 @@ mod tests {
         SiglipScorer::open(&Device::cpu(2), &golden("model"), DType::F32).unwrap()
     }
 
-    /// A video of random-looking frames that all differ.
+    /// Returns a video of random-looking frames that all differ.
     fn test_video(frames: usize, height: usize, width: usize, seed: usize) -> FrameBuf {
         let level = |i: usize| ((i + seed * 7_919).wrapping_mul(2_654_435_761) >> 13) as u8;
         FrameBuf { data: (0..frames * height * width * 3).map(level).collect(), frames, height, width }

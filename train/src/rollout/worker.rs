@@ -46,7 +46,7 @@ pub struct RolloutWorker<'a> {
     scorer: CompletionScorer<'a>,
     spread: GroupSpread<'a>,
     strips: FrameStripSchedule,
-    /// `None` if another process records the rollouts.
+    /// Records rollouts; `None` if another process records them.
     recorder: Option<RolloutRecorder>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
@@ -66,13 +66,13 @@ pub struct Rollout {
 
 /// The result of sampling for one step.
 pub struct RolloutBatch {
-    /// The groups to train on. Those of other ranks have prompts that are not prepared.
+    /// The groups on which the step trains. Groups of other ranks have prompts that are not prepared.
     pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups.
     pub ranks_of_micro_batches: Vec<usize>,
     /// The metrics of sampling.
     pub metrics: GrpoMetrics,
-    /// Time that the work done during scoring took (the `while_scoring` of [`RolloutWorker::next_groups`]).
+    /// Time that the `while_scoring` function of [`RolloutWorker::next_groups`] took.
     pub while_scoring: Duration,
     /// A preview of some rollouts for reports.
     pub preview: RolloutPreview,
@@ -119,8 +119,9 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples the groups of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
-    /// calls `while_scoring` during their computation with the groups that this process samples, which have no rewards
-    /// yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which groups are used.
+    /// `while_scoring` is called during their computation, with the groups that this process samples; these groups
+    /// have no rewards yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide
+    /// which groups are used.
     pub fn next_groups(
         &mut self,
         n: u64,
@@ -194,7 +195,7 @@ impl<'a> RolloutWorker<'a> {
         }
         kept.truncate(self.options.groups_per_step());
         if dynamic {
-            // The kept groups make other micro-batches than the prompts.
+            // The remaining groups form other micro-batches than the prompts did.
             ranks_of_micro_batches = self.lender.lend_during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
         }
         let encoded =
@@ -229,8 +230,8 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples and scores completions for this process's share of `prompts`, the prompts of sampling round `round` of
-    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the outputs of matrix products that
-    /// were kept.
+    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the kept outputs of matrix
+    /// products.
     fn sample_and_score(
         &mut self,
         prompts: &RoundPrompts<Arc<Prompt>>,
@@ -258,8 +259,7 @@ impl<'a> RolloutWorker<'a> {
         Ok((rollouts.into_iter().zip(scores).collect(), products))
     }
 
-    /// Samples completions for this process's share of `prompts`. Also returns the outputs of matrix products that were
-    /// kept.
+    /// Samples completions for this process's share of `prompts`. Also returns the kept outputs of matrix products.
     fn sample(
         &self,
         prompts: &RoundPrompts<Arc<Prompt>>,
@@ -284,8 +284,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// The error of a step in which the rewards of every group are all equal: every advantage is 0, so nothing can be
-/// learned. After a reward error such as this one, the run saves its finished steps.
+/// The error of a step in which the rewards of each group are all equal. Every advantage is then 0, so nothing can be
+/// learned. After this error, as after other reward errors, the run saves its finished steps.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
@@ -307,7 +307,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     page
 }
 
-/// Returns the name and the mean of each reward, over the completions that have this reward.
+/// Returns the name and mean of each reward. The mean is over the completions to which the reward applies.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {

@@ -1,9 +1,9 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 //!
-//! With several processes (ranks), each has the completions of all groups and computes some of the micro-batches, whose
-//! prompts it has prepared. The ranks exchange what
-//! a step needs from the other micro-batches: gradients, statistics and, for further steps on the same groups, the
-//! log-probabilities of the tokens.
+//! With several processes (ranks), each rank has the completions of all groups and computes some of the
+//! micro-batches, whose prompts it has prepared. The ranks exchange everything that a step needs from other ranks'
+//! micro-batches: gradients, statistics and, for further steps on the same groups, the log-probabilities of the
+//! tokens.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub fn step(
     let (first, begun) = (set.uses == 0, Instant::now());
     let reference_to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
     if let Some(model) = reference_to_run {
-        // With an adapter, the reference model has the policy's base weights, of which a rank may have a part only.
+        // With an adapter, the reference model uses the policy's base weights. A rank may have only a part of them.
         let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
@@ -100,7 +100,7 @@ pub fn step(
 
 /// Adds the gradients of micro-batch `i` of the step to the trainer's gradients. Returns the statistics of the
 /// micro-batch and, in the first step on the set, the log-probabilities of its L learned tokens under the current
-/// weights, f32 `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
+/// weights, f32 `[L]`. `is_last` tells whether this is the last micro-batch that this process computes in the step.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -122,7 +122,7 @@ fn forward_and_backward(
     };
     let mut kept = choose()?;
     if kept == Checkpointing::Full && set.products.take().is_some() {
-        // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
+        // The kept outputs of matrix products have just been freed, so activations may now fit into memory.
         kept = choose()?;
     }
     let cx = t.training_cx(kept);
@@ -211,7 +211,7 @@ fn mean(values: impl Iterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// Makes the inputs of one micro-batch's loss other than the policy's log-probabilities.
+/// Makes the inputs of one micro-batch's loss, without the policy's log-probabilities.
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
@@ -234,8 +234,8 @@ fn grpo_inputs(
         epsilon_low: options.epsilon as f32,
         epsilon_high: options.epsilon_high() as f32,
         beta: options.beta as f32,
-        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL term;
-        // TRL's code does not.
+        // The code of VideoRFT and of Video-R1 limits the log ratio between reference and policy to ±10 in the KL
+        // term. TRL's code has no limit.
         kl_limit: if options.parity == Recipe::Paper { f32::INFINITY } else { 10.0 },
     })
 }
@@ -245,7 +245,7 @@ fn learned_lens(groups: &[RolloutGroup]) -> impl Iterator<Item = usize> + '_ {
     groups.iter().flat_map(|g| g.completions.iter().map(|c| c.learned_len))
 }
 
-/// The weight that each completion's sum over its learned tokens has in the loss of the step.
+/// The weight of each completion in the loss of the step. It multiplies the sum over the completion's learned tokens.
 ///
 /// With M micro-batches of C completions each in a step, T tokens in the micro-batch and N tokens in the step, the
 /// weight of a completion of n learned tokens is
@@ -279,7 +279,7 @@ impl LossWeights {
         }
     }
 
-    /// The weights of the completions of one micro-batch. A completion without learned tokens gets 0.
+    /// Returns the weights of the completions of one micro-batch. A completion without learned tokens gets 0.
     fn of_micro_batch(&self, groups: &[RolloutGroup]) -> Vec<f32> {
         let count = learned_lens(groups).count() as f64;
         let tokens = learned_lens(groups).sum::<usize>() as f64;
@@ -300,11 +300,12 @@ impl LossWeights {
 struct MicroBatchStats {
     /// Mean KL term of the learned tokens.
     kl: f64,
-    /// Share of the learned tokens, or with importance ratios per sequence of the completions, whose ratio was clipped.
+    /// Share of the learned tokens whose importance ratio was clipped. With importance ratios per sequence, the share
+    /// of the completions.
     clipped: f64,
     /// Mean entropy of the learned tokens, in nats.
     entropy: f64,
-    /// Floating-point operations of the model in the forward and the backward pass, and in the forward pass of the
+    /// Floating-point operations of the model in the forward and backward pass. Includes the forward pass of the
     /// reference model if this step has run it.
     model_flops: f64,
     /// Floating-point operations of the model in a forward pass.
