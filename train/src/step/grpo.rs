@@ -313,19 +313,20 @@ struct MicroBatchStats {
     loss: f32,
     /// Number of tokens in the forward and backward pass.
     tokens: u32,
-    /// Number of tokens that the loss counts.
+    /// Number of tokens that count in the loss.
     learned: u32,
-    /// 1 if `drift` is known, else 0. It is unknown if the completions come from a `--rollouts` file, or if an earlier
-    /// step has trained on them.
+    /// 1 if `drift` is known, else 0. The drift is unknown if the completions come from a `--rollouts` file, or if an
+    /// earlier step has trained on them.
     has_drift: u32,
     /// Largest absolute difference between a token's log-probability during sampling and during training.
     drift: f32,
-    /// Always 0; fills the size of the struct up to a multiple of 8 bytes.
+    /// Always 0. Makes the size of the struct a multiple of 8 bytes.
     padding: u32,
 }
 
 impl MicroBatchStats {
-    /// Makes the statistics of the loss. `loss_stats` is the second result of [`ops::grpo_loss`], `[completions, 4]`.
+    /// Makes the statistics of a micro-batch from its loss. `loss_stats` is the second result of [`ops::grpo_loss`],
+    /// `[completions, 4]`.
     fn new(loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) -> Self {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
@@ -339,8 +340,8 @@ impl MicroBatchStats {
         Self { loss, kl: sum(1) / tokens.max(1.0), clipped, learned: tokens as u32, ..Self::default() }
     }
 
-    /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
-    /// those recorded when the tokens were sampled.
+    /// Computes the drift: compares the log-probabilities of the learned tokens in training (`now`, all completions
+    /// concatenated) with those recorded when the tokens were sampled.
     fn set_drift(&mut self, groups: &[RolloutGroup], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
@@ -367,7 +368,7 @@ fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplin
         (squares / (g.rewards.len() - 1).max(1) as f64).sqrt()
     };
     let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
-    // The sampling time is counted in the first step on the set only.
+    // The sampling time is counted only in the first step on the set.
     let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
     GrpoMetrics {
         rollout_seconds: Some(rollout_seconds),
@@ -392,7 +393,7 @@ mod tests {
         let of = |level| metrics(&[batch, MicroBatchStats::default()], &RolloutSet::default(), level, true);
         let token = of(ImportanceSamplingLevel::Token);
         assert_eq!((token.entropy, token.kl, token.clip_ratio), (Some(2.0), Some(0.5), Some(0.25)));
-        // A sequence without learned tokens counts as one whose ratio was not clipped.
+        // A completion without learned tokens counts as not clipped.
         assert_eq!(of(ImportanceSamplingLevel::Sequence).clip_ratio, Some(0.125));
         assert_eq!(token.rollout_drift, None);
     }
