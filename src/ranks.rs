@@ -174,7 +174,7 @@ impl RunProcess {
         let found = match self.ranks.rank() {
             0 => {
                 // Puts back an earlier run that a killed process was replacing, as the run itself does later.
-                let _lock = output::lock(&options.out)?;
+                let _lock = output::lock_output_folder(&options.out)?;
                 let start = output::find_run_start(options)?;
                 let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
                 Some(path.map(|path| path.display().to_string()).unwrap_or_default().into_bytes())
@@ -329,7 +329,7 @@ fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
 
 /// Whether an error says that another rank has failed.
 pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
-    let of_engine = |e: &EngineError| e.is_of_another_rank();
+    let of_engine = |e: &EngineError| e.is_rank_exchange_failure();
     let of_training = |e: &TrainError| match e {
         TrainError::Ranks(_) => true,
         TrainError::Engine(e) => of_engine(e),

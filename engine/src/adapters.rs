@@ -16,12 +16,12 @@ pub struct AdapterId(pub(crate) u64);
 
 impl AdapterId {
     /// The number of the id. Engines that load the same adapters in the same order give them the same numbers.
-    pub fn number(self) -> u64 {
+    pub fn as_u64(self) -> u64 {
         self.0
     }
 
-    /// The id with a number that [`AdapterId::number`] has returned.
-    pub fn from_number(number: u64) -> AdapterId {
+    /// The id with a number that [`AdapterId::as_u64`] has returned.
+    pub fn from_u64(number: u64) -> AdapterId {
         AdapterId(number)
     }
 }
@@ -70,7 +70,7 @@ impl Adapters {
     }
 
     /// Makes an adapter unavailable for new requests.
-    pub(crate) fn retire(&mut self, id: AdapterId) {
+    pub(crate) fn make_unavailable(&mut self, id: AdapterId) {
         for adapter in self.loaded.iter_mut().filter(|adapter| adapter.id == id) {
             adapter.is_available = false;
         }

@@ -73,7 +73,7 @@ impl BlockAllocator {
     }
 
     /// The number of blocks that [`Self::allocate`] can give: free and cached ones.
-    pub(crate) fn available_blocks(&self) -> usize {
+    pub(crate) fn available_block_count(&self) -> usize {
         self.free.len() + self.cached.len()
     }
 
@@ -110,7 +110,7 @@ impl BlockAllocator {
     /// Allocates `count` blocks with one reference each; `None` if fewer are available. If no free block is left,
     /// cached blocks are evicted from the prefix cache, the least recently used ones first.
     pub(crate) fn allocate(&mut self, count: usize) -> Option<Vec<i32>> {
-        if self.available_blocks() < count {
+        if self.available_block_count() < count {
             return None;
         }
         let blocks: Vec<i32> = (0..count).filter_map(|_| self.free.pop().or_else(|| self.evict())).collect();
@@ -197,11 +197,11 @@ mod tests {
         let mut table = blocks.allocate(3).unwrap();
         blocks.register_hashes(&table, &chain);
         blocks.release(&mut table);
-        assert_eq!((blocks.available_blocks(), blocks.matching_block_counts(&chain)), (4, (3, 3)));
+        assert_eq!((blocks.available_block_count(), blocks.matching_block_counts(&chain)), (4, (3, 3)));
         // The free block is allocated first, then the last block of the chain is evicted.
         assert_eq!(blocks.allocate(2), Some(vec![3, 2]));
         assert_eq!(blocks.find_and_reference(&chain), vec![0, 1]);
-        assert_eq!(blocks.available_blocks(), 0);
+        assert_eq!(blocks.available_block_count(), 0);
         blocks.clear_prefix_cache();
         assert_eq!(blocks.find_and_reference(&chain), Vec::<i32>::new());
     }
@@ -240,7 +240,7 @@ mod tests {
                         let hashes: Vec<BlockHash> =
                             (1..=chain.len()).map(|n| BlockHash::of_bytes(&chain[..n])).collect();
                         let (unused, found) = blocks.matching_block_counts(&hashes);
-                        if blocks.available_blocks() - unused < chain.len() - found + more {
+                        if blocks.available_block_count() - unused < chain.len() - found + more {
                             continue;
                         }
                         let mut table = blocks.find_and_reference(&hashes);
@@ -264,7 +264,7 @@ mod tests {
                     Action::ForgetAll => blocks.clear_prefix_cache(),
                 }
                 let used: BTreeSet<i32> = running.iter().flat_map(|(table, _)| table).copied().collect();
-                prop_assert_eq!(blocks.available_blocks(), count - used.len());
+                prop_assert_eq!(blocks.available_block_count(), count - used.len());
             }
         }
     }

@@ -58,9 +58,13 @@ impl EngineContext<'_> {
     }
 
     /// Returns an empty running batch with at least the capacity `needed`. Reuses `earlier` if it is large enough.
-    pub(crate) fn batch_for(&self, needed: BatchCapacity, earlier: Option<RunningBatch>) -> Result<RunningBatch> {
+    pub(crate) fn reuse_or_create_batch(
+        &self,
+        needed: BatchCapacity,
+        earlier: Option<RunningBatch>,
+    ) -> Result<RunningBatch> {
         let batch = match earlier {
-            Some(batch) if batch.covers(&needed) => batch,
+            Some(batch) if batch.has_capacity_for(&needed) => batch,
             earlier => {
                 // Frees the earlier batch before the new one is allocated.
                 drop(earlier);
@@ -78,7 +82,7 @@ impl EngineContext<'_> {
 
     /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
     /// of rows, so the results of a prompt would depend on the other prompts of the pass.
-    pub(crate) fn packs_prompts(&self) -> bool {
+    pub(crate) fn can_pack_prompts(&self) -> bool {
         self.cx.device().capabilities().batch_invariant_products
     }
 

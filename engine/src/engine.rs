@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::run::EngineLoop;
 use crate::running_batch::{BatchCapacity, RunningBatch};
-use crate::scheduler::RunOptions;
+use crate::scheduler::SchedulerOptions;
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
@@ -150,9 +150,10 @@ impl<'a> Engine<'a> {
         let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.with_request(request));
-        let mut batch = self.context.batch_for(needed.with_max_slots(self.context.max_slots), cached.take())?;
+        let mut batch =
+            self.context.reuse_or_create_batch(needed.with_max_slots(self.context.max_slots), cached.take())?;
         batch.set_product_storage(products)?;
-        let options = RunOptions {
+        let options = SchedulerOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
             // The prompts of one call rarely begin with the same tokens. Also, `reel plan` counts each prompt's

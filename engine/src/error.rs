@@ -40,7 +40,7 @@ pub enum EngineError {
 }
 
 /// The location that is named in an error about a request that does not fit into the KV cache.
-pub(crate) const KV_CACHE: &str = "KV cache";
+pub(crate) const KV_CACHE_LOCATION: &str = "KV cache";
 
 impl From<InputError> for EngineError {
     fn from(e: InputError) -> Self {
@@ -51,7 +51,7 @@ impl From<InputError> for EngineError {
 impl EngineError {
     /// Whether a request has more tokens than the KV cache holds.
     pub fn is_too_long(&self) -> bool {
-        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE)
+        matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE_LOCATION)
     }
 
     /// Whether all processes of a tensor-parallel model get this error for the same request, so that each of them can
@@ -66,7 +66,7 @@ impl EngineError {
     }
 
     /// Whether an exchange with the other processes of a tensor-parallel model has failed.
-    pub fn is_of_another_rank(&self) -> bool {
+    pub fn is_rank_exchange_failure(&self) -> bool {
         matches!(self, Self::Model(ModelError::Rank(_)))
     }
 

@@ -44,4 +44,4 @@ pub use request::{
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;
 pub use stop::{Detokenizer, StopCondition};
-pub use token_text::{CompletionStream, TokenText, completion_text};
+pub use token_text::{CompletionStream, TokenDecoder, completion_text};

@@ -69,7 +69,7 @@ impl PrefillJob {
 
 /// Selects the tokens of a forward pass over several chunks whose hidden states are needed.
 #[derive(Debug, Default)]
-pub(crate) struct NeededRows {
+pub(crate) struct NeededHiddenStates {
     /// Indices of the needed tokens. Tokens are counted over all chunks, one chunk after the other.
     pub(crate) rows: Vec<usize>,
     /// For each chunk, the range of `rows` with its needed tokens; may be empty.
@@ -78,7 +78,7 @@ pub(crate) struct NeededRows {
     tokens: usize,
 }
 
-impl NeededRows {
+impl NeededHiddenStates {
     /// The number of tokens of the chunks that were added so far.
     pub(crate) fn token_count(&self) -> usize {
         self.tokens
@@ -150,7 +150,7 @@ fn sample_tokens(
     let vocab = logits.shape().last().copied().filter(|_| features.grammar);
     let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), vocab)?;
     table.set_rows(0, &sampling)?;
-    let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
+    let draws: Vec<i32> = sequences.iter().map(|s| s.next_random_index()).collect();
     let history = match features.history {
         true => Some(histories(device, sequences)?),
         false => None,

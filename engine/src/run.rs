@@ -23,11 +23,11 @@ use crate::adapters::{AdapterId, Adapters};
 use crate::chunk_row_pairs::ChunkRowPairs;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
-use crate::prefill::{NeededRows, sample_first_tokens, select_needed_rows};
+use crate::prefill::{NeededHiddenStates, sample_first_tokens, select_needed_rows};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::scheduler::{ChunkPlan, RunOptions, Scheduler, SequenceRank, SlotMove};
+use crate::scheduler::{ChunkPlan, Scheduler, SchedulerOptions, SequenceRank, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.
@@ -36,7 +36,7 @@ pub(crate) struct EngineLoop<'e, 'a, 'r> {
     scheduler: Scheduler<'r>,
     adapters: Adapters,
     batch: RunningBatch,
-    options: RunOptions,
+    options: SchedulerOptions,
     /// The enqueued decode steps, oldest first. The vector lists, for each slot of the step, the key of the sequence
     /// that receives the slot's token; `None` if no sequence receives it.
     in_flight: VecDeque<(Vec<Option<usize>>, PendingStep)>,
@@ -48,7 +48,7 @@ pub(crate) struct EngineLoop<'e, 'a, 'r> {
 
 impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     /// Creates an engine loop without sequences. `batch` must be empty.
-    pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: RunOptions) -> Self {
+    pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: SchedulerOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
         let (adapters, timing) = (Adapters::default(), GenerationTiming::default());
@@ -89,7 +89,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
-        let sequences = SequenceState::for_request(index, request, &self.context.model().config, with_hashes)?;
+        let sequences = SequenceState::sequences_of_request(index, request, &self.context.model().config, with_hashes)?;
         self.scheduler.add(sequences, max_tokens)
     }
 
@@ -103,7 +103,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
 
     /// Removes and returns the finished completions and the failed requests.
     pub(crate) fn take_output(&mut self) -> StepOutput {
-        let (completions, failed) = (self.scheduler.take_finished(), std::mem::take(&mut self.failed));
+        let (completions, failed) = (self.scheduler.take_finished_completions(), std::mem::take(&mut self.failed));
         StepOutput { completions, failed }
     }
 
@@ -127,7 +127,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
 
     /// Computes chunks of queued prompts, up to `prefill_tokens_per_step` tokens.
     fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.packs_prompts());
+        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.can_pack_prompts());
         while left > 0 {
             // On a GPU the bits of a result depend on the number of rows of a matrix product, so the chunks of a
             // prompt must not depend on other prompts.
@@ -169,11 +169,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
                 let vision = model.prompt_vision_tokens(&self.context.cx, &prompt)?;
                 let grids = [prompt.image_grid_thw, prompt.video_grid_thw].concat();
                 let flops = ForwardFlops::of_grids(&model.config, &grids).total();
-                self.scheduler.set_vision(chunk.job, vision, flops);
+                self.scheduler.set_vision_tokens(chunk.job, vision, flops);
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut needed, mut places) = (NeededRows::default(), ChunkRowPairs::default());
+        let (mut needed, mut places) = (NeededHiddenStates::default(), ChunkRowPairs::default());
         let mut model = self.context.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
@@ -304,7 +304,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
                     false => continue,
                 }
             }
-            if let Some(slot) = self.scheduler.preempt_last() {
+            if let Some(slot) = self.scheduler.preempt_last_ranked() {
                 self.batch.clear_slots(slot, 1)?;
             }
         }
@@ -410,7 +410,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     /// Refuses new requests with the adapter, and drops the adapter now if no request uses it; otherwise a later call
     /// that loads or unloads an adapter drops it.
     pub(crate) fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        self.adapters.retire(id);
+        self.adapters.make_unavailable(id);
         self.drop_unused_adapters(on_token)
     }
 
@@ -439,11 +439,11 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
     pub(crate) fn recompute_after_weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         while self.postprocess(on_token)? {}
         while self.scheduler.has_started_sequences() {
-            if let Some(slot) = self.scheduler.preempt_last() {
+            if let Some(slot) = self.scheduler.preempt_last_ranked() {
                 self.batch.clear_slots(slot, 1)?;
             }
         }
-        self.scheduler.forget_prefixes();
+        self.scheduler.clear_prefix_cache();
         Ok(())
     }
 
@@ -468,7 +468,7 @@ impl<'e, 'a, 'r> EngineLoop<'e, 'a, 'r> {
         let decoder = adapters.decoder(&model, &self.context.cx)?;
         // Reads the tokens of the steps in flight before anything else, because these tokens may end requests.
         while self.postprocess(on_token)? {}
-        let begun = self.scheduler.started_requests();
+        let begun = self.scheduler.started_request_count();
         self.recompute_after_weights_changed(on_token)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;

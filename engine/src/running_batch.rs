@@ -56,7 +56,7 @@ impl BatchCapacity {
     }
 
     /// Whether a batch of this capacity can serve requests that need the capacity `other`.
-    pub(crate) fn covers(&self, other: &BatchCapacity) -> bool {
+    pub(crate) fn is_at_least(&self, other: &BatchCapacity) -> bool {
         self.slots >= other.slots && self.blocks_per_slot >= other.blocks_per_slot && self.blocks >= other.blocks
     }
 
@@ -70,7 +70,7 @@ impl BatchCapacity {
 
 /// The sampling features and the block table length that the sequences in the slots need from a decode step.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StepNeeds {
+pub(crate) struct DecodeStepNeeds {
     pub(crate) features: SamplingFeatures,
     /// The longest block table that a sequence may get.
     pub(crate) blocks_per_slot: usize,
@@ -251,8 +251,8 @@ impl RunningBatch {
         })
     }
 
-    pub(crate) fn covers(&self, needed: &BatchCapacity) -> bool {
-        self.capacity.covers(needed)
+    pub(crate) fn has_capacity_for(&self, needed: &BatchCapacity) -> bool {
+        self.capacity.is_at_least(needed)
     }
 
     pub(crate) fn capacity(&self) -> BatchCapacity {
@@ -317,12 +317,12 @@ impl RunningBatch {
 
     /// Whether [`Self::grow_for`] would allocate memory. In this case no step may be in flight when it is called, and
     /// all slots must be assigned again afterwards.
-    pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
+    pub(crate) fn must_grow_for(&self, needs: DecodeStepNeeds) -> bool {
         self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot
     }
 
     /// Allocates what the next steps need: the sequences' sampling features and long enough block tables.
-    pub(crate) fn grow_for(&mut self, needs: StepNeeds) -> Result<()> {
+    pub(crate) fn grow_for(&mut self, needs: DecodeStepNeeds) -> Result<()> {
         self.needed = needs.features;
         let mut grown = self.features.union(needs.features);
         let is_wider = needs.blocks_per_slot > self.capacity.blocks_per_slot;

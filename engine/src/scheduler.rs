@@ -25,11 +25,11 @@ use reel_runtime::ops::KvPages;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::error::{EngineError, KV_CACHE, Result};
+use crate::error::{EngineError, KV_CACHE_LOCATION, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
-use crate::running_batch::{BatchCapacity, StepNeeds};
+use crate::running_batch::{BatchCapacity, DecodeStepNeeds};
 use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
 use crate::stats::EngineStats;
@@ -40,7 +40,7 @@ pub(crate) type SequenceRank = (i32, usize);
 
 /// The scheduling options of an engine loop.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RunOptions {
+pub(crate) struct SchedulerOptions {
     /// Maximum number of slots that the scheduler uses.
     pub(crate) max_slots: usize,
     /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
@@ -68,7 +68,7 @@ pub(crate) struct SlotMove {
 }
 
 /// KV blocks that are appended to the block table of a slot, from entry `index` on.
-pub(crate) struct TableGrowth {
+pub(crate) struct BlockTableGrowth {
     pub(crate) slot: usize,
     pub(crate) index: usize,
     pub(crate) blocks: Vec<i32>,
@@ -93,7 +93,7 @@ pub(crate) struct Scheduler<'r> {
 
 impl<'r> Scheduler<'r> {
     /// A scheduler without sequences.
-    pub(crate) fn new(capacity: BatchCapacity, options: RunOptions) -> Scheduler<'r> {
+    pub(crate) fn new(capacity: BatchCapacity, options: SchedulerOptions) -> Scheduler<'r> {
         Scheduler {
             sequences: BTreeMap::new(),
             next_key: 0,
@@ -123,7 +123,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The number of requests that hold KV blocks, with a sequence or a prefill job.
-    pub(crate) fn started_requests(&self) -> usize {
+    pub(crate) fn started_request_count(&self) -> usize {
         let of_jobs = self.queue.values().filter(|job| job.block_table.is_some()).flat_map(|job| &job.keys);
         let started = of_jobs.chain(self.slots.iter().flatten()).chain(self.ready.iter().map(|(_, key)| key));
         let requests = started.filter_map(|key| Some(self.sequences.get(key)?.request.index));
@@ -131,7 +131,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The number of sequences that are not finished.
-    pub(crate) fn unfinished_sequences(&self) -> usize {
+    pub(crate) fn unfinished_sequence_count(&self) -> usize {
         self.sequences.len() - self.finished.len()
     }
 
@@ -140,9 +140,9 @@ impl<'r> Scheduler<'r> {
         let running = self.slots.iter().flatten().count();
         EngineStats {
             running,
-            waiting: self.unfinished_sequences() - running,
+            waiting: self.unfinished_sequence_count() - running,
             blocks: self.blocks.block_count(),
-            blocks_in_use: self.blocks.block_count() - self.blocks.available_blocks(),
+            blocks_in_use: self.blocks.block_count() - self.blocks.available_block_count(),
             ..self.stats
         }
     }
@@ -157,13 +157,13 @@ impl<'r> Scheduler<'r> {
         if is_computed && needed > most {
             let what = format!("has room for {} tokens, but prompt and completion need {max_tokens}", most * BLOCK);
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
-            return Err(EngineError::Request(Diagnostic::new(KV_CACHE, what, help)));
+            return Err(EngineError::Request(Diagnostic::new(KV_CACHE_LOCATION, what, help)));
         }
         let first = self.next_key;
         let keys: Vec<usize> = (first..first + sequences.len()).collect();
         self.next_key += sequences.len();
         if let Some(sequence) = sequences.first().filter(|_| is_computed) {
-            let job = PrefillJob::new(keys.clone(), sequence.prefill_tokens());
+            let job = PrefillJob::new(keys.clone(), sequence.prefill_token_count());
             self.queue.insert((sequence.request.priority, first), job);
         } else {
             self.finished.extend(&keys);
@@ -243,7 +243,7 @@ impl<'r> Scheduler<'r> {
         let known = &hashes[..hashes.len().min(skippable / BLOCK)];
         let (unused, found) = self.blocks.matching_block_counts(known);
         let new = BlockAllocator::blocks_for_tokens(job.tokens) - found;
-        if self.blocks.available_blocks() - unused < new + reserved {
+        if self.blocks.available_block_count() - unused < new + reserved {
             return false;
         }
         let mut table = self.blocks.find_and_reference(known);
@@ -267,7 +267,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Gives a job the vision tokens of its prompt, which took `flops` floating-point operations.
-    pub(crate) fn set_vision(&mut self, rank: SequenceRank, vision: Option<Tensor>, flops: f64) {
+    pub(crate) fn set_vision_tokens(&mut self, rank: SequenceRank, vision: Option<Tensor>, flops: f64) {
         self.stats.vision_flops += flops as u64;
         if let Some(job) = self.queue.get_mut(&rank) {
             job.vision = vision;
@@ -344,7 +344,7 @@ impl<'r> Scheduler<'r> {
                 sequence.block_table = table.clone();
             } else {
                 let Some(own) = self.blocks.allocate(table.len() - full) else {
-                    let tokens = sequence.prefill_tokens();
+                    let tokens = sequence.prefill_token_count();
                     sequence.hashes.clear();
                     self.queue.insert(rank, PrefillJob::new(vec![key], tokens));
                     continue;
@@ -374,7 +374,7 @@ impl<'r> Scheduler<'r> {
 
     /// Gives each running sequence the KV blocks that its next step needs, in the order of rank. The returned flag is
     /// true if there were enough blocks.
-    pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
+    pub(crate) fn grow_block_tables(&mut self) -> (Vec<BlockTableGrowth>, bool) {
         let mut growths = Vec::new();
         let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
         let mut ranked: Vec<(SequenceRank, usize)> =
@@ -382,21 +382,21 @@ impl<'r> Scheduler<'r> {
         ranked.sort_unstable();
         for ((_, key), slot) in ranked {
             let Some(sequence) = self.sequences.get_mut(&key).filter(|s| s.needs_another_step()) else { continue };
-            let needed = BlockAllocator::blocks_for_tokens(sequence.keys_after_next_step());
+            let needed = BlockAllocator::blocks_for_tokens(sequence.key_capacity_for_next_step());
             let index = sequence.block_table.len();
             if needed <= index {
                 continue;
             }
             let Some(blocks) = self.blocks.allocate(needed - index) else { return (growths, false) };
             sequence.block_table.extend(&blocks);
-            growths.push(TableGrowth { slot, index, blocks });
+            growths.push(BlockTableGrowth { slot, index, blocks });
         }
         (growths, true)
     }
 
     /// Preempts the sequence with the last rank: releases its blocks and queues it again. Returns its slot, if it had
     /// one. No step may be in flight.
-    pub(crate) fn preempt_last(&mut self) -> Option<usize> {
+    pub(crate) fn preempt_last_ranked(&mut self) -> Option<usize> {
         let rank = |key: usize| (self.sequences[&key].request.priority, key);
         let running = self.slots.iter().flatten().map(|&key| rank(key)).max();
         let ready = self.ready.last().copied();
@@ -417,7 +417,7 @@ impl<'r> Scheduler<'r> {
             self.slots[slot] = None;
         }
         self.release_blocks(key);
-        let tokens = self.sequences[&key].prefill_tokens();
+        let tokens = self.sequences[&key].prefill_token_count();
         self.queue.insert(last, PrefillJob::new(vec![key], tokens));
         slot
     }
@@ -428,7 +428,7 @@ impl<'r> Scheduler<'r> {
         let mut hashes = std::mem::take(&mut sequence.hashes);
         let mut table = std::mem::take(&mut sequence.block_table);
         if self.prefix_cache {
-            let tokens = sequence.cached_tokens().min(table.len() * BLOCK);
+            let tokens = sequence.cached_token_count().min(table.len() * BLOCK);
             sequence.tokens().extend_block_hashes(&mut hashes, tokens);
             let full = tokens / BLOCK;
             self.blocks.register_hashes(&table[..full], &hashes[..full]);
@@ -488,11 +488,11 @@ impl<'r> Scheduler<'r> {
     }
 
     /// The sampling features and block table length that the sequences in the slots need.
-    pub(crate) fn step_needs(&self) -> StepNeeds {
+    pub(crate) fn step_needs(&self) -> DecodeStepNeeds {
         let sequences = || self.occupied_slots().map(|(_, sequence)| sequence);
         let features = sequences().map(SequenceState::sampling_features).reduce(SamplingFeatures::union);
         let blocks_per_slot = sequences().map(SequenceState::max_blocks).max().unwrap_or(0);
-        StepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
+        DecodeStepNeeds { features: features.unwrap_or_default(), blocks_per_slot }
     }
 
     /// The adapters of the unfinished sequences.
@@ -543,7 +543,7 @@ impl<'r> Scheduler<'r> {
             if sequence.is_finished() {
                 continue;
             }
-            self.stats.attended_keys += sequence.cached_tokens() as u64 + 1;
+            self.stats.attended_keys += sequence.cached_token_count() as u64 + 1;
             self.stats.sampled_positions += 1;
             if let Err(e) = sequence.push_token(token, on_token) {
                 failed.push((sequence.request.index, e));
@@ -575,7 +575,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Removes the finished sequences and returns their completions, in the order in which they were added.
-    pub(crate) fn take_finished(&mut self) -> Vec<Completion> {
+    pub(crate) fn take_finished_completions(&mut self) -> Vec<Completion> {
         let mut keys = std::mem::take(&mut self.finished);
         keys.sort_unstable();
         let sequences = keys.into_iter().filter_map(|key| self.sequences.remove(&key));
@@ -583,7 +583,7 @@ impl<'r> Scheduler<'r> {
     }
 
     /// Empties the prefix cache, because the weights have changed. No sequence may hold blocks.
-    pub(crate) fn forget_prefixes(&mut self) {
+    pub(crate) fn clear_prefix_cache(&mut self) {
         self.blocks.clear_prefix_cache();
     }
 }

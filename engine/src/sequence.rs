@@ -81,7 +81,7 @@ impl<'r> SequenceState<'r> {
     ///
     /// # Errors
     /// The prompt does not fit the model; a parameter is out of range.
-    pub(crate) fn for_request(
+    pub(crate) fn sequences_of_request(
         index: usize,
         request: GenerationRequest<'r>,
         config: &ModelConfig,
@@ -152,7 +152,7 @@ impl<'r> SequenceState<'r> {
     /// The number of tokens whose keys and values a prefill must compute before the sequence can decode: all tokens
     /// of the prompt. After a preemption, it is the number of all tokens except the last, because the next decode
     /// step writes the last token's key and value.
-    pub(crate) fn prefill_tokens(&self) -> usize {
+    pub(crate) fn prefill_token_count(&self) -> usize {
         if self.generated_token_count() == 0 { self.ids.len() } else { self.ids.len() - 1 }
     }
 
@@ -170,7 +170,7 @@ impl<'r> SequenceState<'r> {
 
     /// The number of tokens whose keys and values are in the cache while the sequence decodes: all tokens that the
     /// host has read, except the last.
-    pub(crate) fn cached_tokens(&self) -> usize {
+    pub(crate) fn cached_token_count(&self) -> usize {
         self.ids.len() - 1
     }
 
@@ -186,7 +186,7 @@ impl<'r> SequenceState<'r> {
 
     /// The number of keys that the KV blocks must have room for before the next decode step. The step writes the key
     /// of its input token, and computes the cache slot of the following key.
-    pub(crate) fn keys_after_next_step(&self) -> usize {
+    pub(crate) fn key_capacity_for_next_step(&self) -> usize {
         (self.ids.len() + self.in_flight + 1).min(self.max_keys())
     }
 
@@ -272,7 +272,7 @@ impl<'r> SequenceState<'r> {
 
     /// The index of the sequence's next random number under its seed, which is the index of the next token in the
     /// sequence.
-    pub(crate) fn next_draw_number(&self) -> i32 {
+    pub(crate) fn next_random_index(&self) -> i32 {
         self.ids.len() as i32
     }
 
@@ -286,7 +286,7 @@ impl<'r> SequenceState<'r> {
             keys,
             limit: self.max_keys(),
             blocks: &self.block_table,
-            draw: self.next_draw_number(),
+            draw: self.next_random_index(),
             history: self.penalty_history(),
             adapter,
         }

@@ -14,7 +14,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 /// Number of resamples of the data.
-pub const RESAMPLES: usize = 10_000;
+pub const RESAMPLE_COUNT: usize = 10_000;
 
 /// A row with a score.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ pub fn bootstrap_intervals(
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut drawn: Vec<Vec<f64>> = Vec::new();
     let mut totals = vec![ScoreTotal::default(); groups];
-    for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLES } {
+    for _ in 0..if clusters.is_empty() { 0 } else { RESAMPLE_COUNT } {
         totals.fill(ScoreTotal::default());
         for _ in 0..clusters.len() {
             for (group, part) in &clusters[random.random_range(0..clusters.len())] {

@@ -84,11 +84,12 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     let scored = |score: &dyn Fn(&Pair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
         let row = |(pair, row): (&Pair<'_>, _)| (score(pair), row);
         let rows = pairs.iter().zip(&rows).map(row);
-        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.index(row), score }).collect()
+        rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.group_index(row), score })
+            .collect()
     };
-    let [a, b] = [0, 1].map(|run| groups.totals(&scored(&|pair| pair.scores[run])));
+    let [a, b] = [0, 1].map(|run| groups.group_totals(&scored(&|pair| pair.scores[run])));
     let differences = scored(&|pair| pair.scores[1] - pair.scores[0]);
-    let intervals = bootstrap_intervals(&differences, groups.count(), |totals| groups.statistics(totals));
+    let intervals = bootstrap_intervals(&differences, groups.group_count(), |totals| groups.statistics(totals));
     let (means_a, means_b) = (groups.statistics(&a), groups.statistics(&b));
     let difference = |i: usize, n: usize| {
         let (a, b) = (means_a[i].unwrap_or_default(), means_b[i].unwrap_or_default());

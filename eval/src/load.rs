@@ -91,7 +91,7 @@ pub fn load_benchmark(
             let parsed = row.and_then(|mut columns| {
                 add_file_columns(&mut columns, &path);
                 layout.add_derived_columns(&mut columns, index, count);
-                layout.remove_found(&mut unseen, &columns);
+                layout.remove_found_columns(&mut unseen, &columns);
                 if !unseen.is_empty() && known_columns.len() < MAX_NAMED_COLUMNS {
                     known_columns.extend(columns.keys().cloned());
                 }
@@ -270,7 +270,7 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
         let help = format!("rename the file to {}, or give the file itself as --data", own.files.join(" or "));
         return data_error(location, what, &help);
     }
-    let other = Task::built_in()
+    let other = Task::built_in_tasks()
         .into_iter()
         .filter(|other| other.name != task.name)
         .find(|other| other.layouts.iter().any(|layout| columns.iter().any(|columns| fits(layout, columns))));
@@ -304,7 +304,7 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
     }
     let is_row_of = |name: &str, other: &Task| text(name) == other.name || text(name) == other.title;
     let names = |other: &&Task| is_row_of("benchmark", other) || is_row_of("data_source", other) || is_in(other);
-    match Task::built_in_cached().iter().filter(|other| other.name != task.name).find(names) {
+    match Task::cached_built_in_tasks().iter().filter(|other| other.name != task.name).find(names) {
         Some(other) => {
             let name = ["benchmark", "data_source"].into_iter().find(|name| is_row_of(name, other)).unwrap_or("path");
             let what = format!("shows that the row belongs to {}, not to {}", other.title, task.title);

@@ -7,7 +7,7 @@ use reel_diagnostic::Diagnostic;
 use reel_rewards::{ProblemType, Recipe, check_solution, extract_answer};
 use serde_json::{Map, Value, json};
 
-use crate::task::{AnswerForm, Layout, Options, RowRules, Task, Template, column, option_error};
+use crate::task::{AnswerForm, AnswerOptions, Layout, RowRules, Task, Template, column, option_error};
 
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,14 +27,14 @@ pub struct BenchmarkRow {
     /// The category of the question. Scores are also reported for each category.
     pub category: Option<String>,
     /// The video.
-    pub video: Option<Clip>,
+    pub video: Option<VideoClip>,
     /// Images (paths or data URIs) of the question. The prompt shows them after the video.
     pub images: Vec<String>,
 }
 
 /// A video or a part of it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Clip {
+pub struct VideoClip {
     /// The video file, or the folder with its frames, relative to the media folder.
     pub path: String,
     /// The image files of the frames, relative to the media folder; empty if `path` is a video file.
@@ -115,7 +115,7 @@ impl BenchmarkRow {
         let video = match &rules.video {
             None => None,
             Some(candidates) => {
-                Clip::find(columns, candidates, media_root)?.map(|clip| Clip { start, end, fps, ..clip })
+                VideoClip::find(columns, candidates, media_root)?.map(|clip| VideoClip { start, end, fps, ..clip })
             }
         };
         let image = |name: &String| match column(columns, name) {
@@ -174,7 +174,7 @@ impl BenchmarkRow {
     }
 
     fn messages(&self, task: &Task, recipe: Recipe) -> Vec<Value> {
-        let video = self.video.iter().map(Clip::content_part);
+        let video = self.video.iter().map(VideoClip::content_part);
         let images = self.images.iter().map(|image| json!({"type": "image", "image": image}));
         let options = (self.kind == ProblemType::MultipleChoice).then_some(&self.options[..]);
         let text = task.question_text(&self.question, options, self.kind.name(), recipe);
@@ -184,7 +184,7 @@ impl BenchmarkRow {
     }
 }
 
-impl Clip {
+impl VideoClip {
     /// Returns the first candidate path that exists; if none exists, the first candidate.
     fn find(
         columns: &Map<String, Value>,
@@ -286,9 +286,10 @@ fn options(
     rules: &RowRules,
     kind: ProblemType,
     question: &mut String,
-) -> Result<Options, Diagnostic> {
+) -> Result<AnswerOptions, Diagnostic> {
     let marks = rules.option_marks.unwrap_or_default();
-    let list = |list: &[String]| Options::parse(&json!(list), marks).map_err(|what| option_error("options", what));
+    let list =
+        |list: &[String]| AnswerOptions::parse(&json!(list), marks).map_err(|what| option_error("options", what));
     let found = match (&rules.options, &rules.option_list) {
         (_, Some(options)) => Some(list(options)?),
         (None, None) if rules.options_in_question == Some(true) => {
@@ -299,7 +300,7 @@ fn options(
         (None, None) => None,
         (Some(name), None) => match column(columns, name) {
             None | Some(Value::Null) => None,
-            Some(value) => Some(Options::parse(value, marks).map_err(|what| option_error(name, what))?),
+            Some(value) => Some(AnswerOptions::parse(value, marks).map_err(|what| option_error(name, what))?),
         },
     };
     let found = found.unwrap_or_default();
@@ -328,7 +329,7 @@ fn split_options(question: &str) -> (String, Vec<String>) {
 
 /// Returns the correct answer in the form that outputs are compared with: the letter of an option, or the text or
 /// number itself.
-fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &Options) -> Result<String, Diagnostic> {
+fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &AnswerOptions) -> Result<String, Diagnostic> {
     let name = source("answer", &rules.answer);
     let form = rules.answer_form.unwrap_or(AnswerForm::Plain);
     let plain = match form {

@@ -96,9 +96,9 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     let rows: Vec<ScoredRow<'_>> = predictions
         .iter()
         .zip(&scores)
-        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.index(p), score })
+        .map(|(p, &score)| ScoredRow { cluster: p.path.as_deref(), group: groups.group_index(p), score })
         .collect();
-    let totals = groups.totals(&rows);
+    let totals = groups.group_totals(&rows);
     let means = groups.statistics(&totals);
     let intervals = bootstrap_intervals(&rows, totals.len(), |totals| groups.statistics(totals));
     let mean_of = |i: usize| means[i].unwrap_or_default();
@@ -173,20 +173,20 @@ impl<'a> ScoreGroups<'a> {
 
     /// The number of groups: two per category (regression rows and other rows), counting rows without a category as one
     /// more category.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn group_count(&self) -> usize {
         2 * (self.names.len() + 1)
     }
 
     /// Returns the index of the group of a row.
-    pub(crate) fn index(&self, prediction: &Prediction) -> usize {
+    pub(crate) fn group_index(&self, prediction: &Prediction) -> usize {
         let position = |category: &String| self.names.binary_search(&&category[..]).ok();
         let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
         2 * category + usize::from(prediction.is_regression())
     }
 
     /// Returns the total of the scores of each group.
-    pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
-        let mut totals = vec![ScoreTotal::default(); self.count()];
+    pub(crate) fn group_totals(&self, rows: &[ScoredRow<'_>]) -> Vec<ScoreTotal> {
+        let mut totals = vec![ScoreTotal::default(); self.group_count()];
         for row in rows {
             totals[row.group] = sum_of_totals(&[totals[row.group], ScoreTotal { sum: row.score, count: 1.0 }]);
         }

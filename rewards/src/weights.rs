@@ -72,7 +72,7 @@ impl RewardWeights {
 
     /// Gives the rewards `names` the weight 0, unless the user has given them a weight.
     #[must_use]
-    pub fn with_default_zero<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
+    pub fn with_default_weight_zero<'a>(mut self, names: impl Iterator<Item = &'a str>) -> Self {
         for name in names {
             self.0.entry(name.into()).or_insert(0.0);
         }

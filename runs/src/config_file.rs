@@ -182,7 +182,7 @@ impl ConfigFile {
     /// The error for a key that is not an option. It suggests the most similar option.
     fn unknown_key(&self, entry: &Entry, options: &Map<String, Value>) -> TrainError {
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
-        let similar = option_names::most_similar(&entry.field, options.keys().map(String::as_str).chain(START));
+        let similar = option_names::most_similar_option(&entry.field, options.keys().map(String::as_str).chain(START));
         let help =
             similar.map_or("see --help for the options".into(), |name| format!("did you mean {}?", spelled(name)));
         self.error(entry, "is not an option of this command", help)

@@ -16,10 +16,10 @@ pub fn option_of_alias<'a>(name: &'a str, command: &str, is_option: impl Fn(&str
     let is_alias = |row: &foreign_options::OptionRow, value: Option<&str>| {
         value.is_none()
             && matches!(row.becomes[..], [becomes] if becomes.ends_with("=$"))
-            && row.targets().all(&is_option)
+            && row.target_option_names().all(&is_option)
     };
     let row = foreign_options::find_row(name, None, command, is_alias);
-    row.and_then(|row| row.targets().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
+    row.and_then(|row| row.target_option_names().next()).filter(|target| !target.ends_with('?')).unwrap_or(name)
 }
 
 /// Maximum number of edits between a name and a suggested name: 1, plus 1 for each six characters. An edit inserts,
@@ -30,7 +30,7 @@ fn max_edits(name: &str) -> usize {
 
 /// Returns the option in `options` that is most similar to the field name `name`; `None` if each differs by too many
 /// typing errors.
-pub fn most_similar<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn most_similar_option<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = options.map(|option| (strsim::damerau_levenshtein(name, option), option));
     scored.filter(|(edits, _)| *edits <= max_edits(name)).min().map(|(_, option)| option)
 }
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn only_near_names_are_suggested() {
-        let similar = |name: &str, options: &[&'static str]| most_similar(name, options.iter().copied());
+        let similar = |name: &str, options: &[&'static str]| most_similar_option(name, options.iter().copied());
         assert_eq!(similar("learning_rat", &["model", "learning_rate"]), Some("learning_rate"));
         assert_eq!(similar("gird", &["grid"]), Some("grid"));
         for (name, other) in [

@@ -34,7 +34,7 @@ mod published_tests;
 mod tests;
 
 use clap::Command;
-use reel_runs::foreign_options::command_of;
+use reel_runs::foreign_options::command_of_subcommand;
 
 pub use explain::{explain_defaults, with_explain_option};
 use translation::Translation;
@@ -79,7 +79,7 @@ pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) 
     if path.starts_with("bench") && path != "bench serve" {
         return TranslationOutcome::Unchanged;
     }
-    let mut translation = Translation::new(line, command_of(&path).to_string(), surroundings);
+    let mut translation = Translation::new(line, command_of_subcommand(&path).to_string(), surroundings);
     translation.read_options();
     let is_plain = !translation.is_foreign && translation.problems.len() < 2;
     let trains = ["sft", "grpo"].contains(&translation.command.as_str()) && !path.starts_with("plan");

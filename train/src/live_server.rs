@@ -44,7 +44,7 @@ impl DeviceLender<'_> {
     }
 
     /// Runs `host_work`, which needs no device. The server can use the device during this time.
-    pub fn lend_during<T>(&self, host_work: impl FnOnce() -> T) -> T {
+    pub fn lend_device_during<T>(&self, host_work: impl FnOnce() -> T) -> T {
         let Some(server) = self.0 else { return host_work() };
         server.begin_host_work();
         let done = host_work();

@@ -252,7 +252,7 @@ impl Layout {
 
     /// Removes from `wanted` each entry whose columns exist: the row or the layout's rules provide all columns of one
     /// of its alternatives.
-    pub fn remove_found(&self, wanted: &mut Vec<OptionalColumns<'_>>, row: &Map<String, Value>) {
+    pub fn remove_found_columns(&self, wanted: &mut Vec<OptionalColumns<'_>>, row: &Map<String, Value>) {
         let has = |name: &&str| column(row, name).is_some() || self.makes_column(name);
         wanted.retain(|columns| !columns.alternatives.iter().any(|names| names.iter().all(has)));
     }
@@ -371,7 +371,7 @@ mod tests {
         );
         let mut left = layout.optional_columns();
         let mut see = |row: Value| {
-            layout.remove_found(&mut left, row.as_object().unwrap());
+            layout.remove_found_columns(&mut left, row.as_object().unwrap());
             left.iter().map(|columns| columns.rule).collect::<Vec<_>>()
         };
         let first = json!({"id": 1, "file.stem": "f", "pic": null, "meta": {"kind": 1}});

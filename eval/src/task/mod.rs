@@ -24,7 +24,7 @@ use reel_rewards::Recipe;
 use serde::{Deserialize, Serialize};
 
 pub use layout::{AnswerForm, Layout, OptionalColumns, RowRules};
-pub use options::{Options, option_error};
+pub use options::{AnswerOptions, option_error};
 pub use template::{Template, column};
 
 use self::options::text_without_letter;
@@ -135,14 +135,14 @@ const ALL: usize = 6;
 
 impl Task {
     /// All built-in tasks.
-    pub fn built_in() -> Vec<Self> {
+    pub fn built_in_tasks() -> Vec<Self> {
         let parse = |(name, text)| Self::parse(name, text).expect("the task files are part of the program, and tested");
         BUILT_IN.into_iter().map(parse).collect()
     }
 
     /// All built-in tasks, parsed once per process.
-    pub(crate) fn built_in_cached() -> &'static [Self] {
-        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in);
+    pub(crate) fn cached_built_in_tasks() -> &'static [Self] {
+        static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in_tasks);
         &TASKS
     }
 
@@ -152,7 +152,7 @@ impl Task {
     /// # Errors
     /// A name is unknown; a file cannot be read or is not a task; two tasks have the same name.
     pub fn from_names(names: &str) -> Result<Vec<Self>> {
-        let built_in = Self::built_in();
+        let built_in = Self::built_in_tasks();
         let mut tasks: Vec<Self> = Vec::new();
         for name in names.split(',').map(str::trim) {
             match name {
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn built_in_tasks_are_valid_and_named_as_their_files() {
-        let tasks = Task::built_in();
+        let tasks = Task::built_in_tasks();
         for (task, (file, _)) in tasks.iter().zip(BUILT_IN) {
             assert_eq!(format!("{}.toml", task.name), file);
             assert!(task.source.starts_with("https://"), "{file}");

@@ -12,14 +12,14 @@ fn letters() -> impl Iterator<Item = char> {
 
 /// The options of a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct AnswerOptions {
     /// The options as the model sees them: `A. red`.
     pub shown: Vec<String>,
     /// The options without their letters: `red`.
     texts: Vec<String>,
 }
 
-impl Options {
+impl AnswerOptions {
     /// Reads the value of a column: a list of texts, an object whose keys are the letters, a text that holds such a
     /// list or object as JSON, or a text with a line for each option. Letters before options (`A.`, `A:`, `A)` or
     /// `(A)`) are taken off if every option has the letter of its position.
@@ -173,8 +173,8 @@ mod tests {
 
     use super::*;
 
-    fn options(value: Value) -> Options {
-        Options::parse(&value, OptionMarks::Letters).unwrap()
+    fn options(value: Value) -> AnswerOptions {
+        AnswerOptions::parse(&value, OptionMarks::Letters).unwrap()
     }
 
     #[test]
@@ -194,13 +194,13 @@ mod tests {
         }
         assert_eq!(options(json!(["A. Smith", "A. Jones"])).shown, ["A. A. Smith", "B. A. Jones"]);
         assert_eq!(options(json!([1, 2.5])).shown, ["A. 1", "B. 2.5"]);
-        let as_is = Options::parse(&json!(["A.red", "B.blue"]), OptionMarks::AsIs).unwrap();
+        let as_is = AnswerOptions::parse(&json!(["A.red", "B.blue"]), OptionMarks::AsIs).unwrap();
         assert_eq!((as_is.shown[0].as_str(), as_is.letter_of("B", AnswerForm::Letter)), ("A.red", Ok('B')));
         for bad in [json!("['red', 'blue']"), json!("[red\nblue]"), json!("[[1]]"), json!("{'A': 'x'}")] {
-            assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
+            assert!(AnswerOptions::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
         }
         for bad in [json!(7), json!([["a"]]), json!({"A": "x", "C": "y"}), json!({"1": "x"}), json!(vec!["x"; 27])] {
-            assert!(Options::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
+            assert!(AnswerOptions::parse(&bad, OptionMarks::Letters).is_err(), "{bad}");
         }
     }
 
@@ -224,7 +224,7 @@ mod tests {
         ] {
             assert_eq!(options.letter_of(answer, form).ok(), want, "{answer} as {form:?}");
         }
-        assert!(Options::default().letter_of("A", AnswerForm::Letter).is_err());
+        assert!(AnswerOptions::default().letter_of("A", AnswerForm::Letter).is_err());
     }
 
     proptest! {

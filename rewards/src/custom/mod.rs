@@ -114,7 +114,7 @@ impl CustomReward {
     /// `function` has another form; the file does not exist; `python3` is not on the path.
     pub fn from_function(function: &str, timeout: Duration) -> Result<Self> {
         let name = function_name(function)?.to_string();
-        let command = command::CommandReward::of_function(function, timeout)?;
+        let command = command::CommandReward::from_python_function(function, timeout)?;
         Ok(Self { name, source: Source::Command(command) })
     }
 

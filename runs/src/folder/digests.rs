@@ -149,7 +149,7 @@ pub(crate) fn damaged_file_error(folder: &Path, name: &str, what: &str) -> Train
 /// before it, if any.
 fn help(folder: &Path, thing: &str) -> String {
     let out = folder.parent().unwrap_or(Path::new(""));
-    let step = checkpoint::step_of(folder).unwrap_or(0);
+    let step = checkpoint::step_of_checkpoint_folder(folder).unwrap_or(0);
     let earlier = checkpoint::checkpoints_by_step(out)
         .ok()
         .and_then(|found| found.range(..step).next_back().map(|f| f.1.clone()));

@@ -42,7 +42,7 @@ impl RunStart {
 ///
 /// # Errors
 /// Another process writes OUT, or OUT cannot be created.
-pub fn lock(out: &Path) -> Result<FolderLock> {
+pub fn lock_output_folder(out: &Path) -> Result<FolderLock> {
     let lock = FolderLock::acquire(out).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
     PreviousRun::recover(out)?;
     Ok(lock)

@@ -78,7 +78,7 @@ pub fn option_rows() -> &'static [OptionRow] {
 
 /// Returns the command whose options the subcommand `path` takes, as the table names it: `reel plan sft` takes the
 /// options of `reel sft`.
-pub fn command_of(path: &str) -> &str {
+pub fn command_of_subcommand(path: &str) -> &str {
     match path {
         "bench serve" => "bench",
         _ => path.strip_prefix("plan ").unwrap_or(path),
@@ -89,7 +89,7 @@ pub fn command_of(path: &str) -> &str {
 pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static str> {
     let named = ALIASES.get(option).map_or(&[][..], Vec::as_slice).iter();
     let command = command.to_string();
-    named.filter(move |(_, row)| ROWS[*row].is_for(&command)).map(|(name, _)| *name)
+    named.filter(move |(_, row)| ROWS[*row].applies_to_command(&command)).map(|(name, _)| *name)
 }
 
 /// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
@@ -101,9 +101,10 @@ pub fn find_row(
     command: &str,
     accepts: impl Fn(&OptionRow, Option<&str>) -> bool,
 ) -> Option<&'static OptionRow> {
-    let fits_value = |wanted: Option<&str>| wanted.is_none_or(|wanted| mean_the_same(wanted, value.unwrap_or("true")));
+    let fits_value =
+        |wanted: Option<&str>| wanted.is_none_or(|wanted| are_equal_option_values(wanted, value.unwrap_or("true")));
     let mut best: Option<(u8, &'static OptionRow)> = None;
-    for row in ROWS.iter().filter(|row| row.is_for(command)) {
+    for row in ROWS.iter().filter(|row| row.applies_to_command(command)) {
         for (pattern, wanted) in &row.names {
             let is_exact = *pattern == name;
             let rank = 2 * u8::from(is_exact) + u8::from(wanted.is_some());
@@ -118,13 +119,15 @@ pub fn find_row(
 
 /// Whether the table of other programs' options has the option `name` for the command `command`, whatever its value.
 pub fn is_foreign_option(name: &str, command: &str) -> bool {
-    ROWS.iter().any(|row| row.is_for(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
+    ROWS.iter()
+        .any(|row| row.applies_to_command(command) && row.names.iter().any(|(pattern, _)| matches(pattern, name)))
 }
 
 /// Returns another command than `command` whose options in the table include exactly this name; `None` if no other
 /// command has it.
 pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
-    let row = ROWS.iter().find(|row| !row.is_for(command) && row.names.iter().any(|(own, _)| *own == name))?;
+    let row =
+        ROWS.iter().find(|row| !row.applies_to_command(command) && row.names.iter().any(|(own, _)| *own == name))?;
     match *row.commands.first()? {
         "train" => Some("sft"),
         "bench" => Some("bench serve"),
@@ -134,13 +137,13 @@ pub fn other_command_with(name: &str, command: &str) -> Option<&'static str> {
 
 impl OptionRow {
     /// Whether the row applies to this command.
-    pub fn is_for(&self, command: &str) -> bool {
+    pub fn applies_to_command(&self, command: &str) -> bool {
         let trains = ["sft", "grpo"].contains(&command);
         self.commands.iter().any(|own| *own == command || *own == "all" || (*own == "train" && trains))
     }
 
     /// Returns the names of reel's options that the row sets; none for a rule.
-    pub fn targets(&self) -> impl Iterator<Item = &'static str> {
+    pub fn target_option_names(&self) -> impl Iterator<Item = &'static str> {
         let set = self.becomes.iter().filter(|becomes| !becomes.starts_with('@'));
         set.map(|becomes| becomes.split(['=', '?']).next().unwrap_or(becomes))
     }
@@ -152,7 +155,7 @@ impl OptionRow {
 }
 
 /// Whether two values mean the same: letter case is ignored, and numbers are compared by their value.
-pub fn mean_the_same(wanted: &str, value: &str) -> bool {
+pub fn are_equal_option_values(wanted: &str, value: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     match number(wanted).zip(number(value)) {
         Some((a, b)) => a == b,
@@ -257,6 +260,10 @@ mod tests {
         {
             assert_eq!(matches(pattern, text), wanted, "{pattern} {text}");
         }
-        assert!(mean_the_same("0", "0.0") && mean_the_same("true", "True") && !mean_the_same("0", "0.1"));
+        assert!(
+            are_equal_option_values("0", "0.0")
+                && are_equal_option_values("true", "True")
+                && !are_equal_option_values("0", "0.1")
+        );
     }
 }

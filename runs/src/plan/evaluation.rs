@@ -19,7 +19,7 @@ use super::{Plan, keep_highest_peak};
 /// time. If an evaluation needs more memory than a step, the plan's memory becomes that of the evaluation. `prompt`
 /// is the longest row of the plan, which stands for the evaluation's question. Weights and optimizer state must be
 /// allocated on the dry device.
-pub(super) fn with_evaluation(
+pub(super) fn add_evaluation_memory(
     mut plan: Plan,
     options: &RunOptions,
     model: &Qwen25Vl,

@@ -37,10 +37,10 @@ use reel_train::{Result, TrainError};
 
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, TrainLoop, Validation};
+use crate::run::{self, TrainLoop, ValidationRows};
 pub use backward::BackwardPass;
-use evaluation::with_evaluation;
-use validation::with_validation;
+use evaluation::add_evaluation_memory;
+use validation::add_validation_memory;
 
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -331,11 +331,11 @@ pub fn plan_rows_of_one_size(
         Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
     let batch = vec![shape.sample(config); rows];
     let model = trainer.model.clone();
-    with_server(options, &model, device, dtype, || {
+    plan_with_server(options, &model, device, dtype, || {
         let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
         let mut validated = options.has_validation_rows().then(|| batch.clone());
-        let plan = with_validation(plan, &trainer, || Ok(validated.take()))?;
-        with_evaluation(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
+        let plan = add_validation_memory(plan, &trainer, || Ok(validated.take()))?;
+        add_evaluation_memory(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
     })
 }
 
@@ -363,21 +363,21 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
     let model = trainer.model.clone();
     let mut longest: Option<ModelInput> = None;
-    with_server(options, &model, &device, setup.dtype, || {
+    plan_with_server(options, &model, &device, setup.dtype, || {
         let plan = count(&mut trainer, steps, || {
             let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
             keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
             Ok(batch)
         })?;
-        let mut feed = validation.as_ref().map(Validation::feed);
+        let mut feed = validation.as_ref().map(ValidationRows::feed);
         let mut left = MAX_ROWS;
-        let plan = with_validation(plan, &trainer, || {
+        let plan = add_validation_memory(plan, &trainer, || {
             let Some(feed) = feed.as_mut().filter(|_| left > 0) else { return Ok(None) };
             let Some(batch) = feed.next_micro_batch()? else { return Ok(None) };
             left = left.saturating_sub(batch.rows.len() as u64);
             Ok(Some(batch.samples).filter(|samples| !samples.is_empty()))
         })?;
-        with_evaluation(plan, options, &model, longest.as_ref(), &device, setup.dtype)
+        add_evaluation_memory(plan, options, &model, longest.as_ref(), &device, setup.dtype)
     })
 }
 
@@ -393,7 +393,7 @@ fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item =
 /// Calls `plan`. If the run has `--serve`, the server's KV cache is allocated during the call, so that the plan
 /// counts it. Activations of requests are not counted: requests run while the run holds no activations, and a step's
 /// peak is higher.
-pub(super) fn with_server(
+pub(super) fn plan_with_server(
     options: &RunOptions,
     model: &Qwen25Vl,
     device: &Device,

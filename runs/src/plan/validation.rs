@@ -9,7 +9,7 @@ use super::Plan;
 
 /// Returns the plan. If the validation loss of the micro-batches that `next` returns needs more memory than a step,
 /// the plan's memory becomes that of the validation. The trainer is on the dry device.
-pub(super) fn with_validation(
+pub(super) fn add_validation_memory(
     mut plan: Plan,
     trainer: &Trainer,
     mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,

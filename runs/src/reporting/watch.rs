@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::reporting::command::ReportCommand;
 use crate::reporting::events::TensorboardEventFile;
 use crate::reporting::wandb::environment::{WandbEnvironment, WandbMode};
-use crate::reporting::wandb::{Wandb, WandbStart};
+use crate::reporting::wandb::{WandbRunWriter, WandbStart};
 
 /// The TensorBoard and W&B name of the histogram of a step's rewards.
 pub const REWARDS_TAG: &str = "rollouts/rewards";
@@ -28,7 +28,7 @@ pub const FRAMES_TAG: &str = "rollouts/frames";
 #[derive(Debug)]
 pub struct Reporters {
     events: Option<TensorboardEventFile>,
-    wandb: Option<Wandb>,
+    wandb: Option<WandbRunWriter>,
     /// Whether `wandb sync` uploads the W&B folder at the end of the run.
     uploads: bool,
     command: Option<ReportCommand>,
@@ -65,12 +65,12 @@ impl Reporters {
             run,
         };
         let uploads = environment.mode == WandbMode::Online;
-        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?), uploads, command })
+        Ok(Self { events, wandb: Some(WandbRunWriter::begin(&begin)?), uploads, command })
     }
 
     /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.
     pub fn wandb_folder(&self) -> Option<&Path> {
-        self.wandb.as_ref().map(Wandb::folder)
+        self.wandb.as_ref().map(WandbRunWriter::folder)
     }
 
     /// Reports a step: its named numbers `values`, and its rollout preview if there is one.

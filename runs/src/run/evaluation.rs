@@ -1,6 +1,6 @@
-//! Evaluates the model in training (`--eval-steps`). [`Validation`](super::Validation) computes the loss of validation
-//! rows; [`PolicyEvaluator`] answers and scores the questions of benchmarks. This file decides when to evaluate, writes
-//! `OUT/eval.jsonl`, and passes the results to reports and checkpoints.
+//! Evaluates the model in training (`--eval-steps`). [`ValidationRows`](super::ValidationRows) computes the loss of
+//! validation rows; [`PolicyEvaluator`] answers and scores the questions of benchmarks. This file decides when to
+//! evaluate, writes `OUT/eval.jsonl`, and passes the results to reports and checkpoints.
 //!
 //! ```text
 //! step N is done: compute the validation loss, log the step with it

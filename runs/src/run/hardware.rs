@@ -14,14 +14,14 @@ const READING_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Makes the [`HardwareMetrics`] of each step.
 #[derive(Debug)]
-pub(super) struct HardwareWatch {
+pub(super) struct HardwareMonitor {
     /// The sampler of GPU readings; `None` on a CPU, and on a GPU that NVML cannot read.
     gpu: Option<GpuSampler>,
     /// Peak operations per second of all GPUs of the run together, by their data sheet, if known.
     peak_flops_per_second: Option<f64>,
 }
 
-impl HardwareWatch {
+impl HardwareMonitor {
     /// Starts to watch the device of a run. Only rank 0, which writes the metrics, reads its GPU. Without NVML the
     /// values of the GPU are absent; `reel doctor` explains why.
     pub(super) fn start<O>(setup: &RunSetup<O>) -> Self {

@@ -46,13 +46,13 @@ use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::reporting::progress::Progress;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
-use hardware::HardwareWatch;
+use hardware::HardwareMonitor;
 use record::RunJsonExtras;
-pub use record::difference_in_bits;
+pub use record::device_change_warning;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, ValidationCheckResult, check_data};
-pub(crate) use validation::Validation;
+pub(crate) use validation::ValidationRows;
 
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,16 +81,16 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
         WandbEnvironment::read()?;
     }
     let out = &setup.options.out;
-    let lock = Arc::new(output::lock(out)?);
+    let lock = Arc::new(output::lock_output_folder(out)?);
     train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))
 }
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let inputs = start::read_inputs::<W>(setup)?;
-    let loaded = start::load::<W>(setup, &inputs)?;
+    let loaded = start::load_run::<W>(setup, &inputs)?;
     // Rank 0 may change OUT only after all ranks have read the checkpoint from which they resume.
     setup.ranks.map_or(Ok(()), |run| run.ranks.barrier("start of the run"))?;
-    let mut run = start::begin(setup, inputs, loaded, Some(lock.clone()))?;
+    let mut run = start::begin_run(setup, inputs, loaded, Some(lock.clone()))?;
     let done = run.steps();
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
@@ -138,8 +138,8 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
 ) -> Result<Trainer> {
     let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
     let inputs = start::read_inputs::<W>(setup)?;
-    let loaded = start::load::<W>(setup, &inputs)?;
-    let mut run = start::begin(setup, inputs, loaded, None)?;
+    let loaded = start::load_run::<W>(setup, &inputs)?;
+    let mut run = start::begin_run(setup, inputs, loaded, None)?;
     check_inputs(setup, &run.state.data_hash, recorded)?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
@@ -181,7 +181,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     last: Option<StepMetrics>,
     recorded: RunJsonExtras,
     logs: RunLogs,
-    hardware: HardwareWatch,
+    hardware: HardwareMonitor,
     reports: Reports,
     checkpoints: Checkpoints,
     /// This field must be the last one, so that the run's files are closed before an earlier run is put back.
@@ -443,7 +443,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             if ranks.rank() > 0 {
                 snapshot.write_cells(shared, &barrier)?;
             } else {
-                snapshot.write_with(&out, &barrier)?;
+                snapshot.write_with_barrier(&out, &barrier)?;
                 finish()?;
             }
             // If another rank ended before the checkpoint is complete, rank 0 would fail too, so all ranks wait here.

@@ -104,7 +104,7 @@ fn code_fingerprints(options: &impl TrainingOptions) -> BTreeMap<String, String>
 
 /// Returns a warning if a file with program code has changed since `run`, an earlier `run.json`. A run may continue
 /// with changed code, because a failed reward function has to be corrected.
-pub(super) fn difference_in_code(run: &Value, options: &impl TrainingOptions) -> Option<String> {
+pub(super) fn code_change_warning(run: &Value, options: &impl TrainingOptions) -> Option<String> {
     let then: BTreeMap<String, String> = serde_json::from_value(run.get("code_files")?.clone()).ok()?;
     let now = code_fingerprints(options);
     let (path, _) = now.iter().find(|(path, hash)| then.get(*path).is_some_and(|then| then != *hash))?;
@@ -113,7 +113,7 @@ pub(super) fn difference_in_code(run: &Value, options: &impl TrainingOptions) ->
 
 /// Returns a warning if the device or its instruction set differs from that in `run`, an earlier `run.json`. The
 /// steps of this process may then give other bits than the earlier process would.
-pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<String> {
+pub fn device_change_warning(run: &Value, device: &reel_device::Device) -> Option<String> {
     let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
     let then = |key: &str| run.get(key).and_then(Value::as_str);
     let (key, now) = now.into_iter().find(|(key, now)| then(key).is_some_and(|then| Some(then) != *now))?;
@@ -142,11 +142,11 @@ mod tests {
     fn other_device_or_instruction_set_is_named() {
         let device = Device::cpu(1);
         let own = device.instruction_set().unwrap();
-        assert_eq!(difference_in_bits(&json!({"device": "cpu", "instruction_set": own}), &device), None);
-        assert_eq!(difference_in_bits(&json!({}), &device), None, "earlier versions did not record the device");
-        let said = difference_in_bits(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
+        assert_eq!(device_change_warning(&json!({"device": "cpu", "instruction_set": own}), &device), None);
+        assert_eq!(device_change_warning(&json!({}), &device), None, "earlier versions did not record the device");
+        let said = device_change_warning(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
         assert!(said.contains("neon") && said.contains(own) && said.contains("REEL_CPU=neon"), "{said}");
-        let said = difference_in_bits(&json!({"device": "cuda"}), &device).unwrap();
+        let said = device_change_warning(&json!({"device": "cuda"}), &device).unwrap();
         assert!(said.contains("device cuda") && said.contains("cpu"), "{said}");
     }
 }

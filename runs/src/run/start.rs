@@ -28,8 +28,8 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use super::hardware::HardwareWatch;
-use super::record::{RunJsonExtras, difference_in_bits, difference_in_code};
+use super::hardware::HardwareMonitor;
+use super::record::{RunJsonExtras, code_change_warning, device_change_warning};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
@@ -167,7 +167,7 @@ pub(super) struct LoadedRun<W> {
 ///
 /// # Errors
 /// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
-pub(super) fn load<'a, W: TrainLoop<'a>>(
+pub(super) fn load_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     inputs: &RunInputs<W::DataSource>,
 ) -> Result<LoadedRun<W>> {
@@ -220,7 +220,7 @@ pub(super) fn media_threads<O>(setup: &RunSetup<O>) -> usize {
 ///
 /// # Errors
 /// A file in OUT cannot be moved or written.
-pub(super) fn begin<'a, W: TrainLoop<'a>>(
+pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     inputs: RunInputs<W::DataSource>,
     loaded: LoadedRun<W>,
@@ -251,8 +251,8 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
         let run = resumed.run.as_ref();
-        let in_bits = run.and_then(|run| difference_in_bits(run, setup.device));
-        let in_code = run.and_then(|run| difference_in_code(run, options));
+        let in_bits = run.and_then(|run| device_change_warning(run, setup.device));
+        let in_code = run.and_then(|run| code_change_warning(run, options));
         print_resumption(&progress, resumed, &state, in_bits.into_iter().chain(in_code));
     }
     if let Some(folder) = reporters.wandb_folder() {
@@ -267,7 +267,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
         last: None,
         recorded,
         logs,
-        hardware: HardwareWatch::start(setup),
+        hardware: HardwareMonitor::start(setup),
         reports: Reports { reporters, progress, preview: None, unreported },
         checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,

@@ -11,7 +11,7 @@ use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
 use reel_train::step::trainer::{StepResult, Trainer};
 
-use super::validation::Validation;
+use super::validation::ValidationRows;
 
 /// The part of a run that differs between the training commands `sft` and `grpo`: the data, and what one step does.
 pub trait TrainLoop<'a>: Sized {
@@ -43,7 +43,7 @@ pub trait TrainLoop<'a>: Sized {
     /// Does step `n`, counted from 1. Returns `None` if the data has ended.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
     /// The validation rows; `None` if the run has none.
-    fn validation(&self) -> Option<&Validation<'a>> {
+    fn validation(&self) -> Option<&ValidationRows<'a>> {
         None
     }
     /// The files that this loop needs in a checkpoint in addition to weights and optimizer state, as pairs of the

@@ -30,7 +30,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The validation rows of a run.
 #[derive(Clone)]
-pub struct Validation<'a> {
+pub struct ValidationRows<'a> {
     setup: SftSetup<'a>,
     source: Arc<SftSource>,
     /// The row numbers in `source`, in ascending order.
@@ -45,7 +45,7 @@ pub struct Validation<'a> {
     fingerprint: String,
 }
 
-impl<'a> Validation<'a> {
+impl<'a> ValidationRows<'a> {
     /// Makes validation rows from the rows `rows` of a source. `batching` says how they are grouped into
     /// micro-batches.
     ///
@@ -120,7 +120,7 @@ impl<'a> Validation<'a> {
             }
             let mut micro_batches = 0;
             while micro_batches < size {
-                let next = lender.lend_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
+                let next = lender.lend_device_during(|| feed.next_micro_batch_or_stop(Some(self.setup.stop)));
                 let next = next.map_err(|e| with_flag(e.into(), flag_of_rows(&self.setup)))?;
                 let Some(mut batch) = next else { break };
                 micro_batches += 1;

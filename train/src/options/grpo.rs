@@ -232,7 +232,7 @@ impl GrpoOptions {
         let mut weights = given.transpose()?.unwrap_or_default();
         if !self.reward_funcs.is_empty() {
             let is_named = |name: &&str| self.reward_funcs.iter().any(|named| named == *name);
-            weights = weights.with_default_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
+            weights = weights.with_default_weight_zero(OWN_FUNCTIONS.into_iter().filter(|name| !is_named(name)));
         }
         Ok(if self.len_control == Some(false) { weights.without_length_reward()? } else { weights })
     }

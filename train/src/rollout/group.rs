@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
-use super::spread::GroupSpread;
+use super::spread::GroupAssignment;
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -128,7 +128,7 @@ impl RolloutSet {
 
     /// Reads the rollout set of a checkpoint. Assigns its micro-batches to the ranks, and prepares the prompts of
     /// this rank's micro-batches again.
-    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupSpread) -> Result<Self> {
+    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupAssignment) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
@@ -153,7 +153,7 @@ impl RolloutSet {
                 advantages: g.advantages,
             });
         }
-        let ranks_of_micro_batches = spread.spread_groups(&mut groups, prompts)?;
+        let ranks_of_micro_batches = spread.assign_groups_to_ranks(&mut groups, prompts)?;
         Ok(Self {
             groups,
             ranks_of_micro_batches,

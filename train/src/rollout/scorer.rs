@@ -22,7 +22,7 @@ use crate::{Result, TrainError};
 
 /// Time that a step waits for custom rewards before it starts other work. Starting other work during fast rewards
 /// gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
-const PATIENCE: Duration = Duration::from_millis(2);
+const CUSTOM_REWARD_WAIT: Duration = Duration::from_millis(2);
 
 /// Scores groups of completions with the rewards that the options name.
 pub struct CompletionScorer<'a> {
@@ -68,7 +68,7 @@ impl<'a> CompletionScorer<'a> {
     }
 
     /// Scores the completions of `rollouts`. Custom rewards are computed by other processes. If they take longer than
-    /// [`PATIENCE`], `meanwhile` is called during their computation.
+    /// [`CUSTOM_REWARD_WAIT`], `meanwhile` is called during their computation.
     pub fn score(&mut self, rollouts: &[Rollout], meanwhile: impl FnOnce() -> Result<()>) -> Result<Vec<Scores>> {
         let custom = match self.custom.is_empty() {
             true => Vec::new(),
@@ -111,7 +111,7 @@ impl<'a> CompletionScorer<'a> {
     }
 
     /// Sends one JSON row per completion to each custom reward and collects the scores. Calls `meanwhile` if the custom
-    /// rewards take longer than [`PATIENCE`].
+    /// rewards take longer than [`CUSTOM_REWARD_WAIT`].
     fn custom_scores(
         &mut self,
         rollouts: &[Rollout],
@@ -122,9 +122,9 @@ impl<'a> CompletionScorer<'a> {
         for reward in custom.iter_mut() {
             reward.begin(&rows)?;
         }
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + CUSTOM_REWARD_WAIT;
         let early: Vec<_> =
-            lender.lend_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
+            lender.lend_device_during(|| custom.iter_mut().map(|reward| reward.finish_by(patience, stop)).collect());
         let is_slow = early.iter().any(Option::is_none);
         let finish = || -> Vec<_> {
             let all = custom.iter_mut().zip(early);
@@ -139,7 +139,7 @@ impl<'a> CompletionScorer<'a> {
                     Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
                 };
                 let done = meanwhile();
-                (done, lender.lend_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
+                (done, lender.lend_device_during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
             }),
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {

@@ -34,7 +34,7 @@ pub type ScoredRollouts = Vec<(Rollout, Scores)>;
 
 /// How the groups of a step are divided among the ranks.
 #[derive(Clone, Copy, Debug)]
-pub struct GroupSpread<'a> {
+pub struct GroupAssignment<'a> {
     /// All ranks; `None` in a single process, which computes all groups.
     pub ranks: Option<&'a Ranks>,
     /// Number of groups in a micro-batch, at least 1.
@@ -51,7 +51,7 @@ pub struct RoundPrompts<P> {
     pub ranks_of_micro_batches: Vec<usize>,
 }
 
-impl<'a> GroupSpread<'a> {
+impl<'a> GroupAssignment<'a> {
     /// Creates the division of groups for a run with `options`.
     pub fn new(options: &GrpoOptions, ranks: Option<&'a Ranks>) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl<'a> GroupSpread<'a> {
     ///
     /// # Errors
     /// A prompt cannot be prepared.
-    pub fn spread_groups(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
+    pub fn assign_groups_to_ranks(&self, groups: &mut [RolloutGroup], source: &PromptSource) -> Result<Vec<usize>> {
         let length = |group: &RolloutGroup| {
             let completions: usize = group.completions.iter().map(|completion| completion.ids.len()).sum();
             source.expected_prompt_length(group.prompt.row) + completions as u64
@@ -135,7 +135,7 @@ impl<'a> GroupSpread<'a> {
     ///
     /// # Errors
     /// The error of `own`; a reward has failed on another rank; another rank has failed.
-    pub fn gather(
+    pub fn gather_rollouts(
         &self,
         round: &RoundPrompts<Arc<Prompt>>,
         own: Result<ScoredRollouts>,

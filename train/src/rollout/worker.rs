@@ -29,7 +29,7 @@ use super::prompts::{Prompt, PromptSource};
 use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
-use super::spread::{GroupSpread, RoundPrompts, ScoredRollouts};
+use super::spread::{GroupAssignment, RoundPrompts, ScoredRollouts};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -44,7 +44,7 @@ pub struct RolloutWorker<'a> {
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
-    spread: GroupSpread<'a>,
+    spread: GroupAssignment<'a>,
     strips: FrameStripSchedule,
     /// Records rollouts; `None` if another process records them.
     recorder: Option<RolloutRecorder>,
@@ -92,7 +92,7 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
-        let spread = GroupSpread::new(setup.options, setup.ranks.map(|run| &**run.ranks));
+        let spread = GroupAssignment::new(setup.options, setup.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
             setup.options.logging_steps,
@@ -139,7 +139,7 @@ impl<'a> RolloutWorker<'a> {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
             let taken = {
                 let _range = range(RangeName::Phase("data loading"));
-                self.lender.lend_during(|| self.spread.take_prompts(&self.prompts, next))?
+                self.lender.lend_device_during(|| self.spread.take_prompts(&self.prompts, next))?
             };
             if taken.prompts.is_empty() {
                 data_ended = true;
@@ -161,7 +161,7 @@ impl<'a> RolloutWorker<'a> {
             });
             let _recording = range(RangeName::Phase("rollout records"));
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
-                self.spread.gather(&prompts, own, &self.prompts)?.into_iter().unzip();
+                self.spread.gather_rollouts(&prompts, own, &self.prompts)?.into_iter().unzip();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
             if round == 0 && self.strips.has_strip(n) {
                 let frames = prompts.prompts.first().map(|prompt| &prompt.tokens.frames);
@@ -196,7 +196,8 @@ impl<'a> RolloutWorker<'a> {
         kept.truncate(self.options.groups_per_step());
         if dynamic {
             // The remaining groups form other micro-batches than the prompts did.
-            ranks_of_micro_batches = self.lender.lend_during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
+            ranks_of_micro_batches =
+                self.lender.lend_device_during(|| self.spread.assign_groups_to_ranks(&mut kept, &self.prompts))?;
         }
         let encoded =
             self.scorer.frames_encoded().map(|frames| self.spread.sum_over_ranks("frames", frames - encoded_before));

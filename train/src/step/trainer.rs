@@ -26,7 +26,7 @@ use crate::step::gradient_sum::GradientSum;
 use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::tensor_exchange;
-use crate::step::weight_shards::{AllWeights, WeightShards};
+use crate::step::weight_shards::{AllWeightsGuard, WeightShards};
 use crate::{Result, TrainError};
 
 /// Model, gradients and optimizer of a run.
@@ -179,7 +179,7 @@ impl Trainer {
             grads.reserve(&parameters)?;
         }
         let setting = hyperparameters.gradient_checkpointing;
-        let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes());
+        let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.max_gathered_bytes());
         let finished_bytes = gradient_sum.as_ref().map(|sum| sum.max_finished_gradient_bytes() + gathered_bytes);
         let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
             let source = WeightSource::Uninitialised(weights.dtype());
@@ -213,7 +213,7 @@ impl Trainer {
     ///
     /// # Errors
     /// The device has no memory for all weights; another rank has failed.
-    pub fn gather_all_weights(&self) -> Result<Option<AllWeights>> {
+    pub fn gather_all_weights(&self) -> Result<Option<AllWeightsGuard>> {
         self.weight_shards.as_ref().map(|shards| shards.gather_all()).transpose()
     }
 
@@ -269,7 +269,7 @@ impl Trainer {
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
         let (sum, log, device) = (&mut self.gradient_sum, &mut self.finished_gradients, &self.device);
         let mut observe = |event: BackwardEvent, grads: &mut Grads| match (&mut *sum, &mut *log, event) {
-            (Some(sum), _, BackwardEvent::Finished(names)) => sum.add_finished(&names, grads),
+            (Some(sum), _, BackwardEvent::Finished(names)) => sum.add_finished_gradients(&names, grads),
             (Some(sum), _, BackwardEvent::Begins(unit)) => sum.begin_unit(unit, grads),
             (None, Some(log), BackwardEvent::Finished(names)) => {
                 let launches: u64 = device.profiler().totals()?.values().map(|totals| totals.launches).sum();

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::exchange::gather_in_order;
 use crate::metrics::ValidationLoss;
 use crate::step::trainer::{MicroBatchInput, Trainer};
-use crate::step::weight_shards::ForwardRounds;
+use crate::step::weight_shards::ForwardRoundsGuard;
 
 /// The loss of a validation row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -46,7 +46,7 @@ pub fn validation_loss(rows: &[RowLoss], skipped: usize, hash: &str) -> Option<V
 pub struct ValidationLossPass<'t> {
     trainer: &'t Trainer,
     cx: Cx,
-    rounds: Option<ForwardRounds>,
+    rounds: Option<ForwardRoundsGuard>,
     /// The losses of this rank's micro-batches.
     own: Vec<Vec<RowLoss>>,
 }
@@ -96,7 +96,7 @@ impl<'t> ValidationLossPass<'t> {
     /// # Errors
     /// Another rank has failed.
     pub fn end_round(&self) -> Result<()> {
-        self.rounds.as_ref().map_or(Ok(()), ForwardRounds::end_round)
+        self.rounds.as_ref().map_or(Ok(()), ForwardRoundsGuard::end_round)
     }
 
     /// Ends the pass. Returns the losses of the rows of each micro-batch, in the order of the micro-batches, on all

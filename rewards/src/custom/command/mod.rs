@@ -1,8 +1,8 @@
 //! A custom reward by shell command or Python function. The process is started once and gets rows in batches; each
 //! batch has a deadline.
 //!
-//! [`Pipes`] writes batches and reads lines; a thread reads standard error and keeps its last line. A guard process
-//! kills the command's process group when this process ends, even if this process is killed itself.
+//! [`CommandPipes`] writes batches and reads lines. A thread reads standard error and keeps its last line. A guard
+//! process kills the command's process group when this process ends, even if this process is killed itself.
 
 mod pipes;
 mod program;
@@ -23,8 +23,8 @@ use super::reply::{custom_reward_error, format_seconds, parse_reward, shorten_fo
 use super::wait::{NoMessageReason, STOPPED_HELP, STOPPED_PROBLEM};
 use super::{BASIC_ENVIRONMENT, ProgramLog};
 use crate::{Result, RewardError};
-use pipes::Pipes;
-use program::Program;
+use pipes::CommandPipes;
+use program::RewardProgram;
 
 /// Maximum length of a line of standard error in bytes.
 const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
@@ -49,7 +49,7 @@ const BATCH_FIELD: &str = "_batch";
 /// A shell command or function, and its process, which the first batch starts.
 #[derive(Debug)]
 pub(super) struct CommandReward {
-    program: Program,
+    program: RewardProgram,
     timeout: Duration,
     /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
     /// environment.
@@ -72,15 +72,15 @@ struct Batch {
 
 impl CommandReward {
     pub(super) fn new(command_line: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(Program::shell(command_line)?, timeout))
+        Ok(Self::of(RewardProgram::from_shell_command(command_line)?, timeout))
     }
 
     /// Creates the reward for a Python function, `FILE.py:NAME` or `MODULE:NAME`.
-    pub(super) fn of_function(function: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self::of(Program::function(function)?, timeout))
+    pub(super) fn from_python_function(function: &str, timeout: Duration) -> Result<Self> {
+        Ok(Self::of(RewardProgram::from_python_function(function)?, timeout))
     }
 
-    fn of(program: Program, timeout: Duration) -> Self {
+    fn of(program: RewardProgram, timeout: Duration) -> Self {
         Self { program, timeout, environment: None, log: None, running: None, batch: None }
     }
 
@@ -222,7 +222,7 @@ struct Running {
     child: Child,
     /// The guard process, which kills the process group if this process ends first; `None` until the guard is started.
     guard: Option<Child>,
-    pipes: Pipes,
+    pipes: CommandPipes,
     /// Whether the command has answered at least one batch with exactly one line per row.
     has_replied_correctly: bool,
     /// The last line of standard error that is not blank.
@@ -232,7 +232,11 @@ struct Running {
 }
 
 impl Running {
-    fn start(program: &Program, environment: Option<&[String]>, log: Option<ProgramLog>) -> std::io::Result<Self> {
+    fn start(
+        program: &RewardProgram,
+        environment: Option<&[String]>,
+        log: Option<ProgramLog>,
+    ) -> std::io::Result<Self> {
         let mut command = program.command();
         if let Some(names) = environment {
             let given = BASIC_ENVIRONMENT.into_iter().chain(names.iter().map(String::as_str));
@@ -245,7 +249,7 @@ impl Running {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let last_line = Arc::clone(&last_stderr_line);
         let (stderr_open, stderr_end) = mpsc::channel::<()>();
-        let pipes = Pipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
+        let pipes = CommandPipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
         // From here on, an early return drops `running`, and its destructor ends the process.
         let mut running =
             Self { child, guard: None, pipes, has_replied_correctly: false, last_stderr_line, stderr_end };

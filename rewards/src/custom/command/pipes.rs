@@ -19,7 +19,7 @@ const READ_BYTES: usize = 1 << 16;
 
 /// The pipes to the command's standard input and from its standard output.
 #[derive(Debug)]
-pub(super) struct Pipes {
+pub(super) struct CommandPipes {
     /// The pipe to the command's standard input; `None` once either side has closed it.
     input: Option<ChildStdin>,
     /// Bytes for the command; the bytes before index `sent` have been written to the pipe.
@@ -34,7 +34,7 @@ pub(super) struct Pipes {
     searched: usize,
 }
 
-impl Pipes {
+impl CommandPipes {
     pub(super) fn new(input: Option<ChildStdin>, output: Option<ChildStdout>) -> std::io::Result<Self> {
         input.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;
         output.as_ref().map_or(Ok(()), |pipe| ioctl_fionbio(pipe, true))?;

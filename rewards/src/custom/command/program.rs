@@ -17,19 +17,19 @@ const IGNORE_SIGUSR1: &str = "trap '' USR1; ";
 
 /// A program that computes rewards.
 #[derive(Debug)]
-pub(super) enum Program {
+pub(super) enum RewardProgram {
     /// A command for `sh -c`.
     Shell(String),
     /// The name of a Python function, `FILE.py:NAME` or `MODULE:NAME`.
     Function(String),
 }
 
-impl Program {
+impl RewardProgram {
     /// Creates a program from a shell command.
     ///
     /// # Errors
     /// It is empty or contains a zero byte.
-    pub fn shell(command_line: &str) -> Result<Self> {
+    pub fn from_shell_command(command_line: &str) -> Result<Self> {
         if command_line.trim().is_empty() || command_line.contains('\0') {
             let what = "is empty or contains a zero byte";
             return Err(RewardError::bad_option(COMMAND_FLAG, what, "give a command for `sh -c`"));
@@ -41,7 +41,7 @@ impl Program {
     ///
     /// # Errors
     /// Its file does not exist, or `python3` is not on the path.
-    pub fn function(function: &str) -> Result<Self> {
+    pub fn from_python_function(function: &str) -> Result<Self> {
         let file = function.rsplit_once(':').map(|(file, _)| Path::new(file));
         if let Some(file) = file.filter(|file| file.extension().is_some_and(|end| end == "py") && !file.is_file()) {
             let what = format!("there is no file {}", file.display());

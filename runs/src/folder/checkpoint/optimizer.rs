@@ -17,11 +17,11 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use safetensors::SafeTensors;
 
-use super::parts::{Contents, FilePart, TensorBytes, write_parts};
+use super::parts::{FilePart, PartContents, TensorBytes, write_parts};
 use crate::folder::resume::RunState;
 
 /// The path of the optimizer file in a checkpoint folder.
-pub(super) const OPTIMIZER: &str = "training/optimizer.safetensors";
+pub(super) const OPTIMIZER_FILE: &str = "training/optimizer.safetensors";
 
 /// The description of a tensor in the optimizer file, without its bytes.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl OptimizerFile {
         let parts = self.cells.iter().map(|CellBytes { offset, held }| FilePart {
             offset: *offset,
             bytes: held.len() as u64,
-            contents: Contents::Held(held),
+            contents: PartContents::Held(held),
         });
         write_parts(path, parts)
     }
@@ -181,7 +181,7 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
 }
 
 /// Number of bytes of the optimizer state on this rank, which is the memory that a copy for a checkpoint needs.
-pub(super) fn state_bytes(t: &Trainer) -> u64 {
+pub(super) fn optimizer_state_bytes(t: &Trainer) -> u64 {
     let cells = t.optimizer.parameter_states().flat_map(|(_, _, state)| &state.cells);
     let tensors = cells.flat_map(|cell| Kind::ALL.iter().filter_map(move |kind| kind.of(cell)));
     tensors.map(|tensor| tensor.unpadded_bytes() as u64).sum()
@@ -193,7 +193,7 @@ pub(super) fn state_bytes(t: &Trainer) -> u64 {
 /// # Errors
 /// The file cannot be read, or has other tensors than this run.
 pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
-    let path = folder.join(OPTIMIZER);
+    let path = folder.join(OPTIMIZER_FILE);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
     let mapped = reel_device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;

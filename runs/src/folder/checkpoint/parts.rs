@@ -59,11 +59,11 @@ pub(super) struct FilePart<'a> {
     pub offset: u64,
     /// The number of bytes.
     pub bytes: u64,
-    pub contents: Contents<'a>,
+    pub contents: PartContents<'a>,
 }
 
 /// The contents of a part of a file.
-pub(super) enum Contents<'a> {
+pub(super) enum PartContents<'a> {
     /// A trained weight or optimizer state.
     Held(&'a TensorBytes),
     /// A weight that is not trained, read from the files of the model from which the run started.
@@ -101,8 +101,8 @@ pub(super) fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = FileP
         }
         let mut to = Counted { to: &mut file, bytes: 0 };
         match contents {
-            Contents::Held(held) => held.write(&mut to)?,
-            Contents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
+            PartContents::Held(held) => held.write(&mut to)?,
+            PartContents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
         }
         if to.bytes != bytes {
             return Err(io::Error::other(format!("{} bytes were written for a tensor of {bytes} bytes", to.bytes)));

@@ -24,8 +24,8 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use super::optimizer::{self, OPTIMIZER, OptimizerFile};
-use super::parts::{Contents, FilePart, TensorBytes, has_memory_for, write_parts};
+use super::optimizer::{self, OPTIMIZER_FILE, OptimizerFile};
+use super::parts::{FilePart, PartContents, TensorBytes, has_memory_for, write_parts};
 use super::{FolderDraft, PREFIX, checkpoint_folder_name};
 use crate::folder::digests::{self, LogDigests};
 use crate::folder::resume::RunState;
@@ -54,7 +54,7 @@ const MODEL_DRAFT: &str = ".model.part";
 /// checkpoint needs.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let weights: usize = t.optimizer.parameter_states().map(|(_, weights, _)| weights.unpadded_bytes()).sum();
-    weights as u64 + optimizer::state_bytes(t)
+    weights as u64 + optimizer::optimizer_state_bytes(t)
 }
 
 /// The trained weights of a run, ready to be written as a model folder or an adapter folder. Each of several ranks
@@ -166,10 +166,10 @@ impl TrainedWeights {
                 Some(stored) => parts.extend(stored.parts.iter().map(|(first, held)| FilePart {
                     offset: start + first,
                     bytes: held.len() as u64,
-                    contents: Contents::Held(held),
+                    contents: PartContents::Held(held),
                 })),
                 None if index % ranks == rank => {
-                    let contents = Contents::Original(&self.origin.files, spec);
+                    let contents = PartContents::Original(&self.origin.files, spec);
                     parts.push(FilePart { offset: *start, bytes: spec.bytes(), contents });
                 }
                 None => {}
@@ -231,7 +231,7 @@ impl CheckpointSnapshot {
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
-        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER, e))?;
+        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER_FILE, e))?;
         let weights = TrainedWeights::capture(t, origin);
         Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
     }
@@ -272,7 +272,7 @@ impl CheckpointSnapshot {
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed.
     pub fn write(&self, out: &Path) -> Result<()> {
-        self.write_with(out, &|_| Ok(()))
+        self.write_with_barrier(out, &|_| Ok(()))
     }
 
     /// Does the work of [`Self::write`] on rank 0 of several ranks, while the other ranks call [`Self::write_cells`].
@@ -280,7 +280,7 @@ impl CheckpointSnapshot {
     ///
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed. Another rank has failed.
-    pub fn write_with(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+    pub fn write_with_barrier(&self, out: &Path, barrier: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let target = out.join(checkpoint_folder_name(self.state.step));
         // Errors name the final path, because the user does not know the hidden path.
         let name = self.draft_name();
@@ -288,7 +288,7 @@ impl CheckpointSnapshot {
     }
 
     /// Writes this rank's share of the weights and the optimizer state, on all ranks except rank 0. Rank 0 creates
-    /// the checkpoint in `out` with [`Self::write_with`].
+    /// the checkpoint in `out` with [`Self::write_with_barrier`].
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.
@@ -296,8 +296,8 @@ impl CheckpointSnapshot {
         barrier(BEGUN)?;
         let (draft, target) = (out.join(self.draft_name()), out.join(checkpoint_folder_name(self.state.step)));
         self.weights.write_cells(&draft).map_err(|e| e.with_path_renamed(&draft, &target))?;
-        let written = self.optimizer.write_cells(&draft.join(OPTIMIZER));
-        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER), e))?;
+        let written = self.optimizer.write_cells(&draft.join(OPTIMIZER_FILE));
+        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER_FILE), e))?;
         barrier(WRITTEN)
     }
 
@@ -311,12 +311,12 @@ impl CheckpointSnapshot {
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
-        let optimizer = draft.0.join(OPTIMIZER);
-        self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        let optimizer = draft.0.join(OPTIMIZER_FILE);
+        self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER_FILE, e))?;
         self.weights.create(&draft.0)?;
         barrier(BEGUN)?;
         self.weights.write_cells(&draft.0)?;
-        self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER_FILE, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
         let private = holds_commands(&Value::Object(self.state.options.clone()));
         write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;

@@ -12,7 +12,7 @@ use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
-use super::optimizer::OPTIMIZER;
+use super::optimizer::OPTIMIZER_FILE;
 use super::*;
 use crate::folder::resume::RunState;
 use crate::testing::{assert_same_files, golden};
@@ -57,7 +57,7 @@ fn copied_snapshot_is_independent_of_later_steps() {
         assert!(weights(3) != weights(4));
         // `checkpoint_bytes` is the size of both files without their headers. The headers are smaller than 256 KiB.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
-        let files = size(OPTIMIZER) + size("model.safetensors");
+        let files = size(OPTIMIZER_FILE) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
     }
 }

@@ -27,7 +27,7 @@ use reel_train::step::grpo::{reference_log_probs, step};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
-use super::evaluation::with_evaluation;
+use super::evaluation::add_evaluation_memory;
 use super::{
     BackwardPass, OpCosts, PhaseCosts, Plan, RowShape, ShardedWeights, TrainedParameterSize, keep_highest_peak,
 };
@@ -61,7 +61,7 @@ pub fn plan_rows_of_one_size(
         Prompt::from_model_input(tokens)
     };
     let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
-    super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
+    super::plan_with_server(options, &counter.trainer.model.clone(), device, dtype, || {
         counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
         counter.plan(dtype)
     })
@@ -88,7 +88,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let config = prompts.config().clone();
     let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
-    super::with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
+    super::plan_with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
         for _ in 0..sets {
             let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
             counter.count_set(batch.samples)?;
@@ -300,7 +300,7 @@ impl<'a> Counter<'a> {
             checkpointing: trainer.last_checkpointing(),
             checkpoint: checkpoint_bytes(&trainer),
         };
-        with_evaluation(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
+        add_evaluation_memory(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
     }
 }
 

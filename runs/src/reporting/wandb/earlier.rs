@@ -10,7 +10,7 @@ use reel_train::{Result, TrainError};
 use serde_json::{Map, Value};
 
 use super::log;
-use super::record::Record;
+use super::record::WandbRecord;
 
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
@@ -18,7 +18,7 @@ const TIME: &str = "%Y%m%d_%H%M%S";
 /// Identifies a part of a W&B run by the start time and run id in its folder's name. A part is the data that one
 /// process of the run wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RunPart {
+pub(super) struct WandbRunPart {
     /// Start time, in whole seconds.
     pub start: DateTime<Utc>,
     /// The run id.
@@ -34,7 +34,7 @@ pub(super) struct LoggedStep {
     pub values: Map<String, Value>,
 }
 
-impl RunPart {
+impl WandbRunPart {
     /// The folder name in the W&B client's format. The time is UTC.
     pub fn folder_name(&self) -> String {
         format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
@@ -82,20 +82,20 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
 }
 
 /// Returns the part with the latest start time in the folder `wandb`, if any.
-pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
-    Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
+pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<WandbRunPart>> {
+    Ok(names(wandb)?.iter().filter_map(|name| WandbRunPart::of(name)).max())
 }
 
 /// Returns the folder names of all parts in the folder `wandb`, including incomplete parts.
 pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
     let mut names = names(wandb)?;
-    names.retain(|name| RunPart::of(name).is_some() || is_incomplete(name));
+    names.retain(|name| WandbRunPart::of(name).is_some() || is_incomplete(name));
     Ok(names)
 }
 
 /// Whether `name` is the hidden folder of a part that a killed process did not complete.
 fn is_incomplete(name: &str) -> bool {
-    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some()
+    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(WandbRunPart::of).is_some()
 }
 
 /// Removes the incomplete parts of killed processes.
@@ -109,8 +109,8 @@ pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
 
 /// Marks all older parts with the run id of `current` as uploaded, so that `wandb sync` skips them. Their steps are
 /// also in `current`.
-pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
-    let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
+pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &WandbRunPart) -> Result<()> {
+    let others = names(wandb)?.into_iter().filter_map(|name| WandbRunPart::of(&name));
     for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
         let mark = part.mark(wandb, "synced");
         fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
@@ -121,7 +121,7 @@ pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> R
 /// Reads the steps up to `last_step` from a log. Returns them by step number.
 pub(super) fn read_logged_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
-    for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
+    for record in log::read_records(log)?.iter().filter_map(|bytes| WandbRecord::parse(bytes)) {
         // The records of a step's files precede the step's history record in the log.
         media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };

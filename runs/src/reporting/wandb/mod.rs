@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
-use earlier::{LoggedStep, RunPart};
+use earlier::{LoggedStep, WandbRunPart};
 use environment::WandbEnvironment;
 use log::WandbLogFile;
-use record::{Record, UploadedFileKind};
+use record::{UploadedFileKind, WandbRecord};
 use reel_media::strip::PngImage;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
 use reel_train::{Result, TrainError};
@@ -67,7 +67,7 @@ pub struct WandbStart<'a> {
 
 /// Writes the W&B folder of one process of a run (a part of the run).
 #[derive(Debug)]
-pub struct Wandb {
+pub struct WandbRunWriter {
     folder: PathBuf,
     log: WandbLogFile,
     /// Number of records written.
@@ -94,7 +94,7 @@ pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
     }
 }
 
-impl Wandb {
+impl WandbRunWriter {
     /// Creates the folder of a new part, and copies the steps of the earlier parts into it. The folder gets its final
     /// name when it is complete.
     pub fn begin(begin: &WandbStart) -> Result<Self> {
@@ -109,7 +109,7 @@ impl Wandb {
         // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So
         // each part starts at least one second after the previous part.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
-        let part = RunPart { start, id };
+        let part = WandbRunPart { start, id };
 
         let draft = here.join(part.hidden_folder_name());
         create_all(&draft.join("files"))?;
@@ -132,14 +132,14 @@ impl Wandb {
     }
 
     /// Writes the header, the run record and the metadata.
-    fn write_header(&mut self, begin: &WandbStart, part: &RunPart) -> Result<()> {
+    fn write_header(&mut self, begin: &WandbStart, part: &WandbRunPart) -> Result<()> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
         let command = begin.run["command"].as_str().unwrap_or_default();
         let out = begin.out.canonicalize().unwrap_or_else(|_| begin.out.to_path_buf());
         let name = out.file_name().unwrap_or_default().to_string_lossy();
-        self.add(&Record::header());
-        self.add(&Record::run(&record::RunInfo {
+        self.add(&WandbRecord::header());
+        self.add(&WandbRecord::run(&record::RunInfo {
             id: &part.id,
             project: begin.project,
             name: begin.name.or(begin.environment.name.as_deref()).unwrap_or(&name),
@@ -159,7 +159,7 @@ impl Wandb {
             "startedAt": part.start.to_rfc3339_opts(SecondsFormat::Micros, true),
         });
         self.file("wandb-metadata.json", metadata.to_string().as_bytes())?;
-        self.add(&Record::file("wandb-metadata.json", UploadedFileKind::Own));
+        self.add(&WandbRecord::file("wandb-metadata.json", UploadedFileKind::Own));
         Ok(())
     }
 
@@ -209,17 +209,17 @@ impl Wandb {
     /// Writes the exit code of the run: 0 on success.
     pub fn finish(mut self, exit_code: u8) -> Result<()> {
         let seconds = self.before + self.begun.elapsed().as_secs_f64();
-        self.add(&Record::exit(exit_code, seconds as u64));
+        self.add(&WandbRecord::exit(exit_code, seconds as u64));
         self.log.flush()
     }
 
     fn step_records(&mut self, step: u64, seen: &LoggedStep) {
-        seen.media.iter().for_each(|path| self.add(&Record::file(path, UploadedFileKind::Media)));
-        self.add(&Record::history(step, &seen.values));
-        self.add(&Record::summary(&seen.values));
+        seen.media.iter().for_each(|path| self.add(&WandbRecord::file(path, UploadedFileKind::Media)));
+        self.add(&WandbRecord::history(step, &seen.values));
+        self.add(&WandbRecord::summary(&seen.values));
     }
 
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &WandbRecord) {
         self.records += 1;
         self.log.append(record.with_sequence_number(self.records).as_ref());
     }

@@ -22,7 +22,7 @@ use crate::reporting::protobuf::{ProtoMessage, length_delimited_fields};
 /// A `Record` message without its sequence number: a field number, which determines the kind of record, and the message
 /// in that field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct WandbRecord {
     kind: u32,
     body: Vec<u8>,
 }
@@ -69,7 +69,7 @@ pub enum UploadedFileKind {
     Media = 2,
 }
 
-impl Record {
+impl WandbRecord {
     fn new(kind: u32, body: ProtoMessage) -> Self {
         Self { kind, body: body.as_ref().to_vec() }
     }
@@ -173,23 +173,23 @@ mod tests {
     fn records_match_the_clients_bytes() {
         // Expected hex: `wandb_internal_pb2.Record(...).SerializeToString().hex()` of wandb 0.31.0 for the same
         // values.
-        let hex = |record: Record| {
+        let hex = |record: WandbRecord| {
             record.with_sequence_number(7).as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>()
         };
         let values = map(json!({"train/loss": 0.5, "_step": 300}));
-        assert_eq!(hex(Record::history(300, &values)), HISTORY_HEX);
-        assert_eq!(hex(Record::summary(&values)), SUMMARY_HEX);
-        assert_eq!(hex(Record::file("media/a.png", UploadedFileKind::Media)), FILES_HEX);
-        assert_eq!(hex(Record::exit(255, 9)), EXIT_HEX);
+        assert_eq!(hex(WandbRecord::history(300, &values)), HISTORY_HEX);
+        assert_eq!(hex(WandbRecord::summary(&values)), SUMMARY_HEX);
+        assert_eq!(hex(WandbRecord::file("media/a.png", UploadedFileKind::Media)), FILES_HEX);
+        assert_eq!(hex(WandbRecord::exit(255, 9)), EXIT_HEX);
         let config = map(json!({"a": [1, "x"]}));
         let start = DateTime::from_timestamp(1_700_000_000, 5).unwrap();
         let (entity, group, notes, tags) = (None, None, None, &[][..]);
         let (id, project, name, job, host, config) = ("abcd1234", "p", "n", "sft", Some("h"), &config);
         let run = RunInfo { id, project, name, job, host, start, config, entity, group, notes, tags };
-        assert_eq!(hex(Record::run(&run)), RUN_HEX);
+        assert_eq!(hex(WandbRecord::run(&run)), RUN_HEX);
         let tags = &["t".to_string(), "u".to_string()][..];
         let run = RunInfo { entity: Some("e"), group: Some("g"), notes: Some("o"), tags, ..run };
-        let with_texts = hex(Record::run(&run));
+        let with_texts = hex(WandbRecord::run(&run));
         // Each expected text is a field: one byte with its number and type, the length, and the value.
         for text in ["120165", "320167", "4a016f", "520174520175"] {
             assert!(with_texts.contains(text) && !RUN_HEX.contains(text), "{text} in {with_texts}");
@@ -206,14 +206,14 @@ mod tests {
     #[test]
     fn records_round_trip() {
         let values = map(json!({"_step": 3, "train/loss": 0.1, "h": {"_type": "histogram", "values": [1]}}));
-        let parse = |record: &Record| Record::parse(record.with_sequence_number(9).as_ref()).unwrap();
-        let history = Record::history(3, &values);
+        let parse = |record: &WandbRecord| WandbRecord::parse(record.with_sequence_number(9).as_ref()).unwrap();
+        let history = WandbRecord::history(3, &values);
         assert_eq!(parse(&history), history);
         assert_eq!(history.history_values(), Some(values.clone()));
-        assert_eq!(Record::summary(&values).history_values(), None);
-        assert_eq!(parse(&Record::file("media/x.png", UploadedFileKind::Media)).media_paths(), ["media/x.png"]);
-        assert!(Record::file("media/../../x", UploadedFileKind::Media).media_paths().is_empty());
-        assert!(Record::file("wandb-metadata.json", UploadedFileKind::Own).media_paths().is_empty());
+        assert_eq!(WandbRecord::summary(&values).history_values(), None);
+        assert_eq!(parse(&WandbRecord::file("media/x.png", UploadedFileKind::Media)).media_paths(), ["media/x.png"]);
+        assert!(WandbRecord::file("media/../../x", UploadedFileKind::Media).media_paths().is_empty());
+        assert!(WandbRecord::file("wandb-metadata.json", UploadedFileKind::Own).media_paths().is_empty());
         assert!(history.media_paths().is_empty());
     }
 }

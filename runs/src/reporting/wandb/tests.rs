@@ -32,13 +32,13 @@ fn preview(step: u64) -> RolloutPreview {
 
 /// Writes the W&B part of one process, which resumes after `step` of the run in `home`, does the steps up to `last`
 /// and writes to `out`. With `pictures` each step has a preview image.
-fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
+fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> WandbRunWriter {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
     let environment = WandbEnvironment::default();
     let begin =
         WandbStart { out, home, step, done: &done, project: "p", name: None, environment: &environment, run: &run };
-    let mut wandb = Wandb::begin(&begin).unwrap();
+    let mut wandb = WandbRunWriter::begin(&begin).unwrap();
     for n in step + 1..=last {
         wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
@@ -46,16 +46,16 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb 
 }
 
 /// Returns the records in the log of a run folder.
-fn records(folder: &Path) -> Vec<Record> {
+fn records(folder: &Path) -> Vec<WandbRecord> {
     let id = folder.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
     let bytes = log::read_records(&folder.join(format!("run-{id}.wandb"))).unwrap();
-    bytes.iter().map(|bytes| Record::parse(bytes).unwrap()).collect()
+    bytes.iter().map(|bytes| WandbRecord::parse(bytes).unwrap()).collect()
 }
 
 /// Returns the logged steps of a run folder as (step, loss, whether the step has a preview image). Asserts that the
 /// media files exist.
 fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
-    let media: Vec<String> = records(folder).iter().flat_map(Record::media_paths).collect();
+    let media: Vec<String> = records(folder).iter().flat_map(WandbRecord::media_paths).collect();
     for path in &media {
         assert!(fs::metadata(folder.join("files").join(path)).unwrap().len() > 0);
     }
@@ -65,7 +65,7 @@ fn steps(folder: &Path) -> Vec<(u64, f64, bool)> {
         assert!(picture.iter().all(|path| media.contains(path)));
         (values["_step"].as_u64().unwrap(), values["train/loss"].as_f64().unwrap(), picture.is_some())
     };
-    records(folder).iter().filter_map(Record::history_values).map(step).collect()
+    records(folder).iter().filter_map(WandbRecord::history_values).map(step).collect()
 }
 
 fn folders(out: &Path) -> Vec<PathBuf> {
@@ -96,11 +96,11 @@ fn step_is_written_with_its_media() {
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
-    assert_eq!(records(&folder)[before..], [Record::exit(0, 0)]);
+    assert_eq!(records(&folder)[before..], [WandbRecord::exit(0, 0)]);
     let page = fs::read_dir(folder.join("files/media/html/rollouts")).unwrap().next().unwrap().unwrap().path();
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("&lt;b&gt;") && page.contains("&amp; so on") && !page.contains("<b>"), "{page}");
-    let values = records(&folder).iter().find_map(Record::history_values).unwrap();
+    let values = records(&folder).iter().find_map(WandbRecord::history_values).unwrap();
     let bins = &values[REWARDS_TAG];
     assert_eq!(bins["bins"].as_array().unwrap().len(), bins["values"].as_array().unwrap().len() + 1);
     // The SHA-256 of 40000 bytes with the value 1, computed by coreutils.
@@ -151,9 +151,9 @@ fn steps_missing_in_the_log_come_from_the_metrics() {
     fs::write(&log, &bytes[..bytes.len() - 10]).unwrap();
     fs::remove_dir_all(folder.join("files/media/images")).unwrap();
     let last = part(out, out, 4, 5, false).folder().to_path_buf();
-    let histories: Vec<_> = records(&last).iter().filter_map(Record::history_values).collect();
+    let histories: Vec<_> = records(&last).iter().filter_map(WandbRecord::history_values).collect();
     assert_eq!(histories.len(), 5);
-    assert_eq!(records(&last).iter().flat_map(Record::media_paths).count(), 1);
+    assert_eq!(records(&last).iter().flat_map(WandbRecord::media_paths).count(), 1);
 }
 
 /// Removes the earlier run in `out`, as a fresh run does.
@@ -184,6 +184,6 @@ fn write_errors_name_the_path() {
     let run = json!({});
     let (home, environment) = (out, &WandbEnvironment::default());
     let begin = WandbStart { out, home, step: 0, done: &[], project: "p", name: None, environment, run: &run };
-    let e = Wandb::begin(&begin).unwrap_err().to_string();
+    let e = WandbRunWriter::begin(&begin).unwrap_err().to_string();
     assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
 }

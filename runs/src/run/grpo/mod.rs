@@ -30,7 +30,7 @@ use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::GrpoOptions;
-use reel_train::rollout::spread::{GroupSpread, RoundPrompts};
+use reel_train::rollout::spread::{GroupAssignment, RoundPrompts};
 use reel_train::rollout::worker::RolloutWorker;
 use reel_train::rollout::{PromptSource, RolloutSet, group, records};
 use reel_train::step::grpo as step;
@@ -115,7 +115,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
-            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupSpread::new(setup.options, trainer.ranks()))?),
+            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupAssignment::new(setup.options, trainer.ranks()))?),
             None => None,
         };
         add_feature_cache(trainer);
@@ -160,11 +160,11 @@ impl GrpoLoop<'_> {
         }
         let (options, lender) = (self.options, self.lender);
         let Some(worker) = &mut self.worker else {
-            let spread = GroupSpread::new(options, trainer.ranks());
+            let spread = GroupAssignment::new(options, trainer.ranks());
             let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
             let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } =
-                lender.lend_during(|| spread.take_prompts(&self.rows, next))?;
+                lender.lend_device_during(|| spread.take_prompts(&self.rows, next))?;
             if prompts.is_empty() {
                 return Ok(None);
             }

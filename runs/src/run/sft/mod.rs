@@ -22,7 +22,7 @@ use reel_train::{Result, TrainError};
 
 use crate::run::replay::{self, ReplayReport};
 use crate::run::start::media_threads;
-use crate::run::{self, TrainLoop, Validation};
+use crate::run::{self, TrainLoop, ValidationRows};
 
 pub use crate::run::{DataCheckResult, RunSummary};
 pub use reel_train::setup::SftSetup;
@@ -50,7 +50,7 @@ pub(crate) struct SftLoop<'a> {
     feed: MicroBatchFeed<SftSource>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
-    validation: Option<Validation<'a>>,
+    validation: Option<ValidationRows<'a>>,
 }
 
 impl<'a> TrainLoop<'a> for SftLoop<'a> {
@@ -105,14 +105,14 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server), validation })
     }
 
-    fn validation(&self) -> Option<&Validation<'a>> {
+    fn validation(&self) -> Option<&ValidationRows<'a>> {
         self.validation.as_ref()
     }
 
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
         step(trainer, n, || {
             self.lender.lend_to_server();
-            let batch = self.lender.lend_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            let batch = self.lender.lend_device_during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
             Ok(batch.map(|batch| batch.samples))
         })
     }
@@ -128,7 +128,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 ///
 /// # Errors
 /// The file cannot be opened; in a strict run, the fields of a row cannot be used.
-pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> Result<Option<Validation<'a>>> {
+pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> Result<Option<ValidationRows<'a>>> {
     match &setup.options.eval_file {
         Some(file) => validation_of_file(setup, file).map(Some),
         None if setup.options.held_out_size().is_some() => {
@@ -139,7 +139,7 @@ pub fn open_validation<'a>(setup: &SftSetup<'a>, training: &Arc<SftSource>) -> R
 }
 
 /// Opens the validation rows in `file`, the value of `--eval-file`.
-fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validation<'a>> {
+fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<ValidationRows<'a>> {
     let data = Dataset::open_for_option("--eval-file", file, None)?;
     data.refuse_weights_of("--eval-file")?;
     let (media_root, rows) = (setup.options.validation_media_root(), (0..data.len()).collect());
@@ -147,11 +147,11 @@ fn validation_of_file<'a>(setup: &SftSetup<'a>, file: &Path) -> Result<Validatio
 }
 
 /// Makes validation rows from the rows `rows` of `source`.
-fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usize>) -> Result<Validation<'a>> {
+fn validation_of<'a>(setup: &SftSetup<'a>, source: Arc<SftSource>, rows: Vec<usize>) -> Result<ValidationRows<'a>> {
     let batching = SftLoop::batching(setup.options, rows.len());
     let processes = setup.ranks.map_or(1, |run| run.ranks.size());
     let ahead = SftLoop::rows_ahead(setup.options, processes);
-    Validation::new(setup, source, rows, batching, (media_threads(setup), ahead))
+    ValidationRows::new(setup, source, rows, batching, (media_threads(setup), ahead))
 }
 
 /// Opens the data file as supervised training samples.

@@ -252,7 +252,7 @@ impl GradientSum {
     ///
     /// # Errors
     /// A parameter is finished twice in a round; another rank has failed; the device fails.
-    pub fn add_finished(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
+    pub fn add_finished_gradients(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
         for name in names {
             let found = self.parameters.binary_search_by_key(&&**name, |(name, _)| name);
             let Ok(index) = found else { continue };

@@ -145,7 +145,7 @@ impl WeightShards {
     }
 
     /// The maximum number of bytes of gathered weights that a step has in memory, which is the size of two units.
-    pub fn most_gathered_bytes(&self) -> u64 {
+    pub fn max_gathered_bytes(&self) -> u64 {
         let mut bytes: Vec<usize> = self.units.values().map(|unit| unit.bytes).collect();
         bytes.sort_unstable();
         bytes.iter().rev().take(2).sum::<usize>() as u64
@@ -156,8 +156,8 @@ impl WeightShards {
     ///
     /// # Errors
     /// The device has no memory for all weights; another rank has failed.
-    pub fn gather_all(self: &Rc<Self>) -> Result<AllWeights> {
-        let all = AllWeights(self.clone());
+    pub fn gather_all(self: &Rc<Self>) -> Result<AllWeightsGuard> {
+        let all = AllWeightsGuard(self.clone());
         self.round.borrow_mut().has_all = true;
         for unit in self.units.keys() {
             self.start_gather(*unit)?.wait()?;
@@ -167,12 +167,12 @@ impl WeightShards {
     }
 
     /// Makes each round a forward pass without a backward pass, until the result is dropped. All ranks call it
-    /// together, between steps. They end each round with [`ForwardRounds::end_round`].
-    pub fn forward_rounds(self: &Rc<Self>) -> ForwardRounds {
+    /// together, between steps. They end each round with [`ForwardRoundsGuard::end_round`].
+    pub fn forward_rounds(self: &Rc<Self>) -> ForwardRoundsGuard {
         let mut round = self.round.borrow_mut();
         let forward = ExchangeSchedule::new(&self.forward, |_| false, std::iter::empty());
         round.training = Some(std::mem::replace(&mut round.schedule, forward));
-        ForwardRounds(self.clone())
+        ForwardRoundsGuard(self.clone())
     }
 
     /// Does the exchanges that come before `unit` in the round, gathers the unit's weights, and starts to gather the
@@ -320,9 +320,9 @@ fn memory_of(device: &Device, cell: &Cell, weight: &Tensor) -> Result<Tensor> {
 /// The gathered weights of all units. Dropping this value frees them.
 #[must_use = "the weights are freed when this value is dropped"]
 #[derive(Debug)]
-pub struct AllWeights(Rc<WeightShards>);
+pub struct AllWeightsGuard(Rc<WeightShards>);
 
-impl Drop for AllWeights {
+impl Drop for AllWeightsGuard {
     fn drop(&mut self) {
         self.0.units.keys().for_each(|unit| self.0.release(*unit));
         self.0.round.borrow_mut().has_all = false;
@@ -333,9 +333,9 @@ impl Drop for AllWeights {
 /// backward passes again.
 #[must_use = "rounds have backward passes again when this value is dropped"]
 #[derive(Debug)]
-pub struct ForwardRounds(Rc<WeightShards>);
+pub struct ForwardRoundsGuard(Rc<WeightShards>);
 
-impl ForwardRounds {
+impl ForwardRoundsGuard {
     /// Gathers the remaining units of the round, even on a rank without a micro-batch, because the other ranks need
     /// its cells.
     ///
@@ -347,7 +347,7 @@ impl ForwardRounds {
     }
 }
 
-impl Drop for ForwardRounds {
+impl Drop for ForwardRoundsGuard {
     fn drop(&mut self) {
         let mut round = self.0.round.borrow_mut();
         // After an error, the weights of some units may still be in memory.

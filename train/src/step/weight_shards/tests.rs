@@ -30,8 +30,8 @@ struct Trained {
     weight_bytes_at_peak: usize,
     /// Number of bytes of all allocated memory after each step.
     current: Vec<usize>,
-    /// Number of bytes of two units, from [`WeightShards::most_gathered_bytes`].
-    most_gathered_bytes: usize,
+    /// Number of bytes of two units, from [`WeightShards::max_gathered_bytes`].
+    max_gathered_bytes: usize,
     /// Number of bytes of tensors that the rank has sent in its steps.
     sent: u64,
 }
@@ -60,7 +60,7 @@ fn train(ranks: Option<Arc<Ranks>>, dtype: DType, options: RunOptions) -> Traine
         weight_bytes: bytes_of_category(Weights, &device.memory().now),
         weight_bytes_at_peak: bytes_of_category(Weights, &device.memory().at_peak),
         current,
-        most_gathered_bytes: t.weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes() as usize),
+        max_gathered_bytes: t.weight_shards.as_ref().map_or(0, |shards| shards.max_gathered_bytes() as usize),
         sent: sent(&ranks) - before,
     }
 }
@@ -77,7 +77,7 @@ fn check(dtype: DType, options: RunOptions, sizes: &[usize]) {
         for rank in run_on_rank_threads(size, of_rank) {
             assert_eq!(rank.hashes, one.hashes, "{size} ranks, {options:?}");
             assert_eq!(rank.results, one.results, "{size} ranks, {options:?}");
-            assert!(rank.most_gathered_bytes > 0, "{size} ranks, {options:?}");
+            assert!(rank.max_gathered_bytes > 0, "{size} ranks, {options:?}");
         }
     }
 }
@@ -113,9 +113,9 @@ fn a_rank_has_its_part_of_the_weights_and_those_of_two_units() {
             // model.
             let part = whole / size + whole / 8;
             assert!(rank.weight_bytes <= part, "{size} ranks: {} of {whole} bytes", rank.weight_bytes);
-            let most = rank.weight_bytes + rank.most_gathered_bytes;
+            let most = rank.weight_bytes + rank.max_gathered_bytes;
             assert!(rank.weight_bytes_at_peak <= most, "{size} ranks: {} of {most}", rank.weight_bytes_at_peak);
-            assert!(rank.most_gathered_bytes < whole, "{size} ranks: {}", rank.most_gathered_bytes);
+            assert!(rank.max_gathered_bytes < whole, "{size} ranks: {}", rank.max_gathered_bytes);
             assert!(rank.current.iter().all(|bytes| *bytes == rank.current[0]), "{:?}", rank.current);
         }
         for rank in run_on_rank_threads(size, |ranks| train(Some(ranks), DType::F32, options(2))) {
