@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn hash(n: u8) -> BlockHash {
-        BlockHash::of_bytes(&[n])
+        BlockHash::hash_of_bytes(&[n])
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
                 match action {
                     Action::Start(chain, more) => {
                         let hashes: Vec<BlockHash> =
-                            (1..=chain.len()).map(|n| BlockHash::of_bytes(&chain[..n])).collect();
+                            (1..=chain.len()).map(|n| BlockHash::hash_of_bytes(&chain[..n])).collect();
                         let (unused, found) = blocks.matching_block_counts(&hashes);
                         if blocks.available_block_count() - unused < chain.len() - found + more {
                             continue;

@@ -21,7 +21,7 @@ pub(crate) struct BlockHash([u8; 32]);
 
 impl BlockHash {
     #[cfg(test)]
-    pub(crate) fn of_bytes(bytes: &[u8]) -> BlockHash {
+    pub(crate) fn hash_of_bytes(bytes: &[u8]) -> BlockHash {
         BlockHash(Sha256::digest(bytes).into())
     }
 }

@@ -63,7 +63,7 @@ pub struct ScoreDifference {
 }
 
 /// A row that both runs have, with its score in run A and in run B.
-struct Pair<'a> {
+struct RowPair<'a> {
     row: &'a Prediction,
     scores: [f64; 2],
 }
@@ -81,8 +81,8 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     }
     let rows: Vec<Prediction> = pairs.iter().map(|pair| pair.row.clone()).collect();
     let groups = ScoreGroups::new(task, &rows);
-    let scored = |score: &dyn Fn(&Pair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
-        let row = |(pair, row): (&Pair<'_>, _)| (score(pair), row);
+    let scored = |score: &dyn Fn(&RowPair<'_>) -> f64| -> Vec<ScoredRow<'_>> {
+        let row = |(pair, row): (&RowPair<'_>, _)| (score(pair), row);
         let rows = pairs.iter().zip(&rows).map(row);
         rows.map(|(score, row)| ScoredRow { cluster: row.path.as_deref(), group: groups.group_index(row), score })
             .collect()
@@ -100,7 +100,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
         let n = groups.category_total(&a, i).count as usize;
         (name.to_string(), difference(FIRST_CATEGORY_INDEX + i, n))
     });
-    let right: Vec<[bool; 2]> = pairs.iter().filter_map(Pair::right).collect();
+    let right: Vec<[bool; 2]> = pairs.iter().filter_map(RowPair::right).collect();
     let count = |want: [bool; 2]| right.iter().filter(|right| **right == want).count();
     let (only_a_right, only_b_right) = (count([true, false]), count([false, true]));
     let disagreeing = pairs.iter().filter(|pair| pair.scores[0] != pair.scores[1]);
@@ -120,14 +120,14 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
     })
 }
 
-impl Pair<'_> {
+impl RowPair<'_> {
     /// Whether run A and run B answer the row correctly; `None` for a row whose score may be between 0 and 1.
     fn right(&self) -> Option<[bool; 2]> {
         (!self.row.has_partial_score()).then(|| self.scores.map(|score| score == 1.0))
     }
 }
 
-fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<Pair<'a>>> {
+fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<RowPair<'a>>> {
     // Numbers the rows of each name. The n-th row of a name in one run is paired with the n-th row of this name in
     // the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
@@ -147,7 +147,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
             let what = format!("have different questions or solutions in row `{name}`");
             return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
         }
-        pairs.push(Pair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
+        pairs.push(RowPair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
     }
     Ok(pairs)
 }

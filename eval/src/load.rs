@@ -61,7 +61,7 @@ pub fn load_benchmark(
     media_root: Option<&Path>,
     skip_bad_rows: bool,
 ) -> Result<LoadedBenchmark> {
-    let Found { layout, files, folder, first } = find_files(task, data)?;
+    let FoundLayout { layout, files, folder, first } = find_files(task, data)?;
     let media_root = media_root.map_or(folder, Path::to_path_buf);
     let mut loaded = LoadedBenchmark {
         layout: layout.name.clone(),
@@ -163,7 +163,7 @@ fn data_error(location: String, what: String, help: &str) -> EvalError {
 }
 
 /// The files of a benchmark.
-struct Found<'t> {
+struct FoundLayout<'t> {
     layout: &'t Layout,
     files: Vec<PathBuf>,
     /// The folder in which the files were found.
@@ -172,13 +172,13 @@ struct Found<'t> {
     first: SourceFile,
 }
 
-fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
+fn find_files<'t>(task: &'t Task, data: &Path) -> Result<FoundLayout<'t>> {
     if data.is_file() {
         let first = SourceFile::open(data)?;
         let columns = first_row_columns(&first, task)?;
         let folder = data.parent().unwrap_or(Path::new("")).to_path_buf();
         return match task.layouts.iter().find(|layout| columns.iter().any(|columns| fits(layout, columns))) {
-            Some(layout) => Ok(Found { layout, files: vec![data.to_path_buf()], folder, first }),
+            Some(layout) => Ok(FoundLayout { layout, files: vec![data.to_path_buf()], folder, first }),
             None => Err(other_columns(task, data, &columns)),
         };
     }
@@ -204,7 +204,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
                 };
                 let columns = first_row_columns(&source, task)?;
                 if columns.iter().any(|columns| fits(layout, columns)) {
-                    return Ok(Found { layout, files, folder, first: source });
+                    return Ok(FoundLayout { layout, files, folder, first: source });
                 }
                 other.get_or_insert((first.clone(), columns));
                 opened.insert(first.clone(), source);

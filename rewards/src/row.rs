@@ -39,7 +39,7 @@ impl RewardRow {
     /// # Errors
     /// The line is not a JSON object, or a field is missing or has a wrong type; the error names the field.
     pub fn parse(line: &str) -> Result<Self> {
-        let fields = Fields(parse_json_object(line).map_err(RewardError::Row)?);
+        let fields = RowFields(parse_json_object(line).map_err(RewardError::Row)?);
         let (completions, is_single) = match (fields.get("completion"), fields.get("completions")) {
             (Some(_), None) => (vec![fields.text("completion")?], true),
             (None, Some(_)) => (fields.texts("completions")?, false),
@@ -118,9 +118,9 @@ pub fn string_field(fields: &Map<String, Value>, name: &str) -> Result<String, D
 }
 
 /// The fields of a row, with typed accessors whose errors name the field.
-struct Fields(Map<String, Value>);
+struct RowFields(Map<String, Value>);
 
-impl Fields {
+impl RowFields {
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }

@@ -59,12 +59,12 @@ const START: [&str; 10] = [
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
     path: String,
-    entries: Vec<Entry>,
+    entries: Vec<ConfigEntry>,
 }
 
 /// One key of a configuration file with its value.
 #[derive(Clone, Debug)]
-struct Entry {
+struct ConfigEntry {
     /// The key as the file has it.
     key: String,
     /// The key in the form of a field name: `learning_rate` for `learning-rate`.
@@ -109,7 +109,8 @@ impl ConfigFile {
         }?;
         // A key with the value null counts as absent, as in the configuration files of other trainers.
         let entries = options.into_iter().filter(|(_, value)| !value.is_null());
-        let entries = entries.map(|(key, value)| Entry { field: option_names::field_name(&key), key, value }).collect();
+        let entries =
+            entries.map(|(key, value)| ConfigEntry { field: option_names::field_name(&key), key, value }).collect();
         Ok(Self { path: path.to_string(), entries })
     }
 
@@ -180,7 +181,7 @@ impl ConfigFile {
     }
 
     /// The error for a key that is not an option. It suggests the most similar option.
-    fn unknown_key(&self, entry: &Entry, options: &Map<String, Value>) -> TrainError {
+    fn unknown_key(&self, entry: &ConfigEntry, options: &Map<String, Value>) -> TrainError {
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
         let similar = option_names::most_similar_option(&entry.field, options.keys().map(String::as_str).chain(START));
         let help =
@@ -194,7 +195,7 @@ impl ConfigFile {
     fn fitting_value<T: DeserializeOwned>(
         &self,
         options: &Map<String, Value>,
-        entry: &Entry,
+        entry: &ConfigEntry,
         field: &str,
     ) -> Result<Value> {
         let fits = |value: &Value| {
@@ -219,7 +220,7 @@ impl ConfigFile {
         })
     }
 
-    fn error(&self, entry: &Entry, what: impl Into<String>, help: impl Into<String>) -> TrainError {
+    fn error(&self, entry: &ConfigEntry, what: impl Into<String>, help: impl Into<String>) -> TrainError {
         TrainError::option(format!("{}: {}", self.path, entry.key), what, help)
     }
 
@@ -239,9 +240,9 @@ fn defect(path: &str, what: String) -> TrainError {
 }
 
 /// The keys and values of a configuration file, in the order of the file.
-type Options = Vec<(String, Value)>;
+type KeysAndValues = Vec<(String, Value)>;
 
-fn toml_options(path: &str, text: &str) -> Result<Options> {
+fn toml_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let table: toml::Table = toml::from_str(text).map_err(|e| {
         let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         not_of_format(path, Some(line), "TOML", e.message(), "write one option per line: name = value")
@@ -258,7 +259,7 @@ fn toml_options(path: &str, text: &str) -> Result<Options> {
     table.into_iter().map(|(key, value)| Ok((key.clone(), json(&key, value)?))).collect()
 }
 
-fn json_options(path: &str, text: &str) -> Result<Options> {
+fn json_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let error =
         |line, what: &str| not_of_format(path, line, "a JSON object of options", what, "write {\"name\": value, …}");
     let ObjectEntries(options) = serde_json::from_str(text).map_err(|e| error(Some(e.line()), &e.to_string()))?;
@@ -270,7 +271,7 @@ fn json_options(path: &str, text: &str) -> Result<Options> {
 }
 
 /// The entries of a JSON object in file order. A repeated key gives several entries.
-struct ObjectEntries(Options);
+struct ObjectEntries(KeysAndValues);
 
 impl<'de> Deserialize<'de> for ObjectEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -294,7 +295,7 @@ impl<'de> Deserialize<'de> for ObjectEntries {
     }
 }
 
-fn yaml_options(path: &str, text: &str) -> Result<Options> {
+fn yaml_options(path: &str, text: &str) -> Result<KeysAndValues> {
     let error =
         |line, what: &str| not_of_format(path, line, "YAML with one option per line", what, "write name: value");
     match serde_saphyr::from_str_with_options(text, serde_saphyr::options! { with_snippet: false }) {

@@ -26,12 +26,12 @@ const STOPPED_FOR: Duration = Duration::from_secs(2);
 pub(super) struct HttpReward {
     client: Client,
     /// The batch that is being scored.
-    batch: Option<Batch>,
+    batch: Option<SentBatch>,
 }
 
 /// A batch that was sent to the server.
 #[derive(Debug)]
-struct Batch {
+struct SentBatch {
     rows: usize,
     /// Receives the text of the response from the thread that makes the request. The thread gives up at the request's
     /// time limit.
@@ -54,7 +54,7 @@ impl HttpReward {
     }
 
     /// Sends a batch of rows on another thread, so that a stop flag can end the wait for the response.
-    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         let (sender, response) = mpsc::sync_channel(1);
         let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
         thread::Builder::new()
@@ -63,13 +63,13 @@ impl HttpReward {
             .map_err(|e| {
                 self.client.error(format!("cannot be requested: {e}"), "free some memory, or end other processes")
             })?;
-        self.batch = Some(Batch { rows: rows.len(), response });
+        self.batch = Some(SentBatch { rows: rows.len(), response });
         Ok(())
     }
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if the rewards have not
     /// arrived by then.
-    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let batch = self.batch.take()?;
         let client = &self.client;
         Some(match receive_until(&batch.response, until, stop) {

@@ -174,7 +174,7 @@ impl CustomReward {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        self.begin(rows)?;
+        self.send_batch(rows)?;
         self.finish(stop)
     }
 
@@ -183,10 +183,10 @@ impl CustomReward {
     /// # Errors
     /// The command or the request cannot be started; the command has ended or wrote an unexpected line; a row is not an
     /// object or has a column `_batch`.
-    pub fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    pub fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         match &mut self.source {
-            Source::Command(command) => command.begin(rows),
-            Source::Http(http) => http.begin(rows),
+            Source::Command(command) => command.send_batch(rows),
+            Source::Http(http) => http.send_batch(rows),
         }
     }
 
@@ -196,7 +196,7 @@ impl CustomReward {
     /// # Errors
     /// Scoring fails as in [`CustomReward::finish`].
     pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
-        self.wait(Some(until), stop)
+        self.wait_for_rewards(Some(until), stop)
     }
 
     /// Waits for the rewards of the batch that was sent last.
@@ -205,13 +205,13 @@ impl CustomReward {
     /// Scoring fails as in [`CustomReward::score_or_stop`], or no batch was sent since the last rewards.
     pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<f64>> {
         let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
-        self.wait(None, stop).unwrap_or_else(none)
+        self.wait_for_rewards(None, stop).unwrap_or_else(none)
     }
 
-    fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         match &mut self.source {
-            Source::Command(command) => command.wait(until, stop),
-            Source::Http(http) => http.wait(until, stop),
+            Source::Command(command) => command.wait_for_rewards(until, stop),
+            Source::Http(http) => http.wait_for_rewards(until, stop),
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct BackwardPass {
 impl BackwardPass {
     /// Returns the first backward pass of a step whose launches are `events`. Takes the order of gradients that
     /// `trainer` has recorded in this step.
-    pub(super) fn of_step(trainer: &mut Trainer, events: &[LaunchEvent]) -> Self {
+    pub(super) fn of_step_launches(trainer: &mut Trainer, events: &[LaunchEvent]) -> Self {
         let is_backward = |event: &LaunchEvent| event.part == "backward";
         let first = events.iter().position(is_backward).unwrap_or(events.len());
         let launch = |event: &LaunchEvent| {

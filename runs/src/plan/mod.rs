@@ -427,7 +427,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         if done == 0 {
             let events = device.profiler().launch_events()?;
             events.iter().for_each(|event| parts.add_launch(event, 1));
-            backward = BackwardPass::of_step(trainer, &events);
+            backward = BackwardPass::of_step_launches(trainer, &events);
         }
         done += 1;
         tokens += result.tokens as u64;

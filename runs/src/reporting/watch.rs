@@ -37,7 +37,7 @@ pub struct Reporters {
 impl Reporters {
     /// Starts the reporters for a run that continues after step `step` of the run in the output folder `home`. `run` is
     /// the content of run.json.
-    pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
+    pub fn start(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
         let events = options
             .reports_to(ReportTo::Tensorboard)
             .then(|| TensorboardEventFile::create(&options.out))
@@ -65,7 +65,7 @@ impl Reporters {
             run,
         };
         let uploads = environment.mode == WandbMode::Online;
-        Ok(Self { events, wandb: Some(WandbRunWriter::begin(&begin)?), uploads, command })
+        Ok(Self { events, wandb: Some(WandbRunWriter::create(&begin)?), uploads, command })
     }
 
     /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.

@@ -183,7 +183,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     logs: RunLogs,
     hardware: HardwareMonitor,
     reports: Reports,
-    checkpoints: Checkpoints,
+    checkpoints: CheckpointWriting,
     /// This field must be the last one, so that the run's files are closed before an earlier run is put back.
     folder: OutFolder,
 }
@@ -201,7 +201,7 @@ struct Reports {
 }
 
 /// State for writing the checkpoints and the final model of a run.
-struct Checkpoints {
+struct CheckpointWriting {
     /// The model from which the run started. In a resumed run, its weight files are those of the checkpoint.
     base: BaseModel,
     writer: CheckpointWriter,

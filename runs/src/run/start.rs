@@ -53,11 +53,11 @@ pub(super) struct RunInputs<S> {
     /// Rows that are known to be unusable before the first step of a fresh run.
     unusable: Vec<SkippedRow>,
     /// The checkpoint from which the run resumes; `None` for a fresh run.
-    resumed: Option<Resumed>,
+    resumed: Option<ResumedCheckpoint>,
 }
 
 /// The checkpoint from which a run resumes, with the logs up to this checkpoint.
-struct Resumed {
+struct ResumedCheckpoint {
     folder: PathBuf,
     /// Whether the checkpoint lists the fingerprints of its files; checkpoints of earlier versions do not.
     has_digests: bool,
@@ -68,7 +68,7 @@ struct Resumed {
     run: Option<Value>,
 }
 
-impl Resumed {
+impl ResumedCheckpoint {
     /// The output folder of the run that wrote the checkpoint.
     fn home(&self) -> &Path {
         logs::output_folder_of(&self.folder)
@@ -151,7 +151,7 @@ fn inputs_of_resumed_run<'a, W: TrainLoop<'a>>(
     };
     let lengths = resume::planned_step_counts(&folder, home, &state)?;
     let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
-    let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
+    let resumed = Some(ResumedCheckpoint { folder, has_digests, logs, later_skipped, run });
     Ok(RunInputs { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
@@ -233,7 +233,7 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     let tensors = trainer.optimizer.parameter_states().count();
     let (logs, previous) = match &resumed {
         None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
-        Some(Resumed { folder, logs, later_skipped, .. }) => {
+        Some(ResumedCheckpoint { folder, logs, later_skipped, .. }) => {
             RunLogs::resume(out, folder, logs, later_skipped, tensors, evaluates)?
         }
     };
@@ -245,8 +245,8 @@ pub(super) fn begin_run<'a, W: TrainLoop<'a>>(
     let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
     let unreported = last_step.filter(|_| lacks_evaluation);
     let reported = state.step - u64::from(unreported.is_some());
-    let home = resumed.as_ref().map_or(out.as_path(), Resumed::home);
-    let reporters = Reporters::begin(options, home, reported, &recorded.run_json(setup, &state))?;
+    let home = resumed.as_ref().map_or(out.as_path(), ResumedCheckpoint::home);
+    let reporters = Reporters::start(options, home, reported, &recorded.run_json(setup, &state))?;
     best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
     let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
     if let Some(resumed) = &resumed {
@@ -301,7 +301,7 @@ fn restore_optimizer_state(
 /// or code has changed, so that bits may differ from those of the earlier process.
 fn print_resumption(
     progress: &Progress,
-    resumed: &Resumed,
+    resumed: &ResumedCheckpoint,
     state: &RunState,
     differences: impl Iterator<Item = String>,
 ) {

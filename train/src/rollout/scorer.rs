@@ -120,7 +120,7 @@ impl<'a> CompletionScorer<'a> {
         let rows = custom_reward_rows(rollouts);
         let (stop, lender, custom) = (self.stop, self.lender, &mut self.custom);
         for reward in custom.iter_mut() {
-            reward.begin(&rows)?;
+            reward.send_batch(&rows)?;
         }
         let patience = Instant::now() + CUSTOM_REWARD_WAIT;
         let early: Vec<_> =

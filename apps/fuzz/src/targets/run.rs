@@ -196,7 +196,7 @@ pub const WANDB: Target = Target {
 
 /// Starts the W&B folder of a run that continues an earlier one. Returns the size of the new log in bytes.
 fn copy_steps(start: &WandbStart) -> Result<u64> {
-    let wandb = WandbRunWriter::begin(start)?;
+    let wandb = WandbRunWriter::create(start)?;
     let logs: Vec<PathBuf> = fs::read_dir(wandb.folder())?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     let is_log = |path: &&PathBuf| path.extension().is_some_and(|end| end == "wandb");
     let bytes = logs.iter().find(is_log).map_or(0, |path: &PathBuf| fs::metadata::<&Path>(path).map_or(0, |m| m.len()));

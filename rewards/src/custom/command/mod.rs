@@ -56,14 +56,14 @@ pub(super) struct CommandReward {
     environment: Option<Vec<String>>,
     /// The log for the lines that the command writes to standard error.
     log: Option<ProgramLog>,
-    running: Option<Running>,
+    running: Option<RunningCommand>,
     /// The batch that is being scored.
-    batch: Option<Batch>,
+    batch: Option<SentBatch>,
 }
 
 /// A batch that was sent to the command.
 #[derive(Debug)]
-struct Batch {
+struct SentBatch {
     rows: usize,
     deadline: Instant,
     /// The rewards so far.
@@ -95,7 +95,7 @@ impl CommandReward {
     }
 
     /// Sends a batch of rows to the command. Starts the command if it does not run.
-    pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
+    pub(super) fn send_batch(&mut self, rows: &[Value]) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
@@ -105,20 +105,20 @@ impl CommandReward {
         }
         let mut running = match self.running.take() {
             Some(running) => running,
-            None => Running::start(&self.program, self.environment.as_deref(), self.log.clone())
+            None => RunningCommand::start(&self.program, self.environment.as_deref(), self.log.clone())
                 .map_err(|e| self.error(format!("cannot be started: {e}"), "check that the shell `sh` is installed"))?,
         };
         if let Err(failure) = running.send(&lines) {
             return Err(self.explain(&failure, rows.len(), &mut running));
         }
         self.running = Some(running);
-        self.batch = Some(Batch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
+        self.batch = Some(SentBatch { rows: rows.len(), deadline, rewards: Vec::with_capacity(rows.len()) });
         Ok(())
     }
 
     /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if some rewards are
     /// still missing by then. After an error the process is killed.
-    pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
+    pub(super) fn wait_for_rewards(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
         match running.receive(&mut batch, until, stop) {
             Ok(true) => {
@@ -134,10 +134,10 @@ impl CommandReward {
     }
 
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
-        custom_reward_error(self.program.flag(), self.program.text(), what, help)
+        custom_reward_error(self.program.flag(), self.program.command_or_function(), what, help)
     }
 
-    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut Running) -> RewardError {
+    fn explain(&self, failure: &BatchFailure, rows: usize, running: &mut RunningCommand) -> RewardError {
         match failure {
             BatchFailure::Timeout(got) => {
                 let what = format!("timed out after {} with {got} of {rows} rewards", format_seconds(self.timeout));
@@ -215,10 +215,10 @@ enum BatchFailure {
 /// and then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "trap '' USR1; read -r _; kill -s KILL -- -\"$0\"";
 
-/// A running process. When `Running` is dropped, the process's input is closed, and the process has [`EXIT_GRACE`] to
+/// A running command. When this value is dropped, the command's input is closed, and the command has [`EXIT_GRACE`] to
 /// exit before it is killed.
 #[derive(Debug)]
-struct Running {
+struct RunningCommand {
     child: Child,
     /// The guard process, which kills the process group if this process ends first; `None` until the guard is started.
     guard: Option<Child>,
@@ -231,7 +231,7 @@ struct Running {
     stderr_end: Receiver<()>,
 }
 
-impl Running {
+impl RunningCommand {
     fn start(
         program: &RewardProgram,
         environment: Option<&[String]>,
@@ -274,7 +274,12 @@ impl Running {
 
     /// Reads one reward per row, at most until `until` if it is given. Returns true if all rewards of the batch have
     /// been read.
-    fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
+    fn receive(
+        &mut self,
+        batch: &mut SentBatch,
+        until: Option<Instant>,
+        stop: &AtomicBool,
+    ) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
         // The time at which the process was first seen to have exited. Its output may still be in the pipe.
         let mut exited_at = None;
@@ -350,7 +355,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCommand {
     fn drop(&mut self) {
         self.pipes.close_input();
         self.wait(Instant::now() + EXIT_GRACE);

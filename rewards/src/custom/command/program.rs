@@ -64,7 +64,7 @@ impl RewardProgram {
     }
 
     /// The value of the option.
-    pub fn text(&self) -> &str {
+    pub fn command_or_function(&self) -> &str {
         match self {
             Self::Shell(text) | Self::Function(text) => text,
         }

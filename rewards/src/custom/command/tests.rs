@@ -276,7 +276,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
     let wait = format!("until test -e '{}'; do sleep 0.01; done", mark.display());
     let mut own = command_reward(&format!("while read -r line; do echo 1; {wait}; done"));
     let never = AtomicBool::new(false);
-    own.begin(&rows(3)).unwrap();
+    own.send_batch(&rows(3)).unwrap();
     assert!(own.finish_by(Instant::now() + Duration::from_millis(50), &never).is_none());
     std::fs::write(&mark, "").unwrap();
     assert_eq!(own.finish(&never).unwrap(), vec![1.0; 3]);
@@ -288,7 +288,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
 #[test]
 fn a_batch_whose_rewards_were_not_read_does_not_mix_with_the_next_one() {
     let mut own = command_reward("n=0; while read -r line; do n=$((n + 1)); echo $n; done");
-    own.begin(&rows(3)).unwrap();
+    own.send_batch(&rows(3)).unwrap();
     // The command is started again.
     assert_eq!(own.score(&rows(2)).unwrap(), [1.0, 2.0]);
 }

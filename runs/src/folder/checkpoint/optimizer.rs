@@ -108,14 +108,14 @@ impl OptimizerFile {
 
 /// A kind of tensor in the optimizer file.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum StateTensorKind {
     FirstMoment,
     SecondMoment,
     Scales,
     LowBits,
 }
 
-impl Kind {
+impl StateTensorKind {
     const ALL: [Self; 4] = [Self::FirstMoment, Self::SecondMoment, Self::Scales, Self::LowBits];
 
     /// The prefix of the tensor's name. The parameter's name follows it.
@@ -163,15 +163,15 @@ impl Kind {
 }
 
 /// Lists the tensors of the optimizer file, in the order of the parameters' names.
-fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
+fn state_tensors(t: &Trainer) -> Vec<(StateTensorKind, StateTensor)> {
     let mut tensors = Vec::new();
     for (name, parameter, _) in t.optimizer.parameter_states() {
-        for kind in Kind::ALL {
+        for kind in StateTensorKind::ALL {
             let Some((dtype, element_bytes)) = kind.dtype(t.optimizer.moment_format(), parameter.dtype()) else {
                 continue;
             };
             let shape = match kind {
-                Kind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
+                StateTensorKind::Scales => vec![parameter.count().div_ceil(WEIGHTS_PER_SCALE), 2],
                 _ => parameter.unpadded_shape().to_vec(),
             };
             tensors.push((kind, StateTensor { name: format!("{}{name}", kind.prefix()), dtype, element_bytes, shape }));
@@ -183,7 +183,7 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
 /// Number of bytes of the optimizer state on this rank, which is the memory that a copy for a checkpoint needs.
 pub(super) fn optimizer_state_bytes(t: &Trainer) -> u64 {
     let cells = t.optimizer.parameter_states().flat_map(|(_, _, state)| &state.cells);
-    let tensors = cells.flat_map(|cell| Kind::ALL.iter().filter_map(move |kind| kind.of(cell)));
+    let tensors = cells.flat_map(|cell| StateTensorKind::ALL.iter().filter_map(move |kind| kind.of(cell)));
     tensors.map(|tensor| tensor.unpadded_bytes() as u64).sum()
 }
 

@@ -71,12 +71,12 @@ pub(super) enum PartContents<'a> {
 }
 
 /// Counts the bytes that pass through to a writer.
-struct Counted<W> {
+struct CountingWriter<W> {
     to: W,
     bytes: u64,
 }
 
-impl<W: Write> Write for Counted<W> {
+impl<W: Write> Write for CountingWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.to.write(bytes)?;
         self.bytes += written as u64;
@@ -99,7 +99,7 @@ pub(super) fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = FileP
         if position != offset {
             file.seek(SeekFrom::Start(offset))?;
         }
-        let mut to = Counted { to: &mut file, bytes: 0 };
+        let mut to = CountingWriter { to: &mut file, bytes: 0 };
         match contents {
             PartContents::Held(held) => held.write(&mut to)?,
             PartContents::Original(files, spec) => write_untrained(files, spec, &mut to)?,

@@ -60,7 +60,7 @@ pub fn plan_rows_of_one_size(
         tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
         Prompt::from_model_input(tokens)
     };
-    let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
+    let mut counter = PlanCostCounter::new(options, config, stored, dtype, device, EndTokens::default())?;
     super::plan_with_server(options, &counter.trainer.model.clone(), device, dtype, || {
         counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
         counter.plan(dtype)
@@ -86,7 +86,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
     let config = prompts.config().clone();
-    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
+    let mut counter = PlanCostCounter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
     super::plan_with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
         for _ in 0..sets {
@@ -98,7 +98,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
 }
 
 /// Runs sampling and training steps on the dry device and sums up their costs.
-struct Counter<'a> {
+struct PlanCostCounter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
@@ -122,7 +122,7 @@ struct Counter<'a> {
     longest: Option<ModelInput>,
 }
 
-impl<'a> Counter<'a> {
+impl<'a> PlanCostCounter<'a> {
     fn new(
         options: &'a GrpoOptions,
         config: &ModelConfig,
@@ -216,7 +216,7 @@ impl<'a> Counter<'a> {
             let events = device.profiler().launch_events()?;
             events.iter().for_each(|event| self.phases.add_launch(event, times));
             if self.backward.is_none() {
-                self.backward = Some(BackwardPass::of_step(&mut self.trainer, &events));
+                self.backward = Some(BackwardPass::of_step_launches(&mut self.trainer, &events));
             }
             self.steps += times;
             self.tokens += times * result.tokens as u64;

@@ -97,7 +97,7 @@ pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
 impl WandbRunWriter {
     /// Creates the folder of a new part, and copies the steps of the earlier parts into it. The folder gets its final
     /// name when it is complete.
-    pub fn begin(begin: &WandbStart) -> Result<Self> {
+    pub fn create(begin: &WandbStart) -> Result<Self> {
         let (here, there) = (begin.out.join(FOLDER), begin.home.join(FOLDER));
         create_all(&here)?;
         earlier::remove_incomplete_part_folders(&here)?;

@@ -38,7 +38,7 @@ fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> WandbR
     let environment = WandbEnvironment::default();
     let begin =
         WandbStart { out, home, step, done: &done, project: "p", name: None, environment: &environment, run: &run };
-    let mut wandb = WandbRunWriter::begin(&begin).unwrap();
+    let mut wandb = WandbRunWriter::create(&begin).unwrap();
     for n in step + 1..=last {
         wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();
     }
@@ -184,6 +184,6 @@ fn write_errors_name_the_path() {
     let run = json!({});
     let (home, environment) = (out, &WandbEnvironment::default());
     let begin = WandbStart { out, home, step: 0, done: &[], project: "p", name: None, environment, run: &run };
-    let e = WandbRunWriter::begin(&begin).unwrap_err().to_string();
+    let e = WandbRunWriter::create(&begin).unwrap_err().to_string();
     assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
 }

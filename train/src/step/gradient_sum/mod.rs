@@ -88,12 +88,12 @@ pub struct GradientSum {
     assigned: Vec<usize>,
     /// The number of rounds of the step that have ended.
     ended_rounds: usize,
-    round: Round,
+    round: GradientRound,
 }
 
 /// The state of a round.
 #[derive(Debug, Default)]
-struct Round {
+struct GradientRound {
     /// The number of buckets whose exchange was started.
     exchanged: usize,
     /// The buckets whose exchange was started last, until their gradients are added to the sums. On GPUs their
@@ -121,7 +121,7 @@ impl PendingBucket {
     }
 }
 
-impl Round {
+impl GradientRound {
     fn new(parameters: usize) -> Self {
         Self {
             exchanged: 0,
@@ -193,7 +193,7 @@ impl GradientSum {
             reached: vec![false; parameters.len()],
             assigned: Vec::new(),
             ended_rounds: 0,
-            round: Round::new(parameters.len()),
+            round: GradientRound::new(parameters.len()),
             exchange,
             shards,
             ranks,
@@ -303,7 +303,7 @@ impl GradientSum {
         }
         self.round.pending.drain(..).try_for_each(PendingBucket::add)?;
         self.exchange.borrow().wait_for_all()?;
-        let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
+        let round = std::mem::replace(&mut self.round, GradientRound::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
         self.ended_rounds += 1;
         own.clear();

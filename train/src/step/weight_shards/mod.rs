@@ -51,7 +51,7 @@ pub struct WeightShards {
     units: BTreeMap<WeightUnit, UnitWeights>,
     /// The weights of this rank's cells, by name and first weight.
     own: BTreeMap<(String, usize), Tensor>,
-    round: RefCell<Round>,
+    round: RefCell<GatherRound>,
 }
 
 /// The weights of a unit.
@@ -67,7 +67,7 @@ struct UnitWeights {
 
 /// The units whose weights are in memory, and the exchanges of the round so far.
 #[derive(Debug, Default)]
-struct Round {
+struct GatherRound {
     schedule: ExchangeSchedule,
     /// The unit that computes now or has computed last.
     current: Option<WeightUnit>,
@@ -233,7 +233,7 @@ impl WeightShards {
 
     /// Frees the weights of the current unit and makes the next unit the current one. Returns the following event of
     /// the round; `None` at the end of the round. If the event is a bucket, no unit is current.
-    fn gather_next(&self, round: &mut Round) -> Result<Option<ExchangeEvent>> {
+    fn gather_next(&self, round: &mut GatherRound) -> Result<Option<ExchangeEvent>> {
         if let Some(last) = round.current.take() {
             self.release(last);
         }

@@ -15,12 +15,12 @@ use crate::run::TrainLoop;
 use crate::run::sft::SftLoop;
 
 /// A sample source that has only the token counts of the rows.
-struct Lengths {
+struct TokenCounts {
     rows: usize,
     tokens: BTreeMap<usize, usize>,
 }
 
-impl SampleSource for Lengths {
+impl SampleSource for TokenCounts {
     type Sample = usize;
 
     fn row_count(&self) -> usize {
@@ -59,7 +59,7 @@ fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Res
         &SftLoop::batching(&options, lengths.len()),
         asked.is_none(),
         if SftLoop::must_scan_all_rows(&options) { RowsToScan::AllBut(&[]) } else { RowsToScan::None },
-        &Arc::new(Lengths { rows: lengths.len(), tokens }),
+        &Arc::new(TokenCounts { rows: lengths.len(), tokens }),
         &RowOrder::file_order(lengths.len()),
         &AtomicBool::new(false),
         None,
@@ -111,7 +111,7 @@ fn packed_micro_batches_are_counted_by_token_counts() {
 #[test]
 fn usable_held_out_row_does_not_count_as_a_training_row() {
     let options = SftOptions::default();
-    let source = Arc::new(Lengths { rows: 3, tokens: BTreeMap::from([(1, 4)]) });
+    let source = Arc::new(TokenCounts { rows: 3, tokens: BTreeMap::from([(1, 4)]) });
     let scan = |rows: [usize; 2]| {
         scan_and_count_batches(
             &SftLoop::batching(&options, 2),
