@@ -10,17 +10,17 @@ use reel_runtime::Cx;
 
 use crate::error::Result;
 
-/// A loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
+/// The id of a loaded adapter. An id is never used again, so the prefix cache does not mix up two adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterId(pub(crate) u64);
 
 impl AdapterId {
-    /// The number of the id. Engines that load the same adapters in the same order give them the same numbers.
+    /// Returns the id as a number. Engines that load the same adapters in the same order give them the same numbers.
     pub fn as_u64(self) -> u64 {
         self.0
     }
 
-    /// The id with a number that [`AdapterId::as_u64`] has returned.
+    /// Makes the id from a number that [`AdapterId::as_u64`] has returned.
     pub fn from_u64(number: u64) -> AdapterId {
         AdapterId(number)
     }

@@ -33,7 +33,7 @@ fn block_tables(sequences: usize, blocks: usize) -> Vec<Vec<i32>> {
     (0..sequences).map(|i| ((i * blocks) as i32..((i + 1) * blocks) as i32).collect()).collect()
 }
 
-/// A video of arbitrary pixels.
+/// The size of a benchmark video, which has arbitrary pixels.
 #[derive(Clone, Copy, Debug)]
 pub struct VideoShape {
     /// Number of frames.

@@ -30,7 +30,7 @@ struct BlockState {
     released_at: u64,
 }
 
-/// The blocks of a KV cache.
+/// Allocates the blocks of a KV cache.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
     /// Blocks without content. The last element is allocated next.
@@ -44,7 +44,7 @@ pub(crate) struct BlockAllocator {
 }
 
 impl BlockAllocator {
-    /// An allocator of `blocks` free blocks.
+    /// Creates an allocator of `blocks` free blocks.
     pub(crate) fn new(blocks: usize) -> BlockAllocator {
         BlockAllocator {
             free: (0..blocks as i32).rev().collect(),

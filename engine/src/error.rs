@@ -83,5 +83,5 @@ impl From<DeviceError> for EngineError {
     }
 }
 
-/// Result of this crate.
+/// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, EngineError>;

@@ -26,13 +26,13 @@ pub(crate) struct PrefillJob {
     /// The scheduler's keys of the sequences that continue from these tokens: all completions of a new request, or one
     /// sequence after a preemption.
     pub(crate) keys: Vec<usize>,
-    /// The number of tokens.
+    /// The number of tokens of the job.
     pub(crate) tokens: usize,
     /// The number of tokens that are computed or were found in the prefix cache.
     pub(crate) computed: usize,
     /// The KV blocks of the tokens; `None` until blocks are allocated for the job.
     pub(crate) block_table: Option<Vec<i32>>,
-    /// The hashes of the full blocks.
+    /// The hashes of the full blocks of the job's tokens.
     pub(crate) hashes: Vec<BlockHash>,
     /// The vision tokens of the prompt; `None` before the first chunk that needs them.
     pub(crate) vision: Option<Tensor>,

@@ -13,7 +13,7 @@ pub(crate) const LOGIT_ROWS_PER_PASS: usize = 64;
 /// given the preceding tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptTokenLogProbs {
-    /// The token.
+    /// The id of the prompt's token.
     pub id: TokenId,
     /// The log-probability of the token.
     pub log_prob: f32,

@@ -21,9 +21,9 @@ use crate::stop::{Detokenizer, StopCondition};
 /// A prompt with its media. The engine reads it until all completions of the request are finished.
 #[derive(Clone, Debug)]
 pub enum PromptInput<'r> {
-    /// The caller keeps the prompt.
+    /// A prompt that the caller keeps until the request is finished.
     Borrowed(&'r ModelInput),
-    /// The engine keeps the prompt.
+    /// A prompt that the engine keeps, shared with the caller.
     Shared(Arc<ModelInput>),
 }
 

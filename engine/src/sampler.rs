@@ -12,7 +12,7 @@ use crate::error::{EngineError, Result};
 /// NaN.
 const REPETITION_PENALTIES: RangeInclusive<f32> = 1e-3..=1e3;
 
-/// Lower temperatures count as 0.
+/// Minimum temperature for sampling. A lower temperature counts as 0 (greedy).
 const MIN_TEMPERATURE: f32 = 1e-20;
 
 /// How the tokens of a completion are sampled. The fields have the names and meanings of transformers'

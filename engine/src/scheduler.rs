@@ -92,7 +92,7 @@ pub(crate) struct Scheduler<'r> {
 }
 
 impl<'r> Scheduler<'r> {
-    /// A scheduler without sequences.
+    /// Creates a scheduler without sequences.
     pub(crate) fn new(capacity: BatchCapacity, options: SchedulerOptions) -> Scheduler<'r> {
         Scheduler {
             sequences: BTreeMap::new(),
@@ -588,5 +588,5 @@ impl<'r> Scheduler<'r> {
     }
 }
 
-/// Tokens of a KV block.
+/// Number of tokens of a KV block.
 const BLOCK: usize = KvPages::BLOCK_TOKENS;

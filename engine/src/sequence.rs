@@ -130,7 +130,7 @@ impl<'r> SequenceState<'r> {
         Ok(stop_conditions.into_iter().enumerate().map(sequence).collect())
     }
 
-    /// All tokens so far.
+    /// Returns all tokens of the sequence so far: the prompt and the generated tokens.
     pub(crate) fn tokens(&self) -> SequenceTokens<'_> {
         let RequestState { prompt, input, adapter, .. } = &*self.request;
         SequenceTokens { prompt, ids: &self.ids, rope_delta: input.rope_delta, adapter: *adapter }

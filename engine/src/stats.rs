@@ -3,7 +3,7 @@
 /// The current state of a running batch, and its counters since its creation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Sequences that decode.
+    /// Number of sequences that decode.
     pub running: usize,
     /// Number of sequences that wait for KV blocks, for a slot, or for the prefill of their prompt.
     pub waiting: usize,

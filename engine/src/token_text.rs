@@ -18,7 +18,7 @@ pub struct TokenDecoder {
 }
 
 impl TokenDecoder {
-    /// A decoder for the vocabulary of a model.
+    /// Creates a decoder for the vocabulary of a model.
     pub fn new(folder: &ModelFolder) -> TokenDecoder {
         let t = &folder.tokenizer;
         let piece = |id: u32| if t.is_special(id) { None } else { Some(t.token_bytes(id)) };

@@ -37,7 +37,7 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
         let rows = StoredRequestRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
         end = rows.end_row(request.stop_conditions.len());
         request.kept = Some(rows);
-        // Some completions end early.
+        // These end tokens make some completions end early.
         request.eos_token_ids = (0..40).collect();
     }
     (requests, end)

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 /// Number of resamples of the data.
 pub const RESAMPLE_COUNT: usize = 10_000;
 
-/// A row with a score.
+/// The score of a row, with the group and the cluster of the row.
 #[derive(Clone, Debug)]
 pub struct ScoredRow<'a> {
     /// Name of the cluster, such as the video: rows of one cluster are drawn together. `None` for a row that is drawn
@@ -24,16 +24,16 @@ pub struct ScoredRow<'a> {
     pub cluster: Option<&'a str>,
     /// Index of the row's group, such as its category; scores are summed per group.
     pub group: usize,
-    /// The score.
+    /// The score of the row.
     pub score: f64,
 }
 
 /// Sum and number of the drawn scores of a group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ScoreTotal {
-    /// Sum of the scores.
+    /// Sum of the scores of the group.
     pub sum: f64,
-    /// Number of scores.
+    /// Number of scores in the group.
     pub count: f64,
 }
 
@@ -44,7 +44,7 @@ impl ScoreTotal {
     }
 }
 
-/// The sum of several totals.
+/// Returns the sum of several totals.
 pub fn sum_of_totals(totals: &[ScoreTotal]) -> ScoreTotal {
     totals.iter().fold(ScoreTotal::default(), |a, b| ScoreTotal { sum: a.sum + b.sum, count: a.count + b.count })
 }

@@ -50,13 +50,13 @@ pub struct Comparison {
 /// A score of both runs, and the difference of the two values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ScoreDifference {
-    /// Number of rows.
+    /// Number of rows that the score covers.
     pub n: usize,
     /// The score of run A, from 0 to 1.
     pub a: f64,
-    /// The score of run B.
+    /// The score of run B, from 0 to 1.
     pub b: f64,
-    /// B minus A.
+    /// The score of run B minus the score of run A.
     pub difference: f64,
     /// 95 % interval of the difference.
     pub ci95: [f64; 2],

@@ -18,7 +18,7 @@ pub enum Extraction {
 }
 
 impl Extraction {
-    /// The name on the command line.
+    /// The name of this kind of extraction on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tags => "tags",

@@ -8,15 +8,15 @@ use crate::score::BenchmarkReport;
 /// The settings of an evaluation run that are recorded with its scores.
 #[derive(Clone, Debug)]
 pub struct LmEvalSettings<'a> {
-    /// The model folder or address.
+    /// The model folder, or the address of a server.
     pub model: &'a str,
     /// The sampling options of generation (`temperature`, …).
     pub generation: &'a Map<String, Value>,
-    /// The device.
+    /// The name of the device that computed the answers.
     pub device: &'a str,
     /// The maximum number of rows of a benchmark; `None` if all rows are used.
     pub limit: Option<usize>,
-    /// Seconds since 1970.
+    /// Time of the evaluation, in seconds since 1970.
     pub date: f64,
 }
 

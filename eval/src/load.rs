@@ -20,7 +20,7 @@ use crate::{BenchmarkRow, EvalError, Result};
 pub struct LoadedBenchmark {
     /// The name of the files' layout, which tells who published the files in this form.
     pub layout: String,
-    /// The files.
+    /// The data files that were read.
     pub files: Vec<DataFile>,
     /// The questions, in the order of the files.
     pub rows: Vec<BenchmarkRow>,
@@ -162,7 +162,7 @@ fn data_error(location: String, what: String, help: &str) -> EvalError {
     EvalError::Data(Diagnostic::new(location, what, help))
 }
 
-/// The files of a benchmark.
+/// The files of a benchmark, and the layout that fits them.
 struct FoundLayout<'t> {
     layout: &'t Layout,
     files: Vec<PathBuf>,
@@ -349,7 +349,7 @@ impl SourceFile {
         Ok(rows)
     }
 
-    /// The first of [`Self::rows`].
+    /// Returns the first row of [`Self::rows`].
     fn first_row(&self, nested: &[String]) -> Result<Option<SourceRow>> {
         if nested.is_empty() {
             return Ok((!self.table.is_empty()).then(|| self.row(0)));

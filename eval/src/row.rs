@@ -41,7 +41,7 @@ pub struct VideoClip {
     pub frames: Vec<String>,
     /// The second at which the shown part of the video begins.
     pub start: Option<f64>,
-    /// Second at which the part ends.
+    /// The second at which the shown part of the video ends.
     pub end: Option<f64>,
     /// Frames per second of `frames`.
     pub fps: Option<f64>,

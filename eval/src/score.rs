@@ -21,7 +21,7 @@ pub struct BenchmarkReport {
     pub task_version: u32,
     /// How the answer is extracted from an output.
     pub extraction: Extraction,
-    /// Number of rows.
+    /// Number of scored rows.
     pub n: usize,
     /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). These rows count
     /// in all means, as in the papers' evaluation scripts.
@@ -32,7 +32,7 @@ pub struct BenchmarkReport {
     pub truncated: usize,
     /// Mean score of all rows.
     pub overall: f64,
-    /// Interval of `overall`.
+    /// 95 % confidence interval of `overall`.
     pub overall_ci95: [f64; 2],
     /// Mean score of the rows whose problem is not a regression; 0 if there are no such rows.
     pub mean_acc: f64,
@@ -46,7 +46,7 @@ pub struct BenchmarkReport {
     /// The mean of the scores of the benchmark's tasks: the official score of VSI-Bench.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
-    /// Interval of `task_mean`.
+    /// 95 % confidence interval of `task_mean`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean_ci95: Option<[f64; 2]>,
     /// Scores by category; rows without a category are left out.
@@ -56,22 +56,22 @@ pub struct BenchmarkReport {
 /// The headline figure of a benchmark: the score that tables of results list.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineScore {
-    /// Which figure `score` is.
+    /// Which of the benchmark's scores is the headline figure.
     pub metric: Headline,
-    /// The score.
+    /// The value of the headline figure, from 0 to 1.
     pub score: f64,
-    /// Interval of `score`.
+    /// 95 % confidence interval of `score`.
     pub ci95: [f64; 2],
 }
 
 /// The mean score of the rows of one category.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CategoryScore {
-    /// Number of rows.
+    /// Number of rows of the category.
     pub n: usize,
-    /// Mean score.
+    /// Mean score of the category's rows.
     pub score: f64,
-    /// Interval of `score`.
+    /// 95 % confidence interval of `score`.
     pub ci95: [f64; 2],
     /// Number of rows whose problem is a regression.
     #[serde(default)]

@@ -79,7 +79,7 @@ pub enum TrainError {
     Ranks(#[from] reel_ranks::RankError),
 }
 
-/// The crate's result.
+/// The result of a function of this crate.
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 /// Defines a constructor for each variant that holds a diagnostic. A constructor takes the diagnostic's three texts:

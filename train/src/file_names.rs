@@ -1,6 +1,6 @@
 //! The names of the files and folders in the output folder of a run (OUT) and in its checkpoints.
 
-/// The log of steps in OUT.
+/// The log in OUT with one line of metrics per step.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The log of unusable rows, in OUT.
 pub const SKIPPED_FILE: &str = "skipped.jsonl";
@@ -13,7 +13,7 @@ pub const RUN_FILE: &str = "run.json";
 pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 /// The file in OUT with the hashes of all trained tensors after each step.
 pub const HASHES_FILE: &str = "hashes.bin";
-/// The log of evaluations in OUT.
+/// The log in OUT with one line per evaluation.
 pub const EVALUATIONS_FILE: &str = "eval.jsonl";
 /// The folder of evaluations in OUT, with one subfolder for each evaluated step.
 pub const EVALUATIONS_FOLDER: &str = "eval";

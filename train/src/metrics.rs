@@ -88,9 +88,9 @@ pub struct GrpoMetrics {
 pub struct ValidationLoss {
     /// The mean negative log-probability of all learned tokens of all rows.
     pub eval_loss: f64,
-    /// Number of learned tokens.
+    /// Number of learned tokens in the validation rows.
     pub eval_tokens: u64,
-    /// Number of rows.
+    /// Number of validation rows whose loss was computed.
     pub eval_rows: usize,
     /// Number of rows that could not be used, in addition to the rows of the loss.
     pub eval_skipped: usize,
@@ -132,7 +132,7 @@ impl StepMetrics {
 /// Some of the rollouts of a step, to show in TensorBoard and Weights & Biases.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RolloutPreview {
-    /// Rewards of all completions.
+    /// The rewards of all completions of the step.
     pub rewards: Vec<f32>,
     /// The first prompt's completions with their rewards, as Markdown.
     pub text: String,

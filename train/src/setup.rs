@@ -25,7 +25,7 @@ pub struct RunSetup<'a, O> {
     pub options: &'a O,
     /// The local folder of the model in `options.model`.
     pub model: &'a Path,
-    /// The device that computes.
+    /// The device on which the run computes.
     pub device: &'a Device,
     /// Dtype of weights and activations, F32 or BF16.
     pub dtype: DType,
@@ -74,7 +74,7 @@ pub trait StepProfiler: std::fmt::Debug {
 /// The processes (ranks) of a run. Rank 0 writes OUT.
 #[derive(Clone, Copy, Debug)]
 pub struct RunRanks<'a> {
-    /// All ranks.
+    /// The communication with all ranks of the run.
     pub ranks: &'a Arc<Ranks>,
     /// The output folder of rank 0, in which all ranks write checkpoints together.
     pub out: &'a Path,
@@ -143,7 +143,7 @@ pub trait PolicyEvaluator: std::fmt::Debug {
 /// The score of one benchmark, from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchmarkScore {
-    /// Number of rows.
+    /// Number of rows of the benchmark.
     pub n: usize,
     /// Mean score of all rows.
     pub score: f64,
@@ -153,7 +153,7 @@ pub struct BenchmarkScore {
     pub errors: usize,
     /// Number of rows whose answer was truncated at `--eval-max-new-tokens`.
     pub truncated: usize,
-    /// Number of generated tokens.
+    /// Number of generated tokens of all answers.
     pub completion_tokens: u64,
 }
 
@@ -162,7 +162,7 @@ pub struct BenchmarkScore {
 pub struct EvaluatedPolicy<'a> {
     /// The model, with its adapter if one is trained.
     pub model: &'a Qwen25Vl,
-    /// The device of the weights.
+    /// The device on which the weights are.
     pub device: &'a Device,
     /// Dtype of weights and activations.
     pub dtype: DType,

@@ -28,7 +28,7 @@ pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
     Qwen25Vl::open(device, &Checkpoint::open(&folder).unwrap(), &config, dtype).unwrap()
 }
 
-/// [`model`] with int8 weights.
+/// Returns the model of [`model`] with int8 weights.
 pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
     let (folder, config) = (model_folder(), ModelConfig::open(&model_folder()).unwrap());
     let files = Checkpoint::open(&folder).unwrap();

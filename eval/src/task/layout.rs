@@ -13,7 +13,7 @@ use super::template::{Template, column};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Layout {
-    /// Who publishes this form: `videorft`, `authors`, …
+    /// Name of the layout: who publishes the files in this form (`videorft`, `authors`, …).
     pub name: String,
     /// Patterns of file names, relative to the data folder. Only the first pattern that matches a file is used; all
     /// files that match this pattern are read.
@@ -42,7 +42,7 @@ pub struct Layout {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DerivedColumns {
-    /// The column that is read.
+    /// The column whose text the rule reads.
     pub column: String,
     /// A regular expression; each of its named groups becomes a column. If the text does not match, no column is added.
     #[serde(deserialize_with = "regex")]
@@ -61,7 +61,7 @@ fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct FileBlocks {
-    /// Number of rows of a part.
+    /// Number of rows of each part.
     pub rows: usize,
     /// The names of the parts, in order.
     pub names: Vec<String>,
@@ -74,7 +74,7 @@ pub struct RowCase {
     /// Column names with the values that select the case. A row belongs to the case if each of these columns has one of
     /// the values listed for it.
     pub when: BTreeMap<String, Vec<String>>,
-    /// The rules.
+    /// The rules for the rows of this case.
     pub row: RowRules,
 }
 
@@ -85,7 +85,7 @@ pub struct RowCase {
 pub struct RowRules {
     /// The row's id, unique within the benchmark.
     pub id: Option<Template>,
-    /// The question.
+    /// The text of the question.
     pub question: Option<Template>,
     /// The kind of problem: `multiple choice`, `numerical`, `regression`, `OCR`, `free-form`.
     pub kind: Option<Template>,
@@ -100,7 +100,7 @@ pub struct RowRules {
     pub options_in_question: Option<bool>,
     /// How the options are shown.
     pub option_marks: Option<OptionMarks>,
-    /// The correct answer.
+    /// The text that names the correct answer; `answer_form` says how.
     pub answer: Option<Template>,
     /// How the answer text names the answer: letter, number or text of an option, or the answer itself.
     pub answer_form: Option<AnswerForm>,
@@ -140,7 +140,7 @@ pub enum AnswerForm {
     Letter,
     /// The answer is the number of an option, counted from 0.
     Index,
-    /// The text of an option.
+    /// The answer is the text of an option.
     OptionText,
     /// The text or number is itself the answer.
     Plain,
@@ -273,7 +273,7 @@ impl Layout {
         }
     }
 
-    /// The rules for a row.
+    /// Returns the rules for a row: the layout's rules, with the replacements by cases that apply to the row.
     pub fn rules(&self, row: &Map<String, Value>) -> RowRules {
         let applies = |case: &&RowCase| {
             case.when

@@ -30,7 +30,7 @@ pub use template::{Template, column};
 use self::options::text_without_letter;
 use crate::{EvalError, Result};
 
-/// A benchmark task.
+/// A benchmark task: a benchmark and the protocol by which it is evaluated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Task {

@@ -33,7 +33,7 @@ impl ExpectedLengths {
         self.completions.get(&row).copied().unwrap_or_else(mean)
     }
 
-    /// Records a rollout of `row`.
+    /// Records the numbers of tokens of a rollout of `row`: of its prompt, and of all its completions together.
     pub fn record_rollout(&mut self, row: usize, prompt: u64, completions: u64) {
         self.prompts.insert(row, prompt);
         self.completions.insert(row, completions);

@@ -55,12 +55,12 @@ impl RolloutFile {
         Ok(Self { path: path.to_path_buf(), hash: bytes_fingerprint(text.as_bytes()), lines })
     }
 
-    /// Number of groups.
+    /// The number of groups in the file.
     pub fn group_count(&self) -> usize {
         self.lines.len()
     }
 
-    /// The group at `index`.
+    /// Returns the line of the group at `index`.
     pub fn line(&self, index: usize) -> &RolloutLine {
         &self.lines[index].1
     }

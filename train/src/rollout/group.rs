@@ -23,7 +23,7 @@ use crate::{Result, TrainError};
 /// The tokens of one completion, and how many of them count in the loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompletionTokens {
-    /// All token ids, the end token included.
+    /// All token ids of the completion, including the end token.
     pub ids: Vec<TokenId>,
     /// Number of tokens at the start of the completion that count in the loss: up to and including the first
     /// `<|im_end|>`; 0 if `--mask-truncated-completions` excludes the completion.
@@ -65,7 +65,7 @@ impl CompletionTokens {
 /// A GRPO group: the completions of one prompt. Advantages come from comparing their rewards with each other.
 #[derive(Clone, Debug)]
 pub struct RolloutGroup {
-    /// The prompt.
+    /// The prompt of the group.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<CompletionTokens>,
@@ -79,7 +79,7 @@ pub struct RolloutGroup {
 /// steps computed.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutSet {
-    /// The groups.
+    /// The groups of completions on which the steps train.
     pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups and has prepared its prompts; empty in a single process.
     pub ranks_of_micro_batches: Vec<usize>,

@@ -38,7 +38,7 @@ pub struct RolloutOutputStore {
 /// The kept outputs of a rollout's matrix products.
 #[derive(Debug)]
 pub struct StoredRolloutOutputs {
-    /// The kept outputs.
+    /// The memory with the kept outputs of all groups.
     pub products: Arc<StoredOutputs>,
     /// The rows of `products` that each group uses, by the index of its prompt among all prompts of the rollout.
     /// Prompts that another process samples have no rows.

@@ -32,7 +32,7 @@ use crate::setup::GrpoSetup;
 pub struct Prompt {
     /// The row of the data file, counted from 0.
     pub row: usize,
-    /// File and line, for messages.
+    /// File and line of the row, for messages.
     pub location: String,
     /// The model's inputs, P tokens; no tokens if another process prepares this prompt.
     pub tokens: ModelInput,

@@ -186,7 +186,7 @@ pub fn read_recorded_groups(
     Ok(groups)
 }
 
-/// The path of a step's file.
+/// Returns the path of the file with the rollouts of step `step`.
 pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }

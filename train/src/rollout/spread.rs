@@ -222,7 +222,7 @@ fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
     own
 }
 
-/// The error of rollouts that cannot be exchanged.
+/// Makes the error for rollouts that a rank cannot encode or decode as JSON.
 fn invalid(e: &serde_json::Error) -> TrainError {
     let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
     TrainError::Ranks(RankError::from(Diagnostic::new("rollouts of the ranks", what, help)))
@@ -237,7 +237,7 @@ struct SentRollout {
     shuffled_texts: Vec<String>,
     /// The names of the custom rewards.
     custom: Vec<String>,
-    /// The lists of [`lists_of`].
+    /// The score lists in the order of [`lists_of`], each number as the bits of an f32.
     scores: Vec<Vec<u32>>,
 }
 

@@ -54,7 +54,7 @@ pub struct RolloutWorker<'a> {
 
 /// A prompt with the completions that were sampled for it.
 pub struct Rollout {
-    /// The prompt.
+    /// The prompt of which completions were sampled.
     pub prompt: Arc<Prompt>,
     /// The completions of the prompt.
     pub completions: Vec<Completion>,
@@ -70,7 +70,7 @@ pub struct RolloutBatch {
     pub groups: Vec<RolloutGroup>,
     /// The rank that computes each micro-batch of groups.
     pub ranks_of_micro_batches: Vec<usize>,
-    /// The metrics of sampling.
+    /// The metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
     /// Time that the `while_scoring` function of [`RolloutWorker::next_groups`] took.
     pub while_scoring: Duration,

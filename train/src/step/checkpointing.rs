@@ -27,7 +27,7 @@ pub fn usable_memory_share(device: &Device) -> f64 {
 /// A micro-batch, and the tokens from which its loss is computed.
 #[derive(Debug)]
 pub struct BatchWithLearnedTokens {
-    /// The packed batch.
+    /// The packed batch of the micro-batch.
     pub batch: Batch,
     /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,
@@ -41,7 +41,7 @@ pub struct CheckpointingPolicy {
     setting: GradientCheckpointing,
     /// The data for a choice by memory; `None` if the choice does not depend on memory.
     memory: Option<MemoryPlan>,
-    /// The last choice.
+    /// The choice for the last micro-batch; `None` before the first one.
     pub last: Option<Checkpointing>,
 }
 

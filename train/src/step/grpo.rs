@@ -265,7 +265,7 @@ struct LossWeights {
     micro_batches: f64,
     /// N, the number of learned tokens in the step.
     tokens: f64,
-    /// `--max-completion-length`.
+    /// The value of `--max-completion-length`, in tokens.
     max_length: f64,
 }
 
@@ -294,7 +294,7 @@ impl LossWeights {
     }
 }
 
-/// Statistics of a micro-batch.
+/// Statistics of the loss of a micro-batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct MicroBatchStats {

@@ -14,7 +14,7 @@ pub struct Hyperparameters {
     /// Schedule of the decoder's learning rate. The vision tower and its merger have the same schedule with their own
     /// peak rates.
     pub schedule: LearningRateSchedule,
-    /// Micro-batches per step.
+    /// Number of micro-batches per step.
     pub gradient_accumulation_steps: usize,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f32,
@@ -78,7 +78,7 @@ impl Hyperparameters {
         }
     }
 
-    /// Replaces the seed.
+    /// Returns the hyperparameters with another seed.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }

@@ -29,7 +29,7 @@ use crate::step::checkpointing::BatchWithLearnedTokens;
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub struct PackedGroups {
-    /// The tokens, packed.
+    /// The packed batch of all input tokens.
     pub batch: Batch,
     /// i32 `[L]`: indices of the input tokens that predict a learned token.
     pub positions: Tensor,

@@ -32,17 +32,17 @@ use crate::{Result, TrainError};
 /// Model, gradients and optimizer of a run.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The device that computes.
+    /// The device on which the run computes.
     pub device: Device,
     /// Dtype of weights and activations.
     pub dtype: DType,
-    /// The weights.
+    /// The model with the weights that are trained.
     pub model: Qwen25Vl,
     /// AdamW moments and, for bf16 weights, the low 16 bits of the master weights.
     pub optimizer: AdamW,
     /// Gradients of the current step.
     pub grads: Grads,
-    /// Learning rates, weight decay, clipping.
+    /// Learning rates, weight decay and gradient clipping.
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
     pub checkpointing: CheckpointingPolicy,
@@ -56,13 +56,13 @@ pub struct Trainer {
     pub finished_gradients: Option<FinishedGradients>,
 }
 
-/// A micro-batch that this rank has computed.
+/// The loss and the counters of a micro-batch that this rank has computed.
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ComputedMicroBatch {
     /// Floating-point operations of the model, see [`reel_model::flops`].
     pub model_flops: f64,
-    /// Its loss.
+    /// The loss of the micro-batch.
     pub loss: f32,
     /// Number of tokens in the forward and backward pass of the micro-batch.
     pub tokens: u32,
@@ -430,7 +430,7 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
 /// A packed micro-batch of supervised fine-tuning on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
 pub struct MicroBatchInput {
-    /// The packed batch.
+    /// The packed batch of all input tokens.
     pub batch: Batch,
     /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,

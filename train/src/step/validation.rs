@@ -15,13 +15,13 @@ use crate::metrics::ValidationLoss;
 use crate::step::trainer::{MicroBatchInput, Trainer};
 use crate::step::weight_shards::ForwardRoundsGuard;
 
-/// The loss of a validation row.
+/// The loss of a validation row: a sum and the number of its terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct RowLoss {
     /// The negative log-probabilities of the learned tokens, added in the order of the tokens.
     pub sum: f64,
-    /// The number of learned tokens.
+    /// The number of learned tokens of the row.
     pub tokens: u64,
 }
 

@@ -91,7 +91,7 @@ pub struct GradientSum {
     round: GradientRound,
 }
 
-/// The state of a round.
+/// The state of the exchanges in the current round.
 #[derive(Debug, Default)]
 struct GradientRound {
     /// The number of buckets whose exchange was started.
@@ -364,7 +364,7 @@ impl GradientSum {
         Ok(())
     }
 
-    /// The sum of an owned cell.
+    /// Returns the sum of the gradients of an owned cell.
     fn sum_of(&self, cell: &Cell) -> Result<Tensor> {
         let starts = self.starts.get(&self.parameters[cell.parameter].0);
         let start = starts.and_then(|(_, starts)| starts.get(&cell.range.start)).copied().unwrap_or(0);

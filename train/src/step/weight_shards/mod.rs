@@ -54,7 +54,7 @@ pub struct WeightShards {
     round: RefCell<GatherRound>,
 }
 
-/// The weights of a unit.
+/// The weights of a unit, such as a layer.
 #[derive(Debug, Default)]
 struct UnitWeights {
     /// The memory of each tensor of the unit, and the tensor's offset within the memory of the unit.
@@ -83,7 +83,7 @@ struct GatherRound {
 /// The next exchange that is needed before the weights of a unit can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NextExchange {
-    /// Nothing: they are in memory.
+    /// No exchange is needed: the weights of the unit are in memory.
     Ready,
     /// The next bucket of gradients must be exchanged.
     Bucket,
