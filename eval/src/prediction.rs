@@ -29,9 +29,9 @@ pub struct Prediction {
     pub benchmark: Option<String>,
     /// The row's id within the benchmark (`problem_id`).
     pub id: Option<String>,
-    /// The question (`problem`).
+    /// The question (column `problem`).
     pub question: Option<String>,
-    /// The video (`path`).
+    /// The path of the video (column `path`).
     pub path: Option<String>,
     /// The output of the model.
     pub output: String,

@@ -247,7 +247,7 @@ fn parquet_files_are_read() {
     assert_eq!(tracks.iter().map(|row| facts(row).2).collect::<Vec<_>>(), ["Adaptation", "Perception"]);
     assert_eq!(facts(&tracks[1]).3, "Art/test_Music_1.mp4");
     assert_eq!(facts(&rows("tempcompass")[0]), ("multiple choice", "A", "order", "videos/7.mp4"));
-    // A file that is cut short.
+    // The file is truncated.
     let file = folder.path().join("videomme/videomme/test-00000-of-00001.parquet");
     let whole = fs::read(&file).unwrap();
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
@@ -301,7 +301,7 @@ fn wrong_data_names_file_row_and_column() {
     assert_eq!((loaded.rows.len(), loaded.left_out["bad row"]), (1, 1));
     let e = load_benchmark(&task("videoholmes"), Path::new("no/such"), None, true).unwrap_err().to_string();
     assert!(e.contains("no/such"), "{e}");
-    // Rows of a nested file.
+    // The file has nested objects around its rows.
     let rows = json!({"10": {"speed": [{"question": "Is it?", "answer": "no"}, 1]}});
     let e = load("tempcompass", &[("questions/yes_no.json", rows.to_string())], &[]).unwrap_err().to_string();
     assert!(e.contains("yes_no.json: 10: speed[1]: is not an object"), "{e}");

@@ -18,7 +18,7 @@ pub struct ScoringGroup {
     /// The correct answer in `<answer>` tags. If `None`, only custom rewards apply, not the built-in ones such as
     /// accuracy and format.
     pub solution: Option<String>,
-    /// The completions.
+    /// The texts of the completions.
     pub completions: Vec<String>,
     /// Number of tokens of each completion, including the end token. If empty, there is no length reward.
     pub lengths: Vec<usize>,
@@ -60,7 +60,7 @@ pub struct Scores {
     pub semantic: Vec<f32>,
     /// 0.2 for correct answers of 320 to 512 tokens, else 0.
     pub length: Vec<f32>,
-    /// Custom rewards by name.
+    /// Custom rewards by name, with one number per completion.
     pub custom: Vec<(String, Vec<f32>)>,
     /// Weighted sum of the rewards that apply.
     pub reward: Vec<f32>,

@@ -25,7 +25,7 @@ pub struct StartFlags {
     pub resume_from_checkpoint: Option<String>,
     /// Number of processes to start on this machine.
     pub gpus: Option<u32>,
-    /// The steps to trace.
+    /// The range of steps to trace.
     pub profile_steps: Option<StepRange>,
     /// Whether to print the result as JSON.
     pub json: bool,
@@ -33,9 +33,9 @@ pub struct StartFlags {
     pub quiet: bool,
     /// Whether to print more details.
     pub verbose: bool,
-    /// Whether to download nothing.
+    /// Whether to work without downloads.
     pub offline: bool,
-    /// File for a trace of the run.
+    /// File to which a trace of the run is written.
     pub trace: Option<PathBuf>,
     /// File for the folded stacks of a trace of the run.
     pub folded: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub struct ConfigFile {
 /// One key of a configuration file with its value.
 #[derive(Clone, Debug)]
 struct ConfigEntry {
-    /// The key as the file has it.
+    /// The key as it is written in the file.
     key: String,
     /// The key in the form of a field name: `learning_rate` for `learning-rate`.
     field: String,

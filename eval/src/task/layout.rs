@@ -98,7 +98,7 @@ pub struct RowRules {
     pub option_list: Option<Vec<String>>,
     /// Whether the options are the last lines of the question.
     pub options_in_question: Option<bool>,
-    /// How the options are shown.
+    /// How the options are shown to the model.
     pub option_marks: Option<OptionMarks>,
     /// The text that names the correct answer; `answer_form` says how.
     pub answer: Option<Template>,
@@ -121,7 +121,7 @@ pub struct RowRules {
     pub leave_out: Option<String>,
 }
 
-/// How options are shown.
+/// How the options of a question are shown to the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptionMarks {

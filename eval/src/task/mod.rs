@@ -55,7 +55,7 @@ pub struct Task {
     /// The forms in which the benchmark is published. The first layout that fits the data is used.
     #[serde(rename = "layout")]
     pub layouts: Vec<Layout>,
-    /// Published scores.
+    /// Published scores of the benchmark.
     #[serde(default)]
     pub published: Vec<PublishedScore>,
     /// The text of the file, for a task that is not built in.
@@ -96,26 +96,26 @@ pub struct ScoreRules {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Headline {
-    /// The mean score of all rows.
+    /// The mean score of all rows of the benchmark.
     #[default]
     Overall,
-    /// The mean over tasks.
+    /// The mean of the scores of the benchmark's tasks.
     TaskMean,
     /// The mean of two values: the mean over regression rows and the mean over the other rows.
     MeanOfAccuracyAndMra,
 }
 
-/// A published score.
+/// A published score of a model on the benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PublishedScore {
-    /// The model.
+    /// The name of the model.
     pub model: String,
     /// The score in percent.
     pub score: f64,
-    /// Frames of each video.
+    /// Number of frames that the model saw of each video.
     pub frames: u32,
-    /// The publication.
+    /// The publication that reports the score.
     pub source: String,
 }
 
@@ -134,13 +134,13 @@ const BUILT_IN: [(&str, &str); 7] = [
 const ALL: usize = 6;
 
 impl Task {
-    /// All built-in tasks.
+    /// Returns all built-in tasks.
     pub fn built_in_tasks() -> Vec<Self> {
         let parse = |(name, text)| Self::parse(name, text).expect("the task files are part of the program, and tested");
         BUILT_IN.into_iter().map(parse).collect()
     }
 
-    /// All built-in tasks, parsed once per process.
+    /// Returns all built-in tasks, which are parsed once per process.
     pub(crate) fn cached_built_in_tasks() -> &'static [Self] {
         static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in_tasks);
         &TASKS

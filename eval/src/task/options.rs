@@ -10,7 +10,7 @@ fn letters() -> impl Iterator<Item = char> {
     'A'..='Z'
 }
 
-/// The options of a question.
+/// The answer options of a multiple-choice question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AnswerOptions {
     /// The options as the model sees them: `A. red`.

@@ -68,7 +68,7 @@ impl Template {
         Ok((!text.is_empty()).then_some(text))
     }
 
-    /// The names of the columns.
+    /// Returns the names of the columns that the template reads.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             Part::Column(name) => Some(&name[..]),

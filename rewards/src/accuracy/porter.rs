@@ -169,7 +169,7 @@ fn step2(word: &str) -> String {
         ("aliti", "al"),
         ("iviti", "ive"),
         ("biliti", "ble"),
-        // An additional rule of NLTK.
+        // This rule is an addition of NLTK.
         ("fulli", "ful"),
     ];
     // In NLTK the l counts as part of the stem when the measure is computed, so "geologi" becomes "geolog".

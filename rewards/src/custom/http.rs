@@ -173,7 +173,7 @@ mod tests {
         address
     }
 
-    /// Reads the body of one request.
+    /// Reads the body of one HTTP request.
     fn request(stream: &TcpStream) -> Value {
         let mut reader = BufReader::new(stream);
         let mut length = 0;

@@ -39,7 +39,7 @@ impl TensorHashLog {
         Ok(Self { file, path, digest: RunningDigest::from_bytes(&kept) })
     }
 
-    /// Appends the hashes of a step.
+    /// Appends the hashes of all trained tensors after a step.
     pub fn append(&mut self, hashes: &[u64]) -> Result<()> {
         let bytes: Vec<u8> = hashes.iter().flat_map(|&h| low_32_bits(h).to_le_bytes()).collect();
         self.file.write_all(&bytes).map_err(|e| TrainError::cannot_write(&self.path, e))?;

@@ -19,7 +19,7 @@ use crate::folder::{checkpoint, evaluations, later_skipped};
 /// The open logs of a run.
 #[derive(Debug)]
 pub struct RunLogs {
-    /// One line per step.
+    /// The log `metrics.jsonl`: one line per step.
     pub metrics: JsonlLog,
     /// The log `skipped.jsonl`: one line per row that cannot be used.
     pub skipped: JsonlLog,

@@ -175,7 +175,7 @@ pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &im
     Ok(bytes_fingerprint(all.to_string().as_bytes()))
 }
 
-/// The state of a fresh run.
+/// Returns the state of a run before its first step.
 pub fn fresh_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,

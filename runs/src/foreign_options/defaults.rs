@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-/// A default of another program.
+/// A default value of another program that differs from reel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignDefault {
     /// The program's name as in `options.txt`.

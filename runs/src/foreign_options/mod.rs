@@ -48,7 +48,7 @@ pub struct OptionRow {
     pub programs: Vec<&'static str>,
     /// The commands of reel to which the row applies.
     pub commands: Vec<&'static str>,
-    /// What the options are in reel.
+    /// What these options correspond to in reel.
     pub class: OptionClass,
     /// The options of reel that replace these options: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
     pub becomes: Vec<&'static str>,

@@ -53,15 +53,15 @@ pub struct Plan {
     /// Costs of the ops of all planned steps, by part of the work, such as `backward` and `optimizer`. For `sft` they
     /// cover only the first step.
     pub parts: PhaseCosts,
-    /// The first backward pass.
+    /// The launches of the first backward pass.
     pub backward: BackwardPass,
-    /// The size of what is trained.
+    /// Number and size of the trained parameters.
     pub trained: TrainedParameterSize,
     /// The weights that the ranks divide with ZeRO-3.
     pub divided: ShardedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
-    /// Tokens of the planned steps.
+    /// Number of tokens of the planned steps.
     pub tokens: u64,
     /// Largest number of rows in a planned micro-batch; for `grpo`, largest number of prompts in a planned step. The
     /// number is below that of the options if the data has fewer rows.
@@ -79,7 +79,7 @@ pub struct Plan {
 pub struct TrainedParameterSize {
     /// Number of elements of all trained parameters, including zeros that pad them for GPU kernels.
     pub parameters: u64,
-    /// Bytes of these elements.
+    /// Number of bytes of all trained parameters.
     pub bytes: u64,
     /// Number of elements of the largest parameter.
     pub largest: u64,
@@ -167,7 +167,7 @@ fn keep_highest_peak(highest: &mut Option<MemoryUse>, device: &Device) {
     }
 }
 
-/// Launches and costs by op name.
+/// The launches and costs of ops, by op name.
 pub type OpCosts = BTreeMap<&'static str, OpTotals>;
 
 /// Costs by phase (forward, backward, prefill, …), in execution order.

@@ -24,7 +24,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval at which the end of the command is polled.
 const EXIT_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A running command.
+/// The running command of `--report-command`.
 #[derive(Debug)]
 pub struct ReportCommand {
     child: Child,
@@ -67,7 +67,7 @@ impl ReportCommand {
         Ok(Self { child, lines: Some(sender), writer })
     }
 
-    /// Sends the numbers of a step.
+    /// Sends the named numbers of a step to the command.
     pub fn report_step(&self, step: u64, values: &[(String, f64)]) {
         let mut line = Map::from_iter([("step".to_string(), json!(step))]);
         line.extend(values.iter().map(|(name, value)| (name.clone(), json!(value))));
@@ -171,7 +171,7 @@ mod tests {
         for command in ["exit 3", "head -n 1 > /dev/null", "exec sleep 100"] {
             let mut command = ReportCommand::start(command).unwrap();
             let begun = Instant::now();
-            // More than a pipe holds.
+            // These lines are more than a pipe can buffer.
             for step in 0..20_000 {
                 command.report_step(step, &[("train/loss".to_string(), 0.5)]);
             }

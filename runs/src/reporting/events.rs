@@ -17,7 +17,7 @@ use reel_train::{Result, TrainError};
 use crate::reporting::protobuf::ProtoMessage;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
 
-/// An open event file.
+/// An open TensorBoard event file.
 #[derive(Debug)]
 pub struct TensorboardEventFile {
     path: PathBuf,
@@ -37,7 +37,7 @@ impl TensorboardEventFile {
         Ok(events)
     }
 
-    /// Adds the scalars of a step.
+    /// Adds the named numbers of a step.
     pub fn write_scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         self.record(&event(now(), step, &scalars(values)))
     }
@@ -100,7 +100,7 @@ fn text(tag: &str, text: &str) -> ProtoMessage {
     tagged(tag, 8, tensor).bytes(9, ProtoMessage::default().bytes(1, plugin))
 }
 
-/// An RGB image in PNG format.
+/// Makes the protobuf message of an RGB image in PNG format.
 fn image_message(png: &PngImage) -> ProtoMessage {
     ProtoMessage::default().varint(1, png.height as u64).varint(2, png.width as u64).varint(3, 3).bytes(4, &png.bytes)
 }

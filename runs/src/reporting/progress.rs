@@ -13,13 +13,13 @@ use reel_train::metrics::StepMetrics;
 /// The progress display of a run on stderr. It counts finished steps or finished rows.
 #[derive(Debug)]
 pub enum Progress {
-    /// `--quiet`: no output.
+    /// Nothing is shown (`--quiet`).
     Quiet,
     /// stderr is not a terminal: a line is printed every few steps or seconds.
     Lines {
         /// Number of steps or rows of the whole run.
         total: u64,
-        /// When a line is printed.
+        /// Determines when a progress line is printed.
         cadence: PrintInterval,
         /// Estimates the remaining time.
         pace: TimeEstimate,

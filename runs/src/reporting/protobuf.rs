@@ -14,14 +14,14 @@ impl ProtoMessage {
         self
     }
 
-    /// Adds a double.
+    /// Adds a field of type double.
     pub fn double(mut self, field: u32, x: f64) -> Self {
         self.tag(field, 1);
         self.0.extend(x.to_le_bytes());
         self
     }
 
-    /// Adds a float.
+    /// Adds a field of type float.
     pub fn float(mut self, field: u32, x: f32) -> Self {
         self.tag(field, 5);
         self.0.extend(x.to_le_bytes());

@@ -24,7 +24,7 @@ pub const COMPLETIONS_TAG: &str = "rollouts/completions";
 /// The TensorBoard and W&B name of the image of a step's frames.
 pub const FRAMES_TAG: &str = "rollouts/frames";
 
-/// The reporters of a run.
+/// The reporters of a run: TensorBoard, Weights & Biases and a command.
 #[derive(Debug)]
 pub struct Reporters {
     events: Option<TensorboardEventFile>,
@@ -85,7 +85,7 @@ impl Reporters {
         self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
     }
 
-    /// Reports how the run ended.
+    /// Reports the outcome of the run, and closes the reporters.
     pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
         // The exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 if the run was interrupted, 1 after another
         // error.

@@ -12,7 +12,7 @@ use reel_train::step::trainer::StepResult;
 /// always find the GPU idle. NVML refreshes power and utilization at most a few times per second.
 const READING_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Makes the [`HardwareMetrics`] of each step.
+/// Measures the [`HardwareMetrics`] of each step.
 #[derive(Debug)]
 pub(super) struct HardwareMonitor {
     /// The sampler of GPU readings; `None` on a CPU, and on a GPU that NVML cannot read.

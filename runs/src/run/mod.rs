@@ -323,7 +323,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             }
             save = any(1);
         }
-        // A replay writes no checkpoint.
+        // A replay does not write checkpoints.
         if save && self.state.step > 0 && self.folder.lock.is_some() {
             self.reports.progress.print_line(&format!("SIGUSR1: saving a checkpoint of step {}", self.state.step));
             self.save()?;

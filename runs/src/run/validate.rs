@@ -23,7 +23,7 @@ use crate::folder::resume;
 /// The result of `--check-data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataCheckResult {
-    /// Number of rows.
+    /// Number of rows of the data.
     pub rows: usize,
     /// Number of rows that cannot be used.
     pub bad: usize,
@@ -36,7 +36,7 @@ pub struct DataCheckResult {
 /// The result of `--check-data` for the rows of `--eval-file`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidationCheckResult {
-    /// Number of rows.
+    /// Number of validation rows.
     pub rows: usize,
     /// The rows that cannot be used, in file order.
     pub unusable: Vec<SkippedRow>,
@@ -137,7 +137,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     }
     let scan = match every {
         true if options.check_data => {
-            // Rank 0 writes the list.
+            // Only rank 0 writes the list of unusable rows.
             let journal = match setup.ranks.is_none_or(|run| run.is_rank_0()) {
                 true => {
                     let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;

@@ -87,13 +87,13 @@ impl<'a> ValidationRows<'a> {
         &self.fingerprint
     }
 
-    /// The rows in micro-batches.
+    /// Returns a feed of the rows in micro-batches.
     pub fn feed(&self) -> MicroBatchFeed<SftSource> {
         let order = RowOrder::file_order(self.rows.len()).restricted_to(self.rows.iter().copied());
         let from = DataPosition { slot: 0, skipped: self.unusable.iter().map(|row| row.row).collect() };
         let ranks = self.setup.ranks.map(|run| FeedRanks {
             ranks: run.ranks.clone(),
-            // All rows belong to one step.
+            // All validation rows belong to a single step.
             per_step: usize::MAX,
             assignment: RankAssignment::InTurn,
         });

@@ -66,7 +66,7 @@ pub(super) struct CommandReward {
 struct SentBatch {
     rows: usize,
     deadline: Instant,
-    /// The rewards so far.
+    /// The rewards of the batch that were received so far.
     rewards: Vec<f64>,
 }
 
@@ -195,7 +195,7 @@ fn batch_lines(rows: &[Value]) -> Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// Why a batch failed.
+/// Why the scoring of a batch failed.
 #[derive(Debug)]
 enum BatchFailure {
     /// The deadline passed when this many rewards of the batch had been received.
@@ -261,7 +261,7 @@ impl RunningCommand {
         Ok(running)
     }
 
-    /// Sends the lines of a batch.
+    /// Sends the lines of a batch to the command.
     fn send(&mut self, lines: &[u8]) -> Result<(), BatchFailure> {
         match self.pipes.next_line(Instant::now(), &AtomicBool::new(false)) {
             Ok(_) => return Err(BatchFailure::UnexpectedLine),

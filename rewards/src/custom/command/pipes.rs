@@ -14,7 +14,7 @@ use super::super::wait::{NoMessageReason, STOP_CHECK_INTERVAL};
 /// Maximum length of an output line in bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Bytes that are read at a time.
+/// Maximum number of bytes of one read.
 const READ_BYTES: usize = 1 << 16;
 
 /// The pipes to the command's standard input and from its standard output.

@@ -63,7 +63,7 @@ impl RewardProgram {
         }
     }
 
-    /// The value of the option.
+    /// The shell command, or the name of the Python function, as the option gives it.
     pub fn command_or_function(&self) -> &str {
         match self {
             Self::Shell(text) | Self::Function(text) => text,
@@ -78,7 +78,7 @@ impl RewardProgram {
         }
     }
 
-    /// The command that runs the program.
+    /// Returns the command that starts the program.
     pub fn command(&self) -> Command {
         let mut command = Command::new("sh");
         match self {

@@ -41,7 +41,7 @@ impl StateTensor {
 /// Consecutive bytes of the file that this rank writes: one cell of one tensor.
 #[derive(Debug)]
 struct CellBytes {
-    /// The position of the first byte in the file.
+    /// The position of the first byte of the cell in the file.
     offset: u64,
     held: TensorBytes,
 }
@@ -50,7 +50,7 @@ struct CellBytes {
 #[derive(Debug)]
 pub(super) struct OptimizerFile {
     header: Vec<u8>,
-    /// Bytes of the whole file.
+    /// Number of bytes of the whole file.
     len: u64,
     cells: Vec<CellBytes>,
 }

@@ -20,7 +20,7 @@ pub(super) fn has_memory_for(bytes: usize) -> bool {
 /// The bytes of a tensor without padding: either a copy, or the tensor from which they are read later.
 #[derive(Debug)]
 pub(super) enum TensorBytes {
-    /// Copied bytes.
+    /// A copy of the bytes.
     Copy(Vec<u8>),
     /// A tensor. Its bytes are read when the checkpoint is written.
     Tensor(Tensor),
@@ -37,7 +37,7 @@ impl TensorBytes {
         }
     }
 
-    /// Number of bytes.
+    /// Number of bytes without padding.
     pub fn len(&self) -> usize {
         match self {
             Self::Copy(bytes) => bytes.len(),
@@ -53,9 +53,9 @@ impl TensorBytes {
     }
 }
 
-/// Consecutive bytes of a file.
+/// A part of a file: consecutive bytes, and their position.
 pub(super) struct FilePart<'a> {
-    /// The position of the first byte in the file.
+    /// The position of the first byte of the part in the file.
     pub offset: u64,
     /// The number of bytes.
     pub bytes: u64,

@@ -80,7 +80,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut batching = MicroBatchOptions { rows: options.groups_per_step(), ..of_micro_batches };
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
-    // Plans at least one whole step.
+    // A plan covers at least one whole step.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);

@@ -19,9 +19,9 @@ const TIME: &str = "%Y%m%d_%H%M%S";
 /// process of the run wrote.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WandbRunPart {
-    /// Start time, in whole seconds.
+    /// Start time of the part, in whole seconds.
     pub start: DateTime<Utc>,
-    /// The run id.
+    /// The id of the W&B run.
     pub id: String,
 }
 

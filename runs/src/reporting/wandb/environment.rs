@@ -7,7 +7,7 @@ use reel_train::{Result, TrainError};
 const LONGEST_ID: usize = 128;
 const LONGEST_TAG: usize = 64;
 
-/// What `WANDB_MODE` says.
+/// The values of `WANDB_MODE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WandbMode {
     /// The run folder is written, and the user uploads it. This mode is the default, unlike in the W&B client,
@@ -16,14 +16,14 @@ pub enum WandbMode {
     Offline,
     /// The run folder is uploaded by `wandb sync` at the end of the run.
     Online,
-    /// Nothing is written.
+    /// No run folder is written.
     Disabled,
 }
 
 /// The settings of a run in the W&B environment variables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WandbEnvironment {
-    /// `WANDB_MODE`.
+    /// `WANDB_MODE`: whether the run folder is written and uploaded.
     pub mode: WandbMode,
     /// `WANDB_RUN_ID`: the id of the run to which the steps belong.
     pub run_id: Option<String>,
@@ -31,11 +31,11 @@ pub struct WandbEnvironment {
     pub entity: Option<String>,
     /// `WANDB_NAME`: the displayed name of the run.
     pub name: Option<String>,
-    /// `WANDB_RUN_GROUP`.
+    /// `WANDB_RUN_GROUP`: the group of runs.
     pub group: Option<String>,
-    /// `WANDB_JOB_TYPE`.
+    /// `WANDB_JOB_TYPE`: the type of the job.
     pub job_type: Option<String>,
-    /// `WANDB_NOTES`.
+    /// `WANDB_NOTES`: notes on the run.
     pub notes: Option<String>,
     /// `WANDB_TAGS`: the tags, which are separated by commas.
     pub tags: Vec<String>,

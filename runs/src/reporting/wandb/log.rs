@@ -17,14 +17,14 @@ use reel_train::{Result, TrainError};
 
 const HEADER: [u8; 7] = *b":W&B\xe1\xbe\x00";
 const BLOCK: usize = 32768;
-/// Bytes of a chunk header.
+/// Number of bytes of a chunk's header.
 const CHUNK: usize = 7;
 const WHOLE: u8 = 1;
 const FIRST: u8 = 2;
 const MIDDLE: u8 = 3;
 const LAST: u8 = 4;
 
-/// An open log file.
+/// An open `.wandb` log file.
 #[derive(Debug)]
 pub struct WandbLogFile {
     path: PathBuf,

@@ -70,7 +70,7 @@ pub struct WandbStart<'a> {
 pub struct WandbRunWriter {
     folder: PathBuf,
     log: WandbLogFile,
-    /// Number of records written.
+    /// Number of records that were written.
     records: u64,
     begun: Instant,
     /// Seconds that the earlier processes of the run took.
@@ -300,7 +300,7 @@ fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
-    // Commands may hold secrets.
+    // The commands are left out, because they may hold secrets.
     for command in ["reward_command", "report_command"] {
         if config.get(command).is_some_and(|command| !command.is_null()) {
             config.shift_remove(command);

@@ -34,28 +34,28 @@ const RUN: u32 = 17;
 const EXIT: u32 = 18;
 const HEADER: u32 = 21;
 
-/// The fields of the run record.
+/// The contents of the run record.
 #[derive(Debug)]
 pub struct RunInfo<'a> {
     /// The run id: 8 letters and digits.
     pub id: &'a str,
     /// The W&B project.
     pub project: &'a str,
-    /// The displayed name.
+    /// The displayed name of the run.
     pub name: &'a str,
     /// The user or team that owns the run; `None` selects the W&B client's default.
     pub entity: Option<&'a str>,
     /// The group of runs.
     pub group: Option<&'a str>,
-    /// Notes of the user.
+    /// Notes of the user on the run.
     pub notes: Option<&'a str>,
-    /// Tags.
+    /// Tags of the run.
     pub tags: &'a [String],
     /// The job type: the command, unless the user sets another name.
     pub job: &'a str,
     /// The host name, if known.
     pub host: Option<&'a str>,
-    /// Start time of this part.
+    /// Start time of this part of the run.
     pub start: DateTime<Utc>,
     /// The W&B config: options, device, fingerprints.
     pub config: &'a Map<String, Value>,
@@ -80,7 +80,7 @@ impl WandbRecord {
         Self::new(HEADER, ProtoMessage::default().bytes(1, ProtoMessage::default().bytes(1, producer)))
     }
 
-    /// The run record.
+    /// Makes the run record.
     pub fn run(run: &RunInfo) -> Self {
         let config = run.config.iter().fold(ProtoMessage::default(), |all, (key, value)| {
             all.bytes(1, ProtoMessage::default().bytes(1, key).bytes(16, value.to_string()))
