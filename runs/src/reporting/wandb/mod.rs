@@ -295,8 +295,8 @@ fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
 }
 
-/// Returns the W&B config: the content of run.json without the reward command, which may hold secrets. The options are
-/// moved to the top level, where W&B users look for names such as `learning_rate`.
+/// Returns the W&B config: the content of run.json without the commands for rewards and reports, which may hold
+/// secrets. The options are moved to the top level, where W&B users look for names such as `learning_rate`.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
